@@ -1,0 +1,86 @@
+// The forward CPU kernel: a task per tile, and for a tile load -> noise -> arithmetic -> store on
+// dense buffers that stay in the L1 cache (4 x 8 KiB in float), so that every loop is a plain
+// vectorisable one. Cost: one pass over the tensors, nothing tensor-sized in between.
+#include "cpu/dispatch.h"
+#include "math/gaussian.h"
+
+namespace vae_fused::cpu {
+namespace {
+
+// Sixteen interleaved double sums, combined in a fixed order: a vector register's worth on AVX-512,
+// and an error below 1e-15 relative however long the tile.
+template <typename T>
+VAE_FUSED_HD double sum(const T* values, int n) {
+  constexpr int kLanes = 16;
+  double lane[kLanes] = {};
+  int j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lane[l] += static_cast<double>(values[j + l]);
+  }
+  for (; j < n; ++j) lane[j % kLanes] += static_cast<double>(values[j]);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
+  }
+  return lane[0];
+}
+
+template <typename S>
+VAE_FUSED_HD void forward_tile(const ForwardParams& p, const Key& key, int64_t t) {
+  using T = arithmetic_t<S>;
+  alignas(64) T mu[kTile], x[kTile], sigma[kTile], out[kTile];
+  const Tile tile = tile_at(p.space, t);
+  const int n = tile.n;
+  load<S>(p.space, p.mu, tile.begin, n, mu);
+  load<S>(p.space, p.logvar, tile.begin, n, x);
+  for (int j = 0; j < n; ++j) sigma[j] = math::sigma_of(x[j]);
+  if (p.z.data) {
+    load_noise<S>(p.space, p.eps, key, tile.begin, n, out);
+    for (int j = 0; j < n; ++j) out[j] = math::sample(mu[j], sigma[j], out[j]);
+    store<S>(p.space, p.z, tile.begin, n, out);
+  }
+  if (!p.kl) return;
+  for (int j = 0; j < n; ++j) out[j] = math::kl(mu[j], x[j], sigma[j]);
+  if (p.space.tiles_per_row > 1) {
+    p.partials[t] = sum(out, n);
+    return;
+  }
+  T* const kl = static_cast<T*>(p.kl) + tile.row;
+  const int cols = static_cast<int>(p.space.cols);
+  if (cols == 1) {  // reduction="none": no sum, so keep the loop vectorisable
+    const T scale = static_cast<T>(p.kl_scale);
+    for (int j = 0; j < n; ++j) kl[j] = scale * out[j];
+    return;
+  }
+  for (int r = 0; r < tile.rows; ++r) {
+    kl[r] = static_cast<T>(p.kl_scale * sum(out + r * cols, cols));
+  }
+}
+
+VAE_FUSED_TASKS(ForwardParams, forward_tile)
+
+// Rows of several tiles: their partial sums, in order.
+template <typename T>
+void combine(const ForwardParams& p) {
+  for (int64_t row = 0; row < p.space.rows; ++row) {
+    double total = 0;
+    for (int64_t t = 0; t < p.space.tiles_per_row; ++t) {
+      total += p.partials[row * p.space.tiles_per_row + t];
+    }
+    static_cast<T*>(p.kl)[row] = static_cast<T>(p.kl_scale * total);
+  }
+}
+
+}  // namespace
+
+void forward(const ForwardParams& params, ParallelFor parallel_for) {
+  Task<ForwardParams> task{params, resolve(params.key)};
+  if (params.key_out) {
+    params.key_out[0] = task.key.seed;
+    params.key_out[1] = task.key.offset;
+  }
+  parallel_for(params.space.tiles, kGrain, kBodies[static_cast<int>(params.dtype)], &task);
+  if (!params.kl || params.space.tiles_per_row == 1) return;
+  params.dtype == DType::kFloat64 ? combine<double>(params) : combine<float>(params);
+}
+
+}  // namespace vae_fused::cpu

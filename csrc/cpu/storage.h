@@ -1,0 +1,66 @@
+// 16-bit storage types on the host. Conversions are written on the bits, without branches, so that
+// a loop over a tile vectorises on every instruction set; rounding is to nearest even.
+#pragma once
+
+#include "math/platform.h"
+#include "params.h"
+
+namespace vae_fused::cpu {
+
+struct Half {
+  uint16_t u;
+};
+
+struct BFloat16 {
+  uint16_t u;
+};
+
+// The type of the arithmetic for a type of storage.
+template <typename S>
+struct Arithmetic {
+  using type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using type = double;
+};
+template <typename S>
+using arithmetic_t = typename Arithmetic<S>::type;
+
+VAE_FUSED_HD float widen(float x) { return x; }
+VAE_FUSED_HD double widen(double x) { return x; }
+
+VAE_FUSED_HD float widen(BFloat16 x) { return math::real(static_cast<uint32_t>(x.u) << 16); }
+
+// Multiplying by 2^112 moves the exponent's bias from 15 to 127, subnormals included; an exponent
+// of all ones (inf, nan) is set by hand.
+VAE_FUSED_HD float widen(Half x) {
+  const uint32_t magnitude = static_cast<uint32_t>(x.u & 0x7FFFu) << 13;
+  const uint32_t special = magnitude >= 0x0F800000u ? 0x7F800000u : 0u;
+  const uint32_t scaled = math::bits(math::real(magnitude) * 5.192296858534828e33f);
+  return math::real(scaled | special | (static_cast<uint32_t>(x.u & 0x8000u) << 16));
+}
+
+VAE_FUSED_HD void narrow(float x, float& out) { out = x; }
+VAE_FUSED_HD void narrow(double x, double& out) { out = x; }
+
+VAE_FUSED_HD void narrow(float x, BFloat16& out) {
+  const uint32_t b = math::bits(x);
+  const uint32_t rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
+  out.u = static_cast<uint16_t>((b & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
+}
+
+// Normal results: add half an ulp (to even) at bit 13 and move the bias. Subnormal results: adding
+// 0.5 leaves the rounded multiple of 2^-24 in the low bits. 65520 and above become inf.
+VAE_FUSED_HD void narrow(float x, Half& out) {
+  const uint32_t b = math::bits(x);
+  const uint32_t magnitude = b & 0x7FFFFFFFu;
+  const uint32_t normal = (magnitude + 0xFFFu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
+  const uint32_t subnormal = math::bits(math::real(magnitude) + 0.5f) - 0x3F000000u;
+  uint32_t h = magnitude < 0x38800000u ? subnormal : normal;
+  h = magnitude >= 0x477FF000u ? 0x7C00u : h;
+  h = magnitude > 0x7F800000u ? 0x7E00u : h;
+  out.u = static_cast<uint16_t>(h | ((b >> 16) & 0x8000u));
+}
+
+}  // namespace vae_fused::cpu

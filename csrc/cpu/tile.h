@@ -1,0 +1,138 @@
+// Moving a tile between tensors and the dense buffers that the arithmetic works on.
+//
+// A tile is a range of flat elements (see Space). Where the tensor is linear its elements are one
+// run; else the tile is walked in runs along the innermost dimension.
+#pragma once
+
+#include "cpu/storage.h"
+#include "math/normal.h"
+
+namespace vae_fused::cpu {
+
+// The flat elements of a tile, and its rows.
+struct Tile {
+  int64_t begin, row;
+  int n, rows;
+};
+
+VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
+  if (space.tiles_per_row > 1) {
+    const int64_t row = t / space.tiles_per_row;
+    const int64_t col = (t - row * space.tiles_per_row) * kTile;
+    const int64_t rest = space.cols - col;
+    return {row * space.cols + col, row, static_cast<int>(rest < kTile ? rest : kTile), 1};
+  }
+  const int64_t row = t * space.rows_per_tile;
+  const int64_t rest = space.rows - row;
+  const int rows = static_cast<int>(rest < space.rows_per_tile ? rest : space.rows_per_tile);
+  return {row * space.cols, row, rows * static_cast<int>(space.cols), rows};
+}
+
+// Calls run(position in the tile, offset in the tensor, stride, length) for each run of the flat
+// elements [begin, begin + n).
+template <typename Run>
+VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, int64_t begin, int n,
+                               const Run& run) {
+  const int inner = space.ndim - 1;
+  int64_t coordinate[kMaxDims];
+  int64_t offset = 0;
+  for (int d = inner; d >= 0; --d) {
+    coordinate[d] = begin % space.size[d];
+    begin /= space.size[d];
+    offset += coordinate[d] * stride[d];
+  }
+  for (int position = 0; position < n;) {
+    const int64_t rest = space.size[inner] - coordinate[inner];
+    const int length = rest < n - position ? static_cast<int>(rest) : n - position;
+    run(position, offset, stride[inner], length);
+    position += length;
+    coordinate[inner] += length;
+    offset += length * stride[inner];
+    for (int d = inner; d > 0 && coordinate[d] == space.size[d]; --d) {
+      offset += stride[d - 1] - space.size[d] * stride[d];
+      coordinate[d] = 0;
+      ++coordinate[d - 1];
+    }
+  }
+}
+
+template <typename S>
+VAE_FUSED_HD void load(const Space& space, const Operand& operand, int64_t begin, int n,
+                       arithmetic_t<S>* buffer) {
+  const S* data = static_cast<const S*>(operand.data);
+  if (operand.linear) {
+    for (int j = 0; j < n; ++j) buffer[j] = widen(data[begin + j]);
+    return;
+  }
+  for_each_run(space, operand.stride, begin, n, [&](int at, int64_t offset, int64_t step, int len) {
+    if (step == 1) {
+      for (int j = 0; j < len; ++j) buffer[at + j] = widen(data[offset + j]);
+    } else {
+      for (int j = 0; j < len; ++j) buffer[at + j] = widen(data[offset + j * step]);
+    }
+  });
+}
+
+template <typename S>
+VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begin, int n,
+                        const arithmetic_t<S>* buffer) {
+  S* data = static_cast<S*>(operand.data);
+  if (operand.linear) {
+    for (int j = 0; j < n; ++j) narrow(buffer[j], data[begin + j]);
+    return;
+  }
+  for_each_run(space, operand.stride, begin, n, [&](int at, int64_t offset, int64_t step, int len) {
+    if (step == 1) {
+      for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j]);
+    } else {
+      for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j * step]);
+    }
+  });
+}
+
+struct Key {
+  uint64_t seed, offset;
+};
+
+inline Key resolve(const RngKey& key) {
+  return {key.seed_ptr ? *key.seed_ptr : key.seed,
+          ((key.offset_ptr ? *key.offset_ptr : 0) + key.offset) >> key.shift};
+}
+
+// Normals `index` to `index + n` of the stream.
+template <typename T>
+VAE_FUSED_HD void fill_normals(const Key& key, uint64_t index, int n, T* out) {
+  constexpr int kPer = math::kNormalsPerBlock<T>;
+  int at = 0;
+  for (; at < n && (index + at) % kPer != 0; ++at) {
+    out[at] = math::normal_at<T>(key.seed, key.offset, index + at);
+  }
+  const uint64_t first = key.offset + (index + at) / kPer;
+  const int blocks = (n - at) / kPer;
+  T* const aligned = out + at;
+  for (int b = 0; b < blocks; ++b) {
+    T block[kPer];
+    math::normals(math::philox(key.seed, first + b), block);
+    for (int j = 0; j < kPer; ++j) aligned[b * kPer + j] = block[j];
+  }
+  for (at += blocks * kPer; at < n; ++at) {
+    out[at] = math::normal_at<T>(key.seed, key.offset, index + at);
+  }
+}
+
+// The noise of a tile: explicit, or regenerated from the key.
+template <typename S>
+VAE_FUSED_HD void load_noise(const Space& space, const Operand& eps, const Key& key, int64_t begin,
+                             int n, arithmetic_t<S>* buffer) {
+  if (eps.data) return load<S>(space, eps, begin, n, buffer);
+  if (space.noise_linear) return fill_normals(key, begin, n, buffer);
+  for_each_run(
+      space, space.noise_stride, begin, n, [&](int at, int64_t index, int64_t step, int len) {
+        if (step == 1) return fill_normals(key, index, len, buffer + at);
+        for (int j = 0; j < len; ++j) {
+          buffer[at + j] = math::normal_at<arithmetic_t<S>>(key.seed, key.offset, index + j * step);
+        }
+      });
+}
+
+}  // namespace vae_fused::cpu

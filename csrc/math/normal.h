@@ -1,0 +1,62 @@
+// Four random words become standard normals (Box and Muller 1958), in PyTorch's bit layout.
+//
+//   r = sqrt(-2 ln u1),  t = 2 pi u2,  (r cos t, r sin t)  are two independent N(0, 1)
+//
+//   float   4 normals a block: (u1, u2) = (w0, w1), then (w2, w3);  u = 2^-32 w + 2^-33
+//   double  2 normals a block: u1 = (w0, w1), u2 = (w2, w3);        u = 2^-32 w + 2^-64 w' + 2^-65
+//
+// Element i of a tensor is normal i % n of block i / n, n = kNormalsPerBlock. 16-bit types draw in
+// float. The half-step keeps u1 above 0, so r is at most sqrt(66 ln 2) = 6.76 (float), 9.49
+// (double). In float t is the rounded product of the rounded 2 pi, as PyTorch has it: reducing the
+// exact angle instead would move normals by up to 2.7e-6, more than the noise contract allows.
+#pragma once
+
+#include "math/elementary.h"
+#include "math/philox.h"
+
+namespace vae_fused::math {
+
+template <typename T>
+constexpr int kNormalsPerBlock = sizeof(T) == 8 ? 2 : 4;
+
+template <typename T>
+VAE_FUSED_HD void box_muller(T u1, T u2, T& first, T& second) {
+  const T r = sqrt(T(-2) * log(u1));
+  T s, c;
+  sincos(T(6.283185307179586) * u2, s, c);
+  first = r * c;
+  second = r * s;
+}
+
+VAE_FUSED_HD float uniform(uint32_t w) {
+  // 2^-32 * float(w) is exact, so a fused and an unfused multiply-add agree.
+  return static_cast<float>(w) * 2.3283064365386963e-10f + 1.1641532182693481e-10f;
+}
+
+VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
+  constexpr double kStep = 2.3283064365386963e-10;  // 2^-32
+  return static_cast<double>(w) * kStep +
+         (static_cast<double>(w_low) * (kStep * kStep) + kStep * kStep * 0.5);
+}
+
+VAE_FUSED_HD void normals(const Words& words, float (&out)[4]) {
+  box_muller(uniform(words.w[0]), uniform(words.w[1]), out[0], out[1]);
+  box_muller(uniform(words.w[2]), uniform(words.w[3]), out[2], out[3]);
+}
+
+VAE_FUSED_HD void normals(const Words& words, double (&out)[2]) {
+  box_muller(uniform(words.w[0], words.w[1]), uniform(words.w[2], words.w[3]), out[0], out[1]);
+}
+
+// Normal number `index` of the stream of (seed, offset), alone.
+template <typename T>
+VAE_FUSED_HD T normal_at(uint64_t seed, uint64_t offset, uint64_t index) {
+  constexpr int n = kNormalsPerBlock<T>;
+  T block[n];
+  normals(philox(seed, offset + index / n), block);
+  T value = block[0];
+  for (int j = 1; j < n; ++j) value = index % n == static_cast<uint64_t>(j) ? block[j] : value;
+  return value;
+}
+
+}  // namespace vae_fused::math

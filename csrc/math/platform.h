@@ -1,0 +1,67 @@
+// What differs between the host and the device compiler, and nothing else: this is the only file of
+// the mathematics with an #ifdef on the compiler.
+//
+//   VAE_FUSED_HD   marks a function of the mathematics: callable on both sides, always inlined, so
+//                  that a loop over a tile on the CPU vectorises through it.
+//   mulhi(a, b)    upper 32 bits of the 64-bit product.
+//   bits / real    reinterpretation between float and uint32_t.
+//   exp_libm, ...  the platform's double precision functions.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define VAE_FUSED_HD __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define VAE_FUSED_HD inline __attribute__((always_inline))
+#else
+#define VAE_FUSED_HD inline
+#endif
+
+namespace vae_fused::math {
+
+VAE_FUSED_HD uint32_t mulhi(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return __umulhi(a, b);
+#else
+  return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
+#endif
+}
+
+VAE_FUSED_HD uint32_t bits(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(x);
+#else
+  uint32_t u;
+  std::memcpy(&u, &x, sizeof u);
+  return u;
+#endif
+}
+
+VAE_FUSED_HD float real(uint32_t u) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(u);
+#else
+  float x;
+  std::memcpy(&x, &u, sizeof x);
+  return x;
+#endif
+}
+
+// Double precision is the reference path, not the hot one: the platform's library serves it.
+VAE_FUSED_HD double exp_libm(double x) { return ::exp(x); }
+VAE_FUSED_HD double log_libm(double x) { return ::log(x); }
+VAE_FUSED_HD double sqrt_libm(double x) { return ::sqrt(x); }
+VAE_FUSED_HD float sqrt_libm(float x) { return ::sqrtf(x); }
+VAE_FUSED_HD void sincos_libm(double x, double& s, double& c) {
+#if defined(__CUDA_ARCH__)
+  ::sincos(x, &s, &c);
+#else
+  s = ::sin(x);
+  c = ::cos(x);
+#endif
+}
+
+}  // namespace vae_fused::math

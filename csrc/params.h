@@ -1,0 +1,117 @@
+// What crosses from csrc/torch to the kernels: plain structs and two entry points for each device.
+// No torch, no CUDA: a kernel can be built, read and tested without either.
+#pragma once
+
+#include <cstdint>
+
+namespace vae_fused {
+
+// The dtype of mu, logvar, z, eps and their gradients. Arithmetic is double for kFloat64, else
+// float.
+enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+// ---------------------------------------------------------------------------------------------
+// Noise
+// ---------------------------------------------------------------------------------------------
+
+// The key (seed, offset) of the call, by value or by pointer: a key tensor lives on the device, and
+// so does the state of a CUDA generator during graph capture, of which each replay reads a new
+// value.
+//
+//   seed   = seed_ptr ? *seed_ptr : seed
+//   offset = ((offset_ptr ? *offset_ptr : 0) + offset) >> shift
+//
+// `shift` turns a CUDA generator's offset, counted in words, into Philox blocks of four.
+struct RngKey {
+  const uint64_t* seed_ptr = nullptr;
+  const uint64_t* offset_ptr = nullptr;
+  uint64_t seed = 0;
+  uint64_t offset = 0;
+  uint32_t shift = 0;
+};
+
+// ---------------------------------------------------------------------------------------------
+// Iteration space
+// ---------------------------------------------------------------------------------------------
+
+constexpr int kMaxDims = 8;
+constexpr int kTile =
+    2048;  // elements of a tile, the unit of work of a CPU task and of a CUDA block
+
+// Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
+// flat element e belongs to row e / cols of the KL. Neighbouring dimensions that every operand can
+// merge are merged; size 1 is dropped. The usual shapes end with one dimension, chunked ones with
+// two.
+//
+// The tiling depends on the shape alone, never on threads or SMs: it fixes the order of summation.
+//   cols <= kTile:  a tile is `rows_per_tile` whole rows;   tiles_per_row = 1
+//   cols >  kTile:  a row is `tiles_per_row` tiles;         rows_per_tile = 1
+struct Space {
+  int32_t ndim = 0;
+  int64_t size[kMaxDims] = {};          // outermost first
+  int64_t noise_stride[kMaxDims] = {};  // of a coordinate, in the row-major index i of z
+  bool noise_linear = false;            // i == e everywhere
+  int64_t rows = 0, cols = 0;
+  int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
+};
+
+// A tensor over the iteration space; null when the call has none. Strides in elements.
+struct Operand {
+  void* data = nullptr;
+  int64_t stride[kMaxDims] = {};
+  bool linear = false;  // element e lies at data[e]
+};
+
+// ---------------------------------------------------------------------------------------------
+// Calls
+// ---------------------------------------------------------------------------------------------
+
+// z = mu + sigma eps and kl[row] = kl_scale * sum over the row of the KL. Either may be absent.
+struct ForwardParams {
+  DType dtype = DType::kFloat32;
+  Space space;
+  RngKey key;
+  Operand mu, logvar;
+  Operand eps;         // explicit noise instead of the key
+  Operand z;           // absent: no sample
+  void* kl = nullptr;  // [rows], float, or double for kFloat64; absent: no KL
+  double kl_scale = 1.0;
+  double* partials = nullptr;   // [rows * tiles_per_row], present when tiles_per_row > 1
+  uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not asked for
+};
+
+// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)` with respect to mu, logvar and eps.
+struct BackwardParams {
+  DType dtype = DType::kFloat32;
+  Space space;
+  RngKey key;
+  Operand mu, logvar;
+  Operand eps;
+  Operand grad_z;                 // absent: z was not used
+  const void* grad_kl = nullptr;  // [rows], dtype as kl; absent: the KL was not used
+  int64_t grad_kl_stride = 1;     // 0: one value for all rows
+  double kl_scale = 1.0;
+  Operand grad_mu, grad_logvar, grad_eps;  // absent: not required
+};
+
+namespace cpu {
+
+// Runs body(context, begin, end) over [0, n) on ATen's pool; csrc/torch passes it in.
+using Body = void (*)(void* context, int64_t begin, int64_t end);
+using ParallelFor = void (*)(int64_t n, int64_t grain, Body body, void* context);
+
+void forward(const ForwardParams& params, ParallelFor parallel_for);
+void backward(const BackwardParams& params, ParallelFor parallel_for);
+
+}  // namespace cpu
+
+namespace cuda {
+
+// `stream` is a cudaStream_t; returns a cudaError_t. One launch each.
+int forward(const ForwardParams& params, void* stream);
+int backward(const BackwardParams& params, void* stream);
+const char* error_string(int error);
+
+}  // namespace cuda
+
+}  // namespace vae_fused

@@ -1,0 +1,209 @@
+// One autograd node for every operator: it saves mu, logvar and the noise's origin (the key, or the
+// explicit eps), nothing tensor-sized of its own, and its backward is one launch.
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/expm1.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "torch/ops.h"
+#include "torch/space.h"
+
+namespace vae_fused::autograd {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// A call of an operator through the dispatcher, below autograd.
+template <typename Signature>
+class Op {
+ public:
+  Op(const char* name, const char* overload)
+      : handle_(c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>()) {
+  }
+  template <typename... Args>
+  auto operator()(Args&&... args) const {
+    return handle_.call(std::forward<Args>(args)...);
+  }
+
+ private:
+  c10::TypedOperatorHandle<Signature> handle_;
+};
+
+#define VAE_FUSED_OP(function, name, overload) \
+  static const Op<decltype(vae_fused::function)> op("vae_fused::" name, overload)
+
+// What a call produces, in the order of its operator's schema.
+enum class Call { kSampleAndKl, kSampleAndKlGenerator, kSample, kSampleGenerator, kKl };
+
+struct Arguments {
+  Call call;
+  OptionalTensor key = std::nullopt;
+  OptionalGenerator generator = std::nullopt;
+  std::string_view reduction = "sum";
+  at::OptionalIntArrayRef dim = std::nullopt;
+};
+
+variable_list run(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
+                  const Arguments& a) {
+  switch (a.call) {
+    case Call::kSampleAndKl: {
+      VAE_FUSED_OP(reparameterize_kl, "reparameterize_kl", "");
+      auto [z, kl] = op(mu, logvar, eps, a.key, a.reduction, a.dim);
+      return {z, kl};
+    }
+    case Call::kSampleAndKlGenerator: {
+      VAE_FUSED_OP(reparameterize_kl_generator, "reparameterize_kl", "generator");
+      auto [z, kl, key] = op(mu, logvar, a.generator, a.reduction, a.dim);
+      return {z, kl, key};
+    }
+    case Call::kSample: {
+      VAE_FUSED_OP(reparameterize, "reparameterize", "");
+      return {op(mu, logvar, eps, a.key)};
+    }
+    case Call::kSampleGenerator: {
+      VAE_FUSED_OP(reparameterize_generator, "reparameterize", "generator");
+      auto [z, key] = op(mu, logvar, a.generator);
+      return {z, key};
+    }
+    default: {
+      VAE_FUSED_OP(gaussian_kl, "gaussian_kl", "");
+      return {op(mu, logvar, a.reduction, a.dim)};
+    }
+  }
+}
+
+// The gradients in differentiable operators, for a backward that is itself differentiated. The
+// formulas are the adjoints of csrc/math/gaussian.h; eps is the sample of N(0, 1) of the same key.
+variable_list differentiable_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& mu,
+                                      const Tensor& logvar, Tensor eps, const OptionalTensor& key,
+                                      const Reduction& reduction) {
+  Tensor grad_mu = at::zeros_like(mu), grad_logvar = at::zeros_like(mu), grad_eps;
+  if (grad_z.defined()) {
+    if (!eps.defined()) {
+      VAE_FUSED_OP(reparameterize, "reparameterize", "");
+      const Tensor zeros = at::zeros_like(mu.detach());
+      eps = op(zeros, zeros, std::nullopt, key);
+    }
+    const Tensor sigma = at::exp(0.5 * logvar);
+    grad_eps = grad_z * sigma;
+    grad_mu = grad_mu + grad_z;
+    grad_logvar = grad_logvar + 0.5 * grad_eps * eps;
+  }
+  if (grad_kl.defined()) {
+    Tensor g = grad_kl * reduction.scale(mu);
+    for (int64_t d = 0; d < mu.dim(); ++d) {
+      if (reduction.summed[d]) g = g.unsqueeze(d);
+    }
+    grad_mu = grad_mu + (g * mu).to(mu.scalar_type());
+    grad_logvar = grad_logvar + (0.5 * g * at::expm1(logvar)).to(mu.scalar_type());
+  }
+  return {grad_mu, grad_logvar, grad_eps};
+}
+
+class Latent : public torch::autograd::Function<Latent> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& mu, const Tensor& logvar,
+                               const OptionalTensor& eps, const Arguments& a) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    variable_list out = run(mu, logvar, eps, a);
+    Tensor key = a.key.value_or(Tensor());
+    if (a.call == Call::kSampleAndKlGenerator || a.call == Call::kSampleGenerator) {
+      key = out.back();
+      ctx->mark_non_differentiable({key});
+    }
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({mu, logvar, eps.value_or(Tensor()), key});
+    ctx->saved_data["call"] = static_cast<int64_t>(a.call);
+    ctx->saved_data["reduction"] = std::string(a.reduction);
+    if (a.dim.has_value()) ctx->saved_data["dim"] = a.dim->vec();
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &mu = saved[0], &logvar = saved[1], &eps = saved[2];
+    const auto call = static_cast<Call>(ctx->saved_data["call"].toInt());
+    const Tensor grad_z = call == Call::kKl ? Tensor() : grads[0];
+    const Tensor grad_kl = call == Call::kKl ? grads[0]
+                           : call == Call::kSampleAndKl || call == Call::kSampleAndKlGenerator
+                               ? grads[1]
+                               : Tensor();
+    if (!grad_z.defined() && !grad_kl.defined()) return variable_list(4);
+
+    const std::string reduction = ctx->saved_data["reduction"].toStringRef();
+    std::optional<std::vector<int64_t>> dims;
+    if (const auto it = ctx->saved_data.find("dim"); it != ctx->saved_data.end()) {
+      dims = it->second.toIntVector();
+    }
+    const auto dim = dims ? at::OptionalIntArrayRef(*dims) : at::OptionalIntArrayRef();
+    const auto optional = [](const Tensor& t) {
+      return t.defined() ? OptionalTensor(t) : std::nullopt;
+    };
+    if (at::GradMode::is_enabled()) {
+      variable_list grad = differentiable_backward(grad_z, grad_kl, mu, logvar, eps, optional(saved[3]),
+                                                   parse_reduction(reduction, dim, mu.dim()));
+      return {grad[0], grad[1], grad[2], Tensor()};
+    }
+    VAE_FUSED_OP(reparameterize_kl_backward, "reparameterize_kl_backward", "");
+    const bool wants_eps = eps.defined() && grad_z.defined() && ctx->needs_input_grad(2);
+    auto [grad_mu, grad_logvar, grad_eps] =
+        op(optional(grad_z), optional(grad_kl), mu, logvar, optional(eps), optional(saved[3]),
+           reduction, dim,
+           std::array<bool, 3>{ctx->needs_input_grad(0), ctx->needs_input_grad(1), wants_eps});
+    return {grad_mu, grad_logvar, grad_eps, Tensor()};
+  }
+};
+
+variable_list apply(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
+                    const Arguments& a) {
+  const bool record =
+      at::GradMode::is_enabled() && (mu.requires_grad() || logvar.requires_grad() ||
+                                     (eps.has_value() && eps->requires_grad()));
+  if (record) return Latent::apply(mu, logvar, eps, a);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return run(mu, logvar, eps, a);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& logvar,
+                                             const OptionalTensor& eps, const OptionalTensor& key,
+                                             std::string_view reduction,
+                                             at::OptionalIntArrayRef dim) {
+  const auto out = apply(mu, logvar, eps, {Call::kSampleAndKl, key, std::nullopt, reduction, dim});
+  return {out[0], out[1]};
+}
+
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_generator(const Tensor& mu,
+                                                               const Tensor& logvar,
+                                                               OptionalGenerator generator,
+                                                               std::string_view reduction,
+                                                               at::OptionalIntArrayRef dim) {
+  const auto out = apply(mu, logvar, std::nullopt,
+                         {Call::kSampleAndKlGenerator, std::nullopt, generator, reduction, dim});
+  return {out[0], out[1], out[2]};
+}
+
+Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
+                      const OptionalTensor& key) {
+  return apply(mu, logvar, eps, {Call::kSample, key})[0];
+}
+
+std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tensor& logvar,
+                                                    OptionalGenerator generator) {
+  const auto out =
+      apply(mu, logvar, std::nullopt, {Call::kSampleGenerator, std::nullopt, generator});
+  return {out[0], out[1]};
+}
+
+Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, std::string_view reduction,
+                   at::OptionalIntArrayRef dim) {
+  return apply(mu, logvar, std::nullopt, {Call::kKl, std::nullopt, std::nullopt, reduction, dim})[0];
+}
+
+}  // namespace vae_fused::autograd

@@ -1,0 +1,70 @@
+#include "torch/rng.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+
+#ifdef VAE_FUSED_WITH_CUDA
+#include <ATen/cuda/CUDAGeneratorImpl.h>
+#endif
+
+#include "math/normal.h"
+
+namespace vae_fused {
+namespace {
+
+// The whole 64-bit output of the Mersenne twister is the seed: two draws of one generator collide
+// with probability 2^-64, and the offset starts at 0.
+RngKey reserve_cpu(const OptionalGenerator& generator) {
+  auto* gen = at::get_generator_or_default<at::CPUGeneratorImpl>(
+      generator, at::detail::getDefaultCPUGenerator());
+  std::lock_guard<std::mutex> lock(gen->mutex_);
+  RngKey key;
+  key.seed = gen->random64();
+  return key;
+}
+
+#ifdef VAE_FUSED_WITH_CUDA
+// A CUDA generator is a Philox counter, counted in words for each thread; thread k of a torch kernel
+// draws from subsequence k. Ours draws from subsequence 0 alone, `blocks` blocks of four words, and
+// reserves them all. During graph capture the counter is on the device, and each replay moves it.
+RngKey reserve_cuda(const OptionalGenerator& generator, at::Device device, uint64_t blocks) {
+  auto* gen = at::get_generator_or_default<at::CUDAGeneratorImpl>(
+      generator, at::cuda::detail::getDefaultCUDAGenerator(device.index()));
+  std::lock_guard<std::mutex> lock(gen->mutex_);
+  const at::PhiloxCudaState state = gen->philox_cuda_state(4 * blocks);
+  RngKey key;
+  key.shift = 2;
+  if (state.captured_) {
+    key.seed_ptr = reinterpret_cast<const uint64_t*>(state.seed_.ptr);
+    key.offset_ptr = reinterpret_cast<const uint64_t*>(state.offset_.ptr);
+    key.offset = state.offset_intragraph_;
+  } else {
+    key.seed = state.seed_.val;
+    key.offset = state.offset_.val;
+  }
+  return key;
+}
+#endif
+
+}  // namespace
+
+RngKey reserve_key(const OptionalGenerator& generator, at::Device device,
+                   [[maybe_unused]] at::ScalarType dtype, [[maybe_unused]] int64_t numel) {
+#ifdef VAE_FUSED_WITH_CUDA
+  if (device.is_cuda()) {
+    const int64_t per_block = dtype == at::kDouble ? math::kNormalsPerBlock<double>
+                                                   : math::kNormalsPerBlock<float>;
+    return reserve_cuda(generator, device, (numel + per_block - 1) / per_block);
+  }
+#endif
+  TORCH_CHECK(device.is_cpu(), "vae_fused: no compiled kernels for device ", device);
+  return reserve_cpu(generator);
+}
+
+RngKey key_of(const Tensor& key) {
+  RngKey result;
+  result.seed_ptr = static_cast<const uint64_t*>(key.const_data_ptr());
+  result.offset_ptr = result.seed_ptr + 1;
+  return result;
+}
+
+}  // namespace vae_fused

@@ -1,0 +1,19 @@
+// Generator -> RngKey: the only place that knows how torch keeps the state of its generators.
+#pragma once
+
+#include <optional>
+
+#include "params.h"
+#include "torch/ops.h"
+
+namespace vae_fused {
+
+// Reserves a key for the draw of `numel` normals of `dtype` on `device`, advancing the generator
+// (the device's default one if none is given) so that no other torch draw overlaps it.
+RngKey reserve_key(const OptionalGenerator& generator, at::Device device, at::ScalarType dtype,
+                   int64_t numel);
+
+// The key held by a uint64 or int64 tensor of two elements, read where the kernel runs.
+RngKey key_of(const Tensor& key);
+
+}  // namespace vae_fused

@@ -1,0 +1,104 @@
+"""Where the polynomial coefficients in csrc/math come from.
+
+Run with mpmath installed: ``python tools/fit_polynomials.py``. Each fit is a Remez exchange in
+60-digit arithmetic on the relative error of the *function* (not of the polynomial), after which
+the coefficients are rounded to the target precision. The printed error is that of the rounded
+polynomial evaluated exactly, so the rounding of the evaluation itself comes on top.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import mpmath as mp
+
+mp.mp.dps = 60
+Fn = Callable[[mp.mpf], mp.mpf]
+
+
+def remez(target: Fn, weight: Fn, lo: float, hi: float, degree: int) -> list[mp.mpf]:
+    """Coefficients c with max |weight(x) (sum c_k x^k - target(x))| minimal on [lo, hi]."""
+    count = degree + 2
+    mid, half = (mp.mpf(lo) + hi) / 2, (mp.mpf(hi) - lo) / 2
+    nodes = [mid - half * mp.cos(mp.pi * i / (count - 1)) for i in range(count)]
+    coefficients: list[mp.mpf] = []
+    for _ in range(12):
+        rows = [
+            [x**k for k in range(degree + 1)] + [(-1) ** i / weight(x)]
+            for i, x in enumerate(nodes)
+        ]
+        solution = mp.lu_solve(mp.matrix(rows), mp.matrix([target(x) for x in nodes]))
+        coefficients = [solution[k] for k in range(degree + 1)]
+
+        def error(x: mp.mpf, c: list[mp.mpf] = coefficients) -> mp.mpf:
+            return weight(x) * (mp.polyval(c[::-1], x) - target(x))
+
+        grid = [mp.mpf(lo) + (mp.mpf(hi) - lo) * i / 600 for i in range(601)]
+        values = [error(x) for x in grid]
+        peaks, start = [], 0
+        for i in range(1, len(grid) + 1):  # one extremum for each run of equal sign
+            if i == len(grid) or (values[i] > 0) != (values[start] > 0):
+                peaks.append(max(range(start, i), key=lambda j: abs(values[j])))
+                start = i
+        if len(peaks) < count:
+            break
+        while len(peaks) > count:
+            peaks.pop(0 if abs(values[peaks[0]]) < abs(values[peaks[-1]]) else -1)
+        nodes = [grid[i] for i in peaks]
+    return coefficients
+
+
+def rounded(value: mp.mpf, bits: int) -> float:
+    return struct.unpack("f", struct.pack("f", float(value)))[0] if bits == 32 else float(value)
+
+
+def report(
+    name: str, target: Fn, weight: Fn, lo: float, hi: float, degree: int, bits: int
+) -> None:
+    fit = [rounded(c, bits) for c in remez(target, weight, lo, hi, degree)]
+    grid = [mp.mpf(lo) + (mp.mpf(hi) - lo) * i / 3000 for i in range(3001)]
+    worst = max(abs(weight(x) * (mp.polyval(fit[::-1], x) - target(x))) for x in grid)
+    print(f"{name}: fp{bits}, degree {degree}, worst relative error {mp.nstr(worst, 3)}")
+    digits = 9 if bits == 32 else 17
+    print("  " + ", ".join(f"{c:.{digits}g}" for c in fit))
+
+
+def series(coefficient: Callable[[int], mp.mpf], x: mp.mpf, terms: int = 48) -> mp.mpf:
+    """A Taylor series: the closed forms below cancel at 0."""
+    return mp.fsum(coefficient(n) * x**n for n in range(terms))
+
+
+def excess(x: mp.mpf) -> mp.mpf:  # (e^x - 1 - x) / x^2
+    return series(lambda n: 1 / mp.factorial(n + 2), x)
+
+
+def log_tail(f: mp.mpf) -> mp.mpf:  # (ln(1 + f) - f + f^2 / 2) / f^3
+    if abs(f) < mp.mpf("1e-3"):
+        return series(lambda n: mp.mpf(-1) ** n / (n + 3), f, 24)
+    return (mp.log1p(f) - f + f * f / 2) / f**3
+
+
+def sin_tail(z: mp.mpf) -> mp.mpf:  # (sin x - x) / x^3, z = x^2
+    return series(lambda n: mp.mpf(-1) ** (n + 1) / mp.factorial(2 * n + 3), z, 20)
+
+
+def cos_tail(z: mp.mpf) -> mp.mpf:  # (cos x - 1 + z / 2) / z^2, z = x^2
+    return series(lambda n: mp.mpf(-1) ** n / mp.factorial(2 * n + 4), z, 20)
+
+
+def main() -> None:
+    half_ln2 = float(mp.log(2) / 2) * 1.0001
+    quarter_pi = float((mp.pi / 4) ** 2) * 1.0001
+    lo, hi = float(mp.sqrt(0.5)) - 1, float(mp.sqrt(2)) - 1
+    for bits, degree in ((32, 7), (64, 15)):
+        report("excess", excess, lambda x: 1 / excess(x), -1, 1, degree, bits)
+    report("exp", excess, lambda x: x * x / mp.exp(x), -half_ln2, half_ln2, 4, 32)
+    log_weight: Fn = lambda f: f * f / (1 - f / 2 + f * f / 3)  # noqa: E731
+    report("log", log_tail, log_weight, lo, hi, 8, 32)
+    report("sin", sin_tail, lambda z: z + mp.mpf("1e-6"), 0, quarter_pi, 2, 32)
+    report("cos", cos_tail, lambda z: z * z + mp.mpf("1e-6"), 0, quarter_pi, 2, 32)
+
+
+if __name__ == "__main__":
+    main()

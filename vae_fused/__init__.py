@@ -1,0 +1,25 @@
+"""The fused latent of every model with a diagonal-Gaussian posterior.
+
+One launch forward computes the reparameterized sample ``z = mu + sigma * eps`` and the Gaussian KL;
+one launch backward computes every gradient, regenerating the noise from a 16-byte key.
+
+    >>> import torch, vae_fused as vf
+    >>> mu, logvar = torch.zeros(128, 20), torch.zeros(128, 20)
+    >>> z, kl = vf.reparameterize_kl(mu, logvar)
+
+``vae_fused.reference`` has the same functions in plain PyTorch; ``python -m vae_fused.env`` tells
+what was built and what is in use.
+"""
+
+from vae_fused import functional, reference
+from vae_fused._version import __version__
+from vae_fused.functional import gaussian_kl, reparameterize, reparameterize_kl
+
+__all__ = [
+    "__version__",
+    "functional",
+    "gaussian_kl",
+    "reference",
+    "reparameterize",
+    "reparameterize_kl",
+]

@@ -1,0 +1,129 @@
+"""The messages of a bad call: what the argument is, what it got, what it wants.
+
+Every public function, compiled or not, checks its arguments here, before anything is launched and
+before any generator is advanced. Shapes and dtypes that torch would broadcast or promote pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("batchmean", "sum", "mean", "sample", "none")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Check ``mu`` and ``logvar``; return them in one shape and dtype.
+
+    Broadcasting and promotion are torch's own operators, so autograd sums and casts the gradients
+    back. Equal shapes and dtypes, the rule, pass through untouched.
+    """
+    if not (isinstance(mu, Tensor) and isinstance(logvar, Tensor)):
+        name, value = ("mu", mu) if not isinstance(mu, Tensor) else ("logvar", logvar)
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if mu.dtype not in DTYPES or logvar.dtype not in DTYPES:
+        name, value = ("mu", mu) if mu.dtype not in DTYPES else ("logvar", logvar)
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, wants float32, float64, float16 or bfloat16"
+        )
+    if mu.device != logvar.device:
+        raise RuntimeError(f"logvar is on {logvar.device}, mu on {mu.device}; want one device")
+    if mu.layout != torch.strided or logvar.layout != torch.strided:
+        name, value = ("mu", mu) if mu.layout != torch.strided else ("logvar", logvar)
+        raise TypeError(f"{name} has layout {value.layout}, wants torch.strided")
+    if mu.dtype != logvar.dtype:
+        dtype = torch.promote_types(mu.dtype, logvar.dtype)
+        mu, logvar = mu.to(dtype), logvar.to(dtype)
+    if mu.shape != logvar.shape:
+        try:
+            mu, logvar = torch.broadcast_tensors(mu, logvar)
+        except RuntimeError:
+            raise ValueError(
+                f"logvar has shape {tuple(logvar.shape)}, which does not broadcast with mu's "
+                f"{tuple(mu.shape)}"
+            ) from None
+    return mu, logvar
+
+
+def check_reduction(
+    mu: Tensor, reduction: str, dim: int | Sequence[int] | None
+) -> tuple[str, tuple[int, ...] | None]:
+    """Check ``reduction`` and ``dim``; return the reduction and the dims as a tuple."""
+    if dim is None:
+        if not isinstance(reduction, str):
+            raise TypeError(f"reduction must be a str, got {type(reduction).__name__}")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction is {reduction!r}, wants one of {', '.join(REDUCTIONS)}")
+        if reduction == "sample" and mu.dim() == 0:
+            raise ValueError('reduction="sample" keeps dimension 0, but mu is 0-d')
+        return reduction, None
+    if reduction != "batchmean":
+        raise ValueError(f"dim replaces reduction: give dim={dim!r} or reduction={reduction!r}")
+    dims = (dim,) if isinstance(dim, int) else dim
+    if not isinstance(dims, Sequence) or isinstance(dims, str):
+        raise TypeError(f"dim must be an int or a sequence of ints, got {type(dim).__name__}")
+    if not dims:
+        raise ValueError('dim is empty: name the dimensions to sum, or use reduction="none"')
+    ndim = mu.dim()
+    seen = set()
+    for d in dims:
+        if not isinstance(d, int) or isinstance(d, bool):
+            raise TypeError(f"dim must hold ints, got {type(d).__name__}")
+        if not -ndim <= d < ndim:
+            raise ValueError(f"dim {d} is out of range for mu of {ndim} dimensions")
+        if d % ndim in seen:
+            raise ValueError(f"dim {d} appears twice in {tuple(dims)}")
+        seen.add(d % ndim)
+    return reduction, tuple(dims)
+
+
+def check_noise(
+    mu: Tensor, eps: Tensor | None, generator: torch.Generator | None, key: Tensor | None
+) -> Tensor | None:
+    """Check the three ways of choosing the noise, of which at most one; return eps as mu's dtype."""
+    given = [
+        name for name, value in (("eps", eps), ("generator", generator), ("key", key))
+        if value is not None
+    ]  # fmt: skip
+    if not given:
+        return None
+    if len(given) > 1:
+        raise ValueError(f"give one of eps, generator and key, got {' and '.join(given)}")
+    if eps is not None:
+        return _check_eps(mu, eps)
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator must be a torch.Generator, got {type(generator).__name__}"
+            )
+        if generator.device.type != mu.device.type:
+            raise RuntimeError(f"generator is for {generator.device}, mu is on {mu.device}")
+    if key is not None:
+        _check_key(mu, key)
+    return None
+
+
+def _check_eps(mu: Tensor, eps: Tensor) -> Tensor:
+    if not isinstance(eps, Tensor):
+        raise TypeError(f"eps must be a Tensor, got {type(eps).__name__}")
+    if eps.shape != mu.shape:
+        raise ValueError(f"eps has shape {tuple(eps.shape)}, wants z's {tuple(mu.shape)}")
+    if eps.dtype not in DTYPES:
+        raise TypeError(f"eps has dtype {eps.dtype}, wants a floating point dtype as mu's")
+    if eps.device != mu.device:
+        raise RuntimeError(f"eps is on {eps.device}, mu on {mu.device}; want one device")
+    return eps if eps.dtype == mu.dtype else eps.to(mu.dtype)
+
+
+def _check_key(mu: Tensor, key: Tensor) -> None:
+    if not isinstance(key, Tensor):
+        raise TypeError(f"key must be a Tensor (seed, offset), got {type(key).__name__}")
+    if key.dtype not in (torch.uint64, torch.int64):
+        raise TypeError(f"key has dtype {key.dtype}, wants uint64 or int64")
+    if tuple(key.shape) != (2,):
+        raise ValueError(f"key has shape {tuple(key.shape)}, wants (2,): (seed, offset)")
+    if key.device != mu.device:
+        raise RuntimeError(f"key is on {key.device}, mu on {mu.device}; want one device")

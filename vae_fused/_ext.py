@@ -1,0 +1,149 @@
+"""Loads the compiled part. The one place that knows whether it is there, and why not.
+
+Nothing is compiled here and importing never fails: without `_C` the package computes the same
+functions in plain PyTorch and says so, once and aloud. Two variables, read at import, decide
+what that means:
+
+    VAE_FUSED_BACKEND   auto    compiled code where there is some, else plain PyTorch (default)
+                        native  compiled code, or a RuntimeError from the function called
+                        torch   plain PyTorch, on purpose and without a word
+    VAE_FUSED_STRICT=1  a RuntimeError wherever auto would fall back
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+BACKENDS = ("auto", "native", "torch")
+REINSTALL = "pip install --no-build-isolation --no-deps --force-reinstall vae_fused"
+DIAGNOSE = "`python -m vae_fused.env` tells more"
+
+
+def _read_backend() -> str:
+    value = os.environ.get("VAE_FUSED_BACKEND", "").lower() or "auto"
+    if value not in BACKENDS:
+        raise ValueError(f"VAE_FUSED_BACKEND={value!r} is not one of {', '.join(BACKENDS)}")
+    return value
+
+
+def _read_build_info() -> dict[str, Any]:
+    try:
+        text = Path(__file__).with_name("_build_info.json").read_text(encoding="utf-8")
+        info: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return info
+
+
+def _numbers(version: str | None) -> list[str]:
+    """'2.13.0+cpu' -> ['2', '13']."""
+    return (version or "").split("+")[0].split(".")[:2]
+
+
+def _mismatch(info: dict[str, Any]) -> str:
+    """Why a `_C` built as `info` says cannot serve the running torch; '' if it can.
+
+    Asked before `_C` is loaded: torch's C++ interface changes with every minor release, and not
+    each change shows as an undefined symbol; some crash later.
+    """
+    built, running = info.get("torch"), str(torch.__version__)
+    remedy = f"reinstall: {REINSTALL}"
+    if built and _numbers(built) != _numbers(running):
+        return f"built for torch {built}, running torch {running}; {remedy}"
+    if info.get("mode") != "cuda":
+        return ""
+    built_cuda, running_cuda = info.get("torch_cuda"), torch.version.cuda
+    if running_cuda is None:
+        return f"built for CUDA {built_cuda}, running torch {running} without CUDA; {remedy}"
+    if _numbers(built_cuda)[:1] != _numbers(running_cuda)[:1]:
+        return f"built for CUDA {built_cuda}, running torch for CUDA {running_cuda}; {remedy}"
+    return ""
+
+
+def _load(info: dict[str, Any]) -> str:
+    """Imports `_C`, which registers `torch.ops.vae_fused`. Returns '' or, in one line, why not."""
+    if info.get("mode") == "none":
+        return f"installed without compiled code ({info.get('why')})"
+    problem = _mismatch(info)
+    if problem:
+        return problem
+    try:
+        importlib.import_module(f"{__package__}._C")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}._C":
+            return f"importing it failed: {error}"
+        return "not built here (a source tree?): pip install --no-build-isolation ."
+    except (ImportError, OSError, RuntimeError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        return (
+            f"built for torch {info.get('torch')}, running torch {torch.__version__}, and it does "
+            f"not load ({first_line}); reinstall: {REINSTALL}"
+        )
+    return ""
+
+
+backend: str = _read_backend()
+strict: bool = os.environ.get("VAE_FUSED_STRICT", "").lower() in ("1", "on", "true", "yes")
+build_info: dict[str, Any] = _read_build_info()
+reason: str = "VAE_FUSED_BACKEND=torch" if backend == "torch" else _load(build_info)
+available: bool = not reason
+has_cuda: bool = available and build_info.get("mode") == "cuda"
+
+# One dictionary look-up per call, and nothing that torch.compile cannot trace. "meta" is the
+# device of tensors without data, for which the operators compute shapes.
+_served: dict[str, bool] = {"cpu": available, "meta": available, "cuda": has_cuda}
+_warned: set[str] = set()
+
+
+def use_native(device_type: str) -> bool:
+    """Whether compiled kernels serve tensors on this type of device.
+
+    Args:
+        device_type: `tensor.device.type`.
+
+    Returns:
+        True if so. False if plain PyTorch is to be used, after one RuntimeWarning per type of
+        device, unless VAE_FUSED_BACKEND=torch asked for it.
+
+    Raises:
+        RuntimeError: not served, and VAE_FUSED_STRICT=1 or VAE_FUSED_BACKEND=native forbids to
+            fall back.
+    """
+    return _served.get(device_type, False) or _decline(device_type)
+
+
+def _complaint(device_type: str) -> str:
+    if not available:
+        return f"vae_fused has no compiled code: {reason}; {DIAGNOSE}"
+    if device_type == "cuda":
+        return (
+            f"vae_fused was built without CUDA ({build_info.get('why')}); to build it with, "
+            f"VAE_FUSED_BUILD=cuda {REINSTALL}; {DIAGNOSE}"
+        )
+    return f"vae_fused has no compiled code for {device_type} tensors, only for CPU and CUDA"
+
+
+def _decline(device_type: str) -> bool:
+    """Says, or raises, that this type of device is not served. Always False."""
+    if backend == "torch":
+        return False
+    if strict or backend == "native":
+        raise RuntimeError(_complaint(device_type))
+    # Without `_C` the warning at import has said it all. A traced function has no warnings.
+    if available and device_type not in _warned and not torch.compiler.is_compiling():
+        _warned.add(device_type)
+        warnings.warn(
+            f"{_complaint(device_type)}; using plain PyTorch", RuntimeWarning, stacklevel=4
+        )
+    return False
+
+
+if not available and backend != "torch":
+    warnings.warn(f"{_complaint('cpu')}; using plain PyTorch", RuntimeWarning, stacklevel=3)
