@@ -34,7 +34,7 @@ struct RngKey {
 // Iteration space
 // ---------------------------------------------------------------------------------------------
 
-constexpr int kMaxDims = 8;
+constexpr int kMaxDims = 16;
 constexpr int kTile =
     2048;  // elements of a tile, the unit of work of a CPU task and of a CUDA block
 

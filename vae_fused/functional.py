@@ -11,12 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fused import _ext, reference
+from vae_fused import _ext, _tracing, reference
 from vae_fused._checks import check_noise, check_posterior, check_reduction
 
 __all__ = ["gaussian_kl", "reparameterize", "reparameterize_kl"]
 
 _ops = torch.ops.vae_fused
+if _ext.available:
+    _tracing.register()
 
 
 def reparameterize_kl(

@@ -99,6 +99,37 @@ inline Key resolve(const RngKey& key) {
           ((key.offset_ptr ? *key.offset_ptr : 0) + key.offset) >> key.shift};
 }
 
+// The normals of `blocks` whole blocks from counter `first` on. Staged, so that each loop is one that
+// compilers vectorise: words of a batch, normals of the batch, and only then the interleaving.
+template <typename T>
+VAE_FUSED_HD void fill_blocks(uint64_t seed, uint64_t first, int blocks, T* out) {
+  constexpr int kPer = math::kNormalsPerBlock<T>;
+  constexpr int kBatch = 64;  // 4 KiB of buffers
+  alignas(64) uint32_t words[4][kBatch];
+  alignas(64) T staged[kPer][kBatch];
+  for (int done = 0; done < blocks; done += kBatch) {
+    const int n = blocks - done < kBatch ? blocks - done : kBatch;
+    const uint64_t counter = first + done;
+    for (int b = 0; b < n; ++b) {
+      const math::Words block = math::philox(seed, counter + b);
+      words[0][b] = block.w[0];
+      words[1][b] = block.w[1];
+      words[2][b] = block.w[2];
+      words[3][b] = block.w[3];
+    }
+    for (int b = 0; b < n; ++b) {
+      T block[kPer];
+      math::normals({{words[0][b], words[1][b], words[2][b], words[3][b]}}, block);
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < kPer; ++j) staged[j][b] = block[j];
+    }
+    for (int b = 0; b < n; ++b) {
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < kPer; ++j) out[(done + b) * kPer + j] = staged[j][b];
+    }
+  }
+}
+
 // Normals `index` to `index + n` of the stream.
 template <typename T>
 VAE_FUSED_HD void fill_normals(const Key& key, uint64_t index, int n, T* out) {
@@ -107,14 +138,8 @@ VAE_FUSED_HD void fill_normals(const Key& key, uint64_t index, int n, T* out) {
   for (; at < n && (index + at) % kPer != 0; ++at) {
     out[at] = math::normal_at<T>(key.seed, key.offset, index + at);
   }
-  const uint64_t first = key.offset + (index + at) / kPer;
   const int blocks = (n - at) / kPer;
-  T* const aligned = out + at;
-  for (int b = 0; b < blocks; ++b) {
-    T block[kPer];
-    math::normals(math::philox(key.seed, first + b), block);
-    for (int j = 0; j < kPer; ++j) aligned[b * kPer + j] = block[j];
-  }
+  fill_blocks(key.seed, key.offset + (index + at) / kPer, blocks, out + at);
   for (at += blocks * kPer; at < n; ++at) {
     out[at] = math::normal_at<T>(key.seed, key.offset, index + at);
   }

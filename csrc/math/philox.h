@@ -23,9 +23,7 @@ VAE_FUSED_HD Words philox(uint64_t seed, uint64_t counter) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
   uint32_t c2 = 0, c3 = 0;
-#if defined(__CUDACC__)
-#pragma unroll
-#endif
+  VAE_FUSED_UNROLL
   for (int round = 0; round < 10; ++round) {
     const uint32_t lo0 = 0xD2511F53u * c0, hi0 = mulhi(0xD2511F53u, c0);
     const uint32_t lo1 = 0xCD9E8D57u * c2, hi1 = mulhi(0xCD9E8D57u, c2);

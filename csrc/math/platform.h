@@ -3,6 +3,7 @@
 //
 //   VAE_FUSED_HD   marks a function of the mathematics: callable on both sides, always inlined, so
 //                  that a loop over a tile on the CPU vectorises through it.
+//   VAE_FUSED_UNROLL  unrolls the loop of constant length that follows: around it, no loop vectorises.
 //   mulhi(a, b)    upper 32 bits of the 64-bit product.
 //   bits / real    reinterpretation between float and uint32_t.
 //   exp_libm, ...  the platform's double precision functions.
@@ -14,10 +15,13 @@
 
 #if defined(__CUDACC__)
 #define VAE_FUSED_HD __host__ __device__ __forceinline__
+#define VAE_FUSED_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
 #define VAE_FUSED_HD inline __attribute__((always_inline))
+#define VAE_FUSED_UNROLL _Pragma("GCC unroll 16")
 #else
 #define VAE_FUSED_HD inline
+#define VAE_FUSED_UNROLL
 #endif
 
 namespace vae_fused::math {

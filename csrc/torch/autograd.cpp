@@ -84,15 +84,16 @@ variable_list differentiable_backward(const Tensor& grad_z, const Tensor& grad_k
                                       const Reduction& reduction) {
   Tensor grad_mu = at::zeros_like(mu), grad_logvar = at::zeros_like(mu), grad_eps;
   if (grad_z.defined()) {
-    if (!eps.defined()) {
+    const Tensor grad_noise = grad_z * at::exp(0.5 * logvar);
+    if (eps.defined()) {
+      grad_eps = grad_noise;
+    } else {
       VAE_FUSED_OP(reparameterize, "reparameterize", "");
       const Tensor zeros = at::zeros_like(mu.detach());
       eps = op(zeros, zeros, std::nullopt, key);
     }
-    const Tensor sigma = at::exp(0.5 * logvar);
-    grad_eps = grad_z * sigma;
     grad_mu = grad_mu + grad_z;
-    grad_logvar = grad_logvar + 0.5 * grad_eps * eps;
+    grad_logvar = grad_logvar + 0.5 * grad_noise * eps;
   }
   if (grad_kl.defined()) {
     Tensor g = grad_kl * reduction.scale(mu);

@@ -38,7 +38,7 @@ struct Binding {
 
 // The space that visits all bound tensors (all of shape `sizes`) with the summed dimensions last,
 // and each operand's place in it. Tensors whose dimensions merge into more than kMaxDims, which
-// takes at least nine, are made contiguous first.
+// takes at least 17, are made contiguous first.
 Space make_space(at::IntArrayRef sizes, const Reduction& reduction, std::vector<Binding> bindings);
 
 }  // namespace vae_fused

@@ -1,0 +1,40 @@
+"""What a tracer must know: an operator that reserves a key must never run twice.
+
+With ``torch._functorch.config.activation_memory_budget < 1`` the partitioner of torch.compile may
+recompute random operators in backward, with fresh noise, and silently corrupt the gradients
+(pytorch issue 190758). The tag ``nondeterministic_seeded`` bans that only for a budget of 1; a node
+marked MUST_SAVE is kept at every budget above 0. Operators given a key are pure and need no mark.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, proxy_call
+from torch.utils.checkpoint import CheckpointPolicy
+
+RESERVING = ("vae_fused::reparameterize_kl.generator", "vae_fused::reparameterize.generator")
+
+
+def register() -> None:
+    """Mark the operators of ``RESERVING`` wherever they are traced."""
+    for name in RESERVING:
+        torch.library.register_torch_dispatch(name, ProxyTorchDispatchMode, _trace_and_save)
+
+
+def _trace_and_save(mode: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    import torch._functorch.config as functorch_config
+
+    if functorch_config.activation_memory_budget == 0:
+        raise RuntimeError(
+            "vae_fused: with activation_memory_budget = 0 torch.compile draws the noise anew in "
+            "backward, which corrupts gradients (pytorch issue 190758); set a budget above 0, "
+            "1e-6 say, or pass a key"
+        )
+    out = proxy_call(mode, func, mode.pre_dispatch, args, kwargs)
+    for node in reversed(mode.tracer.graph.nodes):
+        if node.target is func:
+            node.meta.setdefault("recompute", CheckpointPolicy.MUST_SAVE)
+            break
+    return out
