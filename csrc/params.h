@@ -1,8 +1,8 @@
-// What crosses from csrc/torch to the kernels: plain structs and two entry points for each device.
-// No torch, no CUDA: a kernel can be built, read and tested without either.
+// What crosses from csrc/torch to the kernels: plain structs, how both kinds of kernel read them, and
+// two entry points for each device. No torch, no CUDA: a kernel can be built and tested without either.
 #pragma once
 
-#include <cstdint>
+#include "math/platform.h"
 
 namespace vae_fused {
 
@@ -30,6 +30,15 @@ struct RngKey {
   uint32_t shift = 0;
 };
 
+struct Key {
+  uint64_t seed, offset;
+};
+
+VAE_FUSED_HD Key resolve(const RngKey& key) {
+  return {key.seed_ptr ? *key.seed_ptr : key.seed,
+          ((key.offset_ptr ? *key.offset_ptr : 0) + key.offset) >> key.shift};
+}
+
 // ---------------------------------------------------------------------------------------------
 // Iteration space
 // ---------------------------------------------------------------------------------------------
@@ -54,6 +63,25 @@ struct Space {
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
 };
+
+// The flat elements of a tile, and its rows.
+struct Tile {
+  int64_t begin, row;
+  int n, rows;
+};
+
+VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
+  if (space.tiles_per_row > 1) {
+    const int64_t row = t / space.tiles_per_row;
+    const int64_t col = (t - row * space.tiles_per_row) * kTile;
+    const int64_t rest = space.cols - col;
+    return {row * space.cols + col, row, static_cast<int>(rest < kTile ? rest : kTile), 1};
+  }
+  const int64_t row = t * space.rows_per_tile;
+  const int64_t rest = space.rows - row;
+  const int rows = static_cast<int>(rest < space.rows_per_tile ? rest : space.rows_per_tile);
+  return {row * space.cols, row, rows * static_cast<int>(space.cols), rows};
+}
 
 // A tensor over the iteration space; null when the call has none. Strides in elements.
 struct Operand {

@@ -4,29 +4,17 @@
 // run; else the tile is walked in runs along the innermost dimension.
 #pragma once
 
-#include "cpu/storage.h"
 #include "math/normal.h"
+#include "math/storage.h"
+#include "params.h"
 
 namespace vae_fused::cpu {
 
-// The flat elements of a tile, and its rows.
-struct Tile {
-  int64_t begin, row;
-  int n, rows;
-};
-
-VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
-  if (space.tiles_per_row > 1) {
-    const int64_t row = t / space.tiles_per_row;
-    const int64_t col = (t - row * space.tiles_per_row) * kTile;
-    const int64_t rest = space.cols - col;
-    return {row * space.cols + col, row, static_cast<int>(rest < kTile ? rest : kTile), 1};
-  }
-  const int64_t row = t * space.rows_per_tile;
-  const int64_t rest = space.rows - row;
-  const int rows = static_cast<int>(rest < space.rows_per_tile ? rest : space.rows_per_tile);
-  return {row * space.cols, row, rows * static_cast<int>(space.cols), rows};
-}
+using math::arithmetic_t;
+using math::BFloat16;
+using math::Half;
+using math::narrow;
+using math::widen;
 
 // Calls run(position in the tile, offset in the tensor, stride, length) for each run of the flat
 // elements [begin, begin + n).
@@ -88,15 +76,6 @@ VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begi
       for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j * step]);
     }
   });
-}
-
-struct Key {
-  uint64_t seed, offset;
-};
-
-inline Key resolve(const RngKey& key) {
-  return {key.seed_ptr ? *key.seed_ptr : key.seed,
-          ((key.offset_ptr ? *key.offset_ptr : 0) + key.offset) >> key.shift};
 }
 
 // The normals of `blocks` whole blocks from counter `first` on. Staged, so that each loop is one that

@@ -6,6 +6,7 @@
 //   VAE_FUSED_UNROLL  unrolls the loop of constant length that follows: around it, no loop vectorises.
 //   mulhi(a, b)    upper 32 bits of the 64-bit product.
 //   bits / real    reinterpretation between float and uint32_t.
+//   cvt_...        conversions of 16-bit types, where the machine has an instruction for them.
 //   exp_libm, ...  the platform's double precision functions.
 #pragma once
 
@@ -15,12 +16,17 @@
 
 #if defined(__CUDACC__)
 #define VAE_FUSED_HD __host__ __device__ __forceinline__
-#define VAE_FUSED_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
 #define VAE_FUSED_HD inline __attribute__((always_inline))
-#define VAE_FUSED_UNROLL _Pragma("GCC unroll 16")
 #else
 #define VAE_FUSED_HD inline
+#endif
+
+#if defined(__CUDA_ARCH__)
+#define VAE_FUSED_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define VAE_FUSED_UNROLL _Pragma("GCC unroll 16")
+#else
 #define VAE_FUSED_UNROLL
 #endif
 
@@ -53,6 +59,28 @@ VAE_FUSED_HD float real(uint32_t u) {
   return x;
 #endif
 }
+
+#if defined(__CUDA_ARCH__)
+#define VAE_FUSED_HAS_CVT_F16
+VAE_FUSED_HD float cvt_f32_f16(uint16_t h) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+  return x;
+}
+VAE_FUSED_HD uint16_t cvt_f16_f32(float x) {
+  uint16_t h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+  return h;
+}
+#if __CUDA_ARCH__ >= 800
+#define VAE_FUSED_HAS_CVT_BF16
+VAE_FUSED_HD uint16_t cvt_bf16_f32(float x) {
+  uint16_t h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x));
+  return h;
+}
+#endif
+#endif
 
 // Double precision is the reference path, not the hot one: the platform's library serves it.
 VAE_FUSED_HD double exp_libm(double x) { return ::exp(x); }

@@ -112,8 +112,8 @@ void tile(Space& space) {
   if (space.cols <= kTile) {
     space.tiles_per_row = 1;
     space.rows_per_tile = kTile / space.cols;
-    // A multiple of four rows starts every tile of a linear space on a whole block of noise.
-    if (space.rows_per_tile > 4) space.rows_per_tile &= ~int64_t{3};
+    // A multiple of eight rows starts every tile of a linear space on whole vectors and blocks of noise.
+      if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
     space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile;
   } else {
     space.rows_per_tile = 1;

@@ -1,11 +1,12 @@
-// 16-bit storage types on the host. Conversions are written on the bits, without branches, so that
-// a loop over a tile vectorises on every instruction set; rounding is to nearest even.
+// 16-bit storage types: what is in memory, and how it becomes the type of the arithmetic.
+//
+// Conversions are written on the bits, without branches, so that a loop over a tile vectorises on
+// every instruction set; rounding is to nearest even. A GPU has an instruction for most of them.
 #pragma once
 
 #include "math/platform.h"
-#include "params.h"
 
-namespace vae_fused::cpu {
+namespace vae_fused::math {
 
 struct Half {
   uint16_t u;
@@ -30,37 +31,49 @@ using arithmetic_t = typename Arithmetic<S>::type;
 VAE_FUSED_HD float widen(float x) { return x; }
 VAE_FUSED_HD double widen(double x) { return x; }
 
-VAE_FUSED_HD float widen(BFloat16 x) { return math::real(static_cast<uint32_t>(x.u) << 16); }
+VAE_FUSED_HD float widen(BFloat16 x) { return real(static_cast<uint32_t>(x.u) << 16); }
 
 // Multiplying by 2^112 moves the exponent's bias from 15 to 127, subnormals included; an exponent
 // of all ones (inf, nan) is set by hand.
 VAE_FUSED_HD float widen(Half x) {
+#if defined(VAE_FUSED_HAS_CVT_F16)
+  return cvt_f32_f16(x.u);
+#else
   const uint32_t magnitude = static_cast<uint32_t>(x.u & 0x7FFFu) << 13;
   const uint32_t special = magnitude >= 0x0F800000u ? 0x7F800000u : 0u;
-  const uint32_t scaled = math::bits(math::real(magnitude) * 5.192296858534828e33f);
-  return math::real(scaled | special | (static_cast<uint32_t>(x.u & 0x8000u) << 16));
+  const uint32_t scaled = bits(real(magnitude) * 5.192296858534828e33f);
+  return real(scaled | special | (static_cast<uint32_t>(x.u & 0x8000u) << 16));
+#endif
 }
 
 VAE_FUSED_HD void narrow(float x, float& out) { out = x; }
 VAE_FUSED_HD void narrow(double x, double& out) { out = x; }
 
 VAE_FUSED_HD void narrow(float x, BFloat16& out) {
-  const uint32_t b = math::bits(x);
+#if defined(VAE_FUSED_HAS_CVT_BF16)
+  out.u = cvt_bf16_f32(x);
+#else
+  const uint32_t b = bits(x);
   const uint32_t rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
   out.u = static_cast<uint16_t>((b & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
+#endif
 }
 
 // Normal results: add half an ulp (to even) at bit 13 and move the bias. Subnormal results: adding
 // 0.5 leaves the rounded multiple of 2^-24 in the low bits. 65520 and above become inf.
 VAE_FUSED_HD void narrow(float x, Half& out) {
-  const uint32_t b = math::bits(x);
+#if defined(VAE_FUSED_HAS_CVT_F16)
+  out.u = cvt_f16_f32(x);
+#else
+  const uint32_t b = bits(x);
   const uint32_t magnitude = b & 0x7FFFFFFFu;
   const uint32_t normal = (magnitude + 0xFFFu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
-  const uint32_t subnormal = math::bits(math::real(magnitude) + 0.5f) - 0x3F000000u;
+  const uint32_t subnormal = bits(real(magnitude) + 0.5f) - 0x3F000000u;
   uint32_t h = magnitude < 0x38800000u ? subnormal : normal;
   h = magnitude >= 0x477FF000u ? 0x7C00u : h;
   h = magnitude > 0x7F800000u ? 0x7E00u : h;
   out.u = static_cast<uint16_t>(h | ((b >> 16) & 0x8000u));
+#endif
 }
 
-}  // namespace vae_fused::cpu
+}  // namespace vae_fused::math
