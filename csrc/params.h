@@ -1,5 +1,6 @@
-// What crosses from csrc/torch to the kernels: plain structs, how both kinds of kernel read them, and
-// two entry points for each device. No torch, no CUDA: a kernel can be built and tested without either.
+// What crosses from csrc/torch to the kernels: plain structs, how both kinds of kernel read them,
+// and two entry points for each device. No torch, no CUDA: a kernel can be built and tested without
+// either.
 #pragma once
 
 #include "math/platform.h"

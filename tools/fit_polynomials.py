@@ -25,8 +25,7 @@ def remez(target: Fn, weight: Fn, lo: float, hi: float, degree: int) -> list[mp.
     coefficients: list[mp.mpf] = []
     for _ in range(12):
         rows = [
-            [x**k for k in range(degree + 1)] + [(-1) ** i / weight(x)]
-            for i, x in enumerate(nodes)
+            [x**k for k in range(degree + 1)] + [(-1) ** i / weight(x)] for i, x in enumerate(nodes)
         ]
         solution = mp.lu_solve(mp.matrix(rows), mp.matrix([target(x) for x in nodes]))
         coefficients = [solution[k] for k in range(degree + 1)]
@@ -53,9 +52,7 @@ def rounded(value: mp.mpf, bits: int) -> float:
     return struct.unpack("f", struct.pack("f", float(value)))[0] if bits == 32 else float(value)
 
 
-def report(
-    name: str, target: Fn, weight: Fn, lo: float, hi: float, degree: int, bits: int
-) -> None:
+def report(name: str, target: Fn, weight: Fn, lo: float, hi: float, degree: int, bits: int) -> None:
     fit = [rounded(c, bits) for c in remez(target, weight, lo, hi, degree)]
     grid = [mp.mpf(lo) + (mp.mpf(hi) - lo) * i / 3000 for i in range(3001)]
     worst = max(abs(weight(x) * (mp.polyval(fit[::-1], x) - target(x))) for x in grid)

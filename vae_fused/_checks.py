@@ -83,7 +83,7 @@ def check_reduction(
 def check_noise(
     mu: Tensor, eps: Tensor | None, generator: torch.Generator | None, key: Tensor | None
 ) -> Tensor | None:
-    """Check the three ways of choosing the noise, of which at most one; return eps as mu's dtype."""
+    """Check the origin of the noise, of which there are three, one at most; return eps in mu's dtype."""
     given = [
         name for name, value in (("eps", eps), ("generator", generator), ("key", key))
         if value is not None
@@ -96,9 +96,7 @@ def check_noise(
         return _check_eps(mu, eps)
     if generator is not None:
         if not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"generator must be a torch.Generator, got {type(generator).__name__}"
-            )
+            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         if generator.device.type != mu.device.type:
             raise RuntimeError(f"generator is for {generator.device}, mu is on {mu.device}")
     if key is not None:

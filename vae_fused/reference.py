@@ -82,7 +82,8 @@ def _sample(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
 
 def _kl(mu: Tensor, logvar: Tensor) -> Tensor:
     mu, logvar = _widen(mu), _widen(logvar)
-    return 0.5 * (mu * mu + _Excess.apply(logvar))
+    excess: Tensor = _Excess.apply(logvar)  # type: ignore[no-untyped-call]
+    return 0.5 * (mu * mu + excess)
 
 
 class _Excess(torch.autograd.Function):

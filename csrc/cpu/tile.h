@@ -78,8 +78,8 @@ VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begi
   });
 }
 
-// The normals of `blocks` whole blocks from counter `first` on. Staged, so that each loop is one that
-// compilers vectorise: words of a batch, normals of the batch, and only then the interleaving.
+// The normals of `blocks` whole blocks from counter `first` on. Staged, so that each loop is one
+// that compilers vectorise: words of a batch, normals of the batch, and only then the interleaving.
 template <typename T>
 VAE_FUSED_HD void fill_blocks(uint64_t seed, uint64_t first, int blocks, T* out) {
   constexpr int kPer = math::kNormalsPerBlock<T>;

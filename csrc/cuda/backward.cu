@@ -65,8 +65,8 @@ cudaError_t backward_as(const BackwardParams& p, cudaStream_t stream) {
   constexpr int v = kVector<S>;
   const bool needs_noise = p.grad_z.data && p.grad_logvar.data && !p.eps.data;
   bool vector = space_vectorises(p.space, needs_noise, v);
-  for (const Operand* operand : {&p.mu, &p.logvar, &p.eps, &p.grad_z, &p.grad_mu, &p.grad_logvar,
-                                 &p.grad_eps}) {
+  for (const Operand* operand :
+       {&p.mu, &p.logvar, &p.eps, &p.grad_z, &p.grad_mu, &p.grad_logvar, &p.grad_eps}) {
     vector = vector && vectorises(p.space, *operand, v, sizeof(S));
   }
   return launch(vector ? backward_kernel<S, v> : backward_kernel<S, 1>, p.space.tiles, stream, p);

@@ -30,7 +30,8 @@ __device__ void combine(const ForwardParams& p) {
 
 // Whole rows in a tile: their elements' KL, staged in shared memory, summed by `width` lanes a row.
 template <typename T>
-__device__ __forceinline__ void sum_rows(const ForwardParams& p, const Tile& tile, const T* staged) {
+__device__ __forceinline__ void sum_rows(const ForwardParams& p, const Tile& tile,
+                                         const T* staged) {
   T* const kl = static_cast<T*>(p.kl) + tile.row;
   const int cols = static_cast<int>(p.space.cols);
   int width = 1;
@@ -99,7 +100,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant__ ForwardParams p) {
+__global__ void __launch_bounds__(kThreads)
+    combine_kernel(const __grid_constant__ ForwardParams p) {
   combine<T>(p);
 }
 
@@ -118,8 +120,8 @@ cudaError_t forward_as(const ForwardParams& p, cudaStream_t stream) {
                       vectorises(p.space, p.mu, v, size) &&
                       vectorises(p.space, p.logvar, v, size) &&
                       vectorises(p.space, p.eps, v, size) && vectorises(p.space, p.z, v, size);
-  const cudaError_t error =
-      launch(vector ? forward_kernel<S, v> : forward_kernel<S, 1>, p.space.tiles, stream, p, ticket);
+  const cudaError_t error = launch(vector ? forward_kernel<S, v> : forward_kernel<S, 1>,
+                                   p.space.tiles, stream, p, ticket);
   if (error != cudaSuccess || !combines || ticket != kNoTicket) return error;
   return launch(combine_kernel<T>, 1, stream, p);
 }

@@ -1,8 +1,8 @@
 // Tickets: how the blocks of one launch find out which of them finishes last.
 //
-// Each launch that needs one counts on a slot of a device array. atomicInc wraps the counter back to
-// 0 when the last block has taken its ticket, so a slot is ready for the next launch that uses it.
-// What must never happen is two launches counting on one slot at the same time:
+// Each launch that needs one counts on a slot of a device array. atomicInc wraps the counter back
+// to 0 when the last block has taken its ticket, so a slot is ready for the next launch that uses
+// it. What must never happen is two launches counting on one slot at the same time:
 //
 //   * launches on one stream are ordered, so a stream may keep its slot: eager mode, one slot for
 //     each stream, found by the stream's id, which is unique for the life of the process (its
@@ -11,8 +11,8 @@
 //     (Two instantiations of one captured graph must not run at the same time.)
 //
 // The array is static and zeroed when the module loads: a counter that is allocated or zeroed by a
-// framework lives outside the graph that uses it, and that is how others' went wrong. When the slots
-// are used up the caller launches a second kernel instead.
+// framework lives outside the graph that uses it, and that is how others' went wrong. When the
+// slots are used up the caller launches a second kernel instead.
 #pragma once
 
 #include <atomic>

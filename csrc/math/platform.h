@@ -3,11 +3,10 @@
 //
 //   VAE_FUSED_HD   marks a function of the mathematics: callable on both sides, always inlined, so
 //                  that a loop over a tile on the CPU vectorises through it.
-//   VAE_FUSED_UNROLL  unrolls the loop of constant length that follows: around it, no loop vectorises.
-//   mulhi(a, b)    upper 32 bits of the 64-bit product.
-//   bits / real    reinterpretation between float and uint32_t.
-//   cvt_...        conversions of 16-bit types, where the machine has an instruction for them.
-//   exp_libm, ...  the platform's double precision functions.
+//   VAE_FUSED_UNROLL  unrolls the loop of constant length that follows: around it, no loop
+//   vectorises. mulhi(a, b)    upper 32 bits of the 64-bit product. bits / real    reinterpretation
+//   between float and uint32_t. cvt_...        conversions of 16-bit types, where the machine has
+//   an instruction for them. exp_libm, ...  the platform's double precision functions.
 #pragma once
 
 #include <cmath>
@@ -24,7 +23,7 @@
 
 #if defined(__CUDA_ARCH__)
 #define VAE_FUSED_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__CUDACC__)  // nvcc's host pass knows neither pragma
 #define VAE_FUSED_UNROLL _Pragma("GCC unroll 16")
 #else
 #define VAE_FUSED_UNROLL

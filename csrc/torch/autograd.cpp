@@ -146,8 +146,9 @@ class Latent : public torch::autograd::Function<Latent> {
       return t.defined() ? OptionalTensor(t) : std::nullopt;
     };
     if (at::GradMode::is_enabled()) {
-      variable_list grad = differentiable_backward(grad_z, grad_kl, mu, logvar, eps, optional(saved[3]),
-                                                   parse_reduction(reduction, dim, mu.dim()));
+      variable_list grad =
+          differentiable_backward(grad_z, grad_kl, mu, logvar, eps, optional(saved[3]),
+                                  parse_reduction(reduction, dim, mu.dim()));
       return {grad[0], grad[1], grad[2], Tensor()};
     }
     VAE_FUSED_OP(reparameterize_kl_backward, "reparameterize_kl_backward", "");
@@ -162,9 +163,8 @@ class Latent : public torch::autograd::Function<Latent> {
 
 variable_list apply(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
                     const Arguments& a) {
-  const bool record =
-      at::GradMode::is_enabled() && (mu.requires_grad() || logvar.requires_grad() ||
-                                     (eps.has_value() && eps->requires_grad()));
+  const bool record = at::GradMode::is_enabled() && (mu.requires_grad() || logvar.requires_grad() ||
+                                                     (eps.has_value() && eps->requires_grad()));
   if (record) return Latent::apply(mu, logvar, eps, a);
   at::AutoDispatchBelowADInplaceOrView guard;
   return run(mu, logvar, eps, a);
@@ -204,7 +204,8 @@ std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tens
 
 Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, std::string_view reduction,
                    at::OptionalIntArrayRef dim) {
-  return apply(mu, logvar, std::nullopt, {Call::kKl, std::nullopt, std::nullopt, reduction, dim})[0];
+  return apply(mu, logvar, std::nullopt,
+               {Call::kKl, std::nullopt, std::nullopt, reduction, dim})[0];
 }
 
 }  // namespace vae_fused::autograd

@@ -2,11 +2,12 @@
 // vae_fused/functional.py's; the operators take what it has prepared: mu, logvar, eps and z of one
 // shape, dtype and device.
 //
-// Overloads without suffix are pure functions of their tensors: exactly one of eps and key is given.
-// Overload .generator reserves a fresh key and returns it: a non-differentiable uint64[2].
+// Overloads without suffix are pure functions of their tensors: exactly one of eps and key is
+// given. Overload .generator reserves a fresh key and returns it: a non-differentiable uint64[2].
 //
-//   reduction, dim   which dimensions the KL is summed over, and its divisor; see csrc/torch/space.h
-//   output_mask      which of grad_mu, grad_logvar, grad_eps to compute; the others are undefined
+//   reduction, dim   which dimensions the KL is summed over, and its divisor; see
+//   csrc/torch/space.h output_mask      which of grad_mu, grad_logvar, grad_eps to compute; the
+//   others are undefined
 #include <torch/library.h>
 
 #include "torch/ops.h"
@@ -16,7 +17,8 @@ namespace {
 
 TORCH_LIBRARY(vae_fused, m) {
   const std::vector<at::Tag> pure = {at::Tag::pt2_compliant_tag};
-  const std::vector<at::Tag> random = {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded};
+  const std::vector<at::Tag> random = {at::Tag::pt2_compliant_tag,
+                                       at::Tag::nondeterministic_seeded};
 
   m.def(
       "reparameterize_kl(Tensor mu, Tensor logvar, *, Tensor? eps, Tensor? key, str reduction, "

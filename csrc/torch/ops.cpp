@@ -94,8 +94,7 @@ struct Noise {
 // -------------------------------------------------------------------------------------------------
 
 void parallel_for(int64_t n, int64_t grain, cpu::Body body, void* context) {
-  at::parallel_for(0, n, grain,
-                   [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 #ifdef VAE_FUSED_WITH_CUDA
@@ -236,8 +235,9 @@ std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_backward(
   }
   if (grad_kl.defined()) {
     const auto shape = reduction.shape(mu);
-    TORCH_CHECK_VALUE(grad_kl.sym_sizes() == c10::SymIntArrayRef(shape), "vae_fused: grad_kl has shape ",
-                      grad_kl.sym_sizes(), ", kl has ", c10::SymIntArrayRef(shape));
+    TORCH_CHECK_VALUE(grad_kl.sym_sizes() == c10::SymIntArrayRef(shape),
+                      "vae_fused: grad_kl has shape ", grad_kl.sym_sizes(), ", kl has ",
+                      c10::SymIntArrayRef(shape));
     TORCH_CHECK_TYPE(grad_kl.scalar_type() == kl_dtype(mu), "vae_fused: grad_kl has dtype ",
                      grad_kl.scalar_type(), ", kl has ", kl_dtype(mu));
     TORCH_CHECK(grad_kl.device() == mu.device(), "vae_fused: grad_kl is on ", grad_kl.device(),

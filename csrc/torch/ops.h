@@ -1,5 +1,5 @@
-// The operators' C++ signatures, in the order of library.cpp. The functions of `autograd` wrap those
-// of the same name and call them through the dispatcher.
+// The operators' C++ signatures, in the order of library.cpp. The functions of `autograd` wrap
+// those of the same name and call them through the dispatcher.
 #pragma once
 
 #include <ATen/core/Generator.h>

@@ -23,9 +23,10 @@ RngKey reserve_cpu(const OptionalGenerator& generator) {
 }
 
 #ifdef VAE_FUSED_WITH_CUDA
-// A CUDA generator is a Philox counter, counted in words for each thread; thread k of a torch kernel
-// draws from subsequence k. Ours draws from subsequence 0 alone, `blocks` blocks of four words, and
-// reserves them all. During graph capture the counter is on the device, and each replay moves it.
+// A CUDA generator is a Philox counter, counted in words for each thread; thread k of a torch
+// kernel draws from subsequence k. Ours draws from subsequence 0 alone, `blocks` blocks of four
+// words, and reserves them all. During graph capture the counter is on the device, and each replay
+// moves it.
 RngKey reserve_cuda(const OptionalGenerator& generator, at::Device device, uint64_t blocks) {
   auto* gen = at::get_generator_or_default<at::CUDAGeneratorImpl>(
       generator, at::cuda::detail::getDefaultCUDAGenerator(device.index()));
@@ -51,8 +52,8 @@ RngKey reserve_key(const OptionalGenerator& generator, at::Device device,
                    [[maybe_unused]] at::ScalarType dtype, [[maybe_unused]] int64_t numel) {
 #ifdef VAE_FUSED_WITH_CUDA
   if (device.is_cuda()) {
-    const int64_t per_block = dtype == at::kDouble ? math::kNormalsPerBlock<double>
-                                                   : math::kNormalsPerBlock<float>;
+    const int64_t per_block =
+        dtype == at::kDouble ? math::kNormalsPerBlock<double> : math::kNormalsPerBlock<float>;
     return reserve_cuda(generator, device, (numel + per_block - 1) / per_block);
   }
 #endif

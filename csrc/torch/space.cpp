@@ -87,7 +87,8 @@ struct Dims {
   }
 };
 
-Dims merge(at::IntArrayRef sizes, const Reduction& reduction, const std::vector<Binding>& bindings) {
+Dims merge(at::IntArrayRef sizes, const Reduction& reduction,
+           const std::vector<Binding>& bindings) {
   std::vector<int64_t> noise(sizes.size());
   int64_t step = 1;
   for (size_t d = sizes.size(); d-- > 0; step *= sizes[d]) noise[d] = step;
@@ -112,8 +113,9 @@ void tile(Space& space) {
   if (space.cols <= kTile) {
     space.tiles_per_row = 1;
     space.rows_per_tile = kTile / space.cols;
-    // A multiple of eight rows starts every tile of a linear space on whole vectors and blocks of noise.
-      if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
+    // A multiple of eight rows starts every tile of a linear space on whole vectors and blocks of
+    // noise.
+    if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
     space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile;
   } else {
     space.rows_per_tile = 1;
@@ -133,9 +135,10 @@ Space make_space(at::IntArrayRef sizes, const Reduction& reduction, std::vector<
     for (Binding& b : bindings) *b.tensor = b.tensor->contiguous();
     dims = merge(sizes, reduction, bindings);
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      dims.size.size() <= kMaxDims, "vae_fused: the summed and the kept dimensions alternate more than ",
-      kMaxDims, " times in a ", sizes.size(), "-d tensor; move the summed dimensions to the end");
+  TORCH_CHECK_NOT_IMPLEMENTED(dims.size.size() <= kMaxDims,
+                              "vae_fused: the summed and the kept dimensions alternate more than ",
+                              kMaxDims, " times in a ", sizes.size(),
+                              "-d tensor; move the summed dimensions to the end");
 
   Space space;
   space.ndim = static_cast<int32_t>(dims.size.size());

@@ -29,7 +29,8 @@ struct Reduction {
 
 Reduction parse_reduction(std::string_view reduction, at::OptionalIntArrayRef dim, int64_t ndim);
 
-// One operand: the tensor it comes from (which may be made contiguous on the way) and where it goes.
+// One operand: the tensor it comes from (which may be made contiguous on the way) and where it
+// goes.
 struct Binding {
   Tensor* tensor;
   Operand* operand;

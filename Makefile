@@ -1,0 +1,93 @@
+# Everything below happens in $(VENV), which is made on first use and kept. What is installed there
+# is the built package, not a link to the sources: the tests see what a user gets. Stamp files
+# rebuild what changed: another TORCH, another build setting, an edited source.
+#
+#   TORCH    what to give pip for torch:            make test TORCH=torch==2.14.1
+#            any pip arguments do:                  make demo TORCH="torch --index-url URL"
+#            The default is a fixed version, so that results compare between machines. On Linux pip
+#            may pick a build with CUDA (5 GB); with nvcc at hand the CUDA part is then built, too.
+#   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
+#   PYTHON   what makes the environment:            make test PYTHON=python3.13
+#   PYTEST_ARGS, DEMO_ARGS                          make test PYTEST_ARGS="-k philox -x"
+#   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+PACKAGE_SOURCES := $(sort setup.py tools/toolchain.py pyproject.toml $(wildcard LICENSE README.md) \
+    $(shell find csrc vae_fused -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \
+                             -o -name '*.py' -o -name py.typed))
+
+# A stamp's name carries what it was made with; making one removes those it replaces.
+key = $(shell printf '%s' '$(1)' | cksum | cut -d' ' -f1)
+PYTHON_STAMP := $(VENV)/.python-$(call key,$(PYTHON))
+TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
+BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
+    $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
+
+.PHONY: help build demo test lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make build    compile and install vae_fused in $(VENV)'
+	@echo 'make demo     build, train a small VAE and draw digits.png'
+	@echo 'make test     build and run the tests'
+	@echo 'make lint     ruff, mypy and clang-format, changing nothing'
+	@echo 'make format   let ruff and clang-format rewrite the sources'
+	@echo 'make clean    remove builds and caches, and $(VENV)'
+	@echo 'The head of the Makefile tells the variables, e.g. TORCH=$(TORCH)'
+
+$(PYTHON_STAMP):
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(TORCH_STAMP): $(PYTHON_STAMP) requirements/build.txt
+	$(PIP) $(TORCH)
+	$(PIP) -r requirements/build.txt
+	@rm -f $(VENV)/.torch-* $(VENV)/.build-*
+	@touch $@
+
+$(BUILD_STAMP): $(TORCH_STAMP) $(PACKAGE_SOURCES)
+	@rm -f $(VENV)/.build-*
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --no-deps --force-reinstall .
+	@$(BIN)/python -I -W ignore -c 'from vae_fused import _ext; b = _ext.build_info; \
+	    print("vae_fused: built", b["mode"], "because:", b["why"]); \
+	    exit(_ext.reason if b["mode"] != "none" and not _ext.available else 0)'
+	@touch $@
+
+# Requirements are installed once per torch: nothing in them may move it.
+$(VENV)/.%-requirements: requirements/%.txt $(TORCH_STAMP)
+	$(PIP) -r $<
+	@touch $@
+
+$(VENV)/.test-requirements: requirements/demo.txt
+
+build: $(BUILD_STAMP)
+
+demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
+	$(BIN)/python examples/train_digits.py --out digits.png $(DEMO_ARGS)
+	@echo 'The figure is $(CURDIR)/digits.png'
+
+# The pytest command, not `python -m pytest`: that would import the sources beside the tests.
+test: $(BUILD_STAMP) $(VENV)/.test-requirements
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint-requirements
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: $(VENV)/.lint-requirements
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) .venv-none .venv-cuda
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -f vae_fused/*.so vae_fused/_build_info.json digits.png
+	find csrc vae_fused tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,315 @@
+"""Builds vae_fused: decides what to compile, says so, and compiles exactly that.
+
+Every decision is made once, in `decide()`, before anything is compiled:
+
+  mode      VAE_FUSED_BUILD = auto | cuda | cpu | none
+              auto  CUDA if this torch is a CUDA build and its nvcc is at hand (a GPU need not be),
+                    else CPU if there is a C++ compiler, else none: pure Python.
+              an explicit mode that is impossible here is an error, never a quiet substitute.
+            FORCE_CUDA=1 turns auto into cuda.
+  archs     TORCH_CUDA_ARCH_LIST, else the visible GPUs, else PORTABLE_ARCHS; with PTX for the last.
+  flags     DEBUG=1: -O0 -g.  VAE_FUSED_PTXAS_V=1: nvcc reports registers and spills per kernel.
+            -std is never set: torch picks the one that its headers need.
+  jobs      MAX_JOBS, else what the processors and the memory of this machine carry.
+
+A compile that fails fails the install. What was decided, and why, is printed and recorded in
+`vae_fused/_build_info.json`, from which `vae_fused._ext` and `python -m vae_fused.env` read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import setuptools
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))  # pip runs this file without its folder on the path
+
+from toolchain import (  # noqa: E402
+    Toolkit,
+    compiler_is_gcc,
+    compiler_version,
+    die,
+    find_toolkit,
+    import_torch,
+    numbers,
+    wheel_dirs,
+    why_no_cpu,
+    why_no_cuda,
+)
+
+MODES = ("auto", "cuda", "cpu", "none")
+MIN_SETUPTOOLS = (77, 0)  # reads the license expression in pyproject.toml; what torch asks for, too
+# One per generation; the last one carries PTX, which newer GPUs compile when they first load it.
+PORTABLE_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+GB_PER_JOB = 2  # what one compiler needs for a file that includes ATen
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What will be built, and why."""
+
+    mode: str  # cuda | cpu | none
+    why: str
+    toolkit: Toolkit | None = None
+    archs: str = ""  # in the notation of TORCH_CUDA_ARCH_LIST
+
+
+def say(message: str) -> None:
+    print(f"vae_fused: {message}", file=sys.stderr, flush=True)
+
+
+def flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "on", "true", "yes")
+
+
+# --- what to build -------------------------------------------------------------------------------
+
+
+def choose_archs(torch, toolkit: Toolkit) -> str:
+    """The architectures to compile for, as TORCH_CUDA_ARCH_LIST writes them."""
+    asked = ";".join(re.findall(r"[^;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")))
+    known = toolkit.archs or PORTABLE_ARCHS
+    if asked and asked != "native":
+        for arch in re.findall(r"(?<![\w.])\d+\.\d+", asked):
+            if arch not in known:
+                die(
+                    f"TORCH_CUDA_ARCH_LIST asks for {arch}, which nvcc {toolkit.version} cannot "
+                    f"compile; it knows {' '.join(known)}"
+                )
+        return asked
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    visible = {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in gpus}
+    if visible:
+        # A GPU newer than nvcc runs the PTX of the newest architecture that nvcc knows.
+        archs = {min(arch, known[-1], key=numbers) for arch in visible}
+    else:
+        archs = {arch for arch in PORTABLE_ARCHS if arch in known} or {known[-1]}
+    return ";".join(sorted(archs, key=numbers)) + "+PTX"
+
+
+def decide(torch) -> Plan:
+    """Chooses what to build. The one place that acts on VAE_FUSED_BUILD."""
+    asked = os.environ.get("VAE_FUSED_BUILD", "").lower() or "auto"
+    if asked not in MODES:
+        die(f"VAE_FUSED_BUILD={asked} is not one of {', '.join(MODES)}")
+    why = f"VAE_FUSED_BUILD={asked}"
+    if asked == "none":
+        return Plan("none", why)
+    if asked == "auto" and flag("FORCE_CUDA"):
+        asked, why = "cuda", "FORCE_CUDA=1"
+
+    no_cpu = why_no_cpu()  # the CUDA build compiles C++ as well
+    if asked in ("cuda", "auto"):
+        toolkit = find_toolkit()
+        no_cuda = no_cpu or why_no_cuda(torch, toolkit)
+        if not no_cuda and isinstance(toolkit, Toolkit):
+            if asked == "auto":
+                why = f"torch is built for CUDA {torch.version.cuda}, nvcc is {toolkit.version}"
+            return Plan("cuda", why, toolkit, choose_archs(torch, toolkit))
+        if asked == "cuda":
+            die(f"a CUDA build is impossible ({why}): {no_cuda}")
+        why = f"no CUDA: {no_cuda}"
+    if not no_cpu:
+        return Plan("cpu", why)
+    if asked == "cpu":
+        die(f"a CPU build is impossible ({why}): {no_cpu}")
+    return Plan("none", no_cpu)
+
+
+def jobs() -> int:
+    """Parallel compilers: ninja's own choice ignores memory and container limits."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        return cpus
+    return max(1, min(cpus, int(gigabytes / GB_PER_JOB)))
+
+
+def cxx_flags() -> list[str]:
+    flags = ["-O0", "-g", "-UNDEBUG"] if flag("DEBUG") else ["-O3", "-g0"]
+    flags += ["-Wall", "-Wextra", "-fvisibility=hidden"]
+    # Nobody reads errno or the exception flags, and heeding them keeps sqrt and selects from being
+    # vectorised: the forward kernel is 3 times slower without. Neither changes a result.
+    flags += ["-fno-math-errno", "-fno-trapping-math"]
+    if compiler_is_gcc():
+        # at::parallel_for is serial in a file compiled without it. Not for linking: GOMP_* then
+        # resolves to the runtime that torch has loaded, and both share one pool of threads. Clang
+        # would call another runtime, which torch's wheels for Linux do not have.
+        flags.append("-fopenmp")
+    return flags
+
+
+def nvcc_flags() -> list[str]:
+    # No --use_fast_math: it flushes denormals and changes exp and log behind the formulas' back.
+    flags = ["-O0", "-g"] if flag("DEBUG") else ["-O3"]
+    flags += ["-lineinfo", "-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
+    if flag("VAE_FUSED_PTXAS_V"):
+        flags += ["-Xptxas", "-v"]
+    return flags
+
+
+# --- building it ---------------------------------------------------------------------------------
+
+
+def sources(plan: Plan) -> list[str]:
+    patterns = ["csrc/torch/*.cpp", "csrc/cpu/*.cpp"]
+    if plan.mode == "cuda":
+        patterns.append("csrc/cuda/*.cu")
+    return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
+
+
+def headers() -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*h"))
+
+
+def isystem(dirs: list[str | Path]) -> list[str]:
+    """Makes include folders system folders: warnings are then about our own code alone.
+
+    GCC and clang drop a `-I` (torch adds those) for a folder that is also given as `-isystem`.
+    """
+    return [word for d in dirs if str(d) != "/usr/include" for word in ("-isystem", str(d))]
+
+
+def link_cudart(extension: setuptools.Extension, torch) -> None:
+    """Links a versioned libcudart where no toolkit has libcudart.so: wheels have the former alone.
+
+    When `_C` is loaded torch has loaded its own libcudart already, under the same soname.
+    """
+    if any((Path(d) / "libcudart.so").exists() for d in extension.library_dirs):
+        return
+    places = [Path(d) for d in extension.library_dirs] + wheel_dirs(torch, "lib")
+    versioned = [lib for place in places for lib in sorted(place.glob("libcudart.so.*"))]
+    if not versioned:
+        die("libcudart.so is neither in the CUDA toolkit nor in the nvidia wheels beside torch")
+    extension.libraries.remove("cudart")
+    extension.extra_objects.append(str(versioned[0]))
+
+
+def make_extension(plan: Plan, torch) -> setuptools.Extension:
+    if plan.toolkit is not None:  # torch reads both; its guess at the toolkit is the nvcc on PATH
+        os.environ["CUDA_HOME"] = str(plan.toolkit.home)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = plan.archs
+    from torch.utils import cpp_extension
+
+    # Source paths in error messages and debug info then start at the project's root.
+    cxx = [*cxx_flags(), f"-ffile-prefix-map={ROOT}{os.sep}="]
+    common = {
+        "include_dirs": [str(ROOT / "csrc")],
+        "depends": headers(),
+        "py_limited_api": not sysconfig.get_config_var("Py_GIL_DISABLED"),
+    }
+    python_include = sysconfig.get_path("include")
+    if plan.toolkit is None:
+        cxx += isystem([*cpp_extension.include_paths(), python_include])
+        return cpp_extension.CppExtension(
+            "vae_fused._C", sources(plan), extra_compile_args={"cxx": cxx}, **common
+        )
+    cpp_extension.CUDA_HOME = str(plan.toolkit.home)  # had it been imported before
+    # The wheels come last: their cuda_runtime.h may be newer than nvcc.
+    cxx += isystem([*cpp_extension.include_paths("cuda"), python_include])
+    cxx += isystem([*wheel_dirs(torch, "include")])
+    extension = cpp_extension.CUDAExtension(
+        "vae_fused._C",
+        sources(plan),
+        extra_compile_args={"cxx": cxx, "nvcc": nvcc_flags()},
+        define_macros=[("VAE_FUSED_WITH_CUDA", None)],
+        **common,
+    )
+    link_cudart(extension, torch)
+    return extension
+
+
+def build_info(plan: Plan, torch) -> dict[str, object]:
+    """What `_build_info.json` records: no dates and no paths, so that builds are reproducible."""
+    compiled = plan.mode != "none"
+    return {
+        "mode": plan.mode,
+        "why": plan.why,
+        "torch": str(torch.__version__) if compiled else None,
+        "torch_cuda": torch.version.cuda if compiled else None,
+        "cuda": plan.toolkit.version if plan.toolkit else None,
+        "archs": plan.archs.split(";") if plan.archs else [],
+        "compiler": compiler_version() if compiled else None,
+        "flags": {
+            "cxx": cxx_flags() if compiled else [],
+            "nvcc": nvcc_flags() if plan.mode == "cuda" else [],
+        },
+        "platform": f"{sys.platform}-{platform.machine()}" if compiled else None,
+    }
+
+
+def write_build_info(package: Path, info: dict[str, object]) -> None:
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def commands(plan: Plan, info: dict[str, object]) -> dict[str, type]:
+    """setuptools commands that record `info` and turn a failed compile into a clear last line."""
+
+    class BuildPy(build_py):
+        def run(self) -> None:
+            target = ROOT / "vae_fused" if self.editable_mode else Path(self.build_lib, "vae_fused")
+            if not self.editable_mode:
+                shutil.rmtree(target, ignore_errors=True)  # modules that have since been renamed
+            super().run()
+            write_build_info(target, info)
+
+        def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+            record = os.path.join(self.build_lib, "vae_fused", "_build_info.json")
+            return [*super().get_outputs(include_bytecode), record]
+
+    if plan.mode == "none":
+        return {"build_py": BuildPy}
+
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildExt(BuildExtension):
+        def run(self) -> None:
+            os.environ.setdefault("MAX_JOBS", str(jobs()))
+            try:
+                super().run()
+            except Exception as error:
+                first_line = next(iter(str(error).splitlines()), type(error).__name__)
+                die(f"the {plan.mode} build failed ({first_line}); the first error above says why")
+            if self.inplace:
+                write_build_info(ROOT / "vae_fused", info)
+
+    return {"build_py": BuildPy, "build_ext": BuildExt}
+
+
+def main() -> None:
+    if numbers(setuptools.__version__) < MIN_SETUPTOOLS:
+        die(f"setuptools {setuptools.__version__} is too old: pip install -U 'setuptools>=77'")
+    os.chdir(ROOT)
+    # Without compiled code torch is not needed here; it remains a runtime dependency.
+    torch = None if os.environ.get("VAE_FUSED_BUILD", "").lower() == "none" else import_torch()
+    plan = decide(torch)
+    say(f"building {plan.mode} ({plan.why})" + (f" for {plan.archs}" if plan.archs else ""))
+    options = {}
+    extensions = []
+    if plan.mode != "none":
+        extensions.append(make_extension(plan, torch))
+        # Builds for another torch or mode must not share objects: one folder each.
+        options["build"] = {"build_base": f"build/{plan.mode}-torch{torch.__version__}"}
+        if extensions[0].py_limited_api:
+            options["bdist_wheel"] = {"py_limited_api": "cp310"}
+    setuptools.setup(
+        ext_modules=extensions,
+        cmdclass=commands(plan, build_info(plan, torch)),
+        options=options,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Every bad call says which argument is wrong, before anything is launched or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import vae_fused as vf
+
+MU, LOGVAR = torch.randn(4, 6), torch.randn(4, 6)
+KEY = torch.tensor([1, 2], dtype=torch.uint64)
+SUM = {"reduction": "sum", "dim": None}
+BOTH = (vf, vf.reference)
+
+# (what is wrong, positional arguments, keyword arguments, exception, message)
+POSTERIOR: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
+    ("mu no tensor", ([1.0], LOGVAR), TypeError, "mu must be a Tensor, got list"),
+    ("logvar no tensor", (MU, 0.5), TypeError, "logvar must be a Tensor, got float"),
+    ("integer mu", (MU.long(), LOGVAR), TypeError, "mu has dtype torch.int64, wants float32"),
+    ("bool logvar", (MU, LOGVAR > 0), TypeError, "logvar has dtype torch.bool"),
+    ("complex mu", (MU.to(torch.complex64), LOGVAR), TypeError, "mu has dtype torch.complex64"),
+    ("shapes", (MU, LOGVAR[:, :5]), ValueError, r"logvar has shape \(4, 5\).*mu's \(4, 6\)"),
+    ("devices", (MU, LOGVAR.to("meta")), RuntimeError, "logvar is on meta, mu on cpu"),
+    ("sparse mu", (MU.to_sparse(), LOGVAR), TypeError, "mu has layout torch.sparse_coo"),
+]
+
+REDUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"reduction": "batch_mean"}, ValueError, "reduction is 'batch_mean', wants one of batchmean"),
+    ({"reduction": 1}, TypeError, "reduction must be a str, got int"),
+    ({"reduction": None}, TypeError, "reduction must be a str, got NoneType"),
+    ({"dim": 2}, ValueError, "dim 2 is out of range for mu of 2 dimensions"),
+    ({"dim": (0, -3)}, ValueError, "dim -3 is out of range"),
+    ({"dim": (1, -1)}, ValueError, "dim -1 appears twice"),
+    ({"dim": ()}, ValueError, "dim is empty"),
+    ({"dim": "1"}, TypeError, "dim must be an int or a sequence of ints, got str"),
+    ({"dim": 1.0}, TypeError, "dim must be an int or a sequence of ints, got float"),
+    ({"dim": (1.0,)}, TypeError, "dim must hold ints, got float"),
+    ({"dim": (True,)}, TypeError, "dim must hold ints, got bool"),
+    ({"dim": 1, "reduction": "sum"}, ValueError, "dim replaces reduction"),
+]
+
+NOISE: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"eps": 1.0}, TypeError, "eps must be a Tensor, got float"),
+    ({"eps": MU[:2]}, ValueError, r"eps has shape \(2, 6\), wants z's \(4, 6\)"),
+    ({"eps": MU.long()}, TypeError, "eps has dtype torch.int64"),
+    ({"eps": MU.to("meta")}, RuntimeError, "eps is on meta, mu on cpu"),
+    ({"key": (1, 2)}, TypeError, "key must be a Tensor"),
+    ({"key": KEY.to(torch.int32)}, TypeError, "key has dtype torch.int32, wants uint64 or int64"),
+    ({"key": KEY[:1]}, ValueError, r"key has shape \(1,\), wants \(2,\)"),
+    ({"key": KEY.to("meta")}, RuntimeError, "key is on meta, mu on cpu"),
+    ({"generator": 3}, TypeError, "generator must be a torch.Generator, got int"),
+    ({"eps": MU, "key": KEY}, ValueError, "give one of eps, generator and key, got eps and key"),
+    ({"generator": torch.Generator(), "key": KEY}, ValueError, "got generator and key"),
+]
+
+
+def refuses(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    """The call raises, and neither the default nor any other generator has moved."""
+    state = torch.get_rng_state()
+    with pytest.raises(error, match=message):
+        call()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("name", ["reparameterize_kl", "reparameterize", "gaussian_kl"])
+@pytest.mark.parametrize(
+    ("what", "args", "error", "message"), POSTERIOR, ids=[c[0] for c in POSTERIOR]
+)
+def test_bad_posterior_is_named(module, name, what, args, error, message):
+    refuses(lambda: getattr(module, name)(*args), error, message)
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("name", ["reparameterize_kl", "gaussian_kl"])
+@pytest.mark.parametrize(("kwargs", "error", "message"), REDUCTION, ids=lambda v: str(v)[:40])
+def test_bad_reduction_is_named(module, name, kwargs, error, message):
+    refuses(lambda: getattr(module, name)(MU, LOGVAR, **kwargs), error, message)
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("name", ["reparameterize_kl", "reparameterize"])
+@pytest.mark.parametrize(("kwargs", "error", "message"), NOISE, ids=lambda v: str(v)[:40])
+def test_bad_noise_is_named(module, name, kwargs, error, message):
+    refuses(lambda: getattr(module, name)(MU, LOGVAR, **kwargs), error, message)
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+def test_sample_reduction_of_a_scalar_is_refused(module):
+    scalar = torch.zeros(())
+    refuses(
+        lambda: module.reparameterize_kl(scalar, scalar, reduction="sample"),
+        ValueError,
+        "keeps dimension 0, but mu is 0-d",
+    )
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+def test_a_given_generator_is_untouched_by_a_refused_call(module):
+    generator = torch.Generator().manual_seed(5)
+    state = generator.get_state()
+    with pytest.raises(ValueError, match="reduction is 'x'"):
+        module.reparameterize_kl(MU, LOGVAR, generator=generator, reduction="x")
+    assert torch.equal(state, generator.get_state())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+def test_generator_of_another_device_is_refused(module):
+    generator = torch.Generator("cuda")
+    refuses(
+        lambda: module.reparameterize(MU, LOGVAR, generator=generator),
+        RuntimeError,
+        "generator is for cuda.*, mu is on cpu",
+    )
+
+
+@pytest.mark.parametrize("name", ["reparameterize_kl", "reparameterize", "gaussian_kl"])
+def test_the_two_tensors_are_positional_only(name):
+    with pytest.raises(TypeError, match="positional"):
+        getattr(vf, name)(mu=MU, logvar=LOGVAR)
+
+
+@pytest.mark.skipif(not vf.functional._ext.available, reason="no compiled part")
+class TestOperatorsKeepKernelsWithinMemory:
+    """Whoever calls ``torch.ops.vae_fused`` directly gets an exception, never a bad access."""
+
+    OPS = torch.ops.vae_fused
+
+    @pytest.mark.parametrize(
+        ("logvar", "eps", "key", "message"),
+        [
+            (LOGVAR[:3], None, KEY, "logvar has shape"),
+            (LOGVAR.double(), None, KEY, "logvar has dtype"),
+            (LOGVAR, MU[:3], None, "eps has shape"),
+            (LOGVAR, MU.half(), None, "eps has dtype"),
+            (LOGVAR, None, KEY[:1], "key has shape"),
+            (LOGVAR, None, KEY.to(torch.int32), "key has dtype"),
+            (LOGVAR, None, None, "give one of eps and key"),
+            (LOGVAR, MU, KEY, "give one of eps and key"),
+        ],
+    )
+    def test_forward(self, logvar, eps, key, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            self.OPS.reparameterize_kl.default(MU, logvar, eps=eps, key=key, **SUM)
+
+    @pytest.mark.parametrize(
+        ("grad_z", "grad_kl", "message"),
+        [
+            (MU[:3], None, "grad_z has shape"),
+            (MU.double(), None, "grad_z has dtype"),
+            (MU, torch.zeros(4), "grad_kl has shape"),
+            (MU, torch.zeros((), dtype=torch.float64), "grad_kl has dtype"),
+        ],
+    )
+    def test_backward(self, grad_z, grad_kl, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            self.OPS.reparameterize_kl_backward.default(
+                grad_z, grad_kl, MU, LOGVAR, eps=None, key=KEY, output_mask=[True] * 3, **SUM
+            )
+
+    def test_unsupported_dtype_and_reduction(self):
+        with pytest.raises(TypeError, match="unsupported dtype"):
+            self.OPS.gaussian_kl.default(MU.long(), LOGVAR.long(), **SUM)
+        with pytest.raises(ValueError, match="unknown reduction 'x'"):
+            self.OPS.gaussian_kl.default(MU, LOGVAR, reduction="x", dim=None)
+        with pytest.raises(IndexError, match="dim out of range"):
+            self.OPS.gaussian_kl.default(MU, LOGVAR, reduction="sum", dim=[7])
