@@ -11,9 +11,17 @@ one launch backward computes every gradient, regenerating the noise from a 16-by
 what was built and what is in use.
 """
 
-from vae_fused import functional, reference
+import sys
+
 from vae_fused._version import __version__
-from vae_fused.functional import gaussian_kl, reparameterize, reparameterize_kl
+
+try:
+    from vae_fused import functional, reference
+    from vae_fused.functional import gaussian_kl, reparameterize, reparameterize_kl
+except Exception:
+    # `python -m vae_fused.env` imports this file first, and prints even if torch does not load.
+    if "vae_fused.env" not in sys.orig_argv:
+        raise
 
 __all__ = [
     "__version__",

@@ -83,7 +83,7 @@ def check_reduction(
 def check_noise(
     mu: Tensor, eps: Tensor | None, generator: torch.Generator | None, key: Tensor | None
 ) -> Tensor | None:
-    """Check the origin of the noise, of which there are three, one at most; return eps in mu's dtype."""
+    """Check where the noise comes from; return eps, if given, in the dtype of mu."""
     given = [
         name for name, value in (("eps", eps), ("generator", generator), ("key", key))
         if value is not None
