@@ -68,7 +68,7 @@ $(VENV)/.test-requirements: requirements/demo.txt
 build: $(BUILD_STAMP)
 
 demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
-	$(BIN)/python examples/train_digits.py --out digits.png $(DEMO_ARGS)
+	$(BIN)/python examples/train_digits.py --compare --out digits.png $(DEMO_ARGS)
 	@echo 'The figure is $(CURDIR)/digits.png'
 
 # The pytest command, not `python -m pytest`: that would import the sources beside the tests.

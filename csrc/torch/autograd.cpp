@@ -10,7 +10,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "torch/ops.h"
-#include "torch/space.h"
+#include "torch/reduction.h"
 
 namespace vae_fused::autograd {
 namespace {

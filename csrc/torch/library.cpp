@@ -6,7 +6,7 @@
 // given. Overload .generator reserves a fresh key and returns it: a non-differentiable uint64[2].
 //
 //   reduction, dim   which dimensions the KL is summed over, and its divisor; see
-//   csrc/torch/space.h output_mask      which of grad_mu, grad_logvar, grad_eps to compute; the
+//   csrc/torch/reduction.h output_mask      which of grad_mu, grad_logvar, grad_eps to compute; the
 //   others are undefined
 #include <torch/library.h>
 

@@ -14,8 +14,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #endif
 
+#include "torch/reduction.h"
 #include "torch/rng.h"
-#include "torch/space.h"
 
 namespace vae_fused {
 namespace {
@@ -122,6 +122,36 @@ void launch(const BackwardParams& params, [[maybe_unused]] at::Device device) {
 }
 
 // -------------------------------------------------------------------------------------------------
+// bind
+// -------------------------------------------------------------------------------------------------
+
+struct Bound {
+  Tensor* tensor;
+  Operand* operand;
+  bool written = false;
+};
+
+// The space of all defined tensors. Where more than kMaxDims dimensions cannot be merged, copies
+// that are contiguous have fewer; a result is then contiguous, too.
+Space bind(const std::vector<int64_t>& sizes, DimSet summed, const std::vector<Bound>& bounds) {
+  Space space;
+  for (const bool copy : {false, true}) {
+    std::vector<Binding> bindings;
+    for (const Bound& b : bounds) {
+      if (!b.tensor->defined()) continue;
+      if (copy) *b.tensor = b.tensor->contiguous();
+      void* data =
+          b.written ? b.tensor->mutable_data_ptr() : const_cast<void*>(b.tensor->const_data_ptr());
+      bindings.push_back({data, b.tensor->strides().data(), b.operand});
+    }
+    if (make_space(sizes, summed, bindings, space)) return space;
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "vae_fused: summed and kept dimensions alternate more than ",
+                              kMaxDims, " times in a ", sizes.size(),
+                              "-d tensor; move the summed dimensions to the end");
+}
+
+// -------------------------------------------------------------------------------------------------
 // forward
 // -------------------------------------------------------------------------------------------------
 
@@ -156,11 +186,11 @@ Outputs forward(Tensor mu, Tensor logvar, std::optional<Noise> noise,
     if (out.key.defined()) out.key.zero_();
     return out;
   }
-  params.space = make_space(mu.sizes(), reduction.value_or(Reduction{}),
-                            {{&mu, &params.mu},
-                             {&logvar, &params.logvar},
-                             {&eps, &params.eps},
-                             {&out.z, &params.z, true}});
+  params.space = bind(mu.sizes().vec(), reduction.value_or(Reduction{}).summed,
+                      {{&mu, &params.mu},
+                       {&logvar, &params.logvar},
+                       {&eps, &params.eps},
+                       {&out.z, &params.z, true}});
   Tensor partials;
   if (out.kl.defined()) {
     params.kl = out.kl.mutable_data_ptr();
@@ -266,14 +296,14 @@ std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_backward(
     params.grad_kl = grad_kl.const_data_ptr();
     params.kl_scale = reduction.scale(mu);
   }
-  params.space = make_space(mu.sizes(), reduction,
-                            {{&mu, &params.mu},
-                             {&logvar, &params.logvar},
-                             {&noise.eps, &params.eps},
-                             {&grad_z, &params.grad_z},
-                             {&grad_mu, &params.grad_mu, true},
-                             {&grad_logvar, &params.grad_logvar, true},
-                             {&grad_eps, &params.grad_eps, true}});
+  params.space = bind(mu.sizes().vec(), reduction.summed,
+                      {{&mu, &params.mu},
+                       {&logvar, &params.logvar},
+                       {&noise.eps, &params.eps},
+                       {&grad_z, &params.grad_z},
+                       {&grad_mu, &params.grad_mu, true},
+                       {&grad_logvar, &params.grad_logvar, true},
+                       {&grad_eps, &params.grad_eps, true}});
   launch(params, mu.device());
   return outputs();
 }

@@ -1,0 +1,115 @@
+// From shapes and strides to the kernels' iteration space (see Space in params.h): dimensions are
+// put in flat order, merged where every operand allows it, and cut into tiles. Host only.
+#pragma once
+
+#include <bitset>
+#include <cstddef>
+#include <vector>
+
+#include "params.h"
+
+namespace vae_fused {
+
+using DimSet = std::bitset<64>;  // torch's tensors have at most 64 dimensions
+
+// A tensor that takes part in a call, and the operand it becomes. No data: absent.
+struct Binding {
+  void* data;
+  const int64_t* strides;  // in elements, one for each dimension
+  Operand* operand;
+};
+
+namespace space_detail {
+
+// A dimension of the space: its stride in the noise, then in each operand.
+struct Dim {
+  int64_t size;
+  std::vector<int64_t> strides;
+};
+
+// Whether going one step along `outer` is going all the way along `inner`, for everything.
+inline bool merges(const Dim& outer, const Dim& inner) {
+  for (size_t k = 0; k < inner.strides.size(); ++k) {
+    if (outer.strides[k] != inner.strides[k] * inner.size) return false;
+  }
+  return true;
+}
+
+inline bool linear(const std::vector<Dim>& dims, size_t k) {
+  int64_t expected = 1;
+  for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
+    if (dim->strides[k] != expected) return false;
+    expected *= dim->size;
+  }
+  return true;
+}
+
+inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
+                              const std::vector<Binding>& present) {
+  std::vector<int64_t> noise(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) noise[d - 1] = noise[d] * sizes[d];
+
+  std::vector<Dim> dims;
+  for (const bool wanted : {false, true}) {  // kept dimensions first
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      if (summed[d] != wanted || sizes[d] == 1) continue;
+      Dim dim{sizes[d], {noise[d]}};
+      for (const Binding& b : present) dim.strides.push_back(b.strides[d]);
+      if (!dims.empty() && merges(dims.back(), dim)) {
+        dim.size *= dims.back().size;
+        dims.back() = dim;
+      } else {
+        dims.push_back(dim);
+      }
+    }
+  }
+  if (dims.empty()) dims.push_back({1, std::vector<int64_t>(present.size() + 1, 1)});
+  return dims;
+}
+
+inline void tile(Space& space) {
+  space.rows_per_tile = space.tiles_per_row = 1;
+  if (space.cols > kTile) {
+    space.tiles_per_row = (space.cols + kTile - 1) / kTile;
+  } else {
+    space.rows_per_tile = kTile / space.cols;
+    // Eights of rows start each tile of a linear space on whole vectors and whole blocks of noise.
+    if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
+  }
+  space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile * space.tiles_per_row;
+}
+
+}  // namespace space_detail
+
+// The space that visits every bound tensor (all of shape `sizes`, none of them empty) with the
+// summed dimensions last. False if more than kMaxDims dimensions remain.
+inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
+                       const std::vector<Binding>& bindings, Space& space) {
+  using namespace space_detail;
+  std::vector<Binding> present;
+  for (const Binding& b : bindings) {
+    if (b.data) present.push_back(b);
+  }
+  const std::vector<Dim> dims = merge(sizes, summed, present);
+  if (dims.size() > static_cast<size_t>(kMaxDims)) return false;
+
+  space = Space{};
+  space.ndim = static_cast<int32_t>(dims.size());
+  space.rows = space.cols = 1;
+  for (size_t d = 0; d < sizes.size(); ++d) (summed[d] ? space.cols : space.rows) *= sizes[d];
+  space.noise_linear = linear(dims, 0);
+  for (size_t d = 0; d < dims.size(); ++d) {
+    space.size[d] = dims[d].size;
+    space.noise_stride[d] = dims[d].strides[0];
+  }
+  for (size_t k = 0; k < present.size(); ++k) {
+    Operand& operand = *present[k].operand;
+    operand.data = present[k].data;
+    operand.linear = linear(dims, k + 1);
+    for (size_t d = 0; d < dims.size(); ++d) operand.stride[d] = dims[d].strides[k + 1];
+  }
+  tile(space);
+  return true;
+}
+
+}  // namespace vae_fused

@@ -1,0 +1,154 @@
+"""What the tests share: devices, keys, layouts, and the truth they are compared with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mpmath
+import pytest
+import torch
+from torch import Tensor
+
+import vae_fused as vf
+from vae_fused import _ext
+
+AVAILABLE = _ext.available
+native = pytest.mark.skipif(
+    not AVAILABLE, reason="plain PyTorch does not promise this, only the compiled part"
+)
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REDUCTIONS = ("batchmean", "sum", "mean", "sample", "none")
+DEVICES = ("cpu", "cuda") if _ext.has_cuda and torch.cuda.is_available() else ("cpu",)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device that the compiled part serves here."""
+    return str(request.param)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """`torch.set_num_threads`, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def make_key(seed: int, offset: int = 0, device: str = "cpu") -> Tensor:
+    return torch.tensor([seed, offset], dtype=torch.uint64).to(device)
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"):
+    """Normals of an own generator: the same on every device, and no global state is touched."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+# --------------------------------------------------------------------------------------------------
+# The truth
+# --------------------------------------------------------------------------------------------------
+
+
+def eager(mu: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """What everybody writes: the sample and the elementwise KL, in the precision of the inputs."""
+    z = mu + torch.exp(0.5 * logvar) * eps
+    return z, -0.5 * (1.0 + logvar - mu.pow(2) - logvar.exp())
+
+
+def exact_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    """The elementwise KL in float64 without cancellation, good to 1e-14 relative."""
+    mu, x = mu.double(), logvar.double()
+    term, series = 0.5 * x * x, torch.zeros_like(x)
+    for n in range(3, 24):
+        series, term = series + term, term * x / n
+    return 0.5 * (mu * mu + torch.where(x.abs() < 0.5, series, torch.expm1(x) - x))
+
+
+def exact_gradients(
+    mu: Tensor, logvar: Tensor, eps: Tensor, grad_z: Tensor, grad_kl: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`, `kl` elementwise, in float64."""
+    mu, x, eps, grad_z, grad_kl = (t.double() for t in (mu, logvar, eps, grad_z, grad_kl))
+    grad_x = 0.5 * (grad_z * eps * torch.exp(0.5 * x) + grad_kl * torch.expm1(x))
+    return grad_z + grad_kl * mu, grad_x
+
+
+def kl_by_mpmath(mu: float, logvar: float) -> float:
+    """The KL to the last bit: no code shared with anything under test."""
+    with mpmath.workdps(60):
+        m, x = mpmath.mpf(mu), mpmath.mpf(logvar)
+        return float((m * m + mpmath.exp(x) - 1 - x) / 2)
+
+
+def reduced(kl: Tensor, reduction: str = "batchmean", dim: Any = None) -> Tensor:
+    """The elementwise KL summed as the arguments say, in torch's words."""
+    if dim is not None:
+        return kl.sum(dim=dim)
+    if reduction == "batchmean":
+        return kl.sum() / kl.shape[0] if kl.dim() else kl.sum()
+    if reduction == "sample":
+        return kl.reshape(kl.shape[0], -1).sum(1) if kl.numel() else kl.flatten(1).sum(1)
+    return {"sum": kl.sum, "mean": kl.mean, "none": kl.clone}[reduction]()
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """The largest relative error of any element."""
+    return ((got.double() - want).abs() / want.abs()).max().item()
+
+
+def scaled(got: Tensor, want: Tensor) -> float:
+    """The largest error of any element, in units of the largest element or of 1."""
+    error = (got.double() - want.double()).abs().max().item()
+    return error / max(1.0, want.abs().max().item())
+
+
+# --------------------------------------------------------------------------------------------------
+# Layouts
+# --------------------------------------------------------------------------------------------------
+
+# The same values in other strides, by operators that autograd follows back to a contiguous leaf.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "reversed": lambda x: x.permute(*reversed(range(x.dim()))).contiguous().permute(
+        *reversed(range(x.dim()))
+    ),
+    "chunked last": lambda x: torch.cat([x, x + 1], -1).chunk(2, -1)[0],
+    "chunked second": lambda x: torch.cat([x + 1, x], 1).chunk(2, 1)[1],
+    "chunked first": lambda x: torch.cat([x, x + 1], 0).chunk(2, 0)[0],
+    "every other": lambda x: torch.stack([x, x + 1], -1)[..., 0],
+    "misaligned": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+    "channels last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
+    "expanded rows": lambda x: x[:1].expand(x.shape),
+    "expanded last": lambda x: x[..., :1].expand(x.shape),
+    "expanded all": lambda x: x.flatten()[0].expand(x.shape),
+}  # fmt: skip
+
+
+def all_dims(ndim: int) -> list[tuple[int, ...]]:
+    """Every choice of dimensions to sum."""
+    return [d for n in range(1, ndim + 1) for d in itertools.combinations(range(ndim), n)]
+
+
+def posterior(
+    shape: tuple[int, ...],
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    requires_grad: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """A `(mu, logvar)` of unit scale."""
+    pair = random(2, *shape, seed=seed, dtype=dtype, device=device)
+    mu, logvar = (t.clone().requires_grad_(requires_grad) for t in pair)
+    return mu, logvar
+
+
+def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The package's noise itself: the sample of a standard normal."""
+    zeros = torch.zeros(shape, dtype=dtype, device=key.device)
+    return vf.reparameterize(zeros, zeros, key=key)

@@ -1,0 +1,34 @@
+// Between the streams (stream.cpp) and a block (block.cpp): run this one, now, on this OS thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "emu/host.h"
+
+namespace emu::detail {
+
+// SplitMix64 (Steele, Lea, Flood 2014): seeded, tiny, and the same everywhere.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint32_t below(uint32_t n) { return static_cast<uint32_t>(((next() >> 32) * n) >> 32); }
+
+ private:
+  uint64_t next() {
+    uint64_t x = state_ += 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+  }
+  uint64_t state_;
+};
+
+// Runs one block to its end. Returns "" or the report of a fault. `after` and `done` are tokens of
+// race.h: what the block may rely on, and what it publishes at its end.
+std::string run_block(const Work& work, uint3 index, Random& random, void* after, void* done);
+
+// All launches are done and the host knows it.
+void host_has_waited();
+
+}  // namespace emu::detail

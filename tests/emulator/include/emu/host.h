@@ -1,0 +1,119 @@
+// Host code: the part of the CUDA runtime that launchers use, and the emulator's own controls.
+//
+// A launch is a closure over its arguments. By default it runs at once; with
+// `config().deferred` it waits in its stream until `synchronize()`, which interleaves whole blocks
+// of the launches at the head of all streams in a seeded order. One host thread only.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "emu/types.h"
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorInvalidResourceHandle = 400,
+  cudaErrorNotReady = 600,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
+};
+
+enum cudaStreamCaptureStatus {
+  cudaStreamCaptureStatusNone = 0,
+  cudaStreamCaptureStatusActive = 1,
+  cudaStreamCaptureStatusInvalidated = 2,
+};
+
+enum cudaDeviceAttr {
+  cudaDevAttrMaxThreadsPerBlock = 1,
+  cudaDevAttrWarpSize = 10,
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrMaxThreadsPerMultiProcessor = 39,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+};
+
+namespace emu {
+class Stream;
+}
+using cudaStream_t = emu::Stream*;  // null: the default stream, here a stream like any other
+
+namespace emu {
+
+struct Config {
+  uint64_t seed = 1;   // of the order of blocks, threads and streams
+  int sm_count = 132;  // what cudaDeviceGetAttribute answers
+  int device = 0;
+  bool deferred = false;  // launches wait for synchronize()
+};
+Config& config();
+
+// Restarts the random order from config().seed.
+void reseed(uint64_t seed);
+
+// One recorded launch; runs `body` once per thread.
+struct Work {
+  std::function<void()> body;
+  dim3 grid, block;
+};
+using Graph = std::vector<std::shared_ptr<const Work>>;
+
+Stream* create_stream();
+void destroy_stream(Stream* stream);  // drops what waits there
+void begin_capture(Stream* stream);
+Graph end_capture(Stream* stream);
+cudaError_t replay(const Graph& graph, Stream* stream);
+
+// Runs what waits on all streams. Returns cudaErrorLaunchFailure after a fault; the rest is
+// dropped.
+cudaError_t synchronize();
+
+// The report of the last fault, and forgets it; empty if there was none.
+std::string take_fault();
+
+// How many launches have been accepted since the program started (captured ones when replayed).
+uint64_t launches();
+
+cudaError_t enqueue(Work work, Stream* stream);
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   cudaStream_t stream, Arguments&&... arguments) {
+  static_assert(sizeof...(Parameters) == sizeof...(Arguments), "one argument per parameter");
+  if (shared_bytes != 0) return cudaErrorNotSupported;
+  std::tuple<std::decay_t<Parameters>...> copies{
+      std::decay_t<Parameters>(std::forward<Arguments>(arguments))...};
+  return enqueue({[kernel, copies] { std::apply(kernel, copies); }, grid, block}, stream);
+}
+
+}  // namespace emu
+
+cudaError_t cudaGetLastError();
+cudaError_t cudaPeekAtLastError();
+const char* cudaGetErrorString(cudaError_t error);
+const char* cudaGetErrorName(cudaError_t error);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id = nullptr);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaDeviceSynchronize();
+
+template <typename T>
+cudaError_t cudaGetSymbolAddress(void** address, const T& symbol) {
+  *address = const_cast<void*>(static_cast<const void*>(&symbol));
+  return cudaSuccess;
+}

@@ -1,0 +1,195 @@
+"""Builds what the tests of `csrc/` run, with the host compiler alone.
+
+`module()` is a Python module over the mathematics, the CPU kernels and the CUDA kernels on the
+emulated device; `program("asan")` and `program("tsan")` are command lines that run the cases of
+`cases.cpp` under a sanitizer. Everything lands in `build/native`; an object is compiled again only
+if its flags or the contents of a file that it includes have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "tests" / "native"
+EMULATOR = ROOT / "tests" / "emulator"
+CSRC = ROOT / "csrc"
+OUT = ROOT / "build" / "native"
+
+CXX = shlex.split(os.environ.get("CXX", "g++"))
+FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+# One rounding per operation, whatever the host: the contract of the noise is stated without FMA.
+FLAGS += ["-ffp-contract=off"]
+INCLUDES = [f"-I{CSRC}", f"-I{NATIVE}", f"-I{EMULATOR}", f"-I{EMULATOR / 'include'}"]
+SANITIZERS = {
+    "plain": [],
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "tsan": ["-fsanitize=thread"],
+}
+EMULATOR_DEFINES = {"plain": [], "asan": ["-DEMU_ASAN"], "tsan": ["-DEMU_TSAN"]}
+if platform.machine() not in ("x86_64", "AMD64"):
+    EMULATOR_DEFINES = {
+        name: [*flags, "-DEMU_UCONTEXT"] for name, flags in EMULATOR_DEFINES.items()
+    }
+
+
+class BuildError(RuntimeError):
+    """The compiler's own words."""
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+
+
+def run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise BuildError(f"{shlex.join(command)}\n{result.stderr[-8000:]}")
+
+
+@lru_cache
+def content(path: str) -> bytes:
+    try:
+        return digest(Path(path).read_bytes()).encode()
+    except FileNotFoundError:
+        return b"missing"
+
+
+def compile_object(source: Path, flags: list[str]) -> Path:
+    """The object of `source`, from the cache if nothing that it depends on has changed."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    command = [*CXX, *FLAGS, *flags, *INCLUDES]
+    name = f"{source.stem}-{digest(shlex.join(command).encode(), str(source).encode())}"
+    record = OUT / f"{name}.json"
+    if record.exists():
+        known = json.loads(record.read_text())
+        target = OUT / known["object"]
+        if target.exists() and known["state"] == state(known["files"]):
+            return target
+    with tempfile.TemporaryDirectory(dir=OUT) as folder:
+        made, deps = Path(folder, "made.o"), Path(folder, "made.d")
+        language = ["-x", "c++"] if source.suffix == ".cu" else []
+        run([*command, "-MMD", "-MF", str(deps), *language, "-c", str(source), "-o", str(made)])
+        text = deps.read_text().replace("\\\n", " ").split(":", 1)[1]
+        files = sorted(set(shlex.split(text)))
+        now = state(files)
+        target = OUT / f"{name}-{now}.o"
+        if record.exists():  # keep the newest only
+            (OUT / json.loads(record.read_text())["object"]).unlink(missing_ok=True)
+        os.replace(made, target)
+        notes = Path(folder, "notes")
+        notes.write_text(json.dumps({"object": target.name, "state": now, "files": files}))
+        os.replace(notes, record)
+    return target
+
+
+def state(files: list[str]) -> str:
+    return digest(*(content(file) for file in files))
+
+
+def compile_all(sources: list[tuple[Path, list[str]]]) -> list[Path]:
+    jobs = int(os.environ.get("MAX_JOBS", min(4, os.cpu_count() or 1)))
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(lambda source: compile_object(*source), sources))
+
+
+def link(name: str, suffix: str, objects: list[Path], flags: list[str]) -> Path:
+    kind = f"{name}-{digest(shlex.join([*CXX, *flags]).encode())}"
+    target = OUT / f"{kind}-{digest(*(str(part).encode() for part in objects))}" / f"{name}{suffix}"
+    if not target.exists():
+        older = list(OUT.glob(f"{kind}-*"))
+        target.parent.mkdir(exist_ok=True)
+        made = target.with_suffix(f".{os.getpid()}")
+        run([*CXX, *map(str, objects), *flags, "-pthread", "-o", str(made)])
+        os.replace(made, target)
+        for folder in older:
+            shutil.rmtree(folder, ignore_errors=True)
+    return target
+
+
+def common_sources(variant: str) -> list[tuple[Path, list[str]]]:
+    """The emulator (never instrumented: its scheduler is nobody's race) and the kernels."""
+    emulator = ["-O2", *EMULATOR_DEFINES[variant]]
+    kernels = ["-O1", "-DVAE_FUSED_EMULATOR", *SANITIZERS[variant]]
+    # The kernels of csrc/cpu are the oracle of the emulated ones. Without the macro they are
+    # compiled once, not once for each instruction set.
+    oracle = ["-O1", "-U__gnu_linux__"]
+    cuda = [*sorted(NATIVE.glob("*.cu")), *sorted((CSRC / "cuda").glob("*.cu"))]
+    return [
+        *((path, emulator) for path in sorted(EMULATOR.glob("*.cpp"))),
+        *((path, kernels) for path in cuda),
+        *((path, oracle) for path in sorted((CSRC / "cpu").glob("*.cpp"))),
+    ]
+
+
+def has_cuda_kernels() -> list[str]:
+    return ["-DHAS_CUDA_KERNELS"] if any((CSRC / "cuda").glob("*.cu")) else []
+
+
+@lru_cache
+def module() -> ModuleType:
+    import pybind11
+
+    # -isystem: warnings there are not ours
+    python = [f"-isystem{sysconfig.get_paths()['include']}", f"-isystem{pybind11.get_include()}"]
+    objects = compile_all(
+        [
+            (NATIVE / "bind.cpp", ["-fvisibility=hidden", *has_cuda_kernels(), *python]),
+            (NATIVE / "maths.cpp", ["-O2"]),
+            *common_sources("plain"),
+        ]
+    )
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    path = link("_native", suffix, objects, ["-shared"])
+    spec = importlib.util.spec_from_file_location("_native", path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@lru_cache
+def launcher(variant: str) -> list[str] | None:
+    """What to put before a program of this variant; None if none runs here."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "a.cpp"), Path(folder, "a")
+        source.write_text("int main() {}")
+        command = [*CXX, *SANITIZERS[variant], str(source), "-o", str(target)]
+        if subprocess.run(command, capture_output=True).returncode != 0:
+            return None
+        # ThreadSanitizer of GCC 12 may not start where the kernel randomises more than 28 bits.
+        for prefix in ([], ["setarch", platform.machine(), "-R"]):
+            try:
+                if subprocess.run([*prefix, str(target)], capture_output=True).returncode == 0:
+                    return prefix
+            except FileNotFoundError:
+                continue
+    return None
+
+
+@lru_cache
+def program(variant: str) -> list[str]:
+    """The command that runs `cases.cpp`; append the name of a case."""
+    cases = ["-O1", *has_cuda_kernels(), *SANITIZERS[variant]]
+    objects = compile_all([(NATIVE / "cases.cpp", cases), *common_sources(variant)])
+    return [*(launcher(variant) or []), str(link("cases", "", objects, SANITIZERS[variant]))]
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or ["plain"]
+    for variant in wanted:
+        print(module().__file__ if variant == "plain" else shlex.join(program(variant)))

@@ -1,0 +1,94 @@
+"""Calls of the kernels on numpy arrays: what csrc/torch does, as far as a test needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.uint16),
+}
+
+
+def empty_like(x: np.ndarray) -> np.ndarray:
+    """A garbage-filled array of the same strides; a view's is a view of as large a block."""
+    last = sum((n - 1) * step for n, step in zip(x.shape, x.strides, strict=True))
+    block = np.full(last // x.itemsize + 1, 77, x.dtype)
+    return np.lib.stride_tricks.as_strided(block, x.shape, x.strides)
+
+
+def total_dtype(x: np.ndarray) -> np.dtype:
+    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+@dataclass
+class Call:
+    """Everything that a call touches; under deferred execution keep it until `synchronize()`."""
+
+    z: np.ndarray | None = None
+    kl: np.ndarray | None = None
+    key: np.ndarray | None = None
+    grad_mu: np.ndarray | None = None
+    grad_logvar: np.ndarray | None = None
+    grad_eps: np.ndarray | None = None
+    keeps: tuple[Any, ...] = ()
+
+
+def forward(
+    native: ModuleType,
+    device: str,
+    mu: np.ndarray,
+    logvar: np.ndarray,
+    *,
+    dims: tuple[int, ...],
+    sample: bool = True,
+    kl: bool = True,
+    eps: np.ndarray | None = None,
+    **options: Any,
+) -> Call:
+    space = native.space(mu, dims)
+    call = Call(
+        z=empty_like(mu) if sample else None,
+        kl=np.full(space["rows"], np.nan, total_dtype(mu)) if kl else None,
+        key=np.zeros(2, np.uint64),
+    )
+    partials = np.full(space["tiles"], np.nan)
+    call.keeps = (mu, logvar, eps, partials, options)
+    native.forward(
+        device, mu, logvar, dims=dims, eps=eps, z=call.z, kl=call.kl, partials=partials,
+        key_out=call.key, **options,
+    )  # fmt: skip
+    return call
+
+
+def backward(
+    native: ModuleType,
+    device: str,
+    mu: np.ndarray,
+    logvar: np.ndarray,
+    *,
+    dims: tuple[int, ...],
+    grad_z: np.ndarray | None = None,
+    grad_kl: np.ndarray | None = None,
+    eps: np.ndarray | None = None,
+    **options: Any,
+) -> Call:
+    call = Call(
+        grad_mu=empty_like(mu),
+        grad_logvar=empty_like(logvar),
+        grad_eps=None if eps is None else empty_like(eps),
+        keeps=(mu, logvar, eps, grad_z, grad_kl, options),
+    )
+    stride = 0 if grad_kl is not None and grad_kl.size == 1 else 1
+    native.backward(
+        device, mu, logvar, dims=dims, eps=eps, grad_z=grad_z, grad_kl=grad_kl,
+        grad_kl_stride=stride, grad_mu=call.grad_mu, grad_logvar=call.grad_logvar,
+        grad_eps=call.grad_eps, **options,
+    )  # fmt: skip
+    return call

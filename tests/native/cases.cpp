@@ -1,0 +1,333 @@
+// What runs under a sanitizer: a program per sanitizer, a case per run.
+//
+//   cases sum:FAULT          the probe with a planted fault, or "none"
+//   cases streams            launches on two streams, interleaved
+//   cases forward [DTYPE]    the project's kernels on small calls of every shape class, each array
+//   cases backward [DTYPE]   in a heap block of exactly its size, compared with the CPU kernels
+//
+//
+// Prints "ok" and exits 0; a wrong result or an emulator's fault exits 1, a sanitizer in its own
+// way.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "math/storage.h"
+#include "probes.h"
+#include "space.h"
+
+namespace {
+
+using namespace vae_fused;
+using testing::Array;
+using testing::make_space;
+
+int failures = 0;
+
+void expect(bool good, const std::string& what) {
+  if (good) return;
+  ++failures;
+  const std::string fault = emu::take_fault();
+  std::printf("FAILED: %s\n%s\n", what.c_str(), fault.c_str());
+  if (fault.empty()) return;
+  // Some threads are stuck, and hold on to what would now be freed.
+  std::fflush(stdout);
+  std::_Exit(1);
+}
+
+// -------------------------------------------------------------------------------------------------
+// Probes
+// -------------------------------------------------------------------------------------------------
+
+// A heap block of exactly n values, so that a sanitizer sees the end of it.
+template <typename T>
+using Block = std::unique_ptr<T[]>;
+
+struct Sum {
+  static constexpr int n = 1001, grid = 3;
+  Block<float> x{new float[n]}, partials{new float[grid]}, out{new float[1]};
+  Block<unsigned int> ticket{new unsigned int[1]()};
+
+  Sum() {
+    for (int i = 0; i < n; ++i) x[i] = static_cast<float>(i % 7);
+  }
+  cudaError_t launch(probes::Fault fault, emu::Stream* stream = nullptr) {
+    return probes::sum(fault, x.get(), n, partials.get(), ticket.get(), out.get(), grid, stream);
+  }
+  bool right() const { return out[0] == 3003.0f; }
+};
+
+void run_sum(const std::string& name) {
+  using probes::Fault;
+  const std::map<std::string, Fault> faults = {
+      {"none", Fault::kNone},
+      {"missing_barrier", Fault::kMissingBarrier},
+      {"missing_syncwarp", Fault::kMissingSyncwarp},
+      {"missing_release_fence", Fault::kMissingReleaseFence},
+      {"missing_acquire_fence", Fault::kMissingAcquireFence},
+      {"off_by_one", Fault::kOffByOne},
+      {"misaligned", Fault::kMisaligned},
+      {"deadlock", Fault::kDeadlock},
+  };
+  Sum sum;
+  for (int launch = 0; launch < 4; ++launch) {
+    expect(sum.launch(faults.at(name)) == cudaSuccess, "launch");
+    expect(sum.right(), "sum");
+  }
+}
+
+void run_streams() {
+  emu::config().deferred = true;
+  emu::Stream* const streams[] = {emu::create_stream(), emu::create_stream()};
+  Sum sums[2];
+  for (int launch = 0; launch < 2; ++launch) {
+    for (int s = 0; s < 2; ++s) sums[s].launch(probes::Fault::kNone, streams[s]);
+  }
+  expect(emu::synchronize() == cudaSuccess, "synchronize");
+  expect(sums[0].right() && sums[1].right(), "sums");
+}
+
+// -------------------------------------------------------------------------------------------------
+// Kernels
+// -------------------------------------------------------------------------------------------------
+
+#if defined(HAS_CUDA_KERNELS)
+
+struct Class {
+  const char* name;
+  std::vector<int64_t> sizes;
+  std::vector<bool> summed;
+  enum Layout { kDense, kChunked, kTransposed, kShifted } layout = kDense;
+};
+
+const Class kClasses[] = {
+    {"one element", {1}, {true}},
+    {"elementwise", {3, 5}, {false, false}},
+    {"a few columns", {37, 3}, {false, true}},
+    {"a row per sample", {5, 130}, {false, true}},
+    {"a full tile", {2, kTile / 2}, {true, true}},
+    {"rows of several tiles", {2, kTile + 3}, {false, true}},
+    {"one long row", {3, 1, 1367}, {true, true, true}},
+    {"chunked", {3, 8, 10}, {true, true, true}, Class::kChunked},
+    {"chunked rows", {3, 8, 10}, {false, true, true}, Class::kChunked},
+    {"odd chunk", {3, 5, 7}, {false, true, true}, Class::kChunked},
+    {"channels last", {2, 6, 35}, {false, true, true}, Class::kTransposed},
+    {"outer summed", {6, 5, 7}, {true, false, true}},
+    {"misaligned", {3, 101}, {true, true}, Class::kShifted},
+};
+
+int64_t count(const Class& c) {
+  int64_t n = 1;
+  for (const int64_t size : c.sizes) n *= size;
+  return n;
+}
+
+template <typename S>
+S narrowed(double x) {
+  S out;
+  if constexpr (sizeof(S) == 8) {
+    out = x;
+  } else {
+    math::narrow(static_cast<float>(x), out);
+  }
+  return out;
+}
+
+// A tensor in a heap block of its own. Chunked: the second half along dimension 1 of a packed one.
+template <typename S>
+class Tensor {
+ public:
+  explicit Tensor(const Class& c, uint64_t fill = 0) {
+    const size_t ndim = c.sizes.size();
+    array.strides.assign(ndim, 1);
+    int64_t step = 1, begin = c.layout == Class::kShifted ? 1 : 0, end = count(c) + begin;
+    const auto place = [&](size_t d) {
+      array.strides[d] = step;
+      step *= c.sizes[d];
+    };
+    if (c.layout == Class::kTransposed) {
+      place(1);
+      for (size_t d = ndim; d-- > 2;) place(d);
+      place(0);
+    } else {
+      for (size_t d = ndim; d-- > 0;) place(d);
+    }
+    if (c.layout == Class::kChunked) {
+      begin = array.strides[0];
+      array.strides[0] *= 2;
+      end = c.sizes[0] * array.strides[0];
+    }
+    size_ = end;
+    data_.reset(new S[static_cast<size_t>(end)]);
+    // Values in [-2, 2], from a multiplicative sequence; without `fill` a mark to be overwritten.
+    for (int64_t i = 0; i < end; ++i) {
+      const uint64_t word = (static_cast<uint64_t>(i) + fill * 1000003) * 0x9E3779B97F4A7C15u;
+      data_[i] = narrowed<S>(fill ? static_cast<double>(word >> 40) / (1 << 22) - 2 : 77.0);
+    }
+    array.data = data_.get() + begin;
+  }
+  Array array;
+
+  // Everywhere, also where no element of the tensor lies.
+  void compare(const Tensor& other, const std::string& what) const {
+    const double tolerance = sizeof(S) == 8 ? 1e-12 : sizeof(S) == 4 ? 2e-6 : 0.01;
+    for (int64_t i = 0; i < size_; ++i) {
+      const double a = math::widen(data_[i]), b = math::widen(other.data_[i]);
+      if (std::abs(a - b) <= tolerance * (1 + std::abs(b))) continue;
+      return expect(false, what + " at " + std::to_string(i) + ": " + std::to_string(a) + ", not " +
+                               std::to_string(b));
+    }
+  }
+
+ private:
+  Block<S> data_;
+  int64_t size_;
+};
+
+void serial_for(int64_t n, int64_t, cpu::Body body, void* context) { body(context, 0, n); }
+
+struct Options {
+  bool sample, kl, eps;
+};
+constexpr Options kOptions[] = {
+    {true, true, false}, {true, true, true}, {true, false, false}, {false, true, false}};
+
+std::string name_of(const Class& c, const Options& o) {
+  return std::string(c.name) + (o.sample ? ", z" : "") + (o.kl ? ", kl" : "") +
+         (o.eps ? ", explicit eps" : "");
+}
+
+RngKey key_for_test() {
+  static const uint64_t pointed[] = {0x123456789ABCDEFu, 40};
+  RngKey key;
+  key.seed_ptr = pointed;
+  key.offset_ptr = pointed + 1;
+  key.offset = 8;
+  key.shift = 2;
+  return key;
+}
+
+template <typename S>
+void forward(DType dtype, const Class& c, const Options& options) {
+  using T = math::arithmetic_t<S>;
+  const Tensor<S> mu(c, 1), logvar(c, 2), eps(c, 3);
+  Tensor<S> z[2] = {Tensor<S>(c), Tensor<S>(c)};
+  Block<T> kl[2];
+  Block<double> partials[2];
+  Block<uint64_t> key_out[2];
+  Space space;
+  const Array absent;
+  for (const int device : {0, 1}) {
+    ForwardParams p;
+    p.dtype = dtype;
+    p.key = key_for_test();
+    p.kl_scale = 0.25;
+    p.space = space = make_space(c.sizes, c.summed,
+                                 {{&mu.array, &p.mu},
+                                  {&logvar.array, &p.logvar},
+                                  {options.eps ? &eps.array : &absent, &p.eps},
+                                  {options.sample ? &z[device].array : &absent, &p.z}});
+    kl[device].reset(new T[space.rows]);
+    key_out[device].reset(new uint64_t[2]());
+    if (options.kl) p.kl = kl[device].get();
+    if (options.kl && space.tiles_per_row > 1) {
+      partials[device].reset(new double[space.tiles]);
+      p.partials = partials[device].get();
+    }
+    if (options.sample && !options.eps) p.key_out = key_out[device].get();
+    if (device == 0) {
+      cpu::forward(p, serial_for);
+    } else {
+      expect(cuda::forward(p, nullptr) == 0, name_of(c, options));
+    }
+  }
+  const std::string name = "forward of " + name_of(c, options);
+  z[1].compare(z[0], name + ": z");
+  expect(key_out[1][0] == key_out[0][0] && key_out[1][1] == key_out[0][1], name + ": key");
+  for (int64_t r = 0; options.kl && r < space.rows; ++r) {
+    const double a = kl[1][r], b = kl[0][r];
+    expect(std::abs(a - b) <= 2e-6 * std::abs(b), name + ": kl");
+  }
+}
+
+template <typename S>
+void backward(DType dtype, const Class& c, const Options& options) {
+  using T = math::arithmetic_t<S>;
+  const Tensor<S> mu(c, 1), logvar(c, 2), eps(c, 3), grad_z(c, 4);
+  Tensor<S> grad_mu[2] = {Tensor<S>(c), Tensor<S>(c)};
+  Tensor<S> grad_logvar[2] = {Tensor<S>(c), Tensor<S>(c)};
+  Tensor<S> grad_eps[2] = {Tensor<S>(c), Tensor<S>(c)};
+  const Array absent;
+  for (const int64_t stride : {0, 1}) {
+    for (const int device : {0, 1}) {
+      BackwardParams p;
+      p.dtype = dtype;
+      p.key = key_for_test();
+      p.kl_scale = 0.25;
+      p.space = make_space(c.sizes, c.summed,
+                           {{&mu.array, &p.mu},
+                            {&logvar.array, &p.logvar},
+                            {options.eps ? &eps.array : &absent, &p.eps},
+                            {options.sample ? &grad_z.array : &absent, &p.grad_z},
+                            {&grad_mu[device].array, &p.grad_mu},
+                            {&grad_logvar[device].array, &p.grad_logvar},
+                            {options.eps ? &grad_eps[device].array : &absent, &p.grad_eps}});
+      const int64_t values = stride ? p.space.rows : 1;
+      Block<T> grad_kl(new T[values]);
+      for (int64_t r = 0; r < values; ++r) grad_kl[r] = static_cast<T>(0.5 + r % 5);
+      if (options.kl) p.grad_kl = grad_kl.get();
+      p.grad_kl_stride = stride;
+      if (device == 0) {
+        cpu::backward(p, serial_for);
+      } else {
+        expect(cuda::backward(p, nullptr) == 0, name_of(c, options));
+      }
+    }
+    const std::string name = "backward of " + name_of(c, options);
+    grad_mu[1].compare(grad_mu[0], name + ": grad_mu");
+    grad_logvar[1].compare(grad_logvar[0], name + ": grad_logvar");
+    grad_eps[1].compare(grad_eps[0], name + ": grad_eps");
+  }
+}
+
+template <typename S>
+void run_kernels(bool is_forward, DType dtype) {
+  for (const Class& c : kClasses) {
+    for (const Options& options : kOptions) {
+      is_forward ? forward<S>(dtype, c, options) : backward<S>(dtype, c, options);
+    }
+  }
+}
+
+void run_kernels(bool is_forward, const std::string& dtype) {
+  if (dtype.empty() || dtype == "float32") run_kernels<float>(is_forward, DType::kFloat32);
+  if (dtype.empty() || dtype == "float64") run_kernels<double>(is_forward, DType::kFloat64);
+  if (dtype.empty() || dtype == "float16") run_kernels<math::Half>(is_forward, DType::kFloat16);
+  if (dtype.empty() || dtype == "bfloat16") {
+    run_kernels<math::BFloat16>(is_forward, DType::kBFloat16);
+  }
+}
+
+#else
+void run_kernels(bool, const std::string&) { expect(false, "no kernels in csrc/cuda"); }
+#endif
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string name = argc > 1 ? argv[1] : "", argument = argc > 2 ? argv[2] : "";
+  if (name.rfind("sum:", 0) == 0) {
+    run_sum(name.substr(4));
+  } else if (name == "streams") {
+    run_streams();
+  } else if (name == "forward" || name == "backward") {
+    run_kernels(name == "forward", argument);
+  } else {
+    expect(false, "no such case: " + name);
+  }
+  if (failures == 0) std::printf("ok\n");
+  return failures != 0;
+}

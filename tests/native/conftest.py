@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import pytest
+
+from . import build
+
+Case = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def native_module() -> ModuleType:
+    pytest.importorskip("pybind11")
+    if shutil.which(build.CXX[0]) is None:
+        pytest.skip(f"no compiler: {build.CXX[0]}")
+    return build.module()
+
+
+@pytest.fixture
+def native(native_module: ModuleType) -> Iterator[ModuleType]:
+    """The module, with the emulator as it starts."""
+    native_module.emulator.configure()
+    yield native_module
+    native_module.emulator.configure()
+
+
+@pytest.fixture(scope="session", params=["asan", "tsan"])
+def sanitizer(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def case() -> Case:
+    """case(variant, name, ...) runs a case of cases.cpp under a sanitizer."""
+
+    def run(variant: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        if build.launcher(variant) is None:
+            pytest.skip(f"no {variant} runtime for {build.CXX[0]} here")
+        command = [*build.program(variant), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    return run

@@ -1,0 +1,42 @@
+#include "maths.h"
+
+#include "math/gaussian.h"
+#include "math/normal.h"
+
+namespace maths {
+
+namespace math = vae_fused::math;
+
+#define EACH(T)                                                                           \
+  void exp(const T* x, T* out, int64_t n) {                                               \
+    for (int64_t i = 0; i < n; ++i) out[i] = math::exp(x[i]);                             \
+  }                                                                                       \
+  void log(const T* x, T* out, int64_t n) {                                               \
+    for (int64_t i = 0; i < n; ++i) out[i] = math::log(x[i]);                             \
+  }                                                                                       \
+  void sincos(const T* x, T* out, int64_t n) {                                            \
+    for (int64_t i = 0; i < n; ++i) math::sincos(x[i], out[2 * i], out[2 * i + 1]);       \
+  }                                                                                       \
+  void excess(const T* x, T* out, int64_t n) {                                            \
+    for (int64_t i = 0; i < n; ++i) {                                                     \
+      const T sigma = math::sigma_of(x[i]);                                               \
+      const auto both = math::excess(x[i], sigma * sigma);                                \
+      out[2 * i] = both.g;                                                                \
+      out[2 * i + 1] = both.h;                                                            \
+    }                                                                                     \
+  }                                                                                       \
+  void normals(uint64_t seed, uint64_t offset, uint64_t first, T* out, int64_t n) {       \
+    for (int64_t i = 0; i < n; ++i) out[i] = math::normal_at<T>(seed, offset, first + i); \
+  }
+EACH(float)
+EACH(double)
+#undef EACH
+
+void philox(uint64_t seed, uint64_t first, uint32_t* out, int64_t blocks) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const auto words = math::philox(seed, first + static_cast<uint64_t>(b));
+    for (int j = 0; j < 4; ++j) out[4 * b + j] = words.w[j];
+  }
+}
+
+}  // namespace maths

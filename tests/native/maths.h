@@ -1,0 +1,20 @@
+// The functions of csrc/math on arrays, for bind.cpp, which is compiled without optimisation.
+#pragma once
+
+#include <cstdint>
+
+namespace maths {
+
+#define EACH(T)                                                                  \
+  void exp(const T* x, T* out, int64_t n);                                       \
+  void log(const T* x, T* out, int64_t n);                                       \
+  void sincos(const T* x, T* out, int64_t n); /* [n, 2]: sine, cosine */         \
+  void excess(const T* x, T* out, int64_t n); /* [n, 2]: e^x - 1 - x, e^x - 1 */ \
+  void normals(uint64_t seed, uint64_t offset, uint64_t first, T* out, int64_t n);
+EACH(float)
+EACH(double)
+#undef EACH
+
+void philox(uint64_t seed, uint64_t first, uint32_t* out, int64_t blocks);  // [blocks, 4]
+
+}  // namespace maths

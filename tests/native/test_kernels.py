@@ -1,0 +1,175 @@
+"""The CUDA kernels on the emulated device: their promises, in any order of blocks and threads.
+
+What a real device may do differently from a CPU is tested here; what the formulas promise is tested
+where they are (`test_math.py`) and through the public functions.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .calls import DTYPES, Call, backward, forward
+from .conftest import Case
+
+KEY = (0x0123456789ABCDEF, 42)
+# (shape, summed dimensions), from one element to rows of several tiles of 2048
+SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "one element": ((1,), (0,)),
+    "elementwise": ((7, 300), ()),
+    "two columns": ((3000, 2), (1,)),
+    "a row per sample": ((40, 130), (1,)),
+    "images": ((3, 4, 9, 11), (1, 2, 3)),
+    "one long row": ((9, 1001), (0, 1)),
+    "long rows": ((3, 5000), (1,)),
+    "many long rows": ((12, 2050), (1,)),
+    "outer summed": ((6, 50, 7), (0, 2)),
+}
+
+
+@pytest.fixture
+def kernels(native: ModuleType) -> ModuleType:
+    if not native.has_cuda_kernels:
+        pytest.skip("csrc/cuda is empty")
+    return native
+
+
+def inputs(native: ModuleType, shape: tuple[int, ...], dtype: str, layout: str) -> list[np.ndarray]:
+    """mu, logvar, eps, grad_z."""
+    rng = np.random.default_rng(0)
+    packed = rng.standard_normal((4, *shape), dtype=np.float32)
+    if layout == "chunked" and len(shape) > 1:
+        packed = np.moveaxis(packed, 0, 1).reshape(shape[0], -1, *shape[2:])
+    elif layout == "transposed" and len(shape) > 1:
+        packed = np.ascontiguousarray(np.moveaxis(packed, 2, -1))
+    stored = (
+        native.probes.to_bfloat16(packed) if dtype == "bfloat16" else packed.astype(DTYPES[dtype])
+    )
+    if layout == "chunked" and len(shape) > 1:
+        return np.split(stored, 4, axis=1)
+    if layout == "transposed" and len(shape) > 1:
+        stored = np.moveaxis(stored, -1, 2)
+    return list(stored)
+
+
+def values(native: ModuleType, x: np.ndarray) -> np.ndarray:
+    return (native.probes.from_bfloat16(x) if x.dtype == np.uint16 else x).astype(np.float64)
+
+
+def run(
+    native: ModuleType, device: str, shape: str, dtype: str, layout: str, **options: Any
+) -> Call:
+    sizes, dims = SHAPES[shape]
+    mu, logvar, _, grad_z = inputs(native, sizes, dtype, layout)
+    options = {"dims": dims, "key": KEY, "kl_scale": 0.5, **options}
+    call = forward(native, device, mu, logvar, **options)
+    assert call.kl is not None
+    grad_kl = np.linspace(-1, 1, call.kl.size, dtype=call.kl.dtype)
+    grads = backward(native, device, mu, logvar, grad_z=grad_z, grad_kl=grad_kl, **options)
+    call.grad_mu, call.grad_logvar = grads.grad_mu, grads.grad_logvar
+    return call
+
+
+NAMES = ("z", "kl", "grad_mu", "grad_logvar")
+
+
+@pytest.mark.parametrize("layout", ["dense", "chunked", "transposed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_devices_agree(kernels: ModuleType, shape: str, dtype: str, layout: str) -> None:
+    cpu, cuda = (run(kernels, device, shape, dtype, layout) for device in ("cpu", "cuda"))
+    rtol = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2}[dtype]
+    for name in NAMES:
+        a, b = (values(kernels, getattr(call, name)) for call in (cuda, cpu))
+        np.testing.assert_allclose(a, b, rtol=2e-6 if name == "kl" else rtol, atol=rtol)
+    assert cuda.key is not None and tuple(cuda.key) == KEY
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_order_of_blocks_or_threads_changes_a_bit(
+    kernels: ModuleType, shape: str, dtype: str
+) -> None:
+    first = run(kernels, "cuda", shape, dtype, "dense")
+    for seed, sm_count in ((2, 132), (3, 1), (4, 4)):
+        kernels.emulator.configure(seed=seed, sm_count=sm_count)
+        again = run(kernels, "cuda", shape, dtype, "dense")
+        for name in NAMES:
+            np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_call_is_one_launch_each_way(kernels: ModuleType, shape: str) -> None:
+    before = kernels.emulator.launches()
+    run(kernels, "cuda", shape, "float32", "dense")
+    assert kernels.emulator.launches() - before == 2
+
+
+@pytest.mark.parametrize("shape", ["one long row", "long rows", "many long rows"])
+def test_calls_on_two_streams_do_not_meet(kernels: ModuleType, shape: str) -> None:
+    sizes, dims = SHAPES[shape]
+    mu, logvar, *_ = inputs(kernels, sizes, "float32", "dense")
+    expected = forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY)
+    streams = [kernels.emulator.Stream() for _ in range(3)]
+    for seed in range(10):
+        kernels.emulator.configure(seed=seed, deferred=True)
+        calls = [
+            forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY, stream=stream)
+            for _ in range(2)
+            for stream in streams
+        ]
+        kernels.emulator.synchronize()
+        for call in calls:
+            np.testing.assert_array_equal(call.kl, expected.kl)
+            np.testing.assert_array_equal(call.z, expected.z)
+
+
+def test_graphs_captured_on_one_stream_may_replay_together(kernels: ModuleType) -> None:
+    sizes, dims = SHAPES["one long row"]
+    mu, logvar, *_ = inputs(kernels, sizes, "float32", "dense")
+    expected = forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY)
+    emulator = kernels.emulator
+    home, streams, calls, graphs = emulator.Stream(), [emulator.Stream() for _ in range(3)], [], []
+    for _ in streams:
+        emulator.begin_capture(home)
+        calls.append(forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY, stream=home))
+        graphs.append(emulator.end_capture(home))
+    for seed in range(10):
+        emulator.configure(seed=seed, deferred=True)
+        for call in calls:
+            call.kl.fill(np.nan)
+        eager = forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY, stream=home)
+        for graph, stream in zip(graphs, streams, strict=True):
+            graph.replay(stream)
+        emulator.synchronize()
+        for call in [*calls, eager]:
+            np.testing.assert_array_equal(call.kl, expected.kl)
+
+
+def test_a_replay_reads_the_key_of_its_moment(kernels: ModuleType) -> None:
+    sizes, dims = SHAPES["images"]
+    mu, logvar, *_ = inputs(kernels, sizes, "float32", "dense")
+    state = np.array([1, 40], np.uint64)
+    stream = kernels.emulator.Stream()
+    kernels.emulator.begin_capture(stream)
+    key = {"key": (0, 8), "key_pointers": state, "shift": 2}
+    call = forward(kernels, "cuda", mu, logvar, dims=dims, stream=stream, **key)
+    graph = kernels.emulator.end_capture(stream)
+    for seed, offset in ((1, 40), (9, 400)):
+        state[:] = seed, offset
+        graph.replay(stream)
+        used = (seed, (offset + 8) >> 2)
+        expected = forward(kernels, "cuda", mu, logvar, dims=dims, key=used)
+        np.testing.assert_array_equal(call.z, expected.z)
+        assert call.key is not None and tuple(call.key) == used
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_sanitizers_find_nothing(
+    kernels: ModuleType, case: Case, sanitizer: str, name: str
+) -> None:
+    result = case(sanitizer, name)
+    assert (result.returncode, result.stdout) == (0, "ok\n"), result.stdout + result.stderr

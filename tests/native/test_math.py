@@ -1,0 +1,117 @@
+"""csrc/math against float64, over the domains and to the bounds that its comments state."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+TWO_PI = 2 * np.pi
+
+
+def philox(seed: int, counter: int) -> list[int]:
+    """Philox4x32-10 in Python's integers, from the paper."""
+    c = [counter & 0xFFFFFFFF, counter >> 32 & 0xFFFFFFFF, 0, 0]
+    k = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [b >> 32 ^ c[1] ^ k[0], b & 0xFFFFFFFF, a >> 32 ^ c[3] ^ k[1], a & 0xFFFFFFFF]
+        k = [k[0] + 0x9E3779B9 & 0xFFFFFFFF, k[1] + 0xBB67AE85 & 0xFFFFFFFF]
+    return c
+
+
+def ulps(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """|got - expected| in units of the expected float's last place."""
+    step = np.ldexp(1.0, np.maximum(np.frexp(expected)[1], -125) - 24)
+    return np.abs(got.astype(np.float64) - expected) / step
+
+
+def floats_between(low: float, high: float, n: int) -> np.ndarray:
+    """n floats, evenly spaced by their bits: all exponents get their share."""
+    a, b = np.float32([low, high]).view(np.uint32).astype(np.int64)
+    return np.linspace(a, b, n).round().astype(np.uint32).view(np.float32)
+
+
+def test_philox_gives_the_known_answer(native: ModuleType) -> None:
+    # D. E. Shaw Research, Random123, kat_vectors
+    assert [hex(w) for w in native.philox(0, 0, 1)[0]] == [
+        "0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1, 0x0123456789ABCDEF, 2**64 - 1])
+@pytest.mark.parametrize("first", [0, 2**32 - 2, 2**64 - 4])
+def test_philox_follows_the_paper(native: ModuleType, seed: int, first: int) -> None:
+    assert native.philox(seed, first, 4).tolist() == [philox(seed, first + b) for b in range(4)]
+
+
+def test_exp_is_within_2_ulp(native: ModuleType) -> None:
+    x = floats_between(1e-30, 104, 1 << 20)
+    for values in (x[x < 88.72], -x):
+        expected = np.exp(values.astype(np.float64))
+        assert ulps(native.exp(values)[:, 0], expected).max() <= 2
+    ends = native.exp(np.float32([0, 89, np.inf, -104, -np.inf, np.nan]))[:, 0]
+    np.testing.assert_array_equal(ends, np.float32([1, np.inf, np.inf, 0, 0, np.nan]))
+
+
+def test_log_is_within_2_ulp(native: ModuleType) -> None:
+    x = floats_between(2.0**-33, 1, 1 << 20)[:-1]
+    assert ulps(native.log(x)[:, 0], np.log(x.astype(np.float64))).max() <= 2
+    assert native.log(np.float32([1]))[0, 0] == 0
+
+
+def test_sincos_is_within_its_bound(native: ModuleType) -> None:
+    x = np.linspace(0, TWO_PI, 1 << 20, dtype=np.float32)
+    exact = x.astype(np.float64)
+    expected = np.stack([np.sin(exact), np.cos(exact)], axis=1)
+    assert np.abs(native.sincos(x) - expected).max() <= 1.2e-7
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(np.float32, 1e-6), (np.float64, 2e-15)])
+def test_the_excess_of_exp_keeps_its_relative_accuracy(
+    native: ModuleType, dtype: type, bound: float
+) -> None:
+    positive = floats_between(1e-18, 20, 1 << 18).astype(dtype)
+    x = np.concatenate([positive, -positive])
+    g, h = native.excess(x).T.astype(np.float64)
+    exact = x.astype(np.longdouble)
+    small = np.abs(exact) < 0.1
+    terms = np.where(small, exact, 0)
+    series, term = np.zeros_like(exact), terms
+    for k in range(2, 16):
+        term = term * terms / k
+        series = series + term
+    expected = np.where(small, series, np.expm1(exact) - exact)
+    assert (g >= 0).all()
+    assert np.max(np.abs(g / expected - 1)) <= bound
+    assert np.max(np.abs(h / np.expm1(exact) - 1)) <= bound
+
+
+def test_normals_are_those_of_the_words(native: ModuleType) -> None:
+    seed, offset, n = 1234, 5, 1 << 16
+    words = native.philox(seed, offset, n // 4).astype(np.float64)
+    u = words * 2.0**-32 + 2.0**-33
+    r = np.sqrt(-2 * np.log(u[:, ::2]))
+    expected = np.stack([r * np.cos(TWO_PI * u[:, 1::2]), r * np.sin(TWO_PI * u[:, 1::2])], axis=2)
+    got = native.normals32(seed, offset, 0, n).reshape(-1, 2, 2)
+    # 1e-6 of it is u's and 2 pi u's rounding to float, which PyTorch has, too
+    assert np.abs(got - expected).max() <= 4e-6
+
+
+def test_normals_in_double_are_those_of_the_words(native: ModuleType) -> None:
+    seed, offset, n = 1234, 5, 1 << 12
+    words = native.philox(seed, offset, n // 2).astype(np.float64)
+    u = words[:, ::2] * 2.0**-32 + words[:, 1::2] * 2.0**-64 + 2.0**-65
+    r = np.sqrt(-2 * np.log(u[:, 0]))
+    expected = np.stack([r * np.cos(TWO_PI * u[:, 1]), r * np.sin(TWO_PI * u[:, 1])], axis=1)
+    got = native.normals64(seed, offset, 0, n).reshape(-1, 2)
+    assert np.abs(got - expected).max() <= 1e-14
+
+
+@pytest.mark.parametrize("name", ["normals32", "normals64"])
+def test_a_normal_depends_on_its_index_alone(native: ModuleType, name: str) -> None:
+    normals = getattr(native, name)
+    whole = normals(7, 3, 0, 64)
+    for first in (1, 2, 3, 7, 30):
+        np.testing.assert_array_equal(normals(7, 3, first, 20), whole[first : first + 20])
