@@ -1,6 +1,6 @@
 // The backward CPU kernel: a task per tile, and for a tile load -> noise -> arithmetic -> store on
-// dense buffers that stay in the L1 cache (5 x 8 KiB in float), so that every loop is a plain
-// vectorisable one. Cost: one pass over the tensors, nothing tensor-sized in between.
+// dense buffers that stay in the L1 cache (6 x 8 KiB in float at most), so that every loop is a
+// plain vectorisable one. Cost: one pass over the tensors, nothing tensor-sized in between.
 #include "cpu/dispatch.h"
 #include "math/gaussian.h"
 
@@ -10,54 +10,54 @@ namespace {
 template <typename S>
 VAE_FUSED_HD void backward_tile(const BackwardParams& p, const Key& key, int64_t t) {
   using T = arithmetic_t<S>;
-  alignas(64) T x[kTile], sigma[kTile], gz[kTile], noise[kTile], gx[kTile];
+  alignas(64) T x_buffer[kTile], sigma[kTile], gz_buffer[kTile], scratch[kTile];
+  alignas(64) T gmu_buffer[kTile], gx_buffer[kTile];
   const Tile tile = tile_at(p.space, t);
   const int n = tile.n;
-  const bool needs_noise = p.grad_z.data && p.grad_logvar.data;
-  load<S>(p.space, p.logvar, tile.begin, n, x);
+  const T* const x = load<S>(p.space, p.logvar, tile.begin, n, x_buffer);
   for (int j = 0; j < n; ++j) sigma[j] = math::sigma_of(x[j]);
+
+  const T* gz = gz_buffer;
   if (p.grad_z.data) {
-    load<S>(p.space, p.grad_z, tile.begin, n, gz);
+    gz = load<S>(p.space, p.grad_z, tile.begin, n, gz_buffer);
   } else {
-    for (int j = 0; j < n; ++j) gz[j] = 0;
+    for (int j = 0; j < n; ++j) gz_buffer[j] = 0;
   }
   if (p.grad_eps.data) {
-    for (int j = 0; j < n; ++j) gx[j] = gz[j] * sigma[j];
-    store<S>(p.space, p.grad_eps, tile.begin, n, gx);
+    T* const geps = target<S>(p.grad_eps, tile.begin, scratch);
+    for (int j = 0; j < n; ++j) geps[j] = gz[j] * sigma[j];
+    store<S>(p.space, p.grad_eps, tile.begin, n, geps);
   }
-  if (needs_noise) {
-    load_noise<S>(p.space, p.eps, key, tile.begin, n, noise);
-    for (int j = 0; j < n; ++j) gx[j] = math::sample_adjoint_2x(gz[j], sigma[j], noise[j]);
+  T* const gmu = p.grad_mu.data ? target<S>(p.grad_mu, tile.begin, gmu_buffer) : gmu_buffer;
+  T* const gx = p.grad_logvar.data ? target<S>(p.grad_logvar, tile.begin, gx_buffer) : gx_buffer;
+  if (p.grad_z.data && p.grad_logvar.data) {
+    const T* const eps = load_noise<S>(p.space, p.eps, key, tile.begin, n, scratch);
+    for (int j = 0; j < n; ++j) gx[j] = math::sample_adjoint(gz[j], sigma[j], eps[j]);
   } else {
     for (int j = 0; j < n; ++j) gx[j] = 0;
   }
   if (p.grad_kl) {
-    T* const mu = noise;  // the noise is spent
-    load<S>(p.space, p.mu, tile.begin, n, mu);
+    const T* const mu = load<S>(p.space, p.mu, tile.begin, n, scratch);  // the noise is spent
     const T* const grad_kl = static_cast<const T*>(p.grad_kl) + tile.row * p.grad_kl_stride;
     const T scale = static_cast<T>(p.kl_scale);
-    if (p.space.cols == 1 && p.grad_kl_stride == 1) {  // as in forward_tile
-      for (int j = 0; j < n; ++j) {
-        const T gk = scale * grad_kl[j];
-        gz[j] += gk * mu[j];
-        gx[j] += math::kl_adjoint_2x(gk, x[j], sigma[j]);
-      }
+    const auto add = [&](int j, T gk) {
+      gmu[j] = gz[j] + gk * mu[j];
+      gx[j] += math::kl_adjoint(gk, x[j], sigma[j]);
+    };
+    if (p.space.cols == 1 && p.grad_kl_stride == 1) {  // one loop over the tile, as in forward_tile
+      for (int j = 0; j < n; ++j) add(j, scale * grad_kl[j]);
     } else {
       const int cols = n / tile.rows;
       for (int r = 0; r < tile.rows; ++r) {
         const T gk = scale * grad_kl[r * p.grad_kl_stride];
-        for (int j = r * cols; j < (r + 1) * cols; ++j) {
-          gz[j] += gk * mu[j];
-          gx[j] += math::kl_adjoint_2x(gk, x[j], sigma[j]);
-        }
+        for (int j = r * cols; j < (r + 1) * cols; ++j) add(j, gk);
       }
     }
+  } else {
+    for (int j = 0; j < n; ++j) gmu[j] = gz[j];
   }
-  if (p.grad_mu.data) store<S>(p.space, p.grad_mu, tile.begin, n, gz);
-  if (p.grad_logvar.data) {
-    for (int j = 0; j < n; ++j) gx[j] *= T(0.5);
-    store<S>(p.space, p.grad_logvar, tile.begin, n, gx);
-  }
+  if (p.grad_mu.data) store<S>(p.space, p.grad_mu, tile.begin, n, gmu);
+  if (p.grad_logvar.data) store<S>(p.space, p.grad_logvar, tile.begin, n, gx);
 }
 
 VAE_FUSED_TASKS(BackwardParams, backward_tile)

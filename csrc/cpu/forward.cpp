@@ -27,16 +27,17 @@ VAE_FUSED_HD double sum(const T* values, int n) {
 template <typename S>
 VAE_FUSED_HD void forward_tile(const ForwardParams& p, const Key& key, int64_t t) {
   using T = arithmetic_t<S>;
-  alignas(64) T mu[kTile], x[kTile], sigma[kTile], out[kTile];
+  alignas(64) T mu_buffer[kTile], x_buffer[kTile], sigma[kTile], out[kTile];
   const Tile tile = tile_at(p.space, t);
   const int n = tile.n;
-  load<S>(p.space, p.mu, tile.begin, n, mu);
-  load<S>(p.space, p.logvar, tile.begin, n, x);
+  const T* const mu = load<S>(p.space, p.mu, tile.begin, n, mu_buffer);
+  const T* const x = load<S>(p.space, p.logvar, tile.begin, n, x_buffer);
   for (int j = 0; j < n; ++j) sigma[j] = math::sigma_of(x[j]);
   if (p.z.data) {
-    load_noise<S>(p.space, p.eps, key, tile.begin, n, out);
-    for (int j = 0; j < n; ++j) out[j] = math::sample(mu[j], sigma[j], out[j]);
-    store<S>(p.space, p.z, tile.begin, n, out);
+    const T* const eps = load_noise<S>(p.space, p.eps, key, tile.begin, n, out);
+    T* const z = target<S>(p.z, tile.begin, out);
+    for (int j = 0; j < n; ++j) z[j] = math::sample(mu[j], sigma[j], eps[j]);
+    store<S>(p.space, p.z, tile.begin, n, z);
   }
   if (!p.kl) return;
   for (int j = 0; j < n; ++j) out[j] = math::kl(mu[j], x[j], sigma[j]);

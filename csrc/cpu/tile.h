@@ -4,6 +4,8 @@
 // run; else the tile is walked in runs along the innermost dimension.
 #pragma once
 
+#include <type_traits>
+
 #include "math/normal.h"
 #include "math/storage.h"
 #include "params.h"
@@ -44,13 +46,22 @@ VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, int64_
   }
 }
 
+// Whether a tile of the tensor is already what the arithmetic works on. Then nothing is moved: the
+// copies would be a quarter of the forward kernel's time.
 template <typename S>
-VAE_FUSED_HD void load(const Space& space, const Operand& operand, int64_t begin, int n,
-                       arithmetic_t<S>* buffer) {
+VAE_FUSED_HD bool in_place(const Operand& operand) {
+  return std::is_same_v<S, arithmetic_t<S>> && operand.linear;
+}
+
+// The tile's values: in the tensor itself, or brought into the buffer.
+template <typename S>
+VAE_FUSED_HD const arithmetic_t<S>* load(const Space& space, const Operand& operand, int64_t begin,
+                                         int n, arithmetic_t<S>* buffer) {
   const S* data = static_cast<const S*>(operand.data);
+  if (in_place<S>(operand)) return reinterpret_cast<const arithmetic_t<S>*>(data + begin);
   if (operand.linear) {
     for (int j = 0; j < n; ++j) buffer[j] = widen(data[begin + j]);
-    return;
+    return buffer;
   }
   for_each_run(space, operand.stride, begin, n, [&](int at, int64_t offset, int64_t step, int len) {
     if (step == 1) {
@@ -59,11 +70,21 @@ VAE_FUSED_HD void load(const Space& space, const Operand& operand, int64_t begin
       for (int j = 0; j < len; ++j) buffer[at + j] = widen(data[offset + j * step]);
     }
   });
+  return buffer;
+}
+
+// Where to compute the tile's values: in the tensor itself, or in the buffer, for `store`.
+template <typename S>
+VAE_FUSED_HD arithmetic_t<S>* target(const Operand& operand, int64_t begin,
+                                     arithmetic_t<S>* buffer) {
+  S* data = static_cast<S*>(operand.data);
+  return in_place<S>(operand) ? reinterpret_cast<arithmetic_t<S>*>(data + begin) : buffer;
 }
 
 template <typename S>
 VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begin, int n,
                         const arithmetic_t<S>* buffer) {
+  if (in_place<S>(operand)) return;
   S* data = static_cast<S*>(operand.data);
   if (operand.linear) {
     for (int j = 0; j < n; ++j) narrow(buffer[j], data[begin + j]);
@@ -126,10 +147,14 @@ VAE_FUSED_HD void fill_normals(const Key& key, uint64_t index, int n, T* out) {
 
 // The noise of a tile: explicit, or regenerated from the key.
 template <typename S>
-VAE_FUSED_HD void load_noise(const Space& space, const Operand& eps, const Key& key, int64_t begin,
-                             int n, arithmetic_t<S>* buffer) {
+VAE_FUSED_HD const arithmetic_t<S>* load_noise(const Space& space, const Operand& eps,
+                                               const Key& key, int64_t begin, int n,
+                                               arithmetic_t<S>* buffer) {
   if (eps.data) return load<S>(space, eps, begin, n, buffer);
-  if (space.noise_linear) return fill_normals(key, begin, n, buffer);
+  if (space.noise_linear) {
+    fill_normals(key, begin, n, buffer);
+    return buffer;
+  }
   for_each_run(
       space, space.noise_stride, begin, n, [&](int at, int64_t index, int64_t step, int len) {
         if (step == 1) return fill_normals(key, index, len, buffer + at);
@@ -137,6 +162,7 @@ VAE_FUSED_HD void load_noise(const Space& space, const Operand& eps, const Key& 
           buffer[at + j] = math::normal_at<arithmetic_t<S>>(key.seed, key.offset, index + j * step);
         }
       });
+  return buffer;
 }
 
 }  // namespace vae_fused::cpu

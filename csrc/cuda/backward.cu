@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads)
         T eps[V];
         load_noise<V, S>(p.space, p.eps, key, e, n, eps);
         VAE_FUSED_UNROLL
-        for (int j = 0; j < V; ++j) gx[j] = math::sample_adjoint_2x(gz[j], sigma[j], eps[j]);
+        for (int j = 0; j < V; ++j) gx[j] = math::sample_adjoint(gz[j], sigma[j], eps[j]);
       }
     }
     if (grad_kl) {
@@ -46,15 +46,13 @@ __global__ void __launch_bounds__(kThreads)
         if (j < n) {
           const T gk = scale * grad_kl[(tile.row + cursor.row) * p.grad_kl_stride];
           gz[j] += gk * mu[j];
-          gx[j] += math::kl_adjoint_2x(gk, x[j], sigma[j]);
+          gx[j] += math::kl_adjoint(gk, x[j], sigma[j]);
           cursor.next(p.space);
         }
       }
     }
     if (p.grad_mu.data) store<V, S>(p.space, p.grad_mu, e, n, gz);
     if (p.grad_logvar.data) {
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < V; ++j) gx[j] *= T(0.5);
       store<V, S>(p.space, p.grad_logvar, e, n, gx);
     }
   }

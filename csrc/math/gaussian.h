@@ -87,10 +87,10 @@ VAE_FUSED_HD T sample(T mu, T sigma, T eps) {
   return mu + sigma * eps;
 }
 
-// Twice the gradient with respect to x: the caller halves the sum of all its parts once.
+// The gradient with respect to x.
 template <typename T>
-VAE_FUSED_HD T sample_adjoint_2x(T grad_z, T sigma, T eps) {
-  return grad_z * (sigma * eps);
+VAE_FUSED_HD T sample_adjoint(T grad_z, T sigma, T eps) {
+  return T(0.5) * grad_z * (sigma * eps);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -107,10 +107,10 @@ VAE_FUSED_HD T kl(T mu, T x, T sigma) {
   return T(0.5) * (mu * mu + excess(x, sigma * sigma).g);
 }
 
-// As above: twice the gradient with respect to x.
+// The gradient with respect to x.
 template <typename T>
-VAE_FUSED_HD T kl_adjoint_2x(T grad_kl, T x, T sigma) {
-  return grad_kl * excess(x, sigma * sigma).h;
+VAE_FUSED_HD T kl_adjoint(T grad_kl, T x, T sigma) {
+  return T(0.5) * grad_kl * excess(x, sigma * sigma).h;
 }
 
 }  // namespace vae_fused::math
