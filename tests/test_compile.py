@@ -241,3 +241,15 @@ def test_meta_tensors_give_shapes_without_data():
     mu = torch.empty(4, 3, 2, device="meta")
     z, kl = vf.reparameterize_kl(mu, mu, dim=(0, 2))
     assert z.shape == (4, 3, 2) and kl.shape == (3,) and z.is_meta and kl.is_meta
+
+
+@native
+def test_forward_mode_is_refused_not_dropped():
+    mu, logvar = (t.detach() for t in posterior())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(mu, torch.ones_like(mu))
+        for call in (vf.reparameterize_kl, vf.reparameterize, vf.gaussian_kl):
+            with pytest.raises(RuntimeError, match="jvp is not implemented"):
+                call(dual, logvar)
+            with pytest.raises(RuntimeError, match="jvp is not implemented"):
+                call(mu, dual)

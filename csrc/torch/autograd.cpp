@@ -163,8 +163,11 @@ class Latent : public torch::autograd::Function<Latent> {
 
 variable_list apply(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
                     const Arguments& a) {
-  const bool record = at::GradMode::is_enabled() && (mu.requires_grad() || logvar.requires_grad() ||
-                                                     (eps.has_value() && eps->requires_grad()));
+  // A forward-mode tangent goes the same way: the node refuses it, where running on would drop it.
+  const auto differentiable = [](const Tensor& t) {
+    return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(/*level=*/0).defined();
+  };
+  const bool record = differentiable(mu) || differentiable(logvar) || (eps && differentiable(*eps));
   if (record) return Latent::apply(mu, logvar, eps, a);
   at::AutoDispatchBelowADInplaceOrView guard;
   return run(mu, logvar, eps, a);
