@@ -45,8 +45,8 @@ VAE_FUSED_HD Key resolve(const RngKey& key) {
 // ---------------------------------------------------------------------------------------------
 
 constexpr int kMaxDims = 16;
-constexpr int kTile =
-    2048;  // elements of a tile, the unit of work of a CPU task and of a CUDA block
+// Elements of a tile, the unit of work of a CPU task and of a CUDA block.
+constexpr int kTile = 2048;
 
 // Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
 // flat element e belongs to row e / cols of the KL. Neighbouring dimensions that every operand can

@@ -55,7 +55,7 @@ def reparameterize_kl(
         generator: Source of the key, as in ``torch.randn``; default: the device's generator. At
             most one of ``eps``, ``generator`` and ``key`` may be given.
         key: ``(seed, offset)``, a uint64 or int64 tensor of two elements on the device of ``mu``,
-            as made by ``torch.func._random.key``. Makes the call a pure function, with
+            as ``torch.func._random.key`` of torch >= 2.14 makes it. Makes the call a pure function,
             ``z == mu + exp(logvar / 2) * torch.func._random.normal(key, *mu.shape)`` to rounding.
 
     Returns:

@@ -104,7 +104,7 @@ VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begi
 template <typename T>
 VAE_FUSED_HD void fill_blocks(uint64_t seed, uint64_t first, int blocks, T* out) {
   constexpr int kPer = math::kNormalsPerBlock<T>;
-  constexpr int kBatch = 64;  // 4 KiB of buffers
+  constexpr int kBatch = 64;  // 2 KiB of buffers
   alignas(64) uint32_t words[4][kBatch];
   alignas(64) T staged[kPer][kBatch];
   for (int done = 0; done < blocks; done += kBatch) {

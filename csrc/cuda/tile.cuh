@@ -1,6 +1,6 @@
 // Moving V neighbouring elements between a tensor and a thread's registers, and making their noise.
 //
-// V is either 16 bytes' worth (4 float, 2 double, 8 of 16 bits) or 1. `vector_width` decides on the
+// V is either 16 bytes' worth (4 float, 2 double, 8 of 16 bits) or 1. `vectorises` decides on the
 // host, for all operands of a call at once, so no thread ever looks at alignment.
 #pragma once
 

@@ -22,8 +22,9 @@ VAE_FUSED_HD T sigma_of(T x) {
 // ---------------------------------------------------------------------------------------------
 // g(x) = e^x - 1 - x and h(x) = e^x - 1 = x + g(x)
 //
-// The KL below is half of mu^2 + g(x), and h is g's derivative. Both cancel near 0: eager fp32 is
-// off by a factor of 3 at x = 1e-4 and negative at -1e-4. For |x| <= 1 both follow instead from
+// The KL below is half of mu^2 + g(x), and h is g's derivative. Both cancel near 0: in fp32
+// e^x - 1 - x is off by a factor of 3 at x = 1e-4 and negative at -1e-4. For |x| <= 1 both follow
+// instead from
 //
 //   g(x) = x^2 P(x),   P(x) = (e^x - 1 - x) / x^2 = 1/2 + x/6 + x^2/24 + ...  > 0
 //

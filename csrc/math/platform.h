@@ -1,12 +1,13 @@
 // What differs between the host and the device compiler, and nothing else: this is the only file of
 // the mathematics with an #ifdef on the compiler.
 //
-//   VAE_FUSED_HD   marks a function of the mathematics: callable on both sides, always inlined, so
-//                  that a loop over a tile on the CPU vectorises through it.
-//   VAE_FUSED_UNROLL  unrolls the loop of constant length that follows: around it, no loop
-//   vectorises. mulhi(a, b)    upper 32 bits of the 64-bit product. bits / real    reinterpretation
-//   between float and uint32_t. cvt_...        conversions of 16-bit types, where the machine has
-//   an instruction for them. exp_libm, ...  the platform's double precision functions.
+//   VAE_FUSED_HD       marks a function of the mathematics: for host and device, always inlined, so
+//                      that a loop over a tile on the CPU vectorises through it
+//   VAE_FUSED_UNROLL   unrolls the loop of constant length below: around a loop, none vectorises
+//   mulhi              upper 32 bits of a 64-bit product
+//   bits, real         reinterpretation between float and uint32_t
+//   cvt_...            conversions of 16-bit types, where the machine has an instruction for them
+//   ..._libm           the platform's double precision functions
 #pragma once
 
 #include <cmath>

@@ -5,9 +5,8 @@
 // Overloads without suffix are pure functions of their tensors: exactly one of eps and key is
 // given. Overload .generator reserves a fresh key and returns it: a non-differentiable uint64[2].
 //
-//   reduction, dim   which dimensions the KL is summed over, and its divisor; see
-//   csrc/torch/reduction.h output_mask      which of grad_mu, grad_logvar, grad_eps to compute; the
-//   others are undefined
+//   reduction, dim   what the KL is summed over and divided by; see csrc/torch/reduction.h
+//   output_mask      which of grad_mu, grad_logvar and grad_eps to compute; the rest are undefined
 #include <torch/library.h>
 
 #include "torch/ops.h"
