@@ -45,7 +45,7 @@ def make_key(seed: int, offset: int = 0, device: str = "cpu") -> Tensor:
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"):
     """Normals of an own generator: the same on every device, and no global state is touched."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
 
 
 # --------------------------------------------------------------------------------------------------
