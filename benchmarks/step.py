@@ -1,7 +1,7 @@
 """Time of a training step's latent, forward and backward, against the formula as people write it.
 
-``python benchmarks/step.py`` prints a table; ``--json FILE`` also writes it down with the machine, the
-versions and the commit. Contenders run in turn, so that drift hits all alike; every result is
+``python benchmarks/step.py`` prints a table; ``--json FILE`` also writes it down with the machine,
+the versions and the commit. Contenders run in turn, so that drift hits all alike; every result is
 checked against float64 before anything is timed. Outputs are fresh in each step, as in training.
 """
 
@@ -113,9 +113,7 @@ def processor() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each shape (default 5)")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
 """The public functions in plain PyTorch: the oracle of the tests and the fallback.
 
 Same signatures, checks, dtypes and shapes as the compiled functions, on any device, differentiable
-to any order in reverse mode. Without a key the noise is ``torch.randn``'s, bit for bit what eager code draws; with
-one it is the stateless Philox stream, computed here in integer tensors.
+to any order in reverse mode. Without a key the noise is ``torch.randn``'s, bit for bit what eager
+code draws; with one it is the stateless Philox stream, computed here in integer tensors.
 """
 
 from __future__ import annotations
