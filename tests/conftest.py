@@ -91,7 +91,7 @@ def reduced(kl: Tensor, reduction: str = "batchmean", dim: Any = None) -> Tensor
     if reduction == "batchmean":
         return kl.sum() / kl.shape[0] if kl.dim() else kl.sum()
     if reduction == "sample":
-        return kl.reshape(kl.shape[0], -1).sum(1) if kl.numel() else kl.flatten(1).sum(1)
+        return kl.flatten(1).sum(1) if kl.dim() > 1 else kl.clone()
     return {"sum": kl.sum, "mean": kl.mean, "none": kl.clone}[reduction]()
 
 

@@ -35,7 +35,7 @@ def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         name, value = ("mu", mu) if mu.layout != torch.strided else ("logvar", logvar)
         raise TypeError(f"{name} has layout {value.layout}, wants torch.strided")
     if mu.dtype != logvar.dtype:
-        dtype = torch.promote_types(mu.dtype, logvar.dtype)
+        dtype = torch.result_type(mu, logvar)
         mu, logvar = mu.to(dtype), logvar.to(dtype)
     if mu.shape != logvar.shape:
         try:

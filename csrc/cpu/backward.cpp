@@ -1,5 +1,5 @@
 // The backward CPU kernel: a task per tile, and for a tile load -> noise -> arithmetic -> store on
-// dense buffers that stay in the L1 cache (6 x 8 KiB in float at most), so that every loop is a
+// dense buffers that stay in the L1 cache (7 x 8 KiB in float at most), so that every loop is a
 // plain vectorisable one. Cost: one pass over the tensors, nothing tensor-sized in between.
 #include "cpu/dispatch.h"
 #include "math/gaussian.h"
@@ -10,12 +10,16 @@ namespace {
 template <typename S>
 VAE_FUSED_HD void backward_tile(const BackwardParams& p, const Key& key, int64_t t) {
   using T = arithmetic_t<S>;
-  alignas(64) T x_buffer[kTile], sigma[kTile], gz_buffer[kTile], scratch[kTile];
+  alignas(64) T x_buffer[kTile], sigma[kTile], variance[kTile], gz_buffer[kTile], scratch[kTile];
   alignas(64) T gmu_buffer[kTile], gx_buffer[kTile];
   const Tile tile = tile_at(p.space, t);
   const int n = tile.n;
   const T* const x = load<S>(p.space, p.logvar, tile.begin, n, x_buffer);
-  for (int j = 0; j < n; ++j) sigma[j] = math::sigma_of(x[j]);
+  for (int j = 0; j < n; ++j) {
+    const math::Scale<T> scale = math::scale_of(x[j]);
+    sigma[j] = scale.sigma;
+    variance[j] = scale.variance;
+  }
 
   const T* gz = gz_buffer;
   if (p.grad_z.data) {
@@ -42,7 +46,7 @@ VAE_FUSED_HD void backward_tile(const BackwardParams& p, const Key& key, int64_t
     const T scale = static_cast<T>(p.kl_scale);
     const auto add = [&](int j, T gk) {
       gmu[j] = gz[j] + gk * mu[j];
-      gx[j] += math::kl_adjoint(gk, x[j], sigma[j]);
+      gx[j] += math::kl_adjoint(gk, x[j], variance[j]);
     };
     if (p.space.cols == 1 && p.grad_kl_stride == 1) {  // one loop over the tile, as in forward_tile
       for (int j = 0; j < n; ++j) add(j, scale * grad_kl[j]);

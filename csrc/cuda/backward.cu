@@ -18,10 +18,14 @@ __global__ void __launch_bounds__(kThreads)
   for (int at = threadIdx.x * V; at < tile.n; at += kThreads * V) {
     const int64_t e = tile.begin + at;
     const int n = tile.n - at < V ? tile.n - at : V;
-    T x[V], sigma[V], gz[V] = {}, gx[V] = {};
+    T x[V], sigma[V], variance[V], gz[V] = {}, gx[V] = {};
     load<V, S>(p.space, p.logvar, e, n, x);
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) sigma[j] = math::sigma_of(x[j]);
+    for (int j = 0; j < V; ++j) {
+      const math::Scale<T> scale = math::scale_of(x[j]);
+      sigma[j] = scale.sigma;
+      variance[j] = scale.variance;
+    }
     if (p.grad_z.data) {
       load<V, S>(p.space, p.grad_z, e, n, gz);
       if (p.grad_eps.data) {
@@ -46,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
         if (j < n) {
           const T gk = scale * grad_kl[(tile.row + cursor.row) * p.grad_kl_stride];
           gz[j] += gk * mu[j];
-          gx[j] += math::kl_adjoint(gk, x[j], sigma[j]);
+          gx[j] += math::kl_adjoint(gk, x[j], variance[j]);
           cursor.next(p.space);
         }
       }

@@ -61,11 +61,15 @@ __global__ void __launch_bounds__(kThreads)
   for (int at = threadIdx.x * V; at < tile.n; at += kThreads * V) {
     const int64_t e = tile.begin + at;
     const int n = tile.n - at < V ? tile.n - at : V;
-    T mu[V], x[V], sigma[V], eps[V];
+    T mu[V], x[V], sigma[V], variance[V], eps[V];
     load<V, S>(p.space, p.mu, e, n, mu);
     load<V, S>(p.space, p.logvar, e, n, x);
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) sigma[j] = math::sigma_of(x[j]);
+    for (int j = 0; j < V; ++j) {
+      const math::Scale<T> scale = math::scale_of(x[j]);
+      sigma[j] = scale.sigma;
+      variance[j] = scale.variance;
+    }
     if (p.z.data) {
       load_noise<V, S>(p.space, p.eps, key, e, n, eps);
       VAE_FUSED_UNROLL
@@ -76,7 +80,7 @@ __global__ void __launch_bounds__(kThreads)
       VAE_FUSED_UNROLL
       for (int j = 0; j < V; ++j) {
         // Elements beyond n are 0, and so is their KL.
-        const T kl = math::kl(mu[j], x[j], sigma[j]);
+        const T kl = math::kl(mu[j], x[j], variance[j]);
         if (!whole_rows) {
           sum.add(kl);
         } else if (j < n) {

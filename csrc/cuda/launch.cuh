@@ -14,7 +14,9 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t s
 #if defined(VAE_FUSED_EMULATOR)
   return emu::launch(kernel, grid, dim3(kThreads), 0, stream, arguments...);
 #else
-  kernel<<<grid, kThreads, 0, stream> > >(arguments...);
+  // clang-format off
+  kernel<<<grid, kThreads, 0, stream>>>(arguments...);
+  // clang-format on
   return cudaGetLastError();
 #endif
 }

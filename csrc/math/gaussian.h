@@ -11,13 +11,21 @@ namespace vae_fused::math {
 //
 //   sigma = e^(x/2)      d sigma / dx = sigma / 2
 //
-// One exponential serves all: sigma for the sample, sigma^2 for the KL. Halving x is exact.
+// One exponential serves both sigma, for the sample, and sigma^2, for the KL. Halving x is exact.
+// Double has the platform's, twice: it is the reference path, and 1/2 ulp matters more than time.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
-VAE_FUSED_HD T sigma_of(T x) {
-  return exp(T(0.5) * x);
+struct Scale {
+  T sigma, variance;
+};
+
+VAE_FUSED_HD Scale<float> scale_of(float x) {
+  const ExpPair pair = exp_pair(0.5f * x);
+  return {pair.e, pair.square};
 }
+
+VAE_FUSED_HD Scale<double> scale_of(double x) { return {exp_libm(0.5 * x), exp_libm(x)}; }
 
 // ---------------------------------------------------------------------------------------------
 // g(x) = e^x - 1 - x and h(x) = e^x - 1 = x + g(x)
@@ -104,14 +112,14 @@ VAE_FUSED_HD T sample_adjoint(T grad_z, T sigma, T eps) {
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
-VAE_FUSED_HD T kl(T mu, T x, T sigma) {
-  return T(0.5) * (mu * mu + excess(x, sigma * sigma).g);
+VAE_FUSED_HD T kl(T mu, T x, T variance) {
+  return T(0.5) * (mu * mu + excess(x, variance).g);
 }
 
 // The gradient with respect to x.
 template <typename T>
-VAE_FUSED_HD T kl_adjoint(T grad_kl, T x, T sigma) {
-  return T(0.5) * grad_kl * excess(x, sigma * sigma).h;
+VAE_FUSED_HD T kl_adjoint(T grad_kl, T x, T variance) {
+  return T(0.5) * grad_kl * excess(x, variance).h;
 }
 
 }  // namespace vae_fused::math

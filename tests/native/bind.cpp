@@ -52,7 +52,7 @@ auto mapped(void (*function)(const T*, T*, int64_t), int per) {
 // One overload per precision: the dtype of the array decides.
 template <typename T>
 void bind_math(py::module_& m, const char* normals_name) {
-  m.def("exp", mapped<T>(&maths::exp, 1), py::arg().noconvert());
+  m.def("scale", mapped<T>(&maths::scale, 2), py::arg().noconvert());
   m.def("log", mapped<T>(&maths::log, 1), py::arg().noconvert());
   m.def("sincos", mapped<T>(&maths::sincos, 2), py::arg().noconvert());
   m.def("excess", mapped<T>(&maths::excess, 2), py::arg().noconvert());

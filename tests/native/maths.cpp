@@ -8,8 +8,12 @@ namespace maths {
 namespace math = vae_fused::math;
 
 #define EACH(T)                                                                           \
-  void exp(const T* x, T* out, int64_t n) {                                               \
-    for (int64_t i = 0; i < n; ++i) out[i] = math::exp(x[i]);                             \
+  void scale(const T* x, T* out, int64_t n) {                                             \
+    for (int64_t i = 0; i < n; ++i) {                                                     \
+      const auto both = math::scale_of(x[i]);                                             \
+      out[2 * i] = both.sigma;                                                            \
+      out[2 * i + 1] = both.variance;                                                     \
+    }                                                                                     \
   }                                                                                       \
   void log(const T* x, T* out, int64_t n) {                                               \
     for (int64_t i = 0; i < n; ++i) out[i] = math::log(x[i]);                             \
@@ -19,8 +23,7 @@ namespace math = vae_fused::math;
   }                                                                                       \
   void excess(const T* x, T* out, int64_t n) {                                            \
     for (int64_t i = 0; i < n; ++i) {                                                     \
-      const T sigma = math::sigma_of(x[i]);                                               \
-      const auto both = math::excess(x[i], sigma * sigma);                                \
+      const auto both = math::excess(x[i], math::scale_of(x[i]).variance);                \
       out[2 * i] = both.g;                                                                \
       out[2 * i + 1] = both.h;                                                            \
     }                                                                                     \

@@ -6,7 +6,7 @@
 namespace maths {
 
 #define EACH(T)                                                                  \
-  void exp(const T* x, T* out, int64_t n);                                       \
+  void scale(const T* x, T* out, int64_t n); /* [n, 2]: sigma, sigma^2 */        \
   void log(const T* x, T* out, int64_t n);                                       \
   void sincos(const T* x, T* out, int64_t n); /* [n, 2]: sine, cosine */         \
   void excess(const T* x, T* out, int64_t n); /* [n, 2]: e^x - 1 - x, e^x - 1 */ \
