@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
-    AVAILABLE,
     DTYPES,
     REDUCTIONS,
     eager,
