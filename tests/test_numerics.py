@@ -184,10 +184,10 @@ def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
 
 @native
 def test_kl_error_beyond_one_is_within_three_roundings(device):
-    """What holds where the bound above does not."""
+    """Element by element: sigma^2 is not the square of a rounded sigma."""
     logvar = torch.linspace(1, 80, 2**17, device=device)
     zeros = torch.zeros_like(logvar)
-    assert relative(elementwise(zeros, logvar), exact_kl(zeros, logvar)) < 4.5e-7
+    assert relative(elementwise(zeros, logvar), exact_kl(zeros, logvar)) < 3.5e-7
 
 
 # --------------------------------------------------------------------------------------------------
