@@ -139,6 +139,9 @@ def _noise(
         return eps
     if key is not None:
         return normal(key, mu.shape, dtype=torch.promote_types(mu.dtype, torch.float32))
+    # torch 2.13 cannot trace randn of a symbolic shape once it is given a generator, were it None.
+    if generator is None:
+        return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device)
     return torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
 
 
