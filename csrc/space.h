@@ -67,6 +67,13 @@ inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
   return dims;
 }
 
+inline Divisor divisor(int64_t d) {
+  int32_t shift = 0;
+  while ((uint64_t{1} << shift) < static_cast<uint64_t>(d)) ++shift;
+  const auto power = static_cast<unsigned __int128>(1) << (63 + shift);
+  return {static_cast<uint64_t>(power / static_cast<uint64_t>(d)) + 1, shift};
+}
+
 inline void tile(Space& space) {
   space.rows_per_tile = space.tiles_per_row = 1;
   if (space.cols > kTile) {
@@ -75,6 +82,10 @@ inline void tile(Space& space) {
     space.rows_per_tile = kTile / space.cols;
     // Eights of rows start each tile of a linear space on whole vectors and whole blocks of noise.
     if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
+  }
+  space.by_tiles_per_row = divisor(space.tiles_per_row);
+  if (space.cols > 1 && space.cols <= kTile) {
+    space.by_cols = static_cast<uint32_t>(((uint64_t{1} << 32) + space.cols - 1) / space.cols);
   }
   space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile * space.tiles_per_row;
 }
@@ -100,6 +111,7 @@ inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
   space.noise_linear = linear(dims, 0);
   for (size_t d = 0; d < dims.size(); ++d) {
     space.size[d] = dims[d].size;
+    space.by_size[d] = divisor(dims[d].size);
     space.noise_stride[d] = dims[d].strides[0];
   }
   for (size_t k = 0; k < present.size(); ++k) {

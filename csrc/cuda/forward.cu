@@ -18,89 +18,145 @@ __device__ void combine(const ForwardParams& p) {
   const int64_t tiles = p.space.tiles_per_row;
   const bool by_warp = p.space.rows >= kThreads / 32;
   const int width = by_warp ? 32 : kThreads;
-  for (int64_t row = threadIdx.x / width; row < p.space.rows; row += kThreads / width) {
+  const int lane = threadIdx.x & (width - 1);
+  for (int64_t row = by_warp ? threadIdx.x / 32 : 0; row < p.space.rows; row += kThreads / width) {
     double sum = 0;
-    for (int64_t t = threadIdx.x % width; t < tiles; t += width) {
-      sum += __ldcg(&p.partials[row * tiles + t]);
-    }
-    sum = by_warp ? group_sum(sum, 32) : block_sum(sum);
-    if (threadIdx.x % width == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
+    for (int64_t t = lane; t < tiles; t += width) sum += __ldcg(&p.partials[row * tiles + t]);
+    sum = by_warp ? group_sum(sum, 5) : block_sum(sum);
+    if (lane == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
   }
 }
 
-// Whole rows in a tile: their elements' KL, staged in shared memory, summed by `width` lanes a row.
+// Whole rows of a tile, staged in shared memory: 2^log_width lanes a row, at least one for each 8
+// columns while there are.
 template <typename T>
 __device__ __forceinline__ void sum_rows(const ForwardParams& p, const Tile& tile,
                                          const T* staged) {
+  constexpr int kRun = 8;
   T* const kl = static_cast<T*>(p.kl) + tile.row;
   const int cols = static_cast<int>(p.space.cols);
-  int width = 1;
-  while (width < 32 && width * 8 < cols) width *= 2;
-  const int lane = threadIdx.x % width;
+  int log_width = 0;
+  while (log_width < 5 && kRun << log_width < cols) ++log_width;
+  const int width = 1 << log_width, lane = threadIdx.x & (width - 1);
   // Every lane takes part in the shuffles, with or without a row.
-  for (int first = 0; first < tile.rows; first += kThreads / width) {
-    const int row = first + threadIdx.x / width;
-    Sum<T> sum;
+  for (int first = 0; first < tile.rows; first += kThreads >> log_width) {
+    const int row = first + (threadIdx.x >> log_width);
+    double sum = 0;
     if (row < tile.rows) {
-      for (int c = lane; c < cols; c += width) sum.add(staged[row * cols + c]);
+      const T* const values = staged + row * cols;
+      for (int begin = lane; begin < cols; begin += kRun * width) {
+        T run = 0;
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < kRun; ++j) {
+          const int c = begin + j * width;
+          if (c < cols) run += values[c];
+        }
+        sum += static_cast<double>(run);
+      }
     }
-    const double result = group_sum(total(sum), width);
-    if (row < tile.rows && lane == 0) kl[row] = static_cast<T>(p.kl_scale * result);
+    sum = group_sum(sum, log_width);
+    if (row < tile.rows && lane == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
   }
 }
 
-template <typename S, int V>
+// What becomes of the elements' KL. The same for all blocks of a launch.
+enum class Rows {
+  kNone,      // no KL is asked for
+  kElements,  // reduction="none": written as they are
+  kInTile,    // a tile holds whole rows
+  kOfTiles,   // a row consists of tiles
+};
+
+__device__ __forceinline__ Rows rows_of(const ForwardParams& p) {
+  if (!p.kl) return Rows::kNone;
+  if (p.space.cols == 1) return Rows::kElements;
+  return p.space.tiles_per_row == 1 ? Rows::kInTile : Rows::kOfTiles;
+}
+
+template <typename S, Access kAccess>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const __grid_constant__ ForwardParams p, int ticket) {
   using T = arithmetic_t<S>;
-  __shared__ T staged[kTile];
+  constexpr bool kUsual = kAccess == Access::kLinear;
+  constexpr int V = kVector<S, kAccess>, C = kChunk<T, V>;
+  using Values = Pack<T, C>;
+  __shared__ Values staged[(kTile + 2 * V) / C];
   const Key key = resolve(p.key);
   const Tile tile = tile_at(p.space, blockIdx.x);
-  const bool whole_rows = p.space.tiles_per_row == 1;
-  Sum<T> sum;
-  for (int at = threadIdx.x * V; at < tile.n; at += kThreads * V) {
-    const int64_t e = tile.begin + at;
-    const int n = tile.n - at < V ? tile.n - at : V;
-    T mu[V], x[V], sigma[V], variance[V], eps[V];
-    load<V, S>(p.space, p.mu, e, n, mu);
-    load<V, S>(p.space, p.logvar, e, n, x);
+  const Rows rows = rows_of(p);
+  const bool sampled = kUsual || p.z.data;
+  T sum = 0;
+  Spans<V> spans(tile);
+  for (; spans.more(); spans.next()) {
+    const Span span = spans.span();
+    const int64_t* const strides[] = {p.mu.stride, p.logvar.stride, p.z.stride, p.eps.stride,
+                                      p.space.noise_stride};
+    int64_t at[5];
+    locate<kAccess>(p.space, strides, span.e, at);
+    const auto mu_pack = load<S, V>(static_cast<const S*>(p.mu.data) + at[0], span);
+    const auto x_pack = load<S, V>(static_cast<const S*>(p.logvar.data) + at[1], span);
+    Pack<S, V> z_pack;
+    const bool given = !kUsual && p.eps.data;
+    if (given) z_pack = load<S, V>(static_cast<const S*>(p.eps.data) + at[3], span);
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) {
-      const math::Scale<T> scale = math::scale_of(x[j]);
-      sigma[j] = scale.sigma;
-      variance[j] = scale.variance;
-    }
-    if (p.z.data) {
-      load_noise<V, S>(p.space, p.eps, key, e, n, eps);
+    for (int b = 0; b < V / C; ++b) {
+      T mu[C], x[C], sigma[C], variance[C];
+      widen<C>(mu_pack, b, mu);
+      widen<C>(x_pack, b, x);
       VAE_FUSED_UNROLL
-      for (int j = 0; j < V; ++j) eps[j] = math::sample(mu[j], sigma[j], eps[j]);
-      store<V, S>(p.space, p.z, e, n, eps);
-    }
-    if (p.kl) {
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < V; ++j) {
-        // Elements beyond n are 0, and so is their KL.
-        const T kl = math::kl(mu[j], x[j], variance[j]);
-        if (!whole_rows) {
-          sum.add(kl);
-        } else if (j < n) {
-          staged[at + j] = kl;
+      for (int j = 0; j < C; ++j) {
+        const math::Scale<T> scale = math::scale_of(x[j]);
+        sigma[j] = scale.sigma;
+        variance[j] = scale.variance;
+      }
+      if (sampled) {
+        T z[C];
+        if (given) {
+          widen<C>(z_pack, b, z);
+        } else {
+          normals(key, at[4] + b * C, z);
         }
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) z[j] = math::sample(mu[j], sigma[j], z[j]);
+        narrow<C>(z, b, z_pack);
+      }
+      // Elements beyond the tile were loaded as 0, and so is their KL.
+      Values kl;
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) kl.s[j] = math::kl(mu[j], x[j], variance[j]);
+      switch (rows) {
+        case Rows::kNone:
+          break;
+        case Rows::kElements: {
+          const Span part = span.chunk(b, C);
+          const T scale = static_cast<T>(p.kl_scale);
+          VAE_FUSED_UNROLL
+          for (int j = 0; j < C; ++j) kl.s[j] *= scale;
+          store<T, C>(static_cast<T*>(p.kl) + part.e, part, kl);
+          break;
+        }
+        case Rows::kInTile:
+          staged[span.slot / C + b] = kl;
+          break;
+        case Rows::kOfTiles:
+          VAE_FUSED_UNROLL
+          for (int j = 0; j < C; ++j) sum += kl.s[j];
       }
     }
+    if (sampled) store<S, V>(static_cast<S*>(p.z.data) + at[2], span, z_pack);
   }
   if (p.key_out && blockIdx.x == 0 && threadIdx.x == 0) {
     p.key_out[0] = key.seed;
     p.key_out[1] = key.offset;
   }
-  if (!p.kl) return;
-  if (whole_rows) {
+  if (rows == Rows::kInTile) {
     __syncthreads();
-    return sum_rows(p, tile, staged);
+    sum_rows(p, tile, staged[0].s + spans.head());
+  } else if (rows == Rows::kOfTiles) {
+    const double partial = block_sum(static_cast<double>(sum));
+    if (threadIdx.x == 0) p.partials[blockIdx.x] = partial;
+    if (ticket != kNoTicket && last_block(ticket)) combine<T>(p);
   }
-  const double partial = block_sum(total(sum));
-  if (threadIdx.x == 0) p.partials[blockIdx.x] = partial;
-  if (ticket != kNoTicket && last_block(ticket)) combine<T>(p);
 }
 
 template <typename T>
@@ -118,14 +174,19 @@ cudaError_t forward_as(const ForwardParams& p, cudaStream_t stream) {
     const cudaError_t error = ticket_slot(stream, &ticket);
     if (error != cudaSuccess) return error;
   }
-  constexpr int v = kVector<S>;
-  const int size = sizeof(S);
-  const bool vector = space_vectorises(p.space, p.z.data && !p.eps.data, v) &&
-                      vectorises(p.space, p.mu, v, size) &&
-                      vectorises(p.space, p.logvar, v, size) &&
-                      vectorises(p.space, p.eps, v, size) && vectorises(p.space, p.z, v, size);
-  const cudaError_t error = launch(vector ? forward_kernel<S, v> : forward_kernel<S, 1>,
-                                   p.space.tiles, stream, p, ticket);
+  const bool usual = p.z.data && p.kl && !p.eps.data;
+  const auto kernel = [&] {
+    switch (access_of(p.space, {&p.mu, &p.logvar, &p.eps, &p.z}, p.kl, usual,
+                      p.z.data && !p.eps.data, kVector<S, Access::kStrided>)) {
+      case Access::kLinear:
+        return forward_kernel<S, Access::kLinear>;
+      case Access::kStrided:
+        return forward_kernel<S, Access::kStrided>;
+      default:
+        return forward_kernel<S, Access::kScalar>;
+    }
+  }();
+  const cudaError_t error = launch(kernel, p.space.tiles, stream, p, ticket);
   if (error != cudaSuccess || !combines || ticket != kNoTicket) return error;
   return launch(combine_kernel<T>, 1, stream, p);
 }

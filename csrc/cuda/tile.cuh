@@ -1,8 +1,10 @@
-// Moving V neighbouring elements between a tensor and a thread's registers, and making their noise.
+// From a tile to a thread's vectors: V neighbouring elements in registers, and their noise.
 //
-// V is either 16 bytes' worth (4 float, 2 double, 8 of 16 bits) or 1. `vectorises` decides on the
-// host, for all operands of a call at once, so no thread ever looks at alignment.
+// V is 16 bytes' worth (4 float, 2 double, 8 of 16 bits), or 1. The host decides for all tensors of
+// a call at once (see Access), so that no thread ever looks at a layout or an alignment.
 #pragma once
+
+#include <initializer_list>
 
 #include "cuda/launch.cuh"
 #include "math/normal.h"
@@ -13,8 +15,15 @@ namespace vae_fused::cuda {
 
 using math::arithmetic_t;
 
-template <typename S>
-constexpr int kVector = 16 / sizeof(S);
+// How a kernel reads and writes.
+enum class Access {
+  kLinear,   // the usual call: every tensor there, contiguous and aligned; noise from the key
+  kStrided,  // vectors, too, wherever innermost runs consist of whole ones; tensors may be absent
+  kScalar,   // anything, an element at a time
+};
+
+template <typename S, Access kAccess>
+constexpr int kVector = kAccess == Access::kScalar ? 1 : 16 / sizeof(S);
 
 template <typename S, int V>
 struct alignas(sizeof(S) * V) Pack {
@@ -25,120 +34,149 @@ struct alignas(sizeof(S) * V) Pack {
 // host
 // -------------------------------------------------------------------------------------------------
 
-// Whether flat elements [e, e + v), e a multiple of v within its tile, are one aligned access.
-inline bool vectorises(const Space& space, const Operand& operand, int v, int element_size) {
-  if (!operand.data) return true;
-  if (reinterpret_cast<uintptr_t>(operand.data) % (v * element_size) != 0) return false;
-  if (operand.linear) return true;
+// Whether the innermost runs of a tensor consist of whole vectors.
+inline bool whole_runs(const Space& space, const int64_t* stride, int v) {
   const int inner = space.ndim - 1;
-  if (operand.stride[inner] != 1 || space.size[inner] % v != 0) return false;
+  if (stride[inner] != 1 || space.size[inner] % v != 0) return false;
   for (int d = 0; d < inner; ++d) {
-    if (operand.stride[d] % v != 0) return false;
+    if (stride[d] % v != 0) return false;
   }
   return true;
 }
 
-// Whether tiles begin at multiples of v, and v elements are normals of whole Philox blocks.
-inline bool space_vectorises(const Space& space, bool needs_noise, int v) {
-  const int64_t step = space.tiles_per_row > 1 ? space.cols : space.rows_per_tile * space.cols;
-  if (space.tiles > 1 && step % v != 0) return false;
-  if (!needs_noise || space.noise_linear) return true;
-  const int inner = space.ndim - 1;
-  if (space.noise_stride[inner] != 1 || space.size[inner] % v != 0) return false;
-  for (int d = 0; d < inner; ++d) {
-    if (space.noise_stride[d] % v != 0) return false;
+inline bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+// `rows` is what has a value for each row: read and written in vectors where a row is an element.
+// `usual`: the call has every tensor that it can have, but noise from the key.
+inline Access access_of(const Space& space, std::initializer_list<const Operand*> operands,
+                        const void* rows, bool usual, bool needs_noise, int v) {
+  if (space.cols == 1 && !aligned(rows)) return Access::kScalar;
+  // Where all is linear there is one dimension, which need not consist of whole vectors.
+  const auto vectors = [&](const int64_t* stride, bool linear) {
+    return space.ndim == 1 ? linear : whole_runs(space, stride, v);
+  };
+  if (needs_noise && !vectors(space.noise_stride, space.noise_linear)) return Access::kScalar;
+  for (const Operand* operand : operands) {
+    if (!operand->data) continue;
+    if (!aligned(operand->data) || !vectors(operand->stride, operand->linear)) {
+      return Access::kScalar;
+    }
   }
-  return true;
+  return usual && space.ndim == 1 ? Access::kLinear : Access::kStrided;
 }
 
 // -------------------------------------------------------------------------------------------------
 // device
 // -------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ int64_t offset_of(const Space& space, const int64_t* stride, int64_t e) {
-  int64_t offset = 0;
-  for (int d = space.ndim - 1; d > 0; --d) {
-    const int64_t next = e / space.size[d];
-    offset += (e - next * space.size[d]) * stride[d];
-    e = next;
-  }
-  return offset + e * stride[0];
-}
+// Elements [e, e + V), e a multiple of V, of which [lo, hi) belong to the tile. `slot` counts from
+// the vector in which the tile begins.
+struct Span {
+  int64_t e;
+  int slot, lo, hi;
 
-// Elements [e, e + n) of n <= V; those beyond n are 0.
-template <int V, typename S>
-__device__ __forceinline__ void load(const Space& space, const Operand& operand, int64_t e, int n,
-                                     arithmetic_t<S> (&out)[V]) {
-  const S* data = static_cast<const S*>(operand.data) +
-                  (operand.linear ? e : offset_of(space, operand.stride, e));
-  if (n == V) {
-    const Pack<S, V> pack = *reinterpret_cast<const Pack<S, V>*>(data);
+  // Chunk b of C elements.
+  __device__ __forceinline__ Span chunk(int b, int c) const {
+    const int from = lo - b * c, to = hi - b * c;
+    return {e + b * c, slot + b * c, from < 0 ? 0 : from, to < c ? to : c};
+  }
+};
+
+// The calling thread's vectors of a tile.
+template <int V>
+class Spans {
+ public:
+  __device__ __forceinline__ explicit Spans(const Tile& tile)
+      : first_(tile.begin & ~int64_t{V - 1}),
+        head_(static_cast<int>(tile.begin & (V - 1))),
+        end_(head_ + tile.n),
+        slot_(threadIdx.x * V) {}
+  __device__ __forceinline__ bool more() const { return slot_ < end_; }
+  __device__ __forceinline__ void next() { slot_ += kThreads * V; }
+  __device__ __forceinline__ Span span() const {
+    const int rest = end_ - slot_;
+    return {first_ + slot_, slot_, slot_ < head_ ? head_ - slot_ : 0, rest < V ? rest : V};
+  }
+  // Slot of the tile's first element.
+  __device__ __forceinline__ int head() const { return head_; }
+
+ private:
+  int64_t first_;
+  int head_, end_, slot_;
+};
+
+// The offsets of element e in N tensors.
+template <Access kAccess, int N>
+__device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
+                                       int64_t e, int64_t (&offsets)[N]) {
+  if constexpr (kAccess == Access::kLinear) {
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) out[j] = math::widen(pack.s[j]);
+    for (int k = 0; k < N; ++k) offsets[k] = e;
   } else {
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) out[j] = j < n ? math::widen(data[j]) : arithmetic_t<S>(0);
+    for (int k = 0; k < N; ++k) offsets[k] = 0;
+    for (int d = space.ndim - 1; d > 0; --d) {
+      const int64_t outer = e / space.by_size[d];
+      const int64_t coordinate = e - outer * space.size[d];
+      VAE_FUSED_UNROLL
+      for (int k = 0; k < N; ++k) offsets[k] += coordinate * strides[k][d];
+      e = outer;
+    }
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < N; ++k) offsets[k] += e * strides[k][0];
   }
 }
 
-template <int V, typename S>
-__device__ __forceinline__ void store(const Space& space, const Operand& operand, int64_t e, int n,
-                                      const arithmetic_t<S> (&values)[V]) {
-  S* data =
-      static_cast<S*>(operand.data) + (operand.linear ? e : offset_of(space, operand.stride, e));
-  if (n == V) {
-    Pack<S, V> pack;
+// Elements outside of [lo, hi) are 0.
+template <typename S, int V>
+__device__ __forceinline__ Pack<S, V> load(const S* data, const Span& span) {
+  Pack<S, V> pack;
+  if (V == 1 || span.hi - span.lo == V) {
+    pack = *reinterpret_cast<const Pack<S, V>*>(data);
+  } else {
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) math::narrow(values[j], pack.s[j]);
+    for (int j = 0; j < V; ++j) pack.s[j] = j >= span.lo && j < span.hi ? data[j] : S{};
+  }
+  return pack;
+}
+
+template <typename S, int V>
+__device__ __forceinline__ void store(S* data, const Span& span, const Pack<S, V>& pack) {
+  if (V == 1 || span.hi - span.lo == V) {
     *reinterpret_cast<Pack<S, V>*>(data) = pack;
   } else {
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) {
-      if (j < n) math::narrow(values[j], data[j]);
+      if (j >= span.lo && j < span.hi) data[j] = pack.s[j];
     }
   }
 }
 
-// The noise of the V elements from e on: explicit, or from the key. A vector is whole blocks.
-template <int V, typename S>
-__device__ __forceinline__ void load_noise(const Space& space, const Operand& eps, const Key& key,
-                                           int64_t e, int n, arithmetic_t<S> (&out)[V]) {
-  using T = arithmetic_t<S>;
-  if (eps.data) return load<V, S>(space, eps, e, n, out);
-  const uint64_t index = space.noise_linear ? e : offset_of(space, space.noise_stride, e);
-  if constexpr (V == 1) {
+// Arithmetic goes through a vector in chunks of a block of noise, which bounds the registers it
+// needs: chunk b of `in`.
+template <int C, typename S, int V>
+__device__ __forceinline__ void widen(const Pack<S, V>& in, int b, arithmetic_t<S> (&out)[C]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[b * C + j]);
+}
+
+template <int C, typename S, int V>
+__device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pack<S, V>& out) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
+}
+
+template <typename T, int V>
+constexpr int kChunk = V == 1 ? 1 : math::kNormalsPerBlock<T>;
+
+// Normals `index` to `index + C` of the stream: a block of it, or one.
+template <typename T, int C>
+__device__ __forceinline__ void normals(const Key& key, uint64_t index, T (&out)[C]) {
+  if constexpr (C == 1) {
     out[0] = math::normal_at<T>(key.seed, key.offset, index);
   } else {
-    constexpr int kPer = math::kNormalsPerBlock<T>;
-    static_assert(V % kPer == 0, "a vector is whole blocks of noise");
-    VAE_FUSED_UNROLL
-    for (int b = 0; b < V / kPer; ++b) {
-      T block[kPer];
-      math::normals(math::philox(key.seed, key.offset + index / kPer + b), block);
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < kPer; ++j) out[b * kPer + j] = block[j];
-    }
+    math::normals(math::philox(key.seed, key.offset + index / C), out);
   }
 }
-
-// The row and column of a tile's element, in 32 bits, and the step to the next element.
-struct RowCursor {
-  uint32_t row, col, cols;
-
-  __device__ __forceinline__ RowCursor(const Space& space, int at)
-      : row(0), col(0), cols(static_cast<uint32_t>(space.cols)) {
-    if (space.tiles_per_row == 1) {
-      row = static_cast<uint32_t>(at) / cols;
-      col = static_cast<uint32_t>(at) - row * cols;
-    }
-  }
-  // In a tile that is part of a row, every element is in row 0.
-  __device__ __forceinline__ void next(const Space& space) {
-    if (space.tiles_per_row == 1 && ++col == cols) {
-      col = 0;
-      ++row;
-    }
-  }
-};
 
 }  // namespace vae_fused::cuda
