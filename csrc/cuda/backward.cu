@@ -22,7 +22,7 @@ __device__ __forceinline__ Rows rows_of(const BackwardParams& p) {
 }
 
 template <typename S, Access kAccess>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     backward_kernel(const __grid_constant__ BackwardParams p) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear;
@@ -36,16 +36,14 @@ __global__ void __launch_bounds__(kThreads)
   const bool used = kUsual || p.grad_z.data, wants_mu = kUsual || p.grad_mu.data;
   const bool wants_x = kUsual || p.grad_logvar.data, wants_eps = !kUsual && p.grad_eps.data;
   const bool given = !kUsual && p.eps.data;
-  Spans<V> spans(tile);
-  for (; spans.more(); spans.next()) {
-    const Span span = spans.span();
+  for (Span span = first_span<V>(tile); span.slot < span.end; span = span + kThreads * V) {
     const int64_t* const strides[] = {p.mu.stride,          p.logvar.stride,     p.grad_z.stride,
                                       p.eps.stride,         p.grad_mu.stride,    p.grad_eps.stride,
                                       p.grad_logvar.stride, p.space.noise_stride};
     int64_t at[8];
     locate<kAccess>(p.space, strides, span.e, at);
-    const auto x_pack = load<S, V>(static_cast<const S*>(p.logvar.data) + at[1], span);
-    Pack<S, V> mu_pack{}, gz_pack{}, eps_pack{}, gx_pack;
+    auto x_pack = load<S, V>(static_cast<const S*>(p.logvar.data) + at[1], span);
+    Pack<S, V> mu_pack{}, gz_pack{}, eps_pack{};
     if (kUsual || rows != Rows::kNone) {
       mu_pack = load<S, V>(static_cast<const S*>(p.mu.data) + at[0], span);
     }
@@ -67,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) gk[j] = one;
-      const Span part = span.chunk(b, C);
+      const Span part = span + b * C;
       if (rows == Rows::kElements) {
         const auto pack = load<T, C>(grad_kl + (part.e - tile.begin), part);
         VAE_FUSED_UNROLL
@@ -75,8 +73,8 @@ __global__ void __launch_bounds__(kThreads)
       } else if (rows == Rows::kInTile) {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
-          const uint32_t at = static_cast<uint32_t>(part.slot - spans.head() + j);
-          if (j >= part.lo && j < part.hi) gk[j] = kl_scale * grad_kl[row_in_tile(p.space, at)];
+          const uint32_t at = static_cast<uint32_t>(part.slot - part.begin + j);
+          if (part.has(j)) gk[j] = kl_scale * grad_kl[row_in_tile(p.space, at)];
         }
       }
       VAE_FUSED_UNROLL
@@ -93,12 +91,12 @@ __global__ void __launch_bounds__(kThreads)
       }
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) gz[j] += gk[j] * mu[j];
-      narrow<C>(gz, b, gz_pack);
-      narrow<C>(gx, b, gx_pack);
+      narrow<C>(gz, b, gz_pack);  // in place: registers are scarce
+      narrow<C>(gx, b, x_pack);
     }
     if (wants_mu) store<S, V>(static_cast<S*>(p.grad_mu.data) + at[4], span, gz_pack);
     if (wants_eps) store<S, V>(static_cast<S*>(p.grad_eps.data) + at[5], span, eps_pack);
-    if (wants_x) store<S, V>(static_cast<S*>(p.grad_logvar.data) + at[6], span, gx_pack);
+    if (wants_x) store<S, V>(static_cast<S*>(p.grad_logvar.data) + at[6], span, x_pack);
   }
 }
 

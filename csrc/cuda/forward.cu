@@ -74,7 +74,7 @@ __device__ __forceinline__ Rows rows_of(const ForwardParams& p) {
 }
 
 template <typename S, Access kAccess>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     forward_kernel(const __grid_constant__ ForwardParams p, int ticket) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear;
@@ -86,18 +86,17 @@ __global__ void __launch_bounds__(kThreads)
   const Rows rows = rows_of(p);
   const bool sampled = kUsual || p.z.data;
   T sum = 0;
-  Spans<V> spans(tile);
-  for (; spans.more(); spans.next()) {
-    const Span span = spans.span();
+  Span span = first_span<V>(tile);
+  for (; span.slot < span.end; span = span + kThreads * V) {
     const int64_t* const strides[] = {p.mu.stride, p.logvar.stride, p.z.stride, p.eps.stride,
                                       p.space.noise_stride};
     int64_t at[5];
     locate<kAccess>(p.space, strides, span.e, at);
-    const auto mu_pack = load<S, V>(static_cast<const S*>(p.mu.data) + at[0], span);
+    auto mu_pack = load<S, V>(static_cast<const S*>(p.mu.data) + at[0], span);
     const auto x_pack = load<S, V>(static_cast<const S*>(p.logvar.data) + at[1], span);
-    Pack<S, V> z_pack;
+    Pack<S, V> eps_pack;
     const bool given = !kUsual && p.eps.data;
-    if (given) z_pack = load<S, V>(static_cast<const S*>(p.eps.data) + at[3], span);
+    if (given) eps_pack = load<S, V>(static_cast<const S*>(p.eps.data) + at[3], span);
     VAE_FUSED_UNROLL
     for (int b = 0; b < V / C; ++b) {
       T mu[C], x[C], sigma[C], variance[C];
@@ -112,13 +111,13 @@ __global__ void __launch_bounds__(kThreads)
       if (sampled) {
         T z[C];
         if (given) {
-          widen<C>(z_pack, b, z);
+          widen<C>(eps_pack, b, z);
         } else {
           normals(key, at[4] + b * C, z);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) z[j] = math::sample(mu[j], sigma[j], z[j]);
-        narrow<C>(z, b, z_pack);
+        narrow<C>(z, b, mu_pack);  // in place: registers are scarce
       }
       // Elements beyond the tile were loaded as 0, and so is their KL.
       Values kl;
@@ -128,7 +127,7 @@ __global__ void __launch_bounds__(kThreads)
         case Rows::kNone:
           break;
         case Rows::kElements: {
-          const Span part = span.chunk(b, C);
+          const Span part = span + b * C;
           const T scale = static_cast<T>(p.kl_scale);
           VAE_FUSED_UNROLL
           for (int j = 0; j < C; ++j) kl.s[j] *= scale;
@@ -143,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
           for (int j = 0; j < C; ++j) sum += kl.s[j];
       }
     }
-    if (sampled) store<S, V>(static_cast<S*>(p.z.data) + at[2], span, z_pack);
+    if (sampled) store<S, V>(static_cast<S*>(p.z.data) + at[2], span, mu_pack);
   }
   if (p.key_out && blockIdx.x == 0 && threadIdx.x == 0) {
     p.key_out[0] = key.seed;
@@ -151,7 +150,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (rows == Rows::kInTile) {
     __syncthreads();
-    sum_rows(p, tile, staged[0].s + spans.head());
+    sum_rows(p, tile, staged[0].s + span.begin);
   } else if (rows == Rows::kOfTiles) {
     const double partial = block_sum(static_cast<double>(sum));
     if (threadIdx.x == 0) p.partials[blockIdx.x] = partial;

@@ -25,6 +25,14 @@ enum class Access {
 template <typename S, Access kAccess>
 constexpr int kVector = kAccess == Access::kScalar ? 1 : 16 / sizeof(S);
 
+// Blocks on an SM at least, which bounds the registers: to 128, 64 and 80. Without a bound the
+// compiler interleaves the chunks of a 16-bit vector, takes 100, and halves the loads in flight; a
+// block more, and some architecture spills.
+template <typename S>
+constexpr int kBlocks = sizeof(S) == 8   ? 2
+                        : sizeof(S) == 4 ? 4
+                                         : 3;
+
 template <typename S, int V>
 struct alignas(sizeof(S) * V) Pack {
   S s[V];
@@ -69,41 +77,23 @@ inline Access access_of(const Space& space, std::initializer_list<const Operand*
 // device
 // -------------------------------------------------------------------------------------------------
 
-// Elements [e, e + V), e a multiple of V, of which [lo, hi) belong to the tile. `slot` counts from
-// the vector in which the tile begins.
+// The vector of elements [e, e + V), e a multiple of V. Slots count from the vector in which the
+// tile begins: the vector's is `slot`, the tile has [begin, end).
 struct Span {
   int64_t e;
-  int slot, lo, hi;
+  int slot, begin, end;
 
-  // Chunk b of C elements.
-  __device__ __forceinline__ Span chunk(int b, int c) const {
-    const int from = lo - b * c, to = hi - b * c;
-    return {e + b * c, slot + b * c, from < 0 ? 0 : from, to < c ? to : c};
-  }
+  __device__ __forceinline__ bool whole(int v) const { return slot >= begin && slot + v <= end; }
+  __device__ __forceinline__ bool has(int j) const { return slot + j >= begin && slot + j < end; }
+  __device__ __forceinline__ Span operator+(int j) const { return {e + j, slot + j, begin, end}; }
 };
 
-// The calling thread's vectors of a tile.
+// The first of the calling thread's vectors in a tile; `kThreads * V` further on is the next.
 template <int V>
-class Spans {
- public:
-  __device__ __forceinline__ explicit Spans(const Tile& tile)
-      : first_(tile.begin & ~int64_t{V - 1}),
-        head_(static_cast<int>(tile.begin & (V - 1))),
-        end_(head_ + tile.n),
-        slot_(threadIdx.x * V) {}
-  __device__ __forceinline__ bool more() const { return slot_ < end_; }
-  __device__ __forceinline__ void next() { slot_ += kThreads * V; }
-  __device__ __forceinline__ Span span() const {
-    const int rest = end_ - slot_;
-    return {first_ + slot_, slot_, slot_ < head_ ? head_ - slot_ : 0, rest < V ? rest : V};
-  }
-  // Slot of the tile's first element.
-  __device__ __forceinline__ int head() const { return head_; }
-
- private:
-  int64_t first_;
-  int head_, end_, slot_;
-};
+__device__ __forceinline__ Span first_span(const Tile& tile) {
+  const int begin = static_cast<int>(tile.begin & (V - 1)), slot = threadIdx.x * V;
+  return {tile.begin - begin + slot, slot, begin, begin + tile.n};
+}
 
 // The offsets of element e in N tensors.
 template <Access kAccess, int N>
@@ -127,27 +117,27 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
   }
 }
 
-// Elements outside of [lo, hi) are 0.
+// Elements outside of the tile are 0.
 template <typename S, int V>
 __device__ __forceinline__ Pack<S, V> load(const S* data, const Span& span) {
   Pack<S, V> pack;
-  if (V == 1 || span.hi - span.lo == V) {
+  if (V == 1 || span.whole(V)) {
     pack = *reinterpret_cast<const Pack<S, V>*>(data);
   } else {
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) pack.s[j] = j >= span.lo && j < span.hi ? data[j] : S{};
+    for (int j = 0; j < V; ++j) pack.s[j] = span.has(j) ? data[j] : S{};
   }
   return pack;
 }
 
 template <typename S, int V>
 __device__ __forceinline__ void store(S* data, const Span& span, const Pack<S, V>& pack) {
-  if (V == 1 || span.hi - span.lo == V) {
+  if (V == 1 || span.whole(V)) {
     *reinterpret_cast<Pack<S, V>*>(data) = pack;
   } else {
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) {
-      if (j >= span.lo && j < span.hi) data[j] = pack.s[j];
+      if (span.has(j)) data[j] = pack.s[j];
     }
   }
 }
