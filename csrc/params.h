@@ -60,6 +60,13 @@ struct Divisor {
   int32_t shift = 0;
 };
 
+inline Divisor divisor(int64_t d) {
+  int32_t shift = 0;
+  while ((uint64_t{1} << shift) < static_cast<uint64_t>(d)) ++shift;
+  const auto power = static_cast<unsigned __int128>(1) << (63 + shift);
+  return {static_cast<uint64_t>(power / static_cast<uint64_t>(d)) + 1, shift};
+}
+
 VAE_FUSED_HD int64_t operator/(int64_t n, const Divisor& d) {
   return static_cast<int64_t>(math::mulhi(static_cast<uint64_t>(n) << 1, d.multiplier) >> d.shift);
 }

@@ -67,13 +67,6 @@ inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
   return dims;
 }
 
-inline Divisor divisor(int64_t d) {
-  int32_t shift = 0;
-  while ((uint64_t{1} << shift) < static_cast<uint64_t>(d)) ++shift;
-  const auto power = static_cast<unsigned __int128>(1) << (63 + shift);
-  return {static_cast<uint64_t>(power / static_cast<uint64_t>(d)) + 1, shift};
-}
-
 inline void tile(Space& space) {
   space.rows_per_tile = space.tiles_per_row = 1;
   if (space.cols > kTile) {

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     backward_kernel(const __grid_constant__ BackwardParams p) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear;
-  constexpr int V = kVector<S, kAccess>, C = kChunk<T, V>;
+  constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
   const Key key = resolve(p.key);
   const Tile tile = tile_at(p.space, blockIdx.x);
   const Rows rows = rows_of(p);

@@ -11,33 +11,33 @@ namespace {
 
 constexpr int kNoTicket = -1;
 
-// Rows of several tiles: their partial sums, in order. Few rows: a block for each, else a warp.
+// Rows of several parts: their partial sums, in order. Few rows: a block for each, else as many
+// lanes as a row has use for.
 template <typename T>
-__device__ void combine(const ForwardParams& p) {
+__device__ void combine(const ForwardParams& p, int64_t per_row) {
   T* const kl = static_cast<T*>(p.kl);
-  const int64_t tiles = p.space.tiles_per_row;
-  const bool by_warp = p.space.rows >= kThreads / 32;
-  const int width = by_warp ? 32 : kThreads;
+  const bool by_block = p.space.rows < kThreads / 32;
+  const int log_width = by_block ? 8 : log_lanes(per_row), width = 1 << log_width;
   const int lane = threadIdx.x & (width - 1);
-  for (int64_t row = by_warp ? threadIdx.x / 32 : 0; row < p.space.rows; row += kThreads / width) {
-    double sum = 0;
-    for (int64_t t = lane; t < tiles; t += width) sum += __ldcg(&p.partials[row * tiles + t]);
-    sum = by_warp ? group_sum(sum, 5) : block_sum(sum);
-    if (lane == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
+  // Every lane takes part in the shuffles, with or without a row.
+  for (int64_t first = 0; first < p.space.rows; first += kThreads >> log_width) {
+    const int64_t row = first + (threadIdx.x >> log_width);
+    const bool has_row = row < p.space.rows;
+    double sum = sum_parts(p.partials + row * per_row, has_row ? per_row : 0, lane, width);
+    sum = by_block ? block_sum(sum) : group_sum(sum, log_width);
+    if (has_row && lane == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
   }
 }
 
-// Whole rows of a tile, staged in shared memory: 2^log_width lanes a row, at least one for each 8
-// columns while there are.
+// Whole rows of a tile, staged in shared memory.
 template <typename T>
 __device__ __forceinline__ void sum_rows(const ForwardParams& p, const Tile& tile,
                                          const T* staged) {
   constexpr int kRun = 8;
   T* const kl = static_cast<T*>(p.kl) + tile.row;
   const int cols = static_cast<int>(p.space.cols);
-  int log_width = 0;
-  while (log_width < 5 && kRun << log_width < cols) ++log_width;
-  const int width = 1 << log_width, lane = threadIdx.x & (width - 1);
+  const int log_width = log_lanes(cols), width = 1 << log_width;
+  const int lane = threadIdx.x & (width - 1);
   // Every lane takes part in the shuffles, with or without a row.
   for (int first = 0; first < tile.rows; first += kThreads >> log_width) {
     const int row = first + (threadIdx.x >> log_width);
@@ -73,21 +73,18 @@ __device__ __forceinline__ Rows rows_of(const ForwardParams& p) {
   return p.space.tiles_per_row == 1 ? Rows::kInTile : Rows::kOfTiles;
 }
 
+// One tile: its sample, and its elements' KL where they belong; those of Rows::kOfTiles are
+// returned, summed over the thread's.
 template <typename S, Access kAccess>
-__global__ void __launch_bounds__(kThreads, kBlocks<S>)
-    forward_kernel(const __grid_constant__ ForwardParams p, int ticket) {
+__device__ __forceinline__ arithmetic_t<S> forward_tile(
+    const ForwardParams& p, const Key& key, const Tile& tile, Rows rows,
+    Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear;
-  constexpr int V = kVector<S, kAccess>, C = kChunk<T, V>;
-  using Values = Pack<T, C>;
-  __shared__ Values staged[(kTile + 2 * V) / C];
-  const Key key = resolve(p.key);
-  const Tile tile = tile_at(p.space, blockIdx.x);
-  const Rows rows = rows_of(p);
-  const bool sampled = kUsual || p.z.data;
+  constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
+  const bool sampled = kUsual || p.z.data, given = !kUsual && p.eps.data;
   T sum = 0;
-  Span span = first_span<V>(tile);
-  for (; span.slot < span.end; span = span + kThreads * V) {
+  for (Span span = first_span<V>(tile); span.slot < span.end; span = span + kThreads * V) {
     const int64_t* const strides[] = {p.mu.stride, p.logvar.stride, p.z.stride, p.eps.stride,
                                       p.space.noise_stride};
     int64_t at[5];
@@ -95,7 +92,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     auto mu_pack = load<S, V>(static_cast<const S*>(p.mu.data) + at[0], span);
     const auto x_pack = load<S, V>(static_cast<const S*>(p.logvar.data) + at[1], span);
     Pack<S, V> eps_pack;
-    const bool given = !kUsual && p.eps.data;
     if (given) eps_pack = load<S, V>(static_cast<const S*>(p.eps.data) + at[3], span);
     VAE_FUSED_UNROLL
     for (int b = 0; b < V / C; ++b) {
@@ -120,18 +116,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
         narrow<C>(z, b, mu_pack);  // in place: registers are scarce
       }
       // Elements beyond the tile were loaded as 0, and so is their KL.
-      Values kl;
+      Pack<T, C> kl;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) kl.s[j] = math::kl(mu[j], x[j], variance[j]);
       switch (rows) {
         case Rows::kNone:
           break;
         case Rows::kElements: {
-          const Span part = span + b * C;
           const T scale = static_cast<T>(p.kl_scale);
           VAE_FUSED_UNROLL
           for (int j = 0; j < C; ++j) kl.s[j] *= scale;
-          store<T, C>(static_cast<T*>(p.kl) + part.e, part, kl);
+          store<T, C>(static_cast<T*>(p.kl) + span.e + b * C, span + b * C, kl);
           break;
         }
         case Rows::kInTile:
@@ -144,31 +139,59 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     }
     if (sampled) store<S, V>(static_cast<S*>(p.z.data) + at[2], span, mu_pack);
   }
+  return sum;
+}
+
+template <typename S, Access kAccess>
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+    forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ Parts parts,
+                   int ticket) {
+  using T = arithmetic_t<S>;
+  constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
+  __shared__ Pack<T, C> staged[(kTile + 2 * V) / C];
+  const Key key = resolve(p.key);
   if (p.key_out && blockIdx.x == 0 && threadIdx.x == 0) {
     p.key_out[0] = key.seed;
     p.key_out[1] = key.offset;
   }
-  if (rows == Rows::kInTile) {
-    __syncthreads();
-    sum_rows(p, tile, staged[0].s + span.begin);
-  } else if (rows == Rows::kOfTiles) {
-    const double partial = block_sum(static_cast<double>(sum));
-    if (threadIdx.x == 0) p.partials[blockIdx.x] = partial;
-    if (ticket != kNoTicket && last_block(ticket)) combine<T>(p);
+  const Rows rows = rows_of(p);
+  // A tile of whole rows counts as one row with one part here.
+  const int64_t row = blockIdx.x / parts.by_per_row;
+  const int64_t first = (blockIdx.x - row * parts.per_row) * parts.tiles;
+  const int64_t rest = p.space.tiles_per_row - first;
+  const int64_t last = first + (rest < parts.tiles ? rest : parts.tiles);
+  double sum = 0;
+  for (int64_t t = first; t < last; ++t) {
+    const Tile tile = tile_at(p.space, row * p.space.tiles_per_row + t);
+    sum += static_cast<double>(forward_tile<S, kAccess>(p, key, tile, rows, staged));
   }
+  if (rows == Rows::kInTile) {
+    const Tile tile = tile_at(p.space, blockIdx.x);
+    __syncthreads();
+    return sum_rows(p, tile, staged[0].s + (tile.begin & (V - 1)));
+  }
+  if (rows != Rows::kOfTiles) return;
+  sum = block_sum(sum);
+  if (parts.per_row == 1) {
+    if (threadIdx.x == 0) static_cast<T*>(p.kl)[row] = static_cast<T>(p.kl_scale * sum);
+    return;
+  }
+  if (threadIdx.x == 0) p.partials[blockIdx.x] = sum;
+  if (ticket != kNoTicket && last_block(ticket)) combine<T>(p, parts.per_row);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(const __grid_constant__ ForwardParams p) {
-  combine<T>(p);
+    combine_kernel(const __grid_constant__ ForwardParams p, int64_t per_row) {
+  combine<T>(p, per_row);
 }
 
 template <typename S>
 cudaError_t forward_as(const ForwardParams& p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
   int ticket = kNoTicket;
-  const bool combines = p.kl && p.space.tiles_per_row > 1;
+  const Parts parts = parts_of(p.space);
+  const bool combines = p.kl && parts.per_row > 1;
   if (combines) {
     const cudaError_t error = ticket_slot(stream, &ticket);
     if (error != cudaSuccess) return error;
@@ -185,9 +208,9 @@ cudaError_t forward_as(const ForwardParams& p, cudaStream_t stream) {
         return forward_kernel<S, Access::kScalar>;
     }
   }();
-  const cudaError_t error = launch(kernel, p.space.tiles, stream, p, ticket);
+  const cudaError_t error = launch(kernel, parts.blocks, stream, p, parts, ticket);
   if (error != cudaSuccess || !combines || ticket != kNoTicket) return error;
-  return launch(combine_kernel<T>, 1, stream, p);
+  return launch(combine_kernel<T>, 1, stream, p, parts.per_row);
 }
 
 }  // namespace

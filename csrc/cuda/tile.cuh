@@ -25,6 +25,10 @@ enum class Access {
 template <typename S, Access kAccess>
 constexpr int kVector = kAccess == Access::kScalar ? 1 : 16 / sizeof(S);
 
+// Arithmetic goes through a vector in chunks of a block of noise.
+template <typename S, Access kAccess>
+constexpr int kChunk = kAccess == Access::kScalar ? 1 : math::kNormalsPerBlock<arithmetic_t<S>>;
+
 // Blocks on an SM at least, which bounds the registers: to 128, 64 and 80. Without a bound the
 // compiler interleaves the chunks of a 16-bit vector, takes 100, and halves the loads in flight; a
 // block more, and some architecture spills.
@@ -142,8 +146,6 @@ __device__ __forceinline__ void store(S* data, const Span& span, const Pack<S, V
   }
 }
 
-// Arithmetic goes through a vector in chunks of a block of noise, which bounds the registers it
-// needs: chunk b of `in`.
 template <int C, typename S, int V>
 __device__ __forceinline__ void widen(const Pack<S, V>& in, int b, arithmetic_t<S> (&out)[C]) {
   VAE_FUSED_UNROLL
@@ -155,9 +157,6 @@ __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pa
   VAE_FUSED_UNROLL
   for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
 }
-
-template <typename T, int V>
-constexpr int kChunk = V == 1 ? 1 : math::kNormalsPerBlock<T>;
 
 // Normals `index` to `index + C` of the stream: a block of it, or one.
 template <typename T, int C>

@@ -111,6 +111,8 @@ const Class kClasses[] = {
     {"a full tile", {2, kTile / 2}, {true, true}},
     {"rows of several tiles", {2, kTile + 3}, {false, true}},
     {"one long row", {3, 1, 1367}, {true, true, true}},
+    {"longer rows", {2, 4 * kTile + 1}, {false, true}},
+    {"many long rows", {9, kTile + 1}, {false, true}},
     {"chunked", {3, 8, 10}, {true, true, true}, Class::kChunked},
     {"chunked rows", {3, 8, 10}, {false, true, true}, Class::kChunked},
     {"odd chunk", {3, 5, 7}, {false, true, true}, Class::kChunked},

@@ -29,6 +29,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "one long row": ((9, 1001), (0, 1)),
     "long rows": ((3, 5000), (1,)),
     "many long rows": ((12, 2050), (1,)),
+    "longer rows": ((3, 9000), (1,)),
     "outer summed": ((6, 50, 7), (0, 2)),
 }
 
