@@ -22,11 +22,11 @@ __device__ __forceinline__ Rows rows_of(const BackwardParams& p) {
 }
 
 template <typename S, Access kAccess>
-__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess>)
     backward_kernel(const __grid_constant__ BackwardParams p) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear;
-  constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
+  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   const Key key = resolve(p.key);
   const Tile tile = tile_at(p.space, blockIdx.x);
   const Rows rows = rows_of(p);
@@ -36,21 +36,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
   const bool used = kUsual || p.grad_z.data, wants_mu = kUsual || p.grad_mu.data;
   const bool wants_x = kUsual || p.grad_logvar.data, wants_eps = !kUsual && p.grad_eps.data;
   const bool given = !kUsual && p.eps.data;
-  for (Span span = first_span<V>(tile); span.slot < span.end; span = span + kThreads * V) {
+  for (Span span = first_span<N>(tile); span.slot < span.end; span = span + kThreads * N) {
     const int64_t* const strides[] = {p.mu.stride,          p.logvar.stride,     p.grad_z.stride,
                                       p.eps.stride,         p.grad_mu.stride,    p.grad_eps.stride,
                                       p.grad_logvar.stride, p.space.noise_stride};
     int64_t at[8];
     locate<kAccess>(p.space, strides, span.e, at);
-    auto x_pack = load<S, V>(static_cast<const S*>(p.logvar.data) + at[1], span);
-    Pack<S, V> mu_pack{}, gz_pack{}, eps_pack{};
+    auto x_pack = load<kAccess, S>(p.space, p.logvar, at[1], span);
+    Pack<S, N> mu_pack{}, gz_pack{}, eps_pack{};
     if (kUsual || rows != Rows::kNone) {
-      mu_pack = load<S, V>(static_cast<const S*>(p.mu.data) + at[0], span);
+      mu_pack = load<kAccess, S>(p.space, p.mu, at[0], span);
     }
-    if (used) gz_pack = load<S, V>(static_cast<const S*>(p.grad_z.data) + at[2], span);
-    if (used && given) eps_pack = load<S, V>(static_cast<const S*>(p.eps.data) + at[3], span);
+    if (used) gz_pack = load<kAccess, S>(p.space, p.grad_z, at[2], span);
+    if (used && given) eps_pack = load<kAccess, S>(p.space, p.eps, at[3], span);
     VAE_FUSED_UNROLL
-    for (int b = 0; b < V / C; ++b) {
+    for (int b = 0; b < N / C; ++b) {
       T mu[C], x[C], gz[C], eps[C], gk[C], gx[C], sigma[C];
       widen<C>(mu_pack, b, mu);
       widen<C>(x_pack, b, x);
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
       if (given) {
         widen<C>(eps_pack, b, eps);
       } else if (used && wants_x) {
-        normals(key, at[7] + b * C, eps);
+        normals(key, at[7] + b * chunk_stride<S, kAccess>(p.space), eps);
       } else {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) eps[j] = 0;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
       for (int j = 0; j < C; ++j) gk[j] = one;
       const Span part = span + b * C;
       if (rows == Rows::kElements) {
-        const auto pack = load<T, C>(grad_kl + (part.e - tile.begin), part);
+        const auto pack = load_vector<T, C>(grad_kl + (part.e - tile.begin), part);
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) gk[j] = kl_scale * pack.s[j];
       } else if (rows == Rows::kInTile) {
@@ -94,25 +94,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
       narrow<C>(gz, b, gz_pack);  // in place: registers are scarce
       narrow<C>(gx, b, x_pack);
     }
-    if (wants_mu) store<S, V>(static_cast<S*>(p.grad_mu.data) + at[4], span, gz_pack);
-    if (wants_eps) store<S, V>(static_cast<S*>(p.grad_eps.data) + at[5], span, eps_pack);
-    if (wants_x) store<S, V>(static_cast<S*>(p.grad_logvar.data) + at[6], span, x_pack);
+    if (wants_mu) store<kAccess, S>(p.space, p.grad_mu, at[4], span, gz_pack);
+    if (wants_eps) store<kAccess, S>(p.space, p.grad_eps, at[5], span, eps_pack);
+    if (wants_x) store<kAccess, S>(p.space, p.grad_logvar, at[6], span, x_pack);
   }
 }
 
 template <typename S>
-cudaError_t backward_as(const BackwardParams& p, cudaStream_t stream) {
+cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
   const bool usual = p.grad_z.data && p.grad_kl && p.grad_mu.data && p.grad_logvar.data &&
                      !p.eps.data && !p.grad_eps.data;
   const bool needs_noise = p.grad_z.data && p.grad_logvar.data && !p.eps.data;
   const auto kernel = [&] {
-    switch (access_of(
+    switch (access_of<S>(
         p.space, {&p.mu, &p.logvar, &p.eps, &p.grad_z, &p.grad_mu, &p.grad_logvar, &p.grad_eps},
-        p.grad_kl, usual, needs_noise, kVector<S, Access::kStrided>)) {
+        p.grad_kl, usual, needs_noise)) {
       case Access::kLinear:
         return backward_kernel<S, Access::kLinear>;
       case Access::kStrided:
         return backward_kernel<S, Access::kStrided>;
+      case Access::kPatched:
+        return backward_kernel<S, Access::kPatched>;
       default:
         return backward_kernel<S, Access::kScalar>;
     }

@@ -81,20 +81,20 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
     Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear;
-  constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
+  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   const bool sampled = kUsual || p.z.data, given = !kUsual && p.eps.data;
   T sum = 0;
-  for (Span span = first_span<V>(tile); span.slot < span.end; span = span + kThreads * V) {
+  for (Span span = first_span<N>(tile); span.slot < span.end; span = span + kThreads * N) {
     const int64_t* const strides[] = {p.mu.stride, p.logvar.stride, p.z.stride, p.eps.stride,
                                       p.space.noise_stride};
     int64_t at[5];
     locate<kAccess>(p.space, strides, span.e, at);
-    auto mu_pack = load<S, V>(static_cast<const S*>(p.mu.data) + at[0], span);
-    const auto x_pack = load<S, V>(static_cast<const S*>(p.logvar.data) + at[1], span);
-    Pack<S, V> eps_pack;
-    if (given) eps_pack = load<S, V>(static_cast<const S*>(p.eps.data) + at[3], span);
+    auto mu_pack = load<kAccess, S>(p.space, p.mu, at[0], span);
+    const auto x_pack = load<kAccess, S>(p.space, p.logvar, at[1], span);
+    Pack<S, N> eps_pack;
+    if (given) eps_pack = load<kAccess, S>(p.space, p.eps, at[3], span);
     VAE_FUSED_UNROLL
-    for (int b = 0; b < V / C; ++b) {
+    for (int b = 0; b < N / C; ++b) {
       T mu[C], x[C], sigma[C], variance[C];
       widen<C>(mu_pack, b, mu);
       widen<C>(x_pack, b, x);
@@ -109,7 +109,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
         if (given) {
           widen<C>(eps_pack, b, z);
         } else {
-          normals(key, at[4] + b * C, z);
+          normals(key, at[4] + b * chunk_stride<S, kAccess>(p.space), z);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) z[j] = math::sample(mu[j], sigma[j], z[j]);
@@ -126,7 +126,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
           const T scale = static_cast<T>(p.kl_scale);
           VAE_FUSED_UNROLL
           for (int j = 0; j < C; ++j) kl.s[j] *= scale;
-          store<T, C>(static_cast<T*>(p.kl) + span.e + b * C, span + b * C, kl);
+          store_vector<T, C>(static_cast<T*>(p.kl) + span.e + b * C, span + b * C, kl);
           break;
         }
         case Rows::kInTile:
@@ -137,18 +137,18 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
           for (int j = 0; j < C; ++j) sum += kl.s[j];
       }
     }
-    if (sampled) store<S, V>(static_cast<S*>(p.z.data) + at[2], span, mu_pack);
+    if (sampled) store<kAccess, S>(p.space, p.z, at[2], span, mu_pack);
   }
   return sum;
 }
 
 template <typename S, Access kAccess>
-__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess>)
     forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ Parts parts,
                    int ticket) {
   using T = arithmetic_t<S>;
-  constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
-  __shared__ Pack<T, C> staged[(kTile + 2 * V) / C];
+  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  __shared__ Pack<T, C> staged[(kTile + 2 * N) / C];
   const Key key = resolve(p.key);
   if (p.key_out && blockIdx.x == 0 && threadIdx.x == 0) {
     p.key_out[0] = key.seed;
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
   if (rows == Rows::kInTile) {
     const Tile tile = tile_at(p.space, blockIdx.x);
     __syncthreads();
-    return sum_rows(p, tile, staged[0].s + (tile.begin & (V - 1)));
+    return sum_rows(p, tile, staged[0].s + (tile.begin & (N - 1)));
   }
   if (rows != Rows::kOfTiles) return;
   sum = block_sum(sum);
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename S>
-cudaError_t forward_as(const ForwardParams& p, cudaStream_t stream) {
+cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
   int ticket = kNoTicket;
   const Parts parts = parts_of(p.space);
@@ -198,12 +198,14 @@ cudaError_t forward_as(const ForwardParams& p, cudaStream_t stream) {
   }
   const bool usual = p.z.data && p.kl && !p.eps.data;
   const auto kernel = [&] {
-    switch (access_of(p.space, {&p.mu, &p.logvar, &p.eps, &p.z}, p.kl, usual,
-                      p.z.data && !p.eps.data, kVector<S, Access::kStrided>)) {
+    switch (access_of<S>(p.space, {&p.mu, &p.logvar, &p.eps, &p.z}, p.kl, usual,
+                         p.z.data && !p.eps.data)) {
       case Access::kLinear:
         return forward_kernel<S, Access::kLinear>;
       case Access::kStrided:
         return forward_kernel<S, Access::kStrided>;
+      case Access::kPatched:
+        return forward_kernel<S, Access::kPatched>;
       default:
         return forward_kernel<S, Access::kScalar>;
     }

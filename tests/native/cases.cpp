@@ -117,6 +117,7 @@ const Class kClasses[] = {
     {"chunked rows", {3, 8, 10}, {false, true, true}, Class::kChunked},
     {"odd chunk", {3, 5, 7}, {false, true, true}, Class::kChunked},
     {"channels last", {2, 6, 35}, {false, true, true}, Class::kTransposed},
+    {"deep channels last", {2, 8, 40}, {false, true, true}, Class::kTransposed},
     {"outer summed", {6, 5, 7}, {true, false, true}},
     {"misaligned", {3, 101}, {true, true}, Class::kShifted},
 };

@@ -24,6 +24,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "a row per sample": ((40, 130), (1,)),
     "images": ((3, 4, 9, 11), (1, 2, 3)),
     "wide images": ((3, 4, 8, 10), (1, 2, 3)),
+    "deep images": ((2, 16, 6, 18), (1, 2, 3)),
+    "summed deep images": ((3, 8, 4, 4), (0, 1, 2, 3)),
     "rows that are no whole vectors": ((9, 1001), (1,)),
     "long rows that are no whole vectors": ((3, 4099), (1,)),
     "one long row": ((9, 1001), (0, 1)),
