@@ -48,6 +48,7 @@ from gpu_checks.report import (
     PASS,
     ROOT,
     STATUS,
+    WIDTH,
     Promise,
     Report,
     overall,
@@ -57,7 +58,7 @@ from gpu_checks.report import (
 from gpu_checks.run import Budget, Finished, Outcome, Stage, guarded, run_stages
 
 # Tests that have "cuda" in their names and nothing to do with a device.
-NOT_ON_DEVICE = ("test_build", "test_ext", "test_layering", "test_gpu_script")
+NOT_ON_DEVICE = ("test_build", "test_ext", "test_layering", "test_gpu_script", "test_gpu_measures")
 
 
 def run_driver(place: Place, name: str, timeout: float, *more: str) -> tuple[Any, Finished]:
@@ -158,6 +159,17 @@ def stages(place: Place, quick: bool) -> list[list[Stage]]:
     return groups
 
 
+def failed_tests(report: Report, most: int = 25) -> list[str]:
+    """A line for each test that failed, beyond the one that the table has."""
+    found = [
+        f"{test.split('/')[-1]}: {reason}"[:WIDTH]
+        for stage in report.data["stages"].values()
+        for test, reason in stage["figures"].get("failed_tests", [])
+    ]
+    left = [f"... and {len(found) - most} more"] if len(found) > most else []
+    return ["", "failed tests", *found[:most], *left] if found else []
+
+
 def prepare(place: Place, args: argparse.Namespace, report: Report, budget: Budget) -> str:
     """Finds or builds the package. '' or why there is nothing to test."""
     answer = ask(place)
@@ -214,6 +226,7 @@ def run(args: argparse.Namespace, place: Place, report: Report, budget: Budget) 
             dirty = " with changes" if report.data["dirty"] else ""
             print(f", commit {report.data['commit']}{dirty}")
             print(table(report.promises))
+            print(*failed_tests(report), sep="\n")
             print(f"\n{summary(report.promises)}; {budget.elapsed():.0f} s; {path}", flush=True)
     return STATUS[overall(report.promises)]
 
