@@ -243,6 +243,17 @@ def test_results_survive_the_end_of_the_process(tmp_path):
     assert "planted" in details["has a broken fixture"]
 
 
+def test_a_module_that_is_not_installed_is_no_failing():
+    reason = "ModuleNotFoundError: No module named '{}'"
+    results = {
+        name: {"outcome": "failed", "reason": reason.format(name), "test": name}
+        for name in ("expecttest", "vae_fused")
+    }
+    suite.excuse(results, ["expecttest"])
+    assert [r["outcome"] for r in results.values()] == ["skipped", "failed"]
+    assert results["expecttest"]["reason"] == "expecttest is not installed"
+
+
 def test_a_file_is_a_promise_and_one_gpu_is_no_failing():
     tests = ["tests/test_a.py::test_x[1]", "tests/test_a.py::test_y", "tests/test_b.py::test_z"]
     passed = {"outcome": "passed", "reason": ""}

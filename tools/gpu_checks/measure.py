@@ -185,7 +185,7 @@ def judge_bandwidth(rows: list[dict[str, Any]]) -> list[Promise]:
     for group, dtype, way in keys:
         mine = [r for r in rows if (r["group"], r["dtype"]) == (group, dtype)]
         done = [r for r in mine if way in r]
-        name = f"{group.replace('_', ' ')}, {dtype}, {way}: bandwidth over a copy's"
+        name = f"{group.replace('_', ' ')}, {dtype}, {way}: share of a copy's rate"
         if not done:
             reason = mine[0].get("skipped") or mine[0].get("error", "")
             promises.append(at_least(name, TARGETS[group], None, f"not run: {reason}"))
@@ -196,6 +196,8 @@ def judge_bandwidth(rows: list[dict[str, Any]]) -> list[Promise]:
             f"worst of {len(done)}: {worst['case']}, {figures['us']:.1f} us, "
             f"{figures['gb_per_s']:.0f} GB/s, the copy {figures['copy_gb_per_s']:.0f}"
         )
+        if not figures.get("mode", "graph").startswith("graph"):
+            detail += f"; timed as {figures['mode']}"
         left = [r["case"] for r in mine if way not in r]
         if left:
             detail += f"; not measured: {', '.join(left)}"

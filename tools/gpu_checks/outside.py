@@ -64,6 +64,8 @@ def sanitizer_command(binary: str, tool: str, help_text: str, program: list[str]
         if re.search(rf"{option}\b(?!-)", help_text):
             command += [option, "kns=vae_fused"]
             break
+    if "--launch-timeout" in help_text:
+        command += ["--launch-timeout", "0"]  # importing torch may take longer than it waits for
     if tool == "memcheck" and "--report-api-errors" in help_text:
         command += ["--report-api-errors", "no"]  # torch probes; ours are checked after each launch
     return [*command, *program]
