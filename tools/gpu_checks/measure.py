@@ -12,6 +12,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,10 +130,11 @@ def copies(sizes: list[int], count: int, device: str) -> dict[int, list[Run]]:
         [torch.randint(256, (most,), dtype=torch.uint8, device=device) for _ in range(2)]
         for _ in range(count)
     ]
-    return {
-        size: [lambda b=pair, n=size // 2: b[0][:n].copy_(b[1][:n]) for pair in buffers]
-        for size in sizes
-    }
+    return {size: [partial(copy, *pair, size // 2) for pair in buffers] for size in sizes}
+
+
+def copy(target: Tensor, source: Tensor, size: int) -> None:
+    target[:size].copy_(source[:size])
 
 
 def spread(case: Case, device: str) -> int:
