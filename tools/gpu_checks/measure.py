@@ -130,7 +130,10 @@ def copies(sizes: list[int], count: int, device: str) -> dict[int, list[Run]]:
         [torch.randint(256, (most,), dtype=torch.uint8, device=device) for _ in range(2)]
         for _ in range(count)
     ]
-    return {size: [partial(copy_bytes, pair[0], pair[1], size // 2) for pair in buffers] for size in sizes}
+    return {
+        size: [partial(copy_bytes, pair[0], pair[1], size // 2) for pair in buffers]
+        for size in sizes
+    }
 
 
 def copy_bytes(target: Tensor, source: Tensor, size: int) -> None:
