@@ -16,7 +16,8 @@ import sys
 from vae_fused._version import __version__
 
 try:
-    from vae_fused import functional, reference
+    from vae_fused import functional, nn, reference
+    from vae_fused.distributions import DiagonalGaussian
     from vae_fused.functional import gaussian_kl, reparameterize, reparameterize_kl
 except Exception:
     # `python -m vae_fused.env` imports this file first, and prints even if torch does not load.
@@ -24,9 +25,11 @@ except Exception:
         raise
 
 __all__ = [
+    "DiagonalGaussian",
     "__version__",
     "functional",
     "gaussian_kl",
+    "nn",
     "reference",
     "reparameterize",
     "reparameterize_kl",

@@ -51,6 +51,22 @@ def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return mu, logvar
 
 
+def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
+    """Check ``h`` and where it is packed; return its halves, as views, and ``dim`` from 0 on."""
+    if not isinstance(h, Tensor):
+        raise TypeError(f"h must be a Tensor, got {type(h).__name__}")
+    if h.dtype not in DTYPES:
+        raise TypeError(f"h has dtype {h.dtype}, wants float32, float64, float16 or bfloat16")
+    _check_layout("h", h)
+    dim, ndim = _index(dim, "dim must be an int"), h.dim()
+    if not -ndim <= dim < ndim:
+        raise ValueError(f"dim {dim} is out of range for h of {ndim} dimensions")
+    size = h.shape[dim]
+    if size % 2 != 0:
+        raise ValueError(f"h has size {size} in dimension {dim}, wants an even one: mu and logvar")
+    return h.narrow(dim, 0, size // 2), h.narrow(dim, size // 2, size // 2), dim % ndim
+
+
 def _promoted(a: Tensor, b: Tensor) -> torch.dtype:
     """``torch.result_type`` of two floating point tensors, which Dynamo cannot trace."""
     if (a.dim() == 0) != (b.dim() == 0):  # a 0-d tensor does not promote one with dimensions
@@ -152,3 +168,15 @@ def _check_key(mu: Tensor, key: Tensor) -> None:
         raise ValueError(f"key has shape {tuple(key.shape)}, wants (2,): (seed, offset)")
     if key.device != mu.device:
         raise RuntimeError(f"key is on {key.device}, mu on {mu.device}; want one device")
+
+
+def check_value(value: Tensor, shape: Sequence[int]) -> None:
+    """Check a point at which a density of batch shape ``shape`` is asked for."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"value must be a Tensor, got {type(value).__name__}")
+    sizes = zip(tuple(value.shape)[::-1], tuple(shape)[::-1], strict=False)
+    if any(v not in (1, s) and s != 1 for v, s in sizes):
+        raise ValueError(
+            f"value has shape {tuple(value.shape)}, which does not broadcast with the batch shape "
+            f"{tuple(shape)}"
+        )
