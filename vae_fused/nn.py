@@ -89,10 +89,10 @@ class ELBOTerms(NamedTuple):
 class ELBOLoss(Module):
     r"""The negative evidence lower bound, :math:`-\ln p(x|z) + \beta\,\mathrm{KL}(q(z|x)\|p(z))`.
 
-    Both terms are **sums over the dimensions of a sample, averaged over the batch**, dimension 0, so
-    that their ratio is the model's. Averaging the reconstruction over pixels and summing the KL, or
-    the reverse, is a beta of thousands in disguise. (Kingma and Welling 2014, equation 10; Higgins
-    et al. 2017 for beta.) The terms of 16-bit tensors are computed in float32.
+    Both terms are **sums over the dimensions of a sample, averaged over the batch**, dimension 0,
+    so that their ratio is the model's. Averaging the reconstruction over pixels and summing the KL,
+    or the reverse, is a beta of thousands in disguise. (Kingma and Welling 2014, equation 10;
+    Higgins et al. 2017 for beta.) The terms of 16-bit tensors are computed in float32.
 
     Args:
         reconstruction: The term :math:`-\ln p(x|z)` of a sample:
