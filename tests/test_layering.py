@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -29,6 +30,26 @@ MAY_INCLUDE = {
 }
 STANDARD = re.compile(r"^(c?[a-z_]+)$")  # <cmath>, <vector>: no slash, no suffix
 
+# What the Python modules may import of the package, and of torch beside `torch` itself. __init__
+# gathers the public names, env.py is the diagnosis: both are read before all else.
+MAY_IMPORT = {
+    "_checks": [],
+    "_ext": [],
+    "_tracing": [r"torch\.fx\..*", r"torch\.utils\.checkpoint", r"torch\._functorch\.config"],
+    "_version": [],
+    "reference": ["_checks"],
+    "functional": ["_checks", "_ext", "_tracing", "reference"],
+    "distributions": ["_checks", "functional", "reference", r"torch\.distributions"],
+    "nn": ["_checks", "distributions", "functional", r"torch\.nn"],
+    "compat.__init__": [],
+    "compat.diffusers": ["_checks", "distributions", "functional"],
+}
+ENTRANCES = {"__init__", "env"}
+PACKAGE = ROOT / "vae_fused"
+MODULES = {
+    ".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))
+}
+
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cuh", ".cpp", ".cu"})
 
 
@@ -55,6 +76,41 @@ def test_the_table_in_the_design_document_is_this_one() -> None:
     text = (ROOT / "docs" / "design.md").read_text()
     for layer in MAY_INCLUDE:
         assert f"`csrc/{layer}/`" in text or (layer == "." and "`csrc/params.h`" in text), layer
+
+
+def imports(path: Path) -> list[str]:
+    """Modules of torch, and those of the package without its name."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            from_package = node.module == "vae_fused"
+            names += (
+                [f"vae_fused.{a.name}" for a in node.names] if from_package else [str(node.module)]
+            )
+    ours = [n.removeprefix("vae_fused.") for n in names if n.startswith("vae_fused")]
+    return ours + [n for n in names if n.startswith("torch.")]
+
+
+def test_every_python_module_has_a_layer() -> None:
+    assert set(MAY_IMPORT) | ENTRANCES == set(MODULES)
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_modules_import_only_what_their_layer_may(module: str) -> None:
+    for name in imports(MODULES[module]):
+        assert any(re.fullmatch(allowed, name) for allowed in MAY_IMPORT[module]), name
+
+
+def test_the_python_table_in_the_design_document_is_this_one() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w[\w/]*)\.py` \| (.*) \|$", text, re.MULTILINE))
+    for module, allowed in MAY_IMPORT.items():
+        ours = [name for name in allowed if "." not in name]
+        if ours:
+            assert re.findall(r"`(\w+)`", rows[module.replace(".", "/")]) == ours, module
 
 
 def test_only_platform_h_looks_at_the_compiler() -> None:
