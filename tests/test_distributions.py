@@ -178,7 +178,7 @@ def test_constraints_and_support():
     for name, constraint in q.arg_constraints.items():
         assert constraint.check(getattr(q, name)).all()
     assert q.support is constraints.real and q.has_rsample and not q.has_enumerate_support
-    assert isinstance(q, Normal)
+    assert isinstance(q, Normal) and q.support.event_dim == 0 and not q.support.is_discrete
 
 
 def test_gradcheck_of_samples_and_densities(device):

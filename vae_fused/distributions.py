@@ -61,7 +61,7 @@ class DiagonalGaussian(Normal):
 
     Example:
         >>> h = torch.randn(8, 2 * 4, 16, 16)  # an encoder's output
-        >>> q = DiagonalGaussian.from_moments(h)
+        >>> q = vf.DiagonalGaussian.from_moments(h)
         >>> z, kl = q.rsample_kl()  # (8, 4, 16, 16), nats per image
         >>> q.kl(dim=(1, 2, 3)).shape
         torch.Size([8])

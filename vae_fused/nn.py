@@ -113,9 +113,9 @@ class ELBOLoss(Module):
         TypeError, ValueError: An unknown ``reconstruction`` or a ``beta`` that is not one number.
 
     Example:
-        >>> elbo = ELBOLoss("mse")
+        >>> elbo = vf.nn.ELBOLoss("mse")
         >>> mu, logvar, x = torch.zeros(8, 4), torch.zeros(8, 4), torch.randn(8, 10)
-        >>> z, kl = functional.reparameterize_kl(mu, logvar)
+        >>> z, kl = vf.reparameterize_kl(mu, logvar)
         >>> loss, reconstruction, _ = elbo(torch.zeros(8, 10), x, kl=kl, beta=0.1)
     """
 
