@@ -51,6 +51,22 @@ def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     return mu, logvar
 
 
+def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
+    """Check ``h`` and where it is packed; return its halves, as views, and ``dim`` from 0 on."""
+    if not isinstance(h, Tensor):
+        raise TypeError(f"h must be a Tensor, got {type(h).__name__}")
+    if h.dtype not in DTYPES:
+        raise TypeError(f"h has dtype {h.dtype}, wants float32, float64, float16 or bfloat16")
+    _check_layout("h", h)
+    dim, ndim = _index(dim, "dim must be an int"), h.dim()
+    if not -ndim <= dim < ndim:
+        raise ValueError(f"dim {dim} is out of range for h of {ndim} dimensions")
+    size = h.shape[dim]
+    if size % 2 != 0:
+        raise ValueError(f"h has size {size} in dimension {dim}, wants an even one: mu and logvar")
+    return h.narrow(dim, 0, size // 2), h.narrow(dim, size // 2, size // 2), dim % ndim
+
+
 def _promoted(a: Tensor, b: Tensor) -> torch.dtype:
     """``torch.result_type`` of two floating point tensors, which Dynamo cannot trace."""
     if (a.dim() == 0) != (b.dim() == 0):  # a 0-d tensor does not promote one with dimensions
@@ -65,9 +81,9 @@ def _check_layout(name: str, value: Tensor) -> None:
 
 
 def check_reduction(
-    mu: Tensor, reduction: str, dim: int | Sequence[int] | None
+    mu: Tensor, reduction: str, dim: int | Sequence[int] | None, name: str = "dim"
 ) -> tuple[str, tuple[int, ...] | None]:
-    """Check ``reduction`` and ``dim``; return the reduction and the dims as a tuple."""
+    """Check ``reduction`` and ``dim``, called ``name``; return the reduction and a tuple of dims."""
     if dim is None:
         if not isinstance(reduction, str):
             raise TypeError(f"reduction must be a str, got {type(reduction).__name__}")
@@ -77,20 +93,22 @@ def check_reduction(
             raise ValueError('reduction="sample" keeps dimension 0, but mu is 0-d')
         return reduction, None
     if reduction != "batchmean":
-        raise ValueError(f"dim replaces reduction: give dim={dim!r} or reduction={reduction!r}")
+        raise ValueError(
+            f"{name} replaces reduction: give {name}={dim!r} or reduction={reduction!r}"
+        )
     if isinstance(dim, Sequence) and not isinstance(dim, str):
-        dims = tuple(_index(d, "dim must hold ints") for d in dim)
+        dims = tuple(_index(d, f"{name} must hold ints") for d in dim)
     else:
-        dims = (_index(dim, "dim must be an int or a sequence of ints"),)
+        dims = (_index(dim, f"{name} must be an int or a sequence of ints"),)
     if not dims:
-        raise ValueError('dim is empty: name the dimensions to sum, or use reduction="none"')
+        raise ValueError(f'{name} is empty: name the dimensions to sum, or use reduction="none"')
     ndim = max(mu.dim(), 1)  # as in torch, a 0-d tensor has a dimension 0 for the asking
     seen = set()
     for d in dims:
         if not -ndim <= d < ndim:
-            raise ValueError(f"dim {d} is out of range for mu of {mu.dim()} dimensions")
+            raise ValueError(f"{name} {d} is out of range for mu of {mu.dim()} dimensions")
         if d % ndim in seen:
-            raise ValueError(f"dim {d} appears twice in {dims}")
+            raise ValueError(f"{name} {d} appears twice in {dims}")
         seen.add(d % ndim)
     return ("none", None) if mu.dim() == 0 else (reduction, dims)
 
