@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import DTYPES, REDUCTIONS, make_key, native, random
+from conftest import AVAILABLE, DTYPES, REDUCTIONS, make_key, native, random
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vae_fused as vf
@@ -48,7 +48,8 @@ def test_the_same_as_from_the_halves(layout, dtype, reduction, device):
     want = run(lambda h: vf.reparameterize_kl(*h.chunk(2, dim), reduction=reduction, key=key), h)
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
-    assert got[2].stride() == h.stride()
+    if AVAILABLE:
+        assert got[2].stride() == h.stride()
 
 
 @pytest.mark.parametrize("layout", ["images", "channels_last", "last", "video"])
@@ -78,7 +79,7 @@ def test_noise_is_drawn_as_for_the_halves(device):
     generator = torch.Generator(device).manual_seed(3)
     assert torch.equal(z, vf.reparameterize_kl_moments(h, dim=dim, generator=generator)[0])
     eps = random(*z.shape, device=device).requires_grad_()
-    z, kl = vf.reparameterize_kl_moments(h, dim=dim, eps=eps)
+    z, _ = vf.reparameterize_kl_moments(h, dim=dim, eps=eps)
     z.sum().backward()
     sigma = torch.exp(0.5 * h.detach().chunk(2, dim)[1])
     torch.testing.assert_close(eps.grad, sigma)

@@ -83,7 +83,7 @@ def _check_layout(name: str, value: Tensor) -> None:
 def check_reduction(
     mu: Tensor, reduction: str, dim: int | Sequence[int] | None, name: str = "dim"
 ) -> tuple[str, tuple[int, ...] | None]:
-    """Check ``reduction`` and ``dim``, called ``name``; return the reduction and a tuple of dims."""
+    """Check ``reduction`` and ``dim``, called ``name``; return them, the dims as a tuple."""
     if dim is None:
         if not isinstance(reduction, str):
             raise TypeError(f"reduction must be a str, got {type(reduction).__name__}")

@@ -108,7 +108,9 @@ def reparameterize_kl_moments(
         dim: Where they are packed; ``h.shape[dim]`` is even.
         reduction: What becomes of the elementwise KL, as in :func:`reparameterize_kl`.
         kl_dim: Instead of ``reduction``: the dimension or dimensions to sum the KL over.
-        eps, generator, key: The noise, as in :func:`reparameterize_kl`; in the shape of ``z``.
+        eps: Explicit noise in the shape of ``z``.
+        generator: Source of the key, as in :func:`reparameterize_kl`.
+        key: ``(seed, offset)``, as in :func:`reparameterize_kl`.
 
     Returns:
         ``(z, kl)``, as :func:`reparameterize_kl`; ``z`` has half the size of ``h`` along ``dim``,
