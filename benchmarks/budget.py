@@ -6,8 +6,8 @@
     python benchmarks/budget.py --table                 docs/budget.md again, from budget.json alone
     python benchmarks/budget.py --hot 'forward<float, 4>' [--arch sm_90]      lists a hot path
 
-EXTENSION is a `_C*.so`; without it, that of the installed package. Neither a GPU nor torch is needed,
-but cuobjdump: from PATH, the CUDA toolkit, or the triton that torch's CUDA wheels come with.
+EXTENSION is a `_C*.so`; without it, that of the installed package. Needs no GPU and no torch, but
+cuobjdump: from PATH, the CUDA toolkit, or the triton that torch's CUDA wheels come with.
 tools/kernels.py says what is counted, tools/hot_path.py what the hot path is.
 """
 
@@ -140,7 +140,8 @@ def compare(where: str, old: Row, new: Row, same: bool, may_spill: bool) -> Iter
 
 
 def same_nvcc(budget: Budget, found: Budget) -> bool:
-    return numbers(found["nvcc"] or "") == numbers(budget["nvcc"] or "")
+    built, recorded = (numbers(b["nvcc"] or "") for b in (found, budget))
+    return built == recorded
 
 
 def excess(

@@ -1,7 +1,7 @@
 """What the kernels of a compiled extension cost, as cuobjdump and their SASS tell.
 
   registers, stack, shared   as cuobjdump --dump-resource-usage has them. Stack is bytes a thread,
-                             shared bytes a block, 1 KiB of which the driver takes from 8.0 on.
+                             shared bytes a block, 1 KiB of which is the driver's from sm_90 on.
   spills                     local loads and stores (LDL, STL) on the hot path, and in the whole
                              kernel: spilled registers, and arrays that are not in registers.
   instructions               of the whole kernel, padding included.
@@ -161,7 +161,7 @@ def usages(text: str) -> dict[str, dict[str, int]]:
     return {name: {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", u)} for name, u in found}
 
 
-def measure(extension: Path) -> Budget:
+def measure(extension: Path) -> dict[str, Any]:
     """What the kernels of an extension cost, in the form of budget.json."""
     sizes: Counter[str] = Counter()
     kernels: dict[str, dict[str, Row]] = {}
