@@ -35,11 +35,8 @@ from hot_path import hot_path  # noqa: E402
             8,
         ),
         ("void a::k_kernel<float, true, (a::Mode)2, 4>(a::P)", "k<float, true, (Mode)2, 4>", 4),
-        (
-            "void a::b_kernel<a::Pack<float, 2>, false>(void (*)(int))",
-            "b<Pack<float, 2>, false>",
-            2,
-        ),
+        ("void a::b_kernel<a::P<a::X<2>, 2, 1>, 4>(void (*)(int))", "b<P<X<2>, 2, 1>, 4>", 4),
+        ("void a::b_kernel<a::P<float, 2>, false>(int)", "b<P<float, 2>, false>", None),
         ("vae_fused::cuda::zero_kernel(int*, long)", "zero", None),
         ("_Zunknown", "_Zunknown", None),
     ],

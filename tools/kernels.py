@@ -118,8 +118,10 @@ def short_name(signature: str) -> str:
 
 def vector_length(name: str) -> int | None:
     """The first plain integer among the template arguments: 4 of ``forward<float, 4, true>``."""
-    arguments = name.partition("<")[2].rpartition(">")[0].split(",")
-    return next((int(a) for a in map(str.strip, arguments) if a.isdigit()), None)
+    arguments = name.partition("<")[2].rpartition(">")[0]
+    while (outer := re.sub(r"<[^<>]*>", "", arguments)) != arguments:  # an argument's own arguments
+        arguments = outer
+    return next((int(a) for a in re.split(r",\s*", arguments) if a.isdigit()), None)
 
 
 def elements(name: str, path: HotPath) -> int | None:
