@@ -247,7 +247,7 @@ def table(budget: Budget) -> str:
         "## Registers\n",
         overview(budget, "registers"),
         "## Size\n",
-        f"Bytes of an architecture's cubins, debug information included; below {LARGEST:,} but for\n",
+        f"Bytes of an architecture's cubins, with debug information; below {LARGEST:,}, but for\n",
         reasons(budget["oversized"]),
         markdown(["architecture", "bytes"], sizes),
         "## Spills\n",
