@@ -6,8 +6,9 @@
     python benchmarks/budget.py --table                 docs/budget.md again, from budget.json alone
     python benchmarks/budget.py --hot 'forward<float, 4>' [--arch sm_90]      lists a hot path
 
-EXTENSION is a `_C*.so`; without it, that of the installed package. Needs no GPU and no torch, but
-cuobjdump: from PATH, the CUDA toolkit, or the triton that torch's CUDA wheels come with.
+EXTENSION is a `_C*.so` or a .cubin; without it, the `_C*.so` of the installed package. Needs no GPU
+and no torch, but cuobjdump: from PATH, the CUDA toolkit, or the triton that torch's CUDA wheels
+come with.
 tools/kernels.py says what is counted, tools/hot_path.py what the hot path is.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from kernels import Row, installed_extension, measure, show_hot_path  # noqa: E402
+from kernels import Row, build_info, die, installed_extension, measure, show_hot_path  # noqa: E402
 from toolchain import numbers  # noqa: E402
 
 BUDGET = ROOT / "benchmarks" / "budget.json"
@@ -152,6 +153,8 @@ def excess(
 
 
 def check(extension: Path) -> int:
+    if "-O0" in build_info(extension).get("flags", {}).get("nvcc", []):
+        die(f"{extension.name} is a DEBUG build, which has no budget")
     budget, found = load(), measure(extension)
     if not same_nvcc(budget, found):
         print(
@@ -173,15 +176,13 @@ def check(extension: Path) -> int:
 # --- the table -----------------------------------------------------------------------------------
 
 HEADINGS = {
-    "registers": "regs",
-    "stack": "stack",
-    "shared": "shared",
-    "spills": "spills",
-    "all_spills": "all",
-    "instructions": "instr.",
-    "per_element": "per elem.",
-    "load": "load",
-    "store": "store",
+    "regs": "{registers}",
+    "stack": "{stack}",
+    "shared": "{shared:,}",
+    "spills": "{spills}/{all_spills}",
+    "instr.": "{instructions:,}",
+    "per elem.": "{per_element}",
+    "ld/st": "{load}/{store}",
 }
 
 INTRODUCTION = """# Budget
@@ -189,7 +190,8 @@ INTRODUCTION = """# Budget
 What each kernel costs, read from the extension that nvcc {nvcc} compiles. Written by `make budget`;
 not to be edited. [CONTRIBUTING.md](../CONTRIBUTING.md#the-budget) says how to read and change it,
 the head of [tools/kernels.py](../tools/kernels.py) what is counted, that of
-[tools/hot_path.py](../tools/hot_path.py) what the hot path is.
+[tools/hot_path.py](../tools/hot_path.py) what the hot path is. Spills are those on the hot path and
+those of the whole kernel; ld/st are the bits of the widest global load and store on the hot path.
 """
 
 
@@ -224,11 +226,11 @@ def overview(budget: Budget, what: str) -> str:
 
 def section(budget: Budget, arch: str) -> str:
     rows = [
-        [f"`{name}`", *(cell(of[arch][what]) for what in HEADINGS)]
+        [f"`{name}`", *(c.format_map(of[arch]).replace("None", "") for c in HEADINGS.values())]
         for name, of in sorted(budget["kernels"].items())
         if arch in of
     ]
-    return markdown(["kernel", *HEADINGS.values()], rows)
+    return markdown(["kernel", *HEADINGS], rows)
 
 
 def reasons(exceptions: dict[str, str]) -> str:

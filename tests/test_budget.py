@@ -26,26 +26,26 @@ from hot_path import hot_path  # noqa: E402
 
 
 @pytest.mark.parametrize(
-    ("signature", "name", "vector"),
+    ("signature", "name", "arguments"),
     [
         (
             "void vae_fused::cuda::(anonymous namespace)::forward_kernel<vae_fused::math::Half, 8>"
             "(vae_fused::ForwardParams, int)",
             "forward<Half, 8>",
-            8,
+            ["Half", "8"],
         ),
-        ("void a::k_kernel<float, true, (a::Mode)2, 4>(a::P)", "k<float, true, (Mode)2, 4>", 4),
-        ("void a::b_kernel<a::P<a::X<2>, 2, 1>, 4>(void (*)(int))", "b<P<X<2>, 2, 1>, 4>", 4),
-        ("void a::b_kernel<a::P<float, 2>, false>(int)", "b<P<float, 2>, false>", None),
-        ("vae_fused::cuda::zero_kernel(int*, long)", "zero", None),
-        ("_Zunknown", "_Zunknown", None),
+        ("void a::k_kernel<float, true, (a::M)2>(a::P)", "k<float, true, (M)2>",
+         ["float", "true", "(M)2"]),
+        ("void b_kernel<a::P<a::X<2>, 2>, 4>(void (*)(int))", "b<P<X<2>, 2>, 4>", ["P", "4"]),
+        ("vae_fused::cuda::zero_kernel(int*, long)", "zero", [""]),
+        ("_Zunknown", "_Zunknown", [""]),
     ],
-)
+)  # fmt: skip
 def test_kernels_are_named_by_their_template_arguments(
-    signature: str, name: str, vector: int | None
+    signature: str, name: str, arguments: list[str]
 ) -> None:
     assert kernels.short_name(signature) == name
-    assert kernels.vector_length(name) == vector
+    assert kernels.template_arguments(name) == arguments
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks libstdc++")
@@ -55,15 +55,26 @@ def test_names_are_demangled() -> None:
     assert kernels.demangled("main") == "main"
 
 
-def test_unrolled_loops_serve_more_elements() -> None:
-    def served(name: str, stores: int) -> int | None:
-        texts = ["FADD R1, R1, R1", *["STG.E.128 [R2], R4"] * stores, "@P0 BRA 0x0", "EXIT"]
-        lines = [f"  /*{16 * n:04x}*/  {text} ; /* */" for n, text in enumerate(texts)]
-        return kernels.elements(name, hot_path(sass.parse(lines)))
-
-    assert served("forward<float, 4>", 1) == 4 and served("forward<float, 4>", 2) == 8
-    assert served("backward<Half, 8>", 3) == 8 and served("backward<Half, 8>", 4) == 16
-    assert served("new<float, 4>", 3) == 4 and served("combine<float>", 1) is None
+@pytest.mark.parametrize(
+    ("name", "bits", "loads", "served"),
+    [
+        ("forward<float, 4>", 128, 2, 4),
+        ("forward<float, (Access)0>", 128, 2, 4),
+        ("forward<float, (Access)0>", 128, 4, 8),  # unrolled
+        ("forward<float, (Access)0>", 128, 3, 4),  # explicit noise
+        ("forward<float, (Access)0>", 32, 8, 4),  # a vector torn into its elements
+        ("backward<Half, true>", 128, 3, 8),
+        ("backward<BFloat16, 1>", 32, 4, 1),
+        ("combine<float>", 64, 1, None),
+    ],
+)
+def test_elements_follow_from_the_loads(
+    name: str, bits: int, loads: int, served: int | None
+) -> None:
+    load = f"LDG.E.{bits} R4, [R2]" if bits > 32 else "LDG.E R4, [R2]"
+    texts = ["FADD R1, R1, R1", *[load] * loads, "STG.E [R2], R1", "@P0 BRA 0x0", "EXIT"]
+    lines = [f"  /*{16 * n:04x}*/  {text} ; /* */" for n, text in enumerate(texts)]
+    assert kernels.elements(name, hot_path(sass.parse(lines))) == served
 
 
 def test_resource_usage_is_read_by_kernel() -> None:
@@ -187,6 +198,7 @@ def test_every_exception_has_its_reason() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not _ext.has_cuda, reason="needs a CUDA build")
+@pytest.mark.skipif("-O0" in str(_ext.build_info), reason="a DEBUG build has no budget")
 @pytest.mark.skipif(kernels.find_cuobjdump() is None, reason="needs cuobjdump")
 def test_the_installed_kernels_are_within_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert budget.main(["--check"]) == 0, capsys.readouterr().out

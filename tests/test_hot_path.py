@@ -39,39 +39,57 @@ def test_targets_may_be_addresses() -> None:
     assert path("MOV R1, R2\nFFMA R1, R1, R1, R1\n@P0 BRA 0x10\nEXIT") == ["FFMA", "BRA"]
 
 
-WHOLE_OR_PARTIAL = """
-    .L_loop:
-    @P0 BRA `(.L_whole)
-    LDG.E R4, [R2.64]
-    LDG.E R5, [R2.64+0x4]
-    BRA `(.L_loaded)
-    .L_whole:
-    MOV R9, R9
-    MOV R9, R9
-    LDG.E.128 R4, desc[UR4][R2.64]
-    .L_loaded:
-    FFMA R4, R4, R4, R4
-    @P1 BRA `(.L_loop)
-    EXIT
-"""
-
-
-def test_whole_vectors_go_before_the_shorter_way() -> None:
-    assert path(WHOLE_OR_PARTIAL) == ["BRA", "MOV", "MOV", "LDG.E.128", "FFMA", "BRA"]
-
-
 def test_what_a_call_may_ask_for_is_on_the_path() -> None:
-    skipped = ".L_1:\nLDG.E.128 R4, [R2]\n@!P0 BRA `(.L_2)\nFMUL R4, R4, R4\nFADD R4, R4, R4\n"
-    assert path(skipped + ".L_2:\nSTG.E.128 [R2], R4\n@P1 BRA `(.L_1)\nEXIT") == [
-        "LDG.E.128", "BRA", "FMUL", "FADD", "STG.E.128", "BRA",
-    ]  # fmt: skip
+    assert path("""
+        .L_loop:
+        LDG.E.128 R4, [R2]
+        @!P0 BRA `(.L_skipped)
+        FFMA R4, R4, R4, R4
+        FADD R4, R4, R4
+        .L_skipped:
+        @!P1 BRA `(.L_not_stored)
+        STG.E.128 [R2], R4
+        .L_not_stored:
+        @P2 BRA `(.L_loop)
+        EXIT
+    """) == ["LDG.E.128", "BRA", "FFMA", "FADD", "BRA", "STG.E.128", "BRA"]
 
 
-def test_of_equal_ways_the_shortest() -> None:
-    two = (
-        ".L_1:\nFADD R1, R1, R1\n@P0 BRA `(.L_2)\nIMAD R2, R2, R2, R2\nIMAD R2, R2, R2, R2\n.L_2:\n"
-    )
-    assert path(two + "@P1 BRA `(.L_1)\nEXIT") == ["FADD", "BRA", "BRA"]
+def test_what_only_multiplies_is_an_option_and_is_left_out() -> None:
+    listing = ".L_1:\nFADD R1, R1, R1\n@P0 BRA `(.L_2)\nFMUL R2, R2, R2\n.L_2:\n"
+    assert path(listing + "@P1 BRA `(.L_1)\nEXIT") == ["FADD", "BRA", "BRA"]
+
+
+def test_whole_vectors_are_the_shorter_way() -> None:
+    assert path("""
+        .L_loop:
+        FFMA R4, R4, R4, R4
+        @P0 BRA `(.L_whole)
+        @P1 STG.E [R2], R4
+        @P2 STG.E [R2+0x4], R5
+        @P3 STG.E [R2+0x8], R6
+        BRA `(.L_stored)
+        .L_whole:
+        STG.E.128 [R2], R4
+        .L_stored:
+        @P4 BRA `(.L_loop)
+        EXIT
+    """) == ["FFMA", "BRA", "STG.E.128", "BRA"]
+
+
+def test_torn_stores_do_not_count_twice() -> None:
+    assert path("""
+        .L_loop:
+        FFMA R4, R4, R4, R4
+        @!P3 STG.E [R2], R4
+        @!P3 STG.E [R2+0x4], R5
+        @!P3 BRA `(.L_stored)
+        @P1 STG.E [R2], R4
+        @P2 STG.E [R2+0x4], R5
+        .L_stored:
+        @P4 BRA `(.L_loop)
+        EXIT
+    """) == ["FFMA", "STG.E", "STG.E", "BRA", "BRA"]
 
 
 @pytest.mark.parametrize(

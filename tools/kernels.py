@@ -9,9 +9,9 @@
   load, store                bits of the widest global load and store on the hot path.
   size                       of an architecture: the bytes of its cubins.
 
-hot_path.py defines the hot path. The elements it serves are V, the first integer among the kernel's
-template arguments, times the copies of the loop body that the compiler has unrolled into one: its
-widest global stores over those of one copy, STORES.
+hot_path.py defines the hot path. It serves V elements, the first integer among the kernel's
+template arguments, or else what its widest global load brings; times the copies of the loop body
+that the compiler has unrolled into one: the number of those loads over INPUTS, that of one copy.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hot_path import HotPath, hot_path
-from sass import Instruction, functions, widest
+from sass import Instruction, functions, widest, width
 from toolchain import cuda_home
 
-# Vector stores of one copy of a kernel's loop body: its outputs. A kernel that is not listed is
-# taken not to be unrolled.
-STORES = {"forward": 1, "backward": 2}
+# How many tensors of the element type a kernel reads: mu, logvar; and in backward z's gradient.
+# Other kernels are not counted by element.
+INPUTS = {"forward": 2, "backward": 3}
+ELEMENT_BITS = {"float": 32, "double": 64, "Half": 16, "BFloat16": 16}
 
 Row = dict[str, Any]
 
@@ -116,23 +117,34 @@ def short_name(signature: str) -> str:
     return re.sub(r"_kernel(?=<|$)", "", name)
 
 
-def vector_length(name: str) -> int | None:
-    """The first plain integer among the template arguments: 4 of ``forward<float, 4, true>``."""
+def template_arguments(name: str) -> list[str]:
+    """Those of a short name, without arguments of their own."""
     arguments = name.partition("<")[2].rpartition(">")[0]
-    while (outer := re.sub(r"<[^<>]*>", "", arguments)) != arguments:  # an argument's own arguments
+    while (outer := re.sub(r"<[^<>]*>", "", arguments)) != arguments:
         arguments = outer
-    return next((int(a) for a in re.split(r",\s*", arguments) if a.isdigit()), None)
+    return re.split(r",\s*", arguments)
 
 
 def elements(name: str, path: HotPath) -> int | None:
     """How many elements the hot path of this kernel serves."""
-    vector = vector_length(name)
-    stores = STORES.get(name.partition("<")[0], path.widest_stores)
-    return vector and vector * max(1, path.widest_stores // max(1, stores))
+    arguments = template_arguments(name)
+    inputs = INPUTS.get(name.partition("<")[0])
+    bits = ELEMENT_BITS.get(arguments[0])
+    loads = [width(i) for i in path.instructions if i.base == "LDG"]
+    if inputs is None or bits is None or not loads:
+        return None
+    vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
+    return vector * max(1, loads.count(max(loads)) // inputs)
 
 
 def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
-    """Extracts the cubins: architecture and file of each."""
+    """Architecture and file of each cubin in an extension; of a cubin itself."""
+    if extension.suffix == ".cubin":
+        code_for = re.search(r"code for (sm_\w+)", cuobjdump("--dump-sass", extension))
+        if code_for is None:
+            die(f"{extension.name} has no code")
+        yield code_for[1], extension
+        return
     cuobjdump("--extract-elf", "all", extension.resolve(), cwd=folder)
     for cubin in sorted(Path(folder).glob("*.cubin")):
         arch = re.search(r"\.(sm_\w+)\.", cubin.name)
@@ -172,8 +184,12 @@ def measure(extension: Path) -> dict[str, Any]:
             sizes[arch] += cubin.stat().st_size
             resources = usages(cuobjdump("--dump-resource-usage", cubin))
             for mangled, code in functions(cuobjdump("--dump-sass", cubin)).items():
-                name = short_name(demangled(mangled))
-                kernels.setdefault(name, {})[arch] = row(name, resources[mangled], code)
+                name = plain = short_name(demangled(mangled))
+                count = 1
+                while arch in kernels.setdefault(name, {}):  # the same name in another file
+                    count += 1
+                    name = f"{plain} ({count})"
+                kernels[name][arch] = row(plain, resources[mangled], code)
     if not sizes:
         die(f"{extension.name} has no CUDA code")
     info = build_info(extension)

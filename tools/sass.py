@@ -46,10 +46,6 @@ class Block:
     instructions: list[Instruction]
     successors: list[int] = dataclasses.field(default_factory=list)  # addresses of blocks
 
-    @property
-    def start(self) -> int:
-        return self.instructions[0].address
-
 
 # --- reading -------------------------------------------------------------------------------------
 
