@@ -72,7 +72,7 @@ def dump(budget: Budget) -> str:
 def updated(old: Budget, new: Budget) -> Budget:
     """`new` recorded over `old`: architectures that `new` lacks stay, and so do known reasons."""
     kernels: dict[str, dict[str, Row]] = {}
-    for name in {*old["kernels"], *new["kernels"]}:
+    for name in sorted({*old["kernels"], *new["kernels"]}):
         kept = {a: r for a, r in old["kernels"].get(name, {}).items() if a not in new["sizes"]}
         if rows := kept | new["kernels"].get(name, {}):
             kernels[name] = rows

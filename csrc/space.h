@@ -76,6 +76,10 @@ inline void tile(Space& space) {
     // Eights of rows start each tile of a linear space on whole vectors and whole blocks of noise.
     if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
   }
+  space.by_tiles_per_row = divisor(space.tiles_per_row);
+  if (space.cols > 1 && space.cols <= kTile) {
+    space.by_cols = static_cast<uint32_t>(((uint64_t{1} << 32) + space.cols - 1) / space.cols);
+  }
   space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile * space.tiles_per_row;
 }
 
@@ -100,6 +104,7 @@ inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
   space.noise_linear = linear(dims, 0);
   for (size_t d = 0; d < dims.size(); ++d) {
     space.size[d] = dims[d].size;
+    space.by_size[d] = divisor(dims[d].size);
     space.noise_stride[d] = dims[d].strides[0];
   }
   for (size_t k = 0; k < present.size(); ++k) {

@@ -25,6 +25,7 @@ POSTERIOR: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("shapes", (MU, LOGVAR[:, :5]), ValueError, r"logvar has shape \(4, 5\).*mu's \(4, 6\)"),
     ("devices", (MU, LOGVAR.to("meta")), RuntimeError, "logvar is on meta, mu on cpu"),
     ("sparse mu", (MU.to_sparse(), LOGVAR), TypeError, "mu has layout torch.sparse_coo"),
+    ("nested mu", (torch.nested.nested_tensor([MU]), LOGVAR), TypeError, "mu has layout nested"),
 ]
 
 REDUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -39,6 +40,7 @@ REDUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"dim": 1.0}, TypeError, "dim must be an int or a sequence of ints, got float"),
     ({"dim": (1.0,)}, TypeError, "dim must hold ints, got float"),
     ({"dim": (True,)}, TypeError, "dim must hold ints, got bool"),
+    ({"dim": torch.tensor(1)}, TypeError, "dim must be an int or a sequence of ints, got Tensor"),
     ({"dim": 1, "reduction": "sum"}, ValueError, "dim replaces reduction"),
 ]
 
@@ -47,6 +49,8 @@ NOISE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"eps": MU[:2]}, ValueError, r"eps has shape \(2, 6\), wants z's \(4, 6\)"),
     ({"eps": MU.long()}, TypeError, "eps has dtype torch.int64"),
     ({"eps": MU.to("meta")}, RuntimeError, "eps is on meta, mu on cpu"),
+    ({"eps": MU.to_sparse()}, TypeError, "eps has layout torch.sparse_coo"),
+    ({"key": KEY.long().to_sparse()}, TypeError, "key has layout torch.sparse_coo"),
     ({"key": (1, 2)}, TypeError, "key must be a Tensor"),
     ({"key": KEY.to(torch.int32)}, TypeError, "key has dtype torch.int32, wants uint64 or int64"),
     ({"key": KEY[:1]}, ValueError, r"key has shape \(1,\), wants \(2,\)"),

@@ -237,6 +237,23 @@ def test_autocast_mixes_dtypes_as_torch_promotes(dtype):
     assert weight.grad is not None and weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("mu", "logvar"),
+    [
+        (torch.ones(6, 4, dtype=torch.float16), torch.ones(6, 4)),
+        (torch.ones(6, 4, dtype=torch.bfloat16), torch.ones(4, dtype=torch.float16)),
+        (torch.ones(6, 4, dtype=torch.float16), torch.ones((), dtype=torch.float64)),
+    ],
+    ids=["half and float", "bfloat16 and half", "half and a double scalar"],
+)
+def test_mixed_dtypes_and_shapes_compile_whole(mu, logvar):
+    z, kl = torch.compile(vf.reparameterize_kl, fullgraph=True)(mu, logvar, eps=torch.ones_like(mu))
+    expected_z, expected_kl = vf.reparameterize_kl(mu, logvar, eps=torch.ones_like(mu))
+    assert z.dtype == torch.result_type(mu, logvar) == expected_z.dtype
+    torch.testing.assert_close(z, expected_z)
+    torch.testing.assert_close(kl, expected_kl)
+
+
 def test_meta_tensors_give_shapes_without_data():
     mu = torch.empty(4, 3, 2, device="meta")
     z, kl = vf.reparameterize_kl(mu, mu, dim=(0, 2))

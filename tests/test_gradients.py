@@ -287,6 +287,33 @@ def test_a_modified_input_is_noticed(device):
         kl.backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("logvar", [11.5, 23.0])
+def test_create_graph_computes_in_float_too(logvar, dtype, device):
+    """e^11.5 is inf in float16, and so is sigma^2 at logvar = 23; the gradients are not."""
+    mu = torch.full((64,), 0.5, dtype=dtype, device=device, requires_grad=True)
+    x = torch.full((64,), logvar, dtype=dtype, device=device, requires_grad=True)
+
+    def gradients(create_graph):
+        z, kl = vf.reparameterize_kl(mu, x, key=make_key(3, device=device), reduction="sum")
+        loss = 1e-3 * z.float().sum() + 1e-6 * kl
+        return torch.autograd.grad(loss, [mu, x], create_graph=create_graph)
+
+    for got, want in zip(gradients(True), gradients(False), strict=True):
+        assert got.isfinite().all()
+        torch.testing.assert_close(got.detach(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [vf, vf.reference], ids=["vf", "reference"])
+def test_a_sparse_gradient_of_the_sample_is_used(module, device):
+    mu, logvar = posterior((10, 4), device=device, requires_grad=True)
+    nodes = torch.tensor([1, 3, 3], device=device)
+    z = module.reparameterize(mu, logvar, key=make_key(1, device=device))
+    torch.nn.functional.embedding(nodes, z, sparse=True).sum().backward()
+    counts = torch.bincount(nodes, minlength=10).float()[:, None].expand(10, 4)
+    assert torch.equal(mu.grad.to_dense(), counts)
+
+
 GRADS = {
     "dense": lambda g: g,
     "one value": lambda g: g.flatten()[0].expand(g.shape),
@@ -319,6 +346,35 @@ def test_the_gradient_of_a_mean_over_kept_dims_arrives_expanded(dim, device):
     mu, logvar = (t.detach().double() for t in inputs)
     assert scaled(got[0], mu / rows) < 1e-6
     assert scaled(got[1], 0.5 * torch.expm1(logvar) / rows) < 1e-6
+
+
+def train_in_parallel(rank, store, results):
+    """One of two processes: a step of a linear encoder on its half of the batch."""
+    dist = torch.distributed
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    encoder = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(5, 6))
+    mu, logvar = encoder(random(8, 5)[4 * rank : 4 * rank + 4]).chunk(2, dim=1)
+    key = make_key(7, offset=3 * rank)  # the noise of elements 12 on, as in the whole batch
+    z, kl = vf.reparameterize_kl(mu, logvar, key=key)
+    (z.square().sum() / 4 + kl).backward()
+    torch.save([p.grad for p in encoder.module.parameters()], f"{results}{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+def test_shards_in_parallel_give_the_gradients_of_the_whole_batch(tmp_path):
+    torch.multiprocessing.spawn(
+        train_in_parallel, (str(tmp_path / "store"), str(tmp_path / "grads")), nprocs=2
+    )
+    torch.manual_seed(0)
+    encoder = torch.nn.Linear(5, 6)
+    z, kl = vf.reparameterize_kl(*encoder(random(8, 5)).chunk(2, dim=1), key=make_key(7))
+    (z.square().sum() / 8 + kl).backward()
+    for rank in range(2):
+        grads = torch.load(tmp_path / f"grads{rank}")
+        for got, parameter in zip(grads, encoder.parameters(), strict=True):
+            torch.testing.assert_close(got, parameter.grad)
 
 
 @native

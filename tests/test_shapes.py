@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import (
@@ -313,3 +314,14 @@ def test_kl_is_contiguous_and_owns_no_more_than_it_shows(device):
     for dim in (0, 1, 2, (0, 2)):
         kl = vf.gaussian_kl(mu, logvar, dim=dim)
         assert kl.numel() * 4 == kl.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("dim", [0, -1, (0,), np.int64(0)], ids=repr)
+def test_a_scalar_has_a_dimension_0_for_the_asking(dim, device):
+    mu = torch.tensor(0.5, device=device)
+    assert torch.equal(vf.gaussian_kl(mu, mu, dim=dim), vf.gaussian_kl(mu, mu, reduction="none"))
+
+
+def test_dims_may_be_numpy_integers(device):
+    mu = torch.ones(2, 3, device=device)
+    assert torch.equal(vf.gaussian_kl(mu, mu, dim=np.int64(1)), vf.gaussian_kl(mu, mu, dim=1))

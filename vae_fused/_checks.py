@@ -6,7 +6,9 @@ before any generator is advanced. Shapes and dtypes that torch would broadcast o
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -31,21 +33,35 @@ def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         )
     if mu.device != logvar.device:
         raise RuntimeError(f"logvar is on {logvar.device}, mu on {mu.device}; want one device")
-    if mu.layout != torch.strided or logvar.layout != torch.strided:
-        name, value = ("mu", mu) if mu.layout != torch.strided else ("logvar", logvar)
-        raise TypeError(f"{name} has layout {value.layout}, wants torch.strided")
+    for name, value in (("mu", mu), ("logvar", logvar)):
+        _check_layout(name, value)
     if mu.dtype != logvar.dtype:
-        dtype = torch.result_type(mu, logvar)
+        dtype = _promoted(mu, logvar)
         mu, logvar = mu.to(dtype), logvar.to(dtype)
     if mu.shape != logvar.shape:
-        try:
-            mu, logvar = torch.broadcast_tensors(mu, logvar)
-        except RuntimeError:
+        if any(
+            m not in (1, v) and v != 1
+            for m, v in zip(mu.shape[::-1], logvar.shape[::-1], strict=False)
+        ):
             raise ValueError(
                 f"logvar has shape {tuple(logvar.shape)}, which does not broadcast with mu's "
                 f"{tuple(mu.shape)}"
-            ) from None
+            )
+        mu, logvar = torch.broadcast_tensors(mu, logvar)
     return mu, logvar
+
+
+def _promoted(a: Tensor, b: Tensor) -> torch.dtype:
+    """``torch.result_type`` of two floating point tensors, which Dynamo cannot trace."""
+    if (a.dim() == 0) != (b.dim() == 0):  # a 0-d tensor does not promote one with dimensions
+        return b.dtype if a.dim() == 0 else a.dtype
+    return torch.promote_types(a.dtype, b.dtype)
+
+
+def _check_layout(name: str, value: Tensor) -> None:
+    if value.layout != torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else str(value.layout)
+        raise TypeError(f"{name} has layout {layout}, wants torch.strided")
 
 
 def check_reduction(
@@ -62,22 +78,30 @@ def check_reduction(
         return reduction, None
     if reduction != "batchmean":
         raise ValueError(f"dim replaces reduction: give dim={dim!r} or reduction={reduction!r}")
-    dims = (dim,) if isinstance(dim, int) else dim
-    if not isinstance(dims, Sequence) or isinstance(dims, str):
-        raise TypeError(f"dim must be an int or a sequence of ints, got {type(dim).__name__}")
+    if isinstance(dim, Sequence) and not isinstance(dim, str):
+        dims = tuple(_index(d, "dim must hold ints") for d in dim)
+    else:
+        dims = (_index(dim, "dim must be an int or a sequence of ints"),)
     if not dims:
         raise ValueError('dim is empty: name the dimensions to sum, or use reduction="none"')
-    ndim = mu.dim()
+    ndim = max(mu.dim(), 1)  # as in torch, a 0-d tensor has a dimension 0 for the asking
     seen = set()
     for d in dims:
-        if not isinstance(d, int) or isinstance(d, bool):
-            raise TypeError(f"dim must hold ints, got {type(d).__name__}")
         if not -ndim <= d < ndim:
-            raise ValueError(f"dim {d} is out of range for mu of {ndim} dimensions")
+            raise ValueError(f"dim {d} is out of range for mu of {mu.dim()} dimensions")
         if d % ndim in seen:
-            raise ValueError(f"dim {d} appears twice in {tuple(dims)}")
+            raise ValueError(f"dim {d} appears twice in {dims}")
         seen.add(d % ndim)
-    return reduction, tuple(dims)
+    return ("none", None) if mu.dim() == 0 else (reduction, dims)
+
+
+def _index(value: SupportsIndex, wanted: str) -> int:
+    """An int, or what stands for one, like numpy's; but neither a bool nor a tensor."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, bool | Tensor) and hasattr(value, "__index__"):
+        return operator.index(value)
+    raise TypeError(f"{wanted}, got {type(value).__name__}")
 
 
 def check_noise(
@@ -97,7 +121,8 @@ def check_noise(
     if generator is not None:
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-        if generator.device.type != mu.device.type:
+        theirs, index = generator.device, mu.device.index
+        if theirs.type != mu.device.type or not (theirs.index is None or theirs.index == index):
             raise RuntimeError(f"generator is for {generator.device}, mu is on {mu.device}")
     if key is not None:
         _check_key(mu, key)
@@ -111,6 +136,7 @@ def _check_eps(mu: Tensor, eps: Tensor) -> Tensor:
         raise ValueError(f"eps has shape {tuple(eps.shape)}, wants z's {tuple(mu.shape)}")
     if eps.dtype not in DTYPES:
         raise TypeError(f"eps has dtype {eps.dtype}, wants a floating point dtype as mu's")
+    _check_layout("eps", eps)
     if eps.device != mu.device:
         raise RuntimeError(f"eps is on {eps.device}, mu on {mu.device}; want one device")
     return eps if eps.dtype == mu.dtype else eps.to(mu.dtype)
@@ -119,6 +145,7 @@ def _check_eps(mu: Tensor, eps: Tensor) -> Tensor:
 def _check_key(mu: Tensor, key: Tensor) -> None:
     if not isinstance(key, Tensor):
         raise TypeError(f"key must be a Tensor (seed, offset), got {type(key).__name__}")
+    _check_layout("key", key)
     if key.dtype not in (torch.uint64, torch.int64):
         raise TypeError(f"key has dtype {key.dtype}, wants uint64 or int64")
     if tuple(key.shape) != (2,):

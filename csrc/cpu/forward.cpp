@@ -1,5 +1,5 @@
 // The forward CPU kernel: a task per tile, and for a tile load -> noise -> arithmetic -> store on
-// dense buffers that stay in the L1 cache (5 x 8 KiB in float), so that every loop is a plain
+// dense buffers that stay in the nearest caches (5 x 8 KiB in float), so that each loop is a plain
 // vectorisable one. Cost: one pass over the tensors, nothing tensor-sized in between.
 #include "cpu/dispatch.h"
 #include "math/gaussian.h"

@@ -11,123 +11,208 @@ namespace {
 
 constexpr int kNoTicket = -1;
 
-// Rows of several tiles: their partial sums, in order. Few rows: a block for each, else a warp.
+// Rows of several parts: their partial sums, in order. Few rows: a block for each, else as many
+// lanes as a row has use for.
 template <typename T>
-__device__ void combine(const ForwardParams& p) {
+__device__ void combine(const ForwardParams& p, int64_t per_row) {
   T* const kl = static_cast<T*>(p.kl);
-  const int64_t tiles = p.space.tiles_per_row;
-  const bool by_warp = p.space.rows >= kThreads / 32;
-  const int width = by_warp ? 32 : kThreads;
-  for (int64_t row = threadIdx.x / width; row < p.space.rows; row += kThreads / width) {
-    double sum = 0;
-    for (int64_t t = threadIdx.x % width; t < tiles; t += width) {
-      sum += __ldcg(&p.partials[row * tiles + t]);
-    }
-    sum = by_warp ? group_sum(sum, 32) : block_sum(sum);
-    if (threadIdx.x % width == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
+  const bool by_block = p.space.rows < kThreads / 32;
+  const int log_width = by_block ? 8 : log_lanes(per_row), width = 1 << log_width;
+  const int lane = threadIdx.x & (width - 1);
+  // Every lane takes part in the shuffles, with or without a row.
+  for (int64_t first = 0; first < p.space.rows; first += kThreads >> log_width) {
+    const int64_t row = first + (threadIdx.x >> log_width);
+    const bool has_row = row < p.space.rows;
+    double sum = sum_parts(p.partials + row * per_row, has_row ? per_row : 0, lane, width);
+    sum = by_block ? block_sum(sum) : group_sum(sum, log_width);
+    if (has_row && lane == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
   }
 }
 
-// Whole rows in a tile: their elements' KL, staged in shared memory, summed by `width` lanes a row.
+// Whole rows of a tile, staged in shared memory.
 template <typename T>
 __device__ __forceinline__ void sum_rows(const ForwardParams& p, const Tile& tile,
                                          const T* staged) {
+  constexpr int kRun = 8;
   T* const kl = static_cast<T*>(p.kl) + tile.row;
   const int cols = static_cast<int>(p.space.cols);
-  int width = 1;
-  while (width < 32 && width * 8 < cols) width *= 2;
-  const int lane = threadIdx.x % width;
+  const int log_width = log_lanes(cols), width = 1 << log_width;
+  const int lane = threadIdx.x & (width - 1);
   // Every lane takes part in the shuffles, with or without a row.
-  for (int first = 0; first < tile.rows; first += kThreads / width) {
-    const int row = first + threadIdx.x / width;
-    Sum<T> sum;
+  for (int first = 0; first < tile.rows; first += kThreads >> log_width) {
+    const int row = first + (threadIdx.x >> log_width);
+    double sum = 0;
     if (row < tile.rows) {
-      for (int c = lane; c < cols; c += width) sum.add(staged[row * cols + c]);
+      const T* const values = staged + row * cols;
+      for (int begin = lane; begin < cols; begin += kRun * width) {
+        T run = 0;
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < kRun; ++j) {
+          const int c = begin + j * width;
+          if (c < cols) run += values[c];
+        }
+        sum += static_cast<double>(run);
+      }
     }
-    const double result = group_sum(total(sum), width);
-    if (row < tile.rows && lane == 0) kl[row] = static_cast<T>(p.kl_scale * result);
+    sum = group_sum(sum, log_width);
+    if (row < tile.rows && lane == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
   }
 }
 
-template <typename S, int V>
-__global__ void __launch_bounds__(kThreads)
-    forward_kernel(const __grid_constant__ ForwardParams p, int ticket) {
+// What becomes of the elements' KL. The same for all blocks of a launch.
+enum class Rows {
+  kNone,      // no KL is asked for
+  kElements,  // reduction="none": written as they are
+  kInTile,    // a tile holds whole rows
+  kOfTiles,   // a row consists of tiles
+};
+
+__device__ __forceinline__ Rows rows_of(const ForwardParams& p) {
+  if (!p.kl) return Rows::kNone;
+  if (p.space.cols == 1) return Rows::kElements;
+  return p.space.tiles_per_row == 1 ? Rows::kInTile : Rows::kOfTiles;
+}
+
+// One tile: its sample, and its elements' KL where they belong; those of Rows::kOfTiles are
+// returned, summed over the thread's.
+template <typename S, Access kAccess>
+__device__ __forceinline__ arithmetic_t<S> forward_tile(
+    const ForwardParams& p, const Key& key, const Tile& tile, Rows rows,
+    Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
   using T = arithmetic_t<S>;
-  __shared__ T staged[kTile];
-  const Key key = resolve(p.key);
-  const Tile tile = tile_at(p.space, blockIdx.x);
-  const bool whole_rows = p.space.tiles_per_row == 1;
-  Sum<T> sum;
-  for (int at = threadIdx.x * V; at < tile.n; at += kThreads * V) {
-    const int64_t e = tile.begin + at;
-    const int n = tile.n - at < V ? tile.n - at : V;
-    T mu[V], x[V], sigma[V], variance[V], eps[V];
-    load<V, S>(p.space, p.mu, e, n, mu);
-    load<V, S>(p.space, p.logvar, e, n, x);
+  constexpr bool kUsual = kAccess == Access::kLinear;
+  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  const bool sampled = kUsual || p.z.data, given = !kUsual && p.eps.data;
+  T sum = 0;
+  for (Span span = first_span<N>(tile); span.slot < span.end; span = span + kThreads * N) {
+    const int64_t* const strides[] = {p.mu.stride, p.logvar.stride, p.z.stride, p.eps.stride,
+                                      p.space.noise_stride};
+    int64_t at[5];
+    locate<kAccess>(p.space, strides, span.e, at);
+    auto mu_pack = load<kAccess, S>(p.space, p.mu, at[0], span);
+    const auto x_pack = load<kAccess, S>(p.space, p.logvar, at[1], span);
+    Pack<S, N> eps_pack;
+    if (given) eps_pack = load<kAccess, S>(p.space, p.eps, at[3], span);
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) {
-      const math::Scale<T> scale = math::scale_of(x[j]);
-      sigma[j] = scale.sigma;
-      variance[j] = scale.variance;
-    }
-    if (p.z.data) {
-      load_noise<V, S>(p.space, p.eps, key, e, n, eps);
+    for (int b = 0; b < N / C; ++b) {
+      T mu[C], x[C], sigma[C], variance[C];
+      widen<C>(mu_pack, b, mu);
+      widen<C>(x_pack, b, x);
       VAE_FUSED_UNROLL
-      for (int j = 0; j < V; ++j) eps[j] = math::sample(mu[j], sigma[j], eps[j]);
-      store<V, S>(p.space, p.z, e, n, eps);
-    }
-    if (p.kl) {
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < V; ++j) {
-        // Elements beyond n are 0, and so is their KL.
-        const T kl = math::kl(mu[j], x[j], variance[j]);
-        if (!whole_rows) {
-          sum.add(kl);
-        } else if (j < n) {
-          staged[at + j] = kl;
+      for (int j = 0; j < C; ++j) {
+        const math::Scale<T> scale = math::scale_of(x[j]);
+        sigma[j] = scale.sigma;
+        variance[j] = scale.variance;
+      }
+      if (sampled) {
+        T z[C];
+        if (given) {
+          widen<C>(eps_pack, b, z);
+        } else {
+          normals(key, at[4] + b * chunk_stride<S, kAccess>(p.space), z);
         }
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) z[j] = math::sample(mu[j], sigma[j], z[j]);
+        narrow<C>(z, b, mu_pack);  // in place: registers are scarce
+      }
+      // Elements beyond the tile were loaded as 0, and so is their KL.
+      Pack<T, C> kl;
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) kl.s[j] = math::kl(mu[j], x[j], variance[j]);
+      switch (rows) {
+        case Rows::kNone:
+          break;
+        case Rows::kElements: {
+          const T scale = static_cast<T>(p.kl_scale);
+          VAE_FUSED_UNROLL
+          for (int j = 0; j < C; ++j) kl.s[j] *= scale;
+          store_vector<T, C>(static_cast<T*>(p.kl) + span.e + b * C, span + b * C, kl);
+          break;
+        }
+        case Rows::kInTile:
+          staged[span.slot / C + b] = kl;
+          break;
+        case Rows::kOfTiles:
+          VAE_FUSED_UNROLL
+          for (int j = 0; j < C; ++j) sum += kl.s[j];
       }
     }
+    if (sampled) store<kAccess, S>(p.space, p.z, at[2], span, mu_pack);
   }
+  return sum;
+}
+
+template <typename S, Access kAccess>
+__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess>)
+    forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ Parts parts,
+                   int ticket) {
+  using T = arithmetic_t<S>;
+  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  __shared__ Pack<T, C> staged[(kTile + 2 * N) / C];
+  const Key key = resolve(p.key);
   if (p.key_out && blockIdx.x == 0 && threadIdx.x == 0) {
     p.key_out[0] = key.seed;
     p.key_out[1] = key.offset;
   }
-  if (!p.kl) return;
-  if (whole_rows) {
-    __syncthreads();
-    return sum_rows(p, tile, staged);
+  const Rows rows = rows_of(p);
+  // A tile of whole rows counts as one row with one part here.
+  const int64_t row = blockIdx.x / parts.by_per_row;
+  const int64_t first = (blockIdx.x - row * parts.per_row) * parts.tiles;
+  const int64_t rest = p.space.tiles_per_row - first;
+  const int64_t last = first + (rest < parts.tiles ? rest : parts.tiles);
+  double sum = 0;
+  for (int64_t t = first; t < last; ++t) {
+    const Tile tile = tile_at(p.space, row * p.space.tiles_per_row + t);
+    sum += static_cast<double>(forward_tile<S, kAccess>(p, key, tile, rows, staged));
   }
-  const double partial = block_sum(total(sum));
-  if (threadIdx.x == 0) p.partials[blockIdx.x] = partial;
-  if (ticket != kNoTicket && last_block(ticket)) combine<T>(p);
+  if (rows == Rows::kInTile) {
+    const Tile tile = tile_at(p.space, blockIdx.x);
+    __syncthreads();
+    return sum_rows(p, tile, staged[0].s + (tile.begin & (N - 1)));
+  }
+  if (rows != Rows::kOfTiles) return;
+  sum = block_sum(sum);
+  if (parts.per_row == 1) {
+    if (threadIdx.x == 0) static_cast<T*>(p.kl)[row] = static_cast<T>(p.kl_scale * sum);
+    return;
+  }
+  if (threadIdx.x == 0) p.partials[blockIdx.x] = sum;
+  if (ticket != kNoTicket && last_block(ticket)) combine<T>(p, parts.per_row);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(const __grid_constant__ ForwardParams p) {
-  combine<T>(p);
+    combine_kernel(const __grid_constant__ ForwardParams p, int64_t per_row) {
+  combine<T>(p, per_row);
 }
 
 template <typename S>
-cudaError_t forward_as(const ForwardParams& p, cudaStream_t stream) {
+cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
   int ticket = kNoTicket;
-  const bool combines = p.kl && p.space.tiles_per_row > 1;
+  const Parts parts = parts_of(p.space);
+  const bool combines = p.kl && parts.per_row > 1;
   if (combines) {
     const cudaError_t error = ticket_slot(stream, &ticket);
     if (error != cudaSuccess) return error;
   }
-  constexpr int v = kVector<S>;
-  const int size = sizeof(S);
-  const bool vector = space_vectorises(p.space, p.z.data && !p.eps.data, v) &&
-                      vectorises(p.space, p.mu, v, size) &&
-                      vectorises(p.space, p.logvar, v, size) &&
-                      vectorises(p.space, p.eps, v, size) && vectorises(p.space, p.z, v, size);
-  const cudaError_t error = launch(vector ? forward_kernel<S, v> : forward_kernel<S, 1>,
-                                   p.space.tiles, stream, p, ticket);
+  const bool usual = p.z.data && p.kl && !p.eps.data;
+  const auto kernel = [&] {
+    switch (access_of<S>(p.space, {&p.mu, &p.logvar, &p.eps, &p.z}, p.kl, usual,
+                         p.z.data && !p.eps.data)) {
+      case Access::kLinear:
+        return forward_kernel<S, Access::kLinear>;
+      case Access::kStrided:
+        return forward_kernel<S, Access::kStrided>;
+      case Access::kPatched:
+        return forward_kernel<S, Access::kPatched>;
+      default:
+        return forward_kernel<S, Access::kScalar>;
+    }
+  }();
+  const cudaError_t error = launch(kernel, parts.blocks, stream, p, parts, ticket);
   if (error != cudaSuccess || !combines || ticket != kNoTicket) return error;
-  return launch(combine_kernel<T>, 1, stream, p);
+  return launch(combine_kernel<T>, 1, stream, p, parts.per_row);
 }
 
 }  // namespace

@@ -1,46 +1,85 @@
 // Sums whose bits depend on the shape alone: a thread's elements in order, lanes and warps by fixed
 // trees, tiles of a row in order by the last block to finish.
+//
+// Nothing that is summed is negative, so every rounding is relative to the result. A thread adds at
+// most a dozen elements in their own type before the sum goes on in double: an error below
+// 12 * 2^-24 however long the row, without an fp64 addition per element, which a consumer GPU makes
+// at 1/64 of its speed.
+//
+// Long rows are cut into parts, a block each, and the last block of the launch adds up the parts.
+// Their number follows from the shape alone. It is bounded, because one block reads them all while
+// the rest of the GPU idles: 16384 doubles are 64 a thread, 8 at a time, some 3 us.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/launch.cuh"
-#include "math/platform.h"
+#include "params.h"
 
 namespace vae_fused::cuda {
 
-// A float sum with its rounding errors kept (Knuth's two-sum): as good as double, without fp64
-// units, of which consumer GPUs have 1 in 64.
-template <typename T>
-struct Sum {
-  T value = 0, error = 0;
+#if !defined(VAE_FUSED_MAX_PARTS)  // tests set both to a handful
+#define VAE_FUSED_MAX_PARTS 16384
+#define VAE_FUSED_MANY_ROWS 4096
+#endif
 
-  __device__ __forceinline__ void add(T x) {
-    const T next = value + x;
-    const T part = next - value;
-    error += (value - (next - part)) + (x - part);
-    value = next;
-  }
-  __device__ __forceinline__ double total() const {
-    return static_cast<double>(value) + static_cast<double>(error);
-  }
+// How a launch divides its tiles among blocks: `tiles` of one row to a block, or a tile of whole
+// rows.
+struct Parts {
+  int64_t tiles = 1, per_row = 1, blocks = 0;
+  Divisor by_per_row;
 };
 
-// inf and nan leave garbage in `error` (inf - inf); then the plain sum is the answer.
-template <typename T>
-__device__ __forceinline__ double total(const Sum<T>& sum) {
-  const double exact = sum.total();
-  return exact == exact ? exact : static_cast<double>(sum.value);
+inline Parts parts_of(const Space& space) {
+  Parts parts;
+  parts.blocks = space.tiles;
+  if (space.tiles_per_row == 1) return parts;
+  // Rows enough to fill any GPU many times over have a block each.
+  parts.tiles = space.rows >= VAE_FUSED_MANY_ROWS
+                    ? space.tiles_per_row
+                    : std::min((space.tiles - 1) / VAE_FUSED_MAX_PARTS + 1, space.tiles_per_row);
+  parts.per_row = (space.tiles_per_row - 1) / parts.tiles + 1;
+  parts.by_per_row = divisor(parts.per_row);
+  parts.blocks = space.rows * parts.per_row;
+  return parts;
 }
 
-// The sum over each aligned group of `width` lanes (a power of two up to 32), in every lane of it.
-__device__ __forceinline__ double group_sum(double x, int width) {
-  for (int step = width / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
+// The last block reads what others wrote: eight loads under way at a time, past the L1 cache.
+__device__ __forceinline__ double sum_parts(const double* parts, int64_t n, int lane, int width) {
+  constexpr int kLoads = 8;
+  double sum = 0;
+  for (int64_t begin = lane; begin < n; begin += kLoads * width) {
+    double values[kLoads];
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < kLoads; ++j) {
+      const int64_t at = begin + j * width;
+      values[j] = at < n ? __ldcg(parts + at) : 0.0;
+    }
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < kLoads; ++j) sum += values[j];
+  }
+  return sum;
+}
+
+// The number of lanes, as a power of two up to a warp, that leaves each at most 8 of n elements.
+__device__ __forceinline__ int log_lanes(int64_t n) {
+  int log_width = 0;
+  while (log_width < 5 && int64_t{8} << log_width < n) ++log_width;
+  return log_width;
+}
+
+// The sum over each aligned group of 2^log_width lanes, in every lane of it.
+__device__ __forceinline__ double group_sum(double x, int log_width) {
+  for (int step = (1 << log_width) >> 1; step > 0; step >>= 1) {
+    x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
+  }
   return x;
 }
 
 // The sum over the block, in thread 0. Ends with a barrier before `warps` may be used again.
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double warps[kThreads / 32];
-  x = group_sum(x, 32);
+  x = group_sum(x, 5);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
   __syncthreads();
   if (threadIdx.x == 0) {

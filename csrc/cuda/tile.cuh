@@ -1,8 +1,12 @@
-// Moving V neighbouring elements between a tensor and a thread's registers, and making their noise.
+// From a tile to a thread's steps: N neighbouring elements in registers, and their noise.
 //
-// V is either 16 bytes' worth (4 float, 2 double, 8 of 16 bits) or 1. `vectorises` decides on the
-// host, for all operands of a call at once, so no thread ever looks at alignment.
+// Memory is accessed in vectors of 16 bytes (4 float, 2 double, 8 of 16 bits), or in single
+// elements. The host decides for all tensors of a call at once (see Access), so that no thread ever
+// looks at a layout or an alignment.
 #pragma once
+
+#include <algorithm>
+#include <initializer_list>
 
 #include "cuda/launch.cuh"
 #include "math/normal.h"
@@ -13,132 +17,257 @@ namespace vae_fused::cuda {
 
 using math::arithmetic_t;
 
-template <typename S>
-constexpr int kVector = 16 / sizeof(S);
+// How a kernel reads and writes.
+enum class Access {
+  kLinear,   // the usual call: every tensor there, contiguous and aligned; noise from the key
+  kStrided,  // vectors, too, wherever innermost runs consist of whole ones; tensors may be absent
+  kPatched,  // channels_last: vectors lie across the noise's blocks, see `patch`; the same
+  kScalar,   // anything, an element at a time
+};
 
-template <typename S, int V>
-struct alignas(sizeof(S) * V) Pack {
-  S s[V];
+template <typename S, Access kAccess>
+constexpr int kVector = kAccess == Access::kScalar ? 1 : 16 / sizeof(S);
+
+// Arithmetic goes through a step in chunks of a block of noise.
+template <typename S, Access kAccess>
+constexpr int kChunk = kAccess == Access::kScalar ? 1 : math::kNormalsPerBlock<arithmetic_t<S>>;
+
+template <typename S, Access kAccess>
+constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChunk<S, kAccess> : 1);
+
+// Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 80. Without a
+// bound the compiler interleaves the chunks of a 16-bit vector, takes 100, and halves the loads in
+// flight; a block more, and some architecture spills. A patch has as many loads in flight as four
+// vectors, and needs the registers.
+template <typename S, Access kAccess>
+constexpr int kBlocks = kAccess == Access::kPatched ? 1
+                        : sizeof(S) == 8            ? 2
+                        : sizeof(S) == 4            ? 4
+                                                    : 3;
+
+template <typename S, int N>
+struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
+  S s[N];
 };
 
 // -------------------------------------------------------------------------------------------------
 // host
 // -------------------------------------------------------------------------------------------------
 
-// Whether flat elements [e, e + v), e a multiple of v within its tile, are one aligned access.
-inline bool vectorises(const Space& space, const Operand& operand, int v, int element_size) {
-  if (!operand.data) return true;
-  if (reinterpret_cast<uintptr_t>(operand.data) % (v * element_size) != 0) return false;
-  if (operand.linear) return true;
+// Whether the innermost runs of a tensor consist of whole vectors.
+inline bool whole_runs(const Space& space, const int64_t* stride, int v) {
   const int inner = space.ndim - 1;
-  if (operand.stride[inner] != 1 || space.size[inner] % v != 0) return false;
+  if (stride[inner] != 1 || space.size[inner] % v != 0) return false;
   for (int d = 0; d < inner; ++d) {
-    if (operand.stride[d] % v != 0) return false;
+    if (stride[d] % v != 0) return false;
   }
   return true;
 }
 
-// Whether tiles begin at multiples of v, and v elements are normals of whole Philox blocks.
-inline bool space_vectorises(const Space& space, bool needs_noise, int v) {
-  const int64_t step = space.tiles_per_row > 1 ? space.cols : space.rows_per_tile * space.cols;
-  if (space.tiles > 1 && step % v != 0) return false;
-  if (!needs_noise || space.noise_linear) return true;
-  const int inner = space.ndim - 1;
-  if (space.noise_stride[inner] != 1 || space.size[inner] % v != 0) return false;
-  for (int d = 0; d < inner; ++d) {
-    if (space.noise_stride[d] % v != 0) return false;
+inline bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+// channels_last: what is contiguous in memory (the channels, i) is not what is contiguous in the
+// noise (the pixels, m). Then the flat order of the summed dimensions becomes (..., m / c, i, c)
+// for noise in blocks of c: a step is a patch of v channels by c pixels, which takes c vectors from
+// memory and v whole blocks of noise. False, and nothing is changed, if the tensors are not like
+// that.
+inline bool patch(Space& space, std::initializer_list<Operand*> operands, int v, int c) {
+  const auto is_inner = [&](int d) {
+    return space.size[d] % v == 0 && std::all_of(operands.begin(), operands.end(), [&](Operand* o) {
+             return !o->data || o->stride[d] == 1;
+           });
+  };
+  int i = -1, m = -1;
+  // Only summed dimensions: the order of those that are kept is the order of the rows.
+  int64_t covered = 1;
+  for (int d = space.ndim - 1; d >= 0 && (covered *= space.size[d]) <= space.cols; --d) {
+    if (is_inner(d)) i = d;
+    if (space.noise_stride[d] == 1 && space.size[d] % c == 0) m = d;
   }
+  if (i < 0 || m < 0 || i == m || space.ndim == kMaxDims) return false;
+  for (int d = 0; d < space.ndim; ++d) {
+    if (d != m && space.noise_stride[d] % c != 0) return false;
+    for (const Operand* o : operands) {
+      if (o->data && d != i && o->stride[d] % v != 0) return false;
+    }
+  }
+  const auto reorder = [&](int64_t (&values)[kMaxDims], int64_t outer, int64_t last) {
+    const int64_t inner = values[i];
+    int at = 0;
+    for (int d = 0; d < space.ndim; ++d) {
+      if (d != i && d != m) values[at++] = values[d];
+    }
+    values[at++] = outer;
+    values[at++] = inner;
+    values[at] = last;
+  };
+  for (Operand* o : operands) reorder(o->stride, o->stride[m] * c, o->stride[m]);
+  reorder(space.noise_stride, c, 1);
+  reorder(space.size, space.size[m] / c, c);
+  ++space.ndim;
+  for (int d = 0; d < space.ndim; ++d) space.by_size[d] = divisor(space.size[d]);
   return true;
+}
+
+// `rows` is what has a value for each row: read and written in vectors where a row is an element.
+// `usual`: the call has every tensor that it can have, but noise from the key.
+template <typename S>
+Access access_of(Space& space, std::initializer_list<Operand*> operands, const void* rows,
+                 bool usual, bool needs_noise) {
+  constexpr int v = kVector<S, Access::kStrided>;
+  const auto present = [&](auto predicate) {
+    return std::all_of(operands.begin(), operands.end(),
+                       [&](const Operand* o) { return !o->data || predicate(*o); });
+  };
+  if (!present([](const Operand& o) { return aligned(o.data); })) return Access::kScalar;
+  if (space.cols == 1 && !aligned(rows)) return Access::kScalar;
+  // Where all is linear there is one dimension, which need not consist of whole vectors.
+  const auto vectors = [&](const int64_t* stride, bool linear) {
+    return space.ndim == 1 ? linear : whole_runs(space, stride, v);
+  };
+  if (present([&](const Operand& o) { return vectors(o.stride, o.linear); }) &&
+      (!needs_noise || vectors(space.noise_stride, space.noise_linear))) {
+    return usual && space.ndim == 1 ? Access::kLinear : Access::kStrided;
+  }
+  const bool patched = patch(space, operands, v, kChunk<S, Access::kPatched>);
+  return patched ? Access::kPatched : Access::kScalar;
 }
 
 // -------------------------------------------------------------------------------------------------
 // device
 // -------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ int64_t offset_of(const Space& space, const int64_t* stride, int64_t e) {
-  int64_t offset = 0;
-  for (int d = space.ndim - 1; d > 0; --d) {
-    const int64_t next = e / space.size[d];
-    offset += (e - next * space.size[d]) * stride[d];
-    e = next;
-  }
-  return offset + e * stride[0];
+// The step of elements [e, e + N), e a multiple of N. Slots count from the step in which the tile
+// begins: the step's is `slot`, the tile has [begin, end). Patches never leave their tile.
+struct Span {
+  int64_t e;
+  int slot, begin, end;
+
+  __device__ __forceinline__ bool whole(int v) const { return slot >= begin && slot + v <= end; }
+  __device__ __forceinline__ bool has(int j) const { return slot + j >= begin && slot + j < end; }
+  __device__ __forceinline__ Span operator+(int j) const { return {e + j, slot + j, begin, end}; }
+};
+
+// The first of the calling thread's steps in a tile; `kThreads * N` further on is the next.
+template <int N>
+__device__ __forceinline__ Span first_span(const Tile& tile) {
+  const int begin = static_cast<int>(tile.begin & (N - 1)), slot = threadIdx.x * N;
+  return {tile.begin - begin + slot, slot, begin, begin + tile.n};
 }
 
-// Elements [e, e + n) of n <= V; those beyond n are 0.
-template <int V, typename S>
-__device__ __forceinline__ void load(const Space& space, const Operand& operand, int64_t e, int n,
-                                     arithmetic_t<S> (&out)[V]) {
-  const S* data = static_cast<const S*>(operand.data) +
-                  (operand.linear ? e : offset_of(space, operand.stride, e));
-  if (n == V) {
-    const Pack<S, V> pack = *reinterpret_cast<const Pack<S, V>*>(data);
+// The offsets of element e in N tensors.
+template <Access kAccess, int N>
+__device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
+                                       int64_t e, int64_t (&offsets)[N]) {
+  if constexpr (kAccess == Access::kLinear) {
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) out[j] = math::widen(pack.s[j]);
+    for (int k = 0; k < N; ++k) offsets[k] = e;
   } else {
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) out[j] = j < n ? math::widen(data[j]) : arithmetic_t<S>(0);
+    for (int k = 0; k < N; ++k) offsets[k] = 0;
+    for (int d = space.ndim - 1; d > 0; --d) {
+      const int64_t outer = e / space.by_size[d];
+      const int64_t coordinate = e - outer * space.size[d];
+      VAE_FUSED_UNROLL
+      for (int k = 0; k < N; ++k) offsets[k] += coordinate * strides[k][d];
+      e = outer;
+    }
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < N; ++k) offsets[k] += e * strides[k][0];
   }
 }
 
-template <int V, typename S>
-__device__ __forceinline__ void store(const Space& space, const Operand& operand, int64_t e, int n,
-                                      const arithmetic_t<S> (&values)[V]) {
-  S* data =
-      static_cast<S*>(operand.data) + (operand.linear ? e : offset_of(space, operand.stride, e));
-  if (n == V) {
-    Pack<S, V> pack;
+// Elements outside of the tile are 0.
+template <typename S, int V>
+__device__ __forceinline__ Pack<S, V> load_vector(const S* data, const Span& span) {
+  Pack<S, V> pack;
+  if (V == 1 || span.whole(V)) {
+    pack = *reinterpret_cast<const Pack<S, V>*>(data);
+  } else {
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) math::narrow(values[j], pack.s[j]);
+    for (int j = 0; j < V; ++j) pack.s[j] = span.has(j) ? data[j] : S{};
+  }
+  return pack;
+}
+
+template <typename S, int V>
+__device__ __forceinline__ void store_vector(S* data, const Span& span, const Pack<S, V>& pack) {
+  if (V == 1 || span.whole(V)) {
     *reinterpret_cast<Pack<S, V>*>(data) = pack;
   } else {
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) {
-      if (j < n) math::narrow(values[j], data[j]);
+      if (span.has(j)) data[j] = pack.s[j];
     }
   }
 }
 
-// The noise of the V elements from e on: explicit, or from the key. A vector is whole blocks.
-template <int V, typename S>
-__device__ __forceinline__ void load_noise(const Space& space, const Operand& eps, const Key& key,
-                                           int64_t e, int n, arithmetic_t<S> (&out)[V]) {
-  using T = arithmetic_t<S>;
-  if (eps.data) return load<V, S>(space, eps, e, n, out);
-  const uint64_t index = space.noise_linear ? e : offset_of(space, space.noise_stride, e);
-  if constexpr (V == 1) {
+// A step of an operand, at its offset: a vector, or a patch of C of them.
+template <Access kAccess, typename S>
+__device__ __forceinline__ Pack<S, kStep<S, kAccess>> load(const Space& space,
+                                                           const Operand& operand, int64_t offset,
+                                                           const Span& span) {
+  constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
+  const S* const data = static_cast<const S*>(operand.data) + offset;
+  if constexpr (kAccess == Access::kPatched) {
+    Pack<S, V * C> patch;
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) {
+      const auto vector =
+          *reinterpret_cast<const Pack<S, V>*>(data + j * operand.stride[space.ndim - 1]);
+      VAE_FUSED_UNROLL
+      for (int b = 0; b < V; ++b) patch.s[b * C + j] = vector.s[b];
+    }
+    return patch;
+  } else {
+    return load_vector<S, V>(data, span);
+  }
+}
+
+template <Access kAccess, typename S>
+__device__ __forceinline__ void store(const Space& space, const Operand& operand, int64_t offset,
+                                      const Span& span, const Pack<S, kStep<S, kAccess>>& pack) {
+  constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
+  S* const data = static_cast<S*>(operand.data) + offset;
+  if constexpr (kAccess == Access::kPatched) {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) {
+      Pack<S, V> vector;
+      VAE_FUSED_UNROLL
+      for (int b = 0; b < V; ++b) vector.s[b] = pack.s[b * C + j];
+      *reinterpret_cast<Pack<S, V>*>(data + j * operand.stride[space.ndim - 1]) = vector;
+    }
+  } else {
+    store_vector<S, V>(data, span, pack);
+  }
+}
+
+template <int C, typename S, int N>
+__device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[b * C + j]);
+}
+
+template <int C, typename S, int N>
+__device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pack<S, N>& out) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
+}
+
+// From a chunk of a step to the next, in the stream of normals.
+template <typename S, Access kAccess>
+__device__ __forceinline__ int64_t chunk_stride(const Space& space) {
+  return kAccess == Access::kPatched ? space.noise_stride[space.ndim - 2] : kChunk<S, kAccess>;
+}
+
+// Normals `index` to `index + C` of the stream: a block of it, or one.
+template <typename T, int C>
+__device__ __forceinline__ void normals(const Key& key, uint64_t index, T (&out)[C]) {
+  if constexpr (C == 1) {
     out[0] = math::normal_at<T>(key.seed, key.offset, index);
   } else {
-    constexpr int kPer = math::kNormalsPerBlock<T>;
-    static_assert(V % kPer == 0, "a vector is whole blocks of noise");
-    VAE_FUSED_UNROLL
-    for (int b = 0; b < V / kPer; ++b) {
-      T block[kPer];
-      math::normals(math::philox(key.seed, key.offset + index / kPer + b), block);
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < kPer; ++j) out[b * kPer + j] = block[j];
-    }
+    math::normals(math::philox(key.seed, key.offset + index / C), out);
   }
 }
-
-// The row and column of a tile's element, in 32 bits, and the step to the next element.
-struct RowCursor {
-  uint32_t row, col, cols;
-
-  __device__ __forceinline__ RowCursor(const Space& space, int at)
-      : row(0), col(0), cols(static_cast<uint32_t>(space.cols)) {
-    if (space.tiles_per_row == 1) {
-      row = static_cast<uint32_t>(at) / cols;
-      col = static_cast<uint32_t>(at) - row * cols;
-    }
-  }
-  // In a tile that is part of a row, every element is in row 0.
-  __device__ __forceinline__ void next(const Space& space) {
-    if (space.tiles_per_row == 1 && ++col == cols) {
-      col = 0;
-      ++row;
-    }
-  }
-};
 
 }  // namespace vae_fused::cuda

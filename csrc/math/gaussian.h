@@ -20,8 +20,14 @@ struct Scale {
   T sigma, variance;
 };
 
+// Above 178 nothing changes any more: in float both are inf, and e^x has long absorbed any x.
+template <typename T>
+VAE_FUSED_HD T clip(T x) {
+  return x > T(178) ? T(178) : x;
+}
+
 VAE_FUSED_HD Scale<float> scale_of(float x) {
-  const ExpPair pair = exp_pair(0.5f * x);
+  const ExpPair pair = exp_pair(0.5f * clip(x));
   return {pair.e, pair.square};
 }
 
@@ -38,8 +44,8 @@ VAE_FUSED_HD Scale<double> scale_of(double x) { return {exp_libm(0.5 * x), exp_l
 //
 // a minimax polynomial with relative error 1.0e-8 (float) and 1.7e-17 (double); the square keeps g
 // from ever being negative. For |x| > 1 nothing is lost: |h| > 0.63, g > 0.36.
-// At x = +inf the direct form would be inf - inf. Subtracting min(x, 64) changes no other result
-// (from x = 64 on, e^x absorbs x in both precisions) and gives the limit, +inf. Eager gives NaN.
+// At x = +inf the direct form would be inf - inf; with the clipped x it is the limit, +inf. Eager
+// gives NaN.
 // ---------------------------------------------------------------------------------------------
 
 VAE_FUSED_HD float excess_polynomial(float x) {
@@ -79,10 +85,10 @@ struct Excess {
 
 template <typename T>
 VAE_FUSED_HD Excess<T> excess(T x, T exp_x) {
-  const bool near = x <= T(1) && x >= T(-1);
+  const bool near = std::fabs(x) <= T(1);
   const T series = x * x * excess_polynomial(x);
   const T direct = exp_x - T(1);
-  return {near ? series : direct - (x < T(64) ? x : T(64)), near ? x + series : direct};
+  return {near ? series : direct - clip(x), near ? x + series : direct};
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -7,8 +7,7 @@
 //
 // Element i of a tensor is normal i % n of block i / n, n = kNormalsPerBlock. 16-bit types draw in
 // float. The half-step keeps u1 above 0, so r is at most sqrt(66 ln 2) = 6.76 (float), 9.49
-// (double). In float t is the rounded product of the rounded 2 pi, as PyTorch has it: reducing the
-// exact angle instead would move normals by up to 2.7e-6, more than the noise contract allows.
+// (double).
 #pragma once
 
 #include "math/elementary.h"
@@ -23,7 +22,7 @@ template <typename T>
 VAE_FUSED_HD void box_muller(T u1, T u2, T& first, T& second) {
   const T r = sqrt(T(-2) * log(u1));
   T s, c;
-  sincos(T(6.283185307179586) * u2, s, c);
+  sincos_turns(u2, s, c);
   first = r * c;
   second = r * s;
 }

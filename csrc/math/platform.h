@@ -4,7 +4,7 @@
 //   VAE_FUSED_HD       marks a function of the mathematics: for host and device, always inlined, so
 //                      that a loop over a tile on the CPU vectorises through it
 //   VAE_FUSED_UNROLL   unrolls the loop of constant length below: around a loop, none vectorises
-//   mulhi              upper 32 bits of a 64-bit product
+//   mulhi              upper half of a product of twice the width
 //   bits, real         reinterpretation between float and uint32_t
 //   cvt_...            conversions of 16-bit types, where the machine has an instruction for them
 //   ..._libm           the platform's double precision functions
@@ -37,6 +37,14 @@ VAE_FUSED_HD uint32_t mulhi(uint32_t a, uint32_t b) {
   return __umulhi(a, b);
 #else
   return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
+#endif
+}
+
+VAE_FUSED_HD uint64_t mulhi(uint64_t a, uint64_t b) {
+#if defined(__CUDA_ARCH__)
+  return __umul64hi(a, b);
+#else
+  return static_cast<uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64);
 #endif
 }
 
@@ -86,13 +94,30 @@ VAE_FUSED_HD uint16_t cvt_bf16_f32(float x) {
 VAE_FUSED_HD double exp_libm(double x) { return ::exp(x); }
 VAE_FUSED_HD double log_libm(double x) { return ::log(x); }
 VAE_FUSED_HD double sqrt_libm(double x) { return ::sqrt(x); }
-VAE_FUSED_HD float sqrt_libm(float x) { return ::sqrtf(x); }
-VAE_FUSED_HD void sincos_libm(double x, double& s, double& c) {
+
+// The square root of a float that is 0 or normal, within an ulp. CUDA's own is a call for the cases
+// in between. Here an approximate reciprocal root (2^-22.9) is followed by a Newton step, which
+// leaves its error's square; 1e-37 for 0 keeps 0 * inf out.
+VAE_FUSED_HD float sqrt_libm(float x) {
 #if defined(__CUDA_ARCH__)
-  ::sincos(x, &s, &c);
+  x = fmaxf(x, 1e-37f);
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  const float root = x * y;
+  return fmaf(fmaf(-root, root, x), 0.5f * y, root);
 #else
-  s = ::sin(x);
-  c = ::cos(x);
+  return ::sqrtf(x);
+#endif
+}
+
+// sin and cos of 2 pi u. CUDA's sincos has a slow path with a stack frame, for arguments that never
+// occur here; its sincospi has not, and saves the rounding of the angle besides.
+VAE_FUSED_HD void sincos_turns_libm(double u, double& s, double& c) {
+#if defined(__CUDA_ARCH__)
+  ::sincospi(2.0 * u, &s, &c);
+#else
+  s = ::sin(6.283185307179586 * u);
+  c = ::cos(6.283185307179586 * u);
 #endif
 }
 

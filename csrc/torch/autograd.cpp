@@ -78,21 +78,28 @@ variable_list run(const Tensor& mu, const Tensor& logvar, const OptionalTensor& 
 }
 
 // The gradients in differentiable operators, for a backward that is itself differentiated. The
-// formulas are the adjoints of csrc/math/gaussian.h; eps is the sample of N(0, 1) of the same key.
-variable_list differentiable_backward(const Tensor& grad_z, const Tensor& grad_kl, const Tensor& mu,
-                                      const Tensor& logvar, Tensor eps, const OptionalTensor& key,
+// formulas are the adjoints of csrc/math/gaussian.h, in the kernels' arithmetic and rounded once,
+// as there; eps is the sample of N(0, 1) of the same key.
+variable_list differentiable_backward(const Tensor& grad_z, const Tensor& grad_kl,
+                                      const Tensor& mu_in, const Tensor& logvar_in,
+                                      const Tensor& eps_in, const OptionalTensor& key,
                                       const Reduction& reduction) {
+  const at::ScalarType wide = kl_dtype(mu_in), narrow = mu_in.scalar_type();
+  const Tensor mu = mu_in.to(wide), logvar = logvar_in.to(wide);
   Tensor grad_mu = at::zeros_like(mu), grad_logvar = at::zeros_like(mu), grad_eps;
   if (grad_z.defined()) {
-    const Tensor grad_noise = grad_z * at::exp(0.5 * logvar);
-    if (eps.defined()) {
-      grad_eps = grad_noise;
+    const Tensor gz = grad_z.to(wide);
+    const Tensor grad_noise = gz * at::exp(0.5 * logvar);
+    Tensor eps;
+    if (eps_in.defined()) {
+      eps = eps_in.to(wide);
+      grad_eps = grad_noise.to(narrow);
     } else {
       VAE_FUSED_OP(reparameterize, "reparameterize", "");
       const Tensor zeros = at::zeros_like(mu.detach());
       eps = op(zeros, zeros, std::nullopt, key);
     }
-    grad_mu = grad_mu + grad_z;
+    grad_mu = grad_mu + gz;
     grad_logvar = grad_logvar + 0.5 * grad_noise * eps;
   }
   if (grad_kl.defined()) {
@@ -100,10 +107,10 @@ variable_list differentiable_backward(const Tensor& grad_z, const Tensor& grad_k
     for (int64_t d = 0; d < mu.dim(); ++d) {
       if (reduction.summed[d]) g = g.unsqueeze(d);
     }
-    grad_mu = grad_mu + (g * mu).to(mu.scalar_type());
-    grad_logvar = grad_logvar + (0.5 * g * at::expm1(logvar)).to(mu.scalar_type());
+    grad_mu = grad_mu + g * mu;
+    grad_logvar = grad_logvar + 0.5 * g * at::expm1(logvar);
   }
-  return {grad_mu, grad_logvar, grad_eps};
+  return {grad_mu.to(narrow), grad_logvar.to(narrow), grad_eps};
 }
 
 class Latent : public torch::autograd::Function<Latent> {
@@ -129,7 +136,9 @@ class Latent : public torch::autograd::Function<Latent> {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &mu = saved[0], &logvar = saved[1], &eps = saved[2];
     const auto call = static_cast<Call>(ctx->saved_data["call"].toInt());
-    const Tensor grad_z = call == Call::kKl ? Tensor() : grads[0];
+    Tensor grad_z = call == Call::kKl ? Tensor() : grads[0];
+    // An embedding's gradient of z, say, is sparse.
+    if (grad_z.defined() && grad_z.layout() != at::kStrided) grad_z = grad_z.to_dense();
     const Tensor grad_kl = call == Call::kKl ? grads[0]
                            : call == Call::kSampleAndKl || call == Call::kSampleAndKlGenerator
                                ? grads[1]

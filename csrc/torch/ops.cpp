@@ -39,10 +39,6 @@ DType dtype_of(const Tensor& t) {
   }
 }
 
-at::ScalarType kl_dtype(const Tensor& mu) {
-  return mu.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 void check_like_mu(const Tensor& t, const char* name, const Tensor& mu) {
   TORCH_CHECK_VALUE(t.sym_sizes() == mu.sym_sizes(), "vae_fused: ", name, " has shape ",
                     t.sym_sizes(), ", mu has ", mu.sym_sizes());
@@ -210,6 +206,10 @@ Outputs forward(Tensor mu, Tensor logvar, std::optional<Noise> noise,
 
 }  // namespace
 
+at::ScalarType kl_dtype(const Tensor& mu) {
+  return mu.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& logvar,
                                              const OptionalTensor& eps, const OptionalTensor& key,
                                              std::string_view reduction,
@@ -257,6 +257,9 @@ std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_backward(
   Tensor grad_z = grad_z_in.value_or(Tensor()), grad_kl = grad_kl_in.value_or(Tensor());
   const Reduction reduction = parse_reduction(reduction_name, dim, mu.dim());
   check_like_mu(logvar, "logvar", mu);
+  // Without grad_z there is no sample to differentiate, and its noise is nobody's concern.
+  TORCH_CHECK_VALUE(grad_z.defined() || !output_mask[2],
+                    "vae_fused: grad_eps is asked for, but there is no grad_z");
   Noise noise;
   if (grad_z.defined()) {
     check_like_mu(grad_z, "grad_z", mu);

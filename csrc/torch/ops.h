@@ -36,23 +36,16 @@ std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_backward(
     const Tensor& logvar, const OptionalTensor& eps, const OptionalTensor& key,
     std::string_view reduction, at::OptionalIntArrayRef dim, std::array<bool, 3> output_mask);
 
+// The type of the arithmetic and of the KL.
+at::ScalarType kl_dtype(const Tensor& mu);
+
 namespace autograd {
 
-std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& logvar,
-                                             const OptionalTensor& eps, const OptionalTensor& key,
-                                             std::string_view reduction,
-                                             at::OptionalIntArrayRef dim);
-std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_generator(const Tensor& mu,
-                                                               const Tensor& logvar,
-                                                               OptionalGenerator generator,
-                                                               std::string_view reduction,
-                                                               at::OptionalIntArrayRef dim);
-Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
-                      const OptionalTensor& key);
-std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tensor& logvar,
-                                                    OptionalGenerator generator);
-Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, std::string_view reduction,
-                   at::OptionalIntArrayRef dim);
+decltype(vae_fused::reparameterize_kl) reparameterize_kl;
+decltype(vae_fused::reparameterize_kl_generator) reparameterize_kl_generator;
+decltype(vae_fused::reparameterize) reparameterize;
+decltype(vae_fused::reparameterize_generator) reparameterize_generator;
+decltype(vae_fused::gaussian_kl) gaussian_kl;
 
 }  // namespace autograd
 }  // namespace vae_fused

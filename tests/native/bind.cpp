@@ -54,7 +54,6 @@ template <typename T>
 void bind_math(py::module_& m, const char* normals_name) {
   m.def("scale", mapped<T>(&maths::scale, 2), py::arg().noconvert());
   m.def("log", mapped<T>(&maths::log, 1), py::arg().noconvert());
-  m.def("sincos", mapped<T>(&maths::sincos, 2), py::arg().noconvert());
   m.def("excess", mapped<T>(&maths::excess, 2), py::arg().noconvert());
   m.def(
       normals_name,
@@ -301,6 +300,7 @@ void bind_probes(py::module_& m) {
 PYBIND11_MODULE(_native, m) {
   bind_math<float>(m, "normals32");
   bind_math<double>(m, "normals64");
+  m.def("sincos", mapped<float>(&maths::sincos, 2), py::arg().noconvert());
   m.def("philox", &philox, "seed"_a, "first"_a, "blocks"_a);
 
   auto emulator = m.def_submodule("emulator");
@@ -310,6 +310,7 @@ PYBIND11_MODULE(_native, m) {
 
   m.attr("has_cuda_kernels") = kCudaForward != nullptr;
   m.def("space", &space_of, "mu"_a, "dims"_a);
+  m.def("divide", [](int64_t n, int64_t d) { return n / vae_fused::divisor(d); });
   m.def("forward", &forward, "device"_a, "mu"_a, "logvar"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "z"_a = py::none(), "kl"_a = py::none(), "partials"_a = py::none(),
         "key_out"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),

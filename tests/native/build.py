@@ -124,7 +124,9 @@ def link(name: str, suffix: str, objects: list[Path], flags: list[str]) -> Path:
 def common_sources(variant: str) -> list[tuple[Path, list[str]]]:
     """The emulator (never instrumented: its scheduler is nobody's race) and the kernels."""
     emulator = ["-O2", *EMULATOR_DEFINES[variant]]
-    kernels = ["-O1", "-DVAE_FUSED_EMULATOR", *SANITIZERS[variant]]
+    # Small limits, so that small calls are divided among blocks in every way.
+    limits = ["-DVAE_FUSED_MAX_PARTS=4", "-DVAE_FUSED_MANY_ROWS=8"]
+    kernels = ["-O1", "-DVAE_FUSED_EMULATOR", *limits, *SANITIZERS[variant]]
     # The kernels of csrc/cpu are the oracle of the emulated ones. Without the macro they are
     # compiled once, not once for each instruction set.
     oracle = ["-O1", "-U__gnu_linux__"]

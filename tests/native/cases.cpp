@@ -111,10 +111,13 @@ const Class kClasses[] = {
     {"a full tile", {2, kTile / 2}, {true, true}},
     {"rows of several tiles", {2, kTile + 3}, {false, true}},
     {"one long row", {3, 1, 1367}, {true, true, true}},
+    {"longer rows", {2, 4 * kTile + 1}, {false, true}},
+    {"many long rows", {9, kTile + 1}, {false, true}},
     {"chunked", {3, 8, 10}, {true, true, true}, Class::kChunked},
     {"chunked rows", {3, 8, 10}, {false, true, true}, Class::kChunked},
     {"odd chunk", {3, 5, 7}, {false, true, true}, Class::kChunked},
     {"channels last", {2, 6, 35}, {false, true, true}, Class::kTransposed},
+    {"deep channels last", {2, 8, 40}, {false, true, true}, Class::kTransposed},
     {"outer summed", {6, 5, 7}, {true, false, true}},
     {"misaligned", {3, 101}, {true, true}, Class::kShifted},
 };

@@ -18,9 +18,6 @@ namespace math = vae_fused::math;
   void log(const T* x, T* out, int64_t n) {                                               \
     for (int64_t i = 0; i < n; ++i) out[i] = math::log(x[i]);                             \
   }                                                                                       \
-  void sincos(const T* x, T* out, int64_t n) {                                            \
-    for (int64_t i = 0; i < n; ++i) math::sincos(x[i], out[2 * i], out[2 * i + 1]);       \
-  }                                                                                       \
   void excess(const T* x, T* out, int64_t n) {                                            \
     for (int64_t i = 0; i < n; ++i) {                                                     \
       const auto both = math::excess(x[i], math::scale_of(x[i]).variance);                \
@@ -34,6 +31,10 @@ namespace math = vae_fused::math;
 EACH(float)
 EACH(double)
 #undef EACH
+
+void sincos(const float* x, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) math::sincos(x[i], out[2 * i], out[2 * i + 1]);
+}
 
 void philox(uint64_t seed, uint64_t first, uint32_t* out, int64_t blocks) {
   for (int64_t b = 0; b < blocks; ++b) {

@@ -8,13 +8,13 @@ namespace maths {
 #define EACH(T)                                                                  \
   void scale(const T* x, T* out, int64_t n); /* [n, 2]: sigma, sigma^2 */        \
   void log(const T* x, T* out, int64_t n);                                       \
-  void sincos(const T* x, T* out, int64_t n); /* [n, 2]: sine, cosine */         \
   void excess(const T* x, T* out, int64_t n); /* [n, 2]: e^x - 1 - x, e^x - 1 */ \
   void normals(uint64_t seed, uint64_t offset, uint64_t first, T* out, int64_t n);
 EACH(float)
 EACH(double)
 #undef EACH
 
+void sincos(const float* x, float* out, int64_t n);                         // [n, 2]: sine, cosine
 void philox(uint64_t seed, uint64_t first, uint32_t* out, int64_t blocks);  // [blocks, 4]
 
 }  // namespace maths

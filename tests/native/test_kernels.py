@@ -23,9 +23,15 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "two columns": ((3000, 2), (1,)),
     "a row per sample": ((40, 130), (1,)),
     "images": ((3, 4, 9, 11), (1, 2, 3)),
+    "wide images": ((3, 4, 8, 10), (1, 2, 3)),
+    "deep images": ((2, 16, 6, 18), (1, 2, 3)),
+    "summed deep images": ((3, 8, 4, 4), (0, 1, 2, 3)),
+    "rows that are no whole vectors": ((9, 1001), (1,)),
+    "long rows that are no whole vectors": ((3, 4099), (1,)),
     "one long row": ((9, 1001), (0, 1)),
     "long rows": ((3, 5000), (1,)),
     "many long rows": ((12, 2050), (1,)),
+    "longer rows": ((3, 9000), (1,)),
     "outer summed": ((6, 50, 7), (0, 2)),
 }
 

@@ -1,0 +1,136 @@
+"""What tools/gpu.py measures: the right cases and bytes, judged by the worst of them.
+
+The drivers run here on the CPU, at tiny sizes: to show that they run, not for their figures.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import native
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+from gpu_checks import cases, measure, outside
+from gpu_checks.report import FAIL, NOT_RUN, PASS
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reduction", "forward", "backward"),
+    [
+        ("float32", "sum", 12, 20),
+        ("float32", "none", 16, 24),
+        ("bfloat16", "batchmean", 6, 10),
+        ("bfloat16", "none", 10, 14),
+        ("float64", "none", 32, 48),
+    ],
+)
+def test_bytes_are_those_that_must_move(dtype, reduction, forward, backward):
+    case = cases.Case("contiguous", "contiguous", (1000, 1000), reduction, dtype)
+    for way, want in (("forward", forward), ("backward", backward)):
+        assert case.bytes(way) / case.numel == pytest.approx(want, abs=1e-5)
+    rows = cases.Case("rows", "contiguous", (500, 2), "sample", "float32")
+    assert rows.bytes("forward") == 12 * 1000 + 4 * 500
+
+
+def test_every_promised_shape_and_reduction_is_measured():
+    chosen = cases.cases(24, ("float32", "bfloat16"), 28)
+    assert len({c.name for c in chosen}) == len(chosen)
+    small = [c for c in chosen if c.numel <= 2**24]
+    assert all(c.numel > 0.99 * 2**24 for c in small)
+    assert {c.numel for c in chosen if c.numel > 2**24} == {2**28}
+    for dtype in ("float32", "bfloat16"):
+        mine = [c for c in small if c.dtype == dtype]
+        contiguous = {c.reduction for c in mine if c.group == "contiguous"}
+        assert contiguous == set(cases.REDUCTIONS)
+        columns = {c.shape[1] for c in mine if c.group == "rows"}
+        assert columns == {2, 20, 256, 16384, 2**20}
+        assert {c.group for c in mine} == set(cases.TARGETS)
+
+
+def row(group, ratio, **more):
+    figures = {"ratio": ratio, "us": 10.0, "gb_per_s": 4000.0, "copy_gb_per_s": 4200.0}
+    ways = {"forward": figures, "backward": {**figures, "ratio": 0.99}}
+    return {"case": f"{group} {ratio}", "group": group, "dtype": "float32", **ways, **more}
+
+
+def test_the_worst_case_decides():
+    promises = measure.judge_bandwidth([row("contiguous", 0.95), row("contiguous", 0.85)])
+    assert [p.verdict for p in promises] == [FAIL, PASS]
+    assert "contiguous 0.85" in promises[0].detail
+    assert [p.verdict for p in measure.judge_bandwidth([row("rows", 0.85)])] == [PASS, PASS]
+    lost = {"case": "lost", "group": "rows", "dtype": "float32", "error": "planted"}
+    promises = measure.judge_bandwidth([row("rows", 0.85), lost])
+    assert [p.verdict for p in promises] == [NOT_RUN, NOT_RUN] and "lost" in promises[0].detail
+    assert "planted" in measure.judge_bandwidth([lost])[0].detail
+
+
+def test_a_step_is_judged_by_each_rival():
+    one = {
+        "step": "x",
+        "clock": "device",
+        "targets": {"eager": 6.0, "torch.compile": 1.3},
+        "us": {"vae_fused": 10.0, "eager": 61.0, "torch.compile": 12.0},
+        "kept_bytes": {"vae_fused": 16},
+        "unable": {},
+    }
+    assert [p.verdict for p in measure.judge_steps([one])] == [PASS, FAIL, PASS]
+    del one["us"]["torch.compile"]
+    one["unable"]["torch.compile"] = "no triton"
+    one["kept_bytes"]["vae_fused"] = 2**20
+    promises = measure.judge_steps([one])
+    assert [p.verdict for p in promises] == [PASS, NOT_RUN, FAIL]
+    assert "no triton" in promises[1].detail
+
+
+def test_runs_take_turns_and_medians_are_compared():
+    order = []
+    clocks = {"fast": iter([9, 9, 1, 1, 5]), "slow": iter([9, 9, 3, 3, 3])}
+
+    def clock(run, times, device):
+        name = run()
+        order.append(name)
+        return next(clocks[name])
+
+    runs = {"fast": lambda: "fast", "slow": lambda: "slow"}
+    assert measure.in_turn(runs, "cpu", clock, repeats=3) == {"fast": 1, "slow": 3}
+    assert order[4:] == ["fast", "slow"] * 3
+
+
+@native
+@pytest.mark.parametrize("name", ["probe", "sanitize", "bandwidth", "step", "profile"])
+def test_drivers_run_on_the_cpu(name, tmp_path, monkeypatch, capsys):
+    from gpu_checks import driver
+
+    every = cases.cases
+    monkeypatch.setattr(  # one of each group is enough here
+        cases, "cases", lambda *a: list({c.group: c for c in every(*a)}.values())
+    )
+    out = tmp_path / "out.json"
+    driver.main(["--driver", name, "--device", "cpu", "--exponent", "10", "--out", str(out)])
+    if name == "bandwidth":
+        rows = json.loads(out.read_text())
+        assert len(rows) == 4 and not any("error" in r for r in rows)
+        assert len(measure.judge_bandwidth(rows)) == 8
+    if name == "step":
+        rows = json.loads(out.read_text())
+        assert [set(r["us"]) for r in rows] == [{"vae_fused", "eager"}] * 3
+        assert len(measure.judge_steps(rows)) == 6
+    if name == "probe":
+        assert json.loads(out.read_text())["smoke"] <= 1e-5
+    if name in ("sanitize", "profile"):
+        assert outside.DONE in capsys.readouterr().out
+
+
+@native
+def test_a_wrong_contender_is_not_timed():
+    step = measure.Step((64, 20), "float32", "wall", {"eager": 3.0})
+
+    def wrong(mu, logvar):
+        return mu, (mu * mu).sum()
+
+    row = measure.measure_step(step, wrong, "cpu", compiled=False, repeats=1)
+    assert set(row["us"]) == {"vae_fused"} and "AssertionError" in row["unable"]["eager"]

@@ -1,0 +1,296 @@
+"""Programs of their own process: a crash, a leak or a tool around one of them spoils no other.
+
+``python tools/gpu.py --driver NAME`` runs one; it writes JSON to ``--out``, or to nowhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vae_fused as vf
+from gpu_checks import cases, measure
+from gpu_checks.outside import DONE
+from gpu_checks.report import ROOT
+from vae_fused import _ext
+
+
+def write(path: Path | None, data: Any) -> None:
+    """All that is known so far, in place of what was there."""
+    if path:
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(data), encoding="utf-8")
+        scratch.replace(path)
+
+
+def eager_formula() -> measure.Latent:
+    """The usual formula, from the benchmark that has it."""
+    spec = importlib.util.spec_from_file_location("step_bench", ROOT / "benchmarks" / "step.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    latent: measure.Latent = module.eager
+    return latent
+
+
+# --- what is here --------------------------------------------------------------------------------
+
+
+def probe(args: argparse.Namespace) -> None:
+    """The machine, the versions, and one step compared with the CPU."""
+    versions = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "vae_fused": vf.__version__,
+        "build": {k: _ext.build_info.get(k) for k in ("mode", "cuda", "archs", "compiler")},
+    }
+    device: dict[str, Any] = {"name": platform.processor() or "cpu"}
+    if args.device != "cpu":
+        properties = torch.cuda.get_device_properties(0)
+        device = {
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "l2_bytes": getattr(properties, "L2_cache_size", None),
+            "count": torch.cuda.device_count(),
+        }
+    write(args.out, {"versions": versions, "device": device, "smoke": "started"})
+    difference = compare(*sample_step((3, 5001), "sample", "float32", args.device))
+    write(args.out, {"versions": versions, "device": device, "smoke": difference})
+    print(f"largest difference from the CPU: {difference:.2g}")
+
+
+# --- a step beside that of the CPU ---------------------------------------------------------------
+
+Tensors = tuple[Tensor, ...]
+
+
+def sample_step(
+    shape: tuple[int, ...],
+    reduction: str,
+    dtype: str,
+    device: str,
+    layout: str = "contiguous",
+    noise: str = "key",
+) -> tuple[Tensors, Tensors]:
+    """Results of one step on the device and on the CPU.
+
+    No kernel but ours runs on the device: inputs come by copies, which initcheck sees.
+    """
+    generator = torch.Generator().manual_seed(len(shape) + shape[0])
+    kind = cases.DTYPES[dtype]
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(kind)
+
+    wide = list(shape)
+    if layout == "chunk":
+        wide[1] *= 2
+    raw = [random(*wide), random(*wide)]
+    if layout == "channels_last":
+        raw = [t.contiguous(memory_format=torch.channels_last) for t in raw]
+    grad_z = random(*shape)
+    eps = random(*shape) if noise == "eps" else None
+    results: list[Tensors] = []
+    drawn: Tensor | None = None
+    for place in (device, "cpu"):
+        moved = [t.to(place) for t in raw]
+        pair = list(moved[0].chunk(2, dim=1)) if layout == "chunk" else moved
+        mu, logvar = (t.detach().requires_grad_() for t in pair)
+        more: dict[str, Any] = {"key": torch.tensor([7, 5], dtype=torch.int64).to(place)}
+        if eps is not None:
+            more = {"eps": eps.to(place)}
+        if noise == "generator" and drawn is None:
+            z, kl, key = torch.ops.vae_fused.reparameterize_kl.generator(
+                mu, logvar, generator=None, reduction=reduction, dim=None
+            )
+            drawn = key.cpu()
+        else:
+            if drawn is not None:
+                more = {"key": drawn}
+            z, kl = vf.reparameterize_kl(mu, logvar, reduction=reduction, **more)
+        grad_kl = torch.full(kl.shape, 0.5, dtype=kl.dtype).to(place)
+        grads = torch.autograd.grad((z, kl), (mu, logvar), (grad_z.to(place), grad_kl))
+        results.append(tuple(t.detach().cpu() for t in (z, kl, *grads)))
+    return results[0], results[1]
+
+
+def compare(got: Tensors, want: Tensors) -> float:
+    """The largest difference, in units of the largest value or of 1; raises where it is large."""
+    worst = 0.0
+    for g, w in zip(got, want, strict=True):
+        bound = {torch.float64: 1e-12, torch.float32: 1e-5}.get(g.dtype, 2e-2)
+        error = (g.double() - w.double()).abs().max() / w.double().abs().max().clamp(min=1)
+        if not float(error) <= bound:
+            raise AssertionError(f"{g.dtype} differs from the CPU by {float(error):.3g}")
+        worst = max(worst, float(error))
+    return worst
+
+
+SANITIZED = [
+    # Odd sizes, on both sides of a tile and of a vector; every layout, kind of noise and dtype.
+    ((3, 5), "sum", "float32", "contiguous", "key"),
+    ((1, 1), "mean", "bfloat16", "contiguous", "key"),
+    ((128, 20), "batchmean", "float32", "contiguous", "generator"),
+    ((130, 17), "sample", "bfloat16", "contiguous", "key"),
+    ((7, 2049), "sample", "float32", "contiguous", "generator"),
+    ((2, 10_001), "sum", "bfloat16", "contiguous", "eps"),
+    ((9, 4099), "sample", "float64", "contiguous", "key"),
+    ((1, 40_960), "mean", "float32", "contiguous", "key"),
+    ((3001, 1), "none", "float32", "contiguous", "key"),
+    ((5, 2048), "none", "float16", "contiguous", "generator"),
+    ((4, 6, 5, 7), "batchmean", "float32", "chunk", "key"),
+    ((4, 6, 16, 16), "sample", "bfloat16", "chunk", "generator"),
+    ((2, 8, 9, 33), "sum", "float32", "channels_last", "key"),
+    ((3, 5, 700), "sample", "float64", "chunk", "eps"),
+]
+
+
+def sanitize(args: argparse.Namespace) -> None:
+    """The short list, each step twice: a ticket that is not handed back shows in the second."""
+    for shape, reduction, dtype, layout, noise in SANITIZED:
+        for _ in range(2):
+            compare(*sample_step(shape, reduction, dtype, args.device, layout, noise))
+    if args.device != "cpu":
+        streams = [torch.cuda.Stream() for _ in range(2)]
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                compare(*sample_step((3, 9000), "sample", "float32", args.device))
+    print(f"{len(SANITIZED)} cases")
+    print(DONE)
+
+
+class Overlong:
+    """What claims to be an array of more elements than its memory has."""
+
+    def __init__(self, tensor: Tensor, numel: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (numel,),
+            "typestr": "<f4",
+            "data": (tensor.data_ptr(), False),
+            "strides": None,
+            "version": 2,
+        }
+
+
+def planted_memcheck(args: argparse.Namespace) -> None:
+    """Reads out of bounds, on purpose: memcheck has to tell."""
+    numel = 2**24
+    logvar = torch.zeros(numel).to(args.device)
+    mu = torch.as_tensor(Overlong(torch.zeros(1024).to(args.device), numel), device=args.device)
+    vf.reparameterize_kl(mu, logvar, key=torch.tensor([1, 0]).to(args.device))
+    torch.cuda.synchronize()
+    print(DONE)
+
+
+def planted_initcheck(args: argparse.Namespace) -> None:
+    """Reads what nothing has written, on purpose: initcheck has to tell."""
+    mu, logvar = (torch.empty(100_000, device=args.device) for _ in range(2))
+    vf.reparameterize_kl(mu, logvar, key=torch.tensor([1, 0]).to(args.device))
+    torch.cuda.synchronize()
+    print(DONE)
+
+
+# --- measurements --------------------------------------------------------------------------------
+
+
+def bandwidth(args: argparse.Namespace) -> None:
+    rows: list[dict[str, Any]] = []
+    small = args.exponent < 20
+    dtypes = ("float32",) if args.quick else ("float32", "bfloat16")
+    chosen = cases.cases(args.exponent, dtypes, None if args.quick else args.exponent + 4)
+    # What is promised most, first: contiguous, then the rest, then the large.
+    order = list(cases.TARGETS)
+    chosen.sort(key=lambda c: (c.numel > 2 ** (args.exponent + 1), order.index(c.group)))
+    warm_up(args.device)
+    for case in chosen:
+        try:
+            row = measure.measure_case(case, args.device, 3 if small else measure.REPEATS)
+        except Exception as error:
+            name = {"case": case.name, "group": case.group, "dtype": case.dtype}
+            row = {**name, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        rows.append(row)
+        write(args.out, rows)
+        if args.device != "cpu":
+            torch.cuda.empty_cache()
+        ratios = [f"{row[way]['ratio']:.3f}" for way in ("forward", "backward") if way in row]
+        print(case.name, *ratios, row.get("skipped") or row.get("error") or "", flush=True)
+    print(DONE)
+
+
+def warm_up(device: str, seconds: float = 0.5) -> None:
+    """Brings the clocks up."""
+    if device == "cpu":
+        return
+    x = torch.randn(2**26, device=device)
+    y = torch.empty_like(x)
+    calls = max(1, int(seconds / 1.3e-4))
+    for _ in range(calls):
+        y.copy_(x)
+    torch.cuda.synchronize()
+
+
+def step(args: argparse.Namespace) -> None:
+    measure.quiet()
+    rows = []
+    eager = eager_formula()
+    warm_up(args.device)
+    for one in measure.steps(args.exponent):
+        torch._dynamo.reset()
+        row = measure.measure_step(
+            one, eager, args.device, args.device != "cpu", 3 if args.exponent < 20 else 15
+        )
+        rows.append(row)
+        write(args.out, rows)
+        print(one.name, row["us"], row["unable"], flush=True)
+    print(DONE)
+
+
+def profile(args: argparse.Namespace) -> None:
+    """Two launches a dtype, for ncu."""
+    side = 2 ** (args.exponent // 2)
+    for dtype in ("float32", "bfloat16"):
+        case = cases.Case("contiguous", "contiguous", (side, side), "batchmean", dtype)
+        made = cases.inputs(case, args.device)
+        made.forward()
+        made.backward()
+    if args.device != "cpu":
+        torch.cuda.synchronize()
+    print(DONE)
+
+
+PROGRAMS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "probe": probe,
+    "sanitize": sanitize,
+    "planted-memcheck": planted_memcheck,
+    "planted-initcheck": planted_initcheck,
+    "bandwidth": bandwidth,
+    "step": step,
+    "profile": profile,
+}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--driver", required=True, choices=PROGRAMS)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--exponent", type=int, default=24)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args(argv)
+    PROGRAMS[args.driver](args)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,343 @@
+"""Times: bandwidth against a copy of as many bytes, a step against eager and torch.compile.
+
+All contenders of a case run in turn within each repeat, so that drift of the clocks hits all alike;
+medians are compared. On a CPU the same code runs with the wall clock, to be tested there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu_checks.cases import TARGETS, Case, Inputs, inputs
+from gpu_checks.report import NOT_RUN, Promise, at_least
+
+L2_FACTOR = 8  # tensors that are cycled through exceed the L2 cache that many times
+SAMPLE = 1e-3  # seconds of work between two clock readings, at the least
+REPEATS = 11
+Run = Callable[[], object]
+
+
+# --- clocks --------------------------------------------------------------------------------------
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def elapsed(run: Run, times: int, device: str) -> float:
+    """Seconds of one of `times` runs in a row.
+
+    On a GPU a run goes ahead: while it keeps the GPU busy the host queues the timed ones, and none
+    waits for the host.
+    """
+    if device == "cpu":
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        return (time.perf_counter() - start) / times
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    run()
+    begin.record()
+    for _ in range(times):
+        run()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) * 1e-3 / times
+
+
+def wall(run: Run, times: int, device: str) -> float:
+    """Seconds of one of `times` runs in a row by the wall clock, host and device together."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - start) / times
+
+
+def in_turn(
+    runs: dict[str, Run],
+    device: str,
+    clock: Callable[[Run, int, str], float] = elapsed,
+    repeats: int = REPEATS,
+    sample: float = SAMPLE,
+) -> dict[str, float]:
+    """The median seconds of each, the runs interleaved."""
+    counts = {}
+    for name, run in runs.items():
+        run()
+        once = min(clock(run, 1, device) for _ in range(2))
+        counts[name] = max(1, min(1000, math.ceil(sample / max(once, 1e-7))))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(clock(run, counts[name], device))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+@dataclasses.dataclass
+class Loop:
+    """Calls that a run makes in a row, on one set of tensors after the other."""
+
+    run: Run
+    calls: int
+    mode: str
+    keep: object = None  # a graph and what it writes to
+
+
+def loop(functions: list[Run], calls: int, device: str, graph: bool = True) -> Loop:
+    """As a CUDA graph, where the host's time for a call does not count; else one after another."""
+    calls = max(calls, len(functions))
+    results: list[object] = [None] * len(functions)
+
+    def run() -> None:
+        for i in range(calls):
+            results[i % len(functions)] = functions[i % len(functions)]()
+
+    if device == "cpu" or not graph:
+        return Loop(run, calls, "calls", results)
+    try:
+        run()
+        torch.cuda.synchronize()
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            run()
+        captured.replay()
+        torch.cuda.synchronize()
+        return Loop(captured.replay, calls, "graph", (captured, results))
+    except RuntimeError as error:
+        return Loop(run, calls, f"calls ({str(error).splitlines()[0]})", results)
+
+
+# --- bandwidth -----------------------------------------------------------------------------------
+
+
+def copies(sizes: list[int], count: int, device: str) -> dict[int, list[Run]]:
+    """Copies that read and write `size` bytes in all, `count` of each size, in shared buffers."""
+    most = max(sizes) // 2
+    buffers = [
+        [torch.randint(256, (most,), dtype=torch.uint8, device=device) for _ in range(2)]
+        for _ in range(count)
+    ]
+    return {
+        size: [partial(copy_bytes, pair[0], pair[1], size // 2) for pair in buffers]
+        for size in sizes
+    }
+
+
+def copy_bytes(target: Tensor, source: Tensor, size: int) -> None:
+    target[:size].copy_(source[:size])
+
+
+def spread(case: Case, device: str) -> int:
+    """Sets of tensors to cycle through, so that none is in the L2 cache when its turn comes."""
+    if device == "cpu":
+        return 1
+    cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) or 64 * 2**20
+    return max(1, min(16, math.ceil(L2_FACTOR * cache / case.bytes("forward"))))
+
+
+def measure_case(case: Case, device: str, repeats: int = REPEATS) -> dict[str, Any]:
+    """Times, bytes per second, and their ratio to those of a copy, forward and backward."""
+    sets = spread(case, device)
+    row: dict[str, Any] = {"case": case.name, "group": case.group, "dtype": case.dtype}
+    # Inputs and grad_z, the outputs of a pass, two buffers of the copy.
+    needed = sets * 4 * case.bytes("backward")
+    if device != "cpu" and torch.cuda.mem_get_info()[0] < 1.2 * needed:
+        return row | {"skipped": f"less than {1.2 * needed / 1e9:.0f} GB of memory are free"}
+    tensors: list[Inputs] = [inputs(case, device, seed) for seed in range(sets)]
+    sizes = {way: case.bytes(way) for way in ("forward", "backward")}
+    copiers = copies(list(sizes.values()), sets, device)
+    loops: dict[str, Loop] = {}
+    for way, size in sizes.items():
+        calls = 1 if device == "cpu" else math.ceil(SAMPLE * 4e12 / size)
+        loops[way] = loop([getattr(t, way) for t in tensors], calls, device)
+        # A graph may copy by other means than a stream does: the faster one is the yardstick.
+        loops[f"copy {way}"] = loop(copiers[size], calls, device)
+        loops[f"copy {way}, calls"] = loop(copiers[size], calls, device, graph=False)
+    seconds = in_turn({name: item.run for name, item in loops.items()}, device, repeats=repeats)
+    for way, size in sizes.items():
+        ours = seconds[way] / loops[way].calls
+        names = (f"copy {way}", f"copy {way}, calls")
+        copy = min(seconds[name] / loops[name].calls for name in names)
+        row[way] = {
+            "bytes": size,
+            "us": round(ours * 1e6, 3),
+            "copy_us": round(copy * 1e6, 3),
+            "gb_per_s": round(size / ours / 1e9, 1),
+            "copy_gb_per_s": round(size / copy / 1e9, 1),
+            "ratio": round(copy / ours, 4),
+            "mode": loops[way].mode,
+        }
+    return row
+
+
+def judge_bandwidth(rows: list[dict[str, Any]]) -> list[Promise]:
+    """The worst ratio of each group, dtype and direction."""
+    promises = []
+    keys = dict.fromkeys((r["group"], r["dtype"], w) for r in rows for w in ("forward", "backward"))
+    for group, dtype, way in keys:
+        mine = [r for r in rows if (r["group"], r["dtype"]) == (group, dtype)]
+        done = [r for r in mine if way in r]
+        name = f"{group.replace('_', ' ')}, {dtype}, {way}: share of a copy's rate"
+        if not done:
+            reason = mine[0].get("skipped") or mine[0].get("error", "")
+            promises.append(at_least(name, TARGETS[group], None, f"not run: {reason}"))
+            continue
+        worst = min(done, key=lambda r: r[way]["ratio"])
+        figures = worst[way]
+        detail = (
+            f"worst of {len(done)}: {worst['case']}, {figures['us']:.1f} us, "
+            f"{figures['gb_per_s']:.0f} GB/s, the copy {figures['copy_gb_per_s']:.0f}"
+        )
+        if not figures.get("mode", "graph").startswith("graph"):
+            detail += f"; timed as {figures['mode']}"
+        left = [r["case"] for r in mine if way not in r]
+        if left:
+            detail += f"; not measured: {', '.join(left)}"
+        promise = at_least(name, TARGETS[group], figures["ratio"], detail)
+        if left and promise.verdict != "fail":
+            promise.verdict = NOT_RUN
+        promises.append(promise)
+    return promises
+
+
+# --- a training step -----------------------------------------------------------------------------
+
+Latent = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step's latent, and how many times faster than its contenders it has to be."""
+
+    shape: tuple[int, int]
+    dtype: str
+    clock: str  # device | wall
+    targets: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return f"{self.shape[0]}x{self.shape[1]} {self.dtype}"
+
+
+def steps(exponent: int = 24) -> list[Step]:
+    """Large ones by the GPU's time, the small one by the wall's: there the host is what counts."""
+    shape = (2 ** (exponent // 2), 2 ** (exponent - exponent // 2))
+    return [
+        Step((128, 20), "float32", "wall", {"eager": 3.0, "torch.compile": 2.0}),
+        Step(shape, "float32", "device", {"eager": 6.0, "torch.compile": 1.3}),
+        Step(shape, "bfloat16", "device", {"eager": 6.0, "torch.compile": 1.8}),
+    ]
+
+
+def check(latent: Latent, mu: Tensor, logvar: Tensor) -> None:
+    """A contender computes what it should: the KL and its gradients, and unit noise."""
+    z, kl = latent(mu, logvar)
+    m, x = (t.detach().double() for t in (mu, logvar))
+    tolerance = 1e-4 if mu.dtype == torch.float32 else 5e-2
+    want = 0.5 * (m * m + torch.expm1(x) - x).sum() / m.shape[0]
+    torch.testing.assert_close(kl.double(), want, rtol=tolerance, atol=1e-3)
+    grads = torch.autograd.grad(kl, [mu, logvar])
+    for got, exact in zip(grads, (m, 0.5 * torch.expm1(x)), strict=True):
+        torch.testing.assert_close(
+            got.double() * m.shape[0], exact, rtol=tolerance, atol=20 * tolerance
+        )
+    eps = (z.detach().double() - m) / torch.exp(0.5 * x)
+    assert abs(float(eps.std()) - 1) < 6 / eps.numel() ** 0.5 + 1e-2
+
+
+def contenders(eager: Latent, compiled: bool) -> tuple[dict[str, Latent], dict[str, str]]:
+    import vae_fused as vf
+
+    found: dict[str, Latent] = {"vae_fused": vf.reparameterize_kl, "eager": eager}
+    if compiled:
+        found["torch.compile"] = torch.compile(eager, dynamic=False)
+        return found, {}
+    return found, {"torch.compile": "left out"}
+
+
+def kept_bytes(latent: Latent, mu: Tensor, logvar: Tensor) -> int | None:
+    """Bytes that stay for backward beside inputs and outputs; None where torch does not count."""
+    if mu.device.type != "cuda":
+        return None
+    now = "requested_bytes.all.current"
+    before = torch.cuda.memory_stats().get(now)
+    z, kl = latent(mu, logvar)
+    after = torch.cuda.memory_stats().get(now)
+    return None if before is None else after - before - z.nbytes - kl.nbytes
+
+
+def measure_step(
+    step: Step, eager: Latent, device: str, compiled: bool = True, repeats: int = REPEATS
+) -> dict[str, Any]:
+    """Median time of forward and backward of each contender, and what it keeps between them."""
+    dtype = getattr(torch, step.dtype)
+    mu, logvar = (
+        (0.5 * torch.randn(step.shape, device=device)).to(dtype).requires_grad_() for _ in range(2)
+    )
+    grad_z = torch.randn(step.shape, device=device).to(dtype)
+    latents, unable = contenders(eager, compiled)
+    runs: dict[str, Run] = {}
+    kept: dict[str, int | None] = {}
+    for name, latent in latents.items():
+        try:
+            check(latent, mu, logvar)
+            kept[name] = kept_bytes(latent, mu, logvar)
+        except Exception as error:
+            unable[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            continue
+
+        one = torch.ones_like(latent(mu, logvar)[1].detach())
+
+        def run(latent: Latent = latent, one: Tensor = one) -> None:
+            torch.autograd.grad(latent(mu, logvar), [mu, logvar], [grad_z, one])
+
+        runs[name] = run
+    clock = wall if step.clock == "wall" else elapsed
+    seconds = in_turn(runs, device, clock, repeats, sample=0.02 if clock is wall else 5e-3)
+    return {
+        "step": step.name,
+        "clock": step.clock,
+        "targets": step.targets,
+        "us": {name: round(s * 1e6, 2) for name, s in seconds.items()},
+        "kept_bytes": kept,
+        "unable": unable,
+        "elements": math.prod(step.shape),
+    }
+
+
+def judge_steps(rows: list[dict[str, Any]]) -> list[Promise]:
+    promises = []
+    for row in rows:
+        us = row["us"]
+        for rival, target in row["targets"].items():
+            name = f"step {row['step']}: times as fast as {rival}"
+            missing = next((n for n in ("vae_fused", rival) if n not in us), None)
+            if missing:
+                reason = row["unable"].get(missing, "not measured")
+                promises.append(at_least(name, target, None, f"not run: {missing}: {reason}"))
+                continue
+            detail = f"{us['vae_fused']:.1f} us, {rival} {us[rival]:.1f} us ({row['clock']} time)"
+            promises.append(at_least(name, target, us[rival] / us["vae_fused"], detail))
+        kept = row["kept_bytes"].get("vae_fused")
+        if kept is not None and row["clock"] == "device":
+            name = f"step {row['step']}: bytes kept for backward"
+            verdict = "pass" if kept <= 1024 else "fail"
+            promises.append(Promise(name, verdict, "<= 1024", str(kept)))
+    return promises
+
+
+def quiet() -> None:
+    warnings.filterwarnings("ignore")
