@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         empty: Budget = {"sizes": {}, "spilling": {}, "oversized": {}, "kernels": {}}
         budget = updated(load() if BUDGET.exists() else empty, measure(extension))
         BUDGET.write_text(dump(budget))
-        TABLE.write_text(table(budget))
+        TABLE.write_text(table(load()))
         for name in [*budget["spilling"], *budget["oversized"]]:
             if not {**budget["spilling"], **budget["oversized"]}[name]:
                 print(f"budget: {name} needs a reason in {BUDGET.name}, or a repair")
