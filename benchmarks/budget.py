@@ -244,7 +244,7 @@ def table(budget: Budget) -> str:
     parts = [
         INTRODUCTION.format(nvcc=budget["nvcc"]),
         "## Instructions per element\n",
-        "On the hot path; `kernel<element type, vector length>`.\n",
+        "On the hot path; `kernel<element type, ...>`, enumerators by their number.\n",
         overview(budget, "per_element"),
         "## Registers\n",
         overview(budget, "registers"),

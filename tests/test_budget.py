@@ -56,23 +56,28 @@ def test_names_are_demangled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "loads", "served"),
+    ("name", "loads", "stores", "served"),
     [
-        ("forward<float, 4>", 128, 2, 4),
-        ("forward<float, (Access)0>", 128, 2, 4),
-        ("forward<float, (Access)0>", 128, 4, 8),  # unrolled
-        ("forward<float, (Access)0>", 128, 3, 4),  # explicit noise
-        ("forward<float, (Access)0>", 32, 8, 4),  # a vector torn into its elements
-        ("backward<Half, true>", 128, 3, 8),
-        ("backward<BFloat16, 1>", 32, 4, 1),
-        ("combine<float>", 64, 1, None),
+        ("forward<float, 4>", "128 128", "128", 4),
+        ("forward<float, (Access)0>", "128 128", "128", 4),
+        ("forward<float, (Access)0>", "128 128", "32 32 32 32", 4),  # a vector torn apart
+        ("forward<float, (Access)0>", "128 128 128 128", "128 128", 8),  # unrolled
+        ("forward<float, (Access)0>", "128 128 128 128", "128", 4),  # shifted vectors: two loads
+        ("backward<Half, true>", "128 128 128", "128 128", 8),
+        ("backward<Half, true>", "128 128 128 128", "128 128 128", 8),  # the noise and its gradient
+        ("backward<BFloat16, 1>", "32 16 16 16", "16 16", 1),
+        ("combine<float>", "64", "64", None),
     ],
 )
-def test_elements_follow_from_the_loads(
-    name: str, bits: int, loads: int, served: int | None
+def test_elements_follow_from_loads_and_stores(
+    name: str, loads: str, stores: str, served: int | None
 ) -> None:
-    load = f"LDG.E.{bits} R4, [R2]" if bits > 32 else "LDG.E R4, [R2]"
-    texts = ["FADD R1, R1, R1", *[load] * loads, "STG.E [R2], R1", "@P0 BRA 0x0", "EXIT"]
+    def widths(base: str, bits: str) -> list[str]:
+        return [
+            f"{base}.E.{b} R4, R2".replace(".32", "").replace(".16", ".U16") for b in bits.split()
+        ]
+
+    texts = ["FADD R1, R1, R1", *widths("LDG", loads), *widths("STG", stores), "@P0 BRA 0x0"]
     lines = [f"  /*{16 * n:04x}*/  {text} ; /* */" for n, text in enumerate(texts)]
     assert kernels.elements(name, hot_path(sass.parse(lines))) == served
 

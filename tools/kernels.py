@@ -11,7 +11,7 @@
 
 hot_path.py defines the hot path. It serves V elements, the first integer among the kernel's
 template arguments, or else what its widest global load brings; times the copies of the loop body
-that the compiler has unrolled into one: the number of those loads over INPUTS, that of one copy.
+that the compiler has unrolled into one: as many as both its loads and its stores suffice for.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from hot_path import HotPath, hot_path
 from sass import Instruction, functions, widest, width
 from toolchain import cuda_home
 
-# How many tensors of the element type a kernel reads: mu, logvar; and in backward z's gradient.
-# Other kernels are not counted by element.
-INPUTS = {"forward": 2, "backward": 3}
+# How many tensors of the element type a kernel reads and writes: mu, logvar, and z; in backward the
+# gradient of z, too, and those of mu and logvar. Other kernels are not counted by element.
+TENSORS = {"forward": (2, 1), "backward": (3, 2)}
 ELEMENT_BITS = {"float": 32, "double": 64, "Half": 16, "BFloat16": 16}
 
 Row = dict[str, Any]
@@ -128,13 +128,16 @@ def template_arguments(name: str) -> list[str]:
 def elements(name: str, path: HotPath) -> int | None:
     """How many elements the hot path of this kernel serves."""
     arguments = template_arguments(name)
-    inputs = INPUTS.get(name.partition("<")[0])
     bits = ELEMENT_BITS.get(arguments[0])
     loads = [width(i) for i in path.instructions if i.base == "LDG"]
-    if inputs is None or bits is None or not loads:
+    stores = [width(i) for i in path.instructions if i.base == "STG"]
+    tensors = TENSORS.get(name.partition("<")[0])
+    if tensors is None or bits is None or not loads:
         return None
     vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
-    return vector * max(1, loads.count(max(loads)) // inputs)
+    inputs, outputs = tensors
+    read = loads.count(max(loads)) * max(loads) // (inputs * vector * bits)
+    return vector * max(1, min(read, sum(stores) // (outputs * vector * bits)))
 
 
 def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
