@@ -8,7 +8,7 @@
 #            may pick a build with CUDA (5 GB); with nvcc at hand the CUDA part is then built, too.
 #   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
 #   PYTHON   what makes the environment:            make test PYTHON=python3.13
-#   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, GPU_ARGS              make test PYTEST_ARGS="-k philox -x"
+#   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, BUDGET_ARGS, GPU_ARGS make test PYTEST_ARGS="-k philox -x"
 #   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -28,7 +28,7 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo test bench gpu lint format clean
+.PHONY: help build demo test bench budget gpu lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo 'make demo     build, train a small VAE and draw digits.png'
 	@echo 'make test     build and run the tests'
 	@echo 'make bench    build and time a step of the latent against the usual formula'
+	@echo 'make budget   of a CUDA build, record what each kernel costs; BUDGET_ARGS=--check compares'
 	@echo 'make gpu      build, and hold it to its promises on this GPU; results as JSON'
 	@echo 'make lint     ruff, mypy and clang-format, changing nothing'
 	@echo 'make format   let ruff and clang-format rewrite the sources'
@@ -75,6 +76,9 @@ demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
 
 bench: $(BUILD_STAMP)
 	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
+
+budget: $(BUILD_STAMP)
+	$(BIN)/python benchmarks/budget.py $(or $(BUDGET_ARGS),--update)
 
 gpu: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/python tools/gpu.py $(GPU_ARGS)

@@ -9,6 +9,7 @@ Every decision is made once, in `decide()`, before anything is compiled:
             FORCE_CUDA=1 turns auto into cuda.
   archs     TORCH_CUDA_ARCH_LIST, else the visible GPUs, else PORTABLE_ARCHS; with PTX for the last.
   flags     DEBUG=1: -O0 -g.  VAE_FUSED_PTXAS_V=1: nvcc reports registers and spills per kernel.
+            VAE_FUSED_LINEINFO=1: -lineinfo, for profilers; it doubles the device code.
             -std is never set: torch picks the one that its headers need.
   jobs      MAX_JOBS, else what the processors and the memory of this machine carry.
 
@@ -153,7 +154,9 @@ def cxx_flags() -> list[str]:
 def nvcc_flags() -> list[str]:
     # No --use_fast_math: it flushes denormals and changes exp and log behind the formulas' back.
     flags = ["-O0", "-g"] if flag("DEBUG") else ["-O3"]
-    flags += ["-lineinfo", "-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
+    flags += ["-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
+    if flag("VAE_FUSED_LINEINFO"):
+        flags.append("-lineinfo")
     if flag("VAE_FUSED_PTXAS_V"):
         flags += ["-Xptxas", "-v"]
     return flags

@@ -197,6 +197,18 @@ def test_views_of_more_than_16_unmergeable_dims(device):
     check(cut(shape, 0, device=device).permute(order), cut(shape, 1, device=device), dim=(0, 5))
 
 
+def test_results_of_as_many_dims_reach_where_they_were_asked_for(device):
+    h = cut((2,) * 18, 2, device=device).permute(tuple(reversed(range(18)))).requires_grad_()
+    key, weight = make_key(4, device=device), cut((2, 1) + (2,) * 16, 3, device=device)
+    for module in (vf, vf.reference):
+        z, kl = module.reparameterize_kl_moments(h, dim=1, key=key, reduction="sum")
+        (grad,) = torch.autograd.grad((z * weight).sum() + kl, h)
+        if module is vf:
+            got = (z, kl, grad)
+    for value, want in zip(got, (z, kl, grad), strict=True):
+        torch.testing.assert_close(value, want, rtol=1e-5, atol=1e-5)
+
+
 @native
 def test_sums_that_alternate_more_than_16_times_are_refused_in_words(device):
     mu = torch.zeros((2,) * 18, device=device)

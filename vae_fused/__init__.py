@@ -18,7 +18,12 @@ from vae_fused._version import __version__
 try:
     from vae_fused import functional, nn, reference
     from vae_fused.distributions import DiagonalGaussian
-    from vae_fused.functional import gaussian_kl, reparameterize, reparameterize_kl
+    from vae_fused.functional import (
+        gaussian_kl,
+        reparameterize,
+        reparameterize_kl,
+        reparameterize_kl_moments,
+    )
 except Exception:
     # `python -m vae_fused.env` imports this file first, and prints even if torch does not load.
     if "vae_fused.env" not in sys.orig_argv:
@@ -33,4 +38,5 @@ __all__ = [
     "reference",
     "reparameterize",
     "reparameterize_kl",
+    "reparameterize_kl_moments",
 ]

@@ -81,9 +81,9 @@ def _check_layout(name: str, value: Tensor) -> None:
 
 
 def check_reduction(
-    mu: Tensor, reduction: str, dim: int | Sequence[int] | None
+    mu: Tensor, reduction: str, dim: int | Sequence[int] | None, name: str = "dim"
 ) -> tuple[str, tuple[int, ...] | None]:
-    """Check ``reduction`` and ``dim``; return the reduction and the dims as a tuple."""
+    """Check ``reduction`` and ``dim``, called ``name``; return them, the dims as a tuple."""
     if dim is None:
         if not isinstance(reduction, str):
             raise TypeError(f"reduction must be a str, got {type(reduction).__name__}")
@@ -93,20 +93,22 @@ def check_reduction(
             raise ValueError('reduction="sample" keeps dimension 0, but mu is 0-d')
         return reduction, None
     if reduction != "batchmean":
-        raise ValueError(f"dim replaces reduction: give dim={dim!r} or reduction={reduction!r}")
+        raise ValueError(
+            f"{name} replaces reduction: give {name}={dim!r} or reduction={reduction!r}"
+        )
     if isinstance(dim, Sequence) and not isinstance(dim, str):
-        dims = tuple(_index(d, "dim must hold ints") for d in dim)
+        dims = tuple(_index(d, f"{name} must hold ints") for d in dim)
     else:
-        dims = (_index(dim, "dim must be an int or a sequence of ints"),)
+        dims = (_index(dim, f"{name} must be an int or a sequence of ints"),)
     if not dims:
-        raise ValueError('dim is empty: name the dimensions to sum, or use reduction="none"')
+        raise ValueError(f'{name} is empty: name the dimensions to sum, or use reduction="none"')
     ndim = max(mu.dim(), 1)  # as in torch, a 0-d tensor has a dimension 0 for the asking
     seen = set()
     for d in dims:
         if not -ndim <= d < ndim:
-            raise ValueError(f"dim {d} is out of range for mu of {mu.dim()} dimensions")
+            raise ValueError(f"{name} {d} is out of range for mu of {mu.dim()} dimensions")
         if d % ndim in seen:
-            raise ValueError(f"dim {d} appears twice in {dims}")
+            raise ValueError(f"{name} {d} appears twice in {dims}")
         seen.add(d % ndim)
     return ("none", None) if mu.dim() == 0 else (reduction, dims)
 

@@ -14,7 +14,11 @@ import torch
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, proxy_call
 from torch.utils.checkpoint import CheckpointPolicy
 
-RESERVING = ("vae_fused::reparameterize_kl.generator", "vae_fused::reparameterize.generator")
+RESERVING = (
+    "vae_fused::reparameterize_kl.generator",
+    "vae_fused::reparameterize_kl_moments.generator",
+    "vae_fused::reparameterize.generator",
+)
 
 
 def register() -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vae_fused import _ext, _tracing, reference
-from vae_fused._checks import check_noise, check_posterior, check_reduction
+from vae_fused._checks import check_moments, check_noise, check_posterior, check_reduction
 
-__all__ = ["gaussian_kl", "reparameterize", "reparameterize_kl"]
+__all__ = ["gaussian_kl", "reparameterize", "reparameterize_kl", "reparameterize_kl_moments"]
 
 _ops = torch.ops.vae_fused
 if _ext.available:
@@ -82,6 +82,58 @@ def reparameterize_kl(
     else:
         z, kl, _ = _ops.reparameterize_kl.generator(
             mu, logvar, generator=generator, reduction=reduction, dim=dims
+        )
+    return z, kl
+
+
+def reparameterize_kl_moments(
+    h: Tensor,
+    /,
+    *,
+    dim: int = 1,
+    reduction: str = "batchmean",
+    kl_dim: int | Sequence[int] | None = None,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    key: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`reparameterize_kl` of ``mu, logvar = h.chunk(2, dim)``, packed in and packed out.
+
+    The kernels read the halves of ``h`` where they lie and write the gradient of ``h`` as one
+    tensor: neither copies of the chunks nor, in backward, their concatenation.
+
+    Args:
+        h: ``mu`` and ``logvar``, packed as the halves along ``dim``, as encoders make them: ``(B,
+            2C, H, W)``, say; any strides, channels_last included.
+        dim: Where they are packed; ``h.shape[dim]`` is even.
+        reduction: What becomes of the elementwise KL, as in :func:`reparameterize_kl`.
+        kl_dim: Instead of ``reduction``: the dimension or dimensions to sum the KL over.
+        eps: Explicit noise in the shape of ``z``.
+        generator: Source of the key, as in :func:`reparameterize_kl`.
+        key: ``(seed, offset)``, as in :func:`reparameterize_kl`.
+
+    Returns:
+        ``(z, kl)``, as :func:`reparameterize_kl`; ``z`` has half the size of ``h`` along ``dim``,
+        and its memory format.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; ``h`` is 0-d or odd along
+            ``dim``, or ``dim`` is out of range.
+    """
+    mu, _, dim = check_moments(h, dim)
+    reduction, dims = check_reduction(mu, reduction, kl_dim, "kl_dim")
+    eps = check_noise(mu, eps, generator, key)
+    if not _ext.use_native(h.device.type):
+        return reference.reparameterize_kl_moments(
+            h, dim=dim, reduction=reduction, kl_dim=dims, eps=eps, generator=generator, key=key
+        )
+    if eps is not None or key is not None:
+        z, kl = _ops.reparameterize_kl_moments.default(
+            h, packed_dim=dim, eps=eps, key=key, reduction=reduction, dim=dims
+        )
+    else:
+        z, kl, _ = _ops.reparameterize_kl_moments.generator(
+            h, packed_dim=dim, generator=generator, reduction=reduction, dim=dims
         )
     return z, kl
 

@@ -13,9 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_fused._checks import check_noise, check_posterior, check_reduction
+from vae_fused._checks import check_moments, check_noise, check_posterior, check_reduction
 
-__all__ = ["gaussian_kl", "normal", "reparameterize", "reparameterize_kl"]
+__all__ = [
+    "gaussian_kl",
+    "normal",
+    "reparameterize",
+    "reparameterize_kl",
+    "reparameterize_kl_moments",
+]
 
 
 def reparameterize_kl(
@@ -32,6 +38,25 @@ def reparameterize_kl(
     """:func:`vae_fused.reparameterize_kl` in plain PyTorch: same arguments, results and errors."""
     mu, logvar = check_posterior(mu, logvar)
     reduction, dims = check_reduction(mu, reduction, dim)
+    eps = check_noise(mu, eps, generator, key)
+    z = _sample(mu, logvar, _noise(mu, eps, generator, key))
+    return z, _reduce(_kl(mu, logvar), reduction, dims)
+
+
+def reparameterize_kl_moments(
+    h: Tensor,
+    /,
+    *,
+    dim: int = 1,
+    reduction: str = "batchmean",
+    kl_dim: int | Sequence[int] | None = None,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    key: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`vae_fused.reparameterize_kl_moments` in plain PyTorch: same results and errors."""
+    mu, logvar, _ = check_moments(h, dim)
+    reduction, dims = check_reduction(mu, reduction, kl_dim, "kl_dim")
     eps = check_noise(mu, eps, generator, key)
     z = _sample(mu, logvar, _noise(mu, eps, generator, key))
     return z, _reduce(_kl(mu, logvar), reduction, dims)

@@ -1,4 +1,5 @@
-// The one way a kernel is launched. The emulated device of the tests replaces it.
+// The one way a kernel is launched, and a store written in PTX: what the emulated device of the
+// tests replaces.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,6 +19,18 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t s
   kernel<<<grid, kThreads, 0, stream>>>(arguments...);
   // clang-format on
   return cudaGetLastError();
+#endif
+}
+
+// One 16-byte store. As an assignment, nvcc merges the store of a whole vector with the elementwise
+// one of a partial vector beside it, and up to sm_90 tears both into words.
+__device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {
+#if defined(VAE_FUSED_EMULATOR)
+  *static_cast<uint4*>(address) = words;
+#else
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address)),
+               "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
 #endif
 }
 

@@ -191,9 +191,20 @@ __device__ __forceinline__ Pack<S, V> load_vector(const S* data, const Span& spa
 }
 
 template <typename S, int V>
+__device__ __forceinline__ void store_whole(S* data, const Pack<S, V>& pack) {
+  if constexpr (sizeof(pack) == sizeof(uint4)) {
+    uint4 words;
+    std::memcpy(&words, &pack, sizeof words);
+    store_16_bytes(data, words);
+  } else {
+    *reinterpret_cast<Pack<S, V>*>(data) = pack;
+  }
+}
+
+template <typename S, int V>
 __device__ __forceinline__ void store_vector(S* data, const Span& span, const Pack<S, V>& pack) {
   if (V == 1 || span.whole(V)) {
-    *reinterpret_cast<Pack<S, V>*>(data) = pack;
+    store_whole(data, pack);
   } else {
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) {
@@ -235,7 +246,7 @@ __device__ __forceinline__ void store(const Space& space, const Operand& operand
       Pack<S, V> vector;
       VAE_FUSED_UNROLL
       for (int b = 0; b < V; ++b) vector.s[b] = pack.s[b * C + j];
-      *reinterpret_cast<Pack<S, V>*>(data + j * operand.stride[space.ndim - 1]) = vector;
+      store_whole(data + j * operand.stride[space.ndim - 1], vector);
     }
   } else {
     store_vector<S, V>(data, span, pack);

@@ -6,6 +6,7 @@
 // given. Overload .generator reserves a fresh key and returns it: a non-differentiable uint64[2].
 //
 //   reduction, dim   what the KL is summed over and divided by; see csrc/torch/reduction.h
+//   h, packed_dim    mu and logvar, packed as the halves of h along that dimension
 //   output_mask      which of grad_mu, grad_logvar and grad_eps to compute; the rest are undefined
 #include <torch/library.h>
 
@@ -34,6 +35,19 @@ TORCH_LIBRARY(vae_fused, m) {
       random);
   m.def("gaussian_kl(Tensor mu, Tensor logvar, *, str reduction, int[]? dim) -> Tensor kl", pure);
   m.def(
+      "reparameterize_kl_moments(Tensor h, *, int packed_dim, Tensor? eps, Tensor? key, "
+      "str reduction, int[]? dim) -> (Tensor z, Tensor kl)",
+      pure);
+  m.def(
+      "reparameterize_kl_moments.generator(Tensor h, *, int packed_dim, Generator? generator, "
+      "str reduction, int[]? dim) -> (Tensor z, Tensor kl, Tensor key)",
+      random);
+  m.def(
+      "reparameterize_kl_moments_backward(Tensor? grad_z, Tensor? grad_kl, Tensor h, *, "
+      "int packed_dim, Tensor? eps, Tensor? key, str reduction, int[]? dim, bool[2] output_mask) "
+      "-> (Tensor grad_h, Tensor grad_eps)",
+      pure);
+  m.def(
       "reparameterize_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, *, "
       "Tensor? eps, Tensor? key, str reduction, int[]? dim, bool[3] output_mask) "
       "-> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_eps)",
@@ -47,6 +61,9 @@ void implement(Library& m) {
   m.impl("reparameterize", reparameterize);
   m.impl("reparameterize.generator", reparameterize_generator);
   m.impl("gaussian_kl", gaussian_kl);
+  m.impl("reparameterize_kl_moments", reparameterize_kl_moments);
+  m.impl("reparameterize_kl_moments.generator", reparameterize_kl_moments_generator);
+  m.impl("reparameterize_kl_moments_backward", reparameterize_kl_moments_backward);
   m.impl("reparameterize_kl_backward", reparameterize_kl_backward);
 }
 
@@ -63,6 +80,8 @@ TORCH_LIBRARY_IMPL(vae_fused, Autograd, m) {
   m.impl("reparameterize", autograd::reparameterize);
   m.impl("reparameterize.generator", autograd::reparameterize_generator);
   m.impl("gaussian_kl", autograd::gaussian_kl);
+  m.impl("reparameterize_kl_moments", autograd::reparameterize_kl_moments);
+  m.impl("reparameterize_kl_moments.generator", autograd::reparameterize_kl_moments_generator);
 }
 
 }  // namespace

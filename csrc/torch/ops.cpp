@@ -7,7 +7,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/full.h>
 #include <c10/core/DeviceGuard.h>
 
 #ifdef VAE_FUSED_WITH_CUDA
@@ -128,7 +127,7 @@ struct Bound {
 };
 
 // The space of all defined tensors. Where more than kMaxDims dimensions cannot be merged, copies
-// that are contiguous have fewer; a result is then contiguous, too.
+// that are contiguous have fewer; results are then copied back.
 Space bind(const std::vector<int64_t>& sizes, DimSet summed, const std::vector<Bound>& bounds) {
   Space space;
   for (const bool copy : {false, true}) {
@@ -145,6 +144,10 @@ Space bind(const std::vector<int64_t>& sizes, DimSet summed, const std::vector<B
   TORCH_CHECK_NOT_IMPLEMENTED(false, "vae_fused: summed and kept dimensions alternate more than ",
                               kMaxDims, " times in a ", sizes.size(),
                               "-d tensor; move the summed dimensions to the end");
+}
+
+void copy_back(const Tensor& bound, const Tensor& result) {
+  if (!bound.is_same(result)) result.copy_(bound);
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -182,11 +185,10 @@ Outputs forward(Tensor mu, Tensor logvar, std::optional<Noise> noise,
     if (out.key.defined()) out.key.zero_();
     return out;
   }
-  params.space = bind(mu.sizes().vec(), reduction.value_or(Reduction{}).summed,
-                      {{&mu, &params.mu},
-                       {&logvar, &params.logvar},
-                       {&eps, &params.eps},
-                       {&out.z, &params.z, true}});
+  Tensor z = out.z;
+  params.space = bind(
+      mu.sizes().vec(), reduction.value_or(Reduction{}).summed,
+      {{&mu, &params.mu}, {&logvar, &params.logvar}, {&eps, &params.eps}, {&z, &params.z, true}});
   Tensor partials;
   if (out.kl.defined()) {
     params.kl = out.kl.mutable_data_ptr();
@@ -201,6 +203,7 @@ Outputs forward(Tensor mu, Tensor logvar, std::optional<Noise> noise,
     params.key_out = static_cast<uint64_t*>(out.key.mutable_data_ptr());
   }
   launch(params, mu.device());
+  copy_back(z, out.z);
   return out;
 }
 
@@ -245,20 +248,48 @@ Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, std::string_view redu
   return forward(mu, logvar, std::nullopt, parse_reduction(reduction, dim, mu.dim())).kl;
 }
 
+std::pair<Tensor, Tensor> unpack(const Tensor& h, int64_t packed_dim) {
+  const int64_t d = packed_dim + (packed_dim < 0 ? h.dim() : 0);
+  TORCH_CHECK_INDEX(d >= 0 && d < h.dim(), "vae_fused: packed_dim out of range for ", h.dim(),
+                    "-d h");
+  const c10::SymInt size = h.sym_size(d);
+  TORCH_CHECK_VALUE(size % 2 == 0, "vae_fused: h has size ", size, " in dimension ", d,
+                    ", wants an even one: mu and logvar");
+  return {h.narrow_symint(d, 0, size / 2), h.narrow_symint(d, size / 2, size / 2)};
+}
+
+std::tuple<Tensor, Tensor> reparameterize_kl_moments(const Tensor& h, int64_t packed_dim,
+                                                     const OptionalTensor& eps,
+                                                     const OptionalTensor& key,
+                                                     std::string_view reduction,
+                                                     at::OptionalIntArrayRef dim) {
+  const auto [mu, logvar] = unpack(h, packed_dim);
+  return reparameterize_kl(mu, logvar, eps, key, reduction, dim);
+}
+
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_moments_generator(
+    const Tensor& h, int64_t packed_dim, OptionalGenerator generator, std::string_view reduction,
+    at::OptionalIntArrayRef dim) {
+  const auto [mu, logvar] = unpack(h, packed_dim);
+  return reparameterize_kl_generator(mu, logvar, generator, reduction, dim);
+}
+
 // -------------------------------------------------------------------------------------------------
 // backward
 // -------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_backward(
-    const OptionalTensor& grad_z_in, const OptionalTensor& grad_kl_in, const Tensor& mu_in,
-    const Tensor& logvar_in, const OptionalTensor& eps_in, const OptionalTensor& key_in,
-    std::string_view reduction_name, at::OptionalIntArrayRef dim, std::array<bool, 3> output_mask) {
-  Tensor mu = mu_in, logvar = logvar_in;
+namespace {
+
+// The gradients are written into the given tensors; undefined: not required.
+void backward_into(const OptionalTensor& grad_z_in, const OptionalTensor& grad_kl_in, Tensor mu,
+                   Tensor logvar, const OptionalTensor& eps_in, const OptionalTensor& key_in,
+                   std::string_view reduction_name, at::OptionalIntArrayRef dim,
+                   const Tensor& grad_mu, const Tensor& grad_logvar, const Tensor& grad_eps) {
   Tensor grad_z = grad_z_in.value_or(Tensor()), grad_kl = grad_kl_in.value_or(Tensor());
   const Reduction reduction = parse_reduction(reduction_name, dim, mu.dim());
   check_like_mu(logvar, "logvar", mu);
   // Without grad_z there is no sample to differentiate, and its noise is nobody's concern.
-  TORCH_CHECK_VALUE(grad_z.defined() || !output_mask[2],
+  TORCH_CHECK_VALUE(grad_z.defined() || !grad_eps.defined(),
                     "vae_fused: grad_eps is asked for, but there is no grad_z");
   Noise noise;
   if (grad_z.defined()) {
@@ -277,12 +308,8 @@ std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_backward(
                 ", mu on ", mu.device());
   }
 
-  Tensor grad_mu, grad_logvar, grad_eps;
-  if (output_mask[0]) grad_mu = at::empty_like(mu);
-  if (output_mask[1]) grad_logvar = at::empty_like(logvar);
-  if (output_mask[2]) grad_eps = at::empty_like(mu);
-  const auto outputs = [&] { return std::make_tuple(grad_mu, grad_logvar, grad_eps); };
-  if (mu.is_meta() || mu.numel() == 0 || output_mask == std::array<bool, 3>{}) return outputs();
+  const bool nothing = !grad_mu.defined() && !grad_logvar.defined() && !grad_eps.defined();
+  if (nothing || mu.is_meta() || mu.numel() == 0) return;
 
   const c10::DeviceGuard guard(mu.device());
   BackwardParams params;
@@ -299,16 +326,50 @@ std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_backward(
     params.grad_kl = grad_kl.const_data_ptr();
     params.kl_scale = reduction.scale(mu);
   }
+  Tensor bound_mu = grad_mu, bound_logvar = grad_logvar, bound_eps = grad_eps;
   params.space = bind(mu.sizes().vec(), reduction.summed,
                       {{&mu, &params.mu},
                        {&logvar, &params.logvar},
                        {&noise.eps, &params.eps},
                        {&grad_z, &params.grad_z},
-                       {&grad_mu, &params.grad_mu, true},
-                       {&grad_logvar, &params.grad_logvar, true},
-                       {&grad_eps, &params.grad_eps, true}});
+                       {&bound_mu, &params.grad_mu, true},
+                       {&bound_logvar, &params.grad_logvar, true},
+                       {&bound_eps, &params.grad_eps, true}});
   launch(params, mu.device());
-  return outputs();
+  copy_back(bound_mu, grad_mu);
+  copy_back(bound_logvar, grad_logvar);
+  copy_back(bound_eps, grad_eps);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_backward(
+    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu,
+    const Tensor& logvar, const OptionalTensor& eps, const OptionalTensor& key,
+    std::string_view reduction, at::OptionalIntArrayRef dim, std::array<bool, 3> output_mask) {
+  Tensor grad_mu, grad_logvar, grad_eps;
+  if (output_mask[0]) grad_mu = at::empty_like(mu);
+  if (output_mask[1]) grad_logvar = at::empty_like(logvar);
+  if (output_mask[2]) grad_eps = at::empty_like(mu);
+  backward_into(grad_z, grad_kl, mu, logvar, eps, key, reduction, dim, grad_mu, grad_logvar,
+                grad_eps);
+  return {grad_mu, grad_logvar, grad_eps};
+}
+
+std::tuple<Tensor, Tensor> reparameterize_kl_moments_backward(
+    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& h,
+    int64_t packed_dim, const OptionalTensor& eps, const OptionalTensor& key,
+    std::string_view reduction, at::OptionalIntArrayRef dim, std::array<bool, 2> output_mask) {
+  const auto [mu, logvar] = unpack(h, packed_dim);
+  Tensor grad_h, grad_eps, grad_mu, grad_logvar;
+  if (output_mask[0]) {  // one tensor, whose halves the kernel writes in place
+    grad_h = at::empty_like(h);
+    std::tie(grad_mu, grad_logvar) = unpack(grad_h, packed_dim);
+  }
+  if (output_mask[1]) grad_eps = at::empty_like(mu);
+  backward_into(grad_z, grad_kl, mu, logvar, eps, key, reduction, dim, grad_mu, grad_logvar,
+                grad_eps);
+  return {grad_h, grad_eps};
 }
 
 }  // namespace vae_fused

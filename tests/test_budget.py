@@ -1,0 +1,209 @@
+"""The budget's promises: it reads the kernels as built, and says plainly what exceeds the record.
+
+All but the last test work on planted records; that one reads the installed extension.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vae_fused import _ext
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
+
+import budget  # noqa: E402
+import kernels  # noqa: E402
+import sass  # noqa: E402
+from hot_path import hot_path  # noqa: E402
+
+# --- names and numbers of kernels ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signature", "name", "arguments"),
+    [
+        (
+            "void vae_fused::cuda::(anonymous namespace)::forward_kernel<vae_fused::math::Half, 8>"
+            "(vae_fused::ForwardParams, int)",
+            "forward<Half, 8>",
+            ["Half", "8"],
+        ),
+        ("void a::k_kernel<float, true, (a::M)2>(a::P)", "k<float, true, (M)2>",
+         ["float", "true", "(M)2"]),
+        ("void b_kernel<a::P<a::X<2>, 2>, 4>(void (*)(int))", "b<P<X<2>, 2>, 4>", ["P", "4"]),
+        ("vae_fused::cuda::zero_kernel(int*, long)", "zero", [""]),
+        ("_Zunknown", "_Zunknown", [""]),
+    ],
+)  # fmt: skip
+def test_kernels_are_named_by_their_template_arguments(
+    signature: str, name: str, arguments: list[str]
+) -> None:
+    assert kernels.short_name(signature) == name
+    assert kernels.template_arguments(name) == arguments
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks libstdc++")
+def test_names_are_demangled() -> None:
+    name = "_ZN9vae_fused4cuda12_GLOBAL__N_114forward_kernelIfLi4EEEvNS_13ForwardParamsEi"
+    assert kernels.short_name(kernels.demangled(name)) == "forward<float, 4>"
+    assert kernels.demangled("main") == "main"
+
+
+@pytest.mark.parametrize(
+    ("name", "loads", "stores", "served"),
+    [
+        ("forward<float, 4>", "128 128", "128", 4),
+        ("forward<float, (Access)0>", "128 128", "128", 4),
+        ("forward<float, (Access)0>", "128 128", "32 32 32 32", 4),  # a vector torn apart
+        ("forward<float, (Access)0>", "128 128 128 128", "128 128", 8),  # unrolled
+        ("forward<float, (Access)0>", "128 128 128 128", "128", 4),  # shifted vectors: two loads
+        ("backward<Half, true>", "128 128 128", "128 128", 8),
+        ("backward<Half, true>", "128 128 128 128", "128 128 128", 8),  # the noise and its gradient
+        ("backward<BFloat16, 1>", "32 16 16 16", "16 16", 1),
+        ("combine<float>", "64", "64", None),
+    ],
+)
+def test_elements_follow_from_loads_and_stores(
+    name: str, loads: str, stores: str, served: int | None
+) -> None:
+    def widths(base: str, bits: str) -> list[str]:
+        return [
+            f"{base}.E.{b} R4, R2".replace(".32", "").replace(".16", ".U16") for b in bits.split()
+        ]
+
+    texts = ["FADD R1, R1, R1", *widths("LDG", loads), *widths("STG", stores), "@P0 BRA 0x0"]
+    lines = [f"  /*{16 * n:04x}*/  {text} ; /* */" for n, text in enumerate(texts)]
+    assert kernels.elements(name, hot_path(sass.parse(lines))) == served
+
+
+def test_resource_usage_is_read_by_kernel() -> None:
+    text = (
+        "\nResource usage:\n Common:\n  GLOBAL:4\n Function _Zf:\n  REG:70 STACK:8 SHARED:9 LOCAL:0"
+    )
+    usage = kernels.usages(text + " CONSTANT[0]:15\n")["_Zf"]
+    assert (usage["REG"], usage["STACK"], usage["SHARED"]) == (70, 8, 9)
+
+
+# --- the record ----------------------------------------------------------------------------------
+
+ROW = {
+    "registers": 40, "stack": 0, "shared": 1024, "spills": 0, "all_spills": 0,
+    "instructions": 900, "per_element": 30.0, "load": 128, "store": 128,
+}  # fmt: skip
+RECORD: dict[str, Any] = {
+    "nvcc": "13.0",
+    "sizes": {"sm_90": 1_000_000, "sm_100": 2_000_000},
+    "spilling": {},
+    "oversized": {},
+    "kernels": {"forward<float, 4>": {"sm_90": dict(ROW), "sm_100": dict(ROW)}},
+}
+
+
+def found(**changes: Any) -> dict[str, Any]:
+    """The record's extension, built for sm_90, its one kernel changed."""
+    return {
+        "nvcc": "13.0",
+        "sizes": {"sm_90": 1_000_000},
+        "kernels": {"forward<float, 4>": {"sm_90": ROW | changes}},
+    }
+
+
+def test_what_was_recorded_is_within_the_budget() -> None:
+    assert budget.violations(RECORD, found()) == []
+    slack = {"registers": 44, "per_element": 32.5, "instructions": 9999, "load": 256}
+    assert budget.violations(RECORD, found(**slack)) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "allowed"),
+    [
+        ("registers", 45, "at most 44"),
+        ("per_element", 32.6, "at most 32.5"),
+        ("stack", 8, "at most 0"),
+        ("shared", 1025, "at most 1024"),
+        ("spills", 1, "at most 0"),
+        ("load", 64, "at least 128"),
+        ("store", 32, "at least 128"),
+    ],
+)
+def test_each_limit_is_kept_and_named(what: str, value: float, allowed: str) -> None:
+    (line,) = budget.violations(RECORD, found(**{what: value}))
+    assert line == (
+        f"sm_90 forward<float, 4>: {what}: recorded {ROW[what]}, allowed {allowed}, found {value}"
+    )
+
+
+def test_new_and_missing_kernels_are_violations() -> None:
+    other = found()
+    other["kernels"] = {"forward<float, 8>": other["kernels"]["forward<float, 4>"]}
+    assert budget.violations(RECORD, other) == [
+        "sm_90 forward<float, 4>: is recorded, but gone",
+        "sm_90 forward<float, 8>: is not recorded",
+    ]
+
+
+def test_sizes_have_a_limit_of_their_own_and_one_for_all() -> None:
+    grown = found()
+    grown["sizes"] = {"sm_90": 1_100_001}
+    (line,) = budget.violations(RECORD, grown)
+    assert "sm_90: size" in line and "1100000" in line
+    large = copy.deepcopy(RECORD)
+    large["sizes"]["sm_90"] = grown["sizes"]["sm_90"] = 4_000_000
+    assert "at most 3999999" in budget.violations(large, grown)[0]
+    assert budget.violations(large | {"oversized": {"sm_90": "because"}}, grown) == []
+
+
+def test_exceptions_need_a_reason_and_keep_their_count() -> None:
+    record = copy.deepcopy(RECORD)
+    record["kernels"]["forward<float, 4>"]["sm_90"]["spills"] = 3
+    record["spilling"] = {"forward<float, 4>": ""}
+    assert "without a reason" in budget.violations(record, found(spills=3))[0]
+    record["spilling"] = {"forward<float, 4>": "because"}
+    assert budget.violations(record, found(spills=3)) == []
+    assert "found 4" in budget.violations(record, found(spills=4))[0]
+
+
+def test_another_nvcc_is_held_to_spills_widths_and_sizes() -> None:
+    changed = {"registers": 99, "per_element": 99.0, "stack": 9, "shared": 9999}
+    other = found(**changed) | {"nvcc": "13.2"}
+    assert budget.violations(RECORD, other) == []
+    other = found(**changed, load=64, spills=1) | {"nvcc": "13.2", "sizes": {"sm_90": 2_000_000}}
+    assert len(budget.violations(RECORD, other)) == 3
+
+
+def test_an_update_keeps_other_architectures_and_reasons() -> None:
+    old = copy.deepcopy(RECORD) | {"spilling": {"forward<float, 4>": "because", "gone": "x"}}
+    new = budget.updated(old, found(spills=2, registers=50))
+    rows = new["kernels"]["forward<float, 4>"]
+    assert rows["sm_90"]["registers"] == 50 and rows["sm_100"] == ROW
+    assert new["spilling"] == {"forward<float, 4>": "because"}
+    assert budget.updated(RECORD, found(spills=2))["spilling"] == {"forward<float, 4>": ""}
+
+
+def test_the_record_is_written_as_it_is_read() -> None:
+    assert budget.dump(budget.load()) == budget.BUDGET.read_text()
+
+
+def test_the_document_is_the_record() -> None:
+    text = budget.TABLE.read_text()
+    assert text == budget.table(budget.load()), "make budget, or benchmarks/budget.py --table"
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_every_exception_has_its_reason() -> None:
+    record = budget.load()
+    assert all(record["spilling"].values()) and all(record["oversized"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _ext.has_cuda, reason="needs a CUDA build")
+@pytest.mark.skipif("-O0" in str(_ext.build_info), reason="a DEBUG build has no budget")
+@pytest.mark.skipif(kernels.find_cuobjdump() is None, reason="needs cuobjdump")
+def test_the_installed_kernels_are_within_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    assert budget.main(["--check"]) == 0, capsys.readouterr().out

@@ -1,0 +1,147 @@
+"""The hot path of a kernel: the sequence of instructions that its budget counts.
+
+  region  Of all loops the one that holds the most additions (FADD, FFMA, DADD, DFMA), loops inside
+          it not counted; or, if more are in no loop at all, what is in none: then the compiler has
+          unrolled the loop away.
+  path    Once around that loop, or once through the kernel, passing each inner loop at most once:
+            1. with the most additions,
+            2. among those the one that stores the most bits to global memory,
+            3. among those the shortest.
+
+Why so: a kernel skips by a branch what a call does not ask for (an output, the KL) or has from a
+cheaper source (explicit noise), and the plainly shortest path would skip it all. With the most
+additions the noise is drawn, and the KL is computed and summed: polynomials and sums consist of
+additions, while what an option brings is multiplied at most. With the most stores the results are
+written. The shortest has whole vectors, which are one access instead of several, and computes no
+index. In a kernel without such branches it is the shortest path through the loads and stores.
+
+Predicated instructions are counted (they issue), and so are the instructions of a function that is
+called on the path, by its shortest way to RET; its additions are not, because calls are slow paths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sass import Block, Graph, Instruction, graph, loops, postorder, returns, width
+
+ADDITIONS = dict.fromkeys(("FADD", "FFMA", "DADD", "DFMA"), 1)
+ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from sm_100 on
+
+Weight = tuple[int, int, int]  # additions, bits stored, minus the instructions
+
+
+@dataclasses.dataclass
+class HotPath:
+    instructions: list[Instruction]
+    in_loop: bool
+    called: int  # instructions of the functions that it calls, by their shortest way
+
+    @property
+    def length(self) -> int:
+        return len(self.instructions) + self.called
+
+    def count(self, *bases: str) -> int:
+        return sum(i.base in bases for i in self.instructions)
+
+
+def hot_path(code: list[Instruction]) -> HotPath:
+    """The hot path of a kernel, as the head of this file defines it."""
+    flow = graph(code)
+    additions = {
+        start: sum(ADDITIONS.get(i.base, 0) for i in block.instructions)
+        for start, block in flow.blocks.items()
+    }
+    bodies = loops(flow)
+    kernel = set(postorder(flow, flow.entry, lambda _: True))  # without what is only called
+
+    def own(body: set[int]) -> int:
+        return sum(additions[b] for b in body.difference(*(b for b in bodies.values() if b < body)))
+
+    start, body = flow.entry, kernel
+    most, in_loop = own(kernel), False
+    for header in sorted(bodies):
+        if (amount := own(bodies[header])) >= most:
+            start, body, most, in_loop = header, bodies[header], amount, True
+
+    called: dict[int, int] = {}
+
+    def weight(b: int) -> Weight:
+        return (
+            additions[b],
+            0,
+            -sum(1 + _called(flow, i, called) for i in flow.blocks[b].instructions),
+        )
+
+    def left(b: int, to: int | None) -> Weight:
+        """The weight of the best path to the end of a block that is left for another."""
+        done, stored, length = best[b][0]
+        return done, stored + _stored(flow.blocks[b], to), length
+
+    # Reverse postorder without the edges that lead back: a DAG, through which the best path follows
+    # from the best paths to each block's predecessors.
+    order = postorder(flow, start, lambda b: b in body)[::-1]
+    position = {b: n for n, b in enumerate(order)}
+    best: dict[int, tuple[Weight, int | None]] = {start: (weight(start), None)}
+    for b in order:
+        for s in flow.blocks[b].successors:
+            if position.get(s, -1) > position[b]:
+                (a1, s1, l1), (a2, s2, l2) = left(b, s), weight(s)
+                total = (a1 + a2, s1 + s2, l1 + l2)
+                if s not in best or total > best[s][0]:
+                    best[s] = (total, b)
+    if in_loop:
+        ends = [b for b in order if start in flow.blocks[b].successors]
+    else:
+        ends = [b for b in order if not flow.blocks[b].successors] or [order[-1]]
+    last = start if in_loop else None
+    at: int | None = max(ends, key=lambda b: (left(b, last), -b))
+    path: list[int] = []
+    while at is not None:
+        path.append(at)
+        at = best[at][1]
+    instructions = [i for b in reversed(path) for i in flow.blocks[b].instructions]
+    return HotPath(instructions, in_loop, sum(_called(flow, i, called) for i in instructions))
+
+
+def _stored(block: Block, to: int | None) -> int:
+    """Bits that a block stores if it is left for the block `to`.
+
+    A predicate that decides both a store and the branch decides them alike: in `@P0 STG; @P0 BRA`
+    nothing is stored unless the branch is taken.
+    """
+    branch = block.instructions[-1]
+    never = ""
+    if branch.base == "BRA" and branch.guard and to is not None:
+        sign = "@" if branch.guard.startswith("@!") else "@!"
+        never = sign + branch.guard.lstrip("@!") if to in branch.targets else branch.guard
+    stores = (i for i in block.instructions if i.base == "STG")
+    return sum(width(i) for i in stores if not i.guard or i.guard != never)
+
+
+def _called(flow: Graph, call: Instruction, known: dict[int, int]) -> int:
+    """The instructions that a CALL adds: the shortest way from its target to a RET.
+
+    None for a jump written as a call, or for one that a predicate may skip.
+    """
+    if call.base != "CALL" or call.guard or not call.targets:
+        return 0
+    entry = call.targets[0]
+    if entry not in flow.blocks or not returns(flow, entry):
+        return 0
+    if entry not in known:
+        known[entry] = 0  # of a recursive call
+        done: set[int] = set()
+        work = {entry: 0}  # blocks, and the instructions before each
+        while work:
+            block = min(work, key=lambda b: (work[b], b))
+            inside = flow.blocks[block].instructions
+            length = work.pop(block) + sum(1 + _called(flow, i, known) for i in inside)
+            if inside[-1].base == "RET":
+                known[entry] = length
+                break
+            done.add(block)
+            for s in flow.blocks[block].successors:
+                if s not in done:
+                    work[s] = min(work.get(s, length), length)
+    return known[entry]

@@ -1,0 +1,252 @@
+"""What the kernels of a compiled extension cost, as cuobjdump and their SASS tell.
+
+  registers, stack, shared   as cuobjdump --dump-resource-usage has them. Stack is bytes a thread,
+                             shared bytes a block, 1 KiB of which is the driver's from sm_90 on.
+  spills                     local loads and stores (LDL, STL) on the hot path, and in the whole
+                             kernel: spilled registers, and arrays that are not in registers.
+  instructions               of the whole kernel, padding included.
+  per element                instructions of the hot path over the elements it serves.
+  load, store                bits of the widest global load and store on the hot path.
+  size                       of an architecture: the bytes of its cubins.
+
+hot_path.py defines the hot path. It serves V elements, the first integer among the kernel's
+template arguments, or else what its widest global load brings; times the copies of the loop body
+that the compiler has unrolled into one: as many as both its loads and its stores suffice for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hot_path import HotPath, hot_path
+from sass import Instruction, functions, widest, width
+from toolchain import cuda_home
+
+# How many tensors of the element type a kernel reads and writes: mu, logvar, and z; in backward the
+# gradient of z, too, and those of mu and logvar. Other kernels are not counted by element.
+TENSORS = {"forward": (2, 1), "backward": (3, 2)}
+ELEMENT_BITS = {"float": 32, "double": 64, "Half": 16, "BFloat16": 16}
+
+Row = dict[str, Any]
+
+
+def die(message: str) -> NoReturn:
+    raise SystemExit(f"budget: error: {message}")
+
+
+# --- reading an extension ------------------------------------------------------------------------
+
+
+def find_cuobjdump() -> Path | None:
+    places = [shutil.which("cuobjdump")]
+    if home := cuda_home():
+        places.append(str(home / "bin" / "cuobjdump"))
+    triton = importlib.util.find_spec("triton")
+    if triton and triton.origin:
+        bin_ = Path(triton.origin).parent / "backends" / "nvidia" / "bin"
+        places.append(str(bin_ / "cuobjdump"))
+    return next((Path(p) for p in places if p and Path(p).is_file()), None)
+
+
+def cuobjdump(*arguments: str | Path, cwd: str | Path | None = None) -> str:
+    tool = find_cuobjdump()
+    if tool is None:
+        die("there is no cuobjdump: not on PATH, not in the CUDA toolkit, not in triton")
+    done = subprocess.run([tool, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        die(f"cuobjdump {arguments[0]}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def installed_extension() -> Path:
+    spec = importlib.util.find_spec("vae_fused")
+    if spec is None or spec.origin is None:
+        die("vae_fused is not installed; name an extension")
+    found = sorted(Path(spec.origin).parent.glob("_C*.so"))
+    if not found:
+        die(f"{Path(spec.origin).parent} has no compiled part; name an extension")
+    return found[0]
+
+
+def build_info(extension: Path) -> dict[str, Any]:
+    """What setup.py has recorded beside the extension."""
+    record = extension.parent / "_build_info.json"
+    return json.loads(record.read_text()) if record.exists() else {}
+
+
+@functools.cache
+def _demangler() -> Any:
+    function = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
+    function.restype = ctypes.c_void_p
+    return function
+
+
+def demangled(name: str) -> str:
+    status = ctypes.c_int()
+    result = _demangler()(name.encode(), None, None, ctypes.byref(status))
+    if status.value:
+        return name
+    text = ctypes.string_at(result).decode()
+    ctypes.CDLL(None).free(ctypes.c_void_p(result))
+    return text
+
+
+def short_name(signature: str) -> str:
+    """``void ns::forward_kernel<ns::Half, 8>(ns::Params)`` -> ``forward<Half, 8>``."""
+    text = signature.replace("(anonymous namespace)::", "")
+    depth, start, end = 0, 0, len(text)
+    for at, character in enumerate(text):
+        depth += (character == "<") - (character == ">")
+        if depth == 0 and character == " ":
+            start = at + 1  # a template's signature begins with its return type
+        elif depth == 0 and character == "(":
+            end = at
+            break
+    name = re.sub(r"(?:\w+::)+", "", text[start:end])
+    return re.sub(r"_kernel(?=<|$)", "", name)
+
+
+def template_arguments(name: str) -> list[str]:
+    """Those of a short name, without arguments of their own."""
+    arguments = name.partition("<")[2].rpartition(">")[0]
+    while (outer := re.sub(r"<[^<>]*>", "", arguments)) != arguments:
+        arguments = outer
+    return re.split(r",\s*", arguments)
+
+
+def elements(name: str, path: HotPath) -> int | None:
+    """How many elements the hot path of this kernel serves."""
+    arguments = template_arguments(name)
+    bits = ELEMENT_BITS.get(arguments[0])
+    loads = [width(i) for i in path.instructions if i.base == "LDG"]
+    stores = [width(i) for i in path.instructions if i.base == "STG"]
+    tensors = TENSORS.get(name.partition("<")[0])
+    if tensors is None or bits is None or not loads:
+        return None
+    vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
+    inputs, outputs = tensors
+    read = loads.count(max(loads)) * max(loads) // (inputs * vector * bits)
+    return vector * max(1, min(read, sum(stores) // (outputs * vector * bits)))
+
+
+def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
+    """Architecture and file of each cubin in an extension; of a cubin itself."""
+    if extension.suffix == ".cubin":
+        code_for = re.search(r"code for (sm_\w+)", cuobjdump("--dump-sass", extension))
+        if code_for is None:
+            die(f"{extension.name} has no code")
+        yield code_for[1], extension
+        return
+    cuobjdump("--extract-elf", "all", extension.resolve(), cwd=folder)
+    for cubin in sorted(Path(folder).glob("*.cubin")):
+        arch = re.search(r"\.(sm_\w+)\.", cubin.name)
+        if arch is None:
+            die(f"cuobjdump extracted {cubin.name}, which names no architecture")
+        yield arch[1], cubin
+
+
+def row(name: str, usage: dict[str, int], code: list[Instruction]) -> Row:
+    path = hot_path(code)
+    served = elements(name, path)
+    return {
+        "registers": usage["REG"],
+        "stack": usage["STACK"],
+        "shared": usage["SHARED"],
+        "spills": path.count("LDL", "STL"),
+        "all_spills": sum(i.base in ("LDL", "STL") for i in code),
+        "instructions": len(code),
+        "per_element": round(path.length / served, 1) if served else None,
+        "load": widest(path.instructions, "LDG"),
+        "store": widest(path.instructions, "STG"),
+    }
+
+
+def usages(text: str) -> dict[str, dict[str, int]]:
+    """The answer of `cuobjdump --dump-resource-usage`, by mangled name."""
+    found = re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", text)
+    return {name: {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", u)} for name, u in found}
+
+
+def measure(extension: Path) -> dict[str, Any]:
+    """What the kernels of an extension cost, in the form of budget.json."""
+    sizes: Counter[str] = Counter()
+    kernels: dict[str, dict[str, Row]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for arch, cubin in cubins(extension, folder):
+            sizes[arch] += cubin.stat().st_size
+            resources = usages(cuobjdump("--dump-resource-usage", cubin))
+            for mangled, code in functions(cuobjdump("--dump-sass", cubin)).items():
+                name = plain = short_name(demangled(mangled))
+                count = 1
+                while arch in kernels.setdefault(name, {}):  # the same name in another file
+                    count += 1
+                    name = f"{plain} ({count})"
+                kernels[name][arch] = row(plain, resources[mangled], code)
+    if not sizes:
+        die(f"{extension.name} has no CUDA code")
+    info = build_info(extension)
+    return {"nvcc": info.get("cuda"), "sizes": dict(sizes), "kernels": kernels}
+
+
+# --- the hot path, for reading -------------------------------------------------------------------
+
+CLASSES = {
+    "FFMA FMUL FADD": r"(FFMA|FMUL|FADD)2?$",
+    "DFMA DMUL DADD": r"(DFMA|DMUL|DADD)$",
+    "MUFU": r"MUFU$",
+    "IMAD.WIDE": r"IMAD\.(WIDE|HI)",
+    "IMAD as a move or shift": r"IMAD\.(MOV|SHL|IADD|X|U32)",
+    "IMAD": r"IMAD",
+    "integer add, shift, LEA": r"(U?IADD|VIADD|U?LEA|U?SHF|IMNMX|VIMNMX|UIMAD)",
+    "LOP3": r"(U?LOP3|U?PLOP3)",
+    "compare, select": r"(U?ISETP|FSETP|DSETP|U?SEL|FSEL|FMNMX|VIADDMNMX)",
+    "convert": r"(I2F|F2I|F2F|HADD2|U?PRMT|I2I)",
+    "move, constant": r"(U?MOV|HFMA2|CS2R|U?LDC|S2U?R|R2UR)",
+    "global": r"(LDG|STG)",
+    "shared": r"(LDS|STS)",
+    "local": r"(LDL|STL)",
+    "branch, reconverge": r"(BRA|BRX|BSSY|BSYNC|CALL|RET|EXIT|WARPSYNC|BMOV)",
+}
+
+
+def class_of(instruction: Instruction) -> str:
+    for name, pattern in CLASSES.items():
+        text = instruction.base if pattern.endswith("$") else instruction.opcode
+        if re.match(pattern, text):
+            return name
+    return "other: " + instruction.base
+
+
+def show_hot_path(extension: Path, kernel: str, arch: str | None) -> None:
+    names: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for of, cubin in cubins(extension, folder):
+            if arch and of != arch:
+                continue
+            for mangled, code in functions(cuobjdump("--dump-sass", cubin)).items():
+                name = short_name(demangled(mangled))
+                names.add(name)
+                if name != kernel:
+                    continue
+                path = hot_path(code)
+                print(
+                    f"=== {of} {name}: {path.length} instructions, {elements(name, path)} elements"
+                )
+                for i in path.instructions:
+                    print(f"{i.address:06x}  {i.guard:5} {i.opcode} {i.operands}".rstrip())
+                print()
+                for group, count in Counter(map(class_of, path.instructions)).most_common():
+                    print(f"{count:6}  {group}")
+    if kernel not in names:
+        die(f"no kernel {kernel}; there are {', '.join(sorted(names))}")
