@@ -110,6 +110,22 @@ def test_backward_is_one_operator_and_packs_nothing(layout, device):
 
 
 @native
+def test_a_distribution_of_moments_keeps_them_packed(device):
+    h, dim = moments("images", device=device)
+    q = vf.DiagonalGaussian.from_moments(h, dim)
+    got = run(lambda h: q.rsample_kl(key=KEY.to(device), dim=(1, 2, 3)), h)
+    options = {"dim": dim, "kl_dim": (1, 2, 3), "key": KEY.to(device)}
+    want = run(lambda h: vf.reparameterize_kl_moments(h, **options), h)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+    z, _ = q.rsample_kl()
+    with Calls() as calls:
+        z.backward(torch.ones_like(z))
+    assert not any("cat" in name or "slice" in name for name in calls.names)
+    assert q.expand(q.batch_shape).rsample_kl(key=KEY.to(device), dim=0)[0].equal(got[0])
+
+
+@native
 def test_h_and_the_key_are_all_that_is_kept(device):
     h, dim = moments("images", device=device)
     kept = []

@@ -71,6 +71,7 @@ class DiagonalGaussian(Normal):
 
     mu: Tensor
     logvar: Tensor
+    _packed: tuple[Tensor, int] | None = None  # what mu and logvar are the halves of, and where
 
     def __init__(
         self, mu: Tensor | float, logvar: Tensor | float, validate_args: bool | None = None
@@ -94,8 +95,10 @@ class DiagonalGaussian(Normal):
             TypeError: ``h`` is not a floating point tensor.
             ValueError: ``h`` has an odd size in ``dim``, or ``dim`` is out of range.
         """
-        mu, logvar, _ = check_moments(h, dim)
-        return cls(mu, logvar, validate_args=validate_args)
+        mu, logvar, dim = check_moments(h, dim)
+        new = cls(mu, logvar, validate_args=validate_args)
+        new._packed = (h, dim)
+        return new
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiagonalGaussian:
         """The same distribution with its batch expanded to ``batch_shape``; nothing is copied."""
@@ -193,8 +196,15 @@ class DiagonalGaussian(Normal):
     ) -> tuple[Tensor, Tensor]:
         """A reparameterized sample and the KL from the standard normal, in one launch.
 
-        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`.
+        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`. The gradient
+        of packed moments is one packed tensor.
         """
+        if self._packed is not None:
+            h, packed_dim = self._packed
+            return functional.reparameterize_kl_moments(
+                h, dim=packed_dim, reduction=reduction, kl_dim=dim,
+                eps=eps, generator=generator, key=key,
+            )  # fmt: skip
         return functional.reparameterize_kl(
             self.mu, self.logvar, reduction=reduction, dim=dim,
             eps=eps, generator=generator, key=key,
