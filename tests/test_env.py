@@ -51,7 +51,8 @@ def test_broken_torch_is_reported(tmp_path: Path, error: str, how: tuple[str, ..
     assert "unavailable" in report
 
 
-def test_text_is_aligned() -> None:
+def test_text_is_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     report = env.collect()
     text = env.to_text(report)
     entries = [

@@ -263,7 +263,8 @@ def to_text(report: dict[str, Section]) -> str:
     lines: list[str] = []
     for name, section in report.items():
         lines.append(name)
-        lines += [f"  {label:<{width}}{text}" for label, text in section.items()] or ["  none set"]
+        entries = [f"  {label:<{width}}{text or '(empty)'}" for label, text in section.items()]
+        lines += entries or ["  none set"]
     return "\n".join(lines)
 
 
