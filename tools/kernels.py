@@ -134,7 +134,10 @@ def elements(name: str, path: HotPath) -> int | None:
     tensors = TENSORS.get(name.partition("<")[0])
     if tensors is None or bits is None or not loads:
         return None
-    vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
+    if "(Access)2" in arguments:  # kPatched: a step is two blocks of noise
+        vector = 4 if bits == 64 else 8
+    else:
+        vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
     inputs, outputs = tensors
     read = loads.count(max(loads)) * max(loads) // (inputs * vector * bits)
     return vector * max(1, min(read, sum(stores) // (outputs * vector * bits)))

@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess>)
   if (rows == Rows::kInTile) {
     const Tile tile = tile_at(p.space, blockIdx.x);
     __syncthreads();
-    return sum_rows(p, tile, staged[0].s + (tile.begin & (N - 1)));
+    return sum_rows(p, tile, reinterpret_cast<const T*>(staged) + (tile.begin & (N - 1)));
   }
   if (rows != Rows::kOfTiles) return;
   sum = block_sum(sum);

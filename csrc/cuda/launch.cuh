@@ -11,6 +11,7 @@ constexpr int kThreads = 256;  // of every block
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream,
                    Arguments&&... arguments) {
+  if (blocks > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned int>(blocks));
 #if defined(VAE_FUSED_EMULATOR)
   return emu::launch(kernel, grid, dim3(kThreads), 0, stream, arguments...);

@@ -1,5 +1,5 @@
-// Sums whose bits depend on the shape alone: a thread's elements in order, lanes and warps by fixed
-// trees, tiles of a row in order by the last block to finish.
+// Sums whose bits depend on the shape and the layout alone: a thread's elements in order, lanes and
+// warps by fixed trees, tiles of a row in order by the last block to finish.
 //
 // Nothing that is summed is negative, so every rounding is relative to the result. A thread adds at
 // most a dozen elements in their own type before the sum goes on in double: an error below
@@ -8,7 +8,8 @@
 //
 // Long rows are cut into parts, a block each, and the last block of the launch adds up the parts.
 // Their number follows from the shape alone. It is bounded, because one block reads them all while
-// the rest of the GPU idles: 16384 doubles are 64 a thread, 8 at a time, some 3 us.
+// the rest of the GPU idles: 16384 doubles are 64 a thread, or some more where rows leave lanes
+// without any, 8 at a time, some 3 us.
 #pragma once
 
 #include <algorithm>

@@ -21,12 +21,14 @@ using math::arithmetic_t;
 enum class Access {
   kLinear,   // the usual call: every tensor there, contiguous and aligned; noise from the key
   kStrided,  // vectors, too, wherever innermost runs consist of whole ones; tensors may be absent
-  kPatched,  // channels_last: vectors lie across the noise's blocks, see `patch`; the same
+  kPatched,  // channels_last: memory runs across the blocks of noise, see `patch`; the same
   kScalar,   // anything, an element at a time
 };
 
 template <typename S, Access kAccess>
-constexpr int kVector = kAccess == Access::kScalar ? 1 : 16 / sizeof(S);
+constexpr int kVector = kAccess == Access::kScalar    ? 1
+                        : kAccess == Access::kPatched ? 2
+                                                      : 16 / sizeof(S);
 
 // Arithmetic goes through a step in chunks of a block of noise.
 template <typename S, Access kAccess>
@@ -37,13 +39,11 @@ constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChun
 
 // Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 80. Without a
 // bound the compiler interleaves the chunks of a 16-bit vector, takes 100, and halves the loads in
-// flight; a block more, and some architecture spills. A patch has as many loads in flight as four
-// vectors, and needs the registers.
+// flight; a block more, and some architecture spills. Patches have more addresses to keep.
 template <typename S, Access kAccess>
-constexpr int kBlocks = kAccess == Access::kPatched ? 1
-                        : sizeof(S) == 8            ? 2
-                        : sizeof(S) == 4            ? 4
-                                                    : 3;
+constexpr int kBlocks = sizeof(S) == 8   ? (kAccess == Access::kPatched ? 1 : 2)
+                        : sizeof(S) == 4 ? (kAccess == Access::kPatched ? 3 : 4)
+                                         : 3;
 
 template <typename S, int N>
 struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
@@ -67,20 +67,24 @@ inline bool whole_runs(const Space& space, const int64_t* stride, int v) {
 inline bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 // channels_last: what is contiguous in memory (the channels, i) is not what is contiguous in the
-// noise (the pixels, m). Then the flat order of the summed dimensions becomes (..., m / c, i, c)
-// for noise in blocks of c: a step is a patch of v channels by c pixels, which takes c vectors from
-// memory and v whole blocks of noise. False, and nothing is changed, if the tensors are not like
-// that.
-inline bool patch(Space& space, std::initializer_list<Operand*> operands, int v, int c) {
+// noise (the pixels, m). Then the flat order becomes (..., m / c, i, c) for noise in blocks of c: a
+// step is a patch of v = 2 channels by c pixels, which takes c small vectors from memory and two
+// whole blocks of noise. Larger vectors would leave most threads of a tile without a step, and
+// exclude 16-bit latents of 4 channels. False, and nothing is changed, if the tensors are not like
+// that, or if the order of kept dimensions, which is that of the KL's rows, would change.
+inline bool patch(Space& space, std::initializer_list<Operand*> operands, const void* rows, int v,
+                  int c) {
   const auto is_inner = [&](int d) {
     return space.size[d] % v == 0 && std::all_of(operands.begin(), operands.end(), [&](Operand* o) {
              return !o->data || o->stride[d] == 1;
            });
   };
   int i = -1, m = -1;
-  // Only summed dimensions: the order of those that are kept is the order of the rows.
+  const bool no_rows = !rows && space.cols == 1;
   int64_t covered = 1;
-  for (int d = space.ndim - 1; d >= 0 && (covered *= space.size[d]) <= space.cols; --d) {
+  for (int d = space.ndim - 1; d >= 0; --d) {
+    covered *= space.size[d];
+    if (covered > space.cols && !no_rows) break;
     if (is_inner(d)) i = d;
     if (space.noise_stride[d] == 1 && space.size[d] % c == 0) m = d;
   }
@@ -111,6 +115,7 @@ inline bool patch(Space& space, std::initializer_list<Operand*> operands, int v,
 
 // `rows` is what has a value for each row: read and written in vectors where a row is an element.
 // `usual`: the call has every tensor that it can have, but noise from the key.
+// May rewrite the space and the operands' strides: see `patch`.
 template <typename S>
 Access access_of(Space& space, std::initializer_list<Operand*> operands, const void* rows,
                  bool usual, bool needs_noise) {
@@ -129,7 +134,8 @@ Access access_of(Space& space, std::initializer_list<Operand*> operands, const v
       (!needs_noise || vectors(space.noise_stride, space.noise_linear))) {
     return usual && space.ndim == 1 ? Access::kLinear : Access::kStrided;
   }
-  const bool patched = patch(space, operands, v, kChunk<S, Access::kPatched>);
+  constexpr int patch_v = kVector<S, Access::kPatched>, patch_c = kChunk<S, Access::kPatched>;
+  const bool patched = patch(space, operands, rows, patch_v, patch_c);
   return patched ? Access::kPatched : Access::kScalar;
 }
 

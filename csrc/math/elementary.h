@@ -6,7 +6,8 @@
 // The coefficients come from tools/fit_polynomials.py. The domains are those that can occur:
 //
 //   function   domain               error bound (tests/native sweep it)
-//   exp_pair   all floats           2 ulp each, with gradual underflow; nan gives nan
+//   exp_pair   below 89             2 ulp each; nan gives nan; e^h is 0 below 2^-126.5, inf above
+//                                   2^127.5; e^(2h) underflows gradually
 //   log        [2^-33, 1]           2 ulp
 //   sincos     [0, 2 pi]            1.3e-7 absolute
 //

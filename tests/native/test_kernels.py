@@ -30,7 +30,11 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "long rows that are no whole vectors": ((3, 4099), (1,)),
     "one long row": ((9, 1001), (0, 1)),
     "long rows": ((3, 5000), (1,)),
-    "many long rows": ((12, 2050), (1,)),
+    "long rows by groups of lanes": ((12, 2050), (1,)),
+    "many long rows": ((41, 2049), (1,)),
+    "runs that are no whole vectors": ((3, 2049), (1,)),
+    "inner kept": ((4, 6, 8), (1,)),
+    "partly summed images": ((2, 6, 5, 8), (0, 2, 3)),
     "longer rows": ((3, 9000), (1,)),
     "outer summed": ((6, 50, 7), (0, 2)),
 }
@@ -114,7 +118,7 @@ def test_a_call_is_one_launch_each_way(kernels: ModuleType, shape: str) -> None:
     assert kernels.emulator.launches() - before == 2
 
 
-@pytest.mark.parametrize("shape", ["one long row", "long rows", "many long rows"])
+@pytest.mark.parametrize("shape", ["one long row", "long rows", "long rows by groups of lanes"])
 def test_calls_on_two_streams_do_not_meet(kernels: ModuleType, shape: str) -> None:
     sizes, dims = SHAPES[shape]
     mu, logvar, *_ = inputs(kernels, sizes, "float32", "dense")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import vae_fused as vf
 from gpu_checks import cases, measure
-from gpu_checks.outside import DONE
+from gpu_checks.outside import DONE, WRONG
 from gpu_checks.report import ROOT
 from vae_fused import _ext
 
@@ -133,7 +133,7 @@ def compare(got: Tensors, want: Tensors) -> float:
         bound = {torch.float64: 1e-12, torch.float32: 1e-5}.get(g.dtype, 2e-2)
         error = (g.double() - w.double()).abs().max() / w.double().abs().max().clamp(min=1)
         if not float(error) <= bound:
-            raise AssertionError(f"{g.dtype} differs from the CPU by {float(error):.3g}")
+            raise AssertionError(f"{g.dtype} {WRONG} {float(error):.3g}")
         worst = max(worst, float(error))
     return worst
 

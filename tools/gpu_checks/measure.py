@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gpu_checks.cases import TARGETS, Case, Inputs, inputs
-from gpu_checks.report import NOT_RUN, Promise, at_least
+from gpu_checks.report import FAIL, NOT_RUN, PASS, Promise, at_least
 
 L2_FACTOR = 8  # tensors that are cycled through exceed the L2 cache that many times
 SAMPLE = 1e-3  # seconds of work between two clock readings, at the least
@@ -192,8 +192,12 @@ def judge_bandwidth(rows: list[dict[str, Any]]) -> list[Promise]:
         done = [r for r in mine if way in r]
         name = f"{group.replace('_', ' ')}, {dtype}, {way}: share of a copy's rate"
         if not done:
-            reason = mine[0].get("skipped") or mine[0].get("error", "")
-            promises.append(at_least(name, TARGETS[group], None, f"not run: {reason}"))
+            reason = mine[0].get("skipped")
+            if reason is None:  # it was tried, and raised
+                error = mine[0].get("error", "no figures")
+                promises.append(Promise(name, FAIL, f">= {TARGETS[group]}", "", error))
+            else:
+                promises.append(at_least(name, TARGETS[group], None, f"not run: {reason}"))
             continue
         worst = min(done, key=lambda r: r[way]["ratio"])
         figures = worst[way]
@@ -325,6 +329,10 @@ def judge_steps(rows: list[dict[str, Any]]) -> list[Promise]:
         for rival, target in row["targets"].items():
             name = f"step {row['step']}: times as fast as {rival}"
             missing = next((n for n in ("vae_fused", rival) if n not in us), None)
+            if missing == "vae_fused":
+                reason = row["unable"].get(missing, "not measured")
+                promises.append(Promise(name, FAIL, f">= {target}", "", reason))
+                continue
             if missing:
                 reason = row["unable"].get(missing, "not measured")
                 promises.append(at_least(name, target, None, f"not run: {missing}: {reason}"))
@@ -332,10 +340,10 @@ def judge_steps(rows: list[dict[str, Any]]) -> list[Promise]:
             detail = f"{us['vae_fused']:.1f} us, {rival} {us[rival]:.1f} us ({row['clock']} time)"
             promises.append(at_least(name, target, us[rival] / us["vae_fused"], detail))
         kept = row["kept_bytes"].get("vae_fused")
-        if kept is not None and row["clock"] == "device":
+        if row["clock"] == "device":
             name = f"step {row['step']}: bytes kept for backward"
-            verdict = "pass" if kept <= 1024 else "fail"
-            promises.append(Promise(name, verdict, "<= 1024", str(kept)))
+            verdict = NOT_RUN if kept is None else PASS if kept <= 1024 else FAIL
+            promises.append(Promise(name, verdict, "<= 1024", "" if kept is None else str(kept)))
     return promises
 
 

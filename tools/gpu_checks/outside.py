@@ -17,6 +17,7 @@ from gpu_checks.run import Finished, Outcome
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 ERROR_STATUS = 86  # of compute-sanitizer when it has found something
 DONE = "gpu_checks: done"  # the driver's last line
+WRONG = "differs from the CPU by"  # what it raises if a result does
 
 NCU_BASIC = ("gpu__time_duration.sum", "launch__registers_per_thread")
 NCU_METRICS = (
@@ -94,6 +95,8 @@ def judge_sanitizer(tool: str, done: Finished) -> Promise:
     if found:
         detail = f"{found} findings; the first: {first_complaint(done.output)}"
         return Promise(name, FAIL, "0", str(found), detail)
+    if WRONG in done.output:
+        return Promise(name, FAIL, "0", "", first_complaint(done.output))
     if found is None or DONE not in done.output:
         detail = f"not run: {done.ended()}; {first_complaint(done.output)}"
         return Promise(name, NOT_RUN, "0", "", detail)

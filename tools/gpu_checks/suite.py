@@ -84,7 +84,13 @@ def judge(
             # One GPU is not a failing of this machine.
             promises.append(Promise(name, NOT_RUN, "", "", detail, optional="one GPU" in detail))
         else:
-            promises.append(Promise(name, PASS, "", measured))
+            skipped = Counter(r["reason"] for r in mine if r["outcome"] == "skipped")
+            unexcused = [r for r in skipped if "one GPU" not in r]
+            if unexcused:
+                detail = f"not run: {skipped.total()} of {len(mine)} tests ({unexcused[0]})"
+                promises.append(Promise(name, NOT_RUN, "", measured, detail))
+            else:
+                promises.append(Promise(name, PASS, "", measured))
     return promises
 
 
