@@ -4,7 +4,7 @@
     python benchmarks/budget.py [EXTENSION] --check     violations of budget.json; status 1 if any
     python benchmarks/budget.py [EXTENSION] --update    writes budget.json and docs/budget.md
     python benchmarks/budget.py --table                 docs/budget.md again, from budget.json alone
-    python benchmarks/budget.py --hot 'forward<float, (Access)0>' [--arch sm_90]      lists a hot path
+    python benchmarks/budget.py --hot 'forward<float, (Access)0>'       lists a hot path
 
 EXTENSION is a `_C*.so` or a .cubin; without it, the `_C*.so` of the installed package. Needs no GPU
 and no torch, but cuobjdump: from PATH, the CUDA toolkit, or the triton that torch's CUDA wheels

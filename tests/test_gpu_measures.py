@@ -64,8 +64,12 @@ def test_the_worst_case_decides():
     assert [p.verdict for p in measure.judge_bandwidth([row("rows", 0.85)])] == [PASS, PASS]
     lost = {"case": "lost", "group": "rows", "dtype": "float32", "error": "planted"}
     promises = measure.judge_bandwidth([row("rows", 0.85), lost])
-    assert [p.verdict for p in promises] == [NOT_RUN, NOT_RUN] and "lost" in promises[0].detail
-    assert "planted" in measure.judge_bandwidth([lost])[0].detail
+    assert [p.verdict for p in promises] == [FAIL, FAIL] and "lost" in promises[0].detail
+    (first, _) = measure.judge_bandwidth([lost])
+    assert first.verdict == FAIL and "planted" in first.detail
+    left = {"case": "left", "group": "rows", "dtype": "float32", "skipped": "no room"}
+    promises = measure.judge_bandwidth([row("rows", 0.85), left])
+    assert [p.verdict for p in promises] == [NOT_RUN, NOT_RUN]
 
 
 def test_a_step_is_judged_by_each_rival():
@@ -84,6 +88,12 @@ def test_a_step_is_judged_by_each_rival():
     promises = measure.judge_steps([one])
     assert [p.verdict for p in promises] == [PASS, NOT_RUN, FAIL]
     assert "no triton" in promises[1].detail
+    del one["us"]["vae_fused"]
+    one["unable"]["vae_fused"] = "a wrong KL"
+    one["kept_bytes"] = {}
+    promises = measure.judge_steps([one])
+    assert [p.verdict for p in promises] == [FAIL, FAIL, NOT_RUN]
+    assert promises[0].detail == "a wrong KL"
 
 
 def test_runs_take_turns_and_medians_are_compared():
@@ -118,7 +128,7 @@ def test_drivers_run_on_the_cpu(name, tmp_path, monkeypatch, capsys):
     if name == "step":
         rows = json.loads(out.read_text())
         assert [set(r["us"]) for r in rows] == [{"vae_fused", "eager"}] * 3
-        assert len(measure.judge_steps(rows)) == 6
+        assert len(measure.judge_steps(rows)) == 8
     if name == "probe":
         assert json.loads(out.read_text())["smoke"] <= 1e-5
     if name in ("sanitize", "profile"):

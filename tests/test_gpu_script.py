@@ -262,6 +262,9 @@ def test_a_file_is_a_promise_and_one_gpu_is_no_failing():
     first, second = suite.judge(tests, results, suite.by_file, "")
     assert (first.promise, first.verdict, first.measured) == ("test_a.py", PASS, "2 passed")
     assert second.verdict == NOT_RUN and second.optional
+    results[tests[1]] = {"outcome": "skipped", "reason": "kernels are lost", "test": tests[1]}
+    first, _ = suite.judge(tests, results, suite.by_file, "")
+    assert first.verdict == NOT_RUN and "1 of 2 tests (kernels are lost)" in first.detail
 
 
 # --------------------------------------------------------------------------------------------------
@@ -300,6 +303,7 @@ REFUSED = """========= COMPUTE-SANITIZER
         (INVALID, 86, FAIL, "7 findings; the first: Invalid __global__ read"),
         (RACE, 86, FAIL, "1 findings; the first: Error: Race reported"),
         (REFUSED, 1, NOT_RUN, "Device not supported"),
+        (f"AssertionError: float16 {outside.WRONG} 3\n{CLEAN}", 1, FAIL, "differs from the CPU"),
         ("", None, NOT_RUN, "stopped after"),
         ("Traceback\nImportError: planted", 1, NOT_RUN, "ImportError: planted"),
     ],

@@ -211,7 +211,9 @@ def judge_bandwidth(rows: list[dict[str, Any]]) -> list[Promise]:
         if left:
             detail += f"; not measured: {', '.join(left)}"
         promise = at_least(name, TARGETS[group], figures["ratio"], detail)
-        if left and promise.verdict != "fail":
+        if any("error" in r for r in mine):
+            promise.verdict = FAIL
+        elif left and promise.verdict != FAIL:
             promise.verdict = NOT_RUN
         promises.append(promise)
     return promises
