@@ -100,7 +100,7 @@ struct Class {
   const char* name;
   std::vector<int64_t> sizes;
   std::vector<bool> summed;
-  enum Layout { kDense, kChunked, kTransposed, kShifted } layout = kDense;
+  enum Layout { kDense, kChunked, kTransposed, kShifted, kShiftedRows } layout = kDense;
 };
 
 const Class kClasses[] = {
@@ -119,7 +119,11 @@ const Class kClasses[] = {
     {"channels last", {2, 6, 35}, {false, true, true}, Class::kTransposed},
     {"deep channels last", {2, 8, 40}, {false, true, true}, Class::kTransposed},
     {"outer summed", {6, 5, 7}, {true, false, true}},
+    {"odd channels last", {2, 5, 8}, {false, true, true}, Class::kTransposed},
+    {"channels kept last", {2, 6, 8}, {false, false, true}, Class::kTransposed},
+    {"runs of half vectors", {3, 2, 5}, {true, true, true}, Class::kChunked},
     {"misaligned", {3, 101}, {true, true}, Class::kShifted},
+    {"misaligned rows", {3, 100}, {false, false}, Class::kShiftedRows},
 };
 
 int64_t count(const Class& c) {
@@ -223,6 +227,7 @@ void forward(DType dtype, const Class& c, const Options& options) {
   Block<uint64_t> key_out[2];
   Space space;
   const Array absent;
+  const int64_t shift = c.layout == Class::kShiftedRows;
   for (const int device : {0, 1}) {
     ForwardParams p;
     p.dtype = dtype;
@@ -233,9 +238,9 @@ void forward(DType dtype, const Class& c, const Options& options) {
                                   {&logvar.array, &p.logvar},
                                   {options.eps ? &eps.array : &absent, &p.eps},
                                   {options.sample ? &z[device].array : &absent, &p.z}});
-    kl[device].reset(new T[space.rows]);
+    kl[device].reset(new T[space.rows + shift]);
     key_out[device].reset(new uint64_t[2]());
-    if (options.kl) p.kl = kl[device].get();
+    if (options.kl) p.kl = kl[device].get() + shift;
     if (options.kl && space.tiles_per_row > 1) {
       partials[device].reset(new double[space.tiles]);
       p.partials = partials[device].get();
@@ -251,7 +256,7 @@ void forward(DType dtype, const Class& c, const Options& options) {
   z[1].compare(z[0], name + ": z");
   expect(key_out[1][0] == key_out[0][0] && key_out[1][1] == key_out[0][1], name + ": key");
   for (int64_t r = 0; options.kl && r < space.rows; ++r) {
-    const double a = kl[1][r], b = kl[0][r];
+    const double a = kl[1][r + shift], b = kl[0][r + shift];
     expect(std::abs(a - b) <= 2e-6 * std::abs(b), name + ": kl");
   }
 }
@@ -279,9 +284,10 @@ void backward(DType dtype, const Class& c, const Options& options) {
                             {&grad_logvar[device].array, &p.grad_logvar},
                             {options.eps ? &grad_eps[device].array : &absent, &p.grad_eps}});
       const int64_t values = stride ? p.space.rows : 1;
-      Block<T> grad_kl(new T[values]);
-      for (int64_t r = 0; r < values; ++r) grad_kl[r] = static_cast<T>(0.5 + r % 5);
-      if (options.kl) p.grad_kl = grad_kl.get();
+      const int64_t shift = c.layout == Class::kShiftedRows;
+      Block<T> grad_kl(new T[values + shift]);
+      for (int64_t r = 0; r < values; ++r) grad_kl[r + shift] = static_cast<T>(0.5 + r % 5);
+      if (options.kl) p.grad_kl = grad_kl.get() + shift;
       p.grad_kl_stride = stride;
       if (device == 0) {
         cpu::backward(p, serial_for);
