@@ -3,7 +3,7 @@
 // either.
 #pragma once
 
-#include "math/platform.h"
+#include "math/family.h"
 
 namespace vae_fused {
 
@@ -127,32 +127,50 @@ struct Operand {
 // Calls
 // ---------------------------------------------------------------------------------------------
 
-// z = mu + sigma eps and kl[row] = kl_scale * sum over the row of the KL. Either may be absent.
+// The Gaussians of a call. `plain` is what a family of defaults without prior, mask and further
+// samples is: the kernels then use math::Plain instead.
+struct Gaussians {
+  bool plain = true;
+  math::Family<double> family;
+  Operand mu;
+  Operand raw;                    // what sigma is a function of; absent: sigma = 1
+  Operand prior_mean, prior_raw;  // absent: the family's numbers
+  Operand mask;                   // bytes, 0 or 1; absent: 1 everywhere
+  int64_t samples = 1;            // sample s of element i has normal s * numel + i of the stream
+};
+
+// A tensor with a value for each sample: sample s lies `step` elements behind sample s - 1.
+struct Sampled : Operand {
+  int64_t step = 0;
+};
+
+// z = mu + T sigma eps and kl[row] = kl_scale * sum over the row of the KL. Either may be absent.
 struct ForwardParams {
   DType dtype = DType::kFloat32;
   Space space;
   RngKey key;
-  Operand mu, logvar;
-  Operand eps;         // explicit noise instead of the key
-  Operand z;           // absent: no sample
+  Gaussians of;
+  Sampled eps;         // explicit noise instead of the key
+  Sampled z;           // absent: no sample
   void* kl = nullptr;  // [rows], float, or double for kFloat64; absent: no KL
   double kl_scale = 1.0;
   double* partials = nullptr;   // [rows * tiles_per_row], present when tiles_per_row > 1
   uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not asked for
 };
 
-// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)` with respect to mu, logvar and eps.
+// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`.
 struct BackwardParams {
   DType dtype = DType::kFloat32;
   Space space;
   RngKey key;
-  Operand mu, logvar;
-  Operand eps;
-  Operand grad_z;                 // absent: z was not used
+  Gaussians of;
+  Sampled eps;
+  Sampled grad_z;                 // absent: z was not used
   const void* grad_kl = nullptr;  // [rows], dtype as kl; absent: the KL was not used
   int64_t grad_kl_stride = 1;     // 0: one value for all rows
   double kl_scale = 1.0;
-  Operand grad_mu, grad_logvar, grad_eps;  // absent: not required
+  Operand grad_mu, grad_raw, grad_prior_mean, grad_prior_raw;  // absent: not required
+  Sampled grad_eps;
 };
 
 namespace cpu {

@@ -84,17 +84,25 @@ def cos_tail(z: mp.mpf) -> mp.mpf:  # (cos x - 1 + z / 2) / z^2, z = x^2
     return series(lambda n: mp.mpf(-1) ** n / mp.factorial(2 * n + 4), z, 20)
 
 
+def tanh_tail(z: mp.mpf) -> mp.mpf:  # (tanh t - t) / t^3, z = t^2
+    if z < mp.mpf("1e-6"):
+        return mp.mpf(-1) / 3 + 2 * z / 15 - 17 * z * z / 315
+    t = mp.sqrt(z)
+    return (mp.tanh(t) - t) / t**3
+
+
 def main() -> None:
     half_ln2 = float(mp.log(2) / 2) * 1.0001
-    quarter_pi = float((mp.pi / 4) ** 2) * 1.0001
+    half_pi = float((mp.pi / 2) ** 2) * 1.0001
     lo, hi = float(mp.sqrt(0.5)) - 1, float(mp.sqrt(2)) - 1
     for bits, degree in ((32, 7), (64, 15)):
         report("excess", excess, lambda x: 1 / excess(x), -1, 1, degree, bits)
     report("exp", excess, lambda x: x * x / mp.exp(x), -half_ln2, half_ln2, 4, 32)
     log_weight: Fn = lambda f: f * f / (1 - f / 2 + f * f / 3)  # noqa: E731
-    report("log", log_tail, log_weight, lo, hi, 8, 32)
-    report("sin", sin_tail, lambda z: z + mp.mpf("1e-6"), 0, quarter_pi, 2, 32)
-    report("cos", cos_tail, lambda z: z * z + mp.mpf("1e-6"), 0, quarter_pi, 2, 32)
+    report("log", log_tail, log_weight, lo, hi, 6, 32)
+    report("sin", sin_tail, lambda z: z * mp.sqrt(z) + mp.mpf("1e-6"), 0, half_pi, 3, 32)
+    report("cos", cos_tail, lambda z: z * z + mp.mpf("1e-6"), 0, half_pi, 3, 32)
+    report("tanh", tanh_tail, lambda z: z + mp.mpf("1e-6"), 0, 0.55**2, 3, 32)
 
 
 if __name__ == "__main__":

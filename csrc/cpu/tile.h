@@ -12,6 +12,15 @@
 
 namespace vae_fused::cpu {
 
+// For loops whose arrays do not overlap, where too many pointers keep compilers from proving it.
+#if defined(__clang__)
+#define VAE_FUSED_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define VAE_FUSED_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define VAE_FUSED_INDEPENDENT
+#endif
+
 using math::arithmetic_t;
 using math::BFloat16;
 using math::Half;
@@ -73,6 +82,14 @@ VAE_FUSED_HD const arithmetic_t<S>* load(const Space& space, const Operand& oper
   return buffer;
 }
 
+VAE_FUSED_HD void load_mask(const Space& space, const Operand& operand, int64_t begin, int n,
+                            uint8_t* out) {
+  const uint8_t* data = static_cast<const uint8_t*>(operand.data);
+  for_each_run(space, operand.stride, begin, n, [&](int at, int64_t offset, int64_t step, int len) {
+    for (int j = 0; j < len; ++j) out[at + j] = data[offset + j * step];
+  });
+}
+
 // Where to compute the tile's values: in the tensor itself, or in the buffer, for `store`.
 template <typename S>
 VAE_FUSED_HD arithmetic_t<S>* target(const Operand& operand, int64_t begin,
@@ -82,9 +99,8 @@ VAE_FUSED_HD arithmetic_t<S>* target(const Operand& operand, int64_t begin,
 }
 
 template <typename S>
-VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begin, int n,
-                        const arithmetic_t<S>* buffer) {
-  if (in_place<S>(operand)) return;
+VAE_FUSED_HD void copy_out(const Space& space, const Operand& operand, int64_t begin, int n,
+                           const arithmetic_t<S>* buffer) {
   S* data = static_cast<S*>(operand.data);
   if (operand.linear) {
     for (int j = 0; j < n; ++j) narrow(buffer[j], data[begin + j]);
@@ -97,6 +113,13 @@ VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begi
       for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j * step]);
     }
   });
+}
+
+// Puts what was computed at `target` into the tensor.
+template <typename S>
+VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begin, int n,
+                        const arithmetic_t<S>* buffer) {
+  if (!in_place<S>(operand)) copy_out<S>(space, operand, begin, n, buffer);
 }
 
 // The normals of `blocks` whole blocks from counter `first` on. Staged, so that each loop is one
@@ -145,21 +168,31 @@ VAE_FUSED_HD void fill_normals(const Key& key, uint64_t index, int n, T* out) {
   }
 }
 
-// The noise of a tile: explicit, or regenerated from the key.
+// The values of a sample.
 template <typename S>
-VAE_FUSED_HD const arithmetic_t<S>* load_noise(const Space& space, const Operand& eps,
-                                               const Key& key, int64_t begin, int n,
+VAE_FUSED_HD Operand of_sample(const Sampled& operand, int64_t sample) {
+  Operand result = operand;
+  result.data = static_cast<S*>(operand.data) + sample * operand.step;
+  return result;
+}
+
+// The noise of a tile and a sample: explicit, or regenerated from the key.
+template <typename S>
+VAE_FUSED_HD const arithmetic_t<S>* load_noise(const Space& space, const Sampled& eps,
+                                               const Key& key, int64_t sample, int64_t begin, int n,
                                                arithmetic_t<S>* buffer) {
-  if (eps.data) return load<S>(space, eps, begin, n, buffer);
+  if (eps.data) return load<S>(space, of_sample<S>(eps, sample), begin, n, buffer);
+  const int64_t first = sample * space.rows * space.cols;
   if (space.noise_linear) {
-    fill_normals(key, begin, n, buffer);
+    fill_normals(key, first + begin, n, buffer);
     return buffer;
   }
   for_each_run(
       space, space.noise_stride, begin, n, [&](int at, int64_t index, int64_t step, int len) {
-        if (step == 1) return fill_normals(key, index, len, buffer + at);
+        if (step == 1) return fill_normals(key, first + index, len, buffer + at);
         for (int j = 0; j < len; ++j) {
-          buffer[at + j] = math::normal_at<arithmetic_t<S>>(key.seed, key.offset, index + j * step);
+          buffer[at + j] =
+              math::normal_at<arithmetic_t<S>>(key.seed, key.offset, first + index + j * step);
         }
       });
   return buffer;

@@ -11,8 +11,18 @@
 //   log        [2^-33, 1]           2 ulp
 //   sincos     [0, 2 pi]            1.3e-7 absolute
 //
+// and those of the general family, of any argument, exact at the ends and for NaN:
+//
+//   exp        all                  2 ulp, as exp_pair
+//   log_any    all                  2 ulp
+//   log1p_unit [0, 1]               2 ulp
+//   tanh       all                  3 ulp; its derivative 6
+//   sqrt_any, reciprocal   all      2 ulp
+//
 // The double precision overloads are the platform's.
 #pragma once
+
+#include <limits>
 
 #include "math/platform.h"
 
@@ -28,11 +38,12 @@ constexpr float kRoundingMagic = 12582912.0f;
 //
 // Squaring e^h instead would double its relative error; this way each has but one rounding more
 // than t.
+template <typename T>
 struct ExpPair {
-  float e, square;
+  T e, square;
 };
 
-VAE_FUSED_HD ExpPair exp_pair(float h) {
+VAE_FUSED_HD ExpPair<float> exp_pair(float h) {
   // n in [-127, 128]: at the ends 2^n comes out as 0 and inf. NaN fails the comparison and stays.
   h = h < -88.2f ? -88.2f : h;
   const float shifted = h * 1.44269504f + kRoundingMagic;
@@ -66,6 +77,59 @@ VAE_FUSED_HD float log(float u) {
 }
 
 VAE_FUSED_HD double log(double u) { return log_libm(u); }
+
+// Double is the reference path: 1/2 ulp each matters more than time.
+VAE_FUSED_HD ExpPair<double> exp_pair(double h) { return {exp_libm(h), exp_libm(2.0 * h)}; }
+
+VAE_FUSED_HD float exp(float x) { return exp_pair(x > 89.0f ? 89.0f : x).e; }
+VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
+
+// Numbers below 2^-126 are taken 2^24 times as large.
+VAE_FUSED_HD float log_any(float x) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  const bool small = x < 1.17549435e-38f;
+  const float y = log(small ? x * 16777216.0f : x) - (small ? 16.6355324f : 0.0f);
+  const float special = x == 0.0f ? -kInfinity : x == kInfinity ? x : kNaN;
+  return x > 0.0f && x < kInfinity ? y : special;
+}
+VAE_FUSED_HD double log_any(double x) { return log_libm(x); }
+
+VAE_FUSED_HD float reciprocal(float x) { return reciprocal_libm(x); }
+VAE_FUSED_HD double reciprocal(double x) { return 1.0 / x; }
+
+VAE_FUSED_HD float sqrt_any(float x) { return sqrt_any_libm(x); }
+VAE_FUSED_HD double sqrt_any(double x) { return sqrt_libm(x); }
+
+// ln(1 + e) = ln w + (e - (w - 1)) / w,  w = 1 + e rounded.
+VAE_FUSED_HD float log1p_unit(float e) {
+  const float w = 1.0f + e;
+  return log(w) + (e - (w - 1.0f)) * reciprocal(w);
+}
+VAE_FUSED_HD double log1p_unit(double e) { return log1p_libm(e); }
+
+// By e = e^(-2|t|), tanh |t| = (1 - e) / (1 + e), and near 0, where that cancels, by a polynomial;
+// tanh' = 4 e / (1 + e)^2, which 1 - tanh^2 would lose.
+template <typename T>
+struct Tanh {
+  T value, derivative;
+};
+
+VAE_FUSED_HD Tanh<float> tanh(float t) {
+  const float magnitude = std::fabs(t), z = t * t;
+  const float e = exp(-2.0f * magnitude), r = reciprocal(1.0f + e);
+  float p = 1.64587665e-2f;
+  p = p * z - 5.26841506e-2f;
+  p = p * z + 1.33209422e-1f;
+  p = p * z - 3.33329588e-1f;
+  const float far = (1.0f - e) * r;
+  return {magnitude < 0.55f ? t + t * z * p : t < 0.0f ? -far : far, 4.0f * e * (r * r)};
+}
+
+VAE_FUSED_HD Tanh<double> tanh(double t) {
+  const double e = exp_libm(-2.0 * std::fabs(t)), r = 1.0 / (1.0 + e);
+  return {tanh_libm(t), 4.0 * e * (r * r)};
+}
 
 // sin and cos of t in [0, 2 pi], reduced by half turns: f = t - j pi in [-pi/2, pi/2], and both
 // change sign if j is odd. A half turn takes longer polynomials than a quarter, but no exchange of

@@ -1,23 +1,28 @@
-// The diagonal Gaussian posterior q = N(mu, sigma^2), x = ln sigma^2, against the prior N(0, 1):
-// each formula once, its derivation above it, its adjoint below it. One latent element at a time.
+// The diagonal Gaussian posterior q = N(mu, sigma^2), its prior p = N(m, tau^2), the sample and the
+// KL: each formula once, its derivation above it, its adjoint below it. One latent element at a
+// time.
+//
+// What depends on a choice of the call has two forms, by its first argument: a Family, with all
+// that may be chosen, and Plain, the usual call (logvar, standard normal prior), which is the same
+// with constants in it that the compiler folds away.
 #pragma once
 
-#include "math/elementary.h"
+#include "math/scale.h"
 
 namespace vae_fused::math {
 
 // ---------------------------------------------------------------------------------------------
-// Scale: x = ln sigma^2
+// Posterior: mu, sigma and x = ln sigma^2 from the network's outputs
 //
-//   sigma = e^(x/2)      d sigma / dx = sigma / 2
-//
-// One exponential serves both sigma, for the sample, and sigma^2, for the KL. Halving x is exact.
-// Double has the platform's, twice: it is the reference path, and 1/2 ulp matters more than time.
+// Plain: the output is x itself,  sigma = e^(x/2),  d sigma / dx = sigma / 2. One pair of
+// exponentials serves both sigma, for the sample, and sigma^2, for the KL. Halving x is exact.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
-struct Scale {
-  T sigma, variance;
+struct Posterior {
+  T mu, dmu;  // derivatives with respect to the network's outputs
+  Scale<T> scale;
+  T variance;  // of Plain; the KL of a Family goes by sigma / tau instead
 };
 
 // Above 178 nothing changes any more: in float both are inf, and e^x has long absorbed any x.
@@ -26,12 +31,34 @@ VAE_FUSED_HD T clip(T x) {
   return x > T(178) ? T(178) : x;
 }
 
-VAE_FUSED_HD Scale<float> scale_of(float x) {
-  const ExpPair pair = exp_pair(0.5f * clip(x));
-  return {pair.e, pair.square};
+VAE_FUSED_HD ExpPair<float> exponentials(float x) { return exp_pair(0.5f * clip(x)); }
+VAE_FUSED_HD ExpPair<double> exponentials(double x) { return exp_pair(0.5 * x); }
+
+template <int N, typename T>
+VAE_FUSED_HD void posterior(const Plain<T>&, const T (&mu)[N], const T (&raw)[N],
+                            Posterior<T> (&out)[N]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    const ExpPair<T> pair = exponentials(raw[j]);
+    out[j] = {mu[j], T(1), {pair.e, raw[j], T(0.5) * pair.e, T(1)}, pair.square};
+  }
 }
 
-VAE_FUSED_HD Scale<double> scale_of(double x) { return {exp_libm(0.5 * x), exp_libm(x)}; }
+template <int N, typename T>
+VAE_FUSED_HD void posterior(const Family<T>& f, const T (&mu)[N], const T (&raw)[N],
+                            Posterior<T> (&out)[N]) {
+  Scale<T> scale[N];
+  scale_of(f.posterior, raw, scale);
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale[j], T(0)};
+  if (f.mu_soft_clamp == T(0)) return;
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    const Limited<T> limited = soft_clamp(mu[j], f.mu_soft_clamp, f.per_mu_soft_clamp);
+    out[j].mu = limited.x;
+    out[j].dmu = limited.dx;
+  }
+}
 
 // ---------------------------------------------------------------------------------------------
 // g(x) = e^x - 1 - x and h(x) = e^x - 1 = x + g(x)
@@ -92,40 +119,96 @@ VAE_FUSED_HD Excess<T> excess(T x, T exp_x) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Sample: z = mu + sigma eps, eps ~ N(0, 1)            (Kingma and Welling 2014, section 2.4)
+// Sample: z = mu + T sigma eps, eps ~ N(0, 1)          (Kingma and Welling 2014, section 2.4)
 //
-//   dz/dmu = 1      dz/dx = 1/2 sigma eps      dz/deps = sigma
+//   dz/dmu = 1      dz/dsigma = T eps      dz/deps = T sigma
+// ---------------------------------------------------------------------------------------------
+
+template <typename F, typename T>
+VAE_FUSED_HD T sample(const F& f, T mu, T sigma, T eps) {
+  return mu + f.temperature * sigma * eps;
+}
+
+// The gradient with respect to what sigma is a function of.
+template <typename F, typename T>
+VAE_FUSED_HD T sample_adjoint(const F& f, T grad_z_eps, T dsigma) {
+  return f.temperature * grad_z_eps * dsigma;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Prior, and the posterior in its units:
+//
+//   d = (mu - m) / tau      x = ln sigma^2 - ln tau^2      r^2 = (sigma / tau)^2 = e^x
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
-VAE_FUSED_HD T sample(T mu, T sigma, T eps) {
-  return mu + sigma * eps;
+struct Prior {
+  T mean, precision, x, dx;  // m, 1 / tau, ln tau^2 and its derivative
+};
+
+template <typename T>
+struct Relative {
+  T d, x, variance;
+};
+
+template <typename T>
+VAE_FUSED_HD Relative<T> relative(const Plain<T>&, const Posterior<T>& q, const Prior<T>&) {
+  return {q.mu, q.scale.x, q.variance};
 }
 
-// The gradient with respect to x.
 template <typename T>
-VAE_FUSED_HD T sample_adjoint(T grad_z, T sigma, T eps) {
-  return T(0.5) * grad_z * (sigma * eps);
+VAE_FUSED_HD Relative<T> relative(const Family<T>&, const Posterior<T>& q, const Prior<T>& p) {
+  const T r = q.scale.sigma * p.precision;
+  return {(q.mu - p.mean) * p.precision, q.scale.x - p.x, r * r};
 }
 
 // ---------------------------------------------------------------------------------------------
-// KL( N(mu, sigma^2) || N(0, 1) ) = 1/2 (mu^2 + sigma^2 - 1 - ln sigma^2)       (ibid., appendix B)
-//                                 = 1/2 (mu^2 + g(x))
+// KL( q || p ) = 1/2 ( (mu - m)^2 / tau^2 + sigma^2 / tau^2 - 1 - ln(sigma^2 / tau^2) )
+//              = 1/2 (d^2 + g(x))                                                (ibid., appendix
+//              B)
 //
 // Two terms that are each non-negative: the KL cannot come out negative.
 //
-//   dkl/dmu = mu      dkl/dx = 1/2 (sigma^2 - 1) = 1/2 h(x)
+//   dkl/dmu = d / tau       dkl/dln sigma^2 =  1/2 h(x)
+//   dkl/dm  = -d / tau      dkl/dln tau^2   = -1/2 (h(x) + d^2)
+//
+// Linear: 1/2 (d^2 + c - x), where mu is a point at which p is asked for. Then r^2 = e^x is already
+// in d^2, on average, and h(x) = -1. It is -ln p(mu) for sigma = 1 and c = ln 2 pi.
+//
+// An element counts free_bits at least; below that its gradient is 0, as torch.clamp's.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
-VAE_FUSED_HD T kl(T mu, T x, T variance) {
-  return T(0.5) * (mu * mu + excess(x, variance).g);
+VAE_FUSED_HD T kl(const Plain<T>&, const Relative<T>& r) {
+  return T(0.5) * (r.d * r.d + excess(r.x, r.variance).g);
 }
 
-// The gradient with respect to x.
 template <typename T>
-VAE_FUSED_HD T kl_adjoint(T grad_kl, T x, T variance) {
-  return T(0.5) * grad_kl * excess(x, variance).h;
+VAE_FUSED_HD T kl(const Family<T>& f, const Relative<T>& r) {
+  const T g = f.linear ? f.constant - r.x : excess(r.x, r.variance).g;
+  const T value = T(0.5) * (r.d * r.d + g);
+  return value < f.free_bits ? f.free_bits : value;
+}
+
+// With respect to mu, ln sigma^2, m and ln tau^2.
+template <typename T>
+struct KlAdjoint {
+  T mu, x, mean, prior_x;
+};
+
+template <typename T>
+VAE_FUSED_HD KlAdjoint<T> kl_adjoint(const Plain<T>&, const Relative<T>& r, T, T grad) {
+  return {grad * r.d, T(0.5) * grad * excess(r.x, r.variance).h, T(0), T(0)};
+}
+
+template <typename T>
+VAE_FUSED_HD KlAdjoint<T> kl_adjoint(const Family<T>& f, const Relative<T>& r, T precision,
+                                     T grad) {
+  const Excess<T> both = excess(r.x, r.variance);
+  const T g = f.linear ? f.constant - r.x : both.g, h = f.linear ? T(-1) : both.h;
+  if (T(0.5) * (r.d * r.d + g) < f.free_bits) grad = T(0);
+  const T q = f.to_posterior * grad, p = f.to_prior * grad, d = r.d * precision;
+  return {q * d, T(0.5) * q * h, -p * d, T(-0.5) * p * (h + r.d * r.d)};
 }
 
 }  // namespace vae_fused::math

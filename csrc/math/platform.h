@@ -94,6 +94,8 @@ VAE_FUSED_HD uint16_t cvt_bf16_f32(float x) {
 VAE_FUSED_HD double exp_libm(double x) { return ::exp(x); }
 VAE_FUSED_HD double log_libm(double x) { return ::log(x); }
 VAE_FUSED_HD double sqrt_libm(double x) { return ::sqrt(x); }
+VAE_FUSED_HD double log1p_libm(double x) { return ::log1p(x); }
+VAE_FUSED_HD double tanh_libm(double x) { return ::tanh(x); }
 
 // The square root of a float that is 0 or normal, within an ulp. CUDA's own is a call for the cases
 // in between. Here an approximate reciprocal root (2^-22.9) is followed by a Newton step, which
@@ -105,6 +107,28 @@ VAE_FUSED_HD float sqrt_libm(float x) {
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   const float root = x * y;
   return fmaf(fmaf(-root, root, x), 0.5f * y, root);
+#else
+  return ::sqrtf(x);
+#endif
+}
+
+// Any argument, like the division and the root of the C library; within 2 ulp, where CUDA's own are
+// calls.
+VAE_FUSED_HD float reciprocal_libm(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
+#endif
+}
+
+VAE_FUSED_HD float sqrt_any_libm(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 #else
   return ::sqrtf(x);
 #endif

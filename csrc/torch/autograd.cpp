@@ -1,18 +1,10 @@
-// One autograd node for every operator: it saves mu and logvar (or h, where they are packed) and
-// the noise's origin (the key, or the explicit eps), nothing tensor-sized of its own, and its
-// backward is one launch.
-#include <ATen/TensorOperators.h>
+// One autograd node for every operator: it saves its inputs and the noise's origin (the key, or the
+// explicit eps), nothing tensor-sized of its own, and its backward is one launch.
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/add.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/exp.h>
-#include <ATen/ops/expm1.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "torch/ops.h"
-#include "torch/reduction.h"
+#include "torch/differentiable.h"
 
 namespace vae_fused::autograd {
 namespace {
@@ -56,10 +48,10 @@ bool reserves_key(Call call) {
          call == Call::kSampleGenerator;
 }
 
-// `h` instead of mu and logvar where the call is packed.
-struct Posterior {
-  OptionalTensor mu, logvar, h = std::nullopt;
-  int64_t packed_dim = 0;
+// The tensors that autograd sees. `h` instead of mu and raw where the call is packed.
+struct Inputs {
+  OptionalTensor mu = std::nullopt, raw = std::nullopt, h = std::nullopt, eps = std::nullopt,
+                 prior_mean = std::nullopt, prior_raw = std::nullopt;
 };
 
 struct Arguments {
@@ -68,90 +60,62 @@ struct Arguments {
   OptionalGenerator generator = std::nullopt;
   std::string_view reduction = "sum";
   at::OptionalIntArrayRef dim = std::nullopt;
+  OptionalTensor mask = std::nullopt;
+  OptionList options = std::nullopt;
+  at::OptionalSymIntArrayRef sample_shape = std::nullopt;
+  int64_t packed_dim = 0;
 };
 
-variable_list run(const Posterior& q, const OptionalTensor& eps, const Arguments& a) {
+variable_list run(const Inputs& q, const Arguments& a) {
   switch (a.call) {
     case Call::kSampleAndKl: {
       VAE_FUSED_OP(reparameterize_kl, "reparameterize_kl", "");
-      auto [z, kl] = op(*q.mu, *q.logvar, eps, a.key, a.reduction, a.dim);
+      auto [z, kl] = op(*q.mu, *q.raw, q.eps, a.key, a.reduction, a.dim, q.prior_mean, q.prior_raw,
+                        a.mask, a.options, a.sample_shape);
       return {z, kl};
     }
     case Call::kSampleAndKlGenerator: {
       VAE_FUSED_OP(reparameterize_kl_generator, "reparameterize_kl", "generator");
-      auto [z, kl, key] = op(*q.mu, *q.logvar, a.generator, a.reduction, a.dim);
+      auto [z, kl, key] = op(*q.mu, *q.raw, a.generator, a.reduction, a.dim, q.prior_mean,
+                             q.prior_raw, a.mask, a.options, a.sample_shape);
       return {z, kl, key};
     }
     case Call::kMoments: {
       VAE_FUSED_OP(reparameterize_kl_moments, "reparameterize_kl_moments", "");
-      auto [z, kl] = op(*q.h, q.packed_dim, eps, a.key, a.reduction, a.dim);
+      auto [z, kl] = op(*q.h, a.packed_dim, q.eps, a.key, a.reduction, a.dim, q.prior_mean,
+                        q.prior_raw, a.mask, a.options, a.sample_shape);
       return {z, kl};
     }
     case Call::kMomentsGenerator: {
       VAE_FUSED_OP(reparameterize_kl_moments_generator, "reparameterize_kl_moments", "generator");
-      auto [z, kl, key] = op(*q.h, q.packed_dim, a.generator, a.reduction, a.dim);
+      auto [z, kl, key] = op(*q.h, a.packed_dim, a.generator, a.reduction, a.dim, q.prior_mean,
+                             q.prior_raw, a.mask, a.options, a.sample_shape);
       return {z, kl, key};
     }
     case Call::kSample: {
       VAE_FUSED_OP(reparameterize, "reparameterize", "");
-      return {op(*q.mu, *q.logvar, eps, a.key)};
+      return {op(*q.mu, *q.raw, q.eps, a.key, a.mask, a.options, a.sample_shape)};
     }
     case Call::kSampleGenerator: {
       VAE_FUSED_OP(reparameterize_generator, "reparameterize", "generator");
-      auto [z, key] = op(*q.mu, *q.logvar, a.generator);
+      auto [z, key] = op(*q.mu, *q.raw, a.generator, a.mask, a.options, a.sample_shape);
       return {z, key};
     }
     default: {
       VAE_FUSED_OP(gaussian_kl, "gaussian_kl", "");
-      return {op(*q.mu, *q.logvar, a.reduction, a.dim)};
+      return {op(*q.mu, q.raw, a.reduction, a.dim, q.prior_mean, q.prior_raw, a.mask, a.options)};
     }
   }
-}
-
-// The gradients in differentiable operators, for a backward that is itself differentiated. The
-// formulas are the adjoints of csrc/math/gaussian.h, in the kernels' arithmetic and rounded once,
-// as there; eps is the sample of N(0, 1) of the same key.
-variable_list differentiable_backward(const Tensor& grad_z, const Tensor& grad_kl,
-                                      const Tensor& mu_in, const Tensor& logvar_in,
-                                      const Tensor& eps_in, const OptionalTensor& key,
-                                      const Reduction& reduction) {
-  const at::ScalarType wide = kl_dtype(mu_in), narrow = mu_in.scalar_type();
-  const Tensor mu = mu_in.to(wide), logvar = logvar_in.to(wide);
-  Tensor grad_mu = at::zeros_like(mu), grad_logvar = at::zeros_like(mu), grad_eps;
-  if (grad_z.defined()) {
-    const Tensor gz = grad_z.to(wide);
-    const Tensor grad_noise = gz * at::exp(0.5 * logvar);
-    Tensor eps;
-    if (eps_in.defined()) {
-      eps = eps_in.to(wide);
-      grad_eps = grad_noise.to(narrow);
-    } else {
-      VAE_FUSED_OP(reparameterize, "reparameterize", "");
-      const Tensor zeros = at::zeros_like(mu.detach());
-      eps = op(zeros, zeros, std::nullopt, key);
-    }
-    grad_mu = grad_mu + gz;
-    grad_logvar = grad_logvar + 0.5 * grad_noise * eps;
-  }
-  if (grad_kl.defined()) {
-    Tensor g = grad_kl * reduction.scale(mu);
-    for (int64_t d = 0; d < mu.dim(); ++d) {
-      if (reduction.summed[d]) g = g.unsqueeze(d);
-    }
-    grad_mu = grad_mu + g * mu;
-    grad_logvar = grad_logvar + 0.5 * g * at::expm1(logvar);
-  }
-  return {grad_mu.to(narrow), grad_logvar.to(narrow), grad_eps};
 }
 
 class Latent : public torch::autograd::Function<Latent> {
  public:
-  // Autograd sees the tensors that are there: mu and logvar, or h; then eps.
   static variable_list forward(AutogradContext* ctx, const OptionalTensor& mu,
-                               const OptionalTensor& logvar, const OptionalTensor& h,
-                               const OptionalTensor& eps, int64_t packed_dim, const Arguments& a) {
+                               const OptionalTensor& raw, const OptionalTensor& h,
+                               const OptionalTensor& eps, const OptionalTensor& prior_mean,
+                               const OptionalTensor& prior_raw, const Arguments& a) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    variable_list out = run({mu, logvar, h, packed_dim}, eps, a);
+    variable_list out = run({mu, raw, h, eps, prior_mean, prior_raw}, a);
     Tensor key = a.key.value_or(Tensor());
     if (reserves_key(a.call)) {
       key = out.back();
@@ -159,131 +123,154 @@ class Latent : public torch::autograd::Function<Latent> {
     }
     ctx->set_materialize_grads(false);
     const auto saved = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
-    ctx->save_for_backward({saved(mu), saved(logvar), saved(h), saved(eps), key});
+    ctx->save_for_backward({saved(mu), saved(raw), saved(h), saved(eps), saved(prior_mean),
+                            saved(prior_raw), saved(a.mask), key});
     ctx->saved_data["call"] = static_cast<int64_t>(a.call);
-    ctx->saved_data["packed_dim"] = packed_dim;
+    ctx->saved_data["packed_dim"] = a.packed_dim;
     ctx->saved_data["reduction"] = std::string(a.reduction);
     if (a.dim.has_value()) ctx->saved_data["dim"] = a.dim->vec();
+    if (a.options.has_value()) ctx->saved_data["options"] = a.options->vec();
     return out;
   }
 
-  // mu, logvar, h, eps, packed_dim, arguments
+  // mu, raw, h, eps, prior_mean, prior_raw, arguments
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor &h = saved[2], &eps = saved[3];
     const auto call = static_cast<Call>(ctx->saved_data["call"].toInt());
-    const int64_t packed_dim = ctx->saved_data["packed_dim"].toInt();
     Tensor grad_z = call == Call::kKl ? Tensor() : grads[0];
     // An embedding's gradient of z, say, is sparse.
     if (grad_z.defined() && grad_z.layout() != at::kStrided) grad_z = grad_z.to_dense();
     const bool sampled_alone = call == Call::kSample || call == Call::kSampleGenerator;
     const Tensor grad_kl = call == Call::kKl ? grads[0] : sampled_alone ? Tensor() : grads[1];
-    if (!grad_z.defined() && !grad_kl.defined()) return variable_list(6);
+    if (!grad_z.defined() && !grad_kl.defined()) return variable_list(7);
 
+    const bool packed = is_packed(call);
+    const int64_t packed_dim = ctx->saved_data["packed_dim"].toInt();
     const std::string reduction = ctx->saved_data["reduction"].toStringRef();
     std::optional<std::vector<int64_t>> dims;
     if (const auto it = ctx->saved_data.find("dim"); it != ctx->saved_data.end()) {
       dims = it->second.toIntVector();
     }
     const auto dim = dims ? at::OptionalIntArrayRef(*dims) : at::OptionalIntArrayRef();
+    std::optional<std::vector<double>> numbers;
+    if (const auto it = ctx->saved_data.find("options"); it != ctx->saved_data.end()) {
+      numbers = it->second.toDoubleVector();
+    }
+    const auto options = numbers ? OptionList(*numbers) : std::nullopt;
+    if (at::GradMode::is_enabled()) {
+      const auto [mu, raw] = packed ? unpack(saved[2], packed_dim) : std::pair(saved[0], saved[1]);
+      auto [grad_mu, grad_raw, grad_eps, grad_mean, grad_prior] = differentiable_backward(
+          {grad_z, grad_kl, mu, raw, saved[3], saved[7], saved[4], saved[5], saved[6], options},
+          parse_reduction(reduction, dim, mu.dim()));
+      if (!packed) return {grad_mu, grad_raw, Tensor(), grad_eps, grad_mean, grad_prior, Tensor()};
+      const Tensor grad_h = at::cat({grad_mu, grad_raw}, packed_dim);
+      return {Tensor(), Tensor(), grad_h, grad_eps, grad_mean, grad_prior, Tensor()};
+    }
+
     const auto optional = [](const Tensor& t) {
       return t.defined() ? OptionalTensor(t) : std::nullopt;
     };
-    const OptionalTensor key = optional(saved[4]);
-    const bool packed = is_packed(call);
-    if (at::GradMode::is_enabled()) {
-      const auto [mu, logvar] = packed ? unpack(h, packed_dim) : std::pair(saved[0], saved[1]);
-      variable_list grad = differentiable_backward(grad_z, grad_kl, mu, logvar, eps, key,
-                                                   parse_reduction(reduction, dim, mu.dim()));
-      if (!packed) return {grad[0], grad[1], Tensor(), grad[2], Tensor(), Tensor()};
-      const Tensor grad_h = at::cat({grad[0], grad[1]}, packed_dim);
-      return {Tensor(), Tensor(), grad_h, grad[2], Tensor(), Tensor()};
-    }
-    const bool wants_eps =
-        eps.defined() && grad_z.defined() && ctx->needs_input_grad(packed ? 1 : 2);
+    const OptionalTensor eps = optional(saved[3]), prior_mean = optional(saved[4]),
+                         prior_raw = optional(saved[5]), mask = optional(saved[6]),
+                         key = optional(saved[7]);
+    // Autograd counts the inputs that are there.
+    size_t next = 0;
+    const auto wants = [&](const Tensor& t) {
+      return t.defined() && ctx->needs_input_grad(next++);
+    };
+    const bool wants_mu = wants(saved[0]), wants_raw = wants(saved[1]), wants_h = wants(saved[2]);
+    const bool wants_eps = wants(saved[3]) && grad_z.defined();
+    const bool wants_mean = wants(saved[4]) && grad_kl.defined();
+    const bool wants_prior = wants(saved[5]) && grad_kl.defined();
     if (packed) {
       VAE_FUSED_OP(reparameterize_kl_moments_backward, "reparameterize_kl_moments_backward", "");
-      auto [grad_h, grad_eps] =
-          op(optional(grad_z), optional(grad_kl), h, packed_dim, optional(eps), key, reduction, dim,
-             std::array<bool, 2>{ctx->needs_input_grad(0), wants_eps});
-      return {Tensor(), Tensor(), grad_h, grad_eps, Tensor(), Tensor()};
+      auto [grad_h, grad_eps, grad_mean, grad_prior] =
+          op(optional(grad_z), optional(grad_kl), saved[2], packed_dim, eps, key, reduction, dim,
+             prior_mean, prior_raw, mask, options,
+             std::array<bool, 4>{wants_h, wants_eps, wants_mean, wants_prior});
+      return {Tensor(), Tensor(), grad_h, grad_eps, grad_mean, grad_prior, Tensor()};
     }
     VAE_FUSED_OP(reparameterize_kl_backward, "reparameterize_kl_backward", "");
-    auto [grad_mu, grad_logvar, grad_eps] =
-        op(optional(grad_z), optional(grad_kl), saved[0], saved[1], optional(eps), key, reduction,
-           dim, std::array<bool, 3>{ctx->needs_input_grad(0), ctx->needs_input_grad(1), wants_eps});
-    return {grad_mu, grad_logvar, Tensor(), grad_eps, Tensor(), Tensor()};
+    auto [grad_mu, grad_raw, grad_eps, grad_mean, grad_prior] =
+        op(optional(grad_z), optional(grad_kl), saved[0], optional(saved[1]), eps, key, reduction,
+           dim, prior_mean, prior_raw, mask, options,
+           std::array<bool, 5>{wants_mu, wants_raw, wants_eps, wants_mean, wants_prior});
+    return {grad_mu, grad_raw, Tensor(), grad_eps, grad_mean, grad_prior, Tensor()};
   }
 };
 
-variable_list apply(const Posterior& q, const OptionalTensor& eps, const Arguments& a) {
+variable_list apply(const Inputs& q, const Arguments& a) {
   // A forward-mode tangent goes the same way: the node refuses it, where running on would drop it.
   const auto differentiable = [](const OptionalTensor& t) {
     return t && ((at::GradMode::is_enabled() && t->requires_grad()) ||
                  t->_fw_grad(/*level=*/0).defined());
   };
-  const bool record = differentiable(q.mu) || differentiable(q.logvar) || differentiable(q.h) ||
-                      differentiable(eps);
-  if (record) return Latent::apply(q.mu, q.logvar, q.h, eps, q.packed_dim, a);
+  if (differentiable(q.mu) || differentiable(q.raw) || differentiable(q.h) ||
+      differentiable(q.eps) || differentiable(q.prior_mean) || differentiable(q.prior_raw)) {
+    return Latent::apply(q.mu, q.raw, q.h, q.eps, q.prior_mean, q.prior_raw, a);
+  }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return run(q, eps, a);
+  return run(q, a);
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& logvar,
-                                             const OptionalTensor& eps, const OptionalTensor& key,
-                                             std::string_view reduction,
-                                             at::OptionalIntArrayRef dim) {
+std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE,
+                                             VAE_FUSED_REDUCTION, VAE_FUSED_FAMILY,
+                                             VAE_FUSED_SAMPLES) {
   const auto out =
-      apply({mu, logvar}, eps, {Call::kSampleAndKl, key, std::nullopt, reduction, dim});
+      apply({mu, raw, std::nullopt, eps, prior_mean, prior_raw},
+            {Call::kSampleAndKl, key, std::nullopt, reduction, dim, mask, options, sample_shape});
   return {out[0], out[1]};
 }
 
-std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_generator(const Tensor& mu,
-                                                               const Tensor& logvar,
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_generator(const Tensor& mu, const Tensor& raw,
                                                                OptionalGenerator generator,
-                                                               std::string_view reduction,
-                                                               at::OptionalIntArrayRef dim) {
-  const auto out = apply({mu, logvar}, std::nullopt,
-                         {Call::kSampleAndKlGenerator, std::nullopt, generator, reduction, dim});
+                                                               VAE_FUSED_REDUCTION,
+                                                               VAE_FUSED_FAMILY,
+                                                               VAE_FUSED_SAMPLES) {
+  const auto out = apply({mu, raw, std::nullopt, std::nullopt, prior_mean, prior_raw},
+                         {Call::kSampleAndKlGenerator, std::nullopt, generator, reduction, dim,
+                          mask, options, sample_shape});
   return {out[0], out[1], out[2]};
 }
 
 std::tuple<Tensor, Tensor> reparameterize_kl_moments(const Tensor& h, int64_t packed_dim,
-                                                     const OptionalTensor& eps,
-                                                     const OptionalTensor& key,
-                                                     std::string_view reduction,
-                                                     at::OptionalIntArrayRef dim) {
-  const auto out = apply({std::nullopt, std::nullopt, h, packed_dim}, eps,
-                         {Call::kMoments, key, std::nullopt, reduction, dim});
+                                                     VAE_FUSED_NOISE, VAE_FUSED_REDUCTION,
+                                                     VAE_FUSED_FAMILY, VAE_FUSED_SAMPLES) {
+  const auto out = apply(
+      {std::nullopt, std::nullopt, h, eps, prior_mean, prior_raw},
+      {Call::kMoments, key, std::nullopt, reduction, dim, mask, options, sample_shape, packed_dim});
   return {out[0], out[1]};
 }
 
 std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_moments_generator(
-    const Tensor& h, int64_t packed_dim, OptionalGenerator generator, std::string_view reduction,
-    at::OptionalIntArrayRef dim) {
-  const auto out = apply({std::nullopt, std::nullopt, h, packed_dim}, std::nullopt,
-                         {Call::kMomentsGenerator, std::nullopt, generator, reduction, dim});
+    const Tensor& h, int64_t packed_dim, OptionalGenerator generator, VAE_FUSED_REDUCTION,
+    VAE_FUSED_FAMILY, VAE_FUSED_SAMPLES) {
+  const auto out = apply({std::nullopt, std::nullopt, h, std::nullopt, prior_mean, prior_raw},
+                         {Call::kMomentsGenerator, std::nullopt, generator, reduction, dim, mask,
+                          options, sample_shape, packed_dim});
   return {out[0], out[1], out[2]};
 }
 
-Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
-                      const OptionalTensor& key) {
-  return apply({mu, logvar}, eps, {Call::kSample, key})[0];
+Tensor reparameterize(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE, VAE_FUSED_OPTIONS,
+                      VAE_FUSED_SAMPLES) {
+  return apply({mu, raw, std::nullopt, eps}, {Call::kSample, key, std::nullopt, "sum", std::nullopt,
+                                              mask, options, sample_shape})[0];
 }
 
-std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tensor& logvar,
-                                                    OptionalGenerator generator) {
-  const auto out =
-      apply({mu, logvar}, std::nullopt, {Call::kSampleGenerator, std::nullopt, generator});
+std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tensor& raw,
+                                                    OptionalGenerator generator, VAE_FUSED_OPTIONS,
+                                                    VAE_FUSED_SAMPLES) {
+  const auto out = apply({mu, raw}, {Call::kSampleGenerator, std::nullopt, generator, "sum",
+                                     std::nullopt, mask, options, sample_shape});
   return {out[0], out[1]};
 }
 
-Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, std::string_view reduction,
-                   at::OptionalIntArrayRef dim) {
-  return apply({mu, logvar}, std::nullopt,
-               {Call::kKl, std::nullopt, std::nullopt, reduction, dim})[0];
+Tensor gaussian_kl(const Tensor& mu, const OptionalTensor& raw, VAE_FUSED_REDUCTION,
+                   VAE_FUSED_FAMILY) {
+  return apply({mu, raw, std::nullopt, std::nullopt, prior_mean, prior_raw},
+               {Call::kKl, std::nullopt, std::nullopt, reduction, dim, mask, options})[0];
 }
 
 }  // namespace vae_fused::autograd

@@ -1,16 +1,27 @@
 // Every operator of the library on one page. Names, defaults and errors a person reads are
-// vae_fused/functional.py's; the operators take what it has prepared: mu, logvar, eps and z of one
-// shape, dtype and device.
+// vae_fused/functional.py's; the operators take what it has prepared: tensors of one dtype and
+// device, expanded to the shape of mu.
 //
 // Overloads without suffix are pure functions of their tensors: exactly one of eps and key is
 // given. Overload .generator reserves a fresh key and returns it: a non-differentiable uint64[2].
 //
 //   reduction, dim   what the KL is summed over and divided by; see csrc/torch/reduction.h
-//   h, packed_dim    mu and logvar, packed as the halves of h along that dimension
-//   output_mask      which of grad_mu, grad_logvar and grad_eps to compute; the rest are undefined
+//   h, packed_dim    mu and raw, packed as the halves of h along that dimension
+//   raw              what sigma is a function of: logvar, or what `options` says; none: sigma = 1
+//   prior_...        the prior's mean and raw scale; none: the numbers in `options`, or N(0, 1)
+//   mask             bool; where false z and kl are 0, and every gradient
+//   options          the numbers of the family; see csrc/torch/options.h
+//   sample_shape     z has shape (*sample_shape, *mu.shape), and so has eps
+//   output_mask      which gradients to compute, in the order of the outputs; the rest are
+//   undefined
 #include <torch/library.h>
 
 #include "torch/ops.h"
+
+#define REDUCTION "str reduction, int[]? dim"
+#define OPTIONS "Tensor? mask=None, float[]? options=None"
+#define FAMILY "Tensor? prior_mean=None, Tensor? prior_raw=None, " OPTIONS
+#define SAMPLES "SymInt[]? sample_shape=None"
 
 namespace vae_fused {
 namespace {
@@ -20,37 +31,38 @@ TORCH_LIBRARY(vae_fused, m) {
   const std::vector<at::Tag> random = {at::Tag::pt2_compliant_tag,
                                        at::Tag::nondeterministic_seeded};
 
+  m.def("reparameterize_kl(Tensor mu, Tensor raw, *, Tensor? eps, Tensor? key, " REDUCTION
+        ", " FAMILY ", " SAMPLES ") -> (Tensor z, Tensor kl)",
+        pure);
+  m.def("reparameterize_kl.generator(Tensor mu, Tensor raw, *, Generator? generator, " REDUCTION
+        ", " FAMILY ", " SAMPLES ") -> (Tensor z, Tensor kl, Tensor key)",
+        random);
+  m.def("reparameterize(Tensor mu, Tensor raw, *, Tensor? eps, Tensor? key, " OPTIONS ", " SAMPLES
+        ") -> Tensor z",
+        pure);
+  m.def("reparameterize.generator(Tensor mu, Tensor raw, *, Generator? generator, " OPTIONS
+        ", " SAMPLES ") -> (Tensor z, Tensor key)",
+        random);
+  m.def("gaussian_kl(Tensor mu, Tensor? raw, *, " REDUCTION ", " FAMILY ") -> Tensor kl", pure);
   m.def(
-      "reparameterize_kl(Tensor mu, Tensor logvar, *, Tensor? eps, Tensor? key, str reduction, "
-      "int[]? dim) -> (Tensor z, Tensor kl)",
+      "reparameterize_kl_moments(Tensor h, *, int packed_dim, Tensor? eps, Tensor? key, " REDUCTION
+      ", " FAMILY ", " SAMPLES ") -> (Tensor z, Tensor kl)",
       pure);
   m.def(
-      "reparameterize_kl.generator(Tensor mu, Tensor logvar, *, Generator? generator, "
-      "str reduction, int[]? dim) -> (Tensor z, Tensor kl, Tensor key)",
-      random);
-  m.def("reparameterize(Tensor mu, Tensor logvar, *, Tensor? eps, Tensor? key) -> Tensor z", pure);
-  m.def(
-      "reparameterize.generator(Tensor mu, Tensor logvar, *, Generator? generator) "
-      "-> (Tensor z, Tensor key)",
-      random);
-  m.def("gaussian_kl(Tensor mu, Tensor logvar, *, str reduction, int[]? dim) -> Tensor kl", pure);
-  m.def(
-      "reparameterize_kl_moments(Tensor h, *, int packed_dim, Tensor? eps, Tensor? key, "
-      "str reduction, int[]? dim) -> (Tensor z, Tensor kl)",
-      pure);
-  m.def(
-      "reparameterize_kl_moments.generator(Tensor h, *, int packed_dim, Generator? generator, "
-      "str reduction, int[]? dim) -> (Tensor z, Tensor kl, Tensor key)",
+      "reparameterize_kl_moments.generator(Tensor h, *, int packed_dim, Generator? "
+      "generator, " REDUCTION ", " FAMILY ", " SAMPLES ") -> (Tensor z, Tensor kl, Tensor key)",
       random);
   m.def(
       "reparameterize_kl_moments_backward(Tensor? grad_z, Tensor? grad_kl, Tensor h, *, "
-      "int packed_dim, Tensor? eps, Tensor? key, str reduction, int[]? dim, bool[2] output_mask) "
-      "-> (Tensor grad_h, Tensor grad_eps)",
+      "int packed_dim, Tensor? eps, Tensor? key, " REDUCTION ", " FAMILY
+      ", bool[4] output_mask) -> (Tensor grad_h, Tensor grad_eps, Tensor grad_prior_mean, "
+      "Tensor grad_prior_raw)",
       pure);
   m.def(
-      "reparameterize_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, *, "
-      "Tensor? eps, Tensor? key, str reduction, int[]? dim, bool[3] output_mask) "
-      "-> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_eps)",
+      "reparameterize_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor? raw, *, "
+      "Tensor? eps, Tensor? key, " REDUCTION ", " FAMILY
+      ", bool[5] output_mask) -> (Tensor grad_mu, Tensor grad_raw, Tensor grad_eps, "
+      "Tensor grad_prior_mean, Tensor grad_prior_raw)",
       pure);
 }
 

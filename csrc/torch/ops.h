@@ -10,47 +10,52 @@
 #include <string_view>
 #include <tuple>
 
+#include "torch/options.h"
+
 namespace vae_fused {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalGenerator = std::optional<at::Generator>;
 
-std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& logvar,
-                                             const OptionalTensor& eps, const OptionalTensor& key,
-                                             std::string_view reduction,
-                                             at::OptionalIntArrayRef dim);
-std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_generator(const Tensor& mu,
-                                                               const Tensor& logvar,
-                                                               OptionalGenerator generator,
-                                                               std::string_view reduction,
-                                                               at::OptionalIntArrayRef dim);
-Tensor reparameterize(const Tensor& mu, const Tensor& logvar, const OptionalTensor& eps,
-                      const OptionalTensor& key);
-std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tensor& logvar,
-                                                    OptionalGenerator generator);
-Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar, std::string_view reduction,
-                   at::OptionalIntArrayRef dim);
-std::tuple<Tensor, Tensor> reparameterize_kl_moments(const Tensor& h, int64_t packed_dim,
-                                                     const OptionalTensor& eps,
-                                                     const OptionalTensor& key,
-                                                     std::string_view reduction,
-                                                     at::OptionalIntArrayRef dim);
-std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_moments_generator(const Tensor& h,
-                                                                       int64_t packed_dim,
-                                                                       OptionalGenerator generator,
-                                                                       std::string_view reduction,
-                                                                       at::OptionalIntArrayRef dim);
-std::tuple<Tensor, Tensor> reparameterize_kl_moments_backward(
-    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& h,
-    int64_t packed_dim, const OptionalTensor& eps, const OptionalTensor& key,
-    std::string_view reduction, at::OptionalIntArrayRef dim, std::array<bool, 2> output_mask);
-std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_backward(
-    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu,
-    const Tensor& logvar, const OptionalTensor& eps, const OptionalTensor& key,
-    std::string_view reduction, at::OptionalIntArrayRef dim, std::array<bool, 3> output_mask);
+// The parameters that operators have in common, as in library.cpp.
+#define VAE_FUSED_REDUCTION std::string_view reduction, at::OptionalIntArrayRef dim
+#define VAE_FUSED_OPTIONS const OptionalTensor &mask, OptionList options
+#define VAE_FUSED_FAMILY \
+  const OptionalTensor &prior_mean, const OptionalTensor &prior_raw, VAE_FUSED_OPTIONS
+#define VAE_FUSED_SAMPLES at::OptionalSymIntArrayRef sample_shape
+#define VAE_FUSED_NOISE const OptionalTensor &eps, const OptionalTensor &key
 
-// The halves of h: mu and logvar.
+std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE,
+                                             VAE_FUSED_REDUCTION, VAE_FUSED_FAMILY,
+                                             VAE_FUSED_SAMPLES);
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_generator(const Tensor& mu, const Tensor& raw,
+                                                               OptionalGenerator generator,
+                                                               VAE_FUSED_REDUCTION,
+                                                               VAE_FUSED_FAMILY, VAE_FUSED_SAMPLES);
+Tensor reparameterize(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE, VAE_FUSED_OPTIONS,
+                      VAE_FUSED_SAMPLES);
+std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tensor& raw,
+                                                    OptionalGenerator generator, VAE_FUSED_OPTIONS,
+                                                    VAE_FUSED_SAMPLES);
+Tensor gaussian_kl(const Tensor& mu, const OptionalTensor& raw, VAE_FUSED_REDUCTION,
+                   VAE_FUSED_FAMILY);
+std::tuple<Tensor, Tensor> reparameterize_kl_moments(const Tensor& h, int64_t packed_dim,
+                                                     VAE_FUSED_NOISE, VAE_FUSED_REDUCTION,
+                                                     VAE_FUSED_FAMILY, VAE_FUSED_SAMPLES);
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_moments_generator(
+    const Tensor& h, int64_t packed_dim, OptionalGenerator generator, VAE_FUSED_REDUCTION,
+    VAE_FUSED_FAMILY, VAE_FUSED_SAMPLES);
+std::tuple<Tensor, Tensor, Tensor, Tensor> reparameterize_kl_moments_backward(
+    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& h,
+    int64_t packed_dim, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_FAMILY,
+    std::array<bool, 4> output_mask);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> reparameterize_kl_backward(
+    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu,
+    const OptionalTensor& raw, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_FAMILY,
+    std::array<bool, 5> output_mask);
+
+// The halves of h: mu and raw.
 std::pair<Tensor, Tensor> unpack(const Tensor& h, int64_t packed_dim);
 
 // The type of the arithmetic and of the KL.

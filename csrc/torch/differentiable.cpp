@@ -1,0 +1,169 @@
+#include "torch/differentiable.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/expm1.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/log.h>
+#include <ATen/ops/log_sigmoid.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/reciprocal.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/softplus.h>
+#include <ATen/ops/sqrt.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <cmath>
+
+namespace vae_fused {
+namespace {
+
+using math::ScaleBase;
+
+// math::Scale and the functions of csrc/math/scale.h, on tensors.
+struct Scale {
+  Tensor sigma, x, dsigma, dx;
+};
+
+struct Limited {
+  Tensor x, dx;
+};
+
+Limited soft_clamp(const Tensor& raw, double c) {
+  const Tensor t = at::tanh(raw / c);
+  return {c * t, 1.0 - t * t};
+}
+
+Limited limit(const math::ScaleOptions<double>& o, const Tensor& raw) {
+  Limited c{raw, at::ones_like(raw)};
+  if (o.soft_clamp != 0) {
+    c = soft_clamp(raw, o.soft_clamp);
+  } else if (std::isfinite(o.low) || std::isfinite(o.high)) {
+    const Tensor outside = (raw < o.low).logical_or(raw > o.high);
+    c = {at::clamp(raw, o.low, o.high), at::where(outside, 0.0, at::ones_like(raw))};
+  }
+  return {o.gain * c.x + o.shift, o.gain * c.dx};
+}
+
+Scale scale_base(ScaleBase base, const Tensor& x) {
+  switch (base) {
+    case ScaleBase::kExp: {
+      const Tensor sigma = at::exp(x);
+      return {sigma, 2.0 * x, sigma, at::full_like(x, 2.0)};
+    }
+    case ScaleBase::kIdentity:
+      return {x, 2.0 * at::log(x), at::ones_like(x), 2.0 * at::reciprocal(x)};
+    case ScaleBase::kSqrt: {
+      const Tensor sigma = at::sqrt(x);
+      return {sigma, at::log(x), 0.5 * at::reciprocal(sigma), at::reciprocal(x)};
+    }
+    case ScaleBase::kSoftplus: {
+      // Two branches, each fed where it holds: the other's gradient would be 0 * inf.
+      const Tensor tiny = x < (x.scalar_type() == at::kDouble ? -37.0 : -16.0);
+      const Tensor safe = at::where(tiny, 0.0, x), e = at::exp(at::where(tiny, x, 0.0));
+      const Tensor sigma = at::softplus(x, 1.0, 40.0), s = at::sigmoid(x);
+      const Tensor safe_sigma = at::softplus(safe, 1.0, 40.0);
+      return {sigma, 2.0 * at::where(tiny, x - 0.5 * e, at::log(safe_sigma)), s,
+              at::where(tiny, 2.0 - e, 2.0 * at::sigmoid(safe) / safe_sigma)};
+    }
+    default: {
+      const Tensor s = at::sigmoid(x), other = at::sigmoid(-x);
+      return {s, 2.0 * at::log_sigmoid(x), s * other, 2.0 * other};
+    }
+  }
+}
+
+Scale scale_of(const math::ScaleOptions<double>& o, const Tensor& raw) {
+  const Limited limited = limit(o, raw);
+  Scale s = scale_base(o.base, limited.x);
+  s = {o.unit * s.sigma, s.x + o.log_unit_squared, o.unit * s.dsigma * limited.dx,
+       s.dx * limited.dx};
+  if (o.var_floor == 0 && o.std_floor == 0) return s;
+  const Tensor variance = s.sigma * s.sigma + o.var_floor;
+  const bool rooted = o.var_floor != 0;
+  const Tensor root = rooted ? at::sqrt(variance) : s.sigma, sigma = root + o.std_floor;
+  const Tensor dsigma = rooted ? s.dsigma * s.sigma / root : s.dsigma;
+  return {sigma, 2.0 * at::log(sigma), dsigma, 2.0 * dsigma / sigma};
+}
+
+// The samples' gradients add up.
+Tensor sum_samples(Tensor t, const Tensor& mu) {
+  while (t.dim() > mu.dim()) t = t.sum(0);
+  return t;
+}
+
+}  // namespace
+
+// The formulas are the adjoints of csrc/math/gaussian.h, in the kernels' arithmetic and rounded
+// once, as there; eps is the sample of N(0, 1) of the same key.
+std::array<Tensor, 5> differentiable_backward(const DifferentiableCall& call,
+                                              const Reduction& reduction) {
+  const at::ScalarType wide = kl_dtype(call.mu), narrow = call.mu.scalar_type();
+  const math::Family<double> f = parse_options(call.options);
+  // What is masked may hold anything, which 0 * would keep: all of it is replaced on the way in.
+  const auto in = [&](const Tensor& t, double harmless) {
+    if (!t.defined()) return t;
+    return call.mask.defined() ? at::where(call.mask, t.to(wide), harmless) : t.to(wide);
+  };
+  Limited mu{in(call.mu, 0.0), Tensor()};
+  mu.dx = at::ones_like(mu.x);
+  if (f.mu_soft_clamp != 0) mu = soft_clamp(mu.x, f.mu_soft_clamp);
+  Scale q{at::ones_like(mu.x), at::zeros_like(mu.x), at::zeros_like(mu.x), at::zeros_like(mu.x)};
+  if (call.raw.defined()) q = scale_of(f.posterior, in(call.raw, 1.0));
+
+  const Tensor zero = at::zeros_like(mu.x);
+  Tensor grad_mu = zero, grad_raw = zero, grad_eps, grad_mean, grad_prior;
+  if (call.grad_z.defined()) {
+    const Tensor gz = in(call.grad_z, 0.0);
+    Tensor eps = in(call.eps, 0.0);
+    if (eps.defined()) {
+      grad_eps = f.temperature * gz * q.sigma;
+    } else {
+      static const auto op = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("vae_fused::reparameterize", "")
+                                 .typed<decltype(reparameterize)>();
+      const Tensor zeros = at::zeros_like(gz.detach());
+      eps = op.call(zeros, zeros, std::nullopt, call.key, std::nullopt, std::nullopt, std::nullopt);
+    }
+    grad_mu = grad_mu + sum_samples(gz, mu.x);
+    grad_raw = grad_raw + f.temperature * sum_samples(gz * eps, mu.x) * q.dsigma;
+  }
+  if (call.grad_kl.defined()) {
+    Tensor g = call.grad_kl * reduction.scale(mu.x);
+    for (int64_t d = 0; d < mu.x.dim(); ++d) {
+      if (reduction.summed[d]) g = g.unsqueeze(d);
+    }
+    if (call.mask.defined()) g = at::where(call.mask, g, 0.0);
+    Scale p;
+    Tensor mean = in(call.prior_mean, 0.0), precision = zero + f.prior_precision;
+    if (!mean.defined()) mean = zero + f.prior_mean;
+    Tensor relative_x = q.x - f.prior_x;
+    if (call.prior_raw.defined()) {
+      p = scale_of(f.prior, in(call.prior_raw, 1.0));
+      precision = at::reciprocal(p.sigma);
+      relative_x = q.x - p.x;
+    }
+    const Tensor d = (mu.x - mean) * precision;
+    const Tensor h = f.linear ? at::full_like(relative_x, -1.0) : at::expm1(relative_x);
+    if (f.free_bits > 0) {
+      g = at::where(0.5 * (d * d + h - relative_x) < f.free_bits, 0.0, g);
+    }
+    const Tensor toward_q = f.to_posterior * g, toward_p = f.to_prior * g;
+    grad_mu = grad_mu + toward_q * d * precision;
+    grad_raw = grad_raw + 0.5 * toward_q * h * q.dx;
+    if (call.prior_mean.defined()) grad_mean = -toward_p * d * precision;
+    if (call.prior_raw.defined()) grad_prior = -0.5 * toward_p * (h + d * d) * p.dx;
+  }
+  const auto out = [&](const Tensor& t) {
+    if (!t.defined()) return t;
+    return (call.mask.defined() ? at::where(call.mask, t, 0.0) : t).to(narrow);
+  };
+  return {out(grad_mu * mu.dx), call.raw.defined() ? out(grad_raw) : Tensor(), out(grad_eps),
+          out(grad_mean), out(grad_prior)};
+}
+
+}  // namespace vae_fused

@@ -1,0 +1,19 @@
+// The gradients in ATen operators, for a backward that is itself differentiated: not fused.
+#pragma once
+
+#include "torch/ops.h"
+#include "torch/reduction.h"
+
+namespace vae_fused {
+
+// The tensors of a call and the gradients that reached it; undefined: absent.
+struct DifferentiableCall {
+  Tensor grad_z, grad_kl, mu, raw, eps, key, prior_mean, prior_raw, mask;
+  OptionList options;
+};
+
+// With respect to mu, raw, eps, prior_mean and prior_raw.
+std::array<Tensor, 5> differentiable_backward(const DifferentiableCall& call,
+                                              const Reduction& reduction);
+
+}  // namespace vae_fused
