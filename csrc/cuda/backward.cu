@@ -1,8 +1,7 @@
 // The backward CUDA kernel: every gradient in one launch, the noise regenerated from the key.
 //
 // Bytes per element, float: 12 read (mu, logvar, grad_z), 8 written. No reduction, no barrier.
-#include "cuda/tile.cuh"
-#include "math/gaussian.h"
+#include "cuda/gaussians.cuh"
 
 namespace vae_fused::cuda {
 namespace {
@@ -21,105 +20,174 @@ __device__ __forceinline__ Rows rows_of(const BackwardParams& p) {
   return p.space.cols == 1 ? Rows::kElements : Rows::kInTile;
 }
 
-template <typename S, Access kAccess>
-__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess>)
-    backward_kernel(const __grid_constant__ BackwardParams p) {
+// The gradient of the KL of chunk b's elements.
+template <typename T, int C>
+__device__ __forceinline__ void grad_kl_of(const BackwardParams& p, Rows rows, const T* grad_kl,
+                                           T one, const Tile& tile, const Span& part, T (&gk)[C]) {
+  const T kl_scale = static_cast<T>(p.kl_scale);
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < C; ++j) gk[j] = one;
+  if (rows == Rows::kElements) {
+    const auto pack = load_vector<T, C>(grad_kl + (part.e - tile.begin), part);
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) gk[j] = kl_scale * pack.s[j];
+  } else if (rows == Rows::kInTile) {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) {
+      const uint32_t at = static_cast<uint32_t>(part.slot - part.begin + j);
+      if (part.has(j)) gk[j] = kl_scale * grad_kl[row_in_tile(p.space, at)];
+    }
+  }
+}
+
+template <typename S, Access kAccess, class F>
+__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
+    backward_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ F f) {
   using T = arithmetic_t<S>;
-  constexpr bool kUsual = kAccess == Access::kLinear;
+  constexpr bool kUsual = kAccess == Access::kLinear, kAll = kGeneral<F>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  constexpr int kGradZ = kGaussianSlots<F>, kGradMu = kGradZ + 1, kGradRaw = kGradZ + 2,
+                kGradEps = kGradZ + 3, kGradMean = kGradZ + 4, kGradPriorRaw = kGradZ + 5,
+                kOffsets = kAll ? kGradZ + 6 : kGradZ + 4;
   const Key key = resolve(p.key);
   const Tile tile = tile_at(p.space, blockIdx.x);
   const Rows rows = rows_of(p);
   const T* const grad_kl = static_cast<const T*>(p.grad_kl) + tile.row * p.grad_kl_stride;
-  const T kl_scale = static_cast<T>(p.kl_scale);
-  const T one = rows == Rows::kOne ? kl_scale * *grad_kl : T(0);
-  const bool used = kUsual || p.grad_z.data, wants_mu = kUsual || p.grad_mu.data;
-  const bool wants_x = kUsual || p.grad_logvar.data, wants_eps = !kUsual && p.grad_eps.data;
-  const bool given = !kUsual && p.eps.data;
+  const T one = rows == Rows::kOne ? static_cast<T>(p.kl_scale) * *grad_kl : T(0);
+  const bool used = kUsual || p.grad_z.data, with_kl = kUsual || rows != Rows::kNone;
+  const bool wants_mu = kUsual || p.grad_mu.data, wants_raw = kUsual || p.grad_raw.data;
+  const bool wants_eps = !kUsual && p.grad_eps.data, given = !kUsual && p.eps.data;
+  const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
   for (Span span = first_span<N>(tile); span.slot < span.end; span = span + kThreads * N) {
-    const int64_t* const strides[] = {p.mu.stride,          p.logvar.stride,     p.grad_z.stride,
-                                      p.eps.stride,         p.grad_mu.stride,    p.grad_eps.stride,
-                                      p.grad_logvar.stride, p.space.noise_stride};
-    int64_t at[8];
-    locate<kAccess>(p.space, strides, span.e, at);
-    auto x_pack = load<kAccess, S>(p.space, p.logvar, at[1], span);
-    Pack<S, N> mu_pack{}, gz_pack{}, eps_pack{};
-    if (kUsual || rows != Rows::kNone) {
-      mu_pack = load<kAccess, S>(p.space, p.mu, at[0], span);
+    const Operand* const others[] = {&p.of.prior_mean, &p.of.prior_raw,    &p.of.mask,
+                                     &p.grad_z,        &p.grad_mu,         &p.grad_raw,
+                                     &p.grad_eps,      &p.grad_prior_mean, &p.grad_prior_raw};
+    const int64_t* strides[kOffsets] = {p.of.mu.stride, p.of.raw.stride, p.space.noise_stride,
+                                        p.eps.stride};
+    VAE_FUSED_UNROLL
+    for (int k = kMean; k < kOffsets; ++k) {
+      strides[k] = others[k - kMean + (kAll ? 0 : kSlots - kMean)]->stride;
     }
-    if (used) gz_pack = load<kAccess, S>(p.space, p.grad_z, at[2], span);
-    if (used && given) eps_pack = load<kAccess, S>(p.space, p.eps, at[3], span);
+    int64_t at[kOffsets];
+    locate<kAccess>(p.space, strides, span.e, at);
+    GaussianStep<S, kAccess, F> step;
+    step.load(p.space, p.of, at, span, needs_mu, with_kl);
+    Pack<S, N> gz_pack{}, eps_pack{}, mean_pack{}, prior_pack{};
+    if (used) gz_pack = load<S, kAccess, kAll>(p.space, p.grad_z, at[kGradZ], span);
+    if (used && given) eps_pack = load<S, kAccess, kAll>(p.space, p.eps, at[kEps], span);
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
-      T mu[C], x[C], gz[C], eps[C], gk[C], gx[C], sigma[C];
-      widen<C>(mu_pack, b, mu);
-      widen<C>(x_pack, b, x);
+      math::Posterior<T> q[C];
+      math::Prior<T> prior[C];
+      step.compute(p.of, f, b, with_kl, q, prior);
+      const int64_t first = at[kNoise] + b * chunk_stride<S, kAccess>(p.space);
+      T gz[C], eps[C], graw[C];
       widen<C>(gz_pack, b, gz);
       if (given) {
         widen<C>(eps_pack, b, eps);
-      } else if (used && wants_x) {
-        normals(key, at[7] + b * chunk_stride<S, kAccess>(p.space), eps);
+      } else if (used && wants_raw) {
+        normals(key, first, eps);
       } else {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) eps[j] = 0;
       }
       VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) gk[j] = one;
-      const Span part = span + b * C;
-      if (rows == Rows::kElements) {
-        const auto pack = load_vector<T, C>(grad_kl + (part.e - tile.begin), part);
-        VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) gk[j] = kl_scale * pack.s[j];
-      } else if (rows == Rows::kInTile) {
+      for (int j = 0; j < C; ++j) graw[j] = gz[j] * eps[j];
+      if (wants_eps) {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
-          const uint32_t at = static_cast<uint32_t>(part.slot - part.begin + j);
-          if (part.has(j)) gk[j] = kl_scale * grad_kl[row_in_tile(p.space, at)];
+          eps[j] = f.temperature * gz[j] * q[j].scale.sigma;
+          if (kAll && !step.counts(p.of, span, b, j)) eps[j] = 0;
+        }
+        narrow<C>(eps, b, eps_pack);
+      }
+      for (int64_t s = 1; kAll && used && s < p.of.samples; ++s) {
+        T further[C];
+        widen<C>(load_chunk<S, kAccess>(p.space, p.grad_z, at[kGradZ], s, b, span), 0, further);
+        if (given) {
+          widen<C>(load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span), 0, eps);
+        } else if (wants_raw) {
+          normals(key, first + s * (p.space.rows * p.space.cols), eps);
+        }
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) {
+          gz[j] += further[j];
+          graw[j] += further[j] * eps[j];
+          eps[j] = f.temperature * further[j] * q[j].scale.sigma;
+          if (!step.counts(p.of, span, b, j)) eps[j] = 0;
+        }
+        if (!wants_eps) continue;
+        Pack<S, C> pack;
+        narrow<C>(eps, 0, pack);
+        store_chunk<S, kAccess>(p.grad_eps, at[kGradEps], s, b, span, pack);
+      }
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        graw[j] = used ? math::sample_adjoint(f, graw[j], q[j].scale.dsigma) : T(0);
+      }
+      if (with_kl) {
+        T gk[C], gmean[C], gprior[C];
+        grad_kl_of(p, rows, grad_kl, one, tile, span + b * C, gk);
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) {
+          const auto adjoint =
+              math::kl_adjoint(f, math::relative(f, q[j], prior[j]), prior[j].precision, gk[j]);
+          gz[j] += adjoint.mu;
+          graw[j] += adjoint.x * q[j].scale.dx;
+          gmean[j] = adjoint.mean;
+          gprior[j] = adjoint.prior_x * prior[j].dx;
+          if (kAll && !step.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
+        }
+        if constexpr (kAll) {
+          narrow<C>(gmean, b, mean_pack);
+          narrow<C>(gprior, b, prior_pack);
         }
       }
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
-        const math::Scale<T> scale = math::scale_of(x[j]);
-        sigma[j] = scale.sigma;
-        gx[j] = math::sample_adjoint(gz[j], scale.sigma, eps[j]) +
-                math::kl_adjoint(gk[j], x[j], scale.variance);
+        gz[j] *= q[j].dmu;
+        if (kAll && !step.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }
-      if (wants_eps) {
-        VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) eps[j] = gz[j] * sigma[j];
-        narrow<C>(eps, b, eps_pack);
-      }
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) gz[j] += gk[j] * mu[j];
       narrow<C>(gz, b, gz_pack);  // in place: registers are scarce
-      narrow<C>(gx, b, x_pack);
+      narrow<C>(graw, b, step.raw);
     }
-    if (wants_mu) store<kAccess, S>(p.space, p.grad_mu, at[4], span, gz_pack);
-    if (wants_eps) store<kAccess, S>(p.space, p.grad_eps, at[5], span, eps_pack);
-    if (wants_x) store<kAccess, S>(p.space, p.grad_logvar, at[6], span, x_pack);
+    if (wants_mu) store<S, kAccess>(p.space, p.grad_mu, at[kGradMu], span, gz_pack);
+    if (wants_raw) store<S, kAccess>(p.space, p.grad_raw, at[kGradRaw], span, step.raw);
+    if (wants_eps) store<S, kAccess>(p.space, p.grad_eps, at[kGradEps], span, eps_pack);
+    if constexpr (kAll) {
+      if (p.grad_prior_mean.data) {
+        store<S, kAccess>(p.space, p.grad_prior_mean, at[kGradMean], span, mean_pack);
+      }
+      if (p.grad_prior_raw.data) {
+        store<S, kAccess>(p.space, p.grad_prior_raw, at[kGradPriorRaw], span, prior_pack);
+      }
+    }
   }
 }
 
 template <typename S>
 cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
-  const bool usual = p.grad_z.data && p.grad_kl && p.grad_mu.data && p.grad_logvar.data &&
+  const bool usual = p.grad_z.data && p.grad_kl && p.grad_mu.data && p.grad_raw.data &&
                      !p.eps.data && !p.grad_eps.data;
-  const bool needs_noise = p.grad_z.data && p.grad_logvar.data && !p.eps.data;
-  const auto kernel = [&] {
-    switch (access_of<S>(
-        p.space, {&p.mu, &p.logvar, &p.eps, &p.grad_z, &p.grad_mu, &p.grad_logvar, &p.grad_eps},
-        p.grad_kl, usual, needs_noise)) {
-      case Access::kLinear:
-        return backward_kernel<S, Access::kLinear>;
-      case Access::kStrided:
-        return backward_kernel<S, Access::kStrided>;
-      case Access::kPatched:
-        return backward_kernel<S, Access::kPatched>;
-      default:
-        return backward_kernel<S, Access::kScalar>;
-    }
-  }();
-  return launch(kernel, p.space.tiles, stream, p);
+  const bool needs_noise = p.grad_z.data && p.grad_raw.data && !p.eps.data;
+  const Way way = way_of<S>(p.space, p.of,
+                            {{&p.of.mu, sizeof(S), false},
+                             {&p.of.raw, sizeof(S), false},
+                             {&p.of.prior_mean, sizeof(S), false},
+                             {&p.of.prior_raw, sizeof(S), false},
+                             {&p.of.mask, 1, false},
+                             {&p.eps, sizeof(S), false},
+                             {&p.grad_z, sizeof(S), false},
+                             {&p.grad_mu, sizeof(S), true},
+                             {&p.grad_raw, sizeof(S), true},
+                             {&p.grad_eps, sizeof(S), true},
+                             {&p.grad_prior_mean, sizeof(S), true},
+                             {&p.grad_prior_raw, sizeof(S), true}},
+                            p.grad_kl, usual, needs_noise);
+  return with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
+    using F = std::decay_t<decltype(family)>;
+    return launch(backward_kernel<S, decltype(access)::value, F>, p.space.tiles, stream, p, family);
+  });
 }
 
 }  // namespace

@@ -1,10 +1,9 @@
 // The forward CUDA kernel: a block per tile; sample, KL and its sum in one launch.
 //
 // Bytes per element, float: 8 read, 4 written. The reduction adds 8 bytes for each 2048 elements.
+#include "cuda/gaussians.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tickets.cuh"
-#include "cuda/tile.cuh"
-#include "math/gaussian.h"
 
 namespace vae_fused::cuda {
 namespace {
@@ -75,50 +74,71 @@ __device__ __forceinline__ Rows rows_of(const ForwardParams& p) {
 
 // One tile: its sample, and its elements' KL where they belong; those of Rows::kOfTiles are
 // returned, summed over the thread's.
-template <typename S, Access kAccess>
+template <typename S, Access kAccess, class F>
 __device__ __forceinline__ arithmetic_t<S> forward_tile(
-    const ForwardParams& p, const Key& key, const Tile& tile, Rows rows,
+    const ForwardParams& p, const F& f, const Key& key, const Tile& tile, Rows rows,
     Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear;
-  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>, kOffsets = kGaussianSlots<F> + 1;
   const bool sampled = kUsual || p.z.data, given = !kUsual && p.eps.data;
+  const bool wants_kl = kUsual || rows != Rows::kNone;
   T sum = 0;
   for (Span span = first_span<N>(tile); span.slot < span.end; span = span + kThreads * N) {
-    const int64_t* const strides[] = {p.mu.stride, p.logvar.stride, p.z.stride, p.eps.stride,
-                                      p.space.noise_stride};
-    int64_t at[5];
+    const Operand* const others[] = {&p.of.prior_mean, &p.of.prior_raw, &p.of.mask};
+    const int64_t* strides[kOffsets] = {p.of.mu.stride, p.of.raw.stride, p.space.noise_stride,
+                                        p.eps.stride};
+    VAE_FUSED_UNROLL
+    for (int k = kMean; k < kGaussianSlots<F>; ++k) strides[k] = others[k - kMean]->stride;
+    strides[kOffsets - 1] = p.z.stride;
+    int64_t at[kOffsets];
     locate<kAccess>(p.space, strides, span.e, at);
-    auto mu_pack = load<kAccess, S>(p.space, p.mu, at[0], span);
-    const auto x_pack = load<kAccess, S>(p.space, p.logvar, at[1], span);
+    GaussianStep<S, kAccess, F> step;
+    step.load(p.space, p.of, at, span, true, wants_kl);
     Pack<S, N> eps_pack;
-    if (given) eps_pack = load<kAccess, S>(p.space, p.eps, at[3], span);
+    if (given) eps_pack = load<S, kAccess, kGeneral<F>>(p.space, p.eps, at[kEps], span);
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
-      T mu[C], x[C], sigma[C], variance[C];
-      widen<C>(mu_pack, b, mu);
-      widen<C>(x_pack, b, x);
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) {
-        const math::Scale<T> scale = math::scale_of(x[j]);
-        sigma[j] = scale.sigma;
-        variance[j] = scale.variance;
-      }
+      math::Posterior<T> q[C];
+      math::Prior<T> prior[C];
+      step.compute(p.of, f, b, wants_kl, q, prior);
       if (sampled) {
+        const int64_t first = at[kNoise] + b * chunk_stride<S, kAccess>(p.space);
         T z[C];
         if (given) {
           widen<C>(eps_pack, b, z);
         } else {
-          normals(key, at[4] + b * chunk_stride<S, kAccess>(p.space), z);
+          normals(key, first, z);
         }
         VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) z[j] = math::sample(mu[j], sigma[j], z[j]);
-        narrow<C>(z, b, mu_pack);  // in place: registers are scarce
+        for (int j = 0; j < C; ++j) {
+          z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
+          if (kGeneral<F> && !step.counts(p.of, span, b, j)) z[j] = 0;
+        }
+        narrow<C>(z, b, step.mu);  // in place: registers are scarce
+        for (int64_t s = 1; kGeneral<F> && s < p.of.samples; ++s) {
+          Pack<S, C> further;
+          if (given) {
+            further = load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span);
+            widen<C>(further, 0, z);
+          } else {
+            normals(key, first + s * (p.space.rows * p.space.cols), z);
+          }
+          VAE_FUSED_UNROLL
+          for (int j = 0; j < C; ++j) {
+            z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
+            if (!step.counts(p.of, span, b, j)) z[j] = 0;
+          }
+          narrow<C>(z, 0, further);
+          store_chunk<S, kAccess>(p.z, at[kOffsets - 1], s, b, span, further);
+        }
       }
-      // Elements beyond the tile were loaded as 0, and so is their KL.
       Pack<T, C> kl;
       VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) kl.s[j] = math::kl(mu[j], x[j], variance[j]);
+      for (int j = 0; j < C; ++j) {
+        kl.s[j] = math::kl(f, math::relative(f, q[j], prior[j]));
+        if (kGeneral<F> && !step.counts(p.of, span, b, j)) kl.s[j] = 0;
+      }
       switch (rows) {
         case Rows::kNone:
           break;
@@ -137,15 +157,15 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
           for (int j = 0; j < C; ++j) sum += kl.s[j];
       }
     }
-    if (sampled) store<kAccess, S>(p.space, p.z, at[2], span, mu_pack);
+    if (sampled) store<S, kAccess>(p.space, p.z, at[kOffsets - 1], span, step.mu);
   }
   return sum;
 }
 
-template <typename S, Access kAccess>
-__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess>)
-    forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ Parts parts,
-                   int ticket) {
+template <typename S, Access kAccess, class F>
+__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
+    forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ F f,
+                   const __grid_constant__ Parts parts, int ticket) {
   using T = arithmetic_t<S>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   __shared__ Pack<T, C> staged[(kTile + 2 * N) / C];
@@ -163,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess>)
   double sum = 0;
   for (int64_t t = first; t < last; ++t) {
     const Tile tile = tile_at(p.space, row * p.space.tiles_per_row + t);
-    sum += static_cast<double>(forward_tile<S, kAccess>(p, key, tile, rows, staged));
+    sum += static_cast<double>(forward_tile<S, kAccess>(p, f, key, tile, rows, staged));
   }
   if (rows == Rows::kInTile) {
     const Tile tile = tile_at(p.space, blockIdx.x);
@@ -196,21 +216,20 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
     const cudaError_t error = ticket_slot(stream, &ticket);
     if (error != cudaSuccess) return error;
   }
-  const bool usual = p.z.data && p.kl && !p.eps.data;
-  const auto kernel = [&] {
-    switch (access_of<S>(p.space, {&p.mu, &p.logvar, &p.eps, &p.z}, p.kl, usual,
-                         p.z.data && !p.eps.data)) {
-      case Access::kLinear:
-        return forward_kernel<S, Access::kLinear>;
-      case Access::kStrided:
-        return forward_kernel<S, Access::kStrided>;
-      case Access::kPatched:
-        return forward_kernel<S, Access::kPatched>;
-      default:
-        return forward_kernel<S, Access::kScalar>;
-    }
-  }();
-  const cudaError_t error = launch(kernel, parts.blocks, stream, p, parts, ticket);
+  const Way way = way_of<S>(p.space, p.of,
+                            {{&p.of.mu, sizeof(S), false},
+                             {&p.of.raw, sizeof(S), false},
+                             {&p.of.prior_mean, sizeof(S), false},
+                             {&p.of.prior_raw, sizeof(S), false},
+                             {&p.of.mask, 1, false},
+                             {&p.eps, sizeof(S), false},
+                             {&p.z, sizeof(S), true}},
+                            p.kl, p.z.data && p.kl && !p.eps.data, p.z.data && !p.eps.data);
+  const cudaError_t error = with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
+    using F = std::decay_t<decltype(family)>;
+    return launch(forward_kernel<S, decltype(access)::value, F>, parts.blocks, stream, p, family,
+                  parts, ticket);
+  });
   if (error != cudaSuccess || !combines || ticket != kNoTicket) return error;
   return launch(combine_kernel<T>, 1, stream, p, parts.per_row);
 }

@@ -6,9 +6,10 @@
 #pragma once
 
 #include <algorithm>
-#include <initializer_list>
+#include <vector>
 
 #include "cuda/launch.cuh"
+#include "math/gaussian.h"
 #include "math/normal.h"
 #include "math/storage.h"
 #include "params.h"
@@ -25,6 +26,14 @@ enum class Access {
   kScalar,   // anything, an element at a time
 };
 
+// Kernels are instantiated for the Plain family with vectors, and for any Family with kStrided,
+// kPatched and kScalar: that one also takes what the plain ones cannot, a value broadcast along a
+// vector or no vectors at all.
+template <class F>
+constexpr bool kGeneral = false;
+template <typename T>
+constexpr bool kGeneral<math::Family<T>> = true;
+
 template <typename S, Access kAccess>
 constexpr int kVector = kAccess == Access::kScalar    ? 1
                         : kAccess == Access::kPatched ? 2
@@ -39,9 +48,11 @@ constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChun
 
 // Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 80. Without a
 // bound the compiler interleaves the chunks of a 16-bit vector, takes 100, and halves the loads in
-// flight; a block more, and some architecture spills. Patches have more addresses to keep.
-template <typename S, Access kAccess>
-constexpr int kBlocks = sizeof(S) == 8   ? (kAccess == Access::kPatched ? 1 : 2)
+// flight; a block more, and some architecture spills. Patches have more addresses to keep, and the
+// general family more of everything: 128 registers, which patches exceed by a dozen.
+template <typename S, Access kAccess, class F>
+constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access::kPatched ? 1 : 2)
+                        : sizeof(S) == 8 ? (kAccess == Access::kPatched ? 1 : 2)
                         : sizeof(S) == 4 ? (kAccess == Access::kPatched ? 3 : 4)
                                          : 3;
 
@@ -54,6 +65,15 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
 // host
 // -------------------------------------------------------------------------------------------------
 
+// A tensor of a call, as far as its layout matters.
+struct Layout {
+  Operand* operand;
+  int bytes;     // of an element
+  bool written;  // else a value may be broadcast along a vector
+
+  bool present() const { return operand->data; }
+};
+
 // Whether the innermost runs of a tensor consist of whole vectors.
 inline bool whole_runs(const Space& space, const int64_t* stride, int v) {
   const int inner = space.ndim - 1;
@@ -64,7 +84,9 @@ inline bool whole_runs(const Space& space, const int64_t* stride, int v) {
   return true;
 }
 
-inline bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+inline bool aligned(const void* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % std::min<int64_t>(bytes, 16) == 0;
+}
 
 // channels_last: what is contiguous in memory (the channels, i) is not what is contiguous in the
 // noise (the pixels, m). Then the flat order becomes (..., m / c, i, c) for noise in blocks of c: a
@@ -72,11 +94,14 @@ inline bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data)
 // whole blocks of noise. Larger vectors would leave most threads of a tile without a step, and
 // exclude 16-bit latents of 4 channels. False, and nothing is changed, if the tensors are not like
 // that, or if the order of kept dimensions, which is that of the KL's rows, would change.
-inline bool patch(Space& space, std::initializer_list<Operand*> operands, const void* rows, int v,
+inline bool patch(Space& space, const std::vector<Layout>& layouts, const void* rows, int v,
                   int c) {
+  const auto splats = [](const Layout& l, int d) {
+    return !l.written && l.operand->stride[d] == 0;
+  };
   const auto is_inner = [&](int d) {
-    return space.size[d] % v == 0 && std::all_of(operands.begin(), operands.end(), [&](Operand* o) {
-             return !o->data || o->stride[d] == 1;
+    return space.size[d] % v == 0 && std::all_of(layouts.begin(), layouts.end(), [&](Layout l) {
+             return l.operand->stride[d] == 1 || splats(l, d);
            });
   };
   int i = -1, m = -1;
@@ -91,8 +116,8 @@ inline bool patch(Space& space, std::initializer_list<Operand*> operands, const 
   if (i < 0 || m < 0 || i == m || space.ndim == kMaxDims) return false;
   for (int d = 0; d < space.ndim; ++d) {
     if (d != m && space.noise_stride[d] % c != 0) return false;
-    for (const Operand* o : operands) {
-      if (o->data && d != i && o->stride[d] % v != 0) return false;
+    for (const Layout& l : layouts) {
+      if (d != i && !splats(l, i) && l.operand->stride[d] % v != 0) return false;
     }
   }
   const auto reorder = [&](int64_t (&values)[kMaxDims], int64_t outer, int64_t last) {
@@ -105,7 +130,9 @@ inline bool patch(Space& space, std::initializer_list<Operand*> operands, const 
     values[at++] = inner;
     values[at] = last;
   };
-  for (Operand* o : operands) reorder(o->stride, o->stride[m] * c, o->stride[m]);
+  for (const Layout& l : layouts) {
+    reorder(l.operand->stride, l.operand->stride[m] * c, l.operand->stride[m]);
+  }
   reorder(space.noise_stride, c, 1);
   reorder(space.size, space.size[m] / c, c);
   ++space.ndim;
@@ -113,30 +140,53 @@ inline bool patch(Space& space, std::initializer_list<Operand*> operands, const 
   return true;
 }
 
+// How to go through a call, and whether the plain kernels can.
+struct Way {
+  Access access;
+  bool plain;
+};
+
 // `rows` is what has a value for each row: read and written in vectors where a row is an element.
 // `usual`: the call has every tensor that it can have, but noise from the key.
 // May rewrite the space and the operands' strides: see `patch`.
 template <typename S>
-Access access_of(Space& space, std::initializer_list<Operand*> operands, const void* rows,
-                 bool usual, bool needs_noise) {
-  constexpr int v = kVector<S, Access::kStrided>;
-  const auto present = [&](auto predicate) {
-    return std::all_of(operands.begin(), operands.end(),
-                       [&](const Operand* o) { return !o->data || predicate(*o); });
+Way way_of(Space& space, const Gaussians& of, std::vector<Layout> layouts, const void* rows,
+           bool usual, bool needs_noise) {
+  constexpr int v = kVector<S, Access::kStrided>, c = kChunk<S, Access::kStrided>;
+  layouts.erase(
+      std::remove_if(layouts.begin(), layouts.end(), [](const Layout& l) { return !l.present(); }),
+      layouts.end());
+  const auto all = [&](auto predicate) {
+    return std::all_of(layouts.begin(), layouts.end(), predicate);
   };
-  if (!present([](const Operand& o) { return aligned(o.data); })) return Access::kScalar;
-  if (space.cols == 1 && !aligned(rows)) return Access::kScalar;
+  const Way scalar{Access::kScalar, false};
+  const int inner = space.ndim - 1;
+  const auto splats = [&](const Layout& l) { return !l.written && l.operand->stride[inner] == 0; };
+  if (!all([&](const Layout& l) {
+        return splats(l) || aligned(l.operand->data, int64_t{l.bytes} * v);
+      })) {
+    return scalar;
+  }
+  if (space.cols == 1 && !aligned(rows, 16)) return scalar;
+  if (of.samples > 1 && space.rows * space.cols % v != 0) return scalar;
   // Where all is linear there is one dimension, which need not consist of whole vectors.
   const auto vectors = [&](const int64_t* stride, bool linear) {
     return space.ndim == 1 ? linear : whole_runs(space, stride, v);
   };
-  if (present([&](const Operand& o) { return vectors(o.stride, o.linear); }) &&
+  const bool whole = space.ndim == 1 || space.size[inner] % v == 0;
+  if (whole && all([&](const Layout& l) {
+        return splats(l) || vectors(l.operand->stride, l.operand->linear);
+      }) &&
       (!needs_noise || vectors(space.noise_stride, space.noise_linear))) {
-    return usual && space.ndim == 1 ? Access::kLinear : Access::kStrided;
+    const bool plain = of.plain && !std::any_of(layouts.begin(), layouts.end(), splats);
+    return {plain && usual && space.ndim == 1 ? Access::kLinear : Access::kStrided, plain};
   }
   constexpr int patch_v = kVector<S, Access::kPatched>, patch_c = kChunk<S, Access::kPatched>;
-  const bool patched = patch(space, operands, rows, patch_v, patch_c);
-  return patched ? Access::kPatched : Access::kScalar;
+  static_assert(patch_c == c);
+  if (of.samples > 1 || !patch(space, layouts, rows, patch_v, patch_c)) return scalar;
+  const bool plain =
+      of.plain && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
+  return {Access::kPatched, plain};
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -219,29 +269,70 @@ __device__ __forceinline__ void store_vector(S* data, const Span& span, const Pa
   }
 }
 
-// A step of an operand, at its offset: a vector, or a patch of C of them.
-template <Access kAccess, typename S>
-__device__ __forceinline__ Pack<S, kStep<S, kAccess>> load(const Space& space,
+// A step of an operand, at its offset: a vector, or a patch of C of them. S is the dtype of the
+// call, E that of the operand. With kSplats a value may be broadcast along the vector.
+template <typename S, Access kAccess, bool kSplats = false, typename E = S>
+__device__ __forceinline__ Pack<E, kStep<S, kAccess>> load(const Space& space,
                                                            const Operand& operand, int64_t offset,
                                                            const Span& span) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
-  const S* const data = static_cast<const S*>(operand.data) + offset;
+  const E* const data = static_cast<const E*>(operand.data) + offset;
   if constexpr (kAccess == Access::kPatched) {
-    Pack<S, V * C> patch;
+    const bool splats = kSplats && operand.stride[space.ndim - 2] == 0;
+    Pack<E, V * C> patch;
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
-      const auto vector =
-          *reinterpret_cast<const Pack<S, V>*>(data + j * operand.stride[space.ndim - 1]);
+      const E* const at = data + j * operand.stride[space.ndim - 1];
+      Pack<E, V> vector;
+      if (splats) {
+        VAE_FUSED_UNROLL
+        for (int b = 0; b < V; ++b) vector.s[b] = *at;
+      } else {
+        vector = *reinterpret_cast<const Pack<E, V>*>(at);
+      }
       VAE_FUSED_UNROLL
       for (int b = 0; b < V; ++b) patch.s[b * C + j] = vector.s[b];
     }
     return patch;
   } else {
-    return load_vector<S, V>(data, span);
+    if (kSplats && V > 1 && operand.stride[space.ndim - 1] == 0) {
+      const E value = *data;
+      Pack<E, V> pack;
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < V; ++j) pack.s[j] = value;
+      return pack;
+    }
+    return load_vector<E, V>(data, span);
   }
 }
 
-template <Access kAccess, typename S>
+// Chunk `b` of a step of sample s > 0, where samples are: never in patches.
+template <typename S, Access kAccess>
+__device__ __forceinline__ Pack<S, kChunk<S, kAccess>> load_chunk(const Space& space,
+                                                                  const Sampled& operand,
+                                                                  int64_t offset, int64_t sample,
+                                                                  int b, const Span& span) {
+  constexpr int C = kChunk<S, kAccess>;
+  const S* const data = static_cast<const S*>(operand.data) + offset + sample * operand.step;
+  if (C > 1 && operand.stride[space.ndim - 1] == 0) {
+    Pack<S, C> pack;
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) pack.s[j] = *data;
+    return pack;
+  }
+  return load_vector<S, C>(data + b * C, span + b * C);
+}
+
+template <typename S, Access kAccess>
+__device__ __forceinline__ void store_chunk(const Sampled& operand, int64_t offset, int64_t sample,
+                                            int b, const Span& span,
+                                            const Pack<S, kChunk<S, kAccess>>& pack) {
+  constexpr int C = kChunk<S, kAccess>;
+  S* const data = static_cast<S*>(operand.data) + offset + sample * operand.step;
+  store_vector<S, C>(data + b * C, span + b * C, pack);
+}
+
+template <typename S, Access kAccess>
 __device__ __forceinline__ void store(const Space& space, const Operand& operand, int64_t offset,
                                       const Span& span, const Pack<S, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;

@@ -22,8 +22,6 @@
 // The double precision overloads are the platform's.
 #pragma once
 
-#include <limits>
-
 #include "math/platform.h"
 
 namespace vae_fused::math {
@@ -86,12 +84,11 @@ VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
 
 // Numbers below 2^-126 are taken 2^24 times as large.
 VAE_FUSED_HD float log_any(float x) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  const float inf = real(0x7F800000u), nan = real(0x7FC00000u);
   const bool small = x < 1.17549435e-38f;
   const float y = log(small ? x * 16777216.0f : x) - (small ? 16.6355324f : 0.0f);
-  const float special = x == 0.0f ? -kInfinity : x == kInfinity ? x : kNaN;
-  return x > 0.0f && x < kInfinity ? y : special;
+  const float special = x == 0.0f ? -inf : x == inf ? inf : nan;
+  return x > 0.0f && x < inf ? y : special;
 }
 VAE_FUSED_HD double log_any(double x) { return log_libm(x); }
 

@@ -43,7 +43,7 @@ struct Family {
 // call's kernels hold these as constants, which the compiler folds away.
 template <typename T>
 struct Plain {
-  static constexpr T temperature = 1, to_posterior = 1, to_prior = 1;
+  static constexpr T temperature = 1, mu_soft_clamp = 0;
 };
 
 template <typename T>

@@ -146,6 +146,21 @@ struct Prior {
   T mean, precision, x, dx;  // m, 1 / tau, ln tau^2 and its derivative
 };
 
+// Without a tensor for its scale: the family's numbers.
+template <int N, typename T>
+VAE_FUSED_HD void prior(const Family<T>& f, bool has_raw, const T (&mean)[N], const T (&raw)[N],
+                        Prior<T> (&out)[N]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) out[j] = {mean[j], f.prior_precision, f.prior_x, T(0)};
+  if (!has_raw) return;
+  Scale<T> scale[N];
+  scale_of(f.prior, raw, scale);
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    out[j] = {mean[j], reciprocal(scale[j].sigma), scale[j].x, scale[j].dx};
+  }
+}
+
 template <typename T>
 struct Relative {
   T d, x, variance;

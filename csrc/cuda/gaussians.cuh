@@ -1,0 +1,116 @@
+// A step's Gaussians: loaded for all its elements at once, computed a chunk at a time.
+#pragma once
+
+#include "cuda/tile.cuh"
+
+namespace vae_fused::cuda {
+
+// The tensors of a call in the order in which their offsets are found; the last three are the
+// general family's.
+enum Slot : int { kMu, kRaw, kNoise, kEps, kMean, kPriorRaw, kMask, kSlots };
+
+template <class F>
+constexpr int kGaussianSlots = kGeneral<F> ? kSlots : kMean;
+
+template <typename S, Access kAccess, class F>
+class GaussianStep {
+  using T = arithmetic_t<S>;
+  static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+
+ public:
+  Pack<S, N> mu, raw;
+
+  // `needs_mu`, `with_prior`: what nobody needs is not read.
+  __device__ __forceinline__ void load(const Space& space, const Gaussians& of, const int64_t* at,
+                                       const Span& span, bool needs_mu, bool with_prior) {
+    mu = {};
+    raw = {};
+    if (needs_mu) mu = load_step(space, of.mu, at[kMu], span);
+    if (!kGeneral<F> || of.raw.data) raw = load_step(space, of.raw, at[kRaw], span);
+    if constexpr (kGeneral<F>) {
+      if (with_prior && of.prior_mean.data) {
+        general.mean = load_step(space, of.prior_mean, at[kMean], span);
+      }
+      if (with_prior && of.prior_raw.data) {
+        general.prior_raw = load_step(space, of.prior_raw, at[kPriorRaw], span);
+      }
+      if (of.mask.data) {
+        general.mask = cuda::load<S, kAccess, true, uint8_t>(space, of.mask, at[kMask], span);
+      }
+    }
+  }
+
+  // Chunk b. Nothing is left of its raw values and the prior's, whose places take gradients.
+  __device__ __forceinline__ void compute(const Gaussians& of, const F& f, int b, bool with_prior,
+                                          math::Posterior<T> (&q)[C],
+                                          math::Prior<T> (&p)[C]) const {
+    T means[C], scales[C];
+    widen<C>(mu, b, means);
+    widen<C>(raw, b, scales);
+    math::posterior(f, means, scales, q);
+    if constexpr (kGeneral<F>) {
+      if (!of.raw.data) {
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) q[j].scale = {T(1), T(0), T(0), T(0)};
+      }
+      if (!with_prior) return;
+      if (of.prior_mean.data) {
+        widen<C>(general.mean, b, means);
+      } else {
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) means[j] = f.prior_mean;
+      }
+      widen<C>(general.prior_raw, b, scales);
+      math::prior(f, of.prior_raw.data, means, scales, p);
+    }
+  }
+
+  // Whether element j of chunk b counts: what is masked, or beyond the tile, is nought. Beyond a
+  // tile plain tensors were loaded as 0, and so is their KL.
+  __device__ __forceinline__ bool counts(const Gaussians& of, const Span& span, int b,
+                                         int j) const {
+    if constexpr (kGeneral<F>) {
+      const bool inside = kAccess == Access::kPatched || span.has(b * C + j);
+      return inside && (!of.mask.data || general.mask.s[b * C + j]);
+    }
+    return true;
+  }
+
+ private:
+  struct None {};
+  struct General {
+    Pack<S, N> mean, prior_raw;
+    Pack<uint8_t, N> mask;
+  };
+
+  static __device__ __forceinline__ Pack<S, N> load_step(const Space& space, const Operand& operand,
+                                                         int64_t offset, const Span& span) {
+    return cuda::load<S, kAccess, kGeneral<F>>(space, operand, offset, span);
+  }
+
+  std::conditional_t<kGeneral<F>, General, None> general{};
+};
+
+// Calls launch(access, family) with what the kernels for this way are instantiated for.
+template <typename S, typename Launch>
+cudaError_t with_kernels(const Way& way, const math::Family<double>& family, const Launch& launch) {
+  using T = arithmetic_t<S>;
+  constexpr std::integral_constant<Access, Access::kLinear> linear;
+  constexpr std::integral_constant<Access, Access::kStrided> strided;
+  constexpr std::integral_constant<Access, Access::kPatched> patched;
+  constexpr std::integral_constant<Access, Access::kScalar> scalar;
+  const math::Plain<T> plain;
+  const auto general = math::narrowed<T>(family);
+  switch (way.access) {
+    case Access::kLinear:
+      return launch(linear, plain);
+    case Access::kStrided:
+      return way.plain ? launch(strided, plain) : launch(strided, general);
+    case Access::kPatched:
+      return way.plain ? launch(patched, plain) : launch(patched, general);
+    default:
+      return launch(scalar, general);
+  }
+}
+
+}  // namespace vae_fused::cuda
