@@ -33,12 +33,14 @@ STANDARD = re.compile(r"^(c?[a-z_]+)$")  # <cmath>, <vector>: no slash, no suffi
 # What the Python modules may import of the package, and of torch beside `torch` itself. __init__
 # gathers the public names, env.py is the diagnosis: both are read before all else.
 MAY_IMPORT = {
-    "_checks": [],
+    "options": [],
+    "_checks": ["options"],
+    "_gaussian": ["options", r"torch\.nn\.functional"],
     "_ext": [],
     "_tracing": [r"torch\.fx\..*", r"torch\.utils\.checkpoint", r"torch\._functorch\.config"],
     "_version": [],
-    "reference": ["_checks"],
-    "functional": ["_checks", "_ext", "_tracing", "reference"],
+    "reference": ["_checks", "_gaussian", "options"],
+    "functional": ["_checks", "_ext", "_tracing", "options", "reference"],
     "distributions": ["_checks", "functional", "reference", r"torch\.distributions"],
     "nn": ["_checks", "distributions", "functional", r"torch\.nn"],
     "compat.__init__": [],

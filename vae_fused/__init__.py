@@ -20,10 +20,13 @@ try:
     from vae_fused.distributions import DiagonalGaussian
     from vae_fused.functional import (
         gaussian_kl,
+        gaussian_log_prob,
         reparameterize,
         reparameterize_kl,
         reparameterize_kl_moments,
+        sampled_kl,
     )
+    from vae_fused.options import Prior, Scale
 except Exception:
     # `python -m vae_fused.env` imports this file first, and prints even if torch does not load.
     if "vae_fused.env" not in sys.orig_argv:
@@ -31,12 +34,16 @@ except Exception:
 
 __all__ = [
     "DiagonalGaussian",
+    "Prior",
+    "Scale",
     "__version__",
     "functional",
     "gaussian_kl",
+    "gaussian_log_prob",
     "nn",
     "reference",
     "reparameterize",
     "reparameterize_kl",
     "reparameterize_kl_moments",
+    "sampled_kl",
 ]

@@ -1,11 +1,14 @@
 """The messages of a bad call: what the argument is, what it got, what it wants.
 
 Every public function, compiled or not, checks its arguments here, before anything is launched and
-before any generator is advanced. Shapes and dtypes that torch would broadcast or promote pass.
+before any generator is advanced. Shapes and dtypes that torch would broadcast or promote pass. No
+value of a tensor is looked at: that would wait for the GPU. A ``Scale`` and a ``Prior`` check their
+numbers when they are made, in ``options.py``.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import SupportsIndex
@@ -13,51 +16,122 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
+from vae_fused.options import PLAIN, Options, Prior, Scale, as_scale, check_number, check_positive
+
 REDUCTIONS = ("batchmean", "sum", "mean", "sample", "none")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
+LOG_2PI = math.log(2.0 * math.pi)
 
-def check_posterior(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """Check ``mu`` and ``logvar``; return them in one shape and dtype.
+
+# --------------------------------------------------------------------------------------------------
+# What is computed: tensors and options
+# --------------------------------------------------------------------------------------------------
+
+
+def check_call(
+    mu: Tensor,
+    raw: Tensor,
+    *,
+    scale: str | Scale = "logvar",
+    mu_soft_clamp: float | None = None,
+    prior: Prior | None = None,
+    mask: Tensor | None = None,
+    free_bits: float = 0.0,
+    balance: tuple[float, float] | None = None,
+    temperature: float = 1.0,
+    sample_shape: int | Sequence[int] = (),
+) -> tuple[Tensor, Tensor, Options]:
+    """Check all but reduction and noise; return mu and raw in one shape and dtype, and the rest."""
+    if (
+        scale == "logvar"
+        and mu_soft_clamp is None
+        and prior is None
+        and mask is None
+        and balance is None
+        and (type(free_bits) is float and free_bits == 0.0)
+        and (type(temperature) is float and temperature == 1.0)
+        and (type(sample_shape) is tuple and not sample_shape)
+    ):  # the usual call, which pays for these comparisons alone
+        return *check_posterior(mu, raw), PLAIN
+    scale = as_scale(scale)
+    mu, raw = check_posterior(mu, raw, scale.raw_name)
+    mu, raw, prior = _check_prior(mu, raw, prior)
+    if mask is not None:
+        _check_mask(mu, mask)
+    return mu, raw, Options(
+        scale=scale,
+        mu_soft_clamp=_check_optional("mu_soft_clamp", mu_soft_clamp),
+        prior=prior,
+        mask=mask,
+        free_bits=check_number("free_bits", free_bits, "a number of nats, at least 0", low=0.0),
+        balance=_check_balance(balance),
+        temperature=check_number("temperature", temperature, "a number of at least 0", low=0.0),
+        sample_shape=_check_sample_shape(sample_shape),
+    )  # fmt: skip
+
+
+def check_sampled(
+    z: Tensor,
+    raw: Tensor,
+    *,
+    scale: str | Scale,
+    prior: Prior | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Options]:
+    """Check the arguments of a KL from a sample, which is the linear form with c = -1."""
+    scale = as_scale(scale)
+    z, raw = check_posterior(z, raw, scale.raw_name, "z")
+    z, raw, prior = _check_prior(z, raw, prior)
+    if mask is not None:
+        _check_mask(z, mask)
+    return z, raw, Options(scale=scale, prior=prior, mask=mask, linear=-1.0)
+
+
+def check_density(
+    value: Tensor, mu: Tensor, raw: Tensor, *, scale: str | Scale, mask: Tensor | None
+) -> tuple[Tensor, Options]:
+    """Check the arguments of a log density, which is minus the linear form with c = ln 2 pi.
+
+    Its Gaussian stands where a prior stands. Returns the value in the shape of all three.
+    """
+    scale = as_scale(scale)
+    mu, raw = check_posterior(mu, raw, scale.raw_name)
+    value, mu = check_posterior(value, mu, "mu", "value")
+    value, raw = check_posterior(value, raw, scale.raw_name, "value")
+    if mask is not None:
+        _check_mask(value, mask)
+    return value, Options(prior=Prior(mu, raw, scale), mask=mask, linear=LOG_2PI)
+
+
+def check_posterior(
+    mu: Tensor, raw: Tensor, name: str = "logvar", mu_name: str = "mu"
+) -> tuple[Tensor, Tensor]:
+    """Check ``mu`` and ``raw``, called ``name``; return them in one shape and dtype.
 
     Broadcasting and promotion are torch's own operators, so autograd sums and casts the gradients
     back. Equal shapes and dtypes, the rule, pass through untouched.
     """
-    if not (isinstance(mu, Tensor) and isinstance(logvar, Tensor)):
-        name, value = ("mu", mu) if not isinstance(mu, Tensor) else ("logvar", logvar)
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-    if mu.dtype not in DTYPES or logvar.dtype not in DTYPES:
-        name, value = ("mu", mu) if mu.dtype not in DTYPES else ("logvar", logvar)
-        raise TypeError(
-            f"{name} has dtype {value.dtype}, wants float32, float64, float16 or bfloat16"
-        )
-    if mu.device != logvar.device:
-        raise RuntimeError(f"logvar is on {logvar.device}, mu on {mu.device}; want one device")
-    for name, value in (("mu", mu), ("logvar", logvar)):
-        _check_layout(name, value)
-    if mu.dtype != logvar.dtype:
-        dtype = _promoted(mu, logvar)
-        mu, logvar = mu.to(dtype), logvar.to(dtype)
-    if mu.shape != logvar.shape:
-        if any(
-            m not in (1, v) and v != 1
-            for m, v in zip(mu.shape[::-1], logvar.shape[::-1], strict=False)
-        ):
+    _check_tensor(mu_name, mu)
+    _check_tensor(name, raw)
+    _check_device(name, raw, mu, mu_name)
+    if mu.dtype != raw.dtype:
+        dtype = _promoted(mu, raw)
+        mu, raw = mu.to(dtype), raw.to(dtype)
+    if mu.shape != raw.shape:
+        sizes = zip(mu.shape[::-1], raw.shape[::-1], strict=False)
+        if any(m not in (1, r) and r != 1 for m, r in sizes):
             raise ValueError(
-                f"logvar has shape {tuple(logvar.shape)}, which does not broadcast with mu's "
+                f"{name} has shape {tuple(raw.shape)}, which does not broadcast with {mu_name}'s "
                 f"{tuple(mu.shape)}"
             )
-        mu, logvar = torch.broadcast_tensors(mu, logvar)
-    return mu, logvar
+        mu, raw = torch.broadcast_tensors(mu, raw)
+    return mu, raw
 
 
 def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
     """Check ``h`` and where it is packed; return its halves, as views, and ``dim`` from 0 on."""
-    if not isinstance(h, Tensor):
-        raise TypeError(f"h must be a Tensor, got {type(h).__name__}")
-    if h.dtype not in DTYPES:
-        raise TypeError(f"h has dtype {h.dtype}, wants float32, float64, float16 or bfloat16")
-    _check_layout("h", h)
+    _check_tensor("h", h)
     dim, ndim = _index(dim, "dim must be an int"), h.dim()
     if not -ndim <= dim < ndim:
         raise ValueError(f"dim {dim} is out of range for h of {ndim} dimensions")
@@ -67,23 +141,119 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
     return h.narrow(dim, 0, size // 2), h.narrow(dim, size // 2, size // 2), dim % ndim
 
 
-def _promoted(a: Tensor, b: Tensor) -> torch.dtype:
-    """``torch.result_type`` of two floating point tensors, which Dynamo cannot trace."""
-    if (a.dim() == 0) != (b.dim() == 0):  # a 0-d tensor does not promote one with dimensions
-        return b.dtype if a.dim() == 0 else a.dtype
-    return torch.promote_types(a.dtype, b.dtype)
+def _check_prior(
+    mu: Tensor, raw: Tensor, prior: Prior | None
+) -> tuple[Tensor, Tensor, Prior | None]:
+    """Bring the posterior's and the prior's tensors to one dtype, and the latter to its shape."""
+    if prior is None:
+        return mu, raw, None
+    if not isinstance(prior, Prior):
+        raise TypeError(f"prior must be a vf.Prior or None, got {type(prior).__name__}")
+    given = (("prior.mean", prior.mean), ("prior.raw", prior.raw))
+    tensors = [(name, value) for name, value in given if isinstance(value, Tensor)]
+    for name, value in tensors:
+        _check_tensor(name, value)
+        _check_device(name, value, mu)
+        _check_expands(name, value, mu)
+    dtype = _promoted(mu, raw, *(value for _, value in tensors))
+    mean, prior_raw = (
+        value.to(dtype).expand(mu.shape) if isinstance(value, Tensor) else value
+        for _, value in given
+    )
+    return mu.to(dtype), raw.to(dtype), Prior(mean, prior_raw, prior.scale)
 
 
-def _check_layout(name: str, value: Tensor) -> None:
+def _check_mask(mu: Tensor, mask: Tensor) -> None:
+    _check_tensor("mask", mask, (torch.bool,), "bool: True for elements that count")
+    _check_device("mask", mask, mu)
+    _check_expands("mask", mask, mu)
+
+
+def _check_optional(name: str, value: float | None) -> float | None:
+    return None if value is None else check_positive(name, value)
+
+
+def _check_balance(balance: tuple[float, float] | None) -> tuple[float, float]:
+    if balance is None:
+        return 1.0, 1.0
+    if isinstance(balance, str) or not isinstance(balance, Sequence) or len(balance) != 2:
+        raise TypeError(f"balance must be a pair (wq, wp), got {balance!r}")
+    return check_number("balance's wq", balance[0]), check_number("balance's wp", balance[1])
+
+
+def _check_sample_shape(sample_shape: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = _indices("sample_shape", sample_shape)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"sample_shape is {sizes}, wants sizes of at least 0")
+    return sizes
+
+
+# --------------------------------------------------------------------------------------------------
+# Tensors
+# --------------------------------------------------------------------------------------------------
+
+
+def _check_tensor(
+    name: str,
+    value: Tensor,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    wants: str = "float32, float64, float16 or bfloat16",
+) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name} has dtype {value.dtype}, wants {wants}")
     if value.layout != torch.strided or value.is_nested:
         layout = "nested" if value.is_nested else str(value.layout)
         raise TypeError(f"{name} has layout {layout}, wants torch.strided")
 
 
+def _check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> None:
+    if value.device != mu.device:
+        raise RuntimeError(
+            f"{name} is on {value.device}, {mu_name} on {mu.device}; want one device"
+        )
+
+
+def _check_expands(name: str, value: Tensor, mu: Tensor) -> None:
+    """One direction: a mask or a prior does not enlarge the latent."""
+    sizes = zip(value.shape[::-1], mu.shape[::-1], strict=False)
+    if value.dim() > mu.dim() or any(v not in (1, m) for v, m in sizes):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, which does not broadcast to the posterior's "
+            f"{tuple(mu.shape)}"
+        )
+
+
+def _promoted(*tensors: Tensor) -> torch.dtype:
+    """``torch.result_type`` of floating point tensors, which Dynamo cannot trace."""
+    dtypes = [t.dtype for t in tensors if t.dim() > 0]
+    dtypes = dtypes or [t.dtype for t in tensors]  # 0-d tensors do not promote those with dims
+    dtype = dtypes[0]
+    for other in dtypes[1:]:
+        dtype = torch.promote_types(dtype, other)
+    return dtype
+
+
+# --------------------------------------------------------------------------------------------------
+# Reductions, noise, points
+# --------------------------------------------------------------------------------------------------
+
+
 def check_reduction(
-    mu: Tensor, reduction: str, dim: int | Sequence[int] | None, name: str = "dim"
-) -> tuple[str, tuple[int, ...] | None]:
-    """Check ``reduction`` and ``dim``, called ``name``; return them, the dims as a tuple."""
+    mu: Tensor,
+    reduction: str,
+    dim: int | Sequence[int] | None,
+    mask: Tensor | None = None,
+    *,
+    name: str = "dim",
+    default: str = "batchmean",
+) -> tuple[str, tuple[int, ...] | None, Tensor | None]:
+    """Check ``reduction`` and ``dim``, called ``name``; return what is to be computed.
+
+    That is a reduction, or dimensions to sum, and for the mean over unmasked elements what their
+    sum is to be divided by.
+    """
     if dim is None:
         if not isinstance(reduction, str):
             raise TypeError(f"reduction must be a str, got {type(reduction).__name__}")
@@ -91,15 +261,14 @@ def check_reduction(
             raise ValueError(f"reduction is {reduction!r}, wants one of {', '.join(REDUCTIONS)}")
         if reduction == "sample" and mu.dim() == 0:
             raise ValueError('reduction="sample" keeps dimension 0, but mu is 0-d')
-        return reduction, None
-    if reduction != "batchmean":
+        if reduction == "mean" and mask is not None:
+            return "sum", None, mask.sum() * (mu.numel() // max(mask.numel(), 1))
+        return reduction, None, None
+    if reduction != default:
         raise ValueError(
             f"{name} replaces reduction: give {name}={dim!r} or reduction={reduction!r}"
         )
-    if isinstance(dim, Sequence) and not isinstance(dim, str):
-        dims = tuple(_index(d, f"{name} must hold ints") for d in dim)
-    else:
-        dims = (_index(dim, f"{name} must be an int or a sequence of ints"),)
+    dims = _indices(name, dim)
     if not dims:
         raise ValueError(f'{name} is empty: name the dimensions to sum, or use reduction="none"')
     ndim = max(mu.dim(), 1)  # as in torch, a 0-d tensor has a dimension 0 for the asking
@@ -110,7 +279,13 @@ def check_reduction(
         if d % ndim in seen:
             raise ValueError(f"{name} {d} appears twice in {dims}")
         seen.add(d % ndim)
-    return ("none", None) if mu.dim() == 0 else (reduction, dims)
+    return ("none", None, None) if mu.dim() == 0 else ("sum", dims, None)
+
+
+def _indices(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_index(v, f"{name} must hold ints") for v in value)
+    return (_index(value, f"{name} must be an int or a sequence of ints"),)
 
 
 def _index(value: SupportsIndex, wanted: str) -> int:
@@ -123,7 +298,11 @@ def _index(value: SupportsIndex, wanted: str) -> int:
 
 
 def check_noise(
-    mu: Tensor, eps: Tensor | None, generator: torch.Generator | None, key: Tensor | None
+    mu: Tensor,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    key: Tensor | None,
+    sample_shape: tuple[int, ...] = (),
 ) -> Tensor | None:
     """Check where the noise comes from; return eps, if given, in the dtype of mu."""
     given = [
@@ -135,7 +314,7 @@ def check_noise(
     if len(given) > 1:
         raise ValueError(f"give one of eps, generator and key, got {' and '.join(given)}")
     if eps is not None:
-        return _check_eps(mu, eps)
+        return _check_eps(mu, eps, sample_shape)
     if generator is not None:
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
@@ -147,29 +326,19 @@ def check_noise(
     return None
 
 
-def _check_eps(mu: Tensor, eps: Tensor) -> Tensor:
-    if not isinstance(eps, Tensor):
-        raise TypeError(f"eps must be a Tensor, got {type(eps).__name__}")
-    if eps.shape != mu.shape:
-        raise ValueError(f"eps has shape {tuple(eps.shape)}, wants z's {tuple(mu.shape)}")
-    if eps.dtype not in DTYPES:
-        raise TypeError(f"eps has dtype {eps.dtype}, wants a floating point dtype as mu's")
-    _check_layout("eps", eps)
-    if eps.device != mu.device:
-        raise RuntimeError(f"eps is on {eps.device}, mu on {mu.device}; want one device")
+def _check_eps(mu: Tensor, eps: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
+    _check_tensor("eps", eps)
+    if eps.shape != (shape := (*sample_shape, *mu.shape)):
+        raise ValueError(f"eps has shape {tuple(eps.shape)}, wants z's {shape}")
+    _check_device("eps", eps, mu)
     return eps if eps.dtype == mu.dtype else eps.to(mu.dtype)
 
 
 def _check_key(mu: Tensor, key: Tensor) -> None:
-    if not isinstance(key, Tensor):
-        raise TypeError(f"key must be a Tensor (seed, offset), got {type(key).__name__}")
-    _check_layout("key", key)
-    if key.dtype not in (torch.uint64, torch.int64):
-        raise TypeError(f"key has dtype {key.dtype}, wants uint64 or int64")
+    _check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64: (seed, offset)")
     if tuple(key.shape) != (2,):
         raise ValueError(f"key has shape {tuple(key.shape)}, wants (2,): (seed, offset)")
-    if key.device != mu.device:
-        raise RuntimeError(f"key is on {key.device}, mu on {mu.device}; want one device")
+    _check_device("key", key, mu)
 
 
 def check_value(value: Tensor, shape: Sequence[int]) -> None:

@@ -249,7 +249,7 @@ class DiagonalGaussian(Normal):
             reduction: As in :func:`vae_fused.gaussian_kl`.
         """
         nll = -self.log_prob(value)
-        reduction, dims = check_reduction(nll, reduction, dim)
+        reduction, dims, _ = check_reduction(nll, reduction, dim)
         return _reduce(nll, reduction, dims)
 
     def cdf(self, value: Tensor) -> Tensor:

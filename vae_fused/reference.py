@@ -3,44 +3,69 @@
 Same signatures, checks, dtypes and shapes as the compiled functions, on any device, differentiable
 to any order in reverse mode. Without a key the noise is ``torch.randn``'s, bit for bit what eager
 code draws; with one it is the stateless Philox stream, computed here in integer tensors.
+
+A public function checks its call; :func:`sample` and :func:`divergence` compute a checked one, and
+``vae_fused.functional`` falls back to these two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vae_fused._checks import check_moments, check_noise, check_posterior, check_reduction
+from vae_fused import _gaussian
+from vae_fused._checks import (
+    check_call,
+    check_density,
+    check_moments,
+    check_noise,
+    check_reduction,
+    check_sampled,
+)
+from vae_fused._gaussian import Gaussian, soft_clamped, weighted
+from vae_fused.options import Options, Prior, Scale, as_scale
 
 __all__ = [
     "gaussian_kl",
+    "gaussian_log_prob",
     "normal",
     "reparameterize",
     "reparameterize_kl",
     "reparameterize_kl_moments",
+    "sampled_kl",
 ]
 
 
 def reparameterize_kl(
     mu: Tensor,
-    logvar: Tensor,
+    raw: Tensor,
     /,
     *,
+    scale: str | Scale = "logvar",
+    mu_soft_clamp: float | None = None,
+    prior: Prior | None = None,
     reduction: str = "batchmean",
     dim: int | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    free_bits: float = 0.0,
+    balance: tuple[float, float] | None = None,
+    temperature: float = 1.0,
+    sample_shape: int | Sequence[int] = (),
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`vae_fused.reparameterize_kl` in plain PyTorch: same arguments, results and errors."""
-    mu, logvar = check_posterior(mu, logvar)
-    reduction, dims = check_reduction(mu, reduction, dim)
-    eps = check_noise(mu, eps, generator, key)
-    z = _sample(mu, logvar, _noise(mu, eps, generator, key))
-    return z, _reduce(_kl(mu, logvar), reduction, dims)
+    mu, raw, options = check_call(
+        mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, prior=prior, mask=mask,
+        free_bits=free_bits, balance=balance, temperature=temperature, sample_shape=sample_shape,
+    )  # fmt: skip
+    eps = check_noise(mu, eps, generator, key, options.sample_shape)
+    reduced = check_reduction(mu, reduction, dim, mask)
+    z = sample(mu, raw, options, eps, generator, key)
+    return z, divergence(mu, raw, options, *reduced)
 
 
 def reparameterize_kl_moments(
@@ -48,94 +73,179 @@ def reparameterize_kl_moments(
     /,
     *,
     dim: int = 1,
+    scale: str | Scale = "logvar",
+    mu_soft_clamp: float | None = None,
+    prior: Prior | None = None,
     reduction: str = "batchmean",
     kl_dim: int | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    free_bits: float = 0.0,
+    balance: tuple[float, float] | None = None,
+    temperature: float = 1.0,
+    sample_shape: int | Sequence[int] = (),
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`vae_fused.reparameterize_kl_moments` in plain PyTorch: same results and errors."""
-    mu, logvar, _ = check_moments(h, dim)
-    reduction, dims = check_reduction(mu, reduction, kl_dim, "kl_dim")
-    eps = check_noise(mu, eps, generator, key)
-    z = _sample(mu, logvar, _noise(mu, eps, generator, key))
-    return z, _reduce(_kl(mu, logvar), reduction, dims)
+    mu, raw, _ = check_moments(h, dim)
+    mu, raw, options = check_call(
+        mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, prior=prior, mask=mask,
+        free_bits=free_bits, balance=balance, temperature=temperature, sample_shape=sample_shape,
+    )  # fmt: skip
+    eps = check_noise(mu, eps, generator, key, options.sample_shape)
+    reduced = check_reduction(mu, reduction, kl_dim, mask, name="kl_dim")
+    z = sample(mu, raw, options, eps, generator, key)
+    return z, divergence(mu, raw, options, *reduced)
 
 
 def reparameterize(
     mu: Tensor,
-    logvar: Tensor,
+    raw: Tensor,
     /,
     *,
+    scale: str | Scale = "logvar",
+    mu_soft_clamp: float | None = None,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    sample_shape: int | Sequence[int] = (),
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     key: Tensor | None = None,
 ) -> Tensor:
     """:func:`vae_fused.reparameterize` in plain PyTorch: same arguments, results and errors."""
-    mu, logvar = check_posterior(mu, logvar)
-    eps = check_noise(mu, eps, generator, key)
-    return _sample(mu, logvar, _noise(mu, eps, generator, key))
+    mu, raw, options = check_call(
+        mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, mask=mask,
+        temperature=temperature, sample_shape=sample_shape,
+    )  # fmt: skip
+    eps = check_noise(mu, eps, generator, key, options.sample_shape)
+    return sample(mu, raw, options, eps, generator, key)
 
 
 def gaussian_kl(
     mu: Tensor,
-    logvar: Tensor,
+    raw: Tensor,
     /,
     *,
+    scale: str | Scale = "logvar",
+    mu_soft_clamp: float | None = None,
+    prior: Prior | None = None,
     reduction: str = "batchmean",
     dim: int | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    free_bits: float = 0.0,
+    balance: tuple[float, float] | None = None,
 ) -> Tensor:
     """:func:`vae_fused.gaussian_kl` in plain PyTorch: same arguments, results and errors."""
-    mu, logvar = check_posterior(mu, logvar)
-    reduction, dims = check_reduction(mu, reduction, dim)
-    return _reduce(_kl(mu, logvar), reduction, dims)
+    mu, raw, options = check_call(
+        mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, prior=prior, mask=mask,
+        free_bits=free_bits, balance=balance,
+    )  # fmt: skip
+    return divergence(mu, raw, options, *check_reduction(mu, reduction, dim, mask))
+
+
+def gaussian_log_prob(
+    value: Tensor,
+    mu: Tensor,
+    raw: Tensor,
+    /,
+    *,
+    scale: str | Scale = "logvar",
+    reduction: str = "none",
+    dim: int | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """:func:`vae_fused.gaussian_log_prob` in plain PyTorch: same arguments, results and errors."""
+    value, options = check_density(value, mu, raw, scale=scale, mask=mask)
+    reduced = check_reduction(value, reduction, dim, mask, default="none")
+    return -divergence(value, None, options, *reduced)
+
+
+def sampled_kl(
+    z: Tensor,
+    raw: Tensor,
+    /,
+    *,
+    scale: str | Scale = "logvar",
+    prior: Prior | None = None,
+    reduction: str = "batchmean",
+    dim: int | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """:func:`vae_fused.sampled_kl` in plain PyTorch: same arguments, results and errors."""
+    z, raw, options = check_sampled(z, raw, scale=scale, prior=prior, mask=mask)
+    return divergence(z, raw, options, *check_reduction(z, reduction, dim, mask))
 
 
 # --------------------------------------------------------------------------------------------------
-# Sample and KL (csrc/math/gaussian.h has the derivations)
+# What a checked call computes
 # --------------------------------------------------------------------------------------------------
+
+
+def sample(
+    mu: Tensor,
+    raw: Tensor,
+    options: Options,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    key: Tensor | None,
+) -> Tensor:
+    """``z = mu + T sigma eps``, in the dtype of mu."""
+    q = _posterior(mu, raw, options)
+    noise = _noise(mu, options.sample_shape, eps, generator, key)
+    noise = _widen(_unmasked(noise, options.mask))
+    sigma = q.sigma if options.temperature == 1.0 else options.temperature * q.sigma
+    return _unmasked(q.mean + sigma * noise, options.mask).to(mu.dtype)
+
+
+def divergence(
+    mu: Tensor,
+    raw: Tensor | None,
+    options: Options,
+    reduction: str,
+    dims: tuple[int, ...] | None,
+    count: Tensor | None,
+) -> Tensor:
+    """The KL or its linear form; reduced, then divided by ``count``. Without ``raw`` sigma is 1."""
+    to_q, to_p = options.balance
+    q, p = _posterior(mu, raw, options, to_q), _prior(mu, options, to_p)
+    if options.linear is not None:
+        elements = _gaussian.linear(q, p, options.linear)
+    else:
+        elements = _gaussian.kl(q, p)
+    if options.free_bits > 0.0:
+        elements = elements.clamp(min=options.free_bits)
+    total = _reduce(_unmasked(elements, options.mask), reduction, dims)
+    return total if count is None else total / count
+
+
+def _posterior(mu: Tensor, raw: Tensor | None, options: Options, weight: float = 1.0) -> Gaussian:
+    given = (mu, 0.0 if raw is None else raw)
+    mean, raw = (_prepared(value, mu, options.mask, weight) for value in given)
+    return Gaussian(soft_clamped(mean, options.mu_soft_clamp), raw, options.scale)
+
+
+def _prior(mu: Tensor, options: Options, weight: float) -> Gaussian | None:
+    if (prior := options.prior) is None:
+        return None
+    mean, raw = (_prepared(v, mu, options.mask, weight) for v in (prior.mean, prior.raw))
+    return Gaussian(mean, raw, as_scale(prior.scale))
+
+
+def _prepared(value: Tensor | float, mu: Tensor, mask: Tensor | None, weight: float) -> Tensor:
+    """In the dtype of the arithmetic, without masked garbage, and with the gradient weighted."""
+    tensor = value if isinstance(value, Tensor) else mu.new_full((), value)
+    return weighted(_widen(_unmasked(tensor, mask)), weight)
+
+
+def _unmasked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """0 for masked elements: of results, and of inputs, as the gradients of garbage may be NaN."""
+    return x if mask is None else torch.where(mask, x, 0.0)
 
 
 def _widen(x: Tensor) -> Tensor:
     """16-bit types compute in float32."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _sample(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
-    return (_widen(mu) + torch.exp(0.5 * _widen(logvar)) * _widen(eps)).to(mu.dtype)
-
-
-def _kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    mu, logvar = _widen(mu), _widen(logvar)
-    excess: Tensor = _Excess.apply(logvar)  # type: ignore[no-untyped-call]
-    return 0.5 * (mu * mu + excess)
-
-
-class _Excess(torch.autograd.Function):
-    """g(x) = e^x - 1 - x, never negative, with g'(x) = e^x - 1."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        # The series sum x^(n+2) / (n+2)! to the term below 2^-53 at |x| = 1.
-        series = torch.zeros_like(x)
-        for n in range(19, 1, -1):
-            series = 1.0 + series * x / (n + 1)
-        series = 0.5 * x * x * series
-        # Subtracting min(x, 64): inf at x = inf, where inf - inf would be nan; else no difference.
-        direct = torch.expm1(x) - x.clamp(max=64.0)
-        return torch.where(x.abs() <= 1.0, series, direct)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        result: Tensor = grad * torch.expm1(x)
-        return result
 
 
 def _reduce(kl: Tensor, reduction: str, dims: tuple[int, ...] | None) -> Tensor:
@@ -158,16 +268,21 @@ def _reduce(kl: Tensor, reduction: str, dims: tuple[int, ...] | None) -> Tensor:
 
 
 def _noise(
-    mu: Tensor, eps: Tensor | None, generator: torch.Generator | None, key: Tensor | None
+    mu: Tensor,
+    sample_shape: tuple[int, ...],
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    key: Tensor | None,
 ) -> Tensor:
     if eps is not None:
         return eps
+    shape = (*sample_shape, *mu.shape)
     if key is not None:
-        return normal(key, mu.shape, dtype=torch.promote_types(mu.dtype, torch.float32))
+        return normal(key, shape, dtype=torch.promote_types(mu.dtype, torch.float32))
     # torch 2.13 cannot trace randn of a symbolic shape once it is given a generator, were it None.
     if generator is None:
-        return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device)
-    return torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+        return torch.randn(shape, dtype=mu.dtype, device=mu.device)
+    return torch.randn(shape, generator=generator, dtype=mu.dtype, device=mu.device)
 
 
 def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,0 +1,213 @@
+"""The formulas of ``csrc/math/gaussian.h``, which derives them, in plain PyTorch.
+
+Elementwise, in the dtype of what comes in, and differentiable to any order. Where autograd would
+differentiate a formula with less accuracy than the formula has, the derivative is written out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from vae_fused.options import Scale
+
+
+def _apply(function: Any, *inputs: Tensor | float) -> Tensor:
+    """An autograd function of this file; torch leaves ``apply`` untyped."""
+    result: Tensor = function.apply(*inputs)
+    return result
+
+
+# --------------------------------------------------------------------------------------------------
+# Scale: raw -> sigma and ln sigma^2
+# --------------------------------------------------------------------------------------------------
+
+
+def _log_softplus(u: Tensor) -> Tensor:
+    """The logarithm of ln(1 + e^u): to rounding u below -37, before that underflows."""
+    return torch.where(u < -37.0, u, torch.log(-logsigmoid(-u.clamp(min=-37.0))))
+
+
+# By kind: sigma_0 of x and beta, and the logarithm of its square.
+_SIGMA: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logvar": lambda x, _: torch.exp(0.5 * x),
+    "logstd": lambda x, _: torch.exp(x),
+    "std": lambda x, _: torch.where(x < 0.0, math.nan, x),
+    "var": lambda x, _: torch.sqrt(x),
+    "softplus": lambda x, beta: -logsigmoid(-beta * x) / beta,
+    "sigmoid2": lambda x, _: 2.0 * torch.sigmoid(0.5 * x),
+}
+_LOG_VARIANCE: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logvar": lambda x, _: x,
+    "logstd": lambda x, _: 2.0 * x,
+    "std": lambda x, _: 2.0 * torch.log(x),
+    "var": lambda x, _: torch.log(x),
+    "softplus": lambda x, beta: 2.0 * (_log_softplus(beta * x) - math.log(beta)),
+    "sigmoid2": lambda x, _: 2.0 * (logsigmoid(0.5 * x) + math.log(2.0)),
+}
+
+
+class Gaussian:
+    """A mean and a raw scale, and the sigma that ``scale`` reads from it."""
+
+    def __init__(self, mean: Tensor, raw: Tensor, scale: Scale) -> None:
+        self.mean, self.scale = mean, scale
+        x = raw if scale.clamp is None else raw.clamp(*scale.clamp)
+        x = soft_clamped(x, scale.soft_clamp)
+        unit = scale.gain == 1.0 and scale.shift == 0.0
+        self.x = x if unit else scale.gain * x + scale.shift
+
+    @property
+    def sigma(self) -> Tensor:
+        scale = self.scale
+        sigma = _SIGMA[scale.kind](self.x, scale.beta)
+        if scale.var_floor > 0.0:  # of the square of sigma, which would overflow before
+            sigma = torch.hypot(sigma, sigma.new_full((), math.sqrt(scale.var_floor)))
+        return sigma + scale.std_floor if scale.std_floor > 0.0 else sigma
+
+    @property
+    def log_variance(self) -> Tensor:
+        """The logarithm of sigma^2: finite where sigma itself under- or overflows."""
+        if self.has_floor:
+            return 2.0 * torch.log(self.sigma)
+        return _LOG_VARIANCE[self.scale.kind](self.x, self.scale.beta)
+
+    @property
+    def has_floor(self) -> bool:
+        return self.scale.var_floor > 0.0 or self.scale.std_floor > 0.0
+
+    @property
+    def is_exponential(self) -> bool:
+        """Whether sigma comes from its logarithm, not the reverse."""
+        return self.scale.kind in ("logvar", "logstd") and not self.has_floor
+
+
+def soft_clamped(x: Tensor, bound: float | None) -> Tensor:
+    """``c tanh(x / c)``, c being the bound."""
+    return x if bound is None else _apply(_SoftClamp, x, bound)
+
+
+class _SoftClamp(torch.autograd.Function):
+    """The derivative of the tanh, 1 - tanh^2, cancels: sech^2 = 4 s / (1 + s)^2, s = e^-2|x/c|."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, bound: float) -> Tensor:
+        return bound * torch.tanh(x / bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        x, ctx.bound = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        s = torch.exp(-2.0 * (x / ctx.bound).abs())
+        return grad * (4.0 * s / (1.0 + s) ** 2), None
+
+
+# --------------------------------------------------------------------------------------------------
+# KL and its linear form; without p, against N(0, 1)
+# --------------------------------------------------------------------------------------------------
+
+
+def kl(q: Gaussian, p: Gaussian | None) -> Tensor:
+    """``1/2 (d^2 + g(x))``, in nats: two terms that are never negative."""
+    d, x = _relative(q, p)
+    return 0.5 * (d * d + _apply(_Excess, x, _growth(x, q, p)))
+
+
+def linear(q: Gaussian, p: Gaussian | None, constant: float) -> Tensor:
+    """``1/2 (d^2 + c - x)``, which is linear in x: a KL from a sample, a log density."""
+    d, x = _relative(q, p)
+    return 0.5 * (d * d + constant - x)
+
+
+def weighted(x: Tensor, weight: float) -> Tensor:
+    """x, but its gradient times a weight."""
+    return x if weight == 1.0 else _apply(_Weighted, x, weight)
+
+
+def _relative(q: Gaussian, p: Gaussian | None) -> tuple[Tensor, Tensor]:
+    """``d = (mu - m) / tau`` and ``x = ln sigma^2 - ln tau^2``."""
+    if p is None:
+        return q.mean, q.log_variance
+    return (q.mean - p.mean) / p.sigma, q.log_variance - p.log_variance
+
+
+def _growth(x: Tensor, q: Gaussian, p: Gaussian | None) -> Tensor:
+    """e^x - 1 as :class:`_Excess` takes it: right for |x| > 1, and a value without gradient.
+
+    Where x comes from a sigma, e^x would magnify the rounding of the logarithm: there it is r^2 - 1
+    with r = sigma / tau. But where both of these under- or overflow, only x can tell.
+    """
+    growth = torch.expm1(x.detach())
+    if q.is_exponential and (p is None or p.is_exponential):
+        return growth
+    ratio = (q.sigma if p is None else q.sigma / p.sigma).detach()
+    return torch.where(ratio.isnan(), growth, ratio * ratio - 1.0)
+
+
+class _Excess(torch.autograd.Function):
+    """g(x) = e^x - 1 - x, never negative, with g'(x) = h(x)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, growth: Tensor) -> Tensor:
+        # The series sum x^(n+2) / (n+2)! to the term below 2^-53 at |x| = 1.
+        series = torch.zeros_like(x)
+        for n in range(19, 1, -1):
+            series = 1.0 + series * x / (n + 1)
+        series = 0.5 * x * x * series
+        # Subtracting min(x, 64): inf at x = inf, where inf - inf would be nan; else no difference.
+        return torch.where(x.abs() <= 1.0, series, growth - x.clamp(max=64.0))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * _apply(_Growth, *ctx.saved_tensors), None
+
+
+class _Growth(torch.autograd.Function):
+    """h(x) = e^x - 1, with h'(x) = 1 + h(x)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, growth: Tensor) -> Tensor:
+        return torch.where(x.abs() <= 1.0, torch.expm1(x), growth)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * (1.0 + _apply(_Growth, *ctx.saved_tensors)), None
+
+
+class _Weighted(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: float) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        _, ctx.weight = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.weight, None
