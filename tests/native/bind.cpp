@@ -5,6 +5,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
+#include <limits>
+#include <map>
 #include <optional>
 #include <stdexcept>
 
@@ -83,17 +86,27 @@ DType dtype_of(const py::array& array) {
   throw std::invalid_argument("dtype must be float32, float64, float16 or uint16 (bfloat16)");
 }
 
-Array view(const MaybeArray& array, const py::array& like) {
+// The mask's dtype is its own; z, eps and their gradients may have a dimension of samples in front.
+Array view(const MaybeArray& array, const py::array& like, bool any_dtype = false) {
   if (!array) return {};
-  if (!array->dtype().is(like.dtype()) || array->ndim() != like.ndim()) {
+  const py::ssize_t before = array->ndim() - like.ndim();
+  if ((!any_dtype && !array->dtype().is(like.dtype())) || before < 0 || before > 1) {
     throw std::invalid_argument("arrays of a call have one dtype and one number of dimensions");
   }
   Array result{const_cast<void*>(array->data()), {}};
-  for (int d = 0; d < array->ndim(); ++d) {
-    if (array->shape(d) != like.shape(d)) throw std::invalid_argument("shapes differ");
-    result.strides.push_back(array->strides(d) / array->itemsize());
+  for (py::ssize_t d = 0; d < like.ndim(); ++d) {
+    if (array->shape(before + d) != like.shape(d)) throw std::invalid_argument("shapes differ");
+    result.strides.push_back(array->strides(before + d) / array->itemsize());
   }
   return result;
+}
+
+int64_t samples_of(const MaybeArray& array, const py::array& mu) {
+  return array && array->ndim() > mu.ndim() ? array->shape(0) : 1;
+}
+
+void set_step(vae_fused::Sampled& operand, const MaybeArray& array, const py::array& mu) {
+  if (samples_of(array, mu) > 1) operand.step = array->strides(0) / array->itemsize();
 }
 
 template <typename T>
@@ -160,52 +173,139 @@ py::dict space_of(const py::array& mu, const std::vector<int>& dims) {
                   "tiles_per_row"_a = space.tiles_per_row);
 }
 
-void forward(const std::string& device, const py::array& mu, const py::array& logvar,
+// A math::Family from its fields by name; those of the scales in dictionaries of their own.
+void read(const py::dict& fields, const char* name, double& value) {
+  if (fields.contains(name)) value = fields[name].cast<double>();
+}
+
+vae_fused::math::ScaleOptions<double> scale_options(const py::dict& fields) {
+  using vae_fused::math::ScaleBase;
+  static const std::map<std::string, ScaleBase> kBases = {{"exp", ScaleBase::kExp},
+                                                          {"identity", ScaleBase::kIdentity},
+                                                          {"sqrt", ScaleBase::kSqrt},
+                                                          {"softplus", ScaleBase::kSoftplus},
+                                                          {"sigmoid", ScaleBase::kSigmoid}};
+  vae_fused::math::ScaleOptions<double> o;
+  if (fields.contains("base")) o.base = kBases.at(fields["base"].cast<std::string>());
+  read(fields, "gain", o.gain);
+  read(fields, "shift", o.shift);
+  read(fields, "low", o.low);
+  read(fields, "high", o.high);
+  read(fields, "soft_clamp", o.soft_clamp);
+  read(fields, "unit", o.unit);
+  read(fields, "var_floor", o.var_floor);
+  read(fields, "std_floor", o.std_floor);
+  o.per_soft_clamp = o.soft_clamp > 0 ? 1 / o.soft_clamp : 0;
+  o.log_unit_squared = 2 * std::log(o.unit);
+  return o;
+}
+
+vae_fused::math::Family<double> family_of(const py::dict& fields) {
+  vae_fused::math::Family<double> f;
+  if (fields.contains("posterior")) f.posterior = scale_options(fields["posterior"]);
+  if (fields.contains("prior")) f.prior = scale_options(fields["prior"]);
+  read(fields, "mu_soft_clamp", f.mu_soft_clamp);
+  f.per_mu_soft_clamp = f.mu_soft_clamp > 0 ? 1 / f.mu_soft_clamp : 0;
+  read(fields, "prior_mean", f.prior_mean);
+  read(fields, "prior_x", f.prior_x);
+  f.prior_precision = std::exp(-0.5 * f.prior_x);
+  read(fields, "temperature", f.temperature);
+  read(fields, "free_bits", f.free_bits);
+  read(fields, "to_posterior", f.to_posterior);
+  read(fields, "to_prior", f.to_prior);
+  read(fields, "constant", f.constant);
+  f.linear = fields.contains("linear");
+  if (f.linear) f.free_bits = -std::numeric_limits<double>::infinity();
+  return f;
+}
+
+// The tensors of the general family beside mu and raw.
+struct Others {
+  MaybeArray prior_mean, prior_raw, mask;
+  py::dict family;
+
+  bool plain() const { return !prior_mean && !prior_raw && !mask && family.size() == 0; }
+};
+
+void forward(const std::string& device, const py::array& mu, const MaybeArray& raw,
              const std::vector<int>& dims, const MaybeArray& eps, const MaybeArray& z,
              const MaybeArray& kl, const MaybeArray& partials, const MaybeArray& key_out,
              std::pair<uint64_t, uint64_t> key, const MaybeArray& key_pointers, uint32_t shift,
-             double kl_scale, const Stream* stream) {
+             double kl_scale, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
+             const MaybeArray& mask, const py::dict& family, const Stream* stream) {
   vae_fused::ForwardParams params;
   params.dtype = dtype_of(mu);
   params.key = make_key(key, key_pointers, shift);
   params.kl_scale = kl_scale;
-  const Array arrays[] = {view(mu, mu), view(logvar, mu), view(eps, mu), view(z, mu)};
+  params.of.samples = samples_of(z, mu);
+  params.of.plain = Others{prior_mean, prior_raw, mask, family}.plain() && params.of.samples == 1;
+  params.of.family = family_of(family);
+  const Array arrays[] = {view(mu, mu),        view(raw, mu),        view(eps, mu),
+                          view(z, mu),         view(prior_mean, mu), view(prior_raw, mu),
+                          view(mask, mu, true)};
   const Shape shape(mu, dims);
   params.space = make_space(shape.sizes, shape.summed,
-                            {{&arrays[0], &params.mu},
-                             {&arrays[1], &params.logvar},
+                            {{&arrays[0], &params.of.mu},
+                             {&arrays[1], &params.of.raw},
                              {&arrays[2], &params.eps},
-                             {&arrays[3], &params.z}});
+                             {&arrays[3], &params.z},
+                             {&arrays[4], &params.of.prior_mean},
+                             {&arrays[5], &params.of.prior_raw},
+                             {&arrays[6], &params.of.mask}});
+  set_step(params.eps, eps, mu);
+  set_step(params.z, z, mu);
   params.kl = pointer<void>(kl);
   if (params.space.tiles_per_row > 1) params.partials = pointer<double>(partials);
   params.key_out = pointer<uint64_t>(key_out);
   call(device, params, &vae_fused::cpu::forward, kCudaForward, stream);
 }
 
-void backward(const std::string& device, const py::array& mu, const py::array& logvar,
+void backward(const std::string& device, const py::array& mu, const MaybeArray& raw,
               const std::vector<int>& dims, const MaybeArray& eps, const MaybeArray& grad_z,
               const MaybeArray& grad_kl, int64_t grad_kl_stride, const MaybeArray& grad_mu,
-              const MaybeArray& grad_logvar, const MaybeArray& grad_eps,
+              const MaybeArray& grad_raw, const MaybeArray& grad_eps,
               std::pair<uint64_t, uint64_t> key, const MaybeArray& key_pointers, uint32_t shift,
-              double kl_scale, const Stream* stream) {
+              double kl_scale, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
+              const MaybeArray& mask, const MaybeArray& grad_prior_mean,
+              const MaybeArray& grad_prior_raw, const py::dict& family, const Stream* stream) {
   vae_fused::BackwardParams params;
   params.dtype = dtype_of(mu);
   params.key = make_key(key, key_pointers, shift);
   params.kl_scale = kl_scale;
   params.grad_kl = pointer<void>(grad_kl);
   params.grad_kl_stride = grad_kl_stride;
-  const Array arrays[] = {view(mu, mu),      view(logvar, mu),  view(eps, mu),
-                          view(grad_z, mu),  view(grad_mu, mu), view(grad_logvar, mu),
-                          view(grad_eps, mu)};
+  params.of.samples = samples_of(grad_z, mu);
+  params.of.plain = Others{prior_mean, prior_raw, mask, family}.plain() && params.of.samples == 1;
+  params.of.family = family_of(family);
+  const Array arrays[] = {view(mu, mu),
+                          view(raw, mu),
+                          view(eps, mu),
+                          view(grad_z, mu),
+                          view(grad_mu, mu),
+                          view(grad_raw, mu),
+                          view(grad_eps, mu),
+                          view(prior_mean, mu),
+                          view(prior_raw, mu),
+                          view(mask, mu, true),
+                          view(grad_prior_mean, mu),
+                          view(grad_prior_raw, mu)};
   const Shape shape(mu, dims);
   params.space = make_space(shape.sizes, shape.summed,
-                            {{&arrays[0], &params.mu},
-                             {&arrays[1], &params.logvar},
+                            {{&arrays[0], &params.of.mu},
+                             {&arrays[1], &params.of.raw},
                              {&arrays[2], &params.eps},
                              {&arrays[3], &params.grad_z},
                              {&arrays[4], &params.grad_mu},
-                             {&arrays[5], &params.grad_logvar},
-                             {&arrays[6], &params.grad_eps}});
+                             {&arrays[5], &params.grad_raw},
+                             {&arrays[6], &params.grad_eps},
+                             {&arrays[7], &params.of.prior_mean},
+                             {&arrays[8], &params.of.prior_raw},
+                             {&arrays[9], &params.of.mask},
+                             {&arrays[10], &params.grad_prior_mean},
+                             {&arrays[11], &params.grad_prior_raw}});
+  set_step(params.eps, eps, mu);
+  set_step(params.grad_z, grad_z, mu);
+  set_step(params.grad_eps, grad_eps, mu);
   call(device, params, &vae_fused::cpu::backward, kCudaBackward, stream);
 }
 
@@ -311,13 +411,18 @@ PYBIND11_MODULE(_native, m) {
   m.attr("has_cuda_kernels") = kCudaForward != nullptr;
   m.def("space", &space_of, "mu"_a, "dims"_a);
   m.def("divide", [](int64_t n, int64_t d) { return n / vae_fused::divisor(d); });
-  m.def("forward", &forward, "device"_a, "mu"_a, "logvar"_a, py::kw_only(), "dims"_a,
+  m.def("forward", &forward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "z"_a = py::none(), "kl"_a = py::none(), "partials"_a = py::none(),
         "key_out"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),
-        "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0, "stream"_a = nullptr);
-  m.def("backward", &backward, "device"_a, "mu"_a, "logvar"_a, py::kw_only(), "dims"_a,
+        "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
+        "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
+        "family"_a = py::dict(), "stream"_a = nullptr);
+  m.def("backward", &backward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "grad_z"_a = py::none(), "grad_kl"_a = py::none(),
-        "grad_kl_stride"_a = 1, "grad_mu"_a = py::none(), "grad_logvar"_a = py::none(),
+        "grad_kl_stride"_a = 1, "grad_mu"_a = py::none(), "grad_raw"_a = py::none(),
         "grad_eps"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),
-        "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0, "stream"_a = nullptr);
+        "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
+        "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
+        "grad_prior_mean"_a = py::none(), "grad_prior_raw"_a = py::none(), "family"_a = py::dict(),
+        "stream"_a = nullptr);
 }

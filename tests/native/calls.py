@@ -35,7 +35,7 @@ class Call:
     kl: np.ndarray | None = None
     key: np.ndarray | None = None
     grad_mu: np.ndarray | None = None
-    grad_logvar: np.ndarray | None = None
+    grad_raw: np.ndarray | None = None
     grad_eps: np.ndarray | None = None
     keeps: tuple[Any, ...] = ()
 
@@ -44,7 +44,7 @@ def forward(
     native: ModuleType,
     device: str,
     mu: np.ndarray,
-    logvar: np.ndarray,
+    raw: np.ndarray,
     *,
     dims: tuple[int, ...],
     sample: bool = True,
@@ -59,9 +59,9 @@ def forward(
         key=np.zeros(2, np.uint64),
     )
     partials = np.full(space["tiles"], np.nan)
-    call.keeps = (mu, logvar, eps, partials, options)
+    call.keeps = (mu, raw, eps, partials, options)
     native.forward(
-        device, mu, logvar, dims=dims, eps=eps, z=call.z, kl=call.kl, partials=partials,
+        device, mu, raw, dims=dims, eps=eps, z=call.z, kl=call.kl, partials=partials,
         key_out=call.key, **options,
     )  # fmt: skip
     return call
@@ -71,7 +71,7 @@ def backward(
     native: ModuleType,
     device: str,
     mu: np.ndarray,
-    logvar: np.ndarray,
+    raw: np.ndarray,
     *,
     dims: tuple[int, ...],
     grad_z: np.ndarray | None = None,
@@ -81,14 +81,14 @@ def backward(
 ) -> Call:
     call = Call(
         grad_mu=empty_like(mu),
-        grad_logvar=empty_like(logvar),
+        grad_raw=empty_like(raw),
         grad_eps=None if eps is None else empty_like(eps),
-        keeps=(mu, logvar, eps, grad_z, grad_kl, options),
+        keeps=(mu, raw, eps, grad_z, grad_kl, options),
     )
     stride = 0 if grad_kl is not None and grad_kl.size == 1 else 1
     native.backward(
-        device, mu, logvar, dims=dims, eps=eps, grad_z=grad_z, grad_kl=grad_kl,
-        grad_kl_stride=stride, grad_mu=call.grad_mu, grad_logvar=call.grad_logvar,
+        device, mu, raw, dims=dims, eps=eps, grad_z=grad_z, grad_kl=grad_kl,
+        grad_kl_stride=stride, grad_mu=call.grad_mu, grad_raw=call.grad_raw,
         grad_eps=call.grad_eps, **options,
     )  # fmt: skip
     return call

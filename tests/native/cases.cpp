@@ -234,8 +234,8 @@ void forward(DType dtype, const Class& c, const Options& options) {
     p.key = key_for_test();
     p.kl_scale = 0.25;
     p.space = space = make_space(c.sizes, c.summed,
-                                 {{&mu.array, &p.mu},
-                                  {&logvar.array, &p.logvar},
+                                 {{&mu.array, &p.of.mu},
+                                  {&logvar.array, &p.of.raw},
                                   {options.eps ? &eps.array : &absent, &p.eps},
                                   {options.sample ? &z[device].array : &absent, &p.z}});
     kl[device].reset(new T[space.rows + shift]);
@@ -276,12 +276,12 @@ void backward(DType dtype, const Class& c, const Options& options) {
       p.key = key_for_test();
       p.kl_scale = 0.25;
       p.space = make_space(c.sizes, c.summed,
-                           {{&mu.array, &p.mu},
-                            {&logvar.array, &p.logvar},
+                           {{&mu.array, &p.of.mu},
+                            {&logvar.array, &p.of.raw},
                             {options.eps ? &eps.array : &absent, &p.eps},
                             {options.sample ? &grad_z.array : &absent, &p.grad_z},
                             {&grad_mu[device].array, &p.grad_mu},
-                            {&grad_logvar[device].array, &p.grad_logvar},
+                            {&grad_logvar[device].array, &p.grad_raw},
                             {options.eps ? &grad_eps[device].array : &absent, &p.grad_eps}});
       const int64_t values = stride ? p.space.rows : 1;
       const int64_t shift = c.layout == Class::kShiftedRows;

@@ -10,9 +10,9 @@ namespace math = vae_fused::math;
 #define EACH(T)                                                                           \
   void scale(const T* x, T* out, int64_t n) {                                             \
     for (int64_t i = 0; i < n; ++i) {                                                     \
-      const auto both = math::scale_of(x[i]);                                             \
-      out[2 * i] = both.sigma;                                                            \
-      out[2 * i + 1] = both.variance;                                                     \
+      const auto both = math::exponentials(x[i]);                                         \
+      out[2 * i] = both.e;                                                                \
+      out[2 * i + 1] = both.square;                                                       \
     }                                                                                     \
   }                                                                                       \
   void log(const T* x, T* out, int64_t n) {                                               \
@@ -20,7 +20,7 @@ namespace math = vae_fused::math;
   }                                                                                       \
   void excess(const T* x, T* out, int64_t n) {                                            \
     for (int64_t i = 0; i < n; ++i) {                                                     \
-      const auto both = math::excess(x[i], math::scale_of(x[i]).variance);                \
+      const auto both = math::excess(x[i], math::exponentials(x[i]).square);              \
       out[2 * i] = both.g;                                                                \
       out[2 * i + 1] = both.h;                                                            \
     }                                                                                     \

@@ -48,7 +48,7 @@ def kernels(native: ModuleType) -> ModuleType:
 
 
 def inputs(native: ModuleType, shape: tuple[int, ...], dtype: str, layout: str) -> list[np.ndarray]:
-    """mu, logvar, eps, grad_z."""
+    """mu, raw, eps, grad_z."""
     rng = np.random.default_rng(0)
     packed = rng.standard_normal((4, *shape), dtype=np.float32)
     if layout == "chunked" and len(shape) > 1:
@@ -73,17 +73,17 @@ def run(
     native: ModuleType, device: str, shape: str, dtype: str, layout: str, **options: Any
 ) -> Call:
     sizes, dims = SHAPES[shape]
-    mu, logvar, _, grad_z = inputs(native, sizes, dtype, layout)
+    mu, raw, _, grad_z = inputs(native, sizes, dtype, layout)
     options = {"dims": dims, "key": KEY, "kl_scale": 0.5, **options}
-    call = forward(native, device, mu, logvar, **options)
+    call = forward(native, device, mu, raw, **options)
     assert call.kl is not None
     grad_kl = np.linspace(-1, 1, call.kl.size, dtype=call.kl.dtype)
-    grads = backward(native, device, mu, logvar, grad_z=grad_z, grad_kl=grad_kl, **options)
-    call.grad_mu, call.grad_logvar = grads.grad_mu, grads.grad_logvar
+    grads = backward(native, device, mu, raw, grad_z=grad_z, grad_kl=grad_kl, **options)
+    call.grad_mu, call.grad_raw = grads.grad_mu, grads.grad_raw
     return call
 
 
-NAMES = ("z", "kl", "grad_mu", "grad_logvar")
+NAMES = ("z", "kl", "grad_mu", "grad_raw")
 
 
 @pytest.mark.parametrize("layout", ["dense", "chunked", "transposed"])
@@ -121,13 +121,13 @@ def test_a_call_is_one_launch_each_way(kernels: ModuleType, shape: str) -> None:
 @pytest.mark.parametrize("shape", ["one long row", "long rows", "long rows by groups of lanes"])
 def test_calls_on_two_streams_do_not_meet(kernels: ModuleType, shape: str) -> None:
     sizes, dims = SHAPES[shape]
-    mu, logvar, *_ = inputs(kernels, sizes, "float32", "dense")
-    expected = forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY)
+    mu, raw, *_ = inputs(kernels, sizes, "float32", "dense")
+    expected = forward(kernels, "cuda", mu, raw, dims=dims, key=KEY)
     streams = [kernels.emulator.Stream() for _ in range(3)]
     for seed in range(10):
         kernels.emulator.configure(seed=seed, deferred=True)
         calls = [
-            forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY, stream=stream)
+            forward(kernels, "cuda", mu, raw, dims=dims, key=KEY, stream=stream)
             for _ in range(2)
             for stream in streams
         ]
@@ -139,19 +139,19 @@ def test_calls_on_two_streams_do_not_meet(kernels: ModuleType, shape: str) -> No
 
 def test_graphs_captured_on_one_stream_may_replay_together(kernels: ModuleType) -> None:
     sizes, dims = SHAPES["one long row"]
-    mu, logvar, *_ = inputs(kernels, sizes, "float32", "dense")
-    expected = forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY)
+    mu, raw, *_ = inputs(kernels, sizes, "float32", "dense")
+    expected = forward(kernels, "cuda", mu, raw, dims=dims, key=KEY)
     emulator = kernels.emulator
     home, streams, calls, graphs = emulator.Stream(), [emulator.Stream() for _ in range(3)], [], []
     for _ in streams:
         emulator.begin_capture(home)
-        calls.append(forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY, stream=home))
+        calls.append(forward(kernels, "cuda", mu, raw, dims=dims, key=KEY, stream=home))
         graphs.append(emulator.end_capture(home))
     for seed in range(10):
         emulator.configure(seed=seed, deferred=True)
         for call in calls:
             call.kl.fill(np.nan)
-        eager = forward(kernels, "cuda", mu, logvar, dims=dims, key=KEY, stream=home)
+        eager = forward(kernels, "cuda", mu, raw, dims=dims, key=KEY, stream=home)
         for graph, stream in zip(graphs, streams, strict=True):
             graph.replay(stream)
         emulator.synchronize()
@@ -161,18 +161,18 @@ def test_graphs_captured_on_one_stream_may_replay_together(kernels: ModuleType) 
 
 def test_a_replay_reads_the_key_of_its_moment(kernels: ModuleType) -> None:
     sizes, dims = SHAPES["images"]
-    mu, logvar, *_ = inputs(kernels, sizes, "float32", "dense")
+    mu, raw, *_ = inputs(kernels, sizes, "float32", "dense")
     state = np.array([1, 40], np.uint64)
     stream = kernels.emulator.Stream()
     kernels.emulator.begin_capture(stream)
     key = {"key": (0, 8), "key_pointers": state, "shift": 2}
-    call = forward(kernels, "cuda", mu, logvar, dims=dims, stream=stream, **key)
+    call = forward(kernels, "cuda", mu, raw, dims=dims, stream=stream, **key)
     graph = kernels.emulator.end_capture(stream)
     for seed, offset in ((1, 40), (9, 400)):
         state[:] = seed, offset
         graph.replay(stream)
         used = (seed, (offset + 8) >> 2)
-        expected = forward(kernels, "cuda", mu, logvar, dims=dims, key=used)
+        expected = forward(kernels, "cuda", mu, raw, dims=dims, key=used)
         np.testing.assert_array_equal(call.z, expected.z)
         assert call.key is not None and tuple(call.key) == used
 
