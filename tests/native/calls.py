@@ -37,24 +37,34 @@ class Call:
     grad_mu: np.ndarray | None = None
     grad_raw: np.ndarray | None = None
     grad_eps: np.ndarray | None = None
+    grad_prior_mean: np.ndarray | None = None
+    grad_prior_raw: np.ndarray | None = None
     keeps: tuple[Any, ...] = ()
+
+
+def sampled_like(x: np.ndarray, samples: int) -> np.ndarray:
+    """Garbage in the shape of z."""
+    if samples == 1:
+        return empty_like(x)
+    return np.full((samples, *x.shape), 77, x.dtype)
 
 
 def forward(
     native: ModuleType,
     device: str,
     mu: np.ndarray,
-    raw: np.ndarray,
+    raw: np.ndarray | None,
     *,
     dims: tuple[int, ...],
     sample: bool = True,
     kl: bool = True,
     eps: np.ndarray | None = None,
+    samples: int = 1,
     **options: Any,
 ) -> Call:
     space = native.space(mu, dims)
     call = Call(
-        z=empty_like(mu) if sample else None,
+        z=sampled_like(mu, samples) if sample else None,
         kl=np.full(space["rows"], np.nan, total_dtype(mu)) if kl else None,
         key=np.zeros(2, np.uint64),
     )
@@ -71,24 +81,32 @@ def backward(
     native: ModuleType,
     device: str,
     mu: np.ndarray,
-    raw: np.ndarray,
+    raw: np.ndarray | None,
     *,
     dims: tuple[int, ...],
     grad_z: np.ndarray | None = None,
     grad_kl: np.ndarray | None = None,
     eps: np.ndarray | None = None,
+    prior_mean: np.ndarray | None = None,
+    prior_raw: np.ndarray | None = None,
     **options: Any,
 ) -> Call:
+    def like(x: np.ndarray | None) -> np.ndarray | None:
+        return None if x is None else empty_like(np.broadcast_to(mu, mu.shape))
+
     call = Call(
         grad_mu=empty_like(mu),
-        grad_raw=empty_like(raw),
+        grad_raw=like(raw),
         grad_eps=None if eps is None else empty_like(eps),
-        keeps=(mu, raw, eps, grad_z, grad_kl, options),
+        grad_prior_mean=like(prior_mean),
+        grad_prior_raw=like(prior_raw),
+        keeps=(mu, raw, eps, grad_z, grad_kl, prior_mean, prior_raw, options),
     )
     stride = 0 if grad_kl is not None and grad_kl.size == 1 else 1
     native.backward(
         device, mu, raw, dims=dims, eps=eps, grad_z=grad_z, grad_kl=grad_kl,
         grad_kl_stride=stride, grad_mu=call.grad_mu, grad_raw=call.grad_raw,
-        grad_eps=call.grad_eps, **options,
+        grad_eps=call.grad_eps, prior_mean=prior_mean, prior_raw=prior_raw,
+        grad_prior_mean=call.grad_prior_mean, grad_prior_raw=call.grad_prior_raw, **options,
     )  # fmt: skip
     return call

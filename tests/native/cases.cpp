@@ -5,7 +5,6 @@
 //   cases forward [DTYPE]    the project's kernels on small calls of every shape class, each array
 //   cases backward [DTYPE]   in a heap block of exactly its size, compared with the CPU kernels
 //
-//
 // Prints "ok" and exits 0; a wrong result or an emulator's fault exits 1, a sanitizer in its own
 // way.
 #include <cmath>
@@ -147,7 +146,7 @@ S narrowed(double x) {
 template <typename S>
 class Tensor {
  public:
-  explicit Tensor(const Class& c, uint64_t fill = 0) {
+  explicit Tensor(const Class& c, uint64_t fill = 0, int64_t samples = 1) {
     const size_t ndim = c.sizes.size();
     array.strides.assign(ndim, 1);
     int64_t step = 1, begin = c.layout == Class::kShifted ? 1 : 0, end = count(c) + begin;
@@ -167,16 +166,18 @@ class Tensor {
       array.strides[0] *= 2;
       end = c.sizes[0] * array.strides[0];
     }
-    size_ = end;
-    data_.reset(new S[static_cast<size_t>(end)]);
+    this->step = end;
+    size_ = end * samples;
+    data_.reset(new S[static_cast<size_t>(size_)]);
     // Values in [-2, 2], from a multiplicative sequence; without `fill` a mark to be overwritten.
-    for (int64_t i = 0; i < end; ++i) {
+    for (int64_t i = 0; i < size_; ++i) {
       const uint64_t word = (static_cast<uint64_t>(i) + fill * 1000003) * 0x9E3779B97F4A7C15u;
       data_[i] = narrowed<S>(fill ? static_cast<double>(word >> 40) / (1 << 22) - 2 : 77.0);
     }
     array.data = data_.get() + begin;
   }
   Array array;
+  int64_t step;  // from a sample to the next
 
   // Everywhere, also where no element of the tensor lies.
   void compare(const Tensor& other, const std::string& what) const {
@@ -198,13 +199,43 @@ void serial_for(int64_t n, int64_t, cpu::Body body, void* context) { body(contex
 
 struct Options {
   bool sample, kl, eps;
+  int64_t general = 0;  // samples of a call of the general family; 0: of the plain one
 };
-constexpr Options kOptions[] = {
-    {true, true, false}, {true, true, true}, {true, false, false}, {false, true, false}};
+constexpr Options kOptions[] = {{true, true, false},     {true, true, true},
+                                {true, false, false},    {false, true, false},
+                                {true, true, false, 1},  {true, true, true, 2},
+                                {true, false, false, 3}, {false, true, false, 1}};
 
 std::string name_of(const Class& c, const Options& o) {
   return std::string(c.name) + (o.sample ? ", z" : "") + (o.kl ? ", kl" : "") +
-         (o.eps ? ", explicit eps" : "");
+         (o.eps ? ", explicit eps" : "") + (o.general ? ", general" : "");
+}
+
+// The prior and the mask of a general call.
+template <typename S>
+struct Others {
+  Tensor<S> mean, raw;
+  Block<uint8_t> bytes;
+  Array mask;
+
+  explicit Others(const Class& c) : mean(c, 5), raw(c, 6) {
+    const int64_t n = count(c);
+    bytes.reset(new uint8_t[static_cast<size_t>(n)]);
+    for (int64_t i = 0; i < n; ++i) bytes[i] = i % 5 != 2;
+    mask = {bytes.get(), std::vector<int64_t>(c.sizes.size(), 1)};
+    for (size_t d = c.sizes.size(); d-- > 1;) mask.strides[d - 1] = mask.strides[d] * c.sizes[d];
+  }
+};
+
+Gaussians gaussians(const Options& options) {
+  Gaussians of;
+  if (options.general == 0) return of;
+  of.plain = false;
+  of.samples = options.sample ? options.general : 1;
+  of.family.posterior.base = math::ScaleBase::kSoftplus;
+  of.family.posterior.std_floor = 0.1;
+  of.family.temperature = 0.7;
+  return of;
 }
 
 RngKey key_for_test() {
@@ -220,8 +251,10 @@ RngKey key_for_test() {
 template <typename S>
 void forward(DType dtype, const Class& c, const Options& options) {
   using T = math::arithmetic_t<S>;
-  const Tensor<S> mu(c, 1), logvar(c, 2), eps(c, 3);
-  Tensor<S> z[2] = {Tensor<S>(c), Tensor<S>(c)};
+  const int64_t samples = gaussians(options).samples;
+  const Tensor<S> mu(c, 1), logvar(c, 2), eps(c, 3, samples);
+  const Others<S> others(c);
+  Tensor<S> z[2] = {Tensor<S>(c, 0, samples), Tensor<S>(c, 0, samples)};
   Block<T> kl[2];
   Block<double> partials[2];
   Block<uint64_t> key_out[2];
@@ -231,13 +264,20 @@ void forward(DType dtype, const Class& c, const Options& options) {
   for (const int device : {0, 1}) {
     ForwardParams p;
     p.dtype = dtype;
+    p.of = gaussians(options);
+    p.eps.step = eps.step;
+    p.z.step = z[device].step;
     p.key = key_for_test();
     p.kl_scale = 0.25;
-    p.space = space = make_space(c.sizes, c.summed,
-                                 {{&mu.array, &p.of.mu},
-                                  {&logvar.array, &p.of.raw},
-                                  {options.eps ? &eps.array : &absent, &p.eps},
-                                  {options.sample ? &z[device].array : &absent, &p.z}});
+    p.space = space =
+        make_space(c.sizes, c.summed,
+                   {{&mu.array, &p.of.mu},
+                    {&logvar.array, &p.of.raw},
+                    {options.eps ? &eps.array : &absent, &p.eps},
+                    {options.sample ? &z[device].array : &absent, &p.z},
+                    {options.general ? &others.mean.array : &absent, &p.of.prior_mean},
+                    {options.general ? &others.raw.array : &absent, &p.of.prior_raw},
+                    {options.general ? &others.mask : &absent, &p.of.mask}});
     kl[device].reset(new T[space.rows + shift]);
     key_out[device].reset(new uint64_t[2]());
     if (options.kl) p.kl = kl[device].get() + shift;
@@ -264,25 +304,39 @@ void forward(DType dtype, const Class& c, const Options& options) {
 template <typename S>
 void backward(DType dtype, const Class& c, const Options& options) {
   using T = math::arithmetic_t<S>;
-  const Tensor<S> mu(c, 1), logvar(c, 2), eps(c, 3), grad_z(c, 4);
+  const int64_t samples = gaussians(options).samples;
+  const Tensor<S> mu(c, 1), logvar(c, 2), eps(c, 3, samples), grad_z(c, 4, samples);
+  const Others<S> others(c);
   Tensor<S> grad_mu[2] = {Tensor<S>(c), Tensor<S>(c)};
   Tensor<S> grad_logvar[2] = {Tensor<S>(c), Tensor<S>(c)};
-  Tensor<S> grad_eps[2] = {Tensor<S>(c), Tensor<S>(c)};
+  Tensor<S> grad_eps[2] = {Tensor<S>(c, 0, samples), Tensor<S>(c, 0, samples)};
+  Tensor<S> grad_mean[2] = {Tensor<S>(c), Tensor<S>(c)};
+  Tensor<S> grad_prior[2] = {Tensor<S>(c), Tensor<S>(c)};
   const Array absent;
   for (const int64_t stride : {0, 1}) {
     for (const int device : {0, 1}) {
       BackwardParams p;
       p.dtype = dtype;
+      p.of = gaussians(options);
+      p.eps.step = eps.step;
+      p.grad_z.step = grad_z.step;
+      p.grad_eps.step = grad_eps[device].step;
       p.key = key_for_test();
       p.kl_scale = 0.25;
-      p.space = make_space(c.sizes, c.summed,
-                           {{&mu.array, &p.of.mu},
-                            {&logvar.array, &p.of.raw},
-                            {options.eps ? &eps.array : &absent, &p.eps},
-                            {options.sample ? &grad_z.array : &absent, &p.grad_z},
-                            {&grad_mu[device].array, &p.grad_mu},
-                            {&grad_logvar[device].array, &p.grad_raw},
-                            {options.eps ? &grad_eps[device].array : &absent, &p.grad_eps}});
+      p.space =
+          make_space(c.sizes, c.summed,
+                     {{&mu.array, &p.of.mu},
+                      {&logvar.array, &p.of.raw},
+                      {options.eps ? &eps.array : &absent, &p.eps},
+                      {options.sample ? &grad_z.array : &absent, &p.grad_z},
+                      {&grad_mu[device].array, &p.grad_mu},
+                      {&grad_logvar[device].array, &p.grad_raw},
+                      {options.eps ? &grad_eps[device].array : &absent, &p.grad_eps},
+                      {options.general ? &others.mean.array : &absent, &p.of.prior_mean},
+                      {options.general ? &others.raw.array : &absent, &p.of.prior_raw},
+                      {options.general ? &others.mask : &absent, &p.of.mask},
+                      {options.general ? &grad_mean[device].array : &absent, &p.grad_prior_mean},
+                      {options.general ? &grad_prior[device].array : &absent, &p.grad_prior_raw}});
       const int64_t values = stride ? p.space.rows : 1;
       const int64_t shift = c.layout == Class::kShiftedRows;
       Block<T> grad_kl(new T[values + shift]);
@@ -299,6 +353,8 @@ void backward(DType dtype, const Class& c, const Options& options) {
     grad_mu[1].compare(grad_mu[0], name + ": grad_mu");
     grad_logvar[1].compare(grad_logvar[0], name + ": grad_logvar");
     grad_eps[1].compare(grad_eps[0], name + ": grad_eps");
+    grad_mean[1].compare(grad_mean[0], name + ": grad_prior_mean");
+    grad_prior[1].compare(grad_prior[0], name + ": grad_prior_raw");
   }
 }
 

@@ -1,0 +1,185 @@
+"""The general family: the CUDA kernels on the emulated device against those of the CPU.
+
+The CPU's are compared with formulas written out in `tests/test_family.py`. What is new here is a
+line in FAMILIES, TENSORS or SHAPES.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .calls import DTYPES, Call, backward, forward
+
+KEY = (0x0123456789ABCDEF, 11)
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "logstd": {"posterior": {"gain": 1.0}},
+    "std": {"posterior": {"base": "identity", "gain": 0.1, "shift": 1.0}},
+    "var": {"posterior": {"base": "sqrt", "gain": 0.1, "shift": 1.0}},
+    "softplus": {"posterior": {"base": "softplus", "gain": 2.0, "unit": 0.5, "std_floor": 0.1}},
+    "sigmoid": {"posterior": {"base": "sigmoid", "unit": 2.0, "std_floor": 0.1}},
+    "clamp": {"posterior": {"low": -0.5, "high": 0.75}},
+    "soft clamps": {"posterior": {"soft_clamp": 2.0}, "mu_soft_clamp": 1.5},
+    "floors": {"posterior": {"var_floor": 1e-2, "std_floor": 0.05}},
+    "prior": {"prior_mean": 0.5, "prior_x": -0.5},
+    "free bits": {"free_bits": 0.3},
+    "balance": {"to_posterior": 0.2, "to_prior": 0.8},
+    "temperature": {"temperature": 0.7},
+    "linear": {"linear": True, "constant": -1.0},
+}
+# What a call has beside mu and raw; `every` with a prior of another scale, mask and samples.
+TENSORS = ("none", "prior", "prior mean", "mask", "samples", "eps", "samples of eps", "every")
+SHAPES = {
+    "(B, D)": ((6, 40), (1,)),
+    "(B, D) none": ((6, 40), ()),
+    "images": ((2, 8, 5, 4), (1, 2, 3)),
+    "long rows": ((3, 4099), (1,)),
+    "odd": ((5, 7), (0, 1)),
+}
+LAYOUTS = ("dense", "chunked", "channels last", "broadcast", "misaligned")
+
+
+@pytest.fixture
+def kernels(native: ModuleType) -> ModuleType:
+    if not native.has_cuda_kernels:
+        pytest.skip("csrc/cuda is empty")
+    return native
+
+
+def array(
+    native: ModuleType, shape: tuple[int, ...], dtype: str, layout: str, seed: int, wide: bool
+) -> np.ndarray:
+    """Normals; `wide` ones cannot be broadcast, as z and the gradients are written."""
+    rng = np.random.default_rng(seed)
+    block = tuple(shape)
+    if layout == "broadcast" and not wide:
+        block = (*shape[:-1], 1) if seed % 2 else (1, *shape[1:])
+    elif layout == "chunked":
+        block = (shape[0], 2 * shape[1], *shape[2:])
+    elif layout == "channels last":
+        block = (shape[0], *shape[2:], shape[1])
+    x = rng.standard_normal(np.prod(block) + 1, dtype=np.float32)
+    x = native.probes.to_bfloat16(x) if dtype == "bfloat16" else x.astype(DTYPES[dtype])
+    x = x[1:] if layout == "misaligned" else x[:-1].copy()
+    x = x.reshape(block)
+    if layout == "chunked":
+        return x[:, shape[1] :]
+    if layout == "channels last":
+        return np.moveaxis(x, -1, 1)
+    return np.broadcast_to(x, shape)
+
+
+def values(native: ModuleType, x: np.ndarray) -> np.ndarray:
+    return (native.probes.from_bfloat16(x) if x.dtype == np.uint16 else x).astype(np.float64)
+
+
+def run(
+    native: ModuleType, device: str, family: str, tensors: str, shape: str, dtype: str, layout: str
+) -> Call:
+    sizes, dims = SHAPES[shape]
+    every = tensors == "every"
+
+    def made(seed: int, wide: bool = False) -> np.ndarray:
+        return array(native, sizes, dtype, layout, seed, wide)
+
+    samples = 3 if tensors in ("samples", "samples of eps", "every") else 1
+    options: dict[str, Any] = {"dims": dims, "key": KEY, "kl_scale": 0.5}
+    options["family"] = {**FAMILIES[family]}
+    if tensors in ("prior", "every"):
+        options["prior_raw"] = made(3)
+        options["family"]["prior"] = {"base": "softplus", "std_floor": 0.2}
+    if tensors in ("prior", "prior mean", "every"):
+        options["prior_mean"] = made(4)
+    if tensors in ("mask", "every"):
+        rng = np.random.default_rng(5)
+        mask = rng.random((*sizes[:-1], 1) if layout == "broadcast" else sizes) < 0.6
+        options["mask"] = np.broadcast_to(mask, sizes).view(np.uint8)
+    if tensors in ("eps", "samples of eps"):
+        eps = [made(6 + s, wide=True) for s in range(samples)]
+        options["eps"] = np.stack(eps) if samples > 1 else eps[0]
+    mu, raw = made(1, wide=True), made(2)
+    call = forward(native, device, mu, raw, samples=samples, **options)
+    assert call.kl is not None
+    grad_z = [made(20 + s, wide=s % 2 == 0) for s in range(samples)]
+    options["grad_z"] = np.stack(grad_z) if samples > 1 else grad_z[0]
+    grad_kl = np.linspace(-1, 1, call.kl.size, dtype=call.kl.dtype)
+    grads = backward(native, device, mu, raw, grad_kl=grad_kl, **options)
+    for name in ("grad_mu", "grad_raw", "grad_eps", "grad_prior_mean", "grad_prior_raw"):
+        setattr(call, name, getattr(grads, name))
+    return call
+
+
+NAMES = ("z", "kl", "grad_mu", "grad_raw", "grad_eps", "grad_prior_mean", "grad_prior_raw")
+TOLERANCE = {"float32": 5e-6, "float64": 1e-12, "float16": 4e-3, "bfloat16": 3e-2}
+
+
+def compare(native: ModuleType, *case: str) -> None:
+    dtype = case[3]
+    cpu, cuda = (run(native, device, *case) for device in ("cpu", "cuda"))
+    for name in NAMES:
+        a, b = getattr(cuda, name), getattr(cpu, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            rtol = 5e-6 if name == "kl" and dtype != "float64" else TOLERANCE[dtype]
+            np.testing.assert_allclose(
+                values(native, a), values(native, b), rtol=rtol, atol=rtol, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(kernels: ModuleType, family: str, dtype: str) -> None:
+    for tensors in ("none", "every"):
+        compare(kernels, family, tensors, "(B, D)", dtype, "dense")
+    compare(kernels, family, "prior", "images", dtype, "channels last")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tensors", TENSORS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(kernels: ModuleType, layout: str, tensors: str, dtype: str) -> None:
+    for shape in SHAPES:
+        compare(kernels, "softplus", tensors, shape, dtype, layout)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_order_of_blocks_or_threads_changes_a_bit(kernels: ModuleType, shape: str) -> None:
+    first = run(kernels, "cuda", "softplus", "every", shape, "float32", "dense")
+    for seed, sm_count in ((2, 132), (3, 1)):
+        kernels.emulator.configure(seed=seed, sm_count=sm_count)
+        again = run(kernels, "cuda", "softplus", "every", shape, "float32", "dense")
+        for name in NAMES:
+            np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+
+
+def test_a_call_is_one_launch_each_way(kernels: ModuleType) -> None:
+    before = kernels.emulator.launches()
+    run(kernels, "cuda", "softplus", "every", "images", "float32", "dense")
+    assert kernels.emulator.launches() - before == 2
+
+
+def test_masked_garbage_reaches_nothing(kernels: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    shape = (3, 24)
+    mask = np.arange(24) % 3 > 0
+    tensors = [rng.standard_normal(shape, dtype=np.float32) for _ in range(5)]
+    for x, garbage in zip(tensors, (np.nan, np.inf, -np.inf, np.nan, np.inf), strict=True):
+        x[:, ~mask] = garbage
+    mu, raw, mean, prior_raw, grad_z = tensors
+    options = {
+        "dims": (1,), "key": KEY, "mask": np.broadcast_to(mask, shape).view(np.uint8),
+        "prior_mean": mean, "prior_raw": prior_raw,
+    }  # fmt: skip
+    for device in ("cpu", "cuda"):
+        call = forward(kernels, device, mu, raw, **options)
+        grads = backward(
+            kernels, device, mu, raw, grad_z=grad_z, grad_kl=np.ones(3, np.float32), **options
+        )
+        assert np.isfinite(call.kl).all()
+        for x in (call.z, grads.grad_mu, grads.grad_raw, grads.grad_prior_mean):
+            assert np.isfinite(x).all() and (x[:, ~mask] == 0).all() and (x[:, mask] != 0).all()
