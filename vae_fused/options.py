@@ -111,8 +111,8 @@ class Scale:
     def packed(self) -> list[float]:
         """The nine numbers that the operators take."""
         lo, hi = self.clamp or (None, None)
-        return [
-            float(KINDS.index(self.kind)),
+        numbers = (
+            KINDS.index(self.kind),
             self.gain,
             self.shift,
             -math.inf if lo is None else lo,
@@ -121,7 +121,8 @@ class Scale:
             self.beta,
             self.var_floor,
             self.std_floor,
-        ]
+        )
+        return [float(number) for number in numbers]
 
 
 def _check_clamp(clamp: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -234,8 +234,9 @@ def _prior(mu: Tensor, options: Options, weight: float) -> Gaussian | None:
 
 def _prepared(value: Tensor | float, mu: Tensor, mask: Tensor | None, weight: float) -> Tensor:
     """In the dtype of the arithmetic, without masked garbage, and with the gradient weighted."""
-    tensor = value if isinstance(value, Tensor) else mu.new_full((), value)
-    return weighted(_widen(_unmasked(tensor, mask)), weight)
+    if not isinstance(value, Tensor):
+        value = mu.new_full((), value, dtype=torch.promote_types(mu.dtype, torch.float32))
+    return weighted(_widen(_unmasked(value, mask)), weight)
 
 
 def _unmasked(x: Tensor, mask: Tensor | None) -> Tensor:
