@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -135,10 +136,10 @@ class TestOperatorsKeepKernelsWithinMemory:
     OPS = torch.ops.vae_fused
 
     @pytest.mark.parametrize(
-        ("logvar", "eps", "key", "message"),
+        ("raw", "eps", "key", "message"),
         [
-            (LOGVAR[:3], None, KEY, "logvar has shape"),
-            (LOGVAR.double(), None, KEY, "logvar has dtype"),
+            (LOGVAR[:3], None, KEY, "raw has shape"),
+            (LOGVAR.double(), None, KEY, "raw has dtype"),
             (LOGVAR, MU[:3], None, "eps has shape"),
             (LOGVAR, MU.half(), None, "eps has dtype"),
             (LOGVAR, None, KEY[:1], "key has shape"),
@@ -147,14 +148,34 @@ class TestOperatorsKeepKernelsWithinMemory:
             (LOGVAR, MU, KEY, "give one of eps and key"),
         ],
     )
-    def test_forward(self, logvar, eps, key, message):
+    def test_forward(self, raw, eps, key, message):
         with pytest.raises((ValueError, TypeError), match=message):
-            self.OPS.reparameterize_kl.default(MU, logvar, eps=eps, key=key, **SUM)
+            self.OPS.reparameterize_kl.default(MU, raw, eps=eps, key=key, **SUM)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"prior_mean": MU[:3]}, "prior_mean has shape"),
+            ({"prior_raw": MU.double()}, "prior_raw has dtype"),
+            ({"mask": MU}, "mask has dtype"),
+            ({"mask": MU[:, :3] > 0}, "mask has shape"),
+            ({"options": [0.0] * 26}, "options has 26 numbers, wants 27"),
+            ({"options": [6.0] * 27}, "unknown kind of scale 6"),
+            ({"options": [math.nan] * 27}, "unknown kind of scale nan"),
+            ({"options": [0.0] * 27}, "beta is 0"),
+            ({"eps": MU, "sample_shape": [2]}, "eps has shape"),
+        ],
+    )
+    def test_the_family(self, arguments, message):
+        noise = {"eps": None, "key": None if "eps" in arguments else KEY}
+        with pytest.raises((ValueError, TypeError), match=message):
+            self.OPS.reparameterize_kl.default(MU, LOGVAR, **{**noise, **arguments}, **SUM)
 
     @pytest.mark.parametrize(
         ("grad_z", "grad_kl", "message"),
         [
             (MU[:3], None, "grad_z has shape"),
+            (MU[0], None, "grad_z has shape"),
             (MU.double(), None, "grad_z has dtype"),
             (MU, torch.zeros(4), "grad_kl has shape"),
             (MU, torch.zeros((), dtype=torch.float64), "grad_kl has dtype"),
@@ -163,7 +184,7 @@ class TestOperatorsKeepKernelsWithinMemory:
     def test_backward(self, grad_z, grad_kl, message):
         with pytest.raises((ValueError, TypeError), match=message):
             self.OPS.reparameterize_kl_backward.default(
-                grad_z, grad_kl, MU, LOGVAR, eps=None, key=KEY, output_mask=[True] * 3, **SUM
+                grad_z, grad_kl, MU, LOGVAR, eps=None, key=KEY, output_mask=[True] * 5, **SUM
             )
 
     def test_unsupported_dtype_and_reduction(self):

@@ -90,15 +90,46 @@ class TestOpcheck:
         )
 
     @pytest.mark.parametrize(
-        "mask", [[True, True, False], [True, False, False], [False, True, True]]
+        "wanted", [[True, True, False], [True, False, False], [False, True, True]]
     )
-    def test_backward(self, mask):
+    def test_backward(self, wanted):
         mu, logvar = (t.detach() for t in posterior())
-        noise = {"eps": mu, "key": None} if mask[2] else {"eps": None, "key": KEY}
+        noise = {"eps": mu, "key": None} if wanted[2] else {"eps": None, "key": KEY}
         torch.library.opcheck(
             self.OPS.reparameterize_kl_backward.default,
             (mu, torch.ones(6), mu, logvar),
-            {**noise, "reduction": "sample", "dim": None, "output_mask": mask},
+            {**noise, "reduction": "sample", "dim": None, "output_mask": [*wanted, False, False]},
+        )
+
+    @pytest.mark.parametrize("samples", [None, [2, 1]])
+    @pytest.mark.parametrize("op", ["reparameterize_kl", "reparameterize_kl_moments"])
+    def test_the_family(self, op, samples):
+        mu, raw = posterior()
+        family = {
+            "prior_mean": mu.detach().clone().requires_grad_(),
+            "prior_raw": torch.zeros_like(mu[:1]).expand_as(mu),
+            "mask": mu.detach() > -0.5,
+            "options": vf.options.Options(vf.Scale("softplus", std_floor=0.1)).packed(),
+            "reduction": "sample",
+            "dim": None,
+        }
+        key, seeded = {"eps": None, "key": KEY}, {"generator": None}
+        packed = op == "reparameterize_kl_moments"
+        args = (torch.cat([mu, raw], 1).detach().requires_grad_(),) if packed else (mu, raw)
+        where = {"packed_dim": 1} if packed else {}
+        forward, backward = getattr(self.OPS, op), getattr(self.OPS, f"{op}_backward").default
+        for overload, noise in ((forward.default, key), (forward.generator, seeded)):
+            torch.library.opcheck(
+                overload, args, {**where, **noise, **family, "sample_shape": samples}
+            )
+        grad_z = torch.randn(*(samples or []), *mu.shape)
+        args = tuple(t.detach() for t in args)
+        family = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in family.items()}
+        wanted = [True, *([True] * (not packed)), False, True, True]
+        torch.library.opcheck(
+            backward,
+            (grad_z, torch.ones(6), *args),
+            {**where, **key, **family, "output_mask": wanted},
         )
 
     @pytest.mark.parametrize("view", ["chunk", "channels_last", "transposed"])

@@ -14,14 +14,14 @@ CSRC = ROOT / "csrc"
 # What the files of a folder may include, beside the C++ standard library: regular expressions.
 MAY_INCLUDE = {
     "math": [r"math/\w+\.h"],
-    ".": [r"math/platform\.h", r"params\.h"],
+    ".": [r"math/family\.h", r"params\.h"],
     "cpu": [r"math/\w+\.h", r"params\.h", r"cpu/\w+\.h"],
     "cuda": [r"math/\w+\.h", r"params\.h", r"cuda/\w+\.cuh", r"cuda_runtime\.h"],
     "torch": [
         r"math/\w+\.h",
         r"params\.h",
         r"space\.h",
-        r"torch/(ops|rng|reduction)\.h",
+        r"torch/(ops|options|check|bind|differentiable|rng|reduction)\.h",
         r"(ATen|c10)/[\w/]+\.h",
         r"torch/library\.h",
         r"torch/csrc/autograd/custom_function\.h",

@@ -41,7 +41,8 @@ VAE_FUSED_HD Scale<T> scale_base(T x) {
     const T sigma = exp(x);
     return {sigma, x + x, sigma, T(2)};
   } else if constexpr (base == ScaleBase::kIdentity) {
-    return {x, T(2) * log_any(x), T(1), T(2) * reciprocal(x)};
+    const T log_x = log_any(x);  // NaN below 0, where there is no sigma
+    return {x < T(0) ? log_x : x, T(2) * log_x, T(1), T(2) * reciprocal(x)};
   } else if constexpr (base == ScaleBase::kSqrt) {
     const T sigma = sqrt_any(x);
     return {sigma, log_any(x), T(0.5) * reciprocal(sigma), reciprocal(x)};

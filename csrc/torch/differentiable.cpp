@@ -55,8 +55,10 @@ Scale scale_base(ScaleBase base, const Tensor& x) {
       const Tensor sigma = at::exp(x);
       return {sigma, 2.0 * x, sigma, at::full_like(x, 2.0)};
     }
-    case ScaleBase::kIdentity:
-      return {x, 2.0 * at::log(x), at::ones_like(x), 2.0 * at::reciprocal(x)};
+    case ScaleBase::kIdentity: {
+      const Tensor log_x = at::log(x);
+      return {at::where(x < 0.0, log_x, x), 2.0 * log_x, at::ones_like(x), 2.0 * at::reciprocal(x)};
+    }
     case ScaleBase::kSqrt: {
       const Tensor sigma = at::sqrt(x);
       return {sigma, at::log(x), 0.5 * at::reciprocal(sigma), at::reciprocal(x)};
