@@ -38,7 +38,7 @@ struct Task {
 template <typename Params>
 void run(const Task<Params>& task, ParallelFor parallel_for, const Body (&bodies)[2][4]) {
   const Gaussians& of = task.params.of;
-  const int64_t grain = std::max<int64_t>(kGrain / of.samples, 1);
+  const int64_t grain = kGrain / std::clamp<int64_t>(of.samples, 1, kGrain);
   const Body body = bodies[of.plain ? 0 : 1][static_cast<int>(task.params.dtype)];
   parallel_for(task.params.space.tiles, grain, body, const_cast<Task<Params>*>(&task));
 }

@@ -82,7 +82,6 @@ def run(
     native: ModuleType, device: str, family: str, tensors: str, shape: str, dtype: str, layout: str
 ) -> Call:
     sizes, dims = SHAPES[shape]
-    every = tensors == "every"
 
     def made(seed: int, wide: bool = False) -> np.ndarray:
         return array(native, sizes, dtype, layout, seed, wide)
