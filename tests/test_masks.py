@@ -160,7 +160,7 @@ def test_temperature_scales_the_noise_and_not_the_kl(module, temperature, device
     key = make_key(2, device=device)
     z, kl = module.reparameterize_kl(mu, raw, temperature=temperature, key=key)
     at_one, same = module.reparameterize_kl(mu, raw, key=key)
-    assert torch.equal(kl, same)
+    torch.testing.assert_close(kl, same, rtol=1e-6, atol=0.0)  # other kernels, other roundings
     torch.testing.assert_close(z - mu, temperature * (at_one - mu), rtol=1e-5, atol=1e-6)
     if temperature == 0:
         assert torch.equal(z, mu)
