@@ -103,7 +103,10 @@ def demangled(name: str) -> str:
 
 
 def short_name(signature: str) -> str:
-    """``void ns::forward_kernel<ns::Half, 8>(ns::Params)`` -> ``forward<Half, 8>``."""
+    """``void ns::forward_kernel<ns::Half, 8>(ns::Params)`` -> ``forward<Half, 8>``.
+
+    The family is named without its type, and Plain not at all.
+    """
     text = signature.replace("(anonymous namespace)::", "")
     depth, start, end = 0, 0, len(text)
     for at, character in enumerate(text):
@@ -114,6 +117,7 @@ def short_name(signature: str) -> str:
             end = at
             break
     name = re.sub(r"(?:\w+::)+", "", text[start:end])
+    name = re.sub(r", (Plain|Family)<\w+> ?", lambda m: "" if m[1] == "Plain" else ", Family", name)
     return re.sub(r"_kernel(?=<|$)", "", name)
 
 
@@ -138,6 +142,8 @@ def elements(name: str, path: HotPath) -> int | None:
         vector = 4 if bits == 64 else 8
     else:
         vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
+    if "Family" in arguments:  # other tensors in every call, and no loop is unrolled
+        return vector
     inputs, outputs = tensors
     read = loads.count(max(loads)) * max(loads) // (inputs * vector * bits)
     return vector * max(1, min(read, sum(stores) // (outputs * vector * bits)))

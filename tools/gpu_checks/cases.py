@@ -127,7 +127,7 @@ class Inputs:
             key=self.key,
             reduction=self.case.reduction,
             dim=None,
-            output_mask=[True, True, False],
+            output_mask=[True, True, False, False, False],
         )
         return tuple(grads[:2])
 
