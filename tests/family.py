@@ -7,6 +7,7 @@ inputs, as a textbook has them.
 
 from __future__ import annotations
 
+import math
 import random as python_random
 from typing import Any
 
@@ -143,7 +144,9 @@ def sigma_of(raw: Tensor, scale: str | vf.Scale) -> Tensor:
     s = vf.Scale(scale) if isinstance(scale, str) else scale
     x = raw.double()
     if s.clamp is not None:
-        x = torch.clamp(x, *s.clamp)
+        lo, hi = s.clamp
+        inside = (x >= (-math.inf if lo is None else lo)) & (x <= (math.inf if hi is None else hi))
+        x = torch.where(inside, x, torch.clamp(x, lo, hi).detach())
     if s.soft_clamp is not None:
         x = s.soft_clamp * torch.tanh(x / s.soft_clamp)
     x = s.gain * x + s.shift

@@ -63,17 +63,23 @@ def test_every_option_compiles_whole(name, dynamic):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_scales_and_priors_may_be_made_inside(device):
-    def function(mu, raw, m, s, mask):
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_scales_and_priors_may_be_made_inside(dynamic):
+    def function(mu, raw, m, s, mask, temperature):
         scale = vf.Scale("softplus", clamp=(-3.0, 5.0), std_floor=0.1)
         prior = vf.Prior(m, s, vf.Scale("logstd", soft_clamp=4.0))
-        kl = vf.gaussian_kl(mu, raw, scale=scale, prior=prior, mask=mask, reduction="mean")
-        density = vf.gaussian_log_prob(mu, m, s, scale="logstd", dim=1)
-        return kl, density, vf.sampled_kl(mu, raw, prior=prior, mask=mask)
+        fixed = vf.Prior(torch.zeros(5), torch.ones(3, 1), "std")  # sizes known beside unknown ones
+        z, kl = vf.reparameterize_kl(
+            mu, raw, scale=scale, prior=prior, mask=mask, reduction="mean",
+            temperature=temperature, eps=m,
+        )  # fmt: skip
+        density = vf.gaussian_log_prob(z, m, s, scale="logstd", dim=1)
+        return z, kl, density, vf.sampled_kl(mu, raw, prior=fixed, mask=mask)
 
-    inputs = (*random(4, 3, 5, device=device), random(3, 5, seed=9, device=device) > 0)
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), function(*inputs))
+    inputs = (*random(4, 3, 5), random(3, 5, seed=9) > 0)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for temperature in (0.5, 0.7):  # one that is annealed
+        torch.testing.assert_close(compiled(*inputs, temperature), function(*inputs, temperature))
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])

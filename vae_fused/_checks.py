@@ -120,7 +120,7 @@ def check_posterior(
         mu, raw = mu.to(dtype), raw.to(dtype)
     if mu.shape != raw.shape:
         sizes = zip(mu.shape[::-1], raw.shape[::-1], strict=False)
-        if any(m not in (1, r) and r != 1 for m, r in sizes):
+        if any(m != r and m != 1 and r != 1 for m, r in sizes):
             raise ValueError(
                 f"{name} has shape {tuple(raw.shape)}, which does not broadcast with {mu_name}'s "
                 f"{tuple(mu.shape)}"
@@ -218,7 +218,7 @@ def _check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> 
 def _check_expands(name: str, value: Tensor, mu: Tensor) -> None:
     """One direction: a mask or a prior does not enlarge the latent."""
     sizes = zip(value.shape[::-1], mu.shape[::-1], strict=False)
-    if value.dim() > mu.dim() or any(v not in (1, m) for v, m in sizes):
+    if value.dim() > mu.dim() or any(v != m and v != 1 for v, m in sizes):
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}, which does not broadcast to the posterior's "
             f"{tuple(mu.shape)}"
@@ -305,12 +305,12 @@ def check_noise(
     sample_shape: tuple[int, ...] = (),
 ) -> Tensor | None:
     """Check where the noise comes from; return eps, if given, in the dtype of mu."""
+    if eps is None and generator is None and key is None:
+        return None
     given = [
         name for name, value in (("eps", eps), ("generator", generator), ("key", key))
         if value is not None
     ]  # fmt: skip
-    if not given:
-        return None
     if len(given) > 1:
         raise ValueError(f"give one of eps, generator and key, got {' and '.join(given)}")
     if eps is not None:
@@ -346,7 +346,7 @@ def check_value(value: Tensor, shape: Sequence[int]) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"value must be a Tensor, got {type(value).__name__}")
     sizes = zip(tuple(value.shape)[::-1], tuple(shape)[::-1], strict=False)
-    if any(v not in (1, s) and s != 1 for v, s in sizes):
+    if any(v != s and v != 1 and s != 1 for v, s in sizes):
         raise ValueError(
             f"value has shape {tuple(value.shape)}, which does not broadcast with the batch shape "
             f"{tuple(shape)}"

@@ -57,7 +57,7 @@ class Gaussian:
 
     def __init__(self, mean: Tensor, raw: Tensor, scale: Scale) -> None:
         self.mean, self.scale = mean, scale
-        x = raw if scale.clamp is None else raw.clamp(*scale.clamp)
+        x = clamped(raw, *(scale.clamp or (None, None)))
         x = soft_clamped(x, scale.soft_clamp)
         unit = scale.gain == 1.0 and scale.shift == 0.0
         self.x = x if unit else scale.gain * x + scale.shift
@@ -85,6 +85,12 @@ class Gaussian:
     def is_exponential(self) -> bool:
         """Whether sigma comes from its logarithm, not the reverse."""
         return self.scale.kind in ("logvar", "logstd") and not self.has_floor
+
+
+def clamped(x: Tensor, lo: float | None, hi: float | None = None) -> Tensor:
+    """``torch.clamp``, but the gradient passes at the bounds: there it does so until 2.13 only."""
+    x = x if lo is None else torch.where(x < lo, lo, x)
+    return x if hi is None else torch.where(x > hi, hi, x)
 
 
 def soft_clamped(x: Tensor, bound: float | None) -> Tensor:

@@ -84,8 +84,8 @@ def reparameterize_kl(
         mask: Bool tensor that broadcasts to the posterior's shape. Where it is False, z, the KL and
             all gradients are 0, even if a tensor holds NaN there. ``"mean"`` divides by the number
             of unmasked elements, ``"batchmean"`` by the size of dimension 0 as ever.
-        free_bits: Floor of each element's KL, in nats; no gradient below it (Kingma et al. 2016,
-            appendix C.8, with groups of one element).
+        free_bits: Floor of each element's KL, in nats; the gradient is 0 below it (Kingma et al.
+            2016, appendix C.8, with groups of one element).
         balance: ``(wq, wp)``: the KL's gradient is multiplied by wq on its way to ``mu`` and
             ``raw``, by wp on its way to the prior; its value remains (KL balancing, Hafner et al.
             2021).

@@ -61,8 +61,8 @@ class Scale:
 
     Args:
         kind: One of the above.
-        clamp: ``(lo, hi)``, either may be None: C clamps raw as ``torch.clamp`` does, with no
-            gradient outside. diffusers' (-30, 20), say.
+        clamp: ``(lo, hi)``, either may be None: C clamps raw. The gradient is 0 outside and passes
+            at the bounds, with every torch. diffusers' (-30, 20), say.
         soft_clamp: Instead of ``clamp``: ``C(raw) = c tanh(raw / c)``, as in NVAE.
         gain, shift: Factor and summand of what C returns.
         beta: Of softplus alone.

@@ -24,7 +24,7 @@ from vae_fused._checks import (
     check_reduction,
     check_sampled,
 )
-from vae_fused._gaussian import Gaussian, soft_clamped, weighted
+from vae_fused._gaussian import Gaussian, clamped, soft_clamped, weighted
 from vae_fused.options import Options, Prior, Scale, as_scale
 
 __all__ = [
@@ -214,7 +214,7 @@ def divergence(
     else:
         elements = _gaussian.kl(q, p)
     if options.free_bits > 0.0:
-        elements = elements.clamp(min=options.free_bits)
+        elements = clamped(elements, options.free_bits)
     total = _reduce(_unmasked(elements, options.mask), reduction, dims)
     return total if count is None else total / count
 
