@@ -36,6 +36,13 @@ struct Stream {
 
 emu::Stream* handle_of(const Stream* stream) { return stream ? stream->handle : nullptr; }
 
+using vae_fused::math::ScaleBase;
+const std::map<std::string, ScaleBase> kBases = {{"exp", ScaleBase::kExp},
+                                                 {"identity", ScaleBase::kIdentity},
+                                                 {"sqrt", ScaleBase::kSqrt},
+                                                 {"softplus", ScaleBase::kSoftplus},
+                                                 {"sigmoid", ScaleBase::kSigmoid}};
+
 // The mathematics
 // -------------------------------------------------------------------------------------------------
 
@@ -58,6 +65,18 @@ void bind_math(py::module_& m, const char* normals_name) {
   m.def("scale", mapped<T>(&maths::scale, 2), py::arg().noconvert());
   m.def("log", mapped<T>(&maths::log, 1), py::arg().noconvert());
   m.def("excess", mapped<T>(&maths::excess, 2), py::arg().noconvert());
+  m.def("log_any", mapped<T>(&maths::log_any, 1), py::arg().noconvert());
+  m.def("log1p_unit", mapped<T>(&maths::log1p_unit, 1), py::arg().noconvert());
+  m.def("tanh", mapped<T>(&maths::tanh, 2), py::arg().noconvert());
+  m.def(
+      "scale_base",
+      [](const std::string& base, py::array_t<T, py::array::c_style> x) {
+        py::array_t<T> out({x.size(), static_cast<py::ssize_t>(4)});
+        maths::scale_base(static_cast<int>(kBases.at(base)), x.data(), out.mutable_data(),
+                          x.size());
+        return out;
+      },
+      py::arg(), py::arg().noconvert());
   m.def(
       normals_name,
       [](uint64_t seed, uint64_t offset, uint64_t first, py::ssize_t n) {
@@ -179,12 +198,6 @@ void read(const py::dict& fields, const char* name, double& value) {
 }
 
 vae_fused::math::ScaleOptions<double> scale_options(const py::dict& fields) {
-  using vae_fused::math::ScaleBase;
-  static const std::map<std::string, ScaleBase> kBases = {{"exp", ScaleBase::kExp},
-                                                          {"identity", ScaleBase::kIdentity},
-                                                          {"sqrt", ScaleBase::kSqrt},
-                                                          {"softplus", ScaleBase::kSoftplus},
-                                                          {"sigmoid", ScaleBase::kSigmoid}};
   vae_fused::math::ScaleOptions<double> o;
   if (fields.contains("base")) o.base = kBases.at(fields["base"].cast<std::string>());
   read(fields, "gain", o.gain);
