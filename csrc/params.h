@@ -173,6 +173,32 @@ struct BackwardParams {
   Sampled grad_eps;
 };
 
+// A list of contiguous tensors, each against the same fixed prior, in one launch: kl is the sum of
+// their KLs, each times its weight. Tensor k's noise begins at block first_block of the stream.
+constexpr int kMaxItems = 256;  // 22 KiB of a kernel's parameters, which may have 32
+
+struct ListItem {
+  const void *mu = nullptr, *raw = nullptr;
+  void* z = nullptr;             // forward
+  const void* grad_z = nullptr;  // backward; absent: z was not used
+  void *grad_mu = nullptr, *grad_raw = nullptr;
+  int64_t n = 0, first_tile = 0;
+  uint64_t first_block = 0;
+  double weight = 1.0;
+};
+
+struct ListParams {
+  DType dtype = DType::kFloat32;
+  RngKey key;
+  math::Family<double> family;
+  int32_t items = 0;
+  int64_t tiles = 0;
+  void* kl = nullptr;            // [1], forward
+  double* partials = nullptr;    // [tiles], forward
+  const void* grad_kl = nullptr;  // [1], backward; absent: the KL was not used
+  ListItem item[kMaxItems];
+};
+
 namespace cpu {
 
 // Runs body(context, begin, end) over [0, n) on ATen's pool; csrc/torch passes it in.
@@ -189,6 +215,8 @@ namespace cuda {
 // `stream` is a cudaStream_t; returns a cudaError_t. One launch each.
 int forward(const ForwardParams& params, void* stream);
 int backward(const BackwardParams& params, void* stream);
+int forward_list(const ListParams& params, void* stream);
+int backward_list(const ListParams& params, void* stream);
 const char* error_string(int error);
 
 }  // namespace cuda

@@ -10,6 +10,7 @@ import mpmath
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vae_fused as vf
 from vae_fused import _ext
@@ -46,6 +47,18 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, devic
     """Normals of an own generator: the same on every device, and no global state is touched."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 # --------------------------------------------------------------------------------------------------

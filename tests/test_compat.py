@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import DTYPES, random
+from conftest import DTYPES, Calls, native, random
 from torch import Tensor
 
 from vae_fused.compat.diffusers import DiagonalGaussianDistribution
@@ -104,6 +104,16 @@ def test_dtypes(dtype, device):
     wide = F64 if dtype == F64 else torch.float32
     for value in (q.kl(), q.kl(q), q.nll(q.mean)):
         assert value.dtype == wide and value.isfinite().all()
+
+
+@native
+def test_the_clamp_is_part_of_the_fused_call(device):
+    q = DiagonalGaussianDistribution(moments(device=device))
+    p = DiagonalGaussianDistribution(moments(device=device, seed=2))
+    with Calls() as calls:
+        q.sample(), q.kl(), q.kl(p)
+    others = {name for name in calls.names if "vae_fused" not in name}
+    assert others <= {"aten::detach", "aten::expand"}
 
 
 # --------------------------------------------------------------------------------------------------

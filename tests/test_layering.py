@@ -41,10 +41,17 @@ MAY_IMPORT = {
     "_version": [],
     "reference": ["_checks", "_gaussian", "options"],
     "functional": ["_checks", "_ext", "_tracing", "options", "reference"],
-    "distributions": ["_checks", "functional", "reference", r"torch\.distributions"],
-    "nn": ["_checks", "distributions", "functional", r"torch\.nn"],
+    "distributions": [
+        "_checks",
+        "_gaussian",
+        "functional",
+        "options",
+        "reference",
+        r"torch\.distributions",
+    ],
+    "nn": ["_checks", "distributions", "functional", "options", "reference", r"torch\.nn"],
     "compat.__init__": [],
-    "compat.diffusers": ["_checks", "distributions", "functional"],
+    "compat.diffusers": ["distributions", "options"],
 }
 ENTRANCES = {"__init__", "env"}
 PACKAGE = ROOT / "vae_fused"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import AVAILABLE, DTYPES, REDUCTIONS, make_key, native, random
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import AVAILABLE, DTYPES, REDUCTIONS, Calls, make_key, native, random
 
 import vae_fused as vf
 
@@ -83,18 +82,6 @@ def test_noise_is_drawn_as_for_the_halves(device):
     z.sum().backward()
     sigma = torch.exp(0.5 * h.detach().chunk(2, dim)[1])
     torch.testing.assert_close(eps.grad, sigma)
-
-
-class Calls(TorchDispatchMode):
-    """The operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 @native

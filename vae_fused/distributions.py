@@ -1,12 +1,7 @@
 """The diagonal Gaussian as a ``torch.distributions`` citizen, on top of the fused functions.
 
 No kernel and no formula of sigma is here: samples come from ``functional.reparameterize``, every KL
-from ``functional.gaussian_kl``, which also serves a prior that is not standard:
-
-    KL( N(mu, sigma^2) || N(m, tau^2) ) = 1/2 d^2 + 1/2 g(x),
-    d = (mu - m) / tau,   x = ln sigma^2 - ln tau^2,   g(x) = e^x - 1 - x
-
-is the KL of N(d, e^x) from the standard normal, in one launch and with full relative accuracy.
+from ``functional.gaussian_kl``, to which another Gaussian is a prior.
 """
 
 from __future__ import annotations
@@ -20,16 +15,16 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, constraints, register_kl
 
 from vae_fused import functional
-from vae_fused._checks import check_moments, check_posterior, check_reduction, check_value
+from vae_fused._checks import LOG_2PI, check_moments, check_posterior, check_reduction, check_value
+from vae_fused._gaussian import Gaussian
+from vae_fused.options import Prior, Scale, as_scale
 from vae_fused.reference import _reduce
 
 __all__ = ["DiagonalGaussian"]
 
-LOG_2PI = math.log(2.0 * math.pi)
-
 
 class DiagonalGaussian(Normal):
-    r"""Independent normals, given by their mean and the log of their variance.
+    r"""Independent normals, given by their mean and the log of their variance, or another scale.
 
     ``torch.distributions.Normal(mu, exp(logvar / 2))`` that never forms sigma where it is not asked
     for: a sample is one launch, a KL is one launch, both together (:meth:`rsample_kl`) are one
@@ -50,13 +45,22 @@ class DiagonalGaussian(Normal):
     Args:
         mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides. A number stands for
             a 0-d tensor.
-        logvar: ``ln sigma^2``, broadcastable with ``mu``. Mixed dtypes promote as in torch.
+        logvar: ``ln sigma^2``, or what ``scale`` says, broadcastable with ``mu``. Mixed dtypes
+            promote as in torch.
         validate_args: Whether to check values: that parameters and points are no NaN. Default:
             False.
+        scale: How sigma is read from the second parameter, as in
+            :func:`vae_fused.reparameterize_kl`: ``"std"``, say, or a :class:`vae_fused.Scale`.
+
+    Attributes:
+        mu: The mean.
+        raw: The second parameter, as it was given.
+        logvar: ``ln sigma^2``: ``raw`` itself, or computed from it when it is read.
 
     Raises:
         TypeError: A parameter that is neither tensor nor number, or is not floating point.
-        ValueError: Shapes that do not broadcast; NaN, with ``validate_args=True``.
+        ValueError: Shapes that do not broadcast; an unknown ``scale``; NaN, with
+            ``validate_args=True``.
         RuntimeError: Parameters on different devices.
 
     Example:
@@ -70,33 +74,47 @@ class DiagonalGaussian(Normal):
     arg_constraints = {"mu": constraints.real, "logvar": constraints.real}  # noqa: RUF012
 
     mu: Tensor
-    logvar: Tensor
-    _packed: tuple[Tensor, int] | None = None  # what mu and logvar are the halves of, and where
+    raw: Tensor
+    _scale: Scale  # of raw; Normal's ``scale`` is sigma
+    _packed: tuple[Tensor, int] | None = None  # what mu and raw are the halves of, and where
 
     def __init__(
-        self, mu: Tensor | float, logvar: Tensor | float, validate_args: bool | None = None
+        self,
+        mu: Tensor | float,
+        logvar: Tensor | float,
+        validate_args: bool | None = None,
+        *,
+        scale: str | Scale = "logvar",
     ) -> None:
-        self.mu, self.logvar = check_posterior(_tensor(mu, logvar), _tensor(logvar, mu))
+        self._scale = as_scale(scale)
+        self.mu, self.raw = check_posterior(
+            _tensor(mu, logvar), _tensor(logvar, mu), self._scale.raw_name
+        )
         # Not Normal's: that one stores loc and scale, which are properties here.
         Distribution.__init__(self, self.mu.shape, validate_args=bool(validate_args))
 
     @classmethod
     def from_moments(
-        cls, h: Tensor, dim: int = 1, validate_args: bool | None = None
+        cls,
+        h: Tensor,
+        dim: int = 1,
+        validate_args: bool | None = None,
+        *,
+        scale: str | Scale = "logvar",
     ) -> DiagonalGaussian:
-        """The distribution whose ``mu`` and ``logvar`` are the halves of ``h`` along ``dim``.
+        """The distribution whose ``mu`` and ``raw`` are the halves of ``h`` along ``dim``.
 
         Args:
             h: An encoder's output, ``(B, 2C, ...)`` say. The halves are views, not copies.
             dim: Where they are packed; ``h.shape[dim]`` is even.
-            validate_args: As for the class.
+            validate_args, scale: As for the class.
 
         Raises:
             TypeError: ``h`` is not a floating point tensor.
             ValueError: ``h`` has an odd size in ``dim``, or ``dim`` is out of range.
         """
-        mu, logvar, dim = check_moments(h, dim)
-        new = cls(mu, logvar, validate_args=validate_args)
+        mu, raw, dim = check_moments(h, dim)
+        new = cls(mu, raw, validate_args=validate_args, scale=scale)
         new._packed = (h, dim)
         return new
 
@@ -106,14 +124,26 @@ class DiagonalGaussian(Normal):
             DiagonalGaussian, _instance
         )
         batch_shape = torch.Size(batch_shape)
-        new.mu, new.logvar = self.mu.expand(batch_shape), self.logvar.expand(batch_shape)
+        new.mu, new.raw = self.mu.expand(batch_shape), self.raw.expand(batch_shape)
+        new._scale = self._scale
         Distribution.__init__(new, batch_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
+    def __repr__(self) -> str:
+        given = {"mu": self.mu, self._scale.raw_name: self.raw}
+        shown = (f"{k}: {v if v.numel() == 1 else v.size()}" for k, v in given.items())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     # ----------------------------------------------------------------------------------------------
     # Moments: (*batch_shape), dtype of mu
     # ----------------------------------------------------------------------------------------------
+
+    @property
+    def logvar(self) -> Tensor:
+        return (
+            self.raw if self._scale == as_scale("logvar") else self._log_variance.to(self.mu.dtype)
+        )
 
     @property
     def loc(self) -> Tensor:  # type: ignore[override]
@@ -121,7 +151,7 @@ class DiagonalGaussian(Normal):
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]
-        return torch.exp(0.5 * self.logvar)
+        return self._wide.sigma.to(self.mu.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -137,12 +167,21 @@ class DiagonalGaussian(Normal):
 
     @property
     def variance(self) -> Tensor:
-        return torch.exp(self.logvar)
+        return torch.exp(self._log_variance).to(self.mu.dtype)
 
     @property
     def _natural_params(self) -> tuple[Tensor, Tensor]:
-        precision = torch.exp(-self.logvar)
+        precision = torch.exp(-self._log_variance).to(self.mu.dtype)
         return self.mu * precision, -0.5 * precision
+
+    @property
+    def _wide(self) -> Gaussian:
+        """In the dtype of the arithmetic."""
+        return Gaussian(_widen(self.mu), _widen(self.raw), self._scale)
+
+    @property
+    def _log_variance(self) -> Tensor:
+        return self._wide.log_variance
 
     # ----------------------------------------------------------------------------------------------
     # Samples
@@ -150,16 +189,20 @@ class DiagonalGaussian(Normal):
 
     def rsample(
         self,
-        sample_shape: Sequence[int] = torch.Size(),
+        sample_shape: int | Sequence[int] = torch.Size(),
         *,
+        mask: Tensor | None = None,
+        temperature: float = 1.0,
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
-        """A reparameterized sample, one launch: gradients reach ``mu`` and ``logvar``.
+        """A reparameterized sample, one launch: gradients reach ``mu`` and ``raw``.
 
         Args:
             sample_shape: Shape of a batch of samples, each with its own noise.
+            mask: Bool tensor that broadcasts to ``batch_shape``; where it is False, z is 0.
+            temperature: T of ``z = mu + T sigma eps``.
             eps: Explicit noise, in the shape of the result.
             generator: Source of the key, as in ``torch.randn``.
             key: ``(seed, offset)``, a uint64 or int64 tensor of two elements.
@@ -167,55 +210,70 @@ class DiagonalGaussian(Normal):
         Returns:
             ``z`` of shape ``sample_shape + batch_shape`` and the dtype of ``mu``.
         """
-        mu, logvar = self.mu, self.logvar
-        shape = self._extended_shape(torch.Size(sample_shape))
-        if len(shape) > mu.dim():
-            mu, logvar = mu.expand(shape), logvar.expand(shape)
-        return functional.reparameterize(mu, logvar, eps=eps, generator=generator, key=key)
+        return functional.reparameterize(
+            self.mu, self.raw, scale=self._scale, mask=mask, temperature=temperature,
+            sample_shape=sample_shape, eps=eps, generator=generator, key=key,
+        )  # fmt: skip
 
-    def sample(
-        self,
-        sample_shape: Sequence[int] = torch.Size(),
-        *,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        key: Tensor | None = None,
-    ) -> Tensor:
-        """:meth:`rsample` without gradients."""
+    def sample(self, sample_shape: int | Sequence[int] = torch.Size(), **options: Any) -> Tensor:
+        """:meth:`rsample`, with its arguments and without gradients."""
         with torch.no_grad():
-            return self.rsample(sample_shape, eps=eps, generator=generator, key=key)
+            return self.rsample(sample_shape, **options)
 
     def rsample_kl(
         self,
         *,
+        prior: Prior | Normal | None = None,
         reduction: str = "batchmean",
         dim: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        free_bits: float = 0.0,
+        balance: tuple[float, float] | None = None,
+        temperature: float = 1.0,
+        sample_shape: int | Sequence[int] = (),
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
         key: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """A reparameterized sample and the KL from the standard normal, in one launch.
+        """A reparameterized sample and the KL from the prior, in one launch.
 
-        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`. The gradient
-        of packed moments is one packed tensor.
+        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`; a ``Normal``
+        is a prior, too. The gradient of packed moments is one packed tensor.
         """
+        prior = as_prior(prior, self.mu.device)
         if self._packed is not None:
             h, packed_dim = self._packed
             return functional.reparameterize_kl_moments(
-                h, dim=packed_dim, reduction=reduction, kl_dim=dim,
-                eps=eps, generator=generator, key=key,
+                h, dim=packed_dim, scale=self._scale, prior=prior, reduction=reduction, kl_dim=dim,
+                mask=mask, free_bits=free_bits, balance=balance, temperature=temperature,
+                sample_shape=sample_shape, eps=eps, generator=generator, key=key,
             )  # fmt: skip
         return functional.reparameterize_kl(
-            self.mu, self.logvar, reduction=reduction, dim=dim,
-            eps=eps, generator=generator, key=key,
+            self.mu, self.raw, scale=self._scale, prior=prior, reduction=reduction, dim=dim,
+            mask=mask, free_bits=free_bits, balance=balance, temperature=temperature,
+            sample_shape=sample_shape, eps=eps, generator=generator, key=key,
         )  # fmt: skip
 
-    def kl(self, *, reduction: str = "batchmean", dim: int | Sequence[int] | None = None) -> Tensor:
-        """KL from the standard normal, in nats; as :func:`vae_fused.gaussian_kl`.
+    def kl(
+        self,
+        *,
+        prior: Prior | Normal | None = None,
+        reduction: str = "batchmean",
+        dim: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        free_bits: float = 0.0,
+        balance: tuple[float, float] | None = None,
+    ) -> Tensor:
+        """KL from the prior, by default the standard normal, in nats.
 
-        ``torch.distributions.kl_divergence(q, p)`` is the elementwise KL from any other Gaussian.
+        Arguments, result and errors are those of :func:`vae_fused.gaussian_kl`; a ``Normal`` is a
+        prior, too. ``torch.distributions.kl_divergence(q, p)`` is the same elementwise, and there
+        ``p`` may have more elements than ``q``.
         """
-        return functional.gaussian_kl(self.mu, self.logvar, reduction=reduction, dim=dim)
+        return functional.gaussian_kl(
+            self.mu, self.raw, scale=self._scale, prior=as_prior(prior, self.mu.device),
+            reduction=reduction, dim=dim, mask=mask, free_bits=free_bits, balance=balance,
+        )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------
     # Densities: the shape that value and batch broadcast to
@@ -232,7 +290,7 @@ class DiagonalGaussian(Normal):
             ValueError: Its shape does not broadcast, or it holds a NaN and ``validate_args`` is on.
         """
         t = self._standardized(value)
-        return -0.5 * (t * t + _widen(self.logvar) + LOG_2PI)
+        return -0.5 * (t * t + self._log_variance + LOG_2PI)
 
     def nll(
         self,
@@ -260,7 +318,7 @@ class DiagonalGaussian(Normal):
     def icdf(self, value: Tensor) -> Tensor:
         """The ``value``-quantile; NaN outside of [0, 1]."""
         check_value(value, self._batch_shape)
-        mu, sigma = _widen(self.mu), torch.exp(0.5 * _widen(self.logvar))
+        mu, sigma = _widen(self.mu), self._wide.sigma
         quantile: Tensor = mu + sigma * torch.special.ndtri(_widen(value))
         wide = torch.float32, torch.float64
         return (
@@ -269,13 +327,13 @@ class DiagonalGaussian(Normal):
 
     def entropy(self) -> Tensor:
         r"""Differential entropy :math:`\frac12 (1 + \ln 2\pi + \ln\sigma^2)`, in nats."""
-        return 0.5 * (1.0 + LOG_2PI) + 0.5 * _widen(self.logvar)
+        return 0.5 * (1.0 + LOG_2PI) + 0.5 * self._log_variance
 
     def _standardized(self, value: Tensor) -> Tensor:
         check_value(value, self._batch_shape)
         if self._validate_args:
             self._validate_sample(value)
-        return (_widen(value) - _widen(self.mu)) * torch.exp(-0.5 * _widen(self.logvar))
+        return (_widen(value) - _widen(self.mu)) * torch.exp(-0.5 * self._log_variance)
 
 
 def _tensor(value: Tensor | float, other: Tensor | float) -> Tensor:
@@ -296,34 +354,41 @@ def _widen(x: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------
-# KL between any two: (d, x) of the module's docstring, then gaussian_kl
+# Another Gaussian is a prior
 # --------------------------------------------------------------------------------------------------
 
 
-def relative_to(
-    mu: Tensor, logvar: Tensor, m: Tensor, prior_logvar: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``(d, x)``, the posterior in units of the prior N(m, e^prior_logvar)."""
-    mu, logvar, m, prior_logvar = (_widen(t) for t in (mu, logvar, m, prior_logvar))
-    return (mu - m) * torch.exp(-0.5 * prior_logvar), logvar - prior_logvar
+def as_prior(p: Prior | Normal | None, device: torch.device) -> Prior | None:
+    """A ``Normal`` as the functions take it; what is none is left to their checks."""
+    return Prior(*_parameters(p, device)) if isinstance(p, Normal) else p
 
 
-def _kl_gaussian_gaussian(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:
-    d, x = relative_to(q.mu, q.logvar, p.mu, p.logvar)
-    return functional.gaussian_kl(d, x, reduction="none")
+def kl_between(q: Normal, p: Normal, **reduction: Any) -> Tensor:
+    """KL of q from p, reduced as :func:`vae_fused.gaussian_kl` does; either may be the larger."""
+    mu, raw, scale = _parameters(q, p.mean.device)
+    prior = Prior(*_parameters(p, mu.device))
+    if q.batch_shape != p.batch_shape:
+        mu, raw, _ = torch.broadcast_tensors(mu, raw, p.mean)
+    return functional.gaussian_kl(mu, raw, scale=scale, prior=prior, **reduction)
 
 
-def _kl_gaussian_normal(q: DiagonalGaussian, p: Normal) -> Tensor:
-    scale = _widen(p.scale)
-    d, x = (_widen(q.mu) - _widen(p.loc)) / scale, _widen(q.logvar) - 2.0 * torch.log(scale)
-    return functional.gaussian_kl(d, x, reduction="none")
+def _parameters(p: Normal, device: torch.device) -> tuple[Tensor, Tensor, Scale]:
+    """Mean, raw scale, and how it is read. 0-d tensors of the CPU, ``Normal(0.0, 1.0)``'s say, go
+    along with any device, as elsewhere in torch.
+    """
+    if isinstance(p, DiagonalGaussian):
+        mean, raw, scale = p.mu, p.raw, p._scale
+    else:
+        mean, raw, scale = p.loc, p.scale, as_scale("std")
+    if mean.dim() == 0 and device.type != "cpu":
+        mean, raw = mean.to(device), raw.to(device)
+    return mean, raw, scale
 
 
-def _kl_normal_gaussian(q: Normal, p: DiagonalGaussian) -> Tensor:
-    d, x = relative_to(q.loc, 2.0 * torch.log(_widen(q.scale)), p.mu, p.logvar)
-    return functional.gaussian_kl(d, x, reduction="none")
+def _elementwise(q: Normal, p: Normal) -> Tensor:
+    return kl_between(q, p, reduction="none")
 
 
-register_kl(DiagonalGaussian, DiagonalGaussian)(_kl_gaussian_gaussian)
-register_kl(DiagonalGaussian, Normal)(_kl_gaussian_normal)
-register_kl(Normal, DiagonalGaussian)(_kl_normal_gaussian)
+register_kl(DiagonalGaussian, DiagonalGaussian)(_elementwise)
+register_kl(DiagonalGaussian, Normal)(_elementwise)
+register_kl(Normal, DiagonalGaussian)(_elementwise)

@@ -6,17 +6,19 @@ as ``kl=``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
 
-from vae_fused import functional
-from vae_fused._checks import check_posterior, check_reduction
+from vae_fused import functional, reference
+from vae_fused._checks import check_call, check_posterior, check_reduction
 from vae_fused.distributions import DiagonalGaussian, _widen
+from vae_fused.options import Prior, Scale, as_scale
 
 __all__ = ["ELBOLoss", "ELBOTerms", "GaussianKL", "Reparameterize"]
 
@@ -28,51 +30,110 @@ Output: TypeAlias = Tensor | tuple[Tensor, Tensor]
 class Reparameterize(Module):
     """Samples a diagonal Gaussian in training, returns its mean in evaluation.
 
+    Args:
+        scale, mu_soft_clamp, temperature: As in :func:`vae_fused.reparameterize`.
+
     Shape:
-        ``mu`` and ``logvar``: any that broadcast; the result has their broadcast shape and promoted
-        dtype in both modes.
+        ``mu`` and ``logvar``, or what ``scale`` says: any that broadcast; the result has their
+        broadcast shape, after ``sample_shape``, and their promoted dtype in both modes.
+
+    Raises:
+        TypeError, ValueError: A bad argument.
     """
+
+    def __init__(
+        self,
+        scale: str | Scale = "logvar",
+        *,
+        mu_soft_clamp: float | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.options = _checked(scale=scale, mu_soft_clamp=mu_soft_clamp, temperature=temperature)
 
     def forward(
         self,
         mu: Tensor,
         logvar: Tensor,
         *,
+        mask: Tensor | None = None,
+        sample_shape: int | Sequence[int] = (),
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
-        """``vf.reparameterize(mu, logvar, ...)`` in training, ``mu`` in evaluation."""
+        """``vf.reparameterize(mu, logvar, ...)`` in training, its mean in evaluation."""
+        options = {**self.options, "mask": mask, "sample_shape": sample_shape}
         if self.training:
-            return functional.reparameterize(mu, logvar, eps=eps, generator=generator, key=key)
-        return check_posterior(mu, logvar)[0]
+            return functional.reparameterize(
+                mu, logvar, **options, eps=eps, generator=generator, key=key
+            )
+        mu, _, checked = check_call(mu, logvar, **options)
+        return reference.mean(mu, checked)
+
+    def extra_repr(self) -> str:
+        return _repr(self.options)
 
 
 class GaussianKL(Module):
-    """KL divergence of a diagonal Gaussian from the standard normal, in nats.
+    """KL divergence of a diagonal Gaussian from a prior, by default the standard normal, in nats.
 
     Args:
         reduction, dim: As in :func:`vae_fused.gaussian_kl`: ``"batchmean"`` by default, the KL of a
             sample, averaged over dimension 0.
+        scale, mu_soft_clamp, free_bits, balance: As there.
 
     Raises:
-        TypeError, ValueError: A bad ``reduction``; a ``dim`` out of range raises when called.
+        TypeError, ValueError: A bad argument; a ``dim`` out of range raises when called.
     """
 
     def __init__(
-        self, reduction: str = "batchmean", dim: int | Sequence[int] | None = None
+        self,
+        reduction: str = "batchmean",
+        dim: int | Sequence[int] | None = None,
+        *,
+        scale: str | Scale = "logvar",
+        mu_soft_clamp: float | None = None,
+        free_bits: float = 0.0,
+        balance: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if dim is None or reduction != "batchmean":
             check_reduction(torch.empty(1, device="meta"), reduction, dim)
         self.reduction, self.dim = reduction, dim
+        self.options = _checked(
+            scale=scale, mu_soft_clamp=mu_soft_clamp, free_bits=free_bits, balance=balance
+        )
 
-    def forward(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        """``vf.gaussian_kl(mu, logvar, reduction=reduction, dim=dim)``."""
-        return functional.gaussian_kl(mu, logvar, reduction=self.reduction, dim=self.dim)
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        prior: Prior | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """``vf.gaussian_kl(mu, logvar, reduction=reduction, dim=dim, ...)``."""
+        return functional.gaussian_kl(
+            mu, logvar, **self.options, prior=prior, mask=mask,
+            reduction=self.reduction, dim=self.dim,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}" if self.dim is None else f"dim={self.dim!r}"
+        given = {"reduction": self.reduction} if self.dim is None else {"dim": self.dim}
+        return _repr({**given, **self.options})
+
+
+def _checked(**options: Any) -> dict[str, Any]:
+    """The options of a module that are no defaults, checked now and not at the first call."""
+    posterior = torch.empty(1, device="meta")
+    check_call(posterior, posterior, **options)
+    defaults = inspect.signature(check_call).parameters
+    return {k: v for k, v in options.items() if v != defaults[k].default}
+
+
+def _repr(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 class ELBOTerms(NamedTuple):
@@ -108,9 +169,11 @@ class ELBOLoss(Module):
               divides by the number of pixels. Give it ``reduction="none"``.)
         beta: Weight of the KL: a number, or a 0-d tensor. For a warm-up pass ``beta=`` to each
             call, as a tensor if the module is compiled: each new number is compiled anew.
+        scale, mu_soft_clamp, free_bits, balance: Of the KL, as in :func:`vae_fused.gaussian_kl`.
 
     Raises:
-        TypeError, ValueError: An unknown ``reconstruction`` or a ``beta`` that is not one number.
+        TypeError, ValueError: An unknown ``reconstruction``, a ``beta`` that is not one number, or
+            a bad option of the KL.
 
     Example:
         >>> elbo = vf.nn.ELBOLoss("mse")
@@ -124,6 +187,10 @@ class ELBOLoss(Module):
         reconstruction: str | Callable[[Output, Tensor], Tensor] = "bce_with_logits",
         *,
         beta: float | Tensor = 1.0,
+        scale: str | Scale = "logvar",
+        mu_soft_clamp: float | None = None,
+        free_bits: float = 0.0,
+        balance: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(reconstruction, str):
@@ -138,6 +205,9 @@ class ELBOLoss(Module):
             )
         self.reconstruction = reconstruction
         self.beta = _check_beta(beta)
+        self.options = _checked(
+            scale=scale, mu_soft_clamp=mu_soft_clamp, free_bits=free_bits, balance=balance
+        )
 
     def forward(
         self,
@@ -146,6 +216,8 @@ class ELBOLoss(Module):
         mu: Tensor | None = None,
         logvar: Tensor | None = None,
         *,
+        prior: Prior | None = None,
+        mask: Tensor | None = None,
         kl: Tensor | None = None,
         beta: float | Tensor | None = None,
     ) -> ELBOTerms:
@@ -155,23 +227,31 @@ class ELBOLoss(Module):
             output: What the decoder returned, ``(B, ...)``, or a pair for ``"gaussian"``.
             target: The data, in the shape of ``output``.
             mu: Posterior mean, ``(B, ...)``.
-            logvar: ``ln sigma^2``, broadcastable with ``mu``.
-            kl: Instead of ``mu`` and ``logvar``: a KL that is there already, 0-d (a mean over the
-                batch, such as ``"batchmean"``) or with the batch as dimension 0 (``"sample"``,
-                ``"none"``).
+            logvar: ``ln sigma^2``, or what ``scale`` says, broadcastable with ``mu``.
+            prior: p(z), by default the standard normal.
+            mask: Which latents count, a bool tensor that broadcasts to the posterior's shape.
+            kl: Instead of ``mu``, ``logvar`` and all that belongs to them: a KL that is there
+                already, 0-d (a mean over the batch, such as ``"batchmean"``) or with the batch as
+                dimension 0 (``"sample"``, ``"none"``).
             beta: Instead of the module's.
 
         Raises:
-            TypeError: No tensor where one is wanted; both or neither of ``mu, logvar`` and ``kl``.
+            TypeError: No tensor where one is wanted; both or neither of ``mu, logvar`` and ``kl``;
+                a ``prior`` or ``mask`` beside ``kl``.
             ValueError: ``target`` is not of the shape of ``output``, ``kl`` not of its batch.
         """
         beta = self.beta if beta is None else _check_beta(beta)
         if (mu is None) != (logvar is None) or (mu is None) == (kl is None):
             raise TypeError("give mu and logvar, or kl, and not both")
         if mu is not None and logvar is not None:
-            mu, logvar = check_posterior(mu, logvar)
+            scale = as_scale(self.options.get("scale", "logvar"))
+            mu, logvar = check_posterior(mu, logvar, scale.raw_name)
             _check_batch("mu", mu, target)
-            kl = functional.gaussian_kl(mu, logvar)
+            kl = functional.gaussian_kl(mu, logvar, **self.options, prior=prior, mask=mask)
+        elif prior is not None or mask is not None:
+            raise TypeError(
+                "prior and mask are of mu and logvar, not of a kl that is there already"
+            )
         reconstruction = _batch_mean("reconstruction", self._reconstruct(output, target), target)
         kl = _batch_mean("kl", kl, target)
         return ELBOTerms(reconstruction + beta * kl, reconstruction, kl)
@@ -199,7 +279,7 @@ class ELBOLoss(Module):
         return -DiagonalGaussian(mean, 0.0 if logvar is None else _widen(logvar)).log_prob(target)
 
     def extra_repr(self) -> str:
-        return f"reconstruction={self.reconstruction!r}, beta={self.beta!r}"
+        return _repr({"reconstruction": self.reconstruction, "beta": self.beta, **self.options})
 
 
 def _check_beta(beta: float | Tensor) -> float | Tensor:

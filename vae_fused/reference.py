@@ -4,8 +4,8 @@ Same signatures, checks, dtypes and shapes as the compiled functions, on any dev
 to any order in reverse mode. Without a key the noise is ``torch.randn``'s, bit for bit what eager
 code draws; with one it is the stateless Philox stream, computed here in integer tensors.
 
-A public function checks its call; :func:`sample` and :func:`divergence` compute a checked one, and
-``vae_fused.functional`` falls back to these two.
+A public function checks its call; :func:`sample`, :func:`mean` and :func:`divergence` compute a
+checked one. ``vae_fused.functional`` falls back to them.
 """
 
 from __future__ import annotations
@@ -196,6 +196,14 @@ def sample(
     noise = _widen(_unmasked(noise, options.mask))
     sigma = q.sigma if options.temperature == 1.0 else options.temperature * q.sigma
     return _unmasked(q.mean + sigma * noise, options.mask).to(mu.dtype)
+
+
+def mean(mu: Tensor, options: Options) -> Tensor:
+    """The sample at temperature 0; no noise is drawn for it."""
+    if options.mu_soft_clamp is not None:
+        mu = soft_clamped(_widen(mu), options.mu_soft_clamp).to(mu.dtype)
+    z = _unmasked(mu, options.mask)
+    return z.expand(*options.sample_shape, *z.shape) if options.sample_shape else z
 
 
 def divergence(

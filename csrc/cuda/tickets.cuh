@@ -26,7 +26,7 @@ namespace vae_fused::cuda {
 constexpr int kStreamSlots = 1024;
 constexpr int kCaptureSlots = 1 << 16;  // 256 KiB of device memory
 
-__device__ unsigned int ticket_counters[kStreamSlots + kCaptureSlots];
+static __device__ unsigned int ticket_counters[kStreamSlots + kCaptureSlots];
 
 // Whether the calling block is the last of the grid; the same answer in all its threads. What the
 // other blocks wrote before their tickets is then visible through __ldcg.

@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_fused import functional
-from vae_fused._checks import check_moments
-from vae_fused.distributions import DiagonalGaussian, relative_to
+from vae_fused.distributions import DiagonalGaussian, kl_between
+from vae_fused.options import Scale
 
 __all__ = ["DiagonalGaussianDistribution"]
 
-LOGVAR_RANGE = (-30.0, 20.0)
+SCALE = Scale("logvar", clamp=(-30.0, 20.0))
 LATENT_DIMS = (1, 2, 3)  # of images, (B, C, H, W)
 
 
@@ -38,7 +37,8 @@ class DiagonalGaussianDistribution:
     - ``sample()`` without a generator is one launch that keeps no noise for backward. It obeys
       ``torch.manual_seed`` and is as random, but not the same numbers as ``torch.randn``.
       With a generator the noise *is* ``torch.randn``'s, so seeded pipelines draw the same latents.
-    - ``std`` and ``var`` are computed when they are read, not in advance.
+    - ``logvar``, ``std`` and ``var`` are computed when they are read, not in advance: the fused
+      functions clamp for themselves.
     - ``kl()`` and ``nll()`` sum the dimensions (1, 2, 3), as there. Latents with fewer dimensions,
       an error there, are summed over all but the first. Of those with more, as video's (B, C, T, H,
       W), dimensions remain, as there: the KL has shape (B, W), and its mean is W times too small. A
@@ -65,17 +65,21 @@ class DiagonalGaussianDistribution:
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
         self.parameters = parameters
-        self.mean, logvar, _ = check_moments(parameters, 1)
-        self.logvar = logvar.clamp(*LOGVAR_RANGE)
         self.deterministic = deterministic
+        self._gaussian = DiagonalGaussian.from_moments(parameters, scale=SCALE)
+        self.mean = self._gaussian.mu
+
+    @property
+    def logvar(self) -> Tensor:
+        return self._gaussian.logvar
 
     @property
     def std(self) -> Tensor:
-        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
+        return torch.zeros_like(self.mean) if self.deterministic else self._gaussian.stddev
 
     @property
     def var(self) -> Tensor:
-        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
+        return torch.zeros_like(self.mean) if self.deterministic else self._gaussian.variance
 
     def sample(
         self, generator: torch.Generator | Sequence[torch.Generator] | None = None
@@ -93,7 +97,7 @@ class DiagonalGaussianDistribution:
         eps = None if generator is None else _randn_like(self.mean, generator)
         if self.deterministic:
             return self.mean.clone()
-        return functional.reparameterize(self.mean, self.logvar, eps=eps)
+        return self._gaussian.rsample(eps=eps)
 
     def mode(self) -> Tensor:
         """The mean."""
@@ -109,10 +113,13 @@ class DiagonalGaussianDistribution:
         if self.deterministic:
             return self._zero()
         dims = self._default_dims("dim") if dim is None else dim
-        d, x = self.mean, self.logvar
-        if other is not None:
-            d, x = relative_to(d, x, other.mean, other.logvar)
-        kl = functional.gaussian_kl(d, x, dim=dims)
+        if other is None:
+            return self._gaussian.kl(dim=dims)
+        if isinstance(other, DiagonalGaussianDistribution):
+            prior = other._gaussian
+        else:
+            prior = DiagonalGaussian(other.mean, other.logvar)
+        kl = kl_between(self._gaussian, prior, dim=dims)
         return torch.full_like(kl, torch.inf) if getattr(other, "deterministic", False) else kl
 
     def nll(self, sample: Tensor, dims: int | Sequence[int] = LATENT_DIMS) -> Tensor:
@@ -121,7 +128,7 @@ class DiagonalGaussianDistribution:
             return self._zero()
         if dims is LATENT_DIMS or (self.mean.dim() < 4 and [*_tuple(dims)] == [*LATENT_DIMS]):
             dims = self._default_dims("dims")
-        return DiagonalGaussian(self.mean, self.logvar).nll(sample, dims)
+        return self._gaussian.nll(sample, dims)
 
     def _zero(self) -> Tensor:
         dtype = torch.float64 if self.mean.dtype == torch.float64 else torch.float32
