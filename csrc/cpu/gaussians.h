@@ -47,14 +47,16 @@ struct ScaleTile {
       limit([&](T r) { return math::hard_clamp(r, o.low, o.high); });
     }
     math::with_base(o.base, [&](auto base) {
-      for (int j = 0; j < n; ++j) {
-        T limited_dx = T(0);
-        if constexpr (kDerivatives) limited_dx = dx[j];
-        set(j, math::in_units(o, math::scale_base<decltype(base)::value>(x[j]), limited_dx));
-      }
+      const auto all = [&](auto floored) {
+        for (int j = 0; j < n; ++j) {
+          T limited_dx = T(0);
+          if constexpr (kDerivatives) limited_dx = dx[j];
+          set(j, math::scale_of(o, decltype(base)::value, decltype(floored)::value,
+                                math::Limited<T>{x[j], limited_dx}));
+        }
+      };
+      math::has_floor(o) ? all(std::true_type{}) : all(std::false_type{});
     });
-    if (!math::has_floor(o)) return;
-    for (int j = 0; j < n; ++j) set(j, math::above_floor(o, at(j)));
   }
 };
 

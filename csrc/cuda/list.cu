@@ -1,6 +1,6 @@
-// The kernels of a list of tensors: a block per tile, as in forward.cu and backward.cu, but each tile
-// of one of many tensors. Weights of Bayesian layers, say: dozens of small tensors, each of which would
-// be a launch of its own.
+// The kernels of a list of tensors: a block per tile, as in forward.cu and backward.cu, but each
+// tile of one of many tensors. Weights of Bayesian layers, say: dozens of small tensors, each of
+// which would be a launch of its own.
 #include "cuda/gaussians.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tickets.cuh"
@@ -31,8 +31,7 @@ struct Piece {
       : begin((t - item.first_tile) * kTile),
         end(begin + kTile < item.n ? begin + kTile : item.n),
         aligned(true) {
-    const void* const all[] = {item.mu,     item.raw,     item.z,
-                               item.grad_z, item.grad_mu, item.grad_raw};
+    const void* const all[] = {item.mu, item.raw, item.z, item.grad_z, item.grad_mu, item.grad_raw};
     VAE_FUSED_UNROLL
     for (int k = 0; k < 6; ++k) aligned &= reinterpret_cast<uintptr_t>(all[k]) % 16 == 0;
   }

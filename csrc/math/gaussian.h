@@ -47,10 +47,8 @@ VAE_FUSED_HD void posterior(const Plain<T>&, const T (&mu)[N], const T (&raw)[N]
 template <int N, typename T>
 VAE_FUSED_HD void posterior(const Family<T>& f, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
-  Scale<T> scale[N];
-  scale_of(f.posterior, raw, scale);
   VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale[j], T(0)};
+  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(f.posterior, raw[j]), T(0)};
   if (f.mu_soft_clamp == T(0)) return;
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
@@ -153,11 +151,10 @@ VAE_FUSED_HD void prior(const Family<T>& f, bool has_raw, const T (&mean)[N], co
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) out[j] = {mean[j], f.prior_precision, f.prior_x, T(0)};
   if (!has_raw) return;
-  Scale<T> scale[N];
-  scale_of(f.prior, raw, scale);
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
-    out[j] = {mean[j], reciprocal(scale[j].sigma), scale[j].x, scale[j].dx};
+    const Scale<T> tau = scale_of(f.prior, raw[j]);
+    out[j] = {mean[j], reciprocal(tau.sigma), tau.x, tau.dx};
   }
 }
 

@@ -1,5 +1,11 @@
 // A network's output becomes sigma: each function once, its derivative beside it. Forward needs
 // sigma and x = ln sigma^2; backward their derivatives with respect to the raw output, too.
+//
+//   raw -> C(raw) -> t = gain C(raw) + shift -> s = unit base(t) -> sigma = sqrt(s^2 + v) + f
+//
+// with v = var_floor, f = std_floor. Every base takes the same road, so that a kernel that learns
+// its base at run time has each exponential and each logarithm once, with a branch around it. Where
+// the base is a constant (the CPU kernels make it one outside of their loops) the branches fold.
 #pragma once
 
 #include <type_traits>
@@ -16,58 +22,9 @@ struct Scale {
 };
 
 // ---------------------------------------------------------------------------------------------
-// sigma0(x): the bases
+// Before: t = gain C(raw) + shift
 //
-//   base        sigma0          ln sigma0^2              sigma0'            (ln sigma0^2)'
-//   kExp        e^x             2x                       sigma0             2
-//   kIdentity   x               2 ln x                   1                  2 / x
-//   kSqrt       sqrt(x)         ln x                     1 / (2 sigma0)     1 / x
-//   kSoftplus   ln(1 + e^x)     2 ln sigma0              s(x)               2 s(x) / sigma0
-//   kSigmoid    s(x)            2 ln sigma0              s(x) s(-x)         2 s(-x)
-//
-// with s(x) = 1 / (1 + e^-x). The last two go by e = e^-|x|, which never overflows:
-//
-//   ln(1 + e^x) = max(x, 0) + ln(1 + e)      s(|x|) = 1 / (1 + e),  s(-|x|) = e / (1 + e)
-//   ln s(x) = min(x, 0) - ln(1 + e)
-//
-// Where x is very negative softplus underflows, but its logarithm does not: ln(1 + e) = e - e^2 / 2
-// + ..., hence ln sigma0 = x - e / 2, and the KL stays finite. Below -16 that is all there is in
-// float, e^2 < 2^-46; below -37 in double.
-// ---------------------------------------------------------------------------------------------
-
-template <ScaleBase base, typename T>
-VAE_FUSED_HD Scale<T> scale_base(T x) {
-  if constexpr (base == ScaleBase::kExp) {
-    const T sigma = exp(x);
-    return {sigma, x + x, sigma, T(2)};
-  } else if constexpr (base == ScaleBase::kIdentity) {
-    const T log_x = log_any(x);  // NaN below 0, where there is no sigma
-    return {x < T(0) ? log_x : x, T(2) * log_x, T(1), T(2) * reciprocal(x)};
-  } else if constexpr (base == ScaleBase::kSqrt) {
-    const T sigma = sqrt_any(x);
-    return {sigma, log_any(x), T(0.5) * reciprocal(sigma), reciprocal(x)};
-  } else {
-    const T e = exp(-std::fabs(x));
-    const T log_1p_e = log1p_unit(e), s_plus = reciprocal(T(1) + e), s_minus = e * s_plus;
-    const bool negative = x < T(0);
-    const T s = negative ? s_minus : s_plus;
-    if constexpr (base == ScaleBase::kSigmoid) {
-      const T other = negative ? s_plus : s_minus;
-      return {s, T(2) * ((negative ? x : T(0)) - log_1p_e), s * other, T(2) * other};
-    } else {
-      const T sigma = (negative ? T(0) : x) + log_1p_e;
-      const bool tiny = x < (sizeof(T) == 8 ? T(-37) : T(-16));
-      const T ratio = s * reciprocal(tiny ? T(1) : sigma);
-      return {sigma, T(2) * (tiny ? x - T(0.5) * e : log_any(sigma)), s,
-              tiny ? T(2) - e : T(2) * ratio};
-    }
-  }
-}
-
-// ---------------------------------------------------------------------------------------------
-// Before: x = gain C(raw) + shift
-//
-//   hard   C' = 1 within [low, high], 0 outside, as torch.clamp;  NaN stays
+//   hard   C' = 1 within [low, high], 0 outside;  NaN stays
 //   soft   C = c tanh(raw / c),  C' = sech^2(raw / c)
 // ---------------------------------------------------------------------------------------------
 
@@ -93,18 +50,36 @@ VAE_FUSED_HD Limited<T> affine(const ScaleOptions<T>& o, const Limited<T>& c) {
   return {o.gain * c.x + o.shift, o.gain * c.dx};
 }
 
-// ---------------------------------------------------------------------------------------------
-// After: sigma = sqrt(s^2 + var_floor) + std_floor, s = unit base(x)
-//
-//   sigma' = s' s / sqrt(s^2 + var_floor)      (ln sigma^2)' = 2 sigma' / sigma
-//
-// The logarithm is that of the square where there is no root to spoil it.
-// ---------------------------------------------------------------------------------------------
-
 template <typename T>
-VAE_FUSED_HD Scale<T> in_units(const ScaleOptions<T>& o, const Scale<T>& s, T dx) {
-  return {o.unit * s.sigma, s.x + o.log_unit_squared, o.unit * s.dsigma * dx, s.dx * dx};
+VAE_FUSED_HD Limited<T> limit(const ScaleOptions<T>& o, T raw) {
+  return affine(o, o.soft_clamp != T(0) ? soft_clamp(raw, o.soft_clamp, o.per_soft_clamp)
+                                        : hard_clamp(raw, o.low, o.high));
 }
+
+// ---------------------------------------------------------------------------------------------
+// base(t), its logarithm and their derivatives
+//
+//   base        base(t)         ln base^2                base'              (ln base^2)'
+//   kExp        e^t             2t                       base               2
+//   kIdentity   t               2 ln t                   1                  2 / t
+//   kSqrt       sqrt(t)         ln t                     1 / (2 base)       1 / t
+//   kSoftplus   ln(1 + e^t)     2 ln base                s(t)               2 s(t) / base
+//   kSigmoid    s(t)            2 ln base                s(t) s(-t)         2 s(-t)
+//
+// with s(t) = 1 / (1 + e^-t). The last two go by e = e^-|t|, which never overflows:
+//
+//   ln(1 + e^t) = max(t, 0) + ln(1 + e)      s(|t|) = 1 / (1 + e),  s(-|t|) = e / (1 + e)
+//   ln s(t) = min(t, 0) - ln(1 + e)
+//
+// Where t is very negative softplus underflows, but its logarithm does not: ln(1 + e) = e - e^2 / 2
+// + ..., hence ln base = t - e / 2, and the KL stays finite. Below -16 that is all there is in
+// float, e^2 < 2^-46; below -37 in double.
+//
+// After: a floor, if there is one, and where the logarithm is not known already it is taken of the
+// result, in the square where there is no root to spoil it:
+//
+//   sigma' = s' s / sqrt(s^2 + v)      (ln sigma^2)' = 2 sigma' / sigma
+// ---------------------------------------------------------------------------------------------
 
 template <typename T>
 VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
@@ -112,30 +87,76 @@ VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
 }
 
 template <typename T>
-VAE_FUSED_HD Scale<T> above_floor(const ScaleOptions<T>& o, const Scale<T>& s) {
-  const T variance = s.sigma * s.sigma + o.var_floor;
-  const bool rooted = o.var_floor != T(0);
-  const T root = rooted ? sqrt_any(variance) : s.sigma, sigma = root + o.std_floor;
-  const T dsigma = rooted ? s.dsigma * (s.sigma * reciprocal(root)) : s.dsigma;
-  const T x = o.std_floor == T(0) ? log_any(variance) : T(2) * log_any(sigma);
-  return {sigma, x, dsigma, T(2) * dsigma * reciprocal(sigma)};
+VAE_FUSED_HD Scale<T> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool floored,
+                               const Limited<T>& limited) {
+  const T t = limited.x;
+  const bool logistic = base == ScaleBase::kSoftplus || base == ScaleBase::kSigmoid;
+  // Whether the base says what its logarithm is: softplus does where it is tiny.
+  bool known = base == ScaleBase::kExp || base == ScaleBase::kSigmoid;
+  T s = t, ds = T(1), x = T(0), dx = T(0);
+  if (base == ScaleBase::kExp || logistic) {
+    const T e = exp(base == ScaleBase::kExp ? t : -std::fabs(t));
+    if (!logistic) {
+      s = ds = e;
+      x = t + t;
+      dx = T(2);
+    } else {
+      const T log_1p_e = log1p_unit(e), s_plus = reciprocal(T(1) + e), s_minus = e * s_plus;
+      const bool negative = t < T(0);
+      const T sigmoid = negative ? s_minus : s_plus, other = negative ? s_plus : s_minus;
+      if (base == ScaleBase::kSigmoid) {
+        s = sigmoid;
+        ds = s * other;
+        x = T(2) * ((negative ? t : T(0)) - log_1p_e);
+        dx = T(2) * other;
+      } else {
+        s = (negative ? T(0) : t) + log_1p_e;
+        ds = sigmoid;
+        known = t < (sizeof(T) == 8 ? T(-37) : T(-16));
+        x = t + t - e;
+        dx = T(2) - e;
+      }
+    }
+  } else if (base == ScaleBase::kSqrt) {
+    s = sqrt_any(t);
+    ds = T(0.5) * reciprocal(s);
+  }
+  s = o.unit * s;
+  ds = o.unit * ds * limited.dx;
+  x += o.log_unit_squared;
+  dx *= limited.dx;
+
+  const T variance = s * s + o.var_floor;
+  if (floored && o.var_floor != T(0)) {
+    const T root = sqrt_any(variance);
+    ds = ds * (s * reciprocal(root));
+    s = root;
+  }
+  if (floored) s += o.std_floor;
+  if (floored || base == ScaleBase::kIdentity || base == ScaleBase::kSqrt ||
+      base == ScaleBase::kSoftplus) {
+    const bool squared = floored ? o.std_floor == T(0) : base == ScaleBase::kSqrt;
+    const T log = log_any(!squared ? s : floored ? variance : t);
+    const T taken =
+        (squared ? log : T(2) * log) + (squared && !floored ? o.log_unit_squared : T(0));
+    const bool use = floored || !known;
+    // A negative standard deviation is none: NaN, as is its logarithm.
+    if (base == ScaleBase::kIdentity && !floored) s = s < T(0) ? log : s;
+    x = use ? taken : x;
+    dx = use ? T(2) * ds * reciprocal(s) : dx;
+  }
+  return {s, x, ds, dx};
 }
 
-// ---------------------------------------------------------------------------------------------
-// All of it. The CPU kernels go through a tile a stage at a time instead, the base switched outside
-// of the loop.
-// ---------------------------------------------------------------------------------------------
-
 template <typename T>
-VAE_FUSED_HD Limited<T> limit(const ScaleOptions<T>& o, T raw) {
-  return affine(o, o.soft_clamp != T(0) ? soft_clamp(raw, o.soft_clamp, o.per_soft_clamp)
-                                        : hard_clamp(raw, o.low, o.high));
+VAE_FUSED_HD Scale<T> scale_of(const ScaleOptions<T>& o, T raw) {
+  return scale_of(o, o.base, has_floor(o), limit(o, raw));
 }
 
 template <ScaleBase base>
 using BaseConstant = std::integral_constant<ScaleBase, base>;
 
-// Calls visit(BaseConstant<base>).
+// Calls visit(BaseConstant<base>), for loops to be compiled for each base.
 template <typename Visit>
 VAE_FUSED_HD void with_base(ScaleBase base, const Visit& visit) {
   switch (base) {
@@ -150,21 +171,6 @@ VAE_FUSED_HD void with_base(ScaleBase base, const Visit& visit) {
     default:
       return visit(BaseConstant<ScaleBase::kSigmoid>{});
   }
-}
-
-// N elements with one branch for each choice.
-template <int N, typename T>
-VAE_FUSED_HD void scale_of(const ScaleOptions<T>& o, const T (&raw)[N], Scale<T> (&out)[N]) {
-  with_base(o.base, [&](auto base) {
-    VAE_FUSED_UNROLL
-    for (int j = 0; j < N; ++j) {
-      const Limited<T> limited = limit(o, raw[j]);
-      out[j] = in_units(o, scale_base<decltype(base)::value>(limited.x), limited.dx);
-    }
-  });
-  if (!has_floor(o)) return;
-  VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) out[j] = above_floor(o, out[j]);
 }
 
 }  // namespace vae_fused::math

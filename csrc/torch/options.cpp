@@ -62,11 +62,9 @@ math::Family<double> parse_options(OptionList options) {
   f.mu_soft_clamp = o[18];
   f.per_mu_soft_clamp = o[18] > 0 ? 1 / o[18] : 0;
   f.prior_mean = o[19];
-  const double raw[1] = {o[20]};
-  math::Scale<double> tau[1];
-  math::scale_of(f.prior, raw, tau);
-  f.prior_precision = 1 / tau[0].sigma;
-  f.prior_x = tau[0].x;
+  const math::Scale<double> tau = math::scale_of(f.prior, o[20]);
+  f.prior_precision = 1 / tau.sigma;
+  f.prior_x = tau.x;
   f.temperature = o[21];
   f.linear = o[25] != 0;
   f.free_bits = f.linear ? -std::numeric_limits<double>::infinity() : o[22];

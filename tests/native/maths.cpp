@@ -39,13 +39,13 @@ namespace math = vae_fused::math;
     }                                                                                     \
   }                                                                                       \
   void scale_base(int base, const T* x, T* out, int64_t n) {                              \
-    math::with_base(static_cast<math::ScaleBase>(base), [&](auto constant) {              \
-      for (int64_t i = 0; i < n; ++i) {                                                   \
-        const auto s = math::scale_base<decltype(constant)::value>(x[i]);                 \
-        const T results[] = {s.sigma, s.x, s.dsigma, s.dx};                               \
-        for (int j = 0; j < 4; ++j) out[4 * i + j] = results[j];                          \
-      }                                                                                   \
-    });                                                                                   \
+    math::ScaleOptions<T> o;                                                              \
+    for (int64_t i = 0; i < n; ++i) {                                                     \
+      const auto s = math::scale_of(o, static_cast<math::ScaleBase>(base), false,         \
+                                    math::Limited<T>{x[i], T(1)});                        \
+      const T results[] = {s.sigma, s.x, s.dsigma, s.dx};                                 \
+      for (int j = 0; j < 4; ++j) out[4 * i + j] = results[j];                            \
+    }                                                                                     \
   }                                                                                       \
   void normals(uint64_t seed, uint64_t offset, uint64_t first, T* out, int64_t n) {       \
     for (int64_t i = 0; i < n; ++i) out[i] = math::normal_at<T>(seed, offset, first + i); \
