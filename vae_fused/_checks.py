@@ -44,14 +44,14 @@ def check_call(
 ) -> tuple[Tensor, Tensor, Options]:
     """Check all but reduction and noise; return mu and raw in one shape and dtype, and the rest."""
     if (
-        scale == "logvar"
+        (scale == "logvar" or scale is PLAIN.scale)
         and mu_soft_clamp is None
         and prior is None
         and mask is None
         and balance is None
         and (type(free_bits) is float and free_bits == 0.0)
         and (type(temperature) is float and temperature == 1.0)
-        and (type(sample_shape) is tuple and not sample_shape)
+        and (isinstance(sample_shape, tuple) and not sample_shape)
     ):  # the usual call, which pays for these comparisons alone
         return *check_posterior(mu, raw), PLAIN
     scale = as_scale(scale)
