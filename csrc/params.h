@@ -177,7 +177,7 @@ struct BackwardParams {
 // their KLs, each times its weight. Tensor k's noise begins at block first_block of the stream.
 constexpr int kMaxItems = 256;  // 22 KiB of a kernel's parameters, which may have 32
 
-struct ListItem {
+struct Item {
   const void *mu = nullptr, *raw = nullptr;
   void* z = nullptr;             // forward
   const void* grad_z = nullptr;  // backward; absent: z was not used
@@ -187,16 +187,18 @@ struct ListItem {
   double weight = 1.0;
 };
 
-struct ListParams {
+struct MultiParams {
   DType dtype = DType::kFloat32;
   RngKey key;
+  bool plain = true;
   math::Family<double> family;
   int32_t items = 0;
   int64_t tiles = 0;
-  void* kl = nullptr;            // [1], forward
-  double* partials = nullptr;    // [tiles], forward
+  void* kl = nullptr;             // [1], forward
+  double* partials = nullptr;     // [tiles], forward
+  uint64_t* key_out = nullptr;    // [2], forward; absent: not asked for
   const void* grad_kl = nullptr;  // [1], backward; absent: the KL was not used
-  ListItem item[kMaxItems];
+  Item item[kMaxItems];
 };
 
 namespace cpu {
@@ -207,6 +209,8 @@ using ParallelFor = void (*)(int64_t n, int64_t grain, Body body, void* context)
 
 void forward(const ForwardParams& params, ParallelFor parallel_for);
 void backward(const BackwardParams& params, ParallelFor parallel_for);
+void forward_multi(const MultiParams& params, ParallelFor parallel_for);
+void backward_multi(const MultiParams& params, ParallelFor parallel_for);
 
 }  // namespace cpu
 
@@ -215,8 +219,8 @@ namespace cuda {
 // `stream` is a cudaStream_t; returns a cudaError_t. One launch each.
 int forward(const ForwardParams& params, void* stream);
 int backward(const BackwardParams& params, void* stream);
-int forward_list(const ListParams& params, void* stream);
-int backward_list(const ListParams& params, void* stream);
+int forward_multi(const MultiParams& params, void* stream);
+int backward_multi(const MultiParams& params, void* stream);
 const char* error_string(int error);
 
 }  // namespace cuda

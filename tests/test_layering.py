@@ -15,7 +15,7 @@ CSRC = ROOT / "csrc"
 MAY_INCLUDE = {
     "math": [r"math/\w+\.h"],
     ".": [r"math/family\.h", r"params\.h"],
-    "cpu": [r"math/\w+\.h", r"params\.h", r"cpu/\w+\.h"],
+    "cpu": [r"math/\w+\.h", r"params\.h", r"space\.h", r"cpu/\w+\.h"],
     "cuda": [r"math/\w+\.h", r"params\.h", r"cuda/\w+\.cuh", r"cuda_runtime\.h"],
     "torch": [
         r"math/\w+\.h",
@@ -49,6 +49,7 @@ MAY_IMPORT = {
         "reference",
         r"torch\.distributions",
     ],
+    "multi": ["_checks", "_ext", "functional", "options", "reference"],
     "nn": ["_checks", "distributions", "functional", "options", "reference", r"torch\.nn"],
     "compat.__init__": [],
     "compat.diffusers": ["distributions", "options"],

@@ -26,6 +26,7 @@ try:
         reparameterize_kl_moments,
         sampled_kl,
     )
+    from vae_fused.multi import reparameterize_kl_multi
     from vae_fused.options import Prior, Scale
 except Exception:
     # `python -m vae_fused.env` imports this file first, and prints even if torch does not load.
@@ -45,5 +46,6 @@ __all__ = [
     "reparameterize",
     "reparameterize_kl",
     "reparameterize_kl_moments",
+    "reparameterize_kl_multi",
     "sampled_kl",
 ]

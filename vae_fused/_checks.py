@@ -104,6 +104,50 @@ def check_density(
     return value, Options(prior=Prior(mu, raw, scale), mask=mask, linear=LOG_2PI)
 
 
+def check_multi(
+    mus: Sequence[Tensor],
+    raws: Sequence[Tensor],
+    *,
+    scale: str | Scale,
+    mu_soft_clamp: float | None,
+    prior: Prior | None,
+    reduction: str,
+    free_bits: float,
+    temperature: float,
+    eps: Sequence[Tensor] | None,
+    generator: torch.Generator | None,
+    key: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor], Options, Sequence[Tensor] | None]:
+    """Check a list of calls that have their options in common."""
+    lists = (("mus", mus), ("raws", raws), *((("eps", eps),) if eps is not None else ()))
+    for name, values in lists:
+        if not isinstance(values, Sequence):
+            raise TypeError(f"{name} must be a sequence of Tensors, got {type(values).__name__}")
+        if not values or len(values) != len(mus):
+            raise ValueError(f"{name} has {len(values)} tensors, wants those of mus: {len(mus)}")
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction is {reduction!r}, wants sum or mean")
+    if isinstance(prior, Prior) and any(isinstance(v, Tensor) for v in (prior.mean, prior.raw)):
+        raise ValueError("prior has tensors, wants numbers: one prior for the whole list")
+    checked = [
+        check_call(
+            mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, prior=prior, free_bits=free_bits,
+            temperature=temperature,
+        )
+        for mu, raw in zip(mus, raws, strict=True)
+    ]  # fmt: skip
+    mu, raw = [c[0] for c in checked], [c[1] for c in checked]
+    for k, other in enumerate(mu):
+        if other.dtype != mu[0].dtype:
+            raise TypeError(f"mus[{k}] has dtype {other.dtype}, mus[0] {mu[0].dtype}; want one")
+        _check_device(f"mus[{k}]", other, mu[0], "mus[0]")
+    if eps is not None:
+        eps = [check_noise(m, e, generator, key) for m, e in zip(mu, eps, strict=True)]
+    else:
+        check_noise(mu[0], None, generator, key)
+    return mu, raw, checked[0][2], eps
+
+
 def check_posterior(
     mu: Tensor, raw: Tensor, name: str = "logvar", mu_name: str = "mu"
 ) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ RESERVING = (
     "vae_fused::reparameterize_kl.generator",
     "vae_fused::reparameterize_kl_moments.generator",
     "vae_fused::reparameterize.generator",
+    "vae_fused::reparameterize_kl_multi.generator",
 )
 
 

@@ -11,6 +11,7 @@ checked one. ``vae_fused.functional`` falls back to them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -292,6 +293,26 @@ def _noise(
     if generator is None:
         return torch.randn(shape, dtype=mu.dtype, device=mu.device)
     return torch.randn(shape, generator=generator, dtype=mu.dtype, device=mu.device)
+
+
+def noise_of_multi(
+    mus: Sequence[Tensor],
+    eps: Sequence[Tensor] | None,
+    generator: torch.Generator | None,
+    key: Tensor | None,
+) -> list[dict[str, Any]]:
+    """The arguments that give each tensor of a list its noise: with a key, block after block."""
+    if eps is not None:
+        return [{"eps": e} for e in eps]
+    if key is None:
+        return [{"generator": generator} for _ in mus]
+    seed, offset = key.view(torch.int64).unbind()
+    keys, blocks = [], 0
+    for mu in mus:
+        keys.append({"key": torch.stack([seed, offset + blocks])})
+        per_block = 2 if mu.dtype == torch.float64 else 4
+        blocks += (mu.numel() + per_block - 1) // per_block
+    return keys
 
 
 def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -82,4 +82,18 @@ void launch(const BackwardParams& params, [[maybe_unused]] at::Device device) {
   cpu::backward(params, parallel_for);
 }
 
+void launch_forward(const MultiParams& params, [[maybe_unused]] at::Device device) {
+#ifdef VAE_FUSED_WITH_CUDA
+  if (device.is_cuda()) return check_launch(cuda::forward_multi(params, current_stream(device)));
+#endif
+  cpu::forward_multi(params, parallel_for);
+}
+
+void launch_backward(const MultiParams& params, [[maybe_unused]] at::Device device) {
+#ifdef VAE_FUSED_WITH_CUDA
+  if (device.is_cuda()) return check_launch(cuda::backward_multi(params, current_stream(device)));
+#endif
+  cpu::backward_multi(params, parallel_for);
+}
+
 }  // namespace vae_fused

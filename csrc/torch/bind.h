@@ -26,5 +26,7 @@ void set_step(Sampled& operand, const Tensor& t, const Tensor& mu);
 
 void launch(const ForwardParams& params, at::Device device);
 void launch(const BackwardParams& params, at::Device device);
+void launch_forward(const MultiParams& params, at::Device device);
+void launch_backward(const MultiParams& params, at::Device device);
 
 }  // namespace vae_fused

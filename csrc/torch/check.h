@@ -13,6 +13,8 @@ DType dtype_of(const Tensor& t);
 void check_shape_and_device(const Tensor& t, const char* name, const Tensor& like);
 void check_like(const Tensor& t, const char* name, const Tensor& like);
 
+void check_key(const Tensor& key, const Tensor& mu);
+
 // Where the noise comes from: explicit, a key, or a key to be reserved. Exactly one.
 struct Noise {
   Tensor eps;

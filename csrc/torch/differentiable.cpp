@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/clamp.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/expm1.h>
 #include <ATen/ops/full_like.h>
@@ -43,8 +42,10 @@ Limited limit(const math::ScaleOptions<double>& o, const Tensor& raw) {
   if (o.soft_clamp != 0) {
     c = soft_clamp(raw, o.soft_clamp);
   } else if (std::isfinite(o.low) || std::isfinite(o.high)) {
-    const Tensor outside = (raw < o.low).logical_or(raw > o.high);
-    c = {at::clamp(raw, o.low, o.high), at::where(outside, 0.0, at::ones_like(raw))};
+    // Not at::clamp, whose gradient at the bounds is 0 since torch 2.14.
+    const Tensor below = raw<o.low, above = raw> o.high;
+    c.x = at::where(below, o.low, at::where(above, o.high, raw));
+    c.dx = at::where(below.logical_or(above), 0.0, c.dx);
   }
   return {o.gain * c.x + o.shift, o.gain * c.dx};
 }

@@ -53,6 +53,19 @@ TORCH_LIBRARY(vae_fused, m) {
       "generator, " REDUCTION ", " FAMILY ", " SAMPLES ") -> (Tensor z, Tensor kl, Tensor key)",
       random);
   m.def(
+      "reparameterize_kl_multi(Tensor[] mu, Tensor[] raw, *, Tensor key, str reduction, "
+      "float[]? options=None) -> (Tensor[] z, Tensor kl)",
+      pure);
+  m.def(
+      "reparameterize_kl_multi.generator(Tensor[] mu, Tensor[] raw, *, Generator? generator, "
+      "str reduction, float[]? options=None) -> (Tensor[] z, Tensor kl, Tensor key)",
+      random);
+  m.def(
+      "reparameterize_kl_multi_backward(Tensor?[] grad_z, Tensor? grad_kl, Tensor[] mu, "
+      "Tensor[] raw, *, Tensor key, str reduction, float[]? options=None) "
+      "-> (Tensor[] grad_mu, Tensor[] grad_raw)",
+      pure);
+  m.def(
       "reparameterize_kl_moments_backward(Tensor? grad_z, Tensor? grad_kl, Tensor h, *, "
       "int packed_dim, Tensor? eps, Tensor? key, " REDUCTION ", " FAMILY
       ", bool[4] output_mask) -> (Tensor grad_h, Tensor grad_eps, Tensor grad_prior_mean, "
@@ -77,6 +90,9 @@ void implement(Library& m) {
   m.impl("reparameterize_kl_moments.generator", reparameterize_kl_moments_generator);
   m.impl("reparameterize_kl_moments_backward", reparameterize_kl_moments_backward);
   m.impl("reparameterize_kl_backward", reparameterize_kl_backward);
+  m.impl("reparameterize_kl_multi", reparameterize_kl_multi);
+  m.impl("reparameterize_kl_multi.generator", reparameterize_kl_multi_generator);
+  m.impl("reparameterize_kl_multi_backward", reparameterize_kl_multi_backward);
 }
 
 // One implementation for all: it allocates alike everywhere, and launches where there is a device.
@@ -94,6 +110,8 @@ TORCH_LIBRARY_IMPL(vae_fused, Autograd, m) {
   m.impl("gaussian_kl", autograd::gaussian_kl);
   m.impl("reparameterize_kl_moments", autograd::reparameterize_kl_moments);
   m.impl("reparameterize_kl_moments.generator", autograd::reparameterize_kl_moments_generator);
+  m.impl("reparameterize_kl_multi", autograd::reparameterize_kl_multi);
+  m.impl("reparameterize_kl_multi.generator", autograd::reparameterize_kl_multi_generator);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Generator.h>
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
 #include <array>
@@ -55,6 +56,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> reparameterize_kl_backward(
     const OptionalTensor& raw, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_FAMILY,
     std::array<bool, 5> output_mask);
 
+// Lists of tensors: see csrc/torch/multi.cpp.
+std::tuple<std::vector<Tensor>, Tensor> reparameterize_kl_multi(at::TensorList mu,
+                                                                at::TensorList raw,
+                                                                const Tensor& key,
+                                                                std::string_view reduction,
+                                                                OptionList options);
+std::tuple<std::vector<Tensor>, Tensor, Tensor> reparameterize_kl_multi_generator(
+    at::TensorList mu, at::TensorList raw, OptionalGenerator generator, std::string_view reduction,
+    OptionList options);
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_backward(
+    const c10::List<OptionalTensor>& grad_z, const OptionalTensor& grad_kl, at::TensorList mu,
+    at::TensorList raw, const Tensor& key, std::string_view reduction, OptionList options);
+
 // The halves of h: mu and raw.
 std::pair<Tensor, Tensor> unpack(const Tensor& h, int64_t packed_dim);
 
@@ -70,6 +84,8 @@ decltype(vae_fused::reparameterize_generator) reparameterize_generator;
 decltype(vae_fused::gaussian_kl) gaussian_kl;
 decltype(vae_fused::reparameterize_kl_moments) reparameterize_kl_moments;
 decltype(vae_fused::reparameterize_kl_moments_generator) reparameterize_kl_moments_generator;
+decltype(vae_fused::reparameterize_kl_multi) reparameterize_kl_multi;
+decltype(vae_fused::reparameterize_kl_multi_generator) reparameterize_kl_multi_generator;
 
 }  // namespace autograd
 }  // namespace vae_fused

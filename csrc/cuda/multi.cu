@@ -11,7 +11,7 @@ namespace {
 constexpr int kNoTicket = -1;
 
 // The tensor that a tile is of: the last whose first tile is not behind it.
-__device__ __forceinline__ const ListItem& item_of(const ListParams& p, int64_t t) {
+__device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) {
   int low = 0, high = p.items;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -27,7 +27,7 @@ struct Piece {
   int64_t begin, end;
   bool aligned;
 
-  __device__ __forceinline__ Piece(const ListItem& item, int64_t t)
+  __device__ __forceinline__ Piece(const Item& item, int64_t t)
       : begin((t - item.first_tile) * kTile),
         end(begin + kTile < item.n ? begin + kTile : item.n),
         aligned(true) {
@@ -57,12 +57,16 @@ struct Piece {
 
 template <typename S>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
-    forward_list_kernel(const __grid_constant__ ListParams p,
-                        const __grid_constant__ math::Family<arithmetic_t<S>> f, int ticket) {
+    forward_multi_kernel(const __grid_constant__ MultiParams p,
+                         const __grid_constant__ math::Family<arithmetic_t<S>> f, int ticket) {
   using T = arithmetic_t<S>;
   constexpr int V = Piece<S>::V, C = Piece<S>::C;
   const Key key = resolve(p.key);
-  const ListItem& item = item_of(p, blockIdx.x);
+  if (p.key_out && blockIdx.x == 0 && threadIdx.x == 0) {
+    p.key_out[0] = key.seed;
+    p.key_out[1] = key.offset;
+  }
+  const Item& item = item_of(p, blockIdx.x);
   const Piece<S> piece(item, blockIdx.x);
   T sum = 0;
   for (int64_t e = piece.begin + threadIdx.x * V; e < piece.end; e += kThreads * V) {
@@ -99,19 +103,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    combine_list_kernel(const double* partials, int64_t tiles, T* kl) {
+    combine_multi_kernel(const double* partials, int64_t tiles, T* kl) {
   const double all = block_sum(sum_parts(partials, tiles, threadIdx.x, kThreads));
   if (threadIdx.x == 0) *kl = static_cast<T>(all);
 }
 
 template <typename S>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
-    backward_list_kernel(const __grid_constant__ ListParams p,
-                         const __grid_constant__ math::Family<arithmetic_t<S>> f) {
+    backward_multi_kernel(const __grid_constant__ MultiParams p,
+                          const __grid_constant__ math::Family<arithmetic_t<S>> f) {
   using T = arithmetic_t<S>;
   constexpr int V = Piece<S>::V, C = Piece<S>::C;
   const Key key = resolve(p.key);
-  const ListItem& item = item_of(p, blockIdx.x);
+  const Item& item = item_of(p, blockIdx.x);
   const Piece<S> piece(item, blockIdx.x);
   const T gk = p.grad_kl ? static_cast<T>(item.weight) * *static_cast<const T*>(p.grad_kl) : T(0);
   for (int64_t e = piece.begin + threadIdx.x * V; e < piece.end; e += kThreads * V) {
@@ -152,50 +156,50 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
 }
 
 template <typename S>
-cudaError_t forward_list_as(const ListParams& p, cudaStream_t stream) {
+cudaError_t forward_multi_as(const MultiParams& p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
   int ticket = kNoTicket;
   cudaError_t error = ticket_slot(stream, &ticket);
   if (error != cudaSuccess) return error;
   const auto family = math::narrowed<T>(p.family);
-  error = launch(forward_list_kernel<S>, p.tiles, stream, p, family, ticket);
+  error = launch(forward_multi_kernel<S>, p.tiles, stream, p, family, ticket);
   if (error != cudaSuccess || ticket != kNoTicket) return error;
-  return launch(combine_list_kernel<T>, 1, stream, p.partials, p.tiles, static_cast<T*>(p.kl));
+  return launch(combine_multi_kernel<T>, 1, stream, p.partials, p.tiles, static_cast<T*>(p.kl));
 }
 
 template <typename S>
-cudaError_t backward_list_as(const ListParams& p, cudaStream_t stream) {
+cudaError_t backward_multi_as(const MultiParams& p, cudaStream_t stream) {
   const auto family = math::narrowed<arithmetic_t<S>>(p.family);
-  return launch(backward_list_kernel<S>, p.tiles, stream, p, family);
+  return launch(backward_multi_kernel<S>, p.tiles, stream, p, family);
 }
 
 }  // namespace
 
-int forward_list(const ListParams& params, void* stream_handle) {
+int forward_multi(const MultiParams& params, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   switch (params.dtype) {
     case DType::kFloat32:
-      return forward_list_as<float>(params, stream);
+      return forward_multi_as<float>(params, stream);
     case DType::kFloat64:
-      return forward_list_as<double>(params, stream);
+      return forward_multi_as<double>(params, stream);
     case DType::kFloat16:
-      return forward_list_as<math::Half>(params, stream);
+      return forward_multi_as<math::Half>(params, stream);
     default:
-      return forward_list_as<math::BFloat16>(params, stream);
+      return forward_multi_as<math::BFloat16>(params, stream);
   }
 }
 
-int backward_list(const ListParams& params, void* stream_handle) {
+int backward_multi(const MultiParams& params, void* stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   switch (params.dtype) {
     case DType::kFloat32:
-      return backward_list_as<float>(params, stream);
+      return backward_multi_as<float>(params, stream);
     case DType::kFloat64:
-      return backward_list_as<double>(params, stream);
+      return backward_multi_as<double>(params, stream);
     case DType::kFloat16:
-      return backward_list_as<math::Half>(params, stream);
+      return backward_multi_as<math::Half>(params, stream);
     default:
-      return backward_list_as<math::BFloat16>(params, stream);
+      return backward_multi_as<math::BFloat16>(params, stream);
   }
 }
 

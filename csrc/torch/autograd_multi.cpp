@@ -1,0 +1,156 @@
+// The autograd node of the operators of a list of tensors: as Latent in autograd.cpp, it saves its
+// inputs and the key, and its backward is one launch.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/stack.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "torch/differentiable.h"
+
+namespace vae_fused::autograd {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+template <typename Signature>
+auto find(const char* name, const char* overload) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>();
+}
+
+struct Arguments {
+  OptionalTensor key;
+  OptionalGenerator generator;
+  std::string_view reduction;
+  OptionList options;
+};
+
+// z of each tensor, kl, key.
+variable_list run(at::TensorList mu, at::TensorList raw, const Arguments& a) {
+  variable_list out;
+  if (a.key) {
+    static const auto op = find<decltype(vae_fused::reparameterize_kl_multi)>(
+        "vae_fused::reparameterize_kl_multi", "");
+    auto [z, kl] = op.call(mu, raw, *a.key, a.reduction, a.options);
+    out = z;
+    out.insert(out.end(), {kl, *a.key});
+  } else {
+    static const auto op = find<decltype(vae_fused::reparameterize_kl_multi_generator)>(
+        "vae_fused::reparameterize_kl_multi", "generator");
+    auto [z, kl, key] = op.call(mu, raw, a.generator, a.reduction, a.options);
+    out = z;
+    out.insert(out.end(), {kl, key});
+  }
+  return out;
+}
+
+class LatentMulti : public torch::autograd::Function<LatentMulti> {
+ public:
+  static variable_list forward(AutogradContext* ctx, at::TensorList mu, at::TensorList raw,
+                               const Arguments& a) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    variable_list out = run(mu, raw, a);
+    const Tensor key = out.back();
+    if (a.key) {
+      out.pop_back();  // the caller's own
+    } else {
+      ctx->mark_non_differentiable({key});
+    }
+    ctx->set_materialize_grads(false);
+    variable_list saved = mu.vec();
+    saved.insert(saved.end(), raw.begin(), raw.end());
+    saved.push_back(key);
+    ctx->save_for_backward(saved);
+    ctx->saved_data["reduction"] = std::string(a.reduction);
+    if (a.options.has_value()) ctx->saved_data["options"] = a.options->vec();
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const size_t n = saved.size() / 2;
+    const Tensor& key = saved.back();
+    const Tensor& grad_kl = grads[n];
+    const std::string reduction = ctx->saved_data["reduction"].toStringRef();
+    std::optional<std::vector<double>> numbers;
+    if (const auto it = ctx->saved_data.find("options"); it != ctx->saved_data.end()) {
+      numbers = it->second.toDoubleVector();
+    }
+    const auto options = numbers ? OptionList(*numbers) : std::nullopt;
+    variable_list result(2 * n + 1);
+    if (at::GradMode::is_enabled()) {
+      differentiable(saved, grads, reduction, options, result);
+      return result;
+    }
+    c10::List<OptionalTensor> grad_z;
+    for (size_t k = 0; k < n; ++k) {
+      const Tensor& g = grads[k];
+      grad_z.push_back(!g.defined()                 ? OptionalTensor()
+                       : g.layout() != at::kStrided ? OptionalTensor(g.to_dense())
+                                                    : OptionalTensor(g));
+    }
+    static const auto op = find<decltype(reparameterize_kl_multi_backward)>(
+        "vae_fused::reparameterize_kl_multi_backward", "");
+    const at::TensorList all(saved);
+    auto [grad_mu, grad_raw] =
+        op.call(grad_z, grad_kl.defined() ? OptionalTensor(grad_kl) : std::nullopt, all.slice(0, n),
+                all.slice(n, n), key, reduction, options);
+    for (size_t k = 0; k < n; ++k) {
+      result[k] = grad_mu[k];
+      result[n + k] = grad_raw[k];
+    }
+    return result;
+  }
+
+ private:
+  // A call for each tensor, its key as far on as the blocks of noise before it.
+  static void differentiable(const variable_list& saved, const variable_list& grads,
+                             std::string_view reduction, OptionList options,
+                             variable_list& result) {
+    const size_t n = saved.size() / 2;
+    const Tensor key = saved.back().view(at::kLong);
+    int64_t blocks = 0;
+    for (size_t k = 0; k < n; ++k) {
+      const Tensor &mu = saved[k], &raw = saved[n + k];
+      const Tensor own = at::stack({key.select(0, 0), key.select(0, 1).add(blocks)});
+      const auto [grad_mu, grad_raw, grad_eps, grad_mean, grad_prior] = differentiable_backward(
+          {grads[k], grads[n], mu, raw, Tensor(), own, Tensor(), Tensor(), Tensor(), options},
+          parse_reduction(reduction, std::nullopt, mu.dim()));
+      result[k] = grad_mu;
+      result[n + k] = grad_raw;
+      const int64_t per = mu.scalar_type() == at::kDouble ? 2 : 4;
+      blocks += (mu.numel() + per - 1) / per;
+    }
+  }
+};
+
+variable_list apply(at::TensorList mu, at::TensorList raw, const Arguments& a) {
+  const auto differentiable = [](const Tensor& t) {
+    return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(/*level=*/0).defined();
+  };
+  if (std::any_of(mu.begin(), mu.end(), differentiable) ||
+      std::any_of(raw.begin(), raw.end(), differentiable)) {
+    return LatentMulti::apply(mu, raw, a);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return run(mu, raw, a);
+}
+
+}  // namespace
+
+std::tuple<std::vector<Tensor>, Tensor> reparameterize_kl_multi(at::TensorList mu,
+                                                                at::TensorList raw,
+                                                                const Tensor& key,
+                                                                std::string_view reduction,
+                                                                OptionList options) {
+  const auto out = apply(mu, raw, {key, std::nullopt, reduction, options});
+  return {{out.begin(), out.begin() + mu.size()}, out[mu.size()]};
+}
+
+std::tuple<std::vector<Tensor>, Tensor, Tensor> reparameterize_kl_multi_generator(
+    at::TensorList mu, at::TensorList raw, OptionalGenerator generator, std::string_view reduction,
+    OptionList options) {
+  const auto out = apply(mu, raw, {std::nullopt, generator, reduction, options});
+  return {{out.begin(), out.begin() + mu.size()}, out[mu.size()], out[mu.size() + 1]};
+}
+
+}  // namespace vae_fused::autograd
