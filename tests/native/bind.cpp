@@ -178,9 +178,13 @@ void call(const std::string& device, const Params& params,
 #if defined(HAS_CUDA_KERNELS)
 constexpr auto kCudaForward = &vae_fused::cuda::forward;
 constexpr auto kCudaBackward = &vae_fused::cuda::backward;
+constexpr auto kCudaForwardMulti = &vae_fused::cuda::forward_multi;
+constexpr auto kCudaBackwardMulti = &vae_fused::cuda::backward_multi;
 #else
 constexpr int (*kCudaForward)(const vae_fused::ForwardParams&, void*) = nullptr;
 constexpr int (*kCudaBackward)(const vae_fused::BackwardParams&, void*) = nullptr;
+constexpr int (*kCudaForwardMulti)(const vae_fused::MultiParams&, void*) = nullptr;
+constexpr int (*kCudaBackwardMulti)(const vae_fused::MultiParams&, void*) = nullptr;
 #endif
 
 py::dict space_of(const py::array& mu, const std::vector<int>& dims) {
@@ -322,6 +326,50 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
   call(device, params, &vae_fused::cpu::backward, kCudaBackward, stream);
 }
 
+// A list of contiguous arrays; `grads` absent: forward, into `out`, `kl` and `partials`, else
+// backward from the gradients `grads` of z into `out` and `more`. Tensor k's noise begins where its
+// own begins.
+using Arrays = std::vector<py::array>;
+
+void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const Arrays& out,
+           const std::optional<Arrays>& grads, const Arrays& more, const py::array& kl,
+           const MaybeArray& partials, const std::vector<double>& weights,
+           std::pair<uint64_t, uint64_t> key, const py::dict& family, const Stream* stream) {
+  vae_fused::MultiParams params;
+  params.dtype = dtype_of(mu.at(0));
+  params.key = make_key(key, std::nullopt, 0);
+  params.plain = family.size() == 0;
+  params.family = family_of(family);
+  const int64_t per = params.dtype == DType::kFloat64 ? 2 : 4;
+  uint64_t blocks = 0;
+  for (size_t k = 0; k < mu.size(); ++k) {
+    vae_fused::Item& item = params.item[params.items++];
+    item.mu = mu[k].data();
+    item.raw = raw[k].data();
+    item.n = mu[k].size();
+    item.first_tile = params.tiles;
+    item.first_block = blocks;
+    item.weight = weights[k];
+    void* const first = const_cast<void*>(out[k].data());
+    if (grads) {
+      item.grad_z = (*grads)[k].data();
+      item.grad_mu = first;
+      item.grad_raw = const_cast<void*>(more[k].data());
+    } else {
+      item.z = first;
+    }
+    params.tiles += (item.n + vae_fused::kTile - 1) / vae_fused::kTile;
+    blocks += (item.n + per - 1) / per;
+  }
+  if (grads) {
+    params.grad_kl = kl.data();
+    return call(device, params, &vae_fused::cpu::backward_multi, kCudaBackwardMulti, stream);
+  }
+  params.kl = const_cast<void*>(kl.data());
+  params.partials = pointer<double>(partials);
+  call(device, params, &vae_fused::cpu::forward_multi, kCudaForwardMulti, stream);
+}
+
 // -------------------------------------------------------------------------------------------------
 // The emulator
 // -------------------------------------------------------------------------------------------------
@@ -430,6 +478,8 @@ PYBIND11_MODULE(_native, m) {
         "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
         "family"_a = py::dict(), "stream"_a = nullptr);
+  m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,
+        "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "stream"_a = nullptr);
   m.def("backward", &backward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "grad_z"_a = py::none(), "grad_kl"_a = py::none(),
         "grad_kl_stride"_a = 1, "grad_mu"_a = py::none(), "grad_raw"_a = py::none(),

@@ -1,0 +1,68 @@
+"""The kernels of a list of tensors on the emulated device against those of the CPU."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .calls import DTYPES, total_dtype
+from .test_family import TOLERANCE, array, kernels, values
+
+KEY = (9, 2**32 - 3)
+SIZES = (1, 7, 2048, 2049, 640, 5000, 3, 4096, 12)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "softplus, fixed prior": {
+        "posterior": {"base": "softplus", "std_floor": 0.01}, "prior_mean": 0.1, "prior_x": -1.0,
+    },
+    "everything": {
+        "posterior": {"base": "sigmoid", "unit": 2.0}, "mu_soft_clamp": 1.5, "temperature": 0.5,
+        "free_bits": 0.2,
+    },
+}  # fmt: skip
+
+__all__ = ["kernels"]  # a fixture
+
+
+def run(native: ModuleType, device: str, dtype: str, layout: str, family: str) -> list[np.ndarray]:
+    def made(seed: int) -> list[np.ndarray]:
+        return [array(native, (n,), dtype, layout, seed + n, wide=True) for n in SIZES]
+
+    mu, raw, grad_z = made(0), made(1), made(2)
+    empty = [[np.full(n, 77, x.dtype) for n, x in zip(SIZES, mu, strict=True)] for _ in range(3)]
+    zs, grad_mu, grad_raw = empty
+    kl = np.full(1, np.nan, total_dtype(mu[0]))
+    common = {
+        "weights": [1.0 / n for n in SIZES], "key": KEY, "family": FAMILIES[family],
+    }  # fmt: skip
+    partials = np.full(sum(-(-n // 2048) for n in SIZES), np.nan)
+    native.multi(device, mu, raw, zs, None, [], kl, partials, **common)
+    grad_kl = np.full(1, 0.7, kl.dtype)
+    native.multi(device, mu, raw, grad_mu, grad_z, grad_raw, grad_kl, None, **common)
+    return [kl, *zs, *grad_mu, *grad_raw]
+
+
+@pytest.mark.parametrize("layout", ["dense", "misaligned"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_devices_agree(kernels: ModuleType, family: str, dtype: str, layout: str) -> None:
+    cpu, cuda = (run(kernels, device, dtype, layout, family) for device in ("cpu", "cuda"))
+    for a, b in zip(cuda, cpu, strict=True):
+        tolerance = TOLERANCE[dtype]
+        np.testing.assert_allclose(
+            values(kernels, a), values(kernels, b), rtol=tolerance, atol=tolerance
+        )
+
+
+def test_no_order_of_blocks_changes_a_bit_and_launches_are_two(kernels: ModuleType) -> None:
+    before = kernels.emulator.launches()
+    first = run(kernels, "cuda", "float32", "dense", "everything")
+    assert kernels.emulator.launches() - before == 2
+    for seed, sm_count in ((2, 132), (3, 1)):
+        kernels.emulator.configure(seed=seed, sm_count=sm_count)
+        again = run(kernels, "cuda", "float32", "dense", "everything")
+        for a, b in zip(again, first, strict=True):
+            np.testing.assert_array_equal(a, b)
