@@ -70,7 +70,7 @@ VAE_FUSED_TASKS(BackwardParams, backward_tile)
 
 void backward(const BackwardParams& params, ParallelFor parallel_for) {
   Task<BackwardParams> task{params, resolve(params.key)};
-  parallel_for(params.space.tiles, kGrain, kBodies[static_cast<int>(params.dtype)], &task);
+  parallel_for(params.space.tiles, kGrain, task.body(kBodies), &task);
 }
 
 }  // namespace vae_fused::cpu

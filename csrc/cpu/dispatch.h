@@ -1,18 +1,8 @@
-// From a call to its tiles: one task function for each dtype, compiled once for each x86-64 level.
+// From a call to its tiles: one task function for each dtype and instruction set.
 #pragma once
 
+#include "cpu/capability.h"
 #include "cpu/tile.h"
-
-// The loader picks the best clone (AVX-512, AVX2, baseline) when the library loads; `flatten` pulls
-// the whole tile into it. No -march flag: the same binary runs everywhere. Sanitizers instrument
-// the resolvers before they are set up, so such a build has the baseline alone.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define VAE_FUSED_VECTORISED \
-  __attribute__((flatten, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define VAE_FUSED_VECTORISED
-#endif
 
 namespace vae_fused::cpu {
 
@@ -22,20 +12,38 @@ template <typename Params>
 struct Task {
   const Params& params;
   Key key;
+
+  Body body(const Body* const* bodies) const {
+    return bodies[static_cast<int>(capability())][static_cast<int>(params.dtype)];
+  }
 };
 
 }  // namespace vae_fused::cpu
 
-// Defines `Body kBodies[]`, in the order of DType, from a template `tile<S>(params, key, t)`.
-// target_clones does not apply to templates, hence the macro.
-#define VAE_FUSED_TASK(Params, tile, name, S)                                        \
-  VAE_FUSED_VECTORISED void task_##name(void* context, int64_t begin, int64_t end) { \
-    const auto& task = *static_cast<const Task<Params>*>(context);                   \
-    for (int64_t t = begin; t < end; ++t) tile<S>(task.params, task.key, t);         \
+// Defines `kBodies[capability][dtype]` from a template `tile<S>(params, key, t)`. `flatten` pulls the
+// whole tile into each task function, and so compiles it for that function's instruction set: no -march
+// flag, the same binary runs everywhere. Attributes do not apply to templates, hence the macros.
+#define VAE_FUSED_TASK(Params, tile, attribute, name, S)                                         \
+  __attribute__((flatten)) attribute void task_##name(void* context, int64_t begin, int64_t end) { \
+    const auto& task = *static_cast<const Task<Params>*>(context);                               \
+    for (int64_t t = begin; t < end; ++t) tile<S>(task.params, task.key, t);                     \
   }
-#define VAE_FUSED_TASKS(Params, tile)              \
-  VAE_FUSED_TASK(Params, tile, float32, float)     \
-  VAE_FUSED_TASK(Params, tile, float64, double)    \
-  VAE_FUSED_TASK(Params, tile, float16, Half)      \
-  VAE_FUSED_TASK(Params, tile, bfloat16, BFloat16) \
-  constexpr Body kBodies[] = {task_float32, task_float64, task_float16, task_bfloat16};
+#define VAE_FUSED_TASKS_FOR(target, attribute, Params, tile)    \
+  namespace target {                                            \
+  VAE_FUSED_TASK(Params, tile, attribute, float32, float)       \
+  VAE_FUSED_TASK(Params, tile, attribute, float64, double)      \
+  VAE_FUSED_TASK(Params, tile, attribute, float16, Half)        \
+  VAE_FUSED_TASK(Params, tile, attribute, bfloat16, BFloat16)   \
+  constexpr Body kBodies[] = {task_float32, task_float64, task_float16, task_bfloat16}; \
+  }
+#if defined(VAE_FUSED_CPU_TARGETS)
+#define VAE_FUSED_TASKS(Params, tile)                                        \
+  VAE_FUSED_TASKS_FOR(for_any, , Params, tile)                               \
+  VAE_FUSED_TASKS_FOR(for_avx2, VAE_FUSED_AVX2, Params, tile)                \
+  VAE_FUSED_TASKS_FOR(for_avx512, VAE_FUSED_AVX512, Params, tile)            \
+  constexpr const Body* kBodies[] = {for_any::kBodies, for_avx2::kBodies, for_avx512::kBodies};
+#else
+#define VAE_FUSED_TASKS(Params, tile)          \
+  VAE_FUSED_TASKS_FOR(for_any, , Params, tile) \
+  constexpr const Body* kBodies[] = {for_any::kBodies};
+#endif

@@ -83,7 +83,7 @@ void forward(const ForwardParams& params, ParallelFor parallel_for) {
     params.key_out[0] = task.key.seed;
     params.key_out[1] = task.key.offset;
   }
-  parallel_for(params.space.tiles, kGrain, kBodies[static_cast<int>(params.dtype)], &task);
+  parallel_for(params.space.tiles, kGrain, task.body(kBodies), &task);
   if (!params.kl || params.space.tiles_per_row == 1) return;
   params.dtype == DType::kFloat64 ? combine<double>(params) : combine<float>(params);
 }
