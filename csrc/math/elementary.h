@@ -89,7 +89,7 @@ VAE_FUSED_HD void sincos(F t, F& s, F& c) {
   cosine = cosine * z + 4.16666567e-2f;
   const auto sign = bits(shifted) << 31;
   s = real(bits(f * z * sine + f) ^ sign);
-  c = real(bits((cosine * z - 0.5f) * z + 1.0f) ^ sign);
+  c = real(bits(cosine * (z * z) + (1.0f - 0.5f * z)) ^ sign);
 }
 
 // sin and cos of 2 pi u, u in [0, 1]. In float the angle is the rounded product of the rounded 2
