@@ -100,14 +100,21 @@ VAE_FUSED_HD void make_normals(const uint32_t (&from)[4][kLanes], double* out) {
   }
 }
 
+// The one place where words become normals: compilers may round differently in another.
 template <typename T>
-__attribute__((noinline)) static void fill_steps(uint64_t seed, uint64_t first, int steps, T* out) {
+__attribute__((noinline)) static void make_normals(const Batch& batch, int steps, T* out) {
+  constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
+  for (int i = 0; i < steps; ++i) make_normals(batch.words[i], out + i * kStep);
+}
+
+template <typename T>
+static void fill_steps(uint64_t seed, uint64_t first, int steps, T* out) {
   constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
   Batch batch;
   while (steps > 0) {
     const int n = steps < kBatch ? steps : kBatch;
     make_words(seed, first, n, batch);
-    for (int i = 0; i < n; ++i) make_normals(batch.words[i], out + i * kStep);
+    make_normals(batch, n, out);
     first += static_cast<uint64_t>(n) * kLanes;
     out += n * kStep;
     steps -= n;
@@ -138,8 +145,9 @@ static void fill_from(const Key& key, uint64_t index, int n, T* out) {
   }
 }
 
-// Each lane has a block of its own, of which it needs one normal: four times the words.
-VAE_FUSED_HD void fill_lanes_at(const Key& key, const uint64_t (&indices)[kLanes], Floats& out) {
+// The words that make each lane's normal: four times as many are computed.
+VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes],
+                               uint32_t (*to)[kLanes]) {
   constexpr int kHalf = kWidth / 2;
   const Wide index = {load(indices), load(indices + kHalf), load(indices + kWidth),
                       load(indices + kWidth + kHalf)};
@@ -149,26 +157,39 @@ VAE_FUSED_HD void fill_lanes_at(const Key& key, const uint64_t (&indices)[kLanes
   const math::Words<Wide> wide = math::philox(key.seed, block, high_halves(block));
   const math::Words<Bits> words = {
       {low_halves(wide.w[0]), low_halves(wide.w[1]), low_halves(wide.w[2]), low_halves(wide.w[3])}};
-  out = math::normal_of(words, low_halves(index) & 3u);
+  Bits first, second;
+  math::words_of_pair(words, low_halves(index) & 3u, first, second);
+  store(first.a, to[0]);
+  store(first.b, to[0] + kWidth);
+  store(second.a, to[1]);
+  store(second.b, to[1] + kWidth);
+}
+
+// A step serves two normals in each lane, one with each pair of its words.
+static void fill_pairs_at(const Key& key, const uint64_t* indices, int n, float* out) {
+  Batch batch;
+  for (int pair = 0; pair < 2; ++pair) {
+    alignas(64) uint64_t ordered[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const int at = pair * kLanes + lane_of_low_half(i);
+      ordered[i] = indices[at < n ? at : n - 1];
+    }
+    put_pairs_at(key, ordered, &batch.words[0][2 * pair]);
+  }
+  float whole[4 * kLanes];
+  make_normals(batch, 1, whole);
+  for (int at = 0; at < n; ++at) {
+    out[at] = whole[4 * block_of_lane(at % kLanes) + at / kLanes * 2 + indices[at] % 2];
+  }
 }
 
 void fill(const Key& key, uint64_t index, int n, float* out) { fill_from(key, index, n, out); }
 void fill(const Key& key, uint64_t index, int n, double* out) { fill_from(key, index, n, out); }
 
 void fill_at(const Key& key, const uint64_t* indices, int n, float* out) {
-  for (int done = 0; done < n; done += kLanes) {
-    const int m = n - done < kLanes ? n - done : kLanes;
-    alignas(64) uint64_t ordered[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      const int lane = lane_of_low_half(i);
-      ordered[i] = indices[done + (lane < m ? lane : m - 1)];
-    }
-    Floats normals;
-    fill_lanes_at(key, ordered, normals);
-    alignas(64) float whole[kLanes];
-    store(normals.a, whole);
-    store(normals.b, whole + kWidth);
-    std::memcpy(out + done, whole, m * sizeof(float));
+  for (int done = 0; done < n; done += 2 * kLanes) {
+    const int rest = n - done;
+    fill_pairs_at(key, indices + done, rest < 2 * kLanes ? rest : 2 * kLanes, out + done);
   }
 }
 

@@ -99,7 +99,7 @@ VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begi
   });
 }
 
-constexpr int64_t kLongRun = 64;
+constexpr int64_t kLongRun = 32;
 
 // The noise of a tile: explicit, or regenerated from the key.
 template <typename S>

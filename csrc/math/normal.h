@@ -45,13 +45,12 @@ VAE_FUSED_HD void normals(const Words<W>& words, F (&out)[4]) {
   box_muller(uniform(words.w[2]), uniform(words.w[3]), out[2], out[3]);
 }
 
-// Normal number r of the four, for half the price.
+// The two words that make normal number r, of the four.
 template <typename W>
-VAE_FUSED_HD auto normal_of(const Words<W>& words, W r) {
-  const W pair = W(0) - (r >> 1), odd = W(0) - (r & W(1));
-  auto first = uniform(words.w[0] ^ ((words.w[0] ^ words.w[2]) & pair)), second = first;
-  box_muller(first, uniform(words.w[1] ^ ((words.w[1] ^ words.w[3]) & pair)), first, second);
-  return real(bits(first) ^ ((bits(first) ^ bits(second)) & odd));
+VAE_FUSED_HD void words_of_pair(const Words<W>& words, W r, W& first, W& second) {
+  const W later = W(0) - (r >> 1);  // all ones if r is 2 or 3
+  first = words.w[0] ^ ((words.w[0] ^ words.w[2]) & later);
+  second = words.w[1] ^ ((words.w[1] ^ words.w[3]) & later);
 }
 
 VAE_FUSED_HD void normals(const Words<uint32_t>& words, double (&out)[2]) {
