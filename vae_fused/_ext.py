@@ -9,10 +9,10 @@ what that means:
                         torch   plain PyTorch, on purpose and without a word
     VAE_FUSED_STRICT=1  a RuntimeError wherever auto would fall back
 
-A third one is for the compiled code, which raises a ValueError when it is loaded if it cannot heed it:
+A third one is for the compiled code; if it cannot heed it, importing raises a ValueError:
 
-    VAE_FUSED_CPU_CAPABILITY   avx512, avx2 or default (any machine of the architecture): the
-                               instruction set of the CPU kernels; without it, the machine's best
+    VAE_FUSED_CPU_CAPABILITY   the instruction set of the CPU kernels: avx512, avx2 or default (any
+                               machine of the architecture); without it, the best of the machine
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ namespace vae_fused::cpu {
 
 enum class Capability : int { kDefault, kAvx2, kAvx512 };
 
-// The best that the machine has, or what VAE_FUSED_CPU_CAPABILITY says. Throws std::invalid_argument
-// if that is not to be had.
+// The best that the machine has, or what VAE_FUSED_CPU_CAPABILITY says. Throws
+// std::invalid_argument if that is not to be had.
 Capability capability();
 
 }  // namespace vae_fused::cpu

@@ -7,14 +7,14 @@
 
 namespace vae_fused::cpu {
 
-#define VAE_FUSED_NOISE(target, T)                                            \
-  namespace target {                                                          \
-  void fill(const Key& key, uint64_t index, int n, T* out);                   \
-  void fill_at(const Key& key, const uint64_t* indices, int n, T* out);       \
+#define VAE_FUSED_NOISE(target, T)                                      \
+  namespace target {                                                    \
+  void fill(const Key& key, uint64_t index, int n, T* out);             \
+  void fill_at(const Key& key, const uint64_t* indices, int n, T* out); \
   }
-#define VAE_FUSED_NOISE_OF(T)      \
-  VAE_FUSED_NOISE(baseline, T)     \
-  VAE_FUSED_NOISE(avx2, T)         \
+#define VAE_FUSED_NOISE_OF(T)  \
+  VAE_FUSED_NOISE(baseline, T) \
+  VAE_FUSED_NOISE(avx2, T)     \
   VAE_FUSED_NOISE(avx512, T)
 VAE_FUSED_NOISE_OF(float)
 VAE_FUSED_NOISE_OF(double)

@@ -1,5 +1,5 @@
-// The noise for AVX-512. Only what stands below the pragma is compiled for it: nothing of the standard
-// library, whose inline functions other files share.
+// The noise for AVX-512. Only what stands below the pragma is compiled for it: nothing of the
+// standard library, whose inline functions other files share.
 #include "cpu/noise.h"
 
 #if defined(VAE_FUSED_CPU_TARGETS)

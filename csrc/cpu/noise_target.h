@@ -20,8 +20,8 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 
 // Lane i of a vector of Bits or Floats has block g (i % 4) + i / 4 of the vector's, where g is its
-// number of 16-byte groups. So the normals are interleaved without a shuffle across groups: transpose
-// 4 x 4 within each, and vector k holds blocks g k to g k + g - 1.
+// number of 16-byte groups. So the normals are interleaved without a shuffle across groups:
+// transpose 4 x 4 within each, and vector k holds blocks g k to g k + g - 1.
 constexpr int kGroups = kWidth / 4;
 
 VAE_FUSED_HD int block_of_lane(int i) {

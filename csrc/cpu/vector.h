@@ -6,12 +6,12 @@
 //   Wide     kLanes 32-bit integers, each in the low half of 64 bits; the high half is anything
 //
 // Floats and Bits are two vectors of the machine, Wide is four: each operation stands for several
-// that do not wait for each other, which is what keeps the machine busy. Everything is in the vector
-// extension of GCC and clang but for two instructions, the product 32 x 32 -> 64 and the square
-// root; these are the only intrinsics.
+// that do not wait for each other, which is what keeps the machine busy. Everything is in the
+// vector extension of GCC and clang but for two instructions, the product 32 x 32 -> 64 and the
+// square root; these are the only intrinsics.
 //
-// A file that includes this is compiled for one target. It includes the intrinsics before it says for
-// which: see noise_avx2.cpp.
+// A file that includes this is compiled for one target. It includes the intrinsics before it says
+// for which: see noise_avx2.cpp.
 #pragma once
 
 #include <cstdint>
@@ -131,8 +131,8 @@ VAE_FUSED_HD f32 shuffle(f32 x, f32 y) {
 #endif
 }
 
-// The low halves, in the order that a shuffle within 16 bytes gives: lanes 0 and 1 of a, 0 and 1 of b,
-// 2 and 3 of a, ...
+// The low halves, in the order that a shuffle within 16 bytes gives: lanes 0 and 1 of a, 0 and 1 of
+// b, 2 and 3 of a, ...
 VAE_FUSED_HD u32 low_halves(u64 x, u64 y) { return (u32)shuffle<0, 2, 0, 2>((f32)x, (f32)y); }
 VAE_FUSED_HD Bits low_halves(Wide x) { return {low_halves(x.a, x.b), low_halves(x.c, x.d)}; }
 

@@ -1,5 +1,5 @@
-// exp, log and sincos in single precision, as branch-free polynomials. `F` is a float, or a vector of
-// floats (cpu/vector.h).
+// exp, log and sincos in single precision, as branch-free polynomials. `F` is a float, or a vector
+// of floats (cpu/vector.h).
 //
 // Why not the platform's: (1) a loop over a tile must vectorise, and a call to libm stops that;
 // (2) the same instructions on the CPU and the GPU keep their normals within an ulp of each other;

@@ -29,17 +29,16 @@ VAE_FUSED_HD auto philox_rounds(uint32_t k0, uint32_t k1, W0 c0, W1 c1, W2 c2, W
     return Words<W0>{{c0, c1, c2, c3}};
   } else {
     constexpr uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;
-    return philox_rounds<rounds - 1>(k0 + 0x9E3779B9u, k1 + 0xBB67AE85u,
-                                     mulhi(kM1, c2) ^ (c1 ^ k0), kM1 * c2,
-                                     mulhi(kM0, c0) ^ (c3 ^ k1), kM0 * c0);
+    return philox_rounds<rounds - 1>(k0 + 0x9E3779B9u, k1 + 0xBB67AE85u, mulhi(kM1, c2) ^ (c1 ^ k0),
+                                     kM1 * c2, mulhi(kM0, c0) ^ (c3 ^ k1), kM0 * c0);
   }
 }
 
 // The low and the high word of the counter.
 template <typename Low, typename High>
 VAE_FUSED_HD auto philox(uint64_t seed, Low low, High high) {
-  return philox_rounds<10>(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), low, high,
-                           uint32_t{0}, uint32_t{0});
+  return philox_rounds<10>(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), low,
+                           high, uint32_t{0}, uint32_t{0});
 }
 
 VAE_FUSED_HD Words<uint32_t> philox(uint64_t seed, uint64_t counter) {
