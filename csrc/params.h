@@ -212,6 +212,10 @@ void backward(const BackwardParams& params, ParallelFor parallel_for);
 void forward_multi(const MultiParams& params, ParallelFor parallel_for);
 void backward_multi(const MultiParams& params, ParallelFor parallel_for);
 
+// The instruction set in use: avx512, avx2 or default. Throws std::invalid_argument if
+// VAE_FUSED_CPU_CAPABILITY asks for another, or for one that is not to be had here.
+const char* capability_name();
+
 }  // namespace cpu
 
 namespace cuda {

@@ -8,6 +8,11 @@ what that means:
                         native  compiled code, or a RuntimeError from the function called
                         torch   plain PyTorch, on purpose and without a word
     VAE_FUSED_STRICT=1  a RuntimeError wherever auto would fall back
+
+A third one is for the compiled code; if it cannot heed it, importing raises a ValueError:
+
+    VAE_FUSED_CPU_CAPABILITY   the instruction set of the CPU kernels: avx512, avx2 or default (any
+                               machine of the architecture); without it, the best of the machine
 """
 
 from __future__ import annotations
@@ -89,11 +94,16 @@ def _load(info: dict[str, Any]) -> str:
     return ""
 
 
+def _read_cpu_capability() -> str:
+    return str(importlib.import_module(f"{__package__}._C").cpu_capability())
+
+
 backend: str = _read_backend()
 strict: bool = os.environ.get("VAE_FUSED_STRICT", "").lower() in ("1", "on", "true", "yes")
 build_info: dict[str, Any] = _read_build_info()
 reason: str = "VAE_FUSED_BACKEND=torch" if backend == "torch" else _load(build_info)
 available: bool = not reason
+cpu_capability: str = _read_cpu_capability() if available else "none"
 has_cuda: bool = available and build_info.get("mode") == "cuda"
 
 # One dictionary look-up per call, and nothing that torch.compile cannot trace. "meta" is the

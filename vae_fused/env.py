@@ -28,6 +28,7 @@ Section = dict[str, str]
 VARIABLES = (
     "VAE_FUSED_BACKEND",
     "VAE_FUSED_STRICT",
+    "VAE_FUSED_CPU_CAPABILITY",
     "VAE_FUSED_BUILD",
     "CC",
     "CUDA_HOME",
@@ -108,6 +109,7 @@ def _package() -> Section:
         section["installed, not imported"] = other
     section["setting"] = _probe(_setting)
     section["on CPU"] = _probe(_cpu_backend)
+    section["CPU capability"] = _probe(lambda: _ext().cpu_capability)
     section["on CUDA"] = _probe(_cuda_backend)
     return section | _build()
 

@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "math/normal.h"
+#include "cpu/noise.h"
 #include "math/storage.h"
 #include "params.h"
 
@@ -122,51 +122,7 @@ VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begi
   if (!in_place<S>(operand)) copy_out<S>(space, operand, begin, n, buffer);
 }
 
-// The normals of `blocks` whole blocks from counter `first` on. Staged, so that each loop is one
-// that compilers vectorise: words of a batch, normals of the batch, and only then the interleaving.
-template <typename T>
-VAE_FUSED_HD void fill_blocks(uint64_t seed, uint64_t first, int blocks, T* out) {
-  constexpr int kPer = math::kNormalsPerBlock<T>;
-  constexpr int kBatch = 64;  // 2 KiB of buffers
-  alignas(64) uint32_t words[4][kBatch];
-  alignas(64) T staged[kPer][kBatch];
-  for (int done = 0; done < blocks; done += kBatch) {
-    const int n = blocks - done < kBatch ? blocks - done : kBatch;
-    const uint64_t counter = first + done;
-    for (int b = 0; b < n; ++b) {
-      const math::Words block = math::philox(seed, counter + b);
-      words[0][b] = block.w[0];
-      words[1][b] = block.w[1];
-      words[2][b] = block.w[2];
-      words[3][b] = block.w[3];
-    }
-    for (int b = 0; b < n; ++b) {
-      T block[kPer];
-      math::normals({{words[0][b], words[1][b], words[2][b], words[3][b]}}, block);
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < kPer; ++j) staged[j][b] = block[j];
-    }
-    for (int b = 0; b < n; ++b) {
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < kPer; ++j) out[(done + b) * kPer + j] = staged[j][b];
-    }
-  }
-}
-
-// Normals `index` to `index + n` of the stream.
-template <typename T>
-VAE_FUSED_HD void fill_normals(const Key& key, uint64_t index, int n, T* out) {
-  constexpr int kPer = math::kNormalsPerBlock<T>;
-  int at = 0;
-  for (; at < n && (index + at) % kPer != 0; ++at) {
-    out[at] = math::normal_at<T>(key.seed, key.offset, index + at);
-  }
-  const int blocks = (n - at) / kPer;
-  fill_blocks(key.seed, key.offset + (index + at) / kPer, blocks, out + at);
-  for (at += blocks * kPer; at < n; ++at) {
-    out[at] = math::normal_at<T>(key.seed, key.offset, index + at);
-  }
-}
+constexpr int64_t kLongRun = 32;
 
 // The values of a sample.
 template <typename S>
@@ -187,14 +143,16 @@ VAE_FUSED_HD const arithmetic_t<S>* load_noise(const Space& space, const Sampled
     fill_normals(key, first + begin, n, buffer);
     return buffer;
   }
-  for_each_run(
-      space, space.noise_stride, begin, n, [&](int at, int64_t index, int64_t step, int len) {
-        if (step == 1) return fill_normals(key, first + index, len, buffer + at);
-        for (int j = 0; j < len; ++j) {
-          buffer[at + j] =
-              math::normal_at<arithmetic_t<S>>(key.seed, key.offset, first + index + j * step);
-        }
-      });
+  // A call makes normals by the hundred: runs that are shorter, or not in order, go together.
+  const int inner = space.ndim - 1;
+  const bool long_runs = space.noise_stride[inner] == 1 && space.size[inner] >= kLongRun;
+  uint64_t indices[kTile];
+  for_each_run(space, space.noise_stride, begin, n,
+               [&](int at, int64_t index, int64_t step, int len) {
+                 if (long_runs) return fill_normals(key, first + index, len, buffer + at);
+                 for (int j = 0; j < len; ++j) indices[at + j] = first + index + j * step;
+               });
+  if (!long_runs) fill_normals_at(key, indices, n, buffer);
   return buffer;
 }
 

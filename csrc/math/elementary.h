@@ -1,4 +1,5 @@
-// exp, log and sincos in single precision, as branch-free polynomials.
+// exp, log and sincos in single precision, as branch-free polynomials. `F` is a float, or a vector
+// of floats (cpu/vector.h).
 //
 // Why not the platform's: (1) a loop over a tile must vectorise, and a call to libm stops that;
 // (2) the same instructions on the CPU and the GPU keep their normals within an ulp of each other;
@@ -59,11 +60,12 @@ VAE_FUSED_HD ExpPair<float> exp_pair(float h) {
 }
 
 // ln u = n ln 2 + ln(1 + f), with u = 2^n (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)).
-VAE_FUSED_HD float log(float u) {
-  const uint32_t b = bits(u) - 0x3F3504F3u;  // sqrt(1/2): its exponent field becomes 0 and below
-  const float n = static_cast<float>(static_cast<int32_t>(b) >> 23);
-  const float f = real((b & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
-  float p = 8.71121734e-2f;
+template <typename F>
+VAE_FUSED_HD F log(F u) {
+  const auto b = bits(u) - 0x3F3504F3u;  // sqrt(1/2): its exponent field becomes 0 and below
+  const F n = shifted_to_float(b, 23);
+  const F f = real((b & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+  F p = 8.71121734e-2f;
   p = p * f - 1.42714977e-1f;
   p = p * f + 1.49129361e-1f;
   p = p * f - 1.65770248e-1f;
@@ -131,21 +133,22 @@ VAE_FUSED_HD Tanh<double> tanh(double t) {
 // sin and cos of t in [0, 2 pi], reduced by half turns: f = t - j pi in [-pi/2, pi/2], and both
 // change sign if j is odd. A half turn takes longer polynomials than a quarter, but no exchange of
 // the two: 20 instructions instead of 27.
-VAE_FUSED_HD void sincos(float t, float& s, float& c) {
-  const float shifted = t * 0.318309886f + kRoundingMagic;
-  const float j = shifted - kRoundingMagic;
+template <typename F>
+VAE_FUSED_HD void sincos(F t, F& s, F& c) {
+  const F shifted = t * 0.318309886f + kRoundingMagic;
+  const F j = shifted - kRoundingMagic;
   // j is 0, 1 or 2, so its products are exact, and so is the first difference (Sterbenz).
-  const float f = (t - j * 3.14159274f) + j * 8.74227766e-8f;
-  const float z = f * f;
-  float sine = 2.60003981e-6f;
+  const F f = (t - j * 3.14159274f) + j * 8.74227766e-8f;
+  const F z = f * f;
+  F sine = 2.60003981e-6f;
   sine = sine * z - 1.98066089e-4f;
   sine = sine * z + 8.33301712e-3f;
   sine = sine * z - 1.66666567e-1f;
-  float cosine = -2.61936862e-7f;
+  F cosine = -2.61936862e-7f;
   cosine = cosine * z + 2.47692988e-5f;
   cosine = cosine * z - 1.38885691e-3f;
   cosine = cosine * z + 4.16666567e-2f;
-  const uint32_t sign = bits(shifted) << 31;
+  const auto sign = bits(shifted) << 31;
   s = real(bits(f * z * sine + f) ^ sign);
   c = real(bits(cosine * (z * z) + (1.0f - 0.5f * z)) ^ sign);
 }
@@ -153,7 +156,8 @@ VAE_FUSED_HD void sincos(float t, float& s, float& c) {
 // sin and cos of 2 pi u, u in [0, 1]. In float the angle is the rounded product of the rounded 2
 // pi, as PyTorch has it: reducing the exact angle instead would move normals by up to 2.7e-6, more
 // than the noise contract allows. In double nobody can tell.
-VAE_FUSED_HD void sincos_turns(float u, float& s, float& c) {
+template <typename F>
+VAE_FUSED_HD void sincos_turns(F u, F& s, F& c) {
   sincos(6.283185307179586f * u, s, c);
 }
 VAE_FUSED_HD void sincos_turns(double u, double& s, double& c) { sincos_turns_libm(u, s, c); }

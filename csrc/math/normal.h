@@ -27,9 +27,10 @@ VAE_FUSED_HD void box_muller(T u1, T u2, T& first, T& second) {
   second = r * s;
 }
 
-VAE_FUSED_HD float uniform(uint32_t w) {
+template <typename W>
+VAE_FUSED_HD auto uniform(W w) {
   // 2^-32 * float(w) is exact, so a fused and an unfused multiply-add agree.
-  return static_cast<float>(w) * 2.3283064365386963e-10f + 1.1641532182693481e-10f;
+  return to_float(w) * 2.3283064365386963e-10f + 1.1641532182693481e-10f;
 }
 
 VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
@@ -38,12 +39,21 @@ VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
          (static_cast<double>(w_low) * (kStep * kStep) + kStep * kStep * 0.5);
 }
 
-VAE_FUSED_HD void normals(const Words& words, float (&out)[4]) {
+template <typename W, typename F>
+VAE_FUSED_HD void normals(const Words<W>& words, F (&out)[4]) {
   box_muller(uniform(words.w[0]), uniform(words.w[1]), out[0], out[1]);
   box_muller(uniform(words.w[2]), uniform(words.w[3]), out[2], out[3]);
 }
 
-VAE_FUSED_HD void normals(const Words& words, double (&out)[2]) {
+// The two words that make normal number r, of the four.
+template <typename W>
+VAE_FUSED_HD void words_of_pair(const Words<W>& words, W r, W& first, W& second) {
+  const W later = W(0) - (r >> 1);  // all ones if r is 2 or 3
+  first = words.w[0] ^ ((words.w[0] ^ words.w[2]) & later);
+  second = words.w[1] ^ ((words.w[1] ^ words.w[3]) & later);
+}
+
+VAE_FUSED_HD void normals(const Words<uint32_t>& words, double (&out)[2]) {
   box_muller(uniform(words.w[0], words.w[1]), uniform(words.w[2], words.w[3]), out[0], out[1]);
 }
 

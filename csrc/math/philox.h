@@ -15,26 +15,34 @@
 
 namespace vae_fused::math {
 
+template <typename W>
 struct Words {
-  uint32_t w[4];
+  W w[4];
 };
 
-VAE_FUSED_HD Words philox(uint64_t seed, uint64_t counter) {
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
-  uint32_t c2 = 0, c3 = 0;
-  VAE_FUSED_UNROLL
-  for (int round = 0; round < 10; ++round) {
-    const uint32_t lo0 = 0xD2511F53u * c0, hi0 = mulhi(0xD2511F53u, c0);
-    const uint32_t lo1 = 0xCD9E8D57u * c2, hi1 = mulhi(0xCD9E8D57u, c2);
-    c0 = hi1 ^ c1 ^ k0;
-    c1 = lo1;
-    c2 = hi0 ^ c3 ^ k1;
-    c3 = lo0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+// `rounds` rounds. The words of a counter are numbers, or vectors with a block in each lane; a word
+// that is the same in all lanes may stay a number, and what follows from numbers alone is computed
+// once for all.
+template <int rounds, typename W0, typename W1, typename W2, typename W3>
+VAE_FUSED_HD auto philox_rounds(uint32_t k0, uint32_t k1, W0 c0, W1 c1, W2 c2, W3 c3) {
+  if constexpr (rounds == 0) {
+    return Words<W0>{{c0, c1, c2, c3}};
+  } else {
+    constexpr uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;
+    return philox_rounds<rounds - 1>(k0 + 0x9E3779B9u, k1 + 0xBB67AE85u, mulhi(kM1, c2) ^ (c1 ^ k0),
+                                     kM1 * c2, mulhi(kM0, c0) ^ (c3 ^ k1), kM0 * c0);
   }
-  return {{c0, c1, c2, c3}};
+}
+
+// The low and the high word of the counter.
+template <typename Low, typename High>
+VAE_FUSED_HD auto philox(uint64_t seed, Low low, High high) {
+  return philox_rounds<10>(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), low,
+                           high, uint32_t{0}, uint32_t{0});
+}
+
+VAE_FUSED_HD Words<uint32_t> philox(uint64_t seed, uint64_t counter) {
+  return philox(seed, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32));
 }
 
 }  // namespace vae_fused::math

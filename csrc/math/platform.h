@@ -68,6 +68,13 @@ VAE_FUSED_HD float real(uint32_t u) {
 #endif
 }
 
+VAE_FUSED_HD float to_float(uint32_t u) { return static_cast<float>(u); }
+
+// The bits as a signed integer, shifted right by n.
+VAE_FUSED_HD float shifted_to_float(uint32_t u, int n) {
+  return static_cast<float>(static_cast<int32_t>(u) >> n);
+}
+
 #if defined(__CUDA_ARCH__)
 #define VAE_FUSED_HAS_CVT_F16
 VAE_FUSED_HD float cvt_f32_f16(uint16_t h) {

@@ -1,9 +1,32 @@
 // The Python module `_C`: importing it loads this library, whose static initialisers register the
-// operators. It holds nothing else, so the stable ABI serves every Python from 3.10 on.
+// operators. Beside them it tells which instruction set the CPU kernels use. The stable ABI serves
+// every Python from 3.10 on.
 #include <Python.h>
 
-extern "C" PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&definition);
+#include <stdexcept>
+
+#include "params.h"
+
+namespace {
+
+PyObject* cpu_capability(PyObject*, PyObject*) {
+  try {
+    return PyUnicode_FromString(vae_fused::cpu::capability_name());
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
 }
+
+PyMethodDef kMethods[] = {
+    {"cpu_capability", cpu_capability, METH_NOARGS,
+     "The instruction set of the CPU kernels: avx512, avx2 or default."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef kDefinition = {
+    PyModuleDef_HEAD_INIT, "_C", nullptr, -1, kMethods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+extern "C" PyMODINIT_FUNC PyInit__C(void) { return PyModule_Create(&kDefinition); }

@@ -11,6 +11,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "cpu/noise.h"
 #include "maths.h"
 #include "params.h"
 #include "probes.h"
@@ -85,6 +86,30 @@ void bind_math(py::module_& m, const char* normals_name) {
         return out;
       },
       "seed"_a, "offset"_a, "first"_a, "n"_a);
+}
+
+// The normals as the CPU kernels make them, for the baseline.
+template <typename T>
+void bind_noise(py::module_& m, const char* name) {
+  using vae_fused::Key;
+  namespace baseline = vae_fused::cpu::baseline;
+  m.def(
+      name,
+      [](uint64_t seed, uint64_t offset, uint64_t first, py::ssize_t n) {
+        py::array_t<T> out(n);
+        baseline::fill(Key{seed, offset}, first, static_cast<int>(n), out.mutable_data());
+        return out;
+      },
+      "seed"_a, "offset"_a, "first"_a, "n"_a);
+  m.def(
+      name,
+      [](uint64_t seed, uint64_t offset, py::array_t<uint64_t, py::array::c_style> indices) {
+        py::array_t<T> out(indices.size());
+        baseline::fill_at(Key{seed, offset}, indices.data(), static_cast<int>(out.size()),
+                          out.mutable_data());
+        return out;
+      },
+      "seed"_a, "offset"_a, "indices"_a);
 }
 
 py::array_t<uint32_t> philox(uint64_t seed, uint64_t first, py::ssize_t blocks) {
@@ -461,6 +486,8 @@ void bind_probes(py::module_& m) {
 PYBIND11_MODULE(_native, m) {
   bind_math<float>(m, "normals32");
   bind_math<double>(m, "normals64");
+  bind_noise<float>(m, "noise32");
+  bind_noise<double>(m, "noise64");
   m.def("sincos", mapped<float>(&maths::sincos, 2), py::arg().noconvert());
   m.def("philox", &philox, "seed"_a, "first"_a, "blocks"_a);
 

@@ -125,6 +125,21 @@ def test_a_normal_depends_on_its_index_alone(native: ModuleType, name: str) -> N
         np.testing.assert_array_equal(normals(7, 3, first, 20), whole[first : first + 20])
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("offset", [0, 2**32 - 100, 2**64 - 100])
+def test_vectors_compute_what_the_formulas_say(native: ModuleType, bits: int, offset: int) -> None:
+    """To the bit, as one compiler made both without fused multiply-adds; in any counter's words."""
+    seed, noise = 0x0123456789ABCDEF, getattr(native, f"noise{bits}")
+    want = getattr(native, f"normals{bits}")(seed, offset, 0, 5000)
+    for first in (0, 1, 2, 3, 4, 301):
+        for n in (0, 1, 2, 3, 31, 32, 33, 64, 257, 2048, 2051):
+            got = noise(seed, offset, first, n)
+            np.testing.assert_array_equal(got, want[first : first + n])
+    shuffled = np.random.default_rng(0).permutation(5000).astype(np.uint64)
+    for n in (1, 2, 15, 16, 17, 5000):
+        np.testing.assert_array_equal(noise(seed, offset, shuffled[:n]), want[shuffled[:n]])
+
+
 def test_division_by_an_invariant_is_exact(native: ModuleType) -> None:
     rng, top = np.random.default_rng(0), 2**63 - 1
     divisors = [1, 2, 3, 5, 7, 641, 2048, 2**31 - 1, 2**32 + 1, 2**62 - 57, 2**62, top]

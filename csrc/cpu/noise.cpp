@@ -1,0 +1,6 @@
+// The noise for any machine of the architecture: SSE2 on x86-64, NEON on Arm.
+#include "cpu/noise.h"
+
+#define VAE_FUSED_TARGET baseline
+#define VAE_FUSED_VECTOR_BYTES 16
+#include "cpu/noise_target.h"

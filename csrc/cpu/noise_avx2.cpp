@@ -1,0 +1,21 @@
+// The noise for AVX2. Only what stands below the pragma is compiled for it: nothing of the standard
+// library, whose inline functions other files share.
+#include "cpu/noise.h"
+
+#if defined(VAE_FUSED_CPU_TARGETS)
+#include <immintrin.h>
+
+#define VAE_FUSED_TARGET avx2
+#define VAE_FUSED_VECTOR_BYTES 32
+#if defined(__clang__)
+#pragma clang attribute push(VAE_FUSED_AVX2, apply_to = function)
+#else
+#pragma GCC target("avx2,bmi,bmi2,fma")
+#endif
+
+#include "cpu/noise_target.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

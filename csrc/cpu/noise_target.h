@@ -1,0 +1,200 @@
+// The noise for one target: noise.h tells what, vector.h on which lanes.
+//
+// A step makes kLanes blocks of noise. The words of several steps are staged, as Philox and
+// Box-Muller at once need more registers than there are.
+#pragma once
+
+#include <cstring>
+
+#include "cpu/noise.h"
+#include "cpu/vector.h"
+#include "math/normal.h"
+
+// Before it hands out registers GCC may schedule, too, which it does not on x86 unless asked. The
+// operations of csrc/math stand in the order of the formulas, several vectors side by side; mixing
+// them saves 8% on AVX2, for want of registers otherwise.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("schedule-insns", "sched-pressure")
+#endif
+
+namespace vae_fused::cpu::VAE_FUSED_TARGET {
+
+// Lane i of a vector of Bits or Floats has block g (i % 4) + i / 4 of the vector's, where g is its
+// number of 16-byte groups. So the normals are interleaved without a shuffle across groups:
+// transpose 4 x 4 within each, and vector k holds blocks g k to g k + g - 1.
+constexpr int kGroups = kWidth / 4;
+
+VAE_FUSED_HD int block_of_lane(int i) {
+  return i / kWidth * kWidth + i % 4 * kGroups + i % kWidth / 4;
+}
+
+// Counters first, first + 1, ..., so that low_halves brings them into that order.
+VAE_FUSED_HD Wide counters(uint64_t first) {
+  u64 a{};
+  for (int i = 0; i < kWidth / 2; ++i) a[i] = block_of_lane(lane_of_low_half(i));
+  a += first;
+  return {a, a + 2 * kGroups, a + kWidth, a + (kWidth + 2 * kGroups)};
+}
+
+constexpr int kBatch = 8;
+struct Batch {
+  alignas(64) uint32_t words[kBatch][4][kLanes];
+};
+
+template <typename High>
+VAE_FUSED_HD void put_words(uint64_t seed, Wide low, High high, uint32_t (&to)[4][kLanes]) {
+  const math::Words<Wide> words = math::philox(seed, low, high);
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const Bits w = low_halves(words.w[j]);
+    store(w.a, to[j]);
+    store(w.b, to[j] + kWidth);
+  }
+}
+
+VAE_FUSED_HD math::Words<Bits> words_of(const uint32_t (&from)[4][kLanes]) {
+  math::Words<Bits> words;
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < 4; ++j) words.w[j] = {load(from[j]), load(from[j] + kWidth)};
+  return words;
+}
+
+// The high word of the counter is the same for all, or not.
+VAE_FUSED_HD void make_words(uint64_t seed, uint64_t first, int steps, Batch& batch) {
+  const uint64_t blocks = static_cast<uint64_t>(steps) * kLanes;
+  const auto high = static_cast<uint32_t>(first >> 32);
+  if (static_cast<uint32_t>((first + blocks - 1) >> 32) == high) {
+    for (int i = 0; i < steps; ++i) {
+      put_words(seed, counters(first + i * kLanes), high, batch.words[i]);
+    }
+  } else {
+    for (int i = 0; i < steps; ++i) {
+      const Wide low = counters(first + i * kLanes);
+      put_words(seed, low, high_halves(low), batch.words[i]);
+    }
+  }
+}
+
+// The normals of kWidth blocks, interleaved.
+VAE_FUSED_HD void interleave(f32 n0, f32 n1, f32 n2, f32 n3, float* out) {
+  const f32 low01 = shuffle<0, 1, 0, 1>(n0, n1), low23 = shuffle<0, 1, 0, 1>(n2, n3);
+  const f32 high01 = shuffle<2, 3, 2, 3>(n0, n1), high23 = shuffle<2, 3, 2, 3>(n2, n3);
+  store(shuffle<0, 2, 0, 2>(low01, low23), out);
+  store(shuffle<1, 3, 1, 3>(low01, low23), out + kWidth);
+  store(shuffle<0, 2, 0, 2>(high01, high23), out + 2 * kWidth);
+  store(shuffle<1, 3, 1, 3>(high01, high23), out + 3 * kWidth);
+}
+
+VAE_FUSED_HD void make_normals(const uint32_t (&from)[4][kLanes], float* out) {
+  Floats n[4];
+  math::normals(words_of(from), n);
+  interleave(n[0].a, n[1].a, n[2].a, n[3].a, out);
+  interleave(n[0].b, n[1].b, n[2].b, n[3].b, out + 4 * kWidth);
+}
+
+VAE_FUSED_HD void make_normals(const uint32_t (&from)[4][kLanes], double* out) {
+  for (int i = 0; i < kLanes; ++i) {
+    double block[2];
+    math::normals(math::Words<uint32_t>{{from[0][i], from[1][i], from[2][i], from[3][i]}}, block);
+    std::memcpy(out + 2 * block_of_lane(i), block, sizeof block);
+  }
+}
+
+// The one place where words become normals: compilers may round differently in another.
+template <typename T>
+__attribute__((noinline)) static void make_normals(const Batch& batch, int steps, T* out) {
+  constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
+  for (int i = 0; i < steps; ++i) make_normals(batch.words[i], out + i * kStep);
+}
+
+template <typename T>
+static void fill_steps(uint64_t seed, uint64_t first, int steps, T* out) {
+  constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
+  Batch batch;
+  while (steps > 0) {
+    const int n = steps < kBatch ? steps : kBatch;
+    make_words(seed, first, n, batch);
+    make_normals(batch, n, out);
+    first += static_cast<uint64_t>(n) * kLanes;
+    out += n * kStep;
+    steps -= n;
+  }
+}
+
+template <typename T>
+static void fill_from(const Key& key, uint64_t index, int n, T* out) {
+  constexpr int kPer = math::kNormalsPerBlock<T>, kStep = kPer * kLanes;
+  uint64_t block = key.offset + index / kPer;
+  int skip = static_cast<int>(index % kPer);
+  while (n > 0) {
+    int steps = 1, take;
+    if (skip == 0 && n >= kStep) {
+      steps = n / kStep;
+      take = steps * kStep;
+      fill_steps(key.seed, block, steps, out);
+    } else {  // a part of a step
+      alignas(64) T whole[kStep];
+      take = n < kStep - skip ? n : kStep - skip;
+      fill_steps(key.seed, block, 1, whole);
+      std::memcpy(out, whole + skip, take * sizeof(T));
+      skip = 0;
+    }
+    block += static_cast<uint64_t>(steps) * kLanes;
+    out += take;
+    n -= take;
+  }
+}
+
+// The words that make each lane's normal: four times as many are computed.
+VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes],
+                               uint32_t (*to)[kLanes]) {
+  constexpr int kHalf = kWidth / 2;
+  const Wide index = {load(indices), load(indices + kHalf), load(indices + kWidth),
+                      load(indices + kWidth + kHalf)};
+  const u64 offset = key.offset - u64{};
+  const Wide block = {(index.a >> 2) + offset, (index.b >> 2) + offset, (index.c >> 2) + offset,
+                      (index.d >> 2) + offset};
+  const math::Words<Wide> wide = math::philox(key.seed, block, high_halves(block));
+  const math::Words<Bits> words = {
+      {low_halves(wide.w[0]), low_halves(wide.w[1]), low_halves(wide.w[2]), low_halves(wide.w[3])}};
+  Bits first, second;
+  math::words_of_pair(words, low_halves(index) & 3u, first, second);
+  store(first.a, to[0]);
+  store(first.b, to[0] + kWidth);
+  store(second.a, to[1]);
+  store(second.b, to[1] + kWidth);
+}
+
+// A step serves two normals in each lane, one with each pair of its words.
+static void fill_pairs_at(const Key& key, const uint64_t* indices, int n, float* out) {
+  Batch batch;
+  for (int pair = 0; pair < 2; ++pair) {
+    alignas(64) uint64_t ordered[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const int at = pair * kLanes + lane_of_low_half(i);
+      ordered[i] = indices[at < n ? at : n - 1];
+    }
+    put_pairs_at(key, ordered, &batch.words[0][2 * pair]);
+  }
+  float whole[4 * kLanes];
+  make_normals(batch, 1, whole);
+  for (int at = 0; at < n; ++at) {
+    out[at] = whole[4 * block_of_lane(at % kLanes) + at / kLanes * 2 + indices[at] % 2];
+  }
+}
+
+void fill(const Key& key, uint64_t index, int n, float* out) { fill_from(key, index, n, out); }
+void fill(const Key& key, uint64_t index, int n, double* out) { fill_from(key, index, n, out); }
+
+void fill_at(const Key& key, const uint64_t* indices, int n, float* out) {
+  for (int done = 0; done < n; done += 2 * kLanes) {
+    const int rest = n - done;
+    fill_pairs_at(key, indices + done, rest < 2 * kLanes ? rest : 2 * kLanes, out + done);
+  }
+}
+
+void fill_at(const Key& key, const uint64_t* indices, int n, double* out) {
+  for (int j = 0; j < n; ++j) out[j] = math::normal_at<double>(key.seed, key.offset, indices[j]);
+}
+
+}  // namespace vae_fused::cpu::VAE_FUSED_TARGET
