@@ -23,6 +23,8 @@ MAJOR, MINOR = RUNNING.split(".")[:2]
 CPU_BUILD = {"mode": "cpu", "why": "planted", "torch": RUNNING, "torch_cuda": None}
 CUDA_BUILD = {"mode": "cuda", "why": "planted", "torch": RUNNING, "torch_cuda": "13.0"}
 
+COMPILED = "def cpu_capability(): return 'default'"
+
 Make = Callable[..., ModuleType]
 
 
@@ -34,7 +36,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.syspath_prepend(str(tmp_path))
     package = tmp_path / "other_vae_fused"
 
-    def make(info: dict[str, Any] | None, compiled: str | None = "", **variables: str) -> Any:
+    def make(info: dict[str, Any] | None, compiled: str | None = COMPILED, **variables: str) -> Any:
         package.mkdir()
         shutil.copy(str(_ext.__file__), package)
         (package / "__init__.py").touch()
