@@ -23,6 +23,8 @@ MAJOR, MINOR = RUNNING.split(".")[:2]
 CPU_BUILD = {"mode": "cpu", "why": "planted", "torch": RUNNING, "torch_cuda": None}
 CUDA_BUILD = {"mode": "cuda", "why": "planted", "torch": RUNNING, "torch_cuda": "13.0"}
 
+COMPILED = "def cpu_capability(): return 'default'"
+
 Make = Callable[..., ModuleType]
 
 
@@ -34,7 +36,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     monkeypatch.syspath_prepend(str(tmp_path))
     package = tmp_path / "other_vae_fused"
 
-    def make(info: dict[str, Any] | None, compiled: str | None = "", **variables: str) -> Any:
+    def make(info: dict[str, Any] | None, compiled: str | None = COMPILED, **variables: str) -> Any:
         package.mkdir()
         shutil.copy(str(_ext.__file__), package)
         (package / "__init__.py").touch()
@@ -173,7 +175,7 @@ def test_unknown_backend_is_refused(make: Make) -> None:
         make(CPU_BUILD, VAE_FUSED_BACKEND="nativ")
 
 
-@pytest.mark.parametrize("compiled", ["", None])
+@pytest.mark.parametrize("compiled", [COMPILED, None])
 def test_use_native_traces_without_a_graph_break(make: Make, compiled: str | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -184,7 +186,7 @@ def test_use_native_traces_without_a_graph_break(make: Make, compiled: str | Non
         cuda = ext.use_native("cuda")  # declines: the warning must not break the graph either
         return x + 1 if ext.use_native(x.device.type) and not cuda else x - 1
 
-    assert traced(torch.zeros(())).item() == (1 if compiled == "" else -1)
+    assert traced(torch.zeros(())).item() == (1 if compiled else -1)
 
 
 def test_installed_package_is_what_its_record_says() -> None:

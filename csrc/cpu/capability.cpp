@@ -31,8 +31,9 @@ Capability choose() {
   for (int level = 0; level < 3; ++level) {
     if (std::string(value) != kNames[level]) continue;
     if (level <= static_cast<int>(has)) return static_cast<Capability>(level);
-    throw std::invalid_argument(std::string(kVariable) + "=" + value + ": here is " +
-                                kNames[static_cast<int>(has)] + " at best");
+    throw std::invalid_argument(std::string(kVariable) + "=" + value +
+                                ": this machine and build have " + kNames[static_cast<int>(has)] +
+                                " at best");
   }
   throw std::invalid_argument(std::string(kVariable) + "='" + value +
                               "' is not one of avx512, avx2, default");
