@@ -64,7 +64,7 @@ VAE_FUSED_HD void backward_tile(const BackwardParams& p, const math::Plain<T>& f
   if (p.grad_kl) {
     const T* const mu = load<S>(p.space, p.of.mu, tile.begin, n, scratch);  // the noise is spent
     for_each_grad_kl<T>(p, tile, [&](int j, T gk) {
-      const auto adjoint = math::kl_adjoint(f, {mu[j], x[j], variance[j]}, T(1), gk);
+      const auto adjoint = math::kl_adjoint(f, false, {mu[j], x[j], variance[j]}, T(1), gk);
       gmu[j] = gz[j] + adjoint.mu;
       gx[j] += adjoint.x;
     });
@@ -76,7 +76,7 @@ VAE_FUSED_HD void backward_tile(const BackwardParams& p, const math::Plain<T>& f
 }
 
 template <typename S, typename T>
-VAE_FUSED_HD void backward_tile(const BackwardParams& p, const math::Family<T>& f, const Key& key,
+VAE_FUSED_HD void backward_tile(const BackwardParams& p, math::Family<T> f, const Key& key,
                                 int64_t t) {
   // The gradients gather in the order of writing: of z, summed over the samples; of z eps,
   // likewise, which becomes that of the raw scale; of the prior.
@@ -113,14 +113,17 @@ VAE_FUSED_HD void backward_tile(const BackwardParams& p, const math::Family<T>& 
     }
   }
   if (p.grad_kl) {
-    for_each_grad_kl<T>(p, tile, [&](int j, T gk) {
-      const math::Posterior<T> q = gaussians.posterior(j);
-      const math::Prior<T> prior = gaussians.prior(j);
-      const auto adjoint = math::kl_adjoint(f, math::relative(f, q, prior), prior.precision, gk);
-      gmu[j] += adjoint.mu;
-      graw[j] += adjoint.x * q.scale.dx;
-      gmean[j] = adjoint.mean;
-      gprior[j] = adjoint.prior_x * prior.dx;
+    math::with_flag(f.linear, [&](auto linear) {
+      for_each_grad_kl<T>(p, tile, [&](int j, T gk) {
+        const math::Posterior<T> q = gaussians.posterior(j);
+        const math::Prior<T> prior = gaussians.prior(j);
+        const auto adjoint = math::kl_adjoint(f, decltype(linear)::value,
+                                              math::relative(f, q, prior), prior.precision, gk);
+        gmu[j] += adjoint.mu;
+        graw[j] += adjoint.x * q.scale.dx;
+        gmean[j] = adjoint.mean;
+        gprior[j] = adjoint.prior_x * prior.dx;
+      });
     });
   }
   for (int j = 0; j < n; ++j) gmu[j] *= gaussians.posterior(j).dmu;

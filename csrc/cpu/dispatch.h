@@ -18,9 +18,7 @@ struct Task {
   math::Family<float> family;
 
   explicit Task(const Params& params)
-      : params(params),
-        key(resolve(params.key)),
-        family(math::narrowed<float>(params.of.family)) {}
+      : params(params), key(resolve(params.key)), family(math::narrowed<float>(params.of.family)) {}
 
   VAE_FUSED_HD const math::Family<float>& family_of(float) const { return family; }
   VAE_FUSED_HD const math::Family<double>& family_of(double) const { return params.of.family; }
@@ -52,28 +50,33 @@ void run(const Task<Params>& task, ParallelFor parallel_for, const Bodies* bodie
     using T = arithmetic_t<S>;                                                                     \
     for (int64_t t = begin; t < end; ++t) tile<S, T>(task.params, family, task.key, t);            \
   }
-#define VAE_FUSED_TASKS_FOR(target, attribute, Params, tile)                                     \
-  namespace target {                                                                             \
-  VAE_FUSED_TASK(Params, tile, attribute, float32, math::Plain<T>{}, float)                      \
-  VAE_FUSED_TASK(Params, tile, attribute, float64, math::Plain<T>{}, double)                     \
-  VAE_FUSED_TASK(Params, tile, attribute, float16, math::Plain<T>{}, Half)                       \
-  VAE_FUSED_TASK(Params, tile, attribute, bfloat16, math::Plain<T>{}, BFloat16)                  \
-  VAE_FUSED_TASK(Params, tile, attribute, general_float32, task.family_of(T{}), float)           \
-  VAE_FUSED_TASK(Params, tile, attribute, general_float64, task.family_of(T{}), double)          \
-  VAE_FUSED_TASK(Params, tile, attribute, general_float16, task.family_of(T{}), Half)            \
-  VAE_FUSED_TASK(Params, tile, attribute, general_bfloat16, task.family_of(T{}), BFloat16)       \
-  constexpr Bodies kBodies = {                                                                   \
-      {task_float32, task_float64, task_float16, task_bfloat16},                                 \
+#define VAE_FUSED_TASKS_FOR(target, attribute, Params, tile)                                      \
+  namespace target {                                                                              \
+  VAE_FUSED_TASK(Params, tile, attribute, float32, math::Plain<T>{}, float)                       \
+  VAE_FUSED_TASK(Params, tile, attribute, float64, math::Plain<T>{}, double)                      \
+  VAE_FUSED_TASK(Params, tile, attribute, float16, math::Plain<T>{}, Half)                        \
+  VAE_FUSED_TASK(Params, tile, attribute, bfloat16, math::Plain<T>{}, BFloat16)                   \
+  VAE_FUSED_TASK(Params, tile, attribute, general_float32, task.family_of(T{}), float)            \
+  VAE_FUSED_TASK(Params, tile, attribute, general_float16, task.family_of(T{}), Half)             \
+  VAE_FUSED_TASK(Params, tile, attribute, general_bfloat16, task.family_of(T{}), BFloat16)        \
+  constexpr Bodies kBodies = {                                                                    \
+      {task_float32, task_float64, task_float16, task_bfloat16},                                  \
       {task_general_float32, task_general_float64, task_general_float16, task_general_bfloat16}}; \
   }
+// The general family in double calls the C library for each element, and no vectors come of it: one
+// version for all.
+#define VAE_FUSED_COMMON_TASKS(Params, tile) \
+  VAE_FUSED_TASK(Params, tile, , general_float64, task.family_of(T{}), double)
 #if defined(VAE_FUSED_CPU_TARGETS)
 #define VAE_FUSED_TASKS(Params, tile)                             \
+  VAE_FUSED_COMMON_TASKS(Params, tile)                            \
   VAE_FUSED_TASKS_FOR(for_any, , Params, tile)                    \
   VAE_FUSED_TASKS_FOR(for_avx2, VAE_FUSED_AVX2, Params, tile)     \
   VAE_FUSED_TASKS_FOR(for_avx512, VAE_FUSED_AVX512, Params, tile) \
   constexpr Bodies kBodies[] = {for_any::kBodies, for_avx2::kBodies, for_avx512::kBodies};
 #else
 #define VAE_FUSED_TASKS(Params, tile)          \
+  VAE_FUSED_COMMON_TASKS(Params, tile)         \
   VAE_FUSED_TASKS_FOR(for_any, , Params, tile) \
   constexpr Bodies kBodies[] = {for_any::kBodies};
 #endif

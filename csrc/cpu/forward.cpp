@@ -64,12 +64,12 @@ VAE_FUSED_HD void forward_tile(const ForwardParams& p, const math::Plain<T>& f, 
     store<S>(p.space, p.z, tile.begin, n, z);
   }
   if (!p.kl) return;
-  for (int j = 0; j < n; ++j) out[j] = math::kl(f, {mu[j], x[j], variance[j]});
+  for (int j = 0; j < n; ++j) out[j] = math::kl(f, false, {mu[j], x[j], variance[j]});
   sum_rows(p, tile, t, out);
 }
 
 template <typename S, typename T>
-VAE_FUSED_HD void forward_tile(const ForwardParams& p, const math::Family<T>& f, const Key& key,
+VAE_FUSED_HD void forward_tile(const ForwardParams& p, math::Family<T> f, const Key& key,
                                int64_t t) {
   alignas(64) T out[kTile];
   GaussianTile<S, false> gaussians;
@@ -89,10 +89,13 @@ VAE_FUSED_HD void forward_tile(const ForwardParams& p, const math::Family<T>& f,
     store<S>(p.space, z_operand, tile.begin, n, z);
   }
   if (!p.kl) return;
-  VAE_FUSED_INDEPENDENT
-  for (int j = 0; j < n; ++j) {
-    out[j] = math::kl(f, math::relative(f, gaussians.posterior(j), gaussians.prior(j)));
-  }
+  math::with_flag(f.linear, [&](auto linear) {
+    VAE_FUSED_INDEPENDENT
+    for (int j = 0; j < n; ++j) {
+      const auto relative = math::relative(f, gaussians.posterior(j), gaussians.prior(j));
+      out[j] = math::kl(f, decltype(linear)::value, relative);
+    }
+  });
   gaussians.mask(out, n);
   sum_rows(p, tile, t, out);
 }

@@ -31,8 +31,8 @@ struct ScaleTile {
     for (int j = 0; j < n; ++j) set(j, s);
   }
 
-  // `raw` may be x itself.
-  VAE_FUSED_HD void compute(const math::ScaleOptions<T>& o, const T* raw, int n) {
+  // `raw` may be x itself. The options by value: in memory they might be what the loops write.
+  VAE_FUSED_HD void compute(math::ScaleOptions<T> o, const T* raw, int n) {
     const auto limit = [&](const auto& clamp) {
       VAE_FUSED_INDEPENDENT
       for (int j = 0; j < n; ++j) {
@@ -47,15 +47,15 @@ struct ScaleTile {
       limit([&](T r) { return math::hard_clamp(r, o.low, o.high); });
     }
     math::with_base(o.base, [&](auto base) {
-      const auto all = [&](auto floored) {
+      math::with_flag(math::has_floor(o), [&](auto floored) {
+        VAE_FUSED_INDEPENDENT
         for (int j = 0; j < n; ++j) {
           T limited_dx = T(0);
           if constexpr (kDerivatives) limited_dx = dx[j];
           set(j, math::scale_of(o, decltype(base)::value, decltype(floored)::value,
                                 math::Limited<T>{x[j], limited_dx}));
         }
-      };
-      math::has_floor(o) ? all(std::true_type{}) : all(std::false_type{});
+      });
     });
   }
 };

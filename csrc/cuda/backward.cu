@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
         grad_kl_of(p, rows, grad_kl, one, tile, span + b * C, gk);
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
-          const auto adjoint =
-              math::kl_adjoint(f, math::relative(f, q[j], prior[j]), prior[j].precision, gk[j]);
+          const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], prior[j]),
+                                                prior[j].precision, gk[j]);
           gz[j] += adjoint.mu;
           graw[j] += adjoint.x * q[j].scale.dx;
           gmean[j] = adjoint.mean;

@@ -136,7 +136,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
       Pack<T, C> kl;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
-        kl.s[j] = math::kl(f, math::relative(f, q[j], prior[j]));
+        kl.s[j] = math::kl(f, f.linear, math::relative(f, q[j], prior[j]));
         if (kGeneral<F> && !step.counts(p.of, span, b, j)) kl.s[j] = 0;
       }
       switch (rows) {

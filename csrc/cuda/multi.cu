@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
-        const T kl = math::kl(f, math::relative(f, q[j], prior[j]));
+        const T kl = math::kl(f, f.linear, math::relative(f, q[j], prior[j]));
         if (e + b * C + j < piece.end) sum += kl;
       }
       narrow<C>(z, b, mu_pack);
@@ -140,8 +140,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
       for (int j = 0; j < C; ++j) {
         raw[j] = item.grad_z ? math::sample_adjoint(f, gz[j] * eps[j], q[j].scale.dsigma) : T(0);
         if (p.grad_kl) {
-          const auto adjoint =
-              math::kl_adjoint(f, math::relative(f, q[j], prior[j]), prior[j].precision, gk);
+          const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], prior[j]),
+                                                prior[j].precision, gk);
           gz[j] += adjoint.mu;
           raw[j] += adjoint.x * q[j].scale.dx;
         }

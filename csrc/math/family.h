@@ -44,6 +44,7 @@ struct Family {
 template <typename T>
 struct Plain {
   static constexpr T temperature = 1, mu_soft_clamp = 0;
+  static constexpr bool linear = false;
 };
 
 template <typename T>

@@ -187,17 +187,18 @@ VAE_FUSED_HD Relative<T> relative(const Family<T>&, const Posterior<T>& q, const
 // Linear: 1/2 (d^2 + c - x), where mu is a point at which p is asked for. Then r^2 = e^x is already
 // in d^2, on average, and h(x) = -1. It is -ln p(mu) for sigma = 1 and c = ln 2 pi.
 //
-// An element counts free_bits at least; below that its gradient is 0, as torch.clamp's.
+// An element counts free_bits at least; below that its gradient is 0. `linear` is an argument
+// beside the family, f.linear or a constant, for loops that are compiled for both.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
-VAE_FUSED_HD T kl(const Plain<T>&, const Relative<T>& r) {
+VAE_FUSED_HD T kl(const Plain<T>&, bool, const Relative<T>& r) {
   return T(0.5) * (r.d * r.d + excess(r.x, r.variance).g);
 }
 
 template <typename T>
-VAE_FUSED_HD T kl(const Family<T>& f, const Relative<T>& r) {
-  const T g = f.linear ? f.constant - r.x : excess(r.x, r.variance).g;
+VAE_FUSED_HD T kl(const Family<T>& f, bool linear, const Relative<T>& r) {
+  const T g = linear ? f.constant - r.x : excess(r.x, r.variance).g;
   const T value = T(0.5) * (r.d * r.d + g);
   return value < f.free_bits ? f.free_bits : value;
 }
@@ -209,15 +210,15 @@ struct KlAdjoint {
 };
 
 template <typename T>
-VAE_FUSED_HD KlAdjoint<T> kl_adjoint(const Plain<T>&, const Relative<T>& r, T, T grad) {
+VAE_FUSED_HD KlAdjoint<T> kl_adjoint(const Plain<T>&, bool, const Relative<T>& r, T, T grad) {
   return {grad * r.d, T(0.5) * grad * excess(r.x, r.variance).h, T(0), T(0)};
 }
 
 template <typename T>
-VAE_FUSED_HD KlAdjoint<T> kl_adjoint(const Family<T>& f, const Relative<T>& r, T precision,
-                                     T grad) {
+VAE_FUSED_HD KlAdjoint<T> kl_adjoint(const Family<T>& f, bool linear, const Relative<T>& r,
+                                     T precision, T grad) {
   const Excess<T> both = excess(r.x, r.variance);
-  const T g = f.linear ? f.constant - r.x : both.g, h = f.linear ? T(-1) : both.h;
+  const T g = linear ? f.constant - r.x : both.g, h = linear ? T(-1) : both.h;
   if (T(0.5) * (r.d * r.d + g) < f.free_bits) grad = T(0);
   const T q = f.to_posterior * grad, p = f.to_prior * grad, d = r.d * precision;
   return {q * d, T(0.5) * q * h, -p * d, T(-0.5) * p * (h + r.d * r.d)};

@@ -173,4 +173,10 @@ VAE_FUSED_HD void with_base(ScaleBase base, const Visit& visit) {
   }
 }
 
+// Calls visit(std::true_type) or visit(std::false_type), likewise.
+template <typename Visit>
+VAE_FUSED_HD void with_flag(bool flag, const Visit& visit) {
+  flag ? visit(std::true_type{}) : visit(std::false_type{});
+}
+
 }  // namespace vae_fused::math
