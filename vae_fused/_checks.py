@@ -275,7 +275,7 @@ def _promoted(*tensors: Tensor) -> torch.dtype:
     dtypes = dtypes or [t.dtype for t in tensors]  # 0-d tensors do not promote those with dims
     dtype = dtypes[0]
     for other in dtypes[1:]:
-        dtype = torch.promote_types(dtype, other)
+        dtype = dtype if other == dtype else torch.promote_types(dtype, other)
     return dtype
 
 
