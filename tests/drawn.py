@@ -20,7 +20,7 @@ from torch import Tensor
 import vae_fused as vf
 
 F64 = torch.float64
-SIZES = (1, 2, 3, 4, 5, 8, 16, 17)
+SIZES = (1, 2, 3, 4, 5, 8, 16, 17, 0)
 MOST_ELEMENTS = 5000
 
 
@@ -43,13 +43,18 @@ class Layout(NamedTuple):
         value = random(*(sizes[d] for d in self.order), seed=seed, dtype=F64).clamp(-2, 2)
         return (0.4 + 0.8 * value.abs() if positive else value).to(dtype)
 
-    def view(self, leaf: Tensor) -> Tensor:
+    def view(self, leaf: Tensor, implicit: bool = False) -> Tensor:
+        """`implicit`: what is expanded has size 1, or no such dimension at all."""
         x = leaf.permute([self.order.index(d) for d in range(len(self.shape))])
         for d, (first, by, e) in enumerate(zip(self.start, self.step, self.expanded, strict=True)):
             if not e:
                 x = x.narrow(d, first, x.shape[d] - first).unflatten(d, (self.shape[d], by))
                 x = x.select(d + 1, 0)
-        return x.expand(self.shape)
+        if not implicit:
+            return x.expand(self.shape)
+        while x.dim() and x.shape[0] == 1:
+            x = x[0]
+        return x
 
 
 @st.composite
@@ -127,6 +132,9 @@ class Drawn(NamedTuple):
     floored: bool  # has free bits
     keyed: bool
     packed_dim: int
+    broadcasts: bool  # leaves it to the functions to expand what has fewer dimensions
+    frozen: frozenset[str]  # tensors without gradients
+    unused: str  # a result without one
 
     @property
     def samples(self) -> tuple[int, ...]:
@@ -199,7 +207,9 @@ def calls(
             options["reduction"] = draw(st.sampled_from(named))
     return Drawn(
         function, draw(st.sampled_from(dtypes)), draw(st.integers(0, 999)), shape, of,
-        draw(scales()), prior, options, floored, keyed, packed_dim,
+        draw(scales()), prior, options, floored, keyed, packed_dim, draw(st.booleans()),
+        frozenset(draw(st.just(()) | st.sets(st.sampled_from(sorted(of) or ["mu"])))),
+        draw(st.sampled_from(("", "", "z", "kl"))),
     )  # fmt: skip
 
 
@@ -223,7 +233,12 @@ def leaves_of(call: Drawn) -> dict[str, Tensor]:
 
 def call_of(call: Drawn, module: Any, leaves: dict[str, Tensor], **more: Any) -> list[Tensor]:
     """The results, a list of one or two tensors."""
-    view = {name: call.layouts[name].view(leaf) for name, leaf in leaves.items()}
+    view = {
+        name: call.layouts[name].view(
+            leaf, implicit=call.broadcasts and name in ("raw", "prior_mean", "prior_raw", "mask")
+        )
+        for name, leaf in leaves.items()
+    }
     kwargs: dict[str, Any] = {"scale": call.scale, **call.options, **more}
     if call.prior is not None:
         kwargs["prior"] = vf.Prior(
@@ -265,7 +280,7 @@ def results_of(
 ) -> dict[str, Tensor]:
     """Values and gradients by name; all leaves but the mask and the incoming gradient have one."""
     used = {
-        k: v if k == "mask" else v.detach().to(dtype).requires_grad_()
+        k: v if k == "mask" else v.detach().to(dtype).requires_grad_(k not in call.frozen)
         for k, v in leaves.items()
         if k != "grad_z"
     }
@@ -284,8 +299,14 @@ def results_of(
         else random(*v.shape, seed=call.seed).to(v.dtype)
         for name, v in values.items()
     ]
-    wanted = {name: leaf for name, leaf in used.items() if name != "mask"}
-    outputs = [(v, g) for v, g in zip(out, grads, strict=True) if v.requires_grad]
+    wanted = {name: leaf for name, leaf in used.items() if leaf.requires_grad}
+    outputs = [
+        (v, g)
+        for (name, v), g in zip(values.items(), grads, strict=True)
+        if v.requires_grad and name != call.unused
+    ]
+    if not outputs:
+        return {name: v.detach() for name, v in values.items()}
     found = torch.autograd.grad(
         [v for v, _ in outputs], [*wanted.values()], [g for _, g in outputs], allow_unused=True
     )
