@@ -33,6 +33,11 @@ def _log_softplus(u: Tensor) -> Tensor:
     return torch.where(u < -37.0, u, torch.log(-logsigmoid(-u.clamp(min=-37.0))))
 
 
+def _sigmoid(u: Tensor) -> Tensor:
+    """torch's derivative, s (1 - s), cancels where s is near 1: there it is that of 1 - s(-u)."""
+    return torch.where(u > 0.0, 1.0 - torch.sigmoid(-u), torch.sigmoid(u))
+
+
 # By kind: sigma_0 of x and beta, and the logarithm of its square.
 _SIGMA: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logvar": lambda x, _: torch.exp(0.5 * x),
@@ -40,7 +45,7 @@ _SIGMA: dict[str, Callable[[Tensor, float], Tensor]] = {
     "std": lambda x, _: torch.where(x < 0.0, math.nan, x),
     "var": lambda x, _: torch.sqrt(x),
     "softplus": lambda x, beta: -logsigmoid(-beta * x) / beta,
-    "sigmoid2": lambda x, _: 2.0 * torch.sigmoid(0.5 * x),
+    "sigmoid2": lambda x, _: 2.0 * _sigmoid(0.5 * x),
 }
 _LOG_VARIANCE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logvar": lambda x, _: x,

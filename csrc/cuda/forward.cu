@@ -222,8 +222,8 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
                              {&p.of.prior_mean, sizeof(S), false},
                              {&p.of.prior_raw, sizeof(S), false},
                              {&p.of.mask, 1, false},
-                             {&p.eps, sizeof(S), false},
-                             {&p.z, sizeof(S), true}},
+                             {&p.eps, sizeof(S), false, p.eps.step},
+                             {&p.z, sizeof(S), true, p.z.step}},
                             p.kl, p.z.data && p.kl && !p.eps.data, p.z.data && !p.eps.data);
   const cudaError_t error = with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;

@@ -68,8 +68,9 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
 // A tensor of a call, as far as its layout matters.
 struct Layout {
   Operand* operand;
-  int bytes;     // of an element
-  bool written;  // else a value may be broadcast along a vector
+  int bytes;         // of an element
+  bool written;      // else a value may be broadcast along a vector
+  int64_t step = 0;  // from a sample to the next
 
   bool present() const { return operand->data; }
 };
@@ -168,7 +169,10 @@ Way way_of(Space& space, const Gaussians& of, std::vector<Layout> layouts, const
     return scalar;
   }
   if (space.cols == 1 && !aligned(rows, 16)) return scalar;
-  if (of.samples > 1 && space.rows * space.cols % v != 0) return scalar;
+  if (of.samples > 1 &&
+      (space.rows * space.cols % v != 0 || !all([](const Layout& l) { return l.step % v == 0; }))) {
+    return scalar;
+  }
   // Where all is linear there is one dimension, which need not consist of whole vectors.
   const auto vectors = [&](const int64_t* stride, bool linear) {
     return space.ndim == 1 ? linear : whole_runs(space, stride, v);

@@ -99,7 +99,7 @@ struct Class {
   const char* name;
   std::vector<int64_t> sizes;
   std::vector<bool> summed;
-  enum Layout { kDense, kChunked, kTransposed, kShifted, kShiftedRows } layout = kDense;
+  enum Layout { kDense, kChunked, kTransposed, kShifted, kShiftedRows, kSpaced } layout = kDense;
 };
 
 const Class kClasses[] = {
@@ -123,6 +123,7 @@ const Class kClasses[] = {
     {"runs of half vectors", {3, 2, 5}, {true, true, true}, Class::kChunked},
     {"misaligned", {3, 101}, {true, true}, Class::kShifted},
     {"misaligned rows", {3, 100}, {false, false}, Class::kShiftedRows},
+    {"an element between samples", {6, 40}, {false, true}, Class::kSpaced},
 };
 
 int64_t count(const Class& c) {
@@ -166,8 +167,8 @@ class Tensor {
       array.strides[0] *= 2;
       end = c.sizes[0] * array.strides[0];
     }
-    this->step = end;
-    size_ = end * samples;
+    this->step = end + (c.layout == Class::kSpaced ? 1 : 0);
+    size_ = this->step * samples;
     data_.reset(new S[static_cast<size_t>(size_)]);
     // Values in [-2, 2], from a multiplicative sequence; without `fill` a mark to be overwritten.
     for (int64_t i = 0; i < size_; ++i) {
