@@ -30,7 +30,7 @@ def _apply(function: Any, *inputs: Tensor | float) -> Tensor:
 
 def _log_softplus(u: Tensor) -> Tensor:
     """The logarithm of ln(1 + e^u): to rounding u below -37, before that underflows."""
-    return torch.where(u < -37.0, u, torch.log(-logsigmoid(-u.clamp(min=-37.0))))
+    return torch.where(u < -37.0, u, torch.log(-logsigmoid(-clamped(u, -37.0, None))))
 
 
 def _sigmoid(u: Tensor) -> Tensor:
