@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,8 +49,14 @@ torch.save(results, sys.argv[1])
 
 def run(*args: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **variables}
+    # Here, not in the root of a checkout, whose sources would be imported.
     return subprocess.run(
-        [sys.executable, *args], env=environment, capture_output=True, text=True, check=check
+        [sys.executable, *args],
+        env=environment,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=check,
     )
 
 
@@ -111,7 +118,12 @@ def test_without_the_variable_it_is_the_best():
     for name in ("", None):
         env = variables if name is None else {**variables, "VAE_FUSED_CPU_CAPABILITY": name}
         done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=env,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stdout.strip() in NAMES
         assert NAMES.index(done.stdout.strip()) >= NAMES.index(_ext.cpu_capability)

@@ -123,8 +123,8 @@ def test_drivers_run_on_the_cpu(name, tmp_path, monkeypatch, capsys):
     driver.main(["--driver", name, "--device", "cpu", "--exponent", "10", "--out", str(out)])
     if name == "bandwidth":
         rows = json.loads(out.read_text())
-        assert len(rows) == 4 and not any("error" in r for r in rows)
-        assert len(measure.judge_bandwidth(rows)) == 8
+        assert len(rows) == 5 and not any("error" in r for r in rows)
+        assert len(measure.judge_bandwidth(rows)) == 10
     if name == "step":
         rows = json.loads(out.read_text())
         assert [set(r["us"]) for r in rows] == [{"vae_fused", "eager"}] * 3

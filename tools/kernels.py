@@ -6,7 +6,8 @@
                              kernel: spilled registers, and arrays that are not in registers.
   instructions               of the whole kernel, padding included.
   per element                instructions of the hot path over the elements it serves.
-  load, store                bits of the widest global load and store on the hot path.
+  load, store                bits of the widest global load and store on the hot path; of the whole
+                             kernel where a family decides what is on the path.
   size                       of an architecture: the bytes of its cubins.
 
 hot_path.py defines the hot path. It serves V elements, the first integer among the kernel's
@@ -142,8 +143,6 @@ def elements(name: str, path: HotPath) -> int | None:
         vector = 4 if bits == 64 else 8
     else:
         vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
-    if "Family" in arguments:  # other tensors in every call, and no loop is unrolled
-        return vector
     inputs, outputs = tensors
     read = loads.count(max(loads)) * max(loads) // (inputs * vector * bits)
     return vector * max(1, min(read, sum(stores) // (outputs * vector * bits)))
@@ -167,7 +166,10 @@ def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
 
 def row(name: str, usage: dict[str, int], code: list[Instruction]) -> Row:
     path = hot_path(code)
-    served = elements(name, path)
+    # The family's kernels have a road for each option: what a call takes of it no path can tell.
+    general = "Family" in name or "_multi" in name
+    served = None if general else elements(name, path)
+    accesses = code if general else path.instructions
     return {
         "registers": usage["REG"],
         "stack": usage["STACK"],
@@ -176,8 +178,8 @@ def row(name: str, usage: dict[str, int], code: list[Instruction]) -> Row:
         "all_spills": sum(i.base in ("LDL", "STL") for i in code),
         "instructions": len(code),
         "per_element": round(path.length / served, 1) if served else None,
-        "load": widest(path.instructions, "LDG"),
-        "store": widest(path.instructions, "STG"),
+        "load": widest(accesses, "LDG"),
+        "store": widest(accesses, "STG"),
     }
 
 

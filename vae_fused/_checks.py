@@ -117,7 +117,7 @@ def check_multi(
     eps: Sequence[Tensor] | None,
     generator: torch.Generator | None,
     key: Tensor | None,
-) -> tuple[list[Tensor], list[Tensor], Options, Sequence[Tensor] | None]:
+) -> tuple[list[Tensor], list[Tensor], Options, list[Tensor] | None]:
     """Check a list of calls that have their options in common."""
     lists = (("mus", mus), ("raws", raws), *((("eps", eps),) if eps is not None else ()))
     for name, values in lists:
@@ -141,11 +141,11 @@ def check_multi(
         if other.dtype != mu[0].dtype:
             raise TypeError(f"mus[{k}] has dtype {other.dtype}, mus[0] {mu[0].dtype}; want one")
         _check_device(f"mus[{k}]", other, mu[0], "mus[0]")
-    if eps is not None:
-        eps = [check_noise(m, e, generator, key) for m, e in zip(mu, eps, strict=True)]
-    else:
+    if eps is None:
         check_noise(mu[0], None, generator, key)
-    return mu, raw, checked[0][2], eps
+        return mu, raw, checked[0][2], None
+    noise = [check_noise(m, e, generator, key) for m, e in zip(mu, eps, strict=True)]
+    return mu, raw, checked[0][2], [e for e in noise if e is not None]
 
 
 def check_posterior(
@@ -275,7 +275,7 @@ def _promoted(*tensors: Tensor) -> torch.dtype:
     dtypes = dtypes or [t.dtype for t in tensors]  # 0-d tensors do not promote those with dims
     dtype = dtypes[0]
     for other in dtypes[1:]:
-        dtype = torch.promote_types(dtype, other)
+        dtype = dtype if other == dtype else torch.promote_types(dtype, other)
     return dtype
 
 

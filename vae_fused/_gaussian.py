@@ -34,7 +34,7 @@ def _log_softplus(u: Tensor) -> Tensor:
 
 
 def _sigmoid(u: Tensor) -> Tensor:
-    """torch's derivative, s (1 - s), cancels where s is near 1: there it is that of 1 - s(-u)."""
+    """Torch's derivative, s (1 - s), cancels where s is near 1: there it is that of 1 - s(-u)."""
     return torch.where(u > 0.0, 1.0 - torch.sigmoid(-u), torch.sigmoid(u))
 
 

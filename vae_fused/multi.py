@@ -1,4 +1,4 @@
-"""One call for a list of tensors: the weights of Bayesian layers, dozens of small launches made one."""
+"""One call for a list of tensors: Bayesian layers' weights, dozens of launches made one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reparameterize_kl_multi(
     generator: torch.Generator | None = None,
     key: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    r"""Samples of many diagonal Gaussians and the sum of their KLs, in one launch for the whole list.
+    r"""Samples of many diagonal Gaussians and the sum of their KLs, one launch for the whole list.
 
     What the variational layers of a Bayesian network do in each step, a weight and a bias at a time
     (Blundell et al. 2015): ``w = mu + ln(1 + e^rho) eps`` and the KL from a fixed prior, which here
@@ -63,7 +63,7 @@ def reparameterize_kl_multi(
         >>> mus = [torch.zeros(64, 32), torch.zeros(64)]
         >>> rhos = [torch.full((64, 32), -3.0), torch.full((64,), -3.0)]
         >>> prior = vf.Prior(0.0, 0.1, "std")
-        >>> (weight, bias), kl = vf.reparameterize_kl_multi(mus, rhos, scale="softplus", prior=prior)
+        >>> zs, kl = vf.reparameterize_kl_multi(mus, rhos, scale="softplus", prior=prior)
     """
     mu, raw, options, eps_list = check_multi(
         mus, raws, scale=scale, mu_soft_clamp=mu_soft_clamp, prior=prior, reduction=reduction,

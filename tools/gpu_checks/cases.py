@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vae_fused.options import Options, Scale
 
 DTYPES = {
     "float32": torch.float32,
@@ -15,7 +18,11 @@ DTYPES = {
     "float64": torch.float64,
 }
 REDUCTIONS = ("sum", "batchmean", "mean", "sample", "none")
-TARGETS = {"contiguous": 0.90, "rows": 0.80, "chunked": 0.80, "channels_last": 0.80}
+# The family's is a guess: what an option costs in instructions, no GPU has told yet.
+TARGETS = {
+    "contiguous": 0.90, "rows": 0.80, "chunked": 0.80, "channels_last": 0.80, "family": 0.50,
+}  # fmt: skip
+FAMILIES = ("clamp", "mask", "prior", "softplus")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +34,13 @@ class Case:
     shape: tuple[int, ...]
     reduction: str
     dtype: str
+    family: str = "plain"  # or one of FAMILIES
 
     @property
     def name(self) -> str:
         size = "x".join(map(str, self.shape))
-        return f"{self.dtype} {size} {self.layout} {self.reduction}"
+        family = "" if self.family == "plain" else f" {self.family}"
+        return f"{self.dtype} {size} {self.layout} {self.reduction}{family}"
 
     @property
     def numel(self) -> int:
@@ -43,11 +52,15 @@ class Case:
 
     def bytes(self, direction: str) -> int:
         """Forward reads mu and logvar and writes z; backward reads both and grad_z and writes two
-        gradients. The KL, or its gradient, is float32 (float64 for float64).
+        gradients. The KL, or its gradient, is float32 (float64 for float64). A prior has two
+        tensors and two gradients more, a mask a byte.
         """
         size = DTYPES[self.dtype].itemsize
         streams = {"forward": 3, "backward": 5}[direction]
-        return streams * size * self.numel + max(size, 4) * self.kl_numel
+        if self.family == "prior":
+            streams += {"forward": 2, "backward": 4}[direction]
+        mask = self.numel if self.family == "mask" else 0
+        return streams * size * self.numel + max(size, 4) * self.kl_numel + mask
 
 
 def cases(exponent: int, dtypes: tuple[str, ...], big: int | None = None) -> list[Case]:
@@ -72,6 +85,10 @@ def cases(exponent: int, dtypes: tuple[str, ...], big: int | None = None) -> lis
         found.append(Case("channels_last", "channels_last", image, "batchmean", dtype))
         found.append(Case("channels_last", "channels_last", wide, "batchmean", dtype))
         found.append(Case("channels_last", "channels_last chunk(1)", image, "batchmean", dtype))
+        for family in FAMILIES:
+            found.append(Case("family", "contiguous", square(exponent), "sample", dtype, family))
+        found.append(Case("family", "chunk(1)", image, "batchmean", dtype, "clamp"))
+        found.append(Case("family", "channels_last chunk(1)", image, "batchmean", dtype, "clamp"))
         if big:
             for reduction in ("sum", "sample", "none"):
                 found.append(Case("contiguous", "contiguous", square(big), reduction, dtype))
@@ -110,11 +127,13 @@ class Inputs:
     grad_z: Tensor
     grad_kl: Tensor
     key: Tensor
+    family: dict[str, Any]
 
     def forward(self) -> tuple[Tensor, ...]:
         z, kl = torch.ops.vae_fused.reparameterize_kl.default(
-            self.mu, self.logvar, eps=None, key=self.key, reduction=self.case.reduction, dim=None
-        )
+            self.mu, self.logvar, eps=None, key=self.key, reduction=self.case.reduction, dim=None,
+            **self.family,
+        )  # fmt: skip
         return z, kl
 
     def backward(self) -> tuple[Tensor, ...]:
@@ -127,9 +146,23 @@ class Inputs:
             key=self.key,
             reduction=self.case.reduction,
             dim=None,
-            output_mask=[True, True, False, False, False],
+            output_mask=[True, True, False, *["prior_mean" in self.family] * 2],
+            **self.family,
         )
-        return tuple(grads[:2])
+        return tuple(g for g in grads if g is not None)
+
+
+def family(case: Case, mu: Tensor) -> dict[str, Any]:
+    """The operators' arguments for the options of a case."""
+    scale = {
+        "clamp": Scale("logvar", clamp=(-30.0, 20.0)),
+        "softplus": Scale("softplus", std_floor=0.1),
+    }.get(case.family)
+    if scale is not None:
+        return {"options": Options(scale=scale).packed()}
+    if case.family == "prior":
+        return {"prior_mean": torch.randn_like(mu), "prior_raw": torch.randn_like(mu)}
+    return {"mask": torch.rand_like(mu) > 0.1} if case.family == "mask" else {}
 
 
 def inputs(case: Case, device: str, seed: int = 0) -> Inputs:
@@ -139,4 +172,4 @@ def inputs(case: Case, device: str, seed: int = 0) -> Inputs:
     grad_z = torch.empty_like(mu).normal_()
     grad_kl = torch.empty(shape, dtype=kl_dtype, device=device).normal_()
     key = torch.tensor([seed, 0], dtype=torch.int64).to(device)
-    return Inputs(case, mu, logvar, grad_z, grad_kl, key)
+    return Inputs(case, mu, logvar, grad_z, grad_kl, key, family(case, mu))
