@@ -218,7 +218,7 @@ def calls(
 # --------------------------------------------------------------------------------------------------
 
 
-def leaves_of(call: Drawn) -> dict[str, Tensor]:
+def leaves_of(call: Drawn, device: str = "cpu") -> dict[str, Tensor]:
     made = {}
     for i, (name, layout) in enumerate(call.layouts.items()):
         positive = (name == "raw" and is_positive(call.scale)) or (
@@ -227,8 +227,12 @@ def leaves_of(call: Drawn) -> dict[str, Tensor]:
         leaf = layout.leaf(10 * call.seed + i, call.dtype, positive)
         if name == "h" and is_positive(call.scale):
             leaf = 0.4 + 0.8 * leaf.abs()
-        made[name] = leaf > -0.7 if name == "mask" else leaf
+        made[name] = (leaf > -0.7 if name == "mask" else leaf).to(device)
     return made
+
+
+def device_of(leaves: dict[str, Tensor]) -> str:
+    return next(iter(leaves.values())).device.type
 
 
 def call_of(call: Drawn, module: Any, leaves: dict[str, Tensor], **more: Any) -> list[Tensor]:
@@ -266,7 +270,11 @@ def free_bits_of(call: Drawn, leaves: dict[str, Tensor]) -> dict[str, float]:
     unreduced = {k: v for k, v in call.options.items() if k not in ("dim", "kl_dim", "reduction")}
     doubles = {k: v if k == "mask" else v.double() for k, v in leaves.items() if k != "grad_z"}
     whole = call._replace(options={**unreduced, "reduction": "none"})
-    more = {} if "eps" in doubles or "grad_z" not in call.layouts else {"key": make_key(0)}
+    more = (
+        {}
+        if "eps" in doubles or "grad_z" not in call.layouts
+        else {"key": make_key(0, device=device_of(leaves))}
+    )
     kl = call_of(whole, vf.reference, doubles, **more)[-1].flatten().sort().values
     gaps = kl.diff()
     if gaps.numel() == 0 or gaps.max() < 1e-3:
@@ -285,7 +293,7 @@ def results_of(
         if k != "grad_z"
     }
     if call.keyed:
-        key, shape = make_key(call.seed, 7), (*call.samples, *call.shape)
+        key, shape = make_key(call.seed, 7, device_of(leaves)), (*call.samples, *call.shape)
         if dtype == call.dtype:
             more = {**more, "key": key}
         else:  # float64 has a stream of its own
@@ -296,7 +304,7 @@ def results_of(
     grads = [
         call.layouts["grad_z"].view(leaves["grad_z"].to(v.dtype))
         if name == "z"
-        else random(*v.shape, seed=call.seed).to(v.dtype)
+        else random(*v.shape, seed=call.seed).to(v)
         for name, v in values.items()
     ]
     wanted = {name: leaf for name, leaf in used.items() if leaf.requires_grad}

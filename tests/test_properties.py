@@ -43,9 +43,9 @@ def compare(
 
 
 @settings(DETERMINISTIC, max_examples=600)
-@given(calls())
-def test_compiled_reference_and_float64_agree(call):
-    leaves = drawn.leaves_of(call)
+@given(call=calls())
+def test_compiled_reference_and_float64_agree(call, device):
+    leaves = drawn.leaves_of(call, device)
     floor = drawn.free_bits_of(call, leaves)
     compiled, plain, truth = (
         drawn.results_of(call, module, leaves, dtype, **floor)
@@ -59,17 +59,17 @@ def test_compiled_reference_and_float64_agree(call):
 
 
 @settings(DETERMINISTIC, max_examples=60)
-@given(calls(dtypes=(F64,)))
-def test_finite_differences(call):
+@given(call=calls(dtypes=(F64,)))
+def test_finite_differences(call, device):
     """Of calls of few elements, with what is no derivative of the value taken away."""
     options = {k: v for k, v in call.options.items() if k != "balance"}
     call = call._replace(options=options)
     if not 0 < math.prod(call.shape) <= 40 or math.prod(call.samples) > 2:
         return
-    leaves = drawn.leaves_of(call)
+    leaves = drawn.leaves_of(call, device)
     more = drawn.free_bits_of(call, leaves)
     if call.keyed:
-        more = {**more, "key": make_key(call.seed)}
+        more = {**more, "key": make_key(call.seed, device=device)}
     names = [name for name in leaves if name not in ("mask", "grad_z")]
     fixed = {name: leaf for name, leaf in leaves.items() if name == "mask"}
     inputs = [leaves[name].requires_grad_(name not in call.frozen) for name in names]

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/abs.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/expm1.h>
 #include <ATen/ops/full_like.h>
@@ -32,9 +33,10 @@ struct Limited {
   Tensor x, dx;
 };
 
+// sech^2 = 4 s / (1 + s)^2, s = e^-2|u|: 1 - tanh^2 cancels.
 Limited soft_clamp(const Tensor& raw, double c) {
-  const Tensor t = at::tanh(raw / c);
-  return {c * t, 1.0 - t * t};
+  const Tensor u = raw / c, s = at::exp(-2.0 * at::abs(u)), s1 = 1.0 + s;
+  return {c * at::tanh(u), 4.0 * s / (s1 * s1)};
 }
 
 Limited limit(const math::ScaleOptions<double>& o, const Tensor& raw) {
