@@ -313,11 +313,11 @@ def results_of(
         for (name, v), g in zip(values.items(), grads, strict=True)
         if v.requires_grad and name != call.unused
     ]
-    if not outputs:
-        return {name: v.detach() for name, v in values.items()}
-    found = torch.autograd.grad(
-        [v for v, _ in outputs], [*wanted.values()], [g for _, g in outputs], allow_unused=True
-    )
+    found = (None,) * len(wanted)
+    if outputs:
+        found = torch.autograd.grad(
+            [v for v, _ in outputs], [*wanted.values()], [g for _, g in outputs], allow_unused=True
+        )
     for (name, leaf), grad in zip(wanted.items(), found, strict=True):
         values[f"grad_{name}"] = torch.zeros_like(leaf) if grad is None else grad
     return {name: v.detach() for name, v in values.items()}

@@ -261,6 +261,28 @@ def test_only_what_requires_grad_gets_one(needs, device):
         assert (t.grad is None) if name != needs else torch.equal(t.grad, everything[name].grad)
 
 
+@pytest.mark.parametrize("module", [vf, vf.reference])
+def test_what_depends_on_no_gradient_needs_none(module, device):
+    """A decoder sends none back through z, then."""
+    mu, logvar, eps, mean, prior = random(5, 3, 4, device=device).unbind()
+
+    def needs(name, **noise):
+        used = {"mu": mu, "logvar": logvar, "eps": eps, "mean": mean, "prior": prior}
+        used[name] = used[name].clone().requires_grad_()
+        noise = noise or {"eps": used["eps"]}
+        p = vf.Prior(used["mean"], used["prior"])
+        out = module.reparameterize_kl(used["mu"], used["logvar"], prior=p, **noise)
+        packed = torch.cat([used["mu"], used["logvar"]], -1)
+        moments = module.reparameterize_kl_moments(packed, dim=-1, prior=p, **noise)
+        assert [t.requires_grad for t in moments] == [t.requires_grad for t in out]
+        return [t.requires_grad for t in out]
+
+    for noise in ({}, {"key": make_key(1, device=device)}, {"generator": None}):
+        assert needs("mu", **noise) == needs("logvar", **noise) == [True, True]
+        assert needs("mean", **noise) == needs("prior", **noise) == [False, True]
+    assert needs("eps") == [True, False]
+
+
 def test_mu_and_logvar_may_be_one_tensor(device):
     x = random(3, 4, dtype=F64, device=device).requires_grad_()
     assert_gradients(lambda t: sample_and_kl(device)(t, t), x)

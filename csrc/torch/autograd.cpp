@@ -48,6 +48,9 @@ bool reserves_key(Call call) {
          call == Call::kSampleGenerator;
 }
 
+bool is_sample(Call call) { return call == Call::kSample || call == Call::kSampleGenerator; }
+bool produces_both(Call call) { return !is_sample(call) && call != Call::kKl; }
+
 // The tensors that autograd sees. `h` instead of mu and raw where the call is packed.
 struct Inputs {
   OptionalTensor mu = std::nullopt, raw = std::nullopt, h = std::nullopt, eps = std::nullopt,
@@ -117,10 +120,16 @@ class Latent : public torch::autograd::Function<Latent> {
     at::AutoDispatchBelowADInplaceOrView guard;
     variable_list out = run({mu, raw, h, eps, prior_mean, prior_raw}, a);
     Tensor key = a.key.value_or(Tensor());
-    if (reserves_key(a.call)) {
-      key = out.back();
-      ctx->mark_non_differentiable({key});
+    variable_list constants;
+    if (reserves_key(a.call)) constants.push_back(key = out.back());
+    // What depends on nothing that has a gradient needs none: z where only the prior is learned, so
+    // that a decoder does not send one back, or the KL where only eps is.
+    const auto any = [](auto&&... t) { return ((t && t->requires_grad()) || ...); };
+    if (produces_both(a.call) && !any(mu, raw, h)) {
+      if (!any(eps)) constants.push_back(out[0]);
+      if (!any(prior_mean, prior_raw)) constants.push_back(out[1]);
     }
+    ctx->mark_non_differentiable(constants);
     ctx->set_materialize_grads(false);
     const auto saved = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
     ctx->save_for_backward({saved(mu), saved(raw), saved(h), saved(eps), saved(prior_mean),
@@ -140,8 +149,7 @@ class Latent : public torch::autograd::Function<Latent> {
     Tensor grad_z = call == Call::kKl ? Tensor() : grads[0];
     // An embedding's gradient of z, say, is sparse.
     if (grad_z.defined() && grad_z.layout() != at::kStrided) grad_z = grad_z.to_dense();
-    const bool sampled_alone = call == Call::kSample || call == Call::kSampleGenerator;
-    const Tensor grad_kl = call == Call::kKl ? grads[0] : sampled_alone ? Tensor() : grads[1];
+    const Tensor grad_kl = call == Call::kKl ? grads[0] : is_sample(call) ? Tensor() : grads[1];
     if (!grad_z.defined() && !grad_kl.defined()) return variable_list(7);
 
     const bool packed = is_packed(call);
@@ -200,13 +208,8 @@ class Latent : public torch::autograd::Function<Latent> {
 };
 
 variable_list apply(const Inputs& q, const Arguments& a) {
-  // A forward-mode tangent goes the same way: the node refuses it, where running on would drop it.
-  const auto differentiable = [](const OptionalTensor& t) {
-    return t && ((at::GradMode::is_enabled() && t->requires_grad()) ||
-                 t->_fw_grad(/*level=*/0).defined());
-  };
-  if (differentiable(q.mu) || differentiable(q.raw) || differentiable(q.h) ||
-      differentiable(q.eps) || differentiable(q.prior_mean) || differentiable(q.prior_raw)) {
+  const auto any = [](auto&&... t) { return ((t && is_differentiable(*t)) || ...); };
+  if (any(q.mu, q.raw, q.h, q.eps, q.prior_mean, q.prior_raw)) {
     return Latent::apply(q.mu, q.raw, q.h, q.eps, q.prior_mean, q.prior_raw, a);
   }
   at::AutoDispatchBelowADInplaceOrView guard;

@@ -124,11 +124,8 @@ class LatentMulti : public torch::autograd::Function<LatentMulti> {
 };
 
 variable_list apply(at::TensorList mu, at::TensorList raw, const Arguments& a) {
-  const auto differentiable = [](const Tensor& t) {
-    return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(/*level=*/0).defined();
-  };
-  if (std::any_of(mu.begin(), mu.end(), differentiable) ||
-      std::any_of(raw.begin(), raw.end(), differentiable)) {
+  if (std::any_of(mu.begin(), mu.end(), is_differentiable) ||
+      std::any_of(raw.begin(), raw.end(), is_differentiable)) {
     return LatentMulti::apply(mu, raw, a);
   }
   at::AutoDispatchBelowADInplaceOrView guard;

@@ -103,6 +103,10 @@ Tensor sum_samples(Tensor t, const Tensor& mu) {
 
 }  // namespace
 
+bool is_differentiable(const Tensor& t) {
+  return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(/*level=*/0).defined();
+}
+
 // The formulas are the adjoints of csrc/math/gaussian.h, in the kernels' arithmetic and rounded
 // once, as there; eps is the sample of N(0, 1) of the same key.
 std::array<Tensor, 5> differentiable_backward(const DifferentiableCall& call,
