@@ -120,9 +120,9 @@ VAE_FUSED_HD void backward_tile(const BackwardParams& p, math::Family<T> f, cons
         const auto adjoint = math::kl_adjoint(f, decltype(linear)::value,
                                               math::relative(f, q, prior), prior.precision, gk);
         gmu[j] += adjoint.mu;
-        graw[j] += adjoint.x * q.scale.dx;
+        graw[j] += math::chain(adjoint.x, q.scale.dx);
         gmean[j] = adjoint.mean;
-        gprior[j] = adjoint.prior_x * prior.dx;
+        gprior[j] = math::chain(adjoint.prior_x, prior.dx);
       });
     });
   }

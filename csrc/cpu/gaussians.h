@@ -99,7 +99,7 @@ class GaussianTile {
     }
     if (of.prior_raw.data) {
       p_.compute(f.prior, dense(of.prior_raw, p_.x), n);
-      for (int j = 0; j < n; ++j) p_.sigma[j] = math::reciprocal(p_.sigma[j]);
+      for (int j = 0; j < n; ++j) p_.sigma[j] = math::precision_of(p_.sigma[j]);
     } else {
       p_.fill(n, {f.prior_precision, f.prior_x, T(0), T(0)});
     }

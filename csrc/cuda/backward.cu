@@ -133,9 +133,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
           const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], prior[j]),
                                                 prior[j].precision, gk[j]);
           gz[j] += adjoint.mu;
-          graw[j] += adjoint.x * q[j].scale.dx;
+          graw[j] += math::chain(adjoint.x, q[j].scale.dx);
           gmean[j] = adjoint.mean;
-          gprior[j] = adjoint.prior_x * prior[j].dx;
+          gprior[j] = math::chain(adjoint.prior_x, prior[j].dx);
           if (kAll && !step.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
         }
         if constexpr (kAll) {

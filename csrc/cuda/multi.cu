@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
           const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], prior[j]),
                                                 prior[j].precision, gk);
           gz[j] += adjoint.mu;
-          raw[j] += adjoint.x * q[j].scale.dx;
+          raw[j] += math::chain(adjoint.x, q[j].scale.dx);
         }
         gz[j] *= q[j].dmu;
       }
