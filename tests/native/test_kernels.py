@@ -30,7 +30,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "long rows that are no whole vectors": ((3, 4099), (1,)),
     "one long row": ((9, 1001), (0, 1)),
     "long rows": ((3, 5000), (1,)),
-    "long rows by groups of lanes": ((12, 2050), (1,)),
+    "long rows by groups of lanes": ((8, 4100), (1,)),
     "many long rows": ((41, 2049), (1,)),
     "runs that are no whole vectors": ((3, 2049), (1,)),
     "inner kept": ((4, 6, 8), (1,)),
