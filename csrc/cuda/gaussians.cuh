@@ -101,16 +101,13 @@ cudaError_t with_kernels(const Way& way, const math::Family<double>& family, con
   constexpr std::integral_constant<Access, Access::kScalar> scalar;
   const math::Plain<T> plain;
   const auto general = math::narrowed<T>(family);
-  switch (way.access) {
-    case Access::kLinear:
-      return launch(linear, plain);
-    case Access::kStrided:
-      return way.plain ? launch(strided, plain) : launch(strided, general);
-    case Access::kPatched:
-      return way.plain ? launch(patched, plain) : launch(patched, general);
-    default:
-      return launch(scalar, general);
+  if (way.access == Access::kScalar) return launch(scalar, general);
+  if (way.access == Access::kLinear) return launch(linear, plain);
+  const bool patches = way.access == Access::kPatched;
+  if constexpr (kVectorsOfFamily<S>) {
+    if (!way.plain) return patches ? launch(patched, general) : launch(strided, general);
   }
+  return patches ? launch(patched, plain) : launch(strided, plain);
 }
 
 }  // namespace vae_fused::cuda

@@ -141,6 +141,12 @@ inline bool patch(Space& space, const std::vector<Layout>& layouts, const void* 
   return true;
 }
 
+// Double has vectors for the plain call alone. Elements of 8 bytes are coalesced as well as vectors
+// are, and the general family's kernels for vectors of double were a fifth of the binary: with them
+// sm_120 had 4.9 MB.
+template <typename S>
+constexpr bool kVectorsOfFamily = sizeof(S) < 8;
+
 // How to go through a call, and whether the plain kernels can.
 struct Way {
   Access access;
@@ -162,6 +168,12 @@ Way way_of(Space& space, const Gaussians& of, std::vector<Layout> layouts, const
   };
   const Way scalar{Access::kScalar, false};
   const int inner = space.ndim - 1;
+  const auto expands = [&](const Layout& l) {
+    return !l.written && std::count(l.operand->stride, l.operand->stride + space.ndim, 0) > 0;
+  };
+  if (!kVectorsOfFamily<S> && (!of.plain || std::any_of(layouts.begin(), layouts.end(), expands))) {
+    return scalar;
+  }
   const auto splats = [&](const Layout& l) { return !l.written && l.operand->stride[inner] == 0; };
   if (!all([&](const Layout& l) {
         return splats(l) || aligned(l.operand->data, int64_t{l.bytes} * v);
