@@ -34,17 +34,29 @@ VAE_FUSED_HD T clip(T x) {
 VAE_FUSED_HD ExpPair<float> exponentials(float x) { return exp_pair(0.5f * clip(x)); }
 VAE_FUSED_HD ExpPair<double> exponentials(double x) { return exp_pair(0.5 * x); }
 
-template <int N, typename T>
+// Of 16 bits, on a GPU, the exponentials may be approximate, too: for |x| <= 20 the KL of an
+// element is then within 3e-6 of its size.
+template <bool coarse, typename T>
+VAE_FUSED_HD ExpPair<T> exponentials_for(T x) {
+  if constexpr (coarse && kHasApproximations) {
+    const T e = ex2_approx(T(0.7213475204444817) * x);
+    return {e, e * e};
+  } else {
+    return exponentials(x);
+  }
+}
+
+template <bool coarse = false, int N, typename T>
 VAE_FUSED_HD void posterior(const Plain<T>&, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
-    const ExpPair<T> pair = exponentials(raw[j]);
+    const ExpPair<T> pair = exponentials_for<coarse>(raw[j]);
     out[j] = {mu[j], T(1), {pair.e, raw[j], T(0.5) * pair.e, T(1)}, pair.square};
   }
 }
 
-template <int N, typename T>
+template <bool coarse = false, int N, typename T>
 VAE_FUSED_HD void posterior(const Family<T>& f, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
   VAE_FUSED_UNROLL
