@@ -59,14 +59,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   const bool wants_eps = !kUsual && p.grad_eps.data, given = !kUsual && p.eps.data;
   const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
   for (Span span = first_span<N>(tile); span.slot < span.end; span = span + kThreads * N) {
-    const Operand* const others[] = {&p.of.prior_mean, &p.of.prior_raw,    &p.of.mask,
-                                     &p.grad_z,        &p.grad_mu,         &p.grad_raw,
-                                     &p.grad_eps,      &p.grad_prior_mean, &p.grad_prior_raw};
-    const int64_t* strides[kOffsets] = {p.of.mu.stride, p.of.raw.stride, p.space.noise_stride,
-                                        p.eps.stride};
-    VAE_FUSED_UNROLL
-    for (int k = kMean; k < kOffsets; ++k) {
-      strides[k] = others[k - kMean + (kAll ? 0 : kSlots - kMean)]->stride;
+    const int64_t* strides[kOffsets];
+    gaussian_strides<F>(p, strides);
+    strides[kGradZ] = p.grad_z.stride;
+    strides[kGradMu] = p.grad_mu.stride;
+    strides[kGradRaw] = p.grad_raw.stride;
+    strides[kGradEps] = p.grad_eps.stride;
+    if constexpr (kAll) {
+      strides[kGradMean] = p.grad_prior_mean.stride;
+      strides[kGradPriorRaw] = p.grad_prior_raw.stride;
     }
     int64_t at[kOffsets];
     locate<kAccess>(p.space, strides, span.e, at);
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
       if (given) {
         widen<C>(eps_pack, b, eps);
       } else if (used && wants_raw) {
-        normals(key, first, eps);
+        normals<S>(key, first, eps);
       } else {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) eps[j] = 0;
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
         if (given) {
           widen<C>(load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span), 0, eps);
         } else if (wants_raw) {
-          normals(key, first + s * (p.space.rows * p.space.cols), eps);
+          normals<S>(key, first + s * (p.space.rows * p.space.cols), eps);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
@@ -171,12 +172,7 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
                      !p.eps.data && !p.grad_eps.data;
   const bool needs_noise = p.grad_z.data && p.grad_raw.data && !p.eps.data;
   const Way way = way_of<S>(p.space, p.of,
-                            {{&p.of.mu, sizeof(S), false},
-                             {&p.of.raw, sizeof(S), false},
-                             {&p.of.prior_mean, sizeof(S), false},
-                             {&p.of.prior_raw, sizeof(S), false},
-                             {&p.of.mask, 1, false},
-                             {&p.eps, sizeof(S), false, p.eps.step},
+                            {{&p.eps, sizeof(S), false, p.eps.step},
                              {&p.grad_z, sizeof(S), false, p.grad_z.step},
                              {&p.grad_mu, sizeof(S), true},
                              {&p.grad_raw, sizeof(S), true},
@@ -192,18 +188,10 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
 
 }  // namespace
 
-int backward(const BackwardParams& params, void* stream_handle) {
-  const auto stream = static_cast<cudaStream_t>(stream_handle);
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return backward_as<float>(params, stream);
-    case DType::kFloat64:
-      return backward_as<double>(params, stream);
-    case DType::kFloat16:
-      return backward_as<math::Half>(params, stream);
-    default:
-      return backward_as<math::BFloat16>(params, stream);
-  }
+int backward(const BackwardParams& params, void* stream) {
+  return with_storage(params.dtype, [&](auto s) {
+    return backward_as<decltype(s)>(params, static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace vae_fused::cuda

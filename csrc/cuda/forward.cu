@@ -8,8 +8,6 @@
 namespace vae_fused::cuda {
 namespace {
 
-constexpr int kNoTicket = -1;
-
 // Rows of several parts: their partial sums, in order. Few rows: a block for each, else as many
 // lanes as a row has use for.
 template <typename T>
@@ -80,17 +78,15 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
     Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear;
-  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>, kOffsets = kGaussianSlots<F> + 1;
+  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  constexpr int kZ = kGaussianSlots<F>, kOffsets = kZ + 1;
   const bool sampled = kUsual || p.z.data, given = !kUsual && p.eps.data;
   const bool wants_kl = kUsual || rows != Rows::kNone;
   T sum = 0;
   for (Span span = first_span<N>(tile); span.slot < span.end; span = span + kThreads * N) {
-    const Operand* const others[] = {&p.of.prior_mean, &p.of.prior_raw, &p.of.mask};
-    const int64_t* strides[kOffsets] = {p.of.mu.stride, p.of.raw.stride, p.space.noise_stride,
-                                        p.eps.stride};
-    VAE_FUSED_UNROLL
-    for (int k = kMean; k < kGaussianSlots<F>; ++k) strides[k] = others[k - kMean]->stride;
-    strides[kOffsets - 1] = p.z.stride;
+    const int64_t* strides[kOffsets];
+    gaussian_strides<F>(p, strides);
+    strides[kZ] = p.z.stride;
     int64_t at[kOffsets];
     locate<kAccess>(p.space, strides, span.e, at);
     GaussianStep<S, kAccess, F> step;
@@ -108,7 +104,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
         if (given) {
           widen<C>(eps_pack, b, z);
         } else {
-          normals(key, first, z);
+          normals<S>(key, first, z);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
@@ -122,7 +118,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
             further = load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span);
             widen<C>(further, 0, z);
           } else {
-            normals(key, first + s * (p.space.rows * p.space.cols), z);
+            normals<S>(key, first + s * (p.space.rows * p.space.cols), z);
           }
           VAE_FUSED_UNROLL
           for (int j = 0; j < C; ++j) {
@@ -130,7 +126,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
             if (!step.counts(p.of, span, b, j)) z[j] = 0;
           }
           narrow<C>(z, 0, further);
-          store_chunk<S, kAccess>(p.z, at[kOffsets - 1], s, b, span, further);
+          store_chunk<S, kAccess>(p.z, at[kZ], s, b, span, further);
         }
       }
       Pack<T, C> kl;
@@ -157,7 +153,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
           for (int j = 0; j < C; ++j) sum += kl.s[j];
       }
     }
-    if (sampled) store<S, kAccess>(p.space, p.z, at[kOffsets - 1], span, step.mu);
+    if (sampled) store<S, kAccess>(p.space, p.z, at[kZ], span, step.mu);
   }
   return sum;
 }
@@ -170,10 +166,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   __shared__ Pack<T, C> staged[(kTile + 2 * N) / C];
   const Key key = resolve(p.key);
-  if (p.key_out && blockIdx.x == 0 && threadIdx.x == 0) {
-    p.key_out[0] = key.seed;
-    p.key_out[1] = key.offset;
-  }
+  write_key(key, p.key_out);
   const Rows rows = rows_of(p);
   // A tile of whole rows counts as one row with one part here.
   const int64_t row = blockIdx.x / parts.by_per_row;
@@ -216,15 +209,9 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
     const cudaError_t error = ticket_slot(stream, &ticket);
     if (error != cudaSuccess) return error;
   }
-  const Way way = way_of<S>(p.space, p.of,
-                            {{&p.of.mu, sizeof(S), false},
-                             {&p.of.raw, sizeof(S), false},
-                             {&p.of.prior_mean, sizeof(S), false},
-                             {&p.of.prior_raw, sizeof(S), false},
-                             {&p.of.mask, 1, false},
-                             {&p.eps, sizeof(S), false, p.eps.step},
-                             {&p.z, sizeof(S), true, p.z.step}},
-                            p.kl, p.z.data && p.kl && !p.eps.data, p.z.data && !p.eps.data);
+  const Way way = way_of<S>(
+      p.space, p.of, {{&p.eps, sizeof(S), false, p.eps.step}, {&p.z, sizeof(S), true, p.z.step}},
+      p.kl, p.z.data && p.kl && !p.eps.data, p.z.data && !p.eps.data);
   const cudaError_t error = with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
     return launch(forward_kernel<S, decltype(access)::value, F>, parts.blocks, stream, p, family,
@@ -236,18 +223,10 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
 
 }  // namespace
 
-int forward(const ForwardParams& params, void* stream_handle) {
-  const auto stream = static_cast<cudaStream_t>(stream_handle);
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return forward_as<float>(params, stream);
-    case DType::kFloat64:
-      return forward_as<double>(params, stream);
-    case DType::kFloat16:
-      return forward_as<math::Half>(params, stream);
-    default:
-      return forward_as<math::BFloat16>(params, stream);
-  }
+int forward(const ForwardParams& params, void* stream) {
+  return with_storage(params.dtype, [&](auto s) {
+    return forward_as<decltype(s)>(params, static_cast<cudaStream_t>(stream));
+  });
 }
 
 const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

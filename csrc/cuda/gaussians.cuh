@@ -12,6 +12,20 @@ enum Slot : int { kMu, kRaw, kNoise, kEps, kMean, kPriorRaw, kMask, kSlots };
 template <class F>
 constexpr int kGaussianSlots = kGeneral<F> ? kSlots : kMean;
 
+// The strides of these slots.
+template <class F, class Params, int N>
+__device__ __forceinline__ void gaussian_strides(const Params& p, const int64_t* (&strides)[N]) {
+  strides[kMu] = p.of.mu.stride;
+  strides[kRaw] = p.of.raw.stride;
+  strides[kNoise] = p.space.noise_stride;
+  strides[kEps] = p.eps.stride;
+  if constexpr (kGeneral<F>) {
+    strides[kMean] = p.of.prior_mean.stride;
+    strides[kPriorRaw] = p.of.prior_raw.stride;
+    strides[kMask] = p.of.mask.stride;
+  }
+}
+
 template <typename S, Access kAccess, class F>
 class GaussianStep {
   using T = arithmetic_t<S>;
@@ -47,7 +61,7 @@ class GaussianStep {
     T means[C], scales[C];
     widen<C>(mu, b, means);
     widen<C>(raw, b, scales);
-    math::posterior(f, means, scales, q);
+    math::posterior<math::kCoarse<S>>(f, means, scales, q);
     if constexpr (kGeneral<F>) {
       if (!of.raw.data) {
         VAE_FUSED_UNROLL
@@ -90,6 +104,21 @@ class GaussianStep {
 
   std::conditional_t<kGeneral<F>, General, None> general{};
 };
+
+// Calls visit(S{}) with the type that the tensors of a call are stored as.
+template <typename Visit>
+cudaError_t with_storage(DType dtype, const Visit& visit) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return visit(float{});
+    case DType::kFloat64:
+      return visit(double{});
+    case DType::kFloat16:
+      return visit(math::Half{});
+    default:
+      return visit(math::BFloat16{});
+  }
+}
 
 // Calls launch(access, family) with what the kernels for this way are instantiated for.
 template <typename S, typename Launch>

@@ -8,7 +8,9 @@
 namespace vae_fused::cuda {
 namespace {
 
-constexpr int kNoTicket = -1;
+// One prior and no mask: the registers of the plain kernels do.
+template <typename S>
+constexpr int kMultiBlocks = kBlocks<S, Access::kLinear, math::Plain<arithmetic_t<S>>>;
 
 // The tensor that a tile is of: the last whose first tile is not behind it.
 __device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) {
@@ -20,138 +22,135 @@ __device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) 
   return p.item[low];
 }
 
-// What a block has of its tensor: elements [begin, end), in steps of V from a thread's first.
+// What a block has of its tensor, in vectors if all of the item are aligned.
 template <typename S>
 struct Piece {
-  static constexpr int V = 16 / sizeof(S), C = kChunk<S, Access::kStrided>;
-  int64_t begin, end;
-  bool aligned;
+  using T = arithmetic_t<S>;
+  static constexpr int V = kVector<S, Access::kStrided>, C = kChunk<S, Access::kStrided>;
+  const Item& item;
+  Key key;  // of the tensor's first block of noise
+  Tile tile;
+  bool aligned = true;
 
-  __device__ __forceinline__ Piece(const Item& item, int64_t t)
-      : begin((t - item.first_tile) * kTile),
-        end(begin + kTile < item.n ? begin + kTile : item.n),
-        aligned(true) {
+  __device__ __forceinline__ Piece(const MultiParams& p, const Key& of_list, int64_t t)
+      : item(item_of(p, t)), key{of_list.seed, of_list.offset + item.first_block} {
+    const int64_t begin = (t - item.first_tile) * kTile, rest = item.n - begin;
+    tile = {begin, 0, static_cast<int>(rest < kTile ? rest : kTile), 1};
     const void* const all[] = {item.mu, item.raw, item.z, item.grad_z, item.grad_mu, item.grad_raw};
     VAE_FUSED_UNROLL
     for (int k = 0; k < 6; ++k) aligned &= reinterpret_cast<uintptr_t>(all[k]) % 16 == 0;
   }
 
-  // Elements beyond the end are 0, and not written.
-  __device__ __forceinline__ Pack<S, V> load(const void* data, int64_t e) const {
-    const S* const from = static_cast<const S*>(data) + e;
-    if (aligned && e + V <= end) return *reinterpret_cast<const Pack<S, V>*>(from);
-    Pack<S, V> pack;
-    VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) pack.s[j] = e + j < end ? from[j] : S{};
-    return pack;
+  __device__ __forceinline__ Pack<S, V> load(const void* data, const Span& span) const {
+    return load_vector<S, V>(static_cast<const S*>(data) + span.e, span, aligned);
   }
-  __device__ __forceinline__ void store(void* data, int64_t e, const Pack<S, V>& pack) const {
-    S* const to = static_cast<S*>(data) + e;
-    if (aligned && e + V <= end) return store_whole(to, pack);
+  __device__ __forceinline__ void store(void* data, const Span& span,
+                                        const Pack<S, V>& pack) const {
+    store_vector<S, V>(static_cast<S*>(data) + span.e, span, pack, aligned);
+  }
+
+  // Chunk b of a step: its Gaussians, against the fixed prior, and its normals.
+  __device__ __forceinline__ void compute(const math::Family<T>& f, const Span& span, int b,
+                                          const Pack<S, V>& mu_pack, const Pack<S, V>& raw_pack,
+                                          math::Posterior<T> (&q)[C], math::Prior<T> (&prior)[C],
+                                          T (&eps)[C]) const {
+    T mu[C], raw[C];
+    widen<C>(mu_pack, b, mu);
+    widen<C>(raw_pack, b, raw);
+    math::posterior<math::kCoarse<S>>(f, mu, raw, q);
     VAE_FUSED_UNROLL
-    for (int j = 0; j < V; ++j) {
-      if (e + j < end) to[j] = pack.s[j];
-    }
+    for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
+    math::prior(f, false, mu, raw, prior);
+    normals<S>(key, span.e + b * C, eps);
   }
 };
 
-template <typename S>
-__global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
-    forward_multi_kernel(const __grid_constant__ MultiParams p,
-                         const __grid_constant__ math::Family<arithmetic_t<S>> f, int ticket) {
-  using T = arithmetic_t<S>;
-  constexpr int V = Piece<S>::V, C = Piece<S>::C;
-  const Key key = resolve(p.key);
-  if (p.key_out && blockIdx.x == 0 && threadIdx.x == 0) {
-    p.key_out[0] = key.seed;
-    p.key_out[1] = key.offset;
-  }
-  const Item& item = item_of(p, blockIdx.x);
-  const Piece<S> piece(item, blockIdx.x);
-  T sum = 0;
-  for (int64_t e = piece.begin + threadIdx.x * V; e < piece.end; e += kThreads * V) {
-    auto mu_pack = piece.load(item.mu, e);
-    const auto raw_pack = piece.load(item.raw, e);
-    VAE_FUSED_UNROLL
-    for (int b = 0; b < V / C; ++b) {
-      T mu[C], raw[C], z[C];
-      widen<C>(mu_pack, b, mu);
-      widen<C>(raw_pack, b, raw);
-      math::Posterior<T> q[C];
-      math::Prior<T> prior[C];
-      math::posterior(f, mu, raw, q);
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
-      math::prior(f, false, mu, raw, prior);
-      math::normals(math::philox(key.seed, key.offset + item.first_block + (e / C + b)), z);
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) {
-        z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
-        const T kl = math::kl(f, f.linear, math::relative(f, q[j], prior[j]));
-        if (e + b * C + j < piece.end) sum += kl;
-      }
-      narrow<C>(z, b, mu_pack);
-    }
-    piece.store(item.z, e, mu_pack);
-  }
-  const double total = block_sum(static_cast<double>(sum));
-  if (threadIdx.x == 0) p.partials[blockIdx.x] = item.weight * total;
-  if (ticket == kNoTicket || !last_block(ticket)) return;
-  const double all = block_sum(sum_parts(p.partials, p.tiles, threadIdx.x, kThreads));
-  if (threadIdx.x == 0) *static_cast<T*>(p.kl) = static_cast<T>(all);
-}
-
+// The sum of all tiles' KL, by one block.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    combine_multi_kernel(const double* partials, int64_t tiles, T* kl) {
+__device__ __forceinline__ void combine(const double* partials, int64_t tiles, T* kl) {
   const double all = block_sum(sum_parts(partials, tiles, threadIdx.x, kThreads));
   if (threadIdx.x == 0) *kl = static_cast<T>(all);
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
+    forward_multi_kernel(const __grid_constant__ MultiParams p,
+                         const __grid_constant__ math::Family<arithmetic_t<S>> f, int ticket) {
+  using T = arithmetic_t<S>;
+  constexpr int V = Piece<S>::V, C = Piece<S>::C;
+  const Key key = resolve(p.key);
+  write_key(key, p.key_out);
+  const Piece<S> piece(p, key, blockIdx.x);
+  const Item& item = piece.item;
+  T sum = 0;
+  for (Span span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
+    auto mu = piece.load(item.mu, span);
+    const auto raw = piece.load(item.raw, span);
+    VAE_FUSED_UNROLL
+    for (int b = 0; b < V / C; ++b) {
+      math::Posterior<T> q[C];
+      math::Prior<T> prior[C];
+      T z[C];
+      piece.compute(f, span, b, mu, raw, q, prior, z);
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
+        const T kl = math::kl(f, f.linear, math::relative(f, q[j], prior[j]));
+        if (span.has(b * C + j)) sum += kl;
+      }
+      narrow<C>(z, b, mu);
+    }
+    piece.store(item.z, span, mu);
+  }
+  const double total = block_sum(static_cast<double>(sum));
+  if (threadIdx.x == 0) p.partials[blockIdx.x] = item.weight * total;
+  if (ticket == kNoTicket || !last_block(ticket)) return;
+  combine(p.partials, p.tiles, static_cast<T*>(p.kl));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    combine_multi_kernel(const double* partials, int64_t tiles, T* kl) {
+  combine(partials, tiles, kl);
+}
+
+template <typename S>
+__global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
     backward_multi_kernel(const __grid_constant__ MultiParams p,
                           const __grid_constant__ math::Family<arithmetic_t<S>> f) {
   using T = arithmetic_t<S>;
   constexpr int V = Piece<S>::V, C = Piece<S>::C;
-  const Key key = resolve(p.key);
-  const Item& item = item_of(p, blockIdx.x);
-  const Piece<S> piece(item, blockIdx.x);
+  const Piece<S> piece(p, resolve(p.key), blockIdx.x);
+  const Item& item = piece.item;
   const T gk = p.grad_kl ? static_cast<T>(item.weight) * *static_cast<const T*>(p.grad_kl) : T(0);
-  for (int64_t e = piece.begin + threadIdx.x * V; e < piece.end; e += kThreads * V) {
-    auto mu_pack = piece.load(item.mu, e);
-    auto raw_pack = piece.load(item.raw, e);
+  for (Span span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
+    auto mu = piece.load(item.mu, span);
+    auto raw = piece.load(item.raw, span);
     Pack<S, V> gz_pack{};
-    if (item.grad_z) gz_pack = piece.load(item.grad_z, e);
+    if (item.grad_z) gz_pack = piece.load(item.grad_z, span);
     VAE_FUSED_UNROLL
     for (int b = 0; b < V / C; ++b) {
-      T mu[C], raw[C], gz[C], eps[C];
-      widen<C>(mu_pack, b, mu);
-      widen<C>(raw_pack, b, raw);
-      widen<C>(gz_pack, b, gz);
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
-      math::posterior(f, mu, raw, q);
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
-      math::prior(f, false, mu, raw, prior);
-      math::normals(math::philox(key.seed, key.offset + item.first_block + (e / C + b)), eps);
+      T eps[C], gz[C], graw[C];
+      piece.compute(f, span, b, mu, raw, q, prior, eps);
+      widen<C>(gz_pack, b, gz);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
-        raw[j] = item.grad_z ? math::sample_adjoint(f, gz[j] * eps[j], q[j].scale.dsigma) : T(0);
+        graw[j] = item.grad_z ? math::sample_adjoint(f, gz[j] * eps[j], q[j].scale.dsigma) : T(0);
         if (p.grad_kl) {
           const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], prior[j]),
                                                 prior[j].precision, gk);
           gz[j] += adjoint.mu;
-          raw[j] += math::chain(adjoint.x, q[j].scale.dx);
+          graw[j] += math::chain(adjoint.x, q[j].scale.dx);
         }
         gz[j] *= q[j].dmu;
       }
-      narrow<C>(gz, b, mu_pack);
-      narrow<C>(raw, b, raw_pack);
+      narrow<C>(gz, b, mu);
+      narrow<C>(graw, b, raw);
     }
-    if (item.grad_mu) piece.store(item.grad_mu, e, mu_pack);
-    if (item.grad_raw) piece.store(item.grad_raw, e, raw_pack);
+    if (item.grad_mu) piece.store(item.grad_mu, span, mu);
+    if (item.grad_raw) piece.store(item.grad_raw, span, raw);
   }
 }
 
@@ -175,32 +174,16 @@ cudaError_t backward_multi_as(const MultiParams& p, cudaStream_t stream) {
 
 }  // namespace
 
-int forward_multi(const MultiParams& params, void* stream_handle) {
-  const auto stream = static_cast<cudaStream_t>(stream_handle);
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return forward_multi_as<float>(params, stream);
-    case DType::kFloat64:
-      return forward_multi_as<double>(params, stream);
-    case DType::kFloat16:
-      return forward_multi_as<math::Half>(params, stream);
-    default:
-      return forward_multi_as<math::BFloat16>(params, stream);
-  }
+int forward_multi(const MultiParams& params, void* stream) {
+  return with_storage(params.dtype, [&](auto s) {
+    return forward_multi_as<decltype(s)>(params, static_cast<cudaStream_t>(stream));
+  });
 }
 
-int backward_multi(const MultiParams& params, void* stream_handle) {
-  const auto stream = static_cast<cudaStream_t>(stream_handle);
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return backward_multi_as<float>(params, stream);
-    case DType::kFloat64:
-      return backward_multi_as<double>(params, stream);
-    case DType::kFloat16:
-      return backward_multi_as<math::Half>(params, stream);
-    default:
-      return backward_multi_as<math::BFloat16>(params, stream);
-  }
+int backward_multi(const MultiParams& params, void* stream) {
+  return with_storage(params.dtype, [&](auto s) {
+    return backward_multi_as<decltype(s)>(params, static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace vae_fused::cuda

@@ -25,6 +25,7 @@ namespace vae_fused::cuda {
 
 constexpr int kStreamSlots = 1024;
 constexpr int kCaptureSlots = 1 << 16;  // 256 KiB of device memory
+constexpr int kNoTicket = -1;
 
 static __device__ unsigned int ticket_counters[kStreamSlots + kCaptureSlots];
 
@@ -41,7 +42,7 @@ __device__ __forceinline__ bool last_block(int slot) {
   return last;
 }
 
-// The slot of a launch on `stream`; -1 when there is none left.
+// The slot of a launch on `stream`; kNoTicket when there is none left.
 inline cudaError_t ticket_slot(cudaStream_t stream, int* slot) {
   static std::atomic<int> captured{0};
   static std::mutex mutex;
@@ -52,7 +53,7 @@ inline cudaError_t ticket_slot(cudaStream_t stream, int* slot) {
   if (error != cudaSuccess) return error;
   if (status != cudaStreamCaptureStatusNone) {
     const int next = captured.load() < kCaptureSlots ? captured.fetch_add(1) : kCaptureSlots;
-    *slot = next < kCaptureSlots ? kStreamSlots + next : -1;
+    *slot = next < kCaptureSlots ? kStreamSlots + next : kNoTicket;
     return cudaSuccess;
   }
   unsigned long long id = 0;
@@ -66,7 +67,7 @@ inline cudaError_t ticket_slot(cudaStream_t stream, int* slot) {
     *slot = static_cast<int>(slots.size());
     slots.emplace(id, *slot);
   } else {
-    *slot = -1;
+    *slot = kNoTicket;
   }
   return cudaSuccess;
 }

@@ -153,13 +153,19 @@ struct Way {
   bool plain;
 };
 
-// `rows` is what has a value for each row: read and written in vectors where a row is an element.
-// `usual`: the call has every tensor that it can have, but noise from the key.
-// May rewrite the space and the operands' strides: see `patch`.
+// `layouts` are those of all tensors but the Gaussians' own. `rows` is what has a value for each
+// row: read and written in vectors where a row is an element. `usual`: the call has every tensor
+// that it can have, but noise from the key. May rewrite the space and the operands' strides: see
+// `patch`.
 template <typename S>
-Way way_of(Space& space, const Gaussians& of, std::vector<Layout> layouts, const void* rows,
-           bool usual, bool needs_noise) {
+Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void* rows, bool usual,
+           bool needs_noise) {
   constexpr int v = kVector<S, Access::kStrided>, c = kChunk<S, Access::kStrided>;
+  layouts.insert(layouts.end(), {{&of.mu, sizeof(S), false},
+                                 {&of.raw, sizeof(S), false},
+                                 {&of.prior_mean, sizeof(S), false},
+                                 {&of.prior_raw, sizeof(S), false},
+                                 {&of.mask, 1, false}});
   layouts.erase(
       std::remove_if(layouts.begin(), layouts.end(), [](const Layout& l) { return !l.present(); }),
       layouts.end());
@@ -249,11 +255,12 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
   }
 }
 
-// Elements outside of the tile are 0.
+// Elements outside of the tile are 0. Not `aligned`: an element at a time.
 template <typename S, int V>
-__device__ __forceinline__ Pack<S, V> load_vector(const S* data, const Span& span) {
+__device__ __forceinline__ Pack<S, V> load_vector(const S* data, const Span& span,
+                                                  bool aligned = true) {
   Pack<S, V> pack;
-  if (V == 1 || span.whole(V)) {
+  if (V == 1 || (aligned && span.whole(V))) {
     pack = *reinterpret_cast<const Pack<S, V>*>(data);
   } else {
     VAE_FUSED_UNROLL
@@ -274,8 +281,9 @@ __device__ __forceinline__ void store_whole(S* data, const Pack<S, V>& pack) {
 }
 
 template <typename S, int V>
-__device__ __forceinline__ void store_vector(S* data, const Span& span, const Pack<S, V>& pack) {
-  if (V == 1 || span.whole(V)) {
+__device__ __forceinline__ void store_vector(S* data, const Span& span, const Pack<S, V>& pack,
+                                             bool aligned = true) {
+  if (V == 1 || (aligned && span.whole(V))) {
     store_whole(data, pack);
   } else {
     VAE_FUSED_UNROLL
@@ -378,6 +386,13 @@ __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pa
   for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
 }
 
+// The key that a call has used, for its backward: written by the launch's first thread.
+__device__ __forceinline__ void write_key(const Key& key, uint64_t* out) {
+  if (!out || blockIdx.x != 0 || threadIdx.x != 0) return;
+  out[0] = key.seed;
+  out[1] = key.offset;
+}
+
 // From a chunk of a step to the next, in the stream of normals.
 template <typename S, Access kAccess>
 __device__ __forceinline__ int64_t chunk_stride(const Space& space) {
@@ -385,12 +400,13 @@ __device__ __forceinline__ int64_t chunk_stride(const Space& space) {
 }
 
 // Normals `index` to `index + C` of the stream: a block of it, or one.
-template <typename T, int C>
-__device__ __forceinline__ void normals(const Key& key, uint64_t index, T (&out)[C]) {
+template <typename S, int C>
+__device__ __forceinline__ void normals(const Key& key, uint64_t index, arithmetic_t<S> (&out)[C]) {
+  constexpr bool coarse = math::kCoarse<S>;
   if constexpr (C == 1) {
-    out[0] = math::normal_at<T>(key.seed, key.offset, index);
+    out[0] = math::normal_at<arithmetic_t<S>, coarse>(key.seed, key.offset, index);
   } else {
-    math::normals(math::philox(key.seed, key.offset + index / C), out);
+    math::normals<coarse>(math::philox(key.seed, key.offset + index / C), out);
   }
 }
 
