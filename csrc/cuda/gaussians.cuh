@@ -105,38 +105,4 @@ class GaussianStep {
   std::conditional_t<kGeneral<F>, General, None> general{};
 };
 
-// Calls visit(S{}) with the type that the tensors of a call are stored as.
-template <typename Visit>
-cudaError_t with_storage(DType dtype, const Visit& visit) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return visit(float{});
-    case DType::kFloat64:
-      return visit(double{});
-    case DType::kFloat16:
-      return visit(math::Half{});
-    default:
-      return visit(math::BFloat16{});
-  }
-}
-
-// Calls launch(access, family) with what the kernels for this way are instantiated for.
-template <typename S, typename Launch>
-cudaError_t with_kernels(const Way& way, const math::Family<double>& family, const Launch& launch) {
-  using T = arithmetic_t<S>;
-  constexpr std::integral_constant<Access, Access::kLinear> linear;
-  constexpr std::integral_constant<Access, Access::kStrided> strided;
-  constexpr std::integral_constant<Access, Access::kPatched> patched;
-  constexpr std::integral_constant<Access, Access::kScalar> scalar;
-  const math::Plain<T> plain;
-  const auto general = math::narrowed<T>(family);
-  if (way.access == Access::kScalar) return launch(scalar, general);
-  if (way.access == Access::kLinear) return launch(linear, plain);
-  const bool patches = way.access == Access::kPatched;
-  if constexpr (kVectorsOfFamily<S>) {
-    if (!way.plain) return patches ? launch(patched, general) : launch(strided, general);
-  }
-  return patches ? launch(patched, plain) : launch(strided, plain);
-}
-
 }  // namespace vae_fused::cuda
