@@ -8,9 +8,11 @@
 namespace vae_fused::cuda {
 namespace {
 
-// One prior and no mask: the registers of the plain kernels do.
+// One prior and no mask: the registers of the plain kernels do, but for 16 bits, where some
+// architecture would spill.
 template <typename S>
-constexpr int kMultiBlocks = kBlocks<S, Access::kLinear, math::Plain<arithmetic_t<S>>>;
+constexpr int kMultiBlocks =
+    sizeof(S) == 2 ? 2 : kBlocks<S, Access::kLinear, math::Plain<arithmetic_t<S>>>;
 
 // The tensor that a tile is of: the last whose first tile is not behind it.
 __device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) {
