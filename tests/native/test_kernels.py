@@ -34,6 +34,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "many long rows": ((41, 2049), (1,)),
     "runs that are no whole vectors": ((3, 2049), (1,)),
     "inner kept": ((4, 6, 8), (1,)),
+    "summed channels": ((3, 16, 5, 6), (1,)),  # transposed: vectors, but not of noise
     "partly summed images": ((2, 6, 5, 8), (0, 2, 3)),
     "longer rows": ((3, 9000), (1,)),
     "outer summed": ((6, 50, 7), (0, 2)),
