@@ -206,8 +206,7 @@ VAE_FUSED_HD Relative<T> relative(const Family<T>&, const Posterior<T>& q, const
 
 // ---------------------------------------------------------------------------------------------
 // KL( q || p ) = 1/2 ( (mu - m)^2 / tau^2 + sigma^2 / tau^2 - 1 - ln(sigma^2 / tau^2) )
-//              = 1/2 (d^2 + g(x))                                                (ibid., appendix
-//              B)
+//              = 1/2 (d^2 + g(x))                                    (ibid., appendix B)
 //
 // Two terms that are each non-negative: the KL cannot come out negative.
 //
