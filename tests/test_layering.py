@@ -28,7 +28,7 @@ MAY_INCLUDE = {
         r"math/\w+\.h",
         r"params\.h",
         r"space\.h",
-        r"torch/(ops|options|check|bind|differentiable|rng|reduction)\.h",
+        r"torch/(ops|options|check|bind|differentiable|dispatch|node|rng|reduction)\.h",
         r"(ATen|c10)/[\w/]+\.h",
         r"torch/library\.h",
         r"torch/csrc/autograd/custom_function\.h",

@@ -240,19 +240,15 @@ class DiagonalGaussian(Normal):
         Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`; a ``Normal``
         is a prior, too. The gradient of packed moments is one packed tensor.
         """
-        prior = as_prior(prior, self.mu.device)
-        if self._packed is not None:
-            h, packed_dim = self._packed
-            return functional.reparameterize_kl_moments(
-                h, dim=packed_dim, scale=self._scale, prior=prior, reduction=reduction, kl_dim=dim,
-                mask=mask, free_bits=free_bits, balance=balance, temperature=temperature,
-                sample_shape=sample_shape, eps=eps, generator=generator, key=key,
-            )  # fmt: skip
-        return functional.reparameterize_kl(
-            self.mu, self.raw, scale=self._scale, prior=prior, reduction=reduction, dim=dim,
-            mask=mask, free_bits=free_bits, balance=balance, temperature=temperature,
-            sample_shape=sample_shape, eps=eps, generator=generator, key=key,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "scale": self._scale, "prior": as_prior(prior, self.mu.device), "reduction": reduction,
+            "mask": mask, "free_bits": free_bits, "balance": balance, "temperature": temperature,
+            "sample_shape": sample_shape, "eps": eps, "generator": generator, "key": key,
+        }  # fmt: skip
+        if self._packed is None:
+            return functional.reparameterize_kl(self.mu, self.raw, dim=dim, **options)
+        h, packed_dim = self._packed
+        return functional.reparameterize_kl_moments(h, dim=packed_dim, kl_dim=dim, **options)
 
     def kl(
         self,

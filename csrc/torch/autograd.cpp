@@ -1,35 +1,11 @@
 // One autograd node for every operator: it saves its inputs and the noise's origin (the key, or the
 // explicit eps), nothing tensor-sized of its own, and its backward is one launch.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/cat.h>
-#include <torch/csrc/autograd/custom_function.h>
 
-#include "torch/differentiable.h"
+#include "torch/node.h"
 
 namespace vae_fused::autograd {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// A call of an operator through the dispatcher, below autograd.
-template <typename Signature>
-class Op {
- public:
-  Op(const char* name, const char* overload)
-      : handle_(c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>()) {
-  }
-  template <typename... Args>
-  auto operator()(Args&&... args) const {
-    return handle_.call(std::forward<Args>(args)...);
-  }
-
- private:
-  c10::TypedOperatorHandle<Signature> handle_;
-};
-
-#define VAE_FUSED_OP(function, name, overload) \
-  static const Op<decltype(vae_fused::function)> op("vae_fused::" name, overload)
 
 // What a call produces, in the order of its operator's schema.
 enum class Call {
@@ -119,11 +95,11 @@ class Latent : public torch::autograd::Function<Latent> {
                                const OptionalTensor& prior_raw, const Arguments& a) {
     at::AutoDispatchBelowADInplaceOrView guard;
     variable_list out = run({mu, raw, h, eps, prior_mean, prior_raw}, a);
-    Tensor key = a.key.value_or(Tensor());
+    const Tensor key = reserves_key(a.call) ? out.back() : a.key.value_or(Tensor());
+    // A key is of integers, which need no gradient. What depends on nothing that has a gradient
+    // needs none either: z where only the prior is learned, so that a decoder does not send one
+    // back, or the KL where only eps is.
     variable_list constants;
-    if (reserves_key(a.call)) constants.push_back(key = out.back());
-    // What depends on nothing that has a gradient needs none: z where only the prior is learned, so
-    // that a decoder does not send one back, or the KL where only eps is.
     const auto any = [](auto&&... t) { return ((t && t->requires_grad()) || ...); };
     if (produces_both(a.call) && !any(mu, raw, h)) {
       if (!any(eps)) constants.push_back(out[0]);
@@ -134,11 +110,10 @@ class Latent : public torch::autograd::Function<Latent> {
     const auto saved = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
     ctx->save_for_backward({saved(mu), saved(raw), saved(h), saved(eps), saved(prior_mean),
                             saved(prior_raw), saved(a.mask), key});
+    Numbers::save(ctx, a.reduction, a.options);
     ctx->saved_data["call"] = static_cast<int64_t>(a.call);
     ctx->saved_data["packed_dim"] = a.packed_dim;
-    ctx->saved_data["reduction"] = std::string(a.reduction);
     if (a.dim.has_value()) ctx->saved_data["dim"] = a.dim->vec();
-    if (a.options.has_value()) ctx->saved_data["options"] = a.options->vec();
     return out;
   }
 
@@ -146,38 +121,32 @@ class Latent : public torch::autograd::Function<Latent> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const auto call = static_cast<Call>(ctx->saved_data["call"].toInt());
-    Tensor grad_z = call == Call::kKl ? Tensor() : grads[0];
-    // An embedding's gradient of z, say, is sparse.
-    if (grad_z.defined() && grad_z.layout() != at::kStrided) grad_z = grad_z.to_dense();
-    const Tensor grad_kl = call == Call::kKl ? grads[0] : is_sample(call) ? Tensor() : grads[1];
-    if (!grad_z.defined() && !grad_kl.defined()) return variable_list(7);
+    const OptionalTensor grad_z = call == Call::kKl ? std::nullopt : dense(grads[0]);
+    const OptionalTensor grad_kl = call == Call::kKl ? optional(grads[0])
+                                   : is_sample(call) ? std::nullopt
+                                                     : optional(grads[1]);
+    if (!grad_z && !grad_kl) return variable_list(7);
 
     const bool packed = is_packed(call);
     const int64_t packed_dim = ctx->saved_data["packed_dim"].toInt();
-    const std::string reduction = ctx->saved_data["reduction"].toStringRef();
+    const Numbers numbers(ctx);
+    const OptionList options = numbers.options;
     std::optional<std::vector<int64_t>> dims;
     if (const auto it = ctx->saved_data.find("dim"); it != ctx->saved_data.end()) {
       dims = it->second.toIntVector();
     }
     const auto dim = dims ? at::OptionalIntArrayRef(*dims) : at::OptionalIntArrayRef();
-    std::optional<std::vector<double>> numbers;
-    if (const auto it = ctx->saved_data.find("options"); it != ctx->saved_data.end()) {
-      numbers = it->second.toDoubleVector();
-    }
-    const auto options = numbers ? OptionList(*numbers) : std::nullopt;
     if (at::GradMode::is_enabled()) {
       const auto [mu, raw] = packed ? unpack(saved[2], packed_dim) : std::pair(saved[0], saved[1]);
-      auto [grad_mu, grad_raw, grad_eps, grad_mean, grad_prior] = differentiable_backward(
-          {grad_z, grad_kl, mu, raw, saved[3], saved[7], saved[4], saved[5], saved[6], options},
-          parse_reduction(reduction, dim, mu.dim()));
+      auto [grad_mu, grad_raw, grad_eps, grad_mean, grad_prior] =
+          differentiable_backward({grad_z.value_or(Tensor()), grad_kl.value_or(Tensor()), mu, raw,
+                                   saved[3], saved[7], saved[4], saved[5], saved[6], options},
+                                  parse_reduction(numbers.reduction, dim, mu.dim()));
       if (!packed) return {grad_mu, grad_raw, Tensor(), grad_eps, grad_mean, grad_prior, Tensor()};
       const Tensor grad_h = at::cat({grad_mu, grad_raw}, packed_dim);
       return {Tensor(), Tensor(), grad_h, grad_eps, grad_mean, grad_prior, Tensor()};
     }
 
-    const auto optional = [](const Tensor& t) {
-      return t.defined() ? OptionalTensor(t) : std::nullopt;
-    };
     const OptionalTensor eps = optional(saved[3]), prior_mean = optional(saved[4]),
                          prior_raw = optional(saved[5]), mask = optional(saved[6]),
                          key = optional(saved[7]);
@@ -187,21 +156,21 @@ class Latent : public torch::autograd::Function<Latent> {
       return t.defined() && ctx->needs_input_grad(next++);
     };
     const bool wants_mu = wants(saved[0]), wants_raw = wants(saved[1]), wants_h = wants(saved[2]);
-    const bool wants_eps = wants(saved[3]) && grad_z.defined();
-    const bool wants_mean = wants(saved[4]) && grad_kl.defined();
-    const bool wants_prior = wants(saved[5]) && grad_kl.defined();
+    const bool wants_eps = wants(saved[3]) && grad_z;
+    const bool wants_mean = wants(saved[4]) && grad_kl;
+    const bool wants_prior = wants(saved[5]) && grad_kl;
     if (packed) {
       VAE_FUSED_OP(reparameterize_kl_moments_backward, "reparameterize_kl_moments_backward", "");
       auto [grad_h, grad_eps, grad_mean, grad_prior] =
-          op(optional(grad_z), optional(grad_kl), saved[2], packed_dim, eps, key, reduction, dim,
-             prior_mean, prior_raw, mask, options,
+          op(grad_z, grad_kl, saved[2], packed_dim, eps, key, numbers.reduction, dim, prior_mean,
+             prior_raw, mask, options,
              std::array<bool, 4>{wants_h, wants_eps, wants_mean, wants_prior});
       return {Tensor(), Tensor(), grad_h, grad_eps, grad_mean, grad_prior, Tensor()};
     }
     VAE_FUSED_OP(reparameterize_kl_backward, "reparameterize_kl_backward", "");
     auto [grad_mu, grad_raw, grad_eps, grad_mean, grad_prior] =
-        op(optional(grad_z), optional(grad_kl), saved[0], optional(saved[1]), eps, key, reduction,
-           dim, prior_mean, prior_raw, mask, options,
+        op(grad_z, grad_kl, saved[0], optional(saved[1]), eps, key, numbers.reduction, dim,
+           prior_mean, prior_raw, mask, options,
            std::array<bool, 5>{wants_mu, wants_raw, wants_eps, wants_mean, wants_prior});
     return {grad_mu, grad_raw, Tensor(), grad_eps, grad_mean, grad_prior, Tensor()};
   }

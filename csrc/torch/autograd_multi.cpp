@@ -1,21 +1,12 @@
 // The autograd node of the operators of a list of tensors: as Latent in autograd.cpp, it saves its
 // inputs and the key, and its backward is one launch.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/stack.h>
-#include <torch/csrc/autograd/custom_function.h>
 
-#include "torch/differentiable.h"
+#include "torch/node.h"
+#include "torch/rng.h"
 
 namespace vae_fused::autograd {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-template <typename Signature>
-auto find(const char* name, const char* overload) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>();
-}
 
 struct Arguments {
   OptionalTensor key;
@@ -28,15 +19,13 @@ struct Arguments {
 variable_list run(at::TensorList mu, at::TensorList raw, const Arguments& a) {
   variable_list out;
   if (a.key) {
-    static const auto op = find<decltype(vae_fused::reparameterize_kl_multi)>(
-        "vae_fused::reparameterize_kl_multi", "");
-    auto [z, kl] = op.call(mu, raw, *a.key, a.reduction, a.options);
+    VAE_FUSED_OP(reparameterize_kl_multi, "reparameterize_kl_multi", "");
+    auto [z, kl] = op(mu, raw, *a.key, a.reduction, a.options);
     out = z;
     out.insert(out.end(), {kl, *a.key});
   } else {
-    static const auto op = find<decltype(vae_fused::reparameterize_kl_multi_generator)>(
-        "vae_fused::reparameterize_kl_multi", "generator");
-    auto [z, kl, key] = op.call(mu, raw, a.generator, a.reduction, a.options);
+    VAE_FUSED_OP(reparameterize_kl_multi_generator, "reparameterize_kl_multi", "generator");
+    auto [z, kl, key] = op(mu, raw, a.generator, a.reduction, a.options);
     out = z;
     out.insert(out.end(), {kl, key});
   }
@@ -50,18 +39,13 @@ class LatentMulti : public torch::autograd::Function<LatentMulti> {
     at::AutoDispatchBelowADInplaceOrView guard;
     variable_list out = run(mu, raw, a);
     const Tensor key = out.back();
-    if (a.key) {
-      out.pop_back();  // the caller's own
-    } else {
-      ctx->mark_non_differentiable({key});
-    }
+    if (a.key) out.pop_back();  // the caller's own
     ctx->set_materialize_grads(false);
     variable_list saved = mu.vec();
     saved.insert(saved.end(), raw.begin(), raw.end());
     saved.push_back(key);
     ctx->save_for_backward(saved);
-    ctx->saved_data["reduction"] = std::string(a.reduction);
-    if (a.options.has_value()) ctx->saved_data["options"] = a.options->vec();
+    Numbers::save(ctx, a.reduction, a.options);
     return out;
   }
 
@@ -69,31 +53,18 @@ class LatentMulti : public torch::autograd::Function<LatentMulti> {
     const variable_list saved = ctx->get_saved_variables();
     const size_t n = saved.size() / 2;
     const Tensor& key = saved.back();
-    const Tensor& grad_kl = grads[n];
-    const std::string reduction = ctx->saved_data["reduction"].toStringRef();
-    std::optional<std::vector<double>> numbers;
-    if (const auto it = ctx->saved_data.find("options"); it != ctx->saved_data.end()) {
-      numbers = it->second.toDoubleVector();
-    }
-    const auto options = numbers ? OptionList(*numbers) : std::nullopt;
+    const Numbers numbers(ctx);
     variable_list result(2 * n + 1);
     if (at::GradMode::is_enabled()) {
-      differentiable(saved, grads, reduction, options, result);
+      differentiable(saved, grads, numbers.reduction, numbers.options, result);
       return result;
     }
     c10::List<OptionalTensor> grad_z;
-    for (size_t k = 0; k < n; ++k) {
-      const Tensor& g = grads[k];
-      grad_z.push_back(!g.defined()                 ? OptionalTensor()
-                       : g.layout() != at::kStrided ? OptionalTensor(g.to_dense())
-                                                    : OptionalTensor(g));
-    }
-    static const auto op = find<decltype(reparameterize_kl_multi_backward)>(
-        "vae_fused::reparameterize_kl_multi_backward", "");
+    for (size_t k = 0; k < n; ++k) grad_z.push_back(dense(grads[k]));
+    VAE_FUSED_OP(reparameterize_kl_multi_backward, "reparameterize_kl_multi_backward", "");
     const at::TensorList all(saved);
-    auto [grad_mu, grad_raw] =
-        op.call(grad_z, grad_kl.defined() ? OptionalTensor(grad_kl) : std::nullopt, all.slice(0, n),
-                all.slice(n, n), key, reduction, options);
+    auto [grad_mu, grad_raw] = op(grad_z, optional(grads[n]), all.slice(0, n), all.slice(n, n), key,
+                                  numbers.reduction, numbers.options);
     for (size_t k = 0; k < n; ++k) {
       result[k] = grad_mu[k];
       result[n + k] = grad_raw[k];
@@ -117,8 +88,7 @@ class LatentMulti : public torch::autograd::Function<LatentMulti> {
           parse_reduction(reduction, std::nullopt, mu.dim()));
       result[k] = grad_mu;
       result[n + k] = grad_raw;
-      const int64_t per = mu.scalar_type() == at::kDouble ? 2 : 4;
-      blocks += (mu.numel() + per - 1) / per;
+      blocks += noise_blocks(mu);
     }
   }
 };

@@ -31,27 +31,14 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
                     "vae_fused: grad_eps is asked for, but there is no grad_z");
   Noise noise;
   if (grad_z.defined()) {
-    const int64_t before = grad_z.dim() - mu.dim();
-    TORCH_CHECK_VALUE(before >= 0 && grad_z.sym_sizes().slice(before) == mu.sym_sizes(),
-                      "vae_fused: grad_z has shape ", grad_z.sym_sizes(), ", mu has ",
-                      mu.sym_sizes());
-    TORCH_CHECK_TYPE(grad_z.scalar_type() == mu.scalar_type(), "vae_fused: grad_z has dtype ",
-                     grad_z.scalar_type(), ", mu has ", mu.scalar_type());
-    TORCH_CHECK(grad_z.device() == mu.device(), "vae_fused: grad_z is on ", grad_z.device(),
-                ", mu on ", mu.device());
+    c10::SymDimVector shape(mu.sym_sizes());  // after that of the samples, whatever it is
+    const int64_t before = std::max<int64_t>(grad_z.dim() - mu.dim(), 0);
+    shape.insert(shape.begin(), grad_z.sym_sizes().begin(), grad_z.sym_sizes().begin() + before);
+    check_tensor(grad_z, "grad_z", shape, mu.scalar_type(), mu);
     noise = Noise::given(eps_in, key_in);
     noise.check(grad_z);
   }
-  if (grad_kl.defined()) {
-    const auto shape = reduction.shape(mu);
-    TORCH_CHECK_VALUE(grad_kl.sym_sizes() == c10::SymIntArrayRef(shape),
-                      "vae_fused: grad_kl has shape ", grad_kl.sym_sizes(), ", kl has ",
-                      c10::SymIntArrayRef(shape));
-    TORCH_CHECK_TYPE(grad_kl.scalar_type() == kl_dtype(mu), "vae_fused: grad_kl has dtype ",
-                     grad_kl.scalar_type(), ", kl has ", kl_dtype(mu));
-    TORCH_CHECK(grad_kl.device() == mu.device(), "vae_fused: grad_kl is on ", grad_kl.device(),
-                ", mu on ", mu.device());
-  }
+  if (grad_kl.defined()) check_tensor(grad_kl, "grad_kl", reduction.shape(mu), kl_dtype(mu), mu);
   if (!grad.any() || mu.is_meta() || mu.numel() == 0) return;
 
   const c10::DeviceGuard guard(mu.device());
@@ -74,24 +61,14 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   Tensor eps = in_one_dim(noise.eps, mu);
   Gradients bound = grad;
   bound.eps = in_one_dim(grad.eps, mu);
-  params.of.samples = samples_of(grad_z, mu);
-  params.of.plain = of.plain() && params.of.samples == 1;
-  params.space = bind(mu.sizes().vec(), reduction.summed,
-                      {{&mu, &params.of.mu},
-                       {&of.raw, &params.of.raw},
-                       {&of.prior_mean, &params.of.prior_mean},
-                       {&of.prior_raw, &params.of.prior_raw},
-                       {&of.mask, &params.of.mask},
-                       sampled(eps, params.eps, mu),
-                       sampled(grad_z, params.grad_z, mu),
-                       {&bound.mu, &params.grad_mu, true},
-                       {&bound.raw, &params.grad_raw, true},
-                       {&bound.prior_mean, &params.grad_prior_mean, true},
-                       {&bound.prior_raw, &params.grad_prior_raw, true},
-                       sampled(bound.eps, params.grad_eps, mu, true)});
-  set_step(params.eps, eps, mu);
-  set_step(params.grad_z, grad_z, mu);
-  set_step(params.grad_eps, bound.eps, mu);
+  params.space = bind(params.of, mu, of, grad_z, reduction.summed,
+                      {{eps, params.eps},
+                       {grad_z, params.grad_z},
+                       {bound.mu, params.grad_mu, true},
+                       {bound.raw, params.grad_raw, true},
+                       {bound.prior_mean, params.grad_prior_mean, true},
+                       {bound.prior_raw, params.grad_prior_raw, true},
+                       {bound.eps, params.grad_eps, true}});
   launch(params, mu.device());
   copy_back(bound.mu, grad.mu);
   copy_back(bound.raw, grad.raw);

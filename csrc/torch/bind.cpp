@@ -8,21 +8,33 @@
 
 namespace vae_fused {
 
-Space bind(const std::vector<int64_t>& sizes, DimSet summed, const std::vector<Bound>& bounds) {
+Space bind(Gaussians& gaussians, Tensor& mu, Tensors& of, const Tensor& z, DimSet summed,
+           std::initializer_list<Bound> more) {
+  const int64_t ndim = mu.dim();
+  gaussians.samples = z.defined() && z.dim() > ndim ? z.size(0) : 1;
+  gaussians.plain = of.plain() && gaussians.samples == 1;
+  std::vector<Bound> bounds{{mu, gaussians.mu},
+                            {of.raw, gaussians.raw},
+                            {of.prior_mean, gaussians.prior_mean},
+                            {of.prior_raw, gaussians.prior_raw},
+                            {of.mask, gaussians.mask}};
+  bounds.insert(bounds.end(), more.begin(), more.end());
   Space space;
   for (const bool copy : {false, true}) {
     std::vector<Binding> bindings;
     for (const Bound& b : bounds) {
-      if (!b.tensor->defined()) continue;
-      if (copy) *b.tensor = b.tensor->contiguous();
-      void* data =
-          b.written ? b.tensor->mutable_data_ptr() : const_cast<void*>(b.tensor->const_data_ptr());
-      bindings.push_back({data, b.tensor->strides().data() + b.before, b.operand});
+      Tensor& t = *b.tensor;
+      if (!t.defined()) continue;
+      if (copy) t = t.contiguous();
+      void* data = b.written ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
+      const int64_t before = t.dim() - ndim;
+      bindings.push_back({data, t.strides().data() + before, b.operand});
+      if (before > 0) *b.step = t.stride(0);
     }
-    if (make_space(sizes, summed, bindings, space)) return space;
+    if (make_space(mu.sizes().vec(), summed, bindings, space)) return space;
   }
   TORCH_CHECK_NOT_IMPLEMENTED(false, "vae_fused: summed and kept dimensions alternate more than ",
-                              kMaxDims, " times in a ", sizes.size(),
+                              kMaxDims, " times in a ", ndim,
                               "-d tensor; move the summed dimensions to the end");
 }
 
@@ -31,18 +43,6 @@ Tensor in_one_dim(const Tensor& t, const Tensor& mu) {
   std::vector<int64_t> sizes = mu.sizes().vec();
   sizes.insert(sizes.begin(), t.numel() / mu.numel());
   return t.reshape(sizes);
-}
-
-Bound sampled(Tensor& t, Sampled& operand, const Tensor& mu, bool written) {
-  return {&t, &operand, written, t.defined() ? t.dim() - mu.dim() : 0};
-}
-
-int64_t samples_of(const Tensor& t, const Tensor& mu) {
-  return t.defined() && t.dim() > mu.dim() ? t.size(0) : 1;
-}
-
-void set_step(Sampled& operand, const Tensor& t, const Tensor& mu) {
-  if (t.defined() && t.dim() > mu.dim()) operand.step = t.stride(0);
 }
 
 void copy_back(const Tensor& bound, const Tensor& result) {
@@ -64,36 +64,30 @@ void* current_stream(at::Device device) {
 void check_launch(int error) {
   TORCH_CHECK(error == 0, "vae_fused: CUDA error: ", cuda::error_string(error));
 }
+
+#define VAE_FUSED_LAUNCH(entry, params, device)                                \
+  device.is_cuda() ? check_launch(cuda::entry(params, current_stream(device))) \
+                   : cpu::entry(params, parallel_for)
+#else
+#define VAE_FUSED_LAUNCH(entry, params, device) (void)device, cpu::entry(params, parallel_for)
 #endif
 
 }  // namespace
 
-void launch(const ForwardParams& params, [[maybe_unused]] at::Device device) {
-#ifdef VAE_FUSED_WITH_CUDA
-  if (device.is_cuda()) return check_launch(cuda::forward(params, current_stream(device)));
-#endif
-  cpu::forward(params, parallel_for);
+void launch(const ForwardParams& params, at::Device device) {
+  VAE_FUSED_LAUNCH(forward, params, device);
 }
 
-void launch(const BackwardParams& params, [[maybe_unused]] at::Device device) {
-#ifdef VAE_FUSED_WITH_CUDA
-  if (device.is_cuda()) return check_launch(cuda::backward(params, current_stream(device)));
-#endif
-  cpu::backward(params, parallel_for);
+void launch(const BackwardParams& params, at::Device device) {
+  VAE_FUSED_LAUNCH(backward, params, device);
 }
 
-void launch_forward(const MultiParams& params, [[maybe_unused]] at::Device device) {
-#ifdef VAE_FUSED_WITH_CUDA
-  if (device.is_cuda()) return check_launch(cuda::forward_multi(params, current_stream(device)));
-#endif
-  cpu::forward_multi(params, parallel_for);
+void launch_forward(const MultiParams& params, at::Device device) {
+  VAE_FUSED_LAUNCH(forward_multi, params, device);
 }
 
-void launch_backward(const MultiParams& params, [[maybe_unused]] at::Device device) {
-#ifdef VAE_FUSED_WITH_CUDA
-  if (device.is_cuda()) return check_launch(cuda::backward_multi(params, current_stream(device)));
-#endif
-  cpu::backward_multi(params, parallel_for);
+void launch_backward(const MultiParams& params, at::Device device) {
+  VAE_FUSED_LAUNCH(backward_multi, params, device);
 }
 
 }  // namespace vae_fused

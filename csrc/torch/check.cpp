@@ -17,26 +17,23 @@ DType dtype_of(const Tensor& t) {
   }
 }
 
-void check_shape_and_device(const Tensor& t, const char* name, const Tensor& like) {
-  TORCH_CHECK_VALUE(t.sym_sizes() == like.sym_sizes(), "vae_fused: ", name, " has shape ",
-                    t.sym_sizes(), ", wants ", like.sym_sizes());
-  TORCH_CHECK(t.device() == like.device(), "vae_fused: ", name, " is on ", t.device(), ", mu on ",
-              like.device());
+void check_tensor(const Tensor& t, const char* name, c10::SymIntArrayRef shape,
+                  at::ScalarType dtype, const Tensor& mu) {
+  TORCH_CHECK_VALUE(t.sym_sizes() == shape, "vae_fused: ", name, " has shape ", t.sym_sizes(),
+                    ", wants ", shape);
+  TORCH_CHECK_TYPE(t.scalar_type() == dtype, "vae_fused: ", name, " has dtype ", t.scalar_type(),
+                   ", wants ", dtype);
+  TORCH_CHECK(t.device() == mu.device(), "vae_fused: ", name, " is on ", t.device(), ", mu on ",
+              mu.device());
 }
 
 void check_like(const Tensor& t, const char* name, const Tensor& like) {
-  check_shape_and_device(t, name, like);
-  TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), "vae_fused: ", name, " has dtype ",
-                   t.scalar_type(), ", mu has ", like.scalar_type());
+  check_tensor(t, name, like.sym_sizes(), like.scalar_type(), like);
 }
 
 void check_key(const Tensor& key, const Tensor& mu) {
-  TORCH_CHECK_TYPE(key.scalar_type() == at::kUInt64 || key.scalar_type() == at::kLong,
-                   "vae_fused: key has dtype ", key.scalar_type(), ", wants uint64 or int64");
-  TORCH_CHECK_VALUE(key.dim() == 1 && key.sym_size(0) == 2, "vae_fused: key has shape ",
-                    key.sym_sizes(), ", wants (2,)");
-  TORCH_CHECK(key.device() == mu.device(), "vae_fused: key is on ", key.device(), ", mu on ",
-              mu.device());
+  const bool is_signed = key.scalar_type() == at::kLong;  // as old torch has it, or uint64
+  check_tensor(key, "key", {2}, is_signed ? at::kLong : at::kUInt64, mu);
 }
 
 Noise Noise::given(const OptionalTensor& eps, const OptionalTensor& key) {
@@ -63,10 +60,7 @@ void Tensors::check(const Tensor& mu) const {
   if (raw.defined()) check_like(raw, "raw", mu);
   if (prior_mean.defined()) check_like(prior_mean, "prior_mean", mu);
   if (prior_raw.defined()) check_like(prior_raw, "prior_raw", mu);
-  if (!mask.defined()) return;
-  TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool, "vae_fused: mask has dtype ",
-                   mask.scalar_type(), ", wants bool");
-  check_shape_and_device(mask, "mask", mu);
+  if (mask.defined()) check_tensor(mask, "mask", mu.sym_sizes(), at::kBool, mu);
 }
 
 bool Tensors::plain() const {

@@ -9,10 +9,9 @@ namespace vae_fused {
 
 DType dtype_of(const Tensor& t);
 
-// `like`: what the tensor has the shape, the device, and in check_like the dtype of.
-void check_shape_and_device(const Tensor& t, const char* name, const Tensor& like);
+void check_tensor(const Tensor& t, const char* name, c10::SymIntArrayRef shape,
+                  at::ScalarType dtype, const Tensor& mu);
 void check_like(const Tensor& t, const char* name, const Tensor& like);
-
 void check_key(const Tensor& key, const Tensor& mu);
 
 // Where the noise comes from: explicit, a key, or a key to be reserved. Exactly one.

@@ -1,7 +1,6 @@
 #include "torch/differentiable.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/abs.h>
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/exp.h>
@@ -23,6 +22,7 @@
 #include <cmath>
 
 #include "math/gaussian.h"
+#include "torch/dispatch.h"
 
 namespace vae_fused {
 namespace {
@@ -147,11 +147,9 @@ std::array<Tensor, 5> differentiable_backward(const DifferentiableCall& call,
     if (eps.defined()) {
       grad_eps = f.temperature * gz * q.sigma;
     } else {
-      static const auto op = c10::Dispatcher::singleton()
-                                 .findSchemaOrThrow("vae_fused::reparameterize", "")
-                                 .typed<decltype(reparameterize)>();
+      VAE_FUSED_OP(reparameterize, "reparameterize", "");
       const Tensor zeros = at::zeros_like(gz.detach());
-      eps = op.call(zeros, zeros, std::nullopt, call.key, std::nullopt, std::nullopt, std::nullopt);
+      eps = op(zeros, zeros, std::nullopt, call.key, std::nullopt, std::nullopt, std::nullopt);
     }
     grad_mu = grad_mu + sum_samples(gz, mu.x);
     grad_raw = grad_raw + f.temperature * sum_samples(gz * eps, mu.x) * q.dsigma;

@@ -52,18 +52,8 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
   }
   Tensor z = in_one_dim(out.z, mu);
   eps = in_one_dim(eps, mu);
-  params.of.samples = samples_of(z, mu);
-  params.of.plain = of.plain() && params.of.samples == 1;
-  params.space = bind(mu.sizes().vec(), reduction.value_or(Reduction{}).summed,
-                      {{&mu, &params.of.mu},
-                       {&of.raw, &params.of.raw},
-                       {&of.prior_mean, &params.of.prior_mean},
-                       {&of.prior_raw, &params.of.prior_raw},
-                       {&of.mask, &params.of.mask},
-                       sampled(eps, params.eps, mu),
-                       sampled(z, params.z, mu, true)});
-  set_step(params.eps, eps, mu);
-  set_step(params.z, z, mu);
+  params.space = bind(params.of, mu, of, z, reduction.value_or(Reduction{}).summed,
+                      {{eps, params.eps}, {z, params.z, true}});
   Tensor partials;
   if (out.kl.defined()) {
     params.kl = out.kl.mutable_data_ptr();
@@ -74,7 +64,7 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
   }
   if (noise && noise->key.defined()) params.key = key_of(noise->key);
   if (noise && noise->reserve) {  // last: nothing after this can refuse the call
-    params.key = reserve_key(noise->generator, mu.device(), mu.scalar_type(), out.z.numel());
+    params.key = reserve_key(noise->generator, mu.device(), noise_blocks(out.z));
     params.key_out = static_cast<uint64_t*>(out.key.mutable_data_ptr());
   }
   launch(params, mu.device());

@@ -4,8 +4,6 @@
 #include <ATen/ops/stack.h>
 #include <c10/core/DeviceGuard.h>
 
-#include <limits>
-
 #include "torch/bind.h"
 #include "torch/check.h"
 #include "torch/rng.h"
@@ -13,14 +11,12 @@
 namespace vae_fused {
 namespace {
 
-int64_t normals_per_block(const Tensor& t) { return t.scalar_type() == at::kDouble ? 2 : 4; }
-
 // A list that has been checked; tensors contiguous.
 struct List {
   std::vector<Tensor> mu, raw;
   std::vector<double> weight;         // of each tensor's KL
   std::vector<uint64_t> first_block;  // blocks of noise before each tensor
-  uint64_t blocks = 0;
+  int64_t blocks = 0;
 
   size_t size() const { return mu.size(); }
 
@@ -30,20 +26,16 @@ struct List {
     TORCH_CHECK_VALUE(reduction == "sum" || reduction == "mean", "vae_fused: unknown reduction '",
                       reduction, "' of a list");
     for (size_t k = 0; k < mus.size(); ++k) {
-      TORCH_CHECK(mus[k].device() == mus[0].device(), "vae_fused: the list is on ", mus[0].device(),
-                  " and ", mus[k].device());
-      TORCH_CHECK_TYPE(mus[k].scalar_type() == mus[0].scalar_type(), "vae_fused: the list has ",
-                       mus[0].scalar_type(), " and ", mus[k].scalar_type());
+      check_tensor(mus[k], "mu", mus[k].sym_sizes(), mus[0].scalar_type(), mus[0]);
       check_like(raws[k], "raw", mus[k]);
       mu.push_back(mus[k].contiguous());
       raw.push_back(raws[k].contiguous());
     }
     if (mus[0].is_meta()) return;
     for (const Tensor& t : mu) {
-      const int64_t n = t.numel(), per = normals_per_block(t);
-      weight.push_back(reduction == "mean" ? 1.0 / static_cast<double>(n) : 1.0);
-      first_block.push_back(blocks);
-      blocks += static_cast<uint64_t>((n + per - 1) / per);
+      weight.push_back(reduction == "mean" ? 1.0 / static_cast<double>(t.numel()) : 1.0);
+      first_block.push_back(static_cast<uint64_t>(blocks));
+      blocks += noise_blocks(t);
     }
   }
 };
@@ -97,14 +89,12 @@ MultiOutputs forward(at::TensorList mus, at::TensorList raws, const OptionalTens
 
   const c10::DeviceGuard guard(first.device());
   const Tensor key_in = key ? key->contiguous() : Tensor();
-  const auto normals = static_cast<int64_t>(list.blocks) * normals_per_block(first);
-  if (list.blocks == 0) {  // nothing but empty tensors
-    out.kl.fill_(reduction == "mean" ? std::numeric_limits<double>::quiet_NaN() : 0.0);
+  if (list.blocks == 0) {  // empty sums; a mean over nothing is nan, as in torch
+    out.kl.fill_(0.0 * list.weight[0]);
     if (out.key.defined()) out.key.zero_();
     return out;
   }
-  params.key =
-      key ? key_of(key_in) : reserve_key(generator, first.device(), first.scalar_type(), normals);
+  params.key = key ? key_of(key_in) : reserve_key(generator, first.device(), list.blocks);
   if (!key) params.key_out = static_cast<uint64_t*>(out.key.mutable_data_ptr());
   std::vector<Tensor> parts;  // the KL of each launch
   const auto z_of = [&](size_t k, Item& item) { item.z = out.z[k].mutable_data_ptr(); };
@@ -154,12 +144,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_bac
     check_like(*given, "grad_z", list.mu[k]);
     gz[k] = given->contiguous();
   }
-  if (grad_kl) {
-    TORCH_CHECK_VALUE(grad_kl->dim() == 0, "vae_fused: grad_kl has shape ", grad_kl->sym_sizes(),
-                      ", kl has []");
-    TORCH_CHECK_TYPE(grad_kl->scalar_type() == kl_dtype(first), "vae_fused: grad_kl has dtype ",
-                     grad_kl->scalar_type(), ", kl has ", kl_dtype(first));
-  }
+  if (grad_kl) check_tensor(*grad_kl, "grad_kl", {}, kl_dtype(first), first);
   MultiParams params;
   params.plain = !options.has_value();
   params.family = parse_options(options);

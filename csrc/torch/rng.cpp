@@ -48,14 +48,16 @@ RngKey reserve_cuda(const OptionalGenerator& generator, at::Device device, uint6
 
 }  // namespace
 
+int64_t noise_blocks(const Tensor& t) {
+  const int64_t normals = t.scalar_type() == at::kDouble ? math::kNormalsPerBlock<double>
+                                                         : math::kNormalsPerBlock<float>;
+  return (t.numel() + normals - 1) / normals;
+}
+
 RngKey reserve_key(const OptionalGenerator& generator, at::Device device,
-                   [[maybe_unused]] at::ScalarType dtype, [[maybe_unused]] int64_t numel) {
+                   [[maybe_unused]] int64_t blocks) {
 #ifdef VAE_FUSED_WITH_CUDA
-  if (device.is_cuda()) {
-    const int64_t per_block =
-        dtype == at::kDouble ? math::kNormalsPerBlock<double> : math::kNormalsPerBlock<float>;
-    return reserve_cuda(generator, device, (numel + per_block - 1) / per_block);
-  }
+  if (device.is_cuda()) return reserve_cuda(generator, device, static_cast<uint64_t>(blocks));
 #endif
   TORCH_CHECK(device.is_cpu(), "vae_fused: no compiled kernels for device ", device);
   return reserve_cpu(generator);

@@ -8,10 +8,12 @@
 
 namespace vae_fused {
 
-// Reserves a key for the draw of `numel` normals of `dtype` on `device`, advancing the generator
-// (the device's default one if none is given) so that no other torch draw overlaps it.
-RngKey reserve_key(const OptionalGenerator& generator, at::Device device, at::ScalarType dtype,
-                   int64_t numel);
+// The blocks of noise that a tensor's elements take.
+int64_t noise_blocks(const Tensor& t);
+
+// Reserves a key for the draw of `blocks` of noise on `device`, advancing the generator (the
+// device's default one if none is given) so that no other torch draw overlaps it.
+RngKey reserve_key(const OptionalGenerator& generator, at::Device device, int64_t blocks);
 
 // The key held by a uint64 or int64 tensor of two elements, read where the kernel runs.
 RngKey key_of(const Tensor& key);
