@@ -2,6 +2,7 @@
 // put in flat order, merged where every operand allows it, and cut into tiles. Host only.
 #pragma once
 
+#include <array>
 #include <bitset>
 #include <cstddef>
 #include <vector>
@@ -12,6 +13,8 @@ namespace vae_fused {
 
 using DimSet = std::bitset<64>;  // torch's tensors have at most 64 dimensions
 
+constexpr size_t kMaxBindings = 12;  // what backward has at most
+
 // A tensor that takes part in a call, and the operand it becomes. No data: absent.
 struct Binding {
   void* data;
@@ -21,15 +24,16 @@ struct Binding {
 
 namespace space_detail {
 
-// A dimension of the space: its stride in the noise, then in each operand.
+// A dimension of the space: its stride in the noise, then in each operand. Nothing of it is
+// allocated: that would take as long as the rest of a small call.
 struct Dim {
   int64_t size;
-  std::vector<int64_t> strides;
+  std::array<int64_t, 1 + kMaxBindings> strides;
 };
 
 // Whether going one step along `outer` is going all the way along `inner`, for everything.
-inline bool merges(const Dim& outer, const Dim& inner) {
-  for (size_t k = 0; k < inner.strides.size(); ++k) {
+inline bool merges(const Dim& outer, const Dim& inner, size_t operands) {
+  for (size_t k = 0; k <= operands; ++k) {
     if (outer.strides[k] != inner.strides[k] * inner.size) return false;
   }
   return true;
@@ -46,16 +50,19 @@ inline bool linear(const std::vector<Dim>& dims, size_t k) {
 
 inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
                               const std::vector<Binding>& present) {
-  std::vector<int64_t> noise(sizes.size(), 1);
-  for (size_t d = sizes.size(); d-- > 1;) noise[d - 1] = noise[d] * sizes[d];
+  int64_t numel = 1;
+  for (const int64_t size : sizes) numel *= size;
 
   std::vector<Dim> dims;
+  dims.reserve(sizes.size() + 1);
   for (const bool wanted : {false, true}) {  // kept dimensions first
+    int64_t noise = numel;
     for (size_t d = 0; d < sizes.size(); ++d) {
+      noise /= sizes[d];
       if (summed[d] != wanted || sizes[d] == 1) continue;
-      Dim dim{sizes[d], {noise[d]}};
-      for (const Binding& b : present) dim.strides.push_back(b.strides[d]);
-      if (!dims.empty() && merges(dims.back(), dim)) {
+      Dim dim{sizes[d], {noise}};
+      for (size_t k = 0; k < present.size(); ++k) dim.strides[k + 1] = present[k].strides[d];
+      if (!dims.empty() && merges(dims.back(), dim, present.size())) {
         dim.size *= dims.back().size;
         dims.back() = dim;
       } else {
@@ -63,7 +70,10 @@ inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
       }
     }
   }
-  if (dims.empty()) dims.push_back({1, std::vector<int64_t>(present.size() + 1, 1)});
+  if (dims.empty()) {
+    dims.push_back({1, {}});
+    dims.back().strides.fill(1);
+  }
   return dims;
 }
 
@@ -91,6 +101,7 @@ inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
                        const std::vector<Binding>& bindings, Space& space) {
   using namespace space_detail;
   std::vector<Binding> present;
+  present.reserve(bindings.size());
   for (const Binding& b : bindings) {
     if (b.data) present.push_back(b);
   }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch._functorch.config as functorch_config
+from torch._dynamo import compiled_autograd
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
@@ -283,6 +286,30 @@ def test_mixed_dtypes_and_shapes_compile_whole(mu, logvar):
     assert z.dtype == torch.result_type(mu, logvar) == expected_z.dtype
     torch.testing.assert_close(z, expected_z)
     torch.testing.assert_close(kl, expected_kl)
+
+
+def drawn(mu, logvar):
+    return vf.reparameterize_kl(mu, logvar)
+
+
+def drawn_as_list(mu, logvar):
+    (z,), kl = vf.reparameterize_kl_multi([mu], [logvar])
+    return z, kl
+
+
+@native
+@pytest.mark.parametrize("call", [drawn, drawn_as_list])
+def test_compiled_autograd_takes_the_nodes(call):
+    """It refuses a node that marks an output as not differentiable; a key need not be marked."""
+    gradients = []
+    for context in (nullcontext(), compiled_autograd._enable(lambda module: module)):
+        mu, logvar = posterior()
+        torch.manual_seed(0)
+        with context:
+            z, kl = call(mu, logvar)
+            (z.square().sum() + kl).backward()
+        gradients.append((mu.grad, logvar.grad))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
 
 def test_meta_tensors_give_shapes_without_data():

@@ -112,7 +112,7 @@ class Latent : public torch::autograd::Function<Latent> {
                             saved(prior_raw), saved(a.mask), key});
     Numbers::save(ctx, a.reduction, a.options);
     ctx->saved_data["call"] = static_cast<int64_t>(a.call);
-    ctx->saved_data["packed_dim"] = a.packed_dim;
+    if (is_packed(a.call)) ctx->saved_data["packed_dim"] = a.packed_dim;
     if (a.dim.has_value()) ctx->saved_data["dim"] = a.dim->vec();
     return out;
   }
@@ -128,7 +128,7 @@ class Latent : public torch::autograd::Function<Latent> {
     if (!grad_z && !grad_kl) return variable_list(7);
 
     const bool packed = is_packed(call);
-    const int64_t packed_dim = ctx->saved_data["packed_dim"].toInt();
+    const int64_t packed_dim = packed ? ctx->saved_data["packed_dim"].toInt() : 0;
     const Numbers numbers(ctx);
     const OptionList options = numbers.options;
     std::optional<std::vector<int64_t>> dims;
@@ -147,6 +147,7 @@ class Latent : public torch::autograd::Function<Latent> {
       return {Tensor(), Tensor(), grad_h, grad_eps, grad_mean, grad_prior, Tensor()};
     }
 
+    at::AutoDispatchBelowADInplaceOrView guard;  // nothing is recorded, and that saves a detour
     const OptionalTensor eps = optional(saved[3]), prior_mean = optional(saved[4]),
                          prior_raw = optional(saved[5]), mask = optional(saved[6]),
                          key = optional(saved[7]);

@@ -13,15 +13,16 @@ Space bind(Gaussians& gaussians, Tensor& mu, Tensors& of, const Tensor& z, DimSe
   const int64_t ndim = mu.dim();
   gaussians.samples = z.defined() && z.dim() > ndim ? z.size(0) : 1;
   gaussians.plain = of.plain() && gaussians.samples == 1;
-  std::vector<Bound> bounds{{mu, gaussians.mu},
-                            {of.raw, gaussians.raw},
-                            {of.prior_mean, gaussians.prior_mean},
-                            {of.prior_raw, gaussians.prior_raw},
-                            {of.mask, gaussians.mask}};
-  bounds.insert(bounds.end(), more.begin(), more.end());
+  c10::SmallVector<Bound, kMaxBindings> bounds{{mu, gaussians.mu},
+                                               {of.raw, gaussians.raw},
+                                               {of.prior_mean, gaussians.prior_mean},
+                                               {of.prior_raw, gaussians.prior_raw},
+                                               {of.mask, gaussians.mask}};
+  bounds.append(more);
   Space space;
   for (const bool copy : {false, true}) {
     std::vector<Binding> bindings;
+    bindings.reserve(bounds.size());
     for (const Bound& b : bounds) {
       Tensor& t = *b.tensor;
       if (!t.defined()) continue;
