@@ -6,15 +6,15 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// grad_kl of the elements at .. at + n of a tile, scaled.
+// grad_kl of a piece's elements, scaled.
 template <typename T>
-VAE_FUSED_ALONE void load_grad_kl(const BackwardParams& p, const Tile& tile, int at, int n,
-                                  T* out) {
+VAE_FUSED_ALONE void load_grad_kl(const BackwardParams& p, const Tile& tile, Piece piece, T* out) {
+  const int at = static_cast<int>(piece.begin - tile.begin), n = piece.n;
   const T* const grad_kl = static_cast<const T*>(p.grad_kl) + tile.row * p.grad_kl_stride;
   const T scale = static_cast<T>(p.kl_scale);
   if (p.space.cols == 1 && p.grad_kl_stride == 1) {
     for (int j = 0; j < n; ++j) out[j] = scale * grad_kl[at + j];
-    return;
+    return pad(piece, out);
   }
   const int cols = tile.n / tile.rows;
   for (int r = at / cols, j = 0; j < n; ++r) {
@@ -22,6 +22,7 @@ VAE_FUSED_ALONE void load_grad_kl(const BackwardParams& p, const Tile& tile, int
     const int end = std::min(n, (r + 1) * cols - at);
     for (; j < end; ++j) out[j] = gk;
   }
+  pad(piece, out);
 }
 
 // Plain: the gradients of mu and x, of what is there of z and the KL.
@@ -52,36 +53,37 @@ VAE_FUSED_ALONE void noise_adjoint(const T* x, const T* gz, T* geps, int n) {
 
 template <typename S, typename T>
 VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>&, const Key& key,
-                                 const Tile& tile, int at, int n) {
+                                 const Tile& tile, int at) {
   alignas(64) T mu_buffer[kPiece], x_buffer[kPiece], gz_buffer[kPiece], noise[kPiece], gk[kPiece];
   alignas(64) T gmu_buffer[kPiece], gx_buffer[kPiece];
-  const int64_t begin = tile.begin + at;
-  const T* const mu = load<S>(p.space, p.of.mu, begin, n, mu_buffer);
-  const T* const x = load<S>(p.space, p.of.raw, begin, n, x_buffer);
+  const Piece piece{tile.begin + at, std::min(kPiece, tile.n - at)};
+  const int n = piece.whole();
+  const T* const mu = load<S>(p.space, p.of.mu, piece, mu_buffer);
+  const T* const x = load<S>(p.space, p.of.raw, piece, x_buffer);
   const T* gz = gz_buffer;
   if (p.grad_z.data) {
-    gz = load<S>(p.space, p.grad_z, begin, n, gz_buffer);
+    gz = load<S>(p.space, p.grad_z, piece, gz_buffer);
   } else {
     for (int j = 0; j < n; ++j) gz_buffer[j] = 0;
   }
   if (p.grad_eps.data) {
-    T* const geps = target<S>(p.grad_eps, begin, noise);
+    T* const geps = target<S>(p.grad_eps, piece, noise);
     noise_adjoint(x, gz, geps, n);
-    store<S>(p.space, p.grad_eps, begin, n, geps);
+    store<S>(p.space, p.grad_eps, piece, geps);
   }
-  if (p.grad_kl) load_grad_kl(p, tile, at, n, gk);
-  T* const gmu = target<S>(p.grad_mu, begin, gmu_buffer);
-  T* const gx = target<S>(p.grad_raw, begin, gx_buffer);
+  if (p.grad_kl) load_grad_kl(p, tile, piece, gk);
+  T* const gmu = target<S>(p.grad_mu, piece, gmu_buffer);
+  T* const gx = target<S>(p.grad_raw, piece, gx_buffer);
   math::with_flag(p.grad_kl, [&](auto with_kl) {
     if (p.grad_z.data && p.grad_raw.data) {
-      const T* const eps = load_noise<S>(p.space, p.eps, key, 0, begin, n, noise);
+      const T* const eps = load_noise<S>(p.space, p.eps, key, 0, piece, noise);
       adjoint<true, decltype(with_kl)::value>(mu, x, gz, eps, gk, gmu, gx, n);
     } else {
       adjoint<false, decltype(with_kl)::value, T>(mu, x, gz, nullptr, gk, gmu, gx, n);
     }
   });
-  store<S>(p.space, p.grad_mu, begin, n, gmu);
-  store<S>(p.space, p.grad_raw, begin, n, gx);
+  store<S>(p.space, p.grad_mu, piece, gmu);
+  store<S>(p.space, p.grad_raw, piece, gx);
 }
 
 // The gradients gather in the order of writing: of z, summed over the samples; of z eps, likewise,
@@ -137,37 +139,38 @@ VAE_FUSED_ALONE void add_kl_adjoint(const GaussianPiece<T, true>& gaussians, mat
 
 template <typename S, typename T>
 VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>& f, const Key& key,
-                                 const Tile& tile, int at, int n) {
+                                 const Tile& tile, int at) {
   alignas(64) T gz_buffer[kPiece], scratch[kPiece], buffers[4][kPiece];
   GaussianPiece<T, true> gaussians;
-  const int64_t begin = tile.begin + at;
-  gaussians.template load<S>(p.space, p.of, f, begin, n, p.grad_kl);
+  const Piece piece{tile.begin + at, std::min(kPiece, tile.n - at)};
+  const int n = piece.whole();
+  gaussians.template load<S>(p.space, p.of, f, piece, p.grad_kl);
   const Operand* const operands[] = {&p.grad_mu, &p.grad_raw, &p.grad_prior_mean,
                                      &p.grad_prior_raw};
   T* grads[4];
   for (int k = 0; k < 4; ++k) {
-    grads[k] = target<S>(*operands[k], begin, buffers[k]);
+    grads[k] = target<S>(*operands[k], piece, buffers[k]);
     for (int j = 0; j < n; ++j) grads[k][j] = 0;
   }
   const Gradients<T> g = {grads[0], grads[1], grads[2], grads[3]};
 
   for (int64_t s = 0; p.grad_z.data && s < p.of.samples; ++s) {
-    const T* const gz = load<S>(p.space, of_sample<S>(p.grad_z, s), begin, n, gz_buffer);
+    const T* const gz = load<S>(p.space, of_sample<S>(p.grad_z, s), piece, gz_buffer);
     add(gz, g.mu, n);
     if (p.grad_eps.data) {
       const Operand operand = of_sample<S>(p.grad_eps, s);
-      T* const geps = target<S>(operand, begin, scratch);
+      T* const geps = target<S>(operand, piece, scratch);
       noise_adjoint(gaussians, f, gz, geps, n);
       gaussians.mask(geps, n);
-      store<S>(p.space, operand, begin, n, geps);
+      store<S>(p.space, operand, piece, geps);
     }
     if (!p.grad_raw.data) continue;
-    const T* const eps = load_noise<S>(p.space, p.eps, key, s, begin, n, scratch);
+    const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, scratch);
     add_product(gz, eps, g.raw, n);
   }
   if (p.grad_z.data && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
   if (p.grad_kl) {
-    load_grad_kl(p, tile, at, n, scratch);
+    load_grad_kl(p, tile, piece, scratch);
     math::with_flag(f.linear, [&](auto linear) {
       add_kl_adjoint<decltype(linear)::value>(gaussians, f, scratch, g, n);
     });
@@ -175,7 +178,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
   gaussians.chain_mu(g.mu, n);
   for (int k = 0; k < 4; ++k) {
     gaussians.mask(grads[k], n);
-    store<S>(p.space, *operands[k], begin, n, grads[k]);
+    store<S>(p.space, *operands[k], piece, grads[k]);
   }
 }
 
@@ -183,7 +186,7 @@ template <typename S, typename Family>
 void backward_tile(const BackwardParams& p, const Family& f, const Key& key, int64_t t) {
   const Tile tile = tile_at(p.space, t);
   for (int at = 0; at < tile.n; at += kPiece) {
-    backward_piece<S>(p, f, key, tile, at, std::min(kPiece, tile.n - at));
+    backward_piece<S>(p, f, key, tile, at);
   }
 }
 
@@ -201,10 +204,9 @@ void backward_tiles(void* context, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const Bodies kBackward = {
-    {backward_tiles<float, true>, backward_tiles<double, true>, backward_tiles<Half, true>,
-     backward_tiles<BFloat16, true>},
-    {backward_tiles<float, false>, backward_tiles<double, false>, backward_tiles<Half, false>,
-     backward_tiles<BFloat16, false>}};
+const Bodies kBackward = {{backward_tiles<float, true>, backward_tiles<double, true>,
+                           backward_tiles<Half, true>, backward_tiles<BFloat16, true>},
+                          {backward_tiles<float, false>, backward_tiles<double, false>,
+                           backward_tiles<Half, false>, backward_tiles<BFloat16, false>}};
 
 }  // namespace vae_fused::cpu::VAE_FUSED_TARGET

@@ -1,5 +1,5 @@
-// From a call to its tiles: a task function for each dtype, family and instruction set. Those of one
-// instruction set are in a file of their own, compiled for it: see tiles_avx2.cpp.
+// From a call to its tiles: a task function for each dtype, family and instruction set. Those of
+// one instruction set are in a file of their own, compiled for it: see tiles_avx2.cpp.
 #pragma once
 
 #include <algorithm>

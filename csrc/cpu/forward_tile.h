@@ -1,6 +1,6 @@
-// A tile of the forward kernel, for one instruction set. A piece goes load -> noise -> arithmetic ->
-// store over buffers that stay in the nearest cache, so that each loop is a plain vectorisable one.
-// Cost: one pass over the tensors, nothing tensor-sized in between.
+// A tile of the forward kernel, for one instruction set. A piece goes load -> noise -> arithmetic
+// -> store over buffers that stay in the nearest cache, so that each loop is a plain vectorisable
+// one. Cost: one pass over the tensors, nothing tensor-sized in between.
 #pragma once
 
 #include "cpu/gaussians.h"
@@ -59,19 +59,20 @@ VAE_FUSED_ALONE void sample_and_kl(const T* mu, const T* x, const T* eps, T* z, 
 
 template <typename S, typename T>
 VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::Plain<T>&, const Key& key,
-                                int64_t begin, int n, T* kl) {
+                                const Piece& piece, T* kl) {
   alignas(64) T mu_buffer[kPiece], x_buffer[kPiece], z_buffer[kPiece];
-  const T* const mu = load<S>(p.space, p.of.mu, begin, n, mu_buffer);
-  const T* const x = load<S>(p.space, p.of.raw, begin, n, x_buffer);
+  const int n = piece.whole();
+  const T* const mu = load<S>(p.space, p.of.mu, piece, mu_buffer);
+  const T* const x = load<S>(p.space, p.of.raw, piece, x_buffer);
   if (!p.z.data) return sample_and_kl<false, true, T>(mu, x, nullptr, nullptr, kl, n);
-  const T* const eps = load_noise<S>(p.space, p.eps, key, 0, begin, n, z_buffer);
-  T* const z = target<S>(p.z, begin, z_buffer);
+  const T* const eps = load_noise<S>(p.space, p.eps, key, 0, piece, z_buffer);
+  T* const z = target<S>(p.z, piece, z_buffer);
   if (p.kl) {
     sample_and_kl<true, true>(mu, x, eps, z, kl, n);
   } else {
     sample_and_kl<true, false>(mu, x, eps, z, kl, n);
   }
-  store<S>(p.space, p.z, begin, n, z);
+  store<S>(p.space, p.z, piece, z);
 }
 
 template <typename T>
@@ -95,20 +96,22 @@ VAE_FUSED_ALONE void kl_of(const GaussianPiece<T, false>& gaussians, math::Famil
 
 template <typename S, typename T>
 VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::Family<T>& f, const Key& key,
-                                int64_t begin, int n, T* kl) {
+                                const Piece& piece, T* kl) {
   alignas(64) T z_buffer[kPiece];
+  const int n = piece.whole();
   GaussianPiece<T, false> gaussians;
-  gaussians.template load<S>(p.space, p.of, f, begin, n, p.kl);
+  gaussians.template load<S>(p.space, p.of, f, piece, p.kl);
   for (int64_t s = 0; p.z.data && s < p.of.samples; ++s) {
     const Operand operand = of_sample<S>(p.z, s);
-    const T* const eps = load_noise<S>(p.space, p.eps, key, s, begin, n, z_buffer);
-    T* const z = target<S>(operand, begin, z_buffer);
+    const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, z_buffer);
+    T* const z = target<S>(operand, piece, z_buffer);
     sample(gaussians, f, eps, z, n);
     gaussians.mask(z, n);
-    store<S>(p.space, operand, begin, n, z);
+    store<S>(p.space, operand, piece, z);
   }
   if (!p.kl) return;
-  math::with_flag(f.linear, [&](auto linear) { kl_of<decltype(linear)::value>(gaussians, f, kl, n); });
+  math::with_flag(f.linear,
+                  [&](auto linear) { kl_of<decltype(linear)::value>(gaussians, f, kl, n); });
   gaussians.mask(kl, n);
 }
 
@@ -117,7 +120,7 @@ void forward_tile(const ForwardParams& p, const Family& f, const Key& key, int64
   alignas(64) arithmetic_t<S> kl[kTile];
   const Tile tile = tile_at(p.space, t);
   for (int at = 0; at < tile.n; at += kPiece) {
-    forward_piece<S>(p, f, key, tile.begin + at, std::min(kPiece, tile.n - at), kl + at);
+    forward_piece<S>(p, f, key, {tile.begin + at, std::min(kPiece, tile.n - at)}, kl + at);
   }
   if (p.kl) sum_rows(p, tile, t, kl);
 }
@@ -136,10 +139,9 @@ void forward_tiles(void* context, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const Bodies kForward = {
-    {forward_tiles<float, true>, forward_tiles<double, true>, forward_tiles<Half, true>,
-     forward_tiles<BFloat16, true>},
-    {forward_tiles<float, false>, forward_tiles<double, false>, forward_tiles<Half, false>,
-     forward_tiles<BFloat16, false>}};
+const Bodies kForward = {{forward_tiles<float, true>, forward_tiles<double, true>,
+                          forward_tiles<Half, true>, forward_tiles<BFloat16, true>},
+                         {forward_tiles<float, false>, forward_tiles<double, false>,
+                          forward_tiles<Half, false>, forward_tiles<BFloat16, false>}};
 
 }  // namespace vae_fused::cpu::VAE_FUSED_TARGET

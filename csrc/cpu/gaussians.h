@@ -77,9 +77,10 @@ class GaussianPiece {
  public:
   template <typename S>
   VAE_FUSED_ALONE void load(const Space& space, const Gaussians& of, const math::Family<T>& f,
-                            int64_t begin, int n, bool with_prior) {
+                            const Piece& piece, bool with_prior) {
+    const int n = piece.whole();
     const auto dense = [&](const Operand& operand, T* buffer) {
-      return VAE_FUSED_TARGET::load<S>(space, operand, begin, n, buffer);
+      return VAE_FUSED_TARGET::load<S>(space, operand, piece, buffer);
     };
     mu_ = dense(of.mu, mu_buffer_);
     soft_ = f.mu_soft_clamp != T(0);
@@ -90,7 +91,7 @@ class GaussianPiece {
       q_.fill(n, {T(1), T(0), T(0), T(0)});
     }
     masked_ = of.mask.data;
-    if (masked_) load_mask(space, of.mask, begin, n, mask_);
+    if (masked_) load_mask(space, of.mask, piece, mask_);
     if (!with_prior) return;
     if (of.prior_mean.data) {
       mean_ = dense(of.prior_mean, mean_buffer_);
@@ -106,9 +107,7 @@ class GaussianPiece {
     }
   }
 
-  VAE_FUSED_HD math::Posterior<T> posterior(int j) const {
-    return {mu_[j], T(1), q_.at(j), T(0)};
-  }
+  VAE_FUSED_HD math::Posterior<T> posterior(int j) const { return {mu_[j], T(1), q_.at(j), T(0)}; }
 
   VAE_FUSED_HD math::Prior<T> prior(int j) const {
     const math::Scale<T> p = p_.at(j);

@@ -1,5 +1,5 @@
-// Normals of a key, made by vectors as wide as the machine's, in functions for each instruction set:
-// normals `index` to `index + n` of the stream, and normals `indices[0]`, `indices[1]`, ...
+// Normals of a key, made by vectors as wide as the machine's, in functions for each instruction
+// set: normals `index` to `index + n` of the stream, and normals `indices[0]`, `indices[1]`, ...
 #pragma once
 
 #include "cpu/capability.h"

@@ -27,6 +27,22 @@ namespace {
 // in the nearest cache, of 32 KiB.
 constexpr int kPiece = 512;
 
+// The arithmetic goes through whole vectors, whatever lies behind the last element: what a compiler
+// makes of the rest of a loop may round otherwise, and bits would depend on where a row begins.
+constexpr int kLanes = 16;  // of the widest vector
+
+struct Piece {
+  int64_t begin;
+  int n;
+
+  VAE_FUSED_HD int whole() const { return (n + kLanes - 1) / kLanes * kLanes; }
+};
+
+template <typename T>
+VAE_FUSED_HD void pad(const Piece& piece, T* buffer) {
+  for (int j = piece.n; j < piece.whole(); ++j) buffer[j] = T(0);
+}
+
 using math::arithmetic_t;
 using math::BFloat16;
 using math::Half;
@@ -36,20 +52,20 @@ using math::widen;
 // Calls run(position in the tile, offset in the tensor, stride, length) for each run of the flat
 // elements [begin, begin + n).
 template <typename Run>
-VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, int64_t begin, int n,
+VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, const Piece& piece,
                                const Run& run) {
   const int inner = space.ndim - 1;
   int64_t coordinate[kMaxDims];
-  int64_t offset = 0;
+  int64_t offset = 0, element = piece.begin;
   for (int d = inner; d >= 0; --d) {
-    const int64_t outer = begin / space.by_size[d];
-    coordinate[d] = begin - outer * space.size[d];
-    begin = outer;
+    const int64_t outer = element / space.by_size[d];
+    coordinate[d] = element - outer * space.size[d];
+    element = outer;
     offset += coordinate[d] * stride[d];
   }
-  for (int position = 0; position < n;) {
+  for (int position = 0; position < piece.n;) {
     const int64_t rest = space.size[inner] - coordinate[inner];
-    const int length = rest < n - position ? static_cast<int>(rest) : n - position;
+    const int length = rest < piece.n - position ? static_cast<int>(rest) : piece.n - position;
     run(position, offset, stride[inner], length);
     position += length;
     coordinate[inner] += length;
@@ -65,13 +81,12 @@ VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, int64_
 // Whether the tensor's memory is already what the arithmetic works on. Then nothing is moved: the
 // copies would be a quarter of the forward kernel's time.
 template <typename S>
-VAE_FUSED_HD bool in_place(const Operand& operand) {
-  return std::is_same_v<S, arithmetic_t<S>> && operand.linear;
+VAE_FUSED_HD bool in_place(const Operand& operand, const Piece& piece) {
+  return std::is_same_v<S, arithmetic_t<S>> && operand.linear && piece.n == piece.whole();
 }
 
 template <typename S, typename T>
-VAE_FUSED_ALONE void copy_in(const Space& space, const Operand& operand, int64_t begin, int n,
-                             T* buffer) {
+VAE_FUSED_ALONE void copy_in(const Space& space, const Operand& operand, Piece piece, T* buffer) {
   const S* const data = static_cast<const S*>(operand.data);
   const auto copy = [&](int at, int64_t offset, int64_t step, int len) {
     if (step == 1) {
@@ -80,11 +95,16 @@ VAE_FUSED_ALONE void copy_in(const Space& space, const Operand& operand, int64_t
       for (int j = 0; j < len; ++j) buffer[at + j] = widen(data[offset + j * step]);
     }
   };
-  operand.linear ? copy(0, begin, 1, n) : for_each_run(space, operand.stride, begin, n, copy);
+  if (operand.linear) {
+    copy(0, piece.begin, 1, piece.n);
+  } else {
+    for_each_run(space, operand.stride, piece, copy);
+  }
+  pad(piece, buffer);
 }
 
 template <typename S, typename T>
-VAE_FUSED_ALONE void copy_out(const Space& space, const Operand& operand, int64_t begin, int n,
+VAE_FUSED_ALONE void copy_out(const Space& space, const Operand& operand, Piece piece,
                               const T* buffer) {
   S* const data = static_cast<S*>(operand.data);
   const auto copy = [&](int at, int64_t offset, int64_t step, int len) {
@@ -94,39 +114,46 @@ VAE_FUSED_ALONE void copy_out(const Space& space, const Operand& operand, int64_
       for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j * step]);
     }
   };
-  operand.linear ? copy(0, begin, 1, n) : for_each_run(space, operand.stride, begin, n, copy);
+  if (operand.linear) {
+    copy(0, piece.begin, 1, piece.n);
+  } else {
+    for_each_run(space, operand.stride, piece, copy);
+  }
 }
 
-VAE_FUSED_ALONE void load_mask(const Space& space, const Operand& operand, int64_t begin, int n,
+VAE_FUSED_ALONE void load_mask(const Space& space, const Operand& operand, Piece piece,
                                uint8_t* out) {
   const uint8_t* const data = static_cast<const uint8_t*>(operand.data);
-  for_each_run(space, operand.stride, begin, n, [&](int at, int64_t offset, int64_t step, int len) {
+  for_each_run(space, operand.stride, piece, [&](int at, int64_t offset, int64_t step, int len) {
     for (int j = 0; j < len; ++j) out[at + j] = data[offset + j * step];
   });
+  pad(piece, out);
 }
 
 // The values of a piece: in the tensor itself, or brought into the buffer.
 template <typename S, typename T>
-VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, int64_t begin, int n,
+VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Piece& piece,
                            T* buffer) {
-  if (in_place<S>(operand)) return static_cast<const T*>(operand.data) + begin;
-  copy_in<S>(space, operand, begin, n, buffer);
+  if (in_place<S>(operand, piece)) return static_cast<const T*>(operand.data) + piece.begin;
+  copy_in<S>(space, operand, piece, buffer);
   return buffer;
 }
 
 // Where to compute the values of a piece: in the tensor itself, or in the buffer, which is also for
 // those that nobody wants.
 template <typename S, typename T>
-VAE_FUSED_HD T* target(const Operand& operand, int64_t begin, T* buffer) {
-  if (operand.data && in_place<S>(operand)) return static_cast<T*>(operand.data) + begin;
+VAE_FUSED_HD T* target(const Operand& operand, const Piece& piece, T* buffer) {
+  if (operand.data && in_place<S>(operand, piece)) {
+    return static_cast<T*>(operand.data) + piece.begin;
+  }
   return buffer;
 }
 
 // Puts what was computed at `target` into the tensor, if there is one.
 template <typename S, typename T>
-VAE_FUSED_HD void store(const Space& space, const Operand& operand, int64_t begin, int n,
+VAE_FUSED_HD void store(const Space& space, const Operand& operand, const Piece& piece,
                         const T* values) {
-  if (operand.data && !in_place<S>(operand)) copy_out<S>(space, operand, begin, n, values);
+  if (operand.data && !in_place<S>(operand, piece)) copy_out<S>(space, operand, piece, values);
 }
 
 // The values of a sample.
@@ -142,30 +169,30 @@ constexpr int64_t kLongRun = 32;
 // The normals of a piece whose indices are not all in order. A call makes them by the hundred: runs
 // that are shorter, or not in order, go together.
 template <typename T>
-VAE_FUSED_ALONE void fill_runs(const Space& space, const Key& key, int64_t first, int64_t begin,
-                               int n, T* out) {
+VAE_FUSED_ALONE void fill_runs(const Space& space, const Key& key, int64_t first, Piece piece,
+                               T* out) {
   const int inner = space.ndim - 1;
   const bool long_runs = space.noise_stride[inner] == 1 && space.size[inner] >= kLongRun;
   uint64_t indices[kPiece];
-  for_each_run(space, space.noise_stride, begin, n,
-               [&](int at, int64_t index, int64_t step, int len) {
-                 if (long_runs) return fill(key, first + index, len, out + at);
-                 for (int j = 0; j < len; ++j) indices[at + j] = first + index + j * step;
-               });
-  if (!long_runs) fill_at(key, indices, n, out);
+  for_each_run(space, space.noise_stride, piece, [&](int at, int64_t index, int64_t step, int len) {
+    if (long_runs) return fill(key, first + index, len, out + at);
+    for (int j = 0; j < len; ++j) indices[at + j] = first + index + j * step;
+  });
+  if (!long_runs) fill_at(key, indices, piece.n, out);
 }
 
 // The noise of a piece and a sample: explicit, or regenerated from the key.
 template <typename S, typename T>
 VAE_FUSED_HD const T* load_noise(const Space& space, const Sampled& eps, const Key& key,
-                                 int64_t sample, int64_t begin, int n, T* buffer) {
-  if (eps.data) return load<S>(space, of_sample<S>(eps, sample), begin, n, buffer);
+                                 int64_t sample, const Piece& piece, T* buffer) {
+  if (eps.data) return load<S>(space, of_sample<S>(eps, sample), piece, buffer);
   const int64_t first = sample * space.rows * space.cols;
   if (space.noise_linear) {
-    fill(key, first + begin, n, buffer);
+    fill(key, first + piece.begin, piece.n, buffer);
   } else {
-    fill_runs(space, key, first, begin, n, buffer);
+    fill_runs(space, key, first, piece, buffer);
   }
+  pad(piece, buffer);
   return buffer;
 }
 
