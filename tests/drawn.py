@@ -329,9 +329,19 @@ ROUNDING = {F64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2.0**-6, torch.floa
 
 
 def tolerance(call: Drawn, name: str, value: Tensor) -> float:
-    """A gradient of an expanded leaf sums n roundings, and so does a KL: sqrt(n) times as much."""
+    """A gradient of an expanded leaf sums n roundings, and so does a KL: sqrt(n) times as much.
+
+    Of its summands, which may cancel: the unit of such a gradient is the largest of all of them.
+    Those of a KL from a sample are themselves sums that cancel: of the sample's part and the KL's.
+    """
     wide = value.dtype if name == "kl" else call.dtype
-    return ROUNDING[wide] * math.sqrt(_summed(call, name))
+    parts = 4 if call.function == "sampled_kl" else 1
+    return parts * ROUNDING[wide] * math.sqrt(_summed(call, name))
+
+
+def is_sum(call: Drawn, name: str) -> bool:
+    """Whether a gradient is a sum over elements."""
+    return name.startswith("grad_") and _summed(call, name) > 1
 
 
 def _summed(call: Drawn, name: str) -> int:

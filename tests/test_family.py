@@ -208,6 +208,75 @@ def test_the_gradient_of_a_soft_clamp_does_not_cancel(create_graph, device):
     assert relative(grad.detach(), 2 / torch.cosh(x.detach().double()) ** 2) < 2e-5
 
 
+FAR = {  # raw scales of q whose sigma leaves the range of float32, where ln sigma^2 does not
+    "logvar": (-200.0, -176.0, 178.0, 200.0),
+    "logstd": (-100.0, -88.0, 89.0, 100.0),
+    "softplus": (-200.0, -104.0, -88.0),
+    "sigmoid2": (-300.0, -177.0),
+}
+
+
+@pytest.mark.parametrize("module", [vf, vf.reference])
+@pytest.mark.parametrize("kind", FAR)
+def test_sigma_and_tau_may_leave_the_range_of_float32(kind, module, device):
+    """Their quotient does not; and mu is the prior's mean, or far from it for so small a sigma."""
+    near = torch.tensor([-3.0, -0.5, 0.0, 1e-3, 2.0])
+    raw = torch.tensor(FAR[kind]).repeat_interleave(len(near))
+    raws = {"raw": raw, "prior": (raw + near.repeat(len(FAR[kind])))}
+    results = []
+    for dtype, function in ((torch.float32, module), (F64, vf.reference)):
+        leaves = {k: v.to(device, dtype).requires_grad_() for k, v in raws.items()}
+        mu = torch.zeros_like(leaves["raw"]).requires_grad_()
+        prior = vf.Prior(mu.detach().clone().requires_grad_(), leaves["prior"], kind)
+        kl = function.gaussian_kl(mu, leaves["raw"], scale=kind, prior=prior, reduction="none")
+        grads = torch.autograd.grad(kl.sum(), [mu, prior.mean, *leaves.values()])
+        results.append([kl.detach().double(), *(g.double() for g in grads)])
+    for got, truth in zip(*results, strict=True):
+        # The logarithms' difference is rounded in units of their size.
+        torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("module", [vf, vf.reference])
+@pytest.mark.parametrize(
+    ("scale", "raw"),
+    [
+        (vf.Scale(clamp=(None, 150.0)), 160.0),
+        (vf.Scale(clamp=(None, 190.0)), 200.0),
+        (vf.Scale("logstd", clamp=(None, 100.0)), 101.0),
+        (vf.Scale("logstd", clamp=(None, 100.0), var_floor=1e-3), 101.0),
+        (vf.Scale("std", clamp=(0.0, 1.0)), -0.5),
+        (vf.Scale("var", clamp=(0.0, 1.0)), -0.5),
+    ],
+    ids=str,
+)
+def test_beyond_a_clamp_not_even_an_infinite_gradient_passes(
+    scale, raw, module, create_graph, device
+):
+    mu = torch.ones(1, device=device, requires_grad=True)
+    raw = torch.tensor([raw], device=device, requires_grad=True)
+    z, kl = module.reparameterize_kl(mu, raw, scale=scale, eps=torch.ones(1, device=device))
+    for value in (z.sum(), kl):
+        (grad,) = torch.autograd.grad(value, raw, create_graph=create_graph, retain_graph=True)
+        assert grad.item() == 0.0
+    prior = vf.Prior(mu, raw, scale)
+    (grad,) = torch.autograd.grad(module.gaussian_kl(mu, mu, prior=prior), raw)
+    assert grad.item() == 0.0
+
+
+@pytest.mark.parametrize("module", [vf, vf.reference])
+def test_a_floor_of_the_variance_does_not_square_a_large_sigma(module, device):
+    scale = vf.Scale(var_floor=1e-3)
+    raw = torch.tensor([80.0, 86.0, 88.0, 100.0, 150.0, 176.0], device=device, requires_grad=True)
+    mu = torch.zeros_like(raw)
+    z = module.reparameterize(mu, raw, scale=scale, eps=torch.ones_like(raw))
+    (grad,) = torch.autograd.grad(z.sum(), raw)
+    torch.testing.assert_close(z, torch.exp(0.5 * raw), rtol=2e-6, atol=0.0)
+    torch.testing.assert_close(grad, 0.5 * torch.exp(0.5 * raw), rtol=4e-6, atol=0.0)
+    kl = module.gaussian_kl(mu, raw, scale=scale, reduction="none", prior=vf.Prior(0.0, raw))
+    torch.testing.assert_close(kl, torch.zeros_like(kl), rtol=0.0, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 @pytest.mark.parametrize("name", SCALES)
 def test_the_kl_from_itself_is_zero_and_never_negative(name, dtype, device):

@@ -264,23 +264,15 @@ def test_only_what_requires_grad_gets_one(needs, device):
 @pytest.mark.parametrize("module", [vf, vf.reference])
 def test_what_depends_on_no_gradient_needs_none(module, device):
     """A decoder sends none back through z, then."""
-    mu, logvar, eps, mean, prior = random(5, 3, 4, device=device).unbind()
-
-    def needs(name, **noise):
-        used = {"mu": mu, "logvar": logvar, "eps": eps, "mean": mean, "prior": prior}
-        used[name] = used[name].clone().requires_grad_()
-        noise = noise or {"eps": used["eps"]}
-        p = vf.Prior(used["mean"], used["prior"])
-        out = module.reparameterize_kl(used["mu"], used["logvar"], prior=p, **noise)
-        packed = torch.cat([used["mu"], used["logvar"]], -1)
-        moments = module.reparameterize_kl_moments(packed, dim=-1, prior=p, **noise)
-        assert [t.requires_grad for t in moments] == [t.requires_grad for t in out]
-        return [t.requires_grad for t in out]
-
-    for noise in ({}, {"key": make_key(1, device=device)}, {"generator": None}):
-        assert needs("mu", **noise) == needs("logvar", **noise) == [True, True]
-        assert needs("mean", **noise) == needs("prior", **noise) == [False, True]
-    assert needs("eps") == [True, False]
+    for used, needs in {"q": (True, True), "eps": (True, False), "p": (False, True)}.items():
+        q, eps, p = (random(3, 4, device=device).requires_grad_(name == used) for name in
+                     ("q", "eps", "p"))  # fmt: skip
+        for noise in [{"eps": eps}] if used == "eps" else [{}, {"key": make_key(1, device=device)}]:
+            options = {"prior": vf.Prior(0.0, p), **noise}
+            out = module.reparameterize_kl(q.detach(), q, **options)
+            packed = module.reparameterize_kl_moments(torch.cat([q, q]), dim=0, **options)
+            assert tuple(t.requires_grad for t in out) == needs
+            assert tuple(t.requires_grad for t in packed) == needs
 
 
 def test_mu_and_logvar_may_be_one_tensor(device):

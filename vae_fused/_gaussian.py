@@ -69,8 +69,23 @@ class Gaussian:
 
     @property
     def sigma(self) -> Tensor:
+        return self._sigma_of(self.x)
+
+    @property
+    def divisor(self) -> Tensor:
+        """Sigma within the normal numbers: nothing divided by it is nothing, and so its gradient.
+
+        An exponential is bounded before it is taken: behind it a gradient would be 0 * inf.
+        """
+        info, x = torch.finfo(self.x.dtype), self.x
+        if self.scale.kind in ("logvar", "logstd"):
+            most = 0.999 * math.log(info.max)
+            x = clamped(x, None, 2.0 * most if self.scale.kind == "logvar" else most)
+        return clamped(self._sigma_of(x), info.tiny)
+
+    def _sigma_of(self, x: Tensor) -> Tensor:
         scale = self.scale
-        sigma = _SIGMA[scale.kind](self.x, scale.beta)
+        sigma = _SIGMA[scale.kind](x, scale.beta)
         if scale.var_floor > 0.0:  # of the square of sigma, which would overflow before
             sigma = torch.hypot(sigma, sigma.new_full((), math.sqrt(scale.var_floor)))
         return sigma + scale.std_floor if scale.std_floor > 0.0 else sigma
@@ -150,20 +165,24 @@ def _relative(q: Gaussian, p: Gaussian | None) -> tuple[Tensor, Tensor]:
     """``d = (mu - m) / tau`` and ``x = ln sigma^2 - ln tau^2``."""
     if p is None:
         return q.mean, q.log_variance
-    return (q.mean - p.mean) / p.sigma, q.log_variance - p.log_variance
+    return (q.mean - p.mean) / p.divisor, q.log_variance - p.log_variance
 
 
 def _growth(x: Tensor, q: Gaussian, p: Gaussian | None) -> Tensor:
     """e^x - 1 as :class:`_Excess` takes it: right for |x| > 1, and a value without gradient.
 
     Where x comes from a sigma, e^x would magnify the rounding of the logarithm: there it is r^2 - 1
-    with r = sigma / tau. But where both of these under- or overflow, only x can tell.
+    with r = sigma / tau. But where one of these leaves the normal range, only x can tell.
     """
     growth = torch.expm1(x.detach())
     if q.is_exponential and (p is None or p.is_exponential):
         return growth
-    ratio = (q.sigma if p is None else q.sigma / p.sigma).detach()
-    return torch.where(ratio.isnan(), growth, ratio * ratio - 1.0)
+    sigma = q.sigma.detach()
+    tau = torch.ones_like(sigma) if p is None else p.sigma.detach()
+    smallest = torch.finfo(sigma.dtype).tiny
+    low, high = torch.minimum(sigma, tau), torch.maximum(sigma, tau)
+    direct = (low > smallest) & (high < 1.0 / smallest)
+    return torch.where(direct, (sigma / tau) ** 2 - 1.0, growth)
 
 
 class _Excess(torch.autograd.Function):

@@ -1,17 +1,17 @@
-// A tile's Gaussians of the general family: posterior and prior on dense buffers, a stage at a
+// A piece's Gaussians of the general family: posterior and prior on dense buffers, a stage at a
 // time, so that each loop is a plain vectorisable one with nothing to decide in it.
 #pragma once
 
 #include "cpu/tile.h"
-#include "math/gaussian.h"
 
-namespace vae_fused::cpu {
+namespace vae_fused::cpu::VAE_FUSED_TARGET {
+namespace {
 
 // The derivatives are backward's alone.
 template <typename T, bool kDerivatives>
-struct ScaleTile {
-  alignas(64) T sigma[kTile], x[kTile];
-  alignas(64) T dsigma[kDerivatives ? kTile : 1], dx[kDerivatives ? kTile : 1];
+struct ScalePiece {
+  alignas(64) T sigma[kPiece], x[kPiece];
+  alignas(64) T dsigma[kDerivatives ? kPiece : 1], dx[kDerivatives ? kPiece : 1];
 
   VAE_FUSED_HD void set(int j, const math::Scale<T>& s) {
     sigma[j] = s.sigma;
@@ -27,69 +27,70 @@ struct ScaleTile {
     return {sigma[j], x[j], T(0), T(0)};
   }
 
-  VAE_FUSED_HD void fill(int n, const math::Scale<T>& s) {
+  VAE_FUSED_ALONE void fill(int n, const math::Scale<T>& s) {
     for (int j = 0; j < n; ++j) set(j, s);
   }
 
   // `raw` may be x itself. The options by value: in memory they might be what the loops write.
-  VAE_FUSED_HD void compute(math::ScaleOptions<T> o, const T* raw, int n) {
-    const auto limit = [&](const auto& clamp) {
-      VAE_FUSED_INDEPENDENT
-      for (int j = 0; j < n; ++j) {
-        const math::Limited<T> limited = math::affine(o, clamp(raw[j]));
-        x[j] = limited.x;
-        if constexpr (kDerivatives) dx[j] = limited.dx;
-      }
-    };
-    if (o.soft_clamp != T(0)) {
-      limit([&](T r) { return math::soft_clamp(r, o.soft_clamp, o.per_soft_clamp); });
-    } else {
-      limit([&](T r) { return math::hard_clamp(r, o.low, o.high); });
-    }
+  VAE_FUSED_ALONE void compute(math::ScaleOptions<T> o, const T* raw, int n) {
+    if (o.soft_clamp != T(0)) return compute_softly(o, raw, n);
     math::with_base(o.base, [&](auto base) {
       math::with_flag(math::has_floor(o), [&](auto floored) {
-        VAE_FUSED_INDEPENDENT
-        for (int j = 0; j < n; ++j) {
-          T limited_dx = T(0);
-          if constexpr (kDerivatives) limited_dx = dx[j];
-          set(j, math::scale_of(o, decltype(base)::value, decltype(floored)::value,
-                                math::Limited<T>{x[j], limited_dx}));
-        }
+        compute_as<decltype(base)::value, decltype(floored)::value>(o, raw, n);
       });
     });
   }
-};
 
-template <typename S, bool kDerivatives>
-class GaussianTile {
-  using T = arithmetic_t<S>;
+ private:
+  template <math::ScaleBase base, bool floored>
+  VAE_FUSED_ALONE void compute_as(math::ScaleOptions<T> o, const T* raw, int n) {
+    VAE_FUSED_INDEPENDENT
+    for (int j = 0; j < n; ++j) {
+      const auto limited = math::affine(o, math::hard_clamp(raw[j], o.low, o.high));
+      set(j, math::scale_of(o, base, floored, limited));
+    }
+  }
 
- public:
-  VAE_FUSED_HD void load(const Space& space, const Gaussians& of, const math::Family<T>& f,
-                         const Tile& tile, bool with_prior) {
-    const int n = tile.n;
-    const auto dense = [&](const Operand& operand, T* buffer) {
-      return cpu::load<S>(space, operand, tile.begin, n, buffer);
-    };
-    mu_ = dense(of.mu, mu_buffer_);
-    if (f.mu_soft_clamp != T(0)) {
+  // The soft clamp is a layer of its own in front of the others.
+  VAE_FUSED_ALONE void compute_softly(math::ScaleOptions<T> o, const T* raw, int n) {
+    alignas(64) T slope[kPiece];
+    VAE_FUSED_INDEPENDENT
+    for (int j = 0; j < n; ++j) {
+      const auto limited = math::soft_clamp(raw[j], o.soft_clamp, o.per_soft_clamp);
+      x[j] = limited.x;
+      slope[j] = limited.dx;
+    }
+    o.soft_clamp = T(0);
+    compute(o, x, n);
+    if constexpr (kDerivatives) {
       VAE_FUSED_INDEPENDENT
       for (int j = 0; j < n; ++j) {
-        const auto limited = math::soft_clamp(mu_[j], f.mu_soft_clamp, f.per_mu_soft_clamp);
-        mu_buffer_[j] = limited.x;
-        if constexpr (kDerivatives) dmu_[j] = limited.dx;
+        dsigma[j] = math::chain(dsigma[j], slope[j]);
+        dx[j] = math::chain(dx[j], slope[j]);
       }
-      mu_ = mu_buffer_;
-    } else if constexpr (kDerivatives) {
-      for (int j = 0; j < n; ++j) dmu_[j] = T(1);
     }
+  }
+};
+
+template <typename T, bool kDerivatives>
+class GaussianPiece {
+ public:
+  template <typename S>
+  VAE_FUSED_ALONE void load(const Space& space, const Gaussians& of, const math::Family<T>& f,
+                            int64_t begin, int n, bool with_prior) {
+    const auto dense = [&](const Operand& operand, T* buffer) {
+      return VAE_FUSED_TARGET::load<S>(space, operand, begin, n, buffer);
+    };
+    mu_ = dense(of.mu, mu_buffer_);
+    soft_ = f.mu_soft_clamp != T(0);
+    if (soft_) clamp_mu(f.mu_soft_clamp, f.per_mu_soft_clamp, n);
     if (of.raw.data) {
       q_.compute(f.posterior, dense(of.raw, q_.x), n);
     } else {
       q_.fill(n, {T(1), T(0), T(0), T(0)});
     }
     masked_ = of.mask.data;
-    if (masked_) load_mask(space, of.mask, tile.begin, n, mask_);
+    if (masked_) load_mask(space, of.mask, begin, n, mask_);
     if (!with_prior) return;
     if (of.prior_mean.data) {
       mean_ = dense(of.prior_mean, mean_buffer_);
@@ -99,15 +100,14 @@ class GaussianTile {
     }
     if (of.prior_raw.data) {
       p_.compute(f.prior, dense(of.prior_raw, p_.x), n);
-      for (int j = 0; j < n; ++j) p_.sigma[j] = math::reciprocal(p_.sigma[j]);
+      for (int j = 0; j < n; ++j) p_.sigma[j] = math::precision_of(p_.sigma[j]);
     } else {
       p_.fill(n, {f.prior_precision, f.prior_x, T(0), T(0)});
     }
   }
 
   VAE_FUSED_HD math::Posterior<T> posterior(int j) const {
-    if constexpr (kDerivatives) return {mu_[j], dmu_[j], q_.at(j), T(0)};
-    return {mu_[j], T(0), q_.at(j), T(0)};
+    return {mu_[j], T(1), q_.at(j), T(0)};
   }
 
   VAE_FUSED_HD math::Prior<T> prior(int j) const {
@@ -115,19 +115,37 @@ class GaussianTile {
     return {mean_[j], p.sigma, p.x, p.dx};
   }
 
+  // From mu to the network's output.
+  VAE_FUSED_ALONE void chain_mu(T* grad, int n) const {
+    if (!soft_) return;
+    VAE_FUSED_INDEPENDENT
+    for (int j = 0; j < n; ++j) grad[j] *= dmu_[j];
+  }
+
   // Masked elements are nought, whatever their tensors hold.
-  VAE_FUSED_HD void mask(T* values, int n) const {
+  VAE_FUSED_ALONE void mask(T* values, int n) const {
     if (!masked_) return;
     VAE_FUSED_INDEPENDENT
     for (int j = 0; j < n; ++j) values[j] = mask_[j] ? values[j] : T(0);
   }
 
  private:
+  VAE_FUSED_ALONE void clamp_mu(T c, T per_c, int n) {
+    VAE_FUSED_INDEPENDENT
+    for (int j = 0; j < n; ++j) {
+      const auto limited = math::soft_clamp(mu_[j], c, per_c);
+      mu_buffer_[j] = limited.x;
+      if constexpr (kDerivatives) dmu_[j] = limited.dx;
+    }
+    mu_ = mu_buffer_;
+  }
+
   const T *mu_, *mean_;
-  bool masked_;
-  alignas(64) T mu_buffer_[kTile], mean_buffer_[kTile], dmu_[kDerivatives ? kTile : 1];
-  ScaleTile<T, kDerivatives> q_, p_;  // p_.sigma holds 1 / tau
-  alignas(64) uint8_t mask_[kTile];
+  bool soft_, masked_;
+  alignas(64) T mu_buffer_[kPiece], mean_buffer_[kPiece], dmu_[kDerivatives ? kPiece : 1];
+  ScalePiece<T, kDerivatives> q_, p_;  // p_.sigma holds 1 / tau
+  alignas(64) uint8_t mask_[kPiece];
 };
 
-}  // namespace vae_fused::cpu
+}  // namespace
+}  // namespace vae_fused::cpu::VAE_FUSED_TARGET

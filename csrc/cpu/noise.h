@@ -1,5 +1,5 @@
-// Normals of a key: from an index on, and at any indices. They are made by vectors as wide as the
-// machine's, in a function for each instruction set.
+// Normals of a key, made by vectors as wide as the machine's, in functions for each instruction set:
+// normals `index` to `index + n` of the stream, and normals `indices[0]`, `indices[1]`, ...
 #pragma once
 
 #include "cpu/capability.h"
@@ -20,37 +20,5 @@ VAE_FUSED_NOISE_OF(float)
 VAE_FUSED_NOISE_OF(double)
 #undef VAE_FUSED_NOISE_OF
 #undef VAE_FUSED_NOISE
-
-// Normals `index` to `index + n` of the stream.
-template <typename T>
-void fill_normals(const Key& key, uint64_t index, int n, T* out) {
-#if defined(VAE_FUSED_CPU_TARGETS)
-  switch (capability()) {
-    case Capability::kAvx512:
-      return avx512::fill(key, index, n, out);
-    case Capability::kAvx2:
-      return avx2::fill(key, index, n, out);
-    case Capability::kDefault:
-      break;
-  }
-#endif
-  baseline::fill(key, index, n, out);
-}
-
-// Normals `indices[0]`, `indices[1]`, ...
-template <typename T>
-void fill_normals_at(const Key& key, const uint64_t* indices, int n, T* out) {
-#if defined(VAE_FUSED_CPU_TARGETS)
-  switch (capability()) {
-    case Capability::kAvx512:
-      return avx512::fill_at(key, indices, n, out);
-    case Capability::kAvx2:
-      return avx2::fill_at(key, indices, n, out);
-    case Capability::kDefault:
-      break;
-  }
-#endif
-  baseline::fill_at(key, indices, n, out);
-}
 
 }  // namespace vae_fused::cpu

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
       if (given) {
         widen<C>(eps_pack, b, eps);
       } else if (used && wants_raw) {
-        normals(key, first, eps);
+        normals<S>(key, first, eps);
       } else {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) eps[j] = 0;
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
         if (given) {
           widen<C>(load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span), 0, eps);
         } else if (wants_raw) {
-          normals(key, first + s * (p.space.rows * p.space.cols), eps);
+          normals<S>(key, first + s * (p.space.rows * p.space.cols), eps);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
           const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], prior[j]),
                                                 prior[j].precision, gk[j]);
           gz[j] += adjoint.mu;
-          graw[j] += adjoint.x * q[j].scale.dx;
+          graw[j] += math::chain(adjoint.x, q[j].scale.dx);
           gmean[j] = adjoint.mean;
-          gprior[j] = adjoint.prior_x * prior[j].dx;
+          gprior[j] = math::chain(adjoint.prior_x, prior[j].dx);
           if (kAll && !step.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
         }
         if constexpr (kAll) {

@@ -104,7 +104,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
         if (given) {
           widen<C>(eps_pack, b, z);
         } else {
-          normals(key, first, z);
+          normals<S>(key, first, z);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
@@ -118,7 +118,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
             further = load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span);
             widen<C>(further, 0, z);
           } else {
-            normals(key, first + s * (p.space.rows * p.space.cols), z);
+            normals<S>(key, first + s * (p.space.rows * p.space.cols), z);
           }
           VAE_FUSED_UNROLL
           for (int j = 0; j < C; ++j) {

@@ -61,7 +61,7 @@ class GaussianStep {
     T means[C], scales[C];
     widen<C>(mu, b, means);
     widen<C>(raw, b, scales);
-    math::posterior(f, means, scales, q);
+    math::posterior<math::kCoarse<S>>(f, means, scales, q);
     if constexpr (kGeneral<F>) {
       if (!of.raw.data) {
         VAE_FUSED_UNROLL
@@ -104,42 +104,5 @@ class GaussianStep {
 
   std::conditional_t<kGeneral<F>, General, None> general{};
 };
-
-// Calls visit(S{}) with the type that the tensors of a call are stored as.
-template <typename Visit>
-cudaError_t with_storage(DType dtype, const Visit& visit) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return visit(float{});
-    case DType::kFloat64:
-      return visit(double{});
-    case DType::kFloat16:
-      return visit(math::Half{});
-    default:
-      return visit(math::BFloat16{});
-  }
-}
-
-// Calls launch(access, family) with what the kernels for this way are instantiated for.
-template <typename S, typename Launch>
-cudaError_t with_kernels(const Way& way, const math::Family<double>& family, const Launch& launch) {
-  using T = arithmetic_t<S>;
-  constexpr std::integral_constant<Access, Access::kLinear> linear;
-  constexpr std::integral_constant<Access, Access::kStrided> strided;
-  constexpr std::integral_constant<Access, Access::kPatched> patched;
-  constexpr std::integral_constant<Access, Access::kScalar> scalar;
-  const math::Plain<T> plain;
-  const auto general = math::narrowed<T>(family);
-  switch (way.access) {
-    case Access::kLinear:
-      return launch(linear, plain);
-    case Access::kStrided:
-      return way.plain ? launch(strided, plain) : launch(strided, general);
-    case Access::kPatched:
-      return way.plain ? launch(patched, plain) : launch(patched, general);
-    default:
-      return launch(scalar, general);
-  }
-}
 
 }  // namespace vae_fused::cuda

@@ -8,9 +8,11 @@
 namespace vae_fused::cuda {
 namespace {
 
-// One prior and no mask: the registers of the plain kernels do.
+// One prior and no mask: the registers of the plain kernels do, but for 16 bits, where some
+// architecture would spill.
 template <typename S>
-constexpr int kMultiBlocks = kBlocks<S, Access::kLinear, math::Plain<arithmetic_t<S>>>;
+constexpr int kMultiBlocks =
+    sizeof(S) == 2 ? 2 : kBlocks<S, Access::kLinear, math::Plain<arithmetic_t<S>>>;
 
 // The tensor that a tile is of: the last whose first tile is not behind it.
 __device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) {
@@ -57,11 +59,11 @@ struct Piece {
     T mu[C], raw[C];
     widen<C>(mu_pack, b, mu);
     widen<C>(raw_pack, b, raw);
-    math::posterior(f, mu, raw, q);
+    math::posterior<math::kCoarse<S>>(f, mu, raw, q);
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
     math::prior(f, false, mu, raw, prior);
-    normals(key, span.e + b * C, eps);
+    normals<S>(key, span.e + b * C, eps);
   }
 };
 
@@ -142,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
           const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], prior[j]),
                                                 prior[j].precision, gk);
           gz[j] += adjoint.mu;
-          graw[j] += adjoint.x * q[j].scale.dx;
+          graw[j] += math::chain(adjoint.x, q[j].scale.dx);
         }
         gz[j] *= q[j].dmu;
       }

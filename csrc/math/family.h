@@ -3,6 +3,7 @@
 // Family<double>; kernels take it in the type of their arithmetic.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "math/platform.h"
@@ -69,7 +70,7 @@ Family<T> narrowed(const Family<double>& f) {
           T(f.mu_soft_clamp),
           T(f.per_mu_soft_clamp),
           T(f.prior_mean),
-          T(f.prior_precision),
+          T(std::min(f.prior_precision, 1.0 / std::numeric_limits<T>::min())),
           T(f.prior_x),
           T(f.temperature),
           T(f.free_bits),

@@ -34,17 +34,29 @@ VAE_FUSED_HD T clip(T x) {
 VAE_FUSED_HD ExpPair<float> exponentials(float x) { return exp_pair(0.5f * clip(x)); }
 VAE_FUSED_HD ExpPair<double> exponentials(double x) { return exp_pair(0.5 * x); }
 
-template <int N, typename T>
+// Of 16 bits, on a GPU, the exponentials may be approximate, too: for |x| <= 20 the KL of an
+// element is then within 3e-6 of its size.
+template <bool coarse, typename T>
+VAE_FUSED_HD ExpPair<T> exponentials_for(T x) {
+  if constexpr (coarse && kHasApproximations) {
+    const T e = ex2_approx(T(0.7213475204444817) * x);
+    return {e, e * e};
+  } else {
+    return exponentials(x);
+  }
+}
+
+template <bool coarse = false, int N, typename T>
 VAE_FUSED_HD void posterior(const Plain<T>&, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
-    const ExpPair<T> pair = exponentials(raw[j]);
+    const ExpPair<T> pair = exponentials_for<coarse>(raw[j]);
     out[j] = {mu[j], T(1), {pair.e, raw[j], T(0.5) * pair.e, T(1)}, pair.square};
   }
 }
 
-template <int N, typename T>
+template <bool coarse = false, int N, typename T>
 VAE_FUSED_HD void posterior(const Family<T>& f, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
   VAE_FUSED_UNROLL
@@ -137,12 +149,29 @@ VAE_FUSED_HD T sample_adjoint(const F& f, T grad_z_eps, T dsigma) {
 // Prior, and the posterior in its units:
 //
 //   d = (mu - m) / tau      x = ln sigma^2 - ln tau^2      r^2 = (sigma / tau)^2 = e^x
+//
+// r^2 is the square of a quotient, where e^x would magnify the rounding of x; but where sigma or
+// tau leaves the normal range only x can tell. There 1 / tau is finite, so that d is 0 where mu is
+// m.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
 struct Prior {
   T mean, precision, x, dx;  // m, 1 / tau, ln tau^2 and its derivative
 };
+
+template <typename T>
+constexpr T kSmallest = std::numeric_limits<T>::min();  // a power of two, as is its reciprocal
+
+template <typename T>
+VAE_FUSED_HD bool in_range(T x) {
+  return x > kSmallest<T> && x < T(1) / kSmallest<T>;
+}
+
+template <typename T>
+VAE_FUSED_HD T precision_of(T tau) {
+  return reciprocal(tau < kSmallest<T> ? kSmallest<T> : tau);
+}
 
 // Without a tensor for its scale: the family's numbers.
 template <int N, typename T>
@@ -154,7 +183,7 @@ VAE_FUSED_HD void prior(const Family<T>& f, bool has_raw, const T (&mean)[N], co
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
     const Scale<T> tau = scale_of(f.prior, raw[j]);
-    out[j] = {mean[j], reciprocal(tau.sigma), tau.x, tau.dx};
+    out[j] = {mean[j], precision_of(tau.sigma), tau.x, tau.dx};
   }
 }
 
@@ -170,14 +199,14 @@ VAE_FUSED_HD Relative<T> relative(const Plain<T>&, const Posterior<T>& q, const 
 
 template <typename T>
 VAE_FUSED_HD Relative<T> relative(const Family<T>&, const Posterior<T>& q, const Prior<T>& p) {
-  const T r = q.scale.sigma * p.precision;
-  return {(q.mu - p.mean) * p.precision, q.scale.x - p.x, r * r};
+  const T sigma = q.scale.sigma, r = sigma * p.precision, x = q.scale.x - p.x;
+  const bool direct = in_range(sigma) && in_range(p.precision);
+  return {(q.mu - p.mean) * p.precision, x, direct ? r * r : exp(x)};
 }
 
 // ---------------------------------------------------------------------------------------------
 // KL( q || p ) = 1/2 ( (mu - m)^2 / tau^2 + sigma^2 / tau^2 - 1 - ln(sigma^2 / tau^2) )
-//              = 1/2 (d^2 + g(x))                                                (ibid., appendix
-//              B)
+//              = 1/2 (d^2 + g(x))                                    (ibid., appendix B)
 //
 // Two terms that are each non-negative: the KL cannot come out negative.
 //

@@ -5,6 +5,10 @@
 //   float   4 normals a block: (u1, u2) = (w0, w1), then (w2, w3);  u = 2^-32 w + 2^-33
 //   double  2 normals a block: u1 = (w0, w1), u2 = (w2, w3);        u = 2^-32 w + 2^-64 w' + 2^-65
 //
+// Of 16 bits, on a GPU, r and t may be approximate: normals within 1e-5 of the others. The
+// hardware's logarithm has no digit left near u1 = 1; there -2 ln u1 = 2f + f^2 + ..., f = 1 - u1,
+// and below f = 2^-8 that is all there is.
+//
 // Element i of a tensor is normal i % n of block i / n, n = kNormalsPerBlock. 16-bit types draw in
 // float. The half-step keeps u1 above 0, so r is at most sqrt(66 ln 2) = 6.76 (float), 9.49
 // (double).
@@ -18,11 +22,32 @@ namespace vae_fused::math {
 template <typename T>
 constexpr int kNormalsPerBlock = sizeof(T) == 8 ? 2 : 4;
 
-template <typename T>
+template <bool coarse, typename T>
+VAE_FUSED_HD T radius(T u) {
+  if constexpr (coarse && kHasApproximations) {
+    const T f = T(1) - u, far = T(-1.3862943611198906) * lg2_approx(u);
+    return sqrt_approx(f < T(0x1p-8) ? f * (T(2) + f) : far);
+  } else {
+    return sqrt(T(-2) * log(u));
+  }
+}
+
+template <bool coarse, typename T>
+VAE_FUSED_HD void direction(T u, T& s, T& c) {
+  if constexpr (coarse && kHasApproximations) {
+    const T t = T(6.283185307179586) * u;
+    s = sin_approx(t);
+    c = cos_approx(t);
+  } else {
+    sincos_turns(u, s, c);
+  }
+}
+
+template <bool coarse, typename T>
 VAE_FUSED_HD void box_muller(T u1, T u2, T& first, T& second) {
-  const T r = sqrt(T(-2) * log(u1));
+  const T r = radius<coarse>(u1);
   T s, c;
-  sincos_turns(u2, s, c);
+  direction<coarse>(u2, s, c);
   first = r * c;
   second = r * s;
 }
@@ -39,10 +64,10 @@ VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
          (static_cast<double>(w_low) * (kStep * kStep) + kStep * kStep * 0.5);
 }
 
-template <typename W, typename F>
+template <bool coarse = false, typename W, typename F>
 VAE_FUSED_HD void normals(const Words<W>& words, F (&out)[4]) {
-  box_muller(uniform(words.w[0]), uniform(words.w[1]), out[0], out[1]);
-  box_muller(uniform(words.w[2]), uniform(words.w[3]), out[2], out[3]);
+  box_muller<coarse>(uniform(words.w[0]), uniform(words.w[1]), out[0], out[1]);
+  box_muller<coarse>(uniform(words.w[2]), uniform(words.w[3]), out[2], out[3]);
 }
 
 // The two words that make normal number r, of the four.
@@ -53,16 +78,18 @@ VAE_FUSED_HD void words_of_pair(const Words<W>& words, W r, W& first, W& second)
   second = words.w[1] ^ ((words.w[1] ^ words.w[3]) & later);
 }
 
+template <bool coarse = false>
 VAE_FUSED_HD void normals(const Words<uint32_t>& words, double (&out)[2]) {
-  box_muller(uniform(words.w[0], words.w[1]), uniform(words.w[2], words.w[3]), out[0], out[1]);
+  box_muller<coarse>(uniform(words.w[0], words.w[1]), uniform(words.w[2], words.w[3]), out[0],
+                     out[1]);
 }
 
 // Normal number `index` of the stream of (seed, offset), alone.
-template <typename T>
+template <typename T, bool coarse = false>
 VAE_FUSED_HD T normal_at(uint64_t seed, uint64_t offset, uint64_t index) {
   constexpr int n = kNormalsPerBlock<T>;
   T block[n];
-  normals(philox(seed, offset + index / n), block);
+  normals<coarse>(philox(seed, offset + index / n), block);
   T value = block[0];
   for (int j = 1; j < n; ++j) value = index % n == static_cast<uint64_t>(j) ? block[j] : value;
   return value;

@@ -8,6 +8,7 @@
 //   bits, real         reinterpretation between float and uint32_t
 //   cvt_...            conversions of 16-bit types, where the machine has an instruction for them
 //   ..._libm           the platform's double precision functions
+//   ..._approx         the hardware's own approximations of float functions, where it has them
 #pragma once
 
 #include <cmath>
@@ -140,6 +141,47 @@ VAE_FUSED_HD float sqrt_any_libm(float x) {
   return ::sqrtf(x);
 #endif
 }
+
+// The hardware's approximations, an instruction each (two for sine and cosine), for results that
+// are rounded to 16 bits. Their documented errors (PTX ISA, floating point instructions):
+//
+//   ex2   2^-22 relative           lg2   2^-22 absolute in [1/2, 2], else relative
+//   sqrt  2^-23 relative           sin, cos   2^-20.5 absolute in [-2 pi, 2 pi]
+//
+// The emulated device errs as much, downwards.
+#if defined(__CUDA_ARCH__)
+constexpr bool kHasApproximations = true;
+#define VAE_FUSED_APPROXIMATION(name)                        \
+  VAE_FUSED_HD float name##_approx(float x) {                \
+    float y;                                                 \
+    asm(#name ".approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); \
+    return y;                                                \
+  }
+VAE_FUSED_APPROXIMATION(ex2)
+VAE_FUSED_APPROXIMATION(lg2)
+VAE_FUSED_APPROXIMATION(sqrt)
+VAE_FUSED_APPROXIMATION(sin)
+VAE_FUSED_APPROXIMATION(cos)
+#undef VAE_FUSED_APPROXIMATION
+#else
+#if defined(VAE_FUSED_EMULATOR)
+constexpr bool kHasApproximations = true;
+#else
+constexpr bool kHasApproximations = false;
+#endif
+inline float with_relative_error(float y, float error) { return y * (1.0f - error); }
+inline float with_absolute_error(float y, float error) { return std::floor(y / error) * error; }
+
+inline float ex2_approx(float x) { return with_relative_error(std::exp2(x), 0x1p-22f); }
+inline float lg2_approx(float x) {
+  const float y = std::log2(x);
+  return x >= 0.5f && x <= 2.0f ? with_absolute_error(y, 0x1p-22f)
+                                : with_relative_error(y, 0x1p-22f);
+}
+inline float sqrt_approx(float x) { return with_relative_error(std::sqrt(x), 0x1p-23f); }
+inline float sin_approx(float x) { return with_absolute_error(std::sin(x), 6.743496e-7f); }
+inline float cos_approx(float x) { return with_absolute_error(std::cos(x), 6.743496e-7f); }
+#endif
 
 // sin and cos of 2 pi u. CUDA's sincos has a slow path with a stack frame, for arguments that never
 // occur here; its sincospi has not, and saves the rounding of the angle besides.

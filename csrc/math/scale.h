@@ -33,6 +33,12 @@ struct Limited {
   T x, dx;
 };
 
+// outer * inner, and nothing where inner is: beyond a clamp not even an infinite derivative passes.
+template <typename T>
+VAE_FUSED_HD T chain(T outer, T inner) {
+  return inner == T(0) ? T(0) : outer * inner;
+}
+
 template <typename T>
 VAE_FUSED_HD Limited<T> soft_clamp(T raw, T c, T per_c) {
   const Tanh<T> t = tanh(raw * per_c);
@@ -79,7 +85,12 @@ VAE_FUSED_HD Limited<T> limit(const ScaleOptions<T>& o, T raw) {
 // result, in the square where there is no root to spoil it:
 //
 //   sigma' = s' s / sqrt(s^2 + v)      (ln sigma^2)' = 2 sigma' / sigma
+//
+// A large s absorbs v, long before its square overflows.
 // ---------------------------------------------------------------------------------------------
+
+template <typename T>
+constexpr T kAbsorbs = sizeof(T) == 8 ? T(0x1p+300) : T(0x1p+60);
 
 template <typename T>
 VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
@@ -122,20 +133,21 @@ VAE_FUSED_HD Scale<T> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool fl
     ds = T(0.5) * reciprocal(s);
   }
   s = o.unit * s;
-  ds = o.unit * ds * limited.dx;
+  ds = chain(o.unit * ds, limited.dx);
   x += o.log_unit_squared;
-  dx *= limited.dx;
+  dx = chain(dx, limited.dx);
 
   const T variance = s * s + o.var_floor;
+  const bool large = s > kAbsorbs<T>;
   if (floored && o.var_floor != T(0)) {
     const T root = sqrt_any(variance);
-    ds = ds * (s * reciprocal(root));
-    s = root;
+    ds = large ? ds : ds * (s * reciprocal(root));
+    s = large ? s : root;
   }
   if (floored) s += o.std_floor;
   if (floored || base == ScaleBase::kIdentity || base == ScaleBase::kSqrt ||
       base == ScaleBase::kSoftplus) {
-    const bool squared = floored ? o.std_floor == T(0) : base == ScaleBase::kSqrt;
+    const bool squared = floored ? o.std_floor == T(0) && !large : base == ScaleBase::kSqrt;
     const T log = log_any(!squared ? s : floored ? variance : t);
     const T taken =
         (squared ? log : T(2) * log) + (squared && !floored ? o.log_unit_squared : T(0));
@@ -143,7 +155,7 @@ VAE_FUSED_HD Scale<T> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool fl
     // A negative standard deviation is none: NaN, as is its logarithm.
     if (base == ScaleBase::kIdentity && !floored) s = s < T(0) ? log : s;
     x = use ? taken : x;
-    dx = use ? T(2) * ds * reciprocal(s) : dx;
+    dx = use ? chain(T(2) * reciprocal(s), ds) : dx;
   }
   return {s, x, ds, dx};
 }

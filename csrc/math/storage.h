@@ -28,6 +28,10 @@ struct Arithmetic<double> {
 template <typename S>
 using arithmetic_t = typename Arithmetic<S>::type;
 
+// Whether what is stored has room for the errors of the hardware's approximations.
+template <typename S>
+constexpr bool kCoarse = sizeof(S) == 2;
+
 VAE_FUSED_HD float widen(float x) { return x; }
 VAE_FUSED_HD double widen(double x) { return x; }
 

@@ -2,9 +2,11 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/abs.h>
+#include <ATen/ops/clamp_min.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/expm1.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/hypot.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/log_sigmoid.h>
 #include <ATen/ops/ones_like.h>
@@ -16,8 +18,10 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <cmath>
 
+#include "math/gaussian.h"
 #include "torch/dispatch.h"
 
 namespace vae_fused {
@@ -53,6 +57,11 @@ Limited limit(const math::ScaleOptions<double>& o, const Tensor& raw) {
   return {o.gain * c.x + o.shift, o.gain * c.dx};
 }
 
+// math::chain.
+Tensor chain(const Tensor& outer, const Tensor& inner) {
+  return at::where(inner == 0.0, 0.0, outer * inner);
+}
+
 Scale scale_base(ScaleBase base, const Tensor& x) {
   switch (base) {
     case ScaleBase::kExp: {
@@ -86,14 +95,19 @@ Scale scale_base(ScaleBase base, const Tensor& x) {
 Scale scale_of(const math::ScaleOptions<double>& o, const Tensor& raw) {
   const Limited limited = limit(o, raw);
   Scale s = scale_base(o.base, limited.x);
-  s = {o.unit * s.sigma, s.x + o.log_unit_squared, o.unit * s.dsigma * limited.dx,
-       s.dx * limited.dx};
+  s = {o.unit * s.sigma, s.x + o.log_unit_squared, chain(o.unit * s.dsigma, limited.dx),
+       chain(s.dx, limited.dx)};
   if (o.var_floor == 0 && o.std_floor == 0) return s;
-  const Tensor variance = s.sigma * s.sigma + o.var_floor;
   const bool rooted = o.var_floor != 0;
-  const Tensor root = rooted ? at::sqrt(variance) : s.sigma, sigma = root + o.std_floor;
-  const Tensor dsigma = rooted ? s.dsigma * s.sigma / root : s.dsigma;
+  const Tensor root =
+      rooted ? at::hypot(s.sigma, at::full_like(s.sigma, std::sqrt(o.var_floor))) : s.sigma;
+  const Tensor sigma = root + o.std_floor;
+  const Tensor dsigma = rooted ? chain(s.sigma / root, s.dsigma) : s.dsigma;
   return {sigma, 2.0 * at::log(sigma), dsigma, 2.0 * dsigma / sigma};
+}
+
+double smallest(at::ScalarType type) {
+  return type == at::kDouble ? math::kSmallest<double> : math::kSmallest<float>;
 }
 
 // The samples' gradients add up.
@@ -147,12 +161,13 @@ std::array<Tensor, 5> differentiable_backward(const DifferentiableCall& call,
     }
     if (call.mask.defined()) g = at::where(call.mask, g, 0.0);
     Scale p;
-    Tensor mean = in(call.prior_mean, 0.0), precision = zero + f.prior_precision;
+    Tensor mean = in(call.prior_mean, 0.0),
+           precision = zero + std::min(f.prior_precision, 1.0 / smallest(wide));
     if (!mean.defined()) mean = zero + f.prior_mean;
     Tensor relative_x = q.x - f.prior_x;
     if (call.prior_raw.defined()) {
       p = scale_of(f.prior, in(call.prior_raw, 1.0));
-      precision = at::reciprocal(p.sigma);
+      precision = at::reciprocal(at::clamp_min(p.sigma, smallest(wide)));
       relative_x = q.x - p.x;
     }
     const Tensor d = (mu.x - mean) * precision;
@@ -162,9 +177,9 @@ std::array<Tensor, 5> differentiable_backward(const DifferentiableCall& call,
     }
     const Tensor toward_q = f.to_posterior * g, toward_p = f.to_prior * g;
     grad_mu = grad_mu + toward_q * d * precision;
-    grad_raw = grad_raw + 0.5 * toward_q * h * q.dx;
+    grad_raw = grad_raw + chain(0.5 * toward_q * h, q.dx);
     if (call.prior_mean.defined()) grad_mean = -toward_p * d * precision;
-    if (call.prior_raw.defined()) grad_prior = -0.5 * toward_p * (h + d * d) * p.dx;
+    if (call.prior_raw.defined()) grad_prior = chain(-0.5 * toward_p * (h + d * d), p.dx);
   }
   const auto out = [&](const Tensor& t) {
     if (!t.defined()) return t;

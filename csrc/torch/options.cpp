@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "math/scale.h"
+#include "math/gaussian.h"
 
 namespace vae_fused {
 namespace {
@@ -63,7 +63,7 @@ math::Family<double> parse_options(OptionList options) {
   f.per_mu_soft_clamp = o[18] > 0 ? 1 / o[18] : 0;
   f.prior_mean = o[19];
   const math::Scale<double> tau = math::scale_of(f.prior, o[20]);
-  f.prior_precision = 1 / tau.sigma;
+  f.prior_precision = math::precision_of(tau.sigma);
   f.prior_x = tau.x;
   f.temperature = o[21];
   f.linear = o[25] != 0;

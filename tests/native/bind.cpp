@@ -459,6 +459,16 @@ void bind_probes(py::module_& m) {
     check(probes::order(dim3(x, y, z), out.mutable_data(), &count, nullptr));
     return out;
   });
+  m.def("coarse_normals", [](uint64_t seed, py::ssize_t n) {
+    py::array_t<float> out(n);
+    probes::coarse_normals(seed, out.mutable_data(), n);
+    return out;
+  });
+  m.def("coarse_exponentials", [](Values<float> x) {
+    py::array_t<float> out({x.size(), py::ssize_t{2}});
+    probes::coarse_exponentials(x.data(), out.mutable_data(), x.size());
+    return out;
+  });
   m.def("to_half", [](Values<float> x) {
     py::array_t<uint16_t> out(x.size());
     probes::to_half(x.data(), out.mutable_data(), x.size());

@@ -125,7 +125,7 @@ def common_sources(variant: str) -> list[tuple[Path, list[str]]]:
     """The emulator (never instrumented: its scheduler is nobody's race) and the kernels."""
     emulator = ["-O2", *EMULATOR_DEFINES[variant]]
     # Small limits, so that small calls are divided among blocks in every way.
-    limits = ["-DVAE_FUSED_MAX_PARTS=4", "-DVAE_FUSED_MANY_ROWS=40"]
+    limits = ["-DVAE_FUSED_MAX_PARTS=12", "-DVAE_FUSED_MANY_ROWS=40"]
     # Device code accesses any memory in words; nvcc assumes nothing of types.
     device = ["-DVAE_FUSED_EMULATOR", "-fno-strict-aliasing"]
     kernels = ["-O1", *device, *limits, *SANITIZERS[variant]]

@@ -1,6 +1,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "math/gaussian.h"
+#include "math/normal.h"
 #include "probes.h"
 
 namespace probes {
@@ -120,6 +122,21 @@ cudaError_t early_exit(int threads, int32_t* out) {
 
 cudaError_t order(dim3 grid, uint32_t* order, uint32_t* count, cudaStream_t stream) {
   return emu::launch(order_kernel, grid, 1, 0, stream, order, count);
+}
+
+void coarse_normals(uint64_t seed, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; i += 4) {
+    float block[4];
+    vae_fused::math::normals<true>(vae_fused::math::philox(seed, i / 4), block);
+    for (int j = 0; j < 4; ++j) out[i + j] = block[j];
+  }
+}
+void coarse_exponentials(const float* x, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const auto pair = vae_fused::math::exponentials_for<true>(x[i]);
+    out[2 * i] = pair.e;
+    out[2 * i + 1] = pair.square;
+  }
 }
 
 void to_half(const float* x, uint16_t* out, int64_t n) {

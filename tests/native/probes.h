@@ -37,6 +37,11 @@ cudaError_t early_exit(int threads, int32_t* out);
 // order: the blocks' indices as they ran, [grid.x * grid.y * grid.z]; count: zero.
 cudaError_t order(dim3 grid, uint32_t* order, uint32_t* count, cudaStream_t stream);
 
+// What 16-bit kernels make of the hardware's approximations: normals [n, a multiple of 4], and
+// [e^(x / 2), e^x] of n values.
+void coarse_normals(uint64_t seed, float* out, int64_t n);
+void coarse_exponentials(const float* x, float* out, int64_t n);
+
 // Conversions of the shadow headers, on n values.
 void to_half(const float* x, uint16_t* out, int64_t n);
 void from_half(const uint16_t* x, float* out, int64_t n);

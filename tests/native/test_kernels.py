@@ -30,10 +30,11 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "long rows that are no whole vectors": ((3, 4099), (1,)),
     "one long row": ((9, 1001), (0, 1)),
     "long rows": ((3, 5000), (1,)),
-    "long rows by groups of lanes": ((12, 2050), (1,)),
+    "long rows by groups of lanes": ((8, 4100), (1,)),
     "many long rows": ((41, 2049), (1,)),
     "runs that are no whole vectors": ((3, 2049), (1,)),
     "inner kept": ((4, 6, 8), (1,)),
+    "summed channels": ((3, 16, 5, 6), (1,)),  # transposed: vectors, but not of noise
     "partly summed images": ((2, 6, 5, 8), (0, 2, 3)),
     "longer rows": ((3, 9000), (1,)),
     "outer summed": ((6, 50, 7), (0, 2)),

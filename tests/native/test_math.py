@@ -107,6 +107,26 @@ def test_normals_are_those_of_the_words(native: ModuleType) -> None:
     assert np.abs(got - expected).max() <= 4e-6
 
 
+def test_coarse_normals_are_those_of_the_words(native: ModuleType) -> None:
+    """With the hardware's documented errors; where u1 is near 1, too: r is down to 1e-3 here."""
+    n = 1 << 22
+    want = native.normals32(77, 0, 0, n).astype(np.float64)
+    assert np.hypot(want[::2], want[1::2]).min() < 1e-3
+    assert np.abs(native.probes.coarse_normals(77, n) - want).max() <= 1e-5
+
+
+def test_coarse_exponentials_are_within_their_bound(native: ModuleType) -> None:
+    """What the KL of an element makes of them: e^x - 1 - x for 1 < |x| <= 20."""
+    positive = floats_between(1.0, 20.0, 1 << 16)
+    x = np.concatenate([positive, -positive])
+    got, exact = native.probes.coarse_exponentials(x).astype(np.float64), x.astype(np.float64)
+    assert np.abs(got[:, 0] / np.exp(exact / 2) - 1).max() <= 1.5e-6
+    kl = np.exp(exact) - 1 - exact
+    assert np.abs((got[:, 1] - np.exp(exact)) / kl).max() <= 3e-6
+    ends = native.probes.coarse_exponentials(np.float32([-np.inf, np.inf, np.nan]))
+    np.testing.assert_array_equal(ends, [[0, 0], [np.inf, np.inf], [np.nan, np.nan]])
+
+
 def test_normals_in_double_are_those_of_the_words(native: ModuleType) -> None:
     seed, offset, n = 1234, 5, 1 << 12
     words = native.philox(seed, offset, n // 2).astype(np.float64)

@@ -1,0 +1,237 @@
+// How a call's tensors are accessed, and which kernel does it: decided on the host, for all tensors
+// of a call at once, so that no thread ever looks at a layout or an alignment.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "cuda/launch.cuh"
+#include "math/gaussian.h"
+#include "math/normal.h"
+#include "math/storage.h"
+#include "params.h"
+
+namespace vae_fused::cuda {
+
+using math::arithmetic_t;
+
+// How a kernel reads and writes.
+enum class Access {
+  kLinear,   // the usual call: every tensor there, contiguous and aligned; noise from the key
+  kStrided,  // vectors, too, wherever innermost runs consist of whole ones; tensors may be absent
+  kPatched,  // channels_last: memory runs across the blocks of noise, see `patch`; the same
+  kScalar,   // anything, an element at a time
+};
+
+// Kernels are instantiated for the Plain family with vectors, and for any Family with kStrided,
+// kPatched and kScalar: that one also takes what the plain ones cannot, a value broadcast along a
+// vector or no vectors at all.
+template <class F>
+constexpr bool kGeneral = false;
+template <typename T>
+constexpr bool kGeneral<math::Family<T>> = true;
+
+template <typename S, Access kAccess>
+constexpr int kVector = kAccess == Access::kScalar    ? 1
+                        : kAccess == Access::kPatched ? 2
+                                                      : 16 / sizeof(S);
+
+// Arithmetic goes through a step in chunks of a block of noise.
+template <typename S, Access kAccess>
+constexpr int kChunk = kAccess == Access::kScalar ? 1 : math::kNormalsPerBlock<arithmetic_t<S>>;
+
+template <typename S, Access kAccess>
+constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChunk<S, kAccess> : 1);
+
+// Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 80. Without a
+// bound the compiler interleaves the chunks of a 16-bit vector, takes 100, and halves the loads in
+// flight; a block more, and some architecture spills. Patches have more addresses to keep, and the
+// general family more of everything: 128 registers, which patches exceed by a dozen.
+template <typename S, Access kAccess, class F>
+constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access::kPatched ? 1 : 2)
+                        : sizeof(S) == 8 ? (kAccess == Access::kPatched ? 1 : 2)
+                        : sizeof(S) == 4 ? (kAccess == Access::kPatched ? 3 : 4)
+                                         : 3;
+
+// A tensor of a call, as far as its layout matters.
+struct Layout {
+  Operand* operand;
+  int bytes;         // of an element
+  bool written;      // else a value may be broadcast along a vector
+  int64_t step = 0;  // from a sample to the next
+
+  bool present() const { return operand->data; }
+};
+
+// Whether the innermost runs of a tensor consist of whole vectors.
+inline bool whole_runs(const Space& space, const int64_t* stride, int v) {
+  const int inner = space.ndim - 1;
+  if (stride[inner] != 1 || space.size[inner] % v != 0) return false;
+  for (int d = 0; d < inner; ++d) {
+    if (stride[d] % v != 0) return false;
+  }
+  return true;
+}
+
+inline bool aligned(const void* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % std::min<int64_t>(bytes, 16) == 0;
+}
+
+// channels_last: what is contiguous in memory (the channels, i) is not what is contiguous in the
+// noise (the pixels, m). Then the flat order becomes (..., m / c, i, c) for noise in blocks of c: a
+// step is a patch of v = 2 channels by c pixels, which takes c small vectors from memory and two
+// whole blocks of noise. Larger vectors would leave most threads of a tile without a step, and
+// exclude 16-bit latents of 4 channels. False, and nothing is changed, if the tensors are not like
+// that, or if the order of kept dimensions, which is that of the KL's rows, would change.
+inline bool patch(Space& space, const std::vector<Layout>& layouts, const void* rows, int v,
+                  int c) {
+  const auto splats = [](const Layout& l, int d) {
+    return !l.written && l.operand->stride[d] == 0;
+  };
+  const auto is_inner = [&](int d) {
+    return space.size[d] % v == 0 && std::all_of(layouts.begin(), layouts.end(), [&](Layout l) {
+             return l.operand->stride[d] == 1 || splats(l, d);
+           });
+  };
+  int i = -1, m = -1;
+  const bool no_rows = !rows && space.cols == 1;
+  int64_t covered = 1;
+  for (int d = space.ndim - 1; d >= 0; --d) {
+    covered *= space.size[d];
+    if (covered > space.cols && !no_rows) break;
+    if (is_inner(d)) i = d;
+    if (space.noise_stride[d] == 1 && space.size[d] % c == 0) m = d;
+  }
+  if (i < 0 || m < 0 || i == m || space.ndim == kMaxDims) return false;
+  for (int d = 0; d < space.ndim; ++d) {
+    if (d != m && space.noise_stride[d] % c != 0) return false;
+    for (const Layout& l : layouts) {
+      if (d != i && !splats(l, i) && l.operand->stride[d] % v != 0) return false;
+    }
+  }
+  const auto reorder = [&](int64_t (&values)[kMaxDims], int64_t outer, int64_t last) {
+    const int64_t inner = values[i];
+    int at = 0;
+    for (int d = 0; d < space.ndim; ++d) {
+      if (d != i && d != m) values[at++] = values[d];
+    }
+    values[at++] = outer;
+    values[at++] = inner;
+    values[at] = last;
+  };
+  for (const Layout& l : layouts) {
+    reorder(l.operand->stride, l.operand->stride[m] * c, l.operand->stride[m]);
+  }
+  reorder(space.noise_stride, c, 1);
+  reorder(space.size, space.size[m] / c, c);
+  ++space.ndim;
+  for (int d = 0; d < space.ndim; ++d) space.by_size[d] = divisor(space.size[d]);
+  return true;
+}
+
+// Double has vectors for the plain call alone. Elements of 8 bytes are coalesced as well as vectors
+// are, and the general family's kernels for vectors of double were a fifth of the binary: with them
+// sm_120 had 4.9 MB.
+template <typename S>
+constexpr bool kVectorsOfFamily = sizeof(S) < 8;
+
+// How to go through a call, and whether the plain kernels can.
+struct Way {
+  Access access;
+  bool plain;
+};
+
+// `layouts` are those of all tensors but the Gaussians' own. `rows` is what has a value for each
+// row: read and written in vectors where a row is an element. `usual`: the call has every tensor
+// that it can have, but noise from the key. May rewrite the space and the operands' strides: see
+// `patch`.
+template <typename S>
+Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void* rows, bool usual,
+           bool needs_noise) {
+  constexpr int v = kVector<S, Access::kStrided>, c = kChunk<S, Access::kStrided>;
+  layouts.insert(layouts.end(), {{&of.mu, sizeof(S), false},
+                                 {&of.raw, sizeof(S), false},
+                                 {&of.prior_mean, sizeof(S), false},
+                                 {&of.prior_raw, sizeof(S), false},
+                                 {&of.mask, 1, false}});
+  layouts.erase(
+      std::remove_if(layouts.begin(), layouts.end(), [](const Layout& l) { return !l.present(); }),
+      layouts.end());
+  const auto all = [&](auto predicate) {
+    return std::all_of(layouts.begin(), layouts.end(), predicate);
+  };
+  const Way scalar{Access::kScalar, false};
+  const int inner = space.ndim - 1;
+  const auto expands = [&](const Layout& l) {
+    return !l.written && std::count(l.operand->stride, l.operand->stride + space.ndim, 0) > 0;
+  };
+  if (!kVectorsOfFamily<S> && (!of.plain || std::any_of(layouts.begin(), layouts.end(), expands))) {
+    return scalar;
+  }
+  const auto splats = [&](const Layout& l) { return !l.written && l.operand->stride[inner] == 0; };
+  if (!all([&](const Layout& l) {
+        return splats(l) || aligned(l.operand->data, int64_t{l.bytes} * v);
+      })) {
+    return scalar;
+  }
+  if (space.cols == 1 && !aligned(rows, 16)) return scalar;
+  if (of.samples > 1 &&
+      (space.rows * space.cols % v != 0 || !all([](const Layout& l) { return l.step % v == 0; }))) {
+    return scalar;
+  }
+  // Where all is linear there is one dimension, which need not consist of whole vectors.
+  const auto vectors = [&](const int64_t* stride, bool linear) {
+    return space.ndim == 1 ? linear : whole_runs(space, stride, v);
+  };
+  const bool whole = space.ndim == 1 || space.size[inner] % v == 0;
+  if (whole && all([&](const Layout& l) {
+        return splats(l) || vectors(l.operand->stride, l.operand->linear);
+      }) &&
+      (!needs_noise || vectors(space.noise_stride, space.noise_linear))) {
+    const bool plain = of.plain && !std::any_of(layouts.begin(), layouts.end(), splats);
+    return {plain && usual && space.ndim == 1 ? Access::kLinear : Access::kStrided, plain};
+  }
+  constexpr int patch_v = kVector<S, Access::kPatched>, patch_c = kChunk<S, Access::kPatched>;
+  static_assert(patch_c == c);
+  if (of.samples > 1 || !patch(space, layouts, rows, patch_v, patch_c)) return scalar;
+  const bool plain =
+      of.plain && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
+  return {Access::kPatched, plain};
+}
+
+// Calls visit(S{}) with the type that the tensors of a call are stored as.
+template <typename Visit>
+cudaError_t with_storage(DType dtype, const Visit& visit) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return visit(float{});
+    case DType::kFloat64:
+      return visit(double{});
+    case DType::kFloat16:
+      return visit(math::Half{});
+    default:
+      return visit(math::BFloat16{});
+  }
+}
+
+// Calls launch(access, family) with what the kernels for this way are instantiated for.
+template <typename S, typename Launch>
+cudaError_t with_kernels(const Way& way, const math::Family<double>& family, const Launch& launch) {
+  using T = arithmetic_t<S>;
+  constexpr std::integral_constant<Access, Access::kLinear> linear;
+  constexpr std::integral_constant<Access, Access::kStrided> strided;
+  constexpr std::integral_constant<Access, Access::kPatched> patched;
+  constexpr std::integral_constant<Access, Access::kScalar> scalar;
+  const math::Plain<T> plain;
+  const auto general = math::narrowed<T>(family);
+  if (way.access == Access::kScalar) return launch(scalar, general);
+  if (way.access == Access::kLinear) return launch(linear, plain);
+  const bool patches = way.access == Access::kPatched;
+  if constexpr (kVectorsOfFamily<S>) {
+    if (!way.plain) return patches ? launch(patched, general) : launch(strided, general);
+  }
+  return patches ? launch(patched, plain) : launch(strided, plain);
+}
+
+}  // namespace vae_fused::cuda
