@@ -24,8 +24,8 @@ struct Binding {
 
 namespace space_detail {
 
-// A dimension of the space: its stride in the noise, then in each operand. Nothing of it is
-// allocated: that would take as long as the rest of a small call.
+// A dimension of the space: its stride in the noise, then in each operand. In arrays:
+// as vectors they were most of what a small call allocated.
 struct Dim {
   int64_t size;
   std::array<int64_t, 1 + kMaxBindings> strides;

@@ -147,7 +147,8 @@ class Latent : public torch::autograd::Function<Latent> {
       return {Tensor(), Tensor(), grad_h, grad_eps, grad_mean, grad_prior, Tensor()};
     }
 
-    at::AutoDispatchBelowADInplaceOrView guard;  // nothing is recorded, and that saves a detour
+    // Nothing is recorded, and autograd's fallback would box the arguments to find that out.
+    at::AutoDispatchBelowADInplaceOrView guard;
     const OptionalTensor eps = optional(saved[3]), prior_mean = optional(saved[4]),
                          prior_raw = optional(saved[5]), mask = optional(saved[6]),
                          key = optional(saved[7]);

@@ -59,6 +59,7 @@ class LatentMulti : public torch::autograd::Function<LatentMulti> {
       differentiable(saved, grads, numbers.reduction, numbers.options, result);
       return result;
     }
+    at::AutoDispatchBelowADInplaceOrView guard;  // as in Latent
     c10::List<OptionalTensor> grad_z;
     for (size_t k = 0; k < n; ++k) grad_z.push_back(dense(grads[k]));
     VAE_FUSED_OP(reparameterize_kl_multi_backward, "reparameterize_kl_multi_backward", "");
