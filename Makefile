@@ -28,14 +28,15 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo test bench budget gpu lint format clean
+.PHONY: help build demo test bench regressions budget gpu lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make build    compile and install vae_fused in $(VENV)'
 	@echo 'make demo     build, train a small VAE and draw digits.png'
 	@echo 'make test     build and run the tests'
-	@echo 'make bench    build and time a step of the latent against the usual formula'
+	@echo 'make bench    build, time the latent against what else computes it; table, JSON, figures'
+	@echo 'make regressions   build, and hold the ratios to what eager takes to their floors'
 	@echo 'make budget   of a CUDA build, record what each kernel costs; BUDGET_ARGS=--check compares'
 	@echo 'make gpu      build, and hold it to its promises on this GPU; results as JSON'
 	@echo 'make lint     ruff, mypy and clang-format, changing nothing'
@@ -74,8 +75,11 @@ demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
 	$(BIN)/python examples/train_digits.py --compare --out digits.png $(DEMO_ARGS)
 	@echo 'The figure is $(CURDIR)/digits.png'
 
-bench: $(BUILD_STAMP)
-	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
+bench: $(BUILD_STAMP) $(VENV)/.bench-requirements
+	$(BIN)/python -m benchmarks --plot $(BENCH_ARGS)
+
+regressions: $(BUILD_STAMP) $(VENV)/.test-requirements
+	$(BIN)/pytest benchmarks/test_regressions.py --benchmark-columns=median,iqr $(PYTEST_ARGS)
 
 budget: $(BUILD_STAMP)
 	$(BIN)/python benchmarks/budget.py $(or $(BUDGET_ARGS),--update)
@@ -102,4 +106,4 @@ clean:
 	rm -rf build dist *.egg-info $(VENV) .venv-none .venv-cuda
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f vae_fused/*.so vae_fused/_build_info.json digits.png
-	find csrc vae_fused tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find csrc vae_fused tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,299 @@
+"""The JSON, the table, and the comparison with an older JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import statistics
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ROOT, machine
+from benchmarks.running import COPY, Row
+
+SCHEMA = 1
+KIND = "vae_fused benchmarks"
+WIDTH = 100
+DISTURBED = 0.1  # by other work; more than this is told
+RESULTS = ROOT / "benchmarks" / "results"
+FILES = ("--json", "--compare")  # options that change nothing about what is measured
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line to repeat a run, without the names of its files."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in FILES:
+            next(words, None)
+        elif not word.startswith(tuple(f"{option}=" for option in FILES)):
+            kept.append(word)
+    return shlex.join(["python", "-m", "benchmarks", *kept])
+
+
+def new(argv: Sequence[str], device: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The head of a JSON, without results."""
+    name, dirty = machine.commit()
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "command": command(argv),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": name,
+        "dirty": dirty,
+        "machine": machine.machine(device),
+        "versions": machine.versions(),
+        "settings": settings,
+        "seconds": 0.0,
+        "results": [],
+        "training": [],
+        "not_run": {},
+    }
+
+
+def default_path(data: dict[str, Any], quick: bool) -> Path:
+    device = machine.slug(data["machine"]["device"])
+    marks = ("-quick" if quick else "") + ("-dirty" if data["dirty"] else "")
+    return RESULTS / f"bench-{device}-{data['commit'][:12]}{marks}.json"
+
+
+def others(data: dict[str, Any]) -> float:
+    """What other work took of the processors while half of the cases were timed."""
+    shares = [row["others"] or 0.0 for row in (*data["results"], *data["training"])]
+    return statistics.median(shares) if shares else 0.0
+
+
+def write(data: dict[str, Any], path: Path) -> None:
+    """The whole file anew: what is on disk is complete, whenever the run ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    text = json.dumps(data, indent=1)
+    text = re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text)  # leaves in a line
+    scratch.write_text(text + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+class NotAReport(Exception):
+    """A file that is none of these JSONs."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NotAReport(f"{path}: {error}") from error
+    if not isinstance(data, dict) or (data.get("kind"), data.get("schema")) != (KIND, SCHEMA):
+        raise NotAReport(f"{path} is not a JSON of `python -m benchmarks`, schema {SCHEMA}")
+    return data
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def duration(us: float | None) -> str:
+    """Three significant digits: '106 us', '4.10 ms'."""
+    if us is None:
+        return ""
+    for unit, scale in (("us", 1.0), ("ms", 1e3), ("s", 1e6)):
+        if us < 999.5 * scale or unit == "s":
+            value = us / scale
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{digits}f} {unit}"
+    raise AssertionError
+
+
+def number(value: float) -> str:
+    """Three significant digits, never an exponent: '0.006', '12.0', '1024'."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+
+
+def uncertainty(stat: dict[str, float]) -> str:
+    """Half the distance of the quartiles, of the median; what is more than that is no better."""
+    return f"{min(999, 50 * (stat['q3'] - stat['q1']) / stat['median']):.0f}%"
+
+
+def change(ratio: float) -> str:
+    return f"{ratio - 1:+.0%}" if ratio < 10 else f"x{ratio:.0f}"
+
+
+def head(data: dict[str, Any]) -> str:
+    m, v = data["machine"], data["versions"]
+    where = f"{m['threads']} of {m['cores']} threads, {m['cpu_capability']}"
+    if m["kind"] == "cuda":
+        where = f"compute capability {m['capability']}, driver {m['driver']}, CUDA {v['cuda']}"
+    dirty = " with changes" if data["dirty"] else ""
+    return (
+        f"{m['device']} ({where})\n"
+        f"torch {v['torch']}, vae_fused {v['vae_fused']}, commit {data['commit']}{dirty}"
+    )
+
+
+LEGEND = """\
+step: forward and backward, median; ±: half the distance of its quartiles; ratio: of the step to
+that of the first line; kept: bytes per element saved for backward; peak: bytes per element
+allocated at once; ops: {ops};
+rate: least bytes of the step per second, as a share of what a copy of them reaches"""
+ON_CPU = "operators of both passes"
+ON_CUDA = "launches of both passes; wall: steps in a row, with the host"
+
+
+def legend(kind: str) -> str:
+    return LEGEND.format(ops=ON_CUDA if kind == "cuda" else ON_CPU)
+
+
+Columns = Sequence[tuple[str, int]]  # titles and widths
+COLUMNS = (
+    ("", 26), ("step", 9), ("±", 5), ("ratio", 7), ("forward", 9), ("backward", 9), ("wall", 9),
+    ("kept", 7), ("peak", 7), ("ops", 6), ("rate", 6),
+)  # fmt: skip
+TRAINING_COLUMNS = (("", 26), ("step", 9), ("±", 5), ("ratio", 7), ("latent", 9))
+
+
+def aligned(columns: Columns, rows: Sequence[Sequence[str]]) -> list[str]:
+    """The titles, then the rows. The first cell is to the left, too long a name is cut; a column
+    that nobody fills is left out."""
+    filled = [i for i in range(1, len(columns)) if any(row[i] for row in rows)]
+    lines = []
+    for cells in ([title for title, _ in columns], *rows):
+        first = f"  {cells[0]}"[: columns[0][1] - 1].ljust(columns[0][1])
+        text = first + "".join(f"{cells[i]:>{columns[i][1]}}" for i in filled)
+        lines.append(text.rstrip()[:WIDTH])
+    return lines
+
+
+def _times(row: Row) -> list[str]:
+    times = row["times"]
+    step = times["step"]
+    return [
+        duration(step["median"]),
+        uncertainty(step),
+        number(row["ratio"]["step"]) if "ratio" in row else "",
+        duration(times["forward"]["median"]),
+        duration(times["backward"]["median"]),
+        duration(times.get("step_wall", {}).get("median")),
+    ]
+
+
+def _contender(name: str, row: Row, elements: int) -> list[str]:
+    counted = row["dispatches"]
+    operators = counted["forward"] + counted["backward"] if counted else ""
+    launched = operators if row["launches"] is None else row["launches"]
+    memory = (row["kept_bytes"], row["peak_bytes"])
+    return [
+        name,
+        *_times(row),
+        *("" if size is None else number(size / elements) for size in memory),
+        str(launched),
+        f"{row['share_of_copy']['step']:.0%}",
+    ]
+
+
+def _remarks(row: Row) -> list[str]:
+    """Whether the machine was at rest; who is wrong, and who is unable but for not being there or
+    not being meant."""
+    lines = []
+    if (row["others"] or 0.0) > DISTURBED:
+        lines.append(f"  other work took {row['others']:.0%} of the processors meanwhile")
+    lines += [f"  {name} computes wrong: {why}" for name, why in row["wrong"].items()]
+    usual = ("not installed", "for packed moments", "for GPUs")
+    lines += [f"  {n}: {why}" for n, why in row["unable"].items() if why not in usual]
+    return [text if len(text) <= WIDTH else text[: WIDTH - 3] + "..." for text in lines]
+
+
+def table(row: Row) -> str:
+    """A case: a line for each contender, one for the copy."""
+    size = f"{row['elements']:,} elements".replace(",", " ")
+    copied = row["copy"]
+    rate = f"{number(copied['gb_per_s']['step'])} GB/s"
+    cells = [_contender(n, figures, row["elements"]) for n, figures in row["contenders"].items()]
+    cells.append([f"{COPY}, {rate}", *_times(copied), "", "", "", "100%"])
+    lines = [f"{row['case']}, {size}"[:WIDTH], *aligned(COLUMNS, cells)]
+    graphs = {
+        name: figures["times"]["step_graph"]["median"]
+        for name, figures in row["contenders"].items()
+        if "step_graph" in figures["times"]
+    }
+    if graphs:
+        text = "  in a CUDA graph: " + ", ".join(f"{n} {duration(us)}" for n, us in graphs.items())
+        lines.append(text[:WIDTH])
+    return "\n".join([*lines, *_remarks(row)])
+
+
+def training_table(row: Row) -> str:
+    """A training step: what it takes with each latent, and what share of that is the latent's."""
+    kind = row["clock"]
+    cells = []
+    for name, figures in row["contenders"].items():
+        stat = figures["times"][kind]
+        ratio = number(figures["ratio"][kind]) if "ratio" in figures else ""
+        share = f"{figures['latent_share']:.0%}"
+        cells.append([name, duration(stat["median"]), uncertainty(stat), ratio, share])
+    title = f"training step, {row['training']}: {row['what']}"[:WIDTH]
+    lines = [title, *aligned(TRAINING_COLUMNS, cells)]
+    saved = row["saved_of_eager_step"]
+    if saved:
+        share, error = saved["share"], saved["standard_error"]
+        noise = ", which is noise" if abs(share) < 2 * error else ""
+        lines.append(f"  vae_fused saves {share:.1%} ± {error:.1%} of the step with eager{noise}")
+    return "\n".join([*lines, *_remarks(row)])
+
+
+def not_run(what: str, why: str) -> str:
+    return f"not run: {what}: {why}"[:WIDTH]
+
+
+def tables(data: dict[str, Any]) -> str:
+    found = [head(data), legend(data["machine"]["kind"])]
+    found += [table(row) for row in data["results"]]
+    found += [training_table(row) for row in data["training"]]
+    found += [not_run(what, why) for what, why in data["not_run"].items()]
+    return "\n\n".join(found)
+
+
+# --- comparison ----------------------------------------------------------------------------------
+
+
+def _steps(data: dict[str, Any]) -> dict[tuple[str, str], tuple[dict[str, float], float | None]]:
+    """Of each case and contender the step's time, and that as a share of eager's."""
+    found = {}
+    for row in (*data["results"], *data["training"]):
+        case = row["case"] if "case" in row else f"training {row['training']}"
+        kind, eager = row.get("clock", "step"), row["contenders"].get("eager")
+        for name, figures in row["contenders"].items():
+            other = eager and name != "eager"
+            share = figures["ratio"][kind] / eager["ratio"][kind] if other else None
+            found[case, name] = figures["times"][kind], share
+    return found
+
+
+def comparison(new: dict[str, Any], old: dict[str, Any]) -> str:
+    """Steps of both, and those over eager's, which compare between machines, too."""
+    lines = ["compared with", *(f"  {text}"[:WIDTH] for text in head(old).split("\n"))]
+    differ = [
+        f"{key}: was {old[part].get(key)}, is {new[part].get(key)}"
+        for part in ("machine", "versions")
+        for key in ("device", "threads", "torch", "compiler", "driver")
+        if old[part].get(key) != new[part].get(key)
+    ]
+    lines += [f"  {text}"[:WIDTH] for text in differ]
+    if differ:
+        lines.append("  Where these differ only the shares of eager's time compare.")
+    lines.append(f"{'case':54}{'old':>9}{'new':>9}{'change':>8}{'of eager':>16}")
+    before, after, last = _steps(old), _steps(new), ""
+    for key in [key for key in after if key in before]:
+        (was, old_share), (now, new_share) = before[key], after[key]
+        apart = now["q1"] > was["q3"] or now["q3"] < was["q1"]
+        share = ""
+        if old_share is not None and new_share is not None:
+            share = f"{number(old_share)} -> {number(new_share)}"
+        text = f"{key[0] if key[0] != last else '':<30.30} {key[1]:<23.23}"
+        text += f"{duration(was['median']):>9}{duration(now['median']):>9}"
+        text += f"{change(now['median'] / was['median']):>7}{'*' if apart else ' '}{share:>16}"
+        lines.append(text.rstrip())
+        last = key[0]
+    if not last:
+        lines.append("  nothing that both have measured")
+    return "\n".join([*lines, "* the quartiles do not overlap"])
