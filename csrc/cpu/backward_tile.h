@@ -30,29 +30,32 @@ template <bool sampled, bool with_kl, typename T>
 VAE_FUSED_ALONE void adjoint(const T* mu, const T* x, const T* gz, const T* eps, const T* gk,
                              T* gmu, T* gx, int n) {
   const math::Plain<T> f;
-  VAE_FUSED_INDEPENDENT
-  for (int j = 0; j < n; ++j) {
-    const math::ExpPair<T> pair = math::exponentials(x[j]);
-    T to_mu = gz[j], to_x = 0;
-    if constexpr (sampled) to_x = math::sample_adjoint(f, gz[j] * eps[j], T(0.5) * pair.e);
+  for (int j = 0; j < n; j += kStep<T>) {
+    const Lanes<T> m = get(mu + j), raw = get(x + j), g = get(gz + j);
+    const auto exps = math::exponentials(raw);
+    Lanes<T> to_mu = g, to_x = T(0);
+    if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), T(0.5) * exps.e);
     if constexpr (with_kl) {
-      const auto of_kl = math::kl_adjoint(f, false, {mu[j], x[j], pair.square}, T(1), gk[j]);
-      to_mu += of_kl.mu;
-      to_x += of_kl.x;
+      const math::Relative<Lanes<T>> relative{m, raw, exps.excess};
+      const auto of_kl = math::kl_adjoint(f, false, relative, Lanes<T>(T(1)), get(gk + j));
+      to_mu = to_mu + of_kl.mu;
+      to_x = to_x + of_kl.x;
     }
-    gmu[j] = to_mu;
-    gx[j] = to_x;
+    put(to_mu, gmu + j);
+    put(to_x, gx + j);
   }
 }
 
 template <typename T>
 VAE_FUSED_ALONE void noise_adjoint(const T* x, const T* gz, T* geps, int n) {
-  VAE_FUSED_INDEPENDENT
-  for (int j = 0; j < n; ++j) geps[j] = gz[j] * math::exponentials(x[j]).e;
+  for (int j = 0; j < n; j += kStep<T>) {
+    put(get(gz + j) * math::exponentials(get(x + j)).e, geps + j);
+  }
 }
 
 template <typename S, typename T>
-VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>&, const Key& key,
+VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>&,
+                                 GaussianPiece<math::Plain<T>, true>&, const Key& key,
                                  const Tile& tile, int at) {
   alignas(64) T mu_buffer[kPiece], x_buffer[kPiece], gz_buffer[kPiece], noise[kPiece], gk[kPiece];
   alignas(64) T gmu_buffer[kPiece], gx_buffer[kPiece];
@@ -67,13 +70,13 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>&,
     for (int j = 0; j < n; ++j) gz_buffer[j] = 0;
   }
   if (p.grad_eps.data) {
-    T* const geps = target<S>(p.grad_eps, piece, noise);
+    T* const geps = target<S>(p.space, p.grad_eps, piece, noise);
     noise_adjoint(x, gz, geps, n);
     store<S>(p.space, p.grad_eps, piece, geps);
   }
   if (p.grad_kl) load_grad_kl(p, tile, piece, gk);
-  T* const gmu = target<S>(p.grad_mu, piece, gmu_buffer);
-  T* const gx = target<S>(p.grad_raw, piece, gx_buffer);
+  T* const gmu = target<S>(p.space, p.grad_mu, piece, gmu_buffer);
+  T* const gx = target<S>(p.space, p.grad_raw, piece, gx_buffer);
   math::with_flag(p.grad_kl, [&](auto with_kl) {
     if (p.grad_z.data && p.grad_raw.data) {
       const T* const eps = load_noise<S>(p.space, p.eps, key, 0, piece, noise);
@@ -93,90 +96,101 @@ struct Gradients {
   T *mu, *raw, *mean, *prior;
 };
 
-template <typename T>
+// The first sample begins the sums.
+template <bool first, typename T>
 VAE_FUSED_ALONE void add(const T* x, T* to, int n) {
-  VAE_FUSED_INDEPENDENT
-  for (int j = 0; j < n; ++j) to[j] += x[j];
-}
-
-template <typename T>
-VAE_FUSED_ALONE void add_product(const T* x, const T* y, T* to, int n) {
-  VAE_FUSED_INDEPENDENT
-  for (int j = 0; j < n; ++j) to[j] += x[j] * y[j];
-}
-
-template <typename T>
-VAE_FUSED_ALONE void noise_adjoint(const GaussianPiece<T, true>& gaussians, math::Family<T> f,
-                                   const T* gz, T* geps, int n) {
-  VAE_FUSED_INDEPENDENT
-  for (int j = 0; j < n; ++j) geps[j] = f.temperature * gz[j] * gaussians.posterior(j).scale.sigma;
-}
-
-template <typename T>
-VAE_FUSED_ALONE void scale_adjoint(const GaussianPiece<T, true>& gaussians, math::Family<T> f,
-                                   T* graw, int n) {
-  VAE_FUSED_INDEPENDENT
-  for (int j = 0; j < n; ++j) {
-    graw[j] = math::sample_adjoint(f, graw[j], gaussians.posterior(j).scale.dsigma);
+  for (int j = 0; j < n; j += kStep<T>) {
+    put(first ? get(x + j) : get(to + j) + get(x + j), to + j);
   }
 }
 
-template <bool linear, typename T>
-VAE_FUSED_ALONE void add_kl_adjoint(const GaussianPiece<T, true>& gaussians, math::Family<T> f,
-                                    const T* gk, Gradients<T> g, int n) {
-  VAE_FUSED_INDEPENDENT
-  for (int j = 0; j < n; ++j) {
-    const math::Posterior<T> q = gaussians.posterior(j);
-    const math::Prior<T> prior = gaussians.prior(j);
+template <bool first, typename T>
+VAE_FUSED_ALONE void add_product(const T* x, const T* y, T* to, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const Lanes<T> product = get(x + j) * get(y + j);
+    put(first ? product : get(to + j) + product, to + j);
+  }
+}
+
+template <typename T>
+VAE_FUSED_ALONE void noise_adjoint(const GaussianPiece<math::Family<T>, true>& gaussians,
+                                   math::Family<T> f, const T* gz, T* geps, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    put(f.temperature * get(gz + j) * gaussians.posterior(j).scale.sigma, geps + j);
+  }
+}
+
+template <typename T>
+VAE_FUSED_ALONE void scale_adjoint(const GaussianPiece<math::Family<T>, true>& gaussians,
+                                   math::Family<T> f, T* graw, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    put(math::sample_adjoint(f, get(graw + j), gaussians.posterior(j).scale.dsigma), graw + j);
+  }
+}
+
+template <bool linear, bool learned, typename T>
+VAE_FUSED_ALONE void add_kl_adjoint(const GaussianPiece<math::Family<T>, true>& gaussians,
+                                    math::Family<T> f, const T* gk, Gradients<T> g, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const auto q = gaussians.posterior(j);
+    const auto prior = gaussians.prior(j);
     const auto of_kl =
-        math::kl_adjoint(f, linear, math::relative(f, q, prior), prior.precision, gk[j]);
-    g.mu[j] += of_kl.mu;
-    g.raw[j] += math::chain(of_kl.x, q.scale.dx);
-    g.mean[j] = of_kl.mean;
-    g.prior[j] = math::chain(of_kl.prior_x, prior.dx);
+        math::kl_adjoint(f, linear, math::relative(f, q, prior), prior.precision, get(gk + j));
+    put(get(g.mu + j) + of_kl.mu, g.mu + j);
+    put(get(g.raw + j) + math::chain(of_kl.x, q.scale.dx), g.raw + j);
+    if constexpr (learned) {
+      put(of_kl.mean, g.mean + j);
+      put(math::chain(of_kl.prior_x, prior.dx), g.prior + j);
+    }
   }
 }
 
 template <typename S, typename T>
-VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>& f, const Key& key,
+VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>& f,
+                                 GaussianPiece<math::Family<T>, true>& gaussians, const Key& key,
                                  const Tile& tile, int at) {
   alignas(64) T gz_buffer[kPiece], scratch[kPiece], buffers[4][kPiece];
-  GaussianPiece<T, true> gaussians;
   const Piece piece{tile.begin + at, std::min(kPiece, tile.n - at)};
   const int n = piece.whole();
-  gaussians.template load<S>(p.space, p.of, f, piece, p.grad_kl);
+  gaussians.template prepare<S>(p.space, p.of, f, piece, p.grad_kl);
   const Operand* const operands[] = {&p.grad_mu, &p.grad_raw, &p.grad_prior_mean,
                                      &p.grad_prior_raw};
   T* grads[4];
-  for (int k = 0; k < 4; ++k) {
-    grads[k] = target<S>(*operands[k], piece, buffers[k]);
-    for (int j = 0; j < n; ++j) grads[k][j] = 0;
-  }
+  for (int k = 0; k < 4; ++k) grads[k] = target<S>(p.space, *operands[k], piece, buffers[k]);
   const Gradients<T> g = {grads[0], grads[1], grads[2], grads[3]};
 
+  if (!p.grad_z.data) fill_with(T(0), g.mu, n);
+  if (!p.grad_z.data || !p.grad_raw.data) fill_with(T(0), g.raw, n);
   for (int64_t s = 0; p.grad_z.data && s < p.of.samples; ++s) {
     const T* const gz = load<S>(p.space, of_sample<S>(p.grad_z, s), piece, gz_buffer);
-    add(gz, g.mu, n);
+    s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
     if (p.grad_eps.data) {
       const Operand operand = of_sample<S>(p.grad_eps, s);
-      T* const geps = target<S>(operand, piece, scratch);
+      T* const geps = target<S>(p.space, operand, piece, scratch);
       noise_adjoint(gaussians, f, gz, geps, n);
       gaussians.mask(geps, n);
       store<S>(p.space, operand, piece, geps);
     }
     if (!p.grad_raw.data) continue;
     const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, scratch);
-    add_product(gz, eps, g.raw, n);
+    s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
   }
   if (p.grad_z.data && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
   if (p.grad_kl) {
     load_grad_kl(p, tile, piece, scratch);
     math::with_flag(f.linear, [&](auto linear) {
-      add_kl_adjoint<decltype(linear)::value>(gaussians, f, scratch, g, n);
+      math::with_flag(p.grad_prior_mean.data || p.grad_prior_raw.data, [&](auto learned) {
+        constexpr bool kLinear = decltype(linear)::value, kLearned = decltype(learned)::value;
+        add_kl_adjoint<kLinear, kLearned>(gaussians, f, scratch, g, n);
+      });
     });
+  } else {
+    fill_with(T(0), g.mean, n);
+    fill_with(T(0), g.prior, n);
   }
   gaussians.chain_mu(g.mu, n);
   for (int k = 0; k < 4; ++k) {
+    if (!operands[k]->data) continue;
     gaussians.mask(grads[k], n);
     store<S>(p.space, *operands[k], piece, grads[k]);
   }
@@ -184,9 +198,10 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
 
 template <typename S, typename Family>
 void backward_tile(const BackwardParams& p, const Family& f, const Key& key, int64_t t) {
+  GaussianPiece<Family, true> gaussians(p.of, f);
   const Tile tile = tile_at(p.space, t);
   for (int at = 0; at < tile.n; at += kPiece) {
-    backward_piece<S>(p, f, key, tile, at);
+    backward_piece<S>(p, f, gaussians, key, tile, at);
   }
 }
 

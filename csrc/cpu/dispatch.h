@@ -6,8 +6,6 @@
 #include <type_traits>
 
 #include "cpu/capability.h"
-#include "math/gaussian.h"
-#include "math/storage.h"
 #include "params.h"
 
 namespace vae_fused::cpu {

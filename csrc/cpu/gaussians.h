@@ -1,5 +1,5 @@
 // A piece's Gaussians of the general family: posterior and prior on dense buffers, a stage at a
-// time, so that each loop is a plain vectorisable one with nothing to decide in it.
+// time, so that no loop has anything to decide.
 #pragma once
 
 #include "cpu/tile.h"
@@ -13,128 +13,163 @@ struct ScalePiece {
   alignas(64) T sigma[kPiece], x[kPiece];
   alignas(64) T dsigma[kDerivatives ? kPiece : 1], dx[kDerivatives ? kPiece : 1];
 
-  VAE_FUSED_HD void set(int j, const math::Scale<T>& s) {
-    sigma[j] = s.sigma;
-    x[j] = s.x;
+  VAE_FUSED_HD void set(int j, const math::Scale<Lanes<T>>& s) {
+    put(s.sigma, sigma + j);
+    put(s.x, x + j);
     if constexpr (kDerivatives) {
-      dsigma[j] = s.dsigma;
-      dx[j] = s.dx;
+      put(s.dsigma, dsigma + j);
+      put(s.dx, dx + j);
     }
   }
 
-  VAE_FUSED_HD math::Scale<T> at(int j) const {
-    if constexpr (kDerivatives) return {sigma[j], x[j], dsigma[j], dx[j]};
-    return {sigma[j], x[j], T(0), T(0)};
+  VAE_FUSED_HD math::Scale<Lanes<T>> at(int j) const {
+    if constexpr (kDerivatives) return {get(sigma + j), get(x + j), get(dsigma + j), get(dx + j)};
+    return {get(sigma + j), get(x + j), T(0), T(0)};
   }
 
-  VAE_FUSED_ALONE void fill(int n, const math::Scale<T>& s) {
-    for (int j = 0; j < n; ++j) set(j, s);
+  VAE_FUSED_HD void fill(T sigma_everywhere, T x_everywhere) {
+    for (int j = 0; j < kPiece; j += kStep<T>) {
+      set(j, {sigma_everywhere, x_everywhere, T(0), T(0)});
+    }
   }
 
   // `raw` may be x itself. The options by value: in memory they might be what the loops write.
   VAE_FUSED_ALONE void compute(math::ScaleOptions<T> o, const T* raw, int n) {
     if (o.soft_clamp != T(0)) return compute_softly(o, raw, n);
-    math::with_base(o.base, [&](auto base) {
-      math::with_flag(math::has_floor(o), [&](auto floored) {
-        compute_as<decltype(base)::value, decltype(floored)::value>(o, raw, n);
-      });
-    });
+    if (!math::has_floor(o)) {
+      return math::with_base(o.base, [&](auto b) { compute_as<decltype(b)::value>(o, raw, n); });
+    }
+    math::with_base(o.base, [&](auto b) { compute_base<decltype(b)::value>(o, raw, n); });
+    o.var_floor != T(0) ? add_floors<true>(o, n) : add_floors<false>(o, n);
   }
 
  private:
-  template <math::ScaleBase base, bool floored>
+  template <math::ScaleBase base>
   VAE_FUSED_ALONE void compute_as(math::ScaleOptions<T> o, const T* raw, int n) {
-    VAE_FUSED_INDEPENDENT
-    for (int j = 0; j < n; ++j) {
-      const auto limited = math::affine(o, math::hard_clamp(raw[j], o.low, o.high));
-      set(j, math::scale_of(o, base, floored, limited));
+    for (int j = 0; j < n; j += kStep<T>) {
+      const auto limited = math::affine(o, math::hard_clamp(get(raw + j), o.low, o.high));
+      set(j, math::scale_of(o, base, false, limited));
+    }
+  }
+
+  // With floors, sigma without them is the raw value of a scale that is the identity. In one loop
+  // softplus' exponential and logarithm and then the logarithm of the result were a chain too long
+  // for the processor to look ahead to the next.
+  template <math::ScaleBase base>
+  VAE_FUSED_ALONE void compute_base(math::ScaleOptions<T> o, const T* raw, int n) {
+    for (int j = 0; j < n; j += kStep<T>) {
+      const auto limited = math::affine(o, math::hard_clamp(get(raw + j), o.low, o.high));
+      Lanes<T> s = o.unit * limited.x, ds = o.unit * limited.dx;
+      if constexpr (base != math::ScaleBase::kIdentity) {
+        const auto scale = math::scale_of(o, base, false, limited);
+        s = scale.sigma;
+        ds = scale.dsigma;
+      }
+      put(s, sigma + j);
+      if constexpr (kDerivatives) put(ds, dsigma + j);
+    }
+  }
+
+  template <bool rooted>
+  VAE_FUSED_ALONE void add_floors(math::ScaleOptions<T> o, int n) {
+    if constexpr (!rooted) o.var_floor = T(0);
+    o.unit = T(1);
+    for (int j = 0; j < n; j += kStep<T>) {
+      Lanes<T> ds = T(1);
+      if constexpr (kDerivatives) ds = get(dsigma + j);
+      const math::Limited<Lanes<T>> base = {get(sigma + j), ds};
+      set(j, math::scale_of(o, math::ScaleBase::kIdentity, true, base));
     }
   }
 
   // The soft clamp is a layer of its own in front of the others.
   VAE_FUSED_ALONE void compute_softly(math::ScaleOptions<T> o, const T* raw, int n) {
     alignas(64) T slope[kPiece];
-    VAE_FUSED_INDEPENDENT
-    for (int j = 0; j < n; ++j) {
-      const auto limited = math::soft_clamp(raw[j], o.soft_clamp, o.per_soft_clamp);
-      x[j] = limited.x;
-      slope[j] = limited.dx;
+    for (int j = 0; j < n; j += kStep<T>) {
+      const auto limited = math::soft_clamp(get(raw + j), o.soft_clamp, o.per_soft_clamp);
+      put(limited.x, x + j);
+      put(limited.dx, slope + j);
     }
     o.soft_clamp = T(0);
     compute(o, x, n);
     if constexpr (kDerivatives) {
-      VAE_FUSED_INDEPENDENT
-      for (int j = 0; j < n; ++j) {
-        dsigma[j] = math::chain(dsigma[j], slope[j]);
-        dx[j] = math::chain(dx[j], slope[j]);
+      for (int j = 0; j < n; j += kStep<T>) {
+        put(math::chain(get(dsigma + j), get(slope + j)), dsigma + j);
+        put(math::chain(get(dx + j), get(slope + j)), dx + j);
       }
     }
   }
 };
 
+// Plain: its loops take mu and x as they are.
+template <typename Family, bool kDerivatives>
+struct GaussianPiece {
+  VAE_FUSED_HD GaussianPiece(const Gaussians&, const Family&) {}
+};
+
 template <typename T, bool kDerivatives>
-class GaussianPiece {
+class GaussianPiece<math::Family<T>, kDerivatives> {
  public:
+  // What has no tensor is the same for all pieces of a tile.
+  VAE_FUSED_HD GaussianPiece(const Gaussians& of, const math::Family<T>& f) {
+    if (!of.raw.data) q_.fill(T(1), T(0));
+    mean_ = mean_buffer_;
+    if (!of.prior_mean.data) fill_with(f.prior_mean, mean_buffer_, kPiece);
+    if (!of.prior_raw.data) p_.fill(f.prior_precision, f.prior_x);
+  }
+
   template <typename S>
-  VAE_FUSED_ALONE void load(const Space& space, const Gaussians& of, const math::Family<T>& f,
-                            const Piece& piece, bool with_prior) {
+  VAE_FUSED_ALONE void prepare(const Space& space, const Gaussians& of, const math::Family<T>& f,
+                               const Piece& piece, bool with_prior) {
     const int n = piece.whole();
     const auto dense = [&](const Operand& operand, T* buffer) {
-      return VAE_FUSED_TARGET::load<S>(space, operand, piece, buffer);
+      return load<S>(space, operand, piece, buffer);
     };
     mu_ = dense(of.mu, mu_buffer_);
     soft_ = f.mu_soft_clamp != T(0);
     if (soft_) clamp_mu(f.mu_soft_clamp, f.per_mu_soft_clamp, n);
-    if (of.raw.data) {
-      q_.compute(f.posterior, dense(of.raw, q_.x), n);
-    } else {
-      q_.fill(n, {T(1), T(0), T(0), T(0)});
-    }
+    if (of.raw.data) q_.compute(f.posterior, dense(of.raw, q_.x), n);
     masked_ = of.mask.data;
     if (masked_) load_mask(space, of.mask, piece, mask_);
     if (!with_prior) return;
-    if (of.prior_mean.data) {
-      mean_ = dense(of.prior_mean, mean_buffer_);
-    } else {
-      mean_ = mean_buffer_;
-      for (int j = 0; j < n; ++j) mean_buffer_[j] = f.prior_mean;
-    }
-    if (of.prior_raw.data) {
-      p_.compute(f.prior, dense(of.prior_raw, p_.x), n);
-      for (int j = 0; j < n; ++j) p_.sigma[j] = math::precision_of(p_.sigma[j]);
-    } else {
-      p_.fill(n, {f.prior_precision, f.prior_x, T(0), T(0)});
+    if (of.prior_mean.data) mean_ = dense(of.prior_mean, mean_buffer_);
+    if (!of.prior_raw.data) return;
+    p_.compute(f.prior, dense(of.prior_raw, p_.x), n);
+    for (int j = 0; j < n; j += kStep<T>) {
+      put(math::precision_of(get(p_.sigma + j)), p_.sigma + j);
     }
   }
 
-  VAE_FUSED_HD math::Posterior<T> posterior(int j) const { return {mu_[j], T(1), q_.at(j), T(0)}; }
+  VAE_FUSED_HD math::Posterior<Lanes<T>> posterior(int j) const {
+    return {get(mu_ + j), T(1), q_.at(j), {T(0), T(0)}};
+  }
 
-  VAE_FUSED_HD math::Prior<T> prior(int j) const {
-    const math::Scale<T> p = p_.at(j);
-    return {mean_[j], p.sigma, p.x, p.dx};
+  VAE_FUSED_HD math::Prior<Lanes<T>> prior(int j) const {
+    const math::Scale<Lanes<T>> p = p_.at(j);
+    return {get(mean_ + j), p.sigma, p.x, p.dx};
   }
 
   // From mu to the network's output.
   VAE_FUSED_ALONE void chain_mu(T* grad, int n) const {
     if (!soft_) return;
-    VAE_FUSED_INDEPENDENT
-    for (int j = 0; j < n; ++j) grad[j] *= dmu_[j];
+    for (int j = 0; j < n; j += kStep<T>) put(get(grad + j) * get(dmu_ + j), grad + j);
   }
 
   // Masked elements are nought, whatever their tensors hold.
   VAE_FUSED_ALONE void mask(T* values, int n) const {
     if (!masked_) return;
-    VAE_FUSED_INDEPENDENT
-    for (int j = 0; j < n; ++j) values[j] = mask_[j] ? values[j] : T(0);
+    for (int j = 0; j < n; j += kStep<T>) {
+      const Lanes<T> nought = T(0);
+      put(select(get(mask_ + j) == nought, nought, get(values + j)), values + j);
+    }
   }
 
  private:
   VAE_FUSED_ALONE void clamp_mu(T c, T per_c, int n) {
-    VAE_FUSED_INDEPENDENT
-    for (int j = 0; j < n; ++j) {
-      const auto limited = math::soft_clamp(mu_[j], c, per_c);
-      mu_buffer_[j] = limited.x;
-      if constexpr (kDerivatives) dmu_[j] = limited.dx;
+    for (int j = 0; j < n; j += kStep<T>) {
+      const auto limited = math::soft_clamp(get(mu_ + j), c, per_c);
+      put(limited.x, mu_buffer_ + j);
+      if constexpr (kDerivatives) put(limited.dx, dmu_ + j);
     }
     mu_ = mu_buffer_;
   }
@@ -143,7 +178,7 @@ class GaussianPiece {
   bool soft_, masked_;
   alignas(64) T mu_buffer_[kPiece], mean_buffer_[kPiece], dmu_[kDerivatives ? kPiece : 1];
   ScalePiece<T, kDerivatives> q_, p_;  // p_.sigma holds 1 / tau
-  alignas(64) uint8_t mask_[kPiece];
+  alignas(64) T mask_[kPiece];
 };
 
 }  // namespace

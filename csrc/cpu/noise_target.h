@@ -76,9 +76,9 @@ VAE_FUSED_HD void make_words(uint64_t seed, uint64_t first, int steps, Batch& ba
 }
 
 // The normals of kWidth blocks, interleaved.
-VAE_FUSED_HD void interleave(f32 n0, f32 n1, f32 n2, f32 n3, float* out) {
-  const f32 low01 = shuffle<0, 1, 0, 1>(n0, n1), low23 = shuffle<0, 1, 0, 1>(n2, n3);
-  const f32 high01 = shuffle<2, 3, 2, 3>(n0, n1), high23 = shuffle<2, 3, 2, 3>(n2, n3);
+VAE_FUSED_HD void interleave(Float n0, Float n1, Float n2, Float n3, float* out) {
+  const f32 low01 = shuffle<0, 1, 0, 1>(n0.v, n1.v), low23 = shuffle<0, 1, 0, 1>(n2.v, n3.v);
+  const f32 high01 = shuffle<2, 3, 2, 3>(n0.v, n1.v), high23 = shuffle<2, 3, 2, 3>(n2.v, n3.v);
   store(shuffle<0, 2, 0, 2>(low01, low23), out);
   store(shuffle<1, 3, 1, 3>(low01, low23), out + kWidth);
   store(shuffle<0, 2, 0, 2>(high01, high23), out + 2 * kWidth);

@@ -6,36 +6,44 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/noise.h"
+#include "cpu/vector.h"
+#include "math/gaussian.h"
+#include "math/storage.h"
 
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// For loops whose arrays do not overlap, where too many pointers keep compilers from proving it.
-#if defined(__clang__)
-#define VAE_FUSED_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define VAE_FUSED_INDEPENDENT _Pragma("GCC ivdep")
-#else
-#define VAE_FUSED_INDEPENDENT
-#endif
-
-// A loop in a function of its own: GCC's vectoriser gives up on some of those that it vectorises
-// alone when they stand among many others, and what is the same for all dtypes is compiled once.
+// A loop in a function of its own: what is the same for all dtypes is compiled once, and the
+// registers are there for one loop at a time.
 #define VAE_FUSED_ALONE __attribute__((noinline))
+
+// What the arithmetic's loops step over: vectors of float, one double after the other.
+template <typename T>
+using Lanes = std::conditional_t<std::is_same_v<T, float>, Float, T>;
+template <typename T>
+constexpr int kStep = std::is_same_v<T, float> ? kWidth : 1;
+
+// Not std::fill_n: this must have no name that other files know.
+template <typename T>
+VAE_FUSED_ALONE void fill_with(T value, T* to, int n) {
+  for (int j = 0; j < n; ++j) to[j] = value;
+}
+
+VAE_FUSED_HD Float get(const float* from) { return load(from); }
+VAE_FUSED_HD void put(Float x, float* to) { store(x, to); }
+VAE_FUSED_HD double get(const double* from) { return *from; }
+VAE_FUSED_HD void put(double x, double* to) { *to = x; }
 
 // The elements that are computed at a time: seven buffers of floats, and what the calls need, stay
 // in the nearest cache, of 32 KiB.
 constexpr int kPiece = 512;
 
-// The arithmetic goes through whole vectors, whatever lies behind the last element: what a compiler
-// makes of the rest of a loop may round otherwise, and bits would depend on where a row begins.
-constexpr int kLanes = 16;  // of the widest vector
-
+// The arithmetic goes through whole vectors, whatever lies behind the last element.
 struct Piece {
   int64_t begin;
   int n;
 
-  VAE_FUSED_HD int whole() const { return (n + kLanes - 1) / kLanes * kLanes; }
+  VAE_FUSED_HD int whole() const { return (n + kWidth - 1) / kWidth * kWidth; }
 };
 
 template <typename T>
@@ -47,6 +55,7 @@ using math::arithmetic_t;
 using math::BFloat16;
 using math::Half;
 using math::narrow;
+using math::select;
 using math::widen;
 
 // Calls run(position in the tile, offset in the tensor, stride, length) for each run of the flat
@@ -78,11 +87,25 @@ VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, const 
   }
 }
 
-// Whether the tensor's memory is already what the arithmetic works on. Then nothing is moved: the
-// copies would be a quarter of the forward kernel's time.
+// Where the tensor's memory is already what the arithmetic works on; else null. Then nothing is
+// moved: the copies would be a quarter of the forward kernel's time.
 template <typename S>
-VAE_FUSED_HD bool in_place(const Operand& operand, const Piece& piece) {
-  return std::is_same_v<S, arithmetic_t<S>> && operand.linear && piece.n == piece.whole();
+VAE_FUSED_HD arithmetic_t<S>* in_place(const Space& space, const Operand& operand,
+                                       const Piece& piece) {
+  if (!std::is_same_v<S, arithmetic_t<S>> || piece.n != piece.whole()) return nullptr;
+  const auto data = static_cast<arithmetic_t<S>*>(operand.data);
+  if (operand.linear) return data + piece.begin;
+  const int inner = space.ndim - 1;
+  if (operand.stride[inner] != 1 || space.size[inner] < piece.n) return nullptr;
+  int64_t offset = 0, element = piece.begin;
+  for (int d = inner; d >= 0; --d) {
+    const int64_t outer = element / space.by_size[d];
+    const int64_t coordinate = element - outer * space.size[d];
+    if (d == inner && coordinate + piece.n > space.size[d]) return nullptr;
+    element = outer;
+    offset += coordinate * operand.stride[d];
+  }
+  return data + offset;
 }
 
 template <typename S, typename T>
@@ -121,11 +144,16 @@ VAE_FUSED_ALONE void copy_out(const Space& space, const Operand& operand, Piece 
   }
 }
 
-VAE_FUSED_ALONE void load_mask(const Space& space, const Operand& operand, Piece piece,
-                               uint8_t* out) {
+// As numbers, 0 or 1.
+template <typename T>
+VAE_FUSED_ALONE void load_mask(const Space& space, const Operand& operand, Piece piece, T* out) {
   const uint8_t* const data = static_cast<const uint8_t*>(operand.data);
   for_each_run(space, operand.stride, piece, [&](int at, int64_t offset, int64_t step, int len) {
-    for (int j = 0; j < len; ++j) out[at + j] = data[offset + j * step];
+    if (step == 1) {
+      for (int j = 0; j < len; ++j) out[at + j] = data[offset + j];
+    } else {
+      for (int j = 0; j < len; ++j) out[at + j] = data[offset + j * step];
+    }
   });
   pad(piece, out);
 }
@@ -134,7 +162,7 @@ VAE_FUSED_ALONE void load_mask(const Space& space, const Operand& operand, Piece
 template <typename S, typename T>
 VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Piece& piece,
                            T* buffer) {
-  if (in_place<S>(operand, piece)) return static_cast<const T*>(operand.data) + piece.begin;
+  if (const T* const values = in_place<S>(space, operand, piece)) return values;
   copy_in<S>(space, operand, piece, buffer);
   return buffer;
 }
@@ -142,18 +170,18 @@ VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Pie
 // Where to compute the values of a piece: in the tensor itself, or in the buffer, which is also for
 // those that nobody wants.
 template <typename S, typename T>
-VAE_FUSED_HD T* target(const Operand& operand, const Piece& piece, T* buffer) {
-  if (operand.data && in_place<S>(operand, piece)) {
-    return static_cast<T*>(operand.data) + piece.begin;
-  }
-  return buffer;
+VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& piece, T* buffer) {
+  T* const values = operand.data ? in_place<S>(space, operand, piece) : nullptr;
+  return values ? values : buffer;
 }
 
 // Puts what was computed at `target` into the tensor, if there is one.
 template <typename S, typename T>
 VAE_FUSED_HD void store(const Space& space, const Operand& operand, const Piece& piece,
                         const T* values) {
-  if (operand.data && !in_place<S>(operand, piece)) copy_out<S>(space, operand, piece, values);
+  if (operand.data && values != in_place<S>(space, operand, piece)) {
+    copy_out<S>(space, operand, piece, values);
+  }
 }
 
 // The values of a sample.

@@ -3,5 +3,6 @@
 #include "cpu/noise.h"
 
 #define VAE_FUSED_TARGET baseline
+#define VAE_FUSED_VECTOR_BYTES 16
 #include "cpu/backward_tile.h"
 #include "cpu/forward_tile.h"

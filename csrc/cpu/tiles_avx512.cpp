@@ -4,7 +4,10 @@
 #include "cpu/noise.h"
 
 #if defined(VAE_FUSED_CPU_TARGETS)
+#include <immintrin.h>
+
 #define VAE_FUSED_TARGET avx512
+#define VAE_FUSED_VECTOR_BYTES 64
 #if defined(__clang__)
 #pragma clang attribute push(VAE_FUSED_AVX512, apply_to = function)
 #else

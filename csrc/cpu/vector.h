@@ -1,14 +1,15 @@
-// The lanes that csrc/math computes on, a block of noise in each: what it does with one number it
-// does with these.
+// What csrc/math computes on, instead of numbers: what it does with one it does with these.
 //
-//   Floats   kLanes floats
-//   Bits     kLanes 32-bit integers
-//   Wide     kLanes 32-bit integers, each in the low half of 64 bits; the high half is anything
+//   Float        a vector of the machine, of kWidth floats
+//   Word         one of 32-bit integers
+//   Mask         a truth value for each
+//   Pair<V>      two of either, a block of noise in each of kLanes lanes
+//   Wide         kLanes 32-bit integers, each in the low half of 64 bits; the high half is anything
 //
-// Floats and Bits are two vectors of the machine, Wide is four: each operation stands for several
-// that do not wait for each other, which is what keeps the machine busy. Everything is in the
-// vector extension of GCC and clang but for two instructions, the product 32 x 32 -> 64 and the
-// square root; these are the only intrinsics.
+// An operation on a Pair or a Wide stands for two or four that do not wait for each other, which is
+// what keeps the machine busy with Philox' and Box and Muller's long chains. Everything is in the
+// vector extension of GCC and clang but for what that has not: the product 32 x 32 -> 64, the
+// square root, the lesser and the greater, and masks; these are the only intrinsics.
 //
 // A file that includes this is compiled for one target. It includes the intrinsics before it says
 // for which: see noise_avx2.cpp.
@@ -42,62 +43,144 @@ typedef int32_t i32 __attribute__((vector_size(kBytes)));
 typedef uint32_t u32 __attribute__((vector_size(kBytes)));
 typedef uint64_t u64 __attribute__((vector_size(kBytes)));
 
-// The low halves' products, and the root.
+// The low halves' products; the root; x < y ? x : y and x > y ? x : y, which is y where either is
+// NaN (on Arm NaN); a mask, its lanes as bits where the machine has them, else as all ones or none.
 #if VAE_FUSED_VECTOR_BYTES == 64
+typedef __mmask16 mask_t;
 VAE_FUSED_HD u64 product(u64 x, u64 y) {
   return (u64)_mm512_maskz_mul_epu32(0xFF, (__m512i)x, (__m512i)y);
 }
 VAE_FUSED_HD f32 root(f32 x) { return (f32)_mm512_maskz_sqrt_ps(0xFFFF, (__m512)x); }
-#elif VAE_FUSED_VECTOR_BYTES == 32
+VAE_FUSED_HD f32 lesser(f32 x, f32 y) {
+  return (f32)_mm512_maskz_min_ps(0xFFFF, (__m512)x, (__m512)y);
+}
+VAE_FUSED_HD f32 greater(f32 x, f32 y) {
+  return (f32)_mm512_maskz_max_ps(0xFFFF, (__m512)x, (__m512)y);
+}
+VAE_FUSED_HD mask_t where_less(f32 x, f32 y) {
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)y, _CMP_LT_OQ);
+}
+VAE_FUSED_HD mask_t where_equal(f32 x, f32 y) {
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)y, _CMP_EQ_OQ);
+}
+VAE_FUSED_HD f32 blend(mask_t m, f32 x, f32 y) {
+  return (f32)_mm512_mask_blend_ps(m, (__m512)y, (__m512)x);
+}
+VAE_FUSED_HD bool everywhere(mask_t m) { return m == 0xFFFF; }
+#else
+typedef i32 mask_t;
+VAE_FUSED_HD mask_t where_less(f32 x, f32 y) { return x < y; }
+VAE_FUSED_HD mask_t where_equal(f32 x, f32 y) { return x == y; }
+VAE_FUSED_HD f32 blend(mask_t m, f32 x, f32 y) { return m ? x : y; }
+#if VAE_FUSED_VECTOR_BYTES == 32
 VAE_FUSED_HD u64 product(u64 x, u64 y) { return (u64)_mm256_mul_epu32((__m256i)x, (__m256i)y); }
 VAE_FUSED_HD f32 root(f32 x) { return (f32)_mm256_sqrt_ps((__m256)x); }
+VAE_FUSED_HD f32 lesser(f32 x, f32 y) { return (f32)_mm256_min_ps((__m256)x, (__m256)y); }
+VAE_FUSED_HD f32 greater(f32 x, f32 y) { return (f32)_mm256_max_ps((__m256)x, (__m256)y); }
+VAE_FUSED_HD bool everywhere(mask_t m) { return _mm256_movemask_ps((__m256)m) == 0xFF; }
 #elif defined(__x86_64__)
 VAE_FUSED_HD u64 product(u64 x, u64 y) { return (u64)_mm_mul_epu32((__m128i)x, (__m128i)y); }
 VAE_FUSED_HD f32 root(f32 x) { return (f32)_mm_sqrt_ps((__m128)x); }
+VAE_FUSED_HD f32 lesser(f32 x, f32 y) { return (f32)_mm_min_ps((__m128)x, (__m128)y); }
+VAE_FUSED_HD f32 greater(f32 x, f32 y) { return (f32)_mm_max_ps((__m128)x, (__m128)y); }
+VAE_FUSED_HD bool everywhere(mask_t m) { return _mm_movemask_ps((__m128)m) == 0xF; }
 #elif defined(__aarch64__)
 VAE_FUSED_HD u64 product(u64 x, u64 y) {
   return (u64)vmull_u32(vmovn_u64((uint64x2_t)x), vmovn_u64((uint64x2_t)y));
 }
 VAE_FUSED_HD f32 root(f32 x) { return (f32)vsqrtq_f32((float32x4_t)x); }
+VAE_FUSED_HD f32 lesser(f32 x, f32 y) { return (f32)vminq_f32((float32x4_t)x, (float32x4_t)y); }
+VAE_FUSED_HD f32 greater(f32 x, f32 y) { return (f32)vmaxq_f32((float32x4_t)x, (float32x4_t)y); }
+VAE_FUSED_HD bool everywhere(mask_t m) { return vminvq_u32((uint32x4_t)m) != 0; }
 #else
 VAE_FUSED_HD u64 product(u64 x, u64 y) { return (x & 0xFFFFFFFFu) * (y & 0xFFFFFFFFu); }
 VAE_FUSED_HD f32 root(f32 x) {
   for (int i = 0; i < kWidth; ++i) x[i] = math::sqrt_libm(x[i]);
   return x;
 }
+VAE_FUSED_HD f32 lesser(f32 x, f32 y) { return x < y ? x : y; }
+VAE_FUSED_HD f32 greater(f32 x, f32 y) { return x > y ? x : y; }
+VAE_FUSED_HD bool everywhere(mask_t m) {
+  bool all = true;
+  for (int i = 0; i < kWidth; ++i) all &= m[i] != 0;
+  return all;
+}
+#endif
 #endif
 
-struct Floats {
-  f32 a, b;
-  Floats() = default;
-  VAE_FUSED_HD Floats(f32 a, f32 b) : a(a), b(b) {}
-  VAE_FUSED_HD Floats(float x) : a(x - f32{}), b(a) {}
-  friend VAE_FUSED_HD Floats operator+(Floats x, Floats y) { return {x.a + y.a, x.b + y.b}; }
-  friend VAE_FUSED_HD Floats operator-(Floats x, Floats y) { return {x.a - y.a, x.b - y.b}; }
-  friend VAE_FUSED_HD Floats operator*(Floats x, Floats y) { return {x.a * y.a, x.b * y.b}; }
-  friend VAE_FUSED_HD Floats sqrt(Floats x) { return {root(x.a), root(x.b)}; }
+struct Mask {
+  mask_t m;
+  friend VAE_FUSED_HD Mask operator&(Mask x, Mask y) { return {static_cast<mask_t>(x.m & y.m)}; }
+  friend VAE_FUSED_HD Mask operator|(Mask x, Mask y) { return {static_cast<mask_t>(x.m | y.m)}; }
+  friend VAE_FUSED_HD bool shortcut(Mask x) { return everywhere(x.m); }
 };
 
-struct Bits {
-  u32 a, b;
-  Bits() = default;
-  VAE_FUSED_HD Bits(u32 a, u32 b) : a(a), b(b) {}
-  VAE_FUSED_HD Bits(uint32_t x) : a(x - u32{}), b(a) {}
-  friend VAE_FUSED_HD Bits operator+(Bits x, Bits y) { return {x.a + y.a, x.b + y.b}; }
-  friend VAE_FUSED_HD Bits operator-(Bits x, Bits y) { return {x.a - y.a, x.b - y.b}; }
-  friend VAE_FUSED_HD Bits operator&(Bits x, Bits y) { return {x.a & y.a, x.b & y.b}; }
-  friend VAE_FUSED_HD Bits operator^(Bits x, Bits y) { return {x.a ^ y.a, x.b ^ y.b}; }
-  friend VAE_FUSED_HD Bits operator<<(Bits x, int n) { return {x.a << n, x.b << n}; }
-  friend VAE_FUSED_HD Bits operator>>(Bits x, int n) { return {x.a >> n, x.b >> n}; }
+struct Float {
+  using Number = float;
+  f32 v;
+  Float() = default;
+  VAE_FUSED_HD Float(f32 v) : v(v) {}
+  VAE_FUSED_HD Float(float x) : v(x - f32{}) {}
+  friend VAE_FUSED_HD Float operator+(Float x, Float y) { return x.v + y.v; }
+  friend VAE_FUSED_HD Float operator-(Float x, Float y) { return x.v - y.v; }
+  friend VAE_FUSED_HD Float operator*(Float x, Float y) { return x.v * y.v; }
+  friend VAE_FUSED_HD Float operator-(Float x) { return -x.v; }
+  friend VAE_FUSED_HD Mask operator<(Float x, Float y) { return {where_less(x.v, y.v)}; }
+  friend VAE_FUSED_HD Mask operator>(Float x, Float y) { return {where_less(y.v, x.v)}; }
+  friend VAE_FUSED_HD Mask operator==(Float x, Float y) { return {where_equal(x.v, y.v)}; }
+  friend VAE_FUSED_HD Float select(Mask m, Float x, Float y) { return blend(m.m, x.v, y.v); }
+  friend VAE_FUSED_HD Float smaller(Float x, Float y) { return lesser(x.v, y.v); }
+  friend VAE_FUSED_HD Float larger(Float x, Float y) { return greater(x.v, y.v); }
+  friend VAE_FUSED_HD Float abs(Float x) { return (f32)((u32)x.v & 0x7FFFFFFFu); }
+  friend VAE_FUSED_HD Float sqrt(Float x) { return root(x.v); }
+  friend VAE_FUSED_HD Float sqrt_any(Float x) { return root(x.v); }
+  friend VAE_FUSED_HD Float reciprocal(Float x) { return 1.0f / x.v; }
 };
 
-VAE_FUSED_HD Bits bits(Floats x) { return {(u32)x.a, (u32)x.b}; }
-VAE_FUSED_HD Floats real(Bits x) { return {(f32)x.a, (f32)x.b}; }
-VAE_FUSED_HD Floats to_float(Bits x) {
-  return {__builtin_convertvector(x.a, f32), __builtin_convertvector(x.b, f32)};
+struct Word {
+  using Number = uint32_t;
+  u32 v;
+  Word() = default;
+  VAE_FUSED_HD Word(u32 v) : v(v) {}
+  VAE_FUSED_HD Word(uint32_t x) : v(x - u32{}) {}
+  friend VAE_FUSED_HD Word operator+(Word x, Word y) { return x.v + y.v; }
+  friend VAE_FUSED_HD Word operator-(Word x, Word y) { return x.v - y.v; }
+  friend VAE_FUSED_HD Word operator&(Word x, Word y) { return x.v & y.v; }
+  friend VAE_FUSED_HD Word operator^(Word x, Word y) { return x.v ^ y.v; }
+  friend VAE_FUSED_HD Word operator<<(Word x, int n) { return x.v << n; }
+  friend VAE_FUSED_HD Word operator>>(Word x, int n) { return x.v >> n; }
+};
+
+VAE_FUSED_HD Word bits(Float x) { return (u32)x.v; }
+VAE_FUSED_HD Float real(Word x) { return (f32)x.v; }
+VAE_FUSED_HD Float to_float(Word x) { return __builtin_convertvector(x.v, f32); }
+VAE_FUSED_HD Float shifted_to_float(Word x, int n) {
+  return __builtin_convertvector((i32)x.v >> n, f32);
 }
+
+template <typename V>
+struct Pair {
+  V a, b;
+  Pair() = default;
+  VAE_FUSED_HD Pair(V a, V b) : a(a), b(b) {}
+  VAE_FUSED_HD Pair(typename V::Number x) : a(x), b(a) {}
+  friend VAE_FUSED_HD Pair operator+(Pair x, Pair y) { return {x.a + y.a, x.b + y.b}; }
+  friend VAE_FUSED_HD Pair operator-(Pair x, Pair y) { return {x.a - y.a, x.b - y.b}; }
+  friend VAE_FUSED_HD Pair operator*(Pair x, Pair y) { return {x.a * y.a, x.b * y.b}; }
+  friend VAE_FUSED_HD Pair operator&(Pair x, Pair y) { return {x.a & y.a, x.b & y.b}; }
+  friend VAE_FUSED_HD Pair operator^(Pair x, Pair y) { return {x.a ^ y.a, x.b ^ y.b}; }
+  friend VAE_FUSED_HD Pair operator<<(Pair x, int n) { return {x.a << n, x.b << n}; }
+  friend VAE_FUSED_HD Pair operator>>(Pair x, int n) { return {x.a >> n, x.b >> n}; }
+  friend VAE_FUSED_HD Pair sqrt(Pair x) { return {sqrt(x.a), sqrt(x.b)}; }
+};
+using Floats = Pair<Float>;
+using Bits = Pair<Word>;
+
+VAE_FUSED_HD Bits bits(Floats x) { return {bits(x.a), bits(x.b)}; }
+VAE_FUSED_HD Floats real(Bits x) { return {real(x.a), real(x.b)}; }
+VAE_FUSED_HD Floats to_float(Bits x) { return {to_float(x.a), to_float(x.b)}; }
 VAE_FUSED_HD Floats shifted_to_float(Bits x, int n) {
-  return {__builtin_convertvector((i32)x.a >> n, f32), __builtin_convertvector((i32)x.b >> n, f32)};
+  return {shifted_to_float(x.a, n), shifted_to_float(x.b, n)};
 }
 
 struct Wide {
@@ -147,9 +230,10 @@ typedef float f32_in_memory __attribute__((vector_size(kBytes), aligned(4), may_
 typedef uint32_t u32_in_memory __attribute__((vector_size(kBytes), aligned(4), may_alias));
 typedef uint64_t u64_in_memory __attribute__((vector_size(kBytes), aligned(8), may_alias));
 
-VAE_FUSED_HD void store(f32 x, float* to) { *reinterpret_cast<f32_in_memory*>(to) = x; }
-VAE_FUSED_HD void store(u32 x, uint32_t* to) { *reinterpret_cast<u32_in_memory*>(to) = x; }
-VAE_FUSED_HD u32 load(const uint32_t* from) {
+VAE_FUSED_HD Float load(const float* from) { return *reinterpret_cast<const f32_in_memory*>(from); }
+VAE_FUSED_HD void store(Float x, float* to) { *reinterpret_cast<f32_in_memory*>(to) = x.v; }
+VAE_FUSED_HD void store(Word x, uint32_t* to) { *reinterpret_cast<u32_in_memory*>(to) = x.v; }
+VAE_FUSED_HD Word load(const uint32_t* from) {
   return *reinterpret_cast<const u32_in_memory*>(from);
 }
 VAE_FUSED_HD u64 load(const uint64_t* from) {

@@ -1,5 +1,5 @@
 // exp, log and sincos in single precision, as branch-free polynomials. `F` is a float, or a vector
-// of floats (cpu/vector.h).
+// of floats (cpu/vector.h): for both there are select, smaller, larger, abs and shortcut.
 //
 // Why not the platform's: (1) a loop over a tile must vectorise, and a call to libm stops that;
 // (2) the same instructions on the CPU and the GPU keep their normals within an ulp of each other;
@@ -7,14 +7,12 @@
 // The coefficients come from tools/fit_polynomials.py. The domains are those that can occur:
 //
 //   function   domain               error bound (tests/native sweep it)
-//   exp_pair   below 89             2 ulp each; nan gives nan; e^h is 0 below 2^-126.5, inf above
-//                                   2^127.5; e^(2h) underflows gradually
 //   log        [2^-33, 1]           2 ulp
 //   sincos     [0, 2 pi]            1.3e-7 absolute
 //
-// and those of the general family, of any argument, exact at the ends and for NaN:
+// and of any argument, exact at the ends and for NaN:
 //
-//   exp        all                  2 ulp, as exp_pair
+//   exp        all                  2 ulp; 0 below 2^-126.5, inf above 2^127.5
 //   log_any    all                  2 ulp
 //   log1p_unit [0, 1]               2 ulp
 //   tanh       all                  3 ulp; its derivative 6
@@ -31,33 +29,37 @@ namespace vae_fused::math {
 // which then stands in the low bits of the sum. Unlike a conversion it is defined for NaN.
 constexpr float kRoundingMagic = 12582912.0f;
 
-// e^h and e^(2h), from h = n ln 2 + f with f in [-ln2/2, ln2/2] and t = e^f - 1:
+// e^h = 2^n (1 + t),  h = n ln 2 + f,  f in [-ln2/2, ln2/2],  t = e^f - 1 = f + u,  u >= 0
 //
-//   e^h = 2^n (1 + t)      e^(2h) = 2^n 2^n (1 + t (2 + t))
-//
-// Squaring e^h instead would double its relative error; this way each has but one rounding more
-// than t.
-template <typename T>
-struct ExpPair {
-  T e, square;
+// u is accurate to 1.4e-7 of itself: see math/gaussian.h for what that is good for.
+template <typename F>
+struct Exponential {
+  F n, power, f, u, t;  // power = 2^n
 };
 
-VAE_FUSED_HD ExpPair<float> exp_pair(float h) {
-  // n in [-127, 128]: at the ends 2^n comes out as 0 and inf. NaN fails the comparison and stays.
-  h = h < -88.2f ? -88.2f : h;
-  const float shifted = h * 1.44269504f + kRoundingMagic;
-  const float n = shifted - kRoundingMagic;
+// Of h <= 89; NaN stays.
+template <typename F>
+VAE_FUSED_HD Exponential<F> exponential(F h) {
+  h = larger(F(-88.2f), h);  // n in [-127, 128]: at the ends 2^n comes out as 0 and inf
+  const F shifted = h * 1.44269504f + kRoundingMagic;
+  const F n = shifted - kRoundingMagic;
   // ln 2 in two parts; the first has 9 significant bits, so n times it is exact.
-  const float f = (h - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.38145942e-3f;
-  p = p * f + 8.36871658e-3f;
-  p = p * f + 4.16683890e-2f;
-  p = p * f + 1.66665211e-1f;
-  p = p * f + 4.99999940e-1f;
-  const float t = p * f * f + f;
-  const float power = real((bits(shifted) << 23) + 0x3F800000u);  // 2^n: the magic is shifted out
-  return {(1.0f + t) * power, (1.0f + t * (2.0f + t)) * power * power};
+  const F f = (h - n * 0.693359375f) - n * -2.12194440e-4f;
+  F p = 1.39012886e-3f;
+  p = p * f + 8.36314633e-3f;
+  p = p * f + 4.16668542e-2f;
+  p = p * f + 1.66665778e-1f;
+  p = p * f + 0.5f;
+  const F u = f * f * p;
+  return {n, real((bits(shifted) << 23) + 0x3F800000u), f, u, f + u};  // the magic is shifted out
 }
+
+template <typename F>
+VAE_FUSED_HD F exp(F x) {
+  const Exponential<F> e = exponential(smaller(F(89.0f), x));
+  return (1.0f + e.t) * e.power;
+}
+VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
 
 // ln u = n ln 2 + ln(1 + f), with u = 2^n (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)).
 template <typename F>
@@ -78,19 +80,16 @@ VAE_FUSED_HD F log(F u) {
 
 VAE_FUSED_HD double log(double u) { return log_libm(u); }
 
-// Double is the reference path: 1/2 ulp each matters more than time.
-VAE_FUSED_HD ExpPair<double> exp_pair(double h) { return {exp_libm(h), exp_libm(2.0 * h)}; }
-
-VAE_FUSED_HD float exp(float x) { return exp_pair(x > 89.0f ? 89.0f : x).e; }
-VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
-
 // Numbers below 2^-126 are taken 2^24 times as large.
-VAE_FUSED_HD float log_any(float x) {
-  const float inf = real(0x7F800000u), nan = real(0x7FC00000u);
-  const bool small = x < 1.17549435e-38f;
-  const float y = log(small ? x * 16777216.0f : x) - (small ? 16.6355324f : 0.0f);
-  const float special = x == 0.0f ? -inf : x == inf ? inf : nan;
-  return x > 0.0f && x < inf ? y : special;
+template <typename F>
+VAE_FUSED_HD F log_any(F x) {
+  const F inf = real(0x7F800000u), nan = real(0x7FC00000u);
+  const auto usual = (x > F(1.17549421e-38f)) & (x < inf);
+  if (shortcut(usual)) return log(x);
+  const auto small = x < F(1.17549435e-38f);
+  const F y = log(select(small, x * 16777216.0f, x)) - select(small, F(16.6355324f), F(0.0f));
+  const F special = select(x == F(0.0f), -inf, select(x == inf, inf, nan));
+  return select((x > F(0.0f)) & (x < inf), y, special);
 }
 VAE_FUSED_HD double log_any(double x) { return log_libm(x); }
 
@@ -101,28 +100,31 @@ VAE_FUSED_HD float sqrt_any(float x) { return sqrt_any_libm(x); }
 VAE_FUSED_HD double sqrt_any(double x) { return sqrt_libm(x); }
 
 // ln(1 + e) = ln w + (e - (w - 1)) / w,  w = 1 + e rounded.
-VAE_FUSED_HD float log1p_unit(float e) {
-  const float w = 1.0f + e;
+template <typename F>
+VAE_FUSED_HD F log1p_unit(F e) {
+  const F w = 1.0f + e;
   return log(w) + (e - (w - 1.0f)) * reciprocal(w);
 }
 VAE_FUSED_HD double log1p_unit(double e) { return log1p_libm(e); }
 
 // By e = e^(-2|t|), tanh |t| = (1 - e) / (1 + e), and near 0, where that cancels, by a polynomial;
 // tanh' = 4 e / (1 + e)^2, which 1 - tanh^2 would lose.
-template <typename T>
+template <typename F>
 struct Tanh {
-  T value, derivative;
+  F value, derivative;
 };
 
-VAE_FUSED_HD Tanh<float> tanh(float t) {
-  const float magnitude = std::fabs(t), z = t * t;
-  const float e = exp(-2.0f * magnitude), r = reciprocal(1.0f + e);
-  float p = 1.64587665e-2f;
+template <typename F>
+VAE_FUSED_HD Tanh<F> tanh(F t) {
+  const F magnitude = abs(t), z = t * t;
+  const F e = exp(-2.0f * magnitude), r = reciprocal(1.0f + e);
+  F p = 1.64587665e-2f;
   p = p * z - 5.26841506e-2f;
   p = p * z + 1.33209422e-1f;
   p = p * z - 3.33329588e-1f;
-  const float far = (1.0f - e) * r;
-  return {magnitude < 0.55f ? t + t * z * p : t < 0.0f ? -far : far, 4.0f * e * (r * r)};
+  const F far = (1.0f - e) * r;
+  const F signed_far = select(t < F(0.0f), -far, far);
+  return {select(magnitude < F(0.55f), t + t * z * p, signed_far), 4.0f * e * (r * r)};
 }
 
 VAE_FUSED_HD Tanh<double> tanh(double t) {

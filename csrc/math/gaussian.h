@@ -12,65 +12,6 @@
 namespace vae_fused::math {
 
 // ---------------------------------------------------------------------------------------------
-// Posterior: mu, sigma and x = ln sigma^2 from the network's outputs
-//
-// Plain: the output is x itself,  sigma = e^(x/2),  d sigma / dx = sigma / 2. One pair of
-// exponentials serves both sigma, for the sample, and sigma^2, for the KL. Halving x is exact.
-// ---------------------------------------------------------------------------------------------
-
-template <typename T>
-struct Posterior {
-  T mu, dmu;  // derivatives with respect to the network's outputs
-  Scale<T> scale;
-  T variance;  // of Plain; the KL of a Family goes by sigma / tau instead
-};
-
-// Above 178 nothing changes any more: in float both are inf, and e^x has long absorbed any x.
-template <typename T>
-VAE_FUSED_HD T clip(T x) {
-  return x > T(178) ? T(178) : x;
-}
-
-VAE_FUSED_HD ExpPair<float> exponentials(float x) { return exp_pair(0.5f * clip(x)); }
-VAE_FUSED_HD ExpPair<double> exponentials(double x) { return exp_pair(0.5 * x); }
-
-// Of 16 bits, on a GPU, the exponentials may be approximate, too: for |x| <= 20 the KL of an
-// element is then within 3e-6 of its size.
-template <bool coarse, typename T>
-VAE_FUSED_HD ExpPair<T> exponentials_for(T x) {
-  if constexpr (coarse && kHasApproximations) {
-    const T e = ex2_approx(T(0.7213475204444817) * x);
-    return {e, e * e};
-  } else {
-    return exponentials(x);
-  }
-}
-
-template <bool coarse = false, int N, typename T>
-VAE_FUSED_HD void posterior(const Plain<T>&, const T (&mu)[N], const T (&raw)[N],
-                            Posterior<T> (&out)[N]) {
-  VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) {
-    const ExpPair<T> pair = exponentials_for<coarse>(raw[j]);
-    out[j] = {mu[j], T(1), {pair.e, raw[j], T(0.5) * pair.e, T(1)}, pair.square};
-  }
-}
-
-template <bool coarse = false, int N, typename T>
-VAE_FUSED_HD void posterior(const Family<T>& f, const T (&mu)[N], const T (&raw)[N],
-                            Posterior<T> (&out)[N]) {
-  VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(f.posterior, raw[j]), T(0)};
-  if (f.mu_soft_clamp == T(0)) return;
-  VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) {
-    const Limited<T> limited = soft_clamp(mu[j], f.mu_soft_clamp, f.per_mu_soft_clamp);
-    out[j].mu = limited.x;
-    out[j].dmu = limited.dx;
-  }
-}
-
-// ---------------------------------------------------------------------------------------------
 // g(x) = e^x - 1 - x and h(x) = e^x - 1 = x + g(x)
 //
 // The KL below is half of mu^2 + g(x), and h is g's derivative. Both cancel near 0: in fp32
@@ -85,8 +26,9 @@ VAE_FUSED_HD void posterior(const Family<T>& f, const T (&mu)[N], const T (&raw)
 // gives NaN.
 // ---------------------------------------------------------------------------------------------
 
-VAE_FUSED_HD float excess_polynomial(float x) {
-  float p = 2.77228310e-6f;
+template <typename F>
+VAE_FUSED_HD F excess_polynomial(F x) {
+  F p = 2.77228310e-6f;
   p = p * x + 2.53548224e-5f;
   p = p * x + 1.98440233e-4f;
   p = p * x + 1.38854526e-3f;
@@ -115,17 +57,103 @@ VAE_FUSED_HD double excess_polynomial(double x) {
   return p * x + 0.5;
 }
 
-template <typename T>
+template <typename F>
 struct Excess {
-  T g, h;
+  F g, h;
 };
 
+// Above 178 nothing changes any more: in float even e^(x/2) is inf, and e^x has long absorbed any
+// x.
+template <typename F>
+VAE_FUSED_HD F clip(F x) {
+  return smaller(F(178), x);
+}
+
+template <typename F>
+VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
+  const auto far = abs(x) > F(1);
+  const F series = x * x * excess_polynomial(x), direct = exp_x - F(1);
+  return {select(far, direct - clip(x), series), select(far, direct, x + series)};
+}
+
+// Together with sigma = e^(x/2) they cost less. As x/2 = n ln 2 + f and e^f = 1 + t = 1 + f + u,
+// u >= 0 (see `exponential`), with q = 4^n
+//
+//   e^x = q (1 + t)^2        x = 2f + n ln 4        t (2 + t) = 2f + t^2 + 2u
+//
+//   h = q t (2 + t) + q - 1        g = q (t^2 + 2u) + (q - 1) 2f + (q - 1 - n ln 4)
+//
+// For n = 0, |x| < ln 2, that is t (2 + t) and t^2 + 2u: nothing cancels, and g is not negative.
+// For n = -1 and 1 this g still has more digits than the direct one, relative error 3.4e-7.
+template <typename F>
+struct Exponentials {
+  F e;  // e^(x/2)
+  Excess<F> excess;
+};
+
+template <typename F>
+VAE_FUSED_HD Exponentials<F> exponentials(F x) {
+  x = clip(x);
+  const Exponential<F> part = exponential(F(0.5) * x);
+  const F n = part.n, f = part.f, u = part.u, t = part.t, power = part.power;
+  const F s = t * (F(2) + t), q = power * power, q1 = q - F(1);
+  const F careful = q * (t * t + (u + u)) + (q1 * (f + f) + (q1 - n * 1.38629436f));
+  const F direct = (F(1) + s) * power * power - F(1);
+  return {(F(1) + t) * power,
+          {select(abs(n) > F(1), direct - x, careful), select(n == F(0), s, direct)}};
+}
+
+VAE_FUSED_HD Exponentials<double> exponentials(double x) {
+  return {exp(0.5 * x), excess(x, exp(x))};
+}
+
+// ---------------------------------------------------------------------------------------------
+// Posterior: mu, sigma and x = ln sigma^2 from the network's outputs
+//
+// Plain: the output is x itself,  sigma = e^(x/2),  d sigma / dx = sigma / 2.
+// ---------------------------------------------------------------------------------------------
+
 template <typename T>
-VAE_FUSED_HD Excess<T> excess(T x, T exp_x) {
-  const bool near = std::fabs(x) <= T(1);
-  const T series = x * x * excess_polynomial(x);
-  const T direct = exp_x - T(1);
-  return {near ? series : direct - clip(x), near ? x + series : direct};
+struct Posterior {
+  T mu, dmu;  // derivatives with respect to the network's outputs
+  Scale<T> scale;
+  Excess<T> excess;  // of Plain, g(x) and h(x); a Family's KL goes by sigma / tau instead
+};
+
+// Of 16 bits, on a GPU, the exponentials may be approximate, too: for |x| <= 20 the KL of an
+// element is then within 3e-6 of its size.
+template <bool coarse, typename T>
+VAE_FUSED_HD Exponentials<T> exponentials_for(T x) {
+  if constexpr (coarse && kHasApproximations) {
+    const T e = ex2_approx(T(0.7213475204444817) * x);
+    return {e, excess(x, e * e)};
+  } else {
+    return exponentials(x);
+  }
+}
+
+template <bool coarse = false, int N, typename T>
+VAE_FUSED_HD void posterior(const Plain<T>&, const T (&mu)[N], const T (&raw)[N],
+                            Posterior<T> (&out)[N]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    const Exponentials<T> x = exponentials_for<coarse>(raw[j]);
+    out[j] = {mu[j], T(1), {x.e, raw[j], T(0.5) * x.e, T(1)}, x.excess};
+  }
+}
+
+template <bool coarse = false, int N, typename T>
+VAE_FUSED_HD void posterior(const Family<T>& f, const T (&mu)[N], const T (&raw)[N],
+                            Posterior<T> (&out)[N]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(f.posterior, raw[j]), {T(0), T(0)}};
+  if (f.mu_soft_clamp == T(0)) return;
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    const Limited<T> limited = soft_clamp(mu[j], f.mu_soft_clamp, f.per_mu_soft_clamp);
+    out[j].mu = limited.x;
+    out[j].dmu = limited.dx;
+  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -134,14 +162,14 @@ VAE_FUSED_HD Excess<T> excess(T x, T exp_x) {
 //   dz/dmu = 1      dz/dsigma = T eps      dz/deps = T sigma
 // ---------------------------------------------------------------------------------------------
 
-template <typename F, typename T>
-VAE_FUSED_HD T sample(const F& f, T mu, T sigma, T eps) {
+template <typename Options, typename F>
+VAE_FUSED_HD F sample(const Options& f, F mu, F sigma, F eps) {
   return mu + f.temperature * sigma * eps;
 }
 
 // The gradient with respect to what sigma is a function of.
-template <typename F, typename T>
-VAE_FUSED_HD T sample_adjoint(const F& f, T grad_z_eps, T dsigma) {
+template <typename Options, typename F>
+VAE_FUSED_HD F sample_adjoint(const Options& f, F grad_z_eps, F dsigma) {
   return f.temperature * grad_z_eps * dsigma;
 }
 
@@ -163,14 +191,15 @@ struct Prior {
 template <typename T>
 constexpr T kSmallest = std::numeric_limits<T>::min();  // a power of two, as is its reciprocal
 
-template <typename T>
-VAE_FUSED_HD bool in_range(T x) {
-  return x > kSmallest<T> && x < T(1) / kSmallest<T>;
+template <typename F>
+VAE_FUSED_HD auto in_range(F x) {
+  using T = number_t<F>;
+  return (x > F(kSmallest<T>)) & (x < F(T(1) / kSmallest<T>));
 }
 
-template <typename T>
-VAE_FUSED_HD T precision_of(T tau) {
-  return reciprocal(tau < kSmallest<T> ? kSmallest<T> : tau);
+template <typename F>
+VAE_FUSED_HD F precision_of(F tau) {
+  return reciprocal(larger(F(kSmallest<number_t<F>>), tau));
 }
 
 // Without a tensor for its scale: the family's numbers.
@@ -187,21 +216,24 @@ VAE_FUSED_HD void prior(const Family<T>& f, bool has_raw, const T (&mean)[N], co
   }
 }
 
-template <typename T>
+template <typename F>
 struct Relative {
-  T d, x, variance;
+  F d, x;
+  Excess<F> excess;  // g(x) and h(x)
 };
 
 template <typename T>
 VAE_FUSED_HD Relative<T> relative(const Plain<T>&, const Posterior<T>& q, const Prior<T>&) {
-  return {q.mu, q.scale.x, q.variance};
+  return {q.mu, q.scale.x, q.excess};
 }
 
-template <typename T>
-VAE_FUSED_HD Relative<T> relative(const Family<T>&, const Posterior<T>& q, const Prior<T>& p) {
-  const T sigma = q.scale.sigma, r = sigma * p.precision, x = q.scale.x - p.x;
-  const bool direct = in_range(sigma) && in_range(p.precision);
-  return {(q.mu - p.mean) * p.precision, x, direct ? r * r : exp(x)};
+template <typename T, typename F>
+VAE_FUSED_HD Relative<F> relative(const Family<T>&, const Posterior<F>& q, const Prior<F>& p) {
+  const F sigma = q.scale.sigma, r = sigma * p.precision, x = q.scale.x - p.x;
+  const auto direct = in_range(sigma) & in_range(p.precision);
+  F variance = r * r;
+  if (!shortcut(direct)) variance = select(direct, variance, exp(x));
+  return {(q.mu - p.mean) * p.precision, x, excess(x, variance)};
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -220,37 +252,35 @@ VAE_FUSED_HD Relative<T> relative(const Family<T>&, const Posterior<T>& q, const
 // beside the family, f.linear or a constant, for loops that are compiled for both.
 // ---------------------------------------------------------------------------------------------
 
-template <typename T>
-VAE_FUSED_HD T kl(const Plain<T>&, bool, const Relative<T>& r) {
-  return T(0.5) * (r.d * r.d + excess(r.x, r.variance).g);
+template <typename T, typename F>
+VAE_FUSED_HD F kl(const Plain<T>&, bool, const Relative<F>& r) {
+  return F(0.5) * (r.d * r.d + r.excess.g);
 }
 
-template <typename T>
-VAE_FUSED_HD T kl(const Family<T>& f, bool linear, const Relative<T>& r) {
-  const T g = linear ? f.constant - r.x : excess(r.x, r.variance).g;
-  const T value = T(0.5) * (r.d * r.d + g);
-  return value < f.free_bits ? f.free_bits : value;
+template <typename T, typename F>
+VAE_FUSED_HD F kl(const Family<T>& f, bool linear, const Relative<F>& r) {
+  const F g = linear ? f.constant - r.x : r.excess.g;
+  return larger(F(f.free_bits), F(0.5) * (r.d * r.d + g));
 }
 
 // With respect to mu, ln sigma^2, m and ln tau^2.
-template <typename T>
+template <typename F>
 struct KlAdjoint {
-  T mu, x, mean, prior_x;
+  F mu, x, mean, prior_x;
 };
 
-template <typename T>
-VAE_FUSED_HD KlAdjoint<T> kl_adjoint(const Plain<T>&, bool, const Relative<T>& r, T, T grad) {
-  return {grad * r.d, T(0.5) * grad * excess(r.x, r.variance).h, T(0), T(0)};
+template <typename T, typename F>
+VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Plain<T>&, bool, const Relative<F>& r, F, F grad) {
+  return {grad * r.d, F(0.5) * grad * r.excess.h, F(0), F(0)};
 }
 
-template <typename T>
-VAE_FUSED_HD KlAdjoint<T> kl_adjoint(const Family<T>& f, bool linear, const Relative<T>& r,
-                                     T precision, T grad) {
-  const Excess<T> both = excess(r.x, r.variance);
-  const T g = linear ? f.constant - r.x : both.g, h = linear ? T(-1) : both.h;
-  if (T(0.5) * (r.d * r.d + g) < f.free_bits) grad = T(0);
-  const T q = f.to_posterior * grad, p = f.to_prior * grad, d = r.d * precision;
-  return {q * d, T(0.5) * q * h, -p * d, T(-0.5) * p * (h + r.d * r.d)};
+template <typename T, typename F>
+VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Family<T>& f, bool linear, const Relative<F>& r,
+                                     F precision, F grad) {
+  const F g = linear ? f.constant - r.x : r.excess.g, h = linear ? F(-1) : r.excess.h;
+  grad = select(F(0.5) * (r.d * r.d + g) < F(f.free_bits), F(0), grad);
+  const F q = f.to_posterior * grad, p = f.to_prior * grad, d = r.d * precision;
+  return {q * d, F(0.5) * q * h, -p * d, F(-0.5) * p * (h + r.d * r.d)};
 }
 
 }  // namespace vae_fused::math

@@ -69,6 +69,44 @@ VAE_FUSED_HD float real(uint32_t u) {
 #endif
 }
 
+// What vectors of numbers have, too (cpu/vector.h), so that formulas may be templates over both:
+//
+//   select             a choice
+//   smaller, larger    x < y ? x : y and x > y ? x : y; a y that is NaN stays
+//   shortcut           whether what holds usually holds in all lanes, and the way may be the short
+//                      one; for a number never: on a GPU both ways cost more than the longer alone
+//   number_t           what is in the lanes
+template <typename F>
+struct NumberOf {
+  using type = typename F::Number;
+};
+template <>
+struct NumberOf<float> {
+  using type = float;
+};
+template <>
+struct NumberOf<double> {
+  using type = double;
+};
+template <typename F>
+using number_t = typename NumberOf<F>::type;
+
+template <typename T>
+VAE_FUSED_HD T select(bool condition, T x, T y) {
+  return condition ? x : y;
+}
+template <typename T>
+VAE_FUSED_HD T smaller(T x, T y) {
+  return x < y ? x : y;
+}
+template <typename T>
+VAE_FUSED_HD T larger(T x, T y) {
+  return x > y ? x : y;
+}
+VAE_FUSED_HD float abs(float x) { return std::fabs(x); }
+VAE_FUSED_HD double abs(double x) { return std::fabs(x); }
+VAE_FUSED_HD bool shortcut(bool) { return false; }
+
 VAE_FUSED_HD float to_float(uint32_t u) { return static_cast<float>(u); }
 
 // The bits as a signed integer, shifted right by n.

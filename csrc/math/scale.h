@@ -15,10 +15,10 @@
 
 namespace vae_fused::math {
 
-template <typename T>
+template <typename F>
 struct Scale {
-  T sigma, x;    // x = ln sigma^2
-  T dsigma, dx;  // with respect to what sigma is a function of
+  F sigma, x;    // x = ln sigma^2
+  F dsigma, dx;  // with respect to what sigma is a function of
 };
 
 // ---------------------------------------------------------------------------------------------
@@ -28,36 +28,36 @@ struct Scale {
 //   soft   C = c tanh(raw / c),  C' = sech^2(raw / c)
 // ---------------------------------------------------------------------------------------------
 
-template <typename T>
+template <typename F>
 struct Limited {
-  T x, dx;
+  F x, dx;
 };
 
 // outer * inner, and nothing where inner is: beyond a clamp not even an infinite derivative passes.
-template <typename T>
-VAE_FUSED_HD T chain(T outer, T inner) {
-  return inner == T(0) ? T(0) : outer * inner;
+template <typename F>
+VAE_FUSED_HD F chain(F outer, F inner) {
+  return select(inner == F(0), F(0), outer * inner);
 }
 
-template <typename T>
-VAE_FUSED_HD Limited<T> soft_clamp(T raw, T c, T per_c) {
-  const Tanh<T> t = tanh(raw * per_c);
+template <typename T, typename F>
+VAE_FUSED_HD Limited<F> soft_clamp(F raw, T c, T per_c) {
+  const Tanh<F> t = tanh(raw * per_c);
   return {c * t.value, t.derivative};
 }
 
-template <typename T>
-VAE_FUSED_HD Limited<T> hard_clamp(T raw, T low, T high) {
-  const bool below = raw<low, above = raw> high;
-  return {below ? low : above ? high : raw, below || above ? T(0) : T(1)};
+template <typename T, typename F>
+VAE_FUSED_HD Limited<F> hard_clamp(F raw, T low, T high) {
+  const auto beyond = (raw < F(low)) | (raw > F(high));
+  return {smaller(F(high), larger(F(low), raw)), select(beyond, F(0), F(1))};
 }
 
-template <typename T>
-VAE_FUSED_HD Limited<T> affine(const ScaleOptions<T>& o, const Limited<T>& c) {
+template <typename T, typename F>
+VAE_FUSED_HD Limited<F> affine(const ScaleOptions<T>& o, const Limited<F>& c) {
   return {o.gain * c.x + o.shift, o.gain * c.dx};
 }
 
-template <typename T>
-VAE_FUSED_HD Limited<T> limit(const ScaleOptions<T>& o, T raw) {
+template <typename T, typename F>
+VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
   return affine(o, o.soft_clamp != T(0) ? soft_clamp(raw, o.soft_clamp, o.per_soft_clamp)
                                         : hard_clamp(raw, o.low, o.high));
 }
@@ -97,71 +97,77 @@ VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
   return o.var_floor != T(0) || o.std_floor != T(0);
 }
 
-template <typename T>
-VAE_FUSED_HD Scale<T> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool floored,
-                               const Limited<T>& limited) {
-  const T t = limited.x;
+template <typename T, typename F>
+VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool floored,
+                               const Limited<F>& limited) {
+  const F t = limited.x;
   const bool logistic = base == ScaleBase::kSoftplus || base == ScaleBase::kSigmoid;
-  // Whether the base says what its logarithm is: softplus does where it is tiny.
-  bool known = base == ScaleBase::kExp || base == ScaleBase::kSigmoid;
-  T s = t, ds = T(1), x = T(0), dx = T(0);
+  auto tiny = t < F(sizeof(T) == 8 ? T(-37) : T(-16));
+  F s = t, ds = F(1), x = F(0), dx = F(0);
   if (base == ScaleBase::kExp || logistic) {
-    const T e = exp(base == ScaleBase::kExp ? t : -std::fabs(t));
+    const F e = exp(base == ScaleBase::kExp ? t : -abs(t));
     if (!logistic) {
       s = ds = e;
       x = t + t;
-      dx = T(2);
+      dx = F(2);
     } else {
-      const T log_1p_e = log1p_unit(e), s_plus = reciprocal(T(1) + e), s_minus = e * s_plus;
-      const bool negative = t < T(0);
-      const T sigmoid = negative ? s_minus : s_plus, other = negative ? s_plus : s_minus;
+      const F log_1p_e = log1p_unit(e), s_plus = reciprocal(F(1) + e), s_minus = e * s_plus;
+      const auto negative = t < F(0);
+      const F sigmoid = select(negative, s_minus, s_plus);
       if (base == ScaleBase::kSigmoid) {
+        const F other = select(negative, s_plus, s_minus);
         s = sigmoid;
         ds = s * other;
-        x = T(2) * ((negative ? t : T(0)) - log_1p_e);
-        dx = T(2) * other;
+        x = F(2) * (smaller(F(0), t) - log_1p_e);
+        dx = F(2) * other;
       } else {
-        s = (negative ? T(0) : t) + log_1p_e;
+        s = larger(F(0), t) + log_1p_e;
         ds = sigmoid;
-        known = t < (sizeof(T) == 8 ? T(-37) : T(-16));
         x = t + t - e;
-        dx = T(2) - e;
+        dx = F(2) - e;
       }
     }
   } else if (base == ScaleBase::kSqrt) {
     s = sqrt_any(t);
-    ds = T(0.5) * reciprocal(s);
+    ds = F(0.5) * reciprocal(s);
   }
   s = o.unit * s;
   ds = chain(o.unit * ds, limited.dx);
-  x += o.log_unit_squared;
+  x = x + o.log_unit_squared;
   dx = chain(dx, limited.dx);
 
-  const T variance = s * s + o.var_floor;
-  const bool large = s > kAbsorbs<T>;
+  const F variance = s * s + o.var_floor;
+  const auto large = s > F(kAbsorbs<T>);
   if (floored && o.var_floor != T(0)) {
-    const T root = sqrt_any(variance);
-    ds = large ? ds : ds * (s * reciprocal(root));
-    s = large ? s : root;
+    const F root = sqrt_any(variance);
+    ds = select(large, ds, ds * (s * reciprocal(root)));
+    s = select(large, s, root);
   }
-  if (floored) s += o.std_floor;
+  if (floored) s = s + o.std_floor;
   if (floored || base == ScaleBase::kIdentity || base == ScaleBase::kSqrt ||
       base == ScaleBase::kSoftplus) {
-    const bool squared = floored ? o.std_floor == T(0) && !large : base == ScaleBase::kSqrt;
-    const T log = log_any(!squared ? s : floored ? variance : t);
-    const T taken =
-        (squared ? log : T(2) * log) + (squared && !floored ? o.log_unit_squared : T(0));
-    const bool use = floored || !known;
+    F square = s, factor = F(2);  // ln sigma^2 = factor ln square
+    if (floored ? o.std_floor == T(0) : base == ScaleBase::kSqrt) {
+      square = floored ? select(large, s, variance) : t;
+      factor = floored ? select(large, F(2), F(1)) : F(1);
+    }
+    const F log = log_any(square);
+    F taken = factor * log, dtaken = chain(F(2) * reciprocal(s), ds);
+    if (base == ScaleBase::kSqrt && !floored) taken = taken + o.log_unit_squared;
     // A negative standard deviation is none: NaN, as is its logarithm.
-    if (base == ScaleBase::kIdentity && !floored) s = s < T(0) ? log : s;
-    x = use ? taken : x;
-    dx = use ? chain(T(2) * reciprocal(s), ds) : dx;
+    if (base == ScaleBase::kIdentity && !floored) s = select(s < F(0), log, s);
+    if (base == ScaleBase::kSoftplus && !floored) {
+      taken = select(tiny, x, taken);
+      dtaken = select(tiny, dx, dtaken);
+    }
+    x = taken;
+    dx = dtaken;
   }
   return {s, x, ds, dx};
 }
 
-template <typename T>
-VAE_FUSED_HD Scale<T> scale_of(const ScaleOptions<T>& o, T raw) {
+template <typename T, typename F>
+VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, F raw) {
   return scale_of(o, o.base, has_floor(o), limit(o, raw));
 }
 

@@ -63,9 +63,9 @@ auto mapped(void (*function)(const T*, T*, int64_t), int per) {
 // One overload per precision: the dtype of the array decides.
 template <typename T>
 void bind_math(py::module_& m, const char* normals_name) {
-  m.def("scale", mapped<T>(&maths::scale, 2), py::arg().noconvert());
+  m.def("exp", mapped<T>(&maths::exp, 1), py::arg().noconvert());
   m.def("log", mapped<T>(&maths::log, 1), py::arg().noconvert());
-  m.def("excess", mapped<T>(&maths::excess, 2), py::arg().noconvert());
+  m.def("exponentials", mapped<T>(&maths::exponentials, 5), py::arg().noconvert());
   m.def("log_any", mapped<T>(&maths::log_any, 1), py::arg().noconvert());
   m.def("log1p_unit", mapped<T>(&maths::log1p_unit, 1), py::arg().noconvert());
   m.def("tanh", mapped<T>(&maths::tanh, 2), py::arg().noconvert());

@@ -8,21 +8,18 @@ namespace maths {
 namespace math = vae_fused::math;
 
 #define EACH(T)                                                                           \
-  void scale(const T* x, T* out, int64_t n) {                                             \
-    for (int64_t i = 0; i < n; ++i) {                                                     \
-      const auto both = math::exponentials(x[i]);                                         \
-      out[2 * i] = both.e;                                                                \
-      out[2 * i + 1] = both.square;                                                       \
-    }                                                                                     \
+  void exp(const T* x, T* out, int64_t n) {                                               \
+    for (int64_t i = 0; i < n; ++i) out[i] = math::exp(x[i]);                             \
   }                                                                                       \
   void log(const T* x, T* out, int64_t n) {                                               \
     for (int64_t i = 0; i < n; ++i) out[i] = math::log(x[i]);                             \
   }                                                                                       \
-  void excess(const T* x, T* out, int64_t n) {                                            \
+  void exponentials(const T* x, T* out, int64_t n) {                                      \
     for (int64_t i = 0; i < n; ++i) {                                                     \
-      const auto both = math::excess(x[i], math::exponentials(x[i]).square);              \
-      out[2 * i] = both.g;                                                                \
-      out[2 * i + 1] = both.h;                                                            \
+      const auto with = math::exponentials(x[i]);                                         \
+      const auto from = math::excess(x[i], math::exp(x[i]));                              \
+      const T results[] = {with.e, with.excess.g, with.excess.h, from.g, from.h};         \
+      for (int j = 0; j < 5; ++j) out[5 * i + j] = results[j];                            \
     }                                                                                     \
   }                                                                                       \
   void log_any(const T* x, T* out, int64_t n) {                                           \

@@ -5,15 +5,16 @@
 
 namespace maths {
 
-#define EACH(T)                                                                  \
-  void scale(const T* x, T* out, int64_t n); /* [n, 2]: sigma, sigma^2 */        \
-  void log(const T* x, T* out, int64_t n);                                       \
-  void excess(const T* x, T* out, int64_t n); /* [n, 2]: e^x - 1 - x, e^x - 1 */ \
-  void log_any(const T* x, T* out, int64_t n);                                   \
-  void log1p_unit(const T* x, T* out, int64_t n);                                \
-  void tanh(const T* x, T* out, int64_t n); /* [n, 2]: value, derivative */      \
-  /* [n, 4]: sigma, ln sigma^2, and their derivatives */                         \
-  void scale_base(int base, const T* x, T* out, int64_t n);                      \
+#define EACH(T)                                                             \
+  void exp(const T* x, T* out, int64_t n);                                  \
+  void log(const T* x, T* out, int64_t n);                                  \
+  /* [n, 5]: e^(x/2), then e^x - 1 - x and e^x - 1 with it and from e^x */  \
+  void exponentials(const T* x, T* out, int64_t n);                         \
+  void log_any(const T* x, T* out, int64_t n);                              \
+  void log1p_unit(const T* x, T* out, int64_t n);                           \
+  void tanh(const T* x, T* out, int64_t n); /* [n, 2]: value, derivative */ \
+  /* [n, 4]: sigma, ln sigma^2, and their derivatives */                    \
+  void scale_base(int base, const T* x, T* out, int64_t n);                 \
   void normals(uint64_t seed, uint64_t offset, uint64_t first, T* out, int64_t n);
 EACH(float)
 EACH(double)

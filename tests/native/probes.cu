@@ -133,9 +133,9 @@ void coarse_normals(uint64_t seed, float* out, int64_t n) {
 }
 void coarse_exponentials(const float* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const auto pair = vae_fused::math::exponentials_for<true>(x[i]);
-    out[2 * i] = pair.e;
-    out[2 * i + 1] = pair.square;
+    const auto exps = vae_fused::math::exponentials_for<true>(x[i]);
+    out[2 * i] = exps.e;
+    out[2 * i + 1] = exps.excess.g;
   }
 }
 
