@@ -3,6 +3,8 @@
 // either.
 #pragma once
 
+#include <cstddef>
+
 #include "math/family.h"
 
 namespace vae_fused {
@@ -211,6 +213,9 @@ void forward(const ForwardParams& params, ParallelFor parallel_for);
 void backward(const BackwardParams& params, ParallelFor parallel_for);
 void forward_multi(const MultiParams& params, ParallelFor parallel_for);
 void backward_multi(const MultiParams& params, ParallelFor parallel_for);
+
+// For memory that a kernel is about to be the first to write.
+void prepare_pages(void* data, size_t bytes);
 
 // The instruction set in use: avx512, avx2 or default. Throws std::invalid_argument if
 // VAE_FUSED_CPU_CAPABILITY asks for another, or for one that is not to be had here.

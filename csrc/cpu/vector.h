@@ -32,6 +32,16 @@
 #define VAE_FUSED_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, i32{__VA_ARGS__})
 #endif
 
+#if defined(__aarch64__)
+#define VAE_FUSED_VECTOR_REGISTER "w"
+#elif VAE_FUSED_VECTOR_BYTES == 64
+#define VAE_FUSED_VECTOR_REGISTER "v"
+#elif defined(__x86_64__)
+#define VAE_FUSED_VECTOR_REGISTER "x"
+#else
+#define VAE_FUSED_VECTOR_REGISTER "m"
+#endif
+
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 
 constexpr int kBytes = VAE_FUSED_VECTOR_BYTES;
@@ -131,6 +141,11 @@ struct Float {
   friend VAE_FUSED_HD Float select(Mask m, Float x, Float y) { return blend(m.m, x.v, y.v); }
   friend VAE_FUSED_HD Float smaller(Float x, Float y) { return lesser(x.v, y.v); }
   friend VAE_FUSED_HD Float larger(Float x, Float y) { return greater(x.v, y.v); }
+  friend VAE_FUSED_HD Float rounded_product(Float x, Float y) {
+    f32 z = x.v * y.v;
+    asm("" : "+" VAE_FUSED_VECTOR_REGISTER(z));
+    return z;
+  }
   friend VAE_FUSED_HD Float abs(Float x) { return (f32)((u32)x.v & 0x7FFFFFFFu); }
   friend VAE_FUSED_HD Float sqrt(Float x) { return root(x.v); }
   friend VAE_FUSED_HD Float sqrt_any(Float x) { return root(x.v); }

@@ -50,7 +50,7 @@ VAE_FUSED_HD Exponential<F> exponential(F h) {
   p = p * f + 4.16668542e-2f;
   p = p * f + 1.66665778e-1f;
   p = p * f + 0.5f;
-  const F u = f * f * p;
+  const F u = rounded_product(f * f, p);
   return {n, real((bits(shifted) << 23) + 0x3F800000u), f, u, f + u};  // the magic is shifted out
 }
 

@@ -73,6 +73,8 @@ VAE_FUSED_HD float real(uint32_t u) {
 //
 //   select             a choice
 //   smaller, larger    x < y ? x : y and x > y ? x : y; a y that is NaN stays
+//   rounded_product    x y, which no compiler fuses with a sum: what a product is fused with depends
+//                      on what else it is used for, and bits would differ from kernel to kernel
 //   shortcut           whether what holds usually holds in all lanes, and the way may be the short
 //                      one; for a number never: on a GPU both ways cost more than the longer alone
 //   number_t           what is in the lanes
@@ -102,6 +104,17 @@ VAE_FUSED_HD T smaller(T x, T y) {
 template <typename T>
 VAE_FUSED_HD T larger(T x, T y) {
   return x > y ? x : y;
+}
+VAE_FUSED_HD float rounded_product(float x, float y) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(x, y);
+#elif defined(__CUDACC__)  // nvcc's host pass, which computes nothing
+  return x * y;
+#elif __has_builtin(__builtin_assoc_barrier)
+  return __builtin_assoc_barrier(x * y);
+#else
+  return x * y;
+#endif
 }
 VAE_FUSED_HD float abs(float x) { return std::fabs(x); }
 VAE_FUSED_HD double abs(double x) { return std::fabs(x); }

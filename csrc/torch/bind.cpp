@@ -28,6 +28,9 @@ Space bind(Gaussians& gaussians, Tensor& mu, Tensors& of, const Tensor& z, DimSe
       if (!t.defined()) continue;
       if (copy) t = t.contiguous();
       void* data = b.written ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
+      if (b.written && t.is_cpu()) {
+        cpu::prepare_pages(t.storage().mutable_data(), t.storage().nbytes());
+      }
       const int64_t before = t.dim() - ndim;
       bindings.push_back({data, t.strides().data() + before, b.operand});
       if (before > 0) *b.step = t.stride(0);
