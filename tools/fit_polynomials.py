@@ -97,7 +97,7 @@ def main() -> None:
     lo, hi = float(mp.sqrt(0.5)) - 1, float(mp.sqrt(2)) - 1
     for bits, degree in ((32, 7), (64, 15)):
         report("excess", excess, lambda x: 1 / excess(x), -1, 1, degree, bits)
-    report("exp", excess, lambda x: x * x / mp.exp(x), -half_ln2, half_ln2, 4, 32)
+    report("exp", excess, lambda x: 1 / excess(x), -half_ln2, half_ln2, 4, 32)
     log_weight: Fn = lambda f: f * f / (1 - f / 2 + f * f / 3)  # noqa: E731
     report("log", log_tail, log_weight, lo, hi, 6, 32)
     report("sin", sin_tail, lambda z: z * mp.sqrt(z) + mp.mpf("1e-6"), 0, half_pi, 3, 32)

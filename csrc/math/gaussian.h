@@ -84,7 +84,8 @@ VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
 //   h = q t (2 + t) + q - 1        g = q (t^2 + 2u) + (q - 1) 2f + (q - 1 - n ln 4)
 //
 // For n = 0, |x| < ln 2, that is t (2 + t) and t^2 + 2u: nothing cancels, and g is not negative.
-// For n = -1 and 1 this g still has more digits than the direct one, relative error 3.4e-7.
+// For n = -1 and 1 this g still has more digits than the direct one. Relative errors: 3.3e-7 and
+// 3.5e-7; without fused multiply-adds 7.1e-7 and 3.5e-7.
 template <typename F>
 struct Exponentials {
   F e;  // e^(x/2)
