@@ -73,7 +73,8 @@ VAE_FUSED_HD float real(uint32_t u) {
 //
 //   select             a choice
 //   smaller, larger    x < y ? x : y and x > y ? x : y; a y that is NaN stays
-//   rounded_product    x y, which no compiler fuses with a sum: what a product is fused with depends
+//   rounded_product    x y, which no compiler fuses with a sum: what a product is fused with
+//   depends
 //                      on what else it is used for, and bits would differ from kernel to kernel
 //   shortcut           whether what holds usually holds in all lanes, and the way may be the short
 //                      one; for a number never: on a GPU both ways cost more than the longer alone
