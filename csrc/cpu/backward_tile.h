@@ -36,7 +36,7 @@ VAE_FUSED_ALONE void adjoint(const T* mu, const T* x, const T* gz, const T* eps,
     Lanes<T> to_mu = g, to_x = T(0);
     if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), T(0.5) * exps.e);
     if constexpr (with_kl) {
-      const math::Relative<Lanes<T>> relative{m, raw, exps.excess};
+      const math::Relative<Lanes<T>> relative{m, raw, exps.excess(raw)};
       const auto of_kl = math::kl_adjoint(f, false, relative, Lanes<T>(T(1)), get(gk + j));
       to_mu = to_mu + of_kl.mu;
       to_x = to_x + of_kl.x;

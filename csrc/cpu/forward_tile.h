@@ -66,7 +66,7 @@ VAE_FUSED_ALONE void sample_and_kl(const T* mu, const T* x, const T* eps, T* z, 
     const auto exps = math::exponentials(raw);
     if constexpr (sampled) put(math::sample(f, m, exps.e, get(eps + j)), z + j);
     if constexpr (with_kl) {
-      put(math::kl(f, false, math::Relative<Lanes<T>>{m, raw, exps.excess}), kl + j);
+      put(math::kl(f, false, math::Relative<Lanes<T>>{m, raw, exps.excess(raw)}), kl + j);
     }
   }
 }

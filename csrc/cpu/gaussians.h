@@ -141,7 +141,7 @@ class GaussianPiece<math::Family<T>, kDerivatives> {
   }
 
   VAE_FUSED_HD math::Posterior<Lanes<T>> posterior(int j) const {
-    return {get(mu_ + j), T(1), q_.at(j), {T(0), T(0)}};
+    return {get(mu_ + j), T(1), q_.at(j), {}};
   }
 
   VAE_FUSED_HD math::Prior<Lanes<T>> prior(int j) const {

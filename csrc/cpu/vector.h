@@ -122,7 +122,7 @@ struct Mask {
   mask_t m;
   friend VAE_FUSED_HD Mask operator&(Mask x, Mask y) { return {static_cast<mask_t>(x.m & y.m)}; }
   friend VAE_FUSED_HD Mask operator|(Mask x, Mask y) { return {static_cast<mask_t>(x.m | y.m)}; }
-  friend VAE_FUSED_HD bool shortcut(Mask x) { return everywhere(x.m); }
+  friend VAE_FUSED_HD bool all(Mask x) { return everywhere(x.m); }
 };
 
 struct Float {

@@ -1,5 +1,5 @@
 // exp, log and sincos in single precision, as branch-free polynomials. `F` is a float, or a vector
-// of floats (cpu/vector.h): for both there are select, smaller, larger, abs and shortcut.
+// of floats (cpu/vector.h): for both there are select, smaller, larger, abs and all.
 //
 // Why not the platform's: (1) a loop over a tile must vectorise, and a call to libm stops that;
 // (2) the same instructions on the CPU and the GPU keep their normals within an ulp of each other;
@@ -84,12 +84,16 @@ VAE_FUSED_HD double log(double u) { return log_libm(u); }
 template <typename F>
 VAE_FUSED_HD F log_any(F x) {
   const F inf = real(0x7F800000u), nan = real(0x7FC00000u);
-  const auto usual = (x > F(1.17549421e-38f)) & (x < inf);
-  if (shortcut(usual)) return log(x);
   const auto small = x < F(1.17549435e-38f);
-  const F y = log(select(small, x * 16777216.0f, x)) - select(small, F(16.6355324f), F(0.0f));
-  const F special = select(x == F(0.0f), -inf, select(x == inf, inf, nan));
-  return select((x > F(0.0f)) & (x < inf), y, special);
+  const auto usual = (x > F(1.17549421e-38f)) & (x < inf);
+  F normal = x;
+  if (!all(usual)) normal = select(small, x * 16777216.0f, x);
+  F y = log(normal);
+  if (!all(usual)) {
+    const F special = select(x == F(0.0f), -inf, select(x == inf, inf, nan));
+    y = select((x > F(0.0f)) & (x < inf), y - select(small, F(16.6355324f), F(0.0f)), special);
+  }
+  return y;
 }
 VAE_FUSED_HD double log_any(double x) { return log_libm(x); }
 

@@ -89,7 +89,16 @@ VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
 template <typename F>
 struct Exponentials {
   F e;  // e^(x/2)
-  Excess<F> excess;
+  Excess<F> both;
+  VAE_FUSED_HD Excess<F> excess(F) const { return both; }
+};
+
+// In double, polynomials of degree 15 are better not begun before they are wanted: in a kernel they
+// would take the registers of all else.
+template <>
+struct Exponentials<double> {
+  double e, square;
+  VAE_FUSED_HD Excess<double> excess(double x) const { return math::excess(x, square); }
 };
 
 template <typename F>
@@ -104,9 +113,7 @@ VAE_FUSED_HD Exponentials<F> exponentials(F x) {
           {select(abs(n) > F(1), direct - x, careful), select(n == F(0), s, direct)}};
 }
 
-VAE_FUSED_HD Exponentials<double> exponentials(double x) {
-  return {exp(0.5 * x), excess(x, exp(x))};
-}
+VAE_FUSED_HD Exponentials<double> exponentials(double x) { return {exp(0.5 * x), exp(x)}; }
 
 // ---------------------------------------------------------------------------------------------
 // Posterior: mu, sigma and x = ln sigma^2 from the network's outputs
@@ -118,7 +125,7 @@ template <typename T>
 struct Posterior {
   T mu, dmu;  // derivatives with respect to the network's outputs
   Scale<T> scale;
-  Excess<T> excess;  // of Plain, g(x) and h(x); a Family's KL goes by sigma / tau instead
+  Exponentials<T> exponentials;  // of Plain; the KL of a Family goes by sigma / tau instead
 };
 
 // Of 16 bits, on a GPU, the exponentials may be approximate, too: for |x| <= 20 the KL of an
@@ -139,7 +146,7 @@ VAE_FUSED_HD void posterior(const Plain<T>&, const T (&mu)[N], const T (&raw)[N]
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
     const Exponentials<T> x = exponentials_for<coarse>(raw[j]);
-    out[j] = {mu[j], T(1), {x.e, raw[j], T(0.5) * x.e, T(1)}, x.excess};
+    out[j] = {mu[j], T(1), {x.e, raw[j], T(0.5) * x.e, T(1)}, x};
   }
 }
 
@@ -147,7 +154,7 @@ template <bool coarse = false, int N, typename T>
 VAE_FUSED_HD void posterior(const Family<T>& f, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
   VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(f.posterior, raw[j]), {T(0), T(0)}};
+  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(f.posterior, raw[j]), {}};
   if (f.mu_soft_clamp == T(0)) return;
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
@@ -225,7 +232,7 @@ struct Relative {
 
 template <typename T>
 VAE_FUSED_HD Relative<T> relative(const Plain<T>&, const Posterior<T>& q, const Prior<T>&) {
-  return {q.mu, q.scale.x, q.excess};
+  return {q.mu, q.scale.x, q.exponentials.excess(q.scale.x)};
 }
 
 template <typename T, typename F>
@@ -233,7 +240,7 @@ VAE_FUSED_HD Relative<F> relative(const Family<T>&, const Posterior<F>& q, const
   const F sigma = q.scale.sigma, r = sigma * p.precision, x = q.scale.x - p.x;
   const auto direct = in_range(sigma) & in_range(p.precision);
   F variance = r * r;
-  if (!shortcut(direct)) variance = select(direct, variance, exp(x));
+  if (!all(direct)) variance = select(direct, variance, exp(x));
   return {(q.mu - p.mean) * p.precision, x, excess(x, variance)};
 }
 

@@ -76,9 +76,8 @@ VAE_FUSED_HD float real(uint32_t u) {
 //   rounded_product    x y, which no compiler fuses with a sum: what a product is fused with
 //   depends
 //                      on what else it is used for, and bits would differ from kernel to kernel
-//   shortcut           whether what holds usually holds in all lanes, and the way may be the short
-//                      one; for a number never: on a GPU both ways cost more than the longer alone
-//   number_t           what is in the lanes
+//   all                whether a condition holds in all lanes, and what is for the others may be
+//   left number_t           what is in the lanes
 template <typename F>
 struct NumberOf {
   using type = typename F::Number;
@@ -119,7 +118,7 @@ VAE_FUSED_HD float rounded_product(float x, float y) {
 }
 VAE_FUSED_HD float abs(float x) { return std::fabs(x); }
 VAE_FUSED_HD double abs(double x) { return std::fabs(x); }
-VAE_FUSED_HD bool shortcut(bool) { return false; }
+VAE_FUSED_HD bool all(bool condition) { return condition; }
 
 VAE_FUSED_HD float to_float(uint32_t u) { return static_cast<float>(u); }
 

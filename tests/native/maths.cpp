@@ -17,8 +17,9 @@ namespace math = vae_fused::math;
   void exponentials(const T* x, T* out, int64_t n) {                                      \
     for (int64_t i = 0; i < n; ++i) {                                                     \
       const auto with = math::exponentials(x[i]);                                         \
+      const auto both = with.excess(x[i]);                                                \
       const auto from = math::excess(x[i], math::exp(x[i]));                              \
-      const T results[] = {with.e, with.excess.g, with.excess.h, from.g, from.h};         \
+      const T results[] = {with.e, both.g, both.h, from.g, from.h};                       \
       for (int j = 0; j < 5; ++j) out[5 * i + j] = results[j];                            \
     }                                                                                     \
   }                                                                                       \

@@ -135,7 +135,7 @@ void coarse_exponentials(const float* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const auto exps = vae_fused::math::exponentials_for<true>(x[i]);
     out[2 * i] = exps.e;
-    out[2 * i + 1] = exps.excess.g;
+    out[2 * i + 1] = exps.excess(x[i]).g;
   }
 }
 
