@@ -72,17 +72,19 @@ VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, const 
     element = outer;
     offset += coordinate[d] * stride[d];
   }
-  for (int position = 0; position < piece.n;) {
-    const int64_t rest = space.size[inner] - coordinate[inner];
-    const int length = rest < piece.n - position ? static_cast<int>(rest) : piece.n - position;
-    run(position, offset, stride[inner], length);
+  const int64_t step = stride[inner];
+  int64_t rest = space.size[inner] - coordinate[inner];
+  for (int position = 0;;) {
+    const int length = static_cast<int>(rest < piece.n - position ? rest : piece.n - position);
+    run(position, offset, step, length);
     position += length;
-    coordinate[inner] += length;
-    offset += length * stride[inner];
-    for (int d = inner; d > 0 && coordinate[d] == space.size[d]; --d) {
-      offset += stride[d - 1] - space.size[d] * stride[d];
+    if (position == piece.n) return;
+    rest = space.size[inner];
+    offset += length * step;
+    for (int d = inner - 1;; --d) {  // the next row; or of the next plane, ...
+      offset += stride[d] - space.size[d + 1] * stride[d + 1];
+      if (++coordinate[d] < space.size[d]) break;
       coordinate[d] = 0;
-      ++coordinate[d - 1];
     }
   }
 }
@@ -108,15 +110,41 @@ VAE_FUSED_HD arithmetic_t<S>* in_place(const Space& space, const Operand& operan
   return data + offset;
 }
 
+// Runs are often short, a row's latents: two vectors that overlap copy 30 floats in a quarter of
+// the time that a loop with a rest takes.
+VAE_FUSED_HD void copy_dense(const float* from, int n, float* to) {
+  if (n < kWidth) {
+    for (int j = 0; j < n; ++j) to[j] = from[j];
+    return;
+  }
+  for (int j = 0; j < n - kWidth; j += kWidth) put(get(from + j), to + j);
+  put(get(from + n - kWidth), to + n - kWidth);
+}
+VAE_FUSED_HD void copy_dense(const double* from, int n, double* to) {
+  for (int j = 0; j < n; ++j) to[j] = from[j];
+}
+
+template <typename S, typename T>
+VAE_FUSED_HD void copy_run(const S* from, int64_t step, int n, T* to) {
+  if (step == 1) {
+    if constexpr (std::is_same_v<S, T>) {
+      copy_dense(from, n, to);
+    } else {
+      for (int j = 0; j < n; ++j) to[j] = widen(from[j]);
+    }
+  } else if (step == 0) {
+    const T value = widen(*from);
+    for (int j = 0; j < n; ++j) to[j] = value;
+  } else {
+    for (int j = 0; j < n; ++j) to[j] = widen(from[j * step]);
+  }
+}
+
 template <typename S, typename T>
 VAE_FUSED_ALONE void copy_in(const Space& space, const Operand& operand, Piece piece, T* buffer) {
   const S* const data = static_cast<const S*>(operand.data);
   const auto copy = [&](int at, int64_t offset, int64_t step, int len) {
-    if (step == 1) {
-      for (int j = 0; j < len; ++j) buffer[at + j] = widen(data[offset + j]);
-    } else {
-      for (int j = 0; j < len; ++j) buffer[at + j] = widen(data[offset + j * step]);
-    }
+    copy_run(data + offset, step, len, buffer + at);
   };
   if (operand.linear) {
     copy(0, piece.begin, 1, piece.n);
@@ -132,7 +160,11 @@ VAE_FUSED_ALONE void copy_out(const Space& space, const Operand& operand, Piece 
   S* const data = static_cast<S*>(operand.data);
   const auto copy = [&](int at, int64_t offset, int64_t step, int len) {
     if (step == 1) {
-      for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j]);
+      if constexpr (std::is_same_v<S, T>) {
+        copy_dense(buffer + at, len, data + offset);
+      } else {
+        for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j]);
+      }
     } else {
       for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j * step]);
     }
@@ -149,11 +181,7 @@ template <typename T>
 VAE_FUSED_ALONE void load_mask(const Space& space, const Operand& operand, Piece piece, T* out) {
   const uint8_t* const data = static_cast<const uint8_t*>(operand.data);
   for_each_run(space, operand.stride, piece, [&](int at, int64_t offset, int64_t step, int len) {
-    if (step == 1) {
-      for (int j = 0; j < len; ++j) out[at + j] = data[offset + j];
-    } else {
-      for (int j = 0; j < len; ++j) out[at + j] = data[offset + j * step];
-    }
+    copy_run(data + offset, step, len, out + at);
   });
   pad(piece, out);
 }

@@ -34,6 +34,7 @@ constexpr bool kCoarse = sizeof(S) == 2;
 
 VAE_FUSED_HD float widen(float x) { return x; }
 VAE_FUSED_HD double widen(double x) { return x; }
+VAE_FUSED_HD float widen(uint8_t x) { return x; }  // of a mask
 
 VAE_FUSED_HD float widen(BFloat16 x) { return real(static_cast<uint32_t>(x.u) << 16); }
 
