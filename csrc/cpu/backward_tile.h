@@ -67,7 +67,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>&,
   if (p.grad_z.data) {
     gz = load<S>(p.space, p.grad_z, piece, gz_buffer);
   } else {
-    for (int j = 0; j < n; ++j) gz_buffer[j] = 0;
+    fill_with(T(0), gz_buffer, n);
   }
   if (p.grad_eps.data) {
     T* const geps = target<S>(p.space, p.grad_eps, piece, noise);

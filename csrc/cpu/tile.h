@@ -58,6 +58,19 @@ using math::narrow;
 using math::select;
 using math::widen;
 
+// The coordinates of a flat element, and its offset in a tensor.
+VAE_FUSED_HD int64_t locate(const Space& space, const int64_t* stride, int64_t element,
+                            int64_t (&coordinate)[kMaxDims]) {
+  int64_t offset = 0;
+  for (int d = space.ndim - 1; d >= 0; --d) {
+    const int64_t outer = element / space.by_size[d];
+    coordinate[d] = element - outer * space.size[d];
+    element = outer;
+    offset += coordinate[d] * stride[d];
+  }
+  return offset;
+}
+
 // Calls run(position in the tile, offset in the tensor, stride, length) for each run of the flat
 // elements [begin, begin + n).
 template <typename Run>
@@ -65,13 +78,7 @@ VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, const 
                                const Run& run) {
   const int inner = space.ndim - 1;
   int64_t coordinate[kMaxDims];
-  int64_t offset = 0, element = piece.begin;
-  for (int d = inner; d >= 0; --d) {
-    const int64_t outer = element / space.by_size[d];
-    coordinate[d] = element - outer * space.size[d];
-    element = outer;
-    offset += coordinate[d] * stride[d];
-  }
+  int64_t offset = locate(space, stride, piece.begin, coordinate);
   const int64_t step = stride[inner];
   int64_t rest = space.size[inner] - coordinate[inner];
   for (int position = 0;;) {
@@ -99,15 +106,9 @@ VAE_FUSED_HD arithmetic_t<S>* in_place(const Space& space, const Operand& operan
   if (operand.linear) return data + piece.begin;
   const int inner = space.ndim - 1;
   if (operand.stride[inner] != 1 || space.size[inner] < piece.n) return nullptr;
-  int64_t offset = 0, element = piece.begin;
-  for (int d = inner; d >= 0; --d) {
-    const int64_t outer = element / space.by_size[d];
-    const int64_t coordinate = element - outer * space.size[d];
-    if (d == inner && coordinate + piece.n > space.size[d]) return nullptr;
-    element = outer;
-    offset += coordinate * operand.stride[d];
-  }
-  return data + offset;
+  int64_t coordinate[kMaxDims];
+  const int64_t offset = locate(space, operand.stride, piece.begin, coordinate);
+  return coordinate[inner] + piece.n > space.size[inner] ? nullptr : data + offset;
 }
 
 // Runs are often short, a row's latents: two vectors that overlap copy 30 floats in a quarter of

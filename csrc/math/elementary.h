@@ -1,7 +1,7 @@
 // exp, log and sincos in single precision, as branch-free polynomials. `F` is a float, or a vector
-// of floats (cpu/vector.h): for both there are select, smaller, larger, abs and all.
+// of floats (cpu/vector.h); math/lanes.h says what it must have.
 //
-// Why not the platform's: (1) a loop over a tile must vectorise, and a call to libm stops that;
+// Why not the platform's: (1) a tile is computed by vectors, and libm takes one number at a time;
 // (2) the same instructions on the CPU and the GPU keep their normals within an ulp of each other;
 // (3) CUDA's sincosf carries a slow path with a stack frame for arguments that never occur here.
 // The coefficients come from tools/fit_polynomials.py. The domains are those that can occur:
@@ -21,7 +21,7 @@
 // The double precision overloads are the platform's.
 #pragma once
 
-#include "math/platform.h"
+#include "math/lanes.h"
 
 namespace vae_fused::math {
 

@@ -6,6 +6,7 @@
 //   VAE_FUSED_UNROLL   unrolls the loop of constant length below: around a loop, none vectorises
 //   mulhi              upper half of a product of twice the width
 //   bits, real         reinterpretation between float and uint32_t
+//   rounded_product    a product that is not fused with a sum
 //   cvt_...            conversions of 16-bit types, where the machine has an instruction for them
 //   ..._libm           the platform's double precision functions
 //   ..._approx         the hardware's own approximations of float functions, where it has them
@@ -69,42 +70,8 @@ VAE_FUSED_HD float real(uint32_t u) {
 #endif
 }
 
-// What vectors of numbers have, too (cpu/vector.h), so that formulas may be templates over both:
-//
-//   select             a choice
-//   smaller, larger    x < y ? x : y and x > y ? x : y; a y that is NaN stays
-//   rounded_product    x y, which no compiler fuses with a sum: what a product is fused with
-//   depends
-//                      on what else it is used for, and bits would differ from kernel to kernel
-//   all                whether a condition holds in all lanes, and what is for the others may be
-//   left number_t           what is in the lanes
-template <typename F>
-struct NumberOf {
-  using type = typename F::Number;
-};
-template <>
-struct NumberOf<float> {
-  using type = float;
-};
-template <>
-struct NumberOf<double> {
-  using type = double;
-};
-template <typename F>
-using number_t = typename NumberOf<F>::type;
-
-template <typename T>
-VAE_FUSED_HD T select(bool condition, T x, T y) {
-  return condition ? x : y;
-}
-template <typename T>
-VAE_FUSED_HD T smaller(T x, T y) {
-  return x < y ? x : y;
-}
-template <typename T>
-VAE_FUSED_HD T larger(T x, T y) {
-  return x > y ? x : y;
-}
+// x y, which no compiler fuses with a sum: what a product is fused with depends on what else it is
+// used for, and bits would differ from kernel to kernel.
 VAE_FUSED_HD float rounded_product(float x, float y) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(x, y);
@@ -116,9 +83,6 @@ VAE_FUSED_HD float rounded_product(float x, float y) {
   return x * y;
 #endif
 }
-VAE_FUSED_HD float abs(float x) { return std::fabs(x); }
-VAE_FUSED_HD double abs(double x) { return std::fabs(x); }
-VAE_FUSED_HD bool all(bool condition) { return condition; }
 
 VAE_FUSED_HD float to_float(uint32_t u) { return static_cast<float>(u); }
 

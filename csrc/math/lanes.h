@@ -1,0 +1,50 @@
+// What a formula asks of its operands beside their operators, so that it may be a template over
+// numbers and over the vectors of cpu/vector.h, which have the same:
+//
+//   number_t           what is in the lanes
+//   select             a choice
+//   smaller, larger    x < y ? x : y and x > y ? x : y; a y that is NaN stays
+//   abs                the magnitude
+//   all                whether a condition holds in all lanes: what is for the others may be left
+#pragma once
+
+#include "math/platform.h"
+
+namespace vae_fused::math {
+
+template <typename F>
+struct NumberOf {
+  using type = typename F::Number;
+};
+template <>
+struct NumberOf<float> {
+  using type = float;
+};
+template <>
+struct NumberOf<double> {
+  using type = double;
+};
+template <typename F>
+using number_t = typename NumberOf<F>::type;
+
+template <typename T>
+VAE_FUSED_HD T select(bool condition, T x, T y) {
+  return condition ? x : y;
+}
+
+template <typename T>
+VAE_FUSED_HD T smaller(T x, T y) {
+  return x < y ? x : y;
+}
+
+template <typename T>
+VAE_FUSED_HD T larger(T x, T y) {
+  return x > y ? x : y;
+}
+
+VAE_FUSED_HD float abs(float x) { return std::fabs(x); }
+VAE_FUSED_HD double abs(double x) { return std::fabs(x); }
+
+VAE_FUSED_HD bool all(bool condition) { return condition; }
+
+}  // namespace vae_fused::math
