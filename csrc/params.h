@@ -47,7 +47,7 @@ VAE_FUSED_HD Key resolve(const RngKey& key) {
 // ---------------------------------------------------------------------------------------------
 
 constexpr int kMaxDims = 16;
-// Elements of a tile, the unit of work of a CPU task and of a CUDA block.
+// Elements of a tile, the unit of work of a CPU task; of a CUDA block, one or several.
 constexpr int kTile = 2048;
 
 // Division of 0 <= n < 2^63 by an invariant d (Granlund and Montgomery 1994, with n doubled so that
@@ -80,7 +80,7 @@ VAE_FUSED_HD int64_t operator/(int64_t n, const Divisor& d) {
 //
 // The tiling depends on the shape alone, never on threads or SMs: it fixes the order of summation.
 //   cols <= kTile:  a tile is `rows_per_tile` whole rows;   tiles_per_row = 1
-//   cols >  kTile:  a row is `tiles_per_row` tiles;         rows_per_tile = 1
+//   cols >  kTile:  a row is `tiles_per_row` tiles of `tile` elements;   rows_per_tile = 1
 struct Space {
   int32_t ndim = 0;
   int64_t size[kMaxDims] = {};  // outermost first
@@ -89,6 +89,7 @@ struct Space {
   bool noise_linear = false;            // i == e everywhere
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
+  int64_t tile = kTile;
   Divisor by_tiles_per_row;
   uint32_t by_cols = 0;  // ceil(2^32 / cols) where 1 < cols <= kTile: see row_in_tile
 };
@@ -102,9 +103,10 @@ struct Tile {
 VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
   if (space.tiles_per_row > 1) {
     const int64_t row = t / space.by_tiles_per_row;
-    const int64_t col = (t - row * space.tiles_per_row) * kTile;
+    const int64_t col = (t - row * space.tiles_per_row) * space.tile;
     const int64_t rest = space.cols - col;
-    return {row * space.cols + col, row, static_cast<int>(rest < kTile ? rest : kTile), 1};
+    return {row * space.cols + col, row, static_cast<int>(rest < space.tile ? rest : space.tile),
+            1};
   }
   const int64_t row = t * space.rows_per_tile;
   const int64_t rest = space.rows - row;
@@ -113,7 +115,7 @@ VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
 }
 
 // The row of element `at` of a tile, counted from the tile's first. For whole rows of more than one
-// column; exact because at * cols < 2^32.
+// column; exact while at * cols < 2^32.
 VAE_FUSED_HD uint32_t row_in_tile(const Space& space, uint32_t at) {
   return math::mulhi(at, space.by_cols);
 }
@@ -129,10 +131,8 @@ struct Operand {
 // Calls
 // ---------------------------------------------------------------------------------------------
 
-// The Gaussians of a call. `plain` is what a family of defaults without prior, mask and further
-// samples is: the kernels then use math::Plain instead.
+// The Gaussians of a call.
 struct Gaussians {
-  bool plain = true;
   math::Family<double> family;
   Operand mu;
   Operand raw;                    // what sigma is a function of; absent: sigma = 1
@@ -140,6 +140,12 @@ struct Gaussians {
   Operand mask;                   // bytes, 0 or 1; absent: 1 everywhere
   int64_t samples = 1;            // sample s of element i has normal s * numel + i of the stream
 };
+
+// Whether the kernels of math::Plain serve them, but for a mask.
+inline bool is_plain(const Gaussians& of) {
+  return of.raw.data && !of.prior_mean.data && !of.prior_raw.data && of.samples == 1 &&
+         math::is_plain(of.family);
+}
 
 // A tensor with a value for each sample: sample s lies `step` elements behind sample s - 1.
 struct Sampled : Operand {
@@ -156,7 +162,7 @@ struct ForwardParams {
   Sampled z;           // absent: no sample
   void* kl = nullptr;  // [rows], float, or double for kFloat64; absent: no KL
   double kl_scale = 1.0;
-  double* partials = nullptr;   // [rows * tiles_per_row], present when tiles_per_row > 1
+  double* partials = nullptr;   // [tiles], their sums, wanted when tiles_per_row > 1
   uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not asked for
 };
 
@@ -192,7 +198,6 @@ struct Item {
 struct MultiParams {
   DType dtype = DType::kFloat32;
   RngKey key;
-  bool plain = true;
   math::Family<double> family;
   int32_t items = 0;
   int64_t tiles = 0;

@@ -24,6 +24,7 @@ SHAPE = (4, 3, 5)
 SCALES: dict[str, str | vf.Scale] = {
     **{kind: kind for kind in ("logvar", "logstd", "std", "var", "softplus", "sigmoid2")},
     "clamp": vf.Scale("logvar", clamp=(-0.5, 0.7)),
+    "clamp beside 0": vf.Scale("logvar", clamp=(0.1, 0.7)),
     "clamp from below": vf.Scale("logstd", clamp=(-0.4, None)),
     "clamp from above": vf.Scale("softplus", clamp=(None, 0.3)),
     "soft clamp": vf.Scale("logstd", soft_clamp=1.5),

@@ -54,6 +54,25 @@ def test_bits_of_strided_sums_do_not_depend_on_the_threads(dim, threads):
         assert_same_bits(step(mu, logvar, make_key(1), dim=dim), want)
 
 
+@native
+def test_bits_of_a_list_do_not_depend_on_the_threads(threads):
+    """Tasks begin and end within tensors and between them."""
+    sizes = [5000 * k % 29_989 for k in range(1, 40)]
+    mus, raws = ([random(n, seed=s + n) for n in sizes] for s in (0, 1))
+    mus, raws = ([t.requires_grad_() for t in ts] for ts in (mus, raws))
+
+    def results():
+        zs, kl = vf.reparameterize_kl_multi(mus, raws, key=make_key(1))
+        gradients = torch.autograd.grad(sum(z.sin().sum() for z in zs) + kl, [*mus, *raws])
+        return [*zs, kl, *gradients]
+
+    threads(1)
+    want = results()
+    for n in (2, 4):
+        threads(n)
+        assert_same_bits(results(), want)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_bits_are_the_same_from_run_to_run(shape, device):
     mu, logvar = posterior(shape, device=device)

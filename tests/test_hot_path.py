@@ -77,6 +77,13 @@ def test_whole_vectors_are_the_shorter_way() -> None:
     """) == ["FFMA", "BRA", "STG.E.128", "BRA"]
 
 
+def test_of_two_forms_of_a_loop_the_shorter_counts() -> None:
+    careful = ".L_1:\n" + "FFMA R1, R1, R1, R1\n" * 10 + "LOP3 R2, R2, R2\n@P0 BRA `(.L_1)\n"
+    whole = ".L_2:\n" + "FADD R1, R1, R1\n" * 9 + "@P1 BRA `(.L_2)\n"
+    less = ".L_3:\nFMUL R1, R1, R1\nFADD R1, R1, R1\n@P2 BRA `(.L_3)\n"
+    assert path(careful + whole + less + "EXIT") == ["FADD"] * 9 + ["BRA"]
+
+
 def test_torn_stores_do_not_count_twice() -> None:
     assert path("""
         .L_loop:

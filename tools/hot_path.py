@@ -1,8 +1,9 @@
 """The hot path of a kernel: the sequence of instructions that its budget counts.
 
   region  Of all loops the one that holds the most additions (FADD, FFMA, DADD, DFMA), loops inside
-          it not counted; or, if more are in no loop at all, what is in none: then the compiler has
-          unrolled the loop away.
+          it not counted; of several with nearly as many, which are forms of one (for whole vectors
+          and for others), the one whose path is shortest. Or, if more are in no loop at all, what
+          is in none: then the compiler has unrolled the loop away.
   path    Once around that loop, or once through the kernel, passing each inner loop at most once:
             1. with the most additions,
             2. among those the one that stores the most bits to global memory,
@@ -28,6 +29,7 @@ from sass import Block, Graph, Instruction, graph, loops, postorder, returns, wi
 ADDITIONS = dict.fromkeys(("FADD", "FFMA", "DADD", "DFMA"), 1)
 ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from sm_100 on
 
+ALIKE = 0.9  # the share of the most additions from which a loop is another form of the same one
 Weight = tuple[int, int, int]  # additions, bits stored, minus the instructions
 
 
@@ -58,12 +60,19 @@ def hot_path(code: list[Instruction]) -> HotPath:
     def own(body: set[int]) -> int:
         return sum(additions[b] for b in body.difference(*(b for b in bodies.values() if b < body)))
 
-    start, body = flow.entry, kernel
-    most, in_loop = own(kernel), False
-    for header in sorted(bodies):
-        if (amount := own(bodies[header])) >= most:
-            start, body, most, in_loop = header, bodies[header], amount, True
+    amounts = {header: own(body) for header, body in bodies.items()}
+    most = max(amounts.values(), default=-1)
+    if most < own(kernel):
+        return _path(flow, additions, flow.entry, kernel, in_loop=False)
+    alike = [header for header, amount in amounts.items() if amount >= ALIKE * most]
+    paths = [_path(flow, additions, header, bodies[header], in_loop=True) for header in alike]
+    return min(paths, key=lambda path: path.length)
 
+
+def _path(
+    flow: Graph, additions: dict[int, int], start: int, body: set[int], *, in_loop: bool
+) -> HotPath:
+    """The best path through a region that begins with the block `start`."""
     called: dict[int, int] = {}
 
     def weight(b: int) -> Weight:

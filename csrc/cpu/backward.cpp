@@ -4,7 +4,7 @@
 namespace vae_fused::cpu {
 
 void backward(const BackwardParams& params, ParallelFor parallel_for) {
-  run(params, resolve(params.key), parallel_for, kBackward);
+  run(params, resolve(params.key), parallel_for);
 }
 
 }  // namespace vae_fused::cpu

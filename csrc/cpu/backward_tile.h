@@ -6,63 +6,75 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// grad_kl of a piece's elements, scaled.
+// grad_kl of a piece's elements, scaled. A row's is stored in whole vectors, over what is the next
+// row's, which comes after; hence a vector more in the buffer.
 template <typename T>
-VAE_FUSED_ALONE void load_grad_kl(const BackwardParams& p, const Tile& tile, Piece piece, T* out) {
+using RowsBuffer = T[kPiece + kWidth];
+
+template <typename T>
+VAE_FUSED_ALONE void load_grad_kl(const BackwardParams& p, const Tile& tile, Piece piece,
+                                  RowsBuffer<T>& out) {
   const int at = static_cast<int>(piece.begin - tile.begin), n = piece.n;
-  const T* const grad_kl = static_cast<const T*>(p.grad_kl) + tile.row * p.grad_kl_stride;
+  const T* const grad_kl = static_cast<const T*>(p.grad_kl);
   const T scale = static_cast<T>(p.kl_scale);
-  if (p.space.cols == 1 && p.grad_kl_stride == 1) {
-    for (int j = 0; j < n; ++j) out[j] = scale * grad_kl[at + j];
+  if (p.grad_kl_stride == 0) return fill_with(scale * *grad_kl, out, piece.whole());
+  if (p.space.cols == 1) {
+    for (int j = 0; j < n; ++j) out[j] = scale * grad_kl[tile.row + at + j];
     return pad(piece, out);
   }
   const int cols = tile.n / tile.rows;
-  for (int r = at / cols, j = 0; j < n; ++r) {
-    const T gk = scale * grad_kl[r * p.grad_kl_stride];
-    const int end = std::min(n, (r + 1) * cols - at);
-    for (; j < end; ++j) out[j] = gk;
+  for (int r = at / cols, begin = 0; begin < n; ++r) {
+    const Lanes<T> gk = scale * grad_kl[tile.row + r];
+    const int next = (r + 1) * cols - at, end = next < n ? next : n;
+    for (int j = begin; j < end; j += kStep<T>) put(gk, out + j);
+    begin = end;
   }
   pad(piece, out);
 }
 
 // Plain: the gradients of mu and x, of what is there of z and the KL.
-template <bool sampled, bool with_kl, typename T>
-VAE_FUSED_ALONE void adjoint(const T* mu, const T* x, const T* gz, const T* eps, const T* gk,
-                             T* gmu, T* gx, int n) {
-  const math::Plain<T> f;
+template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
+VAE_FUSED_ALONE void adjoint(math::Plain<T> f, const T* mu, const T* raw, const T* mask,
+                             const T* gz, const T* eps, const T* gk, T* gmu, T* graw, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    const Lanes<T> m = get(mu + j), raw = get(x + j), g = get(gz + j);
-    const auto exps = math::exponentials(raw);
-    Lanes<T> to_mu = g, to_x = T(0);
+    const Lanes<T> r = get(raw + j), g = get(gz + j);
+    const Lanes<T> x = math::limited<clamps>(f, r), nought = T(0);
+    const auto exps = math::exponentials(x);
+    Lanes<T> to_mu = g, to_x = nought;
     if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), T(0.5) * exps.e);
     if constexpr (with_kl) {
-      const math::Relative<Lanes<T>> relative{m, raw, exps.excess(raw)};
+      const math::Relative<Lanes<T>> relative{get(mu + j), x, exps.excess(x)};
       const auto of_kl = math::kl_adjoint(f, false, relative, Lanes<T>(T(1)), get(gk + j));
       to_mu = to_mu + of_kl.mu;
       to_x = to_x + of_kl.x;
     }
-    put(to_mu, gmu + j);
-    put(to_x, gx + j);
+    if constexpr (clamps) to_x = select(math::beyond(r, f.low, f.high), nought, to_x);
+    put(kept<masked>(mask, j, to_mu), gmu + j);
+    put(kept<masked>(mask, j, to_x), graw + j);
   }
 }
 
-template <typename T>
-VAE_FUSED_ALONE void noise_adjoint(const T* x, const T* gz, T* geps, int n) {
+template <bool masked, typename T>
+VAE_FUSED_ALONE void noise_adjoint(math::Plain<T> f, const T* raw, const T* mask, const T* gz,
+                                   T* geps, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    put(get(gz + j) * math::exponentials(get(x + j)).e, geps + j);
+    const Lanes<T> sigma = math::exponentials(math::limited(f, get(raw + j))).e;
+    put(kept<masked>(mask, j, Lanes<T>(get(gz + j) * sigma)), geps + j);
   }
 }
 
 template <typename S, typename T>
-VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>&,
+VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>& f,
                                  GaussianPiece<math::Plain<T>, true>&, const Key& key,
-                                 const Tile& tile, int at) {
-  alignas(64) T mu_buffer[kPiece], x_buffer[kPiece], gz_buffer[kPiece], noise[kPiece], gk[kPiece];
-  alignas(64) T gmu_buffer[kPiece], gx_buffer[kPiece];
-  const Piece piece{tile.begin + at, std::min(kPiece, tile.n - at)};
+                                 const Tile& tile, const Piece& piece) {
+  alignas(64) T mu_buffer[kPiece], raw_buffer[kPiece], gz_buffer[kPiece], noise[kPiece];
+  alignas(64) T mask[kPiece], gmu_buffer[kPiece], graw_buffer[kPiece];
+  alignas(64) RowsBuffer<T> gk;
   const int n = piece.whole();
-  const T* const mu = load<S>(p.space, p.of.mu, piece, mu_buffer);
-  const T* const x = load<S>(p.space, p.of.raw, piece, x_buffer);
+  const T* const mu = p.grad_kl ? load<S>(p.space, p.of.mu, piece, mu_buffer) : nullptr;
+  const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer);
+  const bool is_masked = p.of.mask.data;
+  if (is_masked) load_mask(p.space, p.of.mask, piece, mask);
   const T* gz = gz_buffer;
   if (p.grad_z.data) {
     gz = load<S>(p.space, p.grad_z, piece, gz_buffer);
@@ -71,22 +83,22 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>&,
   }
   if (p.grad_eps.data) {
     T* const geps = target<S>(p.space, p.grad_eps, piece, noise);
-    noise_adjoint(x, gz, geps, n);
+    math::with_flags([&](auto masked) { noise_adjoint<masked>(f, raw, mask, gz, geps, n); },
+                     is_masked);
     store<S>(p.space, p.grad_eps, piece, geps);
   }
   if (p.grad_kl) load_grad_kl(p, tile, piece, gk);
   T* const gmu = target<S>(p.space, p.grad_mu, piece, gmu_buffer);
-  T* const gx = target<S>(p.space, p.grad_raw, piece, gx_buffer);
-  math::with_flag(p.grad_kl, [&](auto with_kl) {
-    if (p.grad_z.data && p.grad_raw.data) {
-      const T* const eps = load_noise<S>(p.space, p.eps, key, 0, piece, noise);
-      adjoint<true, decltype(with_kl)::value>(mu, x, gz, eps, gk, gmu, gx, n);
-    } else {
-      adjoint<false, decltype(with_kl)::value, T>(mu, x, gz, nullptr, gk, gmu, gx, n);
-    }
-  });
+  T* const graw = target<S>(p.space, p.grad_raw, piece, graw_buffer);
+  const bool is_sampled = p.grad_z.data && p.grad_raw.data;
+  const T* const eps = is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, noise) : nullptr;
+  math::with_flags(
+      [&](auto sampled, auto with_kl, auto clamps, auto masked) {
+        adjoint<sampled, with_kl, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
+      },
+      is_sampled, p.grad_kl, f.clamps(), is_masked);
   store<S>(p.space, p.grad_mu, piece, gmu);
-  store<S>(p.space, p.grad_raw, piece, gx);
+  store<S>(p.space, p.grad_raw, piece, graw);
 }
 
 // The gradients gather in the order of writing: of z, summed over the samples; of z eps, likewise,
@@ -148,9 +160,9 @@ VAE_FUSED_ALONE void add_kl_adjoint(const GaussianPiece<math::Family<T>, true>& 
 template <typename S, typename T>
 VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>& f,
                                  GaussianPiece<math::Family<T>, true>& gaussians, const Key& key,
-                                 const Tile& tile, int at) {
-  alignas(64) T gz_buffer[kPiece], scratch[kPiece], buffers[4][kPiece];
-  const Piece piece{tile.begin + at, std::min(kPiece, tile.n - at)};
+                                 const Tile& tile, const Piece& piece) {
+  alignas(64) T gz_buffer[kPiece], buffers[4][kPiece];
+  alignas(64) RowsBuffer<T> scratch;
   const int n = piece.whole();
   gaussians.template prepare<S>(p.space, p.of, f, piece, p.grad_kl);
   const Operand* const operands[] = {&p.grad_mu, &p.grad_raw, &p.grad_prior_mean,
@@ -178,15 +190,14 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
   if (p.grad_z.data && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
   if (p.grad_kl) {
     load_grad_kl(p, tile, piece, scratch);
-    math::with_flag(f.linear, [&](auto linear) {
-      math::with_flag(p.grad_prior_mean.data || p.grad_prior_raw.data, [&](auto learned) {
-        constexpr bool kLinear = decltype(linear)::value, kLearned = decltype(learned)::value;
-        add_kl_adjoint<kLinear, kLearned>(gaussians, f, scratch, g, n);
-      });
-    });
+    math::with_flags(
+        [&](auto linear, auto learned) {
+          add_kl_adjoint<linear, learned>(gaussians, f, scratch, g, n);
+        },
+        f.linear, p.grad_prior_mean.data || p.grad_prior_raw.data);
   } else {
-    fill_with(T(0), g.mean, n);
-    fill_with(T(0), g.prior, n);
+    if (p.grad_prior_mean.data) fill_with(T(0), g.mean, n);
+    if (p.grad_prior_raw.data) fill_with(T(0), g.prior, n);
   }
   gaussians.chain_mu(g.mu, n);
   for (int k = 0; k < 4; ++k) {
@@ -197,23 +208,25 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
 }
 
 template <typename S, typename Family>
-void backward_tile(const BackwardParams& p, const Family& f, const Key& key, int64_t t) {
+VAE_FUSED_HD void backward_tiles_of(const BackwardParams& p, const Family& f, const Key& key,
+                                    int64_t begin, int64_t end) {
   GaussianPiece<Family, true> gaussians(p.of, f);
-  const Tile tile = tile_at(p.space, t);
-  for (int at = 0; at < tile.n; at += kPiece) {
-    backward_piece<S>(p, f, gaussians, key, tile, at);
+  for (int64_t t = begin; t < end; ++t) {
+    const Tile tile = tile_at(p.space, t);
+    for (int at = 0; at < tile.n; at += kPiece) {
+      backward_piece<S>(p, f, gaussians, key, tile, piece_of(tile, at));
+    }
   }
 }
 
 template <typename S, bool plain>
 void backward_tiles(void* context, int64_t begin, int64_t end) {
   const auto& task = *static_cast<const Task<BackwardParams>*>(context);
-  for (int64_t t = begin; t < end; ++t) {
-    if constexpr (plain) {
-      backward_tile<S>(task.params, math::Plain<arithmetic_t<S>>{}, task.key, t);
-    } else {
-      backward_tile<S>(task.params, task.family_of(arithmetic_t<S>{}), task.key, t);
-    }
+  using T = arithmetic_t<S>;
+  if constexpr (plain) {
+    backward_tiles_of<S>(task.params, math::plain<T>(task.params.of.family), task.key, begin, end);
+  } else {
+    backward_tiles_of<S>(task.params, task.family_of(T{}), task.key, begin, end);
   }
 }
 

@@ -47,14 +47,29 @@ constexpr const Bodies* kForward[] = {&baseline::kForward};
 constexpr const Bodies* kBackward[] = {&baseline::kBackward};
 #endif
 
-template <typename Params>
-void run(const Params& params, const Key& key, ParallelFor parallel_for, const Bodies* const* all) {
+inline const Bodies& bodies_of(const ForwardParams&) {
+  return *kForward[static_cast<int>(capability())];
+}
+inline const Bodies& bodies_of(const BackwardParams&) {
+  return *kBackward[static_cast<int>(capability())];
+}
+
+// Calls parallel_for(tiles, grain, body, context), a ParallelFor or like one.
+template <typename Params, typename Parallel>
+void run(const Params& params, const Key& key, const Parallel& parallel_for) {
   const Gaussians& of = params.of;
   const Task<Params> task{params, key, math::narrowed<float>(of.family)};
   const int64_t grain = kGrain / std::clamp<int64_t>(of.samples, 1, kGrain);
-  const Bodies& bodies = *all[static_cast<int>(capability())];
-  const Body body = (of.plain ? bodies.plain : bodies.general)[static_cast<int>(params.dtype)];
+  const Bodies& bodies = bodies_of(params);
+  const Body body = (is_plain(of) ? bodies.plain : bodies.general)[static_cast<int>(params.dtype)];
   parallel_for(params.space.tiles, grain, body, const_cast<Task<Params>*>(&task));
+}
+
+// Tells the caller the key, if asked.
+inline void write_key(const Key& key, uint64_t* out) {
+  if (!out) return;
+  out[0] = key.seed;
+  out[1] = key.offset;
 }
 
 }  // namespace vae_fused::cpu

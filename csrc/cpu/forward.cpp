@@ -4,7 +4,7 @@
 namespace vae_fused::cpu {
 namespace {
 
-// Rows of several tiles: their partial sums, in order.
+// Rows of several tiles: their partial sums, of twice the KL, in order.
 template <typename T>
 void combine(const ForwardParams& p) {
   for (int64_t row = 0; row < p.space.rows; ++row) {
@@ -12,7 +12,7 @@ void combine(const ForwardParams& p) {
     for (int64_t t = 0; t < p.space.tiles_per_row; ++t) {
       total += p.partials[row * p.space.tiles_per_row + t];
     }
-    static_cast<T*>(p.kl)[row] = static_cast<T>(p.kl_scale * total);
+    static_cast<T*>(p.kl)[row] = static_cast<T>(0.5 * p.kl_scale * total);
   }
 }
 
@@ -20,12 +20,9 @@ void combine(const ForwardParams& p) {
 
 void forward(const ForwardParams& params, ParallelFor parallel_for) {
   const Key key = resolve(params.key);
-  if (params.key_out) {
-    params.key_out[0] = key.seed;
-    params.key_out[1] = key.offset;
-  }
-  run(params, key, parallel_for, kForward);
-  if (!params.kl || params.space.tiles_per_row == 1) return;
+  write_key(key, params.key_out);
+  run(params, key, parallel_for);
+  if (!params.kl || !params.partials) return;
   params.dtype == DType::kFloat64 ? combine<double>(params) : combine<float>(params);
 }
 

@@ -110,7 +110,7 @@ struct GaussianPiece {
 template <typename T, bool kDerivatives>
 class GaussianPiece<math::Family<T>, kDerivatives> {
  public:
-  // What has no tensor is the same for all pieces of a tile.
+  // What has no tensor is the same for all pieces.
   VAE_FUSED_HD GaussianPiece(const Gaussians& of, const math::Family<T>& f) {
     if (!of.raw.data) q_.fill(T(1), T(0));
     mean_ = mean_buffer_;
@@ -155,13 +155,9 @@ class GaussianPiece<math::Family<T>, kDerivatives> {
     for (int j = 0; j < n; j += kStep<T>) put(get(grad + j) * get(dmu_ + j), grad + j);
   }
 
-  // Masked elements are nought, whatever their tensors hold.
   VAE_FUSED_ALONE void mask(T* values, int n) const {
     if (!masked_) return;
-    for (int j = 0; j < n; j += kStep<T>) {
-      const Lanes<T> nought = T(0);
-      put(select(get(mask_ + j) == nought, nought, get(values + j)), values + j);
-    }
+    for (int j = 0; j < n; j += kStep<T>) put(kept<true>(mask_, j, get(values + j)), values + j);
   }
 
  private:

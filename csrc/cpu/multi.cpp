@@ -1,70 +1,81 @@
-// A list of tensors on the CPU: a call each. Launches cost nothing here, and a tensor of a tile
-// stays on the caller's thread anyway.
+// A list of tensors on the CPU: their tiles are one range, for small tensors to go together.
+#include "cpu/dispatch.h"
 #include "space.h"
 
 namespace vae_fused::cpu {
 namespace {
 
-// What a tensor's call has of the list's.
+constexpr int64_t kStride[] = {1};
+
+int64_t tiles(const Item& item) { return (item.n + kTile - 1) / kTile; }
+
+// A tensor's call, of what the list has of it.
 template <typename Params>
 Params params_of(const MultiParams& list, const Item& item) {
   Params p;
   p.dtype = list.dtype;
-  p.key = list.key;
-  p.key.offset += item.first_block << list.key.shift;
-  p.of.plain = list.plain;
   p.of.family = list.family;
-  p.kl_scale = item.weight;
+  const auto vector = [](const void* data, Operand& operand) {
+    return Binding{const_cast<void*>(data), kStride, &operand};
+  };
+  std::vector<Binding> bindings = {vector(item.mu, p.of.mu), vector(item.raw, p.of.raw)};
+  if constexpr (std::is_same_v<Params, ForwardParams>) {
+    bindings.push_back(vector(item.z, p.z));
+    p.kl = list.kl;
+    p.partials = list.partials + item.first_tile;
+  } else {
+    bindings.insert(bindings.end(), {vector(item.grad_z, p.grad_z), vector(item.grad_mu, p.grad_mu),
+                                     vector(item.grad_raw, p.grad_raw)});
+    p.kl_scale = item.weight;
+    p.grad_kl = list.grad_kl;
+    p.grad_kl_stride = 0;
+  }
+  make_space({item.n}, 1, bindings, p.space);
   return p;
 }
 
-constexpr int64_t kStride[] = {1};
+struct ListTask {
+  const MultiParams& list;
+  Key key;
+};
+
+// The list's tiles [begin, end).
+template <typename Params>
+void run_tiles(void* context, int64_t begin, int64_t end) {
+  const auto& task = *static_cast<const ListTask*>(context);
+  for (int k = 0; k < task.list.items; ++k) {
+    const Item& item = task.list.item[k];
+    const int64_t first = std::max(begin - item.first_tile, int64_t{0});
+    const int64_t last = std::min(end - item.first_tile, tiles(item));
+    if (first >= last) continue;
+    run(params_of<Params>(task.list, item), Key{task.key.seed, task.key.offset + item.first_block},
+        [&](int64_t, int64_t, Body body, void* call) { body(call, first, last); });
+  }
+}
 
 }  // namespace
 
-void forward_multi(const MultiParams& params, ParallelFor parallel_for) {
+void forward_multi(const MultiParams& list, ParallelFor parallel_for) {
+  ListTask task{list, resolve(list.key)};
+  parallel_for(list.tiles, kGrain, run_tiles<ForwardParams>, &task);
   double total = 0;
-  for (int k = 0; k < params.items; ++k) {
-    const Item& item = params.item[k];
-    auto p = params_of<ForwardParams>(params, item);
-    make_space({item.n}, 1,
-               {{const_cast<void*>(item.mu), kStride, &p.of.mu},
-                {const_cast<void*>(item.raw), kStride, &p.of.raw},
-                {item.z, kStride, &p.z}},
-               p.space);
-    float kl32 = 0;
-    double kl64 = 0;
-    p.kl = params.dtype == DType::kFloat64 ? static_cast<void*>(&kl64) : &kl32;
-    p.partials = params.partials + item.first_tile;
-    forward(p, parallel_for);
-    total += kl64 + kl32;
+  for (int k = 0; k < list.items; ++k) {
+    const Item& item = list.item[k];
+    double kl = 0;  // twice
+    for (int64_t t = 0; t < tiles(item); ++t) kl += list.partials[item.first_tile + t];
+    total += 0.5 * item.weight * kl;
   }
-  if (params.dtype == DType::kFloat64) {
-    *static_cast<double*>(params.kl) = total;
+  if (list.dtype == DType::kFloat64) {
+    *static_cast<double*>(list.kl) = total;
   } else {
-    *static_cast<float*>(params.kl) = static_cast<float>(total);
+    *static_cast<float*>(list.kl) = static_cast<float>(total);
   }
-  if (!params.key_out) return;
-  const Key key = resolve(params.key);
-  params.key_out[0] = key.seed;
-  params.key_out[1] = key.offset;
+  write_key(task.key, list.key_out);
 }
 
-void backward_multi(const MultiParams& params, ParallelFor parallel_for) {
-  for (int k = 0; k < params.items; ++k) {
-    const Item& item = params.item[k];
-    auto p = params_of<BackwardParams>(params, item);
-    p.grad_kl = params.grad_kl;
-    p.grad_kl_stride = 0;
-    make_space({item.n}, 1,
-               {{const_cast<void*>(item.mu), kStride, &p.of.mu},
-                {const_cast<void*>(item.raw), kStride, &p.of.raw},
-                {const_cast<void*>(item.grad_z), kStride, &p.grad_z},
-                {item.grad_mu, kStride, &p.grad_mu},
-                {item.grad_raw, kStride, &p.grad_raw}},
-               p.space);
-    backward(p, parallel_for);
-  }
+void backward_multi(const MultiParams& list, ParallelFor parallel_for) {
+  ListTask task{list, resolve(list.key)};
+  parallel_for(list.tiles, kGrain, run_tiles<BackwardParams>, &task);
 }
 
 }  // namespace vae_fused::cpu

@@ -43,7 +43,7 @@ struct Batch {
 
 template <typename High>
 VAE_FUSED_HD void put_words(uint64_t seed, Wide low, High high, uint32_t (&to)[4][kLanes]) {
-  const math::Words<Wide> words = math::philox(seed, low, high);
+  const math::Words<Wide> words = math::philox(math::Seed(seed), low, high);
   VAE_FUSED_UNROLL
   for (int j = 0; j < 4; ++j) {
     const Bits w = low_halves(words.w[j]);
@@ -154,7 +154,7 @@ VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes]
   const u64 offset = key.offset - u64{};
   const Wide block = {(index.a >> 2) + offset, (index.b >> 2) + offset, (index.c >> 2) + offset,
                       (index.d >> 2) + offset};
-  const math::Words<Wide> wide = math::philox(key.seed, block, high_halves(block));
+  const math::Words<Wide> wide = math::philox(math::Seed(key.seed), block, high_halves(block));
   const math::Words<Bits> words = {
       {low_halves(wide.w[0]), low_halves(wide.w[1]), low_halves(wide.w[2]), low_halves(wide.w[3])}};
   Bits first, second;

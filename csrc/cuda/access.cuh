@@ -54,6 +54,10 @@ constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access:
                         : sizeof(S) == 4 ? (kAccess == Access::kPatched ? 3 : 4)
                                          : 3;
 
+// Whether tiles of whole steps, which nearly all are, have a loop of their own.
+template <typename S, Access kAccess>
+constexpr bool kHasWhole = kAccess == Access::kLinear && sizeof(S) < 8;
+
 // A tensor of a call, as far as its layout matters.
 struct Layout {
   Operand* operand;
@@ -161,12 +165,13 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void*
   const auto all = [&](auto predicate) {
     return std::all_of(layouts.begin(), layouts.end(), predicate);
   };
+  const bool is_usual = is_plain(of) && !of.mask.data;
   const Way scalar{Access::kScalar, false};
   const int inner = space.ndim - 1;
   const auto expands = [&](const Layout& l) {
     return !l.written && std::count(l.operand->stride, l.operand->stride + space.ndim, 0) > 0;
   };
-  if (!kVectorsOfFamily<S> && (!of.plain || std::any_of(layouts.begin(), layouts.end(), expands))) {
+  if (!kVectorsOfFamily<S> && (!is_usual || std::any_of(layouts.begin(), layouts.end(), expands))) {
     return scalar;
   }
   const auto splats = [&](const Layout& l) { return !l.written && l.operand->stride[inner] == 0; };
@@ -189,15 +194,41 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void*
         return splats(l) || vectors(l.operand->stride, l.operand->linear);
       }) &&
       (!needs_noise || vectors(space.noise_stride, space.noise_linear))) {
-    const bool plain = of.plain && !std::any_of(layouts.begin(), layouts.end(), splats);
+    const bool plain = is_usual && !std::any_of(layouts.begin(), layouts.end(), splats);
     return {plain && usual && space.ndim == 1 ? Access::kLinear : Access::kStrided, plain};
   }
   constexpr int patch_v = kVector<S, Access::kPatched>, patch_c = kChunk<S, Access::kPatched>;
   static_assert(patch_c == c);
   if (of.samples > 1 || !patch(space, layouts, rows, patch_v, patch_c)) return scalar;
   const bool plain =
-      of.plain && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
+      is_usual && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
   return {Access::kPatched, plain};
+}
+
+#if !defined(VAE_FUSED_ENOUGH_BLOCKS)  // tests set it to a handful
+#define VAE_FUSED_ENOUGH_BLOCKS 4096
+#endif
+
+// Where there are more than enough blocks to fill any GPU several times over, their tiles become
+// larger: what a block does before and after its elements is some 100 instructions a thread or
+// more, 12 an element if it has 8. The number follows from the shape alone. Where whole rows are
+// `staged` in shared memory, which does not grow, a block has several tiles instead. Returns the
+// number of blocks.
+inline int64_t merge_tiles(Space& space, bool staged) {
+  constexpr int64_t kMost = 512;  // row_in_tile is exact up to 1024
+  const int64_t wanted = (space.tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1;
+  if (staged) return (space.tiles - 1) / wanted + 1;
+  if (space.tiles_per_row > 1) {
+    const int64_t merged = std::min(wanted, space.tiles_per_row);
+    space.tile *= merged;
+    space.tiles_per_row = (space.tiles_per_row - 1) / merged + 1;
+    space.by_tiles_per_row = divisor(space.tiles_per_row);
+    space.tiles = space.rows * space.tiles_per_row;
+  } else {
+    space.rows_per_tile *= std::min(wanted, kMost);
+    space.tiles = (space.rows - 1) / space.rows_per_tile + 1;
+  }
+  return space.tiles;
 }
 
 // Calls visit(S{}) with the type that the tensors of a call are stored as.
@@ -223,7 +254,7 @@ cudaError_t with_kernels(const Way& way, const math::Family<double>& family, con
   constexpr std::integral_constant<Access, Access::kStrided> strided;
   constexpr std::integral_constant<Access, Access::kPatched> patched;
   constexpr std::integral_constant<Access, Access::kScalar> scalar;
-  const math::Plain<T> plain;
+  const auto plain = math::plain<T>(family);
   const auto general = math::narrowed<T>(family);
   if (way.access == Access::kScalar) return launch(scalar, general);
   if (way.access == Access::kLinear) return launch(linear, plain);

@@ -14,51 +14,55 @@ enum class Rows {
   kInTile,    // a tile holds whole rows
 };
 
-__device__ __forceinline__ Rows rows_of(const BackwardParams& p) {
+Rows rows_of(const BackwardParams& p) {
   if (!p.grad_kl) return Rows::kNone;
   if (p.grad_kl_stride == 0 || p.space.tiles_per_row > 1) return Rows::kOne;
   return p.space.cols == 1 ? Rows::kElements : Rows::kInTile;
 }
 
-// The gradient of the KL of chunk b's elements.
-template <typename T, int C>
-__device__ __forceinline__ void grad_kl_of(const BackwardParams& p, Rows rows, const T* grad_kl,
-                                           T one, const Tile& tile, const Span& part, T (&gk)[C]) {
+// The gradient of the KL of a chunk's elements, `one` where it is the same for all of a tile.
+template <typename T, int C, bool kWhole>
+__device__ __forceinline__ void grad_kl_of(const BackwardParams& p, Rows rows, T one,
+                                           const Span<kWhole>& part, T (&gk)[C]) {
+  const T* const grad_kl = static_cast<const T*>(p.grad_kl);
   const T kl_scale = static_cast<T>(p.kl_scale);
   VAE_FUSED_UNROLL
   for (int j = 0; j < C; ++j) gk[j] = one;
   if (rows == Rows::kElements) {
-    const auto pack = load_vector<T, C>(grad_kl + (part.e - tile.begin), part);
+    const auto pack = load_vector<T, C>(grad_kl + part.e, part);
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) gk[j] = kl_scale * pack.s[j];
   } else if (rows == Rows::kInTile) {
+    // The tile's first row, from what needs no register.
+    const T* const of_rows = grad_kl + blockIdx.x * p.space.rows_per_tile;
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
       const uint32_t at = static_cast<uint32_t>(part.slot - part.begin + j);
-      if (part.has(j)) gk[j] = kl_scale * grad_kl[row_in_tile(p.space, at)];
+      if (part.has(j)) gk[j] = kl_scale * of_rows[row_in_tile(p.space, at)];
     }
   }
 }
 
-template <typename S, Access kAccess, class F>
-__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
-    backward_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ F f) {
+// Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill.
+template <Access kAccess>
+constexpr bool kKeepsKeys = kAccess == Access::kLinear;
+
+// One tile; `one` is the gradient of all its elements' KL, if there is one.
+template <typename S, Access kAccess, bool kWhole, class F>
+__device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& f,
+                                              const Stream<kKeepsKeys<kAccess>>& stream,
+                                              const Tile& tile, Rows rows, arithmetic_t<S> one) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear, kAll = kGeneral<F>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   constexpr int kGradZ = kGaussianSlots<F>, kGradMu = kGradZ + 1, kGradRaw = kGradZ + 2,
                 kGradEps = kGradZ + 3, kGradMean = kGradZ + 4, kGradPriorRaw = kGradZ + 5,
                 kOffsets = kAll ? kGradZ + 6 : kGradZ + 4;
-  const Key key = resolve(p.key);
-  const Tile tile = tile_at(p.space, blockIdx.x);
-  const Rows rows = rows_of(p);
-  const T* const grad_kl = static_cast<const T*>(p.grad_kl) + tile.row * p.grad_kl_stride;
-  const T one = rows == Rows::kOne ? static_cast<T>(p.kl_scale) * *grad_kl : T(0);
   const bool used = kUsual || p.grad_z.data, with_kl = kUsual || rows != Rows::kNone;
   const bool wants_mu = kUsual || p.grad_mu.data, wants_raw = kUsual || p.grad_raw.data;
   const bool wants_eps = !kUsual && p.grad_eps.data, given = !kUsual && p.eps.data;
   const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
-  for (Span span = first_span<N>(tile); span.slot < span.end; span = span + kThreads * N) {
+  for (auto span = first_span<N, kWhole>(tile); span.slot < span.end; span = span + kThreads * N) {
     const int64_t* strides[kOffsets];
     gaussian_strides<F>(p, strides);
     strides[kGradZ] = p.grad_z.stride;
@@ -87,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
       if (given) {
         widen<C>(eps_pack, b, eps);
       } else if (used && wants_raw) {
-        normals<S>(key, first, eps);
+        stream.template normals<S>(first, eps);
       } else {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) eps[j] = 0;
@@ -108,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
         if (given) {
           widen<C>(load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span), 0, eps);
         } else if (wants_raw) {
-          normals<S>(key, first + s * (p.space.rows * p.space.cols), eps);
+          stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
@@ -128,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
       }
       if (with_kl) {
         T gk[C], gmean[C], gprior[C];
-        grad_kl_of(p, rows, grad_kl, one, tile, span + b * C, gk);
+        grad_kl_of(p, rows, one, span + b * C, gk);
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
           const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], prior[j]),
@@ -147,6 +151,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         gz[j] *= q[j].dmu;
+        if (q[j].beyond) graw[j] = 0;
         if (kAll && !step.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }
       narrow<C>(gz, b, gz_pack);  // in place: registers are scarce
@@ -166,11 +171,32 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   }
 }
 
+template <typename S, Access kAccess, class F>
+__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
+    backward_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ F f,
+                    const __grid_constant__ Rows rows) {
+  using T = arithmetic_t<S>;
+  const Stream<kKeepsKeys<kAccess>> stream(resolve(p.key));
+  const Tile tile = tile_at(p.space, blockIdx.x);
+  T one = 0;
+  if (rows == Rows::kOne) {
+    const T* const grad_kl = static_cast<const T*>(p.grad_kl);
+    one = static_cast<T>(p.kl_scale) * grad_kl[tile.row * p.grad_kl_stride];
+  }
+  if (kHasWhole<S, kAccess> && is_whole<kStep<S, kAccess>>(tile)) {
+    backward_tile<S, kAccess, true>(p, f, stream, tile, rows, one);
+  } else {
+    backward_tile<S, kAccess, false>(p, f, stream, tile, rows, one);
+  }
+}
+
 template <typename S>
 cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
   const bool usual = p.grad_z.data && p.grad_kl && p.grad_mu.data && p.grad_raw.data &&
                      !p.eps.data && !p.grad_eps.data;
   const bool needs_noise = p.grad_z.data && p.grad_raw.data && !p.eps.data;
+  const Rows rows = rows_of(p);
+  const int64_t blocks = merge_tiles(p.space, false);
   const Way way = way_of<S>(p.space, p.of,
                             {{&p.eps, sizeof(S), false, p.eps.step},
                              {&p.grad_z, sizeof(S), false, p.grad_z.step},
@@ -182,7 +208,7 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
                             p.grad_kl, usual, needs_noise);
   return with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
-    return launch(backward_kernel<S, decltype(access)::value, F>, p.space.tiles, stream, p, family);
+    return launch(backward_kernel<S, decltype(access)::value, F>, blocks, stream, p, family, rows);
   });
 }
 

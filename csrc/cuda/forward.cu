@@ -8,10 +8,11 @@
 namespace vae_fused::cuda {
 namespace {
 
-// Rows of several parts: their partial sums, in order. Few rows: a block for each, else as many
+// Rows of several tiles: their partial sums, in order. Few rows: a block for each, else as many
 // lanes as a row has use for.
 template <typename T>
-__device__ void combine(const ForwardParams& p, int64_t per_row) {
+__device__ void combine(const ForwardParams& p) {
+  const int64_t per_row = p.space.tiles_per_row;
   T* const kl = static_cast<T*>(p.kl);
   const bool by_block = p.space.rows < kThreads / 32;
   const int log_width = by_block ? 8 : log_lanes(per_row), width = 1 << log_width;
@@ -56,7 +57,7 @@ __device__ __forceinline__ void sum_rows(const ForwardParams& p, const Tile& til
   }
 }
 
-// What becomes of the elements' KL. The same for all blocks of a launch.
+// What becomes of the elements' KL.
 enum class Rows {
   kNone,      // no KL is asked for
   kElements,  // reduction="none": written as they are
@@ -64,26 +65,32 @@ enum class Rows {
   kOfTiles,   // a row consists of tiles
 };
 
-__device__ __forceinline__ Rows rows_of(const ForwardParams& p) {
+Rows rows_of(const ForwardParams& p) {
   if (!p.kl) return Rows::kNone;
   if (p.space.cols == 1) return Rows::kElements;
   return p.space.tiles_per_row == 1 ? Rows::kInTile : Rows::kOfTiles;
 }
 
+// Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill.
+template <typename S, Access kAccess, class F>
+constexpr bool kKeepsKeys =
+    !kGeneral<F> && (kAccess == Access::kLinear || (kAccess == Access::kStrided && sizeof(S) > 2));
+
 // One tile: its sample, and its elements' KL where they belong; those of Rows::kOfTiles are
 // returned, summed over the thread's.
-template <typename S, Access kAccess, class F>
-__device__ __forceinline__ arithmetic_t<S> forward_tile(
-    const ForwardParams& p, const F& f, const Key& key, const Tile& tile, Rows rows,
-    Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
+template <typename S, Access kAccess, bool kWhole, class F>
+__device__ __forceinline__ double forward_tile(const ForwardParams& p, const F& f,
+                                               const Stream<kKeepsKeys<S, kAccess, F>>& stream,
+                                               const Tile& tile, Rows rows,
+                                               Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kAccess == Access::kLinear;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   constexpr int kZ = kGaussianSlots<F>, kOffsets = kZ + 1;
   const bool sampled = kUsual || p.z.data, given = !kUsual && p.eps.data;
   const bool wants_kl = kUsual || rows != Rows::kNone;
-  T sum = 0;
-  for (Span span = first_span<N>(tile); span.slot < span.end; span = span + kThreads * N) {
+  double sum = 0;
+  for (auto span = first_span<N, kWhole>(tile); span.slot < span.end; span = span + kThreads * N) {
     const int64_t* strides[kOffsets];
     gaussian_strides<F>(p, strides);
     strides[kZ] = p.z.stride;
@@ -92,6 +99,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
     GaussianStep<S, kAccess, F> step;
     step.load(p.space, p.of, at, span, true, wants_kl);
     Pack<S, N> eps_pack;
+    T of_step = 0;
     if (given) eps_pack = load<S, kAccess, kGeneral<F>>(p.space, p.eps, at[kEps], span);
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
@@ -104,7 +112,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
         if (given) {
           widen<C>(eps_pack, b, z);
         } else {
-          normals<S>(key, first, z);
+          stream.template normals<S>(first, z);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
@@ -118,7 +126,7 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
             further = load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span);
             widen<C>(further, 0, z);
           } else {
-            normals<S>(key, first + s * (p.space.rows * p.space.cols), z);
+            stream.template normals<S>(first + s * (p.space.rows * p.space.cols), z);
           }
           VAE_FUSED_UNROLL
           for (int j = 0; j < C; ++j) {
@@ -132,28 +140,23 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
       Pack<T, C> kl;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
-        kl.s[j] = math::kl(f, f.linear, math::relative(f, q[j], prior[j]));
+        kl.s[j] = math::twice_kl(f, f.linear, math::relative(f, q[j], prior[j]));
         if (kGeneral<F> && !step.counts(p.of, span, b, j)) kl.s[j] = 0;
       }
-      switch (rows) {
-        case Rows::kNone:
-          break;
-        case Rows::kElements: {
-          const T scale = static_cast<T>(p.kl_scale);
-          VAE_FUSED_UNROLL
-          for (int j = 0; j < C; ++j) kl.s[j] *= scale;
-          store_vector<T, C>(static_cast<T*>(p.kl) + span.e + b * C, span + b * C, kl);
-          break;
-        }
-        case Rows::kInTile:
-          staged[span.slot / C + b] = kl;
-          break;
-        case Rows::kOfTiles:
-          VAE_FUSED_UNROLL
-          for (int j = 0; j < C; ++j) sum += kl.s[j];
+      if (rows == Rows::kOfTiles) {  // the usual ones first
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) of_step += kl.s[j];
+      } else if (rows == Rows::kInTile) {
+        staged[span.slot / C + b] = kl;
+      } else if (rows == Rows::kElements) {
+        const T scale = static_cast<T>(p.kl_scale);
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) kl.s[j] *= scale;
+        store_vector<T, C>(static_cast<T*>(p.kl) + span.e + b * C, span + b * C, kl);
       }
     }
     if (sampled) store<S, kAccess>(p.space, p.z, at[kZ], span, step.mu);
+    sum += static_cast<double>(of_step);
   }
   return sum;
 }
@@ -161,50 +164,52 @@ __device__ __forceinline__ arithmetic_t<S> forward_tile(
 template <typename S, Access kAccess, class F>
 __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
     forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ F f,
-                   const __grid_constant__ Parts parts, int ticket) {
+                   const __grid_constant__ Rows rows, int ticket) {
   using T = arithmetic_t<S>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   __shared__ Pack<T, C> staged[(kTile + 2 * N) / C];
   const Key key = resolve(p.key);
   write_key(key, p.key_out);
-  const Rows rows = rows_of(p);
-  // A tile of whole rows counts as one row with one part here.
-  const int64_t row = blockIdx.x / parts.by_per_row;
-  const int64_t first = (blockIdx.x - row * parts.per_row) * parts.tiles;
-  const int64_t rest = p.space.tiles_per_row - first;
-  const int64_t last = first + (rest < parts.tiles ? rest : parts.tiles);
+  const Stream<kKeepsKeys<S, kAccess, F>> stream(key);
+  Tile tile{};
   double sum = 0;
-  for (int64_t t = first; t < last; ++t) {
-    const Tile tile = tile_at(p.space, row * p.space.tiles_per_row + t);
-    sum += static_cast<double>(forward_tile<S, kAccess>(p, f, key, tile, rows, staged));
-  }
-  if (rows == Rows::kInTile) {
-    const Tile tile = tile_at(p.space, blockIdx.x);
+  // Tiles of whole rows use the shared memory one after the other; of others a block has one.
+  for (int64_t t = blockIdx.x; t < p.space.tiles; t += gridDim.x) {
+    tile = tile_at(p.space, t);
+    if (kHasWhole<S, kAccess> && is_whole<N>(tile)) {
+      sum = forward_tile<S, kAccess, true>(p, f, stream, tile, rows, staged);
+    } else {
+      sum = forward_tile<S, kAccess, false>(p, f, stream, tile, rows, staged);
+    }
+    if (rows != Rows::kInTile) break;
     __syncthreads();
-    return sum_rows(p, tile, reinterpret_cast<const T*>(staged) + (tile.begin & (N - 1)));
+    sum_rows(p, tile, reinterpret_cast<const T*>(staged) + (tile.begin & (N - 1)));
+    __syncthreads();
   }
   if (rows != Rows::kOfTiles) return;
   sum = block_sum(sum);
-  if (parts.per_row == 1) {
-    if (threadIdx.x == 0) static_cast<T*>(p.kl)[row] = static_cast<T>(p.kl_scale * sum);
+  if (p.space.tiles_per_row == 1) {
+    if (threadIdx.x == 0) static_cast<T*>(p.kl)[tile.row] = static_cast<T>(p.kl_scale * sum);
     return;
   }
   if (threadIdx.x == 0) p.partials[blockIdx.x] = sum;
-  if (ticket != kNoTicket && last_block(ticket)) combine<T>(p, parts.per_row);
+  if (ticket != kNoTicket && last_block(ticket)) combine<T>(p);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(const __grid_constant__ ForwardParams p, int64_t per_row) {
-  combine<T>(p, per_row);
+    combine_kernel(const __grid_constant__ ForwardParams p) {
+  combine<T>(p);
 }
 
 template <typename S>
 cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
   int ticket = kNoTicket;
-  const Parts parts = parts_of(p.space);
-  const bool combines = p.kl && parts.per_row > 1;
+  const Rows rows = rows_of(p);
+  p.kl_scale *= 0.5;  // elements give twice their KL
+  const int64_t blocks = merge_tiles(p.space, rows == Rows::kInTile);
+  const bool combines = p.kl && p.space.tiles_per_row > 1;
   if (combines) {
     const cudaError_t error = ticket_slot(stream, &ticket);
     if (error != cudaSuccess) return error;
@@ -214,11 +219,11 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
       p.kl, p.z.data && p.kl && !p.eps.data, p.z.data && !p.eps.data);
   const cudaError_t error = with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
-    return launch(forward_kernel<S, decltype(access)::value, F>, parts.blocks, stream, p, family,
-                  parts, ticket);
+    return launch(forward_kernel<S, decltype(access)::value, F>, blocks, stream, p, family, rows,
+                  ticket);
   });
   if (error != cudaSuccess || !combines || ticket != kNoTicket) return error;
-  return launch(combine_kernel<T>, 1, stream, p, parts.per_row);
+  return launch(combine_kernel<T>, 1, stream, p);
 }
 
 }  // namespace

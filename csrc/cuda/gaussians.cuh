@@ -35,8 +35,9 @@ class GaussianStep {
   Pack<S, N> mu, raw;
 
   // `needs_mu`, `with_prior`: what nobody needs is not read.
+  template <bool kWhole>
   __device__ __forceinline__ void load(const Space& space, const Gaussians& of, const int64_t* at,
-                                       const Span& span, bool needs_mu, bool with_prior) {
+                                       const Span<kWhole>& span, bool needs_mu, bool with_prior) {
     mu = {};
     raw = {};
     if (needs_mu) mu = load_step(space, of.mu, at[kMu], span);
@@ -81,7 +82,8 @@ class GaussianStep {
 
   // Whether element j of chunk b counts: what is masked, or beyond the tile, is nought. Beyond a
   // tile plain tensors were loaded as 0, and so is their KL.
-  __device__ __forceinline__ bool counts(const Gaussians& of, const Span& span, int b,
+  template <bool kWhole>
+  __device__ __forceinline__ bool counts(const Gaussians& of, const Span<kWhole>& span, int b,
                                          int j) const {
     if constexpr (kGeneral<F>) {
       const bool inside = kAccess == Access::kPatched || span.has(b * C + j);
@@ -97,8 +99,9 @@ class GaussianStep {
     Pack<uint8_t, N> mask;
   };
 
+  template <bool kWhole>
   static __device__ __forceinline__ Pack<S, N> load_step(const Space& space, const Operand& operand,
-                                                         int64_t offset, const Span& span) {
+                                                         int64_t offset, const Span<kWhole>& span) {
     return cuda::load<S, kAccess, kGeneral<F>>(space, operand, offset, span);
   }
 

@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 namespace vae_fused::cuda {
 
 constexpr int kThreads = 256;  // of every block
@@ -20,6 +22,16 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t s
   kernel<<<grid, kThreads, 0, stream>>>(arguments...);
   // clang-format on
   return cudaGetLastError();
+#endif
+}
+
+// A value that is the same for all lanes of a warp, and known to be: the compiler keeps it in a
+// uniform register. All lanes take part.
+__device__ __forceinline__ uint32_t warp_uniform(uint32_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_or_sync(0xFFFFFFFFu, x);
+#else
+  return x;
 #endif
 }
 

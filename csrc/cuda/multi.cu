@@ -30,12 +30,12 @@ struct Piece {
   using T = arithmetic_t<S>;
   static constexpr int V = kVector<S, Access::kStrided>, C = kChunk<S, Access::kStrided>;
   const Item& item;
-  Key key;  // of the tensor's first block of noise
+  Stream<false> stream;  // from the tensor's first block of noise
   Tile tile;
   bool aligned = true;
 
   __device__ __forceinline__ Piece(const MultiParams& p, const Key& of_list, int64_t t)
-      : item(item_of(p, t)), key{of_list.seed, of_list.offset + item.first_block} {
+      : item(item_of(p, t)), stream(Key{of_list.seed, of_list.offset + item.first_block}) {
     const int64_t begin = (t - item.first_tile) * kTile, rest = item.n - begin;
     tile = {begin, 0, static_cast<int>(rest < kTile ? rest : kTile), 1};
     const void* const all[] = {item.mu, item.raw, item.z, item.grad_z, item.grad_mu, item.grad_raw};
@@ -43,16 +43,16 @@ struct Piece {
     for (int k = 0; k < 6; ++k) aligned &= reinterpret_cast<uintptr_t>(all[k]) % 16 == 0;
   }
 
-  __device__ __forceinline__ Pack<S, V> load(const void* data, const Span& span) const {
+  __device__ __forceinline__ Pack<S, V> load(const void* data, const Span<>& span) const {
     return load_vector<S, V>(static_cast<const S*>(data) + span.e, span, aligned);
   }
-  __device__ __forceinline__ void store(void* data, const Span& span,
+  __device__ __forceinline__ void store(void* data, const Span<>& span,
                                         const Pack<S, V>& pack) const {
     store_vector<S, V>(static_cast<S*>(data) + span.e, span, pack, aligned);
   }
 
   // Chunk b of a step: its Gaussians, against the fixed prior, and its normals.
-  __device__ __forceinline__ void compute(const math::Family<T>& f, const Span& span, int b,
+  __device__ __forceinline__ void compute(const math::Family<T>& f, const Span<>& span, int b,
                                           const Pack<S, V>& mu_pack, const Pack<S, V>& raw_pack,
                                           math::Posterior<T> (&q)[C], math::Prior<T> (&prior)[C],
                                           T (&eps)[C]) const {
@@ -63,7 +63,7 @@ struct Piece {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
     math::prior(f, false, mu, raw, prior);
-    normals<S>(key, span.e + b * C, eps);
+    stream.template normals<S>(span.e + b * C, eps);
   }
 };
 
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
   const Piece<S> piece(p, key, blockIdx.x);
   const Item& item = piece.item;
   T sum = 0;
-  for (Span span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
+  for (Span<> span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
     auto mu = piece.load(item.mu, span);
     const auto raw = piece.load(item.raw, span);
     VAE_FUSED_UNROLL
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
-        const T kl = math::kl(f, f.linear, math::relative(f, q[j], prior[j]));
+        const T kl = math::twice_kl(f, f.linear, math::relative(f, q[j], prior[j]));
         if (span.has(b * C + j)) sum += kl;
       }
       narrow<C>(z, b, mu);
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
     piece.store(item.z, span, mu);
   }
   const double total = block_sum(static_cast<double>(sum));
-  if (threadIdx.x == 0) p.partials[blockIdx.x] = item.weight * total;
+  if (threadIdx.x == 0) p.partials[blockIdx.x] = 0.5 * item.weight * total;
   if (ticket == kNoTicket || !last_block(ticket)) return;
   combine(p.partials, p.tiles, static_cast<T*>(p.kl));
 }
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
   const Piece<S> piece(p, resolve(p.key), blockIdx.x);
   const Item& item = piece.item;
   const T gk = p.grad_kl ? static_cast<T>(item.weight) * *static_cast<const T*>(p.grad_kl) : T(0);
-  for (Span span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
+  for (Span<> span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
     auto mu = piece.load(item.mu, span);
     auto raw = piece.load(item.raw, span);
     Pack<S, V> gz_pack{};

@@ -1,49 +1,20 @@
 // Sums whose bits depend on the shape and the layout alone: a thread's elements in order, lanes and
 // warps by fixed trees, tiles of a row in order by the last block to finish.
 //
-// Nothing that is summed is negative, so every rounding is relative to the result. A thread adds at
-// most a dozen elements in their own type before the sum goes on in double: an error below
-// 12 * 2^-24 however long the row, without an fp64 addition per element, which a consumer GPU makes
-// at 1/64 of its speed.
+// Nothing that is summed is negative, so every rounding is relative to the result. A thread adds
+// the elements of a step, at most 8, in their own type before the sum goes on in double: an error
+// below 8 * 2^-24 however long the row, without an fp64 addition per element, which a consumer GPU
+// makes at 1/64 of its speed.
 //
-// Long rows are cut into parts, a block each, and the last block of the launch adds up the parts.
-// Their number follows from the shape alone. It is bounded, because one block reads them all while
-// the rest of the GPU idles: 16384 doubles are 64 a thread, or some more where rows leave lanes
-// without any, 8 at a time, some 3 us.
+// The last block of the launch adds up the tiles of long rows. Their number is bounded
+// (`merge_tiles`), because one block reads them all while the rest of the GPU idles: 4096 doubles
+// are 16 a thread, or some more where rows leave lanes without any, 8 at a time, some 2 us.
 #pragma once
-
-#include <algorithm>
 
 #include "cuda/launch.cuh"
 #include "params.h"
 
 namespace vae_fused::cuda {
-
-#if !defined(VAE_FUSED_MAX_PARTS)  // tests set both to a handful
-#define VAE_FUSED_MAX_PARTS 16384
-#define VAE_FUSED_MANY_ROWS 4096
-#endif
-
-// How a launch divides its tiles among blocks: `tiles` of one row to a block, or a tile of whole
-// rows.
-struct Parts {
-  int64_t tiles = 1, per_row = 1, blocks = 0;
-  Divisor by_per_row;
-};
-
-inline Parts parts_of(const Space& space) {
-  Parts parts;
-  parts.blocks = space.tiles;
-  if (space.tiles_per_row == 1) return parts;
-  // Rows enough to fill any GPU many times over have a block each.
-  parts.tiles = space.rows >= VAE_FUSED_MANY_ROWS
-                    ? space.tiles_per_row
-                    : std::min((space.tiles - 1) / VAE_FUSED_MAX_PARTS + 1, space.tiles_per_row);
-  parts.per_row = (space.tiles_per_row - 1) / parts.tiles + 1;
-  parts.by_per_row = divisor(parts.per_row);
-  parts.blocks = space.rows * parts.per_row;
-  return parts;
-}
 
 // The last block reads what others wrote: eight loads under way at a time, past the L1 cache.
 __device__ __forceinline__ double sum_parts(const double* parts, int64_t n, int lane, int width) {

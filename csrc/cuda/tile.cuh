@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "cuda/access.cuh"
 
@@ -16,20 +17,31 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
 };
 
 // The step of elements [e, e + N), e a multiple of N. Slots count from the step in which the tile
-// begins: the step's is `slot`, the tile has [begin, end). Patches never leave their tile.
+// begins: the step's is `slot`, the tile has [begin, end). Patches never leave their tile, nor do
+// the steps of a tile of whole ones, kWhole: then there is nothing to ask.
+template <bool kWhole = false>
 struct Span {
   int64_t e;
   int slot, begin, end;
 
-  __device__ __forceinline__ bool whole(int v) const { return slot >= begin && slot + v <= end; }
-  __device__ __forceinline__ bool has(int j) const { return slot + j >= begin && slot + j < end; }
+  __device__ __forceinline__ bool whole(int v) const {
+    return kWhole || (slot >= begin && slot + v <= end);
+  }
+  __device__ __forceinline__ bool has(int j) const {
+    return kWhole || (slot + j >= begin && slot + j < end);
+  }
   __device__ __forceinline__ Span operator+(int j) const { return {e + j, slot + j, begin, end}; }
 };
 
-// The first of the calling thread's steps in a tile; `kThreads * N` further on is the next.
 template <int N>
-__device__ __forceinline__ Span first_span(const Tile& tile) {
-  const int begin = static_cast<int>(tile.begin & (N - 1)), slot = threadIdx.x * N;
+__device__ __forceinline__ bool is_whole(const Tile& tile) {
+  return ((tile.begin | tile.n) & (N - 1)) == 0;
+}
+
+// The first of the calling thread's steps in a tile; `kThreads * N` further on is the next.
+template <int N, bool kWhole = false>
+__device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
+  const int begin = kWhole ? 0 : static_cast<int>(tile.begin & (N - 1)), slot = threadIdx.x * N;
   return {tile.begin - begin + slot, slot, begin, begin + tile.n};
 }
 
@@ -56,8 +68,8 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
 }
 
 // Elements outside of the tile are 0. Not `aligned`: an element at a time.
-template <typename S, int V>
-__device__ __forceinline__ Pack<S, V> load_vector(const S* data, const Span& span,
+template <typename S, int V, bool kWhole>
+__device__ __forceinline__ Pack<S, V> load_vector(const S* data, const Span<kWhole>& span,
                                                   bool aligned = true) {
   Pack<S, V> pack;
   if (V == 1 || (aligned && span.whole(V))) {
@@ -80,9 +92,9 @@ __device__ __forceinline__ void store_whole(S* data, const Pack<S, V>& pack) {
   }
 }
 
-template <typename S, int V>
-__device__ __forceinline__ void store_vector(S* data, const Span& span, const Pack<S, V>& pack,
-                                             bool aligned = true) {
+template <typename S, int V, bool kWhole>
+__device__ __forceinline__ void store_vector(S* data, const Span<kWhole>& span,
+                                             const Pack<S, V>& pack, bool aligned = true) {
   if (V == 1 || (aligned && span.whole(V))) {
     store_whole(data, pack);
   } else {
@@ -95,10 +107,10 @@ __device__ __forceinline__ void store_vector(S* data, const Span& span, const Pa
 
 // A step of an operand, at its offset: a vector, or a patch of C of them. S is the dtype of the
 // call, E that of the operand. With kSplats a value may be broadcast along the vector.
-template <typename S, Access kAccess, bool kSplats = false, typename E = S>
+template <typename S, Access kAccess, bool kSplats = false, typename E = S, bool kWhole>
 __device__ __forceinline__ Pack<E, kStep<S, kAccess>> load(const Space& space,
                                                            const Operand& operand, int64_t offset,
-                                                           const Span& span) {
+                                                           const Span<kWhole>& span) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
   const E* const data = static_cast<const E*>(operand.data) + offset;
   if constexpr (kAccess == Access::kPatched) {
@@ -131,11 +143,11 @@ __device__ __forceinline__ Pack<E, kStep<S, kAccess>> load(const Space& space,
 }
 
 // Chunk `b` of a step of sample s > 0, where samples are: never in patches.
-template <typename S, Access kAccess>
+template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ Pack<S, kChunk<S, kAccess>> load_chunk(const Space& space,
                                                                   const Sampled& operand,
                                                                   int64_t offset, int64_t sample,
-                                                                  int b, const Span& span) {
+                                                                  int b, const Span<kWhole>& span) {
   constexpr int C = kChunk<S, kAccess>;
   const S* const data = static_cast<const S*>(operand.data) + offset + sample * operand.step;
   if (C > 1 && operand.stride[space.ndim - 1] == 0) {
@@ -147,18 +159,19 @@ __device__ __forceinline__ Pack<S, kChunk<S, kAccess>> load_chunk(const Space& s
   return load_vector<S, C>(data + b * C, span + b * C);
 }
 
-template <typename S, Access kAccess>
+template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ void store_chunk(const Sampled& operand, int64_t offset, int64_t sample,
-                                            int b, const Span& span,
+                                            int b, const Span<kWhole>& span,
                                             const Pack<S, kChunk<S, kAccess>>& pack) {
   constexpr int C = kChunk<S, kAccess>;
   S* const data = static_cast<S*>(operand.data) + offset + sample * operand.step;
   store_vector<S, C>(data + b * C, span + b * C, pack);
 }
 
-template <typename S, Access kAccess>
+template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ void store(const Space& space, const Operand& operand, int64_t offset,
-                                      const Span& span, const Pack<S, kStep<S, kAccess>>& pack) {
+                                      const Span<kWhole>& span,
+                                      const Pack<S, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
   S* const data = static_cast<S*>(operand.data) + offset;
   if constexpr (kAccess == Access::kPatched) {
@@ -199,15 +212,41 @@ __device__ __forceinline__ int64_t chunk_stride(const Space& space) {
   return kAccess == Access::kPatched ? space.noise_stride[space.ndim - 2] : kChunk<S, kAccess>;
 }
 
-// Normals `index` to `index + C` of the stream: a block of it, or one.
-template <typename S, int C>
-__device__ __forceinline__ void normals(const Key& key, uint64_t index, arithmetic_t<S> (&out)[C]) {
-  constexpr bool coarse = math::kCoarse<S>;
-  if constexpr (C == 1) {
-    out[0] = math::normal_at<arithmetic_t<S>, coarse>(key.seed, key.offset, index);
-  } else {
-    math::normals<coarse>(math::philox(key.seed, key.offset + index / C), out);
+// The stream of a key. With kKept the rounds' keys are a warp's 20 uniform registers, and no
+// instruction of the loop: as sums, even of uniform registers, the compiler computes them again for
+// each block of noise, 18 additions for 4 floats.
+template <bool kKept>
+class Stream {
+ public:
+  __device__ __forceinline__ explicit Stream(const Key& key) : key_(key) {
+    if constexpr (kKept) {
+      const math::Seed seed(key.seed);
+      keep(seed, std::make_integer_sequence<int, math::kRounds>());
+    }
   }
-}
+
+  // Normals `index` to `index + C`: a block, or one.
+  template <typename S, int C>
+  __device__ __forceinline__ void normals(uint64_t index, arithmetic_t<S> (&out)[C]) const {
+    constexpr bool coarse = math::kCoarse<S>;
+    if constexpr (C == 1) {
+      out[0] = math::normal_at<arithmetic_t<S>, coarse>(key_.seed, key_.offset, index);
+    } else if constexpr (kKept) {
+      math::normals<coarse>(math::philox(kept_, key_.offset + index / C), out);
+    } else {
+      math::normals<coarse>(math::philox(math::Seed(key_.seed), key_.offset + index / C), out);
+    }
+  }
+
+ private:
+  template <int... r>
+  __device__ __forceinline__ void keep(const math::Seed& seed, std::integer_sequence<int, r...>) {
+    kept_ = {{{warp_uniform(seed.first<r>()), warp_uniform(seed.second<r>())}...}};
+  }
+
+  struct None {};
+  Key key_;
+  std::conditional_t<kKept, math::RoundKeys, None> kept_{};
+};
 
 }  // namespace vae_fused::cuda

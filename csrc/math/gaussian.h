@@ -3,8 +3,8 @@
 // time.
 //
 // What depends on a choice of the call has two forms, by its first argument: a Family, with all
-// that may be chosen, and Plain, the usual call (logvar, standard normal prior), which is the same
-// with constants in it that the compiler folds away.
+// that may be chosen, and Plain, the usual call (logvar, clamped or not, standard normal prior),
+// which is the same with constants in it that the compiler folds away.
 #pragma once
 
 #include "math/scale.h"
@@ -20,14 +20,23 @@ namespace vae_fused::math {
 //
 //   g(x) = x^2 P(x),   P(x) = (e^x - 1 - x) / x^2 = 1/2 + x/6 + x^2/24 + ...  > 0
 //
-// a minimax polynomial with relative error 1.0e-8 (float) and 1.7e-17 (double); the square keeps g
-// from ever being negative. For |x| > 1 nothing is lost: |h| > 0.63, g > 0.36.
-// At x = +inf the direct form would be inf - inf; with the clipped x it is the limit, +inf. Eager
+// a minimax polynomial with relative error 1.0e-8 (float; 1.1e-7 if coarse) and 1.7e-17 (double);
+// the square keeps g from ever being negative. For |x| > 1 nothing is lost: |h| > 0.63, g > 0.36.
+// At x = +inf the direct form would be inf - inf; for a clipped x it is the limit, +inf. Eager
 // gives NaN.
 // ---------------------------------------------------------------------------------------------
 
-template <typename F>
+template <bool coarse, typename F>
 VAE_FUSED_HD F excess_polynomial(F x) {
+  if constexpr (coarse) {
+    F p = 2.49608183e-5f;
+    p = p * x + 2.03254851e-4f;
+    p = p * x + 1.38913351e-3f;
+    p = p * x + 8.33093002e-3f;
+    p = p * x + 4.16665152e-2f;
+    p = p * x + 1.66666955e-1f;
+    return p * x + 0.5f;
+  }
   F p = 2.77228310e-6f;
   p = p * x + 2.53548224e-5f;
   p = p * x + 1.98440233e-4f;
@@ -38,6 +47,7 @@ VAE_FUSED_HD F excess_polynomial(F x) {
   return p * x + 0.5f;
 }
 
+template <bool>
 VAE_FUSED_HD double excess_polynomial(double x) {
   double p = 2.822393637737856e-15;
   p = p * x + 4.8421067379285081e-14;
@@ -63,17 +73,18 @@ struct Excess {
 };
 
 // Above 178 nothing changes any more: in float even e^(x/2) is inf, and e^x has long absorbed any
-// x.
+// x. So x is at most that, here and for the exponentials of float.
+constexpr float kClip = 178;
 template <typename F>
 VAE_FUSED_HD F clip(F x) {
-  return smaller(F(178), x);
+  return smaller(F(kClip), x);
 }
 
-template <typename F>
+template <bool coarse = false, typename F>
 VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
   const auto far = abs(x) > F(1);
-  const F series = x * x * excess_polynomial(x), direct = exp_x - F(1);
-  return {select(far, direct - clip(x), series), select(far, direct, x + series)};
+  const F series = x * x * excess_polynomial<coarse>(x), direct = exp_x - F(1);
+  return {select(far, direct - x, series), select(far, direct, x + series)};
 }
 
 // Together with sigma = e^(x/2) they cost less. As x/2 = n ln 2 + f and e^f = 1 + t = 1 + f + u,
@@ -98,12 +109,11 @@ struct Exponentials {
 template <>
 struct Exponentials<double> {
   double e, square;
-  VAE_FUSED_HD Excess<double> excess(double x) const { return math::excess(x, square); }
+  VAE_FUSED_HD Excess<double> excess(double x) const { return math::excess(clip(x), square); }
 };
 
 template <typename F>
 VAE_FUSED_HD Exponentials<F> exponentials(F x) {
-  x = clip(x);
   const Exponential<F> part = exponential(F(0.5) * x);
   const F n = part.n, f = part.f, u = part.u, t = part.t, power = part.power;
   const F s = t * (F(2) + t), q = power * power, q1 = q - F(1);
@@ -118,7 +128,7 @@ VAE_FUSED_HD Exponentials<double> exponentials(double x) { return {exp(0.5 * x),
 // ---------------------------------------------------------------------------------------------
 // Posterior: mu, sigma and x = ln sigma^2 from the network's outputs
 //
-// Plain: the output is x itself,  sigma = e^(x/2),  d sigma / dx = sigma / 2.
+// Plain: the output is x itself, clamped,  sigma = e^(x/2),  d sigma / dx = sigma / 2.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -126,7 +136,21 @@ struct Posterior {
   T mu, dmu;  // derivatives with respect to the network's outputs
   Scale<T> scale;
   Exponentials<T> exponentials;  // of Plain; the KL of a Family goes by sigma / tau instead
+  bool beyond = false;           // of Plain: the clamp lets no gradient of x through
 };
+
+// The clip is a part of the clamp, which costs nothing more than it.
+template <typename T>
+VAE_FUSED_HD Plain<T> plain(const Family<double>& f) {
+  const T low = T(f.posterior.low), high = T(f.posterior.high);
+  return {low, high, sizeof(T) == 8 ? high : smaller(high, T(kClip))};
+}
+
+template <bool clamps = true, typename T, typename F>
+VAE_FUSED_HD F limited(const Plain<T>& f, F raw) {
+  if constexpr (clamps) return clamp(raw, f.low, f.top);
+  return sizeof(T) == 8 ? raw : clip(raw);
+}
 
 // Of 16 bits, on a GPU, the exponentials may be approximate, too: for |x| <= 20 the KL of an
 // element is then within 3e-6 of its size.
@@ -134,19 +158,21 @@ template <bool coarse, typename T>
 VAE_FUSED_HD Exponentials<T> exponentials_for(T x) {
   if constexpr (coarse && kHasApproximations) {
     const T e = ex2_approx(T(0.7213475204444817) * x);
-    return {e, excess(x, e * e)};
+    return {e, excess<true>(x, e * e)};
   } else {
     return exponentials(x);
   }
 }
 
 template <bool coarse = false, int N, typename T>
-VAE_FUSED_HD void posterior(const Plain<T>&, const T (&mu)[N], const T (&raw)[N],
+VAE_FUSED_HD void posterior(const Plain<T>& f, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
-    const Exponentials<T> x = exponentials_for<coarse>(raw[j]);
-    out[j] = {mu[j], T(1), {x.e, raw[j], T(0.5) * x.e, T(1)}, x};
+    const T x = limited(f, raw[j]);
+    const Exponentials<T> exps = exponentials_for<coarse>(x);
+    const Scale<T> scale = {exps.e, x, T(0.5) * exps.e, T(1)};
+    out[j] = {mu[j], T(1), scale, exps, beyond(raw[j], f.low, f.high)};
   }
 }
 
@@ -154,7 +180,7 @@ template <bool coarse = false, int N, typename T>
 VAE_FUSED_HD void posterior(const Family<T>& f, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
   VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(f.posterior, raw[j]), {}};
+  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(f.posterior, raw[j]), {}, false};
   if (f.mu_soft_clamp == T(0)) return;
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
@@ -176,9 +202,14 @@ VAE_FUSED_HD F sample(const Options& f, F mu, F sigma, F eps) {
 }
 
 // The gradient with respect to what sigma is a function of.
-template <typename Options, typename F>
-VAE_FUSED_HD F sample_adjoint(const Options& f, F grad_z_eps, F dsigma) {
-  return f.temperature * grad_z_eps * dsigma;
+template <typename T, typename F>
+VAE_FUSED_HD F sample_adjoint(const Plain<T>&, F grad_z_eps, F dsigma) {
+  return grad_z_eps * dsigma;
+}
+
+template <typename T, typename F>
+VAE_FUSED_HD F sample_adjoint(const Family<T>& f, F grad_z_eps, F dsigma) {
+  return chain(f.temperature * grad_z_eps, dsigma);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -241,7 +272,7 @@ VAE_FUSED_HD Relative<F> relative(const Family<T>&, const Posterior<F>& q, const
   const auto direct = in_range(sigma) & in_range(p.precision);
   F variance = r * r;
   if (!all(direct)) variance = select(direct, variance, exp(x));
-  return {(q.mu - p.mean) * p.precision, x, excess(x, variance)};
+  return {(q.mu - p.mean) * p.precision, x, excess(clip(x), variance)};
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -258,17 +289,19 @@ VAE_FUSED_HD Relative<F> relative(const Family<T>&, const Posterior<F>& q, const
 //
 // An element counts free_bits at least; below that its gradient is 0. `linear` is an argument
 // beside the family, f.linear or a constant, for loops that are compiled for both.
+//
+// Elements give twice their KL: the half is exact, and one factor of a sum.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T, typename F>
-VAE_FUSED_HD F kl(const Plain<T>&, bool, const Relative<F>& r) {
-  return F(0.5) * (r.d * r.d + r.excess.g);
+VAE_FUSED_HD F twice_kl(const Plain<T>&, bool, const Relative<F>& r) {
+  return r.d * r.d + r.excess.g;
 }
 
 template <typename T, typename F>
-VAE_FUSED_HD F kl(const Family<T>& f, bool linear, const Relative<F>& r) {
+VAE_FUSED_HD F twice_kl(const Family<T>& f, bool linear, const Relative<F>& r) {
   const F g = linear ? f.constant - r.x : r.excess.g;
-  return larger(F(f.free_bits), F(0.5) * (r.d * r.d + g));
+  return larger(F(2 * f.free_bits), r.d * r.d + g);
 }
 
 // With respect to mu, ln sigma^2, m and ln tau^2.

@@ -32,15 +32,8 @@ VAE_FUSED_HD T select(bool condition, T x, T y) {
   return condition ? x : y;
 }
 
-template <typename T>
-VAE_FUSED_HD T smaller(T x, T y) {
-  return x < y ? x : y;
-}
-
-template <typename T>
-VAE_FUSED_HD T larger(T x, T y) {
-  return x > y ? x : y;
-}
+VAE_FUSED_HD double smaller(double x, double y) { return x < y ? x : y; }
+VAE_FUSED_HD double larger(double x, double y) { return x > y ? x : y; }
 
 VAE_FUSED_HD float abs(float x) { return std::fabs(x); }
 VAE_FUSED_HD double abs(double x) { return std::fabs(x); }

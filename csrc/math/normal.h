@@ -32,22 +32,22 @@ VAE_FUSED_HD T radius(T u) {
   }
 }
 
+// Of an angle in turns or, for the hardware, in radians.
 template <bool coarse, typename T>
-VAE_FUSED_HD void direction(T u, T& s, T& c) {
+VAE_FUSED_HD void direction(T angle, T& s, T& c) {
   if constexpr (coarse && kHasApproximations) {
-    const T t = T(6.283185307179586) * u;
-    s = sin_approx(t);
-    c = cos_approx(t);
+    s = sin_approx(angle);
+    c = cos_approx(angle);
   } else {
-    sincos_turns(u, s, c);
+    sincos_turns(angle, s, c);
   }
 }
 
 template <bool coarse, typename T>
-VAE_FUSED_HD void box_muller(T u1, T u2, T& first, T& second) {
+VAE_FUSED_HD void box_muller(T u1, T angle, T& first, T& second) {
   const T r = radius<coarse>(u1);
   T s, c;
-  direction<coarse>(u2, s, c);
+  direction<coarse>(angle, s, c);
   first = r * c;
   second = r * s;
 }
@@ -64,10 +64,20 @@ VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
          (static_cast<double>(w_low) * (kStep * kStep) + kStep * kStep * 0.5);
 }
 
+// u turns, or 2 pi u at once.
+template <bool coarse, typename W>
+VAE_FUSED_HD auto angle(W w) {
+  if constexpr (coarse && kHasApproximations) {
+    return to_float(w) * 1.4629180792671596e-9f + 7.314590396335798e-10f;
+  } else {
+    return uniform(w);
+  }
+}
+
 template <bool coarse = false, typename W, typename F>
 VAE_FUSED_HD void normals(const Words<W>& words, F (&out)[4]) {
-  box_muller<coarse>(uniform(words.w[0]), uniform(words.w[1]), out[0], out[1]);
-  box_muller<coarse>(uniform(words.w[2]), uniform(words.w[3]), out[2], out[3]);
+  box_muller<coarse>(uniform(words.w[0]), angle<coarse>(words.w[1]), out[0], out[1]);
+  box_muller<coarse>(uniform(words.w[2]), angle<coarse>(words.w[3]), out[2], out[3]);
 }
 
 // The two words that make normal number r, of the four.
@@ -89,7 +99,7 @@ template <typename T, bool coarse = false>
 VAE_FUSED_HD T normal_at(uint64_t seed, uint64_t offset, uint64_t index) {
   constexpr int n = kNormalsPerBlock<T>;
   T block[n];
-  normals<coarse>(philox(seed, offset + index / n), block);
+  normals<coarse>(philox(Seed(seed), offset + index / n), block);
   T value = block[0];
   for (int j = 1; j < n; ++j) value = index % n == static_cast<uint64_t>(j) ? block[j] : value;
   return value;

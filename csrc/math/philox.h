@@ -20,29 +20,63 @@ struct Words {
   W w[4];
 };
 
-// `rounds` rounds. The words of a counter are numbers, or vectors with a block in each lane; a word
-// that is the same in all lanes may stay a number, and what follows from numbers alone is computed
-// once for all.
-template <int rounds, typename W0, typename W1, typename W2, typename W3>
-VAE_FUSED_HD auto philox_rounds(uint32_t k0, uint32_t k1, W0 c0, W1 c1, W2 c2, W3 c3) {
-  if constexpr (rounds == 0) {
+// The keys of round r: the seed's low and high word, plus r times a constant each. Computed where
+// they are wanted,
+struct Seed {
+  uint32_t low, high;
+
+  VAE_FUSED_HD explicit Seed(uint64_t seed)
+      : low(static_cast<uint32_t>(seed)), high(static_cast<uint32_t>(seed >> 32)) {}
+
+  template <int r>
+  VAE_FUSED_HD uint32_t first() const {
+    return low + r * 0x9E3779B9u;
+  }
+  template <int r>
+  VAE_FUSED_HD uint32_t second() const {
+    return high + r * 0xBB67AE85u;
+  }
+};
+
+constexpr int kRounds = 10;
+
+// or kept.
+struct RoundKeys {
+  uint32_t k[kRounds][2];
+
+  template <int r>
+  VAE_FUSED_HD uint32_t first() const {
+    return k[r][0];
+  }
+  template <int r>
+  VAE_FUSED_HD uint32_t second() const {
+    return k[r][1];
+  }
+};
+
+// Round r and those that follow. The words of a counter are numbers, or vectors with a block in
+// each lane; a word that is the same in all lanes may stay a number, and what follows from numbers
+// alone is computed once for all.
+template <int r, class Keys, typename W0, typename W1, typename W2, typename W3>
+VAE_FUSED_HD auto philox_rounds(const Keys& keys, W0 c0, W1 c1, W2 c2, W3 c3) {
+  if constexpr (r == kRounds) {
     return Words<W0>{{c0, c1, c2, c3}};
   } else {
     constexpr uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;
-    return philox_rounds<rounds - 1>(k0 + 0x9E3779B9u, k1 + 0xBB67AE85u, mulhi(kM1, c2) ^ (c1 ^ k0),
-                                     kM1 * c2, mulhi(kM0, c0) ^ (c3 ^ k1), kM0 * c0);
+    return philox_rounds<r + 1>(keys, mulhi(kM1, c2) ^ (c1 ^ keys.template first<r>()), kM1 * c2,
+                                mulhi(kM0, c0) ^ (c3 ^ keys.template second<r>()), kM0 * c0);
   }
 }
 
 // The low and the high word of the counter.
-template <typename Low, typename High>
-VAE_FUSED_HD auto philox(uint64_t seed, Low low, High high) {
-  return philox_rounds<10>(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), low,
-                           high, uint32_t{0}, uint32_t{0});
+template <class Keys, typename Low, typename High>
+VAE_FUSED_HD auto philox(const Keys& keys, Low low, High high) {
+  return philox_rounds<0>(keys, low, high, uint32_t{0}, uint32_t{0});
 }
 
-VAE_FUSED_HD Words<uint32_t> philox(uint64_t seed, uint64_t counter) {
-  return philox(seed, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32));
+template <class Keys>
+VAE_FUSED_HD Words<uint32_t> philox(const Keys& keys, uint64_t counter) {
+  return philox(keys, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32));
 }
 
 }  // namespace vae_fused::math

@@ -6,6 +6,7 @@
 //   VAE_FUSED_UNROLL   unrolls the loop of constant length below: around a loop, none vectorises
 //   mulhi              upper half of a product of twice the width
 //   bits, real         reinterpretation between float and uint32_t
+//   smaller, larger    the lesser and the greater of two floats
 //   rounded_product    a product that is not fused with a sum
 //   cvt_...            conversions of 16-bit types, where the machine has an instruction for them
 //   ..._libm           the platform's double precision functions
@@ -112,6 +113,27 @@ VAE_FUSED_HD uint16_t cvt_bf16_f32(float x) {
 }
 #endif
 #endif
+
+// x < y ? x : y and x > y ? x : y, where x is a number; a y that is NaN stays. Of two variables
+// nvcc makes a comparison and a choice.
+VAE_FUSED_HD float smaller(float x, float y) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float z;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+#else
+  return x < y ? x : y;
+#endif
+}
+VAE_FUSED_HD float larger(float x, float y) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+#else
+  return x > y ? x : y;
+#endif
+}
 
 // Double precision is the reference path, not the hot one: the platform's library serves it.
 VAE_FUSED_HD double exp_libm(double x) { return ::exp(x); }

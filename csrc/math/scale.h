@@ -46,9 +46,18 @@ VAE_FUSED_HD Limited<F> soft_clamp(F raw, T c, T per_c) {
 }
 
 template <typename T, typename F>
+VAE_FUSED_HD F clamp(F raw, T low, T high) {
+  return smaller(F(high), larger(F(low), raw));
+}
+
+template <typename T, typename F>
+VAE_FUSED_HD auto beyond(F raw, T low, T high) -> decltype(raw < raw) {
+  return (raw < F(low)) | (raw > F(high));
+}
+
+template <typename T, typename F>
 VAE_FUSED_HD Limited<F> hard_clamp(F raw, T low, T high) {
-  const auto beyond = (raw < F(low)) | (raw > F(high));
-  return {smaller(F(high), larger(F(low), raw)), select(beyond, F(0), F(1))};
+  return {clamp(raw, low, high), select(beyond(raw, low, high), F(0), F(1))};
 }
 
 template <typename T, typename F>
@@ -191,10 +200,14 @@ VAE_FUSED_HD void with_base(ScaleBase base, const Visit& visit) {
   }
 }
 
-// Calls visit(std::true_type) or visit(std::false_type), likewise.
-template <typename Visit>
-VAE_FUSED_HD void with_flag(bool flag, const Visit& visit) {
-  flag ? visit(std::true_type{}) : visit(std::false_type{});
+// Calls visit(std::true_type or std::false_type for each flag), likewise.
+template <bool... kKnown, typename Visit>
+VAE_FUSED_HD void with_flags(const Visit& visit) {
+  visit(std::bool_constant<kKnown>{}...);
+}
+template <bool... kKnown, typename Visit, typename... Flags>
+VAE_FUSED_HD void with_flags(const Visit& visit, bool flag, Flags... rest) {
+  flag ? with_flags<kKnown..., true>(visit, rest...) : with_flags<kKnown..., false>(visit, rest...);
 }
 
 }  // namespace vae_fused::math

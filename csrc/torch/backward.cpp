@@ -79,7 +79,7 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
 
 // A gradient of `t`, if it is wanted. That of eps is in the shape of grad_z.
 Tensor wanted(bool wanted, const OptionalTensor& t) {
-  return wanted && t.has_value() ? at::empty_like(*t) : Tensor();
+  return wanted && t.has_value() ? prepared(at::empty_like(*t)) : Tensor();
 }
 
 }  // namespace

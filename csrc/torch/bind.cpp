@@ -12,7 +12,6 @@ Space bind(Gaussians& gaussians, Tensor& mu, Tensors& of, const Tensor& z, DimSe
            std::initializer_list<Bound> more) {
   const int64_t ndim = mu.dim();
   gaussians.samples = z.defined() && z.dim() > ndim ? z.size(0) : 1;
-  gaussians.plain = of.plain() && gaussians.samples == 1;
   c10::SmallVector<Bound, kMaxBindings> bounds{{mu, gaussians.mu},
                                                {of.raw, gaussians.raw},
                                                {of.prior_mean, gaussians.prior_mean},
@@ -28,9 +27,6 @@ Space bind(Gaussians& gaussians, Tensor& mu, Tensors& of, const Tensor& z, DimSe
       if (!t.defined()) continue;
       if (copy) t = t.contiguous();
       void* data = b.written ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
-      if (b.written && t.is_cpu()) {
-        cpu::prepare_pages(t.storage().mutable_data(), t.storage().nbytes());
-      }
       const int64_t before = t.dim() - ndim;
       bindings.push_back({data, t.strides().data() + before, b.operand});
       if (before > 0) *b.step = t.stride(0);
@@ -40,6 +36,11 @@ Space bind(Gaussians& gaussians, Tensor& mu, Tensors& of, const Tensor& z, DimSe
   TORCH_CHECK_NOT_IMPLEMENTED(false, "vae_fused: summed and kept dimensions alternate more than ",
                               kMaxDims, " times in a ", ndim,
                               "-d tensor; move the summed dimensions to the end");
+}
+
+Tensor prepared(Tensor result) {
+  if (result.is_cpu()) cpu::prepare_pages(result.mutable_data_ptr(), result.nbytes());
+  return result;
 }
 
 Tensor in_one_dim(const Tensor& t, const Tensor& mu) {

@@ -26,6 +26,9 @@ Space bind(Gaussians& gaussians, Tensor& mu, Tensors& of, const Tensor& z, DimSe
            std::initializer_list<Bound> more);
 void copy_back(const Tensor& bound, const Tensor& result);
 
+// A new tensor that a kernel is about to write, of the size of mu or more: see cpu/pages.cpp.
+Tensor prepared(Tensor result);
+
 // Several samples lie along one dimension before those of mu; one has none.
 Tensor in_one_dim(const Tensor& t, const Tensor& mu);
 

@@ -63,9 +63,4 @@ void Tensors::check(const Tensor& mu) const {
   if (mask.defined()) check_tensor(mask, "mask", mu.sym_sizes(), at::kBool, mu);
 }
 
-bool Tensors::plain() const {
-  return raw.defined() && !prior_mean.defined() && !prior_raw.defined() && !mask.defined() &&
-         !options.has_value();
-}
-
 }  // namespace vae_fused

@@ -41,9 +41,6 @@ struct Tensors {
         options(options) {}
 
   void check(const Tensor& mu) const;
-
-  // Whether the call is the usual one, but for the number of samples.
-  bool plain() const;
 };
 
 }  // namespace vae_fused

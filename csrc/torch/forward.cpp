@@ -30,9 +30,9 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
     if (sample_shape.has_value()) {
       c10::SymDimVector shape(sample_shape->begin(), sample_shape->end());
       shape.append(mu.sym_sizes().begin(), mu.sym_sizes().end());
-      out.z = at::empty_symint(shape, mu.options());
+      out.z = prepared(at::empty_symint(shape, mu.options()));
     } else {
-      out.z = at::empty_like(mu);
+      out.z = prepared(at::empty_like(mu));
     }
     noise->check(out.z);
     eps = noise->eps;

@@ -78,12 +78,11 @@ MultiOutputs forward(at::TensorList mus, at::TensorList raws, const OptionalTens
   const List list(mus, raws, reduction);
   const Tensor& first = list.mu[0];
   MultiOutputs out;
-  for (const Tensor& t : list.mu) out.z.push_back(at::empty_like(t));
+  for (const Tensor& t : list.mu) out.z.push_back(prepared(at::empty_like(t)));
   out.kl = at::empty({}, first.options().dtype(kl_dtype(first)));
   if (key) check_key(*key, first);
   if (!key) out.key = at::empty({2}, first.options().dtype(at::kUInt64));
   MultiParams params;
-  params.plain = !options.has_value();
   params.family = parse_options(options);
   if (first.is_meta()) return out;
 
@@ -137,8 +136,8 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_bac
   check_key(key, first);
   std::vector<Tensor> grad_mu, grad_raw, gz(list.size());
   for (size_t k = 0; k < list.size(); ++k) {
-    grad_mu.push_back(at::empty_like(list.mu[k]));
-    grad_raw.push_back(at::empty_like(list.raw[k]));
+    grad_mu.push_back(prepared(at::empty_like(list.mu[k])));
+    grad_raw.push_back(prepared(at::empty_like(list.raw[k])));
     const OptionalTensor given = grad_z.get(k);
     if (!given || !given->defined()) continue;
     check_like(*given, "grad_z", list.mu[k]);
@@ -146,7 +145,6 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_bac
   }
   if (grad_kl) check_tensor(*grad_kl, "grad_kl", {}, kl_dtype(first), first);
   MultiParams params;
-  params.plain = !options.has_value();
   params.family = parse_options(options);
   if (first.is_meta()) return {grad_mu, grad_raw};
 

@@ -25,24 +25,26 @@ namespace emu::detail {
 
 namespace {
 constexpr size_t kStack = 128 * 1024;
-constexpr size_t kGuard = 4096;  // below each stack: an overflow traps
+constexpr size_t kGuard = 4096;  // below it: an overflow traps
 }  // namespace
 
 #if defined(EMU_UCONTEXT)
 
 namespace {
 ucontext_t& context_of(Fiber& fiber) {
-  if (!fiber.context) fiber.context = new ucontext_t;
-  return *static_cast<ucontext_t*>(fiber.context);
+  static ucontext_t os_thread;
+  return fiber.context ? *static_cast<ucontext_t*>(fiber.context) : os_thread;
 }
 void raw_switch(Fiber& from, Fiber& to) { swapcontext(&context_of(from), &context_of(to)); }
 }  // namespace
 
 void prepare(Fiber& fiber, void (*entry)()) {
+  constexpr size_t kContext = (sizeof(ucontext_t) + 63) / 64 * 64;
+  fiber.context = fiber.stack + fiber.stack_size - kContext;
   ucontext_t& context = context_of(fiber);
   getcontext(&context);
   context.uc_stack.ss_sp = fiber.stack;
-  context.uc_stack.ss_size = fiber.stack_size;
+  context.uc_stack.ss_size = fiber.stack_size - kContext;
   context.uc_link = nullptr;
   makecontext(&context, entry, 0);
 }
@@ -147,22 +149,16 @@ Pages::Pages(size_t bytes) : bytes_(bytes) {
 
 Pages::~Pages() { munmap(data_, bytes_); }
 
-Stacks::Stacks(int count) : pages_(count * (kGuard + kStack)), count_(count) {
-  for (int i = 0; i < count; ++i) {
-    mprotect(pages_.data() + i * (kGuard + kStack), kGuard, PROT_NONE);
-  }
-}
+Stack::Stack() : pages_(kGuard + kStack) { mprotect(pages_.data(), kGuard, PROT_NONE); }
 
-void Stacks::assign(Fiber& fiber, int i) const {
-  fiber.stack = pages_.data() + i * (kGuard + kStack) + kGuard;
+void Stack::assign(Fiber& fiber) const {
+  fiber.stack = pages_.data() + kGuard;
   fiber.stack_size = kStack;
 }
 
-void Stacks::forget_frames() const {
+void Stack::forget_frames() const {
 #if defined(EMU_ASAN)
-  for (int i = 0; i < count_; ++i) {
-    __asan_unpoison_memory_region(pages_.data() + i * (kGuard + kStack) + kGuard, kStack);
-  }
+  __asan_unpoison_memory_region(pages_.data() + kGuard, kStack);
 #endif
 }
 

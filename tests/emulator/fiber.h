@@ -48,17 +48,14 @@ class Pages {
   size_t bytes_;
 };
 
-// A stack for each of `count` fibers.
-class Stacks {
+class Stack {
  public:
-  explicit Stacks(int count);
-  int count() const { return count_; }
-  void assign(Fiber& fiber, int i) const;
-  void forget_frames() const;  // after fibers were abandoned
+  Stack();
+  void assign(Fiber& fiber) const;
+  void forget_frames() const;  // after its fiber was abandoned
 
  private:
   Pages pages_;
-  int count_;
 };
 
 }  // namespace emu::detail

@@ -14,8 +14,6 @@
 
 #if defined(EMU_TSAN)
 #include <sanitizer/tsan_interface.h>
-
-#include <deque>
 #endif
 
 namespace emu::detail::race {
@@ -48,35 +46,6 @@ inline void as_new(Action action) {
   as(thread, action);
   destroy(thread);
 }
-
-// The threads of blocks. Making one costs 150 us and 0.8 MB, so those of launches that the host has
-// waited for serve again: all they ever did is ordered before whatever comes next. Within a launch
-// each block needs threads of its own, or its first would seem to know what another block did.
-class Threads {
- public:
-  void* take() {
-    if (!idle_.empty()) {
-      used_.push_back(idle_.back());
-      idle_.pop_back();
-      return used_.back();
-    }
-    if (used_.size() >= kMost) {
-      destroy(used_.front());
-      used_.pop_front();
-    }
-    used_.push_back(create());
-    return used_.back();
-  }
-
-  void synchronized() {
-    idle_.insert(idle_.end(), used_.begin(), used_.end());
-    used_.clear();
-  }
-
- private:
-  static constexpr size_t kMost = 1536;  // TSan has 8128 in all
-  std::deque<void*> used_, idle_;
-};
 
 class Fences {
  public:
@@ -113,16 +82,12 @@ constexpr bool kDetecting = false;
 
 inline void release(void*) {}
 inline void acquire(void*) {}
+inline void* create() { return nullptr; }
+inline void destroy(void*) {}
 template <typename Action>
 inline void as(void*, Action) {}
 template <typename Action>
 inline void as_new(Action) {}
-
-class Threads {
- public:
-  void* take() { return nullptr; }
-  void synchronized() {}
-};
 
 class Fences {
  public:

@@ -261,14 +261,6 @@ vae_fused::math::Family<double> family_of(const py::dict& fields) {
   return f;
 }
 
-// The tensors of the general family beside mu and raw.
-struct Others {
-  MaybeArray prior_mean, prior_raw, mask;
-  py::dict family;
-
-  bool plain() const { return !prior_mean && !prior_raw && !mask && family.size() == 0; }
-};
-
 void forward(const std::string& device, const py::array& mu, const MaybeArray& raw,
              const std::vector<int>& dims, const MaybeArray& eps, const MaybeArray& z,
              const MaybeArray& kl, const MaybeArray& partials, const MaybeArray& key_out,
@@ -280,7 +272,6 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
   params.key = make_key(key, key_pointers, shift);
   params.kl_scale = kl_scale;
   params.of.samples = samples_of(z, mu);
-  params.of.plain = Others{prior_mean, prior_raw, mask, family}.plain() && params.of.samples == 1;
   params.of.family = family_of(family);
   const Array arrays[] = {view(mu, mu),        view(raw, mu),        view(eps, mu),
                           view(z, mu),         view(prior_mean, mu), view(prior_raw, mu),
@@ -317,7 +308,6 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
   params.grad_kl = pointer<void>(grad_kl);
   params.grad_kl_stride = grad_kl_stride;
   params.of.samples = samples_of(grad_z, mu);
-  params.of.plain = Others{prior_mean, prior_raw, mask, family}.plain() && params.of.samples == 1;
   params.of.family = family_of(family);
   const Array arrays[] = {view(mu, mu),
                           view(raw, mu),
@@ -363,7 +353,6 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
   vae_fused::MultiParams params;
   params.dtype = dtype_of(mu.at(0));
   params.key = make_key(key, std::nullopt, 0);
-  params.plain = family.size() == 0;
   params.family = family_of(family);
   const int64_t per = params.dtype == DType::kFloat64 ? 2 : 4;
   uint64_t blocks = 0;

@@ -1,8 +1,9 @@
 """Builds what the tests of `csrc/` run, with the host compiler alone.
 
 `module()` is a Python module over the mathematics, the CPU kernels and the CUDA kernels on the
-emulated device; `program("asan")` and `program("tsan")` are command lines that run the cases of
-`cases.cpp` under a sanitizer. Everything lands in `build/native`; an object is compiled again only
+emulated device; `program(variant)` is a command line that runs the cases of `cases.cpp`: "asan" and
+"tsan" under a sanitizer, "plain" under none. `CXX` chooses the compiler, also one for another
+machine that `qemu` runs here. Everything lands in `build/native`; an object is compiled again only
 if its flags or the contents of a file that it includes have changed.
 """
 
@@ -41,14 +42,17 @@ SANITIZERS = {
     "tsan": ["-fsanitize=thread"],
 }
 EMULATOR_DEFINES = {"plain": [], "asan": ["-DEMU_ASAN"], "tsan": ["-DEMU_TSAN"]}
-if platform.machine() not in ("x86_64", "AMD64"):
-    EMULATOR_DEFINES = {
-        name: [*flags, "-DEMU_UCONTEXT"] for name, flags in EMULATOR_DEFINES.items()
-    }
 
 
 class BuildError(RuntimeError):
     """The compiler's own words."""
+
+
+@lru_cache
+def target_machine() -> str:
+    """What the compiler builds for: "x86_64", "aarch64"."""
+    command = [*CXX, "-dumpmachine"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.partition("-")[0].strip()
 
 
 def digest(*parts: bytes) -> str:
@@ -121,17 +125,20 @@ def link(name: str, suffix: str, objects: list[Path], flags: list[str]) -> Path:
     return target
 
 
-def common_sources(variant: str) -> list[tuple[Path, list[str]]]:
-    """The emulator (never instrumented: its scheduler is nobody's race) and the kernels."""
-    emulator = ["-O2", *EMULATOR_DEFINES[variant]]
-    # Small limits, so that small calls are divided among blocks in every way.
-    limits = ["-DVAE_FUSED_MAX_PARTS=12", "-DVAE_FUSED_MANY_ROWS=40"]
+def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list[str]]]:
+    """The emulator (never instrumented: its scheduler is nobody's race) and the kernels.
+
+    The kernels of `csrc/cpu`, the oracle of the emulated ones, are built for the baseline alone, so
+    that they are the same on every machine, or for every instruction set.
+    """
+    fibers = [] if target_machine() == "x86_64" else ["-DEMU_UCONTEXT"]
+    emulator = ["-O2", *EMULATOR_DEFINES[variant], *fibers]
+    # A small limit, so that small calls are divided among blocks in every way.
+    limits = ["-DVAE_FUSED_ENOUGH_BLOCKS=12"]
     # Device code accesses any memory in words; nvcc assumes nothing of types.
     device = ["-DVAE_FUSED_EMULATOR", "-fno-strict-aliasing"]
     kernels = ["-O1", *device, *limits, *SANITIZERS[variant]]
-    # The kernels of csrc/cpu are the oracle of the emulated ones: for the baseline alone, on every
-    # machine the same.
-    oracle = ["-O1", "-DVAE_FUSED_CPU_BASELINE"]
+    oracle = ["-O1", *(SANITIZERS[variant] if every_target else ["-DVAE_FUSED_CPU_BASELINE"])]
     cuda = [*sorted(NATIVE.glob("*.cu")), *sorted((CSRC / "cuda").glob("*.cu"))]
     return [
         *((path, emulator) for path in sorted(EMULATOR.glob("*.cpp"))),
@@ -154,7 +161,7 @@ def module() -> ModuleType:
         [
             (NATIVE / "bind.cpp", ["-fvisibility=hidden", *has_cuda_kernels(), *python]),
             (NATIVE / "maths.cpp", ["-O2"]),
-            *common_sources("plain"),
+            *common_sources("plain", every_target=False),
         ]
     )
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
@@ -176,11 +183,12 @@ def launcher(variant: str) -> list[str] | None:
         if subprocess.run(command, capture_output=True).returncode != 0:
             return None
         # ThreadSanitizer of GCC 12 may not start where the kernel randomises more than 28 bits.
-        for prefix in ([], ["setarch", platform.machine(), "-R"]):
+        fixed = ["setarch", platform.machine(), "-R"]
+        for prefix in ([], fixed, [f"qemu-{target_machine()}"]):
             try:
                 if subprocess.run([*prefix, str(target)], capture_output=True).returncode == 0:
                     return prefix
-            except FileNotFoundError:
+            except OSError:  # not there, or not for this machine
                 continue
     return None
 
@@ -189,11 +197,13 @@ def launcher(variant: str) -> list[str] | None:
 def program(variant: str) -> list[str]:
     """The command that runs `cases.cpp`; append the name of a case."""
     cases = ["-O1", *has_cuda_kernels(), *SANITIZERS[variant]]
-    objects = compile_all([(NATIVE / "cases.cpp", cases), *common_sources(variant)])
+    # tsan: the cases run the CPU kernels on one thread.
+    common = common_sources(variant, every_target=variant != "tsan")
+    objects = compile_all([(NATIVE / "cases.cpp", cases), *common])
     return [*(launcher(variant) or []), str(link("cases", "", objects, SANITIZERS[variant]))]
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["plain"]
+    wanted = sys.argv[1:] or ["module"]
     for variant in wanted:
-        print(module().__file__ if variant == "plain" else shlex.join(program(variant)))
+        print(module().__file__ if variant == "module" else shlex.join(program(variant)))

@@ -111,7 +111,7 @@ const Class kClasses[] = {
     {"rows of several tiles", {2, kTile + 3}, {false, true}},
     {"one long row", {3, 1, 1367}, {true, true, true}},
     {"longer rows", {2, 4 * kTile + 1}, {false, true}},
-    {"many long rows", {9, kTile + 1}, {false, true}},
+    {"many long rows", {8, 2 * kTile + 1}, {false, true}},
     {"chunked", {3, 8, 10}, {true, true, true}, Class::kChunked},
     {"chunked rows", {3, 8, 10}, {false, true, true}, Class::kChunked},
     {"odd chunk", {3, 5, 7}, {false, true, true}, Class::kChunked},
@@ -201,15 +201,18 @@ void serial_for(int64_t n, int64_t, cpu::Body body, void* context) { body(contex
 struct Options {
   bool sample, kl, eps;
   int64_t general = 0;  // samples of a call of the general family; 0: of the plain one
+  bool masked = false;  // the plain one with a mask and a clamp
 };
-constexpr Options kOptions[] = {{true, true, false},     {true, true, true},
-                                {true, false, false},    {false, true, false},
-                                {true, true, false, 1},  {true, true, true, 2},
-                                {true, false, false, 3}, {false, true, false, 1}};
+constexpr Options kOptions[] = {{true, true, false},          {true, true, true},
+                                {true, false, false},         {false, true, false},
+                                {true, true, false, 1},       {true, true, true, 2},
+                                {true, false, false, 3},      {false, true, false, 1},
+                                {true, true, false, 0, true}, {false, true, false, 0, true}};
 
 std::string name_of(const Class& c, const Options& o) {
   return std::string(c.name) + (o.sample ? ", z" : "") + (o.kl ? ", kl" : "") +
-         (o.eps ? ", explicit eps" : "") + (o.general ? ", general" : "");
+         (o.eps ? ", explicit eps" : "") + (o.general ? ", general" : "") +
+         (o.masked ? ", masked" : "");
 }
 
 // The prior and the mask of a general call.
@@ -230,8 +233,11 @@ struct Others {
 
 Gaussians gaussians(const Options& options) {
   Gaussians of;
+  if (options.masked) {
+    of.family.posterior.low = -0.5;
+    of.family.posterior.high = 0.25;
+  }
   if (options.general == 0) return of;
-  of.plain = false;
   of.samples = options.sample ? options.general : 1;
   of.family.posterior.base = math::ScaleBase::kSoftplus;
   of.family.posterior.std_floor = 0.1;
@@ -278,7 +284,7 @@ void forward(DType dtype, const Class& c, const Options& options) {
                     {options.sample ? &z[device].array : &absent, &p.z},
                     {options.general ? &others.mean.array : &absent, &p.of.prior_mean},
                     {options.general ? &others.raw.array : &absent, &p.of.prior_raw},
-                    {options.general ? &others.mask : &absent, &p.of.mask}});
+                    {options.general || options.masked ? &others.mask : &absent, &p.of.mask}});
     kl[device].reset(new T[space.rows + shift]);
     key_out[device].reset(new uint64_t[2]());
     if (options.kl) p.kl = kl[device].get() + shift;
@@ -335,7 +341,7 @@ void backward(DType dtype, const Class& c, const Options& options) {
                       {options.eps ? &grad_eps[device].array : &absent, &p.grad_eps},
                       {options.general ? &others.mean.array : &absent, &p.of.prior_mean},
                       {options.general ? &others.raw.array : &absent, &p.of.prior_raw},
-                      {options.general ? &others.mask : &absent, &p.of.mask},
+                      {options.general || options.masked ? &others.mask : &absent, &p.of.mask},
                       {options.general ? &grad_mean[device].array : &absent, &p.grad_prior_mean},
                       {options.general ? &grad_prior[device].array : &absent, &p.grad_prior_raw}});
       const int64_t values = stride ? p.space.rows : 1;

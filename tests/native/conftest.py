@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -28,19 +29,25 @@ def native(native_module: ModuleType) -> Iterator[ModuleType]:
     native_module.emulator.configure()
 
 
+def command(variant: str) -> list[str]:
+    if build.launcher(variant) is None:
+        pytest.skip(f"no {variant} runtime for {build.CXX[0]} here")
+    return build.program(variant)
+
+
 @pytest.fixture(scope="session", params=["asan", "tsan"])
 def sanitizer(request: pytest.FixtureRequest) -> str:
+    command(request.param)  # built once, whatever threads a test has
     return request.param
 
 
 @pytest.fixture(scope="session")
 def case() -> Case:
-    """case(variant, name, ...) runs a case of cases.cpp under a sanitizer."""
+    """case(variant, name, ..., VARIABLE=value) runs a case of cases.cpp under a sanitizer."""
 
-    def run(variant: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        if build.launcher(variant) is None:
-            pytest.skip(f"no {variant} runtime for {build.CXX[0]} here")
-        command = [*build.program(variant), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    def run(variant: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        whole = [*command(variant), *arguments]
+        environment = {**os.environ, **variables}
+        return subprocess.run(whole, capture_output=True, text=True, timeout=300, env=environment)
 
     return run

@@ -16,9 +16,10 @@ namespace math = vae_fused::math;
   }                                                                                       \
   void exponentials(const T* x, T* out, int64_t n) {                                      \
     for (int64_t i = 0; i < n; ++i) {                                                     \
-      const auto with = math::exponentials(x[i]);                                         \
-      const auto both = with.excess(x[i]);                                                \
-      const auto from = math::excess(x[i], math::exp(x[i]));                              \
+      const T clipped = math::limited(math::plain<T>({}), x[i]);                          \
+      const auto with = math::exponentials(clipped);                                      \
+      const auto both = with.excess(clipped);                                             \
+      const auto from = math::excess(math::clip(x[i]), math::exp(x[i]));                  \
       const T results[] = {with.e, both.g, both.h, from.g, from.h};                       \
       for (int j = 0; j < 5; ++j) out[5 * i + j] = results[j];                            \
     }                                                                                     \
@@ -58,7 +59,7 @@ void sincos(const float* x, float* out, int64_t n) {
 
 void philox(uint64_t seed, uint64_t first, uint32_t* out, int64_t blocks) {
   for (int64_t b = 0; b < blocks; ++b) {
-    const auto words = math::philox(seed, first + static_cast<uint64_t>(b));
+    const auto words = math::philox(math::Seed(seed), first + static_cast<uint64_t>(b));
     for (int j = 0; j < 4; ++j) out[4 * b + j] = words.w[j];
   }
 }

@@ -127,15 +127,17 @@ cudaError_t order(dim3 grid, uint32_t* order, uint32_t* count, cudaStream_t stre
 void coarse_normals(uint64_t seed, float* out, int64_t n) {
   for (int64_t i = 0; i < n; i += 4) {
     float block[4];
-    vae_fused::math::normals<true>(vae_fused::math::philox(seed, i / 4), block);
+    const vae_fused::math::Seed keys(seed);
+    vae_fused::math::normals<true>(vae_fused::math::philox(keys, i / 4), block);
     for (int j = 0; j < 4; ++j) out[i + j] = block[j];
   }
 }
 void coarse_exponentials(const float* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const auto exps = vae_fused::math::exponentials_for<true>(x[i]);
+    const float clipped = vae_fused::math::clip(x[i]);
+    const auto exps = vae_fused::math::exponentials_for<true>(clipped);
     out[2 * i] = exps.e;
-    out[2 * i + 1] = exps.excess(x[i]).g;
+    out[2 * i + 1] = exps.excess(clipped).g;
   }
 }
 

@@ -24,6 +24,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "softplus": {"posterior": {"base": "softplus", "gain": 2.0, "unit": 0.5, "std_floor": 0.1}},
     "sigmoid": {"posterior": {"base": "sigmoid", "unit": 2.0, "std_floor": 0.1}},
     "clamp": {"posterior": {"low": -0.5, "high": 0.75}},
+    "clamp beside 0": {"posterior": {"low": 0.25, "high": 0.75}},
     "soft clamps": {"posterior": {"soft_clamp": 2.0}, "mu_soft_clamp": 1.5},
     "floors": {"posterior": {"var_floor": 1e-2, "std_floor": 0.05}},
     "prior": {"prior_mean": 0.5, "prior_x": -0.5},
