@@ -41,13 +41,14 @@ VAE_FUSED_ALONE void adjoint(math::Plain<T> f, const T* mu, const T* raw, const 
     const Lanes<T> x = math::limited<clamps>(f, r), nought = T(0);
     const auto exps = math::exponentials(x);
     Lanes<T> to_mu = g, to_x = nought;
-    if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), T(0.5) * exps.e);
+    if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), exps.e);
     if constexpr (with_kl) {
       const math::Relative<Lanes<T>> relative{get(mu + j), x, exps.excess(x)};
       const auto of_kl = math::kl_adjoint(f, false, relative, Lanes<T>(T(1)), get(gk + j));
       to_mu = to_mu + of_kl.mu;
       to_x = to_x + of_kl.x;
     }
+    to_x = math::halved(f, to_x);
     if constexpr (clamps) to_x = select(math::beyond(r, f.low, f.high), nought, to_x);
     put(kept<masked>(mask, j, to_mu), gmu + j);
     put(kept<masked>(mask, j, to_x), graw + j);

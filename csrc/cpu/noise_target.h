@@ -28,10 +28,10 @@ VAE_FUSED_HD int block_of_lane(int i) {
   return i / kWidth * kWidth + i % 4 * kGroups + i % kWidth / 4;
 }
 
-// Counters first, first + 1, ..., so that low_halves brings them into that order.
+// Counters first, first + 1, ..., so that `packed` brings them into that order.
 VAE_FUSED_HD Wide counters(uint64_t first) {
   u64 a{};
-  for (int i = 0; i < kWidth / 2; ++i) a[i] = block_of_lane(lane_of_low_half(i));
+  for (int i = 0; i < kWidth / 2; ++i) a[i] = block_of_lane(packed_lane(i));
   a += first;
   return {a, a + 2 * kGroups, a + kWidth, a + (kWidth + 2 * kGroups)};
 }
@@ -43,12 +43,11 @@ struct Batch {
 
 template <typename High>
 VAE_FUSED_HD void put_words(uint64_t seed, Wide low, High high, uint32_t (&to)[4][kLanes]) {
-  const math::Words<Wide> words = math::philox(math::Seed(seed), low, high);
+  const math::Words<Bits> words = math::philox(math::Seed(seed), low, high);
   VAE_FUSED_UNROLL
   for (int j = 0; j < 4; ++j) {
-    const Bits w = low_halves(words.w[j]);
-    store(w.a, to[j]);
-    store(w.b, to[j] + kWidth);
+    store(words.w[j].a, to[j]);
+    store(words.w[j].b, to[j] + kWidth);
   }
 }
 
@@ -154,11 +153,10 @@ VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes]
   const u64 offset = key.offset - u64{};
   const Wide block = {(index.a >> 2) + offset, (index.b >> 2) + offset, (index.c >> 2) + offset,
                       (index.d >> 2) + offset};
-  const math::Words<Wide> wide = math::philox(math::Seed(key.seed), block, high_halves(block));
-  const math::Words<Bits> words = {
-      {low_halves(wide.w[0]), low_halves(wide.w[1]), low_halves(wide.w[2]), low_halves(wide.w[3])}};
+  const math::Words<Bits> words =
+      math::philox(math::Seed(key.seed), block, high_halves(block));
   Bits first, second;
-  math::words_of_pair(words, low_halves(index) & 3u, first, second);
+  math::words_of_pair(words, packed(index) & 3u, first, second);
   store(first.a, to[0]);
   store(first.b, to[0] + kWidth);
   store(second.a, to[1]);
@@ -171,7 +169,7 @@ static void fill_pairs_at(const Key& key, const uint64_t* indices, int n, float*
   for (int pair = 0; pair < 2; ++pair) {
     alignas(64) uint64_t ordered[kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      const int at = pair * kLanes + lane_of_low_half(i);
+      const int at = pair * kLanes + packed_lane(i);
       ordered[i] = indices[at < n ? at : n - 1];
     }
     put_pairs_at(key, ordered, &batch.words[0][2 * pair]);

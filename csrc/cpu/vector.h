@@ -149,6 +149,7 @@ struct Float {
   friend VAE_FUSED_HD Float abs(Float x) { return (f32)((u32)x.v & 0x7FFFFFFFu); }
   friend VAE_FUSED_HD Float sqrt(Float x) { return root(x.v); }
   friend VAE_FUSED_HD Float sqrt_any(Float x) { return root(x.v); }
+  friend VAE_FUSED_HD Float sqrt_normal(Float x) { return root(x.v); }
   friend VAE_FUSED_HD Float reciprocal(Float x) { return 1.0f / x.v; }
 };
 
@@ -232,10 +233,15 @@ VAE_FUSED_HD f32 shuffle(f32 x, f32 y) {
 // The low halves, in the order that a shuffle within 16 bytes gives: lanes 0 and 1 of a, 0 and 1 of
 // b, 2 and 3 of a, ...
 VAE_FUSED_HD u32 low_halves(u64 x, u64 y) { return (u32)shuffle<0, 2, 0, 2>((f32)x, (f32)y); }
-VAE_FUSED_HD Bits low_halves(Wide x) { return {low_halves(x.a, x.b), low_halves(x.c, x.d)}; }
+VAE_FUSED_HD u32 high_halves(u64 x, u64 y) { return (u32)shuffle<1, 3, 1, 3>((f32)x, (f32)y); }
+VAE_FUSED_HD Bits packed(Wide x) { return {low_halves(x.a, x.b), low_halves(x.c, x.d)}; }
+VAE_FUSED_HD Bits packed_mulhi(Wide x, Wide y) {
+  const Wide z = x * y;
+  return {high_halves(z.a, z.b), high_halves(z.c, z.d)};
+}
 
 // Where lane i of Wide, counted through a, b, c, d, then is.
-VAE_FUSED_HD int lane_of_low_half(int i) {
+VAE_FUSED_HD int packed_lane(int i) {
   constexpr int kHalf = kWidth / 2;
   return i / kWidth * kWidth + i % kHalf / 2 * 4 + i % kWidth / kHalf * 2 + i % 2;
 }

@@ -151,6 +151,7 @@ __device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& 
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         gz[j] *= q[j].dmu;
+        graw[j] = math::halved(f, graw[j]);
         if (q[j].beyond) graw[j] = 0;
         if (kAll && !step.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }

@@ -87,19 +87,18 @@ VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
   return {select(far, direct - x, series), select(far, direct, x + series)};
 }
 
-// Together with sigma = e^(x/2) they cost less. As x/2 = n ln 2 + f and e^f = 1 + t = 1 + f + u,
-// u >= 0 (see `exponential`), with q = 4^n
+// Together with sigma they cost less. As e^x = q (1 + t), q = 2^n, x = n ln 2 + f and t = f + u,
+// u >= 0 (see `exponential`),
 //
-//   e^x = q (1 + t)^2        x = 2f + n ln 4        t (2 + t) = 2f + t^2 + 2u
+//   sigma = sqrt(q + q t)      h = q t + (q - 1)      g = q u + ((q - 1) f + (q - 1 - n ln 2))
 //
-//   h = q t (2 + t) + q - 1        g = q (t^2 + 2u) + (q - 1) 2f + (q - 1 - n ln 4)
+// For n = 0, |x| < ln 2 / 2, these are t and u: nothing cancels, and g is not negative. Relative
+// errors: KLERR and KLERR.
 //
-// For n = 0, |x| < ln 2, that is t (2 + t) and t^2 + 2u: nothing cancels, and g is not negative.
-// For n = -1 and 1 this g still has more digits than the direct one. Relative errors: 3.3e-7 and
-// 3.5e-7; without fused multiply-adds 7.1e-7 and 3.5e-7.
+// That holds while q and e^x are normal numbers. Beyond, sigma is e^(x/2) and the others are direct.
 template <typename F>
 struct Exponentials {
-  F e;  // e^(x/2)
+  F e;  // sigma
   Excess<F> both;
   VAE_FUSED_HD Excess<F> excess(F) const { return both; }
 };
@@ -112,23 +111,65 @@ struct Exponentials<double> {
   VAE_FUSED_HD Excess<double> excess(double x) const { return math::excess(clip(x), square); }
 };
 
+constexpr float kNear = 87;
+
 template <typename F>
-VAE_FUSED_HD Exponentials<F> exponentials(F x) {
-  const Exponential<F> part = exponential(F(0.5) * x);
-  const F n = part.n, f = part.f, u = part.u, t = part.t, power = part.power;
-  const F s = t * (F(2) + t), q = power * power, q1 = q - F(1);
-  const F careful = q * (t * t + (u + u)) + (q1 * (f + f) + (q1 - n * 1.38629436f));
-  const F direct = (F(1) + s) * power * power - F(1);
-  return {(F(1) + t) * power,
-          {select(abs(n) > F(1), direct - x, careful), select(n == F(0), s, direct)}};
+VAE_FUSED_HD auto is_near(F x) {
+  return abs(x) < F(kNear);
 }
 
-VAE_FUSED_HD Exponentials<double> exponentials(double x) { return {exp(0.5 * x), exp(x)}; }
+template <typename F>
+VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
+  const Exponential<F> p = exponential(x);
+  const F q1 = p.q - F(1);
+  return {sqrt_normal(p.q * p.t + p.q),
+          {p.q * p.u + (q1 * p.f + (q1 - p.n * 0.693147182f)), p.q * p.t + q1}};
+}
+
+// `near` if x is, else these.
+template <typename F>
+VAE_FUSED_RARE Exponentials<F> or_far_exponentials(F x, const Exponentials<F>& near) {
+  const F y = F(0.5) * clip(x);
+  const Exponential<F> p = exponential(within_exponents(y));
+  const F direct = (F(1) + p.t * (F(2) + p.t)) * p.q * p.q - F(1);
+  const auto is = abs(y) < F(0.5f * kNear);
+  return {select(is, near.e, (F(1) + p.t) * p.q),
+          {select(is, near.both.g, direct - (y + y)), select(is, near.both.h, direct)}};
+}
+
+// Of several numbers at once, as a GPU has them: one question for all.
+template <int N, typename F>
+VAE_FUSED_HD void exponentials(const F (&x)[N], Exponentials<F> (&out)[N]) {
+  bool near = true;
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    out[j] = near_exponentials(x[j]);
+    near &= all(is_near(x[j]));
+  }
+  if (near) return;
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) out[j] = or_far_exponentials(x[j], out[j]);
+}
+
+template <int N>
+VAE_FUSED_HD void exponentials(const double (&x)[N], Exponentials<double> (&out)[N]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) out[j] = {exp(0.5 * x[j]), exp(x[j])};
+}
+
+template <typename F>
+VAE_FUSED_HD Exponentials<F> exponentials(F x) {
+  const F xs[] = {x};
+  Exponentials<F> result[1];
+  exponentials(xs, result);
+  return result[0];
+}
 
 // ---------------------------------------------------------------------------------------------
 // Posterior: mu, sigma and x = ln sigma^2 from the network's outputs
 //
-// Plain: the output is x itself, clamped,  sigma = e^(x/2),  d sigma / dx = sigma / 2.
+// Plain: the output is x itself, clamped,  sigma = e^(x/2),  d sigma / dx = sigma / 2. That half, and
+// the one of the KL's gradient, are taken once, of the sum: see `halved`.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -149,30 +190,36 @@ VAE_FUSED_HD Plain<T> plain(const Family<double>& f) {
 template <bool clamps = true, typename T, typename F>
 VAE_FUSED_HD F limited(const Plain<T>& f, F raw) {
   if constexpr (clamps) return clamp(raw, f.low, f.top);
-  return sizeof(T) == 8 ? raw : clip(raw);
+  return raw;
 }
 
 // Of 16 bits, on a GPU, the exponentials may be approximate, too: for |x| <= 20 the KL of an
 // element is then within 3e-6 of its size.
-template <bool coarse, typename T>
-VAE_FUSED_HD Exponentials<T> exponentials_for(T x) {
+template <bool coarse, int N, typename T>
+VAE_FUSED_HD void exponentials_for(const T (&x)[N], Exponentials<T> (&out)[N]) {
   if constexpr (coarse && kHasApproximations) {
-    const T e = ex2_approx(T(0.7213475204444817) * x);
-    return {e, excess<true>(x, e * e)};
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < N; ++j) {
+      const T e = ex2_approx(T(0.7213475204444817) * x[j]);
+      out[j] = {e, excess<true>(x[j], e * e)};
+    }
   } else {
-    return exponentials(x);
+    exponentials(x, out);
   }
 }
 
 template <bool coarse = false, int N, typename T>
 VAE_FUSED_HD void posterior(const Plain<T>& f, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
+  T x[N];
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) x[j] = limited(f, raw[j]);
+  Exponentials<T> exps[N];
+  exponentials_for<coarse>(x, exps);
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
-    const T x = limited(f, raw[j]);
-    const Exponentials<T> exps = exponentials_for<coarse>(x);
-    const Scale<T> scale = {exps.e, x, T(0.5) * exps.e, T(1)};
-    out[j] = {mu[j], T(1), scale, exps, beyond(raw[j], f.low, f.high)};
+    const Scale<T> scale = {exps[j].e, x[j], exps[j].e, T(1)};
+    out[j] = {mu[j], T(1), scale, exps[j], beyond(raw[j], f.low, f.high)};
   }
 }
 
@@ -290,7 +337,8 @@ VAE_FUSED_HD Relative<F> relative(const Family<T>&, const Posterior<F>& q, const
 // An element counts free_bits at least; below that its gradient is 0. `linear` is an argument
 // beside the family, f.linear or a constant, for loops that are compiled for both.
 //
-// Elements give twice their KL: the half is exact, and one factor of a sum.
+// Elements give twice their KL, and of Plain twice the gradient of x: the half is exact, and one
+// factor of a sum.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T, typename F>
@@ -312,7 +360,7 @@ struct KlAdjoint {
 
 template <typename T, typename F>
 VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Plain<T>&, bool, const Relative<F>& r, F, F grad) {
-  return {grad * r.d, F(0.5) * grad * r.excess.h, F(0), F(0)};
+  return {grad * r.d, grad * r.excess.h, F(0), F(0)};
 }
 
 template <typename T, typename F>
@@ -322,6 +370,17 @@ VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Family<T>& f, bool linear, const Rela
   grad = select(F(0.5) * (r.d * r.d + g) < F(f.free_bits), F(0), grad);
   const F q = f.to_posterior * grad, p = f.to_prior * grad, d = r.d * precision;
   return {q * d, F(0.5) * q * h, -p * d, F(-0.5) * p * (h + r.d * r.d)};
+}
+
+// The gradient of what sigma is a function of, when all is added up.
+template <typename T, typename F>
+VAE_FUSED_HD F halved(const Plain<T>&, F twice) {
+  return F(0.5) * twice;
+}
+
+template <typename T, typename F>
+VAE_FUSED_HD F halved(const Family<T>&, F grad) {
+  return grad;
 }
 
 }  // namespace vae_fused::math

@@ -2,7 +2,7 @@
 //
 //   r = sqrt(-2 ln u1),  t = 2 pi u2,  (r cos t, r sin t)  are two independent N(0, 1)
 //
-//   float   4 normals a block: (u1, u2) = (w0, w1), then (w2, w3);  u = 2^-32 w + 2^-33
+//   float   4 normals a block: (u1, u2) = (w0, w1), then (w2, w3);  u = 2^-32 w (+ 2^-33 in u1)
 //   double  2 normals a block: u1 = (w0, w1), u2 = (w2, w3);        u = 2^-32 w + 2^-64 w' + 2^-65
 //
 // Of 16 bits, on a GPU, r and t may be approximate: normals within 1e-5 of the others. The
@@ -28,28 +28,20 @@ VAE_FUSED_HD T radius(T u) {
     const T f = T(1) - u, far = T(-1.3862943611198906) * lg2_approx(u);
     return sqrt_approx(f < T(0x1p-8) ? f * (T(2) + f) : far);
   } else {
-    return sqrt(T(-2) * log(u));
+    return sqrt(log<-2>(u));
   }
 }
 
-// Of an angle in turns or, for the hardware, in radians.
-template <bool coarse, typename T>
-VAE_FUSED_HD void direction(T angle, T& s, T& c) {
-  if constexpr (coarse && kHasApproximations) {
-    s = sin_approx(angle);
-    c = cos_approx(angle);
-  } else {
-    sincos_turns(angle, s, c);
-  }
-}
-
+// The angle as `polar` has it.
 template <bool coarse, typename T>
 VAE_FUSED_HD void box_muller(T u1, T angle, T& first, T& second) {
   const T r = radius<coarse>(u1);
-  T s, c;
-  direction<coarse>(angle, s, c);
-  first = r * c;
-  second = r * s;
+  if constexpr (coarse && kHasApproximations) {
+    first = r * cos_approx(angle);
+    second = r * sin_approx(angle);
+  } else {
+    polar(r, angle, first, second);
+  }
 }
 
 template <typename W>
@@ -64,20 +56,18 @@ VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
          (static_cast<double>(w_low) * (kStep * kStep) + kStep * kStep * 0.5);
 }
 
-// u turns, or 2 pi u at once.
-template <bool coarse, typename W>
+// 2 pi u2. As PyTorch has it, this is the rounded product of the rounded 2 pi: the exact angle would
+// move normals by up to 2.7e-6, more than the noise contract allows. The half-step, 7e-10 of it, is
+// rounded away but for angles near 0, where it is nothing to the contract, and is left out.
+template <typename W>
 VAE_FUSED_HD auto angle(W w) {
-  if constexpr (coarse && kHasApproximations) {
-    return to_float(w) * 1.4629180792671596e-9f + 7.314590396335798e-10f;
-  } else {
-    return uniform(w);
-  }
+  return to_float(w) * 1.4629180792671596e-9f;
 }
 
 template <bool coarse = false, typename W, typename F>
 VAE_FUSED_HD void normals(const Words<W>& words, F (&out)[4]) {
-  box_muller<coarse>(uniform(words.w[0]), angle<coarse>(words.w[1]), out[0], out[1]);
-  box_muller<coarse>(uniform(words.w[2]), angle<coarse>(words.w[3]), out[2], out[3]);
+  box_muller<coarse>(uniform(words.w[0]), angle(words.w[1]), out[0], out[1]);
+  box_muller<coarse>(uniform(words.w[2]), angle(words.w[3]), out[2], out[3]);
 }
 
 // The two words that make normal number r, of the four.

@@ -54,17 +54,24 @@ struct RoundKeys {
   }
 };
 
+// Words as they shall come out of the last round: vectors close their ranks (cpu/vector.h).
+VAE_FUSED_HD uint32_t packed(uint32_t w) { return w; }
+VAE_FUSED_HD uint32_t packed_mulhi(uint32_t a, uint32_t b) { return mulhi(a, b); }
+
 // Round r and those that follow. The words of a counter are numbers, or vectors with a block in
 // each lane; a word that is the same in all lanes may stay a number, and what follows from numbers
 // alone is computed once for all.
 template <int r, class Keys, typename W0, typename W1, typename W2, typename W3>
 VAE_FUSED_HD auto philox_rounds(const Keys& keys, W0 c0, W1 c1, W2 c2, W3 c3) {
-  if constexpr (r == kRounds) {
-    return Words<W0>{{c0, c1, c2, c3}};
+  constexpr uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;
+  const uint32_t k0 = keys.template first<r>(), k1 = keys.template second<r>();
+  if constexpr (r == kRounds - 1) {
+    return Words<decltype(packed(c0))>{{packed_mulhi(kM1, c2) ^ (packed(c1) ^ k0), packed(kM1 * c2),
+                                        packed_mulhi(kM0, c0) ^ (packed(c3) ^ k1),
+                                        packed(kM0 * c0)}};
   } else {
-    constexpr uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;
-    return philox_rounds<r + 1>(keys, mulhi(kM1, c2) ^ (c1 ^ keys.template first<r>()), kM1 * c2,
-                                mulhi(kM0, c0) ^ (c3 ^ keys.template second<r>()), kM0 * c0);
+    return philox_rounds<r + 1>(keys, mulhi(kM1, c2) ^ (c1 ^ k0), kM1 * c2,
+                                mulhi(kM0, c0) ^ (c3 ^ k1), kM0 * c0);
   }
 }
 

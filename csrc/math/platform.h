@@ -3,6 +3,7 @@
 //
 //   VAE_FUSED_HD       marks a function of the mathematics: for host and device, always inlined, so
 //                      that a loop over a tile on the CPU vectorises through it
+//   VAE_FUSED_RARE     marks one that is hardly ever called: a GPU's kernels have it out of line
 //   VAE_FUSED_UNROLL   unrolls the loop of constant length below: around a loop, none vectorises
 //   mulhi              upper half of a product of twice the width
 //   bits, real         reinterpretation between float and uint32_t
@@ -19,10 +20,14 @@
 
 #if defined(__CUDACC__)
 #define VAE_FUSED_HD __host__ __device__ __forceinline__
+#define VAE_FUSED_RARE __host__ __device__ __noinline__
 #elif defined(__GNUC__)
 #define VAE_FUSED_HD inline __attribute__((always_inline))
 #else
 #define VAE_FUSED_HD inline
+#endif
+#if !defined(VAE_FUSED_RARE)
+#define VAE_FUSED_RARE VAE_FUSED_HD
 #endif
 
 #if defined(__CUDA_ARCH__)

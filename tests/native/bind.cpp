@@ -487,7 +487,7 @@ PYBIND11_MODULE(_native, m) {
   bind_math<double>(m, "normals64");
   bind_noise<float>(m, "noise32");
   bind_noise<double>(m, "noise64");
-  m.def("sincos", mapped<float>(&maths::sincos, 2), py::arg().noconvert());
+  m.def("polar", mapped<float>(&maths::polar, 2), py::arg().noconvert());
   m.def("philox", &philox, "seed"_a, "first"_a, "blocks"_a);
 
   auto emulator = m.def_submodule("emulator");

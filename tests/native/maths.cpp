@@ -16,9 +16,8 @@ namespace math = vae_fused::math;
   }                                                                                       \
   void exponentials(const T* x, T* out, int64_t n) {                                      \
     for (int64_t i = 0; i < n; ++i) {                                                     \
-      const T clipped = math::limited(math::plain<T>({}), x[i]);                          \
-      const auto with = math::exponentials(clipped);                                      \
-      const auto both = with.excess(clipped);                                             \
+      const auto with = math::exponentials(x[i]);                                         \
+      const auto both = with.excess(x[i]);                                                \
       const auto from = math::excess(math::clip(x[i]), math::exp(x[i]));                  \
       const T results[] = {with.e, both.g, both.h, from.g, from.h};                       \
       for (int j = 0; j < 5; ++j) out[5 * i + j] = results[j];                            \
@@ -53,8 +52,8 @@ EACH(float)
 EACH(double)
 #undef EACH
 
-void sincos(const float* x, float* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) math::sincos(x[i], out[2 * i], out[2 * i + 1]);
+void polar(const float* x, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) math::polar(1.0f, x[i], out[2 * i + 1], out[2 * i]);
 }
 
 void philox(uint64_t seed, uint64_t first, uint32_t* out, int64_t blocks) {

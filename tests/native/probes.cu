@@ -134,10 +134,11 @@ void coarse_normals(uint64_t seed, float* out, int64_t n) {
 }
 void coarse_exponentials(const float* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const float clipped = vae_fused::math::clip(x[i]);
-    const auto exps = vae_fused::math::exponentials_for<true>(clipped);
-    out[2 * i] = exps.e;
-    out[2 * i + 1] = exps.excess(clipped).g;
+    const float clipped[] = {vae_fused::math::clip(x[i])};
+    vae_fused::math::Exponentials<float> exps[1];
+    vae_fused::math::exponentials_for<true>(clipped, exps);
+    out[2 * i] = exps[0].e;
+    out[2 * i + 1] = exps[0].excess(clipped[0]).g;
   }
 }
 
