@@ -44,6 +44,18 @@ def test_bits_do_not_depend_on_the_threads(shape, dtype, threads):
 
 
 @native
+@pytest.mark.parametrize("extreme", [87.5, -87.5, 150.0, -150.0, 1e30, float("inf"), float("nan")])
+def test_bits_of_an_element_do_not_depend_on_its_neighbours(extreme, device):
+    """Where one of a vector's elements leaves the usual range, all of the vector go another way."""
+    mu, logvar = posterior((7, 61), device=device)
+    logvar[0, :5] = torch.tensor([86.999, -86.999, 0.35, -0.35, 1e-6])
+    want = step(mu, logvar, make_key(1, device), reduction="none")
+    others = torch.arange(logvar.numel(), device=device).view_as(logvar) % 11 != 0
+    got = step(mu, logvar.where(others, extreme), make_key(1, device), reduction="none")
+    assert_same_bits((t[others] for t in got), (t[others] for t in want))
+
+
+@native
 @pytest.mark.parametrize("dim", [0, (0, 2), (1, 3), (0, 1, 2, 3)])
 def test_bits_of_strided_sums_do_not_depend_on_the_threads(dim, threads):
     mu, logvar = (t.transpose(1, 3) for t in posterior((40, 30, 20, 10)))

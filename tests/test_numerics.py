@@ -183,6 +183,17 @@ def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
 
 
 @native
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_nothing_jumps_where_the_usual_range_ends(sign, device):
+    """From |logvar| = 87 on sigma is e^(x/2), where below it is the root of e^x."""
+    logvar = sign * torch.linspace(86.9, 87.1, 4001, device=device)
+    zeros = torch.zeros_like(logvar)
+    sigma = vf.reparameterize(zeros, logvar, eps=torch.ones_like(logvar))
+    assert relative(sigma, (0.5 * logvar.double()).exp()) < 2.5e-7
+    assert relative(elementwise(zeros, logvar), exact_kl(zeros, logvar)) < 3.5e-7
+
+
+@native
 def test_kl_error_beyond_one_is_within_three_roundings(device):
     """Element by element: sigma^2 is not the square of a rounded sigma."""
     logvar = torch.linspace(1, 80, 2**17, device=device)

@@ -6,9 +6,9 @@
 // baseline. Tests whose oracle these kernels are define VAE_FUSED_CPU_BASELINE.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(VAE_FUSED_CPU_BASELINE)
 #define VAE_FUSED_CPU_TARGETS 1
-#define VAE_FUSED_AVX2 __attribute__((target("avx2,bmi,bmi2,fma")))
+#define VAE_FUSED_AVX2 __attribute__((target("avx2,bmi,bmi2,fma,f16c")))
 #define VAE_FUSED_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi,bmi2,fma")))
+  __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi,bmi2,fma,f16c")))
 #endif
 
 namespace vae_fused::cpu {

@@ -29,8 +29,14 @@ VAE_FUSED_ALONE void fill_with(T value, T* to, int n) {
   for (int j = 0; j < n; ++j) to[j] = value;
 }
 
-VAE_FUSED_HD Float get(const float* from) { return load(from); }
-VAE_FUSED_HD void put(Float x, float* to) { store(x, to); }
+template <typename S>
+VAE_FUSED_HD Float get(const S* from) {
+  return load(from);
+}
+template <typename S>
+VAE_FUSED_HD void put(Float x, S* to) {
+  store(x, to);
+}
 VAE_FUSED_HD double get(const double* from) { return *from; }
 VAE_FUSED_HD void put(double x, double* to) { *to = x; }
 
@@ -117,28 +123,27 @@ VAE_FUSED_HD arithmetic_t<S>* in_place(const Space& space, const Operand& operan
   return coordinate[inner] + piece.n > space.size[inner] ? nullptr : data + offset;
 }
 
+// What a vector of floats is loaded from and stored to at once.
+template <typename S>
+constexpr bool kIsVector = std::is_same_v<S, float> || (kConvertsHalf && std::is_same_v<S, Half>);
+
 // Runs are often short, a row's latents: two vectors that overlap copy 30 floats in a quarter of
 // the time that a loop with a rest takes.
-VAE_FUSED_HD void copy_dense(const float* from, int n, float* to) {
-  if (n < kWidth) {
-    for (int j = 0; j < n; ++j) to[j] = from[j];
-    return;
+template <typename From, typename To>
+VAE_FUSED_HD void copy_dense(const From* from, int n, To* to) {
+  if constexpr (kIsVector<From> && kIsVector<To>) {
+    if (n >= kWidth) {
+      for (int j = 0; j < n - kWidth; j += kWidth) put(get(from + j), to + j);
+      return put(get(from + n - kWidth), to + n - kWidth);
+    }
   }
-  for (int j = 0; j < n - kWidth; j += kWidth) put(get(from + j), to + j);
-  put(get(from + n - kWidth), to + n - kWidth);
-}
-VAE_FUSED_HD void copy_dense(const double* from, int n, double* to) {
-  for (int j = 0; j < n; ++j) to[j] = from[j];
+  for (int j = 0; j < n; ++j) narrow(widen(from[j]), to[j]);
 }
 
 template <typename S, typename T>
 VAE_FUSED_HD void copy_run(const S* from, int64_t step, int n, T* to) {
   if (step == 1) {
-    if constexpr (std::is_same_v<S, T>) {
-      copy_dense(from, n, to);
-    } else {
-      for (int j = 0; j < n; ++j) to[j] = widen(from[j]);
-    }
+    copy_dense(from, n, to);
   } else if (step == 0) {
     const T value = widen(*from);
     for (int j = 0; j < n; ++j) to[j] = value;
@@ -167,11 +172,7 @@ VAE_FUSED_ALONE void copy_out(const Space& space, const Operand& operand, Piece 
   S* const data = static_cast<S*>(operand.data);
   const auto copy = [&](int at, int64_t offset, int64_t step, int len) {
     if (step == 1) {
-      if constexpr (std::is_same_v<S, T>) {
-        copy_dense(buffer + at, len, data + offset);
-      } else {
-        for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j]);
-      }
+      copy_dense(buffer + at, len, data + offset);
     } else {
       for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j * step]);
     }

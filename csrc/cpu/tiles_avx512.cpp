@@ -11,7 +11,7 @@
 #if defined(__clang__)
 #pragma clang attribute push(VAE_FUSED_AVX512, apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi,bmi2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi,bmi2,fma,f16c")
 #endif
 
 #include "cpu/backward_tile.h"

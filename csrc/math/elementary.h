@@ -1,4 +1,4 @@
-// exp, log and sincos in single precision, as branch-free polynomials. `F` is a float, or a vector
+// exp, log, sine and cosine in single precision, as branch-free polynomials. `F` is a float, or a vector
 // of floats (cpu/vector.h); math/lanes.h says what it must have.
 //
 // Why not the platform's: (1) a tile is computed by vectors, and libm takes one number at a time;

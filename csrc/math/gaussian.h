@@ -93,9 +93,10 @@ VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
 //   sigma = sqrt(q + q t)      h = q t + (q - 1)      g = q u + ((q - 1) f + (q - 1 - n ln 2))
 //
 // For n = 0, |x| < ln 2 / 2, these are t and u: nothing cancels, and g is not negative. Relative
-// errors: KLERR and KLERR.
+// errors: 9.0e-8, 1.3e-7 and 3.0e-7.
 //
-// That holds while q and e^x are normal numbers. Beyond, sigma is e^(x/2) and the others are direct.
+// That holds while q and e^x are normal numbers, |x| < 87. Beyond, sigma is e^(x/2) and the others
+// are direct.
 template <typename F>
 struct Exponentials {
   F e;  // sigma
@@ -126,7 +127,8 @@ VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
           {p.q * p.u + (q1 * p.f + (q1 - p.n * 0.693147182f)), p.q * p.t + q1}};
 }
 
-// `near` if x is, else these.
+// `near` if x is, else these. Asked of y: else nvcc would keep what is_near has answered, four
+// registers of it, where nobody asks again.
 template <typename F>
 VAE_FUSED_RARE Exponentials<F> or_far_exponentials(F x, const Exponentials<F>& near) {
   const F y = F(0.5) * clip(x);
