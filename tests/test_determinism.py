@@ -49,9 +49,9 @@ def test_bits_of_an_element_do_not_depend_on_its_neighbours(extreme, device):
     """Where one of a vector's elements leaves the usual range, all of the vector go another way."""
     mu, logvar = posterior((7, 61), device=device)
     logvar[0, :5] = torch.tensor([86.999, -86.999, 0.35, -0.35, 1e-6])
-    want = step(mu, logvar, make_key(1, device), reduction="none")
+    want = step(mu, logvar, make_key(1, device=device), reduction="none")
     others = torch.arange(logvar.numel(), device=device).view_as(logvar) % 11 != 0
-    got = step(mu, logvar.where(others, extreme), make_key(1, device), reduction="none")
+    got = step(mu, logvar.where(others, extreme), make_key(1, device=device), reduction="none")
     assert_same_bits((t[others] for t in got), (t[others] for t in want))
 
 

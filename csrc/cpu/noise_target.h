@@ -153,8 +153,7 @@ VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes]
   const u64 offset = key.offset - u64{};
   const Wide block = {(index.a >> 2) + offset, (index.b >> 2) + offset, (index.c >> 2) + offset,
                       (index.d >> 2) + offset};
-  const math::Words<Bits> words =
-      math::philox(math::Seed(key.seed), block, high_halves(block));
+  const math::Words<Bits> words = math::philox(math::Seed(key.seed), block, high_halves(block));
   Bits first, second;
   math::words_of_pair(words, packed(index) & 3u, first, second);
   store(first.a, to[0]);

@@ -1,5 +1,5 @@
-// exp, log, sine and cosine in single precision, as branch-free polynomials. `F` is a float, or a vector
-// of floats (cpu/vector.h); math/lanes.h says what it must have.
+// exp, log, sine and cosine in single precision, as branch-free polynomials. `F` is a float, or a
+// vector of floats (cpu/vector.h); math/lanes.h says what it must have.
 //
 // Why not the platform's: (1) a tile is computed by vectors, and libm takes one number at a time;
 // (2) the same instructions on the CPU and the GPU keep their normals within an ulp of each other;
@@ -25,6 +25,14 @@
 
 namespace vae_fused::math {
 
+VAE_FUSED_HD float sqrt(float x) { return sqrt_libm(x); }
+VAE_FUSED_HD double sqrt(double x) { return sqrt_libm(x); }
+
+// Of a positive normal number, within 1.5 ulp.
+VAE_FUSED_HD float sqrt_normal(float x) {
+  return kHasApproximations ? sqrt_approx(x) : sqrt_libm(x);
+}
+
 // Adding and subtracting 1.5 * 2^23 rounds a float of magnitude below 2^22 to the nearest integer,
 // which then stands in the low bits of the sum. Unlike a conversion it is defined for NaN.
 constexpr float kRoundingMagic = 12582912.0f;
@@ -34,7 +42,7 @@ constexpr float kRoundingMagic = 12582912.0f;
 // u is accurate to 1.4e-7 of itself: see math/gaussian.h for what that is good for.
 template <typename F>
 struct Exponential {
-  F n, q, f, u, t;
+  F q, f, u, t;
 };
 
 // Of x in [-88.2, 89], where n is in [-127, 128]: at the ends q comes out as 0 and inf. NaN stays.
@@ -51,7 +59,7 @@ VAE_FUSED_HD Exponential<F> exponential(F x) {
   p = p * f + 1.66665778e-1f;
   p = p * f + 0.5f;
   const F u = rounded_product(f * f, p);
-  return {n, real(bits(shifted) << 23), f, u, f + u};
+  return {real(bits(shifted) << 23), f, u, f + u};
 }
 
 // Any argument, brought to the ends beyond them.
@@ -66,6 +74,26 @@ VAE_FUSED_HD F exp(F x) {
   return (1.0f + e.t) * e.q;
 }
 VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
+
+// e^(x/2), from e^x where that is a normal number: half of its error, and whoever wants both has
+// one polynomial for them.
+constexpr float kNear = 87;
+
+template <typename F>
+VAE_FUSED_HD auto is_near(F x) {
+  return abs(x) < F(kNear);
+}
+
+template <typename F>
+VAE_FUSED_RARE F far_root(F x, F near) {
+  return select(is_near(x), near, exp(F(0.5) * x));
+}
+
+template <typename F>
+VAE_FUSED_HD F root_of_exp(F x, F exp_x) {
+  const F root = sqrt_normal(exp_x);
+  return all(is_near(x)) ? root : far_root(x, root);
+}
 
 // k ln u = k (n ln 2 + ln(1 + f)), with u = 2^n (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)). k is a
 // power of two, which costs nothing.
@@ -148,8 +176,8 @@ VAE_FUSED_HD Tanh<double> tanh(double t) {
 }
 
 // r cos t and r sin t, t in [0, 2 pi], reduced by half turns: f = t - j pi in [-pi/2, pi/2], and r
-// changes its sign if j is odd. A half turn takes longer polynomials than a quarter, but no exchange
-// of the two: 18 instructions instead of 26.
+// changes its sign if j is odd. A half turn takes longer polynomials than a quarter, but no
+// exchange of the two: 18 instructions instead of 26.
 template <typename F>
 VAE_FUSED_HD void polar(F r, F t, F& x, F& y) {
   const F shifted = t * 0.318309886f + kRoundingMagic;
@@ -177,14 +205,6 @@ VAE_FUSED_HD void polar(double r, double t, double& x, double& y) {
   sincos_turns_libm(t, y, x);
   x = r * x;
   y = r * y;
-}
-
-VAE_FUSED_HD float sqrt(float x) { return sqrt_libm(x); }
-VAE_FUSED_HD double sqrt(double x) { return sqrt_libm(x); }
-
-// Of a positive normal number, within 1.5 ulp.
-VAE_FUSED_HD float sqrt_normal(float x) {
-  return kHasApproximations ? sqrt_approx(x) : sqrt_libm(x);
 }
 
 }  // namespace vae_fused::math

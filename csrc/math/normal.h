@@ -56,9 +56,9 @@ VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
          (static_cast<double>(w_low) * (kStep * kStep) + kStep * kStep * 0.5);
 }
 
-// 2 pi u2. As PyTorch has it, this is the rounded product of the rounded 2 pi: the exact angle would
-// move normals by up to 2.7e-6, more than the noise contract allows. The half-step, 7e-10 of it, is
-// rounded away but for angles near 0, where it is nothing to the contract, and is left out.
+// 2 pi u2. As PyTorch has it, this is the rounded product of the rounded 2 pi: the exact angle
+// would move normals by up to 2.7e-6, more than the noise contract allows. The half-step, 7e-10 of
+// it, is rounded away but for angles near 0, where it is nothing to the contract, and is left out.
 template <typename W>
 VAE_FUSED_HD auto angle(W w) {
   return to_float(w) * 1.4629180792671596e-9f;

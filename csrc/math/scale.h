@@ -98,6 +98,18 @@ VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
 // A large s absorbs v, long before its square overflows.
 // ---------------------------------------------------------------------------------------------
 
+// In float e^t is the root of e^2t, as in the plain call, to the bit; in double it is had at once.
+template <typename F>
+VAE_FUSED_HD F exponent_of(F t) {
+  return t + t;
+}
+template <typename F>
+VAE_FUSED_HD F from_exponential(F x, F e) {
+  return root_of_exp(x, e);
+}
+VAE_FUSED_HD double exponent_of(double t) { return t; }
+VAE_FUSED_HD double from_exponential(double, double e) { return e; }
+
 template <typename T>
 constexpr T kAbsorbs = sizeof(T) == 8 ? T(0x1p+300) : T(0x1p+60);
 
@@ -114,9 +126,9 @@ VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool fl
   auto tiny = t < F(sizeof(T) == 8 ? T(-37) : T(-16));
   F s = t, ds = F(1), x = F(0), dx = F(0);
   if (base == ScaleBase::kExp || logistic) {
-    const F e = exp(base == ScaleBase::kExp ? t : -abs(t));
+    const F exponent = logistic ? -abs(t) : exponent_of(t), e = exp(exponent);
     if (!logistic) {
-      s = ds = e;
+      s = ds = from_exponential(exponent, e);
       x = t + t;
       dx = F(2);
     } else {

@@ -20,7 +20,7 @@ EACH(float)
 EACH(double)
 #undef EACH
 
-void polar(const float* x, float* out, int64_t n);                         // [n, 2]: sine, cosine
+void polar(const float* x, float* out, int64_t n);                          // [n, 2]: sine, cosine
 void philox(uint64_t seed, uint64_t first, uint32_t* out, int64_t blocks);  // [blocks, 4]
 
 }  // namespace maths
