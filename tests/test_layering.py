@@ -22,6 +22,7 @@ MAY_INCLUDE = {
         r"cpu/\w+\.h",
         r"immintrin\.h",
         r"arm_neon\.h",
+        r"cpuid\.h",
         r"sys/mman\.h",
     ],
     "cuda": [r"math/\w+\.h", r"params\.h", r"cuda/\w+\.cuh", r"cuda_runtime\.h"],

@@ -6,17 +6,28 @@
 
 #include "params.h"
 
+#if defined(VAE_FUSED_CPU_TARGETS)
+#include <cpuid.h>
+#endif
+
 namespace vae_fused::cpu {
 namespace {
 
 constexpr const char* kVariable = "VAE_FUSED_CPU_CAPABILITY";
 constexpr const char* kNames[] = {"default", "avx2", "avx512"};
 
+#if defined(VAE_FUSED_CPU_TARGETS)
+// clang's __builtin_cpu_supports does not know it.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 Capability best() {
 #if defined(VAE_FUSED_CPU_TARGETS)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                    __builtin_cpu_supports("f16c");
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && has_f16c();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
