@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import make_key, native, random
@@ -107,6 +109,28 @@ def test_explicit_noise_and_broadcast_scales(device):
     (sum(z.sum() for z in zs) + kl).backward()
     assert raws[0].grad.shape == ()
     torch.testing.assert_close(raws[0].grad, torch.tensor(0.5 * 64 * 33, device=device))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("path", ["key", "generator", "eps", "fallback"])
+@pytest.mark.parametrize("sizes", [(0,), (0, 3), (3, 0, 2)], ids=str)
+def test_an_empty_tensor_has_a_sum_of_0_and_a_mean_of_nan_on_every_path(
+    sizes, path, create_graph, device, monkeypatch
+):
+    if path == "fallback":
+        monkeypatch.setattr(vf.multi._ext, "use_native", lambda device: False)
+    mus = [torch.ones(n, device=device, requires_grad=True) for n in sizes]
+    raws = [torch.zeros(n, device=device) for n in sizes]
+    noises = {"key": {"key": make_key(1, device=device)}, "eps": {"eps": raws}}
+    for reduction in ("sum", "mean"):
+        zs, kl = vf.reparameterize_kl_multi(mus, raws, reduction=reduction, **noises.get(path, {}))
+        assert [z.shape for z in zs] == [m.shape for m in mus]
+        want = 0.5 * sum(sizes) if reduction == "sum" else math.nan
+        assert kl.item() == pytest.approx(want, nan_ok=True)
+        grads = torch.autograd.grad(kl, mus, create_graph=create_graph)
+        for mu, grad in zip(mus, grads, strict=True):
+            slope = 1.0 if reduction == "sum" else 1.0 / max(len(mu), 1)
+            torch.testing.assert_close(grad.detach(), torch.full_like(mu, slope).detach())
 
 
 @native

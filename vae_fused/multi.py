@@ -45,7 +45,7 @@ def reparameterize_kl_multi(
             all tensors alike.
         prior: A :class:`vae_fused.Prior` of numbers; default: the standard normal.
         reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of each
-            tensor's mean, as bayesian-torch has it.
+            tensor's mean, as bayesian-torch has it; that of an empty one is nan, as in torch.
         eps: Explicit noise for each tensor. For comparison with other code: a call each.
         generator: Source of the key, as in ``torch.randn``.
         key: ``(seed, offset)``. Tensor k has the noise of a call of its own with the offset of the

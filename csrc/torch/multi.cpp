@@ -4,6 +4,8 @@
 #include <ATen/ops/stack.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <cmath>
+
 #include "torch/bind.h"
 #include "torch/check.h"
 #include "torch/rng.h"
@@ -17,6 +19,7 @@ struct List {
   std::vector<double> weight;         // of each tensor's KL
   std::vector<uint64_t> first_block;  // blocks of noise before each tensor
   int64_t blocks = 0;
+  double of_empty = 0;  // the KL of the empty tensors: a sum is 0, a mean nan, as in torch
 
   size_t size() const { return mu.size(); }
 
@@ -36,6 +39,7 @@ struct List {
       weight.push_back(reduction == "mean" ? 1.0 / static_cast<double>(t.numel()) : 1.0);
       first_block.push_back(static_cast<uint64_t>(blocks));
       blocks += noise_blocks(t);
+      if (t.numel() == 0) of_empty += 0.0 * weight.back();
     }
   }
 };
@@ -88,8 +92,8 @@ MultiOutputs forward(at::TensorList mus, at::TensorList raws, const OptionalTens
 
   const c10::DeviceGuard guard(first.device());
   const Tensor key_in = key ? key->contiguous() : Tensor();
-  if (list.blocks == 0) {  // empty sums; a mean over nothing is nan, as in torch
-    out.kl.fill_(0.0 * list.weight[0]);
+  if (list.blocks == 0) {
+    out.kl.fill_(list.of_empty);
     if (out.key.defined()) out.key.zero_();
     return out;
   }
@@ -105,6 +109,7 @@ MultiOutputs forward(at::TensorList mus, at::TensorList raws, const OptionalTens
     launch_forward(p, first.device());
   });
   out.kl = parts.size() == 1 ? parts[0] : at::stack(parts).sum();
+  if (std::isnan(list.of_empty)) out.kl.fill_(list.of_empty);
   return out;
 }
 
