@@ -248,6 +248,8 @@ def test_sigma_and_tau_may_leave_the_range_of_float32(kind, module, device):
         (vf.Scale("logstd", clamp=(None, 100.0), var_floor=1e-3), 101.0),
         (vf.Scale("std", clamp=(0.0, 1.0)), -0.5),
         (vf.Scale("var", clamp=(0.0, 1.0)), -0.5),
+        (vf.Scale(clamp=(-30.0, 20.0)), 50.0),
+        (vf.Scale("softplus", clamp=(-30.0, 20.0), std_floor=0.1), 50.0),
     ],
     ids=str,
 )
@@ -257,8 +259,11 @@ def test_beyond_a_clamp_not_even_an_infinite_gradient_passes(
     mu = torch.ones(1, device=device, requires_grad=True)
     raw = torch.tensor([raw], device=device, requires_grad=True)
     z, kl = module.reparameterize_kl(mu, raw, scale=scale, eps=torch.ones(1, device=device))
-    for value in (z.sum(), kl):
-        (grad,) = torch.autograd.grad(value, raw, create_graph=create_graph, retain_graph=True)
+    for value, incoming in ((z, 1.0), (z, INF), (kl, 1.0)):
+        outer = torch.full_like(value, incoming)
+        (grad,) = torch.autograd.grad(
+            value, raw, outer, retain_graph=True, create_graph=create_graph
+        )
         assert grad.item() == 0.0
     prior = vf.Prior(mu, raw, scale)
     (grad,) = torch.autograd.grad(module.gaussian_kl(mu, mu, prior=prior), raw)

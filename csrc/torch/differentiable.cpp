@@ -103,7 +103,7 @@ Scale scale_of(const math::ScaleOptions<double>& o, const Tensor& raw) {
       rooted ? at::hypot(s.sigma, at::full_like(s.sigma, std::sqrt(o.var_floor))) : s.sigma;
   const Tensor sigma = root + o.std_floor;
   const Tensor dsigma = rooted ? chain(s.sigma / root, s.dsigma) : s.dsigma;
-  return {sigma, 2.0 * at::log(sigma), dsigma, 2.0 * dsigma / sigma};
+  return {sigma, 2.0 * at::log(sigma), dsigma, chain(2.0 * at::reciprocal(sigma), dsigma)};
 }
 
 double smallest(at::ScalarType type) {
@@ -152,7 +152,7 @@ std::array<Tensor, 5> differentiable_backward(const DifferentiableCall& call,
       eps = op(zeros, zeros, std::nullopt, call.key, std::nullopt, std::nullopt, std::nullopt);
     }
     grad_mu = grad_mu + sum_samples(gz, mu.x);
-    grad_raw = grad_raw + f.temperature * sum_samples(gz * eps, mu.x) * q.dsigma;
+    grad_raw = grad_raw + chain(f.temperature * sum_samples(gz * eps, mu.x), q.dsigma);
   }
   if (call.grad_kl.defined()) {
     Tensor g = call.grad_kl * reduction.scale(mu.x);
