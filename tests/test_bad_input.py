@@ -16,6 +16,13 @@ KEY = torch.tensor([1, 2], dtype=torch.uint64)
 SUM = {"reduction": "sum", "dim": None}
 BOTH = (vf, vf.reference)
 
+
+def numbers(changes: dict[int, float]) -> list[float]:
+    """The operators' `options`: the defaults, but for those at these places."""
+    defaults = [*vf.Scale().packed(), *vf.Scale().packed(), 0, 0, 0, 1, 0, 1, 1, 0, 0]
+    return [float(changes.get(place, number)) for place, number in enumerate(defaults)]
+
+
 # (what is wrong, positional arguments, keyword arguments, exception, message)
 POSTERIOR: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("mu no tensor", ([1.0], LOGVAR), TypeError, "mu must be a Tensor, got list"),
@@ -163,6 +170,11 @@ class TestOperatorsKeepKernelsWithinMemory:
             ({"options": [6.0] * 27}, "unknown kind of scale 6"),
             ({"options": [math.nan] * 27}, "unknown kind of scale nan"),
             ({"options": [0.0] * 27}, "beta is 0"),
+            ({"options": numbers({0: 2.5})}, "unknown kind of scale 2.5"),
+            ({"options": numbers({9: 1e300})}, r"unknown kind of scale 1e\+300"),
+            ({"options": numbers({3: math.nan})}, r"clamp is \(nan, inf\)"),
+            ({"options": numbers({13: math.nan})}, r"clamp is \(-inf, nan\)"),
+            ({"options": numbers({3: 1.0, 4: -1.0})}, r"clamp is \(1, -1\)"),
             ({"eps": MU, "sample_shape": [2]}, "eps has shape"),
         ],
     )

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <iterator>
 
 #include "math/gaussian.h"
 
@@ -28,12 +29,13 @@ constexpr Kind kKinds[] = {
 };
 
 math::ScaleOptions<double> parse_scale(const double* o) {
-  const auto index = static_cast<int64_t>(o[0]);
-  TORCH_CHECK_VALUE(o[0] >= 0 && index < static_cast<int64_t>(std::size(kKinds)),
+  // Asked of the double: to cast NaN, or what is out of range, is undefined.
+  TORCH_CHECK_VALUE(o[0] >= 0 && o[0] < std::size(kKinds) && o[0] == std::floor(o[0]),
                     "vae_fused: unknown kind of scale ", o[0]);
+  TORCH_CHECK_VALUE(o[3] <= o[4], "vae_fused: clamp is (", o[3], ", ", o[4], ")");  // nor NaN
   const double beta = o[6];
   TORCH_CHECK_VALUE(beta > 0 && o[5] >= 0, "vae_fused: beta is ", beta, ", soft clamp ", o[5]);
-  const Kind& kind = kKinds[index];
+  const Kind& kind = kKinds[static_cast<size_t>(o[0])];
   math::ScaleOptions<double> s;
   s.base = kind.base;
   s.gain = kind.gain * beta * o[1];
