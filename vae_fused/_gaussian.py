@@ -197,8 +197,9 @@ class _Excess(torch.autograd.Function):
         for n in range(19, 1, -1):
             series = 1.0 + series * x / (n + 1)
         series = 0.5 * x * x * series
-        # Subtracting min(x, 64): inf at x = inf, where inf - inf would be nan; else no difference.
-        return torch.where(x.abs() <= 1.0, series, growth - x.clamp(max=64.0))
+        # x clipped, as math::clip does: inf at x = inf, where inf - inf would be nan. Else no
+        # difference, as growth absorbs x from 64 on.
+        return torch.where(x.abs() <= 1.0, series, growth - x.clamp(max=178.0))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
