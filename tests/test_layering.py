@@ -24,6 +24,7 @@ MAY_INCLUDE = {
         r"arm_neon\.h",
         r"cpuid\.h",
         r"sys/mman\.h",
+        r"unistd\.h",
     ],
     "cuda": [r"math/\w+\.h", r"params\.h", r"cuda/\w+\.cuh", r"cuda_runtime\.h"],
     "torch": [

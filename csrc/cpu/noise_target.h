@@ -17,6 +17,14 @@
 #pragma GCC optimize("schedule-insns", "sched-pressure")
 #endif
 
+// One body for all calls. GCC compiles another where an argument is a constant, unless told not to;
+// clang has no word for it.
+#if defined(__GNUC__) && !defined(__clang__)
+#define VAE_FUSED_ONE_BODY __attribute__((noinline, noclone))
+#else
+#define VAE_FUSED_ONE_BODY __attribute__((noinline))
+#endif
+
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 
 // Lane i of a vector of Bits or Floats has block g (i % 4) + i / 4 of the vector's, where g is its
@@ -101,7 +109,7 @@ VAE_FUSED_HD void make_normals(const uint32_t (&from)[4][kLanes], double* out) {
 
 // The one place where words become normals: compilers may round differently in another.
 template <typename T>
-__attribute__((noinline)) static void make_normals(const Batch& batch, int steps, T* out) {
+VAE_FUSED_ONE_BODY static void make_normals(const Batch& batch, int steps, T* out) {
   constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
   for (int i = 0; i < steps; ++i) make_normals(batch.words[i], out + i * kStep);
 }
