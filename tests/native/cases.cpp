@@ -114,7 +114,9 @@ const Class kClasses[] = {
     {"many long rows", {8, 2 * kTile + 1}, {false, true}},
     {"chunked", {3, 8, 10}, {true, true, true}, Class::kChunked},
     {"chunked rows", {3, 8, 10}, {false, true, true}, Class::kChunked},
+    {"long chunked rows", {2, 4, 1100}, {false, true, true}, Class::kChunked},
     {"odd chunk", {3, 5, 7}, {false, true, true}, Class::kChunked},
+    {"chunks longer than a piece", {3, 2, 300}, {true, true, true}, Class::kChunked},
     {"channels last", {2, 6, 35}, {false, true, true}, Class::kTransposed},
     {"deep channels last", {2, 8, 40}, {false, true, true}, Class::kTransposed},
     {"outer summed", {6, 5, 7}, {true, false, true}},
@@ -198,16 +200,28 @@ class Tensor {
 
 void serial_for(int64_t n, int64_t, cpu::Body body, void* context) { body(context, 0, n); }
 
-struct Options {
-  bool sample, kl, eps;
-  int64_t general = 0;  // samples of a call of the general family; 0: of the plain one
-  bool masked = false;  // the plain one with a mask and a clamp
+enum Asked : unsigned {
+  kZ = 1,
+  kKl = 2,
+  kEps = 4,     // z is of explicit noise
+  kMasked = 8,  // the plain family with a mask and a clamp
 };
-constexpr Options kOptions[] = {{true, true, false},          {true, true, true},
-                                {true, false, false},         {false, true, false},
-                                {true, true, false, 1},       {true, true, true, 2},
-                                {true, false, false, 3},      {false, true, false, 1},
-                                {true, true, false, 0, true}, {false, true, false, 0, true}};
+
+struct Options {
+  bool sample, kl, eps, masked;
+  int64_t general;  // samples of a call of the general family; 0: of the plain one
+
+  constexpr Options(unsigned asked, int64_t general = 0)
+      : sample(asked & kZ),
+        kl(asked & kKl),
+        eps(asked & kEps),
+        masked(asked & kMasked),
+        general(general) {}
+};
+constexpr Options kOptions[] = {
+    kZ | kKl,      kZ | kKl | kEps,      kZ,      kKl,      kZ | kKl | kMasked, kKl | kMasked,
+    {kZ | kKl, 1}, {kZ | kKl | kEps, 2}, {kZ, 3}, {kKl, 1},
+};
 
 std::string name_of(const Class& c, const Options& o) {
   return std::string(c.name) + (o.sample ? ", z" : "") + (o.kl ? ", kl" : "") +
