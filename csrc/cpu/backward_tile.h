@@ -84,22 +84,21 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>& 
   }
   if (p.grad_eps.data) {
     T* const geps = target<S>(p.space, p.grad_eps, piece, noise);
-    math::with_flags([&](auto masked) { noise_adjoint<masked>(f, raw, mask, gz, geps, n); },
-                     is_masked);
-    store<S>(p.space, p.grad_eps, piece, geps);
+    with_flags([&](auto masked) { noise_adjoint<masked>(f, raw, mask, gz, geps, n); }, is_masked);
+    store<S>(p.space, p.grad_eps, piece, geps, noise);
   }
   if (p.grad_kl) load_grad_kl(p, tile, piece, gk);
   T* const gmu = target<S>(p.space, p.grad_mu, piece, gmu_buffer);
   T* const graw = target<S>(p.space, p.grad_raw, piece, graw_buffer);
   const bool is_sampled = p.grad_z.data && p.grad_raw.data;
   const T* const eps = is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, noise) : nullptr;
-  math::with_flags(
+  with_flags(
       [&](auto sampled, auto with_kl, auto clamps, auto masked) {
         adjoint<sampled, with_kl, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
       },
       is_sampled, p.grad_kl, f.clamps(), is_masked);
-  store<S>(p.space, p.grad_mu, piece, gmu);
-  store<S>(p.space, p.grad_raw, piece, graw);
+  store<S>(p.space, p.grad_mu, piece, gmu, gmu_buffer);
+  store<S>(p.space, p.grad_raw, piece, graw, graw_buffer);
 }
 
 // The gradients gather in the order of writing: of z, summed over the samples; of z eps, likewise,
@@ -182,7 +181,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
       T* const geps = target<S>(p.space, operand, piece, scratch);
       noise_adjoint(gaussians, f, gz, geps, n);
       gaussians.mask(geps, n);
-      store<S>(p.space, operand, piece, geps);
+      store<S>(p.space, operand, piece, geps, scratch);
     }
     if (!p.grad_raw.data) continue;
     const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, scratch);
@@ -191,11 +190,11 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
   if (p.grad_z.data && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
   if (p.grad_kl) {
     load_grad_kl(p, tile, piece, scratch);
-    math::with_flags(
-        [&](auto linear, auto learned) {
-          add_kl_adjoint<linear, learned>(gaussians, f, scratch, g, n);
-        },
-        f.linear, p.grad_prior_mean.data || p.grad_prior_raw.data);
+    const bool is_learned = p.grad_prior_mean.data || p.grad_prior_raw.data;
+    const auto add_adjoint = [&](auto linear, auto learned) {
+      add_kl_adjoint<linear, learned>(gaussians, f, scratch, g, n);
+    };
+    with_flags(add_adjoint, f.linear, is_learned);
   } else {
     if (p.grad_prior_mean.data) fill_with(T(0), g.mean, n);
     if (p.grad_prior_raw.data) fill_with(T(0), g.prior, n);
@@ -204,7 +203,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
   for (int k = 0; k < 4; ++k) {
     if (!operands[k]->data) continue;
     gaussians.mask(grads[k], n);
-    store<S>(p.space, *operands[k], piece, grads[k]);
+    store<S>(p.space, *operands[k], piece, grads[k], buffers[k]);
   }
 }
 

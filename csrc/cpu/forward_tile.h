@@ -111,12 +111,12 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::Plain<T>& f,
   const T* const eps =
       is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, z_buffer) : nullptr;
   T* const z = target<S>(p.space, p.z, piece, z_buffer);
-  math::with_flags(
+  with_flags(
       [&](auto sampled, auto with_kl, auto clamps, auto masked) {
         sample_and_kl<sampled, with_kl, clamps, masked>(f, mu, raw, mask, eps, z, kl, n);
       },
       is_sampled, p.kl, f.clamps(), p.of.mask.data);
-  store<S>(p.space, p.z, piece, z);
+  store<S>(p.space, p.z, piece, z, z_buffer);
 }
 
 template <typename T>
@@ -150,10 +150,10 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::Family<T>& f
     T* const z = target<S>(p.space, operand, piece, z_buffer);
     sample(gaussians, f, eps, z, n);
     gaussians.mask(z, n);
-    store<S>(p.space, operand, piece, z);
+    store<S>(p.space, operand, piece, z, z_buffer);
   }
   if (!p.kl) return;
-  math::with_flags([&](auto linear) { kl_of<linear>(gaussians, f, kl, n); }, f.linear);
+  with_flags([&](auto linear) { kl_of<linear>(gaussians, f, kl, n); }, f.linear);
   gaussians.mask(kl, n);
 }
 

@@ -23,6 +23,16 @@ using Lanes = std::conditional_t<std::is_same_v<T, float>, Float, T>;
 template <typename T>
 constexpr int kStep = std::is_same_v<T, float> ? kWidth : 1;
 
+// Calls visit(std::true_type or std::false_type for each flag), for loops to be compiled for each.
+template <bool... kKnown, typename Visit>
+VAE_FUSED_HD void with_flags(const Visit& visit) {
+  visit(std::bool_constant<kKnown>{}...);
+}
+template <bool... kKnown, typename Visit, typename... Flags>
+VAE_FUSED_HD void with_flags(const Visit& visit, bool flag, Flags... rest) {
+  flag ? with_flags<kKnown..., true>(visit, rest...) : with_flags<kKnown..., false>(visit, rest...);
+}
+
 // Not std::fill_n: this must have no name that other files know.
 template <typename T>
 VAE_FUSED_ALONE void fill_with(T value, T* to, int n) {
@@ -219,13 +229,11 @@ VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& 
   return values ? values : buffer;
 }
 
-// Puts what was computed at `target` into the tensor, if there is one.
+// Puts what was computed at `target` into the tensor, if there is one and it is not there already.
 template <typename S, typename T>
 VAE_FUSED_HD void store(const Space& space, const Operand& operand, const Piece& piece,
-                        const T* values) {
-  if (operand.data && values != in_place<S>(space, operand, piece)) {
-    copy_out<S>(space, operand, piece, values);
-  }
+                        const T* target, const T* buffer) {
+  if (operand.data && target == buffer) copy_out<S>(space, operand, piece, buffer);
 }
 
 // The values of a sample.

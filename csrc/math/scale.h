@@ -212,14 +212,4 @@ VAE_FUSED_HD void with_base(ScaleBase base, const Visit& visit) {
   }
 }
 
-// Calls visit(std::true_type or std::false_type for each flag), likewise.
-template <bool... kKnown, typename Visit>
-VAE_FUSED_HD void with_flags(const Visit& visit) {
-  visit(std::bool_constant<kKnown>{}...);
-}
-template <bool... kKnown, typename Visit, typename... Flags>
-VAE_FUSED_HD void with_flags(const Visit& visit, bool flag, Flags... rest) {
-  flag ? with_flags<kKnown..., true>(visit, rest...) : with_flags<kKnown..., false>(visit, rest...);
-}
-
 }  // namespace vae_fused::math
