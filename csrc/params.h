@@ -50,6 +50,9 @@ constexpr int kMaxDims = 16;
 // Elements of a tile, the unit of work of a CPU task; of a CUDA block, one or several.
 constexpr int kTile = 2048;
 
+// The tiles of a row that shares none with another.
+inline int64_t tiles_of(int64_t elements) { return (elements + kTile - 1) / kTile; }
+
 // Division of 0 <= n < 2^63 by an invariant d (Granlund and Montgomery 1994, with n doubled so that
 // the multiplier fits 64 bits for every d):
 //

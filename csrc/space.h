@@ -80,7 +80,7 @@ inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
 inline void tile(Space& space) {
   space.rows_per_tile = space.tiles_per_row = 1;
   if (space.cols > kTile) {
-    space.tiles_per_row = (space.cols + kTile - 1) / kTile;
+    space.tiles_per_row = tiles_of(space.cols);
   } else {
     space.rows_per_tile = kTile / space.cols;
     // Eights of rows start each tile of a linear space on whole vectors and whole blocks of noise.

@@ -12,12 +12,15 @@ namespace vae_fused::cpu {
 
 constexpr int64_t kGrain = 8;  // tiles a task; below that, waking a second thread costs more
 
-// A call, with what its tiles have in common.
+// A call, with what its tiles have in common: the context of its body.
 template <typename Params>
 struct Task {
   const Params& params;
   Key key;
   math::Family<float> family;
+
+  Task(const Params& params, const Key& key)
+      : params(params), key(key), family(math::narrowed<float>(params.of.family)) {}
 
   VAE_FUSED_HD const math::Family<float>& family_of(float) const { return family; }
   VAE_FUSED_HD const math::Family<double>& family_of(double) const { return params.of.family; }
@@ -54,15 +57,18 @@ inline const Bodies& bodies_of(const BackwardParams&) {
   return *kBackward[static_cast<int>(capability())];
 }
 
-// Calls parallel_for(tiles, grain, body, context), a ParallelFor or like one.
-template <typename Params, typename Parallel>
-void run(const Params& params, const Key& key, const Parallel& parallel_for) {
-  const Gaussians& of = params.of;
-  const Task<Params> task{params, key, math::narrowed<float>(of.family)};
-  const int64_t grain = kGrain / std::clamp<int64_t>(of.samples, 1, kGrain);
+// What computes tiles of a call, given its Task.
+template <typename Params>
+Body body_of(const Params& params) {
   const Bodies& bodies = bodies_of(params);
-  const Body body = (is_plain(of) ? bodies.plain : bodies.general)[static_cast<int>(params.dtype)];
-  parallel_for(params.space.tiles, grain, body, const_cast<Task<Params>*>(&task));
+  return (is_plain(params.of) ? bodies.plain : bodies.general)[static_cast<int>(params.dtype)];
+}
+
+template <typename Params>
+void run(const Params& params, const Key& key, ParallelFor parallel_for) {
+  Task<Params> task(params, key);
+  const int64_t grain = kGrain / std::clamp<int64_t>(params.of.samples, 1, kGrain);
+  parallel_for(params.space.tiles, grain, body_of(params), &task);
 }
 
 // Tells the caller the key, if asked.

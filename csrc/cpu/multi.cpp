@@ -7,8 +7,6 @@ namespace {
 
 constexpr int64_t kStride[] = {1};
 
-int64_t tiles(const Item& item) { return (item.n + kTile - 1) / kTile; }
-
 // A tensor's call, of what the list has of it.
 template <typename Params>
 Params params_of(const MultiParams& list, const Item& item) {
@@ -46,10 +44,11 @@ void run_tiles(void* context, int64_t begin, int64_t end) {
   for (int k = 0; k < task.list.items; ++k) {
     const Item& item = task.list.item[k];
     const int64_t first = std::max(begin - item.first_tile, int64_t{0});
-    const int64_t last = std::min(end - item.first_tile, tiles(item));
+    const int64_t last = std::min(end - item.first_tile, tiles_of(item.n));
     if (first >= last) continue;
-    run(params_of<Params>(task.list, item), Key{task.key.seed, task.key.offset + item.first_block},
-        [&](int64_t, int64_t, Body body, void* call) { body(call, first, last); });
+    const auto params = params_of<Params>(task.list, item);
+    Task<Params> call(params, {task.key.seed, task.key.offset + item.first_block});
+    body_of(params)(&call, first, last);
   }
 }
 
@@ -62,7 +61,7 @@ void forward_multi(const MultiParams& list, ParallelFor parallel_for) {
   for (int k = 0; k < list.items; ++k) {
     const Item& item = list.item[k];
     double kl = 0;  // twice
-    for (int64_t t = 0; t < tiles(item); ++t) kl += list.partials[item.first_tile + t];
+    for (int64_t t = 0; t < tiles_of(item.n); ++t) kl += list.partials[item.first_tile + t];
     total += 0.5 * item.weight * kl;
   }
   if (list.dtype == DType::kFloat64) {

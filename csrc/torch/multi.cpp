@@ -65,7 +65,7 @@ void for_each_part(const List& list, MultiParams& params, const Fill& fill, cons
     item.first_block = list.first_block[k];
     item.weight = list.weight[k];
     fill(k, item);
-    params.tiles += (item.n + kTile - 1) / kTile;
+    params.tiles += tiles_of(item.n);
     if (params.items == kMaxItems) flush();
   }
   flush();

@@ -372,7 +372,7 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
     } else {
       item.z = first;
     }
-    params.tiles += (item.n + vae_fused::kTile - 1) / vae_fused::kTile;
+    params.tiles += vae_fused::tiles_of(item.n);
     blocks += (item.n + per - 1) / per;
   }
   if (grads) {
