@@ -165,7 +165,7 @@ struct ForwardParams {
   Sampled z;           // absent: no sample
   void* kl = nullptr;  // [rows], float, or double for kFloat64; absent: no KL
   double kl_scale = 1.0;
-  double* partials = nullptr;   // [tiles], their sums, wanted when tiles_per_row > 1
+  double* partials = nullptr;   // [tiles], sums of twice the KL, wanted when tiles_per_row > 1
   uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not asked for
 };
 
@@ -205,7 +205,7 @@ struct MultiParams {
   int32_t items = 0;
   int64_t tiles = 0;
   void* kl = nullptr;             // [1], forward
-  double* partials = nullptr;     // [tiles], forward
+  double* partials = nullptr;     // [tiles], forward: sums in a unit of the kernel's own
   uint64_t* key_out = nullptr;    // [2], forward; absent: not asked for
   const void* grad_kl = nullptr;  // [1], backward; absent: the KL was not used
   Item item[kMaxItems];

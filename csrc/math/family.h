@@ -88,8 +88,9 @@ Family<T> narrowed(const Family<double>& f) {
           T(f.constant)};
 }
 
-// Whether a Plain says all that there is to say. The clamp leaves 0 as it is: the elements that
-// fill up a vector are 0, and their KL has to be.
+// Whether a Plain says all that there is to say. The clamp leaves 0 as it is: on a GPU the elements
+// that fill up a vector are 0 and enter its row's sum, so their KL has to be 0. (A CPU's sums stop
+// at the last element.)
 inline bool is_plain(const Family<double>& f) {
   const ScaleOptions<double>& s = f.posterior;
   return s.base == ScaleBase::kExp && s.gain == 0.5 && s.shift == 0 && s.low <= 0 && s.high >= 0 &&
