@@ -270,6 +270,19 @@ def test_beyond_a_clamp_not_even_an_infinite_gradient_passes(
     assert grad.item() == 0.0
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("module", [vf, vf.reference])
+def test_nan_passes_a_clamp_and_so_does_its_gradient(module, create_graph, device):
+    """That of torch.clamp is 0, which hides it."""
+    raw = torch.full((1,), NAN, device=device, requires_grad=True)
+    mu, scale = torch.zeros(1, device=device), vf.Scale(clamp=(-30, 20))
+    for value in module.reparameterize_kl(mu, raw, scale=scale):
+        (grad,) = torch.autograd.grad(
+            value.sum(), raw, create_graph=create_graph, retain_graph=True
+        )
+        assert value.isnan() and grad.isnan()
+
+
 @pytest.mark.parametrize("module", [vf, vf.reference])
 def test_a_floor_of_the_variance_does_not_square_a_large_sigma(module, device):
     scale = vf.Scale(var_floor=1e-3)

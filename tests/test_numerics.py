@@ -293,20 +293,6 @@ def test_extreme_kl(mu, logvar, kl, grad_mu, grad_logvar, dtype, device):
     assert bool(m.grad[18:].isfinite().all()) and bool(x.grad[18:].isfinite().all())
 
 
-@pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("module", [vf, vf.reference])
-def test_nan_passes_a_clamp_and_so_does_its_gradient(module, create_graph, device):
-    """That of torch.clamp is 0, which hides it."""
-    raw = torch.full((1,), NAN, device=device, requires_grad=True)
-    for value in module.reparameterize_kl(
-        torch.zeros(1, device=device), raw, scale=vf.Scale(clamp=(-30, 20))
-    ):
-        (grad,) = torch.autograd.grad(
-            value.sum(), raw, create_graph=create_graph, retain_graph=True
-        )
-        assert value.isnan() and grad.isnan()
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["sample", "sum"])
 def test_nan_and_inf_reach_their_own_sum_alone(reduction, dtype, device):
