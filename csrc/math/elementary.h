@@ -96,7 +96,7 @@ VAE_FUSED_HD F root_of_exp(F x, F exp_x) {
 }
 
 // k ln u = k (n ln 2 + ln(1 + f)), with u = 2^n (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)). k is a
-// power of two, which costs nothing.
+// power of two in the coefficients, for nothing but half an ulp: k f, alone, would be a product.
 template <int k = 1, typename F>
 VAE_FUSED_HD F log(F u) {
   const auto b = bits(u) - 0x3F3504F3u;  // sqrt(1/2): its exponent field becomes 0 and below
@@ -110,6 +110,7 @@ VAE_FUSED_HD F log(F u) {
   p = p * f + k * -2.50013560e-1f;
   p = p * f + k * 3.33339095e-1f;
   p = p * f + k * -0.5f;
+  if constexpr (k == 1) return (f * f * p + f) + n * 0.693147182f;
   p = p * f + k * 1.0f;
   return f * p + n * (k * 0.693147182f);
 }
