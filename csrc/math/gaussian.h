@@ -126,9 +126,9 @@ VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
           {p.q * p.u + (q1 * p.f + (q1 - p.n * 0.693147182f)), p.q * p.t + q1}};
 }
 
-// `near` if x is, else these.
+// `near` if x is, else these. By value: from sm_100 on a reference keeps `near` in memory.
 template <typename F>
-VAE_FUSED_RARE Exponentials<F> or_far_exponentials(F x, const Exponentials<F>& near) {
+VAE_FUSED_RARE Exponentials<F> or_far_exponentials(F x, Exponentials<F> near) {
   const F y = F(0.5) * clip(x);
   const Exponential<F> p = exponential(within_exponents(y));
   const F direct = (F(1) + p.t * (F(2) + p.t)) * p.q * p.q - F(1);
