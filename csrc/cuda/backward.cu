@@ -87,9 +87,9 @@ __device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& 
       step.compute(p.of, f, b, with_kl, q, prior);
       const int64_t first = at[kNoise] + b * chunk_stride<S, kAccess>(p.space);
       T gz[C], eps[C], graw[C];
-      widen<C>(gz_pack, b, gz);
+      widen<kAccess, C>(gz_pack, b, gz);
       if (given) {
-        widen<C>(eps_pack, b, eps);
+        widen<kAccess, C>(eps_pack, b, eps);
       } else if (used && wants_raw) {
         stream.template normals<S>(first, eps);
       } else {
@@ -104,13 +104,13 @@ __device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& 
           eps[j] = f.temperature * gz[j] * q[j].scale.sigma;
           if (kAll && !step.counts(p.of, span, b, j)) eps[j] = 0;
         }
-        narrow<C>(eps, b, eps_pack);
+        narrow<kAccess, C>(eps, b, eps_pack);
       }
       for (int64_t s = 1; kAll && used && s < p.of.samples; ++s) {
         T further[C];
-        widen<C>(load_chunk<S, kAccess>(p.space, p.grad_z, at[kGradZ], s, b, span), 0, further);
+        widen<kAccess, C>(load_chunk<S, kAccess>(p.space, p.grad_z, at[kGradZ], s, b, span), 0, further);
         if (given) {
-          widen<C>(load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span), 0, eps);
+          widen<kAccess, C>(load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span), 0, eps);
         } else if (wants_raw) {
           stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
         }
@@ -123,7 +123,7 @@ __device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& 
         }
         if (!wants_eps) continue;
         Pack<S, C> pack;
-        narrow<C>(eps, 0, pack);
+        narrow<kAccess, C>(eps, 0, pack);
         store_chunk<S, kAccess>(p.grad_eps, at[kGradEps], s, b, span, pack);
       }
       VAE_FUSED_UNROLL
@@ -144,8 +144,8 @@ __device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& 
           if (kAll && !step.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
         }
         if constexpr (kAll) {
-          narrow<C>(gmean, b, mean_pack);
-          narrow<C>(gprior, b, prior_pack);
+          narrow<kAccess, C>(gmean, b, mean_pack);
+          narrow<kAccess, C>(gprior, b, prior_pack);
         }
       }
       VAE_FUSED_UNROLL
@@ -155,8 +155,8 @@ __device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& 
         if (q[j].beyond) graw[j] = 0;
         if (kAll && !step.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }
-      narrow<C>(gz, b, gz_pack);  // in place: registers are scarce
-      narrow<C>(graw, b, step.raw);
+      narrow<kAccess, C>(gz, b, gz_pack);  // in place: registers are scarce
+      narrow<kAccess, C>(graw, b, step.raw);
     }
     if (wants_mu) store<S, kAccess>(p.space, p.grad_mu, at[kGradMu], span, gz_pack);
     if (wants_raw) store<S, kAccess>(p.space, p.grad_raw, at[kGradRaw], span, step.raw);

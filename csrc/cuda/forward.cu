@@ -110,7 +110,7 @@ __device__ __forceinline__ double forward_tile(const ForwardParams& p, const F& 
         const int64_t first = at[kNoise] + b * chunk_stride<S, kAccess>(p.space);
         T z[C];
         if (given) {
-          widen<C>(eps_pack, b, z);
+          widen<kAccess, C>(eps_pack, b, z);
         } else {
           stream.template normals<S>(first, z);
         }
@@ -119,12 +119,12 @@ __device__ __forceinline__ double forward_tile(const ForwardParams& p, const F& 
           z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
           if (kGeneral<F> && !step.counts(p.of, span, b, j)) z[j] = 0;
         }
-        narrow<C>(z, b, step.mu);  // in place: registers are scarce
+        narrow<kAccess, C>(z, b, step.mu);  // in place: registers are scarce
         for (int64_t s = 1; kGeneral<F> && s < p.of.samples; ++s) {
           Pack<S, C> further;
           if (given) {
             further = load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span);
-            widen<C>(further, 0, z);
+            widen<kAccess, C>(further, 0, z);
           } else {
             stream.template normals<S>(first + s * (p.space.rows * p.space.cols), z);
           }
@@ -133,7 +133,7 @@ __device__ __forceinline__ double forward_tile(const ForwardParams& p, const F& 
             z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
             if (!step.counts(p.of, span, b, j)) z[j] = 0;
           }
-          narrow<C>(z, 0, further);
+          narrow<kAccess, C>(z, 0, further);
           store_chunk<S, kAccess>(p.z, at[kZ], s, b, span, further);
         }
       }

@@ -57,8 +57,8 @@ struct Piece {
                                           math::Posterior<T> (&q)[C], math::Prior<T> (&prior)[C],
                                           T (&eps)[C]) const {
     T mu[C], raw[C];
-    widen<C>(mu_pack, b, mu);
-    widen<C>(raw_pack, b, raw);
+    widen<Access::kStrided, C>(mu_pack, b, mu);
+    widen<Access::kStrided, C>(raw_pack, b, raw);
     math::posterior<math::kCoarse<S>>(f, mu, raw, q);
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
         const T kl = math::twice_kl(f, f.linear, math::relative(f, q[j], prior[j]));
         if (span.has(b * C + j)) sum += kl;
       }
-      narrow<C>(z, b, mu);
+      narrow<Access::kStrided, C>(z, b, mu);
     }
     piece.store(item.z, span, mu);
   }
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
       math::Prior<T> prior[C];
       T eps[C], gz[C], graw[C];
       piece.compute(f, span, b, mu, raw, q, prior, eps);
-      widen<C>(gz_pack, b, gz);
+      widen<Access::kStrided, C>(gz_pack, b, gz);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         graw[j] = item.grad_z ? math::sample_adjoint(f, gz[j] * eps[j], q[j].scale.dsigma) : T(0);
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
         }
         gz[j] *= q[j].dmu;
       }
-      narrow<C>(gz, b, mu);
-      narrow<C>(graw, b, raw);
+      narrow<Access::kStrided, C>(gz, b, mu);
+      narrow<Access::kStrided, C>(graw, b, raw);
     }
     if (item.grad_mu) piece.store(item.grad_mu, span, mu);
     if (item.grad_raw) piece.store(item.grad_raw, span, raw);

@@ -187,16 +187,37 @@ __device__ __forceinline__ void store(const Space& space, const Operand& operand
   }
 }
 
-template <int C, typename S, int N>
+// Whether 16-bit elements are taken from their pack by twos. Where a pack was put together from single
+// elements, it is better taken apart so.
+template <typename S, Access kAccess>
+constexpr bool kPairs = sizeof(S) == 2 && kAccess == Access::kLinear;
+
+// Chunk b of a pack.
+template <Access kAccess, int C, typename S, int N>
 __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
-  VAE_FUSED_UNROLL
-  for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[b * C + j]);
+  if constexpr (kPairs<S, kAccess>) {
+    math::Pair<S> pairs[N / 2];
+    std::memcpy(pairs, &in, sizeof pairs);
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; j += 2) math::widen(pairs[(b * C + j) / 2], out[j], out[j + 1]);
+  } else {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[b * C + j]);
+  }
 }
 
-template <int C, typename S, int N>
+template <Access kAccess, int C, typename S, int N>
 __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pack<S, N>& out) {
-  VAE_FUSED_UNROLL
-  for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
+  if constexpr (kPairs<S, kAccess>) {
+    math::Pair<S> pairs[N / 2];
+    std::memcpy(pairs, &out, sizeof pairs);
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; j += 2) math::narrow(in[j], in[j + 1], pairs[(b * C + j) / 2]);
+    std::memcpy(&out, pairs, sizeof pairs);
+  } else {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
+  }
 }
 
 // The key that a call has used, for its backward: written by the launch's first thread.
