@@ -222,7 +222,7 @@ inline int64_t merge_tiles(Space& space, bool staged) {
     const int64_t merged = std::min(wanted, space.tiles_per_row);
     space.tile *= merged;
     space.tiles_per_row = (space.tiles_per_row - 1) / merged + 1;
-    space.by_tiles_per_row = divisor(space.tiles_per_row);
+    space.by_tiles_per_row = divisor_of(static_cast<uint32_t>(space.tiles_per_row));
     space.tiles = space.rows * space.tiles_per_row;
   } else {
     space.rows_per_tile *= std::min(wanted, kMost);

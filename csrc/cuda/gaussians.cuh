@@ -40,17 +40,17 @@ class GaussianStep {
                                        const Span<kWhole>& span, bool needs_mu, bool with_prior) {
     mu = {};
     raw = {};
-    if (needs_mu) mu = load_step(space, of.mu, at[kMu], span);
-    if (!kGeneral<F> || of.raw.data) raw = load_step(space, of.raw, at[kRaw], span);
+    if (needs_mu) load_step(space, of.mu, at[kMu], span, mu);
+    if (!kGeneral<F> || of.raw.data) load_step(space, of.raw, at[kRaw], span, raw);
     if constexpr (kGeneral<F>) {
       if (with_prior && of.prior_mean.data) {
-        general.mean = load_step(space, of.prior_mean, at[kMean], span);
+        load_step(space, of.prior_mean, at[kMean], span, general.mean);
       }
       if (with_prior && of.prior_raw.data) {
-        general.prior_raw = load_step(space, of.prior_raw, at[kPriorRaw], span);
+        load_step(space, of.prior_raw, at[kPriorRaw], span, general.prior_raw);
       }
       if (of.mask.data) {
-        general.mask = cuda::load<S, kAccess, true, uint8_t>(space, of.mask, at[kMask], span);
+        cuda::load<S, kAccess, true, uint8_t>(space, of.mask, at[kMask], span, general.mask);
       }
     }
   }
@@ -100,9 +100,10 @@ class GaussianStep {
   };
 
   template <bool kWhole>
-  static __device__ __forceinline__ Pack<S, N> load_step(const Space& space, const Operand& operand,
-                                                         int64_t offset, const Span<kWhole>& span) {
-    return cuda::load<S, kAccess, kGeneral<F>>(space, operand, offset, span);
+  static __device__ __forceinline__ void load_step(const Space& space, const Operand& operand,
+                                                   int64_t offset, const Span<kWhole>& span,
+                                                   Pack<S, N>& pack) {
+    cuda::load<S, kAccess, kGeneral<F>>(space, operand, offset, span, pack);
   }
 
   std::conditional_t<kGeneral<F>, General, None> general{};

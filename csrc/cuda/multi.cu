@@ -44,11 +44,13 @@ struct Piece {
   }
 
   __device__ __forceinline__ Pack<S, V> load(const void* data, const Span<>& span) const {
-    return load_vector<S, V>(static_cast<const S*>(data) + span.e, span, aligned);
+    Pack<S, V> pack;
+    load_vector(static_cast<const S*>(data) + span.e(), span, pack, aligned);
+    return pack;
   }
   __device__ __forceinline__ void store(void* data, const Span<>& span,
                                         const Pack<S, V>& pack) const {
-    store_vector<S, V>(static_cast<S*>(data) + span.e, span, pack, aligned);
+    store_vector<S, V>(static_cast<S*>(data) + span.e(), span, pack, aligned);
   }
 
   // Chunk b of a step: its Gaussians, against the fixed prior, and its normals.
@@ -63,7 +65,7 @@ struct Piece {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
     math::prior(f, false, mu, raw, prior);
-    stream.template normals<S>(span.e + b * C, eps);
+    stream.template normals<S>(span.e() + b * C, eps);
   }
 };
 

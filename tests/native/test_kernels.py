@@ -114,6 +114,23 @@ def test_no_order_of_blocks_or_threads_changes_a_bit(
             np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("word", [2**32, 2**64])
+@pytest.mark.parametrize("before", [1, 100, 511, 512, 513, 1024])
+def test_a_counter_may_wrap_within_a_tile(
+    kernels: ModuleType, dtype: str, word: int, before: int
+) -> None:
+    """Tiles of whole steps have the counter's high word in common: 512 blocks are one of float."""
+    options = {"shape": "one long row", "dtype": dtype, "layout": "dense"}
+    cpu, cuda = (
+        run(kernels, device, key=(7, word - before), **options) for device in ("cpu", "cuda")
+    )
+    rtol = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2}[dtype]
+    for name in NAMES:
+        a, b = (values(kernels, getattr(call, name)) for call in (cuda, cpu))
+        np.testing.assert_allclose(a, b, rtol=2e-6 if name == "kl" else rtol, atol=rtol)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_call_is_one_launch_each_way(kernels: ModuleType, shape: str) -> None:
     before = kernels.emulator.launches()
