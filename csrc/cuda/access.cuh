@@ -44,15 +44,16 @@ constexpr int kChunk = kAccess == Access::kScalar ? 1 : math::kNormalsPerBlock<a
 template <typename S, Access kAccess>
 constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChunk<S, kAccess> : 1);
 
-// Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 80. Without a
-// bound the compiler interleaves the chunks of a 16-bit vector, takes 100, and halves the loads in
-// flight; a block more, and some architecture spills. Patches have more addresses to keep, and the
-// general family more of everything: 128 registers, which patches exceed by a dozen.
+// Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 64 in the
+// usual call's kernels, 80 in others. Without a bound the compiler interleaves the chunks of a
+// 16-bit vector, takes 100, and halves the loads in flight; a block more, and some architecture
+// spills. Patches have more addresses to keep, and the general family more of everything: 128
+// registers, which patches exceed by a dozen.
 template <typename S, Access kAccess, class F>
 constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access::kPatched ? 1 : 2)
                         : sizeof(S) == 8 ? (kAccess == Access::kPatched ? 1 : 2)
                         : sizeof(S) == 4 ? (kAccess == Access::kPatched ? 3 : 4)
-                                         : 3;
+                                         : (kAccess == Access::kLinear ? 4 : 3);
 
 // Whether tiles of whole steps, which nearly all are, have a loop of their own.
 template <typename S, Access kAccess>
