@@ -294,7 +294,7 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
   return with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
     return launch(backward_kernel<S, decltype(access)::value, F>, blocks, stream, p,
-                  family, rows);
+                  math::unclipped(family), rows);
   });
 }
 

@@ -131,6 +131,30 @@ def test_a_counter_may_wrap_within_a_tile(
         np.testing.assert_allclose(a, b, rtol=2e-6 if name == "kl" else rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("high", [np.inf, 200.0, 150.0])
+def test_the_gradient_ends_at_the_clamp_and_not_where_exponentials_do(
+    kernels: ModuleType, dtype: str, high: float
+) -> None:
+    """From 178 on nothing changes any more, and the forward kernels go no further."""
+    raw = np.resize(np.float32([0, -9, 120, 149, 151, 179, 199, 201, 999, np.inf, np.nan]), 4099)
+    mu, grad_z = np.ones_like(raw), np.full_like(raw, 1e-30)
+    if dtype == "bfloat16":
+        mu, raw, grad_z = (kernels.probes.to_bfloat16(x) for x in (mu, raw, grad_z))
+    options = {"dims": (0,), "key": KEY, "family": {"posterior": {"low": -9.0, "high": high}}}
+    grad_kl = np.full(1, 1e-30, np.float32)
+    cpu, cuda = (
+        values(
+            kernels,
+            backward(kernels, device, mu, raw, grad_z=grad_z, grad_kl=grad_kl, **options).grad_raw,
+        )
+        for device in ("cpu", "cuda")
+    )
+    np.testing.assert_array_equal(cuda == 0, cpu == 0)
+    np.testing.assert_array_equal(np.isfinite(cuda), np.isfinite(cpu))
+    assert (cpu == 0).any() == (high < 999)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_call_is_one_launch_each_way(kernels: ModuleType, shape: str) -> None:
     before = kernels.emulator.launches()

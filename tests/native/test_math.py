@@ -122,16 +122,16 @@ def test_coarse_normals_are_those_of_the_words(native: ModuleType) -> None:
 
 
 def test_coarse_exponentials_are_within_their_bound(native: ModuleType) -> None:
-    """What the KL of an element makes of them: e^x - 1 - x for |x| <= 20, 1.1e-7 near 0."""
-    near = floats_between(1e-4, 1.0, 1 << 16)
+    """What the KL of an element makes of them: e^x - 1 - x for |x| <= 20, a polynomial near 0."""
+    near = floats_between(1e-4, 0.75, 1 << 16)
     x = np.concatenate([near, -near]).astype(np.longdouble)
     got = native.probes.coarse_exponentials(x.astype(np.float32))[:, 1]
-    assert np.abs(got / (np.expm1(x) - x) - 1).max() <= 6e-7
-    positive = floats_between(1.0, 20.0, 1 << 16)
+    assert np.abs(got / (np.expm1(x) - x) - 1).max() <= 5e-7
+    positive = floats_between(0.75, 20.0, 1 << 16)[1:]
     x = np.concatenate([positive, -positive])
     got, exact = native.probes.coarse_exponentials(x).astype(np.float64), x.astype(np.float64)
     assert np.abs(got[:, 0] / np.exp(exact / 2) - 1).max() <= 1.5e-6
-    assert np.abs(got[:, 1] / (np.exp(exact) - 1 - exact) - 1).max() <= 3e-6
+    assert np.abs(got[:, 1] / (np.exp(exact) - 1 - exact) - 1).max() <= 4e-6
     ends = native.probes.coarse_exponentials(np.float32([-np.inf, np.inf, np.nan]))
     np.testing.assert_array_equal(ends, [[0, np.inf], [np.inf, np.inf], [np.nan, np.nan]])
 
