@@ -221,6 +221,7 @@ struct MultiParams {
   math::Family<double> family;
   int32_t items = 0;
   int64_t tiles = 0;
+  int64_t tile = kTile;           // on a GPU a multiple of it
   void* kl = nullptr;             // [1], forward
   double* partials = nullptr;     // [tiles], forward
   uint64_t* key_out = nullptr;    // [2], forward; absent: not asked for

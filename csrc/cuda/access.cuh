@@ -207,17 +207,19 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void*
 }
 
 #if !defined(VAE_FUSED_ENOUGH_BLOCKS)  // tests set it to a handful
-#define VAE_FUSED_ENOUGH_BLOCKS 4096
+#define VAE_FUSED_ENOUGH_BLOCKS 2048
 #endif
 
-// Where there are more than enough blocks to fill any GPU several times over, their tiles become
-// larger: what a block does before and after its elements is some 100 instructions a thread or
-// more, 12 an element if it has 8. The number follows from the shape alone. Where whole rows are
-// `staged` in shared memory, which does not grow, a block has several tiles instead. Returns the
-// number of blocks.
+// How many of a call's tiles a block has. Where there are more than enough to fill any GPU,
+// several: what a block does before and after its elements is some 130 instructions a thread, 16 an
+// element if it has 8. The number follows from the shape alone.
+inline int64_t tiles_of_block(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
+
+// They become one larger tile. Where whole rows are `staged` in shared memory, which does not grow,
+// a block goes through them instead. Returns the number of blocks.
 inline int64_t merge_tiles(Space& space, bool staged) {
   constexpr int64_t kMost = 512;  // row_in_tile is exact up to 1024
-  const int64_t wanted = (space.tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1;
+  const int64_t wanted = tiles_of_block(space.tiles);
   if (staged) return (space.tiles - 1) / wanted + 1;
   if (space.tiles_per_row > 1) {
     const int64_t merged = std::min(wanted, space.tiles_per_row);

@@ -36,8 +36,8 @@ struct Piece {
 
   __device__ __forceinline__ Piece(const MultiParams& p, const Key& of_list, int64_t t)
       : item(item_of(p, t)), stream(Key{of_list.seed, of_list.offset + item.first_block}) {
-    const int64_t begin = (t - item.first_tile) * kTile, rest = item.n - begin;
-    tile = {begin, 0, static_cast<int>(rest < kTile ? rest : kTile), 1};
+    const int64_t begin = (t - item.first_tile) * p.tile, rest = item.n - begin;
+    tile = {begin, 0, static_cast<int>(rest < p.tile ? rest : p.tile), 1};
     const void* const all[] = {item.mu, item.raw, item.z, item.grad_z, item.grad_mu, item.grad_raw};
     VAE_FUSED_UNROLL
     for (int k = 0; k < 6; ++k) aligned &= reinterpret_cast<uintptr_t>(all[k]) % 16 == 0;
@@ -86,10 +86,11 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
   write_key(key, p.key_out);
   const Piece<S> piece(p, key, blockIdx.x);
   const Item& item = piece.item;
-  T sum = 0;
+  double sum = 0;
   for (Span<> span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
     auto mu = piece.load(item.mu, span);
     const auto raw = piece.load(item.raw, span);
+    T of_step = 0;
     VAE_FUSED_UNROLL
     for (int b = 0; b < V / C; ++b) {
       math::Posterior<T> q[C];
@@ -100,13 +101,14 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
       for (int j = 0; j < C; ++j) {
         z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
         const T kl = math::twice_kl(f, f.linear, math::relative(f, q[j], prior[j]));
-        if (span.has(b * C + j)) sum += kl;
+        if (span.has(b * C + j)) of_step += kl;
       }
       narrow<Access::kStrided, C>(z, b, mu);
     }
     piece.store(item.z, span, mu);
+    sum += static_cast<double>(of_step);
   }
-  const double total = block_sum(static_cast<double>(sum));
+  const double total = block_sum(sum);
   if (threadIdx.x == 0) p.partials[blockIdx.x] = 0.5 * item.weight * total;
   if (ticket == kNoTicket || !last_block(ticket)) return;
   combine(p.partials, p.tiles, static_cast<T*>(p.kl));
@@ -158,8 +160,19 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
   }
 }
 
+// Blocks and partial sums as few as those of a single tensor, but for one or two of each item.
+void merge_tiles(MultiParams& p) {
+  p.tile = kTile * tiles_of_block(p.tiles);
+  p.tiles = 0;
+  for (int k = 0; k < p.items; ++k) {
+    p.item[k].first_tile = p.tiles;
+    p.tiles += (p.item[k].n - 1) / p.tile + 1;
+  }
+}
+
 template <typename S>
-cudaError_t forward_multi_as(const MultiParams& p, cudaStream_t stream) {
+cudaError_t forward_multi_as(MultiParams p, cudaStream_t stream) {
+  merge_tiles(p);
   using T = arithmetic_t<S>;
   int ticket = kNoTicket;
   cudaError_t error = ticket_slot(stream, &ticket);
@@ -171,7 +184,8 @@ cudaError_t forward_multi_as(const MultiParams& p, cudaStream_t stream) {
 }
 
 template <typename S>
-cudaError_t backward_multi_as(const MultiParams& p, cudaStream_t stream) {
+cudaError_t backward_multi_as(MultiParams p, cudaStream_t stream) {
+  merge_tiles(p);
   const auto family = math::narrowed<arithmetic_t<S>>(p.family);
   return launch(backward_multi_kernel<S>, p.tiles, stream, p, family);
 }

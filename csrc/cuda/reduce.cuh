@@ -7,8 +7,8 @@
 // makes at 1/64 of its speed.
 //
 // The last block of the launch adds up the tiles of long rows. Their number is bounded
-// (`merge_tiles`), because one block reads them all while the rest of the GPU idles: 4096 doubles
-// are 16 a thread, 8 at a time, or some more where rows leave lanes without any.
+// (`merge_tiles`), because one block reads them all while the rest of the GPU idles: 2048 doubles
+// are 8 a thread, all on their way at a time, or some more where rows leave lanes without any.
 #pragma once
 
 #include "cuda/launch.cuh"
