@@ -53,27 +53,40 @@ constexpr int kTile = 2048;
 // The tiles of a row that shares none with another.
 inline int64_t tiles_of(int64_t elements) { return (elements + kTile - 1) / kTile; }
 
-// Division of 0 <= n < 2^63 by an invariant d (Granlund and Montgomery 1994, with n doubled so that
-// the multiplier fits 64 bits for every d):
+// Division of 0 <= n < 2^(B-1) by an invariant d, W a word of B bits (Granlund and Montgomery 1994,
+// with n doubled so that the multiplier fits a word for every d):
 //
-//   l = ceil(log2 d),  m = floor(2^(63 + l) / d) + 1,  n / d = 2n m / 2^64 / 2^l
+//   l = ceil(log2 d),  m = floor(2^(B-1 + l) / d) + 1,  n / d = 2n m / 2^B / 2^l
 //
-// m d exceeds 2^(63 + l) by e <= d <= 2^l, so n m / 2^(63 + l) exceeds n / d by less than 1 / d.
-// About 15 instructions on a GPU, where dividing would be a call with a stack frame.
-struct Divisor {
-  uint64_t multiplier = uint64_t{1} << 63 | 1;  // d = 1
+// m d exceeds 2^(B-1 + l) by e <= d <= 2^l, so n m / 2^(B-1 + l) exceeds n / d by less than 1 / d.
+// About 15 instructions of 64 bits on a GPU, where dividing would be a call with a stack frame, and
+// 3 of 32.
+template <typename W>
+struct DivisorOf {
+  static constexpr int kBits = 8 * sizeof(W);
+  W multiplier = W{1} << (kBits - 1) | 1;  // d = 1
   int32_t shift = 0;
 };
 
-inline Divisor divisor(int64_t d) {
+template <typename W>
+DivisorOf<W> divisor_of(W d) {
   int32_t shift = 0;
-  while ((uint64_t{1} << shift) < static_cast<uint64_t>(d)) ++shift;
-  const auto power = static_cast<unsigned __int128>(1) << (63 + shift);
-  return {static_cast<uint64_t>(power / static_cast<uint64_t>(d)) + 1, shift};
+  while ((W{1} << shift) < d) ++shift;
+  const auto power = static_cast<unsigned __int128>(1) << (DivisorOf<W>::kBits - 1 + shift);
+  return {static_cast<W>(power / d) + 1, shift};
 }
 
+template <typename W>
+VAE_FUSED_HD W quotient(W n, const DivisorOf<W>& d) {
+  return math::mulhi(static_cast<W>(n << 1), d.multiplier) >> d.shift;
+}
+
+using Divisor = DivisorOf<uint64_t>;
+
+inline Divisor divisor(int64_t d) { return divisor_of(static_cast<uint64_t>(d)); }
+
 VAE_FUSED_HD int64_t operator/(int64_t n, const Divisor& d) {
-  return static_cast<int64_t>(math::mulhi(static_cast<uint64_t>(n) << 1, d.multiplier) >> d.shift);
+  return static_cast<int64_t>(quotient(static_cast<uint64_t>(n), d));
 }
 
 // Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
@@ -93,7 +106,7 @@ struct Space {
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;
-  Divisor by_tiles_per_row;
+  DivisorOf<uint32_t> by_tiles_per_row;  // of a CUDA block's index
   uint32_t by_cols = 0;  // ceil(2^32 / cols) where 1 < cols <= kTile: see row_in_tile
 };
 
@@ -103,18 +116,25 @@ struct Tile {
   int n, rows;
 };
 
-VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
-  if (space.tiles_per_row > 1) {
-    const int64_t row = t / space.by_tiles_per_row;
-    const int64_t col = (t - row * space.tiles_per_row) * space.tile;
-    const int64_t rest = space.cols - col;
-    return {row * space.cols + col, row, static_cast<int>(rest < space.tile ? rest : space.tile),
-            1};
-  }
+// Tile `part` of a row that consists of tiles.
+VAE_FUSED_HD Tile tile_of_row(const Space& space, int64_t row, uint32_t part) {
+  const int64_t col = static_cast<int64_t>(uint64_t{part} * static_cast<uint32_t>(space.tile));
+  const int64_t rest = space.cols - col;
+  return {row * space.cols + col, row, static_cast<int>(rest < space.tile ? rest : space.tile), 1};
+}
+
+// Tile t of those that consist of whole rows.
+VAE_FUSED_HD Tile tile_of_rows(const Space& space, int64_t t) {
   const int64_t row = t * space.rows_per_tile;
   const int64_t rest = space.rows - row;
   const int rows = static_cast<int>(rest < space.rows_per_tile ? rest : space.rows_per_tile);
   return {row * space.cols, row, rows * static_cast<int>(space.cols), rows};
+}
+
+inline Tile tile_at(const Space& space, int64_t t) {
+  if (space.tiles_per_row == 1) return tile_of_rows(space, t);
+  return tile_of_row(space, t / space.tiles_per_row,
+                     static_cast<uint32_t>(t % space.tiles_per_row));
 }
 
 // The row of element `at` of a tile, counted from the tile's first. For whole rows of more than one
@@ -204,6 +224,7 @@ struct MultiParams {
   math::Family<double> family;
   int32_t items = 0;
   int64_t tiles = 0;
+  int64_t tile = kTile;           // on a GPU a multiple of it
   void* kl = nullptr;             // [1], forward
   double* partials = nullptr;     // [tiles], forward: sums in a unit of the kernel's own
   uint64_t* key_out = nullptr;    // [2], forward; absent: not asked for

@@ -86,7 +86,6 @@ inline void tile(Space& space) {
     // Eights of rows start each tile of a linear space on whole vectors and whole blocks of noise.
     if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
   }
-  space.by_tiles_per_row = divisor(space.tiles_per_row);
   if (space.cols > 1 && space.cols <= kTile) {
     space.by_cols = static_cast<uint32_t>(((uint64_t{1} << 32) + space.cols - 1) / space.cols);
   }

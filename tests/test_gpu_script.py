@@ -355,6 +355,23 @@ NCU_WIDE = f"""==PROF== Connected
 """
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [
+        ("forward_kernel<float, (Access)0, Plain<float>>(ForwardParams, Plain<float>, Rows, int)",
+         "float32"),
+        ("void a::forward_kernel<a::BFloat16, (a::Access)0, a::Plain<float>>(a::ForwardParams)",
+         "bfloat16"),
+        ("_ZN3a_b14forward_kernelIfLNS_6AccessE0ENS_5PlainIfEEEEvNS_13ForwardParamsET1_",
+         "float32"),
+        ("_ZN3a_b15backward_kernelINS_8BFloat16ELNS_6AccessE0ENS_5PlainIfEEEEvNS_14BackwardParamsE",
+         "bfloat16"),
+    ],
+)  # fmt: skip
+def test_a_kernel_is_known_by_what_it_stores(kernel, dtype):
+    assert outside.dtype_of(kernel) == dtype
+
+
 def test_what_ncu_says_is_understood():
     launches = outside.parse_ncu(NCU_LONG)
     assert [launch["kernel"] for launch in launches] == KERNELS

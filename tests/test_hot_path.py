@@ -84,6 +84,17 @@ def test_of_two_forms_of_a_loop_the_shorter_counts() -> None:
     assert path(careful + whole + less + "EXIT") == ["FADD"] * 9 + ["BRA"]
 
 
+def test_a_first_round_in_front_of_its_loop_is_not_the_loop() -> None:
+    first = "FFMA R1, R1, R1, R1\n" * 12
+    loop = ".L_1:\n" + "FADD R1, R1, R1\n" * 10 + "@P0 BRA `(.L_1)\n"
+    assert path(first + loop + "EXIT") == ["FADD"] * 10 + ["BRA"]
+
+
+def test_what_is_in_no_loop_counts_where_loops_are_unrolled_away() -> None:
+    sums = ".L_1:\n" + "DADD R1, R1, R1\n" * 3 + "@P0 BRA `(.L_1)\n"
+    assert path(sums + "FFMA R1, R1, R1, R1\n" * 12 + "EXIT").count("FFMA") == 12
+
+
 def test_torn_stores_do_not_count_twice() -> None:
     assert path("""
         .L_loop:

@@ -95,8 +95,8 @@ def main() -> None:
     half_ln2 = float(mp.log(2) / 2) * 1.0001
     half_pi = float((mp.pi / 2) ** 2) * 1.0001
     lo, hi = float(mp.sqrt(0.5)) - 1, float(mp.sqrt(2)) - 1
-    for bits, degree in ((32, 6), (32, 7), (64, 15)):
-        report("excess", excess, lambda x: 1 / excess(x), -1, 1, degree, bits)
+    for bits, degree, top in ((32, 5, 0.75), (32, 7, 1), (64, 15, 1)):
+        report("excess", excess, lambda x: 1 / excess(x), -top, top, degree, bits)
     report("exp", excess, lambda x: 1 / excess(x), -half_ln2, half_ln2, 4, 32)
     log_weight: Fn = lambda f: f * f / (1 - f / 2 + f * f / 3)  # noqa: E731
     report("log", log_tail, log_weight, lo, hi, 6, 32)

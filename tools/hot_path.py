@@ -2,8 +2,9 @@
 
   region  Of all loops the one that holds the most additions (FADD, FFMA, DADD, DFMA), loops inside
           it not counted; of several with nearly as many, which are forms of one (for whole vectors
-          and for others), the one whose path is shortest. Or, if more are in no loop at all, what
-          is in none: then the compiler has unrolled the loop away.
+          and for others), the one whose path is shortest. Or, if at least twice as many are in no
+          loop at all, what is in none: then the compiler has unrolled the loop away. About as many
+          are a first round in front of its loop.
   path    Once around that loop, or once through the kernel, passing each inner loop at most once:
             1. with the most additions,
             2. among those the one that stores the most bits to global memory,
@@ -62,7 +63,7 @@ def hot_path(code: list[Instruction]) -> HotPath:
 
     amounts = {header: own(body) for header, body in bodies.items()}
     most = max(amounts.values(), default=-1)
-    if most < own(kernel):
+    if 2 * most <= own(kernel):
         return _path(flow, additions, flow.entry, kernel, in_loop=False)
     alike = [header for header, amount in amounts.items() if amount >= ALIKE * most]
     paths = [_path(flow, additions, header, bodies[header], in_loop=True) for header in alike]

@@ -44,15 +44,16 @@ constexpr int kChunk = kAccess == Access::kScalar ? 1 : math::kNormalsPerBlock<a
 template <typename S, Access kAccess>
 constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChunk<S, kAccess> : 1);
 
-// Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 80. Without a
-// bound the compiler interleaves the chunks of a 16-bit vector, takes 100, and halves the loads in
-// flight; a block more, and some architecture spills. Patches have more addresses to keep, and the
-// general family more of everything: 128 registers, which patches exceed by a dozen.
+// Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 64 in the
+// usual call's kernels, 80 in others. Without a bound the compiler interleaves the chunks of a
+// 16-bit vector, takes 100, and halves the loads in flight; a block more, and some architecture
+// spills. Patches have more addresses to keep, and the general family more of everything: 128
+// registers, which patches exceed by a dozen.
 template <typename S, Access kAccess, class F>
 constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access::kPatched ? 1 : 2)
                         : sizeof(S) == 8 ? (kAccess == Access::kPatched ? 1 : 2)
                         : sizeof(S) == 4 ? (kAccess == Access::kPatched ? 3 : 4)
-                                         : 3;
+                                         : (kAccess == Access::kLinear ? 4 : 3);
 
 // Whether tiles of whole steps, which nearly all are, have a loop of their own.
 template <typename S, Access kAccess>
@@ -206,23 +207,25 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void*
 }
 
 #if !defined(VAE_FUSED_ENOUGH_BLOCKS)  // tests set it to a handful
-#define VAE_FUSED_ENOUGH_BLOCKS 4096
+#define VAE_FUSED_ENOUGH_BLOCKS 2048
 #endif
 
-// Where there are more than enough blocks to fill any GPU several times over, their tiles become
-// larger: what a block does before and after its elements is some 100 instructions a thread or
-// more, 12 an element if it has 8. The number follows from the shape alone. Where whole rows are
-// `staged` in shared memory, which does not grow, a block has several tiles instead. Returns the
-// number of blocks.
+// How many of a call's tiles a block has. Where there are more than enough to fill any GPU,
+// several: what a block does before and after its elements is some 130 instructions a thread, 16 an
+// element if it has 8. The number follows from the shape alone.
+inline int64_t tiles_of_block(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
+
+// They become one larger tile. Where whole rows are `staged` in shared memory, which does not grow,
+// a block goes through them instead. Returns the number of blocks.
 inline int64_t merge_tiles(Space& space, bool staged) {
   constexpr int64_t kMost = 512;  // row_in_tile is exact up to 1024
-  const int64_t wanted = (space.tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1;
+  const int64_t wanted = tiles_of_block(space.tiles);
   if (staged) return (space.tiles - 1) / wanted + 1;
   if (space.tiles_per_row > 1) {
     const int64_t merged = std::min(wanted, space.tiles_per_row);
     space.tile *= merged;
     space.tiles_per_row = (space.tiles_per_row - 1) / merged + 1;
-    space.by_tiles_per_row = divisor(space.tiles_per_row);
+    space.by_tiles_per_row = divisor_of(static_cast<uint32_t>(space.tiles_per_row));
     space.tiles = space.rows * space.tiles_per_row;
   } else {
     space.rows_per_tile *= std::min(wanted, kMost);

@@ -21,15 +21,16 @@ Rows rows_of(const BackwardParams& p) {
 }
 
 // The gradient of the KL of a chunk's elements, `one` where it is the same for all of a tile.
-template <typename T, int C, bool kWhole>
-__device__ __forceinline__ void grad_kl_of(const BackwardParams& p, Rows rows, T one,
+template <typename T, int C, bool kWhole, class R>
+__device__ __forceinline__ void grad_kl_of(const BackwardParams& p, R rows, T one,
                                            const Span<kWhole>& part, T (&gk)[C]) {
   const T* const grad_kl = static_cast<const T*>(p.grad_kl);
   const T kl_scale = static_cast<T>(p.kl_scale);
   VAE_FUSED_UNROLL
   for (int j = 0; j < C; ++j) gk[j] = one;
   if (rows == Rows::kElements) {
-    const auto pack = load_vector<T, C>(grad_kl + part.e, part);
+    Pack<T, C> pack;
+    load_vector(grad_kl + part.e(), part, pack);
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) gk[j] = kl_scale * pack.s[j];
   } else if (rows == Rows::kInTile) {
@@ -37,7 +38,7 @@ __device__ __forceinline__ void grad_kl_of(const BackwardParams& p, Rows rows, T
     const T* const of_rows = grad_kl + blockIdx.x * p.space.rows_per_tile;
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
-      const uint32_t at = static_cast<uint32_t>(part.slot - part.begin + j);
+      const uint32_t at = static_cast<uint32_t>(part.in_tile() + j);
       if (part.has(j)) gk[j] = kl_scale * of_rows[row_in_tile(p.space, at)];
     }
   }
@@ -47,22 +48,21 @@ __device__ __forceinline__ void grad_kl_of(const BackwardParams& p, Rows rows, T
 template <Access kAccess>
 constexpr bool kKeepsKeys = kAccess == Access::kLinear;
 
-// One tile; `one` is the gradient of all its elements' KL, if there is one.
-template <typename S, Access kAccess, bool kWhole, class F>
-__device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& f,
-                                              const Stream<kKeepsKeys<kAccess>>& stream,
-                                              const Tile& tile, Rows rows, arithmetic_t<S> one) {
+// A step: loaded, then computed and stored.
+template <typename S, Access kAccess, class F>
+class BackwardStep {
   using T = arithmetic_t<S>;
-  constexpr bool kUsual = kAccess == Access::kLinear, kAll = kGeneral<F>;
-  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  constexpr int kGradZ = kGaussianSlots<F>, kGradMu = kGradZ + 1, kGradRaw = kGradZ + 2,
-                kGradEps = kGradZ + 3, kGradMean = kGradZ + 4, kGradPriorRaw = kGradZ + 5,
-                kOffsets = kAll ? kGradZ + 6 : kGradZ + 4;
-  const bool used = kUsual || p.grad_z.data, with_kl = kUsual || rows != Rows::kNone;
-  const bool wants_mu = kUsual || p.grad_mu.data, wants_raw = kUsual || p.grad_raw.data;
-  const bool wants_eps = !kUsual && p.grad_eps.data, given = !kUsual && p.eps.data;
-  const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
-  for (auto span = first_span<N, kWhole>(tile); span.slot < span.end; span = span + kThreads * N) {
+  using Noise = Stream<kKeepsKeys<kAccess>>;
+  static constexpr bool kUsual = kAccess == Access::kLinear, kAll = kGeneral<F>;
+  static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  static constexpr int kGradZ = kGaussianSlots<F>, kGradMu = kGradZ + 1, kGradRaw = kGradZ + 2,
+                       kGradEps = kGradZ + 3, kGradMean = kGradZ + 4, kGradPriorRaw = kGradZ + 5,
+                       kOffsets = kAll ? kGradZ + 6 : kGradZ + 4;
+
+ public:
+  template <bool kWhole>
+  __device__ __forceinline__ void load(const BackwardParams& p, const F& f, bool with_kl,
+                                       const Span<kWhole>& span) {
     const int64_t* strides[kOffsets];
     gaussian_strides<F>(p, strides);
     strides[kGradZ] = p.grad_z.stride;
@@ -73,62 +73,28 @@ __device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& 
       strides[kGradMean] = p.grad_prior_mean.stride;
       strides[kGradPriorRaw] = p.grad_prior_raw.stride;
     }
-    int64_t at[kOffsets];
-    locate<kAccess>(p.space, strides, span.e, at);
-    GaussianStep<S, kAccess, F> step;
-    step.load(p.space, p.of, at, span, needs_mu, with_kl);
-    Pack<S, N> gz_pack{}, eps_pack{}, mean_pack{}, prior_pack{};
-    if (used) gz_pack = load<S, kAccess, kAll>(p.space, p.grad_z, at[kGradZ], span);
-    if (used && given) eps_pack = load<S, kAccess, kAll>(p.space, p.eps, at[kEps], span);
+    locate<kAccess>(p.space, strides, span.e(), at_);
+    const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
+    gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
+    if (used(p)) cuda::load<S, kAccess, kAll>(p.space, p.grad_z, at_[kGradZ], span, gz_);
+    if (used(p) && given(p)) cuda::load<S, kAccess, kAll>(p.space, p.eps, at_[kEps], span, eps_);
+  }
+
+  // `rows` is a value or a constant; `one` the gradient of all the tile's KL, if there is one.
+  template <bool kWhole, class R>
+  __device__ __forceinline__ void finish(const BackwardParams& p, const F& f, const Noise& stream,
+                                         const Span<kWhole>& span, R rows, T one) {
+    const bool with_kl = kUsual || rows != Rows::kNone;
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
-      step.compute(p.of, f, b, with_kl, q, prior);
-      const int64_t first = at[kNoise] + b * chunk_stride<S, kAccess>(p.space);
-      T gz[C], eps[C], graw[C];
-      widen<C>(gz_pack, b, gz);
-      if (given) {
-        widen<C>(eps_pack, b, eps);
-      } else if (used && wants_raw) {
-        stream.template normals<S>(first, eps);
-      } else {
-        VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) eps[j] = 0;
-      }
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) graw[j] = gz[j] * eps[j];
-      if (wants_eps) {
-        VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) {
-          eps[j] = f.temperature * gz[j] * q[j].scale.sigma;
-          if (kAll && !step.counts(p.of, span, b, j)) eps[j] = 0;
-        }
-        narrow<C>(eps, b, eps_pack);
-      }
-      for (int64_t s = 1; kAll && used && s < p.of.samples; ++s) {
-        T further[C];
-        widen<C>(load_chunk<S, kAccess>(p.space, p.grad_z, at[kGradZ], s, b, span), 0, further);
-        if (given) {
-          widen<C>(load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span), 0, eps);
-        } else if (wants_raw) {
-          stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
-        }
-        VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) {
-          gz[j] += further[j];
-          graw[j] += further[j] * eps[j];
-          eps[j] = f.temperature * further[j] * q[j].scale.sigma;
-          if (!step.counts(p.of, span, b, j)) eps[j] = 0;
-        }
-        if (!wants_eps) continue;
-        Pack<S, C> pack;
-        narrow<C>(eps, 0, pack);
-        store_chunk<S, kAccess>(p.grad_eps, at[kGradEps], s, b, span, pack);
-      }
+      gaussians_.compute(p.of, f, b, with_kl, q, prior);
+      T gz[C], graw[C];
+      of_samples(p, f, stream, span, b, q, gz, graw);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
-        graw[j] = used ? math::sample_adjoint(f, graw[j], q[j].scale.dsigma) : T(0);
+        graw[j] = used(p) ? math::sample_adjoint(f, graw[j], q[j].scale.dsigma) : T(0);
       }
       if (with_kl) {
         T gk[C], gmean[C], gprior[C];
@@ -141,11 +107,11 @@ __device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& 
           graw[j] += math::chain(adjoint.x, q[j].scale.dx);
           gmean[j] = adjoint.mean;
           gprior[j] = math::chain(adjoint.prior_x, prior[j].dx);
-          if (kAll && !step.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
+          if (kAll && !gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
         }
         if constexpr (kAll) {
-          narrow<C>(gmean, b, mean_pack);
-          narrow<C>(gprior, b, prior_pack);
+          narrow<kAccess, C>(gmean, b, of_prior_.mean);
+          narrow<kAccess, C>(gprior, b, of_prior_.raw);
         }
       }
       VAE_FUSED_UNROLL
@@ -153,22 +119,126 @@ __device__ __forceinline__ void backward_tile(const BackwardParams& p, const F& 
         gz[j] *= q[j].dmu;
         graw[j] = math::halved(f, graw[j]);
         if (q[j].beyond) graw[j] = 0;
-        if (kAll && !step.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
+        if (kAll && !gaussians_.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }
-      narrow<C>(gz, b, gz_pack);  // in place: registers are scarce
-      narrow<C>(graw, b, step.raw);
+      narrow<kAccess, C>(gz, b, gz_);  // in place: registers are scarce
+      narrow<kAccess, C>(graw, b, gaussians_.raw);
     }
-    if (wants_mu) store<S, kAccess>(p.space, p.grad_mu, at[kGradMu], span, gz_pack);
-    if (wants_raw) store<S, kAccess>(p.space, p.grad_raw, at[kGradRaw], span, step.raw);
-    if (wants_eps) store<S, kAccess>(p.space, p.grad_eps, at[kGradEps], span, eps_pack);
+    store_all(p, span);
+  }
+
+ private:
+  static __device__ __forceinline__ bool used(const BackwardParams& p) {
+    return kUsual || p.grad_z.data;
+  }
+  static __device__ __forceinline__ bool given(const BackwardParams& p) {
+    return !kUsual && p.eps.data;
+  }
+  static __device__ __forceinline__ bool wants_mu(const BackwardParams& p) {
+    return kUsual || p.grad_mu.data;
+  }
+  static __device__ __forceinline__ bool wants_raw(const BackwardParams& p) {
+    return kUsual || p.grad_raw.data;
+  }
+  static __device__ __forceinline__ bool wants_eps(const BackwardParams& p) {
+    return !kUsual && p.grad_eps.data;
+  }
+
+  // What chunk b has from its samples: the gradient of z, and that times eps.
+  template <bool kWhole>
+  __device__ __forceinline__ void of_samples(const BackwardParams& p, const F& f,
+                                             const Noise& stream, const Span<kWhole>& span, int b,
+                                             const math::Posterior<T> (&q)[C], T (&gz)[C],
+                                             T (&graw)[C]) {
+    const int64_t first = at_[kNoise] + b * chunk_stride<S, kAccess>(p.space);
+    T eps[C];
+    widen<kAccess, C>(gz_, b, gz);
+    if (given(p)) {
+      widen<kAccess, C>(eps_, b, eps);
+    } else if (used(p) && wants_raw(p)) {
+      if constexpr (kWhole) {
+        stream.template normals<S>(span, b, eps);
+      } else {
+        stream.template normals<S>(first, eps);
+      }
+    } else {
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) eps[j] = 0;
+    }
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) graw[j] = gz[j] * eps[j];
+    if (wants_eps(p)) {
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        eps[j] = f.temperature * gz[j] * q[j].scale.sigma;
+        if (kAll && !gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+      }
+      narrow<kAccess, C>(eps, b, eps_);
+    }
+    for (int64_t s = 1; kAll && used(p) && s < p.of.samples; ++s) {
+      T further[C];
+      Pack<S, C> pack;
+      load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
+      widen<kAccess, C>(pack, 0, further);
+      if (given(p)) {
+        load_chunk<S, kAccess>(p.space, p.eps, at_[kEps], s, b, span, pack);
+        widen<kAccess, C>(pack, 0, eps);
+      } else if (wants_raw(p)) {
+        stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
+      }
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        gz[j] += further[j];
+        graw[j] += further[j] * eps[j];
+        eps[j] = f.temperature * further[j] * q[j].scale.sigma;
+        if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+      }
+      if (!wants_eps(p)) continue;
+      narrow<kAccess, C>(eps, 0, pack);
+      store_chunk<S, kAccess>(p.grad_eps, at_[kGradEps], s, b, span, pack);
+    }
+  }
+
+  template <bool kWhole>
+  __device__ __forceinline__ void store_all(const BackwardParams& p, const Span<kWhole>& span) {
+    if (wants_mu(p)) store<S, kAccess>(p.space, p.grad_mu, at_[kGradMu], span, gz_);
+    if (wants_raw(p)) store<S, kAccess>(p.space, p.grad_raw, at_[kGradRaw], span, gaussians_.raw);
+    if (wants_eps(p)) store<S, kAccess>(p.space, p.grad_eps, at_[kGradEps], span, eps_);
     if constexpr (kAll) {
       if (p.grad_prior_mean.data) {
-        store<S, kAccess>(p.space, p.grad_prior_mean, at[kGradMean], span, mean_pack);
+        store<S, kAccess>(p.space, p.grad_prior_mean, at_[kGradMean], span, of_prior_.mean);
       }
       if (p.grad_prior_raw.data) {
-        store<S, kAccess>(p.space, p.grad_prior_raw, at[kGradPriorRaw], span, prior_pack);
+        store<S, kAccess>(p.space, p.grad_prior_raw, at_[kGradPriorRaw], span, of_prior_.raw);
       }
     }
+  }
+
+  struct None {};
+  struct OfPrior {
+    Pack<S, N> mean, raw;
+  };
+
+  int64_t at_[kOffsets];
+  GaussianStep<S, kAccess, F> gaussians_;
+  Pack<S, N> gz_{}, eps_{};
+  std::conditional_t<kAll, OfPrior, None> of_prior_{};
+};
+
+// The usual tiles: of whole steps, of one row.
+struct UsualRows {
+  __device__ __forceinline__ constexpr operator Rows() const { return Rows::kOne; }
+};
+
+// The steps of a tile from `span` on.
+template <typename S, Access kAccess, bool kWhole, class F, class R>
+__device__ __forceinline__ void backward_steps(const BackwardParams& p, const F& f,
+                                               const Stream<kKeepsKeys<kAccess>>& stream,
+                                               Span<kWhole> span, R rows, arithmetic_t<S> one) {
+  for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {
+    BackwardStep<S, kAccess, F> step;
+    step.load(p, f, rows != Rows::kNone, span);
+    step.finish(p, f, stream, span, rows, one);
   }
 }
 
@@ -177,17 +247,31 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
     backward_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ F f,
                     const __grid_constant__ Rows rows) {
   using T = arithmetic_t<S>;
-  const Stream<kKeepsKeys<kAccess>> stream(resolve(p.key));
-  const Tile tile = tile_at(p.space, blockIdx.x);
+  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  const Tile tile = tile_of(p.space, blockIdx.x);
+  // What a thread reads first is under way while the key is.
+  bool usual = kHasWhole<S, kAccess> && rows == UsualRows{} && is_whole<N>(tile);
+  auto span = first_span<N, true>(tile);
+  BackwardStep<S, kAccess, F> first;
+  if constexpr (kHasWhole<S, kAccess>) {
+    if (usual && span.slot < span.end) first.load(p, f, true, span);
+  }
   T one = 0;
   if (rows == Rows::kOne) {
     const T* const grad_kl = static_cast<const T*>(p.grad_kl);
     one = static_cast<T>(p.kl_scale) * grad_kl[tile.row * p.grad_kl_stride];
   }
-  if (kHasWhole<S, kAccess> && is_whole<kStep<S, kAccess>>(tile)) {
-    backward_tile<S, kAccess, true>(p, f, stream, tile, rows, one);
+  Stream<kKeepsKeys<kAccess>> stream(p.key);
+  if constexpr (kHasWhole<S, kAccess>) usual = usual && stream.template enter<C>(tile);
+  if (usual) {
+    if constexpr (kHasWhole<S, kAccess>) {
+      if (span.slot < span.end) {
+        first.finish(p, f, stream, span, UsualRows{}, one);
+        backward_steps<S, kAccess>(p, f, stream, span + kThreads * N, UsualRows{}, one);
+      }
+    }
   } else {
-    backward_tile<S, kAccess, false>(p, f, stream, tile, rows, one);
+    backward_steps<S, kAccess>(p, f, stream, first_span<N>(tile), rows, one);
   }
 }
 
@@ -209,7 +293,8 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
                             p.grad_kl, usual, needs_noise);
   return with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
-    return launch(backward_kernel<S, decltype(access)::value, F>, blocks, stream, p, family, rows);
+    return launch(backward_kernel<S, decltype(access)::value, F>, blocks, stream, p,
+                  math::unclipped(family), rows);
   });
 }
 

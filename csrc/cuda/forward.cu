@@ -24,6 +24,7 @@ __device__ void combine(const ForwardParams& p) {
     double sum = sum_parts(p.partials + row * per_row, has_row ? per_row : 0, lane, width);
     sum = by_block ? block_sum(sum) : group_sum(sum, log_width);
     if (has_row && lane == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
+    if (by_block) __syncthreads();
   }
 }
 
@@ -72,91 +73,130 @@ Rows rows_of(const ForwardParams& p) {
 }
 
 // Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill.
-template <typename S, Access kAccess, class F>
+template <typename S, Access kAccess>
 constexpr bool kKeepsKeys =
-    !kGeneral<F> && (kAccess == Access::kLinear || (kAccess == Access::kStrided && sizeof(S) > 2));
+    kAccess == Access::kLinear || (kAccess == Access::kStrided && sizeof(S) == 8);
 
-// One tile: its sample, and its elements' KL where they belong; those of Rows::kOfTiles are
-// returned, summed over the thread's.
-template <typename S, Access kAccess, bool kWhole, class F>
-__device__ __forceinline__ double forward_tile(const ForwardParams& p, const F& f,
-                                               const Stream<kKeepsKeys<S, kAccess, F>>& stream,
-                                               const Tile& tile, Rows rows,
-                                               Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
+// A step: loaded, then computed and stored.
+template <typename S, Access kAccess, class F>
+class ForwardStep {
   using T = arithmetic_t<S>;
-  constexpr bool kUsual = kAccess == Access::kLinear;
-  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  constexpr int kZ = kGaussianSlots<F>, kOffsets = kZ + 1;
-  const bool sampled = kUsual || p.z.data, given = !kUsual && p.eps.data;
-  const bool wants_kl = kUsual || rows != Rows::kNone;
-  double sum = 0;
-  for (auto span = first_span<N, kWhole>(tile); span.slot < span.end; span = span + kThreads * N) {
+  static constexpr bool kUsual = kAccess == Access::kLinear;
+  static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  static constexpr int kZ = kGaussianSlots<F>, kOffsets = kZ + 1;
+
+ public:
+  template <bool kWhole>
+  __device__ __forceinline__ void load(const ForwardParams& p, bool wants_kl,
+                                       const Span<kWhole>& span) {
     const int64_t* strides[kOffsets];
     gaussian_strides<F>(p, strides);
     strides[kZ] = p.z.stride;
-    int64_t at[kOffsets];
-    locate<kAccess>(p.space, strides, span.e, at);
-    GaussianStep<S, kAccess, F> step;
-    step.load(p.space, p.of, at, span, true, wants_kl);
-    Pack<S, N> eps_pack;
+    locate<kAccess>(p.space, strides, span.e(), at_);
+    gaussians_.load(p.space, p.of, at_, span, true, wants_kl);
+    if (given(p)) cuda::load<S, kAccess, kGeneral<F>>(p.space, p.eps, at_[kEps], span, eps_);
+  }
+
+  // `rows` is a value or a constant. Returns the KL of Rows::kOfTiles, summed over the step.
+  template <bool kWhole, class R>
+  __device__ __forceinline__ T finish(const ForwardParams& p, const F& f,
+                                      const Stream<kKeepsKeys<S, kAccess>>& stream,
+                                      const Span<kWhole>& span, R rows, Pack<T, C>* staged) {
+    const bool sampled = kUsual || p.z.data, wants_kl = kUsual || rows != Rows::kNone;
     T of_step = 0;
-    if (given) eps_pack = load<S, kAccess, kGeneral<F>>(p.space, p.eps, at[kEps], span);
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
-      step.compute(p.of, f, b, wants_kl, q, prior);
-      if (sampled) {
-        const int64_t first = at[kNoise] + b * chunk_stride<S, kAccess>(p.space);
-        T z[C];
-        if (given) {
-          widen<C>(eps_pack, b, z);
-        } else {
-          stream.template normals<S>(first, z);
-        }
-        VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) {
-          z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
-          if (kGeneral<F> && !step.counts(p.of, span, b, j)) z[j] = 0;
-        }
-        narrow<C>(z, b, step.mu);  // in place: registers are scarce
-        for (int64_t s = 1; kGeneral<F> && s < p.of.samples; ++s) {
-          Pack<S, C> further;
-          if (given) {
-            further = load_chunk<S, kAccess>(p.space, p.eps, at[kEps], s, b, span);
-            widen<C>(further, 0, z);
-          } else {
-            stream.template normals<S>(first + s * (p.space.rows * p.space.cols), z);
-          }
-          VAE_FUSED_UNROLL
-          for (int j = 0; j < C; ++j) {
-            z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
-            if (!step.counts(p.of, span, b, j)) z[j] = 0;
-          }
-          narrow<C>(z, 0, further);
-          store_chunk<S, kAccess>(p.z, at[kZ], s, b, span, further);
-        }
-      }
+      gaussians_.compute(p.of, f, b, wants_kl, q, prior);
+      if (sampled) sample(p, f, stream, span, b, q);
       Pack<T, C> kl;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         kl.s[j] = math::twice_kl(f, f.linear, math::relative(f, q[j], prior[j]));
-        if (kGeneral<F> && !step.counts(p.of, span, b, j)) kl.s[j] = 0;
+        if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) kl.s[j] = 0;
       }
       if (rows == Rows::kOfTiles) {  // the usual ones first
         VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) of_step += kl.s[j];
+        for (int j = 0; j < C; ++j) of_step = b + j ? of_step + kl.s[j] : kl.s[j];
       } else if (rows == Rows::kInTile) {
         staged[span.slot / C + b] = kl;
       } else if (rows == Rows::kElements) {
         const T scale = static_cast<T>(p.kl_scale);
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) kl.s[j] *= scale;
-        store_vector<T, C>(static_cast<T*>(p.kl) + span.e + b * C, span + b * C, kl);
+        store_vector<T, C>(static_cast<T*>(p.kl) + span.e() + b * C, span + b * C, kl);
       }
     }
-    if (sampled) store<S, kAccess>(p.space, p.z, at[kZ], span, step.mu);
-    sum += static_cast<double>(of_step);
+    if (sampled) store<S, kAccess>(p.space, p.z, at_[kZ], span, gaussians_.mu);
+    return of_step;
+  }
+
+ private:
+  static __device__ __forceinline__ bool given(const ForwardParams& p) {
+    return !kUsual && p.eps.data;
+  }
+
+  // Chunk b of z, in the place of mu: registers are scarce. Further samples are stored at once.
+  template <bool kWhole>
+  __device__ __forceinline__ void sample(const ForwardParams& p, const F& f,
+                                         const Stream<kKeepsKeys<S, kAccess>>& stream,
+                                         const Span<kWhole>& span, int b,
+                                         const math::Posterior<T> (&q)[C]) {
+    const int64_t first = at_[kNoise] + b * chunk_stride<S, kAccess>(p.space);
+    T z[C];
+    if (given(p)) {
+      widen<kAccess, C>(eps_, b, z);
+    } else if constexpr (kWhole) {
+      stream.template normals<S>(span, b, z);
+    } else {
+      stream.template normals<S>(first, z);
+    }
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) {
+      z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
+      if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) z[j] = 0;
+    }
+    narrow<kAccess, C>(z, b, gaussians_.mu);
+    for (int64_t s = 1; kGeneral<F> && s < p.of.samples; ++s) {
+      Pack<S, C> further;
+      if (given(p)) {
+        load_chunk<S, kAccess>(p.space, p.eps, at_[kEps], s, b, span, further);
+        widen<kAccess, C>(further, 0, z);
+      } else {
+        stream.template normals<S>(first + s * (p.space.rows * p.space.cols), z);
+      }
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
+        if (!gaussians_.counts(p.of, span, b, j)) z[j] = 0;
+      }
+      narrow<kAccess, C>(z, 0, further);
+      store_chunk<S, kAccess>(p.z, at_[kZ], s, b, span, further);
+    }
+  }
+
+  int64_t at_[kOffsets];
+  GaussianStep<S, kAccess, F> gaussians_;
+  Pack<S, N> eps_;
+};
+
+// The usual tiles: of whole steps, of a row that consists of tiles.
+struct UsualRows {
+  __device__ __forceinline__ constexpr operator Rows() const { return Rows::kOfTiles; }
+};
+
+// The steps of a tile from `span` on. Returns the thread's sum of theirs.
+template <typename S, Access kAccess, bool kWhole, class F, class R>
+__device__ __forceinline__ double forward_steps(const ForwardParams& p, const F& f,
+                                                const Stream<kKeepsKeys<S, kAccess>>& stream,
+                                                Span<kWhole> span, R rows,
+                                                Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
+  double sum = 0;
+  for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {
+    ForwardStep<S, kAccess, F> step;
+    step.load(p, rows != Rows::kNone, span);
+    sum += static_cast<double>(step.finish(p, f, stream, span, rows, staged));
   }
   return sum;
 }
@@ -168,31 +208,46 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   using T = arithmetic_t<S>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   __shared__ Pack<T, C> staged[(kTile + 2 * N) / C];
-  const Key key = resolve(p.key);
-  write_key(key, p.key_out);
-  const Stream<kKeepsKeys<S, kAccess, F>> stream(key);
-  Tile tile{};
+  Tile tile = tile_of(p.space, blockIdx.x);
+  // What a thread reads first is under way while the key is.
+  bool usual = kHasWhole<S, kAccess> && rows == UsualRows{} && is_whole<N>(tile);
+  auto span = first_span<N, true>(tile);
+  ForwardStep<S, kAccess, F> first;
+  if constexpr (kHasWhole<S, kAccess>) {
+    if (usual && span.slot < span.end) first.load(p, true, span);
+  }
+  Stream<kKeepsKeys<S, kAccess>> stream(p.key, p.key_out);
   double sum = 0;
-  // Tiles of whole rows use the shared memory one after the other; of others a block has one.
-  for (int64_t t = blockIdx.x; t < p.space.tiles; t += gridDim.x) {
-    tile = tile_at(p.space, t);
-    if (kHasWhole<S, kAccess> && is_whole<N>(tile)) {
-      sum = forward_tile<S, kAccess, true>(p, f, stream, tile, rows, staged);
-    } else {
-      sum = forward_tile<S, kAccess, false>(p, f, stream, tile, rows, staged);
+  if constexpr (kHasWhole<S, kAccess>) usual = usual && stream.template enter<C>(tile);
+  if (usual) {
+    if constexpr (kHasWhole<S, kAccess>) {
+      if (span.slot < span.end) {
+        sum = static_cast<double>(first.finish(p, f, stream, span, UsualRows{}, staged));
+        sum += forward_steps<S, kAccess>(p, f, stream, span + kThreads * N, UsualRows{}, staged);
+      }
     }
-    if (rows != Rows::kInTile) break;
-    __syncthreads();
-    sum_rows(p, tile, reinterpret_cast<const T*>(staged) + (tile.begin & (N - 1)));
-    __syncthreads();
+  } else {
+    // Tiles of whole rows use the shared memory one after the other; of others a block has one.
+    for (int64_t t = blockIdx.x;;) {
+      sum = forward_steps<S, kAccess>(p, f, stream, first_span<N>(tile), rows, staged);
+      if (rows != Rows::kInTile) break;
+      __syncthreads();
+      sum_rows(p, tile, reinterpret_cast<const T*>(staged) + (tile.begin & (N - 1)));
+      t += gridDim.x;
+      if (t >= p.space.tiles) return;
+      __syncthreads();
+      tile = tile_of(p.space, t);
+    }
   }
   if (rows != Rows::kOfTiles) return;
   sum = block_sum(sum);
-  if (p.space.tiles_per_row == 1) {
-    if (threadIdx.x == 0) static_cast<T*>(p.kl)[tile.row] = static_cast<T>(p.kl_scale * sum);
-    return;
+  if (threadIdx.x == 0) {
+    if (p.space.tiles_per_row == 1) {
+      static_cast<T*>(p.kl)[blockIdx.x] = static_cast<T>(p.kl_scale * sum);
+    } else {
+      p.partials[blockIdx.x] = sum;
+    }
   }
-  if (threadIdx.x == 0) p.partials[blockIdx.x] = sum;
   if (ticket != kNoTicket && last_block(ticket)) combine<T>(p);
 }
 

@@ -40,17 +40,17 @@ class GaussianStep {
                                        const Span<kWhole>& span, bool needs_mu, bool with_prior) {
     mu = {};
     raw = {};
-    if (needs_mu) mu = load_step(space, of.mu, at[kMu], span);
-    if (!kGeneral<F> || of.raw.data) raw = load_step(space, of.raw, at[kRaw], span);
+    if (needs_mu) load_step(space, of.mu, at[kMu], span, mu);
+    if (!kGeneral<F> || of.raw.data) load_step(space, of.raw, at[kRaw], span, raw);
     if constexpr (kGeneral<F>) {
       if (with_prior && of.prior_mean.data) {
-        general.mean = load_step(space, of.prior_mean, at[kMean], span);
+        load_step(space, of.prior_mean, at[kMean], span, general.mean);
       }
       if (with_prior && of.prior_raw.data) {
-        general.prior_raw = load_step(space, of.prior_raw, at[kPriorRaw], span);
+        load_step(space, of.prior_raw, at[kPriorRaw], span, general.prior_raw);
       }
       if (of.mask.data) {
-        general.mask = cuda::load<S, kAccess, true, uint8_t>(space, of.mask, at[kMask], span);
+        cuda::load<S, kAccess, true, uint8_t>(space, of.mask, at[kMask], span, general.mask);
       }
     }
   }
@@ -60,8 +60,8 @@ class GaussianStep {
                                           math::Posterior<T> (&q)[C],
                                           math::Prior<T> (&p)[C]) const {
     T means[C], scales[C];
-    widen<C>(mu, b, means);
-    widen<C>(raw, b, scales);
+    widen<kAccess, C>(mu, b, means);
+    widen<kAccess, C>(raw, b, scales);
     math::posterior<math::kCoarse<S>>(f, means, scales, q);
     if constexpr (kGeneral<F>) {
       if (!of.raw.data) {
@@ -70,12 +70,12 @@ class GaussianStep {
       }
       if (!with_prior) return;
       if (of.prior_mean.data) {
-        widen<C>(general.mean, b, means);
+        widen<kAccess, C>(general.mean, b, means);
       } else {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) means[j] = f.prior_mean;
       }
-      widen<C>(general.prior_raw, b, scales);
+      widen<kAccess, C>(general.prior_raw, b, scales);
       math::prior(f, of.prior_raw.data, means, scales, p);
     }
   }
@@ -100,9 +100,10 @@ class GaussianStep {
   };
 
   template <bool kWhole>
-  static __device__ __forceinline__ Pack<S, N> load_step(const Space& space, const Operand& operand,
-                                                         int64_t offset, const Span<kWhole>& span) {
-    return cuda::load<S, kAccess, kGeneral<F>>(space, operand, offset, span);
+  static __device__ __forceinline__ void load_step(const Space& space, const Operand& operand,
+                                                   int64_t offset, const Span<kWhole>& span,
+                                                   Pack<S, N>& pack) {
+    cuda::load<S, kAccess, kGeneral<F>>(space, operand, offset, span, pack);
   }
 
   std::conditional_t<kGeneral<F>, General, None> general{};

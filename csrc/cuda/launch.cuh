@@ -25,16 +25,6 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t s
 #endif
 }
 
-// A value that is the same for all lanes of a warp, and known to be: the compiler keeps it in a
-// uniform register. All lanes take part.
-__device__ __forceinline__ uint32_t warp_uniform(uint32_t x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  return __reduce_or_sync(0xFFFFFFFFu, x);
-#else
-  return x;
-#endif
-}
-
 // One 16-byte store. As an assignment, nvcc merges the store of a whole vector with the elementwise
 // one of a partial vector beside it, and up to sm_90 tears both into words.
 __device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {

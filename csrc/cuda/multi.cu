@@ -36,19 +36,21 @@ struct Piece {
 
   __device__ __forceinline__ Piece(const MultiParams& p, const Key& of_list, int64_t t)
       : item(item_of(p, t)), stream(Key{of_list.seed, of_list.offset + item.first_block}) {
-    const int64_t begin = (t - item.first_tile) * kTile, rest = item.n - begin;
-    tile = {begin, 0, static_cast<int>(rest < kTile ? rest : kTile), 1};
+    const int64_t begin = (t - item.first_tile) * p.tile, rest = item.n - begin;
+    tile = {begin, 0, static_cast<int>(rest < p.tile ? rest : p.tile), 1};
     const void* const all[] = {item.mu, item.raw, item.z, item.grad_z, item.grad_mu, item.grad_raw};
     VAE_FUSED_UNROLL
     for (int k = 0; k < 6; ++k) aligned &= reinterpret_cast<uintptr_t>(all[k]) % 16 == 0;
   }
 
   __device__ __forceinline__ Pack<S, V> load(const void* data, const Span<>& span) const {
-    return load_vector<S, V>(static_cast<const S*>(data) + span.e, span, aligned);
+    Pack<S, V> pack;
+    load_vector(static_cast<const S*>(data) + span.e(), span, pack, aligned);
+    return pack;
   }
   __device__ __forceinline__ void store(void* data, const Span<>& span,
                                         const Pack<S, V>& pack) const {
-    store_vector<S, V>(static_cast<S*>(data) + span.e, span, pack, aligned);
+    store_vector<S, V>(static_cast<S*>(data) + span.e(), span, pack, aligned);
   }
 
   // Chunk b of a step: its Gaussians, against the fixed prior, and its normals.
@@ -57,13 +59,13 @@ struct Piece {
                                           math::Posterior<T> (&q)[C], math::Prior<T> (&prior)[C],
                                           T (&eps)[C]) const {
     T mu[C], raw[C];
-    widen<C>(mu_pack, b, mu);
-    widen<C>(raw_pack, b, raw);
+    widen<Access::kStrided, C>(mu_pack, b, mu);
+    widen<Access::kStrided, C>(raw_pack, b, raw);
     math::posterior<math::kCoarse<S>>(f, mu, raw, q);
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
     math::prior(f, false, mu, raw, prior);
-    stream.template normals<S>(span.e + b * C, eps);
+    stream.template normals<S>(span.e() + b * C, eps);
   }
 };
 
@@ -84,10 +86,11 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
   write_key(key, p.key_out);
   const Piece<S> piece(p, key, blockIdx.x);
   const Item& item = piece.item;
-  T sum = 0;
+  double sum = 0;
   for (Span<> span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
     auto mu = piece.load(item.mu, span);
     const auto raw = piece.load(item.raw, span);
+    T of_step = 0;
     VAE_FUSED_UNROLL
     for (int b = 0; b < V / C; ++b) {
       math::Posterior<T> q[C];
@@ -98,13 +101,14 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
       for (int j = 0; j < C; ++j) {
         z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
         const T kl = math::twice_kl(f, f.linear, math::relative(f, q[j], prior[j]));
-        if (span.has(b * C + j)) sum += kl;
+        if (span.has(b * C + j)) of_step += kl;
       }
-      narrow<C>(z, b, mu);
+      narrow<Access::kStrided, C>(z, b, mu);
     }
     piece.store(item.z, span, mu);
+    sum += static_cast<double>(of_step);
   }
-  const double total = block_sum(static_cast<double>(sum));
+  const double total = block_sum(sum);
   if (threadIdx.x == 0) p.partials[blockIdx.x] = 0.5 * item.weight * total;
   if (ticket == kNoTicket || !last_block(ticket)) return;
   combine(p.partials, p.tiles, static_cast<T*>(p.kl));
@@ -136,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
       math::Prior<T> prior[C];
       T eps[C], gz[C], graw[C];
       piece.compute(f, span, b, mu, raw, q, prior, eps);
-      widen<C>(gz_pack, b, gz);
+      widen<Access::kStrided, C>(gz_pack, b, gz);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         graw[j] = item.grad_z ? math::sample_adjoint(f, gz[j] * eps[j], q[j].scale.dsigma) : T(0);
@@ -148,16 +152,27 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
         }
         gz[j] *= q[j].dmu;
       }
-      narrow<C>(gz, b, mu);
-      narrow<C>(graw, b, raw);
+      narrow<Access::kStrided, C>(gz, b, mu);
+      narrow<Access::kStrided, C>(graw, b, raw);
     }
     if (item.grad_mu) piece.store(item.grad_mu, span, mu);
     if (item.grad_raw) piece.store(item.grad_raw, span, raw);
   }
 }
 
+// Blocks and partial sums as few as those of a single tensor, but for one or two of each item.
+void merge_tiles(MultiParams& p) {
+  p.tile = kTile * tiles_of_block(p.tiles);
+  p.tiles = 0;
+  for (int k = 0; k < p.items; ++k) {
+    p.item[k].first_tile = p.tiles;
+    p.tiles += (p.item[k].n - 1) / p.tile + 1;
+  }
+}
+
 template <typename S>
-cudaError_t forward_multi_as(const MultiParams& p, cudaStream_t stream) {
+cudaError_t forward_multi_as(MultiParams p, cudaStream_t stream) {
+  merge_tiles(p);
   using T = arithmetic_t<S>;
   int ticket = kNoTicket;
   cudaError_t error = ticket_slot(stream, &ticket);
@@ -169,7 +184,8 @@ cudaError_t forward_multi_as(const MultiParams& p, cudaStream_t stream) {
 }
 
 template <typename S>
-cudaError_t backward_multi_as(const MultiParams& p, cudaStream_t stream) {
+cudaError_t backward_multi_as(MultiParams p, cudaStream_t stream) {
+  merge_tiles(p);
   const auto family = math::narrowed<arithmetic_t<S>>(p.family);
   return launch(backward_multi_kernel<S>, p.tiles, stream, p, family);
 }

@@ -7,8 +7,8 @@
 // makes at 1/64 of its speed.
 //
 // The last block of the launch adds up the tiles of long rows. Their number is bounded
-// (`merge_tiles`), because one block reads them all while the rest of the GPU idles: 4096 doubles
-// are 16 a thread, or some more where rows leave lanes without any, 8 at a time, some 2 us.
+// (`merge_tiles`), because one block reads them all while the rest of the GPU idles: 2048 doubles
+// are 8 a thread, all on their way at a time, or some more where rows leave lanes without any.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -48,18 +48,17 @@ __device__ __forceinline__ double group_sum(double x, int log_width) {
   return x;
 }
 
-// The sum over the block, in thread 0. Ends with a barrier before `warps` may be used again.
+// The sum over the block, in thread 0: what a lane has in all warps, in order, then over the lanes
+// of the first warp. The others are done when they have written theirs, which is 20 instructions
+// less than a sum over each warp. Before the next sum of a block there has to be a barrier.
 __device__ __forceinline__ double block_sum(double x) {
-  __shared__ double warps[kThreads / 32];
-  x = group_sum(x, 5);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+  __shared__ double values[kThreads];
+  values[threadIdx.x] = x;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    x = 0;
-    for (int w = 0; w < kThreads / 32; ++w) x += warps[w];
-  }
-  __syncthreads();
-  return x;
+  if (threadIdx.x >= 32) return x;
+  VAE_FUSED_UNROLL
+  for (int w = 1; w < kThreads / 32; ++w) x += values[w * 32 + threadIdx.x];
+  return group_sum(x, 5);
 }
 
 }  // namespace vae_fused::cuda

@@ -17,21 +17,40 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
 };
 
 // The step of elements [e, e + N), e a multiple of N. Slots count from the step in which the tile
-// begins: the step's is `slot`, the tile has [begin, end). Patches never leave their tile, nor do
-// the steps of a tile of whole ones, kWhole: then there is nothing to ask.
+// begins: the step's is `slot`, the tile has [begin, end). Patches never leave their tile.
 template <bool kWhole = false>
 struct Span {
-  int64_t e;
+  int64_t first;  // the element that begins slot 0
   int slot, begin, end;
 
-  __device__ __forceinline__ bool whole(int v) const {
-    return kWhole || (slot >= begin && slot + v <= end);
-  }
-  __device__ __forceinline__ bool has(int j) const {
-    return kWhole || (slot + j >= begin && slot + j < end);
-  }
-  __device__ __forceinline__ Span operator+(int j) const { return {e + j, slot + j, begin, end}; }
+  __device__ __forceinline__ int64_t e() const { return first + slot; }
+  __device__ __forceinline__ int in_tile() const { return slot - begin; }
+  __device__ __forceinline__ bool whole(int v) const { return slot >= begin && slot + v <= end; }
+  __device__ __forceinline__ bool has(int j) const { return slot + j >= begin && slot + j < end; }
+  __device__ __forceinline__ Span operator+(int j) const { return {first, slot + j, begin, end}; }
 };
+
+// The same in a tile of whole steps, kWhole: there is nothing to ask.
+template <>
+struct Span<true> {
+  int64_t first;
+  uint32_t slot, end;
+
+  __device__ __forceinline__ int64_t e() const { return first + slot; }
+  __device__ __forceinline__ int in_tile() const { return static_cast<int>(slot); }
+  __device__ __forceinline__ bool whole(int) const { return true; }
+  __device__ __forceinline__ bool has(int) const { return true; }
+  __device__ __forceinline__ Span operator+(int j) const { return {first, slot + j, end}; }
+};
+
+// The tile of a block, or number t of those that a block goes through. A launch has fewer than 2^31
+// blocks, and of parts of rows each has one.
+__device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
+  if (space.tiles_per_row == 1) return tile_of_rows(space, t);
+  const uint32_t block = static_cast<uint32_t>(t);
+  const uint32_t row = quotient(block, space.by_tiles_per_row);
+  return tile_of_row(space, row, block - row * static_cast<uint32_t>(space.tiles_per_row));
+}
 
 template <int N>
 __device__ __forceinline__ bool is_whole(const Tile& tile) {
@@ -41,8 +60,24 @@ __device__ __forceinline__ bool is_whole(const Tile& tile) {
 // The first of the calling thread's steps in a tile; `kThreads * N` further on is the next.
 template <int N, bool kWhole = false>
 __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
-  const int begin = kWhole ? 0 : static_cast<int>(tile.begin & (N - 1)), slot = threadIdx.x * N;
-  return {tile.begin - begin + slot, slot, begin, begin + tile.n};
+  if constexpr (kWhole) {
+    return {tile.begin, threadIdx.x * N, static_cast<uint32_t>(tile.n)};
+  } else {
+    const int begin = static_cast<int>(tile.begin & (N - 1)), slot = threadIdx.x * N;
+    return {tile.begin - begin, slot, begin, begin + tile.n};
+  }
+}
+
+// Where a step begins in a tensor. In a tile of whole ones: what all threads have in common, and 32
+// bits of a thread's own, instead of a 64-bit offset for each tensor.
+template <typename S, bool kWhole>
+__device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWhole>& span) {
+  if constexpr (kWhole) {
+    char* const tile = static_cast<char*>(data) + span.first * int64_t{sizeof(S)};
+    return reinterpret_cast<S*>(tile + span.slot * uint32_t{sizeof(S)});
+  } else {
+    return static_cast<S*>(data) + offset;
+  }
 }
 
 // The offsets of element e in N tensors.
@@ -67,18 +102,23 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
   }
 }
 
-// Elements outside of the tile are 0. Not `aligned`: an element at a time.
+// Elements outside of the tile are 0. Not `aligned`: an element at a time. Here and below what is
+// loaded is an argument: as a result nvcc takes it apart, and a loop carries the halves of
+// registers.
 template <typename S, int V, bool kWhole>
-__device__ __forceinline__ Pack<S, V> load_vector(const S* data, const Span<kWhole>& span,
-                                                  bool aligned = true) {
-  Pack<S, V> pack;
+__device__ __forceinline__ void load_vector(const S* data, const Span<kWhole>& span,
+                                            Pack<S, V>& pack, bool aligned = true) {
   if (V == 1 || (aligned && span.whole(V))) {
-    pack = *reinterpret_cast<const Pack<S, V>*>(data);
+    if constexpr (sizeof pack == sizeof(uint4)) {
+      const uint4 words = *reinterpret_cast<const uint4*>(data);
+      std::memcpy(&pack, &words, sizeof words);
+    } else {
+      pack = *reinterpret_cast<const Pack<S, V>*>(data);
+    }
   } else {
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) pack.s[j] = span.has(j) ? data[j] : S{};
   }
-  return pack;
 }
 
 template <typename S, int V>
@@ -108,14 +148,12 @@ __device__ __forceinline__ void store_vector(S* data, const Span<kWhole>& span,
 // A step of an operand, at its offset: a vector, or a patch of C of them. S is the dtype of the
 // call, E that of the operand. With kSplats a value may be broadcast along the vector.
 template <typename S, Access kAccess, bool kSplats = false, typename E = S, bool kWhole>
-__device__ __forceinline__ Pack<E, kStep<S, kAccess>> load(const Space& space,
-                                                           const Operand& operand, int64_t offset,
-                                                           const Span<kWhole>& span) {
+__device__ __forceinline__ void load(const Space& space, const Operand& operand, int64_t offset,
+                                     const Span<kWhole>& span, Pack<E, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
-  const E* const data = static_cast<const E*>(operand.data) + offset;
+  const E* const data = address<E>(operand.data, offset, span);
   if constexpr (kAccess == Access::kPatched) {
     const bool splats = kSplats && operand.stride[space.ndim - 2] == 0;
-    Pack<E, V * C> patch;
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
       const E* const at = data + j * operand.stride[space.ndim - 1];
@@ -127,36 +165,31 @@ __device__ __forceinline__ Pack<E, kStep<S, kAccess>> load(const Space& space,
         vector = *reinterpret_cast<const Pack<E, V>*>(at);
       }
       VAE_FUSED_UNROLL
-      for (int b = 0; b < V; ++b) patch.s[b * C + j] = vector.s[b];
+      for (int b = 0; b < V; ++b) pack.s[b * C + j] = vector.s[b];
     }
-    return patch;
+  } else if (kSplats && V > 1 && operand.stride[space.ndim - 1] == 0) {
+    const E value = *data;
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < V; ++j) pack.s[j] = value;
   } else {
-    if (kSplats && V > 1 && operand.stride[space.ndim - 1] == 0) {
-      const E value = *data;
-      Pack<E, V> pack;
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < V; ++j) pack.s[j] = value;
-      return pack;
-    }
-    return load_vector<E, V>(data, span);
+    load_vector(data, span, pack);
   }
 }
 
 // Chunk `b` of a step of sample s > 0, where samples are: never in patches.
 template <typename S, Access kAccess, bool kWhole>
-__device__ __forceinline__ Pack<S, kChunk<S, kAccess>> load_chunk(const Space& space,
-                                                                  const Sampled& operand,
-                                                                  int64_t offset, int64_t sample,
-                                                                  int b, const Span<kWhole>& span) {
+__device__ __forceinline__ void load_chunk(const Space& space, const Sampled& operand,
+                                           int64_t offset, int64_t sample, int b,
+                                           const Span<kWhole>& span,
+                                           Pack<S, kChunk<S, kAccess>>& pack) {
   constexpr int C = kChunk<S, kAccess>;
   const S* const data = static_cast<const S*>(operand.data) + offset + sample * operand.step;
   if (C > 1 && operand.stride[space.ndim - 1] == 0) {
-    Pack<S, C> pack;
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) pack.s[j] = *data;
-    return pack;
+  } else {
+    load_vector(data + b * C, span + b * C, pack);
   }
-  return load_vector<S, C>(data + b * C, span + b * C);
 }
 
 template <typename S, Access kAccess, bool kWhole>
@@ -173,7 +206,7 @@ __device__ __forceinline__ void store(const Space& space, const Operand& operand
                                       const Span<kWhole>& span,
                                       const Pack<S, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
-  S* const data = static_cast<S*>(operand.data) + offset;
+  S* const data = address<S>(operand.data, offset, span);
   if constexpr (kAccess == Access::kPatched) {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
@@ -187,16 +220,43 @@ __device__ __forceinline__ void store(const Space& space, const Operand& operand
   }
 }
 
-template <int C, typename S, int N>
+// Whether 16-bit elements are taken from their pack by twos. Where a pack was put together from
+// single elements, it is better taken apart so.
+template <typename S, Access kAccess>
+constexpr bool kPairs = sizeof(S) == 2 && kAccess == Access::kLinear;
+
+// Chunk b of a pack.
+template <Access kAccess, int C, typename S, int N>
 __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
-  VAE_FUSED_UNROLL
-  for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[b * C + j]);
+  if constexpr (kPairs<S, kAccess>) {
+    math::Pair<S> pairs[N / 2];
+    std::memcpy(pairs, &in, sizeof pairs);
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; j += 2) math::widen(pairs[(b * C + j) / 2], out[j], out[j + 1]);
+  } else {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[b * C + j]);
+  }
 }
 
-template <int C, typename S, int N>
+template <Access kAccess, int C, typename S, int N>
 __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pack<S, N>& out) {
-  VAE_FUSED_UNROLL
-  for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
+  if constexpr (kPairs<S, kAccess>) {
+    math::Pair<S> pairs[N / 2];
+    std::memcpy(pairs, &out, sizeof pairs);
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; j += 2) math::narrow(in[j], in[j + 1], pairs[(b * C + j) / 2]);
+    std::memcpy(&out, pairs, sizeof pairs);
+  } else {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
+  }
+}
+
+// From a chunk of a step to the next, in the stream of normals.
+template <typename S, Access kAccess>
+__device__ __forceinline__ int64_t chunk_stride(const Space& space) {
+  return kAccess == Access::kPatched ? space.noise_stride[space.ndim - 2] : kChunk<S, kAccess>;
 }
 
 // The key that a call has used, for its backward: written by the launch's first thread.
@@ -206,23 +266,15 @@ __device__ __forceinline__ void write_key(const Key& key, uint64_t* out) {
   out[1] = key.offset;
 }
 
-// From a chunk of a step to the next, in the stream of normals.
-template <typename S, Access kAccess>
-__device__ __forceinline__ int64_t chunk_stride(const Space& space) {
-  return kAccess == Access::kPatched ? space.noise_stride[space.ndim - 2] : kChunk<S, kAccess>;
-}
-
-// The stream of a key. With kKept the rounds' keys are a warp's 20 uniform registers, and no
-// instruction of the loop: as sums, even of uniform registers, the compiler computes them again for
-// each block of noise, 18 additions for 4 floats.
+// The stream of a key.
 template <bool kKept>
 class Stream {
  public:
-  __device__ __forceinline__ explicit Stream(const Key& key) : key_(key) {
-    if constexpr (kKept) {
-      const math::Seed seed(key.seed);
-      keep(seed, std::make_integer_sequence<int, math::kRounds>());
-    }
+  __device__ __forceinline__ explicit Stream(const Key& key) : key_(key) {}
+  // Of a call, whose key it writes to `out`, if that is asked for.
+  __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr)
+      : key_(resolve(key)) {
+    write_key(key_, out);
   }
 
   // Normals `index` to `index + C`: a block, or one.
@@ -231,22 +283,69 @@ class Stream {
     constexpr bool coarse = math::kCoarse<S>;
     if constexpr (C == 1) {
       out[0] = math::normal_at<arithmetic_t<S>, coarse>(key_.seed, key_.offset, index);
-    } else if constexpr (kKept) {
-      math::normals<coarse>(math::philox(kept_, key_.offset + index / C), out);
     } else {
       math::normals<coarse>(math::philox(math::Seed(key_.seed), key_.offset + index / C), out);
     }
   }
 
  private:
-  template <int... r>
-  __device__ __forceinline__ void keep(const math::Seed& seed, std::integer_sequence<int, r...>) {
-    kept_ = {{{warp_uniform(seed.first<r>()), warp_uniform(seed.second<r>())}...}};
+  Key key_;
+};
+
+// The same with the keys of Philox's rounds kept in registers. As sums the compiler makes them anew
+// for each block of noise, 18 additions for 4 floats, so they come from where it cannot know what
+// they are: ten threads make them, in shared memory, and they alone wait for the key.
+template <>
+class Stream<true> {
+ public:
+  // All threads of the block take part.
+  __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr) {
+    __shared__ Kept kept;
+    if (threadIdx.x < math::kRounds) {
+      const Key resolved = resolve(key);
+      const math::Seed seed(resolved.seed);
+      kept.keys.k[threadIdx.x][0] = seed.first(threadIdx.x);
+      kept.keys.k[threadIdx.x][1] = seed.second(threadIdx.x);
+      if (threadIdx.x == 0) {
+        kept.offset = resolved.offset;
+        write_key(resolved, out);
+      }
+    }
+    __syncthreads();
+    kept_ = kept;
   }
 
-  struct None {};
-  Key key_;
-  std::conditional_t<kKept, math::RoundKeys, None> kept_{};
+  template <typename S, int C>
+  __device__ __forceinline__ void normals(uint64_t index, arithmetic_t<S> (&out)[C]) const {
+    static_assert(C > 1);
+    math::normals<math::kCoarse<S>>(math::philox(kept_.keys, kept_.offset + index / C), out);
+  }
+
+  // Before a tile of whole steps: its blocks of C normals have the counter's high word in common,
+  // so that a part of the first two rounds is the same for all of them. False if they have not.
+  template <int C>
+  __device__ __forceinline__ bool enter(const Tile& tile) {
+    const uint64_t first = kept_.offset + static_cast<uint64_t>(tile.begin) / C;
+    low_ = static_cast<uint32_t>(first);
+    high_ = static_cast<uint32_t>(first >> 32);
+    return low_ + (static_cast<uint32_t>(tile.n) / C - 1) >= low_;
+  }
+
+  // Chunk b of a step of that tile.
+  template <typename S, int C>
+  __device__ __forceinline__ void normals(const Span<true>& span, int b,
+                                          arithmetic_t<S> (&out)[C]) const {
+    math::normals<math::kCoarse<S>>(math::philox(kept_.keys, low_ + (span.slot / C + b), high_),
+                                    out);
+  }
+
+ private:
+  struct alignas(16) Kept {
+    math::RoundKeys keys;
+    uint64_t offset;
+  };
+  Kept kept_;
+  uint32_t low_ = 0, high_ = 0;
 };
 
 }  // namespace vae_fused::cuda

@@ -7,7 +7,8 @@
 //
 // Of 16 bits, on a GPU, r and t may be approximate: normals within 1e-5 of the others. The
 // hardware's logarithm has no digit left near u1 = 1; there -2 ln u1 = 2f + f^2 + ..., f = 1 - u1,
-// and below f = 2^-8 that is all there is.
+// and below f = 2^-11, where r is 0.03, the first term moves r by 4e-6 at most, the logarithm by
+// 5e-6.
 //
 // Element i of a tensor is normal i % n of block i / n, n = kNormalsPerBlock. 16-bit types draw in
 // float. The half-step keeps u1 above 0, so r is at most sqrt(66 ln 2) = 6.76 (float), 9.49
@@ -26,7 +27,7 @@ template <bool coarse, typename T>
 VAE_FUSED_HD T radius(T u) {
   if constexpr (coarse && kHasApproximations) {
     const T f = T(1) - u, far = T(-1.3862943611198906) * lg2_approx(u);
-    return sqrt_approx(f < T(0x1p-8) ? f * (T(2) + f) : far);
+    return sqrt_approx(f < T(0x1p-11) ? f + f : far);
   } else {
     return sqrt(log<-2>(u));
   }
@@ -59,15 +60,21 @@ VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
 // 2 pi u2. As PyTorch has it, this is the rounded product of the rounded 2 pi: the exact angle
 // would move normals by up to 2.7e-6, more than the noise contract allows. The half-step, 7e-10 of
 // it, is rounded away but for angles near 0, where it is nothing to the contract, and is left out.
-template <typename W>
+// The hardware's sine errs relative to its argument before anything else, which is smaller signed.
+template <bool coarse, typename W>
 VAE_FUSED_HD auto angle(W w) {
-  return to_float(w) * 1.4629180792671596e-9f;
+  constexpr float kStep = 1.4629180792671596e-9f;
+  if constexpr (coarse && kHasApproximations) {
+    return shifted_to_float(w, 0) * kStep;
+  } else {
+    return to_float(w) * kStep;
+  }
 }
 
 template <bool coarse = false, typename W, typename F>
 VAE_FUSED_HD void normals(const Words<W>& words, F (&out)[4]) {
-  box_muller<coarse>(uniform(words.w[0]), angle(words.w[1]), out[0], out[1]);
-  box_muller<coarse>(uniform(words.w[2]), angle(words.w[3]), out[2], out[3]);
+  box_muller<coarse>(uniform(words.w[0]), angle<coarse>(words.w[1]), out[0], out[1]);
+  box_muller<coarse>(uniform(words.w[2]), angle<coarse>(words.w[3]), out[2], out[3]);
 }
 
 // The two words that make normal number r, of the four.

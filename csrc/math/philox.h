@@ -28,14 +28,8 @@ struct Seed {
   VAE_FUSED_HD explicit Seed(uint64_t seed)
       : low(static_cast<uint32_t>(seed)), high(static_cast<uint32_t>(seed >> 32)) {}
 
-  template <int r>
-  VAE_FUSED_HD uint32_t first() const {
-    return low + r * 0x9E3779B9u;
-  }
-  template <int r>
-  VAE_FUSED_HD uint32_t second() const {
-    return high + r * 0xBB67AE85u;
-  }
+  VAE_FUSED_HD uint32_t first(uint32_t r) const { return low + r * 0x9E3779B9u; }
+  VAE_FUSED_HD uint32_t second(uint32_t r) const { return high + r * 0xBB67AE85u; }
 };
 
 constexpr int kRounds = 10;
@@ -44,14 +38,8 @@ constexpr int kRounds = 10;
 struct RoundKeys {
   uint32_t k[kRounds][2];
 
-  template <int r>
-  VAE_FUSED_HD uint32_t first() const {
-    return k[r][0];
-  }
-  template <int r>
-  VAE_FUSED_HD uint32_t second() const {
-    return k[r][1];
-  }
+  VAE_FUSED_HD uint32_t first(uint32_t r) const { return k[r][0]; }
+  VAE_FUSED_HD uint32_t second(uint32_t r) const { return k[r][1]; }
 };
 
 // Words as they shall come out of the last round: vectors close their ranks (cpu/vector.h).
@@ -64,7 +52,7 @@ VAE_FUSED_HD uint32_t packed_mulhi(uint32_t a, uint32_t b) { return mulhi(a, b);
 template <int r, class Keys, typename W0, typename W1, typename W2, typename W3>
 VAE_FUSED_HD auto philox_rounds(const Keys& keys, W0 c0, W1 c1, W2 c2, W3 c3) {
   constexpr uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;
-  const uint32_t k0 = keys.template first<r>(), k1 = keys.template second<r>();
+  const uint32_t k0 = keys.first(r), k1 = keys.second(r);
   if constexpr (r == kRounds - 1) {
     return Words<decltype(packed(c0))>{{packed_mulhi(kM1, c2) ^ (packed(c1) ^ k0), packed(kM1 * c2),
                                         packed_mulhi(kM0, c0) ^ (packed(c3) ^ k1),

@@ -81,4 +81,29 @@ VAE_FUSED_HD void narrow(float x, Half& out) {
 #endif
 }
 
+// Two neighbours as the word that they are in memory. A GPU converts from and to either half of a
+// register; the second bfloat16 alone it takes out by a PRMT, moves and shifts.
+template <typename S>
+struct Pair {
+  uint32_t u;
+};
+
+VAE_FUSED_HD void widen(Pair<BFloat16> x, float& first, float& second) {
+  first = real(x.u << 16);
+  second = real(x.u & 0xFFFF0000u);
+}
+
+VAE_FUSED_HD void widen(Pair<Half> x, float& first, float& second) {
+  first = widen(Half{static_cast<uint16_t>(x.u)});
+  second = widen(Half{static_cast<uint16_t>(x.u >> 16)});
+}
+
+template <typename S>
+VAE_FUSED_HD void narrow(float first, float second, Pair<S>& out) {
+  S low, high;
+  narrow(first, low);
+  narrow(second, high);
+  out.u = low.u | static_cast<uint32_t>(high.u) << 16;
+}
+
 }  // namespace vae_fused::math

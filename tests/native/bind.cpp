@@ -498,6 +498,8 @@ PYBIND11_MODULE(_native, m) {
   m.attr("has_cuda_kernels") = kCudaForward != nullptr;
   m.def("space", &space_of, "mu"_a, "dims"_a);
   m.def("divide", [](int64_t n, int64_t d) { return n / vae_fused::divisor(d); });
+  m.def("divide32",
+        [](uint32_t n, uint32_t d) { return vae_fused::quotient(n, vae_fused::divisor_of(d)); });
   m.def("forward", &forward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "z"_a = py::none(), "kl"_a = py::none(), "partials"_a = py::none(),
         "key_out"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),

@@ -114,6 +114,47 @@ def test_no_order_of_blocks_or_threads_changes_a_bit(
             np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("word", [2**32, 2**64])
+@pytest.mark.parametrize("before", [1, 100, 511, 512, 513, 1024])
+def test_a_counter_may_wrap_within_a_tile(
+    kernels: ModuleType, dtype: str, word: int, before: int
+) -> None:
+    """Tiles of whole steps have the counter's high word in common: 512 blocks are one of float."""
+    options = {"shape": "one long row", "dtype": dtype, "layout": "dense"}
+    cpu, cuda = (
+        run(kernels, device, key=(7, word - before), **options) for device in ("cpu", "cuda")
+    )
+    rtol = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2}[dtype]
+    for name in NAMES:
+        a, b = (values(kernels, getattr(call, name)) for call in (cuda, cpu))
+        np.testing.assert_allclose(a, b, rtol=2e-6 if name == "kl" else rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("high", [np.inf, 200.0, 150.0])
+def test_the_gradient_ends_at_the_clamp_and_not_where_exponentials_do(
+    kernels: ModuleType, dtype: str, high: float
+) -> None:
+    """From 178 on nothing changes any more, and the forward kernels go no further."""
+    raw = np.resize(np.float32([0, -9, 120, 149, 151, 179, 199, 201, 999, np.inf, np.nan]), 4099)
+    mu, grad_z = np.ones_like(raw), np.full_like(raw, 1e-30)
+    if dtype == "bfloat16":
+        mu, raw, grad_z = (kernels.probes.to_bfloat16(x) for x in (mu, raw, grad_z))
+    options = {"dims": (0,), "key": KEY, "family": {"posterior": {"low": -9.0, "high": high}}}
+    grad_kl = np.full(1, 1e-30, np.float32)
+    cpu, cuda = (
+        values(
+            kernels,
+            backward(kernels, device, mu, raw, grad_z=grad_z, grad_kl=grad_kl, **options).grad_raw,
+        )
+        for device in ("cpu", "cuda")
+    )
+    np.testing.assert_array_equal(cuda == 0, cpu == 0)
+    np.testing.assert_array_equal(np.isfinite(cuda), np.isfinite(cpu))
+    assert (cpu == 0).any() == (high < 999)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_call_is_one_launch_each_way(kernels: ModuleType, shape: str) -> None:
     before = kernels.emulator.launches()

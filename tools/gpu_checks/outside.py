@@ -212,6 +212,13 @@ def derive(launch: dict[str, object], numel: int) -> None:
         launch["dram_bytes_per_element"] = round(sum(float(str(m)) for m in moved) / numel, 2)
 
 
+def dtype_of(kernel: str) -> str:
+    """What a kernel stores, by its first template argument: of bfloat16, too, a later one is
+    `Plain<float>`.
+    """
+    return "float32" if re.search(r"_kernel(<float\b|If)", kernel) else "bfloat16"
+
+
 def ncu(place: Place, timeout: float, exponent: int = 24) -> Outcome:
     """Counters of one forward and one backward launch, in float32 and in bfloat16."""
     binary = find("ncu", "/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/bin/ncu")
@@ -227,8 +234,7 @@ def ncu(place: Place, timeout: float, exponent: int = 24) -> Outcome:
         if launches:
             break
     for launch in launches:
-        kernel = str(launch["kernel"])
-        launch["dtype"] = "float32" if re.search(r"<float|kernelIf", kernel) else "bfloat16"
+        launch["dtype"] = dtype_of(str(launch["kernel"]))
         derive(launch, 2**exponent)
     figures = {"elements": 2**exponent, "launches": launches, "ended": done.ended()}
     if not launches:
