@@ -55,9 +55,9 @@ class BackwardStep {
   using Noise = Stream<kKeepsKeys<kAccess>>;
   static constexpr bool kUsual = kAccess == Access::kLinear, kAll = kGeneral<F>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  static constexpr int kGradZ = kGaussianSlots<F>, kGradMu = kGradZ + 1, kGradRaw = kGradZ + 2,
-                       kGradEps = kGradZ + 3, kGradMean = kGradZ + 4, kGradPriorRaw = kGradZ + 5,
-                       kOffsets = kAll ? kGradZ + 6 : kGradZ + 4;
+  // The slots behind those of the Gaussians; the last two are the general family's.
+  enum : int { kGradZ = kGaussianSlots<F>, kGradMu, kGradRaw, kGradEps, kGradMean, kGradPriorRaw };
+  static constexpr int kOffsets = 1 + (kAll ? kGradPriorRaw : kGradEps);
 
  public:
   template <bool kWhole>

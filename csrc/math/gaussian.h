@@ -120,8 +120,8 @@ VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
   return {sqrt_normal(p.q * p.t + p.q), {p.q * p.u + (p.q * p.f + (q1 - x)), p.q * p.t + q1}};
 }
 
-// `near` if x is, else these. By value: from sm_100 on a reference keeps `near` in memory. Whether it
-// is, is asked of y: else nvcc would keep what is_near has answered, where nobody asks again.
+// `near` if x is, else these. By value: from sm_100 on a reference keeps `near` in memory. Whether
+// it is, is asked of y: else nvcc would keep what is_near has answered, where nobody asks again.
 template <typename F>
 VAE_FUSED_RARE Exponentials<F> or_far_exponentials(F x, Exponentials<F> near) {
   const F y = F(0.5) * clip(x);
