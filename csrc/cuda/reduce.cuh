@@ -1,5 +1,5 @@
-// Sums whose bits depend on the shape and the layout alone: a thread's elements in order, lanes and
-// warps by fixed trees, tiles of a row in order by the last block to finish.
+// Sums whose bits depend on the shape and the layout alone: a thread's elements in order, warps in
+// order, lanes by fixed trees, tiles of a row in order by the last block to finish.
 //
 // Nothing that is summed is negative, so every rounding is relative to the result. A thread adds
 // the elements of a step, at most 8, in their own type before the sum goes on in double: an error

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstring>
-#include <utility>
 
 #include "cuda/access.cuh"
 
@@ -69,7 +68,8 @@ __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
 }
 
 // Where a step begins in a tensor. In a tile of whole ones: what all threads have in common, and 32
-// bits of a thread's own, instead of a 64-bit offset for each tensor.
+// bits of a thread's own, instead of a 64-bit offset for each tensor. They are bytes: a tile of
+// 2^30 elements would be one of 2^41 (`merge_tiles`).
 template <typename S, bool kWhole>
 __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWhole>& span) {
   if constexpr (kWhole) {
