@@ -75,24 +75,13 @@ VAE_FUSED_HD F exp(F x) {
 }
 VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
 
-// e^(x/2), from e^x where that is a normal number: half of its error, and whoever wants both has
-// one polynomial for them.
+// Whether e^x is a normal number. Then e^(x/2) is its root: half of the error, and whoever wants
+// both has one polynomial for them.
 constexpr float kNear = 87;
 
 template <typename F>
 VAE_FUSED_HD auto is_near(F x) {
   return abs(x) < F(kNear);
-}
-
-template <typename F>
-VAE_FUSED_RARE F far_root(F x, F near) {
-  return select(is_near(x), near, exp(F(0.5) * x));
-}
-
-template <typename F>
-VAE_FUSED_HD F root_of_exp(F x, F exp_x) {
-  const F root = sqrt_normal(exp_x);
-  return all(is_near(x)) ? root : far_root(x, root);
 }
 
 // k ln u = k (n ln 2 + ln(1 + f)), with u = 2^n (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)). k is a
