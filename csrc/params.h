@@ -128,7 +128,7 @@ VAE_FUSED_HD Tile tile_of_rows(const Space& space, int64_t t) {
   return {row * space.cols, row, rows * static_cast<int>(space.cols), rows};
 }
 
-inline Tile tile_at(const Space& space, int64_t t) {
+VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
   if (space.tiles_per_row == 1) return tile_of_rows(space, t);
   return tile_of_row(space, t / space.tiles_per_row,
                      static_cast<uint32_t>(t % space.tiles_per_row));
