@@ -97,6 +97,17 @@ def test_what_hits_all_alike_changes_no_ratio():
     assert training.saved(samples, "step") == {"share": 0.2, "standard_error": 0.0}
 
 
+@pytest.mark.parametrize(("away", "untimed"), [(-1.0, 5), (1e9, 0)])
+def test_a_step_that_has_rested_is_made_once_before_it_is_timed(away, untimed, monkeypatch):
+    """Memory that lay idle may be the host's by then: no training loop sees that."""
+    monkeypatch.setattr(measuring, "AWAY", away)
+    clock, calls = measuring.Clock(), []
+    step = measuring.Step(lambda: calls.append("forward"), lambda _: None)
+    times = measuring.interleaved({"a": step}, clock, 0.0, fewest=5)
+    assert len(times["a"]["step"]) == 5
+    assert len(calls) == 2 + untimed + 5  # two to begin with
+
+
 def test_other_work_is_a_share_of_the_processors():
     share = machine.Others().share()
     assert share is None or 0.0 <= share <= 1.0
