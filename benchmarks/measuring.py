@@ -194,12 +194,14 @@ def interleaved(
     virtual machine may have handed its free memory back to the host by then, which takes two
     seconds: 2^24 elements, 330 ms instead of 48. So after a while ``AWAY`` one step is not timed.
     """
-    for step in steps.values():
+    last = {}  # when each was made
+    for name, step in steps.items():
         for _ in range(2):
             step()
+        last[name] = time.perf_counter()
     prepared = {name: clock.prepare(step) for name, step in steps.items()}
     times: dict[str, Samples] = {name: {} for name in steps}
-    order, shuffle, last = list(steps), random.Random(0).shuffle, dict.fromkeys(steps, 0.0)
+    order, shuffle = list(steps), random.Random(0).shuffle
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
