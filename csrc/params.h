@@ -47,6 +47,7 @@ VAE_FUSED_HD Key resolve(const RngKey& key) {
 // ---------------------------------------------------------------------------------------------
 
 constexpr int kMaxDims = 16;
+constexpr int kMaxBindings = 12;  // tensors that a call walks: what backward has at most
 // Elements of a tile, the unit of work of a CPU task; of a CUDA block, one or several.
 constexpr int kTile = 2048;
 

@@ -13,8 +13,6 @@ namespace vae_fused {
 
 using DimSet = std::bitset<64>;  // torch's tensors have at most 64 dimensions
 
-constexpr size_t kMaxBindings = 12;  // what backward has at most
-
 // A tensor that takes part in a call, and the operand it becomes. No data: absent.
 struct Binding {
   void* data;

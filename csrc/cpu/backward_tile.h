@@ -72,26 +72,28 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>& 
   alignas(64) T mask[kPiece], gmu_buffer[kPiece], graw_buffer[kPiece];
   alignas(64) RowsBuffer<T> gk;
   const int n = piece.whole();
-  const T* const mu = p.grad_kl ? load<S>(p.space, p.of.mu, piece, mu_buffer) : nullptr;
-  const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer);
+  Wanted wanted;
+  const T* const mu = p.grad_kl ? load<S>(p.space, p.of.mu, piece, mu_buffer, wanted) : nullptr;
+  const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer, wanted);
   const bool is_masked = p.of.mask.data;
   if (is_masked) load_mask(p.space, p.of.mask, piece, mask);
   const T* gz = gz_buffer;
   if (p.grad_z.data) {
-    gz = load<S>(p.space, p.grad_z, piece, gz_buffer);
+    gz = load<S>(p.space, p.grad_z, piece, gz_buffer, wanted);
   } else {
     fill_with(T(0), gz_buffer, n);
   }
   if (p.grad_eps.data) {
-    T* const geps = target<S>(p.space, p.grad_eps, piece, noise);
+    T* const geps = target<S>(p.space, p.grad_eps, piece, noise, wanted);
     with_flags([&](auto masked) { noise_adjoint<masked>(f, raw, mask, gz, geps, n); }, is_masked);
     store<S>(p.space, p.grad_eps, piece, geps, noise);
   }
   if (p.grad_kl) load_grad_kl(p, tile, piece, gk);
-  T* const gmu = target<S>(p.space, p.grad_mu, piece, gmu_buffer);
-  T* const graw = target<S>(p.space, p.grad_raw, piece, graw_buffer);
+  T* const gmu = target<S>(p.space, p.grad_mu, piece, gmu_buffer, wanted);
+  T* const graw = target<S>(p.space, p.grad_raw, piece, graw_buffer, wanted);
   const bool is_sampled = p.grad_z.data && p.grad_raw.data;
-  const T* const eps = is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, noise) : nullptr;
+  const T* const eps =
+      is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, noise, wanted) : nullptr;
   with_flags(
       [&](auto sampled, auto with_kl, auto clamps, auto masked) {
         adjoint<sampled, with_kl, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
@@ -164,28 +166,32 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
   alignas(64) T gz_buffer[kPiece], buffers[4][kPiece];
   alignas(64) RowsBuffer<T> scratch;
   const int n = piece.whole();
-  gaussians.template prepare<S>(p.space, p.of, f, piece, p.grad_kl);
+  Wanted others;
+  gaussians.template prepare<S>(p.space, p.of, f, piece, p.grad_kl, others);
   const Operand* const operands[] = {&p.grad_mu, &p.grad_raw, &p.grad_prior_mean,
                                      &p.grad_prior_raw};
   T* grads[4];
-  for (int k = 0; k < 4; ++k) grads[k] = target<S>(p.space, *operands[k], piece, buffers[k]);
+  for (int k = 0; k < 4; ++k) {
+    grads[k] = target<S>(p.space, *operands[k], piece, buffers[k], others);
+  }
   const Gradients<T> g = {grads[0], grads[1], grads[2], grads[3]};
 
   if (!p.grad_z.data) fill_with(T(0), g.mu, n);
   if (!p.grad_z.data || !p.grad_raw.data) fill_with(T(0), g.raw, n);
   for (int64_t s = 0; p.grad_z.data && s < p.of.samples; ++s) {
-    const T* const gz = load<S>(p.space, of_sample<S>(p.grad_z, s), piece, gz_buffer);
-    s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
+    Wanted wanted = s == 0 ? others : Wanted();
+    const T* const gz = load<S>(p.space, of_sample<S>(p.grad_z, s), piece, gz_buffer, wanted);
     if (p.grad_eps.data) {
       const Operand operand = of_sample<S>(p.grad_eps, s);
-      T* const geps = target<S>(p.space, operand, piece, scratch);
+      T* const geps = target<S>(p.space, operand, piece, scratch, wanted);
       noise_adjoint(gaussians, f, gz, geps, n);
       gaussians.mask(geps, n);
       store<S>(p.space, operand, piece, geps, scratch);
     }
-    if (!p.grad_raw.data) continue;
-    const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, scratch);
-    s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
+    const T* const eps =
+        p.grad_raw.data ? load_noise<S>(p.space, p.eps, key, s, piece, scratch, wanted) : nullptr;
+    s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
+    if (eps) s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
   }
   if (p.grad_z.data && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
   if (p.grad_kl) {

@@ -104,13 +104,14 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::Plain<T>& f,
                                 const Piece& piece, T* kl) {
   alignas(64) T mu_buffer[kPiece], raw_buffer[kPiece], mask[kPiece], z_buffer[kPiece];
   const int n = piece.whole();
-  const T* const mu = load<S>(p.space, p.of.mu, piece, mu_buffer);
-  const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer);
+  Wanted wanted;
+  const T* const mu = load<S>(p.space, p.of.mu, piece, mu_buffer, wanted);
+  const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer, wanted);
   if (p.of.mask.data) load_mask(p.space, p.of.mask, piece, mask);
   const bool is_sampled = p.z.data;
+  T* const z = target<S>(p.space, p.z, piece, z_buffer, wanted);
   const T* const eps =
-      is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, z_buffer) : nullptr;
-  T* const z = target<S>(p.space, p.z, piece, z_buffer);
+      is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, z_buffer, wanted) : nullptr;
   with_flags(
       [&](auto sampled, auto with_kl, auto clamps, auto masked) {
         sample_and_kl<sampled, with_kl, clamps, masked>(f, mu, raw, mask, eps, z, kl, n);
@@ -143,11 +144,13 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::Family<T>& f
                                 const Piece& piece, T* kl) {
   alignas(64) T z_buffer[kPiece];
   const int n = piece.whole();
-  gaussians.template prepare<S>(p.space, p.of, f, piece, p.kl);
+  Wanted others;
+  gaussians.template prepare<S>(p.space, p.of, f, piece, p.kl, others);
   for (int64_t s = 0; p.z.data && s < p.of.samples; ++s) {
+    Wanted wanted = s == 0 ? others : Wanted();
     const Operand operand = of_sample<S>(p.z, s);
-    const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, z_buffer);
-    T* const z = target<S>(p.space, operand, piece, z_buffer);
+    T* const z = target<S>(p.space, operand, piece, z_buffer, wanted);
+    const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, z_buffer, wanted);
     sample(gaussians, f, eps, z, n);
     gaussians.mask(z, n);
     store<S>(p.space, operand, piece, z, z_buffer);

@@ -120,10 +120,10 @@ class GaussianPiece<math::Family<T>, kDerivatives> {
 
   template <typename S>
   VAE_FUSED_ALONE void prepare(const Space& space, const Gaussians& of, const math::Family<T>& f,
-                               const Piece& piece, bool with_prior) {
+                               const Piece& piece, bool with_prior, Wanted& wanted) {
     const int n = piece.whole();
     const auto dense = [&](const Operand& operand, T* buffer) {
-      return load<S>(space, operand, piece, buffer);
+      return load<S>(space, operand, piece, buffer, wanted);
     };
     mu_ = dense(of.mu, mu_buffer_);
     soft_ = f.mu_soft_clamp != T(0);

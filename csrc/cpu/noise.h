@@ -7,10 +7,37 @@
 
 namespace vae_fused::cpu {
 
-#define VAE_FUSED_NOISE(target, T)                                      \
-  namespace target {                                                    \
-  void fill(const Key& key, uint64_t index, int n, T* out);             \
-  void fill_at(const Key& key, const uint64_t* indices, int n, T* out); \
+// Memory that is soon wanted. Noise is arithmetic alone, for most of a kernel's time, so this is
+// fetched meanwhile: some lines at each of its steps, as all at once would wait for each other.
+class Wanted {
+ public:
+  // As many bytes from each address. Beyond a tensor's end nothing happens: it is a hint.
+  VAE_FUSED_HD void add(const void* from, int bytes) {
+    from_[count_++] = static_cast<const char*>(from);
+    bytes_ = bytes;
+  }
+
+  template <int kLines>
+  VAE_FUSED_HD void fetch() {
+    constexpr int kLine = 64;
+    if (done_ >= bytes_) return;
+    for (int i = 0; i < count_; ++i) {
+      const char* const from = from_[i] + done_;
+      VAE_FUSED_UNROLL
+      for (int l = 0; l < kLines; ++l) __builtin_prefetch(from + l * kLine);
+    }
+    done_ += kLines * kLine;
+  }
+
+ private:
+  const char* from_[kMaxBindings];
+  int count_ = 0, bytes_ = 0, done_ = 0;
+};
+
+#define VAE_FUSED_NOISE(target, T)                                          \
+  namespace target {                                                        \
+  void fill(const Key& key, uint64_t index, int n, T* out, Wanted& wanted); \
+  void fill_at(const Key& key, const uint64_t* indices, int n, T* out);     \
   }
 #define VAE_FUSED_NOISE_OF(T)  \
   VAE_FUSED_NOISE(baseline, T) \

@@ -66,12 +66,17 @@ VAE_FUSED_HD math::Words<Bits> words_of(const uint32_t (&from)[4][kLanes]) {
   return words;
 }
 
+// In half a step, as many bytes of each as there are of noise.
+constexpr int kLinesFetched = kLanes / 8;
+
 // The high word of the counter is the same for all, or not.
-VAE_FUSED_HD void make_words(uint64_t seed, uint64_t first, int steps, Batch& batch) {
+VAE_FUSED_HD void make_words(uint64_t seed, uint64_t first, int steps, Batch& batch,
+                             Wanted& wanted) {
   const uint64_t blocks = static_cast<uint64_t>(steps) * kLanes;
   const auto high = static_cast<uint32_t>(first >> 32);
   if (static_cast<uint32_t>((first + blocks - 1) >> 32) == high) {
     for (int i = 0; i < steps; ++i) {
+      wanted.fetch<kLinesFetched>();
       put_words(seed, counters(first + i * kLanes), high, batch.words[i]);
     }
   } else {
@@ -109,19 +114,22 @@ VAE_FUSED_HD void make_normals(const uint32_t (&from)[4][kLanes], double* out) {
 
 // The one place where words become normals: compilers may round differently in another.
 template <typename T>
-VAE_FUSED_ONE_BODY static void make_normals(const Batch& batch, int steps, T* out) {
+VAE_FUSED_ONE_BODY static void make_normals(const Batch& batch, int steps, T* out, Wanted& wanted) {
   constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
-  for (int i = 0; i < steps; ++i) make_normals(batch.words[i], out + i * kStep);
+  for (int i = 0; i < steps; ++i) {
+    wanted.fetch<kLinesFetched>();
+    make_normals(batch.words[i], out + i * kStep);
+  }
 }
 
 template <typename T>
-static void fill_steps(uint64_t seed, uint64_t first, int steps, T* out) {
+static void fill_steps(uint64_t seed, uint64_t first, int steps, T* out, Wanted& wanted) {
   constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
   Batch batch;
   while (steps > 0) {
     const int n = steps < kBatch ? steps : kBatch;
-    make_words(seed, first, n, batch);
-    make_normals(batch, n, out);
+    make_words(seed, first, n, batch, wanted);
+    make_normals(batch, n, out, wanted);
     first += static_cast<uint64_t>(n) * kLanes;
     out += n * kStep;
     steps -= n;
@@ -129,7 +137,7 @@ static void fill_steps(uint64_t seed, uint64_t first, int steps, T* out) {
 }
 
 template <typename T>
-static void fill_from(const Key& key, uint64_t index, int n, T* out) {
+static void fill_from(const Key& key, uint64_t index, int n, T* out, Wanted& wanted) {
   constexpr int kPer = math::kNormalsPerBlock<T>, kStep = kPer * kLanes;
   uint64_t block = key.offset + index / kPer;
   int skip = static_cast<int>(index % kPer);
@@ -138,11 +146,11 @@ static void fill_from(const Key& key, uint64_t index, int n, T* out) {
     if (skip == 0 && n >= kStep) {
       steps = n / kStep;
       take = steps * kStep;
-      fill_steps(key.seed, block, steps, out);
+      fill_steps(key.seed, block, steps, out, wanted);
     } else {  // a part of a step
       alignas(64) T whole[kStep];
       take = n < kStep - skip ? n : kStep - skip;
-      fill_steps(key.seed, block, 1, whole);
+      fill_steps(key.seed, block, 1, whole, wanted);
       std::memcpy(out, whole + skip, take * sizeof(T));
       skip = 0;
     }
@@ -182,14 +190,19 @@ static void fill_pairs_at(const Key& key, const uint64_t* indices, int n, float*
     put_pairs_at(key, ordered, &batch.words[0][2 * pair]);
   }
   float whole[4 * kLanes];
-  make_normals(batch, 1, whole);
+  Wanted nothing;
+  make_normals(batch, 1, whole, nothing);
   for (int at = 0; at < n; ++at) {
     out[at] = whole[4 * block_of_lane(at % kLanes) + at / kLanes * 2 + indices[at] % 2];
   }
 }
 
-void fill(const Key& key, uint64_t index, int n, float* out) { fill_from(key, index, n, out); }
-void fill(const Key& key, uint64_t index, int n, double* out) { fill_from(key, index, n, out); }
+void fill(const Key& key, uint64_t index, int n, float* out, Wanted& wanted) {
+  fill_from(key, index, n, out, wanted);
+}
+void fill(const Key& key, uint64_t index, int n, double* out, Wanted& wanted) {
+  fill_from(key, index, n, out, wanted);
+}
 
 void fill_at(const Key& key, const uint64_t* indices, int n, float* out) {
   for (int done = 0; done < n; done += 2 * kLanes) {

@@ -118,13 +118,10 @@ VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, const 
   }
 }
 
-// Where the tensor's memory is already what the arithmetic works on; else null. Then nothing is
-// moved: the copies would be a quarter of the forward kernel's time.
+// Where a piece is one dense run of the tensor; else null.
 template <typename S>
-VAE_FUSED_HD arithmetic_t<S>* in_place(const Space& space, const Operand& operand,
-                                       const Piece& piece) {
-  if (!std::is_same_v<S, arithmetic_t<S>> || piece.n != piece.whole()) return nullptr;
-  const auto data = static_cast<arithmetic_t<S>*>(operand.data);
+VAE_FUSED_HD S* dense(const Space& space, const Operand& operand, const Piece& piece) {
+  S* const data = static_cast<S*>(operand.data);
   if (operand.linear) return data + piece.begin;
   const int inner = space.ndim - 1;
   if (operand.stride[inner] != 1 || space.size[inner] < piece.n) return nullptr;
@@ -212,11 +209,16 @@ VAE_FUSED_HD Lanes<T> kept(const T* mask, int j, Lanes<T> value) {
   return select(get(mask + j) == nought, nought, value);
 }
 
-// The values of a piece: in the tensor itself, or brought into the buffer.
+// The values of a piece: in the tensor itself, or brought into the buffer. Wanted are then those of
+// the next piece.
 template <typename S, typename T>
 VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Piece& piece,
-                           T* buffer) {
-  if (const T* const values = in_place<S>(space, operand, piece)) return values;
+                           T* buffer, Wanted& wanted) {
+  const S* const run = dense<S>(space, operand, piece);
+  if (run) wanted.add(run + kPiece, kPiece * sizeof(S));
+  if constexpr (std::is_same_v<S, T>) {
+    if (run && piece.n == piece.whole()) return run;
+  }
   copy_in<S>(space, operand, piece, buffer);
   return buffer;
 }
@@ -224,9 +226,14 @@ VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Pie
 // Where to compute the values of a piece: in the tensor itself, or in the buffer, which is also for
 // those that nobody wants.
 template <typename S, typename T>
-VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& piece, T* buffer) {
-  T* const values = operand.data ? in_place<S>(space, operand, piece) : nullptr;
-  return values ? values : buffer;
+VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& piece, T* buffer,
+                       Wanted& wanted) {
+  S* const run = operand.data ? dense<S>(space, operand, piece) : nullptr;
+  if (run) wanted.add(run, kPiece * sizeof(S));
+  if constexpr (std::is_same_v<S, T>) {
+    if (run && piece.n == piece.whole()) return run;
+  }
+  return buffer;
 }
 
 // Puts what was computed at `target` into the tensor, if there is one and it is not there already.
@@ -250,12 +257,12 @@ constexpr int64_t kLongRun = 32;
 // that are shorter, or not in order, go together.
 template <typename T>
 VAE_FUSED_ALONE void fill_runs(const Space& space, const Key& key, int64_t first, Piece piece,
-                               T* out) {
+                               T* out, Wanted& wanted) {
   const int inner = space.ndim - 1;
   const bool long_runs = space.noise_stride[inner] == 1 && space.size[inner] >= kLongRun;
   uint64_t indices[kPiece];
   for_each_run(space, space.noise_stride, piece, [&](int at, int64_t index, int64_t step, int len) {
-    if (long_runs) return fill(key, first + index, len, out + at);
+    if (long_runs) return fill(key, first + index, len, out + at, wanted);
     for (int j = 0; j < len; ++j) indices[at + j] = first + index + j * step;
   });
   if (!long_runs) fill_at(key, indices, piece.n, out);
@@ -264,13 +271,13 @@ VAE_FUSED_ALONE void fill_runs(const Space& space, const Key& key, int64_t first
 // The noise of a piece and a sample: explicit, or regenerated from the key.
 template <typename S, typename T>
 VAE_FUSED_HD const T* load_noise(const Space& space, const Sampled& eps, const Key& key,
-                                 int64_t sample, const Piece& piece, T* buffer) {
-  if (eps.data) return load<S>(space, of_sample<S>(eps, sample), piece, buffer);
+                                 int64_t sample, const Piece& piece, T* buffer, Wanted& wanted) {
+  if (eps.data) return load<S>(space, of_sample<S>(eps, sample), piece, buffer, wanted);
   const int64_t first = sample * space.rows * space.cols;
   if (space.noise_linear) {
-    fill(key, first + piece.begin, piece.n, buffer);
+    fill(key, first + piece.begin, piece.n, buffer, wanted);
   } else {
-    fill_runs(space, key, first, piece, buffer);
+    fill_runs(space, key, first, piece, buffer, wanted);
   }
   pad(piece, buffer);
   return buffer;

@@ -97,7 +97,8 @@ void bind_noise(py::module_& m, const char* name) {
       name,
       [](uint64_t seed, uint64_t offset, uint64_t first, py::ssize_t n) {
         py::array_t<T> out(n);
-        baseline::fill(Key{seed, offset}, first, static_cast<int>(n), out.mutable_data());
+        Wanted nothing;
+        baseline::fill(Key{seed, offset}, first, static_cast<int>(n), out.mutable_data(), nothing);
         return out;
       },
       "seed"_a, "offset"_a, "first"_a, "n"_a);
