@@ -97,7 +97,7 @@ void bind_noise(py::module_& m, const char* name) {
       name,
       [](uint64_t seed, uint64_t offset, uint64_t first, py::ssize_t n) {
         py::array_t<T> out(n);
-        Wanted nothing;
+        vae_fused::cpu::Wanted nothing;
         baseline::fill(Key{seed, offset}, first, static_cast<int>(n), out.mutable_data(), nothing);
         return out;
       },
