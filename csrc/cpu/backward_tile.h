@@ -142,12 +142,12 @@ VAE_FUSED_ALONE void scale_adjoint(const GaussianPiece<math::Family<T>, true>& g
   }
 }
 
-template <bool linear, bool learned, typename T>
+template <bool linear, bool scaled, bool learned, typename T>
 VAE_FUSED_ALONE void add_kl_adjoint(const GaussianPiece<math::Family<T>, true>& gaussians,
                                     math::Family<T> f, const T* gk, Gradients<T> g, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const auto q = gaussians.posterior(j);
-    const auto prior = gaussians.prior(j);
+    const auto prior = gaussians.template prior<scaled>(j);
     const auto of_kl =
         math::kl_adjoint(f, linear, math::relative(f, q, prior), prior.precision, get(gk + j));
     put(get(g.mu + j) + of_kl.mu, g.mu + j);
@@ -197,10 +197,10 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
   if (p.grad_kl) {
     load_grad_kl(p, tile, piece, scratch);
     const bool is_learned = p.grad_prior_mean.data || p.grad_prior_raw.data;
-    const auto add_adjoint = [&](auto linear, auto learned) {
-      add_kl_adjoint<linear, learned>(gaussians, f, scratch, g, n);
+    const auto add_adjoint = [&](auto linear, auto scaled, auto learned) {
+      add_kl_adjoint<linear, scaled, learned>(gaussians, f, scratch, g, n);
     };
-    with_flags(add_adjoint, f.linear, is_learned);
+    with_flags(add_adjoint, f.linear, p.of.prior_raw.data, is_learned);
   } else {
     if (p.grad_prior_mean.data) fill_with(T(0), g.mean, n);
     if (p.grad_prior_raw.data) fill_with(T(0), g.prior, n);

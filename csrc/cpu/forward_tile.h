@@ -129,11 +129,12 @@ VAE_FUSED_ALONE void sample(const GaussianPiece<math::Family<T>, false>& gaussia
   }
 }
 
-template <bool linear, typename T>
+template <bool linear, bool scaled, typename T>
 VAE_FUSED_ALONE void kl_of(const GaussianPiece<math::Family<T>, false>& gaussians,
                            math::Family<T> f, T* kl, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    const auto relative = math::relative(f, gaussians.posterior(j), gaussians.prior(j));
+    const auto relative =
+        math::relative(f, gaussians.posterior(j), gaussians.template prior<scaled>(j));
     put(math::twice_kl(f, linear, relative), kl + j);
   }
 }
@@ -156,7 +157,8 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::Family<T>& f
     store<S>(p.space, operand, piece, z, z_buffer);
   }
   if (!p.kl) return;
-  with_flags([&](auto linear) { kl_of<linear>(gaussians, f, kl, n); }, f.linear);
+  with_flags([&](auto linear, auto scaled) { kl_of<linear, scaled>(gaussians, f, kl, n); },
+             f.linear, p.of.prior_raw.data);
   gaussians.mask(kl, n);
 }
 

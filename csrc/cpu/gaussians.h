@@ -35,63 +35,64 @@ struct ScalePiece {
 
   // `raw` may be x itself. The options by value: in memory they might be what the loops write.
   VAE_FUSED_ALONE void compute(math::ScaleOptions<T> o, const T* raw, int n) {
-    if (o.soft_clamp != T(0)) return compute_softly(o, raw, n);
-    if (!math::has_floor(o)) {
-      return math::with_base(o.base, [&](auto b) { compute_as<decltype(b)::value>(o, raw, n); });
-    }
-    math::with_base(o.base, [&](auto b) { compute_base<decltype(b)::value>(o, raw, n); });
-    o.var_floor != T(0) ? add_floors<true>(o, n) : add_floors<false>(o, n);
+    if (o.soft_clamp != T(0)) return compute_limited<true>(o, raw, n);
+    if (math::has_clamp(o)) return compute_limited<false>(o, raw, n);
+    const bool floored = math::has_floor(o);
+    math::with_base(o.base, [&](auto base) {
+      constexpr bool staged = base() == math::ScaleBase::kSoftplus;
+      if (floored) return compute_base<base(), true>(o, raw, n);
+      staged ? compute_base<base(), false>(o, raw, n) : compute_as<base()>(o, raw, n);
+    });
+    if (floored) return o.var_floor != T(0) ? finish<true, true>(o, n) : finish<true, false>(o, n);
+    if (o.base == math::ScaleBase::kSoftplus) finish<false, false>(o, n);
   }
 
  private:
   template <math::ScaleBase base>
   VAE_FUSED_ALONE void compute_as(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
-      const auto limited = math::affine(o, math::hard_clamp(get(raw + j), o.low, o.high));
-      set(j, math::scale_of(o, base, false, limited));
+      set(j, math::scale_of(o, base, false, math::Limited<Lanes<T>>{get(raw + j), T(1)}));
     }
   }
 
-  // With floors, sigma without them is the raw value of a scale that is the identity. In one loop
-  // softplus' exponential and logarithm and then the logarithm of the result were a chain too long
-  // for the processor to look ahead to the next.
-  template <math::ScaleBase base>
+  // In one loop softplus' exponential and logarithm, and then the logarithm of the result, were a
+  // chain too long for the processor to look ahead to the next: so with it, and with floors, sigma
+  // without them comes first.
+  template <math::ScaleBase base, bool floored>
   VAE_FUSED_ALONE void compute_base(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
-      const auto limited = math::affine(o, math::hard_clamp(get(raw + j), o.low, o.high));
-      Lanes<T> s = o.unit * limited.x, ds = o.unit * limited.dx;
-      if constexpr (base != math::ScaleBase::kIdentity) {
-        const auto scale = math::scale_of(o, base, false, limited);
-        s = scale.sigma;
-        ds = scale.dsigma;
+      const Lanes<T> t = math::affine(o, get(raw + j)), slope = T(1);
+      const auto s = math::base_of(o, base, t, slope);
+      if constexpr (!floored) {
+        set(j, s);
+      } else {
+        put(s.sigma, sigma + j);
+        if constexpr (kDerivatives) put(s.dsigma, dsigma + j);
       }
-      put(s, sigma + j);
-      if constexpr (kDerivatives) put(ds, dsigma + j);
     }
   }
 
-  template <bool rooted>
-  VAE_FUSED_ALONE void add_floors(math::ScaleOptions<T> o, int n) {
+  template <bool floored, bool rooted>
+  VAE_FUSED_ALONE void finish(math::ScaleOptions<T> o, int n) {
+    constexpr auto base = floored ? math::ScaleBase::kIdentity : math::ScaleBase::kSoftplus;
     if constexpr (!rooted) o.var_floor = T(0);
-    o.unit = T(1);
     for (int j = 0; j < n; j += kStep<T>) {
-      Lanes<T> ds = T(1);
-      if constexpr (kDerivatives) ds = get(dsigma + j);
-      const math::Limited<Lanes<T>> base = {get(sigma + j), ds};
-      set(j, math::scale_of(o, math::ScaleBase::kIdentity, true, base));
+      set(j, math::finished(o, base, floored, Lanes<T>(T(0)), at(j)));
     }
   }
 
-  // The soft clamp is a layer of its own in front of the others.
-  VAE_FUSED_ALONE void compute_softly(math::ScaleOptions<T> o, const T* raw, int n) {
+  // A clamp is a layer of its own in front of the others.
+  template <bool soft>
+  VAE_FUSED_ALONE void compute_limited(math::ScaleOptions<T> o, const T* raw, int n) {
     alignas(64) T slope[kPiece];
     for (int j = 0; j < n; j += kStep<T>) {
-      const auto limited = math::soft_clamp(get(raw + j), o.soft_clamp, o.per_soft_clamp);
+      const Lanes<T> r = get(raw + j);
+      const auto limited = soft ? math::soft_clamp(r, o.soft_clamp, o.per_soft_clamp)
+                                : math::hard_clamp(r, o.low, o.high);
       put(limited.x, x + j);
       put(limited.dx, slope + j);
     }
-    o.soft_clamp = T(0);
-    compute(o, x, n);
+    compute(math::without_clamp(o), x, n);
     if constexpr (kDerivatives) {
       for (int j = 0; j < n; j += kStep<T>) {
         put(math::chain(get(dsigma + j), get(slope + j)), dsigma + j);
@@ -135,18 +136,17 @@ class GaussianPiece<math::Family<T>, kDerivatives> {
     if (of.prior_mean.data) mean_ = dense(of.prior_mean, mean_buffer_);
     if (!of.prior_raw.data) return;
     p_.compute(f.prior, dense(of.prior_raw, p_.x), n);
-    for (int j = 0; j < n; j += kStep<T>) {
-      put(math::precision_of(get(p_.sigma + j)), p_.sigma + j);
-    }
   }
 
   VAE_FUSED_HD math::Posterior<Lanes<T>> posterior(int j) const {
     return {get(mu_ + j), T(1), q_.at(j), {}};
   }
 
+  // `scaled`: by a tensor. A division takes 16 cycles, which the loops of the KL hide.
+  template <bool scaled>
   VAE_FUSED_HD math::Prior<Lanes<T>> prior(int j) const {
     const math::Scale<Lanes<T>> p = p_.at(j);
-    return {get(mean_ + j), p.sigma, p.x, p.dx};
+    return {get(mean_ + j), scaled ? math::precision_of(p.sigma) : p.sigma, p.x, p.dx};
   }
 
   // From mu to the network's output.
@@ -173,7 +173,7 @@ class GaussianPiece<math::Family<T>, kDerivatives> {
   const T *mu_, *mean_;
   bool soft_, masked_;
   alignas(64) T mu_buffer_[kPiece], mean_buffer_[kPiece], dmu_[kDerivatives ? kPiece : 1];
-  ScalePiece<T, kDerivatives> q_, p_;  // p_.sigma holds 1 / tau
+  ScalePiece<T, kDerivatives> q_, p_;  // without a tensor p_.sigma holds 1 / tau
   alignas(64) T mask_[kPiece];
 };
 

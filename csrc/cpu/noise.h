@@ -11,6 +11,8 @@ namespace vae_fused::cpu {
 // fetched meanwhile: some lines at each of its steps, as all at once would wait for each other.
 class Wanted {
  public:
+  VAE_FUSED_HD Wanted() {}
+
   // As many bytes from each address. Beyond a tensor's end nothing happens: it is a hint.
   VAE_FUSED_HD void add(const void* from, int bytes) {
     from_[count_++] = static_cast<const char*>(from);

@@ -84,13 +84,10 @@ VAE_FUSED_HD auto is_near(F x) {
   return abs(x) < F(kNear);
 }
 
-// k ln u = k (n ln 2 + ln(1 + f)), with u = 2^n (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)). k is a
-// power of two in the coefficients, for nothing but half an ulp: k f, alone, would be a product.
-template <int k = 1, typename F>
-VAE_FUSED_HD F log(F u) {
-  const auto b = bits(u) - 0x3F3504F3u;  // sqrt(1/2): its exponent field becomes 0 and below
-  const F n = shifted_to_float(b, 23);
-  const F f = real((b & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+// k (n ln 2 + ln(1 + f)), 1 + f in [sqrt(1/2), sqrt(2)]. k is a power of two in the coefficients,
+// for nothing but half an ulp: k f, alone, would be a product.
+template <int k, typename F>
+VAE_FUSED_HD F reduced_log(F n, F f) {
   F p = k * 8.71121734e-2f;
   p = p * f + k * -1.42714977e-1f;
   p = p * f + k * 1.49129361e-1f;
@@ -102,6 +99,14 @@ VAE_FUSED_HD F log(F u) {
   if constexpr (k == 1) return (f * f * p + f) + n * 0.693147182f;
   p = p * f + k * 1.0f;
   return f * p + n * (k * 0.693147182f);
+}
+
+// k ln u, u = 2^n (1 + f).
+template <int k = 1, typename F>
+VAE_FUSED_HD F log(F u) {
+  const auto b = bits(u) - 0x3F3504F3u;  // sqrt(1/2): its exponent field becomes 0 and below
+  return reduced_log<k>(F(shifted_to_float(b, 23)),
+                        F(real((b & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f));
 }
 
 template <int k = 1>
@@ -132,11 +137,11 @@ VAE_FUSED_HD double reciprocal(double x) { return 1.0 / x; }
 VAE_FUSED_HD float sqrt_any(float x) { return sqrt_any_libm(x); }
 VAE_FUSED_HD double sqrt_any(double x) { return sqrt_libm(x); }
 
-// ln(1 + e) = ln w + (e - (w - 1)) / w,  w = 1 + e rounded.
+// ln(1 + e): f is e, or (e - 1) / 2, which is no less exact.
 template <typename F>
 VAE_FUSED_HD F log1p_unit(F e) {
-  const F w = 1.0f + e;
-  return log(w) + (e - (w - 1.0f)) * reciprocal(w);
+  const auto far = e > F(0.414213538f);
+  return reduced_log<1>(select(far, F(1.0f), F(0.0f)), select(far, 0.5f * e - 0.5f, e));
 }
 VAE_FUSED_HD double log1p_unit(double e) { return log1p_libm(e); }
 

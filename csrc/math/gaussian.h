@@ -282,12 +282,8 @@ struct Prior {
 
 template <typename T>
 constexpr T kSmallest = std::numeric_limits<T>::min();  // a power of two, as is its reciprocal
-
-template <typename F>
-VAE_FUSED_HD auto in_range(F x) {
-  using T = number_t<F>;
-  return (x > F(kSmallest<T>)) & (x < F(T(1) / kSmallest<T>));
-}
+template <typename T>
+constexpr T kNormal = sizeof(T) == 8 ? 1416 : 174;  // where |ln sigma^2| is less sigma is normal
 
 template <typename F>
 VAE_FUSED_HD F precision_of(F tau) {
@@ -322,7 +318,7 @@ VAE_FUSED_HD Relative<T> relative(const Plain<T>&, const Posterior<T>& q, const 
 template <typename T, typename F>
 VAE_FUSED_HD Relative<F> relative(const Family<T>&, const Posterior<F>& q, const Prior<F>& p) {
   const F sigma = q.scale.sigma, r = sigma * p.precision, x = q.scale.x - p.x;
-  const auto direct = in_range(sigma) & in_range(p.precision);
+  const auto direct = larger(abs(q.scale.x), abs(p.x)) < F(kNormal<T>);
   F variance = r * r;
   if (!all(direct)) variance = select(direct, variance, exp(x));
   return {(q.mu - p.mean) * p.precision, x, excess(clip(x), variance)};
@@ -373,7 +369,7 @@ template <typename T, typename F>
 VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Family<T>& f, bool linear, const Relative<F>& r,
                                      F precision, F grad) {
   const F g = linear ? f.constant - r.x : r.excess.g, h = linear ? F(-1) : r.excess.h;
-  grad = select(F(0.5) * (r.d * r.d + g) < F(f.free_bits), F(0), grad);
+  grad = select(r.d * r.d + g < F(2 * f.free_bits), F(0), grad);
   const F q = f.to_posterior * grad, p = f.to_prior * grad, d = r.d * precision;
   return {q * d, F(0.5) * q * h, -p * d, F(-0.5) * p * (h + r.d * r.d)};
 }

@@ -60,15 +60,29 @@ VAE_FUSED_HD Limited<F> hard_clamp(F raw, T low, T high) {
   return {clamp(raw, low, high), select(beyond(raw, low, high), F(0), F(1))};
 }
 
-template <typename T, typename F>
-VAE_FUSED_HD Limited<F> affine(const ScaleOptions<T>& o, const Limited<F>& c) {
-  return {o.gain * c.x + o.shift, o.gain * c.dx};
+template <typename T>
+VAE_FUSED_HD bool has_clamp(const ScaleOptions<T>& o) {
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  return o.soft_clamp != T(0) || o.low > -kInfinity || o.high < kInfinity;
+}
+
+template <typename T>
+VAE_FUSED_HD ScaleOptions<T> without_clamp(ScaleOptions<T> o) {
+  o.soft_clamp = 0;
+  o.low = -std::numeric_limits<T>::infinity();
+  o.high = std::numeric_limits<T>::infinity();
+  return o;
 }
 
 template <typename T, typename F>
 VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
-  return affine(o, o.soft_clamp != T(0) ? soft_clamp(raw, o.soft_clamp, o.per_soft_clamp)
-                                        : hard_clamp(raw, o.low, o.high));
+  return o.soft_clamp != T(0) ? soft_clamp(raw, o.soft_clamp, o.per_soft_clamp)
+                              : hard_clamp(raw, o.low, o.high);
+}
+
+template <typename T, typename F>
+VAE_FUSED_HD F affine(const ScaleOptions<T>& o, F x) {
+  return o.gain * x + o.shift;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -87,8 +101,8 @@ VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
 //   ln s(t) = min(t, 0) - ln(1 + e)
 //
 // Where t is very negative softplus underflows, but its logarithm does not: ln(1 + e) = e - e^2 / 2
-// + ..., hence ln base = t - e / 2, and the KL stays finite. Below -16 that is all there is in
-// float, e^2 < 2^-46; below -37 in double.
+// + ..., hence ln base = t - e / 2, and the KL stays finite. Where base is tiny that is all there
+// is: in float e^2 < 2^-46, in double 2^-106.
 //
 // After: a floor, if there is one, and where the logarithm is not known already it is taken of the
 // result, in the square where there is no root to spoil it:
@@ -113,6 +127,8 @@ VAE_FUSED_HD double exponent_of(double t) { return t; }
 VAE_FUSED_HD double from_exponential(double, double e) { return e; }
 
 template <typename T>
+constexpr T kTiny = sizeof(T) == 8 ? T(1e-16) : T(1e-7);
+template <typename T>
 constexpr T kAbsorbs = sizeof(T) == 8 ? T(0x1p+300) : T(0x1p+60);
 
 template <typename T>
@@ -120,12 +136,10 @@ VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
   return o.var_floor != T(0) || o.std_floor != T(0);
 }
 
+// s and its derivative; x and its derivative where the base knows them. `slope` is C'.
 template <typename T, typename F>
-VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool floored,
-                               const Limited<F>& limited) {
-  const F t = limited.x;
+VAE_FUSED_HD Scale<F> base_of(const ScaleOptions<T>& o, ScaleBase base, F t, F slope) {
   const bool logistic = base == ScaleBase::kSoftplus || base == ScaleBase::kSigmoid;
-  auto tiny = t < F(sizeof(T) == 8 ? T(-37) : T(-16));
   F s = t, ds = F(1), x = F(0), dx = F(0);
   if (base == ScaleBase::kExp || logistic) {
     const F e = exp(logistic ? -abs(t) : exponent_of(t));
@@ -154,13 +168,17 @@ VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool fl
     s = sqrt_any(t);
     ds = F(0.5) * reciprocal(s);
   }
-  s = o.unit * s;
-  ds = chain(o.unit * ds, limited.dx);
-  x = x + o.log_unit_squared;
-  dx = chain(dx, limited.dx);
+  return {o.unit * s, x + o.log_unit_squared, chain(o.unit * o.gain * ds, slope),
+          chain(o.gain * dx, slope)};
+}
 
+// Floors, and the logarithm where it is not known.
+template <typename T, typename F>
+VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool floored, F t,
+                               const Scale<F>& b) {
+  F s = b.sigma, x = b.x, ds = b.dsigma, dx = b.dx;
   const F variance = s * s + o.var_floor;
-  const auto large = s > F(kAbsorbs<T>);
+  const auto large = s > F(kAbsorbs<T>), tiny = s < F(kTiny<T>);
   if (floored && o.var_floor != T(0)) {
     const F root = sqrt_any(variance);
     ds = select(large, ds, ds * (s * reciprocal(root)));
@@ -187,6 +205,13 @@ VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool fl
     dx = dtaken;
   }
   return {s, x, ds, dx};
+}
+
+template <typename T, typename F>
+VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool floored,
+                               const Limited<F>& limited) {
+  const F t = affine(o, limited.x);
+  return finished(o, base, floored, t, base_of(o, base, t, limited.dx));
 }
 
 template <typename T, typename F>
