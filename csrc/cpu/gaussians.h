@@ -38,10 +38,11 @@ struct ScalePiece {
     if (o.soft_clamp != T(0)) return compute_limited<true>(o, raw, n);
     if (math::has_clamp(o)) return compute_limited<false>(o, raw, n);
     const bool floored = math::has_floor(o);
-    math::with_base(o.base, [&](auto base) {
-      constexpr bool staged = base() == math::ScaleBase::kSoftplus;
-      if (floored) return compute_base<base(), true>(o, raw, n);
-      staged ? compute_base<base(), false>(o, raw, n) : compute_as<base()>(o, raw, n);
+    math::with_base(o.base, [&](auto b) {
+      constexpr math::ScaleBase base = decltype(b)::value;
+      if (floored) return compute_base<base, true>(o, raw, n);
+      const bool staged = base == math::ScaleBase::kSoftplus;
+      staged ? compute_base<base, false>(o, raw, n) : compute_as<base>(o, raw, n);
     });
     if (floored) return o.var_floor != T(0) ? finish<true, true>(o, n) : finish<true, false>(o, n);
     if (o.base == math::ScaleBase::kSoftplus) finish<false, false>(o, n);

@@ -38,6 +38,7 @@ namespace math = vae_fused::math;
   }                                                                                       \
   void scale_base(int base, const T* x, T* out, int64_t n) {                              \
     math::ScaleOptions<T> o;                                                              \
+    o.gain = 1;                                                                           \
     for (int64_t i = 0; i < n; ++i) {                                                     \
       const auto s = math::scale_of(o, static_cast<math::ScaleBase>(base), false,         \
                                     math::Limited<T>{x[i], T(1)});                        \
