@@ -10,6 +10,10 @@
 
 namespace vae_fused::math {
 
+// A constant, as a call would be a function that the files of all instruction sets share.
+template <typename T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
 // The functions sigma0(x) of math/scale.h. The public kinds are these with an affine map before and
 // a factor after: see kKinds in csrc/torch/options.cpp.
 enum class ScaleBase : int32_t { kExp, kIdentity, kSqrt, kSoftplus, kSigmoid };
@@ -22,7 +26,7 @@ template <typename T>
 struct ScaleOptions {
   ScaleBase base = ScaleBase::kExp;
   T gain = T(0.5), shift = 0;
-  T low = -std::numeric_limits<T>::infinity(), high = std::numeric_limits<T>::infinity();
+  T low = -kInfinity<T>, high = kInfinity<T>;
   T soft_clamp = 0, per_soft_clamp = 0;  // c and 1 / c; 0: none
   T unit = 1, log_unit_squared = 0;      // and ln unit^2
   T var_floor = 0, std_floor = 0;
@@ -51,8 +55,7 @@ struct Plain {
   T top;  // the lesser of high and where exponentials need no more
 
   VAE_FUSED_HD bool clamps() const {
-    constexpr T kInfinity = std::numeric_limits<T>::infinity();
-    return low > -kInfinity || high < kInfinity;
+    return low > -kInfinity<T> || high < kInfinity<T>;
   }
 };
 

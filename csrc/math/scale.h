@@ -62,15 +62,14 @@ VAE_FUSED_HD Limited<F> hard_clamp(F raw, T low, T high) {
 
 template <typename T>
 VAE_FUSED_HD bool has_clamp(const ScaleOptions<T>& o) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  return o.soft_clamp != T(0) || o.low > -kInfinity || o.high < kInfinity;
+  return o.soft_clamp != T(0) || o.low > -kInfinity<T> || o.high < kInfinity<T>;
 }
 
 template <typename T>
 VAE_FUSED_HD ScaleOptions<T> without_clamp(ScaleOptions<T> o) {
   o.soft_clamp = 0;
-  o.low = -std::numeric_limits<T>::infinity();
-  o.high = std::numeric_limits<T>::infinity();
+  o.low = -kInfinity<T>;
+  o.high = kInfinity<T>;
   return o;
 }
 
