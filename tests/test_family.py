@@ -172,6 +172,19 @@ def test_softplus_is_stable_for_any_input(beta, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("beta", [1e-6, 1.0, 1e6])
+def test_softplus_keeps_its_logarithm_whatever_beta_is(beta, dtype, device):
+    u = torch.linspace(-60, 60, 4001, dtype=F64, device=device)
+    raw = (u / beta).to(dtype)
+    sigma = torch.nn.functional.softplus(raw.double() * beta, threshold=1e4) / beta
+    kl = vf.gaussian_kl(
+        torch.zeros_like(raw), raw, scale=vf.Scale("softplus", beta=beta), reduction="none"
+    )
+    want = 0.5 * (sigma**2 - 1 - 2 * sigma.log())
+    torch.testing.assert_close(kl.double(), want, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 def test_sigmoid2_is_stable_for_any_input(dtype, device):
     raw = torch.tensor([-1000.0, -300.0, 300.0, 1000.0], dtype=dtype, device=device)
     raw.requires_grad_()

@@ -177,7 +177,7 @@ VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool fl
                                const Scale<F>& b) {
   F s = b.sigma, x = b.x, ds = b.dsigma, dx = b.dx;
   const F variance = s * s + o.var_floor;
-  const auto large = s > F(kAbsorbs<T>), tiny = s < F(kTiny<T>);
+  const auto large = s > F(kAbsorbs<T>), tiny = s < F(kTiny<T> * o.unit);
   if (floored && o.var_floor != T(0)) {
     const F root = sqrt_any(variance);
     ds = select(large, ds, ds * (s * reciprocal(root)));
