@@ -90,6 +90,12 @@ VAE_FUSED_HD int64_t operator/(int64_t n, const Divisor& d) {
   return static_cast<int64_t>(quotient(static_cast<uint64_t>(n), d));
 }
 
+// Of n, d < 2^31, by words of 32 bits: floor(2^(31 + l) / d) is the upper half of what is above.
+VAE_FUSED_HD uint32_t operator/(uint32_t n, const Divisor& d) {
+  const auto multiplier = static_cast<uint32_t>((d.multiplier - 1) >> 32) + 1;
+  return quotient(n, DivisorOf<uint32_t>{multiplier, d.shift});
+}
+
 // Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
 // flat element e belongs to row e / cols of the KL. Neighbouring dimensions that every operand can
 // merge are merged; size 1 is dropped. The usual shapes end with one dimension, chunked ones with
@@ -104,6 +110,7 @@ struct Space {
   Divisor by_size[kMaxDims];
   int64_t noise_stride[kMaxDims] = {};  // of a coordinate, in the row-major index i of z
   bool noise_linear = false;            // i == e everywhere
+  bool small = false;                   // elements and offsets are all below 2^31
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;

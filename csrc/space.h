@@ -90,6 +90,13 @@ inline void tile(Space& space) {
   space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile * space.tiles_per_row;
 }
 
+// Whether an operand's last element lies less than 2^31 behind its first.
+inline bool is_small(const std::vector<Dim>& dims, size_t operand) {
+  int64_t last = 0;
+  for (const Dim& d : dims) last += (d.size - 1) * d.strides[operand];
+  return last < int64_t{1} << 31;
+}
+
 }  // namespace space_detail
 
 // The space that visits every bound tensor (all of shape `sizes`, none of them empty) with the
@@ -115,7 +122,9 @@ inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
     space.by_size[d] = divisor(dims[d].size);
     space.noise_stride[d] = dims[d].strides[0];
   }
+  space.small = is_small(dims, 0);
   for (size_t k = 0; k < present.size(); ++k) {
+    space.small = space.small && is_small(dims, k + 1);
     Operand& operand = *present[k].operand;
     operand.data = present[k].data;
     operand.linear = linear(dims, k + 1);

@@ -72,7 +72,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Plain<T>& 
   alignas(64) T mask[kPiece], gmu_buffer[kPiece], graw_buffer[kPiece];
   alignas(64) RowsBuffer<T> gk;
   const int n = piece.whole();
-  Wanted wanted;
+  Wanted wanted(kPiece * sizeof(S));
   const T* const mu = p.grad_kl ? load<S>(p.space, p.of.mu, piece, mu_buffer, wanted) : nullptr;
   const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer, wanted);
   const bool is_masked = p.of.mask.data;
@@ -166,20 +166,19 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
   alignas(64) T gz_buffer[kPiece], buffers[4][kPiece];
   alignas(64) RowsBuffer<T> scratch;
   const int n = piece.whole();
-  Wanted others;
-  gaussians.template prepare<S>(p.space, p.of, f, piece, p.grad_kl, others);
+  Wanted wanted(kPiece * sizeof(S));
+  gaussians.template prepare<S>(p.space, p.of, f, piece, p.grad_kl, wanted);
   const Operand* const operands[] = {&p.grad_mu, &p.grad_raw, &p.grad_prior_mean,
                                      &p.grad_prior_raw};
   T* grads[4];
   for (int k = 0; k < 4; ++k) {
-    grads[k] = target<S>(p.space, *operands[k], piece, buffers[k], others);
+    grads[k] = target<S>(p.space, *operands[k], piece, buffers[k], wanted);
   }
   const Gradients<T> g = {grads[0], grads[1], grads[2], grads[3]};
 
   if (!p.grad_z.data) fill_with(T(0), g.mu, n);
   if (!p.grad_z.data || !p.grad_raw.data) fill_with(T(0), g.raw, n);
   for (int64_t s = 0; p.grad_z.data && s < p.of.samples; ++s) {
-    Wanted wanted = s == 0 ? others : Wanted();
     const T* const gz = load<S>(p.space, of_sample<S>(p.grad_z, s), piece, gz_buffer, wanted);
     if (p.grad_eps.data) {
       const Operand operand = of_sample<S>(p.grad_eps, s);
@@ -192,6 +191,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::Family<T>&
         p.grad_raw.data ? load_noise<S>(p.space, p.eps, key, s, piece, scratch, wanted) : nullptr;
     s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
     if (eps) s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
+    wanted.clear();
   }
   if (p.grad_z.data && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
   if (p.grad_kl) {

@@ -104,7 +104,7 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::Plain<T>& f,
                                 const Piece& piece, T* kl) {
   alignas(64) T mu_buffer[kPiece], raw_buffer[kPiece], mask[kPiece], z_buffer[kPiece];
   const int n = piece.whole();
-  Wanted wanted;
+  Wanted wanted(kPiece * sizeof(S));
   const T* const mu = load<S>(p.space, p.of.mu, piece, mu_buffer, wanted);
   const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer, wanted);
   if (p.of.mask.data) load_mask(p.space, p.of.mask, piece, mask);
@@ -145,16 +145,16 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::Family<T>& f
                                 const Piece& piece, T* kl) {
   alignas(64) T z_buffer[kPiece];
   const int n = piece.whole();
-  Wanted others;
-  gaussians.template prepare<S>(p.space, p.of, f, piece, p.kl, others);
+  Wanted wanted(kPiece * sizeof(S));
+  gaussians.template prepare<S>(p.space, p.of, f, piece, p.kl, wanted);
   for (int64_t s = 0; p.z.data && s < p.of.samples; ++s) {
-    Wanted wanted = s == 0 ? others : Wanted();
     const Operand operand = of_sample<S>(p.z, s);
     T* const z = target<S>(p.space, operand, piece, z_buffer, wanted);
     const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, z_buffer, wanted);
     sample(gaussians, f, eps, z, n);
     gaussians.mask(z, n);
     store<S>(p.space, operand, piece, z, z_buffer);
+    wanted.clear();
   }
   if (!p.kl) return;
   with_flags([&](auto linear, auto scaled) { kl_of<linear, scaled>(gaussians, f, kl, n); },

@@ -40,12 +40,16 @@ struct ScalePiece {
     const bool floored = math::has_floor(o);
     math::with_base(o.base, [&](auto b) {
       constexpr math::ScaleBase base = decltype(b)::value;
-      if (floored) return compute_base<base, true>(o, raw, n);
-      const bool staged = base == math::ScaleBase::kSoftplus;
-      staged ? compute_base<base, false>(o, raw, n) : compute_as<base>(o, raw, n);
+      if (floored) {
+        compute_base<base, true>(o, raw, n);
+        o.var_floor != T(0) ? finish<true, true>(o, n) : finish<true, false>(o, n);
+      } else if constexpr (base == math::ScaleBase::kSoftplus) {
+        compute_base<base, false>(o, raw, n);
+        finish<false, false>(o, n);
+      } else {
+        compute_as<base>(o, raw, n);
+      }
     });
-    if (floored) return o.var_floor != T(0) ? finish<true, true>(o, n) : finish<true, false>(o, n);
-    if (o.base == math::ScaleBase::kSoftplus) finish<false, false>(o, n);
   }
 
  private:
@@ -73,6 +77,7 @@ struct ScalePiece {
     }
   }
 
+  // Floors, or the logarithm of softplus: neither asks for t.
   template <bool floored, bool rooted>
   VAE_FUSED_ALONE void finish(math::ScaleOptions<T> o, int n) {
     constexpr auto base = floored ? math::ScaleBase::kIdentity : math::ScaleBase::kSoftplus;
@@ -124,19 +129,19 @@ class GaussianPiece<math::Family<T>, kDerivatives> {
   VAE_FUSED_ALONE void prepare(const Space& space, const Gaussians& of, const math::Family<T>& f,
                                const Piece& piece, bool with_prior, Wanted& wanted) {
     const int n = piece.whole();
-    const auto dense = [&](const Operand& operand, T* buffer) {
+    const auto values = [&](const Operand& operand, T* buffer) {
       return load<S>(space, operand, piece, buffer, wanted);
     };
-    mu_ = dense(of.mu, mu_buffer_);
+    mu_ = values(of.mu, mu_buffer_);
     soft_ = f.mu_soft_clamp != T(0);
     if (soft_) clamp_mu(f.mu_soft_clamp, f.per_mu_soft_clamp, n);
-    if (of.raw.data) q_.compute(f.posterior, dense(of.raw, q_.x), n);
+    if (of.raw.data) q_.compute(f.posterior, values(of.raw, q_.x), n);
     masked_ = of.mask.data;
     if (masked_) load_mask(space, of.mask, piece, mask_);
     if (!with_prior) return;
-    if (of.prior_mean.data) mean_ = dense(of.prior_mean, mean_buffer_);
+    if (of.prior_mean.data) mean_ = values(of.prior_mean, mean_buffer_);
     if (!of.prior_raw.data) return;
-    p_.compute(f.prior, dense(of.prior_raw, p_.x), n);
+    p_.compute(f.prior, values(of.prior_raw, p_.x), n);
   }
 
   VAE_FUSED_HD math::Posterior<Lanes<T>> posterior(int j) const {

@@ -11,29 +11,32 @@ namespace vae_fused::cpu {
 // fetched meanwhile: some lines at each of its steps, as all at once would wait for each other.
 class Wanted {
  public:
-  VAE_FUSED_HD Wanted() {}
+  // So many bytes of each run of memory. Beyond a tensor's end nothing happens: it is a hint.
+  VAE_FUSED_HD explicit Wanted(int bytes) : bytes_(bytes) {}
 
-  // As many bytes from each address. Beyond a tensor's end nothing happens: it is a hint.
-  VAE_FUSED_HD void add(const void* from, int bytes) {
-    from_[count_++] = static_cast<const char*>(from);
-    bytes_ = bytes;
+  VAE_FUSED_HD void add(const void* run) { from_[count_++] = reinterpret_cast<uintptr_t>(run); }
+  VAE_FUSED_HD void add_next(const void* run) {
+    from_[count_++] = reinterpret_cast<uintptr_t>(run) + bytes_;
   }
+  VAE_FUSED_HD void clear() { count_ = done_ = 0; }
 
   template <int kLines>
   VAE_FUSED_HD void fetch() {
     constexpr int kLine = 64;
     if (done_ >= bytes_) return;
     for (int i = 0; i < count_; ++i) {
-      const char* const from = from_[i] + done_;
+      const uintptr_t from = from_[i] + done_;
       VAE_FUSED_UNROLL
-      for (int l = 0; l < kLines; ++l) __builtin_prefetch(from + l * kLine);
+      for (int l = 0; l < kLines; ++l) {
+        __builtin_prefetch(reinterpret_cast<const void*>(from + l * kLine));
+      }
     }
     done_ += kLines * kLine;
   }
 
  private:
-  const char* from_[kMaxBindings];
-  int count_ = 0, bytes_ = 0, done_ = 0;
+  uintptr_t from_[kMaxBindings];
+  int count_ = 0, bytes_, done_ = 0;
 };
 
 #define VAE_FUSED_NOISE(target, T)                                          \

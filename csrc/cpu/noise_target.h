@@ -190,7 +190,7 @@ static void fill_pairs_at(const Key& key, const uint64_t* indices, int n, float*
     put_pairs_at(key, ordered, &batch.words[0][2 * pair]);
   }
   float whole[4 * kLanes];
-  Wanted nothing;
+  Wanted nothing(0);
   make_normals(batch, 1, whole, nothing);
   for (int at = 0; at < n; ++at) {
     out[at] = whole[4 * block_of_lane(at % kLanes) + at / kLanes * 2 + indices[at] % 2];

@@ -209,13 +209,14 @@ VAE_FUSED_HD Lanes<T> kept(const T* mask, int j, Lanes<T> value) {
   return select(get(mask + j) == nought, nought, value);
 }
 
-// The values of a piece: in the tensor itself, or brought into the buffer. Wanted are then those of
-// the next piece.
+// The values of a piece: in the tensor itself, where they are what the arithmetic works on (copies
+// would be a quarter of the forward kernel's time), or brought into the buffer. Wanted are then
+// those of the next piece.
 template <typename S, typename T>
 VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Piece& piece,
                            T* buffer, Wanted& wanted) {
   const S* const run = dense<S>(space, operand, piece);
-  if (run) wanted.add(run + kPiece, kPiece * sizeof(S));
+  if (run) wanted.add_next(run);
   if constexpr (std::is_same_v<S, T>) {
     if (run && piece.n == piece.whole()) return run;
   }
@@ -229,7 +230,7 @@ template <typename S, typename T>
 VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& piece, T* buffer,
                        Wanted& wanted) {
   S* const run = operand.data ? dense<S>(space, operand, piece) : nullptr;
-  if (run) wanted.add(run, kPiece * sizeof(S));
+  if (run) wanted.add(run);
   if constexpr (std::is_same_v<S, T>) {
     if (run && piece.n == piece.whole()) return run;
   }

@@ -73,7 +73,7 @@ class BackwardStep {
       strides[kGradMean] = p.grad_prior_mean.stride;
       strides[kGradPriorRaw] = p.grad_prior_raw.stride;
     }
-    locate<kAccess>(p.space, strides, span.e(), at_);
+    locate<kAccess, kHasBoth<S, F>>(p.space, strides, span.e(), at_);
     const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
     gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
     if (used(p)) cuda::load<S, kAccess, kAll>(p.space, p.grad_z, at_[kGradZ], span, gz_);

@@ -75,9 +75,9 @@ Rows rows_of(const ForwardParams& p) {
 // Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill. In
 // 16 bits that is 4 to 5 instructions of an element, of which a copy's time allows 46.
 template <typename S, Access kAccess>
-constexpr bool kKeepsKeys = kAccess == Access::kLinear ||
-                            (kAccess == Access::kStrided && sizeof(S) != 4) ||
-                            (kAccess == Access::kPatched && sizeof(S) == 2);
+constexpr bool kKeepsKeys =
+    kAccess == Access::kLinear || (kAccess == Access::kStrided && sizeof(S) != 4) ||
+    (kAccess == Access::kPatched && sizeof(S) == 2);
 
 // A step: loaded, then computed and stored.
 template <typename S, Access kAccess, class F>
@@ -94,7 +94,7 @@ class ForwardStep {
     const int64_t* strides[kOffsets];
     gaussian_strides<F>(p, strides);
     strides[kZ] = p.z.stride;
-    locate<kAccess>(p.space, strides, span.e(), at_);
+    locate<kAccess, kHasBoth<S, F>>(p.space, strides, span.e(), at_);
     gaussians_.load(p.space, p.of, at_, span, true, wants_kl);
     if (given(p)) cuda::load<S, kAccess, kGeneral<F>>(p.space, p.eps, at_[kEps], span, eps_);
   }

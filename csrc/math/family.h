@@ -54,9 +54,7 @@ struct Plain {
   T low, high;
   T top;  // the lesser of high and where exponentials need no more
 
-  VAE_FUSED_HD bool clamps() const {
-    return low > -kInfinity<T> || high < kInfinity<T>;
-  }
+  VAE_FUSED_HD bool clamps() const { return low > -kInfinity<T> || high < kInfinity<T>; }
 };
 
 template <typename T>

@@ -282,8 +282,6 @@ struct Prior {
 
 template <typename T>
 constexpr T kSmallest = std::numeric_limits<T>::min();  // a power of two, as is its reciprocal
-template <typename T>
-constexpr T kNormal = sizeof(T) == 8 ? 1416 : 174;  // where |ln sigma^2| is less sigma is normal
 
 template <typename F>
 VAE_FUSED_HD F precision_of(F tau) {
@@ -318,7 +316,8 @@ VAE_FUSED_HD Relative<T> relative(const Plain<T>&, const Posterior<T>& q, const 
 template <typename T, typename F>
 VAE_FUSED_HD Relative<F> relative(const Family<T>&, const Posterior<F>& q, const Prior<F>& p) {
   const F sigma = q.scale.sigma, r = sigma * p.precision, x = q.scale.x - p.x;
-  const auto direct = larger(abs(q.scale.x), abs(p.x)) < F(kNormal<T>);
+  const auto direct = (smaller(sigma, p.precision) > F(kSmallest<T>)) &
+                      (larger(sigma, p.precision) < F(T(1) / kSmallest<T>));
   F variance = r * r;
   if (!all(direct)) variance = select(direct, variance, exp(x));
   return {(q.mu - p.mean) * p.precision, x, excess(clip(x), variance)};

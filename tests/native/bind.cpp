@@ -97,7 +97,7 @@ void bind_noise(py::module_& m, const char* name) {
       name,
       [](uint64_t seed, uint64_t offset, uint64_t first, py::ssize_t n) {
         py::array_t<T> out(n);
-        vae_fused::cpu::Wanted nothing;
+        vae_fused::cpu::Wanted nothing(0);
         baseline::fill(Key{seed, offset}, first, static_cast<int>(n), out.mutable_data(), nothing);
         return out;
       },
@@ -404,12 +404,13 @@ void bind_emulator(py::module_& m) {
       .def("__len__", [](const Graph& self) { return self.launches.size(); });
   m.def(
       "configure",
-      [](uint64_t seed, int sm_count, bool deferred) {
+      [](uint64_t seed, int sm_count, bool deferred, bool large) {
         emu::reseed(seed);
         emu::config().sm_count = sm_count;
         emu::config().deferred = deferred;
+        vae_fused::testing::large = large;
       },
-      "seed"_a = 1, "sm_count"_a = 132, "deferred"_a = false);
+      "seed"_a = 1, "sm_count"_a = 132, "deferred"_a = false, "large"_a = false);
   m.def("begin_capture", [](const Stream& stream) { emu::begin_capture(stream.handle); });
   m.def("end_capture", [](const Stream& stream) { return Graph{emu::end_capture(stream.handle)}; });
   m.def("synchronize", [] { check(emu::synchronize()); });
@@ -501,6 +502,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("divide", [](int64_t n, int64_t d) { return n / vae_fused::divisor(d); });
   m.def("divide32",
         [](uint32_t n, uint32_t d) { return vae_fused::quotient(n, vae_fused::divisor_of(d)); });
+  m.def("divide_small", [](uint32_t n, uint32_t d) { return n / vae_fused::divisor(d); });
   m.def("forward", &forward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "z"_a = py::none(), "kl"_a = py::none(), "partials"_a = py::none(),
         "key_out"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),

@@ -101,6 +101,19 @@ def test_the_devices_agree(kernels: ModuleType, shape: str, dtype: str, layout: 
     assert cuda.key is not None and tuple(cuda.key) == KEY
 
 
+@pytest.mark.parametrize("layout", ["chunked", "transposed"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_offsets_are_the_same_as_those_of_large_tensors(
+    kernels: ModuleType, shape: str, dtype: str, layout: str
+) -> None:
+    small = run(kernels, "cuda", shape, dtype, layout)
+    kernels.emulator.configure(large=True)
+    large = run(kernels, "cuda", shape, dtype, layout)
+    for name in NAMES:
+        np.testing.assert_array_equal(getattr(large, name), getattr(small, name))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_order_of_blocks_or_threads_changes_a_bit(
