@@ -227,7 +227,7 @@ FAR = {  # raw scales of q whose sigma leaves the range of float32, where ln sig
     "logstd": (-100.0, -88.0, 89.0, 100.0),
     "softplus": (-200.0, -104.0, -88.0),
     "sigmoid2": (-300.0, -177.0, -175.38),
-    vf.Scale("softplus", beta=0.1): (-2000.0, -892.0, -878.0, -870.0),
+    vf.Scale("softplus", beta=0.1): (-1000.0, -892.0, -878.0, -870.0),
 }
 
 

@@ -109,8 +109,8 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e;
   } else {
-    kByCase&& space.small ? locate_as<uint32_t>(space, strides, e, offsets)
-                          : locate_as<int64_t>(space, strides, e, offsets);
+    kBoth&& space.small ? locate_as<uint32_t>(space, strides, e, offsets)
+                        : locate_as<int64_t>(space, strides, e, offsets);
   }
 }
 

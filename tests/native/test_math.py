@@ -169,9 +169,7 @@ def test_vectors_compute_what_the_formulas_say(native: ModuleType, bits: int, of
         np.testing.assert_array_equal(noise(seed, offset, shuffled[:n]), want[shuffled[:n]])
 
 
-@pytest.mark.parametrize(
-    ("name", "bits"), [("divide", 63), ("divide32", 31), ("divide_small", 31)]
-)
+@pytest.mark.parametrize(("name", "bits"), [("divide", 63), ("divide32", 31), ("divide_small", 31)])
 def test_division_by_an_invariant_is_exact(native: ModuleType, name: str, bits: int) -> None:
     divide, rng, top = getattr(native, name), np.random.default_rng(0), 2**bits - 1
     divisors = [1, 2, 3, 5, 7, 641, 2048, 2**31 - 1, 2**32 + 1, 2**62 - 57, 2**62, top]
