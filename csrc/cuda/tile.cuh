@@ -109,8 +109,11 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e;
   } else {
-    kBoth&& space.small ? locate_as<uint32_t>(space, strides, e, offsets)
-                        : locate_as<int64_t>(space, strides, e, offsets);
+    if (kBoth && space.small) {
+      locate_as<uint32_t>(space, strides, e, offsets);
+    } else {
+      locate_as<int64_t>(space, strides, e, offsets);
+    }
   }
 }
 
