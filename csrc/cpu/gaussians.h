@@ -36,7 +36,13 @@ struct ScalePiece {
   // `raw` may be x itself. The options by value: in memory they might be what the loops write.
   VAE_FUSED_ALONE void compute(math::ScaleOptions<T> o, const T* raw, int n) {
     if (o.soft_clamp != T(0)) return compute_limited<true>(o, raw, n);
-    if (math::has_clamp(o)) return compute_limited<false>(o, raw, n);
+    if (math::is_clamp(o.low, o.high)) return compute_limited<false>(o, raw, n);
+    compute_free(o, raw, n);
+  }
+
+ private:
+  // Without a clamp.
+  VAE_FUSED_HD void compute_free(const math::ScaleOptions<T>& o, const T* raw, int n) {
     const bool floored = math::has_floor(o);
     math::with_base(o.base, [&](auto b) {
       constexpr math::ScaleBase base = decltype(b)::value;
@@ -52,7 +58,6 @@ struct ScalePiece {
     });
   }
 
- private:
   template <math::ScaleBase base>
   VAE_FUSED_ALONE void compute_as(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
@@ -98,7 +103,7 @@ struct ScalePiece {
       put(limited.x, x + j);
       put(limited.dx, slope + j);
     }
-    compute(math::without_clamp(o), x, n);
+    compute_free(o, x, n);
     if constexpr (kDerivatives) {
       for (int j = 0; j < n; j += kStep<T>) {
         put(math::chain(get(dsigma + j), get(slope + j)), dsigma + j);

@@ -209,17 +209,24 @@ VAE_FUSED_HD Lanes<T> kept(const T* mask, int j, Lanes<T> value) {
   return select(get(mask + j) == nought, nought, value);
 }
 
-// The values of a piece: in the tensor itself, where they are what the arithmetic works on (copies
-// would be a quarter of the forward kernel's time), or brought into the buffer. Wanted are then
-// those of the next piece.
+// A dense run where it is already what the arithmetic works on; else null. Then nothing is moved:
+// the copies would be a quarter of the forward kernel's time.
+template <typename T, typename S>
+VAE_FUSED_HD T* in_place(S* run, const Piece& piece) {
+  if constexpr (std::is_same_v<S, T>) {
+    if (piece.n == piece.whole()) return run;
+  }
+  return nullptr;
+}
+
+// The values of a piece: in the tensor itself, or brought into the buffer. Wanted are then those of
+// the next piece.
 template <typename S, typename T>
 VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Piece& piece,
                            T* buffer, Wanted& wanted) {
-  const S* const run = dense<S>(space, operand, piece);
+  S* const run = dense<S>(space, operand, piece);
   if (run) wanted.add_next(run);
-  if constexpr (std::is_same_v<S, T>) {
-    if (run && piece.n == piece.whole()) return run;
-  }
+  if (const T* const values = in_place<T>(run, piece)) return values;
   copy_in<S>(space, operand, piece, buffer);
   return buffer;
 }
@@ -231,10 +238,8 @@ VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& 
                        Wanted& wanted) {
   S* const run = operand.data ? dense<S>(space, operand, piece) : nullptr;
   if (run) wanted.add(run);
-  if constexpr (std::is_same_v<S, T>) {
-    if (run && piece.n == piece.whole()) return run;
-  }
-  return buffer;
+  T* const values = in_place<T>(run, piece);
+  return values ? values : buffer;
 }
 
 // Puts what was computed at `target` into the tensor, if there is one and it is not there already.

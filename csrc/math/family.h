@@ -14,6 +14,11 @@ namespace vae_fused::math {
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
+template <typename T>
+VAE_FUSED_HD bool is_clamp(T low, T high) {
+  return low > -kInfinity<T> || high < kInfinity<T>;
+}
+
 // The functions sigma0(x) of math/scale.h. The public kinds are these with an affine map before and
 // a factor after: see kKinds in csrc/torch/options.cpp.
 enum class ScaleBase : int32_t { kExp, kIdentity, kSqrt, kSoftplus, kSigmoid };
@@ -54,7 +59,7 @@ struct Plain {
   T low, high;
   T top;  // the lesser of high and where exponentials need no more
 
-  VAE_FUSED_HD bool clamps() const { return low > -kInfinity<T> || high < kInfinity<T>; }
+  VAE_FUSED_HD bool clamps() const { return is_clamp(low, high); }
 };
 
 template <typename T>

@@ -60,19 +60,6 @@ VAE_FUSED_HD Limited<F> hard_clamp(F raw, T low, T high) {
   return {clamp(raw, low, high), select(beyond(raw, low, high), F(0), F(1))};
 }
 
-template <typename T>
-VAE_FUSED_HD bool has_clamp(const ScaleOptions<T>& o) {
-  return o.soft_clamp != T(0) || o.low > -kInfinity<T> || o.high < kInfinity<T>;
-}
-
-template <typename T>
-VAE_FUSED_HD ScaleOptions<T> without_clamp(ScaleOptions<T> o) {
-  o.soft_clamp = 0;
-  o.low = -kInfinity<T>;
-  o.high = kInfinity<T>;
-  return o;
-}
-
 template <typename T, typename F>
 VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
   return o.soft_clamp != T(0) ? soft_clamp(raw, o.soft_clamp, o.per_soft_clamp)
