@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import AVAILABLE, native
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, as in test_benchmarks
 
 from benchmarks import __main__ as cli
 from benchmarks import cases, counting, formulas, measuring, report, running, truth

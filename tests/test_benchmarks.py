@@ -13,7 +13,7 @@ import torch
 from conftest import AVAILABLE
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # vae_fused is loaded: this cannot change which
+sys.path.append(str(ROOT))  # last: a process that is spawned shall import what is installed
 
 import benchmarks  # noqa: E402
 from benchmarks import __main__ as cli  # noqa: E402

@@ -362,35 +362,6 @@ def test_the_gradient_of_a_mean_over_kept_dims_arrives_expanded(dim, device):
     assert scaled(got[1], 0.5 * torch.expm1(logvar) / rows) < 1e-6
 
 
-def train_in_parallel(rank, store, results):
-    """One of two processes: a step of a linear encoder on its half of the batch."""
-    dist = torch.distributed
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    encoder = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(5, 6))
-    mu, logvar = encoder(random(8, 5)[4 * rank : 4 * rank + 4]).chunk(2, dim=1)
-    key = make_key(7, offset=3 * rank)  # the noise of elements 12 on, as in the whole batch
-    z, kl = vf.reparameterize_kl(mu, logvar, key=key)
-    (z.square().sum() / 4 + kl).backward()
-    torch.save([p.grad for p in encoder.module.parameters()], f"{results}{rank}")
-    dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
-def test_shards_in_parallel_give_the_gradients_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(
-        train_in_parallel, (str(tmp_path / "store"), str(tmp_path / "grads")), nprocs=2
-    )
-    torch.manual_seed(0)
-    encoder = torch.nn.Linear(5, 6)
-    z, kl = vf.reparameterize_kl(*encoder(random(8, 5)).chunk(2, dim=1), key=make_key(7))
-    (z.square().sum() / 8 + kl).backward()
-    for rank in range(2):
-        grads = torch.load(tmp_path / f"grads{rank}")
-        for got, parameter in zip(grads, encoder.parameters(), strict=True):
-            torch.testing.assert_close(got, parameter.grad)
-
-
 @native
 def test_gradients_keep_the_layout_of_their_input(device):
     x = random(2, 3, 4, 5, device=device).to(memory_format=torch.channels_last)
