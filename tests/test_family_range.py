@@ -64,11 +64,34 @@ def test_sigmoid2_is_stable_for_any_input(dtype, device):
     torch.testing.assert_close(grad.double(), torch.where(low, -0.5, 0.0).double())
 
 
+@pytest.mark.parametrize("module", [vf, vf.reference])
+@pytest.mark.parametrize("floors", [{}, {"std_floor": 3.0}, {"var_floor": 0.5}], ids=str)
 @pytest.mark.parametrize("kind", ["std", "var"])
-def test_negative_std_and_variance_are_nan(kind, device):
+def test_negative_std_and_variance_are_nan(kind, floors, module, device):
     raw = torch.tensor([-1.0, 2.0], device=device)
-    z, kl = vf.reparameterize_kl(torch.zeros_like(raw), raw, scale=kind, reduction="none")
+    scale = vf.Scale(kind, **floors)
+    z, kl = module.reparameterize_kl(torch.zeros_like(raw), raw, scale=scale, reduction="none")
     assert kl.isnan().tolist() == z.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("module", [vf, vf.reference])
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_the_gradients_of_a_variance_of_zero_are_those_of_its_floor(
+    dtype, module, create_graph, device
+):
+    """As behind a ReLU: sigma = sqrt(raw + v)."""
+    floor = 1e-4
+    raw = torch.tensor([0.0, 1e-12, 1e-4, 1.0], dtype=dtype, device=device, requires_grad=True)
+    mu, eps = torch.zeros_like(raw), torch.full_like(raw, 2.0)
+    scale = vf.Scale("var", var_floor=floor)
+    z, kl = module.reparameterize_kl(mu, raw, scale=scale, eps=eps, reduction="sum")
+    variance = raw.detach().double() + floor
+    torch.testing.assert_close(z.detach().double(), 2 * variance.sqrt(), rtol=1e-6, atol=0)
+    (grad,) = torch.autograd.grad(z.sum(), raw, create_graph=create_graph, retain_graph=True)
+    torch.testing.assert_close(grad.double(), variance.rsqrt(), rtol=1e-6, atol=0)
+    (grad,) = torch.autograd.grad(kl, raw, create_graph=create_graph)
+    torch.testing.assert_close(grad.double(), 0.5 - 0.5 / variance, rtol=1e-6, atol=1e-7)
 
 
 def test_a_clamp_passes_the_gradient_at_its_bounds_and_none_outside(device):

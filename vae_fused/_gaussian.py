@@ -64,8 +64,10 @@ class Gaussian:
         self.mean, self.scale = mean, scale
         x = clamped(raw, *(scale.clamp or (None, None)))
         x = soft_clamped(x, scale.soft_clamp)
-        unit = scale.gain == 1.0 and scale.shift == 0.0
-        self.x = x if unit else scale.gain * x + scale.shift
+        shift, self.var_floor = scale.shift, scale.var_floor
+        if scale.kind == "var":  # sqrt(sqrt(x)^2 + v) has no derivative at 0, sqrt(x + v) has
+            shift, self.var_floor = shift + self.var_floor, 0.0
+        self.x = x if scale.gain == 1.0 and shift == 0.0 else scale.gain * x + shift
 
     @property
     def sigma(self) -> Tensor:
@@ -86,8 +88,8 @@ class Gaussian:
     def _sigma_of(self, x: Tensor) -> Tensor:
         scale = self.scale
         sigma = _SIGMA[scale.kind](x, scale.beta)
-        if scale.var_floor > 0.0:  # of the square of sigma, which would overflow before
-            sigma = torch.hypot(sigma, sigma.new_full((), math.sqrt(scale.var_floor)))
+        if self.var_floor > 0.0:  # of the square of sigma, which would overflow before
+            sigma = torch.hypot(sigma, sigma.new_full((), math.sqrt(self.var_floor)))
         return sigma + scale.std_floor if scale.std_floor > 0.0 else sigma
 
     @property
@@ -99,7 +101,7 @@ class Gaussian:
 
     @property
     def has_floor(self) -> bool:
-        return self.scale.var_floor > 0.0 or self.scale.std_floor > 0.0
+        return self.var_floor > 0.0 or self.scale.std_floor > 0.0
 
     @property
     def is_exponential(self) -> bool:

@@ -51,7 +51,7 @@ class Scale:
     ``"logvar"``    :math:`e^{x/2}`                      most VAEs
     ``"logstd"``    :math:`e^x`                          VITS, VDVAE, NVAE, PyG
     ``"std"``       :math:`x`; NaN below 0               ``torch.distributions``, Pyro
-    ``"var"``       :math:`\sqrt x`                      scvi-tools
+    ``"var"``       :math:`\sqrt x`; NaN below 0         scvi-tools
     ``"softplus"``  :math:`\ln(1 + e^{\beta x})/\beta`   Bayesian layers, Dreamer
     ``"sigmoid2"``  :math:`2 / (1 + e^{-x/2})`           Dreamer
     ==============  ===================================  ==================================
@@ -67,7 +67,8 @@ class Scale:
         gain, shift: Factor and summand of what C returns.
         beta: Of softplus alone.
         std_floor, var_floor: What is added to sigma and to its square: Dreamer's 0.1 and
-            scvi-tools' 1e-4.
+            scvi-tools' 1e-4. To a ``"var"`` it is added before the root, so that the gradient at 0
+            is finite.
 
     Raises:
         TypeError: A value of the wrong type.

@@ -10,9 +10,11 @@
 
 namespace vae_fused::math {
 
-// A constant, as a call would be a function that the files of all instruction sets share.
+// Constants, as a call would be a function that the files of all instruction sets share.
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
+template <typename T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 
 template <typename T>
 VAE_FUSED_HD bool is_clamp(T low, T high) {

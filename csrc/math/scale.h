@@ -76,7 +76,7 @@ VAE_FUSED_HD F affine(const ScaleOptions<T>& o, F x) {
 //
 //   base        base(t)         ln base^2                base'              (ln base^2)'
 //   kExp        e^t             2t                       base               2
-//   kIdentity   t               2 ln t                   1                  2 / t
+//   kIdentity   t >= 0          2 ln t                   1                  2 / t
 //   kSqrt       sqrt(t)         ln t                     1 / (2 base)       1 / t
 //   kSoftplus   ln(1 + e^t)     2 ln base                s(t)               2 s(t) / base
 //   kSigmoid    s(t)            2 ln base                s(t) s(-t)         2 s(-t)
@@ -153,6 +153,8 @@ VAE_FUSED_HD Scale<F> base_of(const ScaleOptions<T>& o, ScaleBase base, F t, F s
   } else if (base == ScaleBase::kSqrt) {
     s = sqrt_any(t);
     ds = F(0.5) * reciprocal(s);
+  } else {  // a negative standard deviation is none, as a negative variance
+    s = select(t < F(0), F(kNaN<T>), t);
   }
   return {o.unit * s, x + o.log_unit_squared, chain(o.unit * o.gain * ds, slope),
           chain(o.gain * dx, slope)};
@@ -178,11 +180,8 @@ VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool fl
       square = floored ? select(large, s, variance) : t;
       factor = floored ? select(large, F(2), F(1)) : F(1);
     }
-    const F log = log_any(square);
-    F taken = factor * log, dtaken = chain(F(2) * reciprocal(s), ds);
+    F taken = factor * log_any(square), dtaken = chain(F(2) * reciprocal(s), ds);
     if (base == ScaleBase::kSqrt && !floored) taken = taken + o.log_unit_squared;
-    // A negative standard deviation is none: NaN, as is its logarithm.
-    if (base == ScaleBase::kIdentity && !floored) s = select(s < F(0), log, s);
     if (base == ScaleBase::kSoftplus && !floored) {
       taken = select(tiny, x, taken);
       dtaken = select(tiny, dx, dtaken);
