@@ -82,19 +82,22 @@ VAE_FUSED_HD W quotient(W n, const DivisorOf<W>& d) {
   return math::mulhi(static_cast<W>(n << 1), d.multiplier) >> d.shift;
 }
 
-using Divisor = DivisorOf<uint64_t>;
+// For both words; the smaller one is for n, d < 2^31.
+struct Divisor {
+  DivisorOf<uint64_t> wide;
+  DivisorOf<uint32_t> narrow;
+};
 
-inline Divisor divisor(int64_t d) { return divisor_of(static_cast<uint64_t>(d)); }
+inline Divisor divisor(int64_t d) {
+  const bool is_narrow = d < int64_t{1} << 31;
+  return {divisor_of(static_cast<uint64_t>(d)),
+          divisor_of(static_cast<uint32_t>(is_narrow ? d : 1))};
+}
 
 VAE_FUSED_HD int64_t operator/(int64_t n, const Divisor& d) {
-  return static_cast<int64_t>(quotient(static_cast<uint64_t>(n), d));
+  return static_cast<int64_t>(quotient(static_cast<uint64_t>(n), d.wide));
 }
-
-// Of n, d < 2^31, by words of 32 bits: floor(2^(31 + l) / d) is the upper half of what is above.
-VAE_FUSED_HD uint32_t operator/(uint32_t n, const Divisor& d) {
-  const auto multiplier = static_cast<uint32_t>((d.multiplier - 1) >> 32) + 1;
-  return quotient(n, DivisorOf<uint32_t>{multiplier, d.shift});
-}
+VAE_FUSED_HD uint32_t operator/(uint32_t n, const Divisor& d) { return quotient(n, d.narrow); }
 
 // Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
 // flat element e belongs to row e / cols of the KL. Neighbouring dimensions that every operand can

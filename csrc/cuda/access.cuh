@@ -24,9 +24,9 @@ enum class Access {
   kScalar,   // anything, an element at a time
 };
 
-// Kernels are instantiated for the Plain family with vectors, and for any Family with kStrided,
-// kPatched and kScalar: that one also takes what the plain ones cannot, a value broadcast along a
-// vector or no vectors at all.
+// Kernels are instantiated for the Plain family with vectors and noise from the key, and for any
+// Family with kStrided, kPatched and kScalar: that one also takes what the plain ones cannot, an
+// explicit eps, a value broadcast along a vector, or no vectors at all.
 template <class F>
 constexpr bool kGeneral = false;
 template <typename T>
@@ -147,15 +147,16 @@ struct Way {
   bool plain;
 };
 
-// `layouts` are those of all tensors but the Gaussians' own. `rows` is what has a value for each
-// row: read and written in vectors where a row is an element. `usual`: the call has every tensor
-// that it can have, but noise from the key. May rewrite the space and the operands' strides: see
-// `patch`.
+// `layouts` are those of all tensors but the Gaussians' own and eps. `rows` is what has a value for
+// each row: read and written in vectors where a row is an element. `usual`: the call has every
+// tensor that it can have. `sampled`: it asks for noise. May rewrite the space and the operands'
+// strides: see `patch`.
 template <typename S>
-Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void* rows, bool usual,
-           bool needs_noise) {
+Way way_of(Space& space, Gaussians& of, Sampled& eps, std::vector<Layout> layouts, const void* rows,
+           bool usual, bool sampled) {
   constexpr int v = kVector<S, Access::kStrided>, c = kChunk<S, Access::kStrided>;
-  layouts.insert(layouts.end(), {{&of.mu, sizeof(S), false},
+  layouts.insert(layouts.end(), {{&eps, sizeof(S), false, eps.step},
+                                 {&of.mu, sizeof(S), false},
                                  {&of.raw, sizeof(S), false},
                                  {&of.prior_mean, sizeof(S), false},
                                  {&of.prior_raw, sizeof(S), false},
@@ -166,7 +167,7 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void*
   const auto all = [&](auto predicate) {
     return std::all_of(layouts.begin(), layouts.end(), predicate);
   };
-  const bool is_usual = is_plain(of) && !of.mask.data;
+  const bool is_usual = is_plain(of) && !of.mask.data && !eps.data;
   const Way scalar{Access::kScalar, false};
   const int inner = space.ndim - 1;
   const auto expands = [&](const Layout& l) {
@@ -194,7 +195,7 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void*
   if (whole && all([&](const Layout& l) {
         return splats(l) || vectors(l.operand->stride, l.operand->linear);
       }) &&
-      (!needs_noise || vectors(space.noise_stride, space.noise_linear))) {
+      (!sampled || eps.data || vectors(space.noise_stride, space.noise_linear))) {
     const bool plain = is_usual && !std::any_of(layouts.begin(), layouts.end(), splats);
     return {plain && usual && space.ndim == 1 ? Access::kLinear : Access::kStrided, plain};
   }
@@ -204,6 +205,12 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const void*
   const bool plain =
       is_usual && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
   return {Access::kPatched, plain};
+}
+
+// Kernels find noise in one place: where eps is given, its offsets are those of the noise. Behind
+// `way_of`, which asks for both.
+inline void take_noise_from(Space& space, const Operand& eps) {
+  if (eps.data) std::copy_n(eps.stride, kMaxDims, space.noise_stride);
 }
 
 #if !defined(VAE_FUSED_ENOUGH_BLOCKS)  // tests set it to a handful

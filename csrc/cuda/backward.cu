@@ -55,9 +55,9 @@ class BackwardStep {
   using Noise = Stream<kKeepsKeys<kAccess>>;
   static constexpr bool kUsual = kAccess == Access::kLinear, kAll = kGeneral<F>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  // The slots behind those of the Gaussians; the last two are the general family's.
+  // The slots behind those of the Gaussians; the last three are the general family's.
   enum : int { kGradZ = kGaussianSlots<F>, kGradMu, kGradRaw, kGradEps, kGradMean, kGradPriorRaw };
-  static constexpr int kOffsets = 1 + (kAll ? kGradPriorRaw : kGradEps);
+  static constexpr int kOffsets = 1 + (kAll ? kGradPriorRaw : kGradRaw);
 
  public:
   template <bool kWhole>
@@ -68,16 +68,16 @@ class BackwardStep {
     strides[kGradZ] = p.grad_z.stride;
     strides[kGradMu] = p.grad_mu.stride;
     strides[kGradRaw] = p.grad_raw.stride;
-    strides[kGradEps] = p.grad_eps.stride;
     if constexpr (kAll) {
+      strides[kGradEps] = p.grad_eps.stride;
       strides[kGradMean] = p.grad_prior_mean.stride;
       strides[kGradPriorRaw] = p.grad_prior_raw.stride;
     }
-    locate<kAccess, kHasBoth<S, F>>(p.space, strides, span.e(), at_);
+    locate<S, kAccess>(p.space, strides, span.e(), at_);
     const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
     gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
     if (used(p)) cuda::load<S, kAccess, kAll>(p.space, p.grad_z, at_[kGradZ], span, gz_);
-    if (used(p) && given(p)) cuda::load<S, kAccess, kAll>(p.space, p.eps, at_[kEps], span, eps_);
+    if (used(p) && given(p)) cuda::load<S, kAccess, kAll>(p.space, p.eps, at_[kNoise], span, eps_);
   }
 
   // `rows` is a value or a constant; `one` the gradient of all the tile's KL, if there is one.
@@ -132,7 +132,7 @@ class BackwardStep {
     return kUsual || p.grad_z.data;
   }
   static __device__ __forceinline__ bool given(const BackwardParams& p) {
-    return !kUsual && p.eps.data;
+    return kAll && p.eps.data;
   }
   static __device__ __forceinline__ bool wants_mu(const BackwardParams& p) {
     return kUsual || p.grad_mu.data;
@@ -141,7 +141,7 @@ class BackwardStep {
     return kUsual || p.grad_raw.data;
   }
   static __device__ __forceinline__ bool wants_eps(const BackwardParams& p) {
-    return !kUsual && p.grad_eps.data;
+    return kAll && p.grad_eps.data;
   }
 
   // What chunk b has from its samples: the gradient of z, and that times eps.
@@ -181,7 +181,7 @@ class BackwardStep {
       load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
       widen<kAccess, C>(pack, 0, further);
       if (given(p)) {
-        load_chunk<S, kAccess>(p.space, p.eps, at_[kEps], s, b, span, pack);
+        load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
         widen<kAccess, C>(pack, 0, eps);
       } else if (wants_raw(p)) {
         stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
@@ -277,20 +277,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
 
 template <typename S>
 cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
-  const bool usual = p.grad_z.data && p.grad_kl && p.grad_mu.data && p.grad_raw.data &&
-                     !p.eps.data && !p.grad_eps.data;
-  const bool needs_noise = p.grad_z.data && p.grad_raw.data && !p.eps.data;
+  const bool sampled = p.grad_z.data && p.grad_raw.data;
+  const bool usual = sampled && p.grad_kl && p.grad_mu.data;
   const Rows rows = rows_of(p);
   const int64_t blocks = merge_tiles(p.space, false);
-  const Way way = way_of<S>(p.space, p.of,
-                            {{&p.eps, sizeof(S), false, p.eps.step},
-                             {&p.grad_z, sizeof(S), false, p.grad_z.step},
+  const Way way = way_of<S>(p.space, p.of, p.eps,
+                            {{&p.grad_z, sizeof(S), false, p.grad_z.step},
                              {&p.grad_mu, sizeof(S), true},
                              {&p.grad_raw, sizeof(S), true},
                              {&p.grad_eps, sizeof(S), true, p.grad_eps.step},
                              {&p.grad_prior_mean, sizeof(S), true},
                              {&p.grad_prior_raw, sizeof(S), true}},
-                            p.grad_kl, usual, needs_noise);
+                            p.grad_kl, usual, sampled);
+  take_noise_from(p.space, p.eps);
   return with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
     return launch(backward_kernel<S, decltype(access)::value, F>, blocks, stream, p,

@@ -94,9 +94,9 @@ class ForwardStep {
     const int64_t* strides[kOffsets];
     gaussian_strides<F>(p, strides);
     strides[kZ] = p.z.stride;
-    locate<kAccess, kHasBoth<S, F>>(p.space, strides, span.e(), at_);
+    locate<S, kAccess>(p.space, strides, span.e(), at_);
     gaussians_.load(p.space, p.of, at_, span, true, wants_kl);
-    if (given(p)) cuda::load<S, kAccess, kGeneral<F>>(p.space, p.eps, at_[kEps], span, eps_);
+    if (given(p)) cuda::load<S, kAccess, kGeneral<F>>(p.space, p.eps, at_[kNoise], span, eps_);
   }
 
   // `rows` is a value or a constant. Returns the KL of Rows::kOfTiles, summed over the step.
@@ -136,7 +136,7 @@ class ForwardStep {
 
  private:
   static __device__ __forceinline__ bool given(const ForwardParams& p) {
-    return !kUsual && p.eps.data;
+    return kGeneral<F> && p.eps.data;
   }
 
   // Chunk b of z, in the place of mu: registers are scarce. Further samples are stored at once.
@@ -163,7 +163,7 @@ class ForwardStep {
     for (int64_t s = 1; kGeneral<F> && s < p.of.samples; ++s) {
       Pack<S, C> further;
       if (given(p)) {
-        load_chunk<S, kAccess>(p.space, p.eps, at_[kEps], s, b, span, further);
+        load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, further);
         widen<kAccess, C>(further, 0, z);
       } else {
         stream.template normals<S>(first + s * (p.space.rows * p.space.cols), z);
@@ -271,9 +271,9 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
     const cudaError_t error = ticket_slot(stream, &ticket);
     if (error != cudaSuccess) return error;
   }
-  const Way way = way_of<S>(
-      p.space, p.of, {{&p.eps, sizeof(S), false, p.eps.step}, {&p.z, sizeof(S), true, p.z.step}},
-      p.kl, p.z.data && p.kl && !p.eps.data, p.z.data && !p.eps.data);
+  const Way way = way_of<S>(p.space, p.of, p.eps, {{&p.z, sizeof(S), true, p.z.step}}, p.kl,
+                            p.z.data && p.kl, p.z.data);
+  take_noise_from(p.space, p.eps);
   const cudaError_t error = with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
     return launch(forward_kernel<S, decltype(access)::value, F>, blocks, stream, p, family, rows,

@@ -6,8 +6,8 @@
 namespace vae_fused::cuda {
 
 // The tensors of a call in the order in which their offsets are found; the last three are the
-// general family's.
-enum Slot : int { kMu, kRaw, kNoise, kEps, kMean, kPriorRaw, kMask, kSlots };
+// general family's. Noise is in the stream of a key, or an explicit eps.
+enum Slot : int { kMu, kRaw, kNoise, kMean, kPriorRaw, kMask, kSlots };
 
 template <class F>
 constexpr int kGaussianSlots = kGeneral<F> ? kSlots : kMean;
@@ -18,7 +18,6 @@ __device__ __forceinline__ void gaussian_strides(const Params& p, const int64_t*
   strides[kMu] = p.of.mu.stride;
   strides[kRaw] = p.of.raw.stride;
   strides[kNoise] = p.space.noise_stride;
-  strides[kEps] = p.eps.stride;
   if constexpr (kGeneral<F>) {
     strides[kMean] = p.of.prior_mean.stride;
     strides[kPriorRaw] = p.of.prior_raw.stride;

@@ -80,12 +80,13 @@ __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWh
   }
 }
 
-// The offsets of element e in N tensors, by arithmetic of type I.
+// The offsets of element `rest` of dimensions 0 to `last` in N tensors, by arithmetic of type I.
 template <typename I, int N>
 __device__ __forceinline__ void locate_as(const Space& space, const int64_t* const (&strides)[N],
-                                          int64_t e, int64_t (&offsets)[N]) {
-  I rest = static_cast<I>(e), sums[N] = {};
-  for (int d = space.ndim - 1; d > 0; --d) {
+                                          int last, I rest, int64_t (&offsets)[N]) {
+  I sums[N] = {};
+#pragma unroll 1
+  for (int d = last; d > 0; --d) {
     const I outer = rest / space.by_size[d];
     const I coordinate = rest - outer * static_cast<I>(space.size[d]);
     VAE_FUSED_UNROLL
@@ -97,22 +98,27 @@ __device__ __forceinline__ void locate_as(const Space& space, const int64_t* con
 }
 
 // Whether a kernel has both. A dimension costs some 45 instructions of a step by 64 bits and 20 by
-// 32; double has time for them, and the general family with both would make 4.04 MB for sm_120.
-template <typename S, class F>
-constexpr bool kHasBoth = !kGeneral<F> && sizeof(S) < 8;
+// 32; double has time for them.
+template <typename S>
+constexpr bool kHasBoth = sizeof(S) < 8;
 
-// The same, by 32 bits where they do.
-template <Access kAccess, bool kBoth, int N>
+// The offsets of the step at element e, by 32 bits where they do. Patches begin in the last
+// dimension, the pixels of a block of noise, which is not asked for, then.
+template <typename S, Access kAccess, int N>
 __device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
                                        int64_t e, int64_t (&offsets)[N]) {
   if constexpr (kAccess == Access::kLinear) {
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e;
   } else {
-    if (kBoth && space.small) {
-      locate_as<uint32_t>(space, strides, e, offsets);
+    constexpr bool kPatched = kAccess == Access::kPatched;
+    constexpr uint32_t kInLast = kPatched ? kChunk<S, kAccess> : 1;
+    const int last = space.ndim - (kPatched ? 2 : 1);
+    if (kHasBoth<S> && space.small) {
+      locate_as(space, strides, last, static_cast<uint32_t>(e) / kInLast, offsets);
     } else {
-      locate_as<int64_t>(space, strides, e, offsets);
+      const auto rest = static_cast<int64_t>(static_cast<uint64_t>(e) / kInLast);
+      locate_as(space, strides, last, rest, offsets);
     }
   }
 }
