@@ -111,9 +111,11 @@ struct Space {
   int32_t ndim = 0;
   int64_t size[kMaxDims] = {};  // outermost first
   Divisor by_size[kMaxDims];
-  int64_t noise_stride[kMaxDims] = {};  // of a coordinate, in the row-major index i of z
-  bool noise_linear = false;            // i == e everywhere
-  bool small = false;                   // elements and offsets are all below 2^31
+  // Of a coordinate, in the row-major index i of z; CUDA kernels have those of an explicit eps
+  // here.
+  int64_t noise_stride[kMaxDims] = {};
+  bool noise_linear = false;  // i == e everywhere
+  bool small = false;         // elements and offsets are all below 2^31
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;

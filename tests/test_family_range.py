@@ -64,34 +64,61 @@ def test_sigmoid2_is_stable_for_any_input(dtype, device):
     torch.testing.assert_close(grad.double(), torch.where(low, -0.5, 0.0).double())
 
 
-@pytest.mark.parametrize("module", [vf, vf.reference])
-@pytest.mark.parametrize("floors", [{}, {"std_floor": 3.0}, {"var_floor": 0.5}], ids=str)
-@pytest.mark.parametrize("kind", ["std", "var"])
-def test_negative_std_and_variance_are_nan(kind, floors, module, device):
-    raw = torch.tensor([-1.0, 2.0], device=device)
-    scale = vf.Scale(kind, **floors)
-    z, kl = module.reparameterize_kl(torch.zeros_like(raw), raw, scale=scale, reduction="none")
-    assert kl.isnan().tolist() == z.isnan().tolist() == [True, False]
-
-
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("module", [vf, vf.reference])
+@pytest.mark.parametrize("floors", [{}, {"std_floor": 3.0}, {"var_floor": 1.5}], ids=str)
+@pytest.mark.parametrize("kind", ["std", "var"])
+def test_negative_std_and_variance_are_nan(kind, floors, module, create_graph, device):
+    raw = torch.tensor([-1.0, -1e-30, NAN, 2.0], device=device, requires_grad=True)
+    mu, scale = torch.zeros_like(raw), vf.Scale(kind, **floors)
+    for value in module.reparameterize_kl(mu, raw, scale=scale, reduction="none"):
+        (grad,) = torch.autograd.grad(
+            value.sum(), raw, create_graph=create_graph, retain_graph=True
+        )
+        assert value.isnan().tolist() == grad.isnan().tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("module", [vf, vf.reference])
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("shift", [0.0, -1.0])
+@pytest.mark.parametrize("floor", [1e-8, 1e-4])
 def test_the_gradients_of_a_variance_of_zero_are_those_of_its_floor(
-    dtype, module, create_graph, device
+    floor, shift, dtype, module, device
 ):
-    """As behind a ReLU: sigma = sqrt(raw + v)."""
-    floor = 1e-4
-    raw = torch.tensor([0.0, 1e-12, 1e-4, 1.0], dtype=dtype, device=device, requires_grad=True)
-    mu, eps = torch.zeros_like(raw), torch.full_like(raw, 2.0)
-    scale = vf.Scale("var", var_floor=floor)
-    z, kl = module.reparameterize_kl(mu, raw, scale=scale, eps=eps, reduction="sum")
-    variance = raw.detach().double() + floor
-    torch.testing.assert_close(z.detach().double(), 2 * variance.sqrt(), rtol=1e-6, atol=0)
-    (grad,) = torch.autograd.grad(z.sum(), raw, create_graph=create_graph, retain_graph=True)
-    torch.testing.assert_close(grad.double(), variance.rsqrt(), rtol=1e-6, atol=0)
-    (grad,) = torch.autograd.grad(kl, raw, create_graph=create_graph)
-    torch.testing.assert_close(grad.double(), 0.5 - 0.5 / variance, rtol=1e-6, atol=1e-7)
+    """As behind a ReLU: sigma = sqrt(variance + v)."""
+    raw = torch.tensor([0.0, 2**-20, 0.25, 1.0], dtype=dtype, device=device) - shift
+    raw.requires_grad_()
+    scale = vf.Scale("var", shift=shift, var_floor=floor)
+    z, kl = module.reparameterize_kl(
+        torch.zeros_like(raw), raw, scale=scale, eps=torch.full_like(raw, 2.0), reduction="sum"
+    )
+    variance = raw.detach().double() + shift + floor
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(z.detach().double(), 2 * variance.sqrt(), **close)
+    for value, first, second in (
+        (z.sum(), variance.rsqrt(), -0.5 * variance**-1.5),
+        (kl, 0.5 - 0.5 / variance, 0.5 / variance**2),
+    ):
+        (grad,) = torch.autograd.grad(value, raw, retain_graph=True)
+        torch.testing.assert_close(grad.double(), first, **close)
+        (grad,) = torch.autograd.grad(value, raw, create_graph=True)
+        torch.testing.assert_close(grad.double(), first, **close)
+        (grad,) = torch.autograd.grad(grad.sum(), raw)
+        torch.testing.assert_close(grad.double(), second, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("floors", [{"std_floor": 0.1}, {"var_floor": 1e-2}], ids=str)
+def test_a_std_of_zero_has_second_derivatives(floors, device):
+    results = []
+    for module in (vf, vf.reference):
+        raw = torch.tensor([0.0, 0.5], dtype=F64, device=device, requires_grad=True)
+        z, kl = module.reparameterize_kl(
+            torch.zeros_like(raw), raw, scale=vf.Scale("std", **floors), eps=torch.ones_like(raw)
+        )
+        (grad,) = torch.autograd.grad(z.sum() + kl, raw, create_graph=True)
+        results.append(torch.autograd.grad(grad.sum(), raw)[0])
+    assert bool(results[0].isfinite().all())
+    torch.testing.assert_close(*results)
 
 
 def test_a_clamp_passes_the_gradient_at_its_bounds_and_none_outside(device):

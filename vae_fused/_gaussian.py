@@ -42,7 +42,7 @@ def _sigmoid(u: Tensor) -> Tensor:
 _SIGMA: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logvar": lambda x, _: torch.exp(0.5 * x),
     "logstd": lambda x, _: torch.exp(x),
-    "std": lambda x, _: torch.where(x < 0.0, math.nan, x),
+    "std": lambda x, _: x,
     "var": lambda x, _: torch.sqrt(x),
     "softplus": lambda x, beta: -logsigmoid(-beta * x) / beta,
     "sigmoid2": lambda x, _: 2.0 * _sigmoid(0.5 * x),
@@ -64,10 +64,13 @@ class Gaussian:
         self.mean, self.scale = mean, scale
         x = clamped(raw, *(scale.clamp or (None, None)))
         x = soft_clamped(x, scale.soft_clamp)
-        shift, self.var_floor = scale.shift, scale.var_floor
+        unit = scale.gain == 1.0 and scale.shift == 0.0
+        self.x = x if unit else scale.gain * x + scale.shift
+        if scale.kind in ("std", "var"):  # negative is NaN, and so is its gradient
+            self.x = self.x * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
+        self.var_floor = scale.var_floor
         if scale.kind == "var":  # sqrt(sqrt(x)^2 + v) has no derivative at 0, sqrt(x + v) has
-            shift, self.var_floor = shift + self.var_floor, 0.0
-        self.x = x if scale.gain == 1.0 and shift == 0.0 else scale.gain * x + shift
+            self.x, self.var_floor = self.x + scale.var_floor, 0.0
 
     @property
     def sigma(self) -> Tensor:

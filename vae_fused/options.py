@@ -67,8 +67,7 @@ class Scale:
         gain, shift: Factor and summand of what C returns.
         beta: Of softplus alone.
         std_floor, var_floor: What is added to sigma and to its square: Dreamer's 0.1 and
-            scvi-tools' 1e-4. To a ``"var"`` it is added before the root, so that the gradient at 0
-            is finite.
+            scvi-tools' 1e-4. With a ``var_floor`` the gradient of a ``"var"`` at 0 is finite.
 
     Raises:
         TypeError: A value of the wrong type.

@@ -71,7 +71,7 @@ struct ScalePiece {
   template <math::ScaleBase base, bool floored>
   VAE_FUSED_ALONE void compute_base(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
-      const Lanes<T> t = math::affine(o, get(raw + j)), slope = T(1);
+      const Lanes<T> t = math::argument(o, base, get(raw + j)), slope = T(1);
       const auto s = math::base_of(o, base, t, slope);
       if constexpr (!floored) {
         set(j, s);

@@ -147,16 +147,20 @@ struct Way {
   bool plain;
 };
 
-// `layouts` are those of all tensors but the Gaussians' own and eps. `rows` is what has a value for
-// each row: read and written in vectors where a row is an element. `usual`: the call has every
-// tensor that it can have. `sampled`: it asks for noise. May rewrite the space and the operands'
-// strides: see `patch`.
+// What a call asks for, beside its tensors' layouts.
+struct Asked {
+  const void* rows;  // has a value for each row: in vectors where a row is an element
+  bool every;        // every tensor that a plain kernel knows is there
+  bool noise;        // of the key
+  bool eps;          // a tensor of noise, or its gradient
+};
+
+// `layouts` are those of all tensors but the Gaussians' own. May rewrite the space and the
+// operands' strides: see `patch`.
 template <typename S>
-Way way_of(Space& space, Gaussians& of, Sampled& eps, std::vector<Layout> layouts, const void* rows,
-           bool usual, bool sampled) {
+Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked& asked) {
   constexpr int v = kVector<S, Access::kStrided>, c = kChunk<S, Access::kStrided>;
-  layouts.insert(layouts.end(), {{&eps, sizeof(S), false, eps.step},
-                                 {&of.mu, sizeof(S), false},
+  layouts.insert(layouts.end(), {{&of.mu, sizeof(S), false},
                                  {&of.raw, sizeof(S), false},
                                  {&of.prior_mean, sizeof(S), false},
                                  {&of.prior_raw, sizeof(S), false},
@@ -167,7 +171,7 @@ Way way_of(Space& space, Gaussians& of, Sampled& eps, std::vector<Layout> layout
   const auto all = [&](auto predicate) {
     return std::all_of(layouts.begin(), layouts.end(), predicate);
   };
-  const bool is_usual = is_plain(of) && !of.mask.data && !eps.data;
+  const bool is_usual = is_plain(of) && !of.mask.data && !asked.eps;
   const Way scalar{Access::kScalar, false};
   const int inner = space.ndim - 1;
   const auto expands = [&](const Layout& l) {
@@ -182,7 +186,7 @@ Way way_of(Space& space, Gaussians& of, Sampled& eps, std::vector<Layout> layout
       })) {
     return scalar;
   }
-  if (space.cols == 1 && !aligned(rows, 16)) return scalar;
+  if (space.cols == 1 && !aligned(asked.rows, 16)) return scalar;
   if (of.samples > 1 &&
       (space.rows * space.cols % v != 0 || !all([](const Layout& l) { return l.step % v == 0; }))) {
     return scalar;
@@ -195,20 +199,20 @@ Way way_of(Space& space, Gaussians& of, Sampled& eps, std::vector<Layout> layout
   if (whole && all([&](const Layout& l) {
         return splats(l) || vectors(l.operand->stride, l.operand->linear);
       }) &&
-      (!sampled || eps.data || vectors(space.noise_stride, space.noise_linear))) {
+      (!asked.noise || vectors(space.noise_stride, space.noise_linear))) {
     const bool plain = is_usual && !std::any_of(layouts.begin(), layouts.end(), splats);
-    return {plain && usual && space.ndim == 1 ? Access::kLinear : Access::kStrided, plain};
+    return {plain && asked.every && space.ndim == 1 ? Access::kLinear : Access::kStrided, plain};
   }
   constexpr int patch_v = kVector<S, Access::kPatched>, patch_c = kChunk<S, Access::kPatched>;
   static_assert(patch_c == c);
-  if (of.samples > 1 || !patch(space, layouts, rows, patch_v, patch_c)) return scalar;
+  if (of.samples > 1 || !patch(space, layouts, asked.rows, patch_v, patch_c)) return scalar;
   const bool plain =
       is_usual && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
   return {Access::kPatched, plain};
 }
 
-// Kernels find noise in one place: where eps is given, its offsets are those of the noise. Behind
-// `way_of`, which asks for both.
+// Kernels find noise in one place: where eps is given, its offsets are those of the noise. To be
+// called after `way_of`, which reads both.
 inline void take_noise_from(Space& space, const Operand& eps) {
   if (eps.data) std::copy_n(eps.stride, kMaxDims, space.noise_stride);
 }

@@ -167,35 +167,37 @@ class BackwardStep {
     }
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) graw[j] = gz[j] * eps[j];
-    if (wants_eps(p)) {
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) {
-        eps[j] = f.temperature * gz[j] * q[j].scale.sigma;
-        if (kAll && !gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+    if constexpr (kAll) {
+      if (wants_eps(p)) {
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) {
+          eps[j] = f.temperature * gz[j] * q[j].scale.sigma;
+          if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+        }
+        narrow<kAccess, C>(eps, b, eps_);
       }
-      narrow<kAccess, C>(eps, b, eps_);
-    }
-    for (int64_t s = 1; kAll && used(p) && s < p.of.samples; ++s) {
-      T further[C];
-      Pack<S, C> pack;
-      load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
-      widen<kAccess, C>(pack, 0, further);
-      if (given(p)) {
-        load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
-        widen<kAccess, C>(pack, 0, eps);
-      } else if (wants_raw(p)) {
-        stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
+      for (int64_t s = 1; used(p) && s < p.of.samples; ++s) {
+        T further[C];
+        Pack<S, C> pack;
+        load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
+        widen<kAccess, C>(pack, 0, further);
+        if (given(p)) {
+          load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
+          widen<kAccess, C>(pack, 0, eps);
+        } else if (wants_raw(p)) {
+          stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
+        }
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) {
+          gz[j] += further[j];
+          graw[j] += further[j] * eps[j];
+          eps[j] = f.temperature * further[j] * q[j].scale.sigma;
+          if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+        }
+        if (!wants_eps(p)) continue;
+        narrow<kAccess, C>(eps, 0, pack);
+        store_chunk<S, kAccess>(p.grad_eps, at_[kGradEps], s, b, span, pack);
       }
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) {
-        gz[j] += further[j];
-        graw[j] += further[j] * eps[j];
-        eps[j] = f.temperature * further[j] * q[j].scale.sigma;
-        if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
-      }
-      if (!wants_eps(p)) continue;
-      narrow<kAccess, C>(eps, 0, pack);
-      store_chunk<S, kAccess>(p.grad_eps, at_[kGradEps], s, b, span, pack);
     }
   }
 
@@ -203,8 +205,8 @@ class BackwardStep {
   __device__ __forceinline__ void store_all(const BackwardParams& p, const Span<kWhole>& span) {
     if (wants_mu(p)) store<S, kAccess>(p.space, p.grad_mu, at_[kGradMu], span, gz_);
     if (wants_raw(p)) store<S, kAccess>(p.space, p.grad_raw, at_[kGradRaw], span, gaussians_.raw);
-    if (wants_eps(p)) store<S, kAccess>(p.space, p.grad_eps, at_[kGradEps], span, eps_);
     if constexpr (kAll) {
+      if (wants_eps(p)) store<S, kAccess>(p.space, p.grad_eps, at_[kGradEps], span, eps_);
       if (p.grad_prior_mean.data) {
         store<S, kAccess>(p.space, p.grad_prior_mean, at_[kGradMean], span, of_prior_.mean);
       }
@@ -277,18 +279,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
 
 template <typename S>
 cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
-  const bool sampled = p.grad_z.data && p.grad_raw.data;
-  const bool usual = sampled && p.grad_kl && p.grad_mu.data;
+  const bool sampled = p.grad_z.data && p.grad_raw.data, given = p.eps.data;
   const Rows rows = rows_of(p);
   const int64_t blocks = merge_tiles(p.space, false);
-  const Way way = way_of<S>(p.space, p.of, p.eps,
-                            {{&p.grad_z, sizeof(S), false, p.grad_z.step},
+  const Way way = way_of<S>(p.space, p.of,
+                            {{&p.eps, sizeof(S), false, p.eps.step},
+                             {&p.grad_z, sizeof(S), false, p.grad_z.step},
                              {&p.grad_mu, sizeof(S), true},
                              {&p.grad_raw, sizeof(S), true},
                              {&p.grad_eps, sizeof(S), true, p.grad_eps.step},
                              {&p.grad_prior_mean, sizeof(S), true},
                              {&p.grad_prior_raw, sizeof(S), true}},
-                            p.grad_kl, usual, sampled);
+                            {p.grad_kl, sampled && p.grad_kl && p.grad_mu.data, sampled && !given,
+                             given || p.grad_eps.data});
   take_noise_from(p.space, p.eps);
   return with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;

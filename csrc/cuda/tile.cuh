@@ -102,8 +102,8 @@ __device__ __forceinline__ void locate_as(const Space& space, const int64_t* con
 template <typename S>
 constexpr bool kHasBoth = sizeof(S) < 8;
 
-// The offsets of the step at element e, by 32 bits where they do. Patches begin in the last
-// dimension, the pixels of a block of noise, which is not asked for, then.
+// The offsets of the step at element e, by 32 bits where they do. A patch begins at 0 in the last
+// dimension, which is not asked for.
 template <typename S, Access kAccess, int N>
 __device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
                                        int64_t e, int64_t (&offsets)[N]) {

@@ -28,7 +28,8 @@ enum class ScaleBase : int32_t { kExp, kIdentity, kSqrt, kSoftplus, kSigmoid };
 //   raw -> C(raw) -> x = gain C(raw) + shift -> sigma0 = unit base(x)
 //       -> sigma = sqrt(sigma0^2 + var_floor) + std_floor
 //
-// C is min(max(raw, low), high), or c tanh(raw / c).
+// C is min(max(raw, low), high), or c tanh(raw / c). kSqrt has root_floor instead of var_floor:
+// sigma0 = unit sqrt(x + root_floor).
 template <typename T>
 struct ScaleOptions {
   ScaleBase base = ScaleBase::kExp;
@@ -36,7 +37,7 @@ struct ScaleOptions {
   T low = -kInfinity<T>, high = kInfinity<T>;
   T soft_clamp = 0, per_soft_clamp = 0;  // c and 1 / c; 0: none
   T unit = 1, log_unit_squared = 0;      // and ln unit^2
-  T var_floor = 0, std_floor = 0;
+  T var_floor = 0, std_floor = 0, root_floor = 0;
 };
 
 template <typename T>
@@ -76,7 +77,8 @@ ScaleOptions<T> narrowed(const ScaleOptions<double>& o) {
           T(o.unit),
           T(o.log_unit_squared),
           T(o.var_floor),
-          T(o.std_floor)};
+          T(o.std_floor),
+          T(o.root_floor)};
 }
 
 template <typename T>

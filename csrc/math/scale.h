@@ -3,9 +3,11 @@
 //
 //   raw -> C(raw) -> t = gain C(raw) + shift -> s = unit base(t) -> sigma = sqrt(s^2 + v) + f
 //
-// with v = var_floor, f = std_floor. Every base takes the same road, so that a kernel that learns
-// its base at run time has each exponential and each logarithm once, with a branch around it. Where
-// the base is a constant (the CPU kernels make it one outside of their loops) the branches fold.
+// with v = var_floor, f = std_floor. What is added to a variance is added to t instead: the same
+// but for the derivative at t = 0, which would be a product of inf and 0. Every base takes the same
+// road, so that a kernel that learns its base at run time has each exponential and each logarithm
+// once, with a branch around it. Where the base is a constant (the CPU kernels make it one outside
+// of their loops) the branches fold.
 #pragma once
 
 #include <type_traits>
@@ -22,7 +24,7 @@ struct Scale {
 };
 
 // ---------------------------------------------------------------------------------------------
-// Before: t = gain C(raw) + shift
+// Before: t = gain C(raw) + shift, of a root + root_floor
 //
 //   hard   C' = 1 within [low, high], 0 outside;  NaN stays
 //   soft   C = c tanh(raw / c),  C' = sech^2(raw / c)
@@ -66,9 +68,15 @@ VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
                               : hard_clamp(raw, o.low, o.high);
 }
 
+// A negative standard deviation or variance is none, whatever is added to it.
 template <typename T, typename F>
-VAE_FUSED_HD F affine(const ScaleOptions<T>& o, F x) {
-  return o.gain * x + o.shift;
+VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
+  F t = o.gain * x + o.shift;
+  if (base == ScaleBase::kIdentity || base == ScaleBase::kSqrt) {
+    t = select(t < F(0), F(kNaN<T>), t);
+    if (base == ScaleBase::kSqrt) t = t + o.root_floor;
+  }
+  return t;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -76,7 +84,7 @@ VAE_FUSED_HD F affine(const ScaleOptions<T>& o, F x) {
 //
 //   base        base(t)         ln base^2                base'              (ln base^2)'
 //   kExp        e^t             2t                       base               2
-//   kIdentity   t >= 0          2 ln t                   1                  2 / t
+//   kIdentity   t               2 ln t                   1                  2 / t
 //   kSqrt       sqrt(t)         ln t                     1 / (2 base)       1 / t
 //   kSoftplus   ln(1 + e^t)     2 ln base                s(t)               2 s(t) / base
 //   kSigmoid    s(t)            2 ln base                s(t) s(-t)         2 s(-t)
@@ -153,8 +161,8 @@ VAE_FUSED_HD Scale<F> base_of(const ScaleOptions<T>& o, ScaleBase base, F t, F s
   } else if (base == ScaleBase::kSqrt) {
     s = sqrt_any(t);
     ds = F(0.5) * reciprocal(s);
-  } else {  // a negative standard deviation is none, as a negative variance
-    s = select(t < F(0), F(kNaN<T>), t);
+  } else {
+    ds = select(t == t, F(1), t);  // NaN if t is, as those of the others
   }
   return {o.unit * s, x + o.log_unit_squared, chain(o.unit * o.gain * ds, slope),
           chain(o.gain * dx, slope)};
@@ -195,7 +203,7 @@ VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool fl
 template <typename T, typename F>
 VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool floored,
                                const Limited<F>& limited) {
-  const F t = affine(o, limited.x);
+  const F t = argument(o, base, limited.x);
   return finished(o, base, floored, t, base_of(o, base, t, limited.dx));
 }
 

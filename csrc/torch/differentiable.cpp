@@ -54,12 +54,16 @@ Limited limit(const math::ScaleOptions<double>& o, const Tensor& raw) {
     c.x = at::where(below, o.low, at::where(above, o.high, raw));
     c.dx = at::where(below.logical_or(above), 0.0, c.dx);
   }
-  return {o.gain * c.x + o.shift, o.gain * c.dx};
+  Tensor t = o.gain * c.x + o.shift;
+  if (o.base == ScaleBase::kIdentity || o.base == ScaleBase::kSqrt) {  // math::argument
+    t = t * at::where(t >= 0, at::ones_like(t), math::kNaN<double>) + o.root_floor;
+  }
+  return {t, o.gain * c.dx};
 }
 
-// math::chain.
+// math::chain. Where inner happens to be 0 it may have a derivative, which goes on.
 Tensor chain(const Tensor& outer, const Tensor& inner) {
-  return at::where(inner == 0.0, 0.0, outer * inner);
+  return at::where((inner == 0.0).logical_and(outer.isfinite().logical_not()), 0.0, outer) * inner;
 }
 
 Scale scale_base(ScaleBase base, const Tensor& x) {
@@ -70,7 +74,7 @@ Scale scale_base(ScaleBase base, const Tensor& x) {
     }
     case ScaleBase::kIdentity: {
       const Tensor log_x = at::log(x);
-      return {at::where(x < 0.0, log_x, x), 2.0 * log_x, at::ones_like(x), 2.0 * at::reciprocal(x)};
+      return {x, 2.0 * log_x, at::where(x.isnan(), x, 1.0), 2.0 * at::reciprocal(x)};
     }
     case ScaleBase::kSqrt: {
       const Tensor sigma = at::sqrt(x);

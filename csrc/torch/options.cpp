@@ -49,8 +49,9 @@ math::ScaleOptions<double> parse_scale(const double* o) {
   s.log_unit_squared = 2 * std::log(s.unit);
   s.var_floor = o[7];
   s.std_floor = o[8];
-  // sqrt(sqrt(t)^2 + v) is sqrt(t + v), and its derivative at 0 no product of inf and 0.
-  if (s.base == ScaleBase::kSqrt) s.shift += std::exchange(s.var_floor, 0.0);
+  if (s.base == ScaleBase::kSqrt) {
+    s.root_floor = std::exchange(s.var_floor, 0.0) / (s.unit * s.unit);
+  }
   return s;
 }
 

@@ -238,6 +238,7 @@ vae_fused::math::ScaleOptions<double> scale_options(const py::dict& fields) {
   read(fields, "unit", o.unit);
   read(fields, "var_floor", o.var_floor);
   read(fields, "std_floor", o.std_floor);
+  read(fields, "root_floor", o.root_floor);
   o.per_soft_clamp = o.soft_clamp > 0 ? 1 / o.soft_clamp : 0;
   o.log_unit_squared = 2 * std::log(o.unit);
   return o;

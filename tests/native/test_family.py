@@ -21,6 +21,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "logstd": {"posterior": {"gain": 1.0}},
     "std": {"posterior": {"base": "identity", "gain": 0.1, "shift": 1.0}},
     "var": {"posterior": {"base": "sqrt", "gain": 0.1, "shift": 1.0}},
+    "floors of a std": {
+        "posterior": {
+            "base": "identity",
+            "gain": 0.1,
+            "shift": 0.2,
+            "std_floor": 0.05,
+            "var_floor": 1,
+        }
+    },
+    "floor of a var": {"posterior": {"base": "sqrt", "gain": 0.1, "shift": 0.2, "root_floor": 0.1}},
     "softplus": {"posterior": {"base": "softplus", "gain": 2.0, "unit": 0.5, "std_floor": 0.1}},
     "sigmoid": {"posterior": {"base": "sigmoid", "unit": 2.0, "std_floor": 0.1}},
     "clamp": {"posterior": {"low": -0.5, "high": 0.75}},

@@ -21,7 +21,7 @@ from .test_family import FAMILIES, KEY, NAMES, TOLERANCE, values
 SIZES = (1, 2, 3, 4, 5, 8, 12, 16, 24, 31)
 # What is written, and what has to be there for it.
 WRITTEN = {
-    "z": "eps", "grad_mu": "mu", "grad_raw": "raw", "grad_eps": "eps",
+    "z": "eps", "grad_mu": "mu", "grad_raw": "raw", "grad_eps": "grad_z",
     "grad_prior_mean": "prior_mean", "grad_prior_raw": "prior_raw",
 }  # fmt: skip
 
@@ -81,6 +81,7 @@ class Drawn(NamedTuple):
     layouts: dict[str, Layout]  # of the tensors that are there, read or written
     kl: bool
     key: int
+    large: bool  # offsets by 64 bits
 
 
 @st.composite
@@ -124,7 +125,7 @@ def calls(draw: Any) -> Drawn:
     return Drawn(
         tuple(shape), tuple(sorted(dims)), draw(st.sampled_from([*DTYPES])),
         draw(st.sampled_from([*FAMILIES])), samples, draw(st.integers(0, 999)), of, kl,
-        draw(st.sampled_from((0, 1, 2**40))),
+        draw(st.sampled_from((0, 1, 2**40))), draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -174,6 +175,7 @@ def kernels(native: ModuleType) -> ModuleType:
 )
 @given(call=calls())
 def test_the_kernels_of_both_devices_agree(kernels: ModuleType, call: Drawn) -> None:
+    kernels.emulator.configure(large=call.large)
     cpu, cuda = (run(kernels, device, call) for device in ("cpu", "cuda"))
     for name in NAMES:
         a, b = getattr(cuda, name), getattr(cpu, name)
