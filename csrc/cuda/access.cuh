@@ -55,9 +55,12 @@ constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access:
                         : sizeof(S) == 4 ? (kAccess == Access::kPatched ? 3 : 4)
                                          : (kAccess == Access::kLinear ? 4 : 3);
 
-// Whether tiles of whole steps, which nearly all are, have a loop of their own.
+// Whether the usual tiles, of whole steps and of one row, which nearly all are, have a loop of
+// their own; and whether all tiles consist of whole steps.
 template <typename S, Access kAccess>
-constexpr bool kHasWhole = kAccess == Access::kLinear && sizeof(S) < 8;
+constexpr bool kHasUsual = kAccess == Access::kLinear && sizeof(S) < 8;
+template <Access kAccess>
+constexpr bool kAllWhole = kAccess == Access::kPatched || kAccess == Access::kScalar;
 
 // A tensor of a call, as far as its layout matters.
 struct Layout {

@@ -156,7 +156,7 @@ class BackwardStep {
     if (given(p)) {
       widen<kAccess, C>(eps_, b, eps);
     } else if (used(p) && wants_raw(p)) {
-      if constexpr (kWhole) {
+      if constexpr (kUsual && kWhole) {
         stream.template normals<S>(span, b, eps);
       } else {
         stream.template normals<S>(first, eps);
@@ -252,10 +252,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   const Tile tile = tile_of(p.space, blockIdx.x);
   // What a thread reads first is under way while the key is.
-  bool usual = kHasWhole<S, kAccess> && rows == UsualRows{} && is_whole<N>(tile);
+  bool usual = kHasUsual<S, kAccess> && rows == UsualRows{} && is_whole<N>(tile);
   auto span = first_span<N, true>(tile);
   BackwardStep<S, kAccess, F> first;
-  if constexpr (kHasWhole<S, kAccess>) {
+  if constexpr (kHasUsual<S, kAccess>) {
     if (usual && span.slot < span.end) first.load(p, f, true, span);
   }
   T one = 0;
@@ -264,16 +264,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
     one = static_cast<T>(p.kl_scale) * grad_kl[tile.row * p.grad_kl_stride];
   }
   Stream<kKeepsKeys<kAccess>> stream(p.key);
-  if constexpr (kHasWhole<S, kAccess>) usual = usual && stream.template enter<C>(tile);
+  if constexpr (kHasUsual<S, kAccess>) usual = usual && stream.template enter<C>(tile);
   if (usual) {
-    if constexpr (kHasWhole<S, kAccess>) {
+    if constexpr (kHasUsual<S, kAccess>) {
       if (span.slot < span.end) {
         first.finish(p, f, stream, span, UsualRows{}, one);
         backward_steps<S, kAccess>(p, f, stream, span + kThreads * N, UsualRows{}, one);
       }
     }
   } else {
-    backward_steps<S, kAccess>(p, f, stream, first_span<N>(tile), rows, one);
+    backward_steps<S, kAccess>(p, f, stream, first_span<N, kAllWhole<kAccess>>(tile), rows, one);
   }
 }
 

@@ -149,7 +149,7 @@ class ForwardStep {
     T z[C];
     if (given(p)) {
       widen<kAccess, C>(eps_, b, z);
-    } else if constexpr (kWhole) {
+    } else if constexpr (kUsual && kWhole) {
       stream.template normals<S>(span, b, z);
     } else {
       stream.template normals<S>(first, z);
@@ -212,17 +212,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   __shared__ Pack<T, C> staged[(kTile + 2 * N) / C];
   Tile tile = tile_of(p.space, blockIdx.x);
   // What a thread reads first is under way while the key is.
-  bool usual = kHasWhole<S, kAccess> && rows == UsualRows{} && is_whole<N>(tile);
+  bool usual = kHasUsual<S, kAccess> && rows == UsualRows{} && is_whole<N>(tile);
   auto span = first_span<N, true>(tile);
   ForwardStep<S, kAccess, F> first;
-  if constexpr (kHasWhole<S, kAccess>) {
+  if constexpr (kHasUsual<S, kAccess>) {
     if (usual && span.slot < span.end) first.load(p, true, span);
   }
   Stream<kKeepsKeys<S, kAccess>> stream(p.key, p.key_out);
   double sum = 0;
-  if constexpr (kHasWhole<S, kAccess>) usual = usual && stream.template enter<C>(tile);
+  if constexpr (kHasUsual<S, kAccess>) usual = usual && stream.template enter<C>(tile);
   if (usual) {
-    if constexpr (kHasWhole<S, kAccess>) {
+    if constexpr (kHasUsual<S, kAccess>) {
       if (span.slot < span.end) {
         sum = static_cast<double>(first.finish(p, f, stream, span, UsualRows{}, staged));
         sum += forward_steps<S, kAccess>(p, f, stream, span + kThreads * N, UsualRows{}, staged);
@@ -231,7 +231,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   } else {
     // Tiles of whole rows use the shared memory one after the other; of others a block has one.
     for (int64_t t = blockIdx.x;;) {
-      sum = forward_steps<S, kAccess>(p, f, stream, first_span<N>(tile), rows, staged);
+      sum = forward_steps<S, kAccess>(p, f, stream, first_span<N, kAllWhole<kAccess>>(tile), rows,
+                                      staged);
       if (rows != Rows::kInTile) break;
       __syncthreads();
       sum_rows(p, tile, reinterpret_cast<const T*>(staged) + (tile.begin & (N - 1)));

@@ -85,8 +85,7 @@ class GaussianStep {
   __device__ __forceinline__ bool counts(const Gaussians& of, const Span<kWhole>& span, int b,
                                          int j) const {
     if constexpr (kGeneral<F>) {
-      const bool inside = kAccess == Access::kPatched || span.has(b * C + j);
-      return inside && (!of.mask.data || general.mask.s[b * C + j]);
+      return span.has(b * C + j) && (!of.mask.data || general.mask.s[b * C + j]);
     }
     return true;
   }

@@ -16,7 +16,7 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
 };
 
 // The step of elements [e, e + N), e a multiple of N. Slots count from the step in which the tile
-// begins: the step's is `slot`, the tile has [begin, end). Patches never leave their tile.
+// begins: the step's is `slot`, the tile has [begin, end).
 template <bool kWhole = false>
 struct Span {
   int64_t first;  // the element that begins slot 0
@@ -67,12 +67,12 @@ __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
   }
 }
 
-// Where a step begins in a tensor. In a tile of whole ones: what all threads have in common, and 32
-// bits of a thread's own, instead of a 64-bit offset for each tensor. They are bytes: a tile of
-// 2^30 elements would be one of 2^41 (`merge_tiles`).
-template <typename S, bool kWhole>
+// Where a step begins in a tensor. In a linear tile of whole ones: what all threads have in common,
+// and 32 bits of a thread's own, instead of a 64-bit offset for each tensor. They are bytes: a tile
+// of 2^30 elements would be one of 2^41 (`merge_tiles`).
+template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWhole>& span) {
-  if constexpr (kWhole) {
+  if constexpr (kAccess == Access::kLinear && kWhole) {
     char* const tile = static_cast<char*>(data) + span.first * int64_t{sizeof(S)};
     return reinterpret_cast<S*>(tile + span.slot * uint32_t{sizeof(S)});
   } else {
@@ -172,7 +172,7 @@ template <typename S, Access kAccess, bool kSplats = false, typename E = S, bool
 __device__ __forceinline__ void load(const Space& space, const Operand& operand, int64_t offset,
                                      const Span<kWhole>& span, Pack<E, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
-  const E* const data = address<E>(operand.data, offset, span);
+  const E* const data = address<E, kAccess>(operand.data, offset, span);
   if constexpr (kAccess == Access::kPatched) {
     const bool splats = kSplats && operand.stride[space.ndim - 2] == 0;
     VAE_FUSED_UNROLL
@@ -227,7 +227,7 @@ __device__ __forceinline__ void store(const Space& space, const Operand& operand
                                       const Span<kWhole>& span,
                                       const Pack<S, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
-  S* const data = address<S>(operand.data, offset, span);
+  S* const data = address<S, kAccess>(operand.data, offset, span);
   if constexpr (kAccess == Access::kPatched) {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
