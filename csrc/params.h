@@ -111,8 +111,7 @@ struct Space {
   int32_t ndim = 0;
   int64_t size[kMaxDims] = {};  // outermost first
   Divisor by_size[kMaxDims];
-  // Of a coordinate, in the row-major index i of z; CUDA kernels have those of an explicit eps
-  // here.
+  // Of a coordinate, in the row-major index i of z; in CUDA kernels of an explicit eps, if given.
   int64_t noise_stride[kMaxDims] = {};
   bool noise_linear = false;  // i == e everywhere
   bool small = false;         // elements and offsets are all below 2^31

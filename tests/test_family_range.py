@@ -66,16 +66,29 @@ def test_sigmoid2_is_stable_for_any_input(dtype, device):
 
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("module", [vf, vf.reference])
-@pytest.mark.parametrize("floors", [{}, {"std_floor": 3.0}, {"var_floor": 1.5}], ids=str)
+@pytest.mark.parametrize("floors", [{}, {"std_floor": 3.0}, {"var_floor": 0.5}], ids=str)
 @pytest.mark.parametrize("kind", ["std", "var"])
 def test_negative_std_and_variance_are_nan(kind, floors, module, create_graph, device):
-    raw = torch.tensor([-1.0, -1e-30, NAN, 2.0], device=device, requires_grad=True)
+    """And so are their gradients; a floor of the variance absorbs what is above minus itself."""
+    raw = torch.tensor([-1.0, -0.25, NAN, 2.0], device=device, requires_grad=True)
     mu, scale = torch.zeros_like(raw), vf.Scale(kind, **floors)
+    absorbs = kind == "var" and "var_floor" in floors
     for value in module.reparameterize_kl(mu, raw, scale=scale, reduction="none"):
         (grad,) = torch.autograd.grad(
             value.sum(), raw, create_graph=create_graph, retain_graph=True
         )
-        assert value.isnan().tolist() == grad.isnan().tolist() == [True, True, True, False]
+        nan = [True, not absorbs, True, False]
+        assert value.isnan().tolist() == grad.isnan().tolist() == nan
+
+
+@pytest.mark.parametrize("gain", [1 / 3, 0.1, 0.7])
+def test_a_floor_absorbs_what_a_clamp_rounds_below_zero(gain, device):
+    """The clamped variance is gain * -3 + 3 gain, which a fused multiply-add has below 0."""
+    scale = vf.Scale("var", clamp=(-3.0, 3.0), gain=gain, shift=3 * gain, var_floor=1e-4)
+    raw = torch.full((3,), -5.0, device=device)
+    for function in (vf, vf.reference):
+        kl = function.gaussian_kl(torch.zeros_like(raw), raw, scale=scale, reduction="none")
+        torch.testing.assert_close(kl, torch.full_like(kl, 4.10522), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("module", [vf, vf.reference])

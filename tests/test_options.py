@@ -57,6 +57,12 @@ PRIOR: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     ((0.0, -INF), ValueError, "prior.raw is -inf"),
     ((0.0, 0.0, "std"), ValueError, "prior.raw is 0.0, wants a number above 0 for a std"),
     ((0.0, -1.0, "var"), ValueError, "prior.raw is -1.0, wants a number above 0 for a var"),
+    ((0.0, -1.0, vf.Scale("std", std_floor=2.0)), ValueError, "prior.raw is -1.0, wants a number"),
+    (
+        (0.0, 2.0, vf.Scale("var", clamp=(0, 2), gain=-1, shift=1)),
+        ValueError,
+        "prior.raw is 2.0, read as -1, wants a number above 0 for a var",
+    ),
     ((0.0, 0.0, "sigma"), ValueError, "scale is 'sigma', wants one of logvar, .* or a vf.Scale"),
     ((0.0, 0.0, 3), TypeError, "scale must be a str or a vf.Scale, got int"),
 ]
@@ -72,6 +78,12 @@ def test_a_bad_scale_is_refused_when_it_is_made(kwargs, error, message):
 def test_a_bad_prior_is_refused_when_it_is_made(args, error, message):
     with pytest.raises(error, match=message):
         vf.Prior(*args)
+
+
+def test_a_prior_of_numbers_is_judged_by_what_its_scale_reads():
+    """Each is tau = 1."""
+    for raw, scale in ((-1.0, vf.Scale("var", var_floor=2.0)), (0.0, vf.Scale("std", std_floor=1))):
+        assert vf.gaussian_kl(MU, RAW, prior=vf.Prior(0.0, raw, scale)) == vf.gaussian_kl(MU, RAW)
 
 
 def test_scales_are_values_and_priors_hold_tensors():

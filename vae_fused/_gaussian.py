@@ -66,10 +66,10 @@ class Gaussian:
         x = soft_clamped(x, scale.soft_clamp)
         unit = scale.gain == 1.0 and scale.shift == 0.0
         self.x = x if unit else scale.gain * x + scale.shift
-        if scale.kind in ("std", "var"):  # negative is NaN, and so is its gradient
-            self.x = self.x * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
         self.var_floor = scale.var_floor
-        if scale.kind == "var":  # sqrt(sqrt(x)^2 + v) has no derivative at 0, sqrt(x + v) has
+        if scale.kind == "std":  # negative is NaN: by a product, for the gradient to be, too
+            self.x = (self.x + 0.0) * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
+        elif scale.kind == "var":  # sqrt(sqrt(x)^2 + v) has no derivative at 0, sqrt(x + v) has
             self.x, self.var_floor = self.x + scale.var_floor, 0.0
 
     @property

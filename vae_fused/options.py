@@ -51,7 +51,7 @@ class Scale:
     ``"logvar"``    :math:`e^{x/2}`                      most VAEs
     ``"logstd"``    :math:`e^x`                          VITS, VDVAE, NVAE, PyG
     ``"std"``       :math:`x`; NaN below 0               ``torch.distributions``, Pyro
-    ``"var"``       :math:`\sqrt x`; NaN below 0         scvi-tools
+    ``"var"``       :math:`\sqrt x`                      scvi-tools
     ``"softplus"``  :math:`\ln(1 + e^{\beta x})/\beta`   Bayesian layers, Dreamer
     ``"sigmoid2"``  :math:`2 / (1 + e^{-x/2})`           Dreamer
     ==============  ===================================  ==================================
@@ -67,7 +67,8 @@ class Scale:
         gain, shift: Factor and summand of what C returns.
         beta: Of softplus alone.
         std_floor, var_floor: What is added to sigma and to its square: Dreamer's 0.1 and
-            scvi-tools' 1e-4. With a ``var_floor`` the gradient of a ``"var"`` at 0 is finite.
+            scvi-tools' 1e-4. With a ``var_floor`` the gradient of a ``"var"`` at 0 is finite; below
+            ``-var_floor`` it is NaN.
 
     Raises:
         TypeError: A value of the wrong type.
@@ -107,6 +108,15 @@ class Scale:
     def raw_name(self) -> str:
         """What messages call a raw scale: the quantity that it is, if it is one."""
         return "raw" if self.kind in ("softplus", "sigmoid2") else self.kind
+
+    def argument(self, raw: float) -> float:
+        """What sigma is a function of, x, for a number; of a ``"var"`` with its floor."""
+        if self.soft_clamp is not None:
+            raw = self.soft_clamp * math.tanh(raw / self.soft_clamp)
+        lo, hi = self.clamp or (None, None)
+        raw = raw if lo is None else max(lo, raw)
+        raw = raw if hi is None else min(hi, raw)
+        return self.gain * raw + self.shift + (self.var_floor if self.kind == "var" else 0.0)
 
     def packed(self) -> list[float]:
         """The nine numbers that the operators take."""
@@ -187,8 +197,14 @@ class Prior:
                     f"prior.{name} must be a Tensor or a number, got {type(value).__name__}"
                 )
             check_number(f"prior.{name}", value)
-            if name == "raw" and scale in (_SCALES["std"], _SCALES["var"]) and value <= 0:
-                raise ValueError(f"prior.raw is {value}, wants a number above 0 for a {scale.kind}")
+            if name == "raw" and scale.kind in ("std", "var"):
+                x = scale.argument(value)
+                floored = scale.std_floor > 0.0 or scale.var_floor > 0.0
+                if x < 0.0 or (x == 0.0 and not floored):
+                    read = "" if x == value else f", read as {x:.6g}"
+                    raise ValueError(
+                        f"prior.raw is {value}{read}, wants a number above 0 for a {scale.kind}"
+                    )
 
 
 class Options(NamedTuple):

@@ -48,7 +48,7 @@ constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChun
 // usual call's kernels, 80 in others. Without a bound the compiler interleaves the chunks of a
 // 16-bit vector, takes 100, and halves the loads in flight; a block more, and some architecture
 // spills. Patches have more addresses to keep, and the general family more of everything: 128
-// registers, which patches exceed by a dozen.
+// registers, which patches exceed by up to 40.
 template <typename S, Access kAccess, class F>
 constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access::kPatched ? 1 : 2)
                         : sizeof(S) == 8 ? (kAccess == Access::kPatched ? 1 : 2)
@@ -152,10 +152,10 @@ struct Way {
 
 // What a call asks for, beside its tensors' layouts.
 struct Asked {
-  const void* rows;  // has a value for each row: in vectors where a row is an element
-  bool every;        // every tensor that a plain kernel knows is there
-  bool noise;        // of the key
-  bool eps;          // a tensor of noise, or its gradient
+  const void* rows = nullptr;  // has a value for each row: in vectors where a row is an element
+  bool complete = false;       // has every tensor that a plain kernel knows
+  bool key_noise = false;      // draws noise
+  bool noise_tensor = false;   // has eps, or its gradient
 };
 
 // `layouts` are those of all tensors but the Gaussians' own. May rewrite the space and the
@@ -174,7 +174,7 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
   const auto all = [&](auto predicate) {
     return std::all_of(layouts.begin(), layouts.end(), predicate);
   };
-  const bool is_usual = is_plain(of) && !of.mask.data && !asked.eps;
+  const bool is_usual = is_plain(of) && !of.mask.data && !asked.noise_tensor;
   const Way scalar{Access::kScalar, false};
   const int inner = space.ndim - 1;
   const auto expands = [&](const Layout& l) {
@@ -202,9 +202,9 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
   if (whole && all([&](const Layout& l) {
         return splats(l) || vectors(l.operand->stride, l.operand->linear);
       }) &&
-      (!asked.noise || vectors(space.noise_stride, space.noise_linear))) {
+      (!asked.key_noise || vectors(space.noise_stride, space.noise_linear))) {
     const bool plain = is_usual && !std::any_of(layouts.begin(), layouts.end(), splats);
-    return {plain && asked.every && space.ndim == 1 ? Access::kLinear : Access::kStrided, plain};
+    return {plain && asked.complete && space.ndim == 1 ? Access::kLinear : Access::kStrided, plain};
   }
   constexpr int patch_v = kVector<S, Access::kPatched>, patch_c = kChunk<S, Access::kPatched>;
   static_assert(patch_c == c);

@@ -279,7 +279,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
 
 template <typename S>
 cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
-  const bool sampled = p.grad_z.data && p.grad_raw.data, given = p.eps.data;
+  const bool sampled = p.grad_z.data && p.grad_raw.data;
+  Asked asked;
+  asked.rows = p.grad_kl;
+  asked.complete = sampled && p.grad_kl && p.grad_mu.data;
+  asked.key_noise = sampled && !p.eps.data;
+  asked.noise_tensor = p.eps.data || p.grad_eps.data;
   const Rows rows = rows_of(p);
   const int64_t blocks = merge_tiles(p.space, false);
   const Way way = way_of<S>(p.space, p.of,
@@ -290,8 +295,7 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
                              {&p.grad_eps, sizeof(S), true, p.grad_eps.step},
                              {&p.grad_prior_mean, sizeof(S), true},
                              {&p.grad_prior_raw, sizeof(S), true}},
-                            {p.grad_kl, sampled && p.grad_kl && p.grad_mu.data, sampled && !given,
-                             given || p.grad_eps.data});
+                            asked);
   take_noise_from(p.space, p.eps);
   return with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;

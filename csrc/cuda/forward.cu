@@ -272,10 +272,14 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
     const cudaError_t error = ticket_slot(stream, &ticket);
     if (error != cudaSuccess) return error;
   }
-  const bool sampled = p.z.data, given = p.eps.data;
-  const Way way = way_of<S>(
-      p.space, p.of, {{&p.eps, sizeof(S), false, p.eps.step}, {&p.z, sizeof(S), true, p.z.step}},
-      {p.kl, sampled && p.kl, sampled && !given, given});
+  Asked asked;
+  asked.rows = p.kl;
+  asked.complete = p.z.data && p.kl;
+  asked.key_noise = p.z.data && !p.eps.data;
+  asked.noise_tensor = p.eps.data;
+  const Way way =
+      way_of<S>(p.space, p.of,
+                {{&p.eps, sizeof(S), false, p.eps.step}, {&p.z, sizeof(S), true, p.z.step}}, asked);
   take_noise_from(p.space, p.eps);
   const cudaError_t error = with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;

@@ -352,7 +352,7 @@ class Stream<true> {
     return low_ + (static_cast<uint32_t>(tile.n) / C - 1) >= low_;
   }
 
-  // Chunk b of a step of that tile.
+  // Chunk b of a step of the tile that was entered.
   template <typename S, int C>
   __device__ __forceinline__ void normals(const Span<true>& span, int b,
                                           arithmetic_t<S> (&out)[C]) const {

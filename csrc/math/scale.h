@@ -3,11 +3,11 @@
 //
 //   raw -> C(raw) -> t = gain C(raw) + shift -> s = unit base(t) -> sigma = sqrt(s^2 + v) + f
 //
-// with v = var_floor, f = std_floor. What is added to a variance is added to t instead: the same
-// but for the derivative at t = 0, which would be a product of inf and 0. Every base takes the same
-// road, so that a kernel that learns its base at run time has each exponential and each logarithm
-// once, with a branch around it. Where the base is a constant (the CPU kernels make it one outside
-// of their loops) the branches fold.
+// with v = var_floor, f = std_floor. kSqrt has root_floor = v / unit^2 below the root instead,
+// which is the same but for the derivative at a variance of 0: it would be 0 times infinity. Every
+// base takes the same road, so that a kernel that learns its base at run time has each exponential
+// and each logarithm once, with a branch around it. Where the base is a constant (the CPU kernels
+// make it one outside of their loops) the branches fold.
 #pragma once
 
 #include <type_traits>
@@ -24,7 +24,7 @@ struct Scale {
 };
 
 // ---------------------------------------------------------------------------------------------
-// Before: t = gain C(raw) + shift, of a root + root_floor
+// Before: t = gain C(raw) + shift, and for kSqrt + root_floor
 //
 //   hard   C' = 1 within [low, high], 0 outside;  NaN stays
 //   soft   C = c tanh(raw / c),  C' = sech^2(raw / c)
@@ -68,15 +68,12 @@ VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
                               : hard_clamp(raw, o.low, o.high);
 }
 
-// A negative standard deviation or variance is none, whatever is added to it.
+// A negative standard deviation is none, whatever is added to it; the root sees to a variance.
 template <typename T, typename F>
 VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
-  F t = o.gain * x + o.shift;
-  if (base == ScaleBase::kIdentity || base == ScaleBase::kSqrt) {
-    t = select(t < F(0), F(kNaN<T>), t);
-    if (base == ScaleBase::kSqrt) t = t + o.root_floor;
-  }
-  return t;
+  const F t = o.gain * x + o.shift;
+  if (base == ScaleBase::kIdentity) return select(t < F(0), F(kNaN<T>), t);
+  return base == ScaleBase::kSqrt ? t + o.root_floor : t;
 }
 
 // ---------------------------------------------------------------------------------------------
