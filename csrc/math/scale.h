@@ -68,12 +68,15 @@ VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
                               : hard_clamp(raw, o.low, o.high);
 }
 
-// A negative standard deviation is none, whatever is added to it; the root sees to a variance.
+// There is no negative standard deviation, and no variance that its floor leaves negative.
 template <typename T, typename F>
 VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
-  const F t = o.gain * x + o.shift;
-  if (base == ScaleBase::kIdentity) return select(t < F(0), F(kNaN<T>), t);
-  return base == ScaleBase::kSqrt ? t + o.root_floor : t;
+  F t = o.gain * x + o.shift;
+  if (base == ScaleBase::kIdentity || base == ScaleBase::kSqrt) {
+    t = t + o.root_floor;
+    t = select(t < F(0), F(kNaN<T>), t);
+  }
+  return t;
 }
 
 // ---------------------------------------------------------------------------------------------

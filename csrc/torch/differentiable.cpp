@@ -55,10 +55,9 @@ Limited limit(const math::ScaleOptions<double>& o, const Tensor& raw) {
     c.dx = at::where(below.logical_or(above), 0.0, c.dx);
   }
   Tensor t = o.gain * c.x + o.shift;
-  if (o.base == ScaleBase::kIdentity) {  // by a product, for the gradient to be NaN, too
+  if (o.base == ScaleBase::kIdentity || o.base == ScaleBase::kSqrt) {
+    t = t + o.root_floor;  // NaN by a product, for the gradient to be, too
     t = t * at::where(t >= 0, at::ones_like(t), math::kNaN<double>);
-  } else if (o.base == ScaleBase::kSqrt) {
-    t = t + o.root_floor;
   }
   return {t, o.gain * c.dx};
 }
