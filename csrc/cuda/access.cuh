@@ -56,11 +56,19 @@ constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access:
                                          : (kAccess == Access::kLinear ? 4 : 3);
 
 // Whether the usual tiles, of whole steps and of one row, which nearly all are, have a loop of
-// their own; and whether all tiles consist of whole steps.
+// their own.
 template <typename S, Access kAccess>
 constexpr bool kHasUsual = kAccess == Access::kLinear && sizeof(S) < 8;
-template <Access kAccess>
-constexpr bool kAllWhole = kAccess == Access::kPatched || kAccess == Access::kScalar;
+
+// Whether the steps of a tile are whole. Those of patches and single elements are, and vectors of
+// views, whose innermost runs consist of whole ones, but not where all is one dimension: to ask is
+// some 3 of 51 instructions of an element, so the plain kernels have a loop for either.
+enum class Whole { kAlways, kInViews, kUnknown };
+template <typename S, Access kAccess, class F>
+constexpr Whole kWholeSteps =
+    kAccess == Access::kPatched || kAccess == Access::kScalar      ? Whole::kAlways
+    : kAccess == Access::kStrided && !kGeneral<F> && sizeof(S) < 8 ? Whole::kInViews
+                                                                   : Whole::kUnknown;
 
 // A tensor of a call, as far as its layout matters.
 struct Layout {

@@ -89,7 +89,7 @@ class BackwardStep {
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
-      gaussians_.compute(p.of, f, b, with_kl, q, prior);
+      gaussians_.template compute<kWhole>(p.of, f, b, with_kl, q, prior);
       T gz[C], graw[C];
       of_samples(p, f, stream, span, b, q, gz, graw);
       VAE_FUSED_UNROLL
@@ -110,8 +110,8 @@ class BackwardStep {
           if (kAll && !gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
         }
         if constexpr (kAll) {
-          narrow<kAccess, C>(gmean, b, of_prior_.mean);
-          narrow<kAccess, C>(gprior, b, of_prior_.raw);
+          narrow<kByTwos<S, kAccess, kWhole>, C>(gmean, b, of_prior_.mean);
+          narrow<kByTwos<S, kAccess, kWhole>, C>(gprior, b, of_prior_.raw);
         }
       }
       VAE_FUSED_UNROLL
@@ -121,8 +121,8 @@ class BackwardStep {
         if (q[j].beyond) graw[j] = 0;
         if (kAll && !gaussians_.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }
-      narrow<kAccess, C>(gz, b, gz_);  // in place: registers are scarce
-      narrow<kAccess, C>(graw, b, gaussians_.raw);
+      narrow<kByTwos<S, kAccess, kWhole>, C>(gz, b, gz_);  // in place: registers are scarce
+      narrow<kByTwos<S, kAccess, kWhole>, C>(graw, b, gaussians_.raw);
     }
     store_all(p, span);
   }
@@ -152,9 +152,9 @@ class BackwardStep {
                                              T (&graw)[C]) {
     const int64_t first = at_[kNoise] + b * chunk_stride<S, kAccess>(p.space);
     T eps[C];
-    widen<kAccess, C>(gz_, b, gz);
+    widen<kByTwos<S, kAccess, kWhole>, C>(gz_, b, gz);
     if (given(p)) {
-      widen<kAccess, C>(eps_, b, eps);
+      widen<kByTwos<S, kAccess, kWhole>, C>(eps_, b, eps);
     } else if (used(p) && wants_raw(p)) {
       if constexpr (kUsual && kWhole) {
         stream.template normals<S>(span, b, eps);
@@ -174,16 +174,16 @@ class BackwardStep {
           eps[j] = f.temperature * gz[j] * q[j].scale.sigma;
           if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
         }
-        narrow<kAccess, C>(eps, b, eps_);
+        narrow<kByTwos<S, kAccess, kWhole>, C>(eps, b, eps_);
       }
       for (int64_t s = 1; used(p) && s < p.of.samples; ++s) {
         T further[C];
         Pack<S, C> pack;
         load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
-        widen<kAccess, C>(pack, 0, further);
+        widen<kByTwos<S, kAccess, kWhole>, C>(pack, 0, further);
         if (given(p)) {
           load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
-          widen<kAccess, C>(pack, 0, eps);
+          widen<kByTwos<S, kAccess, kWhole>, C>(pack, 0, eps);
         } else if (wants_raw(p)) {
           stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
         }
@@ -195,7 +195,7 @@ class BackwardStep {
           if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
         }
         if (!wants_eps(p)) continue;
-        narrow<kAccess, C>(eps, 0, pack);
+        narrow<kByTwos<S, kAccess, kWhole>, C>(eps, 0, pack);
         store_chunk<S, kAccess>(p.grad_eps, at_[kGradEps], s, b, span, pack);
       }
     }
@@ -273,7 +273,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
       }
     }
   } else {
-    backward_steps<S, kAccess>(p, f, stream, first_span<N, kAllWhole<kAccess>>(tile), rows, one);
+    with_first_span<S, kAccess, F>(p.space, tile, [&](auto begin) {
+      backward_steps<S, kAccess>(p, f, stream, begin, rows, one);
+    });
   }
 }
 

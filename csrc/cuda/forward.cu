@@ -110,7 +110,7 @@ class ForwardStep {
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
-      gaussians_.compute(p.of, f, b, wants_kl, q, prior);
+      gaussians_.template compute<kWhole>(p.of, f, b, wants_kl, q, prior);
       if (sampled) sample(p, f, stream, span, b, q);
       Pack<T, C> kl;
       VAE_FUSED_UNROLL
@@ -148,7 +148,7 @@ class ForwardStep {
     const int64_t first = at_[kNoise] + b * chunk_stride<S, kAccess>(p.space);
     T z[C];
     if (given(p)) {
-      widen<kAccess, C>(eps_, b, z);
+      widen<kByTwos<S, kAccess, kWhole>, C>(eps_, b, z);
     } else if constexpr (kUsual && kWhole) {
       stream.template normals<S>(span, b, z);
     } else {
@@ -159,12 +159,12 @@ class ForwardStep {
       z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
       if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) z[j] = 0;
     }
-    narrow<kAccess, C>(z, b, gaussians_.mu);
+    narrow<kByTwos<S, kAccess, kWhole>, C>(z, b, gaussians_.mu);
     for (int64_t s = 1; kGeneral<F> && s < p.of.samples; ++s) {
       Pack<S, C> further;
       if (given(p)) {
         load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, further);
-        widen<kAccess, C>(further, 0, z);
+        widen<kByTwos<S, kAccess, kWhole>, C>(further, 0, z);
       } else {
         stream.template normals<S>(first + s * (p.space.rows * p.space.cols), z);
       }
@@ -173,7 +173,7 @@ class ForwardStep {
         z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
         if (!gaussians_.counts(p.of, span, b, j)) z[j] = 0;
       }
-      narrow<kAccess, C>(z, 0, further);
+      narrow<kByTwos<S, kAccess, kWhole>, C>(z, 0, further);
       store_chunk<S, kAccess>(p.z, at_[kZ], s, b, span, further);
     }
   }
@@ -231,8 +231,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   } else {
     // Tiles of whole rows use the shared memory one after the other; of others a block has one.
     for (int64_t t = blockIdx.x;;) {
-      sum = forward_steps<S, kAccess>(p, f, stream, first_span<N, kAllWhole<kAccess>>(tile), rows,
-                                      staged);
+      with_first_span<S, kAccess, F>(p.space, tile, [&](auto begin) {
+        sum = forward_steps<S, kAccess>(p, f, stream, begin, rows, staged);
+      });
       if (rows != Rows::kInTile) break;
       __syncthreads();
       sum_rows(p, tile, reinterpret_cast<const T*>(staged) + (tile.begin & (N - 1)));

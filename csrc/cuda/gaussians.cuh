@@ -55,12 +55,13 @@ class GaussianStep {
   }
 
   // Chunk b. Nothing is left of its raw values and the prior's, whose places take gradients.
+  template <bool kWhole>
   __device__ __forceinline__ void compute(const Gaussians& of, const F& f, int b, bool with_prior,
                                           math::Posterior<T> (&q)[C],
                                           math::Prior<T> (&p)[C]) const {
     T means[C], scales[C];
-    widen<kAccess, C>(mu, b, means);
-    widen<kAccess, C>(raw, b, scales);
+    widen<kByTwos<S, kAccess, kWhole>, C>(mu, b, means);
+    widen<kByTwos<S, kAccess, kWhole>, C>(raw, b, scales);
     math::posterior<math::kCoarse<S>>(f, means, scales, q);
     if constexpr (kGeneral<F>) {
       if (!of.raw.data) {
@@ -69,12 +70,12 @@ class GaussianStep {
       }
       if (!with_prior) return;
       if (of.prior_mean.data) {
-        widen<kAccess, C>(general.mean, b, means);
+        widen<kByTwos<S, kAccess, kWhole>, C>(general.mean, b, means);
       } else {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) means[j] = f.prior_mean;
       }
-      widen<kAccess, C>(general.prior_raw, b, scales);
+      widen<kByTwos<S, kAccess, kWhole>, C>(general.prior_raw, b, scales);
       math::prior(f, of.prior_raw.data, means, scales, p);
     }
   }

@@ -67,6 +67,19 @@ __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
   }
 }
 
+// Calls visit with the first of the calling thread's steps in a tile, of which as little as can be
+// is asked.
+template <typename S, Access kAccess, class F, typename Visit>
+__device__ __forceinline__ void with_first_span(const Space& space, const Tile& tile,
+                                                const Visit& visit) {
+  constexpr int N = kStep<S, kAccess>;
+  constexpr Whole whole = kWholeSteps<S, kAccess, F>;
+  if constexpr (whole != Whole::kUnknown) {
+    if (whole == Whole::kAlways || space.ndim > 1) return visit(first_span<N, true>(tile));
+  }
+  if constexpr (whole != Whole::kAlways) visit(first_span<N>(tile));
+}
+
 // Where a step begins in a tensor. In a linear tile of whole ones: what all threads have in common,
 // and 32 bits of a thread's own, instead of a 64-bit offset for each tensor. They are bytes: a tile
 // of 2^30 elements would be one of 2^41 (`merge_tiles`).
@@ -243,13 +256,14 @@ __device__ __forceinline__ void store(const Space& space, const Operand& operand
 
 // Whether 16-bit elements are taken from their pack by twos. Where a pack was put together from
 // single elements, it is better taken apart so.
-template <typename S, Access kAccess>
-constexpr bool kPairs = sizeof(S) == 2 && kAccess == Access::kLinear;
+template <typename S, Access kAccess, bool kWhole>
+constexpr bool kByTwos =
+    sizeof(S) == 2 && (kAccess == Access::kLinear || (kAccess == Access::kStrided && kWhole));
 
 // Chunk b of a pack.
-template <Access kAccess, int C, typename S, int N>
+template <bool kTwos, int C, typename S, int N>
 __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
-  if constexpr (kPairs<S, kAccess>) {
+  if constexpr (kTwos) {
     math::Pair<S> pairs[N / 2];
     std::memcpy(pairs, &in, sizeof pairs);
     VAE_FUSED_UNROLL
@@ -260,9 +274,9 @@ __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<
   }
 }
 
-template <Access kAccess, int C, typename S, int N>
+template <bool kTwos, int C, typename S, int N>
 __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pack<S, N>& out) {
-  if constexpr (kPairs<S, kAccess>) {
+  if constexpr (kTwos) {
     math::Pair<S> pairs[N / 2];
     std::memcpy(pairs, &out, sizeof pairs);
     VAE_FUSED_UNROLL
