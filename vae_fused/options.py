@@ -109,24 +109,27 @@ class Scale:
         """What messages call a raw scale: the quantity that it is, if it is one."""
         return "raw" if self.kind in ("softplus", "sigmoid2") else self.kind
 
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        """Those of the hard clamp, infinite where there is none."""
+        lo, hi = self.clamp or (None, None)
+        return -math.inf if lo is None else lo, math.inf if hi is None else hi
+
     def argument(self, raw: float) -> float:
         """What sigma is a function of, x, for a number; of a ``"var"`` with its floor."""
         if self.soft_clamp is not None:
             raw = self.soft_clamp * math.tanh(raw / self.soft_clamp)
-        lo, hi = self.clamp or (None, None)
-        raw = raw if lo is None else max(lo, raw)
-        raw = raw if hi is None else min(hi, raw)
+        low, high = self._bounds
+        raw = min(high, max(low, raw))
         return self.gain * raw + self.shift + (self.var_floor if self.kind == "var" else 0.0)
 
     def packed(self) -> list[float]:
         """The nine numbers that the operators take."""
-        lo, hi = self.clamp or (None, None)
         numbers = (
             KINDS.index(self.kind),
             self.gain,
             self.shift,
-            -math.inf if lo is None else lo,
-            math.inf if hi is None else hi,
+            *self._bounds,
             self.soft_clamp or 0.0,
             self.beta,
             self.var_floor,

@@ -110,8 +110,8 @@ class BackwardStep {
           if (kAll && !gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
         }
         if constexpr (kAll) {
-          narrow<kByTwos<S, kAccess, kWhole>, C>(gmean, b, of_prior_.mean);
-          narrow<kByTwos<S, kAccess, kWhole>, C>(gprior, b, of_prior_.raw);
+          narrow<kAccess, kWhole, C>(gmean, b, of_prior_.mean);
+          narrow<kAccess, kWhole, C>(gprior, b, of_prior_.raw);
         }
       }
       VAE_FUSED_UNROLL
@@ -121,8 +121,8 @@ class BackwardStep {
         if (q[j].beyond) graw[j] = 0;
         if (kAll && !gaussians_.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }
-      narrow<kByTwos<S, kAccess, kWhole>, C>(gz, b, gz_);  // in place: registers are scarce
-      narrow<kByTwos<S, kAccess, kWhole>, C>(graw, b, gaussians_.raw);
+      narrow<kAccess, kWhole, C>(gz, b, gz_);  // in place: registers are scarce
+      narrow<kAccess, kWhole, C>(graw, b, gaussians_.raw);
     }
     store_all(p, span);
   }
@@ -152,9 +152,9 @@ class BackwardStep {
                                              T (&graw)[C]) {
     const int64_t first = at_[kNoise] + b * chunk_stride<S, kAccess>(p.space);
     T eps[C];
-    widen<kByTwos<S, kAccess, kWhole>, C>(gz_, b, gz);
+    widen<kAccess, kWhole, C>(gz_, b, gz);
     if (given(p)) {
-      widen<kByTwos<S, kAccess, kWhole>, C>(eps_, b, eps);
+      widen<kAccess, kWhole, C>(eps_, b, eps);
     } else if (used(p) && wants_raw(p)) {
       if constexpr (kUsual && kWhole) {
         stream.template normals<S>(span, b, eps);
@@ -174,16 +174,16 @@ class BackwardStep {
           eps[j] = f.temperature * gz[j] * q[j].scale.sigma;
           if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
         }
-        narrow<kByTwos<S, kAccess, kWhole>, C>(eps, b, eps_);
+        narrow<kAccess, kWhole, C>(eps, b, eps_);
       }
       for (int64_t s = 1; used(p) && s < p.of.samples; ++s) {
         T further[C];
         Pack<S, C> pack;
         load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
-        widen<kByTwos<S, kAccess, kWhole>, C>(pack, 0, further);
+        widen<kAccess, kWhole, C>(pack, 0, further);
         if (given(p)) {
           load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
-          widen<kByTwos<S, kAccess, kWhole>, C>(pack, 0, eps);
+          widen<kAccess, kWhole, C>(pack, 0, eps);
         } else if (wants_raw(p)) {
           stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
         }
@@ -195,7 +195,7 @@ class BackwardStep {
           if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
         }
         if (!wants_eps(p)) continue;
-        narrow<kByTwos<S, kAccess, kWhole>, C>(eps, 0, pack);
+        narrow<kAccess, kWhole, C>(eps, 0, pack);
         store_chunk<S, kAccess>(p.grad_eps, at_[kGradEps], s, b, span, pack);
       }
     }

@@ -148,7 +148,7 @@ class ForwardStep {
     const int64_t first = at_[kNoise] + b * chunk_stride<S, kAccess>(p.space);
     T z[C];
     if (given(p)) {
-      widen<kByTwos<S, kAccess, kWhole>, C>(eps_, b, z);
+      widen<kAccess, kWhole, C>(eps_, b, z);
     } else if constexpr (kUsual && kWhole) {
       stream.template normals<S>(span, b, z);
     } else {
@@ -159,12 +159,12 @@ class ForwardStep {
       z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
       if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) z[j] = 0;
     }
-    narrow<kByTwos<S, kAccess, kWhole>, C>(z, b, gaussians_.mu);
+    narrow<kAccess, kWhole, C>(z, b, gaussians_.mu);
     for (int64_t s = 1; kGeneral<F> && s < p.of.samples; ++s) {
       Pack<S, C> further;
       if (given(p)) {
         load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, further);
-        widen<kByTwos<S, kAccess, kWhole>, C>(further, 0, z);
+        widen<kAccess, kWhole, C>(further, 0, z);
       } else {
         stream.template normals<S>(first + s * (p.space.rows * p.space.cols), z);
       }
@@ -173,7 +173,7 @@ class ForwardStep {
         z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
         if (!gaussians_.counts(p.of, span, b, j)) z[j] = 0;
       }
-      narrow<kByTwos<S, kAccess, kWhole>, C>(z, 0, further);
+      narrow<kAccess, kWhole, C>(z, 0, further);
       store_chunk<S, kAccess>(p.z, at_[kZ], s, b, span, further);
     }
   }

@@ -60,8 +60,8 @@ class GaussianStep {
                                           math::Posterior<T> (&q)[C],
                                           math::Prior<T> (&p)[C]) const {
     T means[C], scales[C];
-    widen<kByTwos<S, kAccess, kWhole>, C>(mu, b, means);
-    widen<kByTwos<S, kAccess, kWhole>, C>(raw, b, scales);
+    widen<kAccess, kWhole, C>(mu, b, means);
+    widen<kAccess, kWhole, C>(raw, b, scales);
     math::posterior<math::kCoarse<S>>(f, means, scales, q);
     if constexpr (kGeneral<F>) {
       if (!of.raw.data) {
@@ -70,12 +70,12 @@ class GaussianStep {
       }
       if (!with_prior) return;
       if (of.prior_mean.data) {
-        widen<kByTwos<S, kAccess, kWhole>, C>(general.mean, b, means);
+        widen<kAccess, kWhole, C>(general.mean, b, means);
       } else {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) means[j] = f.prior_mean;
       }
-      widen<kByTwos<S, kAccess, kWhole>, C>(general.prior_raw, b, scales);
+      widen<kAccess, kWhole, C>(general.prior_raw, b, scales);
       math::prior(f, of.prior_raw.data, means, scales, p);
     }
   }

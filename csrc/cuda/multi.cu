@@ -59,8 +59,8 @@ struct Piece {
                                           math::Posterior<T> (&q)[C], math::Prior<T> (&prior)[C],
                                           T (&eps)[C]) const {
     T mu[C], raw[C];
-    widen<false, C>(mu_pack, b, mu);
-    widen<false, C>(raw_pack, b, raw);
+    widen<Access::kStrided, false, C>(mu_pack, b, mu);
+    widen<Access::kStrided, false, C>(raw_pack, b, raw);
     math::posterior<math::kCoarse<S>>(f, mu, raw, q);
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
         const T kl = math::twice_kl(f, f.linear, math::relative(f, q[j], prior[j]));
         if (span.has(b * C + j)) of_step += kl;
       }
-      narrow<false, C>(z, b, mu);
+      narrow<Access::kStrided, false, C>(z, b, mu);
     }
     piece.store(item.z, span, mu);
     sum += static_cast<double>(of_step);
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
       math::Prior<T> prior[C];
       T eps[C], gz[C], graw[C];
       piece.compute(f, span, b, mu, raw, q, prior, eps);
-      widen<false, C>(gz_pack, b, gz);
+      widen<Access::kStrided, false, C>(gz_pack, b, gz);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         graw[j] = item.grad_z ? math::sample_adjoint(f, gz[j] * eps[j], q[j].scale.dsigma) : T(0);
@@ -152,8 +152,8 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
         }
         gz[j] *= q[j].dmu;
       }
-      narrow<false, C>(gz, b, mu);
-      narrow<false, C>(graw, b, raw);
+      narrow<Access::kStrided, false, C>(gz, b, mu);
+      narrow<Access::kStrided, false, C>(graw, b, raw);
     }
     if (item.grad_mu) piece.store(item.grad_mu, span, mu);
     if (item.grad_raw) piece.store(item.grad_raw, span, raw);

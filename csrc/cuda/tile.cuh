@@ -261,9 +261,9 @@ constexpr bool kByTwos =
     sizeof(S) == 2 && (kAccess == Access::kLinear || (kAccess == Access::kStrided && kWhole));
 
 // Chunk b of a pack.
-template <bool kTwos, int C, typename S, int N>
+template <Access kAccess, bool kWhole, int C, typename S, int N>
 __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
-  if constexpr (kTwos) {
+  if constexpr (kByTwos<S, kAccess, kWhole>) {
     math::Pair<S> pairs[N / 2];
     std::memcpy(pairs, &in, sizeof pairs);
     VAE_FUSED_UNROLL
@@ -274,9 +274,9 @@ __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<
   }
 }
 
-template <bool kTwos, int C, typename S, int N>
+template <Access kAccess, bool kWhole, int C, typename S, int N>
 __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pack<S, N>& out) {
-  if constexpr (kTwos) {
+  if constexpr (kByTwos<S, kAccess, kWhole>) {
     math::Pair<S> pairs[N / 2];
     std::memcpy(pairs, &out, sizeof pairs);
     VAE_FUSED_UNROLL
