@@ -58,6 +58,7 @@ PRIOR: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     ((0.0, 0.0, "std"), ValueError, "prior.raw is 0.0, wants a number above 0 for a std"),
     ((0.0, -1.0, "var"), ValueError, "prior.raw is -1.0, wants a number above 0 for a var"),
     ((0.0, -1.0, vf.Scale("std", std_floor=2.0)), ValueError, "prior.raw is -1.0, wants a number"),
+    ((0.0, -2.0, vf.Scale("var", var_floor=2.0)), ValueError, "prior.raw is -2.0, read as 0"),
     (
         (0.0, 2.0, vf.Scale("var", clamp=(0, 2), gain=-1, shift=1)),
         ValueError,

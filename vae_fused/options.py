@@ -202,8 +202,8 @@ class Prior:
             check_number(f"prior.{name}", value)
             if name == "raw" and scale.kind in ("std", "var"):
                 x = scale.argument(value)
-                floored = scale.std_floor > 0.0 or scale.var_floor > 0.0
-                if x < 0.0 or (x == 0.0 and not floored):
+                added = scale.std_floor + (scale.var_floor if scale.kind == "std" else 0.0)
+                if x < 0.0 or x + added == 0.0:
                     read = "" if x == value else f", read as {x:.6g}"
                     raise ValueError(
                         f"prior.raw is {value}{read}, wants a number above 0 for a {scale.kind}"
