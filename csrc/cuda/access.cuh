@@ -55,20 +55,26 @@ constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access:
                         : sizeof(S) == 4 ? (kAccess == Access::kPatched ? 3 : 4)
                                          : (kAccess == Access::kLinear ? 4 : 3);
 
-// Whether the usual tiles, of whole steps and of one row, which nearly all are, have a loop of
-// their own.
-template <typename S, Access kAccess>
-constexpr bool kHasUsual = kAccess == Access::kLinear && sizeof(S) < 8;
+// Whether the usual calls and tiles, which nearly all are, have a loop of their own: see `Way`.
+template <typename S, class F>
+constexpr bool kHasUsual = !kGeneral<F> && sizeof(S) < 8;
 
-// Whether the steps of a tile are whole. Those of patches and single elements are, and vectors of
-// views, whose innermost runs consist of whole ones, but not where all is one dimension: to ask is
-// some 3 of 51 instructions of an element, so the plain kernels have a loop for either.
-enum class Whole { kAlways, kInViews, kUnknown };
+// Whether a thread asks for its first step before the key is there, which stands in front of the
+// loop once more, 6 KB of a kernel.
 template <typename S, Access kAccess, class F>
-constexpr Whole kWholeSteps =
-    kAccess == Access::kPatched || kAccess == Access::kScalar      ? Whole::kAlways
-    : kAccess == Access::kStrided && !kGeneral<F> && sizeof(S) < 8 ? Whole::kInViews
-                                                                   : Whole::kUnknown;
+constexpr bool kStartsEarly = kHasUsual<S, F> && kAccess == Access::kLinear;
+
+// The dimensions of the usual views, which have no loop: of chunks the outer and the inner, of
+// channels_last images, pixels by c, channels, and c.
+template <Access kAccess>
+constexpr int kUsualDims = kAccess == Access::kPatched   ? 4
+                           : kAccess == Access::kStrided ? 2
+                                                         : 1;
+
+// Whether all steps are whole, as those of patches and single elements are. Vectors of views are,
+// too, where there are several dimensions: for the usual ones that is known.
+template <Access kAccess>
+constexpr bool kAlwaysWhole = kAccess == Access::kPatched || kAccess == Access::kScalar;
 
 // A tensor of a call, as far as its layout matters.
 struct Layout {
@@ -152,10 +158,11 @@ inline bool patch(Space& space, const std::vector<Layout>& layouts, const void* 
 template <typename S>
 constexpr bool kVectorsOfFamily = sizeof(S) < 8;
 
-// How to go through a call, and whether the plain kernels can.
+// How to go through a call, whether the plain kernels can, and whether by what they have for the
+// usual calls: every tensor is there, and views have the usual dimensions and offsets of 32 bits.
 struct Way {
   Access access;
-  bool plain;
+  bool plain, usual;
 };
 
 // What a call asks for, beside its tensors' layouts.
@@ -182,13 +189,14 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
   const auto all = [&](auto predicate) {
     return std::all_of(layouts.begin(), layouts.end(), predicate);
   };
-  const bool is_usual = is_plain(of) && !of.mask.data && !asked.noise_tensor;
-  const Way scalar{Access::kScalar, false};
+  const bool is_plain_call = is_plain(of) && !of.mask.data && !asked.noise_tensor;
+  const Way scalar{Access::kScalar, false, false};
   const int inner = space.ndim - 1;
   const auto expands = [&](const Layout& l) {
     return !l.written && std::count(l.operand->stride, l.operand->stride + space.ndim, 0) > 0;
   };
-  if (!kVectorsOfFamily<S> && (!is_usual || std::any_of(layouts.begin(), layouts.end(), expands))) {
+  if (!kVectorsOfFamily<S> &&
+      (!is_plain_call || std::any_of(layouts.begin(), layouts.end(), expands))) {
     return scalar;
   }
   const auto splats = [&](const Layout& l) { return !l.written && l.operand->stride[inner] == 0; };
@@ -211,15 +219,19 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
         return splats(l) || vectors(l.operand->stride, l.operand->linear);
       }) &&
       (!asked.key_noise || vectors(space.noise_stride, space.noise_linear))) {
-    const bool plain = is_usual && !std::any_of(layouts.begin(), layouts.end(), splats);
-    return {plain && asked.complete && space.ndim == 1 ? Access::kLinear : Access::kStrided, plain};
+    const bool plain = is_plain_call && !std::any_of(layouts.begin(), layouts.end(), splats);
+    const bool complete = plain && asked.complete;
+    if (complete && space.ndim == 1) return {Access::kLinear, true, true};
+    const bool usual = space.ndim == kUsualDims<Access::kStrided> && space.small;
+    return {Access::kStrided, plain, complete && usual && space.noise_linear};
   }
   constexpr int patch_v = kVector<S, Access::kPatched>, patch_c = kChunk<S, Access::kPatched>;
   static_assert(patch_c == c);
   if (of.samples > 1 || !patch(space, layouts, asked.rows, patch_v, patch_c)) return scalar;
   const bool plain =
-      is_usual && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
-  return {Access::kPatched, plain};
+      is_plain_call && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
+  const bool usual = space.ndim == kUsualDims<Access::kPatched> && space.small;
+  return {Access::kPatched, plain, plain && asked.complete && usual};
 }
 
 // Kernels find noise in one place: where eps is given, its offsets are those of the noise. To be

@@ -45,15 +45,15 @@ __device__ __forceinline__ void grad_kl_of(const BackwardParams& p, R rows, T on
 }
 
 // Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill.
-template <Access kAccess>
-constexpr bool kKeepsKeys = kAccess == Access::kLinear;
-
-// A step: loaded, then computed and stored.
 template <typename S, Access kAccess, class F>
+constexpr bool kKeepsKeys = !kGeneral<F> && (kAccess != Access::kStrided || sizeof(S) == 2);
+
+// A step: loaded, then computed and stored. `kUsual`: of a usual tile.
+template <typename S, Access kAccess, class F, bool kUsual>
 class BackwardStep {
   using T = arithmetic_t<S>;
-  using Noise = Stream<kKeepsKeys<kAccess>>;
-  static constexpr bool kUsual = kAccess == Access::kLinear, kAll = kGeneral<F>;
+  using Noise = Stream<kKeepsKeys<S, kAccess, F>>;
+  static constexpr bool kComplete = kUsual || kAccess == Access::kLinear, kAll = kGeneral<F>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   // The slots behind those of the Gaussians; the last three are the general family's.
   enum : int { kGradZ = kGaussianSlots<F>, kGradMu, kGradRaw, kGradEps, kGradMean, kGradPriorRaw };
@@ -73,18 +73,20 @@ class BackwardStep {
       strides[kGradMean] = p.grad_prior_mean.stride;
       strides[kGradPriorRaw] = p.grad_prior_raw.stride;
     }
-    locate<S, kAccess>(p.space, strides, span.e(), at_);
+    locate<S, kAccess, kUsual>(p.space, strides, span.e(), at_);
     const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
     gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
-    if (used(p)) cuda::load<S, kAccess, kAll>(p.space, p.grad_z, at_[kGradZ], span, gz_);
-    if (used(p) && given(p)) cuda::load<S, kAccess, kAll>(p.space, p.eps, at_[kNoise], span, eps_);
+    if (used(p)) cuda::load<S, kAccess, kUsual, kAll>(p.space, p.grad_z, at_[kGradZ], span, gz_);
+    if (used(p) && given(p)) {
+      cuda::load<S, kAccess, kUsual, kAll>(p.space, p.eps, at_[kNoise], span, eps_);
+    }
   }
 
   // `rows` is a value or a constant; `one` the gradient of all the tile's KL, if there is one.
   template <bool kWhole, class R>
   __device__ __forceinline__ void finish(const BackwardParams& p, const F& f, const Noise& stream,
                                          const Span<kWhole>& span, R rows, T one) {
-    const bool with_kl = kUsual || rows != Rows::kNone;
+    const bool with_kl = kComplete || rows != Rows::kNone;
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
@@ -110,8 +112,8 @@ class BackwardStep {
           if (kAll && !gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
         }
         if constexpr (kAll) {
-          narrow<kAccess, kWhole, C>(gmean, b, of_prior_.mean);
-          narrow<kAccess, kWhole, C>(gprior, b, of_prior_.raw);
+          of_prior_.mean.template set<kWhole>(b, gmean);
+          of_prior_.raw.template set<kWhole>(b, gprior);
         }
       }
       VAE_FUSED_UNROLL
@@ -121,24 +123,24 @@ class BackwardStep {
         if (q[j].beyond) graw[j] = 0;
         if (kAll && !gaussians_.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }
-      narrow<kAccess, kWhole, C>(gz, b, gz_);  // in place: registers are scarce
-      narrow<kAccess, kWhole, C>(graw, b, gaussians_.raw);
+      grad_mu_.template set<kWhole>(b, gz);
+      grad_raw_.template set<kWhole>(b, graw);
     }
     store_all(p, span);
   }
 
  private:
   static __device__ __forceinline__ bool used(const BackwardParams& p) {
-    return kUsual || p.grad_z.data;
+    return kComplete || p.grad_z.data;
   }
   static __device__ __forceinline__ bool given(const BackwardParams& p) {
     return kAll && p.eps.data;
   }
   static __device__ __forceinline__ bool wants_mu(const BackwardParams& p) {
-    return kUsual || p.grad_mu.data;
+    return kComplete || p.grad_mu.data;
   }
   static __device__ __forceinline__ bool wants_raw(const BackwardParams& p) {
-    return kUsual || p.grad_raw.data;
+    return kComplete || p.grad_raw.data;
   }
   static __device__ __forceinline__ bool wants_eps(const BackwardParams& p) {
     return kAll && p.grad_eps.data;
@@ -150,17 +152,12 @@ class BackwardStep {
                                              const Noise& stream, const Span<kWhole>& span, int b,
                                              const math::Posterior<T> (&q)[C], T (&gz)[C],
                                              T (&graw)[C]) {
-    const int64_t first = at_[kNoise] + b * chunk_stride<S, kAccess>(p.space);
     T eps[C];
     widen<kAccess, kWhole, C>(gz_, b, gz);
     if (given(p)) {
       widen<kAccess, kWhole, C>(eps_, b, eps);
     } else if (used(p) && wants_raw(p)) {
-      if constexpr (kUsual && kWhole) {
-        stream.template normals<S>(span, b, eps);
-      } else {
-        stream.template normals<S>(first, eps);
-      }
+      draw<S, kAccess, kUsual>(p.space, stream, span, at_[kNoise], b, eps);
     } else {
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) eps[j] = 0;
@@ -174,7 +171,7 @@ class BackwardStep {
           eps[j] = f.temperature * gz[j] * q[j].scale.sigma;
           if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
         }
-        narrow<kAccess, kWhole, C>(eps, b, eps_);
+        grad_eps_.template set<kWhole>(b, eps);
       }
       for (int64_t s = 1; used(p) && s < p.of.samples; ++s) {
         T further[C];
@@ -185,7 +182,8 @@ class BackwardStep {
           load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
           widen<kAccess, kWhole, C>(pack, 0, eps);
         } else if (wants_raw(p)) {
-          stream.template normals<S>(first + s * (p.space.rows * p.space.cols), eps);
+          const int64_t at = at_[kNoise] + s * (p.space.rows * p.space.cols);
+          draw<S, kAccess, false>(p.space, stream, span, at, b, eps);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
@@ -203,42 +201,42 @@ class BackwardStep {
 
   template <bool kWhole>
   __device__ __forceinline__ void store_all(const BackwardParams& p, const Span<kWhole>& span) {
-    if (wants_mu(p)) store<S, kAccess>(p.space, p.grad_mu, at_[kGradMu], span, gz_);
-    if (wants_raw(p)) store<S, kAccess>(p.space, p.grad_raw, at_[kGradRaw], span, gaussians_.raw);
+    const auto put = [&](const Operand& to, int slot, const Results<S, kAccess>& results) {
+      store<S, kAccess, kUsual>(p.space, to, at_[slot], span, results.pack);
+    };
+    if (wants_mu(p)) put(p.grad_mu, kGradMu, grad_mu_);
+    if (wants_raw(p)) put(p.grad_raw, kGradRaw, grad_raw_);
     if constexpr (kAll) {
-      if (wants_eps(p)) store<S, kAccess>(p.space, p.grad_eps, at_[kGradEps], span, eps_);
-      if (p.grad_prior_mean.data) {
-        store<S, kAccess>(p.space, p.grad_prior_mean, at_[kGradMean], span, of_prior_.mean);
-      }
-      if (p.grad_prior_raw.data) {
-        store<S, kAccess>(p.space, p.grad_prior_raw, at_[kGradPriorRaw], span, of_prior_.raw);
-      }
+      if (wants_eps(p)) put(p.grad_eps, kGradEps, grad_eps_);
+      if (p.grad_prior_mean.data) put(p.grad_prior_mean, kGradMean, of_prior_.mean);
+      if (p.grad_prior_raw.data) put(p.grad_prior_raw, kGradPriorRaw, of_prior_.raw);
     }
   }
 
   struct None {};
   struct OfPrior {
-    Pack<S, N> mean, raw;
+    Results<S, kAccess> mean, raw;
   };
 
   int64_t at_[kOffsets];
-  GaussianStep<S, kAccess, F> gaussians_;
+  GaussianStep<S, kAccess, F, kUsual> gaussians_;
   Pack<S, N> gz_{}, eps_{};
-  std::conditional_t<kAll, OfPrior, None> of_prior_{};
+  Results<S, kAccess> grad_mu_, grad_raw_, grad_eps_;
+  std::conditional_t<kAll, OfPrior, None> of_prior_;
 };
 
-// The usual tiles: of whole steps, of one row.
+// The usual tiles are of one row.
 struct UsualRows {
   __device__ __forceinline__ constexpr operator Rows() const { return Rows::kOne; }
 };
 
 // The steps of a tile from `span` on.
-template <typename S, Access kAccess, bool kWhole, class F, class R>
+template <typename S, Access kAccess, bool kUsual, bool kWhole, class F, class R>
 __device__ __forceinline__ void backward_steps(const BackwardParams& p, const F& f,
-                                               const Stream<kKeepsKeys<kAccess>>& stream,
+                                               const Stream<kKeepsKeys<S, kAccess, F>>& stream,
                                                Span<kWhole> span, R rows, arithmetic_t<S> one) {
   for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {
-    BackwardStep<S, kAccess, F> step;
+    BackwardStep<S, kAccess, F, kUsual> step;
     step.load(p, f, rows != Rows::kNone, span);
     step.finish(p, f, stream, span, rows, one);
   }
@@ -247,35 +245,35 @@ __device__ __forceinline__ void backward_steps(const BackwardParams& p, const F&
 template <typename S, Access kAccess, class F>
 __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
     backward_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ F f,
-                    const __grid_constant__ Rows rows) {
+                    const __grid_constant__ Rows rows, const __grid_constant__ bool usual) {
   using T = arithmetic_t<S>;
-  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  constexpr bool kUsual = kHasUsual<S, F>, kEarly = kStartsEarly<S, kAccess, F>;
+  constexpr int N = kStep<S, kAccess>;
+  constexpr UsualRows one_row;
   const Tile tile = tile_of(p.space, blockIdx.x);
-  // What a thread reads first is under way while the key is.
-  bool usual = kHasUsual<S, kAccess> && rows == UsualRows{} && is_whole<N>(tile);
   auto span = first_span<N, true>(tile);
-  BackwardStep<S, kAccess, F> first;
-  if constexpr (kHasUsual<S, kAccess>) {
-    if (usual && span.slot < span.end) first.load(p, f, true, span);
+  bool is_usual = kUsual && usual && rows == one_row && is_whole<N>(tile);
+  // What a thread reads first is under way while the key is.
+  BackwardStep<S, kAccess, F, kUsual> first;
+  if constexpr (kEarly) {
+    if (is_usual && span.slot < span.end) first.load(p, f, true, span);
   }
   T one = 0;
   if (rows == Rows::kOne) {
     const T* const grad_kl = static_cast<const T*>(p.grad_kl);
     one = static_cast<T>(p.kl_scale) * grad_kl[tile.row * p.grad_kl_stride];
   }
-  Stream<kKeepsKeys<kAccess>> stream(p.key);
-  if constexpr (kHasUsual<S, kAccess>) usual = usual && stream.template enter<C>(tile);
-  if (usual) {
-    if constexpr (kHasUsual<S, kAccess>) {
-      if (span.slot < span.end) {
-        first.finish(p, f, stream, span, UsualRows{}, one);
-        backward_steps<S, kAccess>(p, f, stream, span + kThreads * N, UsualRows{}, one);
-      }
+  Stream<kKeepsKeys<S, kAccess, F>> stream(p.key);
+  if constexpr (kUsual) is_usual = is_usual && enter<S, kAccess>(p.space, tile, stream);
+  if (!is_usual) {
+    const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
+    backward_steps<S, kAccess, false>(p, f, stream, begin, rows, one);
+  } else if constexpr (kUsual) {
+    if (kEarly && span.slot < span.end) {
+      first.finish(p, f, stream, span, one_row, one);
+      span = span + kThreads * N;
     }
-  } else {
-    with_first_span<S, kAccess, F>(p.space, tile, [&](auto begin) {
-      backward_steps<S, kAccess>(p, f, stream, begin, rows, one);
-    });
+    backward_steps<S, kAccess, true>(p, f, stream, span, one_row, one);
   }
 }
 
@@ -302,7 +300,7 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
   return with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
     return launch(backward_kernel<S, decltype(access)::value, F>, blocks, stream, p,
-                  math::unclipped(family), rows);
+                  math::unclipped(family), rows, way.usual);
   });
 }
 

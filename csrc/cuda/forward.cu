@@ -72,18 +72,16 @@ Rows rows_of(const ForwardParams& p) {
   return p.space.tiles_per_row == 1 ? Rows::kInTile : Rows::kOfTiles;
 }
 
-// Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill. In
-// 16 bits that is 4 to 5 instructions of an element, of which a copy's time allows 46.
-template <typename S, Access kAccess>
-constexpr bool kKeepsKeys =
-    kAccess == Access::kLinear || (kAccess == Access::kStrided && sizeof(S) != 4) ||
-    (kAccess == Access::kPatched && sizeof(S) == 2);
-
-// A step: loaded, then computed and stored.
+// Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill.
 template <typename S, Access kAccess, class F>
+constexpr bool kKeepsKeys = !kGeneral<F> || (kAccess == Access::kStrided && sizeof(S) != 4) ||
+                            (kAccess == Access::kPatched && sizeof(S) == 2);
+
+// A step: loaded, then computed and stored. `kUsual`: of a usual tile.
+template <typename S, Access kAccess, class F, bool kUsual>
 class ForwardStep {
   using T = arithmetic_t<S>;
-  static constexpr bool kUsual = kAccess == Access::kLinear;
+  static constexpr bool kComplete = kUsual || kAccess == Access::kLinear;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   static constexpr int kZ = kGaussianSlots<F>, kOffsets = kZ + 1;
 
@@ -94,17 +92,19 @@ class ForwardStep {
     const int64_t* strides[kOffsets];
     gaussian_strides<F>(p, strides);
     strides[kZ] = p.z.stride;
-    locate<S, kAccess>(p.space, strides, span.e(), at_);
+    locate<S, kAccess, kUsual>(p.space, strides, span.e(), at_);
     gaussians_.load(p.space, p.of, at_, span, true, wants_kl);
-    if (given(p)) cuda::load<S, kAccess, kGeneral<F>>(p.space, p.eps, at_[kNoise], span, eps_);
+    if (given(p)) {
+      cuda::load<S, kAccess, kUsual, kGeneral<F>>(p.space, p.eps, at_[kNoise], span, eps_);
+    }
   }
 
   // `rows` is a value or a constant. Returns the KL of Rows::kOfTiles, summed over the step.
   template <bool kWhole, class R>
   __device__ __forceinline__ T finish(const ForwardParams& p, const F& f,
-                                      const Stream<kKeepsKeys<S, kAccess>>& stream,
+                                      const Stream<kKeepsKeys<S, kAccess, F>>& stream,
                                       const Span<kWhole>& span, R rows, Pack<T, C>* staged) {
-    const bool sampled = kUsual || p.z.data, wants_kl = kUsual || rows != Rows::kNone;
+    const bool sampled = kComplete || p.z.data, wants_kl = kComplete || rows != Rows::kNone;
     T of_step = 0;
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
@@ -130,7 +130,7 @@ class ForwardStep {
         store_vector<T, C>(static_cast<T*>(p.kl) + span.e() + b * C, span + b * C, kl);
       }
     }
-    if (sampled) store<S, kAccess>(p.space, p.z, at_[kZ], span, gaussians_.mu);
+    if (sampled) store<S, kAccess, kUsual>(p.space, p.z, at_[kZ], span, z_.pack);
     return of_step;
   }
 
@@ -139,34 +139,32 @@ class ForwardStep {
     return kGeneral<F> && p.eps.data;
   }
 
-  // Chunk b of z, in the place of mu: registers are scarce. Further samples are stored at once.
+  // Chunk b of z. Further samples are stored at once.
   template <bool kWhole>
   __device__ __forceinline__ void sample(const ForwardParams& p, const F& f,
-                                         const Stream<kKeepsKeys<S, kAccess>>& stream,
+                                         const Stream<kKeepsKeys<S, kAccess, F>>& stream,
                                          const Span<kWhole>& span, int b,
                                          const math::Posterior<T> (&q)[C]) {
-    const int64_t first = at_[kNoise] + b * chunk_stride<S, kAccess>(p.space);
     T z[C];
     if (given(p)) {
       widen<kAccess, kWhole, C>(eps_, b, z);
-    } else if constexpr (kUsual && kWhole) {
-      stream.template normals<S>(span, b, z);
     } else {
-      stream.template normals<S>(first, z);
+      draw<S, kAccess, kUsual>(p.space, stream, span, at_[kNoise], b, z);
     }
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
       z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
       if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) z[j] = 0;
     }
-    narrow<kAccess, kWhole, C>(z, b, gaussians_.mu);
+    z_.template set<kWhole>(b, z);
     for (int64_t s = 1; kGeneral<F> && s < p.of.samples; ++s) {
       Pack<S, C> further;
       if (given(p)) {
         load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, further);
         widen<kAccess, kWhole, C>(further, 0, z);
       } else {
-        stream.template normals<S>(first + s * (p.space.rows * p.space.cols), z);
+        const int64_t at = at_[kNoise] + s * (p.space.rows * p.space.cols);
+        draw<S, kAccess, false>(p.space, stream, span, at, b, z);
       }
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
@@ -179,24 +177,26 @@ class ForwardStep {
   }
 
   int64_t at_[kOffsets];
-  GaussianStep<S, kAccess, F> gaussians_;
+  GaussianStep<S, kAccess, F, kUsual> gaussians_;
   Pack<S, N> eps_;
+  Results<S, kAccess> z_;
 };
 
-// The usual tiles: of whole steps, of a row that consists of tiles.
-struct UsualRows {
-  __device__ __forceinline__ constexpr operator Rows() const { return Rows::kOfTiles; }
+// What becomes of a usual tile's KL, as a constant.
+template <Rows kRows>
+struct Known {
+  __device__ __forceinline__ constexpr operator Rows() const { return kRows; }
 };
 
 // The steps of a tile from `span` on. Returns the thread's sum of theirs.
-template <typename S, Access kAccess, bool kWhole, class F, class R>
+template <typename S, Access kAccess, bool kUsual, bool kWhole, class F, class R>
 __device__ __forceinline__ double forward_steps(const ForwardParams& p, const F& f,
-                                                const Stream<kKeepsKeys<S, kAccess>>& stream,
+                                                const Stream<kKeepsKeys<S, kAccess, F>>& stream,
                                                 Span<kWhole> span, R rows,
                                                 Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
   double sum = 0;
   for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {
-    ForwardStep<S, kAccess, F> step;
+    ForwardStep<S, kAccess, F, kUsual> step;
     step.load(p, rows != Rows::kNone, span);
     sum += static_cast<double>(step.finish(p, f, stream, span, rows, staged));
   }
@@ -206,34 +206,49 @@ __device__ __forceinline__ double forward_steps(const ForwardParams& p, const F&
 template <typename S, Access kAccess, class F>
 __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
     forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ F f,
-                   const __grid_constant__ Rows rows, int ticket) {
+                   const __grid_constant__ Rows rows, const __grid_constant__ bool usual,
+                   int ticket) {
   using T = arithmetic_t<S>;
+  constexpr bool kUsual = kHasUsual<S, F>, kEarly = kStartsEarly<S, kAccess, F>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  constexpr Known<Rows::kInTile> in_tile;
+  constexpr Known<Rows::kOfTiles> of_tiles;
   __shared__ Pack<T, C> staged[(kTile + 2 * N) / C];
   Tile tile = tile_of(p.space, blockIdx.x);
+  const auto span = first_span<N, true>(tile);
   // What a thread reads first is under way while the key is.
-  bool usual = kHasUsual<S, kAccess> && rows == UsualRows{} && is_whole<N>(tile);
-  auto span = first_span<N, true>(tile);
-  ForwardStep<S, kAccess, F> first;
-  if constexpr (kHasUsual<S, kAccess>) {
-    if (usual && span.slot < span.end) first.load(p, true, span);
+  bool early = kEarly && usual && rows == Rows::kOfTiles && is_whole<N>(tile);
+  ForwardStep<S, kAccess, F, kUsual> first;
+  if constexpr (kEarly) {
+    if (early && span.slot < span.end) first.load(p, true, span);
   }
-  Stream<kKeepsKeys<S, kAccess>> stream(p.key, p.key_out);
+  Stream<kKeepsKeys<S, kAccess, F>> stream(p.key, p.key_out);
   double sum = 0;
-  if constexpr (kHasUsual<S, kAccess>) usual = usual && stream.template enter<C>(tile);
-  if (usual) {
-    if constexpr (kHasUsual<S, kAccess>) {
+  if constexpr (kEarly) early = early && enter<S, kAccess>(p.space, tile, stream);
+  if (early) {
+    if constexpr (kEarly) {
       if (span.slot < span.end) {
-        sum = static_cast<double>(first.finish(p, f, stream, span, UsualRows{}, staged));
-        sum += forward_steps<S, kAccess>(p, f, stream, span + kThreads * N, UsualRows{}, staged);
+        sum = static_cast<double>(first.finish(p, f, stream, span, of_tiles, staged));
+        sum += forward_steps<S, kAccess, true>(p, f, stream, span + kThreads * N, of_tiles, staged);
       }
     }
   } else {
     // Tiles of whole rows use the shared memory one after the other; of others a block has one.
     for (int64_t t = blockIdx.x;;) {
-      with_first_span<S, kAccess, F>(p.space, tile, [&](auto begin) {
-        sum = forward_steps<S, kAccess>(p, f, stream, begin, rows, staged);
-      });
+      bool is_usual = kUsual && usual && is_whole<N>(tile) &&
+                      (rows == Rows::kInTile || (rows == Rows::kOfTiles && !kEarly));
+      if constexpr (kUsual) is_usual = is_usual && enter<S, kAccess>(p.space, tile, stream);
+      if (!is_usual) {
+        const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
+        sum = forward_steps<S, kAccess, false>(p, f, stream, begin, rows, staged);
+      } else if constexpr (kUsual) {
+        const auto begin = first_span<N, true>(tile);
+        if (kEarly || rows == Rows::kInTile) {
+          forward_steps<S, kAccess, true>(p, f, stream, begin, in_tile, staged);
+        } else {
+          sum = forward_steps<S, kAccess, true>(p, f, stream, begin, of_tiles, staged);
+        }
+      }
       if (rows != Rows::kInTile) break;
       __syncthreads();
       sum_rows(p, tile, reinterpret_cast<const T*>(staged) + (tile.begin & (N - 1)));
@@ -285,7 +300,7 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
   const cudaError_t error = with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
     return launch(forward_kernel<S, decltype(access)::value, F>, blocks, stream, p, family, rows,
-                  ticket);
+                  way.usual, ticket);
   });
   if (error != cudaSuccess || !combines || ticket != kNoTicket) return error;
   return launch(combine_kernel<T>, 1, stream, p);

@@ -1,7 +1,7 @@
 // A step's Gaussians: loaded for all its elements at once, computed a chunk at a time.
 #pragma once
 
-#include "cuda/tile.cuh"
+#include "cuda/noise.cuh"
 
 namespace vae_fused::cuda {
 
@@ -25,7 +25,7 @@ __device__ __forceinline__ void gaussian_strides(const Params& p, const int64_t*
   }
 }
 
-template <typename S, Access kAccess, class F>
+template <typename S, Access kAccess, class F, bool kUsual>
 class GaussianStep {
   using T = arithmetic_t<S>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
@@ -49,7 +49,8 @@ class GaussianStep {
         load_step(space, of.prior_raw, at[kPriorRaw], span, general.prior_raw);
       }
       if (of.mask.data) {
-        cuda::load<S, kAccess, true, uint8_t>(space, of.mask, at[kMask], span, general.mask);
+        cuda::load<S, kAccess, kUsual, true, uint8_t>(space, of.mask, at[kMask], span,
+                                                      general.mask);
       }
     }
   }
@@ -86,7 +87,7 @@ class GaussianStep {
   __device__ __forceinline__ bool counts(const Gaussians& of, const Span<kWhole>& span, int b,
                                          int j) const {
     if constexpr (kGeneral<F>) {
-      return span.has(b * C + j) && (!of.mask.data || general.mask.s[b * C + j]);
+      return span.has(b * C + j) && (!of.mask.data || general.mask.s[place_of<S, kAccess>(b, j)]);
     }
     return true;
   }
@@ -102,7 +103,7 @@ class GaussianStep {
   static __device__ __forceinline__ void load_step(const Space& space, const Operand& operand,
                                                    int64_t offset, const Span<kWhole>& span,
                                                    Pack<S, N>& pack) {
-    cuda::load<S, kAccess, kGeneral<F>>(space, operand, offset, span, pack);
+    cuda::load<S, kAccess, kUsual, kGeneral<F>>(space, operand, offset, span, pack);
   }
 
   std::conditional_t<kGeneral<F>, General, None> general{};

@@ -1,4 +1,4 @@
-// From a tile to a thread's steps: N neighbouring elements in registers, and their noise.
+// From a tile to a thread's steps: N neighbouring elements in registers.
 //
 // Memory is accessed in vectors of 16 bytes (4 float, 2 double, 8 of 16 bits), or in single
 // elements.
@@ -67,19 +67,6 @@ __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
   }
 }
 
-// Calls visit with the first of the calling thread's steps in a tile, of which as little as can be
-// is asked.
-template <typename S, Access kAccess, class F, typename Visit>
-__device__ __forceinline__ void with_first_span(const Space& space, const Tile& tile,
-                                                const Visit& visit) {
-  constexpr int N = kStep<S, kAccess>;
-  constexpr Whole whole = kWholeSteps<S, kAccess, F>;
-  if constexpr (whole != Whole::kUnknown) {
-    if (whole == Whole::kAlways || space.ndim > 1) return visit(first_span<N, true>(tile));
-  }
-  if constexpr (whole != Whole::kAlways) visit(first_span<N>(tile));
-}
-
 // Where a step begins in a tensor. In a linear tile of whole ones: what all threads have in common,
 // and 32 bits of a thread's own, instead of a 64-bit offset for each tensor. They are bytes: a tile
 // of 2^30 elements would be one of 2^41 (`merge_tiles`).
@@ -93,22 +80,23 @@ __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWh
   }
 }
 
-// The offsets of element `rest` of dimensions 0 to `last` in N tensors, by arithmetic of type I.
+// The offsets of an element in N tensors, by arithmetic of type I: `rest` is its number, then what
+// is left of that in the dimensions not yet gone along.
 template <typename I, int N>
-__device__ __forceinline__ void locate_as(const Space& space, const int64_t* const (&strides)[N],
-                                          int last, I rest, int64_t (&offsets)[N]) {
-  I sums[N] = {};
-#pragma unroll 1
-  for (int d = last; d > 0; --d) {
-    const I outer = rest / space.by_size[d];
-    const I coordinate = rest - outer * static_cast<I>(space.size[d]);
+struct Offsets {
+  I rest, sums[N] = {};
+
+  __device__ __forceinline__ explicit Offsets(I e) : rest(e) {}
+
+  __device__ __forceinline__ void along(const Space& space, const int64_t* const (&strides)[N],
+                                        int d) {
+    const I outer = d > 0 ? rest / space.by_size[d] : I{0};
+    const I coordinate = d > 0 ? rest + outer * (I{0} - static_cast<I>(space.size[d])) : rest;
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) sums[k] += coordinate * static_cast<I>(strides[k][d]);
     rest = outer;
   }
-  VAE_FUSED_UNROLL
-  for (int k = 0; k < N; ++k) offsets[k] = sums[k] + rest * static_cast<I>(strides[k][0]);
-}
+};
 
 // Whether a kernel has both. A dimension costs some 45 instructions of a step by 64 bits and 20 by
 // 32; double has time for them.
@@ -116,23 +104,34 @@ template <typename S>
 constexpr bool kHasBoth = sizeof(S) < 8;
 
 // The offsets of the step at element e, by 32 bits where they do. A patch begins at 0 in the last
-// dimension, which is not asked for.
-template <typename S, Access kAccess, int N>
+// dimension, which is not asked for. The dimensions of the usual views are no loop, and so a third
+// of the instructions.
+template <typename S, Access kAccess, bool kUsual, int N>
 __device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
                                        int64_t e, int64_t (&offsets)[N]) {
+  constexpr bool kPatched = kAccess == Access::kPatched;
+  constexpr uint32_t kInLast = kPatched ? kChunk<S, kAccess> : 1;
+  const auto by = [&](auto first, int last) {
+    Offsets<decltype(first), N> at(first);
+    if constexpr (kUsual) {
+      VAE_FUSED_UNROLL
+      for (int d = kUsualDims<kAccess> - kPatched - 1; d >= 0; --d) at.along(space, strides, d);
+    } else {
+#pragma unroll 1
+      for (int d = last; d > 0; --d) at.along(space, strides, d);
+      at.along(space, strides, 0);
+    }
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < N; ++k) offsets[k] = at.sums[k];
+  };
+  const int last = space.ndim - (kPatched ? 2 : 1);
   if constexpr (kAccess == Access::kLinear) {
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e;
+  } else if (kUsual || (kHasBoth<S> && space.small)) {
+    by(static_cast<uint32_t>(e) / kInLast, last);
   } else {
-    constexpr bool kPatched = kAccess == Access::kPatched;
-    constexpr uint32_t kInLast = kPatched ? kChunk<S, kAccess> : 1;
-    const int last = space.ndim - (kPatched ? 2 : 1);
-    if (kHasBoth<S> && space.small) {
-      locate_as(space, strides, last, static_cast<uint32_t>(e) / kInLast, offsets);
-    } else {
-      const auto rest = static_cast<int64_t>(static_cast<uint64_t>(e) / kInLast);
-      locate_as(space, strides, last, rest, offsets);
-    }
+    by(static_cast<int64_t>(static_cast<uint64_t>(e) / kInLast), last);
   }
 }
 
@@ -179,9 +178,30 @@ __device__ __forceinline__ void store_vector(S* data, const Span<kWhole>& span,
   }
 }
 
-// A step of an operand, at its offset: a vector, or a patch of C of them. S is the dtype of the
-// call, E that of the operand. With kSplats a value may be broadcast along the vector.
-template <typename S, Access kAccess, bool kSplats = false, typename E = S, bool kWhole>
+// The low word of a number in memory. Of a cast nvcc makes arithmetic of 64 bits and a mask.
+__device__ __forceinline__ uint32_t low_word(const int64_t& number) {
+  uint32_t low;
+  std::memcpy(&low, &number, sizeof low);
+  return low;
+}
+
+// Where vector j of a patch begins. In the usual views all offsets are below 2^31.
+template <Access kAccess, bool kUsual, typename E>
+__device__ __forceinline__ E* vector_of(const Space& space, const Operand& operand, int64_t offset,
+                                        int j) {
+  E* const data = static_cast<E*>(operand.data);
+  if constexpr (kUsual) {
+    const uint32_t stride = low_word(operand.stride[kUsualDims<kAccess> - 1]);
+    return data + (static_cast<uint32_t>(offset) + j * stride);
+  }
+  return data + offset + j * operand.stride[space.ndim - 1];
+}
+
+// A step of an operand, at its offset: a vector, or a patch of C of them, one behind the other. S
+// is the dtype of the call, E that of the operand. With kSplats a value may be broadcast along the
+// vector.
+template <typename S, Access kAccess, bool kUsual, bool kSplats = false, typename E = S,
+          bool kWhole>
 __device__ __forceinline__ void load(const Space& space, const Operand& operand, int64_t offset,
                                      const Span<kWhole>& span, Pack<E, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
@@ -190,7 +210,7 @@ __device__ __forceinline__ void load(const Space& space, const Operand& operand,
     const bool splats = kSplats && operand.stride[space.ndim - 2] == 0;
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
-      const E* const at = data + j * operand.stride[space.ndim - 1];
+      const E* const at = vector_of<kAccess, kUsual, E>(space, operand, offset, j);
       Pack<E, V> vector;
       if (splats) {
         VAE_FUSED_UNROLL
@@ -198,8 +218,7 @@ __device__ __forceinline__ void load(const Space& space, const Operand& operand,
       } else {
         vector = *reinterpret_cast<const Pack<E, V>*>(at);
       }
-      VAE_FUSED_UNROLL
-      for (int b = 0; b < V; ++b) pack.s[b * C + j] = vector.s[b];
+      std::memcpy(pack.s + j * V, &vector, sizeof vector);
     }
   } else if (kSplats && V > 1 && operand.stride[space.ndim - 1] == 0) {
     const E value = *data;
@@ -235,7 +254,7 @@ __device__ __forceinline__ void store_chunk(const Sampled& operand, int64_t offs
   store_vector<S, C>(data + b * C, span + b * C, pack);
 }
 
-template <typename S, Access kAccess, bool kWhole>
+template <typename S, Access kAccess, bool kUsual, bool kWhole>
 __device__ __forceinline__ void store(const Space& space, const Operand& operand, int64_t offset,
                                       const Span<kWhole>& span,
                                       const Pack<S, kStep<S, kAccess>>& pack) {
@@ -245,142 +264,102 @@ __device__ __forceinline__ void store(const Space& space, const Operand& operand
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
       Pack<S, V> vector;
-      VAE_FUSED_UNROLL
-      for (int b = 0; b < V; ++b) vector.s[b] = pack.s[b * C + j];
-      store_whole(data + j * operand.stride[space.ndim - 1], vector);
+      std::memcpy(&vector, pack.s + j * V, sizeof vector);
+      store_whole(vector_of<kAccess, kUsual, S>(space, operand, offset, j), vector);
     }
   } else {
     store_vector<S, V>(data, span, pack);
   }
 }
 
+// Where a pack has element j of chunk b. A patch lies there as in memory.
+template <typename S, Access kAccess>
+__device__ __forceinline__ constexpr int place_of(int b, int j) {
+  return kAccess == Access::kPatched ? j * kVector<S, kAccess> + b : b * kChunk<S, kAccess> + j;
+}
+
 // Whether 16-bit elements are taken from their pack by twos. Where a pack was put together from
 // single elements, it is better taken apart so.
 template <typename S, Access kAccess, bool kWhole>
 constexpr bool kByTwos =
-    sizeof(S) == 2 && (kAccess == Access::kLinear || (kAccess == Access::kStrided && kWhole));
+    sizeof(S) == 2 && (kAccess == Access::kLinear || kAccess == Access::kPatched ||
+                       (kAccess == Access::kStrided && kWhole));
+
+// Elements i and i + 1 of a pack, i even.
+template <typename S, int N>
+__device__ __forceinline__ math::Pair<S> pair_of(const Pack<S, N>& pack, int i) {
+  math::Pair<S> pairs[N / 2];
+  std::memcpy(pairs, &pack, sizeof pairs);
+  return pairs[i / 2];
+}
+
+template <typename S, int N>
+__device__ __forceinline__ void set_pair(Pack<S, N>& pack, int i, arithmetic_t<S> first,
+                                         arithmetic_t<S> second) {
+  math::Pair<S> pairs[N / 2];
+  std::memcpy(pairs, &pack, sizeof pairs);
+  math::narrow(first, second, pairs[i / 2]);
+  std::memcpy(&pack, pairs, sizeof pairs);
+}
 
 // Chunk b of a pack.
 template <Access kAccess, bool kWhole, int C, typename S, int N>
 __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
-  if constexpr (kByTwos<S, kAccess, kWhole>) {
-    math::Pair<S> pairs[N / 2];
-    std::memcpy(pairs, &in, sizeof pairs);
+  if constexpr (!kByTwos<S, kAccess, kWhole>) {
     VAE_FUSED_UNROLL
-    for (int j = 0; j < C; j += 2) math::widen(pairs[(b * C + j) / 2], out[j], out[j + 1]);
+    for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[place_of<S, kAccess>(b, j)]);
+  } else if constexpr (kAccess == Access::kPatched) {  // a word has elements of two chunks
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) {
+      arithmetic_t<S> both[2];
+      math::widen(pair_of(in, place_of<S, kAccess>(b & ~1, j)), both[0], both[1]);
+      out[j] = both[b & 1];
+    }
   } else {
     VAE_FUSED_UNROLL
-    for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[b * C + j]);
+    for (int j = 0; j < C; j += 2) math::widen(pair_of(in, b * C + j), out[j], out[j + 1]);
   }
 }
 
 template <Access kAccess, bool kWhole, int C, typename S, int N>
 __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pack<S, N>& out) {
   if constexpr (kByTwos<S, kAccess, kWhole>) {
-    math::Pair<S> pairs[N / 2];
-    std::memcpy(pairs, &out, sizeof pairs);
     VAE_FUSED_UNROLL
-    for (int j = 0; j < C; j += 2) math::narrow(in[j], in[j + 1], pairs[(b * C + j) / 2]);
-    std::memcpy(&out, pairs, sizeof pairs);
+    for (int j = 0; j < C; j += 2) set_pair(out, b * C + j, in[j], in[j + 1]);
   } else {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
   }
 }
 
-// From a chunk of a step to the next, in the stream of normals.
+// A step's results, chunk after chunk. A patch's are narrowed when the other half of their words is
+// there.
 template <typename S, Access kAccess>
-__device__ __forceinline__ int64_t chunk_stride(const Space& space) {
-  return kAccess == Access::kPatched ? space.noise_stride[space.ndim - 2] : kChunk<S, kAccess>;
-}
+class Results {
+  using T = arithmetic_t<S>;
+  static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
 
-// The key that a call has used, for its backward: written by the launch's first thread.
-__device__ __forceinline__ void write_key(const Key& key, uint64_t* out) {
-  if (!out || blockIdx.x != 0 || threadIdx.x != 0) return;
-  out[0] = key.seed;
-  out[1] = key.offset;
-}
-
-// The stream of a key.
-template <bool kKept>
-class Stream {
  public:
-  __device__ __forceinline__ explicit Stream(const Key& key) : key_(key) {}
-  // Of a call, whose key it writes to `out`, if that is asked for.
-  __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr)
-      : key_(resolve(key)) {
-    write_key(key_, out);
-  }
-
-  // Normals `index` to `index + C`: a block, or one.
-  template <typename S, int C>
-  __device__ __forceinline__ void normals(uint64_t index, arithmetic_t<S> (&out)[C]) const {
-    constexpr bool coarse = math::kCoarse<S>;
-    if constexpr (C == 1) {
-      out[0] = math::normal_at<arithmetic_t<S>, coarse>(key_.seed, key_.offset, index);
+  template <bool kWhole>
+  __device__ __forceinline__ void set(int b, const T (&chunk)[C]) {
+    if constexpr (kAccess != Access::kPatched) {
+      narrow<kAccess, kWhole, C>(chunk, b, pack);
+    } else if constexpr (sizeof(S) != 2) {
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) pack.s[place_of<S, kAccess>(b, j)] = chunk[j];
     } else {
-      math::normals<coarse>(math::philox(math::Seed(key_.seed), key_.offset + index / C), out);
-    }
-  }
-
- private:
-  Key key_;
-};
-
-// The same with the keys of Philox's rounds kept in registers. As sums the compiler makes them anew
-// for each block of noise, 18 additions for 4 floats, so they come from where it cannot know what
-// they are: ten threads make them, in shared memory, and they alone wait for the key.
-template <>
-class Stream<true> {
- public:
-  // All threads of the block take part.
-  __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr) {
-    __shared__ Kept kept;
-    if (threadIdx.x < math::kRounds) {
-      const Key resolved = resolve(key);
-      const math::Seed seed(resolved.seed);
-      kept.keys.k[threadIdx.x][0] = seed.first(threadIdx.x);
-      kept.keys.k[threadIdx.x][1] = seed.second(threadIdx.x);
-      if (threadIdx.x == 0) {
-        kept.offset = resolved.offset;
-        write_key(resolved, out);
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        if (b & 1) set_pair(pack, place_of<S, kAccess>(b - 1, j), before_[j], chunk[j]);
+        before_[j] = chunk[j];
       }
     }
-    __syncthreads();
-    kept_ = kept;
   }
 
-  template <typename S, int C>
-  __device__ __forceinline__ void normals(uint64_t index, arithmetic_t<S> (&out)[C]) const {
-    static_assert(C > 1);
-    math::normals<math::kCoarse<S>>(math::philox(kept_.keys, kept_.offset + index / C), out);
-  }
-
-  // Before a tile of whole steps: its blocks of C normals have the counter's high word in common,
-  // so that a part of the first two rounds is the same for all of them. False if they have not.
-  template <int C>
-  __device__ __forceinline__ bool enter(const Tile& tile) {
-    const uint64_t first = kept_.offset + static_cast<uint64_t>(tile.begin) / C;
-    low_ = static_cast<uint32_t>(first);
-    high_ = static_cast<uint32_t>(first >> 32);
-    return low_ + (static_cast<uint32_t>(tile.n) / C - 1) >= low_;
-  }
-
-  // Chunk b of a step of the tile that was entered.
-  template <typename S, int C>
-  __device__ __forceinline__ void normals(const Span<true>& span, int b,
-                                          arithmetic_t<S> (&out)[C]) const {
-    math::normals<math::kCoarse<S>>(math::philox(kept_.keys, low_ + (span.slot / C + b), high_),
-                                    out);
-  }
+  Pack<S, N> pack{};
 
  private:
-  struct alignas(16) Kept {
-    math::RoundKeys keys;
-    uint64_t offset;
-  };
-  Kept kept_;
-  uint32_t low_ = 0, high_ = 0;
+  T before_[C];
 };
 
 }  // namespace vae_fused::cuda

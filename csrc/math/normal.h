@@ -91,12 +91,12 @@ VAE_FUSED_HD void normals(const Words<uint32_t>& words, double (&out)[2]) {
                      out[1]);
 }
 
-// Normal number `index` of the stream of (seed, offset), alone.
-template <typename T, bool coarse = false>
-VAE_FUSED_HD T normal_at(uint64_t seed, uint64_t offset, uint64_t index) {
+// Normal number `index` of a stream, alone.
+template <typename T, bool coarse = false, class Keys>
+VAE_FUSED_HD T normal_at(const Keys& keys, uint64_t offset, uint64_t index) {
   constexpr int n = kNormalsPerBlock<T>;
   T block[n];
-  normals<coarse>(philox(Seed(seed), offset + index / n), block);
+  normals<coarse>(philox(keys, offset + index / n), block);
   T value = block[0];
   for (int j = 1; j < n; ++j) value = index % n == static_cast<uint64_t>(j) ? block[j] : value;
   return value;

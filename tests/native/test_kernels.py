@@ -28,6 +28,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "wide images": ((3, 4, 8, 10), (1, 2, 3)),
     "deep images": ((2, 16, 6, 18), (1, 2, 3)),
     "summed deep images": ((3, 8, 4, 4), (0, 1, 2, 3)),
+    "large deep images": ((2, 8, 16, 18), (1, 2, 3)),
+    "summed large deep images": ((3, 8, 12, 16), (0, 1, 2, 3)),
     "rows that are no whole vectors": ((9, 1001), (1,)),
     "long rows that are no whole vectors": ((3, 4099), (1,)),
     "one long row": ((9, 1001), (0, 1)),
@@ -127,16 +129,18 @@ def test_no_order_of_blocks_or_threads_changes_a_bit(
             np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
 
 
+@pytest.mark.parametrize("layout", ["dense", "chunked", "transposed"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("word", [2**32, 2**64])
 @pytest.mark.parametrize("before", [1, 100, 511, 512, 513, 1024])
 def test_a_counter_may_wrap_within_a_tile(
-    kernels: ModuleType, dtype: str, word: int, before: int
+    kernels: ModuleType, layout: str, dtype: str, word: int, before: int
 ) -> None:
-    """Tiles of whole steps have the counter's high word in common: 512 blocks are one of float."""
-    options = {"shape": "one long row", "dtype": dtype, "layout": "dense"}
+    """Usual tiles have the counter's high word in common: 512 blocks are one of float."""
+    shape = "one long row" if layout == "dense" else "summed large deep images"
     cpu, cuda = (
-        run(kernels, device, key=(7, word - before), **options) for device in ("cpu", "cuda")
+        run(kernels, device, shape, dtype, layout, key=(7, word - before))
+        for device in ("cpu", "cuda")
     )
     rtol = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2}[dtype]
     for name in NAMES:
