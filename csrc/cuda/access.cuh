@@ -230,8 +230,18 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
   if (of.samples > 1 || !patch(space, layouts, asked.rows, patch_v, patch_c)) return scalar;
   const bool plain =
       is_plain_call && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
-  const bool usual = space.ndim == kUsualDims<Access::kPatched> && space.small;
-  return {Access::kPatched, plain, plain && asked.complete && usual};
+  const bool usual =
+      plain && asked.complete && space.ndim == kUsualDims<Access::kPatched> && space.small;
+  // Whole warps store, or none of their lanes.
+  constexpr int whole_warps = 32 * kStep<S, Access::kPatched>;
+  space.pixel_pairs =
+      usual && space.size[2] * sizeof(S) == 8 && space.cols % whole_warps == 0 &&
+      all([&](const Layout& l) {
+        const int64_t* const stride = l.operand->stride;
+        return !l.written || (stride[3] == space.size[2] && stride[0] % (4 * stride[3]) == 0 &&
+                              aligned(l.operand->data, 16));
+      });
+  return {Access::kPatched, plain, usual};
 }
 
 // Kernels find noise in one place: where eps is given, its offsets are those of the noise. To be

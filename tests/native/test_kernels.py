@@ -26,6 +26,8 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "a row per sample": ((40, 130), (1,)),
     "images": ((3, 4, 9, 11), (1, 2, 3)),
     "wide images": ((3, 4, 8, 10), (1, 2, 3)),
+    "latents": ((3, 4, 8, 16), (1, 2, 3)),  # transposed: pixels of four channels, by whole warps
+    "summed latents": ((2, 4, 24, 16), (0, 1, 2, 3)),
     "deep images": ((2, 16, 6, 18), (1, 2, 3)),
     "summed deep images": ((3, 8, 4, 4), (0, 1, 2, 3)),
     "large deep images": ((2, 8, 16, 18), (1, 2, 3)),
