@@ -295,6 +295,20 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
   call(device, params, &vae_fused::cpu::forward, kCudaForward, stream);
 }
 
+// Which kernel serves a forward call of these tensors, with a KL and noise from a key.
+py::dict way_of(const py::array& mu, const py::array& raw, const py::array& z,
+                const std::vector<int>& dims) {
+  vae_fused::Gaussians of;
+  vae_fused::Sampled out;
+  const Array arrays[] = {view(mu, mu), view(raw, mu), view(z, mu)};
+  const Shape shape(mu, dims);
+  auto space = make_space(shape.sizes, shape.summed,
+                          {{&arrays[0], &of.mu}, {&arrays[1], &of.raw}, {&arrays[2], &out}});
+  const auto way = probes::way_of(dtype_of(mu), space, of, out);
+  return py::dict("access"_a = way.access, "plain"_a = way.plain, "usual"_a = way.usual,
+                  "pixel_pairs"_a = space.pixel_pairs);
+}
+
 void backward(const std::string& device, const py::array& mu, const MaybeArray& raw,
               const std::vector<int>& dims, const MaybeArray& eps, const MaybeArray& grad_z,
               const MaybeArray& grad_kl, int64_t grad_kl_stride, const MaybeArray& grad_mu,
@@ -510,6 +524,7 @@ PYBIND11_MODULE(_native, m) {
         "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
         "family"_a = py::dict(), "stream"_a = nullptr);
+  m.def("way_of", &way_of, "mu"_a, "raw"_a, "z"_a, "dims"_a);
   m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,
         "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "stream"_a = nullptr);
   m.def("backward", &backward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,

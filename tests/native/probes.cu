@@ -1,6 +1,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "cuda/access.cuh"
 #include "math/gaussian.h"
 #include "math/normal.h"
 #include "probes.h"
@@ -153,6 +154,23 @@ void to_bfloat16(const float* x, uint16_t* out, int64_t n) {
 }
 void from_bfloat16(const uint16_t* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = __bfloat162float(__ushort_as_bfloat16(x[i]));
+}
+
+Way way_of(vae_fused::DType dtype, vae_fused::Space& space, vae_fused::Gaussians& of,
+           vae_fused::Sampled& z) {
+  using namespace vae_fused;
+  constexpr const char* kNames[] = {"linear", "strided", "patched", "scalar"};
+  cuda::Asked asked;
+  asked.rows = z.data;  // the KL is somewhere, too
+  asked.complete = asked.key_noise = true;
+  Way result{};
+  cuda::with_storage(dtype, [&](auto s) {
+    const cuda::Way way =
+        cuda::way_of<decltype(s)>(space, of, {{&z, sizeof(s), true, z.step}}, asked);
+    result = {kNames[static_cast<int>(way.access)], way.plain, way.usual};
+    return cudaSuccess;
+  });
+  return result;
 }
 
 }  // namespace probes

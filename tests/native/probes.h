@@ -1,9 +1,12 @@
-// Small kernels that test the emulator itself, each with faults that can be planted in it.
+// Small kernels that test the emulator itself, each with faults that can be planted in it, and what
+// else of the CUDA kernels is not to be seen from outside.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "params.h"
 
 namespace probes {
 
@@ -41,6 +44,14 @@ cudaError_t order(dim3 grid, uint32_t* order, uint32_t* count, cudaStream_t stre
 // [e^(x / 2), e^x] of n values.
 void coarse_normals(uint64_t seed, float* out, int64_t n);
 void coarse_exponentials(const float* x, float* out, int64_t n);
+
+// Which kernel serves a forward call with a KL, and noise from a key: see cuda/access.cuh.
+struct Way {
+  const char* access;
+  bool plain, usual;
+};
+Way way_of(vae_fused::DType dtype, vae_fused::Space& space, vae_fused::Gaussians& of,
+           vae_fused::Sampled& z);
 
 // Conversions of the shadow headers, on n values.
 void to_half(const float* x, uint16_t* out, int64_t n);

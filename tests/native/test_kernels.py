@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .calls import DTYPES, Call, backward, forward
+from .calls import DTYPES, Call, backward, empty_like, forward
 from .conftest import Case
 
 KEY = (0x0123456789ABCDEF, 42)
@@ -116,6 +116,35 @@ def test_offsets_are_the_same_as_those_of_large_tensors(
     large = run(kernels, "cuda", shape, dtype, layout)
     for name in NAMES:
         np.testing.assert_array_equal(getattr(large, name), getattr(small, name))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "layout", "access"),
+    [
+        ("two columns", "dense", "linear"),
+        ("a row per sample", "dense", "linear"),
+        ("wide images", "dense", "linear"),
+        ("long rows", "chunked", "strided"),
+        ("wide images", "chunked", "strided"),
+        ("summed latents", "chunked", "strided"),
+        ("wide images", "transposed", "patched"),
+        ("latents", "transposed", "patched"),
+        ("summed deep images", "transposed", "patched"),
+    ],
+)
+def test_the_usual_layouts_have_the_usual_loops(
+    kernels: ModuleType, dtype: str, shape: str, layout: str, access: str
+) -> None:
+    """Other loops give the same results, but slower: nothing else would tell."""
+    sizes, dims = SHAPES[shape]
+    mu, raw, *_ = inputs(kernels, sizes, dtype, layout)
+    way = {"access": access, "plain": True, "usual": True}
+    way["pixel_pairs"] = (shape, layout) == ("latents", "transposed") and dtype != "float32"
+    assert kernels.way_of(mu, raw, empty_like(mu), dims) == way
+    kernels.emulator.configure(large=True)
+    large = kernels.way_of(mu, raw, empty_like(mu), dims)
+    assert large["access"] == access and large["usual"] == (access == "linear")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
