@@ -90,6 +90,19 @@ def test_resource_usage_is_read_by_kernel() -> None:
     assert (usage["REG"], usage["STACK"], usage["SHARED"]) == (70, 8, 9)
 
 
+def test_pipes_are_kept_busy_by_their_instructions() -> None:
+    texts = [
+        "FFMA R1, R1, R1, R1",
+        "IMAD.WIDE.U32 R2, R4, 0x3, RZ",
+        "IMAD R1, R2, R3, R4",
+        "LOP3.LUT R1, R2, R3, R4, 0x96, !PT",
+        "MUFU.EX2 R1, R1",
+        "LDG.E R1, [R2.64]",
+    ]
+    code = sass.parse([f"  /*{16 * n:04x}*/  {text} ; /* */" for n, text in enumerate(texts)])
+    assert kernels.busy(code) == {"issue": 6, "ALU": 2, "FMA heavy": 6, "XU": 8, "FP64": 0}
+
+
 # --- the record ----------------------------------------------------------------------------------
 
 ROW = {
