@@ -30,7 +30,9 @@ from sass import Block, Graph, Instruction, graph, loops, postorder, returns, wi
 ADDITIONS = dict.fromkeys(("FADD", "FFMA", "DADD", "DFMA"), 1)
 ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from sm_100 on
 
-ALIKE = 0.9  # the share of the most additions from which a loop is another form of the same one
+# The share of the most additions from which a loop is another form of the same one: where a kernel
+# asks what becomes of the KL, the additions of each answer are in its loop.
+ALIKE = 0.7
 Weight = tuple[int, int, int]  # additions, bits stored, minus the instructions
 
 

@@ -106,8 +106,7 @@ inline bool aligned(const void* data, int64_t bytes) {
 // whole blocks of noise. Larger vectors would leave most threads of a tile without a step, and
 // exclude 16-bit latents of 4 channels. False, and nothing is changed, if the tensors are not like
 // that, or if the order of kept dimensions, which is that of the KL's rows, would change.
-inline bool patch(Space& space, const std::vector<Layout>& layouts, const void* rows, int v,
-                  int c) {
+inline bool patch(Space& space, const std::vector<Layout>& layouts, bool rows, int v, int c) {
   const auto splats = [](const Layout& l, int d) {
     return !l.written && l.operand->stride[d] == 0;
   };
@@ -167,10 +166,11 @@ struct Way {
 
 // What a call asks for, beside its tensors' layouts.
 struct Asked {
-  const void* rows = nullptr;  // has a value for each row: in vectors where a row is an element
-  bool complete = false;       // has every tensor that a plain kernel knows
-  bool key_noise = false;      // draws noise
-  bool noise_tensor = false;   // has eps, or its gradient
+  bool rows = false;          // has a value for each row,
+  bool rows_apart = false;    // and they are wanted in vectors, for which they are not aligned
+  bool complete = false;      // has every tensor that a plain kernel knows
+  bool key_noise = false;     // draws noise
+  bool noise_tensor = false;  // has eps, or its gradient
 };
 
 // `layouts` are those of all tensors but the Gaussians' own. May rewrite the space and the
@@ -205,7 +205,7 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
       })) {
     return scalar;
   }
-  if (space.cols == 1 && !aligned(asked.rows, 16)) return scalar;
+  if (asked.rows_apart) return scalar;
   if (of.samples > 1 &&
       (space.rows * space.cols % v != 0 || !all([](const Layout& l) { return l.step % v == 0; }))) {
     return scalar;
@@ -259,12 +259,11 @@ inline void take_noise_from(Space& space, const Operand& eps) {
 // element if it has 8. The number follows from the shape alone.
 inline int64_t tiles_of_block(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
 
-// They become one larger tile. Where whole rows are `staged` in shared memory, which does not grow,
-// a block goes through them instead. Returns the number of blocks.
-inline int64_t merge_tiles(Space& space, bool staged) {
+// They become one larger tile, where whole rows are staged in shared memory of `staged` tiles at
+// most; a block goes through several of those. Returns the number of blocks.
+inline int64_t merge_tiles(Space& space, int64_t staged = 0) {
   constexpr int64_t kMost = 512;  // row_in_tile is exact up to 1024
   const int64_t wanted = tiles_of_block(space.tiles);
-  if (staged) return (space.tiles - 1) / wanted + 1;
   if (space.tiles_per_row > 1) {
     const int64_t merged = std::min(wanted, space.tiles_per_row);
     space.tile *= merged;
@@ -272,10 +271,10 @@ inline int64_t merge_tiles(Space& space, bool staged) {
     space.by_tiles_per_row = divisor_of(static_cast<uint32_t>(space.tiles_per_row));
     space.tiles = space.rows * space.tiles_per_row;
   } else {
-    space.rows_per_tile *= std::min(wanted, kMost);
+    space.rows_per_tile *= std::min(wanted, staged ? staged : kMost);
     space.tiles = (space.rows - 1) / space.rows_per_tile + 1;
   }
-  return space.tiles;
+  return staged ? (space.tiles - 1) / tiles_of_block(space.tiles) + 1 : space.tiles;
 }
 
 // Calls visit(S{}) with the type that the tensors of a call are stored as.

@@ -282,11 +282,12 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
   const bool sampled = p.grad_z.data && p.grad_raw.data;
   Asked asked;
   asked.rows = p.grad_kl;
+  asked.rows_apart = p.space.cols == 1 && !aligned(p.grad_kl, 16);
   asked.complete = sampled && p.grad_kl && p.grad_mu.data;
   asked.key_noise = sampled && !p.eps.data;
   asked.noise_tensor = p.eps.data || p.grad_eps.data;
   const Rows rows = rows_of(p);
-  const int64_t blocks = merge_tiles(p.space, false);
+  const int64_t blocks = merge_tiles(p.space);
   const Way way = way_of<S>(p.space, p.of,
                             {{&p.eps, sizeof(S), false, p.eps.step},
                              {&p.grad_z, sizeof(S), false, p.grad_z.step},

@@ -2,7 +2,7 @@
 //
 // Bytes per element, float: 8 read, 4 written. The reduction adds 8 bytes for each 2048 elements.
 #include "cuda/gaussians.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/rows.cuh"
 #include "cuda/tickets.cuh"
 
 namespace vae_fused::cuda {
@@ -28,48 +28,18 @@ __device__ void combine(const ForwardParams& p) {
   }
 }
 
-// Whole rows of a tile, staged in shared memory.
-template <typename T>
-__device__ __forceinline__ void sum_rows(const ForwardParams& p, const Tile& tile,
-                                         const T* staged) {
-  constexpr int kRun = 8;
-  T* const kl = static_cast<T*>(p.kl) + tile.row;
-  const int cols = static_cast<int>(p.space.cols);
-  const int log_width = log_lanes(cols), width = 1 << log_width;
-  const int lane = threadIdx.x & (width - 1);
-  // Every lane takes part in the shuffles, with or without a row.
-  for (int first = 0; first < tile.rows; first += kThreads >> log_width) {
-    const int row = first + (threadIdx.x >> log_width);
-    double sum = 0;
-    if (row < tile.rows) {
-      const T* const values = staged + row * cols;
-      for (int begin = lane; begin < cols; begin += kRun * width) {
-        T run = 0;
-        VAE_FUSED_UNROLL
-        for (int j = 0; j < kRun; ++j) {
-          const int c = begin + j * width;
-          if (c < cols) run += values[c];
-        }
-        sum += static_cast<double>(run);
-      }
-    }
-    sum = group_sum(sum, log_width);
-    if (row < tile.rows && lane == 0) kl[row] = static_cast<T>(p.kl_scale * sum);
-  }
-}
-
 // What becomes of the elements' KL.
 enum class Rows {
   kNone,      // no KL is asked for
-  kElements,  // reduction="none": written as they are
-  kInTile,    // a tile holds whole rows
+  kInChunk,   // a chunk holds whole rows: they are written at once
+  kOfChunks,  // a tile holds whole rows: sums of chunks are staged
   kOfTiles,   // a row consists of tiles
 };
 
-Rows rows_of(const ForwardParams& p) {
+Rows rows_of(const ForwardParams& p, int chunk) {
   if (!p.kl) return Rows::kNone;
-  if (p.space.cols == 1) return Rows::kElements;
-  return p.space.tiles_per_row == 1 ? Rows::kInTile : Rows::kOfTiles;
+  if (chunk % p.space.cols == 0) return Rows::kInChunk;
+  return p.space.tiles_per_row == 1 ? Rows::kOfChunks : Rows::kOfTiles;
 }
 
 // Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill.
@@ -103,7 +73,8 @@ class ForwardStep {
   template <bool kWhole, class R>
   __device__ __forceinline__ T finish(const ForwardParams& p, const F& f,
                                       const Stream<kKeepsKeys<S, kAccess, F>>& stream,
-                                      const Span<kWhole>& span, R rows, Pack<T, C>* staged) {
+                                      const Span<kWhole>& span, R rows,
+                                      Staged<S, kAccess>* staged) {
     const bool sampled = kComplete || p.z.data, wants_kl = kComplete || rows != Rows::kNone;
     T of_step = 0;
     VAE_FUSED_UNROLL
@@ -121,13 +92,11 @@ class ForwardStep {
       if (rows == Rows::kOfTiles) {  // the usual ones first
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) of_step = b + j ? of_step + kl.s[j] : kl.s[j];
-      } else if (rows == Rows::kInTile) {
-        staged[span.slot / C + b] = kl;
-      } else if (rows == Rows::kElements) {
-        const T scale = static_cast<T>(p.kl_scale);
-        VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) kl.s[j] *= scale;
-        store_vector<T, C>(static_cast<T*>(p.kl) + span.e() + b * C, span + b * C, kl);
+      } else if (rows == Rows::kOfChunks) {
+        staged->stage(p.space, span + b * C, kl);
+      } else if (rows == Rows::kInChunk) {
+        T* const out = static_cast<T*>(p.kl);
+        store_rows<T, C>(p.space, out, static_cast<T>(p.kl_scale), span + b * C, kl);
       }
     }
     if (sampled) store<S, kAccess, kUsual>(p.space, p.z, at_[kZ], span, z_.pack);
@@ -193,7 +162,7 @@ template <typename S, Access kAccess, bool kUsual, bool kWhole, class F, class R
 __device__ __forceinline__ double forward_steps(const ForwardParams& p, const F& f,
                                                 const Stream<kKeepsKeys<S, kAccess, F>>& stream,
                                                 Span<kWhole> span, R rows,
-                                                Pack<arithmetic_t<S>, kChunk<S, kAccess>>* staged) {
+                                                Staged<S, kAccess>* staged) {
   double sum = 0;
   for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {
     ForwardStep<S, kAccess, F, kUsual> step;
@@ -211,9 +180,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kHasUsual<S, F>, kEarly = kStartsEarly<S, kAccess, F>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  constexpr Known<Rows::kInTile> in_tile;
+  constexpr Known<Rows::kOfChunks> of_chunks;
   constexpr Known<Rows::kOfTiles> of_tiles;
-  __shared__ Pack<T, C> staged[(kTile + 2 * N) / C];
+  __shared__ Staged<S, kAccess> staged;
   Tile tile = tile_of(p.space, blockIdx.x);
   const auto span = first_span<N, true>(tile);
   // What a thread reads first is under way while the key is.
@@ -228,30 +197,32 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   if (early) {
     if constexpr (kEarly) {
       if (span.slot < span.end) {
-        sum = static_cast<double>(first.finish(p, f, stream, span, of_tiles, staged));
-        sum += forward_steps<S, kAccess, true>(p, f, stream, span + kThreads * N, of_tiles, staged);
+        sum = static_cast<double>(first.finish(p, f, stream, span, of_tiles, &staged));
+        sum +=
+            forward_steps<S, kAccess, true>(p, f, stream, span + kThreads * N, of_tiles, &staged);
       }
     }
   } else {
     // Tiles of whole rows use the shared memory one after the other; of others a block has one.
+    const int log_width = log_lanes((p.space.cols + C - 1) / C);
     for (int64_t t = blockIdx.x;;) {
       bool is_usual = kUsual && usual && is_whole<N>(tile) &&
-                      (rows == Rows::kInTile || (rows == Rows::kOfTiles && !kEarly));
+                      (rows == Rows::kOfChunks || (rows == Rows::kOfTiles && !kEarly));
       if constexpr (kUsual) is_usual = is_usual && enter<S, kAccess>(p.space, tile, stream);
       if (!is_usual) {
         const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
-        sum = forward_steps<S, kAccess, false>(p, f, stream, begin, rows, staged);
+        sum = forward_steps<S, kAccess, false>(p, f, stream, begin, rows, &staged);
       } else if constexpr (kUsual) {
         const auto begin = first_span<N, true>(tile);
-        if (kEarly || rows == Rows::kInTile) {
-          forward_steps<S, kAccess, true>(p, f, stream, begin, in_tile, staged);
+        if (kEarly || rows == Rows::kOfChunks) {
+          forward_steps<S, kAccess, true>(p, f, stream, begin, of_chunks, &staged);
         } else {
-          sum = forward_steps<S, kAccess, true>(p, f, stream, begin, of_tiles, staged);
+          sum = forward_steps<S, kAccess, true>(p, f, stream, begin, of_tiles, &staged);
         }
       }
-      if (rows != Rows::kInTile) break;
+      if (rows != Rows::kOfChunks) break;
       __syncthreads();
-      sum_rows(p, tile, reinterpret_cast<const T*>(staged) + (tile.begin & (N - 1)));
+      staged.sum_rows(p.space, tile, log_width, p.kl_scale, static_cast<T*>(p.kl));
       t += gridDim.x;
       if (t >= p.space.tiles) return;
       __syncthreads();
@@ -279,17 +250,10 @@ __global__ void __launch_bounds__(kThreads)
 template <typename S>
 cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
-  int ticket = kNoTicket;
-  const Rows rows = rows_of(p);
-  p.kl_scale *= 0.5;  // elements give twice their KL
-  const int64_t blocks = merge_tiles(p.space, rows == Rows::kInTile);
-  const bool combines = p.kl && p.space.tiles_per_row > 1;
-  if (combines) {
-    const cudaError_t error = ticket_slot(stream, &ticket);
-    if (error != cudaSuccess) return error;
-  }
+  constexpr int C = kChunk<S, Access::kStrided>;
   Asked asked;
   asked.rows = p.kl;
+  asked.rows_apart = p.kl && C % p.space.cols == 0 && !aligned(p.kl, 16);
   asked.complete = p.z.data && p.kl;
   asked.key_noise = p.z.data && !p.eps.data;
   asked.noise_tensor = p.eps.data;
@@ -297,6 +261,18 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
       way_of<S>(p.space, p.of,
                 {{&p.eps, sizeof(S), false, p.eps.step}, {&p.z, sizeof(S), true, p.z.step}}, asked);
   take_noise_from(p.space, p.eps);
+
+  p.kl_scale *= 0.5;  // elements give twice their KL
+  const bool vectors = way.access != Access::kScalar;
+  const Rows rows = rows_of(p, vectors ? C : 1);
+  const int staged = vectors ? kStagedTiles<S, Access::kStrided> : 1;
+  const int64_t blocks = merge_tiles(p.space, rows == Rows::kOfChunks ? staged : 0);
+  const bool combines = p.kl && p.space.tiles_per_row > 1;
+  int ticket = kNoTicket;
+  if (combines) {
+    const cudaError_t error = ticket_slot(stream, &ticket);
+    if (error != cudaSuccess) return error;
+  }
   const cudaError_t error = with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
     return launch(forward_kernel<S, decltype(access)::value, F>, blocks, stream, p, family, rows,

@@ -27,6 +27,10 @@ struct Span {
   __device__ __forceinline__ bool whole(int v) const { return slot >= begin && slot + v <= end; }
   __device__ __forceinline__ bool has(int j) const { return slot + j >= begin && slot + j < end; }
   __device__ __forceinline__ Span operator+(int j) const { return {first, slot + j, begin, end}; }
+  // Of groups of k elements, if a tile consists of whole ones.
+  __device__ __forceinline__ Span operator/(int k) const {
+    return {first / k, slot / k, begin / k, end / k};
+  }
 };
 
 // The same in a tile of whole steps, kWhole: there is nothing to ask.
@@ -40,6 +44,7 @@ struct Span<true> {
   __device__ __forceinline__ bool whole(int) const { return true; }
   __device__ __forceinline__ bool has(int) const { return true; }
   __device__ __forceinline__ Span operator+(int j) const { return {first, slot + j, end}; }
+  __device__ __forceinline__ Span operator/(int k) const { return {first / k, slot / k, end / k}; }
 };
 
 // The tile of a block, or number t of those that a block goes through. A launch has fewer than 2^31
@@ -141,7 +146,7 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
 template <typename S, int V, bool kWhole>
 __device__ __forceinline__ void load_vector(const S* data, const Span<kWhole>& span,
                                             Pack<S, V>& pack, bool aligned = true) {
-  if (V == 1 || (aligned && span.whole(V))) {
+  if (aligned && span.whole(V)) {
     if constexpr (sizeof pack == sizeof(uint4)) {
       const uint4 words = *reinterpret_cast<const uint4*>(data);
       std::memcpy(&pack, &words, sizeof words);
@@ -168,7 +173,7 @@ __device__ __forceinline__ void store_whole(S* data, const Pack<S, V>& pack) {
 template <typename S, int V, bool kWhole>
 __device__ __forceinline__ void store_vector(S* data, const Span<kWhole>& span,
                                              const Pack<S, V>& pack, bool aligned = true) {
-  if (V == 1 || (aligned && span.whole(V))) {
+  if (aligned && span.whole(V)) {
     store_whole(data, pack);
   } else {
     VAE_FUSED_UNROLL

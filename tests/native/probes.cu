@@ -161,8 +161,7 @@ Way way_of(vae_fused::DType dtype, vae_fused::Space& space, vae_fused::Gaussians
   using namespace vae_fused;
   constexpr const char* kNames[] = {"linear", "strided", "patched", "scalar"};
   cuda::Asked asked;
-  asked.rows = z.data;  // the KL is somewhere, too
-  asked.complete = asked.key_noise = true;
+  asked.rows = asked.complete = asked.key_noise = true;
   Way result{};
   cuda::with_storage(dtype, [&](auto s) {
     const cuda::Way way =
