@@ -72,7 +72,8 @@ def inputs(native: ModuleType, shape: tuple[int, ...], dtype: str, layout: str) 
         return np.split(stored, 4, axis=1)
     if layout == "transposed" and len(shape) > 1:
         stored = np.moveaxis(stored, -1, 2)
-    return list(stored)
+    # Arrays of their own: parts of one would not be aligned, and no vectors taken.
+    return [x.copy() for x in stored] if layout == "dense" else list(stored)
 
 
 def values(native: ModuleType, x: np.ndarray) -> np.ndarray:
