@@ -247,4 +247,7 @@ def test_balance_is_two_kls_with_stopped_gradients(device):
     torch.testing.assert_close(one, two)
     assert torch.equal(one, kl((mu, raw), (m, s)))
     inputs = [mu, raw, m, s]
-    torch.testing.assert_close(torch.autograd.grad(one, inputs), torch.autograd.grad(two, inputs))
+    grads = [torch.autograd.grad(value, inputs, create_graph=True) for value in (one, two)]
+    torch.testing.assert_close(*grads)
+    seconds = [torch.autograd.grad(sum(x.square().sum() for x in g), inputs) for g in grads]
+    torch.testing.assert_close(*seconds)

@@ -6,6 +6,7 @@ differentiate a formula with less accuracy than the formula has, the derivative 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -71,6 +72,12 @@ class Gaussian:
             self.x = (self.x + 0.0) * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
         elif scale.kind == "var":  # sqrt(sqrt(x)^2 + v) has no derivative at 0, sqrt(x + v) has
             self.x, self.var_floor = self.x + scale.var_floor, 0.0
+
+    def detach(self) -> Gaussian:
+        """The same numbers, constant."""
+        other = copy.copy(self)
+        other.mean, other.x = self.mean.detach(), self.x.detach()
+        return other
 
     @property
     def sigma(self) -> Tensor:
@@ -161,9 +168,20 @@ def linear(q: Gaussian, p: Gaussian | None, constant: float) -> Tensor:
     return 0.5 * (d * d + constant - x)
 
 
-def weighted(x: Tensor, weight: float) -> Tensor:
-    """x, but its gradient times a weight."""
-    return x if weight == 1.0 else _apply(_Weighted, x, weight)
+def balanced(
+    divergence: Callable[[Gaussian, Gaussian | None], Tensor],
+    q: Gaussian,
+    p: Gaussian | None,
+    weights: tuple[float, float],
+) -> Tensor:
+    """A divergence with its gradient times a weight toward q, and times another toward p.
+
+    That of two divergences, in each of which the other Gaussian is constant.
+    """
+    if weights == (1.0, 1.0):
+        return divergence(q, p)
+    toward_q = divergence(q, p and p.detach())
+    return _apply(_Balanced, toward_q, divergence(q.detach(), p), *weights)
 
 
 def _relative(q: Gaussian, p: Gaussian | None) -> tuple[Tensor, Tensor]:
@@ -233,17 +251,21 @@ class _Growth(torch.autograd.Function):
         return grad * (1.0 + _apply(_Growth, *ctx.saved_tensors)), None
 
 
-class _Weighted(torch.autograd.Function):
+class _Balanced(torch.autograd.Function):
+    """Of two equal values one, with a part of its gradient for either."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: float) -> Tensor:
+    def forward(x: Tensor, y: Tensor, to_x: float, to_y: float) -> Tensor:
         return x.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        _, ctx.weight = inputs
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, float, float], output: Tensor
+    ) -> None:
+        *_, ctx.to_x, ctx.to_y = inputs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.weight, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return grad * ctx.to_x, grad * ctx.to_y, None, None

@@ -11,6 +11,7 @@ checked one. ``vae_fused.functional`` falls back to them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from vae_fused._checks import (
     check_reduction,
     check_sampled,
 )
-from vae_fused._gaussian import Gaussian, clamped, soft_clamped, weighted
+from vae_fused._gaussian import Gaussian, clamped, soft_clamped
 from vae_fused.options import Options, Prior, Scale, as_scale
 
 __all__ = [
@@ -216,36 +217,35 @@ def divergence(
     count: Tensor | None,
 ) -> Tensor:
     """The KL or its linear form; reduced, then divided by ``count``. Without ``raw`` sigma is 1."""
-    to_q, to_p = options.balance
-    q, p = _posterior(mu, raw, options, to_q), _prior(mu, options, to_p)
+    form = _gaussian.kl
     if options.linear is not None:
-        elements = _gaussian.linear(q, p, options.linear)
-    else:
-        elements = _gaussian.kl(q, p)
+        form = partial(_gaussian.linear, constant=options.linear)
+    q, p = _posterior(mu, raw, options), _prior(mu, options)
+    elements = _gaussian.balanced(form, q, p, options.balance)
     if options.free_bits > 0.0:
         elements = clamped(elements, options.free_bits)
     total = _reduce(_unmasked(elements, options.mask), reduction, dims)
     return total if count is None else total / count
 
 
-def _posterior(mu: Tensor, raw: Tensor | None, options: Options, weight: float = 1.0) -> Gaussian:
+def _posterior(mu: Tensor, raw: Tensor | None, options: Options) -> Gaussian:
     given = (mu, 0.0 if raw is None else raw)
-    mean, raw = (_prepared(value, mu, options.mask, weight) for value in given)
+    mean, raw = (_prepared(value, mu, options.mask) for value in given)
     return Gaussian(soft_clamped(mean, options.mu_soft_clamp), raw, options.scale)
 
 
-def _prior(mu: Tensor, options: Options, weight: float) -> Gaussian | None:
+def _prior(mu: Tensor, options: Options) -> Gaussian | None:
     if (prior := options.prior) is None:
         return None
-    mean, raw = (_prepared(v, mu, options.mask, weight) for v in (prior.mean, prior.raw))
+    mean, raw = (_prepared(value, mu, options.mask) for value in (prior.mean, prior.raw))
     return Gaussian(mean, raw, as_scale(prior.scale))
 
 
-def _prepared(value: Tensor | float, mu: Tensor, mask: Tensor | None, weight: float) -> Tensor:
-    """In the dtype of the arithmetic, without masked garbage, and with the gradient weighted."""
+def _prepared(value: Tensor | float, mu: Tensor, mask: Tensor | None) -> Tensor:
+    """In the dtype of the arithmetic, and without masked garbage."""
     if not isinstance(value, Tensor):
         value = mu.new_full((), value, dtype=torch.promote_types(mu.dtype, torch.float32))
-    return weighted(_widen(_unmasked(value, mask)), weight)
+    return _widen(_unmasked(value, mask))
 
 
 def _unmasked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -38,6 +38,16 @@ struct Limited {
   Tensor x, dx;
 };
 
+// The prior's mean, 1 / tau and ln tau^2.
+struct Units {
+  Tensor mean, precision, x;
+};
+
+// math::Relative, and the gradient of the KL.
+struct Relative {
+  Tensor d, h, grad;
+};
+
 // sech^2 = 4 s / (1 + s)^2, s = e^-2|u|: 1 - tanh^2 cancels.
 Limited soft_clamp(const Tensor& raw, double c) {
   const Tensor u = raw / c, s = at::exp(-2.0 * at::abs(u)), s1 = 1.0 + s;
@@ -166,25 +176,33 @@ std::array<Tensor, 5> differentiable_backward(const DifferentiableCall& call,
     }
     if (call.mask.defined()) g = at::where(call.mask, g, 0.0);
     Scale p;
-    Tensor mean = in(call.prior_mean, 0.0),
-           precision = zero + std::min(f.prior_precision, 1.0 / smallest(wide));
-    if (!mean.defined()) mean = zero + f.prior_mean;
-    Tensor relative_x = q.x - f.prior_x;
+    Units prior{in(call.prior_mean, 0.0), zero + std::min(f.prior_precision, 1.0 / smallest(wide)),
+                zero + f.prior_x};
+    if (!prior.mean.defined()) prior.mean = zero + f.prior_mean;
     if (call.prior_raw.defined()) {
       p = scale_of(f.prior, in(call.prior_raw, 1.0));
-      precision = at::reciprocal(at::clamp_min(p.sigma, smallest(wide)));
-      relative_x = q.x - p.x;
+      prior.precision = at::reciprocal(at::clamp_min(p.sigma, smallest(wide)));
+      prior.x = p.x;
     }
-    const Tensor d = (mu.x - mean) * precision;
-    const Tensor h = f.linear ? at::full_like(relative_x, -1.0) : at::expm1(relative_x);
-    if (f.free_bits > 0) {
-      g = at::where(0.5 * (d * d + h - relative_x) < f.free_bits, 0.0, g);
+    const auto relative = [&](const Tensor& mean, const Tensor& x, const Units& of) -> Relative {
+      const Tensor d = (mean - of.mean) * of.precision, r = x - of.x;
+      const Tensor h = f.linear ? at::full_like(r, -1.0) : at::expm1(r);
+      if (!(f.free_bits > 0)) return {d, h, g};
+      return {d, h, at::where(0.5 * (d * d + h - r) < f.free_bits, 0.0, g)};
+    };
+    // Balanced, there is a KL for either Gaussian, in which the other is constant.
+    const bool balanced = f.to_posterior != 1 || f.to_prior != 1;
+    const auto fixed = [&](const Tensor& t) { return balanced ? t.detach() : t; };
+    const Tensor prior_precision = fixed(prior.precision);
+    const Relative of_q = relative(mu.x, q.x, {fixed(prior.mean), prior_precision, fixed(prior.x)});
+    grad_mu = grad_mu + f.to_posterior * of_q.grad * of_q.d * prior_precision;
+    grad_raw = grad_raw + chain(0.5 * f.to_posterior * of_q.grad * of_q.h, q.dx);
+    const Relative of_p = relative(fixed(mu.x), fixed(q.x), prior);
+    const Tensor toward_p = f.to_prior * of_p.grad;
+    if (call.prior_mean.defined()) grad_mean = -toward_p * of_p.d * prior.precision;
+    if (call.prior_raw.defined()) {
+      grad_prior = chain(-0.5 * toward_p * (of_p.h + of_p.d * of_p.d), p.dx);
     }
-    const Tensor toward_q = f.to_posterior * g, toward_p = f.to_prior * g;
-    grad_mu = grad_mu + toward_q * d * precision;
-    grad_raw = grad_raw + chain(0.5 * toward_q * h, q.dx);
-    if (call.prior_mean.defined()) grad_mean = -toward_p * d * precision;
-    if (call.prior_raw.defined()) grad_prior = chain(-0.5 * toward_p * (h + d * d), p.dx);
   }
   const auto out = [&](const Tensor& t) {
     if (!t.defined()) return t;
