@@ -65,11 +65,11 @@ struct Staged {
         }
         for (uint32_t at = (from + C - 1) / C + lane; at < end; at += kRun * width) {
           T run = 0;
+          // Every load is one: where it may be none, nvcc finds the shared memory anew for it.
           VAE_FUSED_UNROLL
           for (uint32_t j = 0; j < kRun; ++j) {
             const uint32_t i = at + j * width;
-            const T head =
-                heads[i < end ? i : end - 1];  // a load that is sometimes none costs more
+            const T head = heads[i < end ? i : end - 1];
             if (i < end) run += head;
           }
           sum += static_cast<double>(run);
