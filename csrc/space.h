@@ -90,7 +90,7 @@ inline void tile(Space& space) {
   space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile * space.tiles_per_row;
 }
 
-// Whether an operand's last element lies less than 2^31 behind its first.
+// Whether an operand's last element lies less than 2^31 behind its first. No stride is negative.
 inline bool is_small(const std::vector<Dim>& dims, size_t operand) {
   int64_t last = 0;
   for (const Dim& d : dims) last += (d.size - 1) * d.strides[operand];

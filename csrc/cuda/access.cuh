@@ -18,7 +18,7 @@ using math::arithmetic_t;
 
 // How a kernel reads and writes.
 enum class Access {
-  kLinear,   // the usual call: every tensor there, contiguous and aligned; noise from the key
+  kLinear,   // every tensor there, contiguous and aligned; noise from the key
   kStrided,  // vectors, too, wherever innermost runs consist of whole ones; tensors may be absent
   kPatched,  // channels_last: memory runs across the blocks of noise, see `patch`; the same
   kScalar,   // anything, an element at a time
@@ -45,7 +45,7 @@ template <typename S, Access kAccess>
 constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChunk<S, kAccess> : 1);
 
 // Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 64 in the
-// usual call's kernels, 80 in others. Without a bound the compiler interleaves the chunks of a
+// linear kernels, 80 in others. Without a bound the compiler interleaves the chunks of a
 // 16-bit vector, takes 100, and halves the loads in flight; a block more, and some architecture
 // spills. Patches have more addresses to keep, and the general family more of everything: 128
 // registers, which patches exceed by up to 40.
@@ -67,12 +67,9 @@ constexpr bool kStartsEarly = kHasUsual<S, F> && kAccess == Access::kLinear;
 // The dimensions of the usual views, which have no loop: of chunks the outer and the inner, of
 // channels_last images, pixels by c, channels, and c.
 template <Access kAccess>
-constexpr int kUsualDims = kAccess == Access::kPatched   ? 4
-                           : kAccess == Access::kStrided ? 2
-                                                         : 1;
+constexpr int kUsualDims = kAccess == Access::kPatched ? 4 : 2;
 
-// Whether all steps are whole, as those of patches and single elements are. Vectors of views are,
-// too, where there are several dimensions: for the usual ones that is known.
+// Whether no step is ever partial.
 template <Access kAccess>
 constexpr bool kAlwaysWhole = kAccess == Access::kPatched || kAccess == Access::kScalar;
 
@@ -104,8 +101,9 @@ inline bool aligned(const void* data, int64_t bytes) {
 // noise (the pixels, m). Then the flat order becomes (..., m / c, i, c) for noise in blocks of c: a
 // step is a patch of v = 2 channels by c pixels, which takes c small vectors from memory and two
 // whole blocks of noise. Larger vectors would leave most threads of a tile without a step, and
-// exclude 16-bit latents of 4 channels. False, and nothing is changed, if the tensors are not like
-// that, or if the order of kept dimensions, which is that of the KL's rows, would change.
+// exclude 16-bit latents of 4 channels. A single image is given the dimension of images that it
+// lacks. False, and nothing is changed, if the tensors are not like that, or if the order of kept
+// dimensions, which is that of the KL's rows, would change.
 inline bool patch(Space& space, const std::vector<Layout>& layouts, bool rows, int v, int c) {
   const auto splats = [](const Layout& l, int d) {
     return !l.written && l.operand->stride[d] == 0;
@@ -124,32 +122,41 @@ inline bool patch(Space& space, const std::vector<Layout>& layouts, bool rows, i
     if (is_inner(d)) i = d;
     if (space.noise_stride[d] == 1 && space.size[d] % c == 0) m = d;
   }
-  if (i < 0 || m < 0 || i == m || space.ndim == kMaxDims) return false;
+  if (i < 0 || m < 0 || i == m || space.ndim + 1 > kMaxDims) return false;
+  for (const Layout& l : layouts) {
+    if (!splats(l, i) && !aligned(l.operand->data, int64_t{l.bytes} * v)) return false;
+  }
   for (int d = 0; d < space.ndim; ++d) {
     if (d != m && space.noise_stride[d] % c != 0) return false;
     for (const Layout& l : layouts) {
       if (d != i && !splats(l, i) && l.operand->stride[d] % v != 0) return false;
     }
   }
-  const auto reorder = [&](int64_t (&values)[kMaxDims], int64_t outer, int64_t last) {
-    const int64_t inner = values[i];
+  const auto reorder = [&](int64_t (&values)[kMaxDims], int64_t image, int64_t outer,
+                           int64_t last) {
+    int64_t ordered[kMaxDims];
     int at = 0;
     for (int d = 0; d < space.ndim; ++d) {
-      if (d != i && d != m) values[at++] = values[d];
+      if (d != i && d != m) ordered[at++] = values[d];
     }
-    values[at++] = outer;
-    values[at++] = inner;
-    values[at] = last;
+    if (at == 0) ordered[at++] = image;
+    ordered[at++] = outer;
+    ordered[at++] = values[i];
+    ordered[at++] = last;
+    std::copy_n(ordered, at, values);
   };
   for (const Layout& l : layouts) {
-    reorder(l.operand->stride, l.operand->stride[m] * c, l.operand->stride[m]);
+    reorder(l.operand->stride, 0, l.operand->stride[m] * c, l.operand->stride[m]);
   }
-  reorder(space.noise_stride, c, 1);
-  reorder(space.size, space.size[m] / c, c);
-  ++space.ndim;
+  reorder(space.noise_stride, 0, c, 1);
+  reorder(space.size, 1, space.size[m] / c, c);
+  space.ndim += space.ndim == 2 ? 2 : 1;
   for (int d = 0; d < space.ndim; ++d) space.by_size[d] = divisor(space.size[d]);
   return true;
 }
+
+// What two threads have of latents of four channels: 4 pixels, one behind the other.
+constexpr int kPixelPairs = 16;
 
 // Double has vectors for the plain call alone. Elements of 8 bytes are coalesced as well as vectors
 // are, and the general family's kernels for vectors of double were a fifth of the binary: with them
@@ -166,15 +173,15 @@ struct Way {
 
 // What a call asks for, beside its tensors' layouts.
 struct Asked {
-  bool rows = false;          // has a value for each row,
-  bool rows_apart = false;    // and they are wanted in vectors, for which they are not aligned
-  bool complete = false;      // has every tensor that a plain kernel knows
-  bool key_noise = false;     // draws noise
-  bool noise_tensor = false;  // has eps, or its gradient
+  bool rows = false;             // has a value for each row
+  bool rows_misaligned = false;  // which are elements, and not aligned as vectors
+  bool complete = false;         // has every tensor that a plain kernel knows
+  bool key_noise = false;        // draws noise
+  bool noise_tensor = false;     // has eps, or its gradient
 };
 
 // `layouts` are those of all tensors but the Gaussians' own. May rewrite the space and the
-// operands' strides: see `patch`.
+// operands' strides, see `patch`, and says in the space whether `store_pixels` can store patches.
 template <typename S>
 Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked& asked) {
   constexpr int v = kVector<S, Access::kStrided>, c = kChunk<S, Access::kStrided>;
@@ -200,12 +207,9 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
     return scalar;
   }
   const auto splats = [&](const Layout& l) { return !l.written && l.operand->stride[inner] == 0; };
-  if (!all([&](const Layout& l) {
-        return splats(l) || aligned(l.operand->data, int64_t{l.bytes} * v);
-      })) {
-    return scalar;
-  }
-  if (asked.rows_apart) return scalar;
+  const bool vectors_aligned = all(
+      [&](const Layout& l) { return splats(l) || aligned(l.operand->data, int64_t{l.bytes} * v); });
+  if (asked.rows_misaligned) return scalar;
   if (of.samples > 1 &&
       (space.rows * space.cols % v != 0 || !all([](const Layout& l) { return l.step % v == 0; }))) {
     return scalar;
@@ -215,7 +219,7 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
     return space.ndim == 1 ? linear : whole_runs(space, stride, v);
   };
   const bool whole = space.ndim == 1 || space.size[inner] % v == 0;
-  if (whole && all([&](const Layout& l) {
+  if (whole && vectors_aligned && all([&](const Layout& l) {
         return splats(l) || vectors(l.operand->stride, l.operand->linear);
       }) &&
       (!asked.key_noise || vectors(space.noise_stride, space.noise_linear))) {
@@ -232,15 +236,15 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
       is_plain_call && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
   const bool usual =
       plain && asked.complete && space.ndim == kUsualDims<Access::kPatched> && space.small;
-  // Whole warps store, or none of their lanes.
-  constexpr int whole_warps = 32 * kStep<S, Access::kPatched>;
-  space.pixel_pairs =
-      usual && space.size[2] * sizeof(S) == 8 && space.cols % whole_warps == 0 &&
-      all([&](const Layout& l) {
-        const int64_t* const stride = l.operand->stride;
-        return !l.written || (stride[3] == space.size[2] && stride[0] % (4 * stride[3]) == 0 &&
-                              aligned(l.operand->data, 16));
-      });
+  // The four channels of a pixel are in two threads; tiles begin with the first, and end with
+  // warps.
+  constexpr int warp = 32 * kStep<S, Access::kPatched>;
+  space.pixel_pairs = usual && sizeof(S) == 2 && space.size[2] == 4 && space.cols % warp == 0 &&
+                      all([&](const Layout& l) {
+                        const int64_t* const stride = l.operand->stride;
+                        return !l.written || (stride[3] == 4 && stride[0] % kPixelPairs == 0 &&
+                                              aligned(l.operand->data, 16));
+                      });
   return {Access::kPatched, plain, usual};
 }
 
@@ -256,11 +260,12 @@ inline void take_noise_from(Space& space, const Operand& eps) {
 
 // How many of a call's tiles a block has. Where there are more than enough to fill any GPU,
 // several: what a block does before and after its elements is some 130 instructions a thread, 16 an
-// element if it has 8. The number follows from the shape alone.
+// element if it has 8. The number follows from that of the tiles alone.
 inline int64_t tiles_of_block(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
 
-// They become one larger tile, where whole rows are staged in shared memory of `staged` tiles at
-// most; a block goes through several of those. Returns the number of blocks.
+// They become one larger tile. Where whole rows are staged, it is of `staged` tiles at most, whose
+// sums the shared memory holds, and a block goes through several; the order of summation within a
+// row is the same for any. Returns the number of blocks.
 inline int64_t merge_tiles(Space& space, int64_t staged = 0) {
   constexpr int64_t kMost = 512;  // row_in_tile is exact up to 1024
   const int64_t wanted = tiles_of_block(space.tiles);

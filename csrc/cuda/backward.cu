@@ -225,11 +225,6 @@ class BackwardStep {
   std::conditional_t<kAll, OfPrior, None> of_prior_;
 };
 
-// The usual tiles are of one row.
-struct UsualRows {
-  __device__ __forceinline__ constexpr operator Rows() const { return Rows::kOne; }
-};
-
 // The steps of a tile from `span` on.
 template <typename S, Access kAccess, bool kUsual, bool kWhole, class F, class R>
 __device__ __forceinline__ void backward_steps(const BackwardParams& p, const F& f,
@@ -249,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kHasUsual<S, F>, kEarly = kStartsEarly<S, kAccess, F>;
   constexpr int N = kStep<S, kAccess>;
-  constexpr UsualRows one_row;
+  constexpr Known<Rows::kOne> one_row;  // of usual tiles
   const Tile tile = tile_of(p.space, blockIdx.x);
   auto span = first_span<N, true>(tile);
   bool is_usual = kUsual && usual && rows == one_row && is_whole<N>(tile);
@@ -282,7 +277,7 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
   const bool sampled = p.grad_z.data && p.grad_raw.data;
   Asked asked;
   asked.rows = p.grad_kl;
-  asked.rows_apart = p.space.cols == 1 && !aligned(p.grad_kl, 16);
+  asked.rows_misaligned = p.space.cols == 1 && p.grad_kl_stride != 0 && !aligned(p.grad_kl, 16);
   asked.complete = sampled && p.grad_kl && p.grad_mu.data;
   asked.key_noise = sampled && !p.eps.data;
   asked.noise_tensor = p.eps.data || p.grad_eps.data;

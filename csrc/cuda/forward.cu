@@ -30,16 +30,17 @@ __device__ void combine(const ForwardParams& p) {
 
 // What becomes of the elements' KL.
 enum class Rows {
-  kNone,      // no KL is asked for
-  kInChunk,   // a chunk holds whole rows: they are written at once
-  kOfChunks,  // a tile holds whole rows: sums of chunks are staged
-  kOfTiles,   // a row consists of tiles
+  kNone,     // no KL is asked for
+  kDirect,   // a chunk holds whole rows: they are written at once
+  kStaged,   // a tile holds whole rows: see rows.cuh
+  kOfTiles,  // a row consists of tiles
 };
 
+// Of the space as it was made: merged, a long row may be one tile.
 Rows rows_of(const ForwardParams& p, int chunk) {
   if (!p.kl) return Rows::kNone;
-  if (chunk % p.space.cols == 0) return Rows::kInChunk;
-  return p.space.tiles_per_row == 1 ? Rows::kOfChunks : Rows::kOfTiles;
+  if (chunk % p.space.cols == 0) return Rows::kDirect;
+  return p.space.tiles_per_row == 1 ? Rows::kStaged : Rows::kOfTiles;
 }
 
 // Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill.
@@ -92,9 +93,9 @@ class ForwardStep {
       if (rows == Rows::kOfTiles) {  // the usual ones first
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) of_step = b + j ? of_step + kl.s[j] : kl.s[j];
-      } else if (rows == Rows::kOfChunks) {
+      } else if (rows == Rows::kStaged) {
         staged->stage(p.space, span + b * C, kl);
-      } else if (rows == Rows::kInChunk) {
+      } else if (rows == Rows::kDirect) {
         T* const out = static_cast<T*>(p.kl);
         store_rows<T, C>(p.space, out, static_cast<T>(p.kl_scale), span + b * C, kl);
       }
@@ -151,12 +152,6 @@ class ForwardStep {
   Results<S, kAccess> z_;
 };
 
-// What becomes of a usual tile's KL, as a constant.
-template <Rows kRows>
-struct Known {
-  __device__ __forceinline__ constexpr operator Rows() const { return kRows; }
-};
-
 // The steps of a tile from `span` on. Returns the thread's sum of theirs.
 template <typename S, Access kAccess, bool kUsual, bool kWhole, class F, class R>
 __device__ __forceinline__ double forward_steps(const ForwardParams& p, const F& f,
@@ -180,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
   using T = arithmetic_t<S>;
   constexpr bool kUsual = kHasUsual<S, F>, kEarly = kStartsEarly<S, kAccess, F>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  constexpr Known<Rows::kOfChunks> of_chunks;
+  constexpr Known<Rows::kStaged> in_tile;
   constexpr Known<Rows::kOfTiles> of_tiles;
   __shared__ Staged<S, kAccess> staged;
   Tile tile = tile_of(p.space, blockIdx.x);
@@ -207,20 +202,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
     const int log_width = log_lanes((p.space.cols + C - 1) / C);
     for (int64_t t = blockIdx.x;;) {
       bool is_usual = kUsual && usual && is_whole<N>(tile) &&
-                      (rows == Rows::kOfChunks || (rows == Rows::kOfTiles && !kEarly));
+                      (rows == Rows::kStaged || (rows == Rows::kOfTiles && !kEarly));
       if constexpr (kUsual) is_usual = is_usual && enter<S, kAccess>(p.space, tile, stream);
       if (!is_usual) {
         const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
         sum = forward_steps<S, kAccess, false>(p, f, stream, begin, rows, &staged);
       } else if constexpr (kUsual) {
         const auto begin = first_span<N, true>(tile);
-        if (kEarly || rows == Rows::kOfChunks) {
-          forward_steps<S, kAccess, true>(p, f, stream, begin, of_chunks, &staged);
+        if (kEarly || rows == Rows::kStaged) {  // the others have started early
+          forward_steps<S, kAccess, true>(p, f, stream, begin, in_tile, &staged);
         } else {
           sum = forward_steps<S, kAccess, true>(p, f, stream, begin, of_tiles, &staged);
         }
       }
-      if (rows != Rows::kOfChunks) break;
+      if (rows != Rows::kStaged) break;
       __syncthreads();
       staged.sum_rows(p.space, tile, log_width, p.kl_scale, static_cast<T*>(p.kl));
       t += gridDim.x;
@@ -253,7 +248,7 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
   constexpr int C = kChunk<S, Access::kStrided>;
   Asked asked;
   asked.rows = p.kl;
-  asked.rows_apart = p.kl && C % p.space.cols == 0 && !aligned(p.kl, 16);
+  asked.rows_misaligned = p.kl && p.space.cols == 1 && !aligned(p.kl, 16);
   asked.complete = p.z.data && p.kl;
   asked.key_noise = p.z.data && !p.eps.data;
   asked.noise_tensor = p.eps.data;
@@ -265,8 +260,8 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
   p.kl_scale *= 0.5;  // elements give twice their KL
   const bool vectors = way.access != Access::kScalar;
   const Rows rows = rows_of(p, vectors ? C : 1);
-  const int staged = vectors ? kStagedTiles<S, Access::kStrided> : 1;
-  const int64_t blocks = merge_tiles(p.space, rows == Rows::kOfChunks ? staged : 0);
+  const int64_t staged = staged_tiles(p.space, vectors ? C : 1);
+  const int64_t blocks = merge_tiles(p.space, rows == Rows::kStaged ? staged : 0);
   const bool combines = p.kl && p.space.tiles_per_row > 1;
   int ticket = kNoTicket;
   if (combines) {

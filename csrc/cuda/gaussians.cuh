@@ -55,7 +55,7 @@ class GaussianStep {
     }
   }
 
-  // Chunk b. Nothing is left of its raw values and the prior's, whose places take gradients.
+  // Chunk b.
   template <bool kWhole>
   __device__ __forceinline__ void compute(const Gaussians& of, const F& f, int b, bool with_prior,
                                           math::Posterior<T> (&q)[C],

@@ -1,7 +1,8 @@
 // Whole rows of a tile: sums of its chunks, staged in shared memory, are added up row by row.
 //
-// A chunk of C elements has parts of two rows at most: the row in which it begins, and the next.
-// That is so from C - 1 columns on; fewer divide C, and their rows are not staged (`store_rows`).
+// A chunk of C elements has parts of two rows at most, of the row in which it begins, its head, and
+// of the next, its tail: that is so of rows from C - 1 columns on. Rows that C is a multiple of are
+// whole in a chunk, and not staged (`store_rows`).
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -9,23 +10,29 @@
 
 namespace vae_fused::cuda {
 
-// Tiles of the space whose sums are staged at a time: as many as have room in 16 KB.
-template <typename S, Access kAccess>
-constexpr int kStagedTiles = kChunk<S, kAccess> == 4 ? 4 : 1;
+// Whether chunks have tails.
+__host__ __device__ __forceinline__ bool has_tails(const Space& space, int chunk) {
+  return static_cast<uint32_t>(space.cols) % chunk != 0;
+}
+
+// Tiles of the space whose sums are staged at a time: in 8 KB, of double in 16, of which tails take
+// half. With 16 KB more, an SM of 64 KB would have three blocks instead of four.
+inline int64_t staged_tiles(const Space& space, int chunk) {
+  return has_tails(space, chunk) ? chunk / 2 : chunk;
+}
 
 template <typename S, Access kAccess>
 struct Staged {
   using T = arithmetic_t<S>;
   static constexpr int C = kChunk<S, kAccess>;
-  // A tile may begin and end within a step.
-  static constexpr int kChunks = (kTile * kStagedTiles<S, kAccess> + 2 * kStep<S, kAccess>) / C;
+  // Of C tiles, or C / 2 and their tails. A tile may begin and end within a step.
+  static constexpr int kTails = (kTile * C / 2 + 2 * kStep<S, kAccess>) / C;
 
-  T heads[kChunks];
-  T tails[C > 1 ? kChunks : 1];
+  T heads[2 * kTails];
 
   // A row of patches consists of whole ones.
   static __device__ __forceinline__ bool has_tails(const Space& space) {
-    return kAccess != Access::kPatched && static_cast<uint32_t>(space.cols) % C != 0;
+    return kAccess != Access::kPatched && cuda::has_tails(space, C);
   }
 
   // The chunk at `part`.
@@ -44,7 +51,7 @@ struct Staged {
       if (j >= of_row) tail += kl.s[j];
     }
     heads[part.slot / C] = head;
-    if (has_tails(space)) tails[part.slot / C] = tail;
+    if (has_tails(space)) heads[kTails + part.slot / C] = tail;
   }
 
   // Writes scale times the sum of each row, of which 2^log_width lanes add up the chunks.
@@ -61,7 +68,7 @@ struct Staged {
       if (row < rows) {
         const uint32_t from = begin + row * cols, end = (from + cols - 1) / C + 1;
         if (has_tails(space) && from % C != 0 && lane == 0) {
-          sum = static_cast<double>(tails[from / C]);
+          sum = static_cast<double>(heads[kTails + from / C]);
         }
         for (uint32_t at = (from + C - 1) / C + lane; at < end; at += kRun * width) {
           T run = 0;

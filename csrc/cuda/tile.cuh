@@ -1,7 +1,7 @@
 // From a tile to a thread's steps: N neighbouring elements in registers.
 //
-// Memory is accessed in vectors of 16 bytes (4 float, 2 double, 8 of 16 bits), or in single
-// elements.
+// Memory is accessed in vectors of 16 bytes (4 float, 2 double, 8 of 16 bits), of two elements in
+// patches, or in single elements.
 #pragma once
 
 #include <cstring>
@@ -55,6 +55,12 @@ __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
   const uint32_t row = quotient(block, space.by_tiles_per_row);
   return tile_of_row(space, row, block - row * static_cast<uint32_t>(space.tiles_per_row));
 }
+
+// A constant as a type; that of std::integral_constant is no device's.
+template <auto kValue>
+struct Known {
+  __device__ __forceinline__ constexpr operator decltype(kValue)() const { return kValue; }
+};
 
 template <int N>
 __device__ __forceinline__ bool is_whole(const Tile& tile) {
@@ -259,10 +265,11 @@ __device__ __forceinline__ void store_chunk(const Sampled& operand, int64_t offs
   store_vector<S, C>(data + b * C, span + b * C, pack);
 }
 
-// The patch at `offset`, of two of the four channels of 16-bit latents whose pixels lie one behind
-// the other: 8 bytes, half of them in the next thread. Four stores of 4 bytes would write each
-// 32-byte sector a quarter at a time, for which the L2 takes as long as for whole ones. So the two
-// exchange halves of their 16 elements, and each stores two pixels, 16 bytes.
+// The patch at `offset` of 16-bit latents of four channels: two of them of 4 pixels, the other two
+// are in the neighbour thread, and all kPixelPairs elements lie one behind the other, at a multiple
+// of their number (`way_of`). Four stores of 4 bytes would write each 32-byte sector a quarter at a
+// time, for which the L2 takes as long as for whole ones. So the two threads exchange halves, and
+// each stores two whole pixels, 16 bytes.
 template <typename S>
 __device__ __forceinline__ void store_pixels(S* data, uint32_t offset, const Span<true>& span,
                                              const Pack<S, 8>& patch) {
@@ -273,7 +280,8 @@ __device__ __forceinline__ void store_pixels(S* data, uint32_t offset, const Spa
   for (int j = 0; j < 2; ++j) {
     got[j] = __shfl_xor_sync(0xFFFFFFFFu, second ? words[j] : words[j + 2], 1);
   }
-  store_16_bytes(data + ((offset & ~15u) | (span.slot & 15)),
+  constexpr uint32_t kInPair = kPixelPairs - 1;
+  store_16_bytes(data + ((offset & ~kInPair) | (span.slot & kInPair)),
                  second ? uint4{got[0], words[2], got[1], words[3]}
                         : uint4{words[0], got[0], words[1], got[1]});
 }

@@ -128,6 +128,16 @@ const Class kClasses[] = {
     {"an element between samples", {6, 40}, {false, true}, Class::kSpaced},
 };
 
+// Of more tiles than blocks are enough, several for each: in the first way of the options alone.
+const Class kManyTiles[] = {
+    {"many rows of two", {13001, 2}, {false, true}},
+    {"many rows of three", {17003, 3}, {false, true}},
+    {"many rows of four", {7001, 4}, {false, true}},
+    {"many rows of eight", {13001, 8}, {false, true}},
+    {"many rows of patches", {90, 4, 256}, {false, true, true}, Class::kTransposed},
+    {"rows of patches", {12, 4, 1152}, {false, true, true}, Class::kTransposed},
+};
+
 int64_t count(const Class& c) {
   int64_t n = 1;
   for (const int64_t size : c.sizes) n *= size;
@@ -381,11 +391,13 @@ void backward(DType dtype, const Class& c, const Options& options) {
 
 template <typename S>
 void run_kernels(bool is_forward, DType dtype) {
+  const auto run = [&](const Class& c, const Options& options) {
+    is_forward ? forward<S>(dtype, c, options) : backward<S>(dtype, c, options);
+  };
   for (const Class& c : kClasses) {
-    for (const Options& options : kOptions) {
-      is_forward ? forward<S>(dtype, c, options) : backward<S>(dtype, c, options);
-    }
+    for (const Options& options : kOptions) run(c, options);
   }
+  for (const Class& c : kManyTiles) run(c, kOptions[0]);
 }
 
 void run_kernels(bool is_forward, const std::string& dtype) {

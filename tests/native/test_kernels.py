@@ -26,6 +26,9 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "three columns": ((1501, 3), (1,)),
     "four columns": ((1501, 4), (1,)),
     "five columns": ((1501, 5), (1,)),
+    "many rows of three": ((17003, 3), (1,)),  # more tiles than blocks, as is
+    "many rows of eight": ((13001, 8), (1,)),
+    "many latents": ((96, 4, 16, 16), (1, 2, 3)),
     "a row per sample": ((40, 130), (1,)),
     "images": ((3, 4, 9, 11), (1, 2, 3)),
     "wide images": ((3, 4, 8, 10), (1, 2, 3)),
@@ -149,6 +152,39 @@ def test_the_usual_layouts_have_the_usual_loops(
     kernels.emulator.configure(large=True)
     large = kernels.way_of(mu, raw, empty_like(mu), dims)
     assert large["access"] == access and large["usual"] == (access == "linear")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("images", [1, 3])
+def test_chunks_of_channels_last_tensors_are_patches(
+    kernels: ModuleType, dtype: str, images: int
+) -> None:
+    """Of latents of four channels the second half is aligned to 8 bytes alone."""
+    dims, rng = (1, 2, 3), np.random.default_rng(0)
+    moments = rng.standard_normal((images, 8, 16, 8), dtype=np.float32)
+    if dtype == "bfloat16":
+        moments = kernels.probes.to_bfloat16(moments)
+    mu, raw = np.split(np.moveaxis(moments, -1, 1), 2, axis=1)
+    results = []
+    for device in ("cpu", "cuda"):
+        z = np.moveaxis(np.zeros((images, 8, 16, 4), mu.dtype), -1, 1)
+        kl = np.zeros(images, np.float32)
+        kernels.forward(device, mu, raw, dims=dims, z=z, kl=kl, key=KEY)
+        results.append((values(kernels, z), kl))
+    way = {"access": "patched", "plain": True, "usual": True, "pixel_pairs": dtype == "bfloat16"}
+    assert kernels.way_of(mu, raw, z, dims) == way
+    rtol = 1e-2 if dtype == "bfloat16" else 2e-6
+    for (a, b), tolerance in zip(zip(*results, strict=True), (rtol, 2e-6), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_a_broadcast_tensor_has_to_be_aligned_as_the_others(kernels: ModuleType) -> None:
+    """A value for each channel, expanded over pixels, is read by vectors of channels."""
+    mu = np.moveaxis(np.zeros((2, 8, 16, 4), np.float32), -1, 1)
+    channels = np.zeros(8, np.float32)
+    for offset, access in ((0, "patched"), (1, "scalar"), (2, "patched")):
+        raw = np.broadcast_to(channels[offset : offset + 4, None, None], mu.shape)
+        assert kernels.way_of(mu, raw, empty_like(mu), (1, 2, 3))["access"] == access
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
