@@ -1,0 +1,106 @@
+// A step's elements in registers, as memory has them, and the chunks of numbers that they are taken
+// apart into and put together from.
+#pragma once
+
+#include <cstring>
+
+#include "cuda/access.cuh"
+
+namespace vae_fused::cuda {
+
+template <typename S, int N>
+struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
+  S s[N];
+};
+
+// Where a pack has element j of chunk b. A patch lies there as in memory.
+template <typename S, Access kAccess>
+__device__ __forceinline__ constexpr int place_of(int b, int j) {
+  return kAccess == Access::kPatched ? j * kVector<S, kAccess> + b : b * kChunk<S, kAccess> + j;
+}
+
+// Whether 16-bit elements are taken from their pack by twos. Where a pack was put together from
+// single elements, it is better taken apart so.
+template <typename S, Access kAccess, bool kWhole>
+constexpr bool kByTwos =
+    sizeof(S) == 2 && (kAccess == Access::kLinear || kAccess == Access::kPatched ||
+                       (kAccess == Access::kStrided && kWhole));
+
+// Elements i and i + 1 of a pack, i even.
+template <typename S, int N>
+__device__ __forceinline__ math::Pair<S> pair_of(const Pack<S, N>& pack, int i) {
+  math::Pair<S> pairs[N / 2];
+  std::memcpy(pairs, &pack, sizeof pairs);
+  return pairs[i / 2];
+}
+
+template <typename S, int N>
+__device__ __forceinline__ void set_pair(Pack<S, N>& pack, int i, arithmetic_t<S> first,
+                                         arithmetic_t<S> second) {
+  math::Pair<S> pairs[N / 2];
+  std::memcpy(pairs, &pack, sizeof pairs);
+  math::narrow(first, second, pairs[i / 2]);
+  std::memcpy(&pack, pairs, sizeof pairs);
+}
+
+// Chunk b of a pack.
+template <Access kAccess, bool kWhole, int C, typename S, int N>
+__device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
+  if constexpr (!kByTwos<S, kAccess, kWhole>) {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[place_of<S, kAccess>(b, j)]);
+  } else if constexpr (kAccess == Access::kPatched) {  // a word has elements of two chunks
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) {
+      arithmetic_t<S> both[2];
+      math::widen(pair_of(in, place_of<S, kAccess>(b & ~1, j)), both[0], both[1]);
+      out[j] = both[b & 1];
+    }
+  } else {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; j += 2) math::widen(pair_of(in, b * C + j), out[j], out[j + 1]);
+  }
+}
+
+template <Access kAccess, bool kWhole, int C, typename S, int N>
+__device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pack<S, N>& out) {
+  if constexpr (kByTwos<S, kAccess, kWhole>) {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; j += 2) set_pair(out, b * C + j, in[j], in[j + 1]);
+  } else {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) math::narrow(in[j], out.s[b * C + j]);
+  }
+}
+
+// A step's results, chunk after chunk. A patch's are narrowed when the other half of their words is
+// there.
+template <typename S, Access kAccess>
+class Results {
+  using T = arithmetic_t<S>;
+  static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+
+ public:
+  template <bool kWhole>
+  __device__ __forceinline__ void set(int b, const T (&chunk)[C]) {
+    if constexpr (kAccess != Access::kPatched) {
+      narrow<kAccess, kWhole, C>(chunk, b, pack);
+    } else if constexpr (sizeof(S) != 2) {
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) pack.s[place_of<S, kAccess>(b, j)] = chunk[j];
+    } else {
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        if (b & 1) set_pair(pack, place_of<S, kAccess>(b - 1, j), before_[j], chunk[j]);
+        before_[j] = chunk[j];
+      }
+    }
+  }
+
+  Pack<S, N> pack{};
+
+ private:
+  T before_[C];
+};
+
+}  // namespace vae_fused::cuda
