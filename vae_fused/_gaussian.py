@@ -181,7 +181,8 @@ def balanced(
     if weights == (1.0, 1.0):
         return divergence(q, p)
     toward_q = divergence(q, p and p.detach())
-    return _apply(_Balanced, toward_q, divergence(q.detach(), p), *weights)
+    toward_p = toward_q.detach() if p is None else divergence(q.detach(), p)
+    return _apply(_Balanced, toward_q, toward_p, *weights)
 
 
 def _relative(q: Gaussian, p: Gaussian | None) -> tuple[Tensor, Tensor]:
@@ -252,7 +253,7 @@ class _Growth(torch.autograd.Function):
 
 
 class _Balanced(torch.autograd.Function):
-    """Of two equal values one, with a part of its gradient for either."""
+    """The first of two equal values, whose gradient goes to both, times a weight each."""
 
     generate_vmap_rule = True
 

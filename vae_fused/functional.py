@@ -88,7 +88,8 @@ def reparameterize_kl(
             2016, appendix C.8, with groups of one element).
         balance: ``(wq, wp)``: the KL's gradient is multiplied by wq on its way to ``mu`` and
             ``raw``, by wp on its way to the prior; its value remains (KL balancing, Hafner et al.
-            2021).
+            2021). It is the gradient of ``wq KL(q, sg(p)) + wp KL(sg(q), p)``, and so are further
+            derivatives; (1, 1) is the plain KL, of which nothing is stopped.
         temperature: T, at least 0: ``z = mu + T sigma eps``. The KL does not see it.
         sample_shape: Shape of a batch of samples for each element: z has shape ``sample_shape``
             plus the posterior's, as in ``torch.distributions``; the KL is computed once.

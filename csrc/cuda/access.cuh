@@ -45,10 +45,10 @@ template <typename S, Access kAccess>
 constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChunk<S, kAccess> : 1);
 
 // Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 64 in the
-// linear kernels, 80 in others. Without a bound the compiler interleaves the chunks of a
-// 16-bit vector, takes 100, and halves the loads in flight; a block more, and some architecture
-// spills. Patches have more addresses to keep, and the general family more of everything: 128
-// registers, which patches exceed by up to 40.
+// linear kernels, 80 in others. Without a bound the compiler interleaves the chunks of a 16-bit
+// vector, takes 100, and halves the loads in flight; a block more, and some architecture spills.
+// Patches have more addresses to keep: float 80, double no bound. The general family has more of
+// everything: 128, and no bound for its patches, which take up to 170.
 template <typename S, Access kAccess, class F>
 constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access::kPatched ? 1 : 2)
                         : sizeof(S) == 8 ? (kAccess == Access::kPatched ? 1 : 2)
@@ -65,7 +65,7 @@ template <typename S, Access kAccess, class F>
 constexpr bool kStartsEarly = kHasUsual<S, F> && kAccess == Access::kLinear;
 
 // The dimensions of the usual views, which have no loop: of chunks the outer and the inner, of
-// channels_last images, pixels by c, channels, and c.
+// channels_last images, pixels by c, channels, and c. Not asked of other accesses.
 template <Access kAccess>
 constexpr int kUsualDims = kAccess == Access::kPatched ? 4 : 2;
 
@@ -155,8 +155,8 @@ inline bool patch(Space& space, const std::vector<Layout>& layouts, bool rows, i
   return true;
 }
 
-// What two threads have of latents of four channels: 4 pixels, one behind the other.
-constexpr int kPixelPairs = 16;
+// Elements that two neighbouring threads have of latents of four channels: 4 whole pixels.
+constexpr int kOfTwoThreads = 16;
 
 // Double has vectors for the plain call alone. Elements of 8 bytes are coalesced as well as vectors
 // are, and the general family's kernels for vectors of double were a fifth of the binary: with them
@@ -242,7 +242,7 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
   space.pixel_pairs = usual && sizeof(S) == 2 && space.size[2] == 4 && space.cols % warp == 0 &&
                       all([&](const Layout& l) {
                         const int64_t* const stride = l.operand->stride;
-                        return !l.written || (stride[3] == 4 && stride[0] % kPixelPairs == 0 &&
+                        return !l.written || (stride[3] == 4 && stride[0] % kOfTwoThreads == 0 &&
                                               aligned(l.operand->data, 16));
                       });
   return {Access::kPatched, plain, usual};

@@ -173,7 +173,8 @@ class BackwardStep {
         }
         grad_eps_.template set<kWhole>(b, eps);
       }
-      for (int64_t s = 1; used(p) && s < p.of.samples; ++s) {
+      constexpr bool kMany = kAccess != Access::kPatched;  // see way_of
+      for (int64_t s = 1; kMany && used(p) && s < p.of.samples; ++s) {
         T further[C];
         Pack<S, C> pack;
         load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);

@@ -127,7 +127,8 @@ class ForwardStep {
       if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) z[j] = 0;
     }
     z_.template set<kWhole>(b, z);
-    for (int64_t s = 1; kGeneral<F> && s < p.of.samples; ++s) {
+    constexpr bool kMany = kGeneral<F> && kAccess != Access::kPatched;  // see way_of
+    for (int64_t s = 1; kMany && s < p.of.samples; ++s) {
       Pack<S, C> further;
       if (given(p)) {
         load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, further);
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
         sum = forward_steps<S, kAccess, false>(p, f, stream, begin, rows, &staged);
       } else if constexpr (kUsual) {
         const auto begin = first_span<N, true>(tile);
-        if (kEarly || rows == Rows::kStaged) {  // the others have started early
+        if (kEarly || rows == Rows::kStaged) {  // of kEarly only staged tiles come here
           forward_steps<S, kAccess, true>(p, f, stream, begin, in_tile, &staged);
         } else {
           sum = forward_steps<S, kAccess, true>(p, f, stream, begin, of_tiles, &staged);

@@ -15,8 +15,9 @@ __host__ __device__ __forceinline__ bool has_tails(const Space& space, int chunk
   return static_cast<uint32_t>(space.cols) % chunk != 0;
 }
 
-// Tiles of the space whose sums are staged at a time: in 8 KB, of double in 16, of which tails take
-// half. With 16 KB more, an SM of 64 KB would have three blocks instead of four.
+// Tiles of the space whose sums are staged at a time: in 8 KB, of double in 16, half of it for
+// tails where there are any. With 8 KB more, an SM of 64 KB would have three blocks instead of
+// four.
 inline int64_t staged_tiles(const Space& space, int chunk) {
   return has_tails(space, chunk) ? chunk / 2 : chunk;
 }

@@ -51,7 +51,7 @@ __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
   return tile_of_row(space, row, block - row * static_cast<uint32_t>(space.tiles_per_row));
 }
 
-// A constant as a type; that of std::integral_constant is no device's.
+// A constant as a type. The conversion of std::integral_constant is a host function.
 template <auto kValue>
 struct Known {
   __device__ __forceinline__ constexpr operator decltype(kValue)() const { return kValue; }
@@ -261,10 +261,10 @@ __device__ __forceinline__ void store_chunk(const Sampled& operand, int64_t offs
 }
 
 // The patch at `offset` of 16-bit latents of four channels: two of them of 4 pixels, the other two
-// are in the neighbour thread, and all kPixelPairs elements lie one behind the other, at a multiple
-// of their number (`way_of`). Four stores of 4 bytes would write each 32-byte sector a quarter at a
-// time, for which the L2 takes as long as for whole ones. So the two threads exchange halves, and
-// each stores two whole pixels, 16 bytes.
+// are in the neighbour thread, and all kOfTwoThreads elements lie one behind the other, at a
+// multiple of their number (`way_of`). Four stores of 4 bytes would write each 32-byte sector a
+// quarter at a time, for which the L2 takes as long as for whole ones. So the two threads exchange
+// halves, and each stores two whole pixels, 16 bytes.
 template <typename S>
 __device__ __forceinline__ void store_pixels(S* data, uint32_t offset, const Span<true>& span,
                                              const Pack<S, 8>& patch) {
@@ -275,8 +275,8 @@ __device__ __forceinline__ void store_pixels(S* data, uint32_t offset, const Spa
   for (int j = 0; j < 2; ++j) {
     got[j] = __shfl_xor_sync(0xFFFFFFFFu, second ? words[j] : words[j + 2], 1);
   }
-  constexpr uint32_t kInPair = kPixelPairs - 1;
-  store_16_bytes(data + ((offset & ~kInPair) | (span.slot & kInPair)),
+  constexpr uint32_t kWithin = kOfTwoThreads - 1;
+  store_16_bytes(data + ((offset & ~kWithin) | (span.slot & kWithin)),
                  second ? uint4{got[0], words[2], got[1], words[3]}
                         : uint4{words[0], got[0], words[1], got[1]});
 }

@@ -197,7 +197,7 @@ std::array<Tensor, 5> differentiable_backward(const DifferentiableCall& call,
     const Relative of_q = relative(mu.x, q.x, {fixed(prior.mean), prior_precision, fixed(prior.x)});
     grad_mu = grad_mu + f.to_posterior * of_q.grad * of_q.d * prior_precision;
     grad_raw = grad_raw + chain(0.5 * f.to_posterior * of_q.grad * of_q.h, q.dx);
-    const Relative of_p = relative(fixed(mu.x), fixed(q.x), prior);
+    const Relative of_p = balanced ? relative(mu.x.detach(), q.x.detach(), prior) : of_q;
     const Tensor toward_p = f.to_prior * of_p.grad;
     if (call.prior_mean.defined()) grad_mean = -toward_p * of_p.d * prior.precision;
     if (call.prior_raw.defined()) {

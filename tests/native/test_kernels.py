@@ -178,6 +178,22 @@ def test_chunks_of_channels_last_tensors_are_patches(
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+def test_pixels_are_stored_in_pairs_where_all_begin_so(kernels: ModuleType) -> None:
+    def pixels(padding: int = 0, offset: int = 0) -> np.ndarray:
+        block = np.zeros(2 * (512 + padding) + offset, np.uint16)[offset:].reshape(2, -1)
+        return np.moveaxis(block[:, :512].reshape(2, 8, 16, 4), -1, 1)
+
+    for z, paired in (
+        (pixels(), True),
+        (pixels(padding=16), True),
+        (pixels(padding=8), False),  # the second image begins with half a pair
+        (pixels(offset=4), False),
+        (pixels(offset=8), True),
+    ):
+        way = kernels.way_of(pixels(), pixels(), z, (1, 2, 3))
+        assert (way["access"], way["usual"], way["pixel_pairs"]) == ("patched", True, paired)
+
+
 def test_a_broadcast_tensor_has_to_be_aligned_as_the_others(kernels: ModuleType) -> None:
     """A value for each channel, expanded over pixels, is read by vectors of channels."""
     mu = np.moveaxis(np.zeros((2, 8, 16, 4), np.float32), -1, 1)
