@@ -115,7 +115,7 @@ struct Space {
   int64_t noise_stride[kMaxDims] = {};
   bool noise_linear = false;  // i == e everywhere
   bool small = false;         // elements and offsets are all below 2^31
-  bool pixel_pairs = false;   // in CUDA kernels: what is written has pixels of 8 bytes, see `store`
+  bool pixel_pairs = false;   // in CUDA kernels: patches are written by `store_pixels`
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;

@@ -212,8 +212,8 @@ void fill_at(const Key& key, const uint64_t* indices, int n, float* out) {
 }
 
 void fill_at(const Key& key, const uint64_t* indices, int n, double* out) {
-  for (int j = 0; j < n; ++j)
-    out[j] = math::normal_at<double>(math::Seed(key.seed), key.offset, indices[j]);
+  const math::Seed seed(key.seed);
+  for (int j = 0; j < n; ++j) out[j] = math::normal_at<double>(seed, key.offset, indices[j]);
 }
 
 }  // namespace vae_fused::cpu::VAE_FUSED_TARGET

@@ -26,7 +26,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "three columns": ((1501, 3), (1,)),
     "four columns": ((1501, 4), (1,)),
     "five columns": ((1501, 5), (1,)),
-    "many rows of three": ((17003, 3), (1,)),  # more tiles than blocks, as is
+    "many rows of three": ((17003, 3), (1,)),  # as the next two, several tiles to a block
     "many rows of eight": ((13001, 8), (1,)),
     "many latents": ((96, 4, 16, 16), (1, 2, 3)),
     "a row per sample": ((40, 130), (1,)),
