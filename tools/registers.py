@@ -19,18 +19,23 @@ import re
 
 from sass import Instruction, width
 
-NO_DESTINATION = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NO_DESTINATION = _names(
     "BAR BPT BRA BREAK BRX BSSY BSYNC CALL CCTL CCTLL CGAERRBAR DEPBAR ERRBAR EXIT JMP JMX KILL "
     "LDGDEPBAR LDGSTS MEMBAR NANOSLEEP NOP RED REDG REDAS RET ST STAS STG STL STS WARPSYNC "
-    "YIELD".split()
+    "YIELD"
 )
 TWO_PREDICATES = re.compile(r"U?(ISETP|FSETP|PLOP3|PSETP)$|DSETP$|HSETP2$")
 CARRIES = re.compile(r"U?(IADD3|IADD|LEA|IMAD|VIADD)$")
-LOADS = frozenset("LD LDC LDCU LDG LDL LDS ULDC ATOM ATOMG ATOMS".split())
-GLOBAL = frozenset("LD LDG ST STG ATOM ATOMG RED REDG LDGSTS".split())
-STORES = frozenset("ST STG STL STS RED REDG".split())
-DOUBLES = frozenset("DADD DMUL DFMA DSETP DMNMX".split())
-PAIRS = frozenset("FADD2 FMUL2 FFMA2".split())  # two floats at once
+LOADS = _names("LD LDC LDCU LDG LDL LDS ULDC ATOM ATOMG ATOMS")
+GLOBAL = _names("LD LDG ST STG ATOM ATOMG RED REDG LDGSTS")
+STORES = _names("ST STG STL STS RED REDG")
+DOUBLES = _names("DADD DMUL DFMA DSETP DMNMX")
+PAIRS = _names("FADD2 FMUL2 FFMA2")  # two floats at once
 
 _PREDICATE = re.compile(r"U?P(T|\d)$")
 _REGISTER = re.compile(r"(?<![\w.])(U?R)(\d+)((?:\.\w+)*)")

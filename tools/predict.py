@@ -1,0 +1,80 @@
+"""Predicts which share of a copy's bandwidth each kernel reaches, from its machine code alone.
+
+    python tools/predict.py FILE...                          .cubin files or a _C*.so
+    python tools/predict.py FILE... --kernel 'forward<BF'    of the kernels whose names hold this
+    python tools/predict.py FILE... --chip b200 --latency 530 660 --clock 1.9 --elements 2^22
+    python tools/predict.py FILE... --markdown               a table by kernel, chip and latency
+    python tools/predict.py FILE... --json > RECORD          a record of the predictions
+    python tools/predict.py FILE... --compare RECORD         ratios to a record; status 1 if slower
+
+`share` is that of a whole launch, `loop` what the hot loop alone would reach, with every resident
+warp in it. These are predictions: no GPU has confirmed the model, whose assumptions are in the head
+of tools/prediction/__init__.py. Without --chip, each architecture is predicted for all its chips.
+Needs cuobjdump, as the budget does, and a C++ compiler; no GPU and no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from prediction import MODEL_VERSION
+from prediction.chips import CHIPS, LATENCIES_NS, Chip
+from prediction.reading import programs
+from prediction.record import Record, compared, dump, make_record
+from prediction.table import markdown, plain
+
+
+def _number(text: str) -> int:
+    base, _, exponent = text.partition("^")
+    return int(base) ** int(exponent) if exponent else int(text)
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--kernel", default="", help="part of the names of the kernels")
+    parser.add_argument("--chip", nargs="+", choices=sorted(CHIPS), default=[])
+    parser.add_argument("--latency", nargs="+", type=float, default=list(LATENCIES_NS), help="ns")
+    parser.add_argument("--clock", type=float, help="GHz, instead of the chip's")
+    parser.add_argument("--elements", type=_number, default=2**24)
+    parser.add_argument("--commit", default="", help="what --json and --markdown call the source")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true")
+    output.add_argument("--markdown", action="store_true")
+    output.add_argument("--compare", type=Path, metavar="RECORD")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    asked = _arguments(arguments)
+    chips: dict[str, Chip] = {name: CHIPS[name] for name in asked.chip or CHIPS}
+    if asked.clock:
+        chips = {n: dataclasses.replace(c, ghz=asked.clock) for n, c in chips.items()}
+    found = [p for file in asked.files for p in programs(file, asked.kernel)]
+    record: Record = make_record(found, chips, asked.latency, asked.elements, asked.commit)
+    if not record["predictions"]:
+        print("predict: error: no kernel of these chips' architectures", file=sys.stderr)
+        return 2
+    if asked.json:
+        print(dump(record), end="")
+    elif asked.markdown:
+        print(markdown(record), end="")
+    elif asked.compare:
+        old: Record = json.loads(asked.compare.read_text())
+        if old["model"] != MODEL_VERSION:
+            print(f"predict: error: {asked.compare} is of model {old['model']}", file=sys.stderr)
+            return 2
+        lines, slower = compared(old, record)
+        print("\n".join(lines))
+        return 1 if slower else 0
+    else:
+        print(plain(record), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""The chips that predictions are made for, and where each figure comes from.
+
+SMs, clocks and the bandwidth of the memory are the vendor's (data sheets and architecture
+whitepapers). What a copy reaches has been measured on none of them here: it is an assumption, 0.9
+of the memory's bandwidth, as 4.3 TB/s are of the 4.8 of an H200. The clock is the rated boost
+clock, but for H200 and H100: power holds them below it, 1.755 GHz is assumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    name: str
+    arch: str  # of the machine code that it runs
+    sms: int
+    ghz: float
+    memory_tb_s: float  # the data sheet's
+    copy_tb_s: float  # assumed
+
+    @property
+    def copy_bytes_a_cycle(self) -> float:
+        """Of the whole chip."""
+        return self.copy_tb_s * 1e12 / (self.ghz * 1e9)
+
+
+CHIPS = {
+    "h200": Chip("H200 SXM", "sm_90", 132, 1.755, 4.8, 4.3),
+    "h100": Chip("H100 SXM", "sm_90", 132, 1.755, 3.35, 3.0),
+    "a100": Chip("A100 80 GB SXM", "sm_80", 108, 1.41, 2.039, 1.83),
+    "l40s": Chip("L40S", "sm_89", 142, 2.52, 0.864, 0.78),
+    "rtx4090": Chip("RTX 4090", "sm_89", 128, 2.52, 1.008, 0.91),
+    "b200": Chip("B200", "sm_100", 148, 1.965, 8.0, 7.2),
+    "rtx5090": Chip("RTX 5090", "sm_120", 170, 2.407, 1.792, 1.61),
+}
+
+LATENCIES_NS = (530.0, 660.0, 850.0, 1010.0)  # of a load under load; assumed

@@ -1,0 +1,31 @@
+"""How a call becomes blocks: the same numbers as in csrc/space.h and csrc/cuda/access.cuh."""
+
+from __future__ import annotations
+
+import dataclasses
+
+TILE = 2048  # kTile: elements of a tile before tiles are merged
+ENOUGH_BLOCKS = 2048  # VAE_FUSED_ENOUGH_BLOCKS: from here on a block gets several tiles
+
+# Tensors that are read and written, and so bytes an element over the size of one.
+STREAMS = {"forward": (2, 1), "backward": (3, 2)}
+ELEMENT_BYTES = {"float": 4, "double": 8, "Half": 2, "BFloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    blocks: int
+    elements_of_block: int
+
+
+def grid(elements: int) -> Grid:
+    """Of a call whose rows are long: their tiles merge freely."""
+    tiles = -(-elements // TILE)
+    merged = (tiles - 1) // ENOUGH_BLOCKS + 1
+    return Grid(-(-tiles // merged), merged * TILE)
+
+
+def bytes_of_element(name: str) -> int:
+    """Of a short name such as ``forward<BFloat16, (Access)0>``."""
+    kernel, _, rest = name.partition("<")
+    return sum(STREAMS[kernel]) * ELEMENT_BYTES[rest.partition(",")[0].rstrip(">")]
