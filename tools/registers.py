@@ -30,7 +30,9 @@ NO_DESTINATION = _names(
     "YIELD"
 )
 TWO_PREDICATES = re.compile(r"U?(ISETP|FSETP|PLOP3|PSETP)$|DSETP$|HSETP2$")
-CARRIES = re.compile(r"U?(IADD3|IADD|LEA|IMAD|VIADD)$")
+CARRIES = re.compile(r"U?(IADD3|IADD|LEA|IMAD|VIADD|VIMNMX)$")
+INTEGER_PAIRS = re.compile(r"U?(IMNMX|VIMNMX|ISETP)$")  # if their type is S64 or U64
+VOTES = ("VOTE", "VOTEU")
 LOADS = _names("LD LDC LDCU LDG LDL LDS ULDC ATOM ATOMG ATOMS")
 GLOBAL = _names("LD LDG ST STG ATOM ATOMG RED REDG LDGSTS")
 STORES = _names("ST STG STL STS RED REDG")
@@ -91,11 +93,13 @@ def _destinations(instruction: Instruction, operands: list[str]) -> int:
     if TWO_PREDICATES.match(base):
         return 2
     count = 0
-    while count < len(operands) and _PREDICATE.match(operands[count]):
+    while count < len(operands) - 1 and _PREDICATE.match(operands[count]):
         count += 1
+        if base in VOTES:
+            return count
     if count < len(operands) and _GENERAL.match(operands[count]):
         count += 1
-        behind = 2 if CARRIES.match(base) else 1 if base in ("VOTE", "VOTEU") else 0
+        behind = 2 if CARRIES.match(base) else 1 if base in VOTES else 0
         if "ENL2" in instruction.opcode:  # a load of 256 bits names two groups of four
             count += 1
         while behind and count < len(operands) - 1 and _PREDICATE.match(operands[count]):
@@ -110,13 +114,20 @@ def _result_words(instruction: Instruction, place: int) -> int:
         return 4
     if base in LOADS:
         return max(1, width(instruction) // 32)
-    if base in DOUBLES or base in PAIRS or "64" in modifiers:
+    if _of_64_bits(base, modifiers):
         return 2
     if base in ("IMAD", "UIMAD") and "WIDE" in modifiers:
         return 2
     if base == "CS2R" and "32" not in modifiers:
         return 2
     return _converted(base, modifiers)[0]
+
+
+def _of_64_bits(base: str, modifiers: list[str]) -> bool:
+    """Whether all operands of an instruction are pairs of registers."""
+    if INTEGER_PAIRS.match(base) and {"S64", "U64"} & set(modifiers):
+        return True
+    return base in DOUBLES or base in PAIRS or "64" in modifiers
 
 
 def _converted(base: str, modifiers: list[str]) -> tuple[int, int]:
@@ -143,7 +154,7 @@ def _source(instruction: Instruction, place: int, operand: str) -> set[str]:
     words = 1
     if base in STORES or base in ("ATOM", "ATOMG", "ATOMS"):
         words = max(1, width(instruction) // 32)
-    elif base in DOUBLES or base in PAIRS or (base not in LOADS and "64" in modifiers):
+    elif base not in LOADS and _of_64_bits(base, modifiers):
         words = 2
     elif base in ("IMAD", "UIMAD") and {"WIDE", "HI"} & set(modifiers):
         words = 2 if place == 2 else 1  # the addend alone has 64 bits
