@@ -36,6 +36,20 @@ MORE_PER_ELEMENT = (1.05, 1.0)  # times the recorded number, plus
 MORE_BYTES = 1.1
 LARGEST = 4_000_000  # bytes of an architecture
 
+# KB of loads that all threads of an SM have in flight at least, on the hot path of contiguous
+# tensors. An SM's share of an H200 is 32.6 bytes a nanosecond, and a load under load takes some
+# 660: 21 KB, of which two thirds are loads. That suffices only if loads never pause. A thread that
+# loads and computes in turn pauses for about half of the time, and CUB's tuning for Hopper asks
+# for 48 KB. Backward has that: three vectors of 16 bytes in each of 1024 threads. Forward loads
+# two: it has 32 KB unless one load waits for the other.
+FLOORS = {
+    "sm_90": {
+        f"{kernel}<{dtype}, (Access)0>": kilobytes
+        for kernel, kilobytes in (("forward", 32), ("backward", 48))
+        for dtype in ("float", "Half", "BFloat16")
+    }
+}
+
 Budget = dict[str, Any]
 
 
@@ -110,6 +124,8 @@ def violations(budget: Budget, found: Budget) -> list[str]:
             old = budget["kernels"].get(name, {}).get(arch)
             new = found["kernels"].get(name, {}).get(arch)
             where = f"{arch} {name}"
+            if new is not None:
+                lines += below_floor(arch, name, new)
             if new is None:
                 lines += [f"{where}: is recorded, but gone"] if old else []
             elif old is None:
@@ -138,6 +154,15 @@ def compare(where: str, old: Row, new: Row, same: bool, may_spill: bool) -> Iter
     for what, limit in limits.items():
         if new[what] is None or new[what] > limit:
             yield excess(where, what, old[what], limit, new[what])
+
+
+def below_floor(arch: str, name: str, new: Row) -> list[str]:
+    """What a kernel lacks of the bytes in flight that FLOORS asks for, whatever the record has."""
+    floor = FLOORS.get(arch, {}).get(name)
+    found = new.get("in_flight_kb")
+    if floor is None or (found is not None and found >= floor):
+        return []
+    return [f"{arch} {name}: in_flight_kb: at least {floor}, found {found}"]
 
 
 def same_nvcc(budget: Budget, found: Budget) -> bool:
@@ -194,6 +219,11 @@ the head of [tools/kernels.py](../tools/kernels.py) what is counted, that of
 those of the whole kernel; ld/st are the bits of the widest global load and store on the hot path.
 """
 
+IN_FLIGHT = """Bytes that a thread has in flight on the hot path, and KB of all threads of an SM.
+The head of [tools/in_flight.py](../tools/in_flight.py) says what counts, FLOORS in
+[benchmarks/budget.py](../benchmarks/budget.py) what is asked for.
+"""
+
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table with the first column flush left."""
@@ -224,6 +254,25 @@ def overview(budget: Budget, what: str) -> str:
     return markdown(["kernel", *archs], rows)
 
 
+def in_flight(budget: Budget) -> list[str]:
+    """The part on bytes in flight; nothing of a record that is older than this column."""
+    archs = archs_of(budget)
+    rows = []
+    for name, of in sorted(budget["kernels"].items()):
+        found = [of.get(arch, {}) for arch in archs]
+        if any(row.get("in_flight") is not None for row in found):
+            rows.append([f"`{name}`", *map(_in_flight_cell, found)])
+    if not rows:
+        return []
+    return ["## Bytes in flight\n", IN_FLIGHT, markdown(["kernel", *archs], rows)]
+
+
+def _in_flight_cell(row: Row) -> str:
+    if row.get("in_flight") is None:
+        return ""
+    return f"{row['in_flight']:g}/{row['in_flight_kb']:g}"
+
+
 def section(budget: Budget, arch: str) -> str:
     rows = [
         [f"`{name}`", *(c.format_map(of[arch]).replace("None", "") for c in HEADINGS.values())]
@@ -248,6 +297,7 @@ def table(budget: Budget) -> str:
         overview(budget, "per_element"),
         "## Registers\n",
         overview(budget, "registers"),
+        *in_flight(budget),
         "## Size\n",
         f"Bytes of an architecture's cubins, with debug information; below {LARGEST:,}, but for\n",
         reasons(budget["oversized"]),

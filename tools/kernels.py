@@ -6,6 +6,8 @@
                              kernel: spilled registers, and arrays that are not in registers.
   instructions               of the whole kernel, padding included.
   per element                instructions of the hot path over the elements it serves.
+  in_flight                  bytes that a thread has asked for before it waits (in_flight.py), and
+                             KB of all threads that an SM holds at once (occupancy.py).
   load, store                bits of the widest global load and store on the hot path; of the whole
                              kernel where a family decides what is on the path.
   size                       of an architecture: the bytes of its cubins.
@@ -31,6 +33,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hot_path import HotPath, hot_path
+from in_flight import bytes_in_flight
+from occupancy import resident_threads
 from sass import Instruction, functions, widest, width
 from toolchain import cuda_home
 
@@ -164,12 +168,14 @@ def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
         yield arch[1], cubin
 
 
-def row(name: str, usage: dict[str, int], code: list[Instruction]) -> Row:
+def row(name: str, arch: str, usage: dict[str, int], code: list[Instruction]) -> Row:
     path = hot_path(code)
     # The family's kernels have a road for each option: what a call takes of it no path can tell.
     general = "Family" in name or "_multi" in name
     served = None if general else elements(name, path)
     accesses = code if general else path.instructions
+    flying = bytes_in_flight(path.instructions, in_loop=path.in_loop) if served else None
+    threads = resident_threads(arch, usage["REG"], usage["SHARED"])
     return {
         "registers": usage["REG"],
         "stack": usage["STACK"],
@@ -178,6 +184,8 @@ def row(name: str, usage: dict[str, int], code: list[Instruction]) -> Row:
         "all_spills": sum(i.base in ("LDL", "STL") for i in code),
         "instructions": len(code),
         "per_element": round(path.length / served, 1) if served else None,
+        "in_flight": flying,
+        "in_flight_kb": flying * threads / 1024 if flying is not None else None,
         "load": widest(accesses, "LDG"),
         "store": widest(accesses, "STG"),
     }
@@ -203,7 +211,7 @@ def measure(extension: Path) -> dict[str, Any]:
                 while arch in kernels.setdefault(name, {}):  # the same name in another file
                     count += 1
                     name = f"{plain} ({count})"
-                kernels[name][arch] = row(plain, resources[mangled], code)
+                kernels[name][arch] = row(plain, arch, resources[mangled], code)
     if not sizes:
         die(f"{extension.name} has no CUDA code")
     info = build_info(extension)
@@ -283,6 +291,8 @@ def show_hot_path(extension: Path, kernel: str, arch: str | None) -> None:
                 for group, count in Counter(map(class_of, path.instructions)).most_common():
                     print(f"{count:6}  {group}")
                 served = elements(name, path) or 1
+                flying = bytes_in_flight(path.instructions, in_loop=path.in_loop)
+                print(f"{flying:6g}  bytes in flight")
                 for pipe, cycles in busy(path.instructions).items():
                     print(f"{cycles / served:6.1f}  cycles of {pipe} an element")
     if kernel not in names:

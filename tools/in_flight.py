@@ -1,0 +1,56 @@
+"""Bytes that a kernel has in flight: asked of global memory, and not there yet.
+
+A thread runs in order until it uses a loaded value that has not arrived. Whatever it has asked for
+by then travels together, and takes one latency. So the loads of a hot path fall into rounds:
+
+  A round begins with the first load after the end of the round before it. It ends where the value
+  of any of its loads is first used, be it by a move or a store. What was loaded until then belongs
+  to it, also in front of the loop and in earlier passes: a loop that asks for the values of the
+  next pass before it uses those of this one has both in flight.
+
+`bytes_in_flight` is the mean of the rounds' bytes, once the loop has settled. Two loads of 16 bytes
+that are issued together are 32, two of which one waits for the other are 16. A store never counts:
+nobody waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from registers import use
+from sass import Instruction, width
+
+# How often a loop is passed to settle, and then to count.
+SETTLE, COUNT = 8, 24
+
+
+def bytes_in_flight(path: Sequence[Instruction], *, in_loop: bool) -> float:
+    """Of a thread on a hot path; 0 if it loads nothing, or uses nothing that it loads."""
+    if not in_loop:
+        rounds = _rounds(list(path), 1)[0]
+    else:
+        by_pass = _rounds(list(path), SETTLE + COUNT)
+        rounds = [r for passed in by_pass[SETTLE:] for r in passed]
+    return sum(rounds) / len(rounds) if rounds else 0.0
+
+
+def _rounds(path: list[Instruction], passes: int) -> list[list[int]]:
+    """The bytes of the rounds that end in each pass."""
+    uses = [use(i) for i in path]
+    loads = [max(1, width(i) // 8) if i.base in ("LDG", "LD") else 0 for i in path]
+    waiting: set[str] = set()  # registers that loads of this round will write
+    asked = 0
+    found: list[list[int]] = []
+    for _ in range(passes):
+        ended: list[int] = []
+        for used, loaded in zip(uses, loads, strict=True):
+            if waiting & used.reads:
+                ended.append(asked)
+                waiting, asked = set(), 0
+            if loaded:
+                waiting |= used.writes
+                asked += loaded
+            else:
+                waiting -= used.writes
+        found.append(ended)
+    return found
