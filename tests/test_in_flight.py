@@ -72,7 +72,8 @@ def test_a_loop_that_is_rotated_counts_as_it_runs() -> None:
 
 
 def test_a_register_that_is_overwritten_is_no_longer_waited_for() -> None:
-    assert in_loop(LOAD_A, "MOV R8, R1", "FADD R20, R8, R1", LOAD_B, "FADD R1, R9, R1") == 32
+    code = [LOAD_A, "MOV R8, R1", "FADD R20, R8, R1", LOAD_B, "FADD R1, R9, R1", USE_B]
+    assert in_loop(*code) == 32
 
 
 def test_narrow_loads_count_by_their_width() -> None:
@@ -109,6 +110,11 @@ def test_registers_shared_memory_and_threads_bound_what_an_sm_holds(
 ) -> None:
     assert resident_blocks(arch, registers, shared) == blocks
     assert resident_threads(arch, registers, shared) == 256 * blocks
+
+
+def test_each_part_of_an_sm_holds_whole_warps() -> None:
+    # 96 registers of 32 lanes: a part's 16384 hold five such warps and a third, an SM not 21.
+    assert resident_blocks("sm_90", 96, 0, threads=32) == 20
 
 
 def test_a_row_of_the_budget_has_bytes_a_thread_and_kilobytes_an_sm() -> None:
