@@ -103,8 +103,10 @@ def test_the_tables_call_predictions_by_their_name() -> None:
     assert text.startswith("Predictions of the code at abc, not measurements (issue model ")
     assert f"issue model {MODEL_VERSION}" in text and "1,048,576 elements" in text
     row = next(line for line in text.splitlines() if f"`{NAME}`" in line)
-    low, high = (f"{r['share']:.2f}" for r in record["predictions"][-1:-3:-1])
-    assert row == f"| `{NAME}` | {high} | {low} | {low} to {high} |"
+    fast, slow = (r for r in record["predictions"] if r["kernel"] == NAME)
+    high, low = (f"{r['share']:.2f}" for r in (fast, slow))
+    loops = f"{slow['loop']:.2f} to {fast['loop']:.2f}"
+    assert row == f"| `{NAME}` | {high} | {low} | {low} to {high} | {loops} |"
     assert "B200" not in text  # whose machine code is another
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prediction.record import Record, Row
+from prediction.record import SHARES, Record, Row
 
 
 def plain(record: Record) -> str:
@@ -21,12 +21,13 @@ def plain(record: Record) -> str:
 
 
 def markdown(record: Record) -> str:
-    """A table for each chip: a row for each kernel, a column for each latency, and the range."""
+    """A table for each chip: a row for each kernel, a column for each latency, and the ranges."""
     of = f" of the code at {record['commit']}" if record["commit"] else ""
     parts = [
         f"Predictions{of}, not measurements (issue model {record['model']}, "
-        f"{record['elements']:,} elements): the share of a copy's bandwidth, by the latency of a "
-        "load. The clock and the copy's bandwidth of each chip are assumptions.\n"
+        f"{record['elements']:,} elements): the share of a copy's bandwidth that a launch reaches, by "
+        "the latency of a load, its range, and that of the hot loop alone, which launches approach as "
+        "tensors grow. The clock and the copy's bandwidth of each chip are assumptions.\n"
     ]
     for name, chip in record["chips"].items():
         rows = [r for r in record["predictions"] if r["chip"] == name]
@@ -40,11 +41,16 @@ def markdown(record: Record) -> str:
 
 
 def _table(rows: list[Row], latencies: list[float]) -> str:
-    head = ["kernel", *(f"{ns:.0f} ns" for ns in latencies), "range"]
+    head = ["kernel", *(f"{ns:.0f} ns" for ns in latencies), "range", "loop alone"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for kernel in sorted({r["kernel"] for r in rows}):
-        shares = {r["latency_ns"]: r["share"] for r in rows if r["kernel"] == kernel}
-        cells = [f"{shares[ns]:.2f}" for ns in latencies]
-        span = f"{min(shares.values()):.2f} to {max(shares.values()):.2f}"
-        lines.append("| " + " | ".join([f"`{kernel}`", *cells, span]) + " |")
+        found = {r["latency_ns"]: r for r in rows if r["kernel"] == kernel}
+        cells = [f"{found[ns]['share']:.2f}" for ns in latencies]
+        ranges = (_range([r[what] for r in found.values()]) for what in SHARES)
+        lines.append("| " + " | ".join([f"`{kernel}`", *cells, *ranges]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
