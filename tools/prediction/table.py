@@ -25,9 +25,9 @@ def markdown(record: Record) -> str:
     of = f" of the code at {record['commit']}" if record["commit"] else ""
     parts = [
         f"Predictions{of}, not measurements (issue model {record['model']}, "
-        f"{record['elements']:,} elements): the share of a copy's bandwidth that a launch reaches, by "
-        "the latency of a load, its range, and that of the hot loop alone, which launches approach as "
-        "tensors grow. The clock and the copy's bandwidth of each chip are assumptions.\n"
+        f"{record['elements']:,} elements): the share of a copy's bandwidth that a launch reaches, "
+        "by the latency of a load, its range, and that of the hot loop alone, which launches "
+        "approach as tensors grow. The clock and the copy's bandwidth are assumptions.\n"
     ]
     for name, chip in record["chips"].items():
         rows = [r for r in record["predictions"] if r["chip"] == name]
