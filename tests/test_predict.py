@@ -295,3 +295,29 @@ def test_without_a_compiler_the_simulation_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(simulation, "compiler", lambda: None)
     with pytest.raises(simulation.NoCompilerError, match="C\\+\\+ compiler"):
         simulation._binary.__wrapped__()
+
+
+def test_the_way_to_and_from_the_hot_loop_passes_no_other() -> None:
+    code = planted(
+        "NOP",  # 000: the tiles of a block begin here
+        "@P1 BRA 0x050",
+        "FADD R30, R30, R30",  # 020: the loop of other steps, which stores to shared memory
+        "STS [R1], R2",
+        "@P2 BRA 0x020",
+        "NOP",  # 050
+        *LOADS,  # 060: the hot loop
+        *(["FADD R31, R31, R31"] * 4),
+        STORE,
+        "@P0 BRA 0x060",
+        "@P3 BRA 0x000",  # 0e0: another tile
+        "@P4 EXIT",  # no sum is asked for
+        "FADD R32, R32, R32",
+        "@P5 BRA 0x130",  # threads without the ticket
+        "ATOMG.E.INC.STRONG.GPU PT, R40, desc[UR4][R2.64], R5",  # 120
+        "NOP",  # 130
+        "@P6 EXIT",  # this block is not the last
+        "FADD R33, R33, R33",
+        "EXIT",
+    )
+    assert (len(code.prologue), len(code.body), len(code.epilogue)) == (3, 8, 7)
+    assert code.epilogue[-3].split()[3] == "6"  # the atomic, then a NOP and the exit
