@@ -21,6 +21,7 @@ import sass  # noqa: E402
 from prediction import geometry, model, simulation  # noqa: E402
 from prediction.chips import CHIPS  # noqa: E402
 from prediction.model import Prediction, predict  # noqa: E402
+from prediction.paths import is_of_step  # noqa: E402
 from prediction.program import Program, program  # noqa: E402
 from prediction.simulation import Outcome, Run, simulate  # noqa: E402
 
@@ -321,3 +322,23 @@ def test_the_way_to_and_from_the_hot_loop_passes_no_other() -> None:
     )
     assert (len(code.prologue), len(code.body), len(code.epilogue)) == (3, 8, 7)
     assert code.epilogue[-3].split()[3] == "6"  # the atomic, then a NOP and the exit
+
+
+@pytest.mark.parametrize(
+    ("text", "load", "store", "expected"),
+    [
+        ("LDG.E.128 R8, desc[UR4][R2.64]", 128, 128, True),
+        ("@!P0 LDG.E.128 R8, desc[UR4][R2.64]", 128, 128, True),  # what the first step needs
+        ("LDG.E.64 R8, desc[UR4][R2.64]", 128, 128, False),
+        ("LDG.E.64 R8, desc[UR4][R2.64]", 64, 64, True),
+        ("@P0 LDG.E.64 R8, desc[UR4][R2.64]", 64, 64, False),  # the key, if it is a tensor
+        ("STG.E.128 desc[UR4][R2.64], R8", 32, 128, True),
+        ("STG.E desc[UR4][R2.64], R8", 32, 128, False),
+        ("STS.128 [R2], R8", 128, 128, False),
+    ],
+)
+def test_accesses_in_front_of_the_loop_belong_to_a_step_by_their_width(
+    text: str, load: int, store: int, expected: bool
+) -> None:
+    (instruction,) = sass.parse([f"  /*0000*/  {text} ;"])
+    assert is_of_step(instruction, load, store) == expected
