@@ -114,7 +114,7 @@ def test_the_tables_call_predictions_by_their_name() -> None:
 def test_the_command_compares_with_a_record_and_answers_by_its_status(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "programs", lambda file, kernel: [planted()])
+    monkeypatch.setattr(command, "programs", lambda file, kernel, archs: [planted()])
     asked = ["x.cubin", "--chip", "h200", "--latency", "700", "--elements", "2^20"]
     assert command.main([*asked, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -140,7 +140,7 @@ def test_no_installed_kernel_is_predicted_slower_than_the_baseline() -> None:
     extension = kernels.installed_extension()
     if (kernels.build_info(extension).get("cuda") or "") != budget.load()["nvcc"]:
         pytest.skip("the baseline is of another nvcc")
-    found = [p for p in programs(extension) if p.arch == "sm_90"]
+    found = list(programs(extension, archs=["sm_90"]))
     if not found:
         pytest.skip("the extension has no code for sm_90")
     new = make_record(found, {"h200": H200}, [660.0], 2**24, "")

@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     chips: dict[str, Chip] = {name: CHIPS[name] for name in asked.chip or CHIPS}
     if asked.clock:
         chips = {n: dataclasses.replace(c, ghz=asked.clock) for n, c in chips.items()}
-    found = [p for file in asked.files for p in programs(file, asked.kernel)]
+    archs = {chip.arch for chip in chips.values()}
+    found = [p for file in asked.files for p in programs(file, asked.kernel, archs)]
     record: Record = make_record(found, chips, asked.latency, asked.elements, asked.commit)
     if not record["predictions"]:
         print("predict: error: no kernel of these chips' architectures", file=sys.stderr)

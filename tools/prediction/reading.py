@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kernels import cubins, cuobjdump, demangled, short_name, usages
@@ -12,13 +12,17 @@ from sass import functions
 from prediction.program import Program, program
 
 
-def programs(file: Path, kernel: str = "") -> Iterator[Program]:
+def programs(file: Path, kernel: str = "", archs: Collection[str] = ()) -> Iterator[Program]:
     """Of the kernels whose short name holds `kernel` and that have one hot path.
+
+    `archs`: of these architectures alone, unless there are none.
 
     The kernels of a family have a path for each option, so that no single one is hot.
     """
     with tempfile.TemporaryDirectory() as folder:
         for arch, cubin in cubins(file, folder):
+            if archs and arch.rstrip("af") not in archs:
+                continue
             resources = usages(cuobjdump("--dump-resource-usage", cubin))
             for mangled, code in functions(cuobjdump("--dump-sass", cubin)).items():
                 name = short_name(demangled(mangled))
