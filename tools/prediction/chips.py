@@ -1,7 +1,7 @@
 """The chips that predictions are made for, and where each figure comes from.
 
-SMs, clocks and the bandwidth of the memory are the vendor's (data sheets and architecture
-whitepapers). What a copy reaches has been measured on none of them here: it is an assumption, 0.9
+SMs, clocks and the bandwidth of the memory are the vendor's, from the document that `source` names.
+What a copy reaches has been measured on none of them here: it is an assumption, 0.9
 of the memory's bandwidth, as 4.3 TB/s are of the 4.8 of an H200. The clock is the rated boost
 clock, but for H200 and H100: power holds them below it, 1.755 GHz is assumed.
 """
@@ -19,6 +19,7 @@ class Chip:
     ghz: float
     memory_tb_s: float  # the data sheet's
     copy_tb_s: float  # assumed
+    source: str  # of the others but the clock of Hopper, which is assumed
 
     @property
     def copy_bytes_a_cycle(self) -> float:
@@ -27,13 +28,21 @@ class Chip:
 
 
 CHIPS = {
-    "h200": Chip("H200 SXM", "sm_90", 132, 1.755, 4.8, 4.3),
-    "h100": Chip("H100 SXM", "sm_90", 132, 1.755, 3.35, 3.0),
-    "a100": Chip("A100 80 GB SXM", "sm_80", 108, 1.41, 2.039, 1.83),
-    "l40s": Chip("L40S", "sm_89", 142, 2.52, 0.864, 0.78),
-    "rtx4090": Chip("RTX 4090", "sm_89", 128, 2.52, 1.008, 0.91),
-    "b200": Chip("B200", "sm_100", 148, 1.965, 8.0, 7.2),
-    "rtx5090": Chip("RTX 5090", "sm_120", 170, 2.407, 1.792, 1.61),
+    "h200": Chip("H200 SXM", "sm_90", 132, 1.755, 4.8, 4.3, "H200 data sheet, Hopper whitepaper"),
+    "h100": Chip("H100 SXM", "sm_90", 132, 1.755, 3.35, 3.0, "H100 data sheet, Hopper whitepaper"),
+    "a100": Chip("A100 80 GB SXM", "sm_80", 108, 1.41, 2.039, 1.83, "A100 data sheet"),
+    "l40s": Chip("L40S", "sm_89", 142, 2.52, 0.864, 0.78, "L40S data sheet"),
+    "rtx4090": Chip("RTX 4090", "sm_89", 128, 2.52, 1.008, 0.91, "Ada whitepaper"),
+    "b200": Chip(
+        "B200",
+        "sm_100",
+        148,
+        1.965,
+        8.0,
+        7.2,
+        "HGX B200 data sheet; SMs and clock as published by reviewers",
+    ),
+    "rtx5090": Chip("RTX 5090", "sm_120", 170, 2.407, 1.792, 1.61, "RTX Blackwell whitepaper"),
 }
 
 LATENCIES_NS = (530.0, 660.0, 850.0, 1010.0)  # of a load under load; assumed
