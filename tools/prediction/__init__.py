@@ -19,9 +19,9 @@ One of the four parts of an SM is simulated, cycle by cycle:
              nobody waits for them. Nothing is found in a cache.
   blocks     Registers, shared memory and threads decide how many are resident. All warps of a
              block run the same path: from the entry to the hot loop, around it, and to the exit
-             (`paths.py`). In front of the loop and behind it guarded global accesses are off. A
-             barrier waits for the block's warps in this part. The first blocks start within 400
-             cycles; a finished block is replaced after 100.
+             (`paths.py`). In front of the loop and behind it guarded global accesses are off, but
+             for those of a step in front of it. A barrier waits for the block's warps in this part.
+             The first blocks start within 400 cycles; a finished block is replaced after 100.
   fences     An atomic and a fence of the GPU's scope each take half of the latency: a trip to L2.
   size       The SM with the most blocks decides. It has its blocks' share of the bandwidth, so a
              kernel that is bound by bandwidth reaches 1 with any number of blocks.

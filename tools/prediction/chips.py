@@ -1,9 +1,9 @@
 """The chips that predictions are made for, and where each figure comes from.
 
-SMs, clocks and the bandwidth of the memory are the vendor's, from the document that `source` names.
-What a copy reaches has been measured on none of them here: it is an assumption, 0.9
-of the memory's bandwidth, as 4.3 TB/s are of the 4.8 of an H200. The clock is the rated boost
-clock, but for H200 and H100: power holds them below it, 1.755 GHz is assumed.
+SMs, clocks and the bandwidth of the memory are the vendor's, as `source` names them; the files were
+not at hand when this was written. What a copy reaches has been measured on none of the chips: it is
+an assumption, 0.9 of the memory's bandwidth, as 4.3 TB/s are of the 4.8 of an H200. The clock is
+the rated boost clock, but for H200 and H100, which power holds below it: 1.755 GHz is assumed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHIPS = {
         1.965,
         8.0,
         7.2,
-        "HGX B200 data sheet; SMs and clock as published by reviewers",
+        "reviews, which differ: 1.965 to 1.98 GHz, 7.7 to 8 TB/s",
     ),
     "rtx5090": Chip("RTX 5090", "sm_120", 170, 2.407, 1.792, 1.61, "RTX Blackwell whitepaper"),
 }
