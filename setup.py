@@ -7,7 +7,8 @@ Every decision is made once, in `decide()`, before anything is compiled:
                     else CPU if there is a C++ compiler, else none: pure Python.
               an explicit mode that is impossible here is an error, never a quiet substitute.
             FORCE_CUDA=1 turns auto into cuda.
-  archs     TORCH_CUDA_ARCH_LIST, else the visible GPUs, else PORTABLE_ARCHS; with PTX for the last.
+  archs     TORCH_CUDA_ARCH_LIST, else the visible GPUs, with PTX for the newest, else
+            PORTABLE_ARCHS, with PTX for those of PORTABLE_PTX.
   flags     DEBUG=1: -O0 -g.  VAE_FUSED_PTXAS_V=1: nvcc reports registers and spills per kernel.
             VAE_FUSED_LINEINFO=1: -lineinfo, for profilers; it doubles the device code.
             -std is never set: torch picks the one that its headers need.
@@ -50,8 +51,10 @@ from toolchain import (  # noqa: E402
 
 MODES = ("auto", "cuda", "cpu", "none")
 MIN_SETUPTOOLS = (77, 0)  # reads the license expression in pyproject.toml; what torch asks for, too
-# One per generation; the last one carries PTX, which newer GPUs compile when they first load it.
+# One per generation. PTX is compiled by the driver of a newer GPU: that of 10.0 serves 11.0, for
+# which that of 12.0 is too new, and that of 12.0 the GPUs to come.
 PORTABLE_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+PORTABLE_PTX = ("10.0", "12.0")
 GB_PER_JOB = 2  # what one compiler needs for a file that includes ATen
 
 
@@ -93,9 +96,12 @@ def choose_archs(torch, toolkit: Toolkit) -> str:
     if visible:
         # A GPU newer than nvcc runs the PTX of the newest architecture that nvcc knows.
         archs = {min(arch, known[-1], key=numbers) for arch in visible}
+        with_ptx: tuple[str, ...] = ()
     else:
         archs = {arch for arch in PORTABLE_ARCHS if arch in known} or {known[-1]}
-    return ";".join(sorted(archs, key=numbers)) + "+PTX"
+        with_ptx = PORTABLE_PTX
+    *older, newest = sorted(archs, key=numbers)
+    return ";".join([f"{a}+PTX" if a in with_ptx else a for a in older] + [f"{newest}+PTX"])
 
 
 def decide(torch) -> Plan:

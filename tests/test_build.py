@@ -196,6 +196,23 @@ def test_archs_are_those_asked_for_or_visible_or_portable(
     assert setup.choose_archs(fake_torch("13.0", gpus), toolkit) == archs
 
 
+@pytest.mark.parametrize(
+    "gpu", ["7.5", "8.6", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1"]
+)
+def test_the_portable_build_has_code_for_every_gpu_that_nvcc_knows(setup, monkeypatch, gpu) -> None:
+    """Machine code runs within its major version, PTX on anything at least as new."""
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    known = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+    toolkit = setup.Toolkit(Path("/nowhere"), "13.0", known)
+    device = setup.numbers(gpu)
+
+    def runs(arch: str) -> bool:
+        built = setup.numbers(arch)
+        return built <= device and (built[0] == device[0] or arch.endswith("+PTX"))
+
+    assert any(runs(arch) for arch in setup.choose_archs(fake_torch("13.0"), toolkit).split(";"))
+
+
 def test_an_arch_that_nvcc_lacks_is_named(setup, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.0;9.0")
     toolkit = setup.Toolkit(Path("/nowhere"), "13.0", ("7.5", "9.0"))
