@@ -273,6 +273,9 @@ int backward(const BackwardParams& params, void* stream);
 int forward_multi(const MultiParams& params, void* stream);
 int backward_multi(const MultiParams& params, void* stream);
 const char* error_string(int error);
+// Whether the error is one that a launch cannot cause, only report: a kernel that was launched
+// before, by anyone, has failed since.
+bool is_of_earlier_work(int error);
 
 }  // namespace cuda
 

@@ -6,72 +6,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "cuda/launch.cuh"
-#include "math/gaussian.h"
-#include "math/normal.h"
-#include "math/storage.h"
-#include "params.h"
+#include "cuda/policy.cuh"
 
 namespace vae_fused::cuda {
-
-using math::arithmetic_t;
-
-// How a kernel reads and writes.
-enum class Access {
-  kLinear,   // every tensor there, contiguous and aligned; noise from the key
-  kStrided,  // vectors, too, wherever innermost runs consist of whole ones; tensors may be absent
-  kPatched,  // channels_last: memory runs across the blocks of noise, see `patch`; the same
-  kScalar,   // anything, an element at a time
-};
-
-// Kernels are instantiated for the Plain family with vectors and noise from the key, and for any
-// Family with kStrided, kPatched and kScalar: that one also takes what the plain ones cannot, an
-// explicit eps, a value broadcast along a vector, or no vectors at all.
-template <class F>
-constexpr bool kGeneral = false;
-template <typename T>
-constexpr bool kGeneral<math::Family<T>> = true;
-
-template <typename S, Access kAccess>
-constexpr int kVector = kAccess == Access::kScalar    ? 1
-                        : kAccess == Access::kPatched ? 2
-                                                      : 16 / sizeof(S);
-
-// Arithmetic goes through a step in chunks of a block of noise.
-template <typename S, Access kAccess>
-constexpr int kChunk = kAccess == Access::kScalar ? 1 : math::kNormalsPerBlock<arithmetic_t<S>>;
-
-template <typename S, Access kAccess>
-constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChunk<S, kAccess> : 1);
-
-// Blocks on an SM at least, which bounds the registers: double 128, float 64, 16-bit 64 in the
-// linear kernels, 80 in others. Without a bound the compiler interleaves the chunks of a 16-bit
-// vector, takes 100, and halves the loads in flight; a block more, and some architecture spills.
-// Patches have more addresses to keep: float 80, double no bound. The general family has more of
-// everything: 128, and no bound for its patches, which take up to 170.
-template <typename S, Access kAccess, class F>
-constexpr int kBlocks = kGeneral<F>      ? (sizeof(S) == 8 || kAccess == Access::kPatched ? 1 : 2)
-                        : sizeof(S) == 8 ? (kAccess == Access::kPatched ? 1 : 2)
-                        : sizeof(S) == 4 ? (kAccess == Access::kPatched ? 3 : 4)
-                                         : (kAccess == Access::kLinear ? 4 : 3);
-
-// Whether the usual calls and tiles, which nearly all are, have a loop of their own: see `Way`.
-template <typename S, class F>
-constexpr bool kHasUsual = !kGeneral<F> && sizeof(S) < 8;
-
-// Whether a thread asks for its first step before the key is there, which stands in front of the
-// loop once more, 6 KB of a kernel.
-template <typename S, Access kAccess, class F>
-constexpr bool kStartsEarly = kHasUsual<S, F> && kAccess == Access::kLinear;
-
-// The dimensions of the usual views, which have no loop: of chunks the outer and the inner, of
-// channels_last images, pixels by c, channels, and c. Not asked of other accesses.
-template <Access kAccess>
-constexpr int kUsualDims = kAccess == Access::kPatched ? 4 : 2;
-
-// Whether no step is ever partial.
-template <Access kAccess>
-constexpr bool kAlwaysWhole = kAccess == Access::kPatched || kAccess == Access::kScalar;
 
 // A tensor of a call, as far as its layout matters.
 struct Layout {
@@ -165,7 +102,7 @@ template <typename S>
 constexpr bool kVectorsOfFamily = sizeof(S) < 8;
 
 // How to go through a call, whether the plain kernels can, and whether by what they have for the
-// usual calls: every tensor is there, and views have the usual dimensions and offsets of 32 bits.
+// usual calls: every tensor is there, and views have the usual dimensions.
 struct Way {
   Access access;
   bool plain, usual;
@@ -209,7 +146,7 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
   const auto splats = [&](const Layout& l) { return !l.written && l.operand->stride[inner] == 0; };
   const bool vectors_aligned = all(
       [&](const Layout& l) { return splats(l) || aligned(l.operand->data, int64_t{l.bytes} * v); });
-  if (asked.rows_misaligned) return scalar;
+  if (asked.rows_misaligned || (space.ndim > 1 && !space.small)) return scalar;
   if (of.samples > 1 &&
       (space.rows * space.cols % v != 0 || !all([](const Layout& l) { return l.step % v == 0; }))) {
     return scalar;
@@ -226,7 +163,7 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
     const bool plain = is_plain_call && !std::any_of(layouts.begin(), layouts.end(), splats);
     const bool complete = plain && asked.complete;
     if (complete && space.ndim == 1) return {Access::kLinear, true, true};
-    const bool usual = space.ndim == kUsualDims<Access::kStrided> && space.small;
+    const bool usual = space.ndim == kUsualDims<Access::kStrided>;
     return {Access::kStrided, plain, complete && usual && space.noise_linear};
   }
   constexpr int patch_v = kVector<S, Access::kPatched>, patch_c = kChunk<S, Access::kPatched>;
@@ -234,8 +171,7 @@ Way way_of(Space& space, Gaussians& of, std::vector<Layout> layouts, const Asked
   if (of.samples > 1 || !patch(space, layouts, asked.rows, patch_v, patch_c)) return scalar;
   const bool plain =
       is_plain_call && all([&](const Layout& l) { return l.operand->stride[space.ndim - 2] == 1; });
-  const bool usual =
-      plain && asked.complete && space.ndim == kUsualDims<Access::kPatched> && space.small;
+  const bool usual = plain && asked.complete && space.ndim == kUsualDims<Access::kPatched>;
   // The four channels of a pixel are in two threads; tiles begin with the first, and end with
   // warps.
   constexpr int warp = 32 * kStep<S, Access::kPatched>;
@@ -258,17 +194,15 @@ inline void take_noise_from(Space& space, const Operand& eps) {
 #define VAE_FUSED_ENOUGH_BLOCKS 2048
 #endif
 
-// How many of a call's tiles a block has. Where there are more than enough to fill any GPU,
-// several: what a block does before and after its elements is some 130 instructions a thread, 16 an
-// element if it has 8. The number follows from that of the tiles alone.
-inline int64_t tiles_of_block(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
+// How many of a call's tiles become one larger tile. More than enough tiles to fill any GPU are
+// merged, because a block executes some 130 instructions a thread beside its elements, 16 an
+// element if a thread has 8. The number follows from that of the tiles alone.
+inline int64_t tiles_to_merge(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
 
-// They become one larger tile. Where whole rows are staged, it is of `staged` tiles at most, whose
-// sums the shared memory holds, and a block goes through several; the order of summation within a
-// row is the same for any. Returns the number of blocks.
-inline int64_t merge_tiles(Space& space, int64_t staged = 0) {
-  constexpr int64_t kMost = 512;  // row_in_tile is exact up to 1024
-  const int64_t wanted = tiles_of_block(space.tiles);
+// Merges them. The order of summation within a row is the same for any number of tiles that consist
+// of whole rows; `most` bounds these where their sums are staged in shared memory.
+inline void merge_tiles(Space& space, int64_t most = 512) {  // row_in_tile is exact up to 1024
+  const int64_t wanted = tiles_to_merge(space.tiles);
   if (space.tiles_per_row > 1) {
     const int64_t merged = std::min(wanted, space.tiles_per_row);
     space.tile *= merged;
@@ -276,10 +210,9 @@ inline int64_t merge_tiles(Space& space, int64_t staged = 0) {
     space.by_tiles_per_row = divisor_of(static_cast<uint32_t>(space.tiles_per_row));
     space.tiles = space.rows * space.tiles_per_row;
   } else {
-    space.rows_per_tile *= std::min(wanted, staged ? staged : kMost);
+    space.rows_per_tile *= std::min(wanted, most);
     space.tiles = (space.rows - 1) / space.rows_per_tile + 1;
   }
-  return staged ? (space.tiles - 1) / tiles_of_block(space.tiles) + 1 : space.tiles;
 }
 
 // Calls visit(S{}) with the type that the tensors of a call are stored as.

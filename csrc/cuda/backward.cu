@@ -44,15 +44,10 @@ __device__ __forceinline__ void grad_kl_of(const BackwardParams& p, R rows, T on
   }
 }
 
-// Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill.
-template <typename S, Access kAccess, class F>
-constexpr bool kKeepsKeys = !kGeneral<F> && (kAccess != Access::kStrided || sizeof(S) == 2);
-
 // A step: loaded, then computed and stored. `kUsual`: of a usual tile.
 template <typename S, Access kAccess, class F, bool kUsual>
 class BackwardStep {
   using T = arithmetic_t<S>;
-  using Noise = Stream<kKeepsKeys<S, kAccess, F>>;
   static constexpr bool kComplete = kUsual || kAccess == Access::kLinear, kAll = kGeneral<F>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   // The slots behind those of the Gaussians; the last three are the general family's.
@@ -83,9 +78,10 @@ class BackwardStep {
   }
 
   // `rows` is a value or a constant; `one` the gradient of all the tile's KL, if there is one.
-  template <bool kWhole, class R>
-  __device__ __forceinline__ void finish(const BackwardParams& p, const F& f, const Noise& stream,
-                                         const Span<kWhole>& span, R rows, T one) {
+  template <bool kWhole, class R, class Keys>
+  __device__ __forceinline__ void finish(const BackwardParams& p, const F& f,
+                                         const Noise<Keys>& noise, const Span<kWhole>& span, R rows,
+                                         T one) {
     const bool with_kl = kComplete || rows != Rows::kNone;
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
@@ -93,7 +89,7 @@ class BackwardStep {
       math::Prior<T> prior[C];
       gaussians_.template compute<kWhole>(p.of, f, b, with_kl, q, prior);
       T gz[C], graw[C];
-      of_samples(p, f, stream, span, b, q, gz, graw);
+      of_samples(p, f, noise, span, b, q, gz, graw);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         graw[j] = used(p) ? math::sample_adjoint(f, graw[j], q[j].scale.dsigma) : T(0);
@@ -147,17 +143,17 @@ class BackwardStep {
   }
 
   // What chunk b has from its samples: the gradient of z, and that times eps.
-  template <bool kWhole>
+  template <bool kWhole, class Keys>
   __device__ __forceinline__ void of_samples(const BackwardParams& p, const F& f,
-                                             const Noise& stream, const Span<kWhole>& span, int b,
-                                             const math::Posterior<T> (&q)[C], T (&gz)[C],
+                                             const Noise<Keys>& noise, const Span<kWhole>& span,
+                                             int b, const math::Posterior<T> (&q)[C], T (&gz)[C],
                                              T (&graw)[C]) {
     T eps[C];
     widen<kAccess, kWhole, C>(gz_, b, gz);
     if (given(p)) {
       widen<kAccess, kWhole, C>(eps_, b, eps);
     } else if (used(p) && wants_raw(p)) {
-      draw<S, kAccess, kUsual>(p.space, stream, span, at_[kNoise], b, eps);
+      draw<S, kAccess, kUsual>(p.space, noise, span, at_[kNoise], b, eps);
     } else {
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) eps[j] = 0;
@@ -184,7 +180,7 @@ class BackwardStep {
           widen<kAccess, kWhole, C>(pack, 0, eps);
         } else if (wants_raw(p)) {
           const int64_t at = at_[kNoise] + s * (p.space.rows * p.space.cols);
-          draw<S, kAccess, false>(p.space, stream, span, at, b, eps);
+          draw<S, kAccess, false>(p.space, noise, span, at, b, eps);
         }
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
@@ -228,48 +224,42 @@ class BackwardStep {
 
 // The steps of a tile from `span` on.
 template <typename S, Access kAccess, bool kUsual, bool kWhole, class F, class R>
-__device__ __forceinline__ void backward_steps(const BackwardParams& p, const F& f,
-                                               const Stream<kKeepsKeys<S, kAccess, F>>& stream,
-                                               Span<kWhole> span, R rows, arithmetic_t<S> one) {
+__device__ __forceinline__ void backward_steps(
+    const BackwardParams& p, const F& f,
+    const Stream<kKeySource<Pass::kBackward, S, kAccess, F>>& stream, Span<kWhole> span, R rows,
+    arithmetic_t<S> one) {
   for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {
     BackwardStep<S, kAccess, F, kUsual> step;
     step.load(p, f, rows != Rows::kNone, span);
-    step.finish(p, f, stream, span, rows, one);
+    step.finish(p, f, stream.for_step(), span, rows, one);
   }
 }
 
 template <typename S, Access kAccess, class F>
-__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Pass::kBackward, S, kAccess, F>)
     backward_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ F f,
                     const __grid_constant__ Rows rows, const __grid_constant__ bool usual) {
   using T = arithmetic_t<S>;
-  constexpr bool kUsual = kHasUsual<S, F>, kEarly = kStartsEarly<S, kAccess, F>;
+  constexpr bool kUsual = kHasUsual<S, F>;
   constexpr int N = kStep<S, kAccess>;
   constexpr Known<Rows::kOne> one_row;  // of usual tiles
   const Tile tile = tile_of(p.space, blockIdx.x);
-  auto span = first_span<N, true>(tile);
-  bool is_usual = kUsual && usual && rows == one_row && is_whole<N>(tile);
-  // What a thread reads first is under way while the key is.
-  BackwardStep<S, kAccess, F, kUsual> first;
-  if constexpr (kEarly) {
-    if (is_usual && span.slot < span.end) first.load(p, f, true, span);
-  }
   T one = 0;
   if (rows == Rows::kOne) {
     const T* const grad_kl = static_cast<const T*>(p.grad_kl);
     one = static_cast<T>(p.kl_scale) * grad_kl[tile.row * p.grad_kl_stride];
   }
-  Stream<kKeepsKeys<S, kAccess, F>> stream(p.key);
-  if constexpr (kUsual) is_usual = is_usual && enter<S, kAccess>(p.space, tile, stream);
+  Stream<kKeySource<Pass::kBackward, S, kAccess, F>> stream(p.key);
+  bool is_usual = kUsual && usual && rows == one_row && is_whole<N>(tile);
+  if constexpr (kUsual) {
+    is_usual = is_usual && try_share_high_word<S, kAccess>(p.space, tile, stream);
+  }
   if (!is_usual) {
     const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
     backward_steps<S, kAccess, false>(p, f, stream, begin, rows, one);
   } else if constexpr (kUsual) {
-    if (kEarly && span.slot < span.end) {
-      first.finish(p, f, stream, span, one_row, one);
-      span = span + kThreads * N;
-    }
-    backward_steps<S, kAccess, true>(p, f, stream, span, one_row, one);
+    const auto begin = first_span<N, true>(tile);
+    backward_steps<S, kAccess, true>(p, f, stream, begin, one_row, one);
   }
 }
 
@@ -283,7 +273,7 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
   asked.key_noise = sampled && !p.eps.data;
   asked.noise_tensor = p.eps.data || p.grad_eps.data;
   const Rows rows = rows_of(p);
-  const int64_t blocks = merge_tiles(p.space);
+  merge_tiles(p.space);
   const Way way = way_of<S>(p.space, p.of,
                             {{&p.eps, sizeof(S), false, p.eps.step},
                              {&p.grad_z, sizeof(S), false, p.grad_z.step},
@@ -296,7 +286,7 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
   take_noise_from(p.space, p.eps);
   return with_kernels<S>(way, p.of.family, [&](auto access, const auto& family) {
     using F = std::decay_t<decltype(family)>;
-    return launch(backward_kernel<S, decltype(access)::value, F>, blocks, stream, p,
+    return launch(backward_kernel<S, decltype(access)::value, F>, p.space.tiles, stream, p,
                   math::unclipped(family), rows, way.usual);
   });
 }

@@ -43,10 +43,15 @@ Rows rows_of(const ForwardParams& p, int chunk) {
   return p.space.tiles_per_row == 1 ? Rows::kStaged : Rows::kOfTiles;
 }
 
-// Whether the keys of Philox's rounds are kept: see Stream. Where not, some kernel would spill.
-template <typename S, Access kAccess, class F>
-constexpr bool kKeepsKeys = !kGeneral<F> || (kAccess == Access::kStrided && sizeof(S) != 4) ||
-                            (kAccess == Access::kPatched && sizeof(S) == 2);
+// How many tiles a block goes through, one after the other. Where each has a sum that other blocks
+// or the KL are given, half of the blocks that are enough do: the end of a block, with its barriers
+// and its ticket, takes as long as two or three steps of 16-bit elements, of which a tile has four
+// at 2^24 elements.
+int64_t tiles_of_block(Rows rows, int64_t tiles) {
+  if (rows == Rows::kStaged) return tiles_to_merge(tiles);
+  if (rows != Rows::kOfTiles) return 1;
+  return std::clamp<int64_t>(2 * tiles / VAE_FUSED_ENOUGH_BLOCKS, 1, kTilesOfBlock);
+}
 
 // A step: loaded, then computed and stored. `kUsual`: of a usual tile.
 template <typename S, Access kAccess, class F, bool kUsual>
@@ -71,9 +76,8 @@ class ForwardStep {
   }
 
   // `rows` is a value or a constant. Returns the KL of Rows::kOfTiles, summed over the step.
-  template <bool kWhole, class R>
-  __device__ __forceinline__ T finish(const ForwardParams& p, const F& f,
-                                      const Stream<kKeepsKeys<S, kAccess, F>>& stream,
+  template <bool kWhole, class R, class Keys>
+  __device__ __forceinline__ T finish(const ForwardParams& p, const F& f, const Noise<Keys>& noise,
                                       const Span<kWhole>& span, R rows,
                                       Staged<S, kAccess>* staged) {
     const bool sampled = kComplete || p.z.data, wants_kl = kComplete || rows != Rows::kNone;
@@ -82,8 +86,14 @@ class ForwardStep {
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
+      T eps[C];
+      // The posterior of floats has a branch, across which ptxas moves nothing. The noise, which
+      // needs no load, goes in front of it; 16-bit elements have none, and ptxas does so itself.
+      constexpr bool kNoiseFirst = !math::kCoarse<S>;
+      if (kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
       gaussians_.template compute<kWhole>(p.of, f, b, wants_kl, q, prior);
-      if (sampled) sample(p, f, stream, span, b, q);
+      if (!kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
+      if (sampled) sample(p, f, noise, span, b, q, eps);
       Pack<T, C> kl;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
@@ -109,21 +119,26 @@ class ForwardStep {
     return kGeneral<F> && p.eps.data;
   }
 
-  // Chunk b of z. Further samples are stored at once.
-  template <bool kWhole>
-  __device__ __forceinline__ void sample(const ForwardParams& p, const F& f,
-                                         const Stream<kKeepsKeys<S, kAccess, F>>& stream,
-                                         const Span<kWhole>& span, int b,
-                                         const math::Posterior<T> (&q)[C]) {
-    T z[C];
+  // The noise of chunk b, of the first sample.
+  template <bool kWhole, class Keys>
+  __device__ __forceinline__ void first_noise(const ForwardParams& p, const Noise<Keys>& noise,
+                                              const Span<kWhole>& span, int b, T (&eps)[C]) {
     if (given(p)) {
-      widen<kAccess, kWhole, C>(eps_, b, z);
+      widen<kAccess, kWhole, C>(eps_, b, eps);
     } else {
-      draw<S, kAccess, kUsual>(p.space, stream, span, at_[kNoise], b, z);
+      draw<S, kAccess, kUsual>(p.space, noise, span, at_[kNoise], b, eps);
     }
+  }
+
+  // Chunk b of z. Further samples are stored at once.
+  template <bool kWhole, class Keys>
+  __device__ __forceinline__ void sample(const ForwardParams& p, const F& f,
+                                         const Noise<Keys>& noise, const Span<kWhole>& span, int b,
+                                         const math::Posterior<T> (&q)[C], const T (&eps)[C]) {
+    T z[C];
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
-      z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
+      z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, eps[j]);
       if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) z[j] = 0;
     }
     z_.template set<kWhole>(b, z);
@@ -135,7 +150,7 @@ class ForwardStep {
         widen<kAccess, kWhole, C>(further, 0, z);
       } else {
         const int64_t at = at_[kNoise] + s * (p.space.rows * p.space.cols);
-        draw<S, kAccess, false>(p.space, stream, span, at, b, z);
+        draw<S, kAccess, false>(p.space, noise, span, at, b, z);
       }
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
@@ -155,83 +170,75 @@ class ForwardStep {
 
 // The steps of a tile from `span` on. Returns the thread's sum of theirs.
 template <typename S, Access kAccess, bool kUsual, bool kWhole, class F, class R>
-__device__ __forceinline__ double forward_steps(const ForwardParams& p, const F& f,
-                                                const Stream<kKeepsKeys<S, kAccess, F>>& stream,
-                                                Span<kWhole> span, R rows,
-                                                Staged<S, kAccess>* staged) {
+__device__ __forceinline__ double forward_steps(
+    const ForwardParams& p, const F& f,
+    const Stream<kKeySource<Pass::kForward, S, kAccess, F>>& stream, Span<kWhole> span, R rows,
+    Staged<S, kAccess>* staged) {
   double sum = 0;
   for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {
     ForwardStep<S, kAccess, F, kUsual> step;
     step.load(p, rows != Rows::kNone, span);
-    sum += static_cast<double>(step.finish(p, f, stream, span, rows, staged));
+    sum += static_cast<double>(step.finish(p, f, stream.for_step(), span, rows, staged));
   }
   return sum;
 }
 
 template <typename S, Access kAccess, class F>
-__global__ void __launch_bounds__(kThreads, kBlocks<S, kAccess, F>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Pass::kForward, S, kAccess, F>)
     forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ F f,
                    const __grid_constant__ Rows rows, const __grid_constant__ bool usual,
                    int ticket) {
   using T = arithmetic_t<S>;
-  constexpr bool kUsual = kHasUsual<S, F>, kEarly = kStartsEarly<S, kAccess, F>;
+  constexpr bool kUsual = kHasUsual<S, F>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   constexpr Known<Rows::kStaged> in_tile;
   constexpr Known<Rows::kOfTiles> of_tiles;
-  __shared__ Staged<S, kAccess> staged;
-  Tile tile = tile_of(p.space, blockIdx.x);
-  const auto span = first_span<N, true>(tile);
-  // What a thread reads first is under way while the key is.
-  bool early = kEarly && usual && rows == Rows::kOfTiles && is_whole<N>(tile);
-  ForwardStep<S, kAccess, F, kUsual> first;
-  if constexpr (kEarly) {
-    if (early && span.slot < span.end) first.load(p, true, span);
-  }
-  Stream<kKeepsKeys<S, kAccess, F>> stream(p.key, p.key_out);
-  double sum = 0;
-  if constexpr (kEarly) early = early && enter<S, kAccess>(p.space, tile, stream);
-  if (early) {
-    if constexpr (kEarly) {
-      if (span.slot < span.end) {
-        sum = static_cast<double>(first.finish(p, f, stream, span, of_tiles, &staged));
-        sum +=
-            forward_steps<S, kAccess, true>(p, f, stream, span + kThreads * N, of_tiles, &staged);
+  __shared__ union {
+    Staged<S, kAccess> staged;
+    double sums[kTilesOfBlock][kThreads];
+  } shared;
+  Stream<kKeySource<Pass::kForward, S, kAccess, F>> stream(p.key, p.key_out);
+  const int log_width = log_lanes((p.space.cols + C - 1) / C);
+  int done = 0;  // tiles of this block
+  for (int64_t t = blockIdx.x; t < p.space.tiles; t += gridDim.x, ++done) {
+    const Tile tile = tile_of(p.space, t);
+    double sum = 0;
+    bool is_usual =
+        kUsual && usual && is_whole<N>(tile) && (rows == Rows::kStaged || rows == Rows::kOfTiles);
+    if constexpr (kUsual) {
+      is_usual = is_usual && try_share_high_word<S, kAccess>(p.space, tile, stream);
+    }
+    if (!is_usual) {
+      const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
+      sum = forward_steps<S, kAccess, false>(p, f, stream, begin, rows, &shared.staged);
+    } else if constexpr (kUsual) {
+      const auto begin = first_span<N, true>(tile);
+      if (rows == Rows::kStaged) {
+        forward_steps<S, kAccess, true>(p, f, stream, begin, in_tile, &shared.staged);
+      } else {
+        sum = forward_steps<S, kAccess, true>(p, f, stream, begin, of_tiles, &shared.staged);
       }
     }
-  } else {
-    // Tiles of whole rows use the shared memory one after the other; of others a block has one.
-    const int log_width = log_lanes((p.space.cols + C - 1) / C);
-    for (int64_t t = blockIdx.x;;) {
-      bool is_usual = kUsual && usual && is_whole<N>(tile) &&
-                      (rows == Rows::kStaged || (rows == Rows::kOfTiles && !kEarly));
-      if constexpr (kUsual) is_usual = is_usual && enter<S, kAccess>(p.space, tile, stream);
-      if (!is_usual) {
-        const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
-        sum = forward_steps<S, kAccess, false>(p, f, stream, begin, rows, &staged);
-      } else if constexpr (kUsual) {
-        const auto begin = first_span<N, true>(tile);
-        if (kEarly || rows == Rows::kStaged) {  // of kEarly only staged tiles come here
-          forward_steps<S, kAccess, true>(p, f, stream, begin, in_tile, &staged);
-        } else {
-          sum = forward_steps<S, kAccess, true>(p, f, stream, begin, of_tiles, &staged);
-        }
-      }
-      if (rows != Rows::kStaged) break;
+    if (rows == Rows::kStaged) {
       __syncthreads();
-      staged.sum_rows(p.space, tile, log_width, p.kl_scale, static_cast<T*>(p.kl));
-      t += gridDim.x;
-      if (t >= p.space.tiles) return;
+      shared.staged.sum_rows(p.space, tile, log_width, p.kl_scale, static_cast<T*>(p.kl));
       __syncthreads();
-      tile = tile_of(p.space, t);
+    } else if (rows == Rows::kOfTiles) {
+      shared.sums[done][threadIdx.x] = sum;
     }
   }
   if (rows != Rows::kOfTiles) return;
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) {
-    if (p.space.tiles_per_row == 1) {
-      static_cast<T*>(p.kl)[blockIdx.x] = static_cast<T>(p.kl_scale * sum);
-    } else {
-      p.partials[blockIdx.x] = sum;
+  __syncthreads();
+  const int warp = threadIdx.x / 32;  // adds up the sums of a tile
+  if (warp < done) {
+    const double sum = sum_by_warp(shared.sums[warp]);
+    const int64_t t = blockIdx.x + int64_t{warp} * gridDim.x;
+    if (threadIdx.x % 32 == 0) {
+      if (p.space.tiles_per_row == 1) {
+        static_cast<T*>(p.kl)[t] = static_cast<T>(p.kl_scale * sum);
+      } else {
+        p.partials[t] = sum;
+      }
     }
   }
   if (ticket != kNoTicket && last_block(ticket)) combine<T>(p);
@@ -261,8 +268,13 @@ cudaError_t forward_as(ForwardParams p, cudaStream_t stream) {
   p.kl_scale *= 0.5;  // elements give twice their KL
   const bool vectors = way.access != Access::kScalar;
   const Rows rows = rows_of(p, vectors ? C : 1);
-  const int64_t staged = staged_tiles(p.space, vectors ? C : 1);
-  const int64_t blocks = merge_tiles(p.space, rows == Rows::kStaged ? staged : 0);
+  if (rows == Rows::kStaged) {
+    merge_tiles(p.space, staged_tiles(p.space, vectors ? C : 1));
+  } else {
+    merge_tiles(p.space);
+  }
+  const int64_t per_block = tiles_of_block(rows, p.space.tiles);
+  const int64_t blocks = (p.space.tiles - 1) / per_block + 1;
   const bool combines = p.kl && p.space.tiles_per_row > 1;
   int ticket = kNoTicket;
   if (combines) {
@@ -287,5 +299,23 @@ int forward(const ForwardParams& params, void* stream) {
 }
 
 const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+bool is_of_earlier_work(int error) {
+  switch (error) {
+    case cudaErrorECCUncorrectable:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+      return true;
+    default:
+      return false;
+  }
+}
 
 }  // namespace vae_fused::cuda

@@ -1,40 +1,33 @@
-// The one way a kernel is launched, and a store written in PTX: what the emulated device of the
-// tests replaces.
+// The one way a kernel is launched. The emulated device of the tests replaces it.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace vae_fused::cuda {
 
 constexpr int kThreads = 256;  // of every block
 
+// Returns the error of this launch alone. `cudaGetLastError` behind a launch would also return what
+// an unrelated call left there before, and `vae_fused` would be blamed for it.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream,
-                   Arguments&&... arguments) {
+                   const Arguments&... arguments) {
+  static_assert((std::is_same_v<Parameters, Arguments> && ...), "arguments are passed by address");
   if (blocks > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned int>(blocks));
 #if defined(VAE_FUSED_EMULATOR)
-  return emu::launch(kernel, grid, dim3(kThreads), 0, stream, arguments...);
+  const cudaError_t error = emu::launch(kernel, grid, dim3(kThreads), 0, stream, arguments...);
 #else
-  // clang-format off
-  kernel<<<grid, kThreads, 0, stream>>>(arguments...);
-  // clang-format on
-  return cudaGetLastError();
+  const void* addresses[] = {&arguments...};
+  const cudaError_t error =
+      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads),
+                       const_cast<void**>(addresses), 0, stream);
 #endif
-}
-
-// One 16-byte store. As an assignment, nvcc merges the store of a whole vector with the elementwise
-// one of a partial vector beside it, and up to sm_90 tears both into words.
-__device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {
-#if defined(VAE_FUSED_EMULATOR)
-  *static_cast<uint4*>(address) = words;
-#else
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address)),
-               "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
-               : "memory");
-#endif
+  if (error != cudaSuccess) cudaGetLastError();  // reported here, so nobody finds it again
+  return error;
 }
 
 }  // namespace vae_fused::cuda

@@ -8,12 +8,6 @@
 namespace vae_fused::cuda {
 namespace {
 
-// One prior and no mask: the registers of the plain kernels do, but for 16 bits, where some
-// architecture would spill.
-template <typename S>
-constexpr int kMultiBlocks =
-    sizeof(S) == 2 ? 2 : kBlocks<S, Access::kLinear, math::Plain<arithmetic_t<S>>>;
-
 // The tensor that a tile is of: the last whose first tile is not behind it.
 __device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) {
   int low = 0, high = p.items;
@@ -30,12 +24,12 @@ struct Piece {
   using T = arithmetic_t<S>;
   static constexpr int V = kVector<S, Access::kStrided>, C = kChunk<S, Access::kStrided>;
   const Item& item;
-  Stream<false> stream;  // from the tensor's first block of noise
+  Noise<math::Seed> noise;  // counts from the tensor's first block
   Tile tile;
   bool aligned = true;
 
   __device__ __forceinline__ Piece(const MultiParams& p, const Key& of_list, int64_t t)
-      : item(item_of(p, t)), stream(Key{of_list.seed, of_list.offset + item.first_block}) {
+      : item(item_of(p, t)), noise{math::Seed(of_list.seed), {of_list.offset + item.first_block}} {
     const int64_t begin = (t - item.first_tile) * p.tile, rest = item.n - begin;
     tile = {begin, 0, static_cast<int>(rest < p.tile ? rest : p.tile), 1};
     const void* const all[] = {item.mu, item.raw, item.z, item.grad_z, item.grad_mu, item.grad_raw};
@@ -65,7 +59,7 @@ struct Piece {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
     math::prior(f, false, mu, raw, prior);
-    stream.template normals<S>(span.e() + b * C, eps);
+    noise.template normals<S>(span.e() + b * C, eps);
   }
 };
 
@@ -77,7 +71,7 @@ __device__ __forceinline__ void combine(const double* partials, int64_t tiles, T
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Pass::kForwardMulti, S>)
     forward_multi_kernel(const __grid_constant__ MultiParams p,
                          const __grid_constant__ math::Family<arithmetic_t<S>> f, int ticket) {
   using T = arithmetic_t<S>;
@@ -121,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Pass::kBackwardMulti, S>)
     backward_multi_kernel(const __grid_constant__ MultiParams p,
                           const __grid_constant__ math::Family<arithmetic_t<S>> f) {
   using T = arithmetic_t<S>;
@@ -162,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, kMultiBlocks<S>)
 
 // Blocks and partial sums as few as those of a single tensor, but for one or two of each item.
 void merge_tiles(MultiParams& p) {
-  p.tile = kTile * tiles_of_block(p.tiles);
+  p.tile = kTile * tiles_to_merge(p.tiles);
   p.tiles = 0;
   for (int k = 0; k < p.items; ++k) {
     p.item[k].first_tile = p.tiles;

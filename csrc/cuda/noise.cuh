@@ -1,131 +1,147 @@
-// A step's noise: the stream of a call's key, and where in it a chunk's block lies.
+// The noise of a step: the keys of Philox's rounds, and which block of the stream belongs to a
+// chunk.
 #pragma once
 
+#include "cuda/ptx.cuh"
 #include "cuda/tile.cuh"
 
 namespace vae_fused::cuda {
 
-// The key that a call has used, for its backward: written by the launch's first thread.
+// Stores the key that the call has used, for its backward. The launch's first thread does it.
 __device__ __forceinline__ void write_key(const Key& key, uint64_t* out) {
   if (!out || blockIdx.x != 0 || threadIdx.x != 0) return;
   out[0] = key.seed;
   out[1] = key.offset;
 }
 
-// The stream of a key; Keys are those of Philox's rounds.
+// A position in the stream: the counter of the call's first block of noise, and the counter of the
+// tile's first block in two words.
+struct Counter {
+  uint64_t offset;
+  uint32_t low = 0, high = 0;
+
+  // Sets the tile's counter to block `first`. Returns whether the n blocks from there on have the
+  // high word of their counters in common. If so, a part of Philox's first two rounds is the same
+  // for all of them, and the compiler moves it in front of the loop.
+  __device__ __forceinline__ bool try_share_high_word(uint64_t first, uint32_t n) {
+    const uint64_t counter = offset + first;
+    low = static_cast<uint32_t>(counter);
+    high = static_cast<uint32_t>(counter >> 32);
+    return low + (n - 1) >= low;
+  }
+};
+
+// Draws normals. Keys is math::Seed, which computes the keys of the rounds, or math::RoundKeys.
 template <class Keys>
-class StreamBy {
- public:
-  // Normals `index` to `index + C`: a block, or one.
+struct Noise {
+  Keys keys;
+  Counter counter;
+
+  // Normals `index` to `index + C`: one block, or a single normal.
   template <typename S, int C>
   __device__ __forceinline__ void normals(uint64_t index, arithmetic_t<S> (&out)[C]) const {
     if constexpr (C == 1) {
-      out[0] = math::normal_at<arithmetic_t<S>, math::kCoarse<S>>(keys_, offset_, index);
+      out[0] = math::normal_at<arithmetic_t<S>, math::kCoarse<S>>(keys, counter.offset, index);
     } else {
-      math::normals<math::kCoarse<S>>(math::philox(keys_, offset_ + index / C), out);
+      math::normals<math::kCoarse<S>>(math::philox(keys, counter.offset + index / C), out);
     }
   }
 
-  // Before a usual tile, whose blocks of noise are `first` and some of the n that follow. Their
-  // counters have the high word in common, so that a part of the first two rounds is the same for
-  // all of them. False if they have not.
-  __device__ __forceinline__ bool enter(uint64_t first, uint32_t n) {
-    const uint64_t counter = offset_ + first;
-    low_ = static_cast<uint32_t>(counter);
-    high_ = static_cast<uint32_t>(counter >> 32);
-    return low_ + (n - 1) >= low_;
-  }
-
-  // Block `block` of those that were entered.
+  // The normals of block `block`, counted from the tile's first one. The high word is shared.
   template <typename S, int C>
   __device__ __forceinline__ void normals_of_block(uint32_t block,
                                                    arithmetic_t<S> (&out)[C]) const {
-    math::normals<math::kCoarse<S>>(math::philox(keys_, low_ + block, high_), out);
-  }
-
- protected:
-  __device__ __forceinline__ StreamBy(const Keys& keys, uint64_t offset)
-      : keys_(keys), offset_(offset) {}
-
-  Keys keys_;
-  uint64_t offset_;
-
- private:
-  uint32_t low_ = 0, high_ = 0;
-};
-
-template <bool kKept>
-class Stream : public StreamBy<math::Seed> {
- public:
-  __device__ __forceinline__ explicit Stream(const Key& key)
-      : StreamBy(math::Seed(key.seed), key.offset) {}
-  // Of a call, whose key it writes to `out`, if that is asked for.
-  __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr)
-      : Stream(resolve(key)) {
-    write_key(resolve(key), out);
+    math::normals<math::kCoarse<S>>(math::philox(keys, counter.low + block, counter.high), out);
   }
 };
 
-// The same with the keys of Philox's rounds kept in registers. As sums the compiler makes them anew
-// for each block of noise, 18 additions for 4 floats, so they come from where it cannot know what
-// they are: ten threads make them, in shared memory, and they alone wait for the key.
-template <>
-class Stream<true> : public StreamBy<math::RoundKeys> {
+// The stream of a call's key, as a block keeps it. `for_step` returns what a step draws from.
+template <KeySource kSource>
+class Stream : public Counter {
  public:
   // All threads of the block take part.
   __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr)
-      : Stream(kept_of(key, out)) {}
+      : Stream(share(key, out)) {}
+
+  __device__ __forceinline__ Noise<math::RoundKeys> for_step() const {
+    if constexpr (kSource == KeySource::kShared) return {read_shared(keys_), *this};
+    if constexpr (kSource == KeySource::kRegisters) return {keys_, *this};
+  }
 
  private:
-  struct alignas(16) Kept {
+  struct alignas(16) Shared {
     math::RoundKeys keys;
     uint64_t offset;
   };
 
-  __device__ __forceinline__ explicit Stream(const Kept& kept) : StreamBy(kept.keys, kept.offset) {}
-
-  static __device__ __forceinline__ Kept kept_of(const RngKey& key, uint64_t* out) {
-    __shared__ Kept kept;
+  // Ten threads compute the keys and they alone wait for the key of the call. Even where the keys
+  // end up in registers they come through shared memory: were they sums that the compiler can
+  // follow, it would compute them again for each block of noise.
+  static __device__ __forceinline__ const Shared& share(const RngKey& key, uint64_t* out) {
+    __shared__ Shared shared;
     if (threadIdx.x < math::kRounds) {
       const Key resolved = resolve(key);
       const math::Seed seed(resolved.seed);
-      kept.keys.k[threadIdx.x][0] = seed.first(threadIdx.x);
-      kept.keys.k[threadIdx.x][1] = seed.second(threadIdx.x);
+      shared.keys.k[threadIdx.x][0] = seed.first(threadIdx.x);
+      shared.keys.k[threadIdx.x][1] = seed.second(threadIdx.x);
       if (threadIdx.x == 0) {
-        kept.offset = resolved.offset;
+        shared.offset = resolved.offset;
         write_key(resolved, out);
       }
     }
     __syncthreads();
-    return kept;
+    return shared;
   }
+
+  __device__ __forceinline__ explicit Stream(const Shared& shared) : Counter{shared.offset} {
+    if constexpr (kSource == KeySource::kShared) keys_ = &shared.keys;
+    if constexpr (kSource == KeySource::kRegisters) keys_ = shared.keys;
+  }
+
+  std::conditional_t<kSource == KeySource::kShared, const math::RoundKeys*, math::RoundKeys> keys_;
 };
 
-// Before a usual tile. Its blocks of noise are one after the other, but for those of patches, which
-// may be any of the call's.
-template <typename S, Access kAccess, class Noise>
-__device__ __forceinline__ bool enter(const Space& space, const Tile& tile, Noise& stream) {
+template <>
+class Stream<KeySource::kSeed> : public Counter {
+ public:
+  __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr)
+      : Counter{resolve(key).offset}, seed_(resolve(key).seed) {
+    write_key(resolve(key), out);
+  }
+
+  __device__ __forceinline__ Noise<math::Seed> for_step() const { return {seed_, *this}; }
+
+ private:
+  math::Seed seed_;
+};
+
+// Prepares the stream for a tile whose steps are all whole. Its blocks of noise follow one another,
+// except in channels_last, where they may be any of the call's.
+template <typename S, Access kAccess>
+__device__ __forceinline__ bool try_share_high_word(const Space& space, const Tile& tile,
+                                                    Counter& counter) {
   constexpr int C = kChunk<S, kAccess>;
   if constexpr (kAccess == Access::kPatched) {
-    return stream.enter(0, static_cast<uint32_t>(space.rows * space.cols) / C);
+    return counter.try_share_high_word(0, static_cast<uint32_t>(space.rows * space.cols) / C);
   }
-  return stream.enter(static_cast<uint64_t>(tile.begin) / C, static_cast<uint32_t>(tile.n) / C);
+  return counter.try_share_high_word(static_cast<uint64_t>(tile.begin) / C,
+                                     static_cast<uint32_t>(tile.n) / C);
 }
 
 // The normals of chunk b of a step, the first of which has the index `at`.
-template <typename S, Access kAccess, bool kUsual, class Noise, bool kWhole, int C>
-__device__ __forceinline__ void draw(const Space& space, const Noise& stream,
+template <typename S, Access kAccess, bool kUsual, class Keys, bool kWhole, int C>
+__device__ __forceinline__ void draw(const Space& space, const Noise<Keys>& noise,
                                      const Span<kWhole>& span, int64_t at, int b,
                                      arithmetic_t<S> (&out)[C]) {
   constexpr bool kPatched = kAccess == Access::kPatched;
   if constexpr (kUsual && kPatched) {
     const uint32_t stride = low_word(space.noise_stride[kUsualDims<kAccess> - 2]);
-    stream.template normals_of_block<S>((static_cast<uint32_t>(at) + b * stride) / C, out);
+    noise.template normals_of_block<S>((static_cast<uint32_t>(at) + b * stride) / C, out);
   } else if constexpr (kUsual) {
-    stream.template normals_of_block<S>(span.slot / C + b, out);
+    noise.template normals_of_block<S>(span.slot / C + b, out);
   } else {
     const int64_t stride = kPatched ? space.noise_stride[space.ndim - 2] : C;
-    stream.template normals<S>(at + b * stride, out);
+    noise.template normals<S>(at + b * stride, out);
   }
 }
 

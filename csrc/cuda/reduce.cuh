@@ -47,17 +47,27 @@ __device__ __forceinline__ double group_sum(double x, int log_width) {
   return x;
 }
 
-// The sum over the block, in thread 0: what a lane has in all warps, in order, then over the lanes
-// of the first warp. The others are done when they have written theirs, which is 20 instructions
-// less than a sum over each warp. Before the next sum of a block there has to be a barrier.
+// The sum of a value of each thread of the block, in every lane of the warp that calls: what a lane
+// finds at its place in each warp, in order, then over the lanes.
+__device__ __forceinline__ double sum_by_warp(const double (&values)[kThreads]) {
+  const int lane = threadIdx.x & 31;
+  double sum = values[lane];
+  VAE_FUSED_UNROLL
+  for (int w = 1; w < kThreads / 32; ++w) sum += values[w * 32 + lane];
+  return group_sum(sum, 5);
+}
+
+// Tiles whose sums a block may hold until it has gone through all of them: 8 KB of shared memory.
+constexpr int kTilesOfBlock = 4;
+
+// The sum over the block, in the threads of the first warp. The others return at once, which takes
+// 20 instructions less than a sum in each warp would. The next sum of the block needs a barrier
+// first.
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double values[kThreads];
   values[threadIdx.x] = x;
   __syncthreads();
-  if (threadIdx.x >= 32) return x;
-  VAE_FUSED_UNROLL
-  for (int w = 1; w < kThreads / 32; ++w) x += values[w * 32 + threadIdx.x];
-  return group_sum(x, 5);
+  return threadIdx.x < 32 ? sum_by_warp(values) : x;
 }
 
 }  // namespace vae_fused::cuda

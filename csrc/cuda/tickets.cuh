@@ -1,7 +1,7 @@
 // Tickets: how the blocks of one launch find out which of them finishes last.
 //
-// Each launch that needs one counts on a slot of a device array. atomicInc wraps the counter back
-// to 0 when the last block has taken its ticket, so a slot is ready for the next launch that uses
+// Each launch that needs one counts on a slot of a device array. The counter wraps back to 0 when
+// the last block has taken its ticket, so a slot is ready for the next launch that uses
 // it. What must never happen is two launches counting on one slot at the same time:
 //
 //   * launches on one stream are ordered, so a stream may keep its slot: eager mode, one slot for
@@ -20,6 +20,7 @@
 #include <unordered_map>
 
 #include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
 
 namespace vae_fused::cuda {
 
@@ -30,13 +31,12 @@ constexpr int kNoTicket = -1;
 static __device__ unsigned int ticket_counters[kStreamSlots + kCaptureSlots];
 
 // Whether the calling block is the last of the grid; the same answer in all its threads. What the
-// other blocks wrote before their tickets is then visible through __ldcg.
+// other blocks wrote before they called is then visible through __ldcg.
 __device__ __forceinline__ bool last_block(int slot) {
   __shared__ bool last;
+  __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicInc(&ticket_counters[slot], gridDim.x - 1) == gridDim.x - 1;
-    __threadfence();
+    last = count_in_order(&ticket_counters[slot], gridDim.x - 1) == gridDim.x - 1;
   }
   __syncthreads();
   return last;

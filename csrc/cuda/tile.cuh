@@ -104,14 +104,11 @@ struct Offsets {
   }
 };
 
-// Whether a kernel has both. A dimension costs some 45 instructions of a step by 64 bits and 20 by
-// 32; double has time for them.
-template <typename S>
-constexpr bool kHasBoth = sizeof(S) < 8;
-
-// The offsets of the step at element e, by 32 bits where they do. A patch begins at 0 in the last
-// dimension, which is not asked for. The dimensions of the usual views are no loop, and so a third
-// of the instructions.
+// The offsets of the step at element e. Views that vectors serve have offsets below 2^31
+// (`way_of`), for which a dimension costs some 20 instructions of a step, and 45 by 64 bits, as
+// single elements may need. One dimension costs none. The first element of a patch has coordinate 0
+// in the last dimension, which is left out. The dimensions of the usual views are unrolled, which
+// takes a third of a loop's instructions.
 template <typename S, Access kAccess, bool kUsual, int N>
 __device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
                                        int64_t e, int64_t (&offsets)[N]) {
@@ -131,13 +128,16 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
     for (int k = 0; k < N; ++k) offsets[k] = at.sums[k];
   };
   const int last = space.ndim - (kPatched ? 2 : 1);
-  if constexpr (kAccess == Access::kLinear) {
+  if (kAccess == Access::kLinear) {
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e;
-  } else if (kUsual || (kHasBoth<S> && space.small)) {
+  } else if (!kUsual && !kPatched && last == 0) {
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < N; ++k) offsets[k] = e * strides[k][0];
+  } else if (kAccess != Access::kScalar || space.small) {
     by(static_cast<uint32_t>(e) / kInLast, last);
   } else {
-    by(static_cast<int64_t>(static_cast<uint64_t>(e) / kInLast), last);
+    by(e, last);
   }
 }
 

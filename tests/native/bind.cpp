@@ -513,6 +513,9 @@ PYBIND11_MODULE(_native, m) {
   bind_probes(probes);
 
   m.attr("has_cuda_kernels") = kCudaForward != nullptr;
+#if defined(HAS_CUDA_KERNELS)
+  m.def("is_of_earlier_work", &vae_fused::cuda::is_of_earlier_work);
+#endif
   m.def("space", &space_of, "mu"_a, "dims"_a);
   m.def("divide", [](int64_t n, int64_t d) { return n / vae_fused::divisor(d); });
   m.def("divide32",

@@ -7,6 +7,8 @@ where they are (`test_math.py`) and through the public functions.
 from __future__ import annotations
 
 import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
@@ -112,17 +114,20 @@ def test_the_devices_agree(kernels: ModuleType, shape: str, dtype: str, layout: 
     assert cuda.key is not None and tuple(cuda.key) == KEY
 
 
-@pytest.mark.parametrize("layout", ["chunked", "transposed"])
+@pytest.mark.parametrize("layout", ["dense", "chunked", "transposed"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_offsets_are_the_same_as_those_of_large_tensors(
     kernels: ModuleType, shape: str, dtype: str, layout: str
 ) -> None:
+    """Views with offsets beyond 2^31 are read by single elements, in another order of summation."""
     small = run(kernels, "cuda", shape, dtype, layout)
     kernels.emulator.configure(large=True)
     large = run(kernels, "cuda", shape, dtype, layout)
+    rtol = 2e-6 if dtype == "float32" else 1e-2
     for name in NAMES:
-        np.testing.assert_array_equal(getattr(large, name), getattr(small, name))
+        a, b = (values(kernels, getattr(call, name)) for call in (large, small))
+        np.testing.assert_allclose(a, b, rtol=2e-6 if name == "kl" else rtol, atol=rtol)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -151,7 +156,7 @@ def test_the_usual_layouts_have_the_usual_loops(
     assert kernels.way_of(mu, raw, empty_like(mu), dims) == way
     kernels.emulator.configure(large=True)
     large = kernels.way_of(mu, raw, empty_like(mu), dims)
-    assert large["access"] == access and large["usual"] == (access == "linear")
+    assert large["access"] == (access if access == "linear" else "scalar")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -305,6 +310,64 @@ def test_graphs_captured_on_one_stream_may_replay_together(kernels: ModuleType) 
         emulator.synchronize()
         for call in [*calls, eager]:
             np.testing.assert_array_equal(call.kl, expected.kl)
+
+
+def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
+    kernels: ModuleType,
+) -> None:
+    """Each stream is captured or not for itself, whichever threads use them."""
+    sizes, dims = SHAPES["one long row"]
+    mu, raw, *_ = inputs(kernels, sizes, "float32", "dense")
+    emulator = kernels.emulator
+    options = {"dims": dims, "key": KEY}
+    expected = forward(kernels, "cuda", mu, raw, **options)
+    eager_stream, captured_stream = emulator.Stream(), emulator.Stream()
+    turn = [threading.Event() for _ in range(6)]
+    captured: list[Call] = []
+    graphs: list[Any] = []
+
+    def capture() -> None:
+        for k in range(3):
+            turn[2 * k].wait(60)
+            emulator.begin_capture(captured_stream)
+            captured.append(forward(kernels, "cuda", mu, raw, stream=captured_stream, **options))
+            turn[2 * k + 1].set()
+            time.sleep(0.01)  # eager calls of the other thread fall into this
+            captured.append(forward(kernels, "cuda", mu, raw, stream=captured_stream, **options))
+            graphs.append(emulator.end_capture(captured_stream))
+
+    thread = threading.Thread(target=capture)
+    thread.start()
+    eager = []
+    for k in range(3):
+        eager.append(forward(kernels, "cuda", mu, raw, stream=eager_stream, **options))
+        turn[2 * k].set()
+        turn[2 * k + 1].wait(60)
+        eager.append(forward(kernels, "cuda", mu, raw, stream=eager_stream, **options))
+    thread.join(60)
+    assert not thread.is_alive() and [len(graph) for graph in graphs] == [2, 2, 2]
+    assert all(np.isnan(call.kl).all() for call in captured)  # captured, and not yet run
+    for seed in range(10):
+        emulator.configure(seed=seed, deferred=True)
+        for call in captured:
+            call.kl.fill(np.nan)
+        for graph in graphs:
+            graph.replay(emulator.Stream())
+            eager.append(forward(kernels, "cuda", mu, raw, stream=eager_stream, **options))
+        emulator.synchronize()
+        for call in [*captured, *eager]:
+            np.testing.assert_array_equal(call.kl, expected.kl)
+
+
+@pytest.mark.parametrize(
+    ("error", "earlier"),
+    [(2, False), (9, False), (209, False), (701, False), (700, True), (710, True), (719, True)],
+)
+def test_an_error_of_an_earlier_kernel_is_told_from_one_of_the_launch(
+    kernels: ModuleType, error: int, earlier: bool
+) -> None:
+    """2 is out of memory, 9 and 701 a bad configuration, 209 no machine code for the GPU."""
+    assert kernels.is_of_earlier_work(error) == earlier
 
 
 def test_a_replay_reads_the_key_of_its_moment(kernels: ModuleType) -> None:
