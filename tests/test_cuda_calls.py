@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import pytest
@@ -30,6 +31,20 @@ def test_nothing_waits_for_the_device(reduction):
             case.step(**noise)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_error_that_an_unrelated_call_left_behind_is_not_ours():
+    """As of an allocation that failed, which nobody has cleared."""
+    version = torch.version.cuda.partition(".")[0]
+    runtime = ctypes.CDLL(f"libcudart.so.{version}")
+    case = Case(LONG, "sum")
+    case.step()
+    pointer = ctypes.c_void_p()
+    assert runtime.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(1 << 60)) != 0
+    try:
+        case.step(key=key_of(1))
+    finally:
+        runtime.cudaGetLastError()
 
 
 NO_WORK = ("Sync", "Wait", "Buffer", "Lazy")  # what else CUPTI may report of a device

@@ -21,7 +21,7 @@ import sass  # noqa: E402
 from prediction import geometry, model, simulation  # noqa: E402
 from prediction.chips import CHIPS  # noqa: E402
 from prediction.model import Prediction, predict  # noqa: E402
-from prediction.paths import is_of_step  # noqa: E402
+from prediction.paths import is_of_step, way  # noqa: E402
 from prediction.program import Program, program  # noqa: E402
 from prediction.simulation import Outcome, Run, simulate  # noqa: E402
 
@@ -55,8 +55,8 @@ def loop(*body: str, registers: int = 64, name: str = NAME) -> Program:
 
 def simulated(program: Program, passes: int, **changes: float) -> Outcome:
     """The loop alone, in one block of two warps unless told otherwise; memory is free and idle."""
-    run = Run(2, 1, 1, passes, 100.0, 1e9, 1 << 40, 0)
-    alone = dataclasses.replace(program, prologue=[], epilogue=[])
+    run = Run(2, 1, 1, 1, passes, 100.0, 1e9, 1 << 40, 0)
+    alone = dataclasses.replace(program, prologue=[], between=[], epilogue=[])
     return simulate(alone, [dataclasses.replace(run, **changes)])[0]
 
 
@@ -127,9 +127,44 @@ def test_a_barrier_waits_for_the_last_warp() -> None:
 @needs_compiler
 def test_the_same_seed_gives_the_same_digits_and_another_gives_others() -> None:
     program = loop(*LOADS, *USES, STORE)
-    runs = [Run(2, 8, 4, 20, 500.0, 8.0, 20 * 1024, seed) for seed in (0, 0, 1)]
+    runs = [Run(2, 8, 4, 1, 20, 500.0, 8.0, 20 * 1024, seed) for seed in (0, 0, 1)]
     one, again, other = simulate(program, runs)
     assert one == again and one.cycles != other.cycles
+
+
+TILES = [
+    "NOP",
+    "IADD3 R40, R40, R1, RZ",  # the loop over tiles begins
+    *LOADS,  # the hot loop
+    *USES,
+    STORE,
+    "@P0 BRA 0x20",
+    "@P2 BRA 0xa0",
+    "STS.64 [R5], R20",
+    "IADD3 R41, R41, R1, RZ",
+    "@P1 BRA 0x10",
+    "EXIT",
+]
+
+
+def test_what_stands_between_two_tiles_leads_back_to_the_hot_loop() -> None:
+    lines = [f"  /*{16 * n:04x}*/  {text} ;" for n, text in enumerate(TILES)]
+    path = way(sass.parse(lines))
+    assert [i.opcode for i in path.between] == ["BRA", "STS.64", "IADD3", "BRA", "IADD3"]
+    assert [i.opcode for i in path.prologue] == ["NOP", "IADD3"]
+    assert path.epilogue[-1].opcode == "EXIT"
+    assert not way(sass.parse([lines[0], *lines[2:8], lines[-1]])).between
+
+
+@needs_compiler
+def test_a_block_of_several_tiles_executes_what_stands_between_them() -> None:
+    program = planted(*TILES)
+    run = Run(1, 1, 1, 1, 6, 100.0, 1e9, 1 << 40, 0)
+    runs = [dataclasses.replace(run, tiles=t, passes=6 // t) for t in (1, 2, 3, 6)]
+    issued = [outcome.issued for outcome in simulate(program, runs)]
+    between = len(program.between)
+    assert between > 0
+    assert [n - issued[0] for n in issued] == [0, between, 2 * between, 5 * between]
 
 
 # --- a kernel on a chip --------------------------------------------------------------------------
@@ -286,8 +321,11 @@ def test_the_grid_is_that_of_the_sources() -> None:
     assert number("params.h", r"kTile = (\d+)") == geometry.TILE
     enough = number("cuda/access.cuh", r"define VAE_FUSED_ENOUGH_BLOCKS (\d+)")
     assert enough == geometry.ENOUGH_BLOCKS
-    assert geometry.grid(2**24) == geometry.Grid(2048, 8192)
-    assert geometry.grid(2**20) == geometry.Grid(512, 2048)
+    most = number("cuda/reduce.cuh", r"kTilesOfBlock = (\d+)")
+    assert most == geometry.TILES_OF_BLOCK
+    assert geometry.grid(2**24, has_loop=False) == geometry.Grid(2048, 1, 8192)
+    assert geometry.grid(2**24, has_loop=True) == geometry.Grid(1024, 2, 8192)
+    assert geometry.grid(2**20, has_loop=True) == geometry.Grid(512, 1, 2048)
     assert geometry.bytes_of_element("forward<BFloat16, (Access)0>") == 6
     assert geometry.bytes_of_element("backward<double, (Access)1>") == 40
 

@@ -12,10 +12,9 @@ constexpr int kThreads = 256;  // of every block
 
 // Returns the error of this launch alone. `cudaGetLastError` behind a launch would also return what
 // an unrelated call left there before, and `vae_fused` would be blamed for it.
-template <typename... Parameters, typename... Arguments>
+template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream,
-                   const Arguments&... arguments) {
-  static_assert((std::is_same_v<Parameters, Arguments> && ...), "arguments are passed by address");
+                   const std::common_type_t<Parameters>&... arguments) {
   if (blocks > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned int>(blocks));
 #if defined(VAE_FUSED_EMULATOR)

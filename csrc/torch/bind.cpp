@@ -67,7 +67,12 @@ void* current_stream(at::Device device) {
 }
 
 void check_launch(int error) {
-  TORCH_CHECK(error == 0, "vae_fused: CUDA error: ", cuda::error_string(error));
+  if (error == 0) return;
+  const char* const what = cuda::error_string(error);
+  TORCH_CHECK(!cuda::is_of_earlier_work(error), "vae_fused found the device in error: ", what,
+              ". A kernel that was launched earlier, not necessarily by vae_fused, has failed; "
+              "CUDA_LAUNCH_BLOCKING=1 makes the error appear where that kernel is launched");
+  TORCH_CHECK(false, "vae_fused could not launch a kernel: ", what);
 }
 
 #define VAE_FUSED_LAUNCH(entry, params, device)                                \
