@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 TILE = 2048  # kTile: elements of a tile before tiles are merged
-ENOUGH_BLOCKS = 2048  # VAE_FUSED_ENOUGH_BLOCKS: from here on a block gets several tiles
+ENOUGH_BLOCKS = 2048  # VAE_FUSED_ENOUGH_BLOCKS: from here on tiles are merged
+TILES_OF_BLOCK = 4  # kTilesOfBlock: tiles that a block goes through, at most
 
 # Tensors that are read and written, and so bytes an element over the size of one.
 STREAMS = {"forward": (2, 1), "backward": (3, 2)}
@@ -15,14 +16,20 @@ ELEMENT_BYTES = {"float": 4, "double": 8, "Half": 2, "BFloat16": 2}
 @dataclasses.dataclass(frozen=True)
 class Grid:
     blocks: int
-    elements_of_block: int
+    tiles_of_block: int
+    elements_of_tile: int
 
 
-def grid(elements: int) -> Grid:
-    """Of a call whose rows are long: their tiles merge freely."""
+def grid(elements: int, *, has_loop: bool) -> Grid:
+    """Of a call whose rows are long: their tiles merge freely.
+
+    `has_loop`: the kernel has a loop over tiles, in which it keeps a sum for each of them.
+    """
     tiles = -(-elements // TILE)
     merged = (tiles - 1) // ENOUGH_BLOCKS + 1
-    return Grid(-(-tiles // merged), merged * TILE)
+    tiles = -(-tiles // merged)
+    of_block = min(max(2 * tiles // ENOUGH_BLOCKS, 1), TILES_OF_BLOCK) if has_loop else 1
+    return Grid(-(-tiles // of_block), of_block, merged * TILE)
 
 
 def bytes_of_element(name: str) -> int:

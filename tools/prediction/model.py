@@ -38,19 +38,20 @@ def predict(
 ) -> list[Prediction]:
     """One prediction for each latency."""
     loops = _loop_shares(program, chip, latencies_ns)
-    shape = grid(elements)
+    shape = grid(elements, has_loop=bool(program.between))
     of_sm = -(-shape.blocks // chip.sms)  # blocks of the SM with the most
     bandwidth = min(chip.copy_bytes_a_cycle * of_sm / shape.blocks, MOST_BYTES_A_CYCLE) / PARTS
-    passes = max(1, round(shape.elements_of_block / THREADS_OF_BLOCK / program.elements))
+    passes = max(1, round(shape.elements_of_tile / THREADS_OF_BLOCK / program.elements))
     runs = [
         Run(
             WARPS_OF_PART,
             of_sm,
             program.resident_blocks,
+            shape.tiles_of_block,
             max(1, passes - program.peeled),
             latency * chip.ghz,
             bandwidth,
-            passes * program.load_bytes + program.other_bytes,
+            shape.tiles_of_block * passes * program.load_bytes + program.other_bytes,
             seed,
         )
         for latency in latencies_ns
@@ -76,11 +77,11 @@ def predict(
 
 def _loop_shares(program: Program, chip: Chip, latencies_ns: Sequence[float]) -> list[float]:
     """Of the bandwidth, by the loop alone in all resident warps, one for each latency."""
-    alone = dataclasses.replace(program, prologue=[], epilogue=[])
+    alone = dataclasses.replace(program, prologue=[], between=[], epilogue=[])
     bandwidth = chip.copy_bytes_a_cycle / chip.sms / PARTS
     resident = program.resident_blocks
     runs = [
-        Run(WARPS_OF_PART, resident, resident, passes, latency * chip.ghz, bandwidth,
+        Run(WARPS_OF_PART, resident, resident, 1, passes, latency * chip.ghz, bandwidth,
             passes * program.load_bytes, seed)
         for latency in latencies_ns
         for seed in range(LOOP_SEEDS)

@@ -1,9 +1,11 @@
-"""The way of a warp through a kernel: to the hot loop, once around it, and to the exit.
+"""The way of a warp through a kernel: to the hot loop, around it, to the next tile, to the exit.
 
   body      What hot_path.py calls the hot path.
   prologue  The path from the entry to the loop with the most of these: stores to shared memory
             (the keys of the noise), loads and stores as wide as those of the loop (a step in front
             of it, or what the first step loads). Of those the shortest.
+  between   If the hot loop is inside a loop over tiles: from its end to its beginning, the path
+            with the most stores to shared memory (a thread's sums), of those the shortest.
   epilogue  If a path from the loop reaches a global atomic: the path to it with the most additions
             (the block's sum), of those the shortest, and from there the shortest way to an exit
             (this block is not the last). Else the shortest way to an exit.
@@ -27,6 +29,7 @@ ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
 class Way:
     prologue: list[Instruction]
     body: list[Instruction]
+    between: list[Instruction]
     epilogue: list[Instruction]
     in_loop: bool
 
@@ -35,7 +38,7 @@ def way(code: list[Instruction]) -> Way:
     """The way through a kernel. Without a hot loop, the body is all of it."""
     hot = hot_path(code)
     if not hot.in_loop:
-        return Way([], hot.instructions, [], False)
+        return Way([], hot.instructions, [], [], False)
     flow = graph(code)
     header = hot.instructions[0].address
     bodies = loops(flow)
@@ -54,7 +57,36 @@ def way(code: list[Instruction]) -> Way:
         flow, flow.entry, [header], set(flow.blocks), of_first_step
     )
     after = _epilogue(flow, exits, free & outside) or _epilogue(flow, exits, outside)
-    return Way(_listed(flow, before[:-1]), hot.instructions, _listed(flow, after), True)
+    between = _to_next_tile(flow, bodies, header, exits, free)
+    return Way(
+        _listed(flow, before[:-1]),
+        hot.instructions,
+        _listed(flow, between),
+        _listed(flow, after),
+        True,
+    )
+
+
+def _to_next_tile(
+    flow: Graph, bodies: dict[int, set[int]], header: int, exits: Iterable[int], free: set[int]
+) -> list[int]:
+    """From the end of the hot loop to its header, around the loop over tiles; empty without one."""
+    around = [(len(b), h) for h, b in bodies.items() if header in b and h != header]
+    if not around:
+        return []
+    tiles = min(around)[1]
+    inside = (bodies[tiles] & free) - bodies[header]
+    ends = [b for b in inside if tiles in flow.blocks[b].successors]
+
+    def shared_stores(code: list[Instruction]) -> int:
+        return sum(i.base == "STS" for i in code)
+
+    for start in (b for b in exits if b in inside):
+        end = _best(flow, start, ends, inside, shared_stores)
+        begin = _best(flow, tiles, [header], inside | {header}, _nothing)
+        if end and begin:
+            return end + begin[:-1]
+    return []
 
 
 def is_of_step(instruction: Instruction, load: int, store: int) -> bool:

@@ -24,6 +24,7 @@ class Program:
     arch: str
     prologue: list[str]
     body: list[str]
+    between: list[str]  # two tiles of a block; empty if a block has one tile
     epilogue: list[str]
     elements: int  # of a thread in one pass of the loop
     peeled: int  # passes that stand outside of the loop
@@ -53,6 +54,7 @@ def program(name: str, arch: str, usage: dict[str, int], code: list[Instruction]
         arch,
         encoded(path.prologue, in_body=False),
         encoded(path.body, in_body=True),
+        encoded(path.between, in_body=False),
         encoded(path.epilogue, in_body=False),
         served,
         stored // of_pass if of_pass else 0,

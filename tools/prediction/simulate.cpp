@@ -1,9 +1,10 @@
 // Simulates one of the four parts of an SM; the head of __init__.py describes the model.
 //
 // Reads a program and then runs from the standard input, writes a line for each run:
-//   program PROLOGUE BODY EPILOGUE   instructions, then as many lines as program.py writes
-//   run WARPS BLOCKS RESIDENT PASSES LATENCY BYTES_A_CYCLE LOAD_BYTES SEED
-// WARPS of each block are in this part. A warp loads LOAD_BYTES in all. Answers with the cycles of
+//   program PROLOGUE BODY BETWEEN EPILOGUE   instructions, then as many lines as program.py writes
+//   run WARPS BLOCKS RESIDENT TILES PASSES LATENCY BYTES_A_CYCLE LOAD_BYTES SEED
+// WARPS of each block are in this part. A block has TILES, each of PASSES of the body, and BETWEEN
+// stands between two tiles. A warp loads LOAD_BYTES in all. Answers with the cycles of
 // the run, the instructions issued, and the mean of the bytes requested and not there yet.
 #include <algorithm>
 #include <cstdint>
@@ -29,12 +30,12 @@ struct Instruction {
 };
 
 struct Program {
-  std::vector<Instruction> code;  // prologue, body, epilogue
-  int body = 0, epilogue = 0;     // where they begin
+  std::vector<Instruction> code;            // prologue, body, between, epilogue
+  int body = 0, between = 0, epilogue = 0;  // where they begin
 };
 
 struct Run {
-  int warps, blocks, resident, passes;
+  int warps, blocks, resident, tiles, passes;
   double latency, bandwidth, load_bytes;
   uint64_t seed;
 };
@@ -202,8 +203,16 @@ class Part {
   }
 
   void advance(Warp& w) {
+    const bool ends_pass = w.at + 1 == program_.between;
     ++w.at;
-    if (w.at == program_.epilogue && ++w.passed < run_.passes) w.at = program_.body;
+    const int all = run_.tiles * run_.passes;
+    if (ends_pass && ++w.passed == all) {
+      w.at = program_.epilogue;
+    } else if (ends_pass && w.passed % run_.passes != 0) {
+      w.at = program_.body;
+    } else if (w.at == program_.epilogue && w.passed < all) {  // the next tile
+      w.at = program_.body;
+    }
   }
 
   // The time at which the next instruction of a warp has its operands.
@@ -253,11 +262,14 @@ bool read_registers(std::vector<int>& to) {
 }
 
 bool read_program(Program& program) {
-  int prologue, body, epilogue;
-  if (std::scanf("%d %d %d", &prologue, &body, &epilogue) != 3 || body < 1) return false;
-  program.code.assign(prologue + body + epilogue, {});
+  int prologue, body, between, epilogue;
+  if (std::scanf("%d %d %d %d", &prologue, &body, &between, &epilogue) != 4 || body < 1) {
+    return false;
+  }
+  program.code.assign(prologue + body + between + epilogue, {});
   program.body = prologue;
-  program.epilogue = prologue + body;
+  program.between = prologue + body;
+  program.epilogue = prologue + body + between;
   for (Instruction& i : program.code) {
     if (std::scanf("%d %d %d %d %d", &i.pipe, &i.occupied, &i.latency, &i.kind, &i.bytes) != 5 ||
         i.pipe < 0 || i.pipe >= kPipes || !read_registers(i.writes) || !read_registers(i.reads)) {
@@ -269,12 +281,13 @@ bool read_program(Program& program) {
 
 bool read_run(Run& r) {
   unsigned long long seed = 0;
-  if (std::scanf("%d %d %d %d %lf %lf %lf %llu", &r.warps, &r.blocks, &r.resident, &r.passes,
-                 &r.latency, &r.bandwidth, &r.load_bytes, &seed) != 8) {
+  if (std::scanf("%d %d %d %d %d %lf %lf %lf %llu", &r.warps, &r.blocks, &r.resident, &r.tiles,
+                 &r.passes, &r.latency, &r.bandwidth, &r.load_bytes, &seed) != 9) {
     return false;
   }
   r.seed = seed;
-  return r.warps > 0 && r.blocks > 0 && r.resident > 0 && r.passes > 0 && r.bandwidth > 0;
+  return r.warps > 0 && r.blocks > 0 && r.resident > 0 && r.tiles > 0 && r.passes > 0 &&
+         r.bandwidth > 0;
 }
 
 }  // namespace

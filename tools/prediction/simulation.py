@@ -24,7 +24,8 @@ class Run:
     warps: int
     blocks: int
     resident: int
-    passes: int
+    tiles: int  # of each block
+    passes: int  # of each tile
     latency: float  # cycles
     bandwidth: float  # bytes a cycle
     load_bytes: int  # of a warp
@@ -63,7 +64,7 @@ def _binary() -> Path:
 
 
 def simulate(program: Program, runs: Sequence[Run]) -> list[Outcome]:
-    sections = (program.prologue, program.body, program.epilogue)
+    sections = (program.prologue, program.body, program.between, program.epilogue)
     lines = ["program " + " ".join(str(len(s)) for s in sections)]
     for section in sections:
         lines += section
