@@ -1,0 +1,112 @@
+"""Builds the probe, a static program that needs a driver and nothing else.
+
+    python tools/gpu_probe/build.py --out FOLDER [--arch sm_90] [--verbose]
+
+`FOLDER/probe` is the program and `FOLDER/objects` what it was linked from; an object is compiled
+again if a source or a flag has changed. `--verbose` prints what ptxas says about each kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))
+from toolchain import cuda_home  # noqa: E402
+
+CSRC = ROOT / "csrc"
+LARGEST = 8 << 20  # bytes of the program
+
+
+def device_sources() -> list[Path]:
+    """The project's kernels and the probe's own."""
+    return [*sorted((CSRC / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
+
+
+def host_sources() -> list[Path]:
+    """The probe's host code, and the CPU kernels that are its oracle."""
+    return [*sorted(HERE.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
+
+
+def flags_of(source: Path, arch: str) -> list[str]:
+    flags = ["-std=c++17", f"-I{CSRC}", f"-I{HERE}"]
+    if source.suffix == ".cu":
+        return [*flags, "-O3", f"-arch={arch}"]
+    # The oracle's noise is defined without fused multiply-adds, and the baseline instruction set is
+    # the same on every machine.
+    host = "-ffp-contract=off,-Wall,-Wextra"
+    return [*flags, "-O1", "-DVAE_FUSED_CPU_BASELINE", "-Xcompiler", host]
+
+
+def digest_of_sources() -> str:
+    """One digest for all sources: the probe is small enough to be compiled as a whole."""
+    files = [p for folder in (CSRC, HERE) for p in folder.rglob("*") if p.suffix in SUFFIXES]
+    texts = (p.read_bytes() for p in sorted(files) if "torch" not in p.parts)
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+
+
+SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
+
+
+def run(command: list[str], *, verbose: bool = False) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise SystemExit(f"{shlex.join(command)}\n{result.stdout}{result.stderr}")
+    if verbose:
+        print(result.stderr, end="")
+
+
+def build(out: Path, arch: str = "sm_90", *, verbose: bool = False) -> Path:
+    """Compiles what is missing in `out` and returns the program."""
+    home = cuda_home()
+    if home is None:
+        raise SystemExit("there is no nvcc on PATH and CUDA_HOME is not set")
+    nvcc = str(home / "bin" / "nvcc")
+    objects = out / "objects"
+    objects.mkdir(parents=True, exist_ok=True)
+    digest = digest_of_sources()
+
+    def compiled(source: Path) -> Path:
+        flags = [*flags_of(source, arch), *(["-Xptxas", "-v"] if verbose else [])]
+        state = hashlib.sha256(f"{digest} {shlex.join(flags)}".encode()).hexdigest()[:16]
+        target = objects / f"{source.parent.name}-{source.name}-{state}.o"
+        if not target.exists():
+            for old in objects.glob(f"{source.parent.name}-{source.name}-*.o"):
+                old.unlink()
+            made = target.with_suffix(".tmp.o")
+            run([nvcc, *flags, "-c", str(source), "-o", str(made)], verbose=verbose)
+            made.rename(target)
+        return target
+
+    jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+    with ThreadPoolExecutor(jobs) as pool:
+        # The slowest first.
+        made = list(pool.map(compiled, [*device_sources(), *host_sources()]))
+    program = out / "probe"
+    link = ["-cudart", "static", "-Xlinker", "--strip-all", f"-arch={arch}"]
+    run([nvcc, *link, *map(str, made), "-o", str(program)])
+    size = program.stat().st_size
+    if size >= LARGEST:
+        raise SystemExit(f"the probe has {size} bytes, and may have {LARGEST - 1}")
+    return program
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--arch", default="sm_90")
+    parser.add_argument("--verbose", action="store_true", help="print what ptxas says")
+    options = parser.parse_args()
+    print(build(options.out, options.arch, verbose=options.verbose))
+
+
+if __name__ == "__main__":
+    main()
