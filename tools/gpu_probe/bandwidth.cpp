@@ -10,11 +10,11 @@ namespace {
 
 struct Contest {
   SceneSpec spec;
-  Field field;
+  Lineup lineup;
   Mode mode = Mode::kStream;
 
   std::string name() const {
-    return spec.name() + ", " + name_of(field) + (mode == Mode::kGraph ? ", graph" : "");
+    return spec.name() + ", " + name_of(lineup) + (mode == Mode::kGraph ? ", graph" : "");
   }
 };
 
@@ -32,49 +32,49 @@ void each_headline(const Visit& visit) {
 
 std::vector<Contest> all_contests() {
   std::vector<Contest> all;
-  const auto add = [&](Direction d, DType t, View view, int log2, Field field,
+  const auto add = [&](Direction d, DType t, View view, int log2, Lineup lineup,
                        Mode mode = Mode::kStream) {
-    all.push_back({{d, t, view, log2}, field, mode});
+    all.push_back({{d, t, view, log2}, lineup, mode});
   };
-  const auto plain = [&](int log2, Field field, Mode mode = Mode::kStream) {
-    each_headline([&](Direction d, DType t) { add(d, t, View::kContiguous, log2, field, mode); });
+  const auto plain = [&](int log2, Lineup lineup, Mode mode = Mode::kStream) {
+    each_headline([&](Direction d, DType t) { add(d, t, View::kContiguous, log2, lineup, mode); });
   };
   const auto views = [&](DType t, int log2) {
     for (const View view : {View::kChunked, View::kChannelsLast4, View::kRows256,
                             View::kChannelsLastChunk, View::kChannelsLast64}) {
-      for (const Direction d : {kForward, kBackward}) add(d, t, view, log2, Field::kShipped);
+      for (const Direction d : {kForward, kBackward}) add(d, t, view, log2, Lineup::kShipped);
     }
   };
-  plain(24, Field::kRoofs);
-  plain(24, Field::kKeys);
+  plain(24, Lineup::kRoofs);
+  plain(24, Lineup::kKeys);
   views(kBFloat, 24);
-  plain(24, Field::kLoads);
-  plain(24, Field::kGrid);
+  plain(24, Lineup::kLoads);
+  plain(24, Lineup::kGrid);
   for (const View view : {View::kChannelsLast4, View::kChannelsLast64}) {
-    each_headline([&](Direction d, DType t) { add(d, t, view, 24, Field::kPatches); });
+    each_headline([&](Direction d, DType t) { add(d, t, view, 24, Lineup::kPatches); });
   }
-  plain(26, Field::kShipped);
+  plain(26, Lineup::kShipped);
   for (const int log2 : {22, 20}) {
-    plain(log2, Field::kShipped, Mode::kGraph);
-    plain(log2, Field::kShipped);
+    plain(log2, Lineup::kShipped, Mode::kGraph);
+    plain(log2, Lineup::kShipped);
   }
   for (const int log2 : {20, 22, 24}) {
     for (const DType t : {kBFloat, kFloat}) {
       const Mode mode = log2 < 24 ? Mode::kGraph : Mode::kStream;
-      add(kForward, t, View::kContiguous, log2, Field::kTickets, mode);
+      add(kForward, t, View::kContiguous, log2, Lineup::kTickets, mode);
     }
   }
   views(kFloat, 24);
-  add(kForward, kHalf, View::kContiguous, 24, Field::kShipped);
-  add(kBackward, kHalf, View::kContiguous, 24, Field::kShipped);
-  for (const Field field : {Field::kKeys, Field::kLoads, Field::kGrid}) plain(26, field);
-  for (const Field field : {Field::kKeys, Field::kLoads, Field::kGrid}) {
-    plain(22, field, Mode::kGraph);
+  add(kForward, kHalf, View::kContiguous, 24, Lineup::kShipped);
+  add(kBackward, kHalf, View::kContiguous, 24, Lineup::kShipped);
+  for (const Lineup lineup : {Lineup::kKeys, Lineup::kLoads, Lineup::kGrid}) plain(26, lineup);
+  for (const Lineup lineup : {Lineup::kKeys, Lineup::kLoads, Lineup::kGrid}) {
+    plain(22, lineup, Mode::kGraph);
   }
-  for (const Field field : {Field::kRoofs, Field::kKeys, Field::kLoads, Field::kGrid}) {
-    plain(20, field, Mode::kGraph);
+  for (const Lineup lineup : {Lineup::kRoofs, Lineup::kKeys, Lineup::kLoads, Lineup::kGrid}) {
+    plain(20, lineup, Mode::kGraph);
   }
-  plain(26, Field::kRoofs);
+  plain(26, Lineup::kRoofs);
   return all;
 }
 
@@ -97,23 +97,11 @@ std::vector<double> ratios(const std::vector<double>& of, const std::vector<doub
   return all;
 }
 
-// The contender of a group with the least median time.
-const std::vector<double>& fastest(const std::vector<Contender>& contenders,
-                                   const std::vector<std::vector<double>>& times,
-                                   const std::string& group) {
-  size_t best = contenders.size();
-  for (size_t k = 0; k < contenders.size(); ++k) {
-    if (contenders[k].group != group) continue;
-    if (best == contenders.size() || median(times[k]) < median(times[best])) best = k;
-  }
-  return times.at(best);
-}
-
 Row row_of(const Contest& contest, const Contender& contender, int sets) {
   const SceneSpec& spec = contest.spec;
   Row row("bandwidth");
   row.add("case", spec.name())
-      .add("contest", name_of(contest.field))
+      .add("contest", name_of(contest.lineup))
       .add("contender", contender.name)
       .add("group", contender.group)
       .add("direction", spec.forward() ? "forward" : "backward")
@@ -137,44 +125,52 @@ class Runner {
       scene_ = std::make_unique<Scene>(contest.spec, settings_.device, settings_.sizes(),
                                        settings_.faults.variant);
     }
-    const std::vector<Contender> contenders = checked(contest);
+    std::vector<Entry> entries = checked(contest);
     std::vector<Launch> launches;
-    for (const Contender& c : contenders) launches.push_back(c.launch);
-    const auto spacer = [&](cudaStream_t stream) { return scene_->launch_spacer(stream); };
-    const Racing racing{stream_,           contest.mode,
-                        scene_->timed_sets(), kSeconds,
-                        settings_.tiny ? 1 : 9, settings_.tiny ? 1 : 41,
-                        spacer};
-    const auto times = race(launches, racing);
-    for (size_t k = 0; k < contenders.size(); ++k) {
-      write(contest, contenders, times, k);
-    }
+    for (const Entry& entry : entries) launches.push_back(entry.contender.launch);
+    const auto times = race(launches, racing(contest));
+    for (size_t k = 0; k < entries.size(); ++k) write(contest, entries, times, k);
   }
 
  private:
-  static constexpr double kSeconds = 0.4;  // of a contest, as soon as it has 9 rounds
+  struct Entry {
+    Contender contender;
+    Row row;
+  };
+
+  // A contest is given 0.3 s, as soon as it has 9 rounds. A batch moves 20 times what the L2 cache
+  // holds, beside which what it begins and ends with is little.
+  Racing racing(const Contest& contest) const {
+    const bool tiny = settings_.tiny;
+    const int sets = scene_->timed_sets();
+    const int64_t bytes = contest.spec.bytes() * sets, most = 20 * settings_.device.l2_bytes;
+    const int turns = tiny ? 1 : static_cast<int>((most - 1) / bytes + 1);
+    const auto spacer = [this](cudaStream_t stream) { return scene_->launch_spacer(stream); };
+    return {stream_, contest.mode, sets, sets * turns, 0.3, tiny ? 1 : 9, tiny ? 1 : 31, spacer};
+  }
 
   // Those whose results are right; a row says of the others that they are not.
-  std::vector<Contender> checked(const Contest& contest) {
-    std::vector<Contender> right;
-    for (const Contender& c : contenders_of(*scene_, contest.field)) {
+  std::vector<Entry> checked(const Contest& contest) {
+    std::vector<Entry> right;
+    for (const Contender& c : contenders_of(*scene_, contest.lineup)) {
       Row row = row_of(contest, c, scene_->timed_sets());
       if (!c.verify || c.verify(row)) {
-        right.push_back(c);
-        continue;
+        right.push_back({c, row});
+      } else {
+        report_.check(row, false, contest.name() + ": " + c.name + " computes wrong results");
       }
-      report_.check(row, false, contest.name() + ": " + c.name + " computes wrong results");
     }
     return right;
   }
 
-  void write(const Contest& contest, const std::vector<Contender>& contenders,
+  void write(const Contest& contest, const std::vector<Entry>& entries,
              const std::vector<std::vector<double>>& times, size_t k) {
+    const std::string& name = entries[k].contender.name;
     const double us = median(times[k]);
     const double gb_s = static_cast<double>(contest.spec.bytes()) / us * 1e-3;
-    const double of_copy = median(ratios(fastest(contenders, times, "copy"), times[k]));
-    const double of_roof = median(ratios(fastest(contenders, times, "roof"), times[k]));
-    Row row = row_of(contest, contenders[k], scene_->timed_sets());
+    const double of_copy = median(ratios(fastest(entries, times, "copy"), times[k]));
+    const double of_roof = median(ratios(fastest(entries, times, "roof"), times[k]));
+    Row row = entries[k].row;
     row.add("rounds", times[k].size())
         .add("us", us)
         .add("us_least", *std::min_element(times[k].begin(), times[k].end()))
@@ -182,11 +178,22 @@ class Runner {
         .add("gb_s", gb_s)
         .add("share_of_copy", of_copy)
         .add("share_of_roof", of_roof);
-    if (contenders[k].verify) contenders[k].verify(row);
     char text[160];
     std::snprintf(text, sizeof text, "%9.2f us %6.0f GB/s  copy %.3f  roof %.3f  %s", us, gb_s,
-                  of_copy, of_roof, contenders[k].name.c_str());
+                  of_copy, of_roof, name.c_str());
     report_.check(row, std::isfinite(us) && us > 0, contest.name() + ": " + text);
+  }
+
+  // The contender of a group with the least median time.
+  static const std::vector<double>& fastest(const std::vector<Entry>& entries,
+                                            const std::vector<std::vector<double>>& times,
+                                            const std::string& group) {
+    size_t best = entries.size();
+    for (size_t k = 0; k < entries.size(); ++k) {
+      if (entries[k].contender.group != group) continue;
+      if (best == entries.size() || median(times[k]) < median(times[best])) best = k;
+    }
+    return times.at(best);
   }
 
   const Settings& settings_;
@@ -212,20 +219,24 @@ void warm_up(const Settings& settings) {
 
 void run_bandwidth(const Settings& settings, Report& report) {
   const Clock clock;
-  if (!settings.list) warm_up(settings);
+  std::vector<Contest> contests = settings.tiny ? tiny_contests() : all_contests();
+  contests.erase(std::remove_if(contests.begin(), contests.end(),
+                                [&](const Contest& c) { return !settings.wants(c.name()); }),
+                 contests.end());
+  if (settings.list) {
+    for (const Contest& contest : contests) std::printf("bandwidth: %s\n", contest.name().c_str());
+    return;
+  }
+  if (contests.empty()) return;
+  warm_up(settings);
   Runner runner(settings, report);
-  for (const Contest& contest : settings.tiny ? tiny_contests() : all_contests()) {
+  for (const Contest& contest : contests) {
     const std::string name = contest.name();
-    if (!settings.wants(name)) continue;
-    if (settings.list) {
-      std::printf("bandwidth: %s\n", name.c_str());
-      continue;
-    }
     if (clock.seconds() > settings.seconds) {
       ++report.skipped;
-      report.write(Row("skipped").add("section", "bandwidth").add("case", name).add(
-                       "reason", "out of time"),
-                   "SKIP  " + name + ": out of time");
+      report.write(
+          Row("skipped").add("section", "bandwidth").add("case", name).add("reason", "out of time"),
+          "SKIP  " + name + ": out of time");
       continue;
     }
     try {

@@ -30,13 +30,16 @@ Contender shipped(const Scene& scene) {
 }
 
 Contender copy(const Scene& scene) {
-  return {"copy", "copy",
+  return {"copy",
+          "copy",
           [&](int set, cudaStream_t stream) { return scene.launch_copy(set, stream); },
-          [](Row&) {}, {}};
+          [](Row&) {},
+          {}};
 }
 
 Contender contender(const Scene& scene, const Roof& roof) {
-  return {roof.name(), "roof",
+  return {roof.name(),
+          "roof",
           [&, roof](int set, cudaStream_t stream) { return scene.launch_roof(roof, set, stream); },
           [roof](Row& row) {
             row.add("vectors", roof.vectors).add("blocks", roof.blocks);
@@ -78,14 +81,14 @@ Contender contender(const Scene& scene, const PatchVariant& variant) {
 }
 
 // Whether a variant belongs to a contest about variants.
-bool is_in(const Variant& variant, Field field) {
-  switch (field) {
-    case Field::kKeys:
+bool is_in(const Variant& variant, Lineup lineup) {
+  switch (lineup) {
+    case Lineup::kKeys:
       return variant.loads == Loads::kPlain;
-    case Field::kLoads:
+    case Lineup::kLoads:
       return variant.loads != Loads::kPlain ||
              (variant.keys == Keys::kShared && variant.blocks == 4);
-    case Field::kGrid:
+    case Lineup::kGrid:
       return variant.blocks == 4;
     default:
       return variant.keys == Keys::kShared && variant.loads == Loads::kPlain && variant.blocks == 4;
@@ -94,22 +97,22 @@ bool is_in(const Variant& variant, Field field) {
 
 }  // namespace
 
-const char* name_of(Field field) {
+const char* name_of(Lineup lineup) {
   constexpr const char* kNames[] = {"shipped", "roofs",   "keys",   "loads",
                                     "grid",    "tickets", "patches"};
-  return kNames[static_cast<int>(field)];
+  return kNames[static_cast<int>(lineup)];
 }
 
-std::vector<Contender> contenders_of(const Scene& scene, Field field) {
+std::vector<Contender> contenders_of(const Scene& scene, Lineup lineup) {
   const SceneSpec& spec = scene.spec();
   std::vector<Contender> all = {shipped(scene), copy(scene)};
   const std::vector<Roof> roofs = probe::roofs(spec.reads());
   for (const Roof& roof : roofs) {
     const bool usual = roof.vectors == 1 && (roof.blocks == 0 || roof.blocks == 8);
-    if (usual || field == Field::kRoofs) all.push_back(contender(scene, roof));
+    if (usual || lineup == Lineup::kRoofs) all.push_back(contender(scene, roof));
   }
-  if (field == Field::kShipped || field == Field::kRoofs) return all;
-  if (field == Field::kPatches) {
+  if (lineup == Lineup::kShipped || lineup == Lineup::kRoofs) return all;
+  if (lineup == Lineup::kPatches) {
     for (const PatchVariant& variant : patch_variants()) {
       if (variant.direction != spec.direction || variant.dtype != spec.dtype) continue;
       if (variant.four_channels && spec.channels() != 4) continue;
@@ -119,14 +122,15 @@ std::vector<Contender> contenders_of(const Scene& scene, Field field) {
   }
   for (const Variant& variant : variants()) {
     if (variant.direction != spec.direction || variant.dtype != spec.dtype) continue;
-    if (!is_in(variant, field)) continue;
-    if (field == Field::kTickets) {
-      for (const Ticket ticket : {Ticket::kFences, Ticket::kAcquireRelease, Ticket::kSecondLaunch}) {
+    if (!is_in(variant, lineup)) continue;
+    if (lineup == Lineup::kTickets) {
+      for (const Ticket ticket :
+           {Ticket::kFences, Ticket::kAcquireRelease, Ticket::kSecondLaunch}) {
         all.push_back(contender(scene, variant, Grid::kMerged, ticket));
       }
       continue;
     }
-    const Grid grid = field == Field::kGrid ? Grid::kPersistent : Grid::kMerged;
+    const Grid grid = lineup == Lineup::kGrid ? Grid::kPersistent : Grid::kMerged;
     all.push_back(contender(scene, variant, grid, Ticket::kAcquireRelease));
   }
   return all;

@@ -1,5 +1,5 @@
-// What competes in a contest of the bandwidth section: the shipped kernel, a copy, roofs and variants
-// of one call, each with a launch, a check and the fields that describe it.
+// What competes in a contest of the bandwidth section: the shipped kernel, a copy, roofs and
+// variants of one call, each with a launch, a check and the fields that describe it.
 #pragma once
 
 #include <functional>
@@ -22,7 +22,7 @@ struct Contender {
 };
 
 // A contest: one call, and which of its contenders run in turn.
-enum class Field : int {
+enum class Lineup : int {
   kShipped,  // the shipped kernel, a copy and two roofs, which are in every other contest, too
   kRoofs,    // all roofs
   kKeys,     // where the round keys are, by blocks per SM
@@ -32,9 +32,9 @@ enum class Field : int {
   kPatches,  // channels_last
 };
 
-const char* name_of(Field field);
+const char* name_of(Lineup lineup);
 
 // The scene has to outlive them.
-std::vector<Contender> contenders_of(const Scene& scene, Field field);
+std::vector<Contender> contenders_of(const Scene& scene, Lineup lineup);
 
 }  // namespace vae_fused::probe

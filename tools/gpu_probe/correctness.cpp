@@ -37,8 +37,8 @@ void write_error(Report& report, Row row, const std::string& name, const std::st
   report.check(row.add("error", what), false, name + ": " + what);
 }
 
-// Runs `check` unless the name is not wanted. What it throws fails the row; an error that the device
-// does not recover from ends the section, as everything after it would fail, too.
+// Runs `check` unless the name is not wanted. What it throws fails the row; an error that the
+// device does not recover from ends the section, as everything after it would fail, too.
 void guarded(const Settings& settings, Report& report, const Row& row, const std::string& name,
              const std::function<Verdict()>& check) {
   if (!settings.wants(name)) return;
@@ -196,8 +196,7 @@ template <typename S>
 void check_case(const Settings& settings, Report& report, const Case& c) {
   for (const Direction d : kDirections) {
     const char* const dtype = TypeOf<S>::kName;
-    const std::string name =
-        std::string(name_of(d)) + " " + dtype + " " + c.access + ": " + c.name;
+    const std::string name = std::string(name_of(d)) + " " + dtype + " " + c.access + ": " + c.name;
     guarded(settings, report, row_of(c.name, c.access, d, dtype), name,
             [&] { return check_call<S>(c, d, settings.faults); });
   }
@@ -296,8 +295,7 @@ void check_patches(const Settings& settings, Report& report) {
               row_of(variant.name() + ", " + probe::name_of(view), "variant", variant.direction,
                      probe::name_of(variant.dtype)),
               name, [&] {
-                const Scene scene(spec, settings.device, settings.sizes(),
-                                  settings.faults.variant);
+                const Scene scene(spec, settings.device, settings.sizes(), settings.faults.variant);
                 const Agreement agreement = scene.agreement([&](int set, cudaStream_t stream) {
                   return scene.launch_patches(variant, set, stream);
                 });

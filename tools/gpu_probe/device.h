@@ -1,5 +1,5 @@
-// The CUDA runtime as the probe uses it: errors as exceptions, memory with guards around it, events,
-// graphs, and the facts about the device.
+// The CUDA runtime as the probe uses it: errors as exceptions, memory with guards around it,
+// events, graphs, and the facts about the device.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -77,9 +77,9 @@ class Memory {
     std::vector<unsigned char> guards(2 * kGuard);
     const char* const block = static_cast<const char*>(block_);
     check(cudaMemcpy(guards.data(), block, kGuard, cudaMemcpyDeviceToHost), "guard");
-    check(cudaMemcpy(guards.data() + kGuard, block + kGuard + bytes_, kGuard,
-                     cudaMemcpyDeviceToHost),
-          "guard");
+    check(
+        cudaMemcpy(guards.data() + kGuard, block + kGuard + bytes_, kGuard, cudaMemcpyDeviceToHost),
+        "guard");
     for (const unsigned char byte : guards) {
       if (byte != kMark) return false;
     }

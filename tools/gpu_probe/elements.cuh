@@ -77,8 +77,7 @@ __device__ __forceinline__ void gradients_of_chunk(const Options& f, const Round
   VAE_FUSED_UNROLL
   for (int j = 0; j < kChunk; ++j) {
     graw[j] = math::sample_adjoint(f, gz[j] * eps[j], q[j].scale.dsigma);
-    const auto adjoint =
-        math::kl_adjoint(f, f.linear, math::relative(f, q[j], {}), 1.0f, grad_kl);
+    const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], {}), 1.0f, grad_kl);
     gz[j] = (gz[j] + adjoint.mu) * q[j].dmu;
     graw[j] = math::halved(f, graw[j] + math::chain(adjoint.x, q[j].scale.dx));
     if (q[j].beyond) graw[j] = 0;

@@ -5,9 +5,10 @@
 //         [--list] [--tiny]
 //
 //   --section   default: correctness, then bandwidth
-//   --out       appends JSON lines to FILE and prints a summary of each; default: JSON lines to stdout
+//   --out       appends JSON lines to FILE and prints a summary of each; default: JSON lines to
+//   stdout
 //   --seconds   of the bandwidth section, default 60; what does not fit is reported as skipped
-//   --only      runs what has a match of REGEX in its name, as --list prints it
+//   --only      runs what has a match of REGEX (POSIX extended) in its name, as --list prints it
 //   --tiny      small tensors, for the emulated device
 //
 // Exit status: 0 if everything is right, 1 if something is wrong, 2 if there is no device.
@@ -15,19 +16,21 @@
 // Each line is an object with a "kind":
 //
 //   device       name, compute_capability, sms, l2_bytes, memory_bytes, driver, runtime
-//   correctness  case, access, direction, dtype: what was run. output: the worst of its outputs, with
+//   correctness  case, access, direction, dtype: what was run. output: the worst of its outputs,
+//   with
 //                max_error (absolute), share_of_tolerance and at (the element; -2: written out of
 //                bounds). The oracle of calls are the CPU kernels, that of variants (access
 //                "variant") the shipped kernels, that of roofs the host. status
-//   bandwidth    one contender of a contest. case, contest, contender, group (shipped, copy, roof or
+//   bandwidth    one contender of a contest. case, contest, contender, group (shipped, copy, roof
+//   or
 //                variant), direction, dtype, view, log2_elements, mode (launches on a stream, or
 //                replays of a graph), bytes (the least that the call moves), sets (of tensors that
 //                launches rotate over), rounds, us (median of the rounds, per launch), us_least,
 //                us_spread (half of the distance of the quartiles), gb_s, share_of_copy and
 //                share_of_roof (medians of the ratios within rounds; the roof is the fastest in the
 //                contest). Of kernels of the probe registers, local_bytes, shared_bytes and
-//                resident_blocks (per SM); of roofs vectors, blocks and bytes_in_flight (per SM); of
-//                variants keys, loads, blocks, grid and ticket, identical (whether z, or the
+//                resident_blocks (per SM); of roofs vectors, blocks and bytes_in_flight (per SM);
+//                of variants keys, loads, blocks, grid and ticket, identical (whether z, or the
 //                gradients, have the bits of the shipped kernel), max_error and kl_error. status
 //   profile      case, bytes, launches (the first is a warm-up). status
 //   skipped      section, case, reason
@@ -37,15 +40,24 @@
 //
 // The environment variable VAE_FUSED_PROBE_FAULT plants a fault that has to be found: "noise" lets
 // the device begin one block of noise too far, "variant" gives the variants another key.
-#include <cstdlib>
-#include <regex>
+#include <regex.h>
 
+#include <cstdlib>
+
+#include "roofs.h"
 #include "sections.h"
 
 namespace vae_fused::probe {
 
 bool Settings::wants(const std::string& name) const {
-  return only.empty() || std::regex_search(name, std::regex(only));
+  if (only.empty()) return true;
+  regex_t pattern;
+  if (regcomp(&pattern, only.c_str(), REG_EXTENDED | REG_NOSUB) != 0) {
+    throw std::invalid_argument("--only " + only + " is not a regular expression");
+  }
+  const bool found = regexec(&pattern, name.c_str(), 0, nullptr, 0) == 0;
+  regfree(&pattern);
+  return found;
 }
 
 namespace {
@@ -94,8 +106,8 @@ Arguments parse(int argc, char** argv) {
   }
   try {
     settings.wants("");
-  } catch (const std::regex_error& error) {
-    usage("--only " + settings.only + ": " + error.what());
+  } catch (const std::invalid_argument& error) {
+    usage(error.what());
   }
   const char* const fault = std::getenv("VAE_FUSED_PROBE_FAULT");
   if (fault) settings.faults = {fault == std::string("noise"), fault == std::string("variant")};
@@ -111,8 +123,7 @@ void run_sections(const Arguments& arguments, Report& report) {
 }
 
 void write_device(const Device& device, Report& report) {
-  const std::string capability =
-      std::to_string(device.major) + "." + std::to_string(device.minor);
+  const std::string capability = std::to_string(device.major) + "." + std::to_string(device.minor);
   Row row("device");
   row.add("name", device.name)
       .add("compute_capability", capability)
@@ -137,6 +148,7 @@ int run(int argc, char** argv) {
   const Clock clock;
   try {
     arguments.settings.device = find_device();
+    roofs(1).front().cost();  // throws if the program has no code for this device
   } catch (const CudaError& error) {
     std::fprintf(stderr, "probe: %s\n", error.what());
     return 2;

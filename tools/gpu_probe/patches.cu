@@ -1,6 +1,5 @@
 // The kernels of patches.h.
 #include "patches.h"
-
 #include "variants.cuh"
 
 namespace vae_fused::probe {
@@ -211,11 +210,11 @@ PatchVariant variant_of(DType dtype) {
     math::Family<double> family;
     Options options = math::plain<float>(family);
     if (kDirection == Direction::kBackward) options = math::unclipped(options);
-    return cuda::launch(ab_patch_kernel<S, kDirection, kFour, kBlocks>, blocks, stream, args,
+    return cuda::launch(ab_patch_kernel<S, kDirection, kFour, bound(kBlocks)>, blocks, stream, args,
                         options);
   };
   const auto cost = [] {
-    return cost_of(ab_patch_kernel<S, kDirection, kFour, kBlocks>, kThreads);
+    return cost_of(ab_patch_kernel<S, kDirection, kFour, bound(kBlocks)>, kThreads);
   };
   return {kDirection, dtype, kFour, kBlocks, launch, cost};
 }

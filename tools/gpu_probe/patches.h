@@ -13,8 +13,8 @@ namespace vae_fused::probe {
 struct PatchArgs {
   VariantArgs common;  // tile_bytes counts patches
   uint32_t patches = 0;
-  uint32_t channels = 0, groups = 0;     // groups of four channels
-  uint32_t pixel_blocks = 0;             // of four pixels, of an image
+  uint32_t channels = 0, groups = 0;  // groups of four channels
+  uint32_t pixel_blocks = 0;          // of four pixels, of an image
   DivisorOf<uint32_t> by_groups, by_pixel_blocks;
 };
 

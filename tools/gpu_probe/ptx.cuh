@@ -68,8 +68,8 @@ __device__ __forceinline__ unsigned int increment_acq_rel(unsigned int* counter,
 #endif
 }
 
-// A thread's asynchronous copies of 16 bytes from global to shared memory. The emulated device copies
-// at the wait and not before, so that a missing wait is a wrong result.
+// A thread's asynchronous copies of 16 bytes from global to shared memory. The emulated device
+// copies at the wait and not before, so that a missing wait is a wrong result.
 class AsyncCopies {
  public:
   __device__ __forceinline__ void copy(uint4* shared, const void* global) {

@@ -1,5 +1,5 @@
-// Writes one JSON object a line, flushed at once, so that a run that is cut short keeps every result
-// it had; and counts what passed and failed.
+// Writes one JSON object a line, flushed at once, so that a run that is cut short keeps every
+// result it had; and counts what passed and failed.
 #pragma once
 
 #include <cmath>

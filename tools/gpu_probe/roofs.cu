@@ -1,11 +1,10 @@
 // The roof kernels of roofs.h.
-#include "roofs.h"
-
 #include <algorithm>
 
 #include "cuda/launch.cuh"
 #include "math/platform.h"
 #include "ptx.cuh"
+#include "roofs.h"
 
 namespace vae_fused::probe {
 namespace {
@@ -44,7 +43,10 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kReads, int kWrites, int kVectors>
 Roof roof_of(int blocks) {
-  return {kReads, kWrites, kVectors, blocks,
+  return {kReads,
+          kWrites,
+          kVectors,
+          blocks,
           [] { return cost_of(roof_kernel<kReads, kWrites, kVectors>, kThreads); },
           [](const Streams& of, int64_t bytes, int64_t grid, cudaStream_t stream) -> int {
             return cuda::launch(roof_kernel<kReads, kWrites, kVectors>, grid, stream, of,

@@ -15,8 +15,8 @@ namespace vae_fused::probe {
 
 struct Roof {
   int reads, writes;
-  int vectors;     // of 16 bytes that a thread requests from each tensor before it uses any
-  int blocks;      // of 256 threads per SM; 0: as many as there are steps
+  int vectors;  // of 16 bytes that a thread requests from each tensor before it uses any
+  int blocks;   // of 256 threads per SM; 0: as many as there are steps
   KernelCost (*cost)();
   int (*launch_on)(const Streams& of, int64_t bytes, int64_t blocks, cudaStream_t stream);
 
@@ -35,8 +35,8 @@ inline uint32_t roof_word(uint32_t of_inputs, int k) {
   return of_inputs + static_cast<uint32_t>(k);
 }
 
-// Counts the words of 32 bits that differ, on the device, so that a timed call can be checked without
-// copying its results.
+// Counts the words of 32 bits that differ, on the device, so that a timed call can be checked
+// without copying its results.
 int count_differences(const void* a, const void* b, int64_t bytes, unsigned int* count,
                       cudaStream_t stream);
 

@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint64_t kSeed = 0x0123456789ABCDEFu, kOffset = 7;
 constexpr float kScale = 0.25f;
-constexpr int64_t kSpacerBytes = int64_t{1} << 27;  // some 50 us on an H200
+constexpr int64_t kSpacerBytes = int64_t{1} << 27;    // some 50 us on an H200
 constexpr int64_t kPattern = (int64_t{1} << 20) - 1;  // odd, so that mu and raw differ
 
 int64_t sets_of(const SceneSpec& spec, const Device& device) {
@@ -89,7 +89,8 @@ Scene::Scene(const SceneSpec& spec, const Device& device, const Sizes& sizes, bo
 Scene::Set Scene::make_set() const {
   const int64_t bytes = spec_.elements() * spec_.element_bytes();
   Set set;
-  set.memory = std::make_unique<Memory>(static_cast<size_t>(bytes * (spec_.reads() + spec_.writes())));
+  set.memory =
+      std::make_unique<Memory>(static_cast<size_t>(bytes * (spec_.reads() + spec_.writes())));
   char* next = static_cast<char*>(set.memory->data());
   for (int k = 0; k < spec_.reads(); ++k, next += bytes) set.of.in[k] = next;
   for (int k = 0; k < spec_.writes(); ++k, next += bytes) set.of.out[k] = next;
@@ -209,6 +210,8 @@ double Scene::read(const char* data, int64_t at) const {
 
 Worst Scene::spot_check() const {
   constexpr int64_t kPlaces = 255;
+  clear();
+  check(launch_shipped(0, nullptr), "launch");
   const Streams& of = sets_[0].of;
   const int64_t n = spec_.elements();
   const math::Seed seed(kSeed);
@@ -225,8 +228,8 @@ Worst Scene::spot_check() const {
       out += at * strides_.out[d];
     }
     const double mu = read(of.in[0], in), x = read(of.in[1], in);
-    const double eps = static_cast<double>(
-        math::normal_at<float>(seed, kOffset, static_cast<uint64_t>(i)));
+    const double eps =
+        static_cast<double>(math::normal_at<float>(seed, kOffset, static_cast<uint64_t>(i)));
     const double sigma = std::exp(0.5 * x);
     if (spec_.forward()) {
       worst.compare(read(of.out[0], out), mu + sigma * eps, tolerance, i);

@@ -1,6 +1,6 @@
-// The tensors of a timed call, in as many sets as it takes for the L2 cache to hold nothing of a set
-// by the time that it is used again, and everything that can be launched on them. Set 0 is for checks
-// alone, as a copy overwrites a part of the inputs.
+// The tensors of a timed call, in as many sets as it takes for the L2 cache to hold nothing of a
+// set by the time that it is used again, and everything that can be launched on them. Set 0 is for
+// checks alone, as a copy overwrites a part of the inputs.
 #pragma once
 
 #include <algorithm>
@@ -18,17 +18,16 @@ namespace vae_fused::probe {
 
 enum class View : int {
   kContiguous,
-  kRows256,             // rows of 256 columns, with a KL each
-  kChunked,             // images of 4 channels, chunked along the channels
-  kChannelsLast4,       // images of 4 channels in channels_last
-  kChannelsLast64,      // of 64
-  kChannelsLastChunk,   // of 4, in channels_last, chunked along the channels
+  kRows256,            // rows of 256 columns, with a KL each
+  kChunked,            // images of 4 channels, chunked along the channels
+  kChannelsLast4,      // images of 4 channels in channels_last
+  kChannelsLast64,     // of 64
+  kChannelsLastChunk,  // of 4, in channels_last, chunked along the channels
 };
 
 inline const char* name_of(View view) {
-  constexpr const char* kNames[] = {"contiguous",         "rows of 256",
-                                    "chunked",            "channels_last 4",
-                                    "channels_last 64",   "channels_last chunk"};
+  constexpr const char* kNames[] = {"contiguous",      "rows of 256",      "chunked",
+                                    "channels_last 4", "channels_last 64", "channels_last chunk"};
   return kNames[static_cast<int>(view)];
 }
 
@@ -47,9 +46,7 @@ struct SceneSpec {
   int writes() const { return forward() ? 1 : 2; }
   int64_t rows() const { return view == View::kRows256 ? elements() / 256 : 1; }
   // What must move at the least: the KL and its gradient are float.
-  int64_t bytes() const {
-    return elements() * element_bytes() * (reads() + writes()) + rows() * 4;
-  }
+  int64_t bytes() const { return elements() * element_bytes() * (reads() + writes()) + rows() * 4; }
   int64_t channels() const { return view == View::kChannelsLast64 ? 64 : 4; }
   // Of an image; small tensors have small ones.
   int64_t pixels() const { return log2_elements >= 20 ? 128 * 128 : 64; }

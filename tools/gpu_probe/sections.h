@@ -1,4 +1,5 @@
-// The probe's sections. Each writes its rows to the report and returns false once it could not go on.
+// The probe's sections. Each writes its rows to the report and returns false once it could not go
+// on.
 #pragma once
 
 #include <string>
@@ -18,10 +19,12 @@ struct Settings {
   bool tiny = false;  // sizes for the emulated device
   bool list = false;  // names only
 
-  // Whether a name is wanted. Throws std::regex_error.
+  // Whether a name is wanted. Throws std::invalid_argument.
   bool wants(const std::string& name) const;
   // The emulated device has its kernels compiled to have enough blocks with 12.
-  Sizes sizes() const { return tiny ? Sizes{device.sms, 12, kTile} : Sizes{device.sms, 2048, 8192}; }
+  Sizes sizes() const {
+    return tiny ? Sizes{device.sms, 12, kTile} : Sizes{device.sms, 2048, 8192};
+  }
 };
 
 void run_correctness(const Settings& settings, Report& report);

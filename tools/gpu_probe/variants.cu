@@ -1,14 +1,14 @@
 // The list of variants, and the host's part of their launch: tiles, grid and the second launch.
-#include "variants.h"
-
 #include <algorithm>
 
 #include "variants.cuh"
+#include "variants.h"
 
 namespace vae_fused::probe {
 namespace {
 
-__global__ void __launch_bounds__(kThreads) ab_combine_kernel(const __grid_constant__ VariantArgs p) {
+__global__ void __launch_bounds__(kThreads)
+    ab_combine_kernel(const __grid_constant__ VariantArgs p) {
   combine(p);
 }
 

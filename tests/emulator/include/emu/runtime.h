@@ -2,8 +2,8 @@
 // about the device. Device memory is host memory, and an event records the host's clock, so elapsed
 // times say what the emulation took and nothing about a GPU.
 //
-// Copies and memsets on a stream are launches of one thread: they keep the stream's order and can be
-// captured. An event must not be recorded during capture.
+// Copies and memsets on a stream are launches of one thread: they keep the stream's order and can
+// be captured. An event must not be recorded during capture.
 #pragma once
 
 #include "emu/host.h"
