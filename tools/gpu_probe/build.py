@@ -2,8 +2,9 @@
 
     python tools/gpu_probe/build.py --out FOLDER [--arch sm_90] [--verbose]
 
-`FOLDER/probe` is the program and `FOLDER/objects` what it was linked from; an object is compiled
-again if a source or a flag has changed. `--verbose` prints what ptxas says about each kernel.
+`FOLDER/probe` is the program and `FOLDER/objects` holds what it was linked from. Objects are
+compiled again if any source or flag has changed. `--verbose` prints what ptxas says about each
+kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ sys.path.insert(0, str(HERE.parent))
 from toolchain import cuda_home  # noqa: E402
 
 CSRC = ROOT / "csrc"
-LARGEST = 8 << 20  # bytes of the program
+SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
+LARGEST = 8_000_000  # bytes of the program, a part of a bundle that is carried to a GPU
 
 
 def device_sources() -> list[Path]:
@@ -41,7 +43,7 @@ def flags_of(source: Path, arch: str) -> list[str]:
     if source.suffix == ".cu":
         # Machine code alone: PTX for later architectures would be a third of the program.
         code = f"arch={arch.replace('sm_', 'compute_')},code={arch}"
-        return [*flags, "-O3", "-gencode", code]
+        return [*flags, "-O3", "-gencode", code, "-Xptxas", "-v"]
     # The oracle's noise is defined without fused multiply-adds, and the baseline instruction set is
     # the same on every machine.
     host = "-ffp-contract=off,-Wall,-Wextra"
@@ -55,18 +57,31 @@ def digest_of_sources() -> str:
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
 
-SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
-
-
-def run(command: list[str], *, verbose: bool = False) -> None:
+def run(command: list[str]) -> str:
+    """Runs a command and returns its stderr. If it fails, its output ends the build."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise SystemExit(f"{shlex.join(command)}\n{result.stdout}{result.stderr}")
-    if verbose:
-        print(result.stderr, end="")
+    return result.stderr
 
 
-def build(out: Path, arch: str = "sm_90", *, verbose: bool = False) -> Path:
+def compile_object(nvcc: str, source: Path, flags: list[str], digest: str, objects: Path) -> Path:
+    """The object of `source`, with what ptxas says about its kernels beside it, as a .log."""
+    name = f"{source.parent.name}-{source.stem}"
+    state = hashlib.sha256(f"{digest} {shlex.join(flags)}".encode()).hexdigest()[:16]
+    target = objects / f"{name}-{state}.o"
+    if target.exists():
+        return target
+    for old in objects.glob(f"{name}-{'?' * len(state)}.*"):
+        old.unlink()
+    made = target.with_suffix(".new")
+    log = run([nvcc, *flags, "-c", str(source), "-o", str(made)])
+    target.with_suffix(".log").write_text(log)
+    made.rename(target)
+    return target
+
+
+def build(out: Path, arch: str = "sm_90") -> Path:
     """Compiles what is missing in `out` and returns the program."""
     home = cuda_home()
     if home is None:
@@ -75,23 +90,13 @@ def build(out: Path, arch: str = "sm_90", *, verbose: bool = False) -> Path:
     objects = out / "objects"
     objects.mkdir(parents=True, exist_ok=True)
     digest = digest_of_sources()
+    sources = [*device_sources(), *host_sources()]  # the slowest first
 
     def compiled(source: Path) -> Path:
-        flags = [*flags_of(source, arch), *(["-Xptxas", "-v"] if verbose else [])]
-        state = hashlib.sha256(f"{digest} {shlex.join(flags)}".encode()).hexdigest()[:16]
-        target = objects / f"{source.parent.name}-{source.name}-{state}.o"
-        if not target.exists():
-            for old in objects.glob(f"{source.parent.name}-{source.name}-*.o"):
-                old.unlink()
-            made = target.with_suffix(".tmp.o")
-            run([nvcc, *flags, "-c", str(source), "-o", str(made)], verbose=verbose)
-            made.rename(target)
-        return target
+        return compile_object(nvcc, source, flags_of(source, arch), digest, objects)
 
-    jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
-    with ThreadPoolExecutor(jobs) as pool:
-        # The slowest first.
-        made = list(pool.map(compiled, [*device_sources(), *host_sources()]))
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        made = list(pool.map(compiled, sources))
     program = out / "probe"
     link = ["-cudart", "static", "-Xlinker", "--strip-all"]
     run([nvcc, *link, *map(str, made), "-o", str(program)])
@@ -101,13 +106,21 @@ def build(out: Path, arch: str = "sm_90", *, verbose: bool = False) -> Path:
     return program
 
 
+def ptxas_log(out: Path) -> str:
+    """What ptxas said about every kernel of the program in `out`."""
+    return "".join(path.read_text() for path in sorted((out / "objects").glob("*.log")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--verbose", action="store_true", help="print what ptxas says")
     options = parser.parse_args()
-    print(build(options.out, options.arch, verbose=options.verbose))
+    program = build(options.out, options.arch)
+    if options.verbose:
+        print(ptxas_log(options.out), end="")
+    print(program)
 
 
 if __name__ == "__main__":

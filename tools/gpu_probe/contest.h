@@ -69,6 +69,7 @@ inline std::vector<std::vector<double>> race(const std::vector<Launch>& contende
   std::vector<std::unique_ptr<Graph>> graphs;
   if (how.mode == Mode::kGraph) {
     for (const Launch& launch : contenders) {
+      check(launch(1, how.stream), "launch");  // loads the kernel, which a capture might not allow
       graphs.push_back(std::make_unique<Graph>(how.stream, [&] { batch(launch); }));
     }
   }
