@@ -1,5 +1,5 @@
-// The bandwidth section: a list of contests in the order of what they tell, as many as the time
-// allows. A contest's rows are written before the next one begins.
+// The bandwidth section runs as many contests as the time allows, the most informative ones first.
+// The rows of a contest are written before the next one begins.
 #include <algorithm>
 
 #include "contenders.h"
@@ -21,7 +21,7 @@ struct Contest {
 constexpr Direction kForward = Direction::kForward, kBackward = Direction::kBackward;
 constexpr DType kFloat = DType::kFloat32, kHalf = DType::kFloat16, kBFloat = DType::kBFloat16;
 
-// The calls that stand first in every list.
+// The calls that matter most, in this order.
 template <typename Visit>
 void each_headline(const Visit& visit) {
   visit(kForward, kBFloat);
@@ -78,7 +78,7 @@ std::vector<Contest> all_contests() {
   return all;
 }
 
-// Every kind of contest once for each of its directions and dtypes, in tensors of 2^14 elements.
+// The same contests with tensors of 2^14 elements, each once.
 std::vector<Contest> tiny_contests() {
   std::vector<Contest> tiny;
   for (Contest contest : all_contests()) {
@@ -138,8 +138,8 @@ class Runner {
     Row row;
   };
 
-  // A contest is given 0.3 s, as soon as it has 9 rounds. A batch moves 20 times what the L2 cache
-  // holds, beside which what it begins and ends with is little.
+  // A contest ends after 0.3 s, but not before it has 9 rounds. A batch moves at least 20 times
+  // what the L2 cache holds, so that the contents of the cache at its ends hardly matter.
   Racing racing(const Contest& contest) const {
     const bool tiny = settings_.tiny;
     const int sets = scene_->timed_sets();
@@ -149,7 +149,7 @@ class Runner {
     return {stream_, contest.mode, sets, sets * turns, 0.3, tiny ? 1 : 9, tiny ? 1 : 31, spacer};
   }
 
-  // Those whose results are right; a row says of the others that they are not.
+  // The contenders whose results are right. The others get a row that fails.
   std::vector<Entry> checked(const Contest& contest) {
     std::vector<Entry> right;
     for (const Contender& c : contenders_of(*scene_, contest.lineup)) {

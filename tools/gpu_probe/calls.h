@@ -39,7 +39,7 @@ inline math::Family<double> family_of(const Request& request) {
   return family;
 }
 
-// Two words that kernels read a key from: one pair on the device, one on the host.
+// A key that kernels read from memory: once on the device and once on the host.
 class PointedKey {
  public:
   PointedKey() : memory_(sizeof words_) { memory_.upload(words_); }
@@ -118,7 +118,7 @@ class Call {
     return p;
   }
 
-  // visit(name, tensor, tolerance) for each output that exists.
+  // Calls visit(name, worst) for each output that exists.
   template <typename Visit>
   void outputs(const Visit& visit) const {
     if (z_) visit("z", z_->compare(kTolerance<S>));

@@ -9,7 +9,7 @@
 
 namespace vae_fused::probe {
 
-// What a call asks for, beyond tensors of a shape.
+// The options of a call.
 struct Request {
   bool sample = true, kl = true;
   bool explicit_noise = false;  // eps instead of a key
@@ -27,7 +27,7 @@ struct Case {
   Request request;
 };
 
-// `tiny` is for the emulated device, whose kernels are compiled to have enough blocks with 12.
+// `tiny` is for the emulated device, whose kernels are compiled to merge tiles from 12 blocks on.
 inline std::vector<Case> correctness_cases(bool tiny) {
   using L = Layout;
   const int64_t enough = tiny ? 12 : 2048;  // blocks from which on tiles are merged

@@ -80,7 +80,7 @@ Contender contender(const Scene& scene, const PatchVariant& variant) {
           [&scene, launch](Row& row) { return add(row, scene.agreement(launch)); }};
 }
 
-// Whether a variant belongs to a contest about variants.
+// Whether a lineup includes a variant.
 bool is_in(const Variant& variant, Lineup lineup) {
   switch (lineup) {
     case Lineup::kKeys:
@@ -89,7 +89,7 @@ bool is_in(const Variant& variant, Lineup lineup) {
       return variant.loads != Loads::kPlain ||
              (variant.keys == Keys::kShared && variant.blocks == 4);
     case Lineup::kGrid:
-      return variant.blocks == 4;
+      return true;
     default:
       return variant.keys == Keys::kShared && variant.loads == Loads::kPlain && variant.blocks == 4;
   }

@@ -31,7 +31,7 @@ inline double median(std::vector<double> values) {
   return 0.5 * (values[(n - 1) / 2] + values[n / 2]);
 }
 
-// Half of the distance of the quartiles.
+// Half of the distance between the quartiles.
 inline double spread(std::vector<double> values) {
   if (values.empty()) return std::nan("");
   std::sort(values.begin(), values.end());

@@ -8,7 +8,7 @@
 namespace vae_fused::probe {
 namespace {
 
-// Collects the outputs of a call into one row: the worst decides.
+// The worst of the outputs of a call, which decides whether it passes.
 class Verdict {
  public:
   void add(const std::string& output, const Worst& worst) {
@@ -37,8 +37,8 @@ void write_error(Report& report, Row row, const std::string& name, const std::st
   report.check(row.add("error", what), false, name + ": " + what);
 }
 
-// Runs `check` unless the name is not wanted. What it throws fails the row; an error that the
-// device does not recover from ends the section, as everything after it would fail, too.
+// Runs `check` if `name` is wanted. An exception fails the row. An error from which the device does
+// not recover ends the section, because everything after it would fail, too.
 void guarded(const Settings& settings, Report& report, const Row& row, const std::string& name,
              const std::function<Verdict()>& check) {
   if (!settings.wants(name)) return;
@@ -212,98 +212,105 @@ void check_lists(const Settings& settings, Report& report) {
   }
 }
 
-// The variants beside the shipped kernel, in tensors of so many tiles that a block of a persistent
-// grid has several.
-void check_variants(const Settings& settings, Report& report) {
-  const int log2 = settings.tiny ? 14 : 23;
-  for (const Direction d : kDirections) {
-    for (const DType dtype : {DType::kBFloat16, DType::kFloat32}) {
-      const SceneSpec spec{d, dtype, View::kContiguous, log2};
-      std::unique_ptr<Scene> scene;
-      for (const Variant& variant : variants()) {
-        if (variant.direction != d || variant.dtype != dtype) continue;
-        for (const Grid grid : {Grid::kMerged, Grid::kPersistent}) {
-          const std::string what = variant.name() + ", " + probe::name_of(grid);
-          const std::string name = "variant " + spec.name() + ": " + what;
-          guarded(settings, report, row_of(what, "variant", d, probe::name_of(dtype)), name, [&] {
-            if (!scene) {
-              scene = std::make_unique<Scene>(spec, settings.device, settings.sizes(),
-                                              settings.faults.variant);
-            }
-            const Agreement agreement = scene->agreement([&](int set, cudaStream_t stream) {
-              return scene->launch_variant(variant, grid, Ticket::kAcquireRelease, set, stream);
-            });
-            Verdict verdict;
-            verdict.add("results", agreement.worst);
-            verdict.add("kl", agreement.kl);
-            return verdict;
-          });
+Verdict verdict_of(const Agreement& agreement) {
+  Verdict verdict;
+  verdict.add("results", agreement.worst);
+  verdict.add("kl", agreement.kl);
+  return verdict;
+}
+
+// Checks the variants of one direction and dtype. The scene is made for the first that is wanted.
+void check_variants(const Settings& settings, Report& report, const SceneSpec& spec) {
+  std::unique_ptr<Scene> scene;
+  for (const Variant& variant : variants()) {
+    if (variant.direction != spec.direction || variant.dtype != spec.dtype) continue;
+    for (const Grid grid : {Grid::kMerged, Grid::kPersistent}) {
+      const std::string what = variant.name() + ", " + probe::name_of(grid);
+      const Row row = row_of(what, "variant", spec.direction, probe::name_of(spec.dtype));
+      guarded(settings, report, row, "variant " + spec.name() + ": " + what, [&] {
+        if (!scene) {
+          scene = std::make_unique<Scene>(spec, settings.device, settings.sizes(),
+                                          settings.faults.variant);
         }
-      }
+        return verdict_of(scene->agreement([&](int set, cudaStream_t stream) {
+          return scene->launch_variant(variant, grid, Ticket::kAcquireRelease, set, stream);
+        }));
+      });
     }
   }
 }
 
-// A roof has to move what it is said to move.
-void check_roofs(const Settings& settings, Report& report) {
+// Compares all variants with the shipped kernel. The tensors have so many tiles that a block of a
+// persistent grid has several.
+void check_all_variants(const Settings& settings, Report& report) {
+  for (const Direction d : kDirections) {
+    for (const DType dtype : {DType::kBFloat16, DType::kFloat32}) {
+      check_variants(settings, report, {d, dtype, View::kContiguous, settings.tiny ? 14 : 23});
+    }
+  }
+}
+
+// Checks that a roof reads and writes all of its tensors.
+Verdict check_roof(const Roof& roof, int sms) {
   constexpr int64_t kBytes = 1 << 16;
+  constexpr size_t kInputs = 3, kTensors = 5;
+  std::vector<std::unique_ptr<Memory>> memory;
+  std::vector<std::vector<uint32_t>> words(kTensors, std::vector<uint32_t>(kBytes / 4));
+  Streams of;
+  for (size_t k = 0; k < kTensors; ++k) {
+    memory.push_back(std::make_unique<Memory>(kBytes));
+    for (size_t i = 0; i < words[k].size(); ++i) {
+      words[k][i] = static_cast<uint32_t>((i + 1) * (k + 7) * 0x9E3779B1u);
+    }
+    memory[k]->upload(words[k].data());
+    char* const data = static_cast<char*>(memory[k]->data());
+    if (k < kInputs) {
+      of.in[k] = data;
+    } else {
+      of.out[k - kInputs] = data;
+    }
+  }
+  check(roof.launch(of, kBytes, sms, nullptr), "roof");
+  Worst worst;
+  for (int k = 0; k < roof.writes; ++k) {
+    const Memory& written = *memory[kInputs + k];
+    std::vector<uint32_t> got(kBytes / 4);
+    written.download(got.data());
+    for (size_t i = 0; i < got.size(); ++i) {
+      uint32_t all = words[0][i];
+      for (int r = 1; r < roof.reads; ++r) all ^= words[r][i];
+      const bool same = got[i] == roof_word(all, k);
+      worst.compare(same ? 0 : 1, 0, {0.5, 0}, static_cast<int64_t>(i));
+    }
+    if (!written.intact()) worst = {1e30, 1e30, -2};
+  }
+  Verdict verdict;
+  verdict.add("words", worst);
+  return verdict;
+}
+
+void check_roofs(const Settings& settings, Report& report) {
   for (const int reads : {1, 2, 3}) {
     for (const Roof& roof : roofs(reads)) {
       guarded(settings, report, Row("correctness").add("case", roof.name()).add("access", "roof"),
-              roof.name(), [&] {
-                std::vector<std::unique_ptr<Memory>> memory;
-                std::vector<std::vector<uint32_t>> words;
-                Streams of;
-                for (int k = 0; k < 5; ++k) {
-                  memory.push_back(std::make_unique<Memory>(kBytes));
-                  words.emplace_back(kBytes / 4);
-                  for (size_t i = 0; i < words[k].size(); ++i) {
-                    words[k][i] = static_cast<uint32_t>((i + 1) * (k + 7) * 0x9E3779B1u);
-                  }
-                  memory[k]->upload(words[k].data());
-                  if (k < 3) of.in[k] = static_cast<const char*>(memory[k]->data());
-                  if (k >= 3) of.out[k - 3] = static_cast<char*>(memory[k]->data());
-                }
-                check(roof.launch(of, kBytes, settings.device.sms, nullptr), "roof");
-                Worst worst;
-                for (int k = 0; k < roof.writes; ++k) {
-                  memory[3 + k]->download(words[3 + k].data());
-                  for (size_t i = 0; i < words[0].size(); ++i) {
-                    uint32_t all = words[0][i];
-                    for (int r = 1; r < reads; ++r) all ^= words[r][i];
-                    const bool same = words[3 + k][i] == roof_word(all, k);
-                    worst.compare(same ? 0 : 1, 0, {0.5, 0}, static_cast<int64_t>(i));
-                  }
-                  if (!memory[3 + k]->intact()) worst = {1e30, 1e30, -2};
-                }
-                Verdict verdict;
-                verdict.add("words", worst);
-                return verdict;
-              });
+              roof.name(), [&] { return check_roof(roof, settings.device.sms); });
     }
   }
 }
 
 void check_patches(const Settings& settings, Report& report) {
-  const int log2 = settings.tiny ? 14 : 23;
   for (const PatchVariant& variant : patch_variants()) {
     for (const View view : {View::kChannelsLast4, View::kChannelsLast64}) {
       if (variant.four_channels && view != View::kChannelsLast4) continue;
-      const SceneSpec spec{variant.direction, variant.dtype, view, log2};
-      const std::string name = "variant " + spec.name() + ": " + variant.name();
-      guarded(settings, report,
-              row_of(variant.name() + ", " + probe::name_of(view), "variant", variant.direction,
-                     probe::name_of(variant.dtype)),
-              name, [&] {
-                const Scene scene(spec, settings.device, settings.sizes(), settings.faults.variant);
-                const Agreement agreement = scene.agreement([&](int set, cudaStream_t stream) {
-                  return scene.launch_patches(variant, set, stream);
-                });
-                Verdict verdict;
-                verdict.add("results", agreement.worst);
-                verdict.add("kl", agreement.kl);
-                return verdict;
-              });
+      const SceneSpec spec{variant.direction, variant.dtype, view, settings.tiny ? 14 : 23};
+      const Row row = row_of(variant.name() + ", " + probe::name_of(view), "variant",
+                             variant.direction, probe::name_of(variant.dtype));
+      guarded(settings, report, row, "variant " + spec.name() + ": " + variant.name(), [&] {
+        const Scene scene(spec, settings.device, settings.sizes(), settings.faults.variant);
+        return verdict_of(scene.agreement([&](int set, cudaStream_t stream) {
+          return scene.launch_patches(variant, set, stream);
+        }));
+      });
     }
   }
 }
@@ -321,7 +328,7 @@ void run_correctness(const Settings& settings, Report& report) {
   check_lists<math::BFloat16>(settings, report);
   check_lists<math::Half>(settings, report);
   check_lists<double>(settings, report);
-  check_variants(settings, report);
+  check_all_variants(settings, report);
   check_patches(settings, report);
   check_roofs(settings, report);
 }

@@ -50,8 +50,7 @@ inline Device find_device() {
   return device;
 }
 
-// Device memory between two guards, which `intact` reads back. `offset` bytes further than the
-// alignment of cudaMalloc, for misaligned tensors.
+// Device memory between two guards. `intact` returns whether nothing was written to them.
 class Memory {
  public:
   static constexpr size_t kGuard = 512;
@@ -103,7 +102,7 @@ class Stream {
   cudaStream_t stream_;
 };
 
-// The time between two points of a stream.
+// Measures the time between two points of a stream.
 class Stopwatch {
  public:
   explicit Stopwatch(cudaStream_t stream) : stream_(stream) {
@@ -131,7 +130,7 @@ class Stopwatch {
   cudaEvent_t begin_, end_;
 };
 
-// What `work` launches on the stream, as a graph.
+// The launches of `work` on a stream, captured as a graph.
 class Graph {
  public:
   Graph(cudaStream_t stream, const std::function<void()>& work) {
@@ -154,7 +153,8 @@ class Graph {
   cudaGraphExec_t exec_ = nullptr;
 };
 
-// Registers, bytes of local memory (spills and arrays) and blocks that fit an SM.
+// The registers of a thread, its bytes of local memory (spills and arrays), the shared memory of a
+// block, and the blocks that fit on an SM.
 struct KernelCost {
   int registers = 0, blocks_per_sm = 0;
   int64_t local_bytes = 0, shared_bytes = 0;

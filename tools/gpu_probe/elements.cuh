@@ -1,5 +1,5 @@
-// The arithmetic of a block of noise, four elements, and how they are taken from and put into words
-// of 16 or 32 bits. The formulas are the project's; only the loops around them are the probe's.
+// The arithmetic of four elements, a block of noise, and their conversion from and to words in
+// memory. The formulas are those of csrc/math; only the loops around them belong to the probe.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,7 +14,6 @@
 namespace vae_fused::probe {
 
 using cuda::kThreads;
-using cuda::store_16_bytes;
 
 constexpr int kChunk = 4;  // normals of a block
 
@@ -46,7 +45,7 @@ __device__ __forceinline__ void pack(const float (&in)[kChunk], int b, uint4& wo
 
 using Options = math::Plain<float>;
 
-// z of four elements; adds twice their KL to `sum`, or begins it.
+// Computes z of four elements and adds twice their KL to `sum`, or begins the sum with it.
 template <typename S, class RoundKeys>
 __device__ __forceinline__ void sample_chunk(const Options& f, const RoundKeys& keys, uint32_t low,
                                              uint32_t high, const float (&mu)[kChunk],
@@ -63,7 +62,8 @@ __device__ __forceinline__ void sample_chunk(const Options& f, const RoundKeys& 
   }
 }
 
-// The gradients of mu and raw of four elements, whose KL has the gradient `grad_kl`.
+// Replaces the gradients of z of four elements by those of mu, and computes those of raw. `grad_kl`
+// is the gradient of their KL.
 template <typename S, class RoundKeys>
 __device__ __forceinline__ void gradients_of_chunk(const Options& f, const RoundKeys& keys,
                                                    uint32_t low, uint32_t high,

@@ -1,45 +1,57 @@
-// A static program that checks and times the kernels on a GPU without torch: it needs a driver and
-// nothing else.
+// A static program that checks and times the kernels on a GPU. It needs no torch, only a driver.
 //
 //   probe [--section correctness|bandwidth|profile] [--out FILE] [--seconds N] [--only REGEX]
 //         [--list] [--tiny]
 //
 //   --section   default: correctness, then bandwidth
-//   --out       appends JSON lines to FILE and prints a summary of each; default: JSON lines to
-//   stdout
-//   --seconds   of the bandwidth section, default 60; what does not fit is reported as skipped
-//   --only      runs what has a match of REGEX (POSIX extended) in its name, as --list prints it
-//   --tiny      small tensors, for the emulated device
+//   --out       append JSON lines to FILE and print a summary of each; default: print JSON lines
+//   --seconds   time for bandwidth, default 60; contests that do not fit are reported as skipped
+//   --only      run only names that REGEX (POSIX extended) matches
+//   --list      print the names
+//   --tiny      use small tensors, for the emulated device
 //
 // Exit status: 0 if everything is right, 1 if something is wrong, 2 if there is no device.
 //
 // Each line is an object with a "kind":
 //
 //   device       name, compute_capability, sms, l2_bytes, memory_bytes, driver, runtime
-//   correctness  case, access, direction, dtype: what was run. output: the worst of its outputs,
-//   with
-//                max_error (absolute), share_of_tolerance and at (the element; -2: written out of
-//                bounds). The oracle of calls are the CPU kernels, that of variants (access
-//                "variant") the shipped kernels, that of roofs the host. status
-//   bandwidth    one contender of a contest. case, contest, contender, group (shipped, copy, roof
-//   or
-//                variant), direction, dtype, view, log2_elements, mode (launches on a stream, or
-//                replays of a graph), bytes (the least that the call moves), sets (of tensors that
-//                launches rotate over), rounds, us (median of the rounds, per launch), us_least,
-//                us_spread (half of the distance of the quartiles), gb_s, share_of_copy and
-//                share_of_roof (medians of the ratios within rounds; the roof is the fastest in the
-//                contest). Of kernels of the probe registers, local_bytes, shared_bytes and
-//                resident_blocks (per SM); of roofs vectors, blocks and bytes_in_flight (per SM);
-//                of variants keys, loads, blocks, grid and ticket, identical (whether z, or the
-//                gradients, have the bits of the shipped kernel), max_error and kl_error. status
-//   profile      case, bytes, launches (the first is a warm-up). status
+//   correctness  case, access, direction, dtype
+//                output         the worst of the outputs, to which the next three belong
+//                max_error      absolute
+//                share_of_tolerance
+//                at             the element; -2 if something was written out of bounds
+//                status
+//                The oracle of a call are the CPU kernels. The oracle of a variant (access
+//                "variant") is the shipped kernel, that of a roof (access "roof") the host.
+//   bandwidth    one contender of a contest
+//                case, contest, contender, direction, dtype, view, log2_elements
+//                group          shipped, copy, roof or variant
+//                mode           stream (plain launches) or graph (replays of a captured batch)
+//                bytes          the least that the call has to move
+//                sets           of tensors, over which launches rotate
+//                rounds         of measurements
+//                us             time of a launch, the median of the rounds
+//                us_least       the least
+//                us_spread      half of the distance between the quartiles
+//                gb_s           bytes / us
+//                share_of_copy  the median over rounds of the copy's time over this one's
+//                share_of_roof  the same with the fastest roof of the contest
+//                status
+//                Kernels of the probe have registers, local_bytes, shared_bytes and
+//                resident_blocks (per SM), roofs also vectors, blocks and bytes_in_flight (per
+//                SM). Variants have keys, loads, blocks, grid, ticket, max_error, kl_error, and
+//                identical: whether z, or the gradients, have the bits of the shipped kernel.
+//   profile      case, bytes, launches (the first is a warm-up), status
 //   skipped      section, case, reason
+//   error        error, status: the device was lost
 //   summary      passed, failed, skipped, seconds, status
 //
-// status is PASS or FAIL; a row that failed by an exception has an error instead of its figures.
+// The status is PASS or FAIL. A row that failed by an exception has an error instead of figures.
+// A variant with wrong results is not timed.
 //
-// The environment variable VAE_FUSED_PROBE_FAULT plants a fault that has to be found: "noise" lets
-// the device begin one block of noise too far, "variant" gives the variants another key.
+// The environment variable VAE_FUSED_PROBE_FAULT plants a fault that the checks have to find:
+// with "noise" the device begins one block of noise too far, with "variant" the variants use
+// another key.
 #include <regex.h>
 
 #include <cstdlib>

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kPixels = 4, kElements = 16;  // of a patch
 
-// A patch in registers as in memory: pixel by pixel, four channels each.
+// A patch lies in registers as in memory: pixel by pixel, four channels each.
 template <typename S>
 struct Patch {
   static constexpr int kPerPixel = sizeof(S);  // words
@@ -43,7 +43,7 @@ struct Patch {
   }
 };
 
-// Where a patch lies: its first byte in memory, and its first block of noise.
+// The first byte of a patch in memory, and its first block of noise.
 struct Place {
   uint32_t byte, block;
 };
@@ -97,8 +97,8 @@ __device__ __forceinline__ void store_of_pair(char* data, uint32_t byte, const P
     }
     const uint4 own{mine[0], mine[1], mine[2], mine[3]}, other{got[0], got[1], got[2], got[3]};
     char* const sector = first + 32 * i + (odd ? 16 : 0);
-    store_16_bytes(sector, odd ? other : own);
-    store_16_bytes(sector + kBytes, odd ? own : other);
+    store_global(sector, odd ? other : own);
+    store_global(sector + kBytes, odd ? own : other);
   }
 }
 
@@ -114,7 +114,7 @@ __device__ __forceinline__ void store(const PatchArgs& p, char* data, uint32_t b
       if constexpr (sizeof(S) == 4) {
         uint4 pixel;
         std::memcpy(&pixel, patch.words + 4 * i, sizeof pixel);
-        store_16_bytes(to, pixel);
+        store_global(to, pixel);
       } else {
         *reinterpret_cast<uint2*>(to) = {patch.words[2 * i], patch.words[2 * i + 1]};
       }

@@ -31,9 +31,9 @@ struct PatchVariant {
 
 const std::vector<PatchVariant>& patch_variants();
 
-// `call` as for the contiguous variants, its tensors [images, channels, pixels] in channels_last.
-// All threads of a warp need a patch: pixels and channels are multiples of 4, and the elements of
-// 2^12. Returns a cudaError_t.
+// The tensors of `call` are [images, channels, pixels] in channels_last. Pixels and channels must
+// be multiples of 4, and elements a multiple of 2^12, so that every thread of a warp has a patch.
+// Returns a cudaError_t.
 int launch(const PatchVariant& variant, const VariantCall& call, int64_t channels, int64_t pixels,
            const Sizes& sizes, cudaStream_t stream);
 

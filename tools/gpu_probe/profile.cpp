@@ -1,5 +1,5 @@
-// The profile section: eight headline kernels and nothing else, for a profiler to look at. It takes
-// no times itself.
+// The profile section launches eight headline kernels and nothing else, for a profiler. It measures
+// nothing itself.
 #include "scene.h"
 #include "sections.h"
 

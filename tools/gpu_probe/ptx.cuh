@@ -25,7 +25,7 @@ __device__ __forceinline__ uint4 load_global(const void* address) {
 #endif
 }
 
-// Reads through the read-only path and leaves no line behind in the L1 cache.
+// Reads through the read-only path without leaving a line in the L1 cache.
 __device__ __forceinline__ uint4 load_global_once(const void* address) {
 #if defined(VAE_FUSED_EMULATOR)
   return *static_cast<const uint4*>(address);
@@ -35,6 +35,16 @@ __device__ __forceinline__ uint4 load_global_once(const void* address) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(__cvta_generic_to_global(address)));
   return v;
+#endif
+}
+
+__device__ __forceinline__ void store_global(void* address, const uint4& v) {
+#if defined(VAE_FUSED_EMULATOR)
+  *static_cast<uint4*>(address) = v;
+#else
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address)),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
 #endif
 }
 
@@ -68,8 +78,8 @@ __device__ __forceinline__ unsigned int increment_acq_rel(unsigned int* counter,
 #endif
 }
 
-// A thread's asynchronous copies of 16 bytes from global to shared memory. The emulated device
-// copies at the wait and not before, so that a missing wait is a wrong result.
+// Asynchronous copies of 16 bytes from global to shared memory by one thread. The emulated device
+// copies at the wait and not before, so that a missing wait gives wrong results.
 class AsyncCopies {
  public:
   __device__ __forceinline__ void copy(uint4* shared, const void* global) {
@@ -91,7 +101,7 @@ class AsyncCopies {
 #endif
   }
 
-  // Until at most kGroups of the committed groups are pending.
+  // Waits until at most kGroups of the committed groups are pending.
   template <int kGroups>
   __device__ __forceinline__ void wait() {
 #if defined(VAE_FUSED_EMULATOR)

@@ -1,5 +1,5 @@
-// Writes one JSON object a line, flushed at once, so that a run that is cut short keeps every
-// result it had; and counts what passed and failed.
+// Writes one JSON object per line and counts what passed and failed. Every line is flushed at once,
+// so that a run that is cut short keeps the results it had.
 #pragma once
 
 #include <cmath>
@@ -52,7 +52,7 @@ class Row {
   std::string text_;
 };
 
-// Rows go to a file, and a short line about each to stdout. Without a file the rows go to stdout.
+// Writes rows to a file and a short line about each to stdout. Without a file, rows go to stdout.
 class Report {
  public:
   explicit Report(const std::string& path) {
@@ -74,7 +74,7 @@ class Report {
     std::fflush(stdout);
   }
 
-  // A check, with its status as the last field.
+  // Writes a row with its status as the last field. Returns `passes`.
   bool check(Row row, bool passes, const std::string& summary) {
     ++(passes ? passed : failed);
     const std::string status = passes ? "PASS" : "FAIL";

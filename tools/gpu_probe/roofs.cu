@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
       uint4 all = in[v][0];
       VAE_FUSED_UNROLL for (int k = 1; k < kReads; ++k) all = mixed(all, in[v][k]);
       VAE_FUSED_UNROLL for (int k = 0; k < kWrites; ++k) {
-        cuda::store_16_bytes(of.out[k] + at + v * kStep, plus(all, static_cast<uint32_t>(k)));
+        store_global(of.out[k] + at + v * kStep, plus(all, static_cast<uint32_t>(k)));
       }
     }
   }

@@ -1,4 +1,4 @@
-// Making, launching and checking what scene.h describes.
+// The tensors of a timed call: how they are made, launched on and checked.
 #include "scene.h"
 
 #include "math/gaussian.h"
@@ -18,7 +18,7 @@ int64_t sets_of(const SceneSpec& spec, const Device& device) {
   return std::max<int64_t>(2, std::min(wanted, most));
 }
 
-// Visits a value of each dtype that calls are timed in.
+// Calls visit(S{}) with the type of a dtype in memory.
 template <typename Visit>
 auto with_storage(DType dtype, const Visit& visit) {
   if (dtype == DType::kFloat32) return visit(float{});
@@ -129,7 +129,7 @@ void Scene::bind(Set& set) const {
   }
 }
 
-// The host makes a pattern, and copies on the device repeat it.
+// The host makes one pattern, which copies on the device repeat.
 void Scene::fill_first() const {
   const int64_t element = spec_.element_bytes(), elements = spec_.elements() * spec_.reads();
   const int64_t made = std::min(elements, kPattern);

@@ -1,6 +1,6 @@
-// The tensors of a timed call, in as many sets as it takes for the L2 cache to hold nothing of a
-// set by the time that it is used again, and everything that can be launched on them. Set 0 is for
-// checks alone, as a copy overwrites a part of the inputs.
+// The tensors of a timed call and everything that can be launched on them. There are so many sets
+// of tensors that the L2 cache holds nothing of a set when it is used again. Set 0 is only used for
+// checks, because the timed copy overwrites a part of the inputs.
 #pragma once
 
 #include <algorithm>
@@ -45,10 +45,10 @@ struct SceneSpec {
   int reads() const { return forward() ? 2 : 3; }
   int writes() const { return forward() ? 1 : 2; }
   int64_t rows() const { return view == View::kRows256 ? elements() / 256 : 1; }
-  // What must move at the least: the KL and its gradient are float.
+  // The least that the call has to move. The KL and its gradient are float.
   int64_t bytes() const { return elements() * element_bytes() * (reads() + writes()) + rows() * 4; }
   int64_t channels() const { return view == View::kChannelsLast64 ? 64 : 4; }
-  // Of an image; small tensors have small ones.
+  // The pixels of an image. Small tensors have small images.
   int64_t pixels() const { return log2_elements >= 20 ? 128 * 128 : 64; }
   std::string name() const;
 };
@@ -63,7 +63,7 @@ inline std::string SceneSpec::name() const {
          std::to_string(log2_elements) + " " + name_of(view);
 }
 
-// What a launch wrote, beside what the shipped kernel wrote.
+// How the results of a launch compare with those of the shipped kernel.
 struct Agreement {
   bool identical = false;  // every bit of z, or of the gradients
   Worst worst;             // of these
@@ -83,13 +83,13 @@ class Scene {
                      cudaStream_t stream) const;
   int launch_patches(const PatchVariant& variant, int set, cudaStream_t stream) const;
   int launch_roof(const Roof& roof, int set, cudaStream_t stream) const;
-  // One copy of half of the bytes that the call moves, so that it moves as many.
+  // Copies half as many bytes as the call moves, and so moves as many.
   int launch_copy(int set, cudaStream_t stream) const;
   // Keeps the device busy while the host gets ahead with its launches.
   int launch_spacer(cudaStream_t stream) const;
 
-  // The shipped kernel's results in set 0 at a few hundred places, against the formulas in double
-  // with the stream's normals in float.
+  // Compares results of the shipped kernel at a few hundred places with the formulas in double. The
+  // normals are those of the float stream.
   Worst spot_check() const;
   // Runs `launch` on set 0 and compares what it writes with what the shipped kernel wrote there.
   template <typename Launch>

@@ -1,5 +1,5 @@
-// The probe's sections. Each writes its rows to the report and returns false once it could not go
-// on.
+// The probe's settings and its sections, which write their rows to a report. An exception that
+// leaves a section means that the device is lost.
 #pragma once
 
 #include <string>
@@ -19,9 +19,9 @@ struct Settings {
   bool tiny = false;  // sizes for the emulated device
   bool list = false;  // names only
 
-  // Whether a name is wanted. Throws std::invalid_argument.
+  // Whether `only` selects a name. Throws std::invalid_argument if it is not a regular expression.
   bool wants(const std::string& name) const;
-  // The emulated device has its kernels compiled to have enough blocks with 12.
+  // The kernels of the emulated device are compiled to merge tiles from 12 blocks on.
   Sizes sizes() const {
     return tiny ? Sizes{device.sms, 12, kTile} : Sizes{device.sms, 2048, 8192};
   }

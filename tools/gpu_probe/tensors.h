@@ -1,5 +1,5 @@
-// A tensor twice: on the device in the dtype of a call, and on the host in the type of the oracle's
-// arithmetic, with the same strides and the same values.
+// Tensors that exist twice with the same strides and values: on the device in the dtype of a call,
+// and on the host in the type in which the oracle computes.
 #pragma once
 
 #include <algorithm>
@@ -71,17 +71,18 @@ struct Tolerance {
 template <typename S>
 constexpr Tolerance kTolerance =
     std::is_same_v<S, double>           ? Tolerance{1e-12, 1e-12}
-    : std::is_same_v<S, float>          ? Tolerance{4e-6, 4e-6}
+    : std::is_same_v<S, float>          ? Tolerance{8e-6, 8e-6}
     : std::is_same_v<S, math::BFloat16> ? Tolerance{1e-4, 1.01 / (1 << 8)}
                                         : Tolerance{1e-4, 1.01 / (1 << 11)};
 
-// The KL of a row: a sum of numbers that are not negative, so relative errors do not grow with it.
+// For the KL of a row. Its terms are not negative, so the relative error does not grow with the
+// row.
 template <typename S>
 constexpr Tolerance kKlTolerance = std::is_same_v<S, double>  ? Tolerance{1e-12, 1e-12}
                                    : std::is_same_v<S, float> ? Tolerance{4e-6, 4e-6}
                                                               : Tolerance{2e-5, 2e-5};
 
-// The worst of many comparisons: the difference, and its share of what was allowed.
+// The worst of many comparisons: the difference, its share of the tolerance, and the element.
 struct Worst {
   double error = 0, share = 0;
   int64_t at = -1;
@@ -153,8 +154,8 @@ constexpr double kUnwritten = 77;  // exact in every dtype, and no result
 template <typename S, typename O>
 class Twin {
  public:
-  // Of `samples` tensors one behind the other. Values are in [-2, 2) and depend on `seed`; with the
-  // seed 0 the tensor is an output.
+  // Holds `samples` tensors one behind the other. Their values are in [-2, 2) and depend on `seed`.
+  // A tensor with the seed 0 is an output.
   Twin(const Shape& shape, Layout layout, uint64_t seed, int64_t samples = 1)
       : place_(shape, layout),
         host_(static_cast<size_t>(place_.size * samples)),
@@ -179,8 +180,8 @@ class Twin {
   }
   int64_t step() const { return place_.size; }  // from a sample to the next
 
-  // Over the whole storage, so that an element between those of the tensor must be unwritten, and
-  // with the guards around it.
+  // Compares the whole storage, in which elements between those of the tensor must be unwritten,
+  // and checks the guards around it.
   Worst compare(const Tolerance& tolerance) const {
     std::vector<S> stored(host_.size());
     memory_.download(stored.data());

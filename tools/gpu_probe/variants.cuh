@@ -15,8 +15,8 @@ constexpr uint32_t kStepBytes = kThreads * 16;  // of one tensor, that a block r
 // Round keys
 // ------------------------------------------------------------------------------------------------
 
-// Computed by ten threads of the block, in shared memory, as the compiler would otherwise compute
-// them anew for each block of noise. All threads of the block take part.
+// Ten threads of the block compute the keys in shared memory. If the compiler knew how they follow
+// from the seed, it would compute them again for each block of noise. Contains a barrier.
 __device__ __forceinline__ const math::RoundKeys* shared_keys(uint64_t seed) {
   struct alignas(16) Aligned : math::RoundKeys {};
   __shared__ Aligned keys;
@@ -40,7 +40,7 @@ __device__ __forceinline__ math::RoundKeys read_keys(const math::RoundKeys* shar
   return keys;
 }
 
-// `get` returns a step's keys.
+// `get` returns the round keys for a step.
 template <Keys kKeys>
 class KeySource;
 
@@ -68,7 +68,7 @@ class KeySource<Keys::kShared> {
   const math::RoundKeys* shared_;
 };
 
-// Operands in constant memory. Only possible where the host knows the key.
+// The keys are operands in constant memory, which requires that the host knows the key.
 template <>
 class KeySource<Keys::kParameters> {
  public:
@@ -82,7 +82,7 @@ class KeySource<Keys::kParameters> {
 // Loads
 // ------------------------------------------------------------------------------------------------
 
-// A thread's steps: every tile of its block, one after the other. Offsets in bytes.
+// The steps of a thread through all tiles of its block. Offsets are in bytes.
 class Walk {
  public:
   __device__ __forceinline__ explicit Walk(const VariantArgs& p)
@@ -102,7 +102,7 @@ class Walk {
   uint32_t tile_end_;
 };
 
-// `next` returns the vectors of the step at `at`; steps are asked for in the order of a Walk.
+// `next` returns the vectors of the step at `at`. Steps are read in the order of a Walk.
 template <int kReads, Loads kLoads>
 class Reader {
  public:
@@ -138,7 +138,7 @@ class Reader<kReads, Loads::kPrefetch> {
   uint4 held_[kReads];
 };
 
-// Each thread copies for itself alone, so nothing waits for other threads.
+// Each thread copies what it reads itself, so it never waits for other threads.
 template <int kReads>
 class Reader<kReads, Loads::kRing> {
  public:
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       const float kl =
           step.template compute<S>(f, keys.get(p), p.low + at / kBytesOfChunk, p.high, in, out);
       VAE_FUSED_UNROLL
-      for (int k = 0; k < Step::kWrites; ++k) store_16_bytes(p.of.out[k] + at, out[k]);
+      for (int k = 0; k < Step::kWrites; ++k) store_global(p.of.out[k] + at, out[k]);
       if (Step::kReduces) sum += static_cast<double>(kl);
     }
     if constexpr (Step::kReduces) {

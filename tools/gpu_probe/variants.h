@@ -1,5 +1,5 @@
-// The variants of the contiguous kernels that the probe times beside the shipped ones: what they
-// differ in, and how one is launched. The kernels themselves are in variants.cuh.
+// The variants of the contiguous kernels that the probe times beside the shipped ones. This header
+// says in what they differ and how one is launched; variants.cuh contains the kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,22 +16,22 @@ namespace vae_fused::probe {
 
 enum class Direction : int { kForward, kBackward };
 
-// Where a thread has the 20 round keys of Philox during its loop.
+// Where the 20 round keys of Philox are during the loop.
 enum class Keys : int { kRegisters, kShared, kParameters };
 
-// How a thread reads its tensors.
+// How a thread reads the tensors.
 enum class Loads : int {
-  kPlain,     // each step's vectors at its beginning
+  kPlain,     // the vectors of a step at its beginning
   kOnce,      // the same past the L1 cache (ld.global.nc.L1::no_allocate)
-  kPrefetch,  // the next step's vectors before this step's arithmetic, in registers
+  kPrefetch,  // the vectors of the next step before the arithmetic of this one, in registers
   kRing,      // asynchronous copies into shared memory, two steps ahead
 };
 
-// How the last block of a launch, which adds up all tiles, is found.
+// How a launch finds its last block, which adds up the sums of all tiles.
 enum class Ticket : int {
   kFences,          // fence, atomicInc, fence
   kAcquireRelease,  // one atom.acq_rel.gpu.inc
-  kSecondLaunch,    // not at all: a second kernel adds up
+  kSecondLaunch,    // there is none: a second kernel adds up
 };
 
 enum class Grid : int {
@@ -80,8 +80,8 @@ struct VariantCall {
   bool wrong_key;  // a planted fault
 };
 
-// The machine's part of a launch: its multiprocessors, the number of blocks from which on tiles are
-// merged, and the tile of a persistent grid.
+// What a launch depends on beside its call: the number of multiprocessors, the number of blocks
+// from which on tiles are merged, and the elements of a tile of a persistent grid.
 struct Sizes {
   int sms;
   int64_t enough_blocks;
@@ -93,7 +93,9 @@ struct Variant {
   DType dtype;
   Keys keys;
   Loads loads;
-  int blocks;  // per SM, in __launch_bounds__
+  // The blocks per SM in __launch_bounds__. Registers allow at least so many, and a persistent grid
+  // has exactly so many.
+  int blocks;
   int (*launch)(const VariantArgs& args, int64_t blocks, cudaStream_t stream);
   KernelCost (*cost)();
 
