@@ -3,8 +3,8 @@
     python tools/gpu_probe/build.py --out FOLDER [--arch sm_90] [--verbose]
 
 `FOLDER/probe` is the program and `FOLDER/objects` holds what it was linked from. Objects are
-compiled again if any source or flag has changed. `--verbose` prints what ptxas says about each
-kernel.
+compiled again if a flag or a source that they may include has changed. `--verbose` prints what
+ptxas says about each kernel.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def flags_of(source: Path, arch: str) -> list[str]:
     return [*flags, "-O1", "-DVAE_FUSED_CPU_BASELINE", "-Xcompiler", host]
 
 
-def digest_of_sources() -> str:
-    """One digest for all sources: the probe is small enough to be compiled as a whole."""
-    files = [p for folder in (CSRC, HERE) for p in folder.rglob("*") if p.suffix in SUFFIXES]
+def digest_of(*folders: Path) -> str:
+    """One digest for all sources in these folders, but for csrc/torch."""
+    files = [p for folder in folders for p in folder.rglob("*") if p.suffix in SUFFIXES]
     texts = (p.read_bytes() for p in sorted(files) if "torch" not in p.parts)
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
@@ -89,10 +89,13 @@ def build(out: Path, arch: str = "sm_90") -> Path:
     nvcc = str(home / "bin" / "nvcc")
     objects = out / "objects"
     objects.mkdir(parents=True, exist_ok=True)
-    digest = digest_of_sources()
+    # csrc includes nothing of the probe, so its kernels, the slowest to compile, are kept while the
+    # probe changes.
+    digests = {True: digest_of(CSRC, HERE), False: digest_of(CSRC)}
     sources = [*device_sources(), *host_sources()]  # the slowest first
 
     def compiled(source: Path) -> Path:
+        digest = digests[source.parent == HERE]
         return compile_object(nvcc, source, flags_of(source, arch), digest, objects)
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
