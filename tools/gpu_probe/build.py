@@ -1,0 +1,130 @@
+"""Builds the probe, a static program that needs a driver and nothing else.
+
+    python tools/gpu_probe/build.py --out FOLDER [--arch sm_90] [--verbose]
+
+`FOLDER/probe` is the program and `FOLDER/objects` holds what it was linked from. Objects are
+compiled again if a flag or a source that they may include has changed. `--verbose` prints what
+ptxas says about each kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE.parent))
+from toolchain import cuda_home  # noqa: E402
+
+CSRC = ROOT / "csrc"
+SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
+LARGEST = 8_000_000  # bytes of the program, a part of a bundle that is carried to a GPU
+
+
+def device_sources() -> list[Path]:
+    """The project's kernels and the probe's own."""
+    return [*sorted((CSRC / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
+
+
+def host_sources() -> list[Path]:
+    """The probe's host code, and the CPU kernels that are its oracle."""
+    return [*sorted(HERE.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
+
+
+def flags_of(source: Path, arch: str) -> list[str]:
+    flags = ["-std=c++17", f"-I{CSRC}", f"-I{HERE}"]
+    if source.suffix == ".cu":
+        # Machine code alone: PTX for later architectures would be a third of the program.
+        code = f"arch={arch.replace('sm_', 'compute_')},code={arch}"
+        return [*flags, "-O3", "-gencode", code, "-Xptxas", "-v"]
+    # The oracle's noise is defined without fused multiply-adds, and the baseline instruction set is
+    # the same on every machine.
+    host = "-ffp-contract=off,-Wall,-Wextra"
+    return [*flags, "-O1", "-DVAE_FUSED_CPU_BASELINE", "-Xcompiler", host]
+
+
+def digest_of(*folders: Path) -> str:
+    """One digest for all sources in these folders, but for csrc/torch."""
+    files = [p for folder in folders for p in folder.rglob("*") if p.suffix in SUFFIXES]
+    texts = (p.read_bytes() for p in sorted(files) if "torch" not in p.parts)
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+
+
+def run(command: list[str]) -> str:
+    """Runs a command and returns its stderr. If it fails, its output ends the build."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise SystemExit(f"{shlex.join(command)}\n{result.stdout}{result.stderr}")
+    return result.stderr
+
+
+def compile_object(nvcc: str, source: Path, flags: list[str], digest: str, objects: Path) -> Path:
+    """The object of `source`, with what ptxas says about its kernels beside it, as a .log."""
+    name = f"{source.parent.name}-{source.stem}"
+    state = hashlib.sha256(f"{digest} {shlex.join(flags)}".encode()).hexdigest()[:16]
+    target = objects / f"{name}-{state}.o"
+    if target.exists():
+        return target
+    for old in objects.glob(f"{name}-{'?' * len(state)}.*"):
+        old.unlink()
+    made = target.with_suffix(".new")
+    log = run([nvcc, *flags, "-c", str(source), "-o", str(made)])
+    target.with_suffix(".log").write_text(log)
+    made.rename(target)
+    return target
+
+
+def build(out: Path, arch: str = "sm_90") -> Path:
+    """Compiles what is missing in `out` and returns the program."""
+    home = cuda_home()
+    if home is None:
+        raise SystemExit("there is no nvcc on PATH and CUDA_HOME is not set")
+    nvcc = str(home / "bin" / "nvcc")
+    objects = out / "objects"
+    objects.mkdir(parents=True, exist_ok=True)
+    # csrc includes nothing of the probe, so its kernels, the slowest to compile, are kept while the
+    # probe changes.
+    digests = {True: digest_of(CSRC, HERE), False: digest_of(CSRC)}
+    sources = [*device_sources(), *host_sources()]  # the slowest first
+
+    def compiled(source: Path) -> Path:
+        digest = digests[source.parent == HERE]
+        return compile_object(nvcc, source, flags_of(source, arch), digest, objects)
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        made = list(pool.map(compiled, sources))
+    program = out / "probe"
+    link = ["-cudart", "static", "-Xlinker", "--strip-all"]
+    run([nvcc, *link, *map(str, made), "-o", str(program)])
+    size = program.stat().st_size
+    if size >= LARGEST:
+        raise SystemExit(f"the probe has {size} bytes, and may have {LARGEST - 1}")
+    return program
+
+
+def ptxas_log(out: Path) -> str:
+    """What ptxas said about every kernel of the program in `out`."""
+    return "".join(path.read_text() for path in sorted((out / "objects").glob("*.log")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--arch", default="sm_90")
+    parser.add_argument("--verbose", action="store_true", help="print what ptxas says")
+    options = parser.parse_args()
+    program = build(options.out, options.arch)
+    if options.verbose:
+        print(ptxas_log(options.out), end="")
+    print(program)
+
+
+if __name__ == "__main__":
+    main()
