@@ -9,10 +9,15 @@
 #   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
 #   PYTHON   what makes the environment:            make test PYTHON=python3.13
 #   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, BUDGET_ARGS, GPU_ARGS make test PYTEST_ARGS="-k philox -x"
+#   BUNDLE_TORCH, BUNDLE_ARCH, BUNDLE_VENV   what the bundle is compiled for: make gpu-bundle BUNDLE_ARCH=10.0
 #   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
+# The torch of NVIDIA's image, and the compute capability of an H100 or H200.
+BUNDLE_TORCH ?= torch==2.11.0
+BUNDLE_ARCH  ?= 9.0
+BUNDLE_VENV  ?= .venv-bundle
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
@@ -28,7 +33,7 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo test bench regressions budget gpu lint format clean
+.PHONY: help build demo test bench regressions budget gpu gpu-bundle lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,7 +43,8 @@ help:
 	@echo 'make bench    build, time the latent against what else computes it; table, JSON, figures'
 	@echo 'make regressions   build, and hold the ratios to what eager takes to their floors'
 	@echo 'make budget   of a CUDA build, record what each kernel costs; BUDGET_ARGS=--check compares'
-	@echo 'make gpu      build, and hold it to its promises on this GPU; results as JSON'
+	@echo 'make gpu      build, and hold it to its promises on this GPU in 240 s; results as JSON'
+	@echo 'make gpu-bundle    without a GPU: pack what such a run needs on a machine without a network'
 	@echo 'make lint     ruff, mypy and clang-format, changing nothing'
 	@echo 'make format   let ruff and clang-format rewrite the sources'
 	@echo 'make clean    remove builds and caches, and $(VENV)'
@@ -87,6 +93,11 @@ budget: $(BUILD_STAMP)
 gpu: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/python tools/gpu.py $(GPU_ARGS)
 
+gpu-bundle:
+	$(MAKE) build VENV='$(BUNDLE_VENV)' TORCH='$(BUNDLE_TORCH)' VAE_FUSED_BUILD=cuda \
+	    TORCH_CUDA_ARCH_LIST=$(BUNDLE_ARCH)
+	$(BUNDLE_VENV)/bin/python tools/gpu.py bundle --arch sm_$(subst .,,$(BUNDLE_ARCH)) $(GPU_ARGS)
+
 # The pytest command, not `python -m pytest`: that would import the sources beside the tests.
 test: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -103,7 +114,7 @@ format: $(VENV)/.lint-requirements
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .venv-none .venv-cuda
+	rm -rf build dist *.egg-info $(VENV) .venv-none .venv-cuda .venv-bundle
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f vae_fused/*.so vae_fused/_build_info.json digits.png
 	find csrc vae_fused tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

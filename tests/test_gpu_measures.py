@@ -14,7 +14,7 @@ from conftest import native
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-from gpu_checks import cases, measure, outside
+from gpu_checks import cases, judge, measure, sanitizer
 from gpu_checks.report import FAIL, NOT_RUN, PASS
 
 
@@ -37,39 +37,66 @@ def test_bytes_are_those_that_must_move(dtype, reduction, forward, backward):
 
 
 def test_every_promised_shape_and_reduction_is_measured():
-    chosen = cases.cases(24, ("float32", "bfloat16"), 28)
+    chosen = cases.cases(24, ("float32", "bfloat16"), 28, 22)
     assert len({c.name for c in chosen}) == len(chosen)
-    small = [c for c in chosen if c.numel <= 2**24]
-    assert all(c.numel > 0.99 * 2**24 for c in small)
+    small = [c for c in chosen if c.group == "small"]
+    assert {c.numel for c in small} == {2**22} and len(small) == 8
+    usual = [c for c in chosen if c.group != "small" and c.numel <= 2**24]
+    assert all(c.numel > 0.99 * 2**24 for c in usual)
     assert {c.numel for c in chosen if c.numel > 2**24} == {2**28}
     for dtype in ("float32", "bfloat16"):
-        mine = [c for c in small if c.dtype == dtype]
+        mine = [c for c in usual if c.dtype == dtype]
         contiguous = {c.reduction for c in mine if c.group == "contiguous"}
         assert contiguous == set(cases.REDUCTIONS)
         columns = {c.shape[1] for c in mine if c.group == "rows"}
         assert columns == {2, 20, 256, 16384, 2**20}
-        assert {c.group for c in mine} == set(cases.TARGETS)
+        assert {c.group for c in mine} == set(judge.TARGETS)
 
 
 def row(group, ratio, **more):
     figures = {"ratio": ratio, "us": 10.0, "gb_per_s": 4000.0, "copy_gb_per_s": 4200.0}
+    figures["streams_gb_per_s"] = 4100.0
     ways = {"forward": figures, "backward": {**figures, "ratio": 0.99}}
     return {"case": f"{group} {ratio}", "group": group, "dtype": "float32", **ways, **more}
 
 
 def test_the_worst_case_decides():
-    promises = measure.judge_bandwidth([row("contiguous", 0.95), row("contiguous", 0.85)])
+    promises = judge.judge_bandwidth([row("contiguous", 0.95), row("contiguous", 0.85)])
     assert [p.verdict for p in promises] == [FAIL, PASS]
     assert "contiguous 0.85" in promises[0].detail
-    assert [p.verdict for p in measure.judge_bandwidth([row("rows", 0.85)])] == [PASS, PASS]
+    assert [p.verdict for p in judge.judge_bandwidth([row("rows", 0.85)])] == [PASS, PASS]
     lost = {"case": "lost", "group": "rows", "dtype": "float32", "error": "planted"}
-    promises = measure.judge_bandwidth([row("rows", 0.85), lost])
+    promises = judge.judge_bandwidth([row("rows", 0.85), lost])
     assert [p.verdict for p in promises] == [FAIL, FAIL] and "lost" in promises[0].detail
-    (first, _) = measure.judge_bandwidth([lost])
+    (first, _) = judge.judge_bandwidth([lost])
     assert first.verdict == FAIL and "planted" in first.detail
     left = {"case": "left", "group": "rows", "dtype": "float32", "skipped": "no room"}
-    promises = measure.judge_bandwidth([row("rows", 0.85), left])
+    promises = judge.judge_bandwidth([row("rows", 0.85), left])
     assert [p.verdict for p in promises] == [NOT_RUN, NOT_RUN]
+    promises = judge.judge_bandwidth([left])
+    assert [p.verdict for p in promises] == [NOT_RUN, NOT_RUN]
+
+
+def test_a_size_without_a_target_is_for_the_record():
+    promises = judge.judge_bandwidth([row("small", 0.3)])
+    assert [(p.verdict, p.target) for p in promises] == [(PASS, ""), (PASS, "")]
+    lost = {"case": "lost", "group": "small", "dtype": "float32", "error": "planted"}
+    assert [p.verdict for p in judge.judge_bandwidth([lost])] == [FAIL, FAIL]
+
+
+def test_yardsticks_move_the_streams_of_a_call():
+    """Forward reads two tensors and writes one; backward reads three and writes two."""
+    case = cases.Case("contiguous", "contiguous", (8, 8), "sum", "float32")
+    made = measure.streams(case, 2, "cpu")
+    assert {name: len(runs) for name, runs in made.items()} == {"forward": 2, "backward": 2}
+    forward, backward = made["forward"][0], made["backward"][0]
+    assert len(forward.args) == 2 and list(forward.keywords) == ["out"]
+    a, b, c, x, y = backward.args
+    c.fill_(3)
+    forward()
+    backward()
+    assert bool((forward.keywords["out"] == 2).all() and (x == a + b).all() and (y == c).all())
+    assert len({t.data_ptr() for t in (a, b, c, x, y)}) == 5
 
 
 def test_a_step_is_judged_by_each_rival():
@@ -81,17 +108,17 @@ def test_a_step_is_judged_by_each_rival():
         "kept_bytes": {"vae_fused": 16},
         "unable": {},
     }
-    assert [p.verdict for p in measure.judge_steps([one])] == [PASS, FAIL, PASS]
+    assert [p.verdict for p in judge.judge_steps([one])] == [PASS, FAIL, PASS]
     del one["us"]["torch.compile"]
     one["unable"]["torch.compile"] = "no triton"
     one["kept_bytes"]["vae_fused"] = 2**20
-    promises = measure.judge_steps([one])
+    promises = judge.judge_steps([one])
     assert [p.verdict for p in promises] == [PASS, NOT_RUN, FAIL]
     assert "no triton" in promises[1].detail
     del one["us"]["vae_fused"]
     one["unable"]["vae_fused"] = "a wrong KL"
     one["kept_bytes"] = {}
-    promises = measure.judge_steps([one])
+    promises = judge.judge_steps([one])
     assert [p.verdict for p in promises] == [FAIL, FAIL, NOT_RUN]
     assert promises[0].detail == "a wrong KL"
 
@@ -111,7 +138,7 @@ def test_runs_take_turns_and_medians_are_compared():
 
 
 @native
-@pytest.mark.parametrize("name", ["probe", "sanitize", "bandwidth", "step", "profile"])
+@pytest.mark.parametrize("name", ["smoke", "sanitize", "bandwidth", "step", "profile"])
 def test_drivers_run_on_the_cpu(name, tmp_path, monkeypatch, capsys):
     from gpu_checks import driver
 
@@ -123,16 +150,17 @@ def test_drivers_run_on_the_cpu(name, tmp_path, monkeypatch, capsys):
     driver.main(["--driver", name, "--device", "cpu", "--exponent", "10", "--out", str(out)])
     if name == "bandwidth":
         rows = json.loads(out.read_text())
-        assert len(rows) == 5 and not any("error" in r for r in rows)
-        assert len(measure.judge_bandwidth(rows)) == 10
+        assert len(rows) == 6 and not any("error" in r for r in rows)
+        assert len(judge.judge_bandwidth(rows)) == 12
+        assert all(r[way]["streams_ratio"] > 0 for r in rows for way in ("forward", "backward"))
     if name == "step":
         rows = json.loads(out.read_text())
         assert [set(r["us"]) for r in rows] == [{"vae_fused", "eager"}] * 3
-        assert len(measure.judge_steps(rows)) == 8
-    if name == "probe":
+        assert len(judge.judge_steps(rows)) == 8
+    if name == "smoke":
         assert json.loads(out.read_text())["smoke"] <= 1e-5
     if name in ("sanitize", "profile"):
-        assert outside.DONE in capsys.readouterr().out
+        assert sanitizer.DONE in capsys.readouterr().out
 
 
 @native

@@ -18,10 +18,6 @@ DTYPES = {
     "float64": torch.float64,
 }
 REDUCTIONS = ("sum", "batchmean", "mean", "sample", "none")
-# The family's is a guess: what an option costs in instructions, no GPU has told yet.
-TARGETS = {
-    "contiguous": 0.90, "rows": 0.80, "chunked": 0.80, "channels_last": 0.80, "family": 0.50,
-}  # fmt: skip
 FAMILIES = ("clamp", "mask", "prior", "softplus")
 
 
@@ -29,7 +25,7 @@ FAMILIES = ("clamp", "mask", "prior", "softplus")
 class Case:
     """A posterior of one shape and layout, and what becomes of its KL."""
 
-    group: str  # a key of TARGETS
+    group: str  # a key of judge.TARGETS, or "small", which has no target
     layout: str  # contiguous | chunk(dim) | channels_last | channels_last chunk
     shape: tuple[int, ...]
     reduction: str
@@ -63,8 +59,13 @@ class Case:
         return streams * size * self.numel + max(size, 4) * self.kl_numel + mask
 
 
-def cases(exponent: int, dtypes: tuple[str, ...], big: int | None = None) -> list[Case]:
-    """Everything at 2^exponent elements, and what may differ there at 2^big."""
+def cases(
+    exponent: int, dtypes: tuple[str, ...], big: int | None = None, small: int | None = None
+) -> list[Case]:
+    """Everything at 2^exponent elements, and what may differ there at 2^small and at 2^big.
+
+    At 2^22 elements a kernel takes some ten microseconds, so its start and its end count.
+    """
     found: list[Case] = []
 
     def square(n: int) -> tuple[int, int]:
@@ -89,6 +90,13 @@ def cases(exponent: int, dtypes: tuple[str, ...], big: int | None = None) -> lis
             found.append(Case("family", "contiguous", square(exponent), "sample", dtype, family))
         found.append(Case("family", "chunk(1)", image, "batchmean", dtype, "clamp"))
         found.append(Case("family", "channels_last chunk(1)", image, "batchmean", dtype, "clamp"))
+        if small:
+            shape = square(small)
+            image = (max(1, 2**small // (4 * side * side)), 4, side, side)
+            for reduction in ("sum", "sample"):
+                found.append(Case("small", "contiguous", shape, reduction, dtype))
+            for layout in ("chunk(1)", "channels_last"):
+                found.append(Case("small", layout, image, "batchmean", dtype))
         if big:
             for reduction in ("sum", "sample", "none"):
                 found.append(Case("contiguous", "contiguous", square(big), reduction, dtype))

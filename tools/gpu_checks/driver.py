@@ -1,6 +1,7 @@
-"""Programs of their own process: a crash, a leak or a tool around one of them spoils no other.
+"""Programs that run in a process of their own, where a crash or a leak costs no other program.
 
-``python tools/gpu.py --driver NAME`` runs one; it writes JSON to ``--out``, or to nowhere.
+``python tools/gpu.py --driver NAME`` runs one, which writes JSON to ``--out``. Only these programs
+import torch and vae_fused.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor
 
 import vae_fused as vf
-from gpu_checks import cases, measure
-from gpu_checks.outside import DONE, WRONG
+from gpu_checks import cases, judge, measure
 from gpu_checks.report import ROOT
+from gpu_checks.sanitizer import DONE, WRONG
 from vae_fused import _ext
 
 
@@ -46,7 +47,7 @@ def eager_formula() -> measure.Latent:
 # --- what is here --------------------------------------------------------------------------------
 
 
-def probe(args: argparse.Namespace) -> None:
+def smoke(args: argparse.Namespace) -> None:
     """The machine, the versions, and one step compared with the CPU."""
     versions = {
         "python": platform.python_version(),
@@ -209,10 +210,10 @@ def planted_initcheck(args: argparse.Namespace) -> None:
 def bandwidth(args: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     small = args.exponent < 20
-    dtypes = ("float32",) if args.quick else ("float32", "bfloat16")
-    chosen = cases.cases(args.exponent, dtypes, None if args.quick else args.exponent + 4)
-    # What is promised most, first: contiguous, then the rest, then the large.
-    order = list(cases.TARGETS)
+    dtypes = ("float32", "bfloat16")
+    chosen = cases.cases(args.exponent, dtypes, args.exponent + 4, args.exponent - 2)
+    # What is promised most comes first: contiguous, then the rest, then the large.
+    order = ["contiguous", "small", *judge.TARGETS]
     chosen.sort(key=lambda c: (c.numel > 2 ** (args.exponent + 1), order.index(c.group)))
     warm_up(args.device)
     for case in chosen:
@@ -272,7 +273,7 @@ def profile(args: argparse.Namespace) -> None:
 
 
 PROGRAMS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "probe": probe,
+    "smoke": smoke,
     "sanitize": sanitize,
     "planted-memcheck": planted_memcheck,
     "planted-initcheck": planted_initcheck,
@@ -288,7 +289,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--exponent", type=int, default=24)
-    parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)
     PROGRAMS[args.driver](args)
 

@@ -1,4 +1,4 @@
-"""Times: bandwidth against a copy of as many bytes, a step against eager and torch.compile.
+"""Times: bandwidth against a copy and against the same streams, a step against eager code.
 
 All contenders of a case run in turn within each repeat, so that drift of the clocks hits all alike;
 medians are compared. On a CPU the same code runs with the wall clock, to be tested there.
@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu_checks.cases import TARGETS, Case, Inputs, inputs
-from gpu_checks.report import FAIL, NOT_RUN, PASS, Promise, at_least
+from gpu_checks.cases import DTYPES, Case, Inputs, inputs
 
 L2_FACTOR = 8  # tensors that are cycled through exceed the L2 cache that many times
 SAMPLE = 1e-3  # seconds of work between two clock readings, at the least
@@ -140,6 +139,42 @@ def copy_bytes(target: Tensor, source: Tensor, size: int) -> None:
     target[:size].copy_(source[:size])
 
 
+def add_and_copy(a: Tensor, b: Tensor, c: Tensor, x: Tensor, y: Tensor) -> None:
+    """Reads three tensors and writes two, in two kernels."""
+    torch.add(a, b, out=x)
+    y.copy_(c)
+
+
+FUSED = "template <typename T> void fused(T a, T b, T c, T& x, T& y) { x = a + b; y = b + c; }"
+
+
+def streams(case: Case, count: int, device: str) -> dict[str, list[Run]]:
+    """Yardsticks with the streams of a call and next to no arithmetic, in PyTorch's own kernels.
+
+    Forward reads two tensors and writes one; backward reads three and writes two. Some GPUs move
+    that mixture at another rate than a copy. One kernel with two results is compiled at run time,
+    which may fail; two kernels in a row always serve.
+    """
+    found: dict[str, list[Run]] = {"forward": [], "backward": [], "backward, one kernel": []}
+    fused = None
+    if device != "cpu":
+        create = getattr(torch.cuda.jiterator, "_create_multi_output_jit_fn", None)
+        fused = create and create(FUSED, num_outputs=2)
+    for _ in range(count):
+        dtype = DTYPES[case.dtype]
+        a, b, c, x, y = (torch.ones(case.numel, dtype=dtype, device=device) for _ in range(5))
+        found["forward"].append(partial(torch.add, a, b, out=x))
+        found["backward"].append(partial(add_and_copy, a, b, c, x, y))
+        if fused:
+            found["backward, one kernel"].append(partial(fused, a, b, c))
+    try:
+        for run in found["backward, one kernel"][:1]:
+            run()
+    except RuntimeError:
+        found["backward, one kernel"] = []
+    return {name: runs for name, runs in found.items() if runs}
+
+
 def spread(case: Case, device: str) -> int:
     """Sets of tensors to cycle through, so that none is in the L2 cache when its turn comes."""
     if device == "cpu":
@@ -149,74 +184,45 @@ def spread(case: Case, device: str) -> int:
 
 
 def measure_case(case: Case, device: str, repeats: int = REPEATS) -> dict[str, Any]:
-    """Times, bytes per second, and their ratio to those of a copy, forward and backward."""
+    """Times, bytes per second, and their ratio to those of a copy and of the same streams."""
     sets = spread(case, device)
     row: dict[str, Any] = {"case": case.name, "group": case.group, "dtype": case.dtype}
-    # Inputs and grad_z, the outputs of a pass, two buffers of the copy.
-    needed = sets * 4 * case.bytes("backward")
+    # Inputs and grad_z, the outputs of a pass, two buffers of the copy, five of the streams.
+    needed = sets * 5 * case.bytes("backward")
     if device != "cpu" and torch.cuda.mem_get_info()[0] < 1.2 * needed:
         return row | {"skipped": f"less than {1.2 * needed / 1e9:.0f} GB of memory are free"}
     tensors: list[Inputs] = [inputs(case, device, seed) for seed in range(sets)]
-    sizes = {way: case.bytes(way) for way in ("forward", "backward")}
-    copiers = copies(list(sizes.values()), sets, device)
+    moved = {way: case.bytes(way) for way in ("forward", "backward")}
+    plain = {"forward": 3, "backward": 5}  # tensors that the streams' yardstick moves
+    plain = {way: count * DTYPES[case.dtype].itemsize * case.numel for way, count in plain.items()}
+    copiers = copies(list(moved.values()), sets, device)
+    yardsticks = streams(case, sets, device)
     loops: dict[str, Loop] = {}
-    for way, size in sizes.items():
+    for way, size in moved.items():
         calls = 1 if device == "cpu" else math.ceil(SAMPLE * 4e12 / size)
         loops[way] = loop([getattr(t, way) for t in tensors], calls, device)
-        # A graph may copy by other means than a stream does: the faster one is the yardstick.
+        # A graph may copy by other means than a stream does. The faster one is the yardstick.
         loops[f"copy {way}"] = loop(copiers[size], calls, device)
         loops[f"copy {way}, calls"] = loop(copiers[size], calls, device, graph=False)
+        for name in (name for name in yardsticks if name.startswith(way)):
+            loops[f"streams {name}"] = loop(yardsticks[name], calls, device)
     seconds = in_turn({name: item.run for name, item in loops.items()}, device, repeats=repeats)
-    for way, size in sizes.items():
-        ours = seconds[way] / loops[way].calls
-        names = (f"copy {way}", f"copy {way}, calls")
-        copy = min(seconds[name] / loops[name].calls for name in names)
+    each = {name: seconds[name] / item.calls for name, item in loops.items()}
+    for way, size in moved.items():
+        copy = min(t for name, t in each.items() if name.startswith(f"copy {way}"))
+        same = min(t for name, t in each.items() if name.startswith(f"streams {way}"))
         row[way] = {
             "bytes": size,
-            "us": round(ours * 1e6, 3),
+            "us": round(each[way] * 1e6, 3),
             "copy_us": round(copy * 1e6, 3),
-            "gb_per_s": round(size / ours / 1e9, 1),
+            "gb_per_s": round(size / each[way] / 1e9, 1),
             "copy_gb_per_s": round(size / copy / 1e9, 1),
-            "ratio": round(copy / ours, 4),
+            "streams_gb_per_s": round(plain[way] / same / 1e9, 1),
+            "ratio": round(copy / each[way], 4),
+            "streams_ratio": round((size / each[way]) / (plain[way] / same), 4),
             "mode": loops[way].mode,
         }
     return row
-
-
-def judge_bandwidth(rows: list[dict[str, Any]]) -> list[Promise]:
-    """The worst ratio of each group, dtype and direction."""
-    promises = []
-    keys = dict.fromkeys((r["group"], r["dtype"], w) for r in rows for w in ("forward", "backward"))
-    for group, dtype, way in keys:
-        mine = [r for r in rows if (r["group"], r["dtype"]) == (group, dtype)]
-        done = [r for r in mine if way in r]
-        name = f"{group.replace('_', ' ')}, {dtype}, {way}: share of a copy's rate"
-        if not done:
-            reason = mine[0].get("skipped")
-            if reason is None:  # it was tried, and raised
-                error = mine[0].get("error", "no figures")
-                promises.append(Promise(name, FAIL, f">= {TARGETS[group]}", "", error))
-            else:
-                promises.append(at_least(name, TARGETS[group], None, f"not run: {reason}"))
-            continue
-        worst = min(done, key=lambda r: r[way]["ratio"])
-        figures = worst[way]
-        detail = (
-            f"worst of {len(done)}: {worst['case']}, {figures['us']:.1f} us, "
-            f"{figures['gb_per_s']:.0f} GB/s, the copy {figures['copy_gb_per_s']:.0f}"
-        )
-        if not figures.get("mode", "graph").startswith("graph"):
-            detail += f"; timed as {figures['mode']}"
-        left = [r["case"] for r in mine if way not in r]
-        if left:
-            detail += f"; not measured: {', '.join(left)}"
-        promise = at_least(name, TARGETS[group], figures["ratio"], detail)
-        if any("error" in r for r in mine):
-            promise.verdict = FAIL
-        elif left and promise.verdict != FAIL:
-            promise.verdict = NOT_RUN
-        promises.append(promise)
-    return promises
 
 
 # --- a training step -----------------------------------------------------------------------------
@@ -322,31 +328,6 @@ def measure_step(
         "unable": unable,
         "elements": math.prod(step.shape),
     }
-
-
-def judge_steps(rows: list[dict[str, Any]]) -> list[Promise]:
-    promises = []
-    for row in rows:
-        us = row["us"]
-        for rival, target in row["targets"].items():
-            name = f"step {row['step']}: times as fast as {rival}"
-            missing = next((n for n in ("vae_fused", rival) if n not in us), None)
-            if missing == "vae_fused":
-                reason = row["unable"].get(missing, "not measured")
-                promises.append(Promise(name, FAIL, f">= {target}", "", reason))
-                continue
-            if missing:
-                reason = row["unable"].get(missing, "not measured")
-                promises.append(at_least(name, target, None, f"not run: {missing}: {reason}"))
-                continue
-            detail = f"{us['vae_fused']:.1f} us, {rival} {us[rival]:.1f} us ({row['clock']} time)"
-            promises.append(at_least(name, target, us[rival] / us["vae_fused"], detail))
-        kept = row["kept_bytes"].get("vae_fused")
-        if row["clock"] == "device":
-            name = f"step {row['step']}: bytes kept for backward"
-            verdict = NOT_RUN if kept is None else PASS if kept <= 1024 else FAIL
-            promises.append(Promise(name, verdict, "<= 1024", "" if kept is None else str(kept)))
-    return promises
 
 
 def quiet() -> None:

@@ -1,91 +1,121 @@
-"""The package under test: compiled, and never the sources of this checkout."""
+"""The package under test: compiled, from the bundle or installed or built here, never the sources.
+
+Nothing here imports torch or vae_fused. Only child processes do, so this process works wherever
+they do not import, and an error in a child costs that child alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
-from gpu_checks.report import FAIL, PASS, ROOT, Promise
-from gpu_checks.run import Finished, Outcome, execute
+from gpu_checks.bundle import Bundle
+from gpu_checks.processes import Finished, Running, execute
+from gpu_checks.report import ROOT
 
 TOOLS = ROOT / "tools"
 # What the tests import; hypothesis and the like may be missing on a machine without a network.
-TEST_MODULES = ("pytest", "mpmath", "hypothesis", "expecttest", "pybind11", "pytest_benchmark")
-EXTRA_MODULES = ("xdist", "scipy", "sklearn", "matplotlib", "tqdm", "triton")
+TEST_MODULES = (
+    *("pytest", "xdist", "mpmath", "hypothesis", "expecttest", "pybind11", "pytest_benchmark"),
+)
+EXTRA_MODULES = ("scipy", "sklearn", "matplotlib", "tqdm", "triton", "pyro")
 
-QUESTION = """
-import json, warnings
+QUESTION = f"""
+import importlib.util, json, platform, warnings
 warnings.simplefilter("ignore")
-import torch
-answer = {"torch": str(torch.__version__), "torch_cuda": torch.version.cuda}
-answer["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
-if answer["gpus"]:
-    answer["capability"] = "{}.{}".format(*torch.cuda.get_device_capability(0))
-    answer["name"] = torch.cuda.get_device_name(0)
+names = {TEST_MODULES + EXTRA_MODULES}
+answer = {{"python": platform.python_version(), "gpus": 0}}
+answer["missing"] = [n for n in names if importlib.util.find_spec(n) is None]
 try:
+    import torch
+    answer.update(torch=str(torch.__version__), torch_cuda=torch.version.cuda)
+    answer["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if answer["gpus"]:
+        answer["capability"] = "{{}}.{{}}".format(*torch.cuda.get_device_capability(0))
+        answer["name"] = torch.cuda.get_device_name(0)
     from vae_fused import _ext
     answer.update(file=_ext.__file__, has_cuda=_ext.has_cuda, reason=_ext.reason)
-    answer["build"] = _ext.build_info
-except ImportError as error:
-    answer.update(file=None, has_cuda=False, reason=f"{type(error).__name__}: {error}")
+    answer.update(available=_ext.available, build=_ext.build_info)
+except Exception as error:
+    answer.update(file=None, reason=f"{{type(error).__name__}}: {{error}}")
 print("ANSWER" + json.dumps(answer))
 """
 
 
 @dataclasses.dataclass
 class Place:
-    """Where subprocesses run, and what they import."""
+    """Where child processes run, what they import, and where their logs go."""
 
-    scratch: Path  # also their working directory: beside no sources
-    target: Path | None = None  # where the package was built to
+    scratch: Path  # also their working directory: no sources are beside it
+    logs: Path
+    device: str = "cuda"  # or, to test all this without a GPU, "cpu"
+    package: Path | None = None  # the folder with the compiled package, unless it is installed
+    modules: Path | None = None  # the bundle's folder of test modules, where some are missing
 
     def env(self, **more: str) -> dict[str, str]:
         env = dict(os.environ)
         inherited = env.get("PYTHONPATH", "").split(os.pathsep)
         kept = [p for p in inherited if os.path.isabs(p) and Path(p).resolve() != ROOT]
-        ours = [str(self.target)] if self.target else []
+        ours = [str(folder) for folder in (self.package, self.modules) if folder]
         env["PYTHONPATH"] = os.pathsep.join([*ours, *kept, str(TOOLS)])
         env.setdefault("CUDA_MODULE_LOADING", "LAZY")
+        env["PYTHONDONTWRITEBYTECODE"] = "1"
         env["VAE_FUSED_STRICT"] = "1"  # plain PyTorch in place of a kernel is no result
         return env | more
 
     def run(
         self, command: list[str], timeout: float, name: str, env: dict[str, str] | None = None
     ) -> Finished:
-        log = self.scratch / f"{name}.log"
+        log = self.logs / f"{name}.log"
         return execute(command, timeout, env=env or self.env(), cwd=self.scratch, log=log)
 
+    def drive(self, name: str, *arguments: str) -> list[str]:
+        """A program of driver.py as a command."""
+        script = str(TOOLS / "gpu.py")
+        return [sys.executable, script, "--driver", name, "--device", self.device, *arguments]
 
-def ask(place: Place, timeout: float = 120.0) -> dict[str, object]:
-    """What a fresh interpreter imports as torch and vae_fused; `error` where that fails."""
-    done = place.run(
-        [sys.executable, "-c", QUESTION], timeout, "ask", place.env(VAE_FUSED_STRICT="0")
-    )
+    def run_driver(self, name: str, timeout: float, *arguments: str) -> tuple[Any, Finished]:
+        """Runs a driver program. What it wrote, or None, however it ended."""
+        out = self.scratch / f"{name}.json"
+        out.unlink(missing_ok=True)
+        done = self.run(self.drive(name, "--out", str(out), *arguments), timeout, name)
+        try:
+            return json.loads(out.read_text(encoding="utf-8")), done
+        except (OSError, ValueError):
+            return None, done
+
+
+def ask(place: Place, timeout: float = 90.0) -> dict[str, Any]:
+    """What a fresh interpreter imports as torch and vae_fused, or the `reason` why it fails.
+
+    On a machine that has just started, importing torch may take half a minute.
+    """
+    env = place.env(VAE_FUSED_STRICT="0")
+    command, log = [sys.executable, "-c", QUESTION], place.scratch / "imports.log"
+    done = execute(command, timeout, env=env, cwd=place.scratch, log=log)
     for line in done.output.splitlines():
         if line.startswith("ANSWER"):
-            answer: dict[str, object] = json.loads(line[len("ANSWER") :])
+            answer: dict[str, Any] = json.loads(line[len("ANSWER") :])
             return answer
-    return {"error": done.tail(3) or done.ended()}
+    return {"gpus": 0, "missing": [], "reason": done.tail(3) or done.ended()}
 
 
-def usable(answer: dict[str, object]) -> str:
-    """'' if the package can be tested; else why not."""
-    if "error" in answer:
-        return str(answer["error"])
+def problem_with(answer: dict[str, Any], device: str) -> str:
+    """Why the package that was found cannot be tested, or ''."""
     file = answer.get("file")
-    if file and Path(str(file)).resolve().is_relative_to(ROOT / "vae_fused"):
+    if not file:
+        return str(answer.get("reason"))
+    if Path(str(file)).resolve().is_relative_to(ROOT / "vae_fused"):
         return f"python imports the sources ({file})"
-    if not answer.get("has_cuda"):
+    if not answer.get("available" if device == "cpu" else "has_cuda"):
         return str(answer.get("reason") or "it was built without CUDA")
     return ""
-
-
-def missing_modules(names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def build_command(target: Path) -> list[str]:
@@ -95,29 +125,82 @@ def build_command(target: Path) -> list[str]:
     ]
 
 
-def build(place: Place, capability: str, timeout: float) -> Outcome:
-    """Compiles this checkout for the visible GPU, offline, to a folder of its own."""
-    target = place.scratch / "package"
-    env = place.env(VAE_FUSED_BUILD="cuda")
-    env.setdefault("TORCH_CUDA_ARCH_LIST", capability)
-    # ninja and the like lie beside an interpreter that may not be on the PATH.
-    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
-    done = place.run(build_command(target), timeout, "build", env)
-    figures = {
-        "archs": env["TORCH_CUDA_ARCH_LIST"],
-        "seconds": round(done.seconds, 1),
-        "status": done.status,
-    }
-    if done.status != 0:
-        reason = done.ended()
-        figures["output"] = done.tail(60)
-        promise = Promise("the package builds", FAIL, detail=f"{reason}: {done.tail(6)}")
-        return Outcome([promise], figures, reason)
-    place.target = target
-    answer = ask(place)
-    problem = usable(answer)
-    verdict = FAIL if problem else PASS
-    size = sum(f.stat().st_size for f in target.glob("vae_fused/_C*.so"))
-    figures["library_bytes"] = size
-    promise = Promise("the package builds", verdict, "", f"{done.seconds:.0f} s", problem)
-    return Outcome([promise], figures, problem)
+class Package:
+    """The package under test. It is looked for, and if need be compiled, in the background."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.answer: dict[str, Any] = {}
+        self.problem = "the package is still being looked for"
+        self.origin = ""  # bundle | installed | built here
+        self.build: Running | None = None
+        self.build_failed = False
+        self.target = place.scratch / "package"
+        self.search: threading.Thread | None = None
+
+    def begin(self, bundle: Bundle) -> None:
+        """Steps that need no package go on meanwhile."""
+        self.search = threading.Thread(target=self.find, args=(bundle,), daemon=True)
+        self.search.start()
+
+    def find(self, bundle: Bundle) -> None:
+        """Takes the bundle's package, else the installed one, else starts to build one."""
+        reasons = []
+        choices = [("bundle", bundle.package)] if bundle.package else []
+        for origin, folder in [*choices, ("installed", None)]:
+            self.place.package = folder
+            answer = ask(self.place)
+            problem = problem_with(answer, self.place.device)
+            if not problem:
+                self.origin = origin
+                break
+            reasons.append(f"{origin}: {problem}")
+        python = str(bundle.manifest.get("python"))
+        fits = str(answer.get("python")).startswith(f"{python}.")
+        if set(answer["missing"]) & set(TEST_MODULES) and bundle.modules and fits:
+            self.place.modules = bundle.modules
+            answer["missing"] = [name for name in answer["missing"] if name not in TEST_MODULES]
+        self.answer, self.problem = answer, "; ".join(reasons) if problem else ""
+        if problem and "torch" in answer:
+            self.start_build()
+
+    def start_build(self) -> None:
+        env = self.place.env(VAE_FUSED_BUILD="cpu" if self.place.device == "cpu" else "cuda")
+        env.setdefault("TORCH_CUDA_ARCH_LIST", str(self.answer.get("capability", "9.0")))
+        # ninja and the like lie beside an interpreter that may not be on the PATH.
+        env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
+        log = self.place.scratch / "build.log"
+        command = build_command(self.target)
+        self.build = Running(command, env=env, cwd=self.place.scratch, log=log)
+
+    def look(self, timeout: float) -> str:
+        """Waits for the search, but not for a build. Why there is no package yet, or ''."""
+        if self.search is not None:
+            self.search.join(max(0.0, timeout))
+        return self.wait(0.0)
+
+    def wait(self, timeout: float) -> str:
+        """Waits for the search and the build. Why there is no package to test, or ''."""
+        until = time.monotonic() + timeout
+        if self.search is not None:
+            self.search.join(max(0.0, timeout))
+            if self.search.is_alive():
+                return self.problem
+        if self.build is None:
+            return self.problem
+        while self.build.process.poll() is None:
+            if time.monotonic() >= until:
+                return "the package is still being built"
+            time.sleep(0.1)
+        done, self.build = self.build.wait(0.0), None
+        (self.place.logs / "build.log").write_text(done.output, encoding="utf-8")
+        if done.status != 0:
+            self.build_failed = True
+            self.problem = f"{self.problem}; the build {done.ended()}: {done.tail(6)}"
+            return self.problem
+        missing = self.answer["missing"]
+        self.place.package = self.target
+        self.answer = ask(self.place) | {"missing": missing}
+        self.problem = problem_with(self.answer, self.place.device)
+        self.origin = f"built here in {done.seconds:.0f} s"
+        return self.problem

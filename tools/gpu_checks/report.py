@@ -1,4 +1,4 @@
-"""Promises and their verdicts; the file and the table that tell them."""
+"""Promises and their verdicts; the folder of results with its JSON file; the table."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 import os
 import re
 import subprocess
+import tarfile
 import textwrap
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = 1
+RESULTS = ROOT / "benchmarks" / "results"
+SCHEMA = 2
 WIDTH = 100
 
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
@@ -23,14 +25,14 @@ STATUS = {PASS: 0, FAIL: 1, "no gpu": 2, NOT_RUN: 3}
 
 @dataclasses.dataclass
 class Promise:
-    """One line of the table. `optional`: not being run keeps nobody from passing."""
+    """One line of the table. If an optional promise was not run, the run can pass all the same."""
 
     promise: str
     verdict: str
     target: str = ""
     measured: str = ""
     detail: str = ""
-    stage: str = ""
+    step: str = ""
     optional: bool = False
 
 
@@ -50,21 +52,36 @@ def exactly(promise: str, target: object, measured: object, detail: str = "") ->
 
 
 def overall(promises: list[Promise]) -> str:
-    """Fail if anything failed; pass if everything that is not optional passed."""
+    """Fail if anything failed; pass if something and everything that is not optional passed."""
     if any(p.verdict == FAIL for p in promises):
         return FAIL
-    if not promises or any(p.verdict == NOT_RUN and not p.optional for p in promises):
+    if any(p.verdict == NOT_RUN and not p.optional for p in promises):
         return NOT_RUN
-    return PASS
+    return PASS if any(p.verdict == PASS for p in promises) else NOT_RUN
 
 
-# --- the file ------------------------------------------------------------------------------------
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a line that was cut off in the middle is left out."""
+    rows = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
-def commit() -> tuple[str, bool]:
+# --- the folder ----------------------------------------------------------------------------------
+
+
+def commit(bundled: str = "") -> tuple[str, bool]:
     """The commit of this checkout, and whether it has been edited since.
 
-    VAE_FUSED_COMMIT stands in for it where there is no git; "-dirty" at its end says edited.
+    Where there is no git, VAE_FUSED_COMMIT or the bundle's manifest names the commit, and a
+    "-dirty" at its end says that files were edited.
     """
     given = os.environ.get("VAE_FUSED_COMMIT", "").strip()
     if not given:
@@ -74,7 +91,7 @@ def commit() -> tuple[str, bool]:
             run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
             given = run.stdout.strip()
         except (OSError, subprocess.SubprocessError):
-            given = "unknown"
+            given = bundled or "unknown"
     return given.removesuffix("-dirty"), given.endswith("-dirty")
 
 
@@ -84,76 +101,145 @@ def slug(name: str) -> str:
     return words.removeprefix("nvidia-") or "unknown"
 
 
-class Report:
-    """Everything a run has found out, written down after every stage."""
+def new_folder(parent: Path, device: str, name: str, dirty: bool) -> Path:
+    """A folder for the results of a run; those of an earlier run stay."""
+    base = f"gpu-{slug(device)}-{name[:12]}{'-dirty' if dirty else ''}"
+    for number in range(1, 100):
+        folder = parent / (base if number == 1 else f"{base}-{number}")
+        if not folder.exists():
+            break
+    folder.mkdir(parents=True)
+    return folder
 
-    def __init__(self, folder: Path, command: str, budget: float) -> None:
-        name, dirty = commit()
+
+def newest_folder(parent: Path) -> Path | None:
+    found = sorted(parent.glob("gpu-*/report.json"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else None
+
+
+class Report:
+    """Everything that the calls of a run have found, in one folder of at most eight files.
+
+    `report.json` and `logs.tar.gz` are replaced after each step, so the results of finished steps
+    survive whatever happens. The logs of the step that runs are in `running/`.
+    """
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
         self.folder = folder
+        self.path = folder / "report.json"
+        self.archive = folder / "logs.tar.gz"
+        self.running = folder / "running"
+        self.logs = scratch / "logs"  # of finished steps
         self.promises: list[Promise] = []
         self.data: dict[str, Any] = {
             "schema": SCHEMA,
-            "command": command,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": name,
-            "dirty": dirty,
-            "budget_s": budget,
-            "seconds": 0.0,
+            "commit": "unknown",
+            "dirty": False,
             "verdict": NOT_RUN,
             "device": {},
             "versions": {},
+            "calls": [],
             "promises": [],
-            "stages": {},
+            "steps": {},
         }
+        if self.path.exists():  # of an earlier call
+            self.data |= json.loads(self.path.read_text(encoding="utf-8"))
+            self.promises = [Promise(**p) for p in self.data["promises"]]
+        self.logs.mkdir(parents=True, exist_ok=True)
+        if self.archive.exists():
+            with tarfile.open(self.archive) as archive:
+                archive.extractall(self.logs, filter="data")
+        self.running.mkdir(exist_ok=True)
 
-    @property
-    def path(self) -> Path:
-        device = slug(self.data["device"].get("name", "unknown"))
-        dirty = "-dirty" if self.data["dirty"] else ""
-        return self.folder / f"gpu-{device}-{self.data['commit'][:12]}{dirty}.json"
+    def begin(self, command: str, budget: float) -> None:
+        """Notes that a call of the command line starts here."""
+        self.file_logs()  # of an earlier call that was killed
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        call = {"command": command, "date": date, "budget_s": budget, "seconds": 0.0, "steps": []}
+        self.data["calls"].append(call | {k: self.data[k] for k in ("commit", "dirty")})
+        self.write(0.0)
+
+    def of(self, step: str) -> list[Promise]:
+        return [p for p in self.promises if p.step == step]
 
     def add(
         self,
-        stage: str,
+        step: str,
         promises: list[Promise],
-        *,
         seconds: float = 0.0,
+        *,
         reason: str = "",
         figures: Any = None,
     ) -> None:
+        """Replaces what an earlier call found for this step, unless it is kept here again."""
         for promise in promises:
-            promise.stage = stage
-        self.promises += promises
-        self.data["stages"][stage] = {
+            promise.step = step
+        self.data["steps"][step] = {
             "verdict": overall(promises),
             "seconds": round(seconds, 1),
+            "call": len(self.data["calls"]),
             "reason": reason,
             "figures": figures if figures is not None else {},
         }
+        others = [p for p in self.promises if p.step != step]
+        order = list(self.data["steps"])
+        self.promises = sorted([*others, *promises], key=lambda p: order.index(p.step))
+        self.data["calls"][-1]["steps"].append(step)
 
-    def write(self, seconds: float) -> Path:
-        """The whole file anew: what is on disk is complete, whenever the run ends."""
-        self.data["seconds"] = round(seconds, 1)
+    @property
+    def call_logs(self) -> Path:
+        """The folder, outside of the results, whose contents go to the archive."""
+        folder = self.logs / f"call-{len(self.data['calls'])}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def file_logs(self) -> None:
+        """Moves the logs of the step that has ended to the archive."""
+        call = self.call_logs
+        for log in sorted(self.running.iterdir()):
+            (call / log.name).write_bytes(log.read_bytes())
+        if any(self.logs.rglob("*.*")):
+            made = self.archive.with_suffix(".tmp")
+            with tarfile.open(made, "w:gz") as archive:
+                archive.add(self.logs, arcname=".")
+            made.replace(self.archive)
+        for log in list(self.running.iterdir()):
+            log.unlink()
+
+    def log(self, name: str) -> Path | None:
+        """The newest log of that name that an earlier step or call has left."""
+        found = sorted(self.logs.glob(f"call-*/{name}"))
+        return found[-1] if found else None
+
+    def write(self, seconds: float) -> None:
+        """Replaces whole files, so that what is on disk is complete whenever the run ends."""
+        self.file_logs()
+        self.data["calls"][-1]["seconds"] = round(seconds, 1)
         self.data["verdict"] = overall(self.promises)
         self.data["promises"] = [dataclasses.asdict(p) for p in self.promises]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(self.path)
-        return self.path
+        made = self.path.with_suffix(".tmp")
+        with made.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(self.data, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        made.replace(self.path)
+
+    def close(self, seconds: float) -> None:
+        self.write(seconds)
+        self.running.rmdir()
 
 
 # --- the table -----------------------------------------------------------------------------------
 
 
 def table(promises: list[Promise]) -> str:
-    """A line for each promise, by stage; below those that did not pass, why."""
+    """A line for each promise, by step, with the reason below those that did not pass."""
     lines = [f"{'':7}  {'promise':<58}{'target':>10}{'measured':>12}"]
-    stage = None
+    step = None
     for p in promises:
-        if p.stage != stage:
-            stage = p.stage
-            lines.append(f"-- {stage}")
+        if p.step != step:
+            step = p.step
+            lines.append(f"-- {step}")
         name = p.promise
         if len(name) > 57:
             name = name[:54] + "..."

@@ -1,8 +1,7 @@
-"""The test suite on the device, as promises: a line for each file, or for each test."""
+"""The test suite on the device: a line for each file or, for the tests of a GPU, for each test."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -12,91 +11,135 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_checks.package import EXTRA_MODULES, TEST_MODULES, Place, missing_modules
-from gpu_checks.report import FAIL, NOT_RUN, PASS, ROOT, Promise
-from gpu_checks.run import Outcome
+from gpu_checks.package import Place
+from gpu_checks.processes import Finished
+from gpu_checks.report import FAIL, NOT_RUN, PASS, ROOT, Promise, read_lines
+from gpu_checks.schedule import Outcome
 
 TESTS = ROOT / "tests"
+# These have "cuda" in the names of their tests and nothing to do with a device.
+NOT_ON_DEVICE = ("test_build.py", "test_ext.py", "test_layering.py")
+# They test this tool, and compile; they run where the tool is developed.
+NEVER = ("test_gpu_*.py",)
+RESTARTS = 50  # more processes lost than that, and the GPU itself is lost
+
+Results = dict[str, dict[str, Any]]
 
 
-def by_file(test: str) -> str:
-    """'tests/test_shapes.py::test_x[1]' -> 'test_shapes.py'."""
-    return Path(test.split("::")[0]).name
+def device_arguments() -> list[str]:
+    """The tests that only a GPU can run come first, then all others that take a device."""
+    first = sorted(str(path) for path in TESTS.glob("test_cuda*.py"))
+    ignored = [f"--ignore={TESTS / name}" for name in NOT_ON_DEVICE]
+    ignored += [f"--ignore={TESTS / 'native'}", *(f"--ignore-glob={TESTS / n}" for n in NEVER)]
+    return [*first, str(TESTS), "-k", "cuda", *ignored]
 
 
-def by_test(test: str) -> str:
-    """'tests/test_cuda.py::test_a_second_gpu[x]' -> 'a second gpu'."""
-    name = test.split("::")[-1].split("[")[0]
-    return name.removeprefix("test_").replace("_", " ")
+def rest_arguments() -> list[str]:
+    """Everything else. The native tests compile for minutes and come last."""
+    names = " or ".join(Path(name).stem for name in NOT_ON_DEVICE)
+    files = [
+        str(path)
+        for path in sorted(TESTS.glob("test_*.py"))
+        if not any(path.match(pattern) for pattern in (*NEVER, "test_cuda*.py"))
+    ]
+    return [*files, str(TESTS / "native"), "-k", f"not cuda or {names}"]
 
 
-def read(record: Path) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """What was collected, and the result of each test that ended."""
+def group_of(test: str) -> str:
+    """The file of a test; of the tests that only a GPU can run, the test itself.
+
+    'tests/test_shapes.py::test_x[1]' -> 'test_shapes.py'
+    'tests/test_cuda.py::test_a_second_gpu[x]' -> 'a second gpu'
+    """
+    file, _, name = test.partition("::")
+    if not name or not Path(file).name.startswith("test_cuda"):
+        return Path(file).name
+    return name.split("::")[-1].split("[")[0].removeprefix("test_").replace("_", " ")
+
+
+def read(record: Path) -> tuple[list[str], Results]:
+    """What was collected, and the result of each test that ended.
+
+    A failure stays, with the reason that came first: what follows it is the end of the process.
+    """
     collected: list[str] = []
-    results: dict[str, dict[str, Any]] = {}
-    lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # cut off in the middle
-            continue
+    results: Results = {}
+    for entry in read_lines(record):
         if "collected" in entry:
             collected += entry["collected"]
-        elif entry["outcome"] == "failed" or entry["test"] not in results:
+            continue
+        known = results.get(entry["test"])
+        if known is None or (entry["outcome"] == "failed" != known["outcome"]):
             results[entry["test"]] = entry
     return collected, results
 
 
-def excuse(results: dict[str, dict[str, Any]], missing: list[str]) -> None:
-    """A test that fails for want of a module that is not installed here has not been run."""
+def resume(earlier: Path | None, record: Path) -> None:
+    """Begins the record with what passed in an earlier call, so that it is not run again."""
+    collected, results = read(earlier) if earlier else ([], {})
+    lines: list[dict[str, Any]] = [{"collected": collected}] if collected else []
+    passed = [result for result in results.values() if result["outcome"] == "passed"]
+    lines += [result | {"earlier": True} for result in passed]
+    record.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def excuse(results: Results, missing: list[str]) -> None:
+    """A test that fails because a module is not installed here counts as not run."""
     for result in results.values():
         needed = re.search(r"No module named '(\w+)", result["reason"])
         if result["outcome"] == "failed" and needed and needed[1] in missing:
             result.update(outcome="skipped", reason=f"{needed[1]} is not installed")
 
 
+def judge_group(name: str, results: list[dict[str, Any]], absent: int, ended: str) -> Promise:
+    """A group passes if all its tests ended, none failed and at least one passed."""
+    counts = Counter(result["outcome"] for result in results)
+    measured = f"{counts['passed']} passed"
+    failed = [result for result in results if result["outcome"] == "failed"]
+    if failed:
+        where = failed[0]["test"].split("::", 1)[-1]
+        detail = f"{len(failed)} of {len(results)} failed; {where}: {failed[0]['reason']}"
+        return Promise(name, FAIL, "", measured, detail)
+    if absent:
+        detail = f"not run: {absent} of {absent + len(results)} tests ({ended})"
+        return Promise(name, NOT_RUN, "", measured, detail)
+    skipped = Counter(result["reason"] for result in results if result["outcome"] == "skipped")
+    if not counts["passed"]:
+        reasons = skipped.most_common(1)
+        detail = f"not run: {reasons[0][0] if reasons else ended}"
+        return Promise(name, NOT_RUN, "", "", detail, optional="one GPU" in detail)
+    unexcused = [reason for reason in skipped if "one GPU" not in reason]
+    if unexcused:
+        detail = f"not run: {skipped.total()} of {len(results)} tests ({unexcused[0]})"
+        return Promise(name, NOT_RUN, "", measured, detail)
+    return Promise(name, PASS, "", measured)
+
+
 def judge(
     collected: list[str],
-    results: dict[str, dict[str, Any]],
-    group: Callable[[str], str],
+    results: Results,
     ended: str,
+    group: Callable[[str], str] = group_of,
 ) -> list[Promise]:
-    """A promise for each group: kept if all its tests ended, none failed and one passed."""
-    names = list(dict.fromkeys(group(t) for t in [*collected, *results]))
     promises = []
-    for name in names:
-        mine = [r for t, r in results.items() if group(t) == name]
-        counts = Counter(r["outcome"] for r in mine)
-        absent = sum(group(t) == name and t not in results for t in collected)
-        failed = [r for r in mine if r["outcome"] == "failed"]
-        measured = f"{counts['passed']} passed"
-        if failed:
-            first = failed[0]
-            where = first["test"].split("::", 1)[-1]
-            detail = f"{len(failed)} of {len(mine)} failed; {where}: {first['reason']}"
-            promises.append(Promise(name, FAIL, "", measured, detail))
-        elif absent:
-            detail = f"not run: {absent} of {absent + len(mine)} tests ({ended})"
-            promises.append(Promise(name, NOT_RUN, "", measured, detail))
-        elif not counts["passed"]:
-            reasons = Counter(r["reason"] for r in mine).most_common(1)
-            detail = f"not run: {reasons[0][0] if reasons else ended}"
-            # One GPU is not a failing of this machine.
-            promises.append(Promise(name, NOT_RUN, "", "", detail, optional="one GPU" in detail))
-        else:
-            skipped = Counter(r["reason"] for r in mine if r["outcome"] == "skipped")
-            unexcused = [r for r in skipped if "one GPU" not in r]
-            if unexcused:
-                detail = f"not run: {skipped.total()} of {len(mine)} tests ({unexcused[0]})"
-                promises.append(Promise(name, NOT_RUN, "", measured, detail))
-            else:
-                promises.append(Promise(name, PASS, "", measured))
+    for name in dict.fromkeys(group(test) for test in [*collected, *results]):
+        mine = [result for test, result in results.items() if group(test) == name]
+        absent = sum(group(test) == name and test not in results for test in set(collected))
+        promises.append(judge_group(name, mine, absent, ended))
     return promises
 
 
-def workers(cores: int) -> int:
-    """Processes for one GPU: each has a context and compiles for itself."""
-    return max(1, min(8, cores // 2))
+def figures_of(collected: list[str], results: Results, done: Finished) -> dict[str, Any]:
+    failed = [[t, r["reason"]] for t, r in results.items() if r["outcome"] == "failed"]
+    slowest = sorted(results.values(), key=lambda result: -result["seconds"])[:5]
+    return {
+        **Counter(result["outcome"] for result in results.values()),
+        "collected": len(set(collected)),
+        "ended": done.ended(),
+        "slowest": [[r["test"].split("/")[-1], r["seconds"]] for r in slowest],
+        "failed_tests": failed[:50],
+        "skipped": Counter(r["reason"] for r in results.values() if r["outcome"] == "skipped"),
+    }
 
 
 def run(
@@ -104,46 +147,40 @@ def run(
     timeout: float,
     name: str,
     arguments: list[str],
-    group: Callable[[str], str] = by_file,
-    parallel: bool = True,
+    missing: list[str],
+    earlier: Path | None = None,
+    test_limit: float = 45.0,
 ) -> Outcome:
-    """Runs pytest with these arguments; what it found, however it ended."""
-    record = place.scratch / f"{name}.jsonl"
-    record.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml")]
-    command += ["--rootdir", str(ROOT), "-q", "-p", "no:cacheprovider", "-p", "gpu_checks.record"]
-    command += ["--continue-on-collection-errors", "--tb=short", *arguments]
+    """Runs pytest in several processes; what was found, however it ended.
+
+    Even a single test goes to a worker of xdist, which is replaced when a test ends it.
+    """
+    record = place.logs / f"{name}.jsonl"
+    resume(earlier, record)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    many = workers(cores) if parallel and importlib.util.find_spec("xdist") else 1
-    if many > 1:
-        command += ["-n", str(many)]
+    workers = max(1, min(8, cores // 2))  # each has a context of its own and compiles for itself
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml")]
+    command += ["--rootdir", str(ROOT), "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command += ["-p", "xdist.plugin", "--continue-on-collection-errors", "-n", str(workers)]
+    # In short portions, tests start in their order, and a hang keeps few others waiting.
+    command += [f"--max-worker-restart={RESTARTS}", "--dist=load", "--maxschedchunk=4", *arguments]
     env = place.env(
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",  # those of other projects take seconds to import
+        PYTEST_PLUGINS="gpu_checks.plugin",
         GPU_CHECKS_RECORD=str(record),
-        OMP_NUM_THREADS=str(max(1, cores // many // 2)),
-        PYTHONDONTWRITEBYTECODE="1",
+        GPU_CHECKS_HANGS=str(place.logs / f"{name}-hangs.txt"),
+        GPU_CHECKS_LIMIT=str(test_limit),
+        OMP_NUM_THREADS=str(max(1, cores // workers // 2)),
     )
-    env.pop("VAE_FUSED_STRICT")  # the tests ask for falling back
+    env.pop("VAE_FUSED_STRICT")  # the tests check the fallback, too
     done = place.run(command, timeout, name, env)
     collected, results = read(record)
-    excuse(results, missing_modules(TEST_MODULES + EXTRA_MODULES))
-    counts = Counter(r["outcome"] for r in results.values())
-    slowest = sorted(results.values(), key=lambda r: -r["seconds"])[:5]
-    figures = {
-        **counts,
-        "collected": len(collected),
-        "processes": many,
-        "ended": done.ended(),
-        "slowest": [[r["test"].split("/")[-1], r["seconds"]] for r in slowest],
-        "failed_tests": [[t, r["reason"]] for t, r in results.items() if r["outcome"] == "failed"][
-            :50
-        ],
-        "skipped": Counter(r["reason"] for r in results.values() if r["outcome"] == "skipped"),
-    }
-    promises = judge(collected, results, group, done.ended())
-    if not results or counts["failed"]:
+    excuse(results, missing)
+    figures = figures_of(collected, results, done) | {"processes": workers}
+    promises = judge(collected, results, done.ended())
+    if not results or figures.get("failed"):
         figures["output"] = done.tail(80)
     reason = "" if done.status == 0 else done.ended()
     if not promises:
-        tail = done.tail(4)
-        promises = [Promise(f"pytest {name}", NOT_RUN, detail=f"{reason}: {tail}")]
+        promises = [Promise(f"pytest {name}", NOT_RUN, detail=f"{reason}: {done.tail(4)}")]
     return Outcome(promises, figures, reason)
