@@ -1,0 +1,183 @@
+"""Which threads execute next.
+
+The warps of the blocks that are resident together are dealt to groups at random. A group is
+executed as one: all of its lanes that are at the same instruction, those of the lowest address
+first. Groups take turns at random, so that what one block's warps owe to a barrier shows, and what
+blocks owe to tickets.
+
+Lanes that have parted come together as on the hardware, where BSYNC and WARPSYNC make them wait for
+each other; and by chance, when they reach the same instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .errors import DeadlockError
+from .program import Program
+from .warps import LANES, Shared, Warps, Where
+
+Key = tuple[str, int]
+
+
+class Fragment:
+    """Lanes that are at the same instruction."""
+
+    def __init__(self, lanes: np.ndarray) -> None:
+        self.lanes = lanes
+        self.where: Where = True if lanes.all() else lanes
+        present = lanes.any(axis=1, keepdims=True)
+        self.warps = int(present.sum())
+        self.present: Where = True if self.warps == len(present) else present
+
+
+class Group:
+    def __init__(self, program: Program, warps: Warps, counts: np.ndarray) -> None:
+        self.program, self.warps, self.counts = program, warps, counts
+        everyone = np.ones((warps.count, LANES), bool)
+        self.live = everyone.copy()
+        self.fragments = {0: Fragment(everyone)}
+        self.members: dict[str, np.ndarray] = {}  # of each BSSY's barrier
+        self.target_of: dict[str, int] = {}
+        self.meeting: dict[Key, tuple[np.ndarray, Callable[[], np.ndarray], int]] = {}
+        self.at_barrier: dict[int, np.ndarray] = {}  # who waits for the block, by where they go on
+        self.changed = False  # whether a block's barrier may now be complete
+        self._current: Fragment | None = None
+
+    # --- what control instructions do ------------------------------------------------------------
+
+    def go(self, to: int, lanes: np.ndarray) -> None:
+        """Sends lanes to an instruction, where others may already be."""
+        current = self._current
+        if current is not None and lanes is current.lanes:
+            fragment = current
+        elif lanes.any():
+            fragment = Fragment(lanes)
+        else:
+            return
+        there = self.fragments.get(to)
+        self.fragments[to] = Fragment(there.lanes | lanes) if there else fragment
+
+    def remember(self, barrier: str, lanes: np.ndarray, target: int) -> None:
+        """The lanes that a BSYNC of this barrier will wait for."""
+        members = self.members.setdefault(barrier, np.zeros_like(lanes))
+        np.copyto(members, lanes, where=lanes.any(axis=1, keepdims=True))
+        self.target_of[barrier] = target
+
+    def meet(
+        self, key: Key, lanes: np.ndarray, wanted: Callable[[], np.ndarray], target: int
+    ) -> None:
+        """Keeps lanes until all that are wanted of their warp are there."""
+        waiting = lanes
+        if key in self.meeting:
+            waiting = lanes | self.meeting.pop(key)[0]
+        missing = wanted() & self.live & ~waiting & waiting.any(axis=1, keepdims=True)
+        if not missing.any():
+            self.go(target, waiting)
+            return
+        complete = ~missing.any(axis=1, keepdims=True)
+        self.go(target, waiting & complete)
+        self.meeting[key] = waiting & ~complete, wanted, target
+
+    def wait_for_block(self, then: int, lanes: np.ndarray) -> None:
+        others = self.at_barrier.get(then)
+        self.at_barrier[then] = lanes if others is None else others | lanes
+        self.changed = True
+
+    def leave(self, lanes: np.ndarray) -> None:
+        self.live &= ~lanes
+        self.changed = True
+        for key in list(self.meeting):  # those who left may be whom others were waiting for
+            waiting, wanted, target = self.meeting.pop(key)
+            self.meet(key, waiting, wanted, target)
+
+    def release(self, slots: np.ndarray) -> None:
+        """Sends on the lanes of blocks whose barrier is complete."""
+        chosen = np.isin(self.warps.slot, slots)
+        for then in list(self.at_barrier):
+            lanes = self.at_barrier.pop(then)
+            self.go(then, lanes & chosen)
+            if (rest := lanes & ~chosen).any():
+                self.at_barrier[then] = rest
+
+    # --- execution -------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One straight line of the lanes at the lowest address."""
+        program, warps = self.program, self.warps
+        start = min(self.fragments)
+        fragment = self.fragments.pop(start)
+        line_end = program.line_ends[start]
+        end = min(line_end, min(self.fragments, default=line_end))
+        warps.present, where = fragment.present, fragment.where
+        for execute in program.executes[start:end]:
+            execute(warps, where)
+        self.counts[start:end] += fragment.warps
+        self._current = fragment
+        if end == line_end:
+            self._control(end, fragment)
+        else:
+            self.go(end, fragment.lanes)
+        self._current = None
+
+    def _control(self, at: int, fragment: Fragment) -> None:
+        if at not in self.program.controls:
+            raise DeadlockError(f"{self.program.name}: execution runs over the end")
+        self.counts[at] += fragment.warps
+        control = self.program.controls[at]
+        lanes = fragment.lanes
+        if control.guard is not None:
+            lanes = fragment.lanes & control.guard(self.warps)
+            self.go(at + 1, fragment.lanes & ~lanes)
+        if lanes.any():
+            control.effect(self, fragment.lanes if lanes.all() else lanes)
+
+    def where_lanes_wait(self) -> list[str]:
+        code = self.program.instructions
+        places = [(key[1], key[0]) for key in self.meeting]
+        places += [(then - 1, "BAR") for then in self.at_barrier]
+        return [f"{what} at {code[at].address:#x}" for at, what in sorted(places)]
+
+
+def run_blocks(
+    program: Program, make: Callable[[np.ndarray, np.ndarray, Shared], Warps], blocks: np.ndarray,
+    warps_of_block: int, shared: Shared, random: np.random.Generator, groups: int,
+) -> np.ndarray:  # fmt: skip
+    """Runs these blocks together. Returns how often each instruction was issued to a warp."""
+    counts = np.zeros(len(program.instructions), np.int64)
+    every = random.permutation(len(blocks) * warps_of_block)
+    dealt = [part for part in np.array_split(every, groups) if len(part)]
+    all_groups = [
+        Group(program, make(part // warps_of_block, part % warps_of_block, shared), counts)
+        for part in dealt
+    ]
+    while True:
+        ready = [group for group in all_groups if group.fragments]
+        if not ready:
+            if not any(group.live.any() for group in all_groups):
+                return counts
+            waiting = sorted({text for group in all_groups for text in group.where_lanes_wait()})
+            raise DeadlockError(f"{program.name}: threads wait forever: {', '.join(waiting)}")
+        group = ready[random.integers(len(ready))]
+        for _ in range(random.integers(1, 64)):
+            group.step()
+            if not group.fragments:
+                break
+        if any(group.changed for group in all_groups):
+            _complete_barriers(all_groups, len(blocks))
+
+
+def _complete_barriers(groups: list[Group], blocks: int) -> None:
+    live, waiting = np.zeros(blocks, np.int64), np.zeros(blocks, np.int64)
+    for group in groups:
+        slots = group.warps.slot[:, 0]
+        np.add.at(live, slots, group.live.sum(axis=1))
+        for lanes in group.at_barrier.values():
+            np.add.at(waiting, slots, lanes.sum(axis=1))
+        group.changed = False
+    complete = np.flatnonzero((waiting > 0) & (waiting == live))
+    if len(complete):
+        for group in groups:
+            group.release(complete)

@@ -1,0 +1,89 @@
+"""The state of warps that run together: registers, predicates, what each launch gives them.
+
+Values of a register are arrays of (warps, 32); those of a uniform register (warps, 1), so that
+numpy broadcasts them. Row 255 of the registers, and 63 of the uniform ones, are always 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from .memory import ConstantBank, GlobalMemory
+from .operands import PT
+
+LANES = 32
+Where = np.ndarray | bool  # the lanes that write: all, or those of a mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """What all warps of a launch have in common."""
+
+    memory: GlobalMemory
+    constants: dict[int, ConstantBank]
+    random: np.random.Generator
+    perturb: bool  # results of MUFU, within their error
+
+    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self.random.uniform(-1, 1, shape) if self.perturb else np.zeros(shape)
+
+
+class Shared:
+    """The shared memory of several blocks, one behind the other.
+
+    It begins as NaN in every format, so that what was not written is not mistaken for a value.
+    """
+
+    # The system has the first KiB of a block's; a kernel's variables begin behind it.
+    RESERVED = 0x400
+
+    def __init__(self, blocks: int, size: int) -> None:
+        self.size = size
+        self.stride = -(-size // 16) * 16
+        self.bytes = np.full(max(blocks * self.stride, 16), 0xFF, np.uint8)
+
+
+class Warps:
+    """A group of warps: of each its block, and all that its threads see."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        shared: Shared,
+        slots: np.ndarray,
+        blocks: np.ndarray,
+        warp_of_block: np.ndarray,
+    ) -> None:
+        """`slots`: which of the shared memories; `blocks`: the blocks' indices in the grid."""
+        count = len(blocks)
+        self.environment, self.shared = environment, shared
+        self.constants = environment.constants
+        self.count = count
+        self.slot = slots.reshape(-1, 1)
+        self.block = blocks.astype(np.uint32).reshape(-1, 1)
+        lane = np.arange(LANES, dtype=np.uint32)
+        self.thread = warp_of_block.astype(np.uint32).reshape(-1, 1) * np.uint32(LANES) + lane
+        self.shared_base = (slots.astype(np.int64) * shared.stride).reshape(-1, 1)
+        registers = np.zeros((256, count, LANES), np.uint32)
+        uniform = np.zeros((64, count, 1), np.uint32)
+        # Lists of rows, as integers and as floats: indexing a list is the cheapest access there is.
+        self.r, self.rf = list(registers), list(registers.view(np.float32))
+        self.u, self.uf = list(uniform), list(uniform.view(np.float32))
+        predicates = np.zeros((8, count, LANES), bool)
+        uniform_predicates = np.zeros((8, count, 1), bool)
+        predicates[PT] = uniform_predicates[PT] = True
+        self.p, self.up = list(predicates), list(uniform_predicates)
+        self.present: Where = True  # the warps that execute now, as (warps, 1)
+
+    def all(self, where: Where) -> np.ndarray:
+        """The mask of lanes."""
+        if where is True:
+            return np.ones((self.count, LANES), bool)
+        return np.broadcast_to(np.asarray(where), (self.count, LANES))
+
+    def full(self, value: Any) -> np.ndarray:
+        """A value for each lane, not to be written to."""
+        return np.broadcast_to(value, (self.count, LANES))
