@@ -32,6 +32,7 @@ class Place:
 
     at: int
     index_of: dict[int, int]
+    instructions: list[Instruction]
 
 
 Define = Callable[[Instruction, Place], Effect]
@@ -109,11 +110,15 @@ def _diverged(mask: Read, place: Place, target: int) -> Effect:
 
 @_control("BSSY")
 def _bssy(i: Instruction, place: Place) -> Effect:
+    """Names who will meet at the BSYNC in front of its target."""
     _modifiers(i)
     barrier, target = split(i.operands)[0], _target(i, place)
+    before = place.instructions[target - 1]
+    if before.base != "BSYNC" or before.operands != barrier:
+        raise _unknown(i, "no BSYNC in front of the target")
 
     def effect(group: Group, lanes: np.ndarray) -> None:
-        group.remember(barrier, lanes, target)
+        group.remember(barrier, lanes)
         group.go(place.at + 1, lanes)
 
     return effect
@@ -128,7 +133,7 @@ def _bsync(i: Instruction, place: Place) -> Effect:
         members = group.members.get(barrier)
         if members is None or (lanes & ~members).any():
             raise ConvergenceError(f"BSYNC at {i.address:#x} by lanes that no BSSY has joined")
-        group.meet((barrier, place.at), lanes, lambda: members, group.target_of[barrier])
+        group.meet((barrier, place.at), lanes, lambda: members)
 
     return effect
 
@@ -147,7 +152,7 @@ def _warpsync(i: Instruction, place: Place) -> Effect:
         raise _unknown(i, "more than one collective instruction")
 
     def effect(group: Group, lanes: np.ndarray) -> None:
-        group.meet(("WARPSYNC", place.at), lanes, lambda: wanted(group.warps), place.at + 1)
+        group.meet(("WARPSYNC", place.at), lanes, lambda: wanted(group.warps))
 
     return effect
 

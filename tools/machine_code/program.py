@@ -50,7 +50,7 @@ def decode_instructions(name: str, code: Sequence[Instruction]) -> Program:
     for k, i in enumerate(instructions):
         try:
             if i.base in control.TABLE:
-                effect = control.TABLE[i.base](i, control.Place(k, index_of))
+                effect = control.TABLE[i.base](i, control.Place(k, index_of, instructions))
                 program.controls[k] = Control(effect, _guard(i))
                 program.executes.append(lambda s, w: None)
             else:

@@ -40,8 +40,7 @@ class Group:
         self.live = everyone.copy()
         self.fragments = {0: Fragment(everyone)}
         self.members: dict[str, np.ndarray] = {}  # of each BSSY's barrier
-        self.target_of: dict[str, int] = {}
-        self.meeting: dict[Key, tuple[np.ndarray, Callable[[], np.ndarray], int]] = {}
+        self.meeting: dict[Key, tuple[np.ndarray, Callable[[], np.ndarray]]] = {}
         self.at_barrier: dict[int, np.ndarray] = {}  # who waits for the block, by where they go on
         self.changed = False  # whether a block's barrier may now be complete
         self._current: Fragment | None = None
@@ -60,26 +59,23 @@ class Group:
         there = self.fragments.get(to)
         self.fragments[to] = Fragment(there.lanes | lanes) if there else fragment
 
-    def remember(self, barrier: str, lanes: np.ndarray, target: int) -> None:
+    def remember(self, barrier: str, lanes: np.ndarray) -> None:
         """The lanes that a BSYNC of this barrier will wait for."""
         members = self.members.setdefault(barrier, np.zeros_like(lanes))
         np.copyto(members, lanes, where=lanes.any(axis=1, keepdims=True))
-        self.target_of[barrier] = target
 
-    def meet(
-        self, key: Key, lanes: np.ndarray, wanted: Callable[[], np.ndarray], target: int
-    ) -> None:
-        """Keeps lanes until all that are wanted of their warp are there."""
+    def meet(self, key: Key, lanes: np.ndarray, wanted: Callable[[], np.ndarray]) -> None:
+        """Keeps lanes until all that are wanted of their warp are at this place; `key`: its number."""
         waiting = lanes
         if key in self.meeting:
             waiting = lanes | self.meeting.pop(key)[0]
         missing = wanted() & self.live & ~waiting & waiting.any(axis=1, keepdims=True)
         if not missing.any():
-            self.go(target, waiting)
+            self.go(key[1] + 1, waiting)
             return
         complete = ~missing.any(axis=1, keepdims=True)
-        self.go(target, waiting & complete)
-        self.meeting[key] = waiting & ~complete, wanted, target
+        self.go(key[1] + 1, waiting & complete)
+        self.meeting[key] = waiting & ~complete, wanted
 
     def wait_for_block(self, then: int, lanes: np.ndarray) -> None:
         others = self.at_barrier.get(then)
@@ -90,8 +86,7 @@ class Group:
         self.live &= ~lanes
         self.changed = True
         for key in list(self.meeting):  # those who left may be whom others were waiting for
-            waiting, wanted, target = self.meeting.pop(key)
-            self.meet(key, waiting, wanted, target)
+            self.meet(key, *self.meeting.pop(key))
 
     def release(self, slots: np.ndarray) -> None:
         """Sends on the lanes of blocks whose barrier is complete."""
