@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from sass import Instruction
 
 from .errors import ConvergenceError, UnknownInstructionError

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from sass import Instruction
 
 from . import cubin
 from .errors import LaunchError
 from .memory import ConstantBank, GlobalMemory
-from .program import Program, decode
+from .program import Program, decode, decode_instructions
 from .schedule import run_blocks
 from .warps import LANES, Environment, Shared, Warps
 
@@ -56,8 +58,9 @@ class Device:
         self._kernels: dict[str, tuple[cubin.Kernel, bytes]] = {}
         self._programs: dict[str, Program] = {}
         self._variables: list[np.ndarray] = []
-        for path in paths:
-            self._load(cubin.read(path))
+        with ThreadPoolExecutor() as pool:  # cuobjdump takes a second for each 5 MB of listing
+            for module in pool.map(cubin.read, paths):
+                self._load(module)
 
     def _load(self, module: cubin.Cubin) -> None:
         variables = np.zeros(module.variables + 256, np.uint8)
@@ -68,9 +71,13 @@ class Device:
         for offset, target in module.addresses:
             struct.pack_into("<Q", constants, offset, start + target)
         for kernel in module.kernels:
-            if kernel.name in self._kernels:
-                raise LaunchError(f"two kernels are named {kernel.name}")
-            self._kernels[kernel.name] = kernel, bytes(constants)
+            self.add(kernel, bytes(constants))
+
+    def add(self, kernel: cubin.Kernel, constants: bytes = b"") -> None:
+        """Makes a kernel known, with the constant bank 4 of its module."""
+        if kernel.name in self._kernels:
+            raise LaunchError(f"two kernels are named {kernel.name}")
+        self._kernels[kernel.name] = kernel, constants
 
     @property
     def names(self) -> list[str]:
@@ -84,10 +91,9 @@ class Device:
             self._programs[name] = decode(self._kernels[name][0])
         return self._programs[name]
 
-    def replace(self, name: str, program: Program) -> None:
-        """Puts another program in the place of a kernel's: for planted faults."""
-        self.program(name)
-        self._programs[name] = program
+    def plant(self, name: str, code: list[Instruction]) -> None:
+        """Puts other instructions in the place of a kernel's, to see whether a fault is noticed."""
+        self._programs[name] = decode_instructions(name, code)
 
     def _constants(
         self, kernel: cubin.Kernel, constants: bytes, blocks: int, arguments: list[bytes]

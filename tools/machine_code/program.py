@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from sass import Instruction
 
 from . import access, control, conversion, floating, integer, moves

@@ -65,7 +65,7 @@ class Group:
         np.copyto(members, lanes, where=lanes.any(axis=1, keepdims=True))
 
     def meet(self, key: Key, lanes: np.ndarray, wanted: Callable[[], np.ndarray]) -> None:
-        """Keeps lanes until all that are wanted of their warp are at this place; `key`: its number."""
+        """Keeps lanes until all that are wanted of their warp are at the same place, key[1]."""
         waiting = lanes
         if key in self.meeting:
             waiting = lanes | self.meeting.pop(key)[0]

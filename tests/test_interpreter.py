@@ -1,0 +1,399 @@
+"""The interpreter of machine code: arithmetic as the hardware rounds it, and no silent mistakes.
+
+Small programs are written out here. What the project's kernels compute is in
+`tests/native/test_machine_code.py`.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+import sass
+from machine_code import mufu, rounding
+from machine_code.conversion import bfloat16, float16
+from machine_code.cubin import Kernel, Parameter
+from machine_code.device import Device, Launched
+from machine_code.errors import (
+    BadAccessError,
+    ConvergenceError,
+    DeadlockError,
+    LaunchError,
+    UnknownInstructionError,
+)
+from machine_code.program import decode_instructions
+
+PARAMETERS = 0x210  # where they begin in constant bank 0
+THREADS = 256
+
+
+def planted(text: str) -> tuple[sass.Instruction, ...]:
+    """Instructions as cuobjdump lists them; a label is a line that ends with a colon."""
+    lines, address = [], 0
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.endswith(":"):
+            lines.append(line)
+        else:
+            lines.append(f"        /*{address:04x}*/          {line} ;")
+            address += 16
+    return tuple(sass.parse(lines))
+
+
+def kernel(text: str, shared: int = 0) -> Kernel:
+    return Kernel("planted", planted(text), (Parameter(0, 8),), PARAMETERS, 8, shared)
+
+
+# Each thread's address in an array of words whose address is the kernel's argument.
+PREAMBLE = """
+S2R R0, SR_TID.X
+S2R R1, SR_CTAID.X
+LEA R0, R1, R0, 0x8
+IMAD.WIDE.U32 R2, R0, 0x4, RZ
+IADD3 R2, P0, R2, c[0x0][0x210], RZ
+IADD3.X R3, R3, c[0x0][0x214], RZ, P0, !PT
+LDG.E R4, desc[UR4][R2.64]
+"""
+EPILOGUE = "STG.E desc[UR4][R2.64], R4\nEXIT\n"
+
+
+def run(
+    text: str, data: np.ndarray, shared: int = 0, blocks: int = 1, seed: int = 1
+) -> tuple[np.ndarray, Launched]:
+    """The array after each thread's word, in R4, went through these instructions."""
+    device = Device([], seed)
+    device.add(kernel(PREAMBLE + text + "\n" + EPILOGUE, shared))
+    out = np.array(data)
+    with device.memory.buffers([(out.ctypes.data, out.ctypes.data + out.nbytes)]):
+        launched = device.launch("planted", blocks, [struct.pack("<Q", out.ctypes.data)])
+    return out, launched
+
+
+def words(blocks: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2**32, THREADS * blocks, np.uint32)
+
+
+# --- rounding ------------------------------------------------------------------------------------
+
+
+def nearest(exact: Fraction, kind: type[np.floating]) -> np.floating:
+    """A fraction rounded once to nearest, ties to even."""
+    if exact == 0:
+        return kind(0)
+    digits, least = (24, -149) if kind is np.float32 else (53, -1074)
+    exponent = exact.numerator.bit_length() - exact.denominator.bit_length()
+    while abs(exact) >= Fraction(2) ** (exponent + 1):
+        exponent += 1
+    while abs(exact) < Fraction(2) ** exponent:
+        exponent -= 1
+    unit = Fraction(2) ** max(exponent - digits + 1, least)
+    return kind(float(round(exact / unit) * unit))  # round() takes ties to even
+
+
+def hard_sums(kind: type[np.floating]) -> tuple[np.ndarray, ...]:
+    """Products and addends whose sum lies beside a tie, is subnormal, or cancels."""
+    rng = np.random.default_rng(3)
+    digits, low = (24, -126) if kind is np.float32 else (53, -1022)
+    scale = 2.0 ** rng.integers(-20, 20, 2000)
+    a = (rng.integers(1, 2**12, 2000) * scale).astype(kind)
+    b = rng.integers(1, 2**11, 2000).astype(kind)
+    tie = a.astype(np.float64) * b * 2.0**digits
+    near = np.where(rng.random(2000) < 0.5, np.nextafter(tie.astype(kind), kind(0)), tie)
+    c = (near * rng.choice([1, -1, 2.0**-digits, -(2.0**-digits)], 2000)).astype(kind)
+    tiny = kind(2.0 ** (low // 2))
+    return (
+        np.concatenate([a, a * tiny, rng.standard_normal(2000).astype(kind)]),
+        np.concatenate([b, b * tiny / kind(64), rng.standard_normal(2000).astype(kind)]),
+        np.concatenate([c, c * tiny * tiny, rng.standard_normal(2000).astype(kind)]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"), [(rounding.fma32, np.float32), (rounding.fma64, np.float64)]
+)
+def test_a_fused_multiply_add_rounds_once(
+    function: Callable[..., np.ndarray], kind: type[np.floating]
+) -> None:
+    a, b, c = hard_sums(kind)
+    found = function(a, b, c)
+    twice = (a * b + c).astype(kind)
+    triples = zip(a.tolist(), b.tolist(), c.tolist(), strict=True)
+    exact = [nearest(Fraction(x) * Fraction(y) + Fraction(z), kind) for x, y, z in triples]
+    np.testing.assert_array_equal(found, np.array(exact, kind))
+    assert (twice != found).sum() > 400  # else these arguments prove nothing
+    special = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0], kind)
+    x, y, z = (part.ravel() for part in np.meshgrid(special, special, special))
+    with np.errstate(invalid="ignore"):
+        expected = x * y + z
+        got = function(x, y, z)
+    np.testing.assert_array_equal(got, expected)
+    finite = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(got[finite]), np.signbit(expected[finite]))
+
+
+def test_directed_rounding_is_on_its_side_and_next_to_the_exact_value() -> None:
+    a, b, c = (x[::40] for x in hard_sums(np.float64))
+    down, up = (rounding.directed64(a, b, c, upward, True) for upward in (False, True))
+    for x, y, z, low, high in zip(a, b, c, down, up, strict=True):
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        assert Fraction(float(low)) <= exact <= Fraction(float(high))
+        assert high in (low, np.nextafter(low, np.inf))
+    integers = np.array([0, 1, 2**24 + 1, 2**32 - 1, 2**31 + 129], np.uint32)
+    assert (rounding.upward32(integers).astype(np.float64) >= integers).all()
+    assert rounding.upward32(integers)[2] == 2**24 + 2
+    exact = np.array([1 + 2.0**-30, -1 - 2.0**-30, 2 - 2.0**-40])
+    expected = np.array([1, -1, np.nextafter(np.float32(2), np.float32(0))], np.float32)
+    np.testing.assert_array_equal(rounding.toward_zero32(exact), expected)
+
+
+def test_conversions_to_16_bits_round_to_even() -> None:
+    x = np.array([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1e38, 3.4e38, np.nan], np.float32)
+    assert bfloat16(x).tolist() == [0x3F80, 0x3F82, 0xFE96, 0x7F80, 0x7FFF]
+    y = np.array([1 + 2.0**-11, 65520, 2.0**-24, np.nan], np.float32)
+    with np.errstate(over="ignore"):
+        assert float16(y).tolist() == [0x3C00, 0x7C00, 1, 0x7FFF]
+
+
+BOUNDS = {
+    "RCP": lambda y: np.spacing(np.abs(y).astype(np.float32)).astype(np.float64),
+    "SQRT": lambda y: 2.0**-23 * np.abs(y),
+    "RSQ": lambda y: 2.0**-22.9 * np.abs(y),
+    "EX2": lambda y: 2.0**-22 * np.abs(y),
+    "LG2": lambda y: 2.0**-22 * np.maximum(np.abs(y), 1),
+    "SIN": lambda y: 2.0**-20.5,
+    "COS": lambda y: 2.0**-20.5,
+}
+
+
+@pytest.mark.parametrize("function", BOUNDS)
+def test_approximations_differ_within_their_documented_error(function: str) -> None:
+    rng = np.random.default_rng(5)
+    x = np.exp(rng.uniform(-20, 3, 5000)).astype(np.float32)
+    exact = mufu.FUNCTIONS[function][0](x.astype(np.float64))
+    errors = []
+    for _ in range(3):
+        bits = mufu.mufu(function, x, lambda shape: rng.uniform(-1, 1, shape))
+        errors.append(np.abs(bits.view(np.float32).astype(np.float64) - exact))
+    worst = np.max([error / BOUNDS[function](exact) for error in errors], axis=1)
+    assert (worst <= 1).all() and (worst > 0.5).all()
+    assert (errors[0] != errors[1]).any()
+
+
+def test_approximations_flush_subnormals_and_know_powers_of_two() -> None:
+    def still(shape: tuple[int, ...]) -> np.ndarray:
+        return np.zeros(shape)
+
+    with np.errstate(divide="ignore"):
+        x = np.array([1e-40, -1e-40, np.inf], np.float32)
+        found = mufu.mufu("RCP", x, still).view(np.float32)
+        assert found.tolist() == [np.inf, -np.inf, 0]
+        assert mufu.mufu("EX2", np.array([-130], np.float32), still)[0] == 0
+        powers = mufu.mufu("EX2", np.array([-3, 5], np.float32), np.ones)
+        assert powers.view(np.float32).tolist() == [0.125, 32]
+        assert mufu.mufu("LG2", np.array([1e-40], np.float32), still).view(np.float32)[0] == -np.inf
+        high = np.array([2.0]).view(np.uint64) >> np.uint64(32)
+        assert mufu.mufu_high("RCP64H", high.astype(np.uint32), still)[0] == 0x3FE00000
+
+
+# --- instructions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("IADD3 R4, R4, -0x5, RZ", lambda x: x - np.uint32(5)),
+        ("SHF.L.U32 R4, R4, 0x20, RZ", lambda x: x & np.uint32(0)),
+        ("SHF.R.S32.HI R4, RZ, 0x40, R4", lambda x: (x.view(np.int32) >> 31).view(np.uint32)),
+        ("PRMT R4, R4, 0x123, RZ", lambda x: x.byteswap()),
+        ("IMAD.HI.U32 R4, R4, 0x3, RZ", lambda x: ((x.astype(np.uint64) * 3) >> 32).astype("u4")),
+        ("LEA.HI R4, R4, R4, RZ, 0x1", lambda x: x + (x >> np.uint32(31))),
+        (
+            "ISETP.GT.AND P1, PT, R4, -0x1, PT\nSEL R4, R4, RZ, P1",
+            lambda x: np.where(x >> 31, 0, x),
+        ),
+        ("FLO.U32 R4, R4", lambda x: np.log2(x.astype(np.float64)).astype(np.uint32)),
+        ("@!PT MOV R4, RZ", lambda x: x),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)
+def test_integers(text: str, expected: Callable[[np.ndarray], np.ndarray]) -> None:
+    x = words()
+    np.testing.assert_array_equal(run(text, x)[0], expected(x))
+
+
+@pytest.mark.parametrize("table", [0x00, 0x6A, 0x96, 0xCA, 0xF8, 0xFF])
+def test_truth_tables(table: int) -> None:
+    x = words()
+    found, _ = run(f"MOV R5, 0xf0f0f0f0\nLOP3.LUT R4, R4, R5, 0xff00ff00, {table:#x}, !PT", x)
+    for bit in range(32):
+        a, b, c = x >> bit & 1, 0xF0F0F0F0 >> bit & 1, 0xFF00FF00 >> bit & 1
+        np.testing.assert_array_equal(found >> bit & 1, table >> (4 * a + 2 * b + c) & 1)
+
+
+def test_64_bit_sums_carry() -> None:
+    x = words()
+    text = "IADD3 R6, P1, R4, R4, RZ\nIADD3.X R4, RZ, 0x5, RZ, P1, !PT"
+    np.testing.assert_array_equal(run(text, x)[0], 5 + (x >> np.uint32(31)))
+    text = "IADD3 R6, P1, RZ, -R4, RZ\nIADD3.X R4, RZ, ~RZ, RZ, P1, !PT"  # the high word of -x
+    np.testing.assert_array_equal(run(text, x)[0], np.where(x == 0, 0, 2**32 - 1))
+
+
+def test_shuffles_exchange_lanes() -> None:
+    x = words()
+    found, _ = run("SHFL.BFLY PT, R4, R4, 0x3, 0x1f", x)
+    np.testing.assert_array_equal(found, x[np.arange(THREADS) ^ 3])
+
+
+def test_a_shuffle_from_a_lane_that_takes_no_part_is_an_error() -> None:
+    text = "ISETP.NE.AND P1, PT, R0, 0x7, PT\n@P1 SHFL.BFLY PT, R4, R4, 0x1, 0x1f"
+    with pytest.raises(ConvergenceError, match=r"lane 6 reads from lane 7, which takes no part"):
+        run(text, words())
+
+
+REVERSE = """
+MOV R5, 0x400
+LEA R6, R0, R5, 0x2
+STS [R6], R4
+{barrier}
+LOP3.LUT R6, R0, 0xff, RZ, 0x3c, !PT
+LEA R6, R6, R5, 0x2
+LDS R4, [R6]
+"""
+
+
+def test_threads_exchange_through_shared_memory_with_a_barrier_and_not_without() -> None:
+    x = words()
+    for seed in range(5):
+        with_barrier = REVERSE.format(barrier="BAR.SYNC.DEFER_BLOCKING 0x0")
+        np.testing.assert_array_equal(run(with_barrier, x, 0x800, seed=seed)[0], x[::-1])
+        without = run(REVERSE.format(barrier="NOP"), x, 0x800, seed=seed)[0]
+        assert (without != x[::-1]).any()
+
+
+def test_what_was_not_written_to_shared_memory_is_nan() -> None:
+    found, _ = run("LDS R4, [0x400]", words(), 0x500)
+    assert np.isnan(found.view(np.float32)).all()
+
+
+DIVERGED = """
+LOP3.LUT R5, R0, 0x1, RZ, 0xc0, !PT
+ISETP.NE.AND P1, PT, R5, RZ, PT
+BSSY B0, `(.L_together)
+@P1 BRA `(.L_odd)
+MOV R4, 0x10
+BRA `(.L_meet)
+.L_odd:
+MOV R4, 0x20
+.L_meet:
+BSYNC B0
+.L_together:
+SHFL.BFLY PT, R4, R4, 0x1, 0x1f
+"""
+
+
+def test_lanes_that_part_meet_again() -> None:
+    found, launched = run(DIVERGED, words())
+    assert found.tolist() == [0x20, 0x10] * (THREADS // 2)
+    # Both sides were issued to each of the 8 warps; the shuffle once.
+    assert launched.by_opcode()["SHFL.BFLY"] == 8
+    assert launched.by_opcode()["MOV"] == 16
+
+
+def test_threads_that_wait_forever_are_reported() -> None:
+    text = "ISETP.GE.AND P1, PT, R0, 0x20, PT\n@P1 WARPSYNC.ALL\n@P1 BAR.SYNC.DEFER_BLOCKING 0x0"
+    with pytest.raises(DeadlockError, match=r"B0 at 0x[0-9a-f]+, BAR at|BAR at 0x[0-9a-f]+, B0 at"):
+        run(DIVERGED.replace("BRA `(.L_meet)", "BAR.SYNC.DEFER_BLOCKING 0x0"), words())
+    assert run(text, words())[1].blocks == 1  # a warp that has left does not keep the others
+
+
+def test_blocks_run_in_any_order_and_count_on_tickets() -> None:
+    """The last block to take a ticket writes what it got."""
+    counter = np.zeros(64, np.uint32)
+    text = """
+    S2R R1, SR_CTAID.X
+    LDC.64 R2, c[0x0][0x210]
+    S2R R0, SR_TID.X
+    ISETP.NE.AND P1, PT, R0, RZ, PT
+    @P1 EXIT
+    MOV R5, 0x1e
+    ATOMG.E.INC.STRONG.GPU PT, R6, desc[UR4][R2.64], R5
+    IMAD.WIDE.U32 R2, R6, 0x4, R2
+    STG.E desc[UR4][R2.64+0x4], R1
+    EXIT
+    """
+    orders = []
+    for seed in (1, 2):
+        device = Device([], seed)
+        device.add(kernel(text))
+        with device.memory.buffers([(counter.ctypes.data, counter.ctypes.data + counter.nbytes)]):
+            device.launch("planted", 31, [struct.pack("<Q", counter.ctypes.data)])
+        assert counter[0] == 0 and sorted(counter[1:32]) == list(range(31))
+        orders.append(counter[1:32].tolist())
+    assert orders[0] != orders[1] and orders[0] != sorted(orders[0])
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("TEX R4, R4, 0x1", "TEX"),
+        ("FADD.FTZ R4, R4, R4", "FTZ"),
+        ("IADD3 R4, R4, R4, R4, R4", "operand too many"),
+        ("LDG.E.256 R4, desc[UR4][R2.64]", "256"),
+        ("MUFU.TANH R4, R4", "RCP"),
+        ("BAR.SYNC 0x1", "barrier"),
+        ("BAR.RED.POPC 0x0", "RED"),
+        ("HFMA2 R4, R4, R4, 1, 1", "halves"),
+        ("MOV R4, c[0x0][R5+0x10]", "indexed"),
+        ("S2R R4, SR_CLOCKLO", "SR_CLOCKLO"),
+        ("MOV R4, ?", r"\?"),
+    ],
+)
+def test_what_is_not_known_is_named(text: str, name: str) -> None:
+    """Even where it would not be executed."""
+    with pytest.raises(UnknownInstructionError, match=name):
+        decode_instructions("planted", planted("EXIT\n" + text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("LDG.E R4, desc[UR4][R2.64+0x400]", r"LDG.E at 0x70: .* in no buffer"),
+        ("STG.E.64 desc[UR4][R2.64], R4", "is not aligned|in no buffer"),
+        ("STS [0x600], R4", r"0x600 of shared memory of 0x600"),
+        ("LDS R4, [0x3fc]", "of shared memory"),
+        ("LDS.64 R4, [0x404]", "of shared memory"),
+        ("LDC R4, c[0x0][R0+0x210]", "constant"),
+    ],
+)
+def test_accesses_outside_of_memory_are_named(text: str, message: str) -> None:
+    with pytest.raises(BadAccessError, match=message):
+        run(text, words(), shared=0x600)
+
+
+def test_a_constant_that_no_launch_defines_cannot_be_read() -> None:
+    with pytest.raises(BadAccessError, match="0x100 are not defined"):
+        run("MOV R4, c[0x0][0x100]", words())
+
+
+def test_a_launch_fits_the_parameters() -> None:
+    device = Device([])
+    device.add(kernel("EXIT"))
+    with pytest.raises(LaunchError, match=r"\[8\] bytes, not \[4\]"):
+        device.launch("planted", 1, [bytes(4)])
+    with pytest.raises(LaunchError, match="no kernel other"):
+        device.launch("other", 1, [])
+
+
+def test_a_uniform_value_is_uniform() -> None:
+    with pytest.raises(ConvergenceError, match="R2UR"):
+        run("R2UR UR6, R0\nMOV R4, UR6", words())
