@@ -6,6 +6,7 @@ Small programs are written out here. What the project's kernels compute is in
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import sys
 from collections.abc import Callable
@@ -243,6 +244,22 @@ def test_64_bit_sums_carry() -> None:
     np.testing.assert_array_equal(run(text, x)[0], 5 + (x >> np.uint32(31)))
     text = "IADD3 R6, P1, RZ, -R4, RZ\nIADD3.X R4, RZ, ~RZ, RZ, P1, !PT"  # the high word of -x
     np.testing.assert_array_equal(run(text, x)[0], np.where(x == 0, 0, 2**32 - 1))
+
+
+def test_a_nan_is_the_one_of_the_encoding() -> None:
+    """The listing writes the upper half of the double NaN, 0x7ff80000, as +QNAN, too."""
+    line = "/*0000*/ FSEL R4, RZ, +QNAN , !PT ; /* 0x7ff80000ff047808 */"
+    (select,) = sass.parse([line])
+    code = [*planted(PREAMBLE), dataclasses.replace(select, address=0x70), *planted(EPILOGUE)]
+    device = Device([])
+    device.add(kernel(PREAMBLE + "NOP\n" + EPILOGUE))
+    device.plant("planted", [dataclasses.replace(i, address=16 * k) for k, i in enumerate(code)])
+    out = words()
+    with device.memory.buffers([(out.ctypes.data, out.ctypes.data + out.nbytes)]):
+        device.launch("planted", 1, [struct.pack("<Q", out.ctypes.data)])
+    assert (out == 0x7FF80000).all()
+    with pytest.raises(UnknownInstructionError, match="NaN without its bits"):
+        decode_instructions("planted", planted("FSEL R4, RZ, +QNAN , !PT"))
 
 
 def test_shuffles_exchange_lanes() -> None:

@@ -70,7 +70,7 @@ def _kernels_of(module: str) -> dict[int, str]:
     lines = subprocess.run(["nm", module], capture_output=True, text=True, check=True).stdout
     found = {}
     for line in lines.splitlines():
-        address, _, symbol = line.rpartition(" ")[0].partition(" ")[0], 0, line.rpartition(" ")[2]
+        address, *_, symbol = line.split()
         if "_kernel" in symbol:
             found[int(address, 16)] = short_name(demangled(symbol))
     return found
@@ -102,13 +102,16 @@ class MachineCode:
     """
 
     def __init__(self, native: ModuleType, seed: int = 1, perturb: bool = True) -> None:
-        self._native = native
+        self.native = native
         self.device = Device(cubins(), seed, perturb)
         self.launched: list[tuple[str, Launched]] = []
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._native, name)
+        found = getattr(self.native, name)
         return self._with_buffers(found) if name in ("forward", "backward", "multi") else found
+
+    def reseed(self, seed: int) -> None:
+        self.device.random = np.random.default_rng(seed)
 
     def _with_buffers(self, function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -119,13 +122,13 @@ class MachineCode:
         return call
 
     def _launch(self, offset: int, blocks: int, arguments: list[bytes]) -> None:
-        name = _kernels_of(self._native.__file__)[offset]
+        name = _kernels_of(self.native.__file__)[offset]
         self.launched.append((name, self.device.launch(name, blocks, arguments)))
 
     @contextmanager
     def installed(self) -> Iterator[MachineCode]:
-        self._native.emulator.set_executor(self._launch)
+        self.native.emulator.set_executor(self._launch)
         try:
             yield self
         finally:
-            self._native.emulator.set_executor(None)
+            self.native.emulator.set_executor(None)

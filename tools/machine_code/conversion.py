@@ -141,7 +141,7 @@ def hfma2(f: Fields) -> Execute:
     write, a, b = f.result(), f.take(Register), f.take(Register)
     parts = [f.take(Number).value for _ in range(2)]
     f.done()
-    if a != Register(255, negated=True) or b != Register(255):
+    if a != Register(255, negated=True) or b != Register(255) or np.isnan(parts).any():
         raise f.unknown("a product of halves")
     high, low = (int(np.float16(x).view(np.uint16)) for x in parts)
     value = U32(high << 16 | low)

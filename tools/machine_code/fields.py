@@ -256,7 +256,7 @@ class Fields:
         if inverted:
             raise self.unknown("an inverted float")
         if isinstance(operand, Number):
-            value = F32(operand.value)
+            value = self._number(operand.value)
             return lambda s: value
         if isinstance(operand, Register) and operand.number not in (RZ, URZ):
             number = operand.number
@@ -268,17 +268,28 @@ class Fields:
         bits = self._bits(operand)
         return signed(lambda s: bits(s).view(F32), negated, absolute)
 
+    def _number(self, value: float) -> np.float32:
+        """A float as written, but for NaN: which one, only the encoding tells.
+
+        Half a double may be such a NaN: the upper half of the double NaN is not that of float.
+        """
+        if not np.isnan(value):
+            return F32(value)
+        if self.source.encoding is None:
+            raise self.unknown("a NaN without its bits")
+        return U32(self.source.encoding >> 32).view(F32)
+
     def double(self) -> Read:
         operand, negated, absolute, inverted = self._signed()
         if inverted:
             raise self.unknown("an inverted double")
-        if isinstance(operand, Number):
+        if isinstance(operand, Number) and not np.isnan(operand.value):
             value = F64(operand.value)
             return lambda s: value
         if isinstance(operand, Register) and operand.number in (RZ, URZ):
             zero = F64(-0.0 if negated else 0.0)
             return lambda s: zero
-        if isinstance(operand, Integer):
+        if isinstance(operand, (Integer, Number)):
             raise self.unknown("bits as a double")
         low, high = self._bits(operand), self._bits(operand, 1)
         return signed(lambda s: join(low(s), high(s)).view(F64), negated, absolute)
