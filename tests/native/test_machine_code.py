@@ -8,19 +8,29 @@ and each MUFU returns another value within its documented error.
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import re
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from . import machine_code, test_family, test_kernels, test_multi
+from . import build, machine_code, test_family, test_kernels, test_multi
 from .calls import DTYPES, Call, backward, forward
 from .machine_code import MachineCode
+
+sys.path.insert(0, str(build.ROOT / "benchmarks"))
+
+import budget
+from hot_path import hot_path
+from kernels import elements
+from machine_code.count import count
 
 pytestmark = pytest.mark.skipif(
     machine_code.missing() is not None, reason=str(machine_code.missing())
@@ -343,3 +353,32 @@ def test_a_missing_barrier_is_noticed(machine: MachineCode, shape: str) -> None:
     """In front of the sum over a block and of its last block's, and of rows that are staged."""
     noticed = planted(machine.native, Case("default", "float32", (shape, "dense")), no_barrier)
     assert noticed and all(noticed)
+
+
+# --- counting ------------------------------------------------------------------------------------
+
+
+def test_the_loop_executes_what_the_hot_path_lists(machine: MachineCode) -> None:
+    """They find the same by different means: within 2 %, and the whole is more."""
+    kernel = "forward<float, (Access)0>"
+    found = count(machine, kernel)
+    path = hot_path(machine.device.program(kernel).instructions)
+    listed = path.length / (elements(kernel, path) or 1)
+    assert found.loop == pytest.approx(listed, rel=0.02)
+    assert listed < found.whole < 1.5 * listed
+
+
+def test_the_budget_records_what_is_executed(
+    machine: MachineCode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernel, record = "backward<BFloat16, (Access)0>", tmp_path / "budget.json"
+    record.write_text(budget.BUDGET.read_text())
+    monkeypatch.setattr(budget, "BUDGET", record)
+    monkeypatch.setattr("machine_code.count.is_hot", lambda name: name == kernel)
+    assert budget.main(["--executed", "--update"]) == 0
+    row = json.loads(record.read_text())["kernels"][kernel]["sm_90"]
+    assert row["executed_per_element"] == pytest.approx(count(machine, kernel).loop, abs=0.1)
+    # A new record of the rest keeps it.
+    new = {**budget.load(), "kernels": {kernel: {"sm_90": {**row}}}}
+    del new["kernels"][kernel]["sm_90"]["executed_per_element"]
+    assert budget.updated(budget.load(), new)["kernels"][kernel]["sm_90"] == row
