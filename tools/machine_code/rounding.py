@@ -108,8 +108,7 @@ def two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a b + c of doubles, rounded once to nearest."""
-    a, b, c = np.broadcast_arrays(a, b, c)
+    """a b + c of doubles of one shape, rounded once to nearest."""
     product, product_error = two_product(a, b)
     low_sum, low_error = two_sum(c, product_error)
     high_sum, high_error = two_sum(product, low_sum)
@@ -130,7 +129,6 @@ def directed64(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, upward: bool, wanted: np.ndarray | bool
 ) -> np.ndarray:
     """a b + c of doubles, rounded up or down, where `wanted`. By fractions: for rare paths."""
-    a, b, c = np.broadcast_arrays(a, b, c)
     result = fma64(a, b, c)
     for at in zip(*np.nonzero(np.broadcast_to(wanted, a.shape)), strict=True):
         x, y, z, nearest = float(a[at]), float(b[at]), float(c[at]), float(result[at])

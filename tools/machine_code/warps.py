@@ -61,7 +61,8 @@ class Warps:
         count = len(blocks)
         self.environment, self.shared = environment, shared
         self.constants = environment.constants
-        self.count = count
+        self.count, self.shape = count, (count, LANES)
+        self.everyone = np.ones(self.shape, bool)
         self.slot = slots.reshape(-1, 1)
         self.block = blocks.astype(np.uint32).reshape(-1, 1)
         lane = np.arange(LANES, dtype=np.uint32)
@@ -81,9 +82,11 @@ class Warps:
     def all(self, where: Where) -> np.ndarray:
         """The mask of lanes."""
         if where is True:
-            return np.ones((self.count, LANES), bool)
-        return np.broadcast_to(np.asarray(where), (self.count, LANES))
+            return self.everyone
+        return self.full(where)
 
     def full(self, value: Any) -> np.ndarray:
         """A value for each lane, not to be written to."""
-        return np.broadcast_to(value, (self.count, LANES))
+        if np.shape(value) == self.shape:  # broadcast_to would take longer than most instructions
+            return value
+        return np.broadcast_to(value, self.shape)
