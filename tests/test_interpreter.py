@@ -221,6 +221,8 @@ def test_approximations_flush_subnormals_and_know_powers_of_two() -> None:
         ),
         ("FLO.U32 R4, R4", lambda x: np.log2(x.astype(np.float64)).astype(np.uint32)),
         ("@!PT MOV R4, RZ", lambda x: x),
+        ("VIMNMX R4, R4, 0x10, PT", lambda x: np.minimum(x.view(np.int32), 16).view(np.uint32)),
+        ("VIMNMX.U32 R4, R4, 0x10, !PT", lambda x: np.maximum(x, np.uint32(16))),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )
@@ -260,6 +262,38 @@ def test_a_nan_is_the_one_of_the_encoding() -> None:
     assert (out == 0x7FF80000).all()
     with pytest.raises(UnknownInstructionError, match="NaN without its bits"):
         decode_instructions("planted", planted("FSEL R4, RZ, +QNAN , !PT"))
+
+
+def test_comparisons_of_64_bits_go_by_the_low_words_where_the_high_ones_are_equal() -> None:
+    x = words()
+    text = """
+    LOP3.LUT R5, R4, 0x1, RZ, 0xc0, !PT
+    ISETP.{low} P1, PT, R4, 0x80000000, PT
+    ISETP.{high} P1, PT, R5, 0x1, PT, P1
+    SEL R4, RZ, 0x1, !P1
+    """
+    value = (x & 1).astype(np.uint64) << np.uint64(32) | x
+    limit = np.uint64(0x180000000)
+    for low, high, expected in (
+        ("GE.U32.AND", "GE.U32.AND.EX", value >= limit),
+        ("GT.U32.AND", "GT.AND.EX", value > limit),
+        ("LT.U32.AND", "LT.U32.AND.EX", value < limit),
+        ("NE.U32.AND", "NE.AND.EX", value != limit),
+    ):
+        found, _ = run(text.format(low=low, high=high), x)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_integers_of_64_bits_become_floats_and_back() -> None:
+    x = words()
+    text = "MOV R6, R4\nMOV R7, 0x5\nI2F.U64.RP R4, R6"
+    found = run(text, x)[0].view(np.float32)
+    exact = (5 * 2**32 + x.astype(np.uint64)).astype(np.float64)
+    assert ((found >= exact) & (found <= exact * (1 + 2.0**-23))).all()
+    text += "\nF2I.U64.TRUNC R6, R4\nMOV R4, R{}"
+    whole = found.astype(np.uint64)
+    np.testing.assert_array_equal(run(text.format(6), x)[0], whole.astype(np.uint32))
+    np.testing.assert_array_equal(run(text.format(7), x)[0], whole >> np.uint64(32))
 
 
 def test_shuffles_exchange_lanes() -> None:
