@@ -28,6 +28,7 @@ from machine_code.errors import (
     ConvergenceError,
     DeadlockError,
     LaunchError,
+    RaceError,
     UnknownInstructionError,
 )
 from machine_code.program import decode_instructions
@@ -324,8 +325,19 @@ def test_threads_exchange_through_shared_memory_with_a_barrier_and_not_without()
     for seed in range(5):
         with_barrier = REVERSE.format(barrier="BAR.SYNC.DEFER_BLOCKING 0x0")
         np.testing.assert_array_equal(run(with_barrier, x, 0x800, seed=seed)[0], x[::-1])
-        without = run(REVERSE.format(barrier="NOP"), x, 0x800, seed=seed)[0]
-        assert (without != x[::-1]).any()
+        with pytest.raises(RaceError, match=r"warp \d and another access 0x\w+ of shared memory"):
+            run(REVERSE.format(barrier="NOP"), x, 0x800, seed=seed)
+
+
+def test_a_barrier_is_missed_even_where_the_values_are_right() -> None:
+    """All write the same; and who writes next must wait for who still reads."""
+    for text in (
+        "MOV R5, 0x7\nSTS [0x400], R5",
+        "ISETP.NE.AND P1, PT, R0, RZ, PT\n@!P1 STS [0x400], RZ\n"
+        "BAR.SYNC.DEFER_BLOCKING 0x0\nLDS R5, [0x400]\n@!P1 STS [0x400], RZ",
+    ):
+        with pytest.raises(RaceError):
+            run(text, words(), 0x500)
 
 
 def test_what_was_not_written_to_shared_memory_is_nan() -> None:

@@ -336,7 +336,7 @@ def planted(native: ModuleType, case: Case, fault: Callable[[Any], Any]) -> list
             if wrong is None:
                 continue
             found = False
-            for seed in range(4):  # what a race does depends on the order
+            for seed in range(4):  # BRA.DIV may choose a path without the instruction
                 faulty = MachineCode(native, seed)
                 faulty.device.plant(name, [*code[:k], wrong, *code[k + 1 :]])
                 with faulty.installed():
@@ -353,9 +353,9 @@ def test_a_wrong_constant_is_noticed(machine: MachineCode, fault: str) -> None:
     assert noticed and all(noticed)
 
 
-@pytest.mark.parametrize("shape", ["long rows", "a row per sample"])
+@pytest.mark.parametrize("shape", ["long rows", "many rows of three"])
 def test_a_missing_barrier_is_noticed(machine: MachineCode, shape: str) -> None:
-    """In front of the sum over a block and of its last block's, and of rows that are staged."""
+    """For the sum of a block, for the ticket, between the last block's rows, for staged rows."""
     noticed = planted(machine.native, Case("default", "float32", (shape, "dense")), no_barrier)
     assert noticed and all(noticed)
 

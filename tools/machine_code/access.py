@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BadAccessError
+from .errors import BadAccessError, RaceError
 from .fields import I64, U32, Execute, Fields, Read, instruction, join
 from .operands import Address, Constant, Register
 from .warps import Shared, Warps, Where
@@ -147,6 +147,19 @@ def _shared(s: Warps, f: Fields, addresses: Any, active: np.ndarray, size: int) 
     return s.full(s.shared_base)[active] + at
 
 
+def _check_races(s: Warps, f: Fields, first: np.ndarray, active: np.ndarray, size: int) -> None:
+    """`first`: where the lanes' accesses begin, which write in a store."""
+    warp, slot = s.full(s.warp)[active], s.full(s.slot)[active]
+    for offset in range(0, size, 4):
+        races = s.shared.races(first + offset, warp, slot, f.base == "STS")
+        if races.any():
+            at = int((first - s.full(s.shared_base)[active])[races][0]) + offset
+            raise RaceError(
+                f"{f.source.opcode} at {f.source.address:#x}: warp {int(warp[races][0])} and "
+                f"another access {at:#x} of shared memory, and no barrier is between"
+            )
+
+
 @instruction("LDS")
 def lds(f: Fields) -> Execute:
     size = _bytes(f)
@@ -157,7 +170,9 @@ def lds(f: Fields) -> Execute:
     def execute(s: Warps, w: Where) -> None:
         active = s.all(w)
         memory = s.shared.bytes.view(kind)
-        first = _shared(s, f, address(s), active, size) // memory.itemsize
+        first = _shared(s, f, address(s), active, size)
+        _check_races(s, f, first, active, size)
+        first //= memory.itemsize
         for k, write in enumerate(writes):
             value = np.zeros(active.shape, U32)
             value[active] = memory[first + k]
@@ -176,7 +191,9 @@ def sts(f: Fields) -> Execute:
     def execute(s: Warps, w: Where) -> None:
         active = s.all(w)
         memory = s.shared.bytes.view(kind)
-        first = _shared(s, f, address(s), active, size) // memory.itemsize
+        first = _shared(s, f, address(s), active, size)
+        _check_races(s, f, first, active, size)
+        first //= memory.itemsize
         for k, read in enumerate(reads):
             memory[first + k] = s.full(read(s))[active].astype(kind)
 

@@ -25,3 +25,7 @@ class DeadlockError(MachineCodeError):
 
 class LaunchError(MachineCodeError):
     """A launch that does not fit the kernel: another size of a parameter, a missing kernel."""
+
+
+class RaceError(MachineCodeError):
+    """Two warps of a block access the same shared memory, one writes, and no barrier is between."""

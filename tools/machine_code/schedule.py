@@ -174,5 +174,6 @@ def _complete_barriers(groups: list[Group], blocks: int) -> None:
         group.changed = False
     complete = np.flatnonzero((waiting > 0) & (waiting == live))
     if len(complete):
+        groups[0].warps.shared.epoch[complete] += 1
         for group in groups:
             group.release(complete)

@@ -34,16 +34,39 @@ class Environment:
 class Shared:
     """The shared memory of several blocks, one behind the other.
 
-    It begins as NaN in every format, so that what was not written is not mistaken for a value.
+    It begins as NaN in every format, so that what was not written is not mistaken for a value. Who
+    has accessed what since the block's last barrier is known, so that a missing barrier shows in
+    whatever order the warps run, and even if the values happen to be right. Lanes of one warp count
+    as ordered.
     """
 
     # The system has the first KiB of a block's; a kernel's variables begin behind it.
     RESERVED = 0x400
+    _SEVERAL = -2  # warps
 
     def __init__(self, blocks: int, size: int) -> None:
         self.size = size
         self.stride = -(-size // 16) * 16
-        self.bytes = np.full(max(blocks * self.stride, 16), 0xFF, np.uint8)
+        total = max(blocks * self.stride, 16)
+        self.bytes = np.full(total, 0xFF, np.uint8)
+        self.epoch = np.zeros(blocks, np.int64)  # barriers that a block has completed
+        # Of each byte that an access began with: the last warp, and the epoch it did so in.
+        self._writer, self._reader = np.full((2, total), -1, np.int64)
+        self._written, self._read = np.full((2, total), -1, np.int64)
+
+    def races(self, at: np.ndarray, warp: np.ndarray, slot: np.ndarray, writes: bool) -> np.ndarray:
+        """Enters accesses of blocks' warps, and returns which meet one of another warp."""
+        now = self.epoch[slot]
+        found = (self._written[at] == now) & (self._writer[at] != warp)
+        read_now = self._read[at] == now
+        if writes:
+            found |= read_now & (self._reader[at] != warp)
+            self._written[at], self._writer[at] = now, warp
+            return found | (self._writer[at] != warp)  # by the same instruction
+        others = read_now & (self._reader[at] != warp)
+        self._read[at], self._reader[at] = now, np.where(others, self._SEVERAL, warp)
+        self._reader[at[self._reader[at] != warp]] = self._SEVERAL
+        return found
 
 
 class Warps:
@@ -67,6 +90,7 @@ class Warps:
         self.block = blocks.astype(np.uint32).reshape(-1, 1)
         lane = np.arange(LANES, dtype=np.uint32)
         self.thread = warp_of_block.astype(np.uint32).reshape(-1, 1) * np.uint32(LANES) + lane
+        self.warp = warp_of_block.reshape(-1, 1)  # within its block
         self.shared_base = (slots.astype(np.int64) * shared.stride).reshape(-1, 1)
         registers = np.zeros((256, count, LANES), np.uint32)
         uniform = np.zeros((64, count, 1), np.uint32)
