@@ -28,10 +28,10 @@ def _hints(f: Fields) -> None:
 
 
 def _register(f: Fields, register: Register, wide: bool) -> Read:
-    low = f._bits(register)
+    low = f.bits(register)
     if not wide:
         return lambda s: low(s).astype(I64)
-    high = f._bits(register, 1)
+    high = f.bits(register, 1)
     return lambda s: join(low(s), high(s)).view(I64)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import rounding
 from .fields import F32, F64, I32, U32, U64, Execute, Fields, instruction
-from .operands import Number, Register
+from .operands import RZ, Number, Register
 from .warps import Warps, Where
 
 NAN16 = U32(0x7FFF)  # of both 16-bit formats
@@ -122,7 +122,7 @@ def hadd2(f: Fields) -> Execute:
     f.choice("F32")
     write, zero, half = f.result_float(), f.take(Register), f.take(Register)
     f.done()
-    if f._bits(zero)(None) != 0 or not zero.negated or half.half is None:  # type: ignore[arg-type]
+    if zero != Register(RZ, negated=True) or half.half is None or half.uniform:
         raise f.unknown("a sum of halves")
     number, shift = half.number, U32(16 * half.half)
 
@@ -141,7 +141,7 @@ def hfma2(f: Fields) -> Execute:
     write, a, b = f.result(), f.take(Register), f.take(Register)
     parts = [f.take(Number).value for _ in range(2)]
     f.done()
-    if a != Register(255, negated=True) or b != Register(255) or np.isnan(parts).any():
+    if a != Register(RZ, negated=True) or b != Register(RZ) or np.isnan(parts).any():
         raise f.unknown("a product of halves")
     high, low = (int(np.float16(x).view(np.uint16)) for x in parts)
     value = U32(high << 16 | low)

@@ -191,7 +191,7 @@ class Fields:
             raise self.unknown("a register of threads")
         return operand, operand.negated, operand.absolute, operand.inverted
 
-    def _bits(self, operand: Any, word: int = 0) -> Read:
+    def bits(self, operand: Any, word: int = 0) -> Read:
         """The bits of an operand, or of its second word."""
         if isinstance(operand, Register):
             if operand.half is not None:
@@ -215,7 +215,7 @@ class Fields:
 
     def integer(self) -> Read:
         operand, negated, absolute, inverted = self._signed()
-        bits = self._bits(operand)
+        bits = self.bits(operand)
         if absolute:
             raise self.unknown("the absolute value of an integer")
         if inverted:
@@ -227,7 +227,7 @@ class Fields:
     def addend(self) -> Read:
         """An integer as a summand of 64 bits; a negated one is ~x + 1, which carries."""
         operand, negated, _, inverted = self._signed()
-        bits = self._bits(operand)
+        bits = self.bits(operand)
         if negated:
             return lambda s: (~bits(s)).astype(U64) + U64(1)
         if inverted:
@@ -239,7 +239,7 @@ class Fields:
         operand, negated, absolute, inverted = self._signed()
         if negated or absolute or inverted:
             raise self.unknown("a signed pair")
-        low, high = self._bits(operand), self._bits(operand, 1)
+        low, high = self.bits(operand), self.bits(operand, 1)
         if isinstance(operand, Register) and operand.number in (RZ, URZ):
             return lambda s: U64(0)
         return lambda s: join(low(s), high(s))
@@ -248,7 +248,7 @@ class Fields:
         """Neighbouring registers."""
         register = self.take(Register)
         zero = register.number == (URZ if register.uniform else RZ)
-        return [self._bits(register, 0 if zero else k) for k in range(count)]
+        return [self.bits(register, 0 if zero else k) for k in range(count)]
 
     def single(self) -> Read:
         """A float."""
@@ -265,7 +265,7 @@ class Fields:
             if operand.uniform:
                 return signed(lambda s: s.uf[number], negated, absolute)
             return signed(lambda s: s.rf[number], negated, absolute)
-        bits = self._bits(operand)
+        bits = self.bits(operand)
         return signed(lambda s: bits(s).view(F32), negated, absolute)
 
     def _number(self, value: float) -> np.float32:
@@ -291,7 +291,7 @@ class Fields:
             return lambda s: zero
         if isinstance(operand, (Integer, Number)):
             raise self.unknown("bits as a double")
-        low, high = self._bits(operand), self._bits(operand, 1)
+        low, high = self.bits(operand), self.bits(operand, 1)
         return signed(lambda s: join(low(s), high(s)).view(F64), negated, absolute)
 
 

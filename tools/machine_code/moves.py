@@ -8,6 +8,7 @@ import numpy as np
 
 from .errors import ConvergenceError
 from .fields import I64, U32, U64, ZERO, Execute, Fields, Read, instruction
+from .operands import RZ, Register
 from .warps import LANES, Warps, Where
 
 
@@ -110,7 +111,7 @@ def s2r(f: Fields) -> Execute:
 def cs2r(f: Fields) -> Execute:
     """Only of SRZ, as the zero of a pair."""
     writes = f.result_words(1 if f.flag("32") else 2)
-    if f.integer()(None) is not ZERO:  # type: ignore[arg-type]
+    if f.take(Register) != Register(RZ):
         raise f.unknown("a special register")
     f.done()
 
