@@ -1,4 +1,4 @@
-"""The interpreter of machine code rounds as the hardware does, and approximates within its bounds."""
+"""The interpreter of machine code rounds as the hardware, and approximates within its bounds."""
 
 from __future__ import annotations
 
