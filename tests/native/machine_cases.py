@@ -70,7 +70,7 @@ OF_FLOAT16 = (
     ("latents", "transposed"),
     ("defaults", "prior", "images", "channels last"),
     ("softplus", "prior", "(B, D)", "dense"),
-    ("sigmoid", "eps", "odd", "channels last"),
+    ("std", "every", "odd", "dense"),
     ("misaligned", "everything"),
     ("by pointer",),
 )

@@ -115,4 +115,4 @@ def test_every_kernel_was_executed(machine: MachineCode, outcome: Callable[[Case
     names = {name for name, launched in machine.launched if launched.issued}
     for dtype in ("float32", "float64"):
         names |= set(launched_without_tickets(machine.native, dtype))
-    assert names == set(machine.device.names) and len(names) > 40
+    assert sorted(set(machine.device.names) - names) == [] and len(names) > 40

@@ -16,7 +16,12 @@ process, so that a test can compare what the machine code computes with an oracl
   memory.py      global memory: buffers that were registered, and nothing else
   device.py      modules, launches, the order of blocks
   count.py       how many instructions a launch issues
+  errors.py      what can go wrong, each by its name
 
-Limits. Memory is sequentially consistent, so a missing fence is not noticed. The payload of a NaN
-is numpy's. Timing, caches and the scoreboard do not exist.
+An instruction, modifier or operand that is not defined here is an error when the kernel is decoded.
+Accesses outside of registered buffers and of shared memory are errors, and so are races between the
+warps of a block, shuffles from absent lanes and threads that wait forever.
+
+Limits. Memory is sequentially consistent, so a missing fence is not noticed. The payload of a
+computed NaN is numpy's. Timing, caches and the scoreboard do not exist.
 """
