@@ -11,7 +11,7 @@ import numpy as np
 from .errors import BadAccessError
 
 # A view of all addresses that a process may have; only checked ones are ever touched.
-_LOWEST, _HIGHEST = 1 << 16, 1 << 47
+_LOWEST, _HIGHEST = 1 << 16, 1 << 48
 _SPACE = np.frombuffer((ctypes.c_uint8 * (_HIGHEST - _LOWEST)).from_address(_LOWEST), np.uint8)
 _WORDS = {1: _SPACE, 2: _SPACE.view(np.uint16), 4: _SPACE.view(np.uint32)}
 
