@@ -205,7 +205,7 @@ def test_threads_exchange_through_shared_memory_with_a_barrier_and_not_without()
 
 
 def test_a_barrier_is_missed_even_where_the_values_are_right() -> None:
-    """All write the same; and who writes next must wait for who still reads."""
+    """All warps write the same value, or one writes again while others may still read."""
     for text in (
         "MOV R5, 0x7\nSTS [0x400], R5",
         "ISETP.NE.AND P1, PT, R0, RZ, PT\n@!P1 STS [0x400], RZ\n"

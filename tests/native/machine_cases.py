@@ -58,8 +58,8 @@ OPTIONS = (
     ("temperature", "none", "(B, D) none", "dense"),
     ("linear", "none", "odd", "channels last"),
 )
-# nvcc fuses gain * raw + shift, which nearly cancels in one element: float32 of the CPU is wrong by
-# 9e-5 there, and the machine code by 1e-5 (float64 tells).
+# nvcc fuses gain * raw + shift, which nearly cancels in one element: float32 of the CPU is off by
+# 9e-5 there, and the machine code by 1e-5, both compared with float64.
 CANCELS = ("float32", "floor of a var")
 LISTS = (("dense", "softplus, fixed prior"), ("misaligned", "everything"))
 # The code of float16 is that of bfloat16 but for conversions: a case for each of its kernels.

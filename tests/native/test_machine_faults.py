@@ -56,7 +56,7 @@ FAULTS = {"a wrong round key": wrong_round_key, "a wrong lane mask": wrong_lane_
 
 
 def fails(machine: MachineCode, case: Case) -> bool:
-    """Whether the values are wrong, or the interpreter says that something is."""
+    """Whether the values are wrong, or the interpreter raises an error."""
     try:
         compare(
             machine.native,
@@ -93,7 +93,7 @@ def planted(native: ModuleType, case: Case, fault: Callable[[Any], Any]) -> list
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_constant_is_noticed(machine: MachineCode, fault: str) -> None:
-    # In float64: of a double's lower half float32 would not keep enough to tell.
+    # A KL of float32 would not show that the lower half of a double is wrong.
     case = Case("default", "float64", ("one long row", "dense"))
     noticed = planted(machine.native, case, FAULTS[fault])
     assert noticed and all(noticed)

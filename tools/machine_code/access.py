@@ -22,7 +22,7 @@ def _bytes(f: Fields) -> int:
 
 
 def _hints(f: Fields) -> None:
-    """Modifiers that only say how memory is cached or ordered."""
+    """Takes the modifiers that affect only caching and ordering."""
     for hint in ("E", "STRONG", "GPU", "SYS", "CONSTANT", "EF", "EL", "NA"):
         f.flag(hint)
 

@@ -47,7 +47,9 @@ def _control(base: str) -> Callable[[Define], Define]:
 
 
 def _unknown(i: Instruction, what: str) -> UnknownInstructionError:
-    return UnknownInstructionError(f"{what} in `{i.opcode} {i.operands}` at {i.address:#x}")
+    return UnknownInstructionError(
+        f"not supported: {what} in `{i.opcode} {i.operands}` at {i.address:#x}"
+    )
 
 
 def _modifiers(i: Instruction, *allowed: str) -> list[str]:
@@ -89,10 +91,10 @@ def _bra(i: Instruction, place: Place) -> Effect:
 
 
 def _diverged(mask: Read, place: Place, target: int) -> Effect:
-    """BRA.DIV: where not all lanes of the mask are together they meet on a path of their own.
+    """BRA.DIV: branches if not all lanes of the mask are together.
 
-    Both paths give the same values, so a warp whose lanes are together takes either, by chance:
-    otherwise the other path would never run.
+    Both paths compute the same values. A warp whose lanes are together takes either at random,
+    because the path for divergent warps would otherwise never run.
     """
 
     def effect(group: Group, lanes: np.ndarray) -> None:
@@ -109,7 +111,7 @@ def _diverged(mask: Read, place: Place, target: int) -> Effect:
 
 @_control("BSSY")
 def _bssy(i: Instruction, place: Place) -> Effect:
-    """Names who will meet at the BSYNC in front of its target."""
+    """Records the lanes that will meet at the BSYNC in front of its target."""
     _modifiers(i)
     barrier, target = split(i.operands)[0], _target(i, place)
     before = place.instructions[target - 1]

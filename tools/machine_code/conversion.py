@@ -79,7 +79,7 @@ def f2i(f: Fields) -> Execute:
 @instruction("F2F")
 def f2f(f: Fields) -> Execute:
     if f.flag("F32", "F64"):
-        # "F32.F64" is to float, "F64.F32" to double: the order tells.
+        # "F32.F64" converts to float, "F64.F32" to double.
         to_float = f.source.opcode.endswith("F32.F64")
         write = f.result_float() if to_float else f.result_double()
         a = f.double() if to_float else f.single()

@@ -37,7 +37,7 @@ class Executed:
 
 
 def is_hot(kernel: str) -> bool:
-    """Whether `count` knows a call for a kernel: those of the default options do, but lists."""
+    """Whether `count` can call a kernel: those of the default options, except for lists."""
     return re.fullmatch(r"(forward|backward)<\w+, \(Access\)[012]>", kernel) is not None
 
 
@@ -83,7 +83,7 @@ def _launch(machine: Any, kernel: str, tiles: int) -> tuple[Launched, int]:
 def count(machine: Any, kernel: str) -> Executed:
     """What a kernel executes for an element; `machine`: the native module on machine code."""
     if not is_hot(kernel):
-        raise ValueError(f"no call is known for {kernel}")
+        raise ValueError(f"{kernel} is not a hot kernel")
     (few, n), (many, m) = (_launch(machine, kernel, tiles) for tiles in (FEW, MANY))
     return Executed(
         loop=32 * (many.issued - few.issued) / (m - n),

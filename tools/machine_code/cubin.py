@@ -1,4 +1,4 @@
-"""Reads a cubin: what a launch has to know of each kernel, and the kernel's instructions.
+"""Reads a cubin: each kernel's parameters, memory and instructions.
 
 The listing is cuobjdump's. The rest is in the ELF file:
 
@@ -119,7 +119,7 @@ def _addresses(sections: list[_Section], table: _Section) -> list[tuple[int, int
         offset, info, addend = struct.unpack_from("<QQq", table.data, at)
         symbol = struct.unpack_from("<IBBHQQ", symbols, 24 * (info >> 32))
         if info & 0xFFFFFFFF != RELOCATION_64 or sections[symbol[3]].name != ".nv.global":
-            raise LaunchError(f"a relocation of constant bank 4 that is not known: {info:#x}")
+            raise LaunchError(f"constant bank 4 has a relocation of another kind: {info:#x}")
         found.append((offset, symbol[4] + addend))
     return found
 

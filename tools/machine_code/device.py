@@ -74,7 +74,7 @@ class Device:
             self.add(kernel, bytes(constants))
 
     def add(self, kernel: cubin.Kernel, constants: bytes = b"") -> None:
-        """Makes a kernel known, with the constant bank 4 of its module."""
+        """Adds a kernel, with the constant bank 4 of its module."""
         if kernel.name in self._kernels:
             raise LaunchError(f"two kernels are named {kernel.name}")
         self._kernels[kernel.name] = kernel, constants

@@ -49,19 +49,21 @@ class Fields:
     def __init__(self, source: Instruction) -> None:
         self.source = source
         self.base, *self._modifiers = source.opcode.split(".")
-        # Of the uniform datapath: registers, predicates and the lanes that write are the warp's.
+        # Instructions of the uniform datapath work on registers and predicates of the warp.
         self.uniform = self.base.startswith("U")
         self._operands = [operands.parse(text) for text in operands.split(source.operands)]
         self.constants: set[tuple[int, int, int]] = set()  # bank, offset, bytes: read at any rate
 
     def unknown(self, what: str) -> UnknownInstructionError:
         text = f"{self.source.guard} {self.source.opcode} {self.source.operands}".strip()
-        return UnknownInstructionError(f"{what} in `{text}` at {self.source.address:#x}")
+        return UnknownInstructionError(
+            f"not supported: {what} in `{text}` at {self.source.address:#x}"
+        )
 
     # --- modifiers -------------------------------------------------------------------------------
 
     def flag(self, *names: str) -> bool:
-        """Whether these modifiers are there, all of them."""
+        """Takes these modifiers and returns True if the instruction has all of them."""
         if not set(names) <= set(self._modifiers):
             return False
         for name in names:
@@ -69,7 +71,7 @@ class Fields:
         return True
 
     def choice(self, *names: str, default: str | None = None) -> str:
-        """The one of these modifiers that is there."""
+        """Takes and returns the one of these modifiers that the instruction has."""
         for name in names:
             if self.flag(name):
                 return name
@@ -269,9 +271,9 @@ class Fields:
         return signed(lambda s: bits(s).view(F32), negated, absolute)
 
     def _number(self, value: float) -> np.float32:
-        """A float as written, but for NaN: which one, only the encoding tells.
+        """A float as it is written, or if it is a NaN, as it is encoded.
 
-        Half a double may be such a NaN: the upper half of the double NaN is not that of float.
+        The upper half of a double NaN or infinity is a NaN of float, too, and not the usual one.
         """
         if not np.isnan(value):
             return F32(value)

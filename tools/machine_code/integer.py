@@ -88,7 +88,7 @@ def imad(f: Fields) -> Execute:
         return _imad_wide(f)
     if f.flag("HI"):
         return _imad_high(f)
-    # MOV, SHL and IADD say what the product is for.
+    # MOV, SHL and IADD are names for special products.
     f.choice("MOV", "SHL", "IADD", default="")
     extended = f.flag("X")
     f.flag("U32")  # the low word is the same
@@ -286,7 +286,7 @@ def isetp(f: Fields) -> Execute:
     f.done()
     kind = U32 if unsigned else I32
     compare = COMPARISONS[name]
-    # Of high words that are equal the low ones decide.
+    # The low words decide where the high ones are equal.
     strictly = COMPARISONS[{"LE": "LT", "GE": "GT"}.get(name, name)]
 
     def execute(s: Warps, w: Where) -> None:

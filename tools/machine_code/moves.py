@@ -28,7 +28,7 @@ def sel(f: Fields) -> Execute:
 
 @instruction("PRMT")
 def prmt(f: Fields) -> Execute:
-    """Four bytes of (b : a), as four digits say; 8 more repeats a byte's sign."""
+    """Selects four bytes of (b : a) by four digits; a digit above 7 repeats the byte's sign."""
     write, a, digits, b = f.result(), f.integer(), f.integer(), f.integer()
     f.done()
 

@@ -5,8 +5,8 @@ bound. Each result here is a different one, by a seeded generator.
 
 The bounds are those of the PTX ISA for the instructions of which ptxas makes a single MUFU, the
 `.approx.ftz` forms ("Floating Point Instructions", `rcp`, `sqrt`, `rsqrt`, `sin`, `cos`, `lg2`,
-`ex2`; the CUDA C++ Programming Guide's table of intrinsic functions agrees). As `.ftz` says,
-subnormal arguments and results are zeros of the same sign.
+`ex2`; the CUDA C++ Programming Guide's table of intrinsic functions agrees). They are
+`.ftz`: subnormal arguments and results are zeros of the same sign.
 
   RCP     1 ulp
   SQRT    2^-23 of the result

@@ -37,7 +37,7 @@ class Program:
 
 
 def decode(kernel: Kernel) -> Program:
-    """Raises UnknownInstructionError for what it does not know, whether or not it would run."""
+    """Raises UnknownInstructionError also for an instruction that would never run."""
     return decode_instructions(kernel.name, kernel.code)
 
 

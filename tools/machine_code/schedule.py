@@ -2,11 +2,10 @@
 
 The warps of the blocks that are resident together are dealt to groups at random. A group is
 executed as one: all of its lanes that are at the same instruction, those of the lowest address
-first. Groups take turns at random, so that what one block's warps owe to a barrier shows, and what
-blocks owe to tickets.
+first. Groups take turns at random, so that a missing barrier or a broken ticket shows.
 
-Lanes that have parted come together as on the hardware, where BSYNC and WARPSYNC make them wait for
-each other; and by chance, when they reach the same instruction.
+Lanes that have diverged converge as on the hardware, where BSYNC and WARPSYNC make them wait for
+each other. They also converge when they reach the same instruction.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Group:
         self.fragments = {0: Fragment(everyone)}
         self.members: dict[str, np.ndarray] = {}  # of each BSSY's barrier
         self.meeting: dict[Key, tuple[np.ndarray, Callable[[], np.ndarray]]] = {}
-        self.at_barrier: dict[int, np.ndarray] = {}  # who waits for the block, by where they go on
+        self.at_barrier: dict[int, np.ndarray] = {}  # waiting lanes, by where they go on
         self.changed = False  # whether a block's barrier may now be complete
         self._current: Fragment | None = None
 
@@ -85,7 +84,7 @@ class Group:
     def leave(self, lanes: np.ndarray) -> None:
         self.live &= ~lanes
         self.changed = True
-        for key in list(self.meeting):  # those who left may be whom others were waiting for
+        for key in list(self.meeting):  # others may have waited for these lanes
             self.meet(key, *self.meeting.pop(key))
 
     def release(self, slots: np.ndarray) -> None:

@@ -34,10 +34,10 @@ class Environment:
 class Shared:
     """The shared memory of several blocks, one behind the other.
 
-    It begins as NaN in every format, so that what was not written is not mistaken for a value. Who
-    has accessed what since the block's last barrier is known, so that a missing barrier shows in
-    whatever order the warps run, and even if the values happen to be right. Lanes of one warp count
-    as ordered.
+    It begins as NaN in every format, so that a value which was never written is noticed. The
+    accesses since the block's last barrier are recorded, so that a missing barrier is noticed in any
+    order of the warps, and even if the values happen to be right. Lanes of one warp count as
+    ordered.
     """
 
     # The system has the first KiB of a block's; a kernel's variables begin behind it.
@@ -50,7 +50,7 @@ class Shared:
         total = max(blocks * self.stride, 16)
         self.bytes = np.full(total, 0xFF, np.uint8)
         self.epoch = np.zeros(blocks, np.int64)  # barriers that a block has completed
-        # Of each byte that an access began with: the last warp, and the epoch it did so in.
+        # For each byte at which an access began: the last warp and the epoch of its access.
         self._writer, self._reader = np.full((2, total), -1, np.int64)
         self._written, self._read = np.full((2, total), -1, np.int64)
 

@@ -78,8 +78,8 @@ struct Work {
 };
 using Graph = std::vector<std::shared_ptr<const Work>>;
 
-// Runs whole launches in place of the emulated device, if one is set: the machine code of the same
-// kernels, say. Returns "" or the report of a fault.
+// Runs whole launches in place of the emulated device: a test sets one to run the kernels' machine
+// code. Returns "" or the report of a fault.
 using Executor = std::function<std::string(const Work&)>;
 void set_executor(Executor executor);
 
