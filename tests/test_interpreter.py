@@ -25,6 +25,7 @@ from machine_code.errors import (
     ConvergenceError,
     DeadlockError,
     LaunchError,
+    MachineCodeError,
     RaceError,
     UnknownInstructionError,
 )
@@ -321,6 +322,13 @@ def test_accesses_outside_of_memory_are_named(text: str, message: str) -> None:
 def test_a_constant_that_no_launch_defines_cannot_be_read() -> None:
     with pytest.raises(BadAccessError, match="0x100 are not defined"):
         run("MOV R4, c[0x0][0x100]", words())
+
+
+def test_execution_ends_with_exit() -> None:
+    device = Device([])
+    device.add(kernel("MOV R4, RZ"))
+    with pytest.raises(MachineCodeError, match="over the end"):
+        device.launch("planted", 1, [bytes(8)])
 
 
 def test_a_launch_fits_the_parameters() -> None:

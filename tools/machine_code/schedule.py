@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .errors import DeadlockError
+from .errors import DeadlockError, MachineCodeError
 from .program import Program
 from .warps import LANES, Shared, Warps, Where
 
@@ -102,6 +102,8 @@ class Group:
         """One straight line of the lanes at the lowest address."""
         program, warps = self.program, self.warps
         start = min(self.fragments)
+        if start == len(program.instructions):
+            raise MachineCodeError(f"{program.name}: execution runs over the end")
         fragment = self.fragments.pop(start)
         line_end = program.line_ends[start]
         end = min(line_end, min(self.fragments, default=line_end))
@@ -110,15 +112,13 @@ class Group:
             execute(warps, where)
         self.counts[start:end] += fragment.warps
         self._current = fragment
-        if end == line_end:
+        if end == line_end and end in program.controls:
             self._control(end, fragment)
         else:
             self.go(end, fragment.lanes)
         self._current = None
 
     def _control(self, at: int, fragment: Fragment) -> None:
-        if at not in self.program.controls:
-            raise DeadlockError(f"{self.program.name}: execution runs over the end")
         self.counts[at] += fragment.warps
         control = self.program.controls[at]
         lanes = fragment.lanes

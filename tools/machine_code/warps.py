@@ -35,8 +35,8 @@ class Shared:
     """The shared memory of several blocks, one behind the other.
 
     It begins as NaN in every format, so that a value which was never written is noticed. The
-    accesses since the block's last barrier are recorded, so that a missing barrier is noticed in any
-    order of the warps, and even if the values happen to be right. Lanes of one warp count as
+    accesses since the block's last barrier are recorded, so that a missing barrier is noticed in
+    any order of the warps, and even if the values happen to be right. Lanes of one warp count as
     ordered.
     """
 
