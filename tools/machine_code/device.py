@@ -21,7 +21,7 @@ from .warps import LANES, Environment, Shared, Warps
 THREADS = 256  # of every block of the kernels
 # Blocks that are resident together, and the groups that their warps are dealt to. numpy takes as
 # long for 100 lanes as for 1000, so more lanes at a time are cheaper.
-RESIDENT, GROUPS = 8, 2
+RESIDENT, GROUPS = 16, 2
 
 # Constant bank 0 of sm_90: the sizes of block and grid, the stack's end, the descriptor of global
 # memory, whose value no instruction here reads.

@@ -141,8 +141,7 @@ def run_blocks(
 ) -> np.ndarray:  # fmt: skip
     """Runs these blocks together. Returns how often each instruction was issued to a warp."""
     counts = np.zeros(len(program.instructions), np.int64)
-    every = random.permutation(len(blocks) * warps_of_block)
-    dealt = [part for part in np.array_split(every, groups) if len(part)]
+    dealt = _dealt(len(blocks), warps_of_block, random, groups)
     all_groups = [
         Group(program, make(part // warps_of_block, part % warps_of_block, shared), counts)
         for part in dealt
@@ -155,12 +154,23 @@ def run_blocks(
             waiting = sorted({text for group in all_groups for text in group.where_lanes_wait()})
             raise DeadlockError(f"{program.name}: threads wait forever: {', '.join(waiting)}")
         group = ready[random.integers(len(ready))]
-        for _ in range(random.integers(1, 64)):
+        for _ in range(1 << random.integers(0, 11)):  # a step, or to the end, or in between
             group.step()
             if not group.fragments:
                 break
         if any(group.changed for group in all_groups):
             _complete_barriers(all_groups, len(blocks))
+
+
+def _dealt(
+    blocks: int, warps_of_block: int, random: np.random.Generator, groups: int
+) -> list[np.ndarray]:
+    """The warps of each group. Some blocks stay together: one block may end while another waits."""
+    group_of = random.integers(groups, size=(blocks, warps_of_block))
+    together = random.random((blocks, 1)) < 0.5
+    group_of = np.where(together, group_of[:, :1], group_of).ravel()
+    parts = [np.flatnonzero(group_of == k) for k in range(groups)]
+    return [part for part in parts if len(part)]
 
 
 def _complete_barriers(groups: list[Group], blocks: int) -> None:
