@@ -5,6 +5,7 @@
     python benchmarks/budget.py [EXTENSION] --update    writes budget.json and docs/budget.md
     python benchmarks/budget.py --table                 docs/budget.md again, from budget.json alone
     python benchmarks/budget.py --hot 'forward<float, (Access)0>'       lists a hot path
+    python benchmarks/budget.py --executed [--update]   what hot kernels execute; records it
 
 EXTENSION is a `_C*.so` or a .cubin; without it, the `_C*.so` of the installed package. Needs no GPU
 and no torch, but cuobjdump: from PATH, the CUDA toolkit, or the triton that torch's CUDA wheels
@@ -90,6 +91,10 @@ def updated(old: Budget, new: Budget) -> Budget:
         kept = {a: r for a, r in old["kernels"].get(name, {}).items() if a not in new["sizes"]}
         if rows := kept | new["kernels"].get(name, {}):
             kernels[name] = rows
+        for arch, row in new["kernels"].get(name, {}).items():
+            before = old["kernels"].get(name, {}).get(arch, {})
+            if "executed_per_element" in before:  # which is counted by itself
+                row.setdefault("executed_per_element", before["executed_per_element"])
     sizes = old["sizes"] | new["sizes"]
     spilling = [n for n, rows in kernels.items() if any(r["spills"] for r in rows.values())]
     oversized = [a for a, size in sizes.items() if size >= LARGEST]
@@ -311,6 +316,27 @@ def table(budget: Budget) -> str:
     return "\n".join(parts)
 
 
+def executed(update: bool) -> int:
+    """Counts what the hot kernels execute for an element, as tools/machine_code/count.py says."""
+    sys.path.insert(0, str(ROOT))
+    from machine_code.count import count, is_hot
+
+    from tests.native import build
+    from tests.native.machine_code import MachineCode, missing
+
+    if reason := missing():
+        die(reason)
+    budget, machine = load(), MachineCode(build.module())
+    for name in filter(is_hot, machine.device.names):
+        found = count(machine, name)
+        print(f"{name}: {found.loop:.1f} in the loop, {found.whole:.1f} of the whole")
+        if "sm_90" in budget["kernels"].get(name, {}):
+            budget["kernels"][name]["sm_90"]["executed_per_element"] = round(found.loop, 1)
+    if update:
+        BUDGET.write_text(dump(budget))
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("extension", nargs="?", type=Path)
@@ -319,7 +345,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="write docs/budget.md")
     parser.add_argument("--hot", metavar="KERNEL", help="list the hot path of a kernel")
     parser.add_argument("--arch", help="with --hot: of one architecture")
+    parser.add_argument("--executed", action="store_true", help="count executed instructions")
     asked = parser.parse_args(arguments)
+    if asked.executed:
+        return executed(asked.update)
     if asked.table and not asked.update:
         TABLE.write_text(table(load()))
         return 0

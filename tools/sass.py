@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 # What ends a block.
 ENDS = ("BRA", "BRX", "JMP", "JMX", "CALL", "RET", "EXIT", "BSYNC", "WARPSYNC")
 
-_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
+_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;(?:\s*/\* 0x([0-9a-f]{16}) \*/)?")
 _LABEL = re.compile(r"^\s*(\.[\w.$]+):")
 _TARGET = re.compile(r"`\((\.[\w.$]+)\)|(?<![\w.])(\.L[\w.$]*)|(?<![\w.\[])(0x[0-9a-f]+)")
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
@@ -23,6 +23,7 @@ class Instruction:
     opcode: str  # with modifiers: "LDG.E.128"
     operands: str
     targets: tuple[int, ...] = ()  # the addresses that a branch, call, BSSY or WARPSYNC names
+    encoding: int | None = None  # its first 64 bits, of which the upper half is an immediate
 
     @property
     def base(self) -> str:
@@ -64,21 +65,21 @@ def functions(listing: str) -> dict[str, list[Instruction]]:
 
 def parse(lines: Iterable[str]) -> list[Instruction]:
     """The instructions of one function. Targets are absolute addresses or labels."""
-    read: list[tuple[int, str]] = []
+    read: list[tuple[int, str, str | None]] = []
     labels: dict[str, int] = {}
     pending: list[str] = []  # labels of the next instruction
     for line in lines:
         if match := _LINE.match(line):
             address = int(match[1], 16)
-            read.append((address, match[2]))
+            read.append((address, match[2], match[3]))
             labels.update(dict.fromkeys(pending, address))
             pending = []
         elif match := _LABEL.match(line):
             pending.append(match[1])
-    return [_instruction(address, text, labels) for address, text in read]
+    return [_instruction(address, text, bits, labels) for address, text, bits in read]
 
 
-def _instruction(address: int, text: str, labels: dict[str, int]) -> Instruction:
+def _instruction(address: int, text: str, bits: str | None, labels: dict[str, int]) -> Instruction:
     guard = ""
     if text.startswith("@"):
         guard, text = text.split(None, 1)
@@ -96,7 +97,8 @@ def _instruction(address: int, text: str, labels: dict[str, int]) -> Instruction
                 targets.append(int(number, 16))
             elif (label or bare) in labels:
                 targets.append(labels[label or bare])
-    return Instruction(address, guard, opcode, operands, tuple(targets))
+    encoding = None if bits is None else int(bits, 16)
+    return Instruction(address, guard, opcode, operands, tuple(targets), encoding)
 
 
 def width(instruction: Instruction) -> int:

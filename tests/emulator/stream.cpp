@@ -27,6 +27,7 @@ struct Launch {
 std::vector<std::unique_ptr<Launch>> unfinished;
 
 detail::Random random_order(1);
+Executor executor;
 std::string fault;
 cudaError_t last_error = cudaSuccess;
 uint64_t launch_count = 0;
@@ -63,9 +64,14 @@ class Stream {
     ++launch_count;
   }
 
-  // Runs one block of the launch at the head.
+  // Runs one block of the launch at the head; an executor runs all of them.
   void step() {
     Launch& launch = *queue.front();
+    if (executor) {
+      fault = executor(*launch.work);
+      queue.pop_front();
+      return;
+    }
     const dim3 grid = launch.work->grid;
     const uint32_t i = launch.order.back();
     launch.order.pop_back();
@@ -111,6 +117,8 @@ void reseed(uint64_t seed) {
   config().seed = seed;
   random_order = detail::Random(seed);
 }
+
+void set_executor(Executor next) { executor = std::move(next); }
 
 Stream* create_stream() { return streams().emplace_back(std::make_unique<Stream>()).get(); }
 

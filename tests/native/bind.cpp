@@ -1,6 +1,7 @@
 // The Python module `_native`: the mathematics on arrays, the kernels of both devices on arrays of
 // any strides, the emulator's controls and its probes. Arrays are float32, float64, float16, or
 // uint16 for bfloat16; the caller owns them, and under deferred execution keeps them alive.
+#include <dlfcn.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -404,6 +405,29 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
 // The emulator
 // -------------------------------------------------------------------------------------------------
 
+// None, or what runs launches in place of the emulated device: a function of the offset of the
+// kernel's host function in this module, the number of blocks, and the bytes of each argument. An
+// exception is the launch's fault.
+void set_executor(const py::object& executor) {
+  if (executor.is_none()) return emu::set_executor({});
+  emu::set_executor([executor](const emu::Work& work) -> std::string {
+    Dl_info here;
+    if (!dladdr(reinterpret_cast<const void*>(&set_executor), &here)) return "dladdr failed";
+    const auto offset =
+        reinterpret_cast<uintptr_t>(work.kernel) - reinterpret_cast<uintptr_t>(here.dli_fbase);
+    py::list arguments;
+    for (const emu::Argument& argument : work.arguments) {
+      arguments.append(py::bytes(static_cast<const char*>(argument.data), argument.size));
+    }
+    try {
+      executor(offset, work.grid.x, arguments);
+    } catch (const py::error_already_set& error) {
+      return error.what();
+    }
+    return "";
+  });
+}
+
 void bind_emulator(py::module_& m) {
   struct Graph {
     emu::Graph launches;
@@ -426,6 +450,7 @@ void bind_emulator(py::module_& m) {
         vae_fused::testing::large = large;
       },
       "seed"_a = 1, "sm_count"_a = 132, "deferred"_a = false, "large"_a = false);
+  m.def("set_executor", &set_executor, "executor"_a);
   m.def("begin_capture", [](const Stream& stream) { emu::begin_capture(stream.handle); });
   m.def("end_capture", [](const Stream& stream) { return Graph{emu::end_capture(stream.handle)}; });
   m.def("synchronize", [] { check(emu::synchronize()); });

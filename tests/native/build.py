@@ -36,6 +36,8 @@ FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas
 # One rounding per operation, whatever the host: the contract of the noise is stated without FMA.
 FLAGS += ["-ffp-contract=off"]
 INCLUDES = [f"-I{CSRC}", f"-I{NATIVE}", f"-I{EMULATOR}", f"-I{EMULATOR / 'include'}"]
+# A small limit, so that small calls are divided among blocks in every way.
+LIMITS = ["-DVAE_FUSED_ENOUGH_BLOCKS=12"]
 SANITIZERS = {
     "plain": [],
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
@@ -133,11 +135,9 @@ def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list
     """
     fibers = [] if target_machine() == "x86_64" else ["-DEMU_UCONTEXT"]
     emulator = ["-O2", *EMULATOR_DEFINES[variant], *fibers]
-    # A small limit, so that small calls are divided among blocks in every way.
-    limits = ["-DVAE_FUSED_ENOUGH_BLOCKS=12"]
     # Device code accesses any memory in words; nvcc assumes nothing of types.
     device = ["-DVAE_FUSED_EMULATOR", "-fno-strict-aliasing"]
-    kernels = ["-O1", *device, *limits, *SANITIZERS[variant]]
+    kernels = ["-O1", *device, *LIMITS, *SANITIZERS[variant]]
     oracle = ["-O1", *(SANITIZERS[variant] if every_target else ["-DVAE_FUSED_CPU_BASELINE"])]
     cuda = [*sorted(NATIVE.glob("*.cu")), *sorted((CSRC / "cuda").glob("*.cu"))]
     return [

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from . import build
+from .machine_code import MachineCode
 
 Case = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -27,6 +28,14 @@ def native(native_module: ModuleType) -> Iterator[ModuleType]:
     native_module.emulator.configure()
     yield native_module
     native_module.emulator.configure()
+
+
+@pytest.fixture(scope="session")
+def machine(native_module: ModuleType) -> MachineCode:
+    """The native module on the machine code of the kernels."""
+    if not native_module.has_cuda_kernels:
+        pytest.skip("csrc/cuda is empty")
+    return MachineCode(native_module)
 
 
 def command(variant: str) -> list[str]:

@@ -70,12 +70,27 @@ Config& config();
 // Restarts the random order from config().seed.
 void reseed(uint64_t seed);
 
+// The bytes of one argument of a launch.
+struct Argument {
+  const void* data;
+  size_t size;
+};
+
 // One recorded launch; runs `body` once per thread.
 struct Work {
   std::function<void()> body;
   dim3 grid, block;
+  // What an executor needs instead: the function that was launched, and its arguments.
+  const void* kernel = nullptr;
+  std::vector<Argument> arguments;
+  std::shared_ptr<const void> owner;  // of the arguments
 };
 using Graph = std::vector<std::shared_ptr<const Work>>;
+
+// Runs whole launches in place of the emulated device: a test sets one to run the kernels' machine
+// code. Returns "" or the report of a fault.
+using Executor = std::function<std::string(const Work&)>;
+void set_executor(Executor executor);
 
 Stream* create_stream();
 void destroy_stream(Stream* stream);  // drops what waits there
@@ -100,9 +115,14 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                    cudaStream_t stream, Arguments&&... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments), "one argument per parameter");
   if (shared_bytes != 0) return cudaErrorNotSupported;
-  std::tuple<std::decay_t<Parameters>...> copies{
-      std::decay_t<Parameters>(std::forward<Arguments>(arguments))...};
-  return enqueue({[kernel, copies] { std::apply(kernel, copies); }, grid, block}, stream);
+  using Copies = std::tuple<std::decay_t<Parameters>...>;
+  const auto copies = std::make_shared<const Copies>(
+      std::decay_t<Parameters>(std::forward<Arguments>(arguments))...);
+  std::vector<Argument> bytes;
+  std::apply([&](const auto&... copy) { (bytes.push_back({&copy, sizeof copy}), ...); }, *copies);
+  return enqueue({[kernel, copies] { std::apply(kernel, *copies); }, grid, block,
+                  reinterpret_cast<const void*>(kernel), std::move(bytes), copies},
+                 stream);
 }
 
 }  // namespace emu

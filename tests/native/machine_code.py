@@ -1,0 +1,134 @@
+"""Runs the calls of the tests on the sm_90 machine code of the kernels.
+
+nvcc compiles `csrc/cuda/*.cu` to cubins in `build/native`, for the same limits as the host code of
+the native module. That host code then launches kernels as ever, and the emulator hands each launch
+to the interpreter of `tools/machine_code`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from . import build
+
+sys.path.insert(0, str(build.ROOT / "tools"))
+
+from kernels import demangled, find_cuobjdump, short_name
+from machine_code.device import Device, Launched
+
+SOURCES = tuple(sorted((build.CSRC / "cuda").glob("*.cu")))
+COMMAND = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90", "-cubin", f"-I{build.CSRC}", *build.LIMITS]
+
+
+def missing() -> str | None:
+    """Why the machine code cannot be run here."""
+    if shutil.which("nvcc") is None:
+        return "no nvcc compiles the kernels here"
+    if find_cuobjdump() is None:
+        return "no cuobjdump lists machine code: not on PATH, in a CUDA toolkit or in triton"
+    return None
+
+
+def _compile(source: Path) -> Path:
+    """The cubin of a source file, from the cache if nothing in csrc has changed."""
+    files = [source, *sorted(build.CSRC.rglob("*.h")), *sorted(build.CSRC.rglob("*.cuh"))]
+    version = subprocess.run(["nvcc", "--version"], capture_output=True).stdout
+    key = build.digest(shlex.join(COMMAND).encode(), version, *(f.read_bytes() for f in files))
+    target = build.OUT / f"{source.stem}-sm_90-{key}.cubin"
+    if not target.exists():
+        build.OUT.mkdir(parents=True, exist_ok=True)
+        made = target.with_suffix(f".{os.getpid()}")
+        build.run([*COMMAND, str(source), "-o", str(made)])
+        for older in build.OUT.glob(f"{source.stem}-sm_90-*.cubin"):
+            older.unlink(missing_ok=True)
+        made.replace(target)
+    return target
+
+
+@lru_cache
+def cubins() -> list[Path]:
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        return list(pool.map(_compile, SOURCES))
+
+
+@lru_cache
+def _kernels_of(module: str) -> dict[int, str]:
+    """The kernels' host functions, by their offset in the module: local symbols, all of them."""
+    lines = subprocess.run(["nm", module], capture_output=True, text=True, check=True).stdout
+    found = {}
+    for line in lines.splitlines():
+        address, *_, symbol = line.split()
+        if "_kernel" in symbol:
+            found[int(address, 16)] = short_name(demangled(symbol))
+    return found
+
+
+def _extent(array: np.ndarray) -> tuple[int, int]:
+    """The bytes that a view touches, from its first to its last."""
+    start = end = array.ctypes.data
+    if array.size == 0:
+        return start, start
+    for length, step in zip(array.shape, array.strides, strict=True):
+        start += min(0, (length - 1) * step)
+        end += max(0, (length - 1) * step)
+    return start, end + array.itemsize
+
+
+def _arrays(value: Any) -> Iterator[np.ndarray]:
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _arrays(part)
+
+
+class MachineCode:
+    """The native module, whose CUDA kernels are the machine code.
+
+    A kernel may touch the arrays of the call that launches it, and nothing else.
+    """
+
+    def __init__(self, native: ModuleType, seed: int = 1, perturb: bool = True) -> None:
+        self.native = native
+        self.device = Device(cubins(), seed, perturb)
+        self.launched: list[tuple[str, Launched]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.native, name)
+        return self._with_buffers(found) if name in ("forward", "backward", "multi") else found
+
+    def reseed(self, seed: int) -> None:
+        self.device.random = np.random.default_rng(seed)
+
+    def _with_buffers(self, function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            arrays = _arrays([*arguments, *options.values()])
+            with self.device.memory.buffers([_extent(array) for array in arrays]):
+                return function(*arguments, **options)
+
+        return call
+
+    def _launch(self, offset: int, blocks: int, arguments: list[bytes]) -> None:
+        name = _kernels_of(self.native.__file__)[offset]
+        self.launched.append((name, self.device.launch(name, blocks, arguments)))
+
+    @contextmanager
+    def installed(self) -> Iterator[MachineCode]:
+        self.native.emulator.set_executor(self._launch)
+        try:
+            yield self
+        finally:
+            self.native.emulator.set_executor(None)

@@ -1,0 +1,118 @@
+"""The sm_90 machine code of every kernel, interpreted: by value, against the CPU kernels.
+
+What the other tests of this folder run is C++ on the emulated device. This is what nvcc and ptxas
+make of the same sources, called by the same host code. Blocks run in random order, warps by turns,
+and each MUFU returns another value within its documented error.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from . import machine_code
+from .calls import forward
+from .machine_cases import CASES, Case, compare, results
+from .machine_code import MachineCode
+
+pytestmark = pytest.mark.skipif(
+    machine_code.missing() is not None, reason=str(machine_code.missing())
+)
+
+
+@pytest.fixture
+def outcome(machine: MachineCode) -> Iterator[Callable[[Case], dict[str, np.ndarray | None]]]:
+    machine.emulator.configure()
+    with machine.installed():
+        yield lambda case: executed(machine, case)
+
+
+@cache
+def executed(machine: MachineCode, case: Case) -> dict[str, np.ndarray | None]:
+    """Once for all tests, with the randomness of the case, not of the order of tests."""
+    machine.reseed(CASES.index(case))
+    return results(machine, "cuda", case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_machine_code_computes_what_the_cpu_does(
+    machine: MachineCode, outcome: Callable[[Case], Any], case: Case
+) -> None:
+    compare(machine.native, case, outcome(case), results(machine.native, "cpu", case))
+
+
+def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
+    """In a process of its own, whose streams use up the slots: then a second kernel adds up."""
+    try:
+        machine = MachineCode(native)
+        native.emulator.set_executor(lambda *_: None)
+        streams = [native.emulator.Stream() for _ in range(1025)]
+        mu = np.zeros(2049, np.float32)
+        for stream in streams:
+            forward(native, "cuda", mu, mu, dims=(0,), key=(1, 1), stream=stream)
+        cases = (
+            Case("default", dtype, ("long rows", "dense")),
+            Case("list", dtype, ("dense", "defaults")),
+        )
+        last = {"stream": streams[-1]}
+        with machine.installed():
+            for case in cases:
+                with_stream = WithStream(machine, last)
+                compare(
+                    native, case, results(with_stream, "cuda", case), results(native, "cpu", case)
+                )
+        report.send([name for name, _ in machine.launched])
+    except BaseException as error:
+        report.send(repr(error))
+
+
+class WithStream:
+    """A module whose calls of kernels are on a stream."""
+
+    def __init__(self, machine: MachineCode, options: dict[str, Any]) -> None:
+        self.machine, self.options = machine, options
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.machine, name)
+        if name not in ("forward", "multi"):
+            return found
+        return lambda *args, **options: found(*args, **options, **self.options)
+
+
+@cache
+def launched_without_tickets(native: ModuleType, dtype: str) -> list[str] | str:
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=without_tickets, args=(native, dtype, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return "the process has died"
+    finally:
+        process.join()
+
+
+@pytest.mark.parametrize(("dtype", "total"), [("float32", "float"), ("float64", "double")])
+def test_without_a_ticket_a_second_kernel_adds_up(
+    machine: MachineCode, dtype: str, total: str
+) -> None:
+    names = launched_without_tickets(machine.native, dtype)
+    assert isinstance(names, list), names
+    assert {f"combine<{total}>", f"combine_multi<{total}>"} <= set(names)
+
+
+def test_every_kernel_was_executed(machine: MachineCode, outcome: Callable[[Case], Any]) -> None:
+    for case in CASES:
+        outcome(case)
+    names = {name for name, launched in machine.launched if launched.issued}
+    for dtype in ("float32", "float64"):
+        names |= set(launched_without_tickets(machine.native, dtype))
+    assert sorted(set(machine.device.names) - names) == [] and len(names) > 40

@@ -1,0 +1,136 @@
+"""Faults planted in the machine code are noticed; and what it executes is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from . import build, machine_code
+from .machine_cases import Case, compare, results
+from .machine_code import MachineCode
+
+sys.path.insert(0, str(build.ROOT / "benchmarks"))
+
+import budget
+from hot_path import hot_path
+from kernels import elements
+from machine_code.count import count
+
+pytestmark = pytest.mark.skipif(
+    machine_code.missing() is not None, reason=str(machine_code.missing())
+)
+
+
+# The keys of Philox's rounds 2 to 10: multiples of the two constants of Salmon et al., 2011.
+ROUND_KEYS = {k * odd % 2**32 for k in range(1, 10) for odd in (0x9E3779B9, 0xBB67AE85)}
+
+
+def wrong_round_key(i: Any) -> Any:
+    for number in re.findall(r"-?0x[0-9a-f]+", i.operands):
+        if int(number, 16) % 2**32 in ROUND_KEYS and "c[" not in i.operands:
+            wrong = hex(int(number, 16) % 2**32 ^ 1)
+            return dataclasses.replace(i, operands=i.operands.replace(number, wrong))
+    return None
+
+
+def wrong_lane_mask(i: Any) -> Any:
+    """Step 8 of a butterfly twice, and no step 4."""
+    if i.base != "SHFL" or ", 0x4, 0x1f" not in i.operands:
+        return None
+    return dataclasses.replace(i, operands=i.operands.replace(", 0x4, 0x1f", ", 0x8, 0x1f"))
+
+
+def no_barrier(i: Any) -> Any:
+    return dataclasses.replace(i, opcode="NOP", operands="") if i.base == "BAR" else None
+
+
+FAULTS = {"a wrong round key": wrong_round_key, "a wrong lane mask": wrong_lane_mask}
+
+
+def fails(machine: MachineCode, case: Case) -> bool:
+    """Whether the values are wrong, or the interpreter raises an error."""
+    try:
+        compare(
+            machine.native,
+            case,
+            results(machine, "cuda", case),
+            results(machine.native, "cpu", case),
+        )
+    except (AssertionError, RuntimeError):
+        return True
+    return False
+
+
+def planted(native: ModuleType, case: Case, fault: Callable[[Any], Any]) -> list[bool]:
+    """For each instruction of the forward kernel that the case executes: whether it is missed."""
+    machine = MachineCode(native)
+    with machine.installed():
+        assert not fails(machine, case)
+        name, launched = machine.launched[0]
+        code = launched.program.instructions
+        noticed = []
+        for k, (i, count) in enumerate(zip(code, launched.counts, strict=True)):
+            wrong = fault(i) if count else None
+            if wrong is None:
+                continue
+            found = False
+            for seed in range(4):  # whether it matters depends on the order
+                faulty = MachineCode(native, seed)
+                faulty.device.plant(name, [*code[:k], wrong, *code[k + 1 :]])
+                with faulty.installed():
+                    found = found or fails(faulty, case)
+            noticed.append(found)
+    return noticed
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_constant_is_noticed(machine: MachineCode, fault: str) -> None:
+    # A KL of float32 would not show that the lower half of a double is wrong.
+    case = Case("default", "float64", ("one long row", "dense"))
+    noticed = planted(machine.native, case, FAULTS[fault])
+    assert noticed and all(noticed)
+
+
+@pytest.mark.parametrize("shape", ["long rows", "many rows of three"])
+def test_a_missing_barrier_is_noticed(machine: MachineCode, shape: str) -> None:
+    """For the sum of a block, for the ticket, between the last block's rows, for staged rows."""
+    noticed = planted(machine.native, Case("default", "float32", (shape, "dense")), no_barrier)
+    # A barrier in front of the ticket orders global memory, where races are not recorded.
+    assert any(noticed) and noticed.count(False) <= 1
+
+
+# --- counting ------------------------------------------------------------------------------------
+
+
+def test_the_loop_executes_what_the_hot_path_lists(machine: MachineCode) -> None:
+    """They find the same by different means: within 2 %, and the whole is more."""
+    kernel = "forward<float, (Access)0>"
+    found = count(machine, kernel)
+    path = hot_path(machine.device.program(kernel).instructions)
+    listed = path.length / (elements(kernel, path) or 1)
+    assert found.loop == pytest.approx(listed, rel=0.02)
+    assert listed < found.whole < 1.5 * listed
+
+
+def test_the_budget_records_what_is_executed(
+    machine: MachineCode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernel, record = "backward<BFloat16, (Access)0>", tmp_path / "budget.json"
+    record.write_text(budget.BUDGET.read_text())
+    monkeypatch.setattr(budget, "BUDGET", record)
+    monkeypatch.setattr("machine_code.count.is_hot", lambda name: name == kernel)
+    assert budget.main(["--executed", "--update"]) == 0
+    row = json.loads(record.read_text())["kernels"][kernel]["sm_90"]
+    assert row["executed_per_element"] == pytest.approx(count(machine, kernel).loop, abs=0.1)
+    # A new record of the rest keeps it.
+    new = {**budget.load(), "kernels": {kernel: {"sm_90": {**row}}}}
+    del new["kernels"][kernel]["sm_90"]["executed_per_element"]
+    assert budget.updated(budget.load(), new)["kernels"][kernel]["sm_90"] == row

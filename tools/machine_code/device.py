@@ -1,0 +1,142 @@
+"""A device: modules with their variables, kernels by name, launches."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from sass import Instruction
+
+from . import cubin
+from .errors import LaunchError
+from .memory import ConstantBank, GlobalMemory
+from .program import Program, decode, decode_instructions
+from .schedule import run_blocks
+from .warps import LANES, Environment, Shared, Warps
+
+THREADS = 256  # of every block of the kernels
+# Blocks that are resident together, and the groups that their warps are dealt to. numpy takes as
+# long for 100 lanes as for 1000, so more lanes at a time are cheaper.
+RESIDENT, GROUPS = 16, 2
+
+# Constant bank 0 of sm_90: the sizes of block and grid, the stack's end, the descriptor of global
+# memory, whose value no instruction here reads.
+_BLOCK_SIZE, _STACK, _DESCRIPTOR, _DESCRIPTOR_BYTES = 0x0, 0x28, 0x208, 8
+
+
+@dataclasses.dataclass
+class Launched:
+    """What a launch has issued, instructions of warps."""
+
+    program: Program
+    blocks: int
+    counts: np.ndarray  # for each instruction
+
+    @property
+    def issued(self) -> int:
+        return int(self.counts.sum())
+
+    def by_opcode(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for instruction, count in zip(self.program.instructions, self.counts, strict=True):
+            if count:
+                found[instruction.opcode] += int(count)
+        return found
+
+
+class Device:
+    """The kernels of some cubins, and the memory that they share with this process."""
+
+    def __init__(self, paths: list[Path], seed: int = 1, perturb: bool = True) -> None:
+        self.memory = GlobalMemory()
+        self.random = np.random.default_rng(seed)
+        self.perturb = perturb
+        self._kernels: dict[str, tuple[cubin.Kernel, bytes]] = {}
+        self._programs: dict[str, Program] = {}
+        self._variables: list[np.ndarray] = []
+        with ThreadPoolExecutor() as pool:  # cuobjdump takes a second for each 5 MB of listing
+            for module in pool.map(cubin.read, paths):
+                self._load(module)
+
+    def _load(self, module: cubin.Cubin) -> None:
+        variables = np.zeros(module.variables + 256, np.uint8)
+        start = -(-variables.ctypes.data // 256) * 256
+        self._variables.append(variables)
+        self.memory.add(start, start + module.variables)
+        constants = bytearray(module.constants)
+        for offset, target in module.addresses:
+            struct.pack_into("<Q", constants, offset, start + target)
+        for kernel in module.kernels:
+            self.add(kernel, bytes(constants))
+
+    def add(self, kernel: cubin.Kernel, constants: bytes = b"") -> None:
+        """Adds a kernel, with the constant bank 4 of its module."""
+        if kernel.name in self._kernels:
+            raise LaunchError(f"two kernels are named {kernel.name}")
+        self._kernels[kernel.name] = kernel, constants
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._kernels)
+
+    def program(self, name: str) -> Program:
+        """Decoded at its first use."""
+        if name not in self._kernels:
+            raise LaunchError(f"no kernel {name}; there are {', '.join(self.names)}")
+        if name not in self._programs:
+            self._programs[name] = decode(self._kernels[name][0])
+        return self._programs[name]
+
+    def plant(self, name: str, code: list[Instruction]) -> None:
+        """Puts other instructions in the place of a kernel's, to see whether a fault is noticed."""
+        self._programs[name] = decode_instructions(name, code)
+
+    def _constants(
+        self, kernel: cubin.Kernel, constants: bytes, blocks: int, arguments: list[bytes]
+    ) -> dict[int, ConstantBank]:
+        sizes = [parameter.size for parameter in kernel.parameters]
+        if [len(argument) for argument in arguments] != sizes:
+            given = [len(argument) for argument in arguments]
+            raise LaunchError(f"{kernel.name} takes arguments of {sizes} bytes, not {given}")
+        bank = ConstantBank(kernel.parameter_base + kernel.parameter_bytes)
+        bank.allow(kernel.parameter_base, kernel.parameter_bytes)
+        bank.define(_BLOCK_SIZE, struct.pack("<6I", THREADS, 1, 1, blocks, 1, 1))
+        bank.define(_STACK, bytes(4))
+        bank.define(_DESCRIPTOR, bytes(_DESCRIPTOR_BYTES))
+        for parameter, argument in zip(kernel.parameters, arguments, strict=True):
+            bank.define(kernel.parameter_base + parameter.offset, argument)
+        of_module = ConstantBank(len(constants))
+        of_module.define(0, constants)
+        return {0: bank, 4: of_module}
+
+    def launch(self, name: str, blocks: int, arguments: list[bytes]) -> Launched:
+        """Runs a grid of blocks in random order."""
+        program = self.program(name)
+        kernel, module_constants = self._kernels[name]
+        constants = self._constants(kernel, module_constants, blocks, arguments)
+        for bank, offset, size in program.constants:
+            constants[bank].check(np.array([offset]), min(size, 4))
+        environment = Environment(self.memory, constants, self.random, self.perturb)
+        counts = np.zeros(len(program.instructions), np.int64)
+        order = self.random.permutation(blocks)
+        with np.errstate(all="ignore"):
+            for first in range(0, blocks, RESIDENT):
+                resident = order[first : first + RESIDENT]
+                shared = Shared(len(resident), kernel.shared)
+
+                def make(
+                    slots: np.ndarray,
+                    warp: np.ndarray,
+                    shared: Shared,
+                    resident: np.ndarray = resident,
+                ) -> Warps:
+                    return Warps(environment, shared, slots, resident[slots], warp)
+
+                counts += run_blocks(
+                    program, make, resident, THREADS // LANES, shared, self.random, GROUPS
+                )
+        return Launched(program, blocks, counts)

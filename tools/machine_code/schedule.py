@@ -1,0 +1,188 @@
+"""Which threads execute next.
+
+The warps of the blocks that are resident together are dealt to groups at random. A group is
+executed as one: all of its lanes that are at the same instruction, those of the lowest address
+first. Groups take turns at random, so that a missing barrier or a broken ticket shows.
+
+Lanes that have diverged converge as on the hardware, where BSYNC and WARPSYNC make them wait for
+each other. They also converge when they reach the same instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .errors import DeadlockError, MachineCodeError
+from .program import Program
+from .warps import LANES, Shared, Warps, Where
+
+Key = tuple[str, int]
+
+
+class Fragment:
+    """Lanes that are at the same instruction."""
+
+    def __init__(self, lanes: np.ndarray) -> None:
+        self.lanes = lanes
+        self.where: Where = True if lanes.all() else lanes
+        present = lanes.any(axis=1, keepdims=True)
+        self.warps = int(present.sum())
+        self.present: Where = True if self.warps == len(present) else present
+
+
+class Group:
+    def __init__(self, program: Program, warps: Warps, counts: np.ndarray) -> None:
+        self.program, self.warps, self.counts = program, warps, counts
+        everyone = np.ones((warps.count, LANES), bool)
+        self.live = everyone.copy()
+        self.fragments = {0: Fragment(everyone)}
+        self.members: dict[str, np.ndarray] = {}  # of each BSSY's barrier
+        self.meeting: dict[Key, tuple[np.ndarray, Callable[[], np.ndarray]]] = {}
+        self.at_barrier: dict[int, np.ndarray] = {}  # waiting lanes, by where they go on
+        self.changed = False  # whether a block's barrier may now be complete
+        self._current: Fragment | None = None
+
+    # --- what control instructions do ------------------------------------------------------------
+
+    def go(self, to: int, lanes: np.ndarray) -> None:
+        """Sends lanes to an instruction, where others may already be."""
+        current = self._current
+        if current is not None and lanes is current.lanes:
+            fragment = current
+        elif lanes.any():
+            fragment = Fragment(lanes)
+        else:
+            return
+        there = self.fragments.get(to)
+        self.fragments[to] = Fragment(there.lanes | lanes) if there else fragment
+
+    def remember(self, barrier: str, lanes: np.ndarray) -> None:
+        """The lanes that a BSYNC of this barrier will wait for."""
+        members = self.members.setdefault(barrier, np.zeros_like(lanes))
+        np.copyto(members, lanes, where=lanes.any(axis=1, keepdims=True))
+
+    def meet(self, key: Key, lanes: np.ndarray, wanted: Callable[[], np.ndarray]) -> None:
+        """Keeps lanes until all that are wanted of their warp are at the same place, key[1]."""
+        waiting = lanes
+        if key in self.meeting:
+            waiting = lanes | self.meeting.pop(key)[0]
+        missing = wanted() & self.live & ~waiting & waiting.any(axis=1, keepdims=True)
+        if not missing.any():
+            self.go(key[1] + 1, waiting)
+            return
+        complete = ~missing.any(axis=1, keepdims=True)
+        self.go(key[1] + 1, waiting & complete)
+        self.meeting[key] = waiting & ~complete, wanted
+
+    def wait_for_block(self, then: int, lanes: np.ndarray) -> None:
+        others = self.at_barrier.get(then)
+        self.at_barrier[then] = lanes if others is None else others | lanes
+        self.changed = True
+
+    def leave(self, lanes: np.ndarray) -> None:
+        self.live &= ~lanes
+        self.changed = True
+        for key in list(self.meeting):  # others may have waited for these lanes
+            self.meet(key, *self.meeting.pop(key))
+
+    def release(self, slots: np.ndarray) -> None:
+        """Sends on the lanes of blocks whose barrier is complete."""
+        chosen = np.isin(self.warps.slot, slots)
+        for then in list(self.at_barrier):
+            lanes = self.at_barrier.pop(then)
+            self.go(then, lanes & chosen)
+            if (rest := lanes & ~chosen).any():
+                self.at_barrier[then] = rest
+
+    # --- execution -------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One straight line of the lanes at the lowest address."""
+        program, warps = self.program, self.warps
+        start = min(self.fragments)
+        if start == len(program.instructions):
+            raise MachineCodeError(f"{program.name}: execution runs over the end")
+        fragment = self.fragments.pop(start)
+        line_end = program.line_ends[start]
+        end = min(line_end, min(self.fragments, default=line_end))
+        warps.present, where = fragment.present, fragment.where
+        for execute in program.executes[start:end]:
+            execute(warps, where)
+        self.counts[start:end] += fragment.warps
+        self._current = fragment
+        if end == line_end and end in program.controls:
+            self._control(end, fragment)
+        else:
+            self.go(end, fragment.lanes)
+        self._current = None
+
+    def _control(self, at: int, fragment: Fragment) -> None:
+        self.counts[at] += fragment.warps
+        control = self.program.controls[at]
+        lanes = fragment.lanes
+        if control.guard is not None:
+            lanes = fragment.lanes & control.guard(self.warps)
+            self.go(at + 1, fragment.lanes & ~lanes)
+        if lanes.any():
+            control.effect(self, fragment.lanes if lanes.all() else lanes)
+
+    def where_lanes_wait(self) -> list[str]:
+        code = self.program.instructions
+        places = [(key[1], key[0]) for key in self.meeting]
+        places += [(then - 1, "BAR") for then in self.at_barrier]
+        return [f"{what} at {code[at].address:#x}" for at, what in sorted(places)]
+
+
+def run_blocks(
+    program: Program, make: Callable[[np.ndarray, np.ndarray, Shared], Warps], blocks: np.ndarray,
+    warps_of_block: int, shared: Shared, random: np.random.Generator, groups: int,
+) -> np.ndarray:  # fmt: skip
+    """Runs these blocks together. Returns how often each instruction was issued to a warp."""
+    counts = np.zeros(len(program.instructions), np.int64)
+    dealt = _dealt(len(blocks), warps_of_block, random, groups)
+    all_groups = [
+        Group(program, make(part // warps_of_block, part % warps_of_block, shared), counts)
+        for part in dealt
+    ]
+    while True:
+        ready = [group for group in all_groups if group.fragments]
+        if not ready:
+            if not any(group.live.any() for group in all_groups):
+                return counts
+            waiting = sorted({text for group in all_groups for text in group.where_lanes_wait()})
+            raise DeadlockError(f"{program.name}: threads wait forever: {', '.join(waiting)}")
+        group = ready[random.integers(len(ready))]
+        for _ in range(1 << random.integers(0, 11)):  # a step, or to the end, or in between
+            group.step()
+            if not group.fragments:
+                break
+        if any(group.changed for group in all_groups):
+            _complete_barriers(all_groups, len(blocks))
+
+
+def _dealt(
+    blocks: int, warps_of_block: int, random: np.random.Generator, groups: int
+) -> list[np.ndarray]:
+    """The warps of each group. Some blocks stay together: one block may end while another waits."""
+    group_of = random.integers(groups, size=(blocks, warps_of_block))
+    together = random.random((blocks, 1)) < 0.5
+    group_of = np.where(together, group_of[:, :1], group_of).ravel()
+    parts = [np.flatnonzero(group_of == k) for k in range(groups)]
+    return [part for part in parts if len(part)]
+
+
+def _complete_barriers(groups: list[Group], blocks: int) -> None:
+    live, waiting = np.zeros(blocks, np.int64), np.zeros(blocks, np.int64)
+    for group in groups:
+        slots = group.warps.slot[:, 0]
+        np.add.at(live, slots, group.live.sum(axis=1))
+        for lanes in group.at_barrier.values():
+            np.add.at(waiting, slots, lanes.sum(axis=1))
+        group.changed = False
+    complete = np.flatnonzero((waiting > 0) & (waiting == live))
+    if len(complete):
+        groups[0].warps.shared.epoch[complete] += 1
+        for group in groups:
+            group.release(complete)

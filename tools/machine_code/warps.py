@@ -1,0 +1,116 @@
+"""The state of warps that run together: registers, predicates, what each launch gives them.
+
+Values of a register are arrays of (warps, 32); those of a uniform register (warps, 1), so that
+numpy broadcasts them. Row 255 of the registers, and 63 of the uniform ones, are always 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from .memory import ConstantBank, GlobalMemory
+from .operands import PT
+
+LANES = 32
+Where = np.ndarray | bool  # the lanes that write: all, or those of a mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """What all warps of a launch have in common."""
+
+    memory: GlobalMemory
+    constants: dict[int, ConstantBank]
+    random: np.random.Generator
+    perturb: bool  # results of MUFU, within their error
+
+    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self.random.uniform(-1, 1, shape) if self.perturb else np.zeros(shape)
+
+
+class Shared:
+    """The shared memory of several blocks, one behind the other.
+
+    It begins as NaN in every format, so that a value which was never written is noticed. The
+    accesses since the block's last barrier are recorded, so that a missing barrier is noticed in
+    any order of the warps, and even if the values happen to be right. Lanes of one warp count as
+    ordered.
+    """
+
+    # The system has the first KiB of a block's; a kernel's variables begin behind it.
+    RESERVED = 0x400
+    _SEVERAL = -2  # warps
+
+    def __init__(self, blocks: int, size: int) -> None:
+        self.size = size
+        self.stride = -(-size // 16) * 16
+        total = max(blocks * self.stride, 16)
+        self.bytes = np.full(total, 0xFF, np.uint8)
+        self.epoch = np.zeros(blocks, np.int64)  # barriers that a block has completed
+        # For each byte at which an access began: the last warp and the epoch of its access.
+        self._writer, self._reader = np.full((2, total), -1, np.int64)
+        self._written, self._read = np.full((2, total), -1, np.int64)
+
+    def races(self, at: np.ndarray, warp: np.ndarray, slot: np.ndarray, writes: bool) -> np.ndarray:
+        """Enters accesses of blocks' warps, and returns which meet one of another warp."""
+        now = self.epoch[slot]
+        found = (self._written[at] == now) & (self._writer[at] != warp)
+        read_now = self._read[at] == now
+        if writes:
+            found |= read_now & (self._reader[at] != warp)
+            self._written[at], self._writer[at] = now, warp
+            return found | (self._writer[at] != warp)  # by the same instruction
+        others = read_now & (self._reader[at] != warp)
+        self._read[at], self._reader[at] = now, np.where(others, self._SEVERAL, warp)
+        self._reader[at[self._reader[at] != warp]] = self._SEVERAL
+        return found
+
+
+class Warps:
+    """A group of warps: of each its block, and all that its threads see."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        shared: Shared,
+        slots: np.ndarray,
+        blocks: np.ndarray,
+        warp_of_block: np.ndarray,
+    ) -> None:
+        """`slots`: which of the shared memories; `blocks`: the blocks' indices in the grid."""
+        count = len(blocks)
+        self.environment, self.shared = environment, shared
+        self.constants = environment.constants
+        self.count, self.shape = count, (count, LANES)
+        self.everyone = np.ones(self.shape, bool)
+        self.slot = slots.reshape(-1, 1)
+        self.block = blocks.astype(np.uint32).reshape(-1, 1)
+        lane = np.arange(LANES, dtype=np.uint32)
+        self.thread = warp_of_block.astype(np.uint32).reshape(-1, 1) * np.uint32(LANES) + lane
+        self.warp = warp_of_block.reshape(-1, 1)  # within its block
+        self.shared_base = (slots.astype(np.int64) * shared.stride).reshape(-1, 1)
+        registers = np.zeros((256, count, LANES), np.uint32)
+        uniform = np.zeros((64, count, 1), np.uint32)
+        # Lists of rows, as integers and as floats: indexing a list is the cheapest access there is.
+        self.r, self.rf = list(registers), list(registers.view(np.float32))
+        self.u, self.uf = list(uniform), list(uniform.view(np.float32))
+        predicates = np.zeros((8, count, LANES), bool)
+        uniform_predicates = np.zeros((8, count, 1), bool)
+        predicates[PT] = uniform_predicates[PT] = True
+        self.p, self.up = list(predicates), list(uniform_predicates)
+        self.present: Where = True  # the warps that execute now, as (warps, 1)
+
+    def all(self, where: Where) -> np.ndarray:
+        """The mask of lanes."""
+        if where is True:
+            return self.everyone
+        return self.full(where)
+
+    def full(self, value: Any) -> np.ndarray:
+        """A value for each lane, not to be written to."""
+        if np.shape(value) == self.shape:  # broadcast_to would take longer than most instructions
+            return value
+        return np.broadcast_to(value, self.shape)
