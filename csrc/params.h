@@ -119,7 +119,7 @@ struct Space {
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;
-  DivisorOf<uint32_t> by_tiles_per_row;  // of a CUDA block's index
+  DivisorOf<uint32_t> by_tiles_per_row;  // of the number of a tile
   uint32_t by_cols = 0;  // ceil(2^32 / cols) where 1 < cols <= kTile: see row_in_tile
 };
 

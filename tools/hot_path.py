@@ -6,9 +6,10 @@
           loop at all, what is in none: then the compiler has unrolled the loop away. About as many
           are a first round in front of its loop.
   path    Once around that loop, or once through the kernel, passing each inner loop at most once:
-            1. with the most additions,
-            2. among those the one that stores the most bits to global memory,
-            3. among those the shortest.
+            1. with the fewest calls of functions that return,
+            2. among those with the most additions,
+            3. among those the one that stores the most bits to global memory,
+            4. among those the shortest.
 
 Why so: a kernel skips by a branch what a call does not ask for (an output, the KL) or has from a
 cheaper source (explicit noise), and the plainly shortest path would skip it all. With the most
@@ -33,7 +34,8 @@ ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from
 # The share of the most additions from which a loop is another form of the same one: where a kernel
 # asks what becomes of the KL, the additions of each answer are in its loop.
 ALIKE = 0.7
-Weight = tuple[int, int, int]  # additions, bits stored, minus the instructions
+# Minus the calls, additions, bits stored, minus the instructions.
+Weight = tuple[int, int, int, int]
 
 
 @dataclasses.dataclass
@@ -79,16 +81,14 @@ def _path(
     called: dict[int, int] = {}
 
     def weight(b: int) -> Weight:
-        return (
-            additions[b],
-            0,
-            -sum(1 + _called(flow, i, called) for i in flow.blocks[b].instructions),
-        )
+        inside = flow.blocks[b].instructions
+        lengths = [_called(flow, i, called) for i in inside]
+        return -sum(n > 0 for n in lengths), additions[b], 0, -len(inside) - sum(lengths)
 
     def left(b: int, to: int | None) -> Weight:
         """The weight of the best path to the end of a block that is left for another."""
-        done, stored, length = best[b][0]
-        return done, stored + _stored(flow.blocks[b], to), length
+        calls, done, stored, length = best[b][0]
+        return calls, done, stored + _stored(flow.blocks[b], to), length
 
     # Reverse postorder without the edges that lead back: a DAG, through which the best path follows
     # from the best paths to each block's predecessors.
@@ -98,8 +98,8 @@ def _path(
     for b in order:
         for s in flow.blocks[b].successors:
             if position.get(s, -1) > position[b]:
-                (a1, s1, l1), (a2, s2, l2) = left(b, s), weight(s)
-                total = (a1 + a2, s1 + s2, l1 + l2)
+                c, a, m, n = (x + y for x, y in zip(left(b, s), weight(s), strict=True))
+                total = c, a, m, n
                 if s not in best or total > best[s][0]:
                     best[s] = (total, b)
     if in_loop:

@@ -231,7 +231,7 @@ __device__ __forceinline__ void backward_steps(
   for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {
     BackwardStep<S, kAccess, F, kUsual> step;
     step.load(p, f, rows != Rows::kNone, span);
-    step.finish(p, f, stream.for_step(), span, rows, one);
+    step.finish(p, f, stream.template for_step<kUsual>(), span, rows, one);
   }
 }
 

@@ -1,4 +1,4 @@
-// The forward CUDA kernel: a block per tile; sample, KL and its sum in one launch.
+// The forward CUDA kernel: sample, KL and its sum in one launch. A block has one or more tiles.
 //
 // Bytes per element, float: 8 read, 4 written. The reduction adds 8 bytes for each 2048 elements.
 #include "cuda/gaussians.cuh"
@@ -43,9 +43,9 @@ Rows rows_of(const ForwardParams& p, int chunk) {
   return p.space.tiles_per_row == 1 ? Rows::kStaged : Rows::kOfTiles;
 }
 
-// How many tiles a block goes through, one after the other. Where each has a sum that other blocks
-// or the KL are given, half of the blocks that are enough do: the end of a block, with its barriers
-// and its ticket, takes as long as two or three steps of 16-bit elements, of which a tile has four
+// How many tiles a block goes through, one after the other. Where rows consist of tiles it has two
+// or more, down to half of the blocks that fill any GPU: the end of a block, with its barriers and
+// its ticket, takes as long as two or three steps of 16-bit elements, and a tile has four of these
 // at 2^24 elements.
 int64_t tiles_of_block(Rows rows, int64_t tiles) {
   if (rows == Rows::kStaged) return tiles_to_merge(tiles);
@@ -178,7 +178,8 @@ __device__ __forceinline__ double forward_steps(
   for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {
     ForwardStep<S, kAccess, F, kUsual> step;
     step.load(p, rows != Rows::kNone, span);
-    sum += static_cast<double>(step.finish(p, f, stream.for_step(), span, rows, staged));
+    sum += static_cast<double>(
+        step.finish(p, f, stream.template for_step<kUsual>(), span, rows, staged));
   }
   return sum;
 }
@@ -302,7 +303,6 @@ const char* error_string(int error) { return cudaGetErrorString(static_cast<cuda
 
 bool is_of_earlier_work(int error) {
   switch (error) {
-    case cudaErrorECCUncorrectable:
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchTimeout:
     case cudaErrorAssert:
@@ -312,6 +312,7 @@ bool is_of_earlier_work(int error) {
     case cudaErrorInvalidAddressSpace:
     case cudaErrorInvalidPc:
     case cudaErrorLaunchFailure:
+    case cudaErrorUnknown:
       return true;
     default:
       return false;

@@ -10,6 +10,13 @@ namespace vae_fused::cuda {
 
 constexpr int kThreads = 256;  // of every block
 
+// Returns the error, which the caller reports, and clears it from the runtime, so that the next
+// call that asks for the last error does not find it again under its own name.
+inline cudaError_t reported(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
 // Returns the error of this launch alone. `cudaGetLastError` behind a launch would also return what
 // an unrelated call left there before, and `vae_fused` would be blamed for it.
 template <typename... Parameters>
@@ -18,15 +25,12 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t s
   if (blocks > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned int>(blocks));
 #if defined(VAE_FUSED_EMULATOR)
-  const cudaError_t error = emu::launch(kernel, grid, dim3(kThreads), 0, stream, arguments...);
+  return reported(emu::launch(kernel, grid, dim3(kThreads), 0, stream, arguments...));
 #else
   const void* addresses[] = {&arguments...};
-  const cudaError_t error =
-      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads),
-                       const_cast<void**>(addresses), 0, stream);
+  return reported(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads),
+                                   const_cast<void**>(addresses), 0, stream));
 #endif
-  if (error != cudaSuccess) cudaGetLastError();  // reported here, so nobody finds it again
-  return error;
 }
 
 }  // namespace vae_fused::cuda

@@ -1,6 +1,6 @@
-// The kernels of a list of tensors: a block per tile, as in forward.cu and backward.cu, but each
-// tile of one of many tensors. Weights of Bayesian layers, say: dozens of small tensors, each of
-// which would be a launch of its own.
+// The kernels of a list of tensors: a block per tile, and each tile belongs to one of many tensors.
+// Weights of Bayesian layers, say: dozens of small tensors, each of which would be a launch of its
+// own.
 #include "cuda/gaussians.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tickets.cuh"

@@ -31,7 +31,19 @@ struct Counter {
   }
 };
 
-// Draws normals. Keys is math::Seed, which computes the keys of the rounds, or math::RoundKeys.
+// Keys that stay in shared memory. Each is read where Philox needs it, so that none takes a
+// register for longer.
+struct KeysInShared {
+  SharedAddress<math::RoundKeys> keys;
+
+  __host__ __device__ __forceinline__ uint32_t first(uint32_t r) const { return keys.word(2 * r); }
+  __host__ __device__ __forceinline__ uint32_t second(uint32_t r) const {
+    return keys.word(2 * r + 1);
+  }
+};
+
+// Draws normals. Keys is math::Seed, which computes the keys of the rounds, math::RoundKeys, or
+// KeysInShared.
 template <class Keys>
 struct Noise {
   Keys keys;
@@ -55,7 +67,9 @@ struct Noise {
   }
 };
 
-// The stream of a call's key, as a block keeps it. `for_step` returns what a step draws from.
+// The stream of a call's key, as a block keeps it. `for_step` returns what a step draws from;
+// kOnce: the keys in shared memory are read once for the step, in front of everything else. Loops
+// with more branches read them one by one, because some architecture would spill them.
 template <KeySource kSource>
 class Stream : public Counter {
  public:
@@ -63,9 +77,15 @@ class Stream : public Counter {
   __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr)
       : Stream(share(key, out)) {}
 
-  __device__ __forceinline__ Noise<math::RoundKeys> for_step() const {
-    if constexpr (kSource == KeySource::kShared) return {read_shared(keys_), *this};
-    if constexpr (kSource == KeySource::kRegisters) return {keys_, *this};
+  template <bool kOnce>
+  __device__ __forceinline__ auto for_step() const {
+    if constexpr (kSource == KeySource::kRegisters) {
+      return Noise<math::RoundKeys>{keys_, *this};
+    } else if constexpr (kOnce) {
+      return Noise<math::RoundKeys>{keys_.read(), *this};
+    } else {
+      return Noise<KeysInShared>{{keys_}, *this};
+    }
   }
 
  private:
@@ -94,11 +114,14 @@ class Stream : public Counter {
   }
 
   __device__ __forceinline__ explicit Stream(const Shared& shared) : Counter{shared.offset} {
-    if constexpr (kSource == KeySource::kShared) keys_ = &shared.keys;
+    if constexpr (kSource == KeySource::kShared) {
+      keys_ = SharedAddress<math::RoundKeys>(&shared.keys);
+    }
     if constexpr (kSource == KeySource::kRegisters) keys_ = shared.keys;
   }
 
-  std::conditional_t<kSource == KeySource::kShared, const math::RoundKeys*, math::RoundKeys> keys_;
+  std::conditional_t<kSource == KeySource::kShared, SharedAddress<math::RoundKeys>, math::RoundKeys>
+      keys_;
 };
 
 template <>
@@ -109,7 +132,10 @@ class Stream<KeySource::kSeed> : public Counter {
     write_key(resolve(key), out);
   }
 
-  __device__ __forceinline__ Noise<math::Seed> for_step() const { return {seed_, *this}; }
+  template <bool kOnce>
+  __device__ __forceinline__ Noise<math::Seed> for_step() const {
+    return {seed_, *this};
+  }
 
  private:
   math::Seed seed_;

@@ -1,6 +1,7 @@
 // The launch policy of every kernel in one place: how many elements a thread takes at a time, how
-// many blocks share an SM, and where the keys of the noise come from. Each choice was made from the
-// machine code of seven architectures, 7.5 to 12.0, on none of which a kernel may spill.
+// many blocks share an SM, and where the keys of the noise come from. Each choice was made by
+// reading the machine code of seven architectures, 7.5 to 12.0. No hot loop spills on any of them.
+// The 16-bit backward kernels spill up to 16 bytes in the loop that serves all but usual tiles.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -55,15 +56,14 @@ constexpr int kStep = kVector<S, kAccess> * (kAccess == Access::kPatched ? kChun
 // Blocks that an SM holds at least, of 256 threads and so of 255, 128, 80 or 64 registers a thread
 // for 1 to 4 blocks.
 //
-//   general family   Everything may be asked of it, and its patches take up to 170 registers.
-//   double           Four times the time is spent on arithmetic, so two blocks hide it. Patches
-//   have
-//                    the addresses of two vectors more.
-//   float, 16 bits   Without a bound the compiler interleaves the chunks of a 16-bit vector, takes
-//                    100 registers and halves the loads in flight. With five blocks some
-//                    architecture spills.
-//   three blocks     Patches have more addresses to keep. Backward keeps the two gradients of a
-//                    16-bit vector beside its three inputs, and views have offsets as well.
+//   general family   Two. Everything may be asked of it. Its patches take up to 170 registers and
+//                    have one, as has double.
+//   double           Two. Its arithmetic takes four times as long as that of float, and hides more
+//                    of the loads. Patches keep the addresses of two more vectors, and have one.
+//   float, 16 bits   Four. Without a bound the compiler interleaves the chunks of a 16-bit vector,
+//                    takes 100 registers and halves the loads in flight. With five blocks some
+//                    architecture spills. Three for patches, which have more addresses to keep, and
+//                    for 16-bit views backward, which keep two gradients, three inputs and offsets.
 template <Pass kPass, typename S, Access kAccess, class F>
 constexpr int min_blocks() {
   constexpr bool kIsPatched = kAccess == Access::kPatched;
@@ -76,17 +76,19 @@ constexpr int min_blocks() {
   return kPass == Pass::kBackward && sizeof(S) == 2 && kAccess == Access::kStrided ? 3 : 4;
 }
 
-// Registers where they can be spared. Shared memory in the kernels of 16-bit vectors with 64
-// registers: held in registers there, the keys made ptxas delay the second load of the forward
-// kernel from instruction 10 to 87 of 308, until the first chunk was nearly finished, so that only
-// half of a step's bytes were in flight. The general family has no registers to spare, either. The
-// seed where all else spills, and in kernels of single elements, whose other work is much more.
+// Shared memory in the forward kernels of float and 16 bits. Held in registers, the keys made ptxas
+// delay the second load of the 16-bit kernel from instruction 10 to 87 of 308, until the first
+// chunk was nearly finished, so that only half of a step's bytes were in flight; in float it did so
+// on sm_80 and sm_89. Registers elsewhere, except where they would spill: 16-bit vectors backward
+// have the keys in shared memory, and float views compute them from the seed. So do kernels of
+// single elements and most of the general family, whose other work is much more than those
+// additions, and the kernels of lists, which each have the seed of their tensor.
 template <Pass kPass, typename S, Access kAccess, class F>
 constexpr KeySource key_source() {
   constexpr bool kIsForward = kPass == Pass::kForward, kIs16Bit = sizeof(S) == 2;
   if (kAccess == Access::kScalar) return KeySource::kSeed;
   if (kGeneral<F>) return kIsForward && kIs16Bit ? KeySource::kShared : KeySource::kSeed;
-  if (kIsForward) return kIs16Bit ? KeySource::kShared : KeySource::kRegisters;
+  if (kIsForward) return sizeof(S) < 8 ? KeySource::kShared : KeySource::kRegisters;
   if (kAccess == Access::kPatched) return KeySource::kRegisters;
   if (kIs16Bit) return KeySource::kShared;
   return kAccess == Access::kLinear ? KeySource::kRegisters : KeySource::kSeed;

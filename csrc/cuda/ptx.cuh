@@ -23,34 +23,66 @@ __device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {
 #endif
 }
 
-// Reads an object in shared memory that no longer changes, 16 bytes at a time, in this place and
-// every time. Without `volatile` the compiler would read it once, in front of the loop, and keep it
-// in registers.
+// The address of an object in shared memory that no longer changes when it is read.
 template <typename T>
-__device__ __forceinline__ T read_shared(const T* object) {
-  constexpr int kWords = sizeof(T) / sizeof(uint4);
-  static_assert(sizeof(T) % sizeof(uint4) == 0);
-  uint4 words[kWords];
-  VAE_FUSED_UNROLL
-  for (int i = 0; i < kWords; ++i) {
-    const uint4* const address = reinterpret_cast<const uint4*>(object) + i;
+class SharedAddress {
+ public:
+  SharedAddress() = default;
+
 #if defined(VAE_FUSED_EMULATOR)
-    words[i] = *address;
+  explicit SharedAddress(const T* object) : address_(reinterpret_cast<const char*>(object)) {}
 #else
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[i].x), "=r"(words[i].y), "=r"(words[i].z), "=r"(words[i].w)
-                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(address))));
+  __device__ __forceinline__ explicit SharedAddress(const T* object)
+      : address_(static_cast<uint32_t>(__cvta_generic_to_shared(object))) {}
+#endif
+
+  // All of it, 16 bytes at a time, in this place and every time. Without `volatile` the compiler
+  // would read it once, in front of the loop, and keep it in registers.
+  __device__ __forceinline__ T read() const {
+    constexpr int kVectors = sizeof(T) / sizeof(uint4);
+    static_assert(sizeof(T) % sizeof(uint4) == 0);
+    uint4 words[kVectors];
+    VAE_FUSED_UNROLL
+    for (int i = 0; i < kVectors; ++i) {
+#if defined(VAE_FUSED_EMULATOR)
+      words[i] = *reinterpret_cast<const uint4*>(address_ + i * 16);
+#else
+      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[i].x), "=r"(words[i].y), "=r"(words[i].z), "=r"(words[i].w)
+                   : "r"(address_ + i * 16)
+                   : "memory");
+#endif
+    }
+    T object;
+    std::memcpy(&object, words, sizeof object);
+    return object;
+  }
+
+  // Its word i, wherever the compiler likes. The host never calls it, but the functions that do are
+  // compiled for both sides.
+  __host__ __device__ __forceinline__ uint32_t word(uint32_t i) const {
+#if defined(VAE_FUSED_EMULATOR)
+    return *reinterpret_cast<const uint32_t*>(address_ + i * 4);
+#else
+    uint32_t word;
+    asm("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address_ + i * 4));
+    return word;
 #endif
   }
-  T read;
-  std::memcpy(&read, words, sizeof read);
-  return read;
-}
 
-// Adds 1 to a counter that wraps to 0 beyond `last`, and returns its previous value. What happened
-// before this call, in this thread or across a barrier, has happened for the threads that count
-// later, and for whom they meet at a barrier. A fence on either side of atomicInc has the same
-// effect, but compiles to two MEMBAR and two CCTL.IVALL instead of one of each.
+ private:
+#if defined(VAE_FUSED_EMULATOR)
+  const char* address_;
+#else
+  uint32_t address_;
+#endif
+};
+
+// Adds 1 to a counter that wraps to 0 beyond `last`, and returns its previous value. Writes that
+// precede this call, in this thread or across a barrier, are visible to the threads that count
+// later, and to every thread that meets one of these at a barrier. A fence on either side of
+// atomicInc has the same effect, but compiles to two MEMBAR and two CCTL.IVALL instead of one of
+// each.
 __device__ __forceinline__ unsigned int count_in_order(unsigned int* counter, unsigned int last) {
 #if defined(VAE_FUSED_EMULATOR)
   __threadfence();

@@ -47,8 +47,8 @@ __device__ __forceinline__ double group_sum(double x, int log_width) {
   return x;
 }
 
-// The sum of a value of each thread of the block, in every lane of the warp that calls: what a lane
-// finds at its place in each warp, in order, then over the lanes.
+// The sum of one value of each thread of the block, in every lane of the warp that calls. Lane l
+// adds up the values l, 32 + l, 64 + l and so on, in order; then a tree adds up the lanes.
 __device__ __forceinline__ double sum_by_warp(const double (&values)[kThreads]) {
   const int lane = threadIdx.x & 31;
   double sum = values[lane];

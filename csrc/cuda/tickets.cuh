@@ -1,8 +1,8 @@
 // Tickets: how the blocks of one launch find out which of them finishes last.
 //
 // Each launch that needs one counts on a slot of a device array. The counter wraps back to 0 when
-// the last block has taken its ticket, so a slot is ready for the next launch that uses
-// it. What must never happen is two launches counting on one slot at the same time:
+// the last block has taken its ticket, so a slot is ready for the next launch that uses it. What
+// must never happen is two launches counting on one slot at the same time:
 //
 //   * launches on one stream are ordered, so a stream may keep its slot: eager mode, one slot for
 //     each stream, found by the stream's id, which is unique for the life of the process (its
@@ -49,7 +49,7 @@ inline cudaError_t ticket_slot(cudaStream_t stream, int* slot) {
   static std::unordered_map<unsigned long long, int> slots;
 
   cudaStreamCaptureStatus status;
-  cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  cudaError_t error = reported(cudaStreamIsCapturing(stream, &status));
   if (error != cudaSuccess) return error;
   if (status != cudaStreamCaptureStatusNone) {
     const int next = captured.load() < kCaptureSlots ? captured.fetch_add(1) : kCaptureSlots;
@@ -57,7 +57,7 @@ inline cudaError_t ticket_slot(cudaStream_t stream, int* slot) {
     return cudaSuccess;
   }
   unsigned long long id = 0;
-  error = cudaStreamGetId(stream, &id);
+  error = reported(cudaStreamGetId(stream, &id));
   if (error != cudaSuccess) return error;
   std::lock_guard<std::mutex> lock(mutex);
   const auto found = slots.find(id);

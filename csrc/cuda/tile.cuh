@@ -42,8 +42,7 @@ struct Span<true> {
   __device__ __forceinline__ Span operator/(int k) const { return {first / k, slot / k, end / k}; }
 };
 
-// The tile of a block, or number t of those that a block goes through. A launch has fewer than 2^31
-// blocks, and of parts of rows each has one.
+// Tile t of a call. Rows that consist of tiles have some 4000 of them at most (`merge_tiles`).
 __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
   if (space.tiles_per_row == 1) return tile_of_rows(space, t);
   const uint32_t block = static_cast<uint32_t>(t);
