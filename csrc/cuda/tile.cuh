@@ -113,6 +113,7 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
                                        int64_t e, int64_t (&offsets)[N]) {
   constexpr bool kPatched = kAccess == Access::kPatched;
   constexpr uint32_t kInLast = kPatched ? kChunk<S, kAccess> : 1;
+  constexpr bool kNarrow = sizeof(S) < 8;  // double has time for 64 bits
   const auto by = [&](auto first, int last) {
     Offsets<decltype(first), N> at(first);
     if constexpr (kUsual) {
@@ -130,13 +131,13 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
   if (kAccess == Access::kLinear) {
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e;
-  } else if (!kUsual && !kPatched && last == 0) {
+  } else if (kNarrow && !kUsual && !kPatched && last == 0) {
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e * strides[k][0];
-  } else if (kAccess != Access::kScalar || space.small) {
+  } else if (kNarrow && (kAccess != Access::kScalar || space.small)) {
     by(static_cast<uint32_t>(e) / kInLast, last);
   } else {
-    by(e, last);
+    by(static_cast<int64_t>(static_cast<uint64_t>(e) / kInLast), last);
   }
 }
 
