@@ -354,8 +354,9 @@ def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
         emulator.configure(seed=seed, deferred=True)
         for call in captured:
             call.kl.fill(np.nan)
-        for graph in graphs:
-            graph.replay(emulator.Stream())
+        streams = [emulator.Stream() for _ in graphs]  # a stream that goes drops its work
+        for graph, stream in zip(graphs, streams, strict=True):
+            graph.replay(stream)
             eager.append(forward(kernels, "cuda", mu, raw, stream=eager_stream, **options))
         emulator.synchronize()
         for call in [*captured, *eager]:
