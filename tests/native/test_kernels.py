@@ -325,8 +325,7 @@ def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
     expected = forward(kernels, "cuda", mu, raw, **options)
     eager_stream, captured_stream = emulator.Stream(), emulator.Stream()
     turn = [threading.Event() for _ in range(9)]
-    captured: list[Call] = []
-    graphs: list[Any] = []
+    captured, graphs, eager = [], [], []
 
     def capture() -> None:
         for k in range(3):
@@ -340,7 +339,6 @@ def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
 
     thread = threading.Thread(target=capture)
     thread.start()
-    eager = []
     for k in range(3):
         eager.append(forward(kernels, "cuda", mu, raw, stream=eager_stream, **options))
         turn[3 * k].set()
