@@ -256,11 +256,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Pass::kBackward, S, kAcce
   }
   if (!is_usual) {
     const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
-    if constexpr (kAccess == Access::kLinear && !kLinearServesRows<S>) {
-      backward_steps<S, kAccess, false>(p, f, stream, begin, one_row, one);
-    } else {
-      backward_steps<S, kAccess, false>(p, f, stream, begin, rows, one);
-    }
+    backward_steps<S, kAccess, false>(p, f, stream, begin, rows, one);
   } else if constexpr (kUsual) {
     const auto begin = first_span<N, true>(tile);
     backward_steps<S, kAccess, true>(p, f, stream, begin, one_row, one);
@@ -273,11 +269,10 @@ cudaError_t backward_as(BackwardParams p, cudaStream_t stream) {
   Asked asked;
   asked.rows = p.grad_kl;
   asked.rows_misaligned = p.space.cols == 1 && p.grad_kl_stride != 0 && !aligned(p.grad_kl, 16);
-  const Rows rows = rows_of(p);
-  asked.complete =
-      sampled && p.grad_kl && p.grad_mu.data && (kLinearServesRows<S> || rows == Rows::kOne);
+  asked.complete = sampled && p.grad_kl && p.grad_mu.data;
   asked.key_noise = sampled && !p.eps.data;
   asked.noise_tensor = p.eps.data || p.grad_eps.data;
+  const Rows rows = rows_of(p);
   merge_tiles(p.space);
   const Way way = way_of<S>(p.space, p.of,
                             {{&p.eps, sizeof(S), false, p.eps.step},
