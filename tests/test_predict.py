@@ -107,7 +107,7 @@ def test_a_lone_warp_takes_one_latency_for_each_round_of_loads() -> None:
     together = loop(*LOADS, *USES, STORE)
     in_turn = loop(LOADS[0], USES[0], LOADS[1], USES[1], STORE)
     once, twice = (cycles_of_pass(p, warps=1, latency=2000.0) for p in (together, in_turn))
-    # Of two loads the later one counts, by up to a fifth of the latency.
+    # A warp waits for the later of its two loads, which is up to a fifth of the latency late.
     assert once == pytest.approx(2000 * (1 + 0.2 / 3), rel=0.05)
     assert twice == pytest.approx(2 * 2000, rel=0.05)
 

@@ -2,9 +2,9 @@
 
 Each of an SM's four parts has one pipe of a kind. Cycles follow from the throughputs in the CUDA
 C++ Programming Guide (arithmetic instructions): 128 results a cycle and SM take a warp's 32 lanes
-one cycle of a part, 64 take two, 16 take eight. Latencies are rounded from published
-microbenchmarks of Volta to Hopper and are the same here for every architecture. IMAD.WIDE has no
-published throughput: it is taken to occupy the pipe twice as long as IMAD.
+one cycle of a part, 64 take two, 16 take eight. Latencies are rounded from
+microbenchmarks that were published for Volta to Hopper. The model uses the same latencies for every
+architecture. The throughput of IMAD.WIDE is not published; the model assumes half that of IMAD.
 
   sm_75, 80    One FMA pipe of 16 lanes for floats and integer products (64 a cycle and SM).
   sm_86, 89    Two FMA pipes, of which one multiplies integers; a double takes 64 cycles.
