@@ -8,7 +8,7 @@
 #            may pick a build with CUDA (5 GB); with nvcc at hand the CUDA part is then built, too.
 #   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
 #   PYTHON   what makes the environment:            make test PYTHON=python3.13
-#   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, BUDGET_ARGS, GPU_ARGS make test PYTEST_ARGS="-k philox -x"
+#   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, STEPS_ARGS, BUDGET_ARGS, GPU_ARGS make test PYTEST_ARGS="-k philox -x"
 #   BUNDLE_TORCH, BUNDLE_ARCH, BUNDLE_VENV   what the bundle is compiled for: make gpu-bundle BUNDLE_ARCH=10.0
 #   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
 PYTHON ?= python3
@@ -33,7 +33,7 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo test bench regressions budget gpu gpu-bundle lint format clean
+.PHONY: help build demo test bench steps regressions budget gpu gpu-bundle lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo 'make demo     build, train a small VAE and draw digits.png'
 	@echo 'make test     build and run the tests'
 	@echo 'make bench    build, time the latent against what else computes it; table, JSON, figures'
+	@echo 'make steps    build, install the packages, and time whole training steps of theirs; table, JSON'
 	@echo 'make regressions   build, and hold the ratios to what eager takes to their floors'
 	@echo 'make budget   of a CUDA build, record what each kernel costs; BUDGET_ARGS=--check compares'
 	@echo 'make gpu      build, and hold it to its promises on this GPU in 240 s; results as JSON'
@@ -75,6 +76,12 @@ $(VENV)/.%-requirements: requirements/%.txt $(TORCH_STAMP)
 
 $(VENV)/.test-requirements: requirements/demo.txt
 
+$(VENV)/.steps-requirements: requirements/steps.txt requirements/steps-without-dependencies.txt \
+    $(TORCH_STAMP)
+	$(PIP) -r requirements/steps.txt
+	$(PIP) --no-deps -r requirements/steps-without-dependencies.txt
+	@touch $@
+
 build: $(BUILD_STAMP)
 
 demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
@@ -83,6 +90,9 @@ demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
 
 bench: $(BUILD_STAMP) $(VENV)/.bench-requirements
 	$(BIN)/python -m benchmarks --plot $(BENCH_ARGS)
+
+steps: $(BUILD_STAMP) $(VENV)/.steps-requirements
+	$(BIN)/python -m benchmarks.steps $(STEPS_ARGS)
 
 regressions: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/pytest benchmarks/test_regressions.py --benchmark-columns=median,iqr $(PYTEST_ARGS)

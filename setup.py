@@ -172,9 +172,9 @@ def nvcc_flags() -> list[str]:
 
 
 def sources(plan: Plan) -> list[str]:
-    patterns = ["csrc/torch/*.cpp", "csrc/cpu/*.cpp"]
+    patterns = ["csrc/torch/**/*.cpp", "csrc/cpu/**/*.cpp"]
     if plan.mode == "cuda":
-        patterns.append("csrc/cuda/*.cu")
+        patterns.append("csrc/cuda/**/*.cu")
     return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
 
 

@@ -6,12 +6,15 @@ contenders.py  who computes it: this library, the formulas, torch.distributions,
 truth.py       whether a contender computes it: values, gradients and noise against float64
 measuring.py   time, in interleaved rounds
 counting.py    bytes kept for backward, peak memory, dispatches, launches
+calls.py       small latents: what options and integrations cost
+losses.py      likelihoods, and training steps of scvi-tools: ``python -m benchmarks.losses``
 training.py    whole training steps, with the latent as the only difference
+steps/         whole training steps of released packages: ``python -m benchmarks.steps``
 running.py     a case from its inputs to its row of results
 machine.py     device, versions, commit
 report.py      the table, the JSON, the comparison with an older one
 plot.py        figures of a JSON: ``python -m benchmarks.plot FILE.json``
-readme.py      README's measured part, from a JSON
+readme.py      README's measured parts, from JSONs
 budget.py      apart from these: what each CUDA kernel costs, read from the machine code
 
 test_regressions.py holds ratios to floors in CI, with pytest-benchmark.

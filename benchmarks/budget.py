@@ -5,7 +5,8 @@
     python benchmarks/budget.py [EXTENSION] --update    writes budget.json and docs/budget.md
     python benchmarks/budget.py --table                 docs/budget.md again, from budget.json alone
     python benchmarks/budget.py --hot 'forward<float, (Access)0>'       lists a hot path
-    python benchmarks/budget.py --executed [--update]   what hot kernels execute; records it
+    python benchmarks/budget.py --executed              what the hot kernels execute; with --check
+                                                        or --update against, or into, budget.json
 
 EXTENSION is a `_C*.so` or a .cubin; without it, the `_C*.so` of the installed package. Needs no GPU
 and no torch, but cuobjdump: from PATH, the CUDA toolkit, or the triton that torch's CUDA wheels
@@ -17,15 +18,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
+from budget_document import (  # noqa: E402
+    EXECUTED,
+    EXECUTED_IN_FLIGHT,
+    Budget,
+    archs_of,
+    document,
+    section,
+)
 from kernels import Row, build_info, die, installed_extension, measure, show_hot_path  # noqa: E402
 from toolchain import numbers  # noqa: E402
 
@@ -35,7 +43,10 @@ TABLE = ROOT / "docs" / "budget.md"
 MORE_REGISTERS = 4
 MORE_PER_ELEMENT = (1.05, 1.0)  # times the recorded number, plus
 MORE_BYTES = 1.1
-LARGEST = 4_000_000  # bytes of an architecture
+# Bytes of an architecture's cubins. On sm_120 they are 3.9 MB of the latent and 5.6 MB of the
+# likelihoods: ten kinds of eight kernels each, two of which compute the loss and its gradients in
+# one pass, and all kinds in one for double.
+LARGEST = 10_000_000
 
 # KB of loads that all threads of an SM have in flight at least, on the hot path of contiguous
 # tensors. An SM's share of an H200 is 32.6 bytes a nanosecond, and a load under load takes some
@@ -51,14 +62,8 @@ FLOORS = {
     }
 }
 
-Budget = dict[str, Any]
-
 
 # --- the record ----------------------------------------------------------------------------------
-
-
-def archs_of(budget: Budget) -> list[str]:
-    return sorted(budget["sizes"], key=lambda arch: (int(re.sub(r"\D", "", arch)), arch))
 
 
 def load() -> Budget:
@@ -93,10 +98,11 @@ def updated(old: Budget, new: Budget) -> Budget:
             kernels[name] = rows
         for arch, row in new["kernels"].get(name, {}).items():
             before = old["kernels"].get(name, {}).get(arch, {})
-            if "executed_per_element" in before:  # which is counted by itself
-                row.setdefault("executed_per_element", before["executed_per_element"])
+            for what in (EXECUTED, EXECUTED_IN_FLIGHT):  # which are counted by themselves
+                if what in before:
+                    row.setdefault(what, before[what])
     sizes = old["sizes"] | new["sizes"]
-    spilling = [n for n, rows in kernels.items() if any(r["spills"] for r in rows.values())]
+    spilling = [n for n, rows in kernels.items() if any(r["all_spills"] for r in rows.values())]
     oversized = [a for a, size in sizes.items() if size >= LARGEST]
     return {
         "nvcc": new["nvcc"],
@@ -135,8 +141,8 @@ def violations(budget: Budget, found: Budget) -> list[str]:
                 lines += [f"{where}: is recorded, but gone"] if old else []
             elif old is None:
                 lines += [f"{where}: is not recorded"] if recorded is not None else []
-                if new["spills"] and name not in budget["spilling"]:
-                    lines.append(excess(where, "spills", None, 0, new["spills"]))
+                if new["all_spills"] and name not in budget["spilling"]:
+                    lines.append(excess(where, "all_spills", None, 0, new["all_spills"]))
             else:
                 lines += compare(where, old, new, same, name in budget["spilling"])
     return lines
@@ -149,16 +155,37 @@ def compare(where: str, old: Row, new: Row, same: bool, may_spill: bool) -> Iter
             yield excess(where, what, old[what], old[what], new[what], "at least")
     limits: dict[str, float] = {}
     if same or not may_spill:
-        limits["spills"] = old["spills"] if may_spill else 0
+        limits["all_spills"] = old["all_spills"] if may_spill else 0
     if same:
         limits["registers"] = old["registers"] + MORE_REGISTERS
         limits |= {"stack": old["stack"], "shared": old["shared"]}
         if old["per_element"] is not None:
-            factor, more = MORE_PER_ELEMENT
-            limits["per_element"] = round(old["per_element"] * factor + more, 1)
+            limits["per_element"] = most_per_element(old["per_element"])
     for what, limit in limits.items():
         if new[what] is None or new[what] > limit:
             yield excess(where, what, old[what], limit, new[what])
+
+
+def most_per_element(recorded: float) -> float:
+    factor, more = MORE_PER_ELEMENT
+    return round(recorded * factor + more, 1)
+
+
+def executed_too_many(budget: Budget, loops: dict[str, float]) -> Iterator[str]:
+    """One line for each hot kernel that executes more than recorded, or has no record."""
+    for name, found in loops.items():
+        recorded = budget["kernels"].get(name, {}).get("sm_90", {}).get(EXECUTED)
+        limit = None if recorded is None else most_per_element(recorded)
+        if limit is None or found > limit:
+            yield excess(f"sm_90 {name}", EXECUTED, recorded, limit, found)
+
+
+def fewer_in_flight(budget: Budget, flying: dict[str, float]) -> Iterator[str]:
+    """One line for each likelihood with less in flight than recorded, or without a record."""
+    for name, found in flying.items():
+        recorded = budget["kernels"].get(name, {}).get("sm_90", {}).get(EXECUTED_IN_FLIGHT)
+        if recorded is None or found < recorded:
+            yield excess(f"sm_90 {name}", EXECUTED_IN_FLIGHT, recorded, recorded, found, "at least")
 
 
 def below_floor(arch: str, name: str, new: Row) -> list[str]:
@@ -205,118 +232,16 @@ def check(extension: Path) -> int:
 
 # --- the table -----------------------------------------------------------------------------------
 
-HEADINGS = {
-    "regs": "{registers}",
-    "stack": "{stack}",
-    "shared": "{shared:,}",
-    "spills": "{spills}/{all_spills}",
-    "instr.": "{instructions:,}",
-    "per elem.": "{per_element}",
-    "ld/st": "{load}/{store}",
-}
-
-INTRODUCTION = """# Budget
-
-What each kernel costs, read from the extension that nvcc {nvcc} compiles. Written by `make budget`;
-not to be edited. [CONTRIBUTING.md](../CONTRIBUTING.md#the-budget) says how to read and change it,
-the head of [tools/kernels.py](../tools/kernels.py) what is counted, that of
-[tools/hot_path.py](../tools/hot_path.py) what the hot path is. Spills are those on the hot path and
-those of the whole kernel; ld/st are the bits of the widest global load and store on the hot path.
-"""
-
-IN_FLIGHT = """Bytes that a thread has in flight on the hot path, and KB of all threads of an SM.
-The head of [tools/in_flight.py](../tools/in_flight.py) says what counts, FLOORS in
-[benchmarks/budget.py](../benchmarks/budget.py) what is asked for.
-"""
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table with the first column flush left."""
-    widths = [max(len(r[c]) for r in [head, *rows]) for c in range(len(head))]
-
-    def line(cells: list[str]) -> str:
-        first, *rest = (
-            c.ljust(w) if n == 0 else c.rjust(w)
-            for n, (c, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = [("-" * w if n == 0 else "-" * (w - 1) + ":") for n, w in enumerate(widths)]
-    return "\n".join([line(head), line(rule), *map(line, rows)]) + "\n"
-
-
-def cell(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def overview(budget: Budget, what: str) -> str:
-    archs = archs_of(budget)
-    rows = [
-        [f"`{name}`", *(cell(of.get(arch, {}).get(what)) for arch in archs)]
-        for name, of in sorted(budget["kernels"].items())
-        if any(r[what] is not None for r in of.values())
-    ]
-    return markdown(["kernel", *archs], rows)
-
-
-def in_flight(budget: Budget) -> list[str]:
-    """The part on bytes in flight; nothing of a record that is older than this column."""
-    archs = archs_of(budget)
-    rows = []
-    for name, of in sorted(budget["kernels"].items()):
-        found = [of.get(arch, {}) for arch in archs]
-        if any(row.get("in_flight") is not None for row in found):
-            rows.append([f"`{name}`", *map(_in_flight_cell, found)])
-    if not rows:
-        return []
-    return ["## Bytes in flight\n", IN_FLIGHT, markdown(["kernel", *archs], rows)]
-
-
-def _in_flight_cell(row: Row) -> str:
-    if row.get("in_flight") is None:
-        return ""
-    return f"{row['in_flight']:g}/{row['in_flight_kb']:g}"
-
-
-def section(budget: Budget, arch: str) -> str:
-    rows = [
-        [f"`{name}`", *(c.format_map(of[arch]).replace("None", "") for c in HEADINGS.values())]
-        for name, of in sorted(budget["kernels"].items())
-        if arch in of
-    ]
-    return markdown(["kernel", *HEADINGS], rows)
-
-
-def reasons(exceptions: dict[str, str]) -> str:
-    lines = [f"- `{name}`: {why}\n" for name, why in exceptions.items()]
-    return "".join(lines) if lines else "- none\n"
-
 
 def table(budget: Budget) -> str:
     """docs/budget.md."""
-    sizes = [[arch, cell(budget["sizes"][arch])] for arch in archs_of(budget)]
-    parts = [
-        INTRODUCTION.format(nvcc=budget["nvcc"]),
-        "## Instructions per element\n",
-        "On the hot path; `kernel<element type, ...>`, enumerators by their number.\n",
-        overview(budget, "per_element"),
-        "## Registers\n",
-        overview(budget, "registers"),
-        *in_flight(budget),
-        "## Size\n",
-        f"Bytes of an architecture's cubins, with debug information; below {LARGEST:,}, but for\n",
-        reasons(budget["oversized"]),
-        markdown(["architecture", "bytes"], sizes),
-        "## Spills\n",
-        "Kernels whose hot path touches local memory, on some architecture:\n",
-        reasons(budget["spilling"]),
-    ]
-    for arch in archs_of(budget):
-        parts += [f"## {arch}\n", section(budget, arch)]
-    return "\n".join(parts)
+    return document(budget, LARGEST)
 
 
-def executed(update: bool) -> int:
+# --- commands ------------------------------------------------------------------------------------
+
+
+def executed(asked: argparse.Namespace) -> int:
     """Counts what the hot kernels execute for an element, as tools/machine_code/count.py says."""
     sys.path.insert(0, str(ROOT))
     from machine_code.count import count, is_hot
@@ -327,14 +252,33 @@ def executed(update: bool) -> int:
     if reason := missing():
         die(reason)
     budget, machine = load(), MachineCode(build.module())
+    counts = {}
     for name in filter(is_hot, machine.device.names):
-        found = count(machine, name)
-        print(f"{name}: {found.loop:.1f} in the loop, {found.whole:.1f} of the whole")
-        if "sm_90" in budget["kernels"].get(name, {}):
-            budget["kernels"][name]["sm_90"]["executed_per_element"] = round(found.loop, 1)
-    if update:
+        found = counts[name] = count(machine, name)
+        flying = "" if found.in_flight is None else f", {found.in_flight:g} bytes in flight"
+        print(
+            f"{name}: {found.loop:.1f} in the loop, {found.whole:.1f} of the whole{flying}",
+            flush=True,
+        )
+    flights = {
+        name: round(found.in_flight, 1)
+        for name, found in counts.items()
+        if found.in_flight is not None
+    }
+    loops = {name: round(found.loop, 1) for name, found in counts.items()}
+    if asked.update:
+        for name in loops.keys() & budget["kernels"].keys():
+            budget["kernels"][name]["sm_90"][EXECUTED] = loops[name]
+        for name in flights.keys() & budget["kernels"].keys():
+            budget["kernels"][name]["sm_90"][EXECUTED_IN_FLIGHT] = flights[name]
         BUDGET.write_text(dump(budget))
-    return 0
+        TABLE.write_text(table(budget))
+    lines = []
+    if asked.check:
+        lines = [*executed_too_many(budget, loops), *fewer_in_flight(budget, flights)]
+    for line in lines:
+        print(f"budget: {line}")
+    return 1 if lines else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -348,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--executed", action="store_true", help="count executed instructions")
     asked = parser.parse_args(arguments)
     if asked.executed:
-        return executed(asked.update)
+        return executed(asked)
     if asked.table and not asked.update:
         TABLE.write_text(table(load()))
         return 0

@@ -121,6 +121,15 @@ class Clock:
             into.setdefault(name, []).append(seconds)
 
 
+class ProcessorClock(Clock):
+    """The wall clock and the processor's."""
+
+    def turn(self, step: Step, prepared: Any, into: Samples) -> None:
+        processor = time.process_time()
+        super().turn(step, prepared, into)
+        into.setdefault("processor", []).append(time.process_time() - processor)
+
+
 class CudaClock(Clock):
     """Events, and the wall clock around steps in a row."""
 

@@ -1,9 +1,11 @@
-"""Writes the measured part of README.md from JSONs, so that each of its figures has one.
+"""Writes the measured parts of README.md from JSONs, so that each of their figures has one.
 
     python -m benchmarks.readme benchmarks/results/FILE.json [MORE.json ...]
 
-The part stands between two comments. It shows NAME-time.svg, which ``python -m benchmarks.plot``
-draws beside the JSON.
+Each part stands between two comments. JSONs of ``python -m benchmarks`` make the part about the
+latent, which shows NAME-time.svg, drawn beside the JSON by ``python -m benchmarks.plot``. Those of
+``python -m benchmarks.steps`` make the part about whole steps, and its details in docs/steps.md.
+A part without a JSON remains as it is.
 """
 
 from __future__ import annotations
@@ -17,10 +19,14 @@ from typing import Any
 
 from benchmarks import ROOT, report
 from benchmarks.cases import FAMILIES
+from benchmarks.steps import table as steps_table
 
 README = ROOT / "README.md"
+STEPS_PAGE = ROOT / "docs" / "steps.md"
 BEGIN = "<!-- measured: written by `python -m benchmarks.readme`, from the JSONs that it names -->"
 END = "<!-- end of what was measured -->"
+STEPS_BEGIN = "<!-- whole steps: written by `python -m benchmarks.readme`, from JSONs -->"
+STEPS_END = "<!-- end of the whole steps -->"
 RIVALS = {
     "eager": "the formula",
     "compile": "`torch.compile`",
@@ -91,19 +97,29 @@ def training(rows: list[Data]) -> list[str]:
     return ["What it saves of a whole training step, all else alike:", "", *lines, ""] * bool(lines)
 
 
+def head(path: Path, data: Data, page: Path) -> list[str]:
+    """Where, when and of what a JSON is."""
+    m, cuda = data["machine"], data["machine"]["kind"] == "cuda"
+    threads = f", {m['threads']} thread{'s' * (m['threads'] > 1)}"
+    others = report.others(data)
+    busy = f" (other work took {others:.0%} of the processors)" * (others > report.DISTURBED)
+    link = "../" * (page == STEPS_PAGE) + path.relative_to(ROOT).as_posix()
+    return [
+        f"**{m['device'] + threads * (not cuda)}**{busy}, torch {data['versions']['torch']}, "
+        f"{data['date'][:10]},",
+        f"`{data['command']}`,",
+        f"[commit {data['commit']}{' with changes' * data['dirty']}]({link}).",
+    ]
+
+
 def section(path: Path, data: Data) -> list[str]:
     """What README says of one JSON."""
     m, cuda = data["machine"], data["machine"]["kind"] == "cuda"
     threads = f", {m['threads']} thread{'s' * (m['threads'] > 1)}"
     device = m["device"] + threads * (not cuda)
-    others = report.others(data)
-    busy = f" (other work took {others:.0%} of the processors)" * (others > report.DISTURBED)
     rows = telling(data, DTYPE)
     lines = [
-        f"**{device}**{busy}, torch {data['versions']['torch']}, {data['date'][:10]},",
-        f"`{data['command']}`,",
-        f"[commit {data['commit']}{' with changes' * data['dirty']}]"
-        f"({path.relative_to(ROOT).as_posix()}).",
+        *head(path, data, README),
         f"Forward and backward of the latent, {DTYPE}, medians; the others as multiples of it",
         "([how that is measured](CONTRIBUTING.md#benchmarks)):",
         "",
@@ -129,18 +145,30 @@ def measured(paths: list[Path]) -> str:
     return "\n".join([BEGIN, "", *lines, END])
 
 
+def whole_steps(paths: list[Path], page: Path) -> str:
+    """The part about whole steps, with its comments: README's table or the details beside it."""
+    lines = []
+    for path in paths:
+        data = steps_table.read(path)
+        rows = steps_table.details(data) if page == STEPS_PAGE else steps_table.markdown(data)
+        lines += [*head(path, data, page), "", *rows]
+    return "\n".join([STEPS_BEGIN, "", *lines, STEPS_END])
+
+
 def replaced(text: str, part: str) -> str:
-    """README with its measured part anew."""
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+    """A page with its measured part anew. The part begins and ends with its comments."""
+    begin, end = part.split("\n", 1)[0], part.rsplit("\n", 1)[1]
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
-        raise ValueError("README.md lacks the comments between which the measured part stands")
+        raise ValueError(f"the page lacks the comments {begin} and {end}")
     return pattern.sub(lambda _: part, text)
 
 
-def sources(text: str) -> list[Path]:
-    """The JSONs that README's measured part is from, in their order."""
-    part = text[text.index(BEGIN) : text.index(END)]
-    return [ROOT / link for link in re.findall(r"\[commit [^]]+\]\(([^)]+\.json)\)", part)]
+def sources(text: str, begin: str = BEGIN, end: str = END) -> list[Path]:
+    """The JSONs that a measured part is from, in their order."""
+    part = text[text.index(begin) : text.index(end)]
+    links = re.findall(r"\[commit [^]]+\]\((?:\.\./)?([^)]+\.json)\)", part)
+    return [ROOT / link for link in links]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,17 +179,29 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("files", type=Path, nargs="+", help="in benchmarks/results")
     args = parser.parse_args(argv)
+    kinds: dict[str, list[Path]] = {report.KIND: [], report.STEPS: []}
     try:
-        part = measured([path.resolve() for path in args.files])
-        before = README.read_text(encoding="utf-8")
-        text = replaced(before, part)
+        for path in args.files:
+            kinds[report.read(path, tuple(kinds))["kind"]].append(path.resolve())
+        if latents := kinds[report.KIND]:
+            write(README, measured(latents))
+        if steps := kinds[report.STEPS]:
+            for page in (README, STEPS_PAGE):
+                write(page, whole_steps(steps, page))
     except (report.NotAReport, ValueError) as error:
         parser.error(str(error))
-    README.write_text(text, encoding="utf-8")
-    print(f"written: {README}")
-    for path in set(sources(before)) - set(sources(text)):
-        print(f"no longer shown: {path}")
     return 0
+
+
+def write(page: Path, part: str) -> None:
+    """Replace a part of a page, and name the JSONs that it no longer shows."""
+    before = page.read_text(encoding="utf-8")
+    text = replaced(before, part)
+    page.write_text(text, encoding="utf-8")
+    print(f"written: {page}")
+    marks = part.split("\n", 1)[0], part.rsplit("\n", 1)[1]
+    for path in set(sources(before, *marks)) - set(sources(text, *marks)):
+        print(f"no longer shown: {path}")
 
 
 if __name__ == "__main__":

@@ -16,29 +16,37 @@ from benchmarks.running import COPY, Row
 
 SCHEMA = 1
 KIND = "vae_fused benchmarks"
+STEPS = "vae_fused whole steps"  # of python -m benchmarks.steps
 WIDTH = 100
 DISTURBED = 0.1  # by other work; more than this is told
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = ("--json", "--compare")  # options that change nothing about what is measured
 
 
-def command(argv: Sequence[str]) -> str:
-    """The command line to repeat a run, without the names of its files."""
-    kept: list[str] = []
+def kept(argv: Sequence[str]) -> list[str]:
+    """The arguments that matter to what is measured, without the names of files."""
+    found: list[str] = []
     words = iter(argv)
     for word in words:
         if word in FILES:
             next(words, None)
         elif not word.startswith(tuple(f"{option}=" for option in FILES)):
-            kept.append(word)
-    return shlex.join(["python", "-m", "benchmarks", *kept])
+            found.append(word)
+    return found
 
 
-def new(argv: Sequence[str], device: str, settings: dict[str, Any]) -> dict[str, Any]:
+def command(argv: Sequence[str]) -> str:
+    """The command line to repeat a run."""
+    return shlex.join(["python", "-m", "benchmarks", *kept(argv)])
+
+
+def new(
+    argv: Sequence[str], device: str, settings: dict[str, Any], kind: str = KIND
+) -> dict[str, Any]:
     """The head of a JSON, without results."""
     name, dirty = machine.commit()
     return {
-        "kind": KIND,
+        "kind": kind,
         "schema": SCHEMA,
         "command": command(argv),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -62,7 +70,8 @@ def default_path(data: dict[str, Any], quick: bool) -> Path:
 
 def others(data: dict[str, Any]) -> float:
     """What other work took of the processors while half of the cases were timed."""
-    shares = [row["others"] or 0.0 for row in (*data["results"], *data["training"])]
+    rows = [row for name in ("results", "training", "steps") for row in data.get(name, ())]
+    shares = [row["others"] or 0.0 for row in rows]
     return statistics.median(shares) if shares else 0.0
 
 
@@ -80,13 +89,14 @@ class NotAReport(Exception):
     """A file that is none of these JSONs."""
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, kinds: Sequence[str] = (KIND,)) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NotAReport(f"{path}: {error}") from error
-    if not isinstance(data, dict) or (data.get("kind"), data.get("schema")) != (KIND, SCHEMA):
-        raise NotAReport(f"{path} is not a JSON of `python -m benchmarks`, schema {SCHEMA}")
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind not in kinds or data.get("schema") != SCHEMA:
+        raise NotAReport(f"{path} is not a JSON of {' or '.join(kinds)}, schema {SCHEMA}")
     return data
 
 

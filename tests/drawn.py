@@ -108,7 +108,7 @@ def scales(draw: Any) -> vf.Scale:
         options["shift"] = draw(near(0.0 if kind in ("std", "var") else -0.5, 0.5))
     if kind == "softplus" and draw(st.booleans()):
         options["beta"] = draw(near(0.5, 1.5))
-    for name, most in (("std_floor", 0.5), ("var_floor", 0.25)):
+    for name, most in (("std_floor", 0.5), ("var_floor", 0.25), ("std_min", 1.0)):
         if draw(st.integers(0, 3)) == 3:
             options[name] = draw(near(2.0**-10, most))
     return vf.Scale(kind, **options)

@@ -76,6 +76,12 @@ def log_tail(f: mp.mpf) -> mp.mpf:  # (ln(1 + f) - f + f^2 / 2) / f^3
     return (mp.log1p(f) - f + f * f / 2) / f**3
 
 
+def log1p_tail(e: mp.mpf) -> mp.mpf:  # (ln(1 + e) - e) / e^2
+    if abs(e) < mp.mpf("1e-3"):
+        return series(lambda n: mp.mpf(-1) ** (n + 1) / (n + 2), e, 24)
+    return (mp.log1p(e) - e) / e**2
+
+
 def sin_tail(z: mp.mpf) -> mp.mpf:  # (sin x - x) / x^3, z = x^2
     return series(lambda n: mp.mpf(-1) ** (n + 1) / mp.factorial(2 * n + 3), z, 20)
 
@@ -91,6 +97,77 @@ def tanh_tail(z: mp.mpf) -> mp.mpf:  # (tanh t - t) / t^3, z = t^2
     return (mp.tanh(t) - t) / t**3
 
 
+def artanh_tail(w: mp.mpf) -> mp.mpf:  # (artanh z - z) / z^3, w = z^2
+    return series(lambda n: mp.mpf(1) / (2 * n + 3), w, 60)
+
+
+def excess_of_log1p(w: mp.mpf) -> mp.mpf:  # 2 z^3 / E, the tail's weight in E; see math/special.h
+    z = mp.sqrt(w)
+    y = 2 * z / (1 - z)
+    return 2 * z**3 / (mp.log1p(y) - y / (1 + y)) if y > 1e-3 else z
+
+
+# What Stirling's series leaves, and minus its derivative, over t = 1 / (z^2 + shift).
+def stirling_z(t: mp.mpf, shift: float) -> mp.mpf:
+    return mp.sqrt(1 / t - mp.mpf(shift))
+
+
+def stirling_error(t: mp.mpf) -> mp.mpf:
+    z = stirling_z(t, 0.18)
+    if z > 200:
+        return series(lambda k: mp.bernoulli(2 * k + 2) / ((2 * k + 1) * (2 * k + 2)), z**-2, 8) / (
+            z * z * t
+        )
+    exact = mp.loggamma(z + 1) - (z + 0.5) * mp.log(z) + z - mp.log(2 * mp.pi) / 2
+    return exact / (z * t)
+
+
+def stirling_slope(t: mp.mpf) -> mp.mpf:
+    z = stirling_z(t, 0.32)
+    if z > 200:
+        return series(lambda k: mp.bernoulli(2 * k + 2) / (2 * k + 2), z**-2, 8) / (z * z * t)
+    return (mp.log(z) - mp.digamma(z) - 1 / (2 * z)) / t
+
+
+# The excess of Student's normalizer over the Gaussian's, and minus its derivative, over
+# t = 1 / (n^2 + shift); see math/likelihood/student_t.h.
+def student_n(t: mp.mpf, shift: float) -> mp.mpf:
+    return mp.sqrt(1 / t - mp.mpf(shift))
+
+
+def student_excess(t: mp.mpf) -> mp.mpf:
+    n = student_n(t, 0.7)
+    if n > 400:
+        terms = ((4**k - 1) * mp.bernoulli(2 * k) / (4 * k * k - 2 * k) for k in range(1, 9))
+        return mp.fsum(term / n ** (2 * k) for k, term in enumerate(terms)) / (n * n * t)
+    return (mp.log(n / 2) / 2 + mp.loggamma(n / 2) - mp.loggamma((n + 1) / 2)) / (n * t)
+
+
+def student_slope(t: mp.mpf) -> mp.mpf:
+    n = student_n(t, 1.3)
+    if n > 400:
+        terms = ((4**k - 1) * mp.bernoulli(2 * k) / (2 * k) for k in range(1, 9))
+        return mp.fsum(term / n ** (2 * k) for k, term in enumerate(terms)) / (n * n * t)
+    return ((mp.digamma((n + 1) / 2) - mp.digamma(n / 2)) / 2 - 1 / (2 * n)) / t
+
+
+# Over w = l^2: the logarithm of sinh(l/2) / (l/2) over w, and its derivative by l over l.
+def log_sinhc(w: mp.mpf) -> mp.mpf:
+    if w < mp.mpf("1e-4"):
+        tau = 2 * mp.pi
+        return series(lambda n: (-1) ** n * mp.zeta(2 * n + 2) / (n + 1) / tau ** (2 * n + 2), w, 6)
+    h = mp.sqrt(w) / 2
+    return mp.log(mp.sinh(h) / h) / w
+
+
+def log_sinhc_slope(w: mp.mpf) -> mp.mpf:
+    if w < mp.mpf("1e-4"):
+        tau = 2 * mp.pi
+        return series(lambda n: 2 * (-1) ** n * mp.zeta(2 * n + 2) / tau ** (2 * n + 2), w, 6)
+    h = mp.sqrt(w) / 2
+    return (mp.coth(h) - 1 / h) / (4 * h)
+
+
 def main() -> None:
     half_ln2 = float(mp.log(2) / 2) * 1.0001
     half_pi = float((mp.pi / 2) ** 2) * 1.0001
@@ -100,8 +177,26 @@ def main() -> None:
     report("exp", excess, lambda x: 1 / excess(x), -half_ln2, half_ln2, 4, 32)
     log_weight: Fn = lambda f: f * f / (1 - f / 2 + f * f / 3)  # noqa: E731
     report("log", log_tail, log_weight, lo, hi, 6, 32)
+    log1p_weight: Fn = lambda e: e * e / mp.log1p(e) if e > 0 else mp.mpf("1e-9")  # noqa: E731
+    report("log1p", log1p_tail, log1p_weight, 0, 1, 9, 32)
     report("sin", sin_tail, lambda z: z * mp.sqrt(z) + mp.mpf("1e-6"), 0, half_pi, 3, 32)
     report("cos", cos_tail, lambda z: z * z + mp.mpf("1e-6"), 0, half_pi, 3, 32)
+    report("artanh", artanh_tail, lambda w: excess_of_log1p(w) + mp.mpf("1e-3"), 0, 0.45**2, 4, 32)
+    report(
+        "S",
+        stirling_error,
+        lambda t: stirling_z(t, 0.18) * t + mp.mpf("1e-2"),
+        1e-12,
+        1 / 1.18,
+        4,
+        32,
+    )
+    report("-S'", stirling_slope, lambda _: mp.mpf(12), 1e-12, 1 / 1.32, 4, 32)
+    near, shifted = 1e-9, lambda shift: 1 / (16 + shift)
+    report("K", student_excess, lambda t: 1 / student_excess(t), near, shifted(0.7), 3, 32)
+    report("-K'", student_slope, lambda t: 1 / student_slope(t), near, shifted(1.3), 4, 32)
+    report("log sinhc", log_sinhc, lambda w: 1 / log_sinhc(w), 0, 4, 4, 32)
+    report("its slope", log_sinhc_slope, lambda w: 1 / log_sinhc_slope(w), 0, 4, 4, 32)
     report("tanh", tanh_tail, lambda z: z + mp.mpf("1e-6"), 0, 0.55**2, 3, 32)
 
 

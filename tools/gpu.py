@@ -14,6 +14,7 @@ The steps, in this order, each with its share of the time:
     smoke               a step of the package agrees with the CPU
     tests               the tests that run on the device
     bandwidth           the package's bytes per second over those of a copy and of the same streams
+    likelihood          the same of likelihoods, and their losses against eager code
     step                a training step against eager code and torch.compile
     rest                the rest of the suite, in the time that is left
 

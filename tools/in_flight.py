@@ -8,6 +8,9 @@ by then travels together, and takes one latency. So the loads of a hot path fall
   to it, also in front of the loop and in earlier passes: a loop that asks for the values of the
   next pass before it uses those of this one has both in flight.
 
+A path may also be what a warp has executed: `rounds_of_trace` is for kernels whose loads and
+arithmetic are in different loops, with barriers between, so that no single loop is hot.
+
 `bytes_in_flight` is the mean of the rounds' bytes, once the loop has settled. Two loads of 16 bytes
 that are issued together are 32, two of which one waits for the other are 16. A store never counts:
 nobody waits for it.
@@ -32,6 +35,11 @@ def bytes_in_flight(path: Sequence[Instruction], *, in_loop: bool) -> float:
         by_pass = _rounds(list(path), SETTLE + COUNT)
         rounds = [r for passed in by_pass[SETTLE:] for r in passed]
     return sum(rounds) / len(rounds) if rounds else 0.0
+
+
+def rounds_of_trace(trace: Sequence[Instruction]) -> list[int]:
+    """The bytes of each round of a thread that has executed these instructions."""
+    return _rounds(list(trace), 1)[0]
 
 
 def _rounds(path: list[Instruction], passes: int) -> list[list[int]]:

@@ -12,6 +12,11 @@
                              kernel where a family decides what is on the path.
   size                       of an architecture: the bytes of its cubins.
 
+The kernels of likelihoods have no hot path in this sense. A block loads a piece into shared memory,
+meets at a barrier, computes the piece and meets again; counts that are not 0 and gradients have
+loops of their own. What they cost is counted by executing them (machine_code/count.py), and their
+load and store are those of the whole kernel.
+
 hot_path.py defines the hot path. It serves V elements, the first integer among the kernel's
 template arguments, or else what its widest global load brings; times the copies of the loop body
 that the compiler has unrolled into one: as many as both its loads and its stores suffice for.
@@ -20,6 +25,7 @@ that the compiler has unrolled into one: as many as both its loads and its store
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -42,6 +48,9 @@ from toolchain import cuda_home
 # gradient of z, too, and those of mu and logvar. Other kernels are not counted by element.
 TENSORS = {"forward": (2, 1), "backward": (3, 2)}
 ELEMENT_BITS = {"float": 32, "double": 64, "Half": 16, "BFloat16": 16}
+
+# The kernels of likelihoods that compute elements, by direction.
+LIKELIHOODS = {"nll": "forward", "nll_backward": "backward"}
 
 Row = dict[str, Any]
 
@@ -110,7 +119,7 @@ def demangled(name: str) -> str:
 def short_name(signature: str) -> str:
     """``void ns::forward_kernel<ns::Half, 8>(ns::Params)`` -> ``forward<Half, 8>``.
 
-    The family is named without its type, and Plain not at all.
+    The family is named without its type, and DefaultOptions not at all.
     """
     text = signature.replace("(anonymous namespace)::", "")
     depth, start, end = 0, 0, len(text)
@@ -122,7 +131,8 @@ def short_name(signature: str) -> str:
             end = at
             break
     name = re.sub(r"(?:\w+::)+", "", text[start:end])
-    name = re.sub(r", (Plain|Family)<\w+> ?", lambda m: "" if m[1] == "Plain" else ", Family", name)
+    name = re.sub(r", DefaultOptions<\w+> ?", "", name)
+    name = re.sub(r", LatentOptions<\w+> ?", ", LatentOptions", name)
     return re.sub(r"_kernel(?=<|$)", "", name)
 
 
@@ -134,6 +144,26 @@ def template_arguments(name: str) -> list[str]:
     return re.split(r",\s*", arguments)
 
 
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """What a kernel of a likelihood computes."""
+
+    direction: str  # or "both": the loss and its gradients in one pass
+    element: str  # a key of ELEMENT_BITS
+    kind: str  # of csrc/math/likelihood, or AnyKind
+
+
+def likelihood(name: str) -> Likelihood | None:
+    """Which likelihood a kernel computes; None if it computes the latent, or no elements."""
+    direction = LIKELIHOODS.get(name.partition("<")[0])
+    if direction is None:
+        return None
+    element, kind, *with_values = template_arguments(name)
+    if with_values and with_values[0] in ("true", "(bool)1"):
+        direction = "both"
+    return Likelihood(direction, element, kind)
+
+
 def elements(name: str, path: HotPath) -> int | None:
     """How many elements the hot path of this kernel serves."""
     arguments = template_arguments(name)
@@ -143,7 +173,7 @@ def elements(name: str, path: HotPath) -> int | None:
     tensors = TENSORS.get(name.partition("<")[0])
     if tensors is None or bits is None or not loads:
         return None
-    if "(Access)2" in arguments:  # kPatched: a step is two blocks of noise
+    if "(Access)2" in arguments:  # kChannelsLast: a step is two blocks of noise
         vector = 4 if bits == 64 else 8
     else:
         vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
@@ -171,7 +201,8 @@ def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
 def row(name: str, arch: str, usage: dict[str, int], code: list[Instruction]) -> Row:
     path = hot_path(code)
     # The family's kernels have a road for each option: what a call takes of it no path can tell.
-    general = "Family" in name or "_multi" in name
+    # Those of likelihoods have several loops.
+    general = "LatentOptions" in name or "_multi" in name or likelihood(name) is not None
     served = None if general else elements(name, path)
     accesses = code if general else path.instructions
     flying = bytes_in_flight(path.instructions, in_loop=path.in_loop) if served else None
@@ -236,16 +267,18 @@ CLASSES = {
     "IMAD as a move or shift": (r"IMAD\.(MOV|SHL|IADD|X|U32)", "FMA heavy"),
     "IMAD": (r"IMAD", "FMA heavy"),
     "HFMA2 as a constant": (r"HFMA2", None),
-    "uniform": (r"(U\w+|R2UR|S2UR)$", None),
+    "uniform": (r"(U\w+|R2UR|S2UR|VOTEU)$", None),
     "integer add, shift, LEA": (r"(IADD|VIADD|LEA|SHF|IMNMX|VIMNMX)", "ALU"),
     "LOP3": (r"P?LOP3", "ALU"),
+    "votes and counts of bits": (r"(VOTE|POPC|FLO)$", None),
     "compare, select": (r"(ISETP|FSETP|SEL|FSEL|FMNMX|VIADDMNMX)", "ALU"),
     "convert": (r"(I2FP|F2FP|PRMT|HADD2|I2I)", "ALU"),
     "convert by XU": (r"(I2F|F2I|F2F)$", "XU"),
     "move": (r"(MOV|CS2R)", "ALU"),
     "constant": (r"(LDC|S2R)", None),
     "global": (r"(LDG|STG)", None),
-    "shared": (r"(LDS|STS|SHFL)", None),
+    "shared": (r"(LDS|STS|SHFL|ATOMS)", None),
+    "barrier": (r"BAR$", None),
     "local": (r"(LDL|STL)", None),
     "branch, reconverge": (r"(BRA|BRX|BSSY|BSYNC|CALL|RET|EXIT|WARPSYNC|BMOV)", None),
 }

@@ -16,18 +16,21 @@ import sys
 from vae_fused._version import __version__
 
 try:
-    from vae_fused import functional, nn, reference
+    from vae_fused import functional, likelihoods, nn, reference
     from vae_fused.distributions import DiagonalGaussian
+    from vae_fused.elbo import ELBOTerms, elbo_loss
     from vae_fused.functional import (
         gaussian_kl,
-        gaussian_log_prob,
         reparameterize,
         reparameterize_kl,
         reparameterize_kl_moments,
+        reparameterize_kl_multi,
         sampled_kl,
     )
-    from vae_fused.multi import reparameterize_kl_multi
+    from vae_fused.iwae import IWAETerms, iwae_loss
+    from vae_fused.losses import gaussian_log_prob, nll
     from vae_fused.options import Prior, Scale
+    from vae_fused.stats import LatentStats, latent_stats
 except Exception:
     # `python -m vae_fused.env` imports this file first, and prints even if torch does not load.
     if "vae_fused.env" not in sys.orig_argv:
@@ -35,12 +38,20 @@ except Exception:
 
 __all__ = [
     "DiagonalGaussian",
+    "ELBOTerms",
+    "IWAETerms",
+    "LatentStats",
     "Prior",
     "Scale",
     "__version__",
+    "elbo_loss",
     "functional",
     "gaussian_kl",
     "gaussian_log_prob",
+    "iwae_loss",
+    "latent_stats",
+    "likelihoods",
+    "nll",
     "nn",
     "reference",
     "reparameterize",

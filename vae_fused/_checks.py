@@ -8,20 +8,35 @@ numbers when they are made, in ``options.py``.
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Sequence
-from typing import SupportsIndex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
 
-from vae_fused.options import PLAIN, Options, Prior, Scale, as_scale, check_number, check_positive
+from vae_fused._keywords import DensityOptions, MultiOptions, chosen
+from vae_fused._numbers import check_not_negative, check_positive
+from vae_fused._scalar_checks import (
+    MAY_BE_SCALARS,
+    check_balance,
+    check_free_bits,
+    take_scalars,
+)
+from vae_fused.options import (
+    PLAIN,
+    CheckedPrior,
+    Options,
+    Prior,
+    Scale,
+    as_scale,
+)
 
 REDUCTIONS = ("batchmean", "sum", "mean", "sample", "none")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-LOG_2PI = math.log(2.0 * math.pi)
+# A reduction, or dimensions to sum; and what the sum is to be divided by.
+Reduced: TypeAlias = tuple[str, tuple[int, ...] | None, Tensor | None]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -32,88 +47,58 @@ LOG_2PI = math.log(2.0 * math.pi)
 def check_call(
     mu: Tensor,
     raw: Tensor,
+    options: Mapping[str, Any],
+    kind: type,
     *,
-    scale: str | Scale = "logvar",
-    mu_soft_clamp: float | None = None,
-    prior: Prior | None = None,
-    mask: Tensor | None = None,
-    free_bits: float = 0.0,
-    balance: tuple[float, float] | None = None,
-    temperature: float = 1.0,
-    sample_shape: int | Sequence[int] = (),
+    mu_name: str = "mu",
+    linear: float | None = None,
 ) -> tuple[Tensor, Tensor, Options]:
-    """Check all but reduction and noise; return mu and raw in one shape and dtype, and the rest."""
-    if (
-        (scale == "logvar" or scale is PLAIN.scale)
-        and mu_soft_clamp is None
-        and prior is None
-        and mask is None
-        and balance is None
-        and (type(free_bits) is float and free_bits == 0.0)
-        and (type(temperature) is float and temperature == 1.0)
-        and (isinstance(sample_shape, tuple) and not sample_shape)
-    ):  # the usual call, which pays for these comparisons alone
+    """Check all but reduction and noise; return mu and raw in one shape and dtype, and the rest.
+
+    ``options`` are those that the caller gives, ``kind`` the typed dictionary of those that the
+    function takes. What is not given, or given as the default, costs next to nothing.
+    """
+    given = chosen(options, kind) if options else {}
+    if linear is not None:
+        given["linear"] = linear
+    if not given:
         return *check_posterior(mu, raw), PLAIN
-    scale = as_scale(scale)
-    mu, raw = check_posterior(mu, raw, scale.raw_name)
-    mu, raw, prior = _check_prior(mu, raw, prior)
-    if mask is not None:
-        _check_mask(mu, mask)
-    return mu, raw, Options(
-        scale=scale,
-        mu_soft_clamp=_check_optional("mu_soft_clamp", mu_soft_clamp),
-        prior=prior,
-        mask=mask,
-        free_bits=check_number("free_bits", free_bits, "a number of nats, at least 0", low=0.0),
-        balance=_check_balance(balance),
-        temperature=check_number("temperature", temperature, "a number of at least 0", low=0.0),
-        sample_shape=_check_sample_shape(sample_shape),
-    )  # fmt: skip
-
-
-def check_sampled(
-    z: Tensor,
-    raw: Tensor,
-    *,
-    scale: str | Scale,
-    prior: Prior | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Options]:
-    """Check the arguments of a KL from a sample, which is the linear form with c = -1."""
-    scale = as_scale(scale)
-    z, raw = check_posterior(z, raw, scale.raw_name, "z")
-    z, raw, prior = _check_prior(z, raw, prior)
-    if mask is not None:
-        _check_mask(z, mask)
-    return z, raw, Options(scale=scale, prior=prior, mask=mask, linear=-1.0)
+    scale = as_scale(given.get("scale", "logvar"))
+    mu, raw = check_posterior(mu, raw, scale.raw_name, mu_name)
+    given["scale"] = scale
+    if len(given) == 1:
+        return mu, raw, Options(scale)
+    if "prior" in given:
+        mu, raw, given["prior"] = _check_prior(mu, raw, given["prior"])
+    if "mask" in given:
+        check_mask(mu, given["mask"])
+    if not MAY_BE_SCALARS.isdisjoint(given):
+        take_scalars(given, mu)
+    for name, value in given.items():
+        if name in _CHECKS:
+            given[name] = _CHECKS[name](name, value)
+    return mu, raw, Options(**given)
 
 
 def check_density(
-    value: Tensor, mu: Tensor, raw: Tensor, *, scale: str | Scale, mask: Tensor | None
-) -> tuple[Tensor, Options]:
-    """Check the arguments of a log density, which is minus the linear form with c = ln 2 pi.
-
-    Its Gaussian stands where a prior stands. Returns the value in the shape of all three.
-    """
-    scale = as_scale(scale)
+    value: Tensor, mu: Tensor, raw: Tensor, options: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor, Scale, Tensor | None]:
+    """Check the arguments of a log density. Return its tensors in one shape, its scale and mask."""
+    given = chosen(options, DensityOptions)
+    scale, mask = as_scale(given.get("scale", "logvar")), given.get("mask")
     mu, raw = check_posterior(mu, raw, scale.raw_name)
     value, mu = check_posterior(value, mu, "mu", "value")
     value, raw = check_posterior(value, raw, scale.raw_name, "value")
     if mask is not None:
-        _check_mask(value, mask)
-    return value, Options(prior=Prior(mu, raw, scale), mask=mask, linear=LOG_2PI)
+        check_mask(value, mask)
+    return value, mu, raw, scale, mask
 
 
 def check_multi(
     mus: Sequence[Tensor],
     raws: Sequence[Tensor],
-    *,
-    scale: str | Scale,
-    mu_soft_clamp: float | None,
-    prior: Prior | None,
+    options: Mapping[str, Any],
     reduction: str,
-    free_bits: float,
-    temperature: float,
     eps: Sequence[Tensor] | None,
     generator: torch.Generator | None,
     key: Tensor | None,
@@ -127,20 +112,18 @@ def check_multi(
             raise ValueError(f"{name} has {len(values)} tensors, wants those of mus: {len(mus)}")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}, wants sum or mean")
+    prior = options.get("prior")
     if isinstance(prior, Prior) and any(isinstance(v, Tensor) for v in (prior.mean, prior.raw)):
         raise ValueError("prior has tensors, wants numbers: one prior for the whole list")
-    checked = [
-        check_call(
-            mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, prior=prior, free_bits=free_bits,
-            temperature=temperature,
-        )
-        for mu, raw in zip(mus, raws, strict=True)
-    ]  # fmt: skip
+    checked = [check_call(mus[0], raws[0], options, MultiOptions)]
+    options = {**options, **(checked[0][2].scalars or {})}  # converted once, not for each tensor
+    rest = zip(mus[1:], raws[1:], strict=True)
+    checked += [check_call(*pair, options, MultiOptions) for pair in rest]
     mu, raw = [c[0] for c in checked], [c[1] for c in checked]
     for k, other in enumerate(mu):
         if other.dtype != mu[0].dtype:
             raise TypeError(f"mus[{k}] has dtype {other.dtype}, mus[0] {mu[0].dtype}; want one")
-        _check_device(f"mus[{k}]", other, mu[0], "mus[0]")
+        check_device(f"mus[{k}]", other, mu[0], "mus[0]")
     if eps is None:
         check_noise(mu[0], None, generator, key)
         return mu, raw, checked[0][2], None
@@ -156,11 +139,11 @@ def check_posterior(
     Broadcasting and promotion are torch's own operators, so autograd sums and casts the gradients
     back. Equal shapes and dtypes, the rule, pass through untouched.
     """
-    _check_tensor(mu_name, mu)
-    _check_tensor(name, raw)
-    _check_device(name, raw, mu, mu_name)
+    check_tensor(mu_name, mu)
+    check_tensor(name, raw)
+    check_device(name, raw, mu, mu_name)
     if mu.dtype != raw.dtype:
-        dtype = _promoted(mu, raw)
+        dtype = promoted(mu, raw)
         mu, raw = mu.to(dtype), raw.to(dtype)
     if mu.shape != raw.shape:
         sizes = zip(mu.shape[::-1], raw.shape[::-1], strict=False)
@@ -175,7 +158,7 @@ def check_posterior(
 
 def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
     """Check ``h`` and where it is packed; return its halves, as views, and ``dim`` from 0 on."""
-    _check_tensor("h", h)
+    check_tensor("h", h)
     dim, ndim = _index(dim, "dim must be an int"), h.dim()
     if not -ndim <= dim < ndim:
         raise ValueError(f"dim {dim} is out of range for h of {ndim} dimensions")
@@ -185,51 +168,58 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
     return h.narrow(dim, 0, size // 2), h.narrow(dim, size // 2, size // 2), dim % ndim
 
 
-def _check_prior(
-    mu: Tensor, raw: Tensor, prior: Prior | None
-) -> tuple[Tensor, Tensor, Prior | None]:
-    """Bring the posterior's and the prior's tensors to one dtype, and the latter to its shape."""
-    if prior is None:
-        return mu, raw, None
+def _check_prior(mu: Tensor, raw: Tensor, prior: Prior) -> tuple[Tensor, Tensor, CheckedPrior]:
+    """Bring the posterior's and the prior's tensors to one dtype, and the latter to its shape.
+
+    What has them already is not touched: even that takes a microsecond.
+    """
     if not isinstance(prior, Prior):
         raise TypeError(f"prior must be a vf.Prior or None, got {type(prior).__name__}")
-    given = (("prior.mean", prior.mean), ("prior.raw", prior.raw))
-    tensors = [(name, value) for name, value in given if isinstance(value, Tensor)]
-    for name, value in tensors:
-        _check_tensor(name, value)
-        _check_device(name, value, mu)
-        _check_expands(name, value, mu)
-    dtype = _promoted(mu, raw, *(value for _, value in tensors))
-    mean, prior_raw = (
-        value.to(dtype).expand(mu.shape) if isinstance(value, Tensor) else value
-        for _, value in given
-    )
-    return mu.to(dtype), raw.to(dtype), Prior(mean, prior_raw, prior.scale)
+    dtype, device, shape = mu.dtype, mu.device, mu.shape
+    mean, prior_raw, tensors = prior.mean, prior.raw, []
+    for name, value in (("prior.mean", mean), ("prior.raw", prior_raw)):
+        if isinstance(value, Tensor):
+            check_tensor(name, value)
+            if value.device != device:
+                check_device(name, value, mu)
+            if value.shape != shape:
+                check_expands(name, value, shape)
+            if value.dtype != dtype:
+                tensors = [v for v in (mean, prior_raw) if isinstance(v, Tensor)]
+    if tensors:
+        dtype = promoted(mu, raw, *tensors)
+        mu, raw = mu.to(dtype), raw.to(dtype)
+        mean, prior_raw = (v.to(dtype) if isinstance(v, Tensor) else v for v in (mean, prior_raw))
+    if isinstance(mean, Tensor) and mean.shape != shape:
+        mean = mean.expand_as(mu)
+    if isinstance(prior_raw, Tensor) and prior_raw.shape != shape:
+        prior_raw = prior_raw.expand_as(mu)
+    return mu, raw, CheckedPrior(mean, prior_raw, as_scale(prior.scale))
 
 
-def _check_mask(mu: Tensor, mask: Tensor) -> None:
-    _check_tensor("mask", mask, (torch.bool,), "bool: True for elements that count")
-    _check_device("mask", mask, mu)
-    _check_expands("mask", mask, mu)
+def check_mask(
+    mu: Tensor, mask: Tensor, name: str = "mu", owner: str = "the posterior's", called: str = "mask"
+) -> None:
+    check_tensor(called, mask, (torch.bool,), "bool: True for elements that count")
+    check_device(called, mask, mu, name)
+    check_expands(called, mask, mu.shape, owner)
 
 
-def _check_optional(name: str, value: float | None) -> float | None:
-    return None if value is None else check_positive(name, value)
-
-
-def _check_balance(balance: tuple[float, float] | None) -> tuple[float, float]:
-    if balance is None:
-        return 1.0, 1.0
-    if isinstance(balance, str) or not isinstance(balance, Sequence) or len(balance) != 2:
-        raise TypeError(f"balance must be a pair (wq, wp), got {balance!r}")
-    return check_number("balance's wq", balance[0]), check_number("balance's wp", balance[1])
-
-
-def _check_sample_shape(sample_shape: int | Sequence[int]) -> tuple[int, ...]:
-    sizes = _indices("sample_shape", sample_shape)
+def _check_sample_shape(name: str, sample_shape: int | Sequence[int]) -> tuple[int, ...]:
+    sizes = _indices(name, sample_shape)
     if any(size < 0 for size in sizes):
-        raise ValueError(f"sample_shape is {sizes}, wants sizes of at least 0")
+        raise ValueError(f"{name} is {sizes}, wants sizes of at least 0")
     return sizes
+
+
+# How the options that are no tensors and have none are checked.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "mu_soft_clamp": check_positive,
+    "free_bits": check_free_bits,
+    "balance": check_balance,
+    "temperature": check_not_negative,
+    "sample_shape": _check_sample_shape,
+}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -237,7 +227,7 @@ def _check_sample_shape(sample_shape: int | Sequence[int]) -> tuple[int, ...]:
 # --------------------------------------------------------------------------------------------------
 
 
-def _check_tensor(
+def check_tensor(
     name: str,
     value: Tensor,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
@@ -252,24 +242,31 @@ def _check_tensor(
         raise TypeError(f"{name} has layout {layout}, wants torch.strided")
 
 
-def _check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> None:
+def check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> None:
     if value.device != mu.device:
         raise RuntimeError(
             f"{name} is on {value.device}, {mu_name} on {mu.device}; want one device"
         )
 
 
-def _check_expands(name: str, value: Tensor, mu: Tensor) -> None:
+def check_expands(
+    name: str, value: Tensor, shape: Sequence[int], owner: str = "the posterior's"
+) -> None:
     """One direction: a mask or a prior does not enlarge the latent."""
-    sizes = zip(value.shape[::-1], mu.shape[::-1], strict=False)
-    if value.dim() > mu.dim() or any(v != m and v != 1 for v, m in sizes):
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}, which does not broadcast to the posterior's "
-            f"{tuple(mu.shape)}"
-        )
+    if not expands(value.shape, shape):
+        got, wanted = tuple(value.shape), tuple(shape)
+        raise ValueError(f"{name} has shape {got}, which does not broadcast to {owner} {wanted}")
 
 
-def _promoted(*tensors: Tensor) -> torch.dtype:
+def expands(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether a tensor of this shape broadcasts to ``whole``."""
+    if shape == whole[len(whole) - len(shape) :]:  # the rule, and the fastest
+        return True
+    sizes = zip(shape[::-1], whole[::-1], strict=False)
+    return len(shape) <= len(whole) and all(s == w or s == 1 for s, w in sizes)
+
+
+def promoted(*tensors: Tensor) -> torch.dtype:
     """``torch.result_type`` of floating point tensors, which Dynamo cannot trace."""
     dtypes = [t.dtype for t in tensors if t.dim() > 0]
     dtypes = dtypes or [t.dtype for t in tensors]  # 0-d tensors do not promote those with dims
@@ -292,8 +289,9 @@ def check_reduction(
     *,
     name: str = "dim",
     default: str = "batchmean",
-) -> tuple[str, tuple[int, ...] | None, Tensor | None]:
-    """Check ``reduction`` and ``dim``, called ``name``; return what is to be computed.
+    tensor: str = "mu",
+) -> Reduced:
+    """Check ``reduction`` and ``dim``, called ``name``, of a ``tensor``; return what to compute.
 
     That is a reduction, or dimensions to sum, and for the mean over unmasked elements what their
     sum is to be divided by.
@@ -304,7 +302,7 @@ def check_reduction(
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction is {reduction!r}, wants one of {', '.join(REDUCTIONS)}")
         if reduction == "sample" and mu.dim() == 0:
-            raise ValueError('reduction="sample" keeps dimension 0, but mu is 0-d')
+            raise ValueError(f'reduction="sample" keeps dimension 0, but {tensor} is 0-d')
         if reduction == "mean" and mask is not None:
             return "sum", None, mask.sum() * (mu.numel() // max(mask.numel(), 1))
         return reduction, None, None
@@ -319,7 +317,7 @@ def check_reduction(
     seen = set()
     for d in dims:
         if not -ndim <= d < ndim:
-            raise ValueError(f"{name} {d} is out of range for mu of {mu.dim()} dimensions")
+            raise ValueError(f"{name} {d} is out of range for {tensor} of {mu.dim()} dimensions")
         if d % ndim in seen:
             raise ValueError(f"{name} {d} appears twice in {dims}")
         seen.add(d % ndim)
@@ -371,18 +369,18 @@ def check_noise(
 
 
 def _check_eps(mu: Tensor, eps: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
-    _check_tensor("eps", eps)
+    check_tensor("eps", eps)
     if eps.shape != (shape := (*sample_shape, *mu.shape)):
         raise ValueError(f"eps has shape {tuple(eps.shape)}, wants z's {shape}")
-    _check_device("eps", eps, mu)
+    check_device("eps", eps, mu)
     return eps if eps.dtype == mu.dtype else eps.to(mu.dtype)
 
 
 def _check_key(mu: Tensor, key: Tensor) -> None:
-    _check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64: (seed, offset)")
+    check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64: (seed, offset)")
     if tuple(key.shape) != (2,):
         raise ValueError(f"key has shape {tuple(key.shape)}, wants (2,): (seed, offset)")
-    _check_device("key", key, mu)
+    check_device("key", key, mu)
 
 
 def check_value(value: Tensor, shape: Sequence[int]) -> None:

@@ -15,10 +15,17 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, constraints, register_kl
 
 from vae_fused import functional
-from vae_fused._checks import LOG_2PI, check_moments, check_posterior, check_reduction, check_value
-from vae_fused._gaussian import Gaussian
+from vae_fused._checks import (
+    check_moments,
+    check_posterior,
+    check_reduction,
+    check_value,
+    expands,
+)
+from vae_fused._formulas.gaussian import Gaussian
+from vae_fused._formulas.latent import reduce
+from vae_fused._formulas.special import LOG_2PI
 from vae_fused.options import Prior, Scale, as_scale
-from vae_fused.reference import _reduce
 
 __all__ = ["DiagonalGaussian"]
 
@@ -192,7 +199,7 @@ class DiagonalGaussian(Normal):
         sample_shape: int | Sequence[int] = torch.Size(),
         *,
         mask: Tensor | None = None,
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
         key: Tensor | None = None,
@@ -202,7 +209,7 @@ class DiagonalGaussian(Normal):
         Args:
             sample_shape: Shape of a batch of samples, each with its own noise.
             mask: Bool tensor that broadcasts to ``batch_shape``; where it is False, z is 0.
-            temperature: T of ``z = mu + T sigma eps``.
+            temperature: T of ``z = mu + T sigma eps``, a number or a 0-d tensor.
             eps: Explicit noise, in the shape of the result.
             generator: Source of the key, as in ``torch.randn``.
             key: ``(seed, offset)``, a uint64 or int64 tensor of two elements.
@@ -227,9 +234,9 @@ class DiagonalGaussian(Normal):
         reduction: str = "batchmean",
         dim: int | Sequence[int] | None = None,
         mask: Tensor | None = None,
-        free_bits: float = 0.0,
-        balance: tuple[float, float] | None = None,
-        temperature: float = 1.0,
+        free_bits: float | Tensor = 0.0,
+        balance: tuple[float | Tensor, float | Tensor] | None = None,
+        temperature: float | Tensor = 1.0,
         sample_shape: int | Sequence[int] = (),
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -257,8 +264,8 @@ class DiagonalGaussian(Normal):
         reduction: str = "batchmean",
         dim: int | Sequence[int] | None = None,
         mask: Tensor | None = None,
-        free_bits: float = 0.0,
-        balance: tuple[float, float] | None = None,
+        free_bits: float | Tensor = 0.0,
+        balance: tuple[float | Tensor, float | Tensor] | None = None,
     ) -> Tensor:
         """KL from the prior, by default the standard normal, in nats.
 
@@ -304,7 +311,7 @@ class DiagonalGaussian(Normal):
         """
         nll = -self.log_prob(value)
         reduction, dims, _ = check_reduction(nll, reduction, dim)
-        return _reduce(nll, reduction, dims)
+        return reduce(nll, reduction, dims)
 
     def cdf(self, value: Tensor) -> Tensor:
         r"""Probability of less than ``value``: :math:`\frac12 \mathrm{erfc}(-t / \sqrt 2)`."""
@@ -363,7 +370,7 @@ def kl_between(q: Normal, p: Normal, **reduction: Any) -> Tensor:
     """KL of q from p, reduced as :func:`vae_fused.gaussian_kl` does; either may be the larger."""
     mu, raw, scale = _parameters(q, p.mean.device)
     prior = Prior(*_parameters(p, mu.device))
-    if q.batch_shape != p.batch_shape:
+    if not expands(p._batch_shape, q._batch_shape):
         mu, raw, _ = torch.broadcast_tensors(mu, raw, p.mean)
     return functional.gaussian_kl(mu, raw, scale=scale, prior=prior, **reduction)
 

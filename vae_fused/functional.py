@@ -1,59 +1,60 @@
 """The public functions: names, defaults, and the way to the operators.
 
 Each function checks its arguments, then calls a compiled operator or, where there is none for the
-device, what its twin in ``vae_fused.reference`` computes. The gradients of both agree.
+device, computes the same in plain PyTorch, as its twin in ``vae_fused.reference`` always does. The
+gradients of both agree. ``help`` and ``inspect`` show ``**options`` as keywords with defaults.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vae_fused import _ext, _tracing, reference
+from vae_fused import _ext, _tracing
+from vae_fused import _keywords as kw
 from vae_fused._checks import (
+    Reduced,
     check_call,
-    check_density,
     check_moments,
+    check_multi,
     check_noise,
     check_reduction,
-    check_sampled,
 )
-from vae_fused.options import Options, Prior, Scale
+from vae_fused._formulas import latent
+from vae_fused._native import latent as native
+from vae_fused._native import registration
+from vae_fused.options import Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
-    "gaussian_kl",
-    "gaussian_log_prob",
-    "reparameterize",
-    "reparameterize_kl",
-    "reparameterize_kl_moments",
-    "sampled_kl",
-]
+    "gaussian_kl", "reparameterize", "reparameterize_kl", "reparameterize_kl_moments",
+    "reparameterize_kl_multi", "sampled_kl",
+]  # fmt: skip
 
 _ops = torch.ops.vae_fused
 if _ext.available:
     _tracing.register()
+    registration.register()
 
 
+@kw.named(kw.LatentOptions)
 def reparameterize_kl(
     mu: Tensor,
     raw: Tensor,
     /,
     *,
-    scale: str | Scale = "logvar",
-    mu_soft_clamp: float | None = None,
-    prior: Prior | None = None,
     reduction: str = "batchmean",
     dim: int | Sequence[int] | None = None,
-    mask: Tensor | None = None,
-    free_bits: float = 0.0,
-    balance: tuple[float, float] | None = None,
-    temperature: float = 1.0,
-    sample_shape: int | Sequence[int] = (),
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     key: Tensor | None = None,
+    _reference: bool = False,
+    **options: Unpack[kw.LatentOptions],
 ) -> tuple[Tensor, Tensor]:
     r"""Reparameterized sample and KL divergence of a diagonal Gaussian, in one launch.
 
@@ -66,6 +67,13 @@ def reparameterize_kl(
     (Kingma and Welling 2014, section 2.4 and appendix B). The KL of an element is never negative.
     Backward is one launch too: it regenerates the noise from a 16-byte key, so nothing tensor-sized
     is kept but the inputs.
+
+    **Options that change during training** (``free_bits``, ``temperature``, the weights of
+    ``balance``) may be 0-d tensors: a schedule then changes a value in place, and compiled code and
+    CUDA graphs read it without being made anew. They get no gradient, so one that requires it is
+    refused: ``.detach()`` it. Their values are not read by the host, so none is refused: a
+    ``free_bits`` below 0 acts as 0, a negative T mirrors the noise. A 0-d tensor of the CPU goes
+    along with any device, but a captured CUDA graph sees those of its device alone.
 
     Args:
         mu: Mean of the posterior, any shape; float32, float64, float16 or bfloat16, any strides.
@@ -85,12 +93,14 @@ def reparameterize_kl(
             all gradients are 0, even if a tensor holds NaN there. ``"mean"`` divides by the number
             of unmasked elements, ``"batchmean"`` by the size of dimension 0 as ever.
         free_bits: Floor of each element's KL, in nats; the gradient is 0 below it (Kingma et al.
-            2016, appendix C.8, with groups of one element).
+            2016, appendix C.8, with groups of one element). May be a 0-d tensor.
         balance: ``(wq, wp)``: the KL's gradient is multiplied by wq on its way to ``mu`` and
             ``raw``, by wp on its way to the prior; its value remains (KL balancing, Hafner et al.
             2021). It is the gradient of ``wq KL(q, sg(p)) + wp KL(sg(q), p)``, and so are further
-            derivatives; (1, 1) is the plain KL, of which nothing is stopped.
-        temperature: T, at least 0: ``z = mu + T sigma eps``. The KL does not see it.
+            derivatives; (1, 1) is the plain KL, of which nothing is stopped. Either may be a 0-d
+            tensor; then the stops remain, whatever its value.
+        temperature: T, at least 0: ``z = mu + T sigma eps``. The KL does not see it. May be a 0-d
+            tensor.
         sample_shape: Shape of a batch of samples for each element: z has shape ``sample_shape``
             plus the posterior's, as in ``torch.distributions``; the KL is computed once.
         eps: Explicit noise in the shape of ``z``, for exact comparison with other code. It may
@@ -109,48 +119,37 @@ def reparameterize_kl(
     Raises:
         TypeError: An argument of the wrong type, or a dtype that is not floating point.
         ValueError: Shapes that do not fit, an unknown ``scale`` or ``reduction``, a number or a
-            ``dim`` out of range, or two sources of noise.
+            ``dim`` out of range, two sources of noise, or an option that requires a gradient.
         RuntimeError: Tensors or a generator on different devices.
     """
-    mu, raw, options = check_call(
-        mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, prior=prior, mask=mask,
-        free_bits=free_bits, balance=balance, temperature=temperature, sample_shape=sample_shape,
-    )  # fmt: skip
-    eps = check_noise(mu, eps, generator, key, options.sample_shape)
-    reduction, dims, count = check_reduction(mu, reduction, dim, mask)
-    if not _ext.use_native(mu.device.type):
-        z = reference.sample(mu, raw, options, eps, generator, key)
-        return z, reference.divergence(mu, raw, options, reduction, dims, count)
-    more = options.arguments(mu)
-    if eps is not None or key is not None:
-        z, kl = _ops.reparameterize_kl.default(
-            mu, raw, eps=eps, key=key, reduction=reduction, dim=dims, **more
-        )
-    else:
-        z, kl, _ = _ops.reparameterize_kl.generator(
-            mu, raw, generator=generator, reduction=reduction, dim=dims, **more
-        )
+    if dim is None and eps is None and key is None and not _reference:
+        both = native.try_sample_and_kl(mu, raw, options, generator, reduction)
+        if both is not None:
+            return both
+    mu, raw, call = check_call(mu, raw, options, kw.LatentOptions)
+    eps = check_noise(mu, eps, generator, key, call.sample_shape)
+    reduced = check_reduction(mu, reduction, dim, call.mask)
+    if _reference or not _ext.use_native(mu.device.type):
+        z = latent.sample(mu, raw, call, eps, generator, key)
+        return z, latent.divergence(mu, raw, call, *reduced)
+    how, dims, count = reduced
+    z, kl = native.sample_and_kl(mu, raw, call, eps, generator, key, how, dims)
     return z, kl if count is None else kl / count
 
 
+@kw.named(kw.LatentOptions)
 def reparameterize_kl_moments(
     h: Tensor,
     /,
     *,
     dim: int = 1,
-    scale: str | Scale = "logvar",
-    mu_soft_clamp: float | None = None,
-    prior: Prior | None = None,
     reduction: str = "batchmean",
     kl_dim: int | Sequence[int] | None = None,
-    mask: Tensor | None = None,
-    free_bits: float = 0.0,
-    balance: tuple[float, float] | None = None,
-    temperature: float = 1.0,
-    sample_shape: int | Sequence[int] = (),
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     key: Tensor | None = None,
+    _reference: bool = False,
+    **options: Unpack[kw.LatentOptions],
 ) -> tuple[Tensor, Tensor]:
     """:func:`reparameterize_kl` of ``mu, raw = h.chunk(2, dim)``, packed in and packed out.
 
@@ -176,40 +175,28 @@ def reparameterize_kl_moments(
             ``dim``, or ``dim`` is out of range.
     """
     mu, raw, dim = check_moments(h, dim)
-    mu, raw, options = check_call(
-        mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, prior=prior, mask=mask,
-        free_bits=free_bits, balance=balance, temperature=temperature, sample_shape=sample_shape,
-    )  # fmt: skip
-    eps = check_noise(mu, eps, generator, key, options.sample_shape)
-    reduction, dims, count = check_reduction(mu, reduction, kl_dim, mask, name="kl_dim")
-    if not _ext.use_native(h.device.type):
-        z = reference.sample(mu, raw, options, eps, generator, key)
-        return z, reference.divergence(mu, raw, options, reduction, dims, count)
-    h, more = h.to(mu.dtype), options.arguments(mu)  # a prior's dtype may be wider
-    if eps is not None or key is not None:
-        z, kl = _ops.reparameterize_kl_moments.default(
-            h, packed_dim=dim, eps=eps, key=key, reduction=reduction, dim=dims, **more
-        )
-    else:
-        z, kl, _ = _ops.reparameterize_kl_moments.generator(
-            h, packed_dim=dim, generator=generator, reduction=reduction, dim=dims, **more
-        )
+    mu, raw, call = check_call(mu, raw, options, kw.LatentOptions)
+    eps = check_noise(mu, eps, generator, key, call.sample_shape)
+    reduced = check_reduction(mu, reduction, kl_dim, call.mask, name="kl_dim")
+    if _reference or not _ext.use_native(h.device.type):
+        z = latent.sample(mu, raw, call, eps, generator, key)
+        return z, latent.divergence(mu, raw, call, *reduced)
+    how, dims, count = reduced
+    z, kl = native.moments(h, dim, mu, raw, call, eps, generator, key, how, dims)
     return z, kl if count is None else kl / count
 
 
+@kw.named(kw.SampleOptions)
 def reparameterize(
     mu: Tensor,
     raw: Tensor,
     /,
     *,
-    scale: str | Scale = "logvar",
-    mu_soft_clamp: float | None = None,
-    mask: Tensor | None = None,
-    temperature: float = 1.0,
-    sample_shape: int | Sequence[int] = (),
     eps: Tensor | None = None,
     generator: torch.Generator | None = None,
     key: Tensor | None = None,
+    _reference: bool = False,
+    **options: Unpack[kw.SampleOptions],
 ) -> Tensor:
     r"""Reparameterized sample :math:`z = \mu + T \sigma \epsilon` of a diagonal Gaussian.
 
@@ -219,9 +206,7 @@ def reparameterize(
         mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides.
         raw: Raw scale, broadcastable with ``mu``; by default ``ln sigma^2``.
         scale, mu_soft_clamp, mask, temperature, sample_shape: As in :func:`reparameterize_kl`.
-        eps: Explicit noise in the shape of ``z``.
-        generator: Source of the key, as in ``torch.randn``.
-        key: ``(seed, offset)``, a uint64 or int64 tensor of two elements.
+        eps, generator, key: As in :func:`reparameterize_kl`.
 
     Returns:
         ``z``, in the broadcast shape of the inputs, after ``sample_shape``, and their promoted
@@ -230,35 +215,27 @@ def reparameterize(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
     """
-    mu, raw, options = check_call(
-        mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, mask=mask,
-        temperature=temperature, sample_shape=sample_shape,
-    )  # fmt: skip
-    eps = check_noise(mu, eps, generator, key, options.sample_shape)
-    if not _ext.use_native(mu.device.type):
-        return reference.sample(mu, raw, options, eps, generator, key)
-    more = options.arguments(mu)
-    z: Tensor
-    if eps is not None or key is not None:
-        z = _ops.reparameterize.default(mu, raw, eps=eps, key=key, **more)
-    else:
-        z, _ = _ops.reparameterize.generator(mu, raw, generator=generator, **more)
-    return z
+    if eps is None and key is None and not _reference:
+        sample = native.try_sample(mu, raw, options, generator)
+        if sample is not None:
+            return sample
+    mu, raw, call = check_call(mu, raw, options, kw.SampleOptions)
+    eps = check_noise(mu, eps, generator, key, call.sample_shape)
+    if _reference or not _ext.use_native(mu.device.type):
+        return latent.sample(mu, raw, call, eps, generator, key)
+    return native.sample(mu, raw, call, eps, generator, key)
 
 
+@kw.named(kw.KlOptions)
 def gaussian_kl(
     mu: Tensor,
     raw: Tensor,
     /,
     *,
-    scale: str | Scale = "logvar",
-    mu_soft_clamp: float | None = None,
-    prior: Prior | None = None,
     reduction: str = "batchmean",
     dim: int | Sequence[int] | None = None,
-    mask: Tensor | None = None,
-    free_bits: float = 0.0,
-    balance: tuple[float, float] | None = None,
+    _reference: bool = False,
+    **options: Unpack[kw.KlOptions],
 ) -> Tensor:
     r"""KL divergence of a diagonal Gaussian from a prior, in nats; default: the standard normal.
 
@@ -267,9 +244,8 @@ def gaussian_kl(
     Args:
         mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides.
         raw: Raw scale, broadcastable with ``mu``; by default ``ln sigma^2``.
-        reduction: ``"batchmean"``, ``"sum"``, ``"mean"``, ``"sample"`` or ``"none"``.
-        dim: Instead of ``reduction``: the dimension or dimensions to sum.
-        scale, mu_soft_clamp, prior, mask, free_bits, balance: As in :func:`reparameterize_kl`.
+        scale, mu_soft_clamp, prior, reduction, dim, mask, free_bits, balance: As in
+            :func:`reparameterize_kl`.
 
     Returns:
         The KL, float32 (float64 for float64 inputs), shaped by ``reduction`` or ``dim``.
@@ -277,61 +253,24 @@ def gaussian_kl(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
     """
-    mu, raw, options = check_call(
-        mu, raw, scale=scale, mu_soft_clamp=mu_soft_clamp, prior=prior, mask=mask,
-        free_bits=free_bits, balance=balance,
-    )  # fmt: skip
-    return _divergence(mu, raw, options, *check_reduction(mu, reduction, dim, mask))
+    if dim is None and not _reference:
+        kl = native.try_kl(mu, raw, options, reduction)
+        if kl is not None:
+            return kl
+    mu, raw, call = check_call(mu, raw, options, kw.KlOptions)
+    return _divergence(mu, raw, call, check_reduction(mu, reduction, dim, call.mask), _reference)
 
 
-def gaussian_log_prob(
-    value: Tensor,
-    mu: Tensor,
-    raw: Tensor,
-    /,
-    *,
-    scale: str | Scale = "logvar",
-    reduction: str = "none",
-    dim: int | Sequence[int] | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    r"""Log density of a diagonal Gaussian, in nats, in one launch.
-
-    .. math::
-        \ln N(v; \mu, \sigma^2) = -\tfrac12 \big(t^2 + \ln\sigma^2 + \ln 2\pi\big),
-        \quad t = (v - \mu) / \sigma
-
-    Args:
-        value: Where the density is asked for: float32, float64, float16 or bfloat16, any strides.
-        mu: Mean. ``value``, ``mu`` and ``raw`` broadcast together and promote as in torch; all
-            three get gradients.
-        raw: Raw scale; by default ``ln sigma^2``.
-        scale: As in :func:`reparameterize_kl`.
-        reduction: As in :func:`reparameterize_kl`, but ``"none"`` by default.
-        dim: Instead of ``reduction``: the dimension or dimensions to sum.
-        mask: As in :func:`reparameterize_kl`: masked elements count as 0.
-
-    Returns:
-        The log density, float32 (float64 for float64 inputs), shaped by ``reduction`` or ``dim``.
-
-    Raises:
-        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
-    """
-    value, options = check_density(value, mu, raw, scale=scale, mask=mask)
-    reduced = check_reduction(value, reduction, dim, mask, default="none")
-    return -_divergence(value, None, options, *reduced)
-
-
+@kw.named(kw.SampledKlOptions)
 def sampled_kl(
     z: Tensor,
     raw: Tensor,
     /,
     *,
-    scale: str | Scale = "logvar",
-    prior: Prior | None = None,
     reduction: str = "batchmean",
     dim: int | Sequence[int] | None = None,
-    mask: Tensor | None = None,
+    _reference: bool = False,
+    **options: Unpack[kw.SampledKlOptions],
 ) -> Tensor:
     r"""KL divergence estimated from a sample, in nats: :math:`-H(q) - \ln p(z)`, in one launch.
 
@@ -353,22 +292,80 @@ def sampled_kl(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
     """
-    z, raw, options = check_sampled(z, raw, scale=scale, prior=prior, mask=mask)
-    return _divergence(z, raw, options, *check_reduction(z, reduction, dim, mask))
+    z, raw, call = check_call(z, raw, options, kw.SampledKlOptions, mu_name="z", linear=-1.0)
+    return _divergence(z, raw, call, check_reduction(z, reduction, dim, call.mask), _reference)
+
+
+@kw.named(kw.MultiOptions)
+def reparameterize_kl_multi(
+    mus: Sequence[Tensor],
+    raws: Sequence[Tensor],
+    /,
+    *,
+    reduction: str = "sum",
+    eps: Sequence[Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    key: Tensor | None = None,
+    _reference: bool = False,
+    **options: Unpack[kw.MultiOptions],
+) -> tuple[list[Tensor], Tensor]:
+    r"""Samples of many diagonal Gaussians and the sum of their KLs, one launch for the whole list.
+
+    What the variational layers of a Bayesian network do in each step, a weight and a bias at a time
+    (Blundell et al. 2015): ``w = mu + ln(1 + e^rho) eps`` and the KL from a fixed prior, which here
+    is two numbers and no buffers. Backward is one launch, too, and keeps the inputs alone.
+
+    Args:
+        mus: Means: tensors of any shapes, of one dtype (float32, float64, float16 or bfloat16) and
+            device. What is not contiguous is copied.
+        raws: Raw scales, each in the shape of its mean or broadcastable with it.
+        scale, mu_soft_clamp, free_bits, temperature: As in :func:`vae_fused.reparameterize_kl`, for
+            all tensors alike.
+        prior: A :class:`vae_fused.Prior` of numbers; default: the standard normal.
+        reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of each
+            tensor's mean, as bayesian-torch has it; that of an empty one is nan, as in torch.
+        eps: Explicit noise for each tensor. For comparison with other code: a call each.
+        generator: Source of the key, as in ``torch.randn``.
+        key: ``(seed, offset)``. Tensor k has the noise of a call of its own with the offset of the
+            first free block: ``offset + sum(ceil(n / 4))`` of the tensors before it (2 in float64).
+
+    Returns:
+        ``(zs, kl)``: a sample in the shape and dtype of each posterior, and a 0-d KL in nats,
+        float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl`; an empty list,
+            lists of different lengths, different dtypes or devices, a prior with tensors.
+
+    Example:
+        >>> mus = [torch.zeros(64, 32), torch.zeros(64)]
+        >>> rhos = [torch.full((64, 32), -3.0), torch.full((64,), -3.0)]
+        >>> prior = vf.Prior(0.0, 0.1, "std")
+        >>> zs, kl = vf.reparameterize_kl_multi(mus, rhos, scale="softplus", prior=prior)
+    """
+    mu, raw, call, eps_list = check_multi(mus, raws, options, reduction, eps, generator, key)
+    _reference = _reference or not _ext.use_native(mu[0].device.type)
+    if _reference or eps_list is not None or native.is_transformed():
+        noise = latent.noise_of_multi(mu, eps_list, generator, key)
+        more: Any = {"reduction": reduction, "_reference": _reference, **options}
+        calls = zip(mu, raw, noise, strict=True)
+        pairs = [reparameterize_kl(*both, **n, **more) for *both, n in calls]
+        return [z for z, _ in pairs], torch.stack([kl for _, kl in pairs]).sum()
+    op = _ops.reparameterize_kl_multi
+    more = {"reduction": reduction, "options": call.packed(), **(call.scalars or {})}
+    if key is None:
+        zs, kl, _ = op.generator(mu, raw, generator=generator, **more)
+    else:
+        zs, kl = op.default(mu, raw, key=key, **more)
+    return list(zs), kl
 
 
 def _divergence(
-    mu: Tensor,
-    raw: Tensor | None,
-    options: Options,
-    reduction: str,
-    dims: tuple[int, ...] | None,
-    count: Tensor | None,
+    mu: Tensor, raw: Tensor | None, call: Options, reduced: Reduced, reference: bool
 ) -> Tensor:
-    """``reference.divergence`` by the operator, if there is one."""
-    if not _ext.use_native(mu.device.type):
-        return reference.divergence(mu, raw, options, reduction, dims, count)
-    kl: Tensor = _ops.gaussian_kl.default(
-        mu, raw, reduction=reduction, dim=dims, **options.arguments(mu)
-    )
+    """``latent.divergence`` by the operator, if there is one."""
+    if reference or not _ext.use_native(mu.device.type):
+        return latent.divergence(mu, raw, call, *reduced)
+    how, dims, count = reduced
+    kl = native.kl(mu, raw, call, how, dims)
     return kl if count is None else kl / count

@@ -1,4 +1,8 @@
-"""Modules around the functions, for models that are built of modules. None of them has any state.
+"""Modules around the functions, for models that are built of modules.
+
+Their only state is options that are given as 0-d tensors. These are buffers, with the names
+``temperature``, ``free_bits``, ``to_posterior`` and ``to_prior`` (the last two of ``balance``).
+They move with the module and are saved with it, and a schedule changes them in place.
 
 Sampling and KL in one launch is a function, ``vf.reparameterize_kl``: pass its KL to ``ELBOLoss``
 as ``kl=``.
@@ -6,28 +10,84 @@ as ``kl=``.
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn import functional as F
 
-from vae_fused import functional, reference
-from vae_fused._checks import check_call, check_posterior, check_reduction
-from vae_fused.distributions import DiagonalGaussian, _widen
-from vae_fused.options import Prior, Scale, as_scale
+from vae_fused import functional
+from vae_fused._checks import check_call, check_reduction, check_tensor
+from vae_fused._elbo_checks import FREE_BITS_PER, check_batch, check_weight
+from vae_fused._formulas import latent
+from vae_fused._iwae_module import IWAELoss
+from vae_fused._keywords import LatentOptions, SampleOptions, chosen
+from vae_fused._likelihood import Likelihood, as_likelihood
+from vae_fused._numbers import check_choice
+from vae_fused.elbo import ELBOTerms, elbo_loss, elbo_of_reconstruction
+from vae_fused.likelihoods import Bernoulli, Gaussian
+from vae_fused.options import Prior, Scale
+from vae_fused.schedules import CyclicalSchedule, LinearSchedule, Schedule, SigmoidSchedule
 
-__all__ = ["ELBOLoss", "ELBOTerms", "GaussianKL", "Reparameterize"]
+__all__ = [
+    "CyclicalSchedule",
+    "ELBOLoss",
+    "ELBOTerms",
+    "GaussianKL",
+    "IWAELoss",
+    "LinearSchedule",
+    "Reparameterize",
+    "Schedule",
+    "SigmoidSchedule",
+]
 
-RECONSTRUCTIONS = ("bce_with_logits", "mse", "gaussian")
+# Reconstructions by a name of their own, as likelihoods. A Gaussian of variance 1/2 without
+# constants is the squared error.
+_ALIASES: dict[str, Likelihood] = {
+    "bce_with_logits": Bernoulli(),
+    "mse": Gaussian(sigma=math.sqrt(0.5), constants=False),
+    "gaussian": Gaussian(sigma=1.0),
+}
 
-Output: TypeAlias = Tensor | tuple[Tensor, Tensor]
+Output: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
-class Reparameterize(Module):
+class _WithOptions(Module):
+    """A module with options of the functions. Those that are 0-d tensors are its buffers."""
+
+    def _keep(self, **options: Any) -> None:
+        """Check the options, now and not at the first call, and keep those that are no defaults."""
+        given, posterior = chosen(options, LatentOptions), torch.empty(1, device="meta")
+        on_meta = {name: _each(value, lambda t: t.to("meta")) for name, value in given.items()}
+        check_call(posterior, posterior, on_meta, LatentOptions)
+        self._numbers = {name: _each(value, lambda _: 1.0) for name, value in given.items()}
+        wq, wp = given.get("balance", (None, None))
+        for name, value in {**given, "to_posterior": wq, "to_prior": wp}.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are no defaults, as the functions take them."""
+        if not self._buffers:
+            return self._numbers
+        options = {name: self._buffers.get(name, value) for name, value in self._numbers.items()}
+        if "balance" in options:
+            pair = zip(("to_posterior", "to_prior"), options["balance"], strict=True)
+            options["balance"] = tuple(self._buffers.get(name, weight) for name, weight in pair)
+        return options
+
+
+def _each(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """An option with a function applied to it, or to its parts, where these are tensors."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_each(part, function) for part in value)
+    return function(value) if isinstance(value, Tensor) else value
+
+
+class Reparameterize(_WithOptions):
     """Samples a diagonal Gaussian in training, returns its mean in evaluation.
 
     Args:
@@ -46,10 +106,10 @@ class Reparameterize(Module):
         scale: str | Scale = "logvar",
         *,
         mu_soft_clamp: float | None = None,
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
     ) -> None:
         super().__init__()
-        self.options = _checked(scale=scale, mu_soft_clamp=mu_soft_clamp, temperature=temperature)
+        self._keep(scale=scale, mu_soft_clamp=mu_soft_clamp, temperature=temperature)
 
     def forward(
         self,
@@ -68,14 +128,14 @@ class Reparameterize(Module):
             return functional.reparameterize(
                 mu, logvar, **options, eps=eps, generator=generator, key=key
             )
-        mu, _, checked = check_call(mu, logvar, **options)
-        return reference.mean(mu, checked)
+        mu, _, checked = check_call(mu, logvar, options, SampleOptions)
+        return latent.mean(mu, checked)
 
     def extra_repr(self) -> str:
         return _repr(self.options)
 
 
-class GaussianKL(Module):
+class GaussianKL(_WithOptions):
     """KL divergence of a diagonal Gaussian from a prior, by default the standard normal, in nats.
 
     Args:
@@ -94,16 +154,14 @@ class GaussianKL(Module):
         *,
         scale: str | Scale = "logvar",
         mu_soft_clamp: float | None = None,
-        free_bits: float = 0.0,
-        balance: tuple[float, float] | None = None,
+        free_bits: float | Tensor = 0.0,
+        balance: tuple[float | Tensor, float | Tensor] | None = None,
     ) -> None:
         super().__init__()
         if dim is None or reduction != "batchmean":
             check_reduction(torch.empty(1, device="meta"), reduction, dim)
         self.reduction, self.dim = reduction, dim
-        self.options = _checked(
-            scale=scale, mu_soft_clamp=mu_soft_clamp, free_bits=free_bits, balance=balance
-        )
+        self._keep(scale=scale, mu_soft_clamp=mu_soft_clamp, free_bits=free_bits, balance=balance)
 
     def forward(
         self,
@@ -124,51 +182,34 @@ class GaussianKL(Module):
         return _repr({**given, **self.options})
 
 
-def _checked(**options: Any) -> dict[str, Any]:
-    """The options of a module that are no defaults, checked now and not at the first call."""
-    posterior = torch.empty(1, device="meta")
-    check_call(posterior, posterior, **options)
-    defaults = inspect.signature(check_call).parameters
-    return {k: v for k, v in options.items() if v != defaults[k].default}
-
-
 def _repr(options: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
-class ELBOTerms(NamedTuple):
-    """What :class:`ELBOLoss` returns: 0-d tensors, means over the batch, float32 or float64.
-
-    ``loss = reconstruction + beta * kl``; ``kl`` is without its weight.
-    """
-
-    loss: Tensor
-    reconstruction: Tensor
-    kl: Tensor
-
-
-class ELBOLoss(Module):
+class ELBOLoss(_WithOptions):
     r"""The negative evidence lower bound, :math:`-\ln p(x|z) + \beta\,\mathrm{KL}(q(z|x)\|p(z))`.
 
-    Both terms are **sums over the dimensions of a sample, averaged over the batch**, dimension 0,
-    so that their ratio is the model's. Averaging the reconstruction over pixels and summing the KL,
-    or the reverse, is a beta of thousands in disguise. (Kingma and Welling 2014, equation 10;
-    Higgins et al. 2017 for beta.) The terms of 16-bit tensors are computed in float32.
+    :func:`vae_fused.elbo_loss` with its options kept. Both terms are **sums over the dimensions of
+    a sample, averaged over the batch**, dimension 0, so that their ratio is the model's. Averaging
+    the reconstruction over pixels and summing the KL, or the reverse, is a beta of thousands in
+    disguise. (Kingma and Welling 2014, equation 10; Higgins et al. 2017 for beta.)
 
     Args:
         reconstruction: The term :math:`-\ln p(x|z)` of a sample:
 
-            - ``"bce_with_logits"``: Bernoulli pixels, in nats; ``output`` are logits, ``target``
-              is in [0, 1].
-            - ``"mse"``: the sum of squared errors, a Gaussian of variance 1/2 up to a constant.
-            - ``"gaussian"``: Gaussian pixels, in nats, constants included; ``output`` is the mean,
-              for variance 1, or a pair ``(mean, logvar)`` whose second broadcasts with the mean.
+            - a kind of :mod:`vae_fused.likelihoods`, or its name, as in :func:`vae_fused.nll`.
+              ``"gaussian"`` also takes one tensor, the mean, for variance 1;
+            - ``"bce_with_logits"``: another name for ``"bernoulli"``: ``output`` are logits;
+            - ``"mse"``: the sum of squared errors, a Gaussian of variance 1/2 up to a constant;
             - a callable of ``(output, target)``: returns either a tensor whose dimension 0 is the
               batch, which is summed over the others and averaged, or a 0-d tensor, which is taken
               as it is and must itself be a mean over the batch of sums. (``F.mse_loss`` is not: it
               divides by the number of pixels. Give it ``reduction="none"``.)
-        beta: Weight of the KL: a number, or a 0-d tensor. For a warm-up pass ``beta=`` to each
-            call, as a tensor if the module is compiled: each new number is compiled anew.
+        beta: Weight of the KL: a number, a 0-d tensor, or a module that returns one, such as a
+            schedule. For a warm-up pass ``beta=`` to each call, as a tensor if the module is
+            compiled: each new number is compiled anew.
+        capacity, free_bits_per, grad: As in :func:`vae_fused.elbo_loss`. A callable has no
+            ``grad``.
         scale, mu_soft_clamp, free_bits, balance: Of the KL, as in :func:`vae_fused.gaussian_kl`.
 
     Raises:
@@ -184,30 +225,35 @@ class ELBOLoss(Module):
 
     def __init__(
         self,
-        reconstruction: str | Callable[[Output, Tensor], Tensor] = "bce_with_logits",
+        reconstruction: str | Likelihood | Callable[[Output, Tensor], Tensor] = "bce_with_logits",
         *,
-        beta: float | Tensor = 1.0,
+        beta: float | Tensor | Module = 1.0,
+        capacity: float | Tensor | None = None,
+        free_bits_per: str = "element",
+        grad: str = "backward",
         scale: str | Scale = "logvar",
         mu_soft_clamp: float | None = None,
-        free_bits: float = 0.0,
-        balance: tuple[float, float] | None = None,
+        free_bits: float | Tensor = 0.0,
+        balance: tuple[float | Tensor, float | Tensor] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(reconstruction, str):
-            if reconstruction not in RECONSTRUCTIONS:
-                raise ValueError(
-                    f"reconstruction is {reconstruction!r}, wants one of "
-                    f"{', '.join(RECONSTRUCTIONS)}, or a callable"
-                )
-        elif not callable(reconstruction):
+            if reconstruction not in _ALIASES:
+                as_likelihood(reconstruction)
+        elif isinstance(reconstruction, type) or not (
+            isinstance(reconstruction, Likelihood) or callable(reconstruction)
+        ):
             raise TypeError(
-                f"reconstruction must be a str or callable, got {type(reconstruction).__name__}"
+                "reconstruction must be a str, a likelihood or callable, got "
+                f"{type(reconstruction).__name__}"
             )
+        check_choice("free_bits_per", free_bits_per, FREE_BITS_PER)
+        check_choice("grad", grad, ("backward", "forward"))
         self.reconstruction = reconstruction
-        self.beta = _check_beta(beta)
-        self.options = _checked(
-            scale=scale, mu_soft_clamp=mu_soft_clamp, free_bits=free_bits, balance=balance
-        )
+        self.beta = beta if isinstance(beta, Module) else check_weight("beta", beta)
+        self.capacity = None if capacity is None else check_weight("capacity", capacity)
+        self.free_bits_per, self.grad = free_bits_per, grad
+        self._keep(scale=scale, mu_soft_clamp=mu_soft_clamp, free_bits=free_bits, balance=balance)
 
     def forward(
         self,
@@ -220,11 +266,14 @@ class ELBOLoss(Module):
         mask: Tensor | None = None,
         kl: Tensor | None = None,
         beta: float | Tensor | None = None,
+        target_mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        library: Tensor | None = None,
     ) -> ELBOTerms:
         """The loss of a batch, with its terms.
 
         Args:
-            output: What the decoder returned, ``(B, ...)``, or a pair for ``"gaussian"``.
+            output: What the decoder returned, ``(B, ...)``, or a tuple as the likelihood says.
             target: The data, in the shape of ``output``.
             mu: Posterior mean, ``(B, ...)``.
             logvar: ``ln sigma^2``, or what ``scale`` says, broadcastable with ``mu``.
@@ -234,83 +283,67 @@ class ELBOLoss(Module):
                 already, 0-d (a mean over the batch, such as ``"batchmean"``) or with the batch as
                 dimension 0 (``"sample"``, ``"none"``).
             beta: Instead of the module's.
+            target_mask, weight, library: Of the likelihood, as in :func:`vae_fused.elbo_loss`.
 
         Raises:
             TypeError: No tensor where one is wanted; both or neither of ``mu, logvar`` and ``kl``;
                 a ``prior`` or ``mask`` beside ``kl``.
             ValueError: ``target`` is not of the shape of ``output``, ``kl`` not of its batch.
         """
-        beta = self.beta if beta is None else _check_beta(beta)
-        if (mu is None) != (logvar is None) or (mu is None) == (kl is None):
-            raise TypeError("give mu and logvar, or kl, and not both")
-        if mu is not None and logvar is not None:
-            scale = as_scale(self.options.get("scale", "logvar"))
-            mu, logvar = check_posterior(mu, logvar, scale.raw_name)
-            _check_batch("mu", mu, target)
-            kl = functional.gaussian_kl(mu, logvar, **self.options, prior=prior, mask=mask)
-        elif prior is not None or mask is not None:
-            raise TypeError(
-                "prior and mask are of mu and logvar, not of a kl that is there already"
-            )
-        reconstruction = _batch_mean("reconstruction", self._reconstruct(output, target), target)
-        kl = _batch_mean("kl", kl, target)
-        return ELBOTerms(reconstruction + beta * kl, reconstruction, kl)
-
-    def _reconstruct(self, output: Output, target: Tensor) -> Tensor:
-        if not isinstance(self.reconstruction, str):
-            return self.reconstruction(output, target)
-        mean, logvar = output if isinstance(output, tuple) else (output, None)
-        if logvar is not None and self.reconstruction != "gaussian":
-            raise TypeError(
-                f"output is a pair, which only 'gaussian' reads, not {self.reconstruction!r}"
-            )
-        for name, value in (("output", mean), ("target", target)):
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-        if mean.shape != target.shape:
-            raise ValueError(
-                f"target has shape {tuple(target.shape)}, wants output's {tuple(mean.shape)}"
-            )
-        mean, target = _widen(mean), _widen(target)
-        if self.reconstruction == "bce_with_logits":
-            return F.binary_cross_entropy_with_logits(mean, target, reduction="none")
-        if self.reconstruction == "mse":
-            return (mean - target).square()
-        return -DiagonalGaussian(mean, 0.0 if logvar is None else _widen(logvar)).log_prob(target)
+        if beta is None:
+            beta = self.beta() if isinstance(self.beta, Module) else self.beta
+        options: dict[str, Any] = self.options
+        if kl is not None:
+            # The options that the module keeps belong to mu and logvar. Free bits apply to this KL,
+            # unless it has been summed over what they are for.
+            is_summed = self.free_bits_per == "element" and isinstance(kl, Tensor) and kl.dim() < 2
+            floors = "free_bits" in options and not is_summed
+            options = {"free_bits": options["free_bits"]} if floors else {}
+        if prior is not None or mask is not None:
+            options = {**options, "prior": prior, "mask": mask}
+        more: dict[str, Any] = {
+            "beta": beta, "capacity": self.capacity, "free_bits_per": self.free_bits_per
+        }  # fmt: skip
+        if callable(self.reconstruction):
+            of_likelihood = {"target_mask": target_mask, "weight": weight, "library": library}
+            given = [name for name, value in of_likelihood.items() if value is not None]
+            if given:
+                raise TypeError(f"{', '.join(given)} must come with a likelihood, got a callable")
+            reconstruction = self.reconstruction(output, target)
+            check_tensor("reconstruction", reconstruction)
+            # What a callable makes of a target without a batch is its own affair.
+            if reconstruction.dim() > 0 and isinstance(target, Tensor) and target.dim() > 0:
+                check_batch("reconstruction", reconstruction, target, "target")
+            return elbo_of_reconstruction(reconstruction, mu, logvar, kl=kl, **more, **options)
+        likelihood, output = _likelihood_of(self.reconstruction, output, target)
+        return elbo_loss(
+            output, target, mu, logvar, kl=kl, likelihood=likelihood, grad=self.grad,
+            target_mask=target_mask, weight=weight, library=library, **more, **options,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return _repr({"reconstruction": self.reconstruction, "beta": self.beta, **self.options})
+        beta = {} if isinstance(self.beta, Module) else {"beta": self.beta}
+        given = {"capacity": self.capacity, "free_bits_per": self.free_bits_per, "grad": self.grad}
+        default = {"capacity": None, "free_bits_per": "element", "grad": "backward"}
+        chosen = {name: value for name, value in given.items() if value != default[name]}
+        return _repr({"reconstruction": self.reconstruction, **beta, **chosen, **self.options})
 
 
-def _check_beta(beta: float | Tensor) -> float | Tensor:
-    """Values of a tensor are not looked at: that would wait for the GPU."""
-    if isinstance(beta, Tensor):
-        if beta.dim() != 0:
-            raise ValueError(f"beta has shape {tuple(beta.shape)}, wants a number or a 0-d tensor")
-        return beta
-    if isinstance(beta, bool) or not isinstance(beta, int | float):
-        raise TypeError(f"beta must be a number or a 0-d tensor, got {type(beta).__name__}")
-    if not beta >= 0:
-        raise ValueError(f"beta is {beta}, wants a number of at least 0")
-    return beta
-
-
-def _batch_mean(name: str, value: Tensor | None, target: Tensor) -> Tensor:
-    """Sum over all dimensions but the first, mean over that; a 0-d tensor is one already."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-    value = _widen(value)
-    if value.dim() == 0:
-        return value
-    _check_batch(name, value, target)
-    return value.sum() / value.shape[0]
-
-
-def _check_batch(name: str, value: Tensor, target: Tensor) -> None:
-    if not isinstance(target, Tensor) or target.dim() == 0 or value.dim() == 0:
-        return  # what a callable makes of its target is its own affair
-    if value.shape[0] != target.shape[0]:
+def _likelihood_of(
+    reconstruction: str | Likelihood, output: Output, target: Tensor
+) -> tuple[str | Likelihood, Output]:
+    """The likelihood of a reconstruction. Those with a name of their own do not broadcast."""
+    if isinstance(reconstruction, Likelihood) or reconstruction not in _ALIASES:
+        return reconstruction, output
+    is_pair = isinstance(output, tuple)
+    if is_pair and reconstruction != "gaussian":
+        raise TypeError(f"output is a pair, which only 'gaussian' reads, not {reconstruction!r}")
+    first = output[0] if isinstance(output, tuple) else output
+    for name, value in (("output", first), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if first.shape != target.shape:
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}, wants the batch of target, "
-            f"{target.shape[0]}, in dimension 0"
+            f"target has shape {tuple(target.shape)}, wants output's {tuple(first.shape)}"
         )
+    return ("gaussian" if is_pair else _ALIASES[reconstruction]), output

@@ -1,40 +1,58 @@
-"""What a call may ask for beyond mu and its raw scale: how sigma is read, and what the prior is.
+"""What a call may choose beyond mu and its raw scale: how sigma is read, and what the prior is.
 
-``Scale`` and ``Prior`` are what a user gives; they check themselves, reading no tensor. ``Options``
-is what a checked call hands on, to the operators as a flat list of numbers.
+``Scale`` and ``Prior`` are what a user gives; they check themselves, reading no tensor.
+``Options`` is a checked call. The operators take its numbers as one flat list, packed in the order
+of the names that the extension exports, and its tensors as arguments of their own. A ``Scale``
+packs itself once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
+from vae_fused import _ext
+from vae_fused._numbers import check_choice, check_not_negative, check_number, check_positive
+
 __all__ = ["Prior", "Scale"]
+
+# The operators' numbers that a call may give as 0-d tensors instead.
+SCALARS = ("temperature", "free_bits", "to_posterior", "to_prior")
 
 # The operators know a kind by its place here.
 KINDS = ("logvar", "logstd", "std", "var", "softplus", "sigmoid2")
 
-
-def check_number(
-    name: str, value: float, wants: str = "a finite number", low: float = -math.inf
-) -> float:
-    """A finite number of at least ``low``. A tensor's value is not asked for: that would wait."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (low <= value and -math.inf < value < math.inf):  # nor is NaN
-        raise ValueError(f"{name} is {value}, wants {wants}")
-    return float(value)
+# The names of the operators' numbers, in their order: those of the posterior's scale, the same of
+# the prior's, and the others. Without compiled code there is nothing to pack for.
+_SCOPES, _NAMES, _DEFAULT_NUMBERS = (
+    torch.ops.vae_fused.latent_options() if _ext.available else ([], [], [])
+)
+_SCALE_NUMBERS = [n for scope, n in zip(_SCOPES, _NAMES, strict=True) if scope == "posterior"]
+_OTHER_NUMBERS = [n for scope, n in zip(_SCOPES, _NAMES, strict=True) if not scope]
+_DEFAULT_OTHERS = _DEFAULT_NUMBERS[2 * len(_SCALE_NUMBERS) :]
 
 
-def check_positive(name: str, value: float) -> float:
-    """A finite number above 0."""
-    if check_number(name, value) <= 0:
-        raise ValueError(f"{name} is {value}, wants a number above 0")
-    return float(value)
+def pairs(numbers: Iterable[float], defaults: Iterable[float], first: int = 0) -> list[float]:
+    """The operators' ``options``: place and value of each number that is no default.
+
+    ``first`` is the place of the first of these numbers.
+    """
+    both = enumerate(zip(numbers, defaults, strict=True), first)
+    return [float(x) for k, (n, default) in both if n != default for x in (k, n)]
+
+
+def unpaired(packed: Sequence[float] | None, defaults: Iterable[float]) -> list[float]:
+    """The inverse of :func:`pairs`."""
+    numbers = list(defaults)
+    for k in range(0, len(packed or ()), 2):
+        numbers[int(packed[k])] = packed[k + 1]  # type: ignore[index]
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,8 @@ class Scale:
 
     .. math::
         x = \mathrm{gain} \cdot C(\mathrm{raw}) + \mathrm{shift}, \qquad
-        \sigma = \sqrt{\sigma_0(x)^2 + \mathrm{var\_floor}} + \mathrm{std\_floor}
+        \sigma = \max\big(\sqrt{\sigma_0(x)^2 + \mathrm{var\_floor}} + \mathrm{std\_floor},
+        \mathrm{std\_min}\big)
 
     Both the sample and the KL use that sigma. :math:`\sigma_0` is, by kind:
 
@@ -69,6 +88,7 @@ class Scale:
         std_floor, var_floor: What is added to sigma and to its square: Dreamer's 0.1 and
             scvi-tools' 1e-4. With a ``var_floor`` the gradient of a ``"var"`` at 0 is finite; below
             ``-var_floor`` it is NaN.
+        std_min: The least sigma. The gradient is 0 below and passes at equality.
 
     Raises:
         TypeError: A value of the wrong type.
@@ -84,12 +104,14 @@ class Scale:
     beta: float = field(default=1.0, kw_only=True)
     std_floor: float = field(default=0.0, kw_only=True)
     var_floor: float = field(default=0.0, kw_only=True)
+    std_min: float = field(default=0.0, kw_only=True)
+
+    if TYPE_CHECKING:
+        _packed: ClassVar[tuple[float, ...]]
+        _pairs: ClassVar[tuple[list[float], list[float]]]  # of a posterior, of a prior
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kind, str):
-            raise TypeError(f"kind must be a str, got {type(self.kind).__name__}")
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is {self.kind!r}, wants one of {', '.join(KINDS)}")
+        check_choice("kind", self.kind, KINDS)
         if self.clamp is not None:
             object.__setattr__(self, "clamp", _check_clamp(self.clamp))
         if self.soft_clamp is not None:
@@ -101,8 +123,19 @@ class Scale:
         check_positive("beta", self.beta)
         if self.beta != 1.0 and self.kind != "softplus":
             raise ValueError(f"beta is {self.beta}, but belongs to softplus, not to {self.kind}")
-        for name, floor in (("std_floor", self.std_floor), ("var_floor", self.var_floor)):
-            check_number(name, floor, "a number of at least 0", low=0.0)
+        for name in ("std_floor", "var_floor", "std_min"):
+            check_not_negative(name, getattr(self, name))
+        object.__setattr__(self, "_packed", self._pack())
+        count, defaults = len(_SCALE_NUMBERS), _DEFAULT_NUMBERS
+        both = pairs(self._packed, defaults[:count]), pairs(self._packed, defaults[:count], count)
+        object.__setattr__(self, "_pairs", both)
+
+    # What is packed is no part of the value: it is neither compared nor shown nor pickled.
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Scale.__init__(self, **state)
 
     @property
     def raw_name(self) -> str:
@@ -123,19 +156,42 @@ class Scale:
         raw = min(high, max(low, raw))
         return self.gain * raw + self.shift + (self.var_floor if self.kind == "var" else 0.0)
 
-    def packed(self) -> list[float]:
-        """The nine numbers that the operators take."""
-        numbers = (
-            KINDS.index(self.kind),
-            self.gain,
-            self.shift,
-            *self._bounds,
-            self.soft_clamp or 0.0,
-            self.beta,
-            self.var_floor,
-            self.std_floor,
+    def _pack(self) -> tuple[float, ...]:
+        """The numbers that the operators take. Those not named here are fields of that name."""
+        low, high = self._bounds
+        values = {
+            "kind": KINDS.index(self.kind),
+            "low": low,
+            "high": high,
+            "soft_clamp": self.soft_clamp or 0.0,
+        }
+        return tuple(
+            float(values[name] if name in values else getattr(self, name))
+            for name in _SCALE_NUMBERS
         )
-        return [float(number) for number in numbers]
+
+    def pairs(self, scope: str) -> list[float]:
+        """What a scale contributes to the operators' ``options`` as a posterior's or a prior's."""
+        return self._pairs[scope == "prior"]
+
+    def numbers(self, scope: str) -> dict[str, float]:
+        """The numbers by their names in another family's list."""
+        names = (f"{scope}.{name}" for name in _SCALE_NUMBERS)
+        return dict(zip(names, self._packed, strict=True))
+
+    @staticmethod
+    def of_numbers(numbers: Mapping[str, float], scope: str) -> Scale:
+        """The inverse of :meth:`numbers`."""
+        return Scale.unpacked([numbers[f"{scope}.{name}"] for name in _SCALE_NUMBERS])
+
+    @staticmethod
+    def unpacked(numbers: Sequence[float]) -> Scale:
+        """The scale that these numbers belong to."""
+        fields: dict[str, Any] = dict(zip(_SCALE_NUMBERS, numbers, strict=True))
+        lo, hi = (b if math.isfinite(b) else None for b in (fields.pop("low"), fields.pop("high")))
+        clamp = None if lo is None and hi is None else (lo, hi)
+        kind, soft_clamp = KINDS[int(fields.pop("kind"))], fields.pop("soft_clamp") or None
+        return Scale(kind, clamp=clamp, soft_clamp=soft_clamp, **fields)
 
 
 def _check_clamp(clamp: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -149,6 +205,8 @@ def _check_clamp(clamp: Sequence[float | None]) -> tuple[float | None, float | N
         raise ValueError(f"clamp is ({lo}, {hi}), wants lo <= hi")
     return lo, hi
 
+
+torch.serialization.add_safe_globals([Scale])  # so that torch.load reads a model's options
 
 _SCALES = {kind: Scale(kind) for kind in KINDS}
 
@@ -203,61 +261,125 @@ class Prior:
             if name == "raw" and scale.kind in ("std", "var"):
                 x = scale.argument(value)
                 added = scale.std_floor + (scale.var_floor if scale.kind == "std" else 0.0)
-                if x < 0.0 or x + added == 0.0:
+                if x < 0.0 or max(x + added, scale.std_min) == 0.0:
                     read = "" if x == value else f", read as {x:.6g}"
                     raise ValueError(
                         f"prior.raw is {value}{read}, wants a number above 0 for a {scale.kind}"
                     )
 
 
+class CheckedPrior(NamedTuple):
+    """A prior whose tensors are in the posterior's shape and dtype."""
+
+    mean: Tensor | float = 0.0
+    raw: Tensor | float = 0.0
+    scale: Scale = _SCALES["logvar"]
+
+
 class Options(NamedTuple):
     """A checked call, but for mu, raw, the reduction and the noise.
 
-    The prior's tensors are in the posterior's shape and dtype; the mask is as it was given.
+    Its tensors come first: those of the prior are in the posterior's shape and dtype, the mask is
+    as it was given. All that follows ``sample_shape`` is numbers. A number of ``SCALARS`` that is
+    given as a tensor is in ``scalars``, by its name, and has its default among the numbers.
     """
 
     scale: Scale = _SCALES["logvar"]
-    mu_soft_clamp: float | None = None
-    prior: Prior | None = None  # None: the standard normal
+    prior: CheckedPrior | None = None  # None: the standard normal
     mask: Tensor | None = None
+    scalars: dict[str, Tensor] | None = None
+    sample_shape: tuple[int, ...] = ()
+    mu_soft_clamp: float | None = None
     free_bits: float = 0.0
     balance: tuple[float, float] = (1.0, 1.0)
     temperature: float = 1.0
-    sample_shape: tuple[int, ...] = ()
     linear: float | None = None  # c of the form 1/2 (d^2 + c - x) instead of the KL
 
+    def scalar(self, name: str) -> float | Tensor:
+        """One of ``SCALARS``."""
+        if self.scalars and name in self.scalars:
+            return self.scalars[name]
+        if name in ("to_posterior", "to_prior"):
+            return self.balance[name == "to_prior"]
+        number: float = getattr(self, name)
+        return number
+
     def packed(self) -> list[float] | None:
-        """The numbers, in the order of the operators' ``options``; None if all are defaults."""
-        prior = self.prior or Prior()
-        mean, raw = (0.0 if isinstance(v, Tensor) else float(v) for v in (prior.mean, prior.raw))
-        values = [
-            *self.scale.packed(),
-            *as_scale(prior.scale).packed(),
-            self.mu_soft_clamp or 0.0,
-            mean,
-            raw,
-            self.temperature,
-            self.free_bits,
-            *self.balance,
-            float(self.linear is not None),
-            self.linear or 0.0,
+        """The operators' ``options``; None if all are defaults."""
+        prior = self.prior or STANDARD
+        found = [*self.scale.pairs("posterior"), *prior.scale.pairs("prior")]
+        if self[_NUMBERS] != _PLAIN_NUMBERS or (
+            self.prior and not (isinstance(prior.mean, Tensor) and isinstance(prior.raw, Tensor))
+        ):
+            found += pairs(self._pack_others(prior), _DEFAULT_OTHERS, 2 * len(_SCALE_NUMBERS))
+        return found or None
+
+    def _pack_others(self, prior: CheckedPrior) -> list[float]:
+        """Those that belong to no scale. Those not named here are fields of that name."""
+        values = {
+            "mu_soft_clamp": self.mu_soft_clamp or 0.0,
+            "prior_mean": 0.0 if isinstance(prior.mean, Tensor) else prior.mean,
+            "prior_raw": 0.0 if isinstance(prior.raw, Tensor) else prior.raw,
+            "to_posterior": self.balance[0],
+            "to_prior": self.balance[1],
+            "linear": self.linear is not None,
+            "constant": self.linear or 0.0,
+        }
+        return [
+            float(values[name]) if name in values else getattr(self, name)
+            for name in _OTHER_NUMBERS
         ]
-        return None if values == _DEFAULTS else values
+
+    @staticmethod
+    def unpacked(
+        numbers: Sequence[float] | None,
+        prior_mean: Tensor | None = None,
+        prior_raw: Tensor | None = None,
+        mask: Tensor | None = None,
+        scalars: dict[str, Tensor] | None = None,
+    ) -> Options:
+        """The inverse of :meth:`packed`, with the tensors that go with the numbers."""
+        numbers, count = unpaired(numbers, _DEFAULT_NUMBERS), len(_SCALE_NUMBERS)
+        fields: dict[str, Any] = dict(zip(_OTHER_NUMBERS, numbers[2 * count :], strict=True))
+        mean, raw = fields.pop("prior_mean"), fields.pop("prior_raw")
+        prior = CheckedPrior(
+            mean if prior_mean is None else prior_mean,
+            raw if prior_raw is None else prior_raw,
+            Scale.unpacked(numbers[count : 2 * count]),
+        )
+        is_standard = prior_mean is None and prior_raw is None and prior == STANDARD
+        linear, constant = fields.pop("linear"), fields.pop("constant")
+        return Options(
+            scale=Scale.unpacked(numbers[:count]),
+            prior=None if is_standard else prior,
+            mask=mask,
+            scalars=scalars,
+            mu_soft_clamp=fields.pop("mu_soft_clamp") or None,
+            balance=(fields.pop("to_posterior"), fields.pop("to_prior")),
+            linear=constant if linear else None,
+            **fields,
+        )
 
     def arguments(self, mu: Tensor) -> dict[str, Any]:
         """The operators' keyword arguments, without those that are defaults."""
         if self is PLAIN:
             return {}
-        prior = self.prior or Prior()
-        arguments = {
-            "prior_mean": prior.mean if isinstance(prior.mean, Tensor) else None,
-            "prior_raw": prior.raw if isinstance(prior.raw, Tensor) else None,
-            "mask": None if self.mask is None else self.mask.expand(mu.shape),
-            "options": self.packed(),
-            "sample_shape": self.sample_shape or None,
-        }
-        return {name: value for name, value in arguments.items() if value is not None}
+        numbers, prior, mask = self.packed(), self.prior, self.mask
+        arguments: dict[str, Any] = {} if numbers is None else {"options": numbers}
+        if prior is not None:
+            if isinstance(prior.mean, Tensor):
+                arguments["prior_mean"] = prior.mean
+            if isinstance(prior.raw, Tensor):
+                arguments["prior_raw"] = prior.raw
+        if mask is not None:
+            arguments["mask"] = mask if mask.shape == mu.shape else mask.expand_as(mu)
+        if self.scalars:
+            arguments |= self.scalars
+        if self.sample_shape:
+            arguments["sample_shape"] = self.sample_shape
+        return arguments
 
 
-_DEFAULTS = [*Scale().packed(), *Scale().packed(), 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
-PLAIN = Options()
+_NUMBERS = slice(Options._fields.index("sample_shape") + 1, None)
+PLAIN, STANDARD = Options(), CheckedPrior()
+_PLAIN_NUMBERS = PLAIN[_NUMBERS]

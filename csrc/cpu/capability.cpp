@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "params.h"
+#include "params/device.h"
 
 #if defined(VAE_FUSED_CPU_TARGETS)
 #include <cpuid.h>

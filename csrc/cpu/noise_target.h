@@ -71,12 +71,12 @@ constexpr int kLinesFetched = kLanes / 8;
 
 // The high word of the counter is the same for all, or not.
 VAE_FUSED_HD void make_words(uint64_t seed, uint64_t first, int steps, Batch& batch,
-                             Wanted& wanted) {
+                             Prefetcher& prefetcher) {
   const uint64_t blocks = static_cast<uint64_t>(steps) * kLanes;
   const auto high = static_cast<uint32_t>(first >> 32);
   if (static_cast<uint32_t>((first + blocks - 1) >> 32) == high) {
     for (int i = 0; i < steps; ++i) {
-      wanted.fetch<kLinesFetched>();
+      prefetcher.fetch<kLinesFetched>();
       put_words(seed, counters(first + i * kLanes), high, batch.words[i]);
     }
   } else {
@@ -114,22 +114,23 @@ VAE_FUSED_HD void make_normals(const uint32_t (&from)[4][kLanes], double* out) {
 
 // The one place where words become normals: compilers may round differently in another.
 template <typename T>
-VAE_FUSED_ONE_BODY static void make_normals(const Batch& batch, int steps, T* out, Wanted& wanted) {
+VAE_FUSED_ONE_BODY static void make_normals(const Batch& batch, int steps, T* out,
+                                            Prefetcher& prefetcher) {
   constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
   for (int i = 0; i < steps; ++i) {
-    wanted.fetch<kLinesFetched>();
+    prefetcher.fetch<kLinesFetched>();
     make_normals(batch.words[i], out + i * kStep);
   }
 }
 
 template <typename T>
-static void fill_steps(uint64_t seed, uint64_t first, int steps, T* out, Wanted& wanted) {
+static void fill_steps(uint64_t seed, uint64_t first, int steps, T* out, Prefetcher& prefetcher) {
   constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
   Batch batch;
   while (steps > 0) {
     const int n = steps < kBatch ? steps : kBatch;
-    make_words(seed, first, n, batch, wanted);
-    make_normals(batch, n, out, wanted);
+    make_words(seed, first, n, batch, prefetcher);
+    make_normals(batch, n, out, prefetcher);
     first += static_cast<uint64_t>(n) * kLanes;
     out += n * kStep;
     steps -= n;
@@ -137,7 +138,7 @@ static void fill_steps(uint64_t seed, uint64_t first, int steps, T* out, Wanted&
 }
 
 template <typename T>
-static void fill_from(const Key& key, uint64_t index, int n, T* out, Wanted& wanted) {
+static void fill_from(const Key& key, uint64_t index, int n, T* out, Prefetcher& prefetcher) {
   constexpr int kPer = math::kNormalsPerBlock<T>, kStep = kPer * kLanes;
   uint64_t block = key.offset + index / kPer;
   int skip = static_cast<int>(index % kPer);
@@ -146,11 +147,11 @@ static void fill_from(const Key& key, uint64_t index, int n, T* out, Wanted& wan
     if (skip == 0 && n >= kStep) {
       steps = n / kStep;
       take = steps * kStep;
-      fill_steps(key.seed, block, steps, out, wanted);
+      fill_steps(key.seed, block, steps, out, prefetcher);
     } else {  // a part of a step
       alignas(64) T whole[kStep];
       take = n < kStep - skip ? n : kStep - skip;
-      fill_steps(key.seed, block, 1, whole, wanted);
+      fill_steps(key.seed, block, 1, whole, prefetcher);
       std::memcpy(out, whole + skip, take * sizeof(T));
       skip = 0;
     }
@@ -190,18 +191,18 @@ static void fill_pairs_at(const Key& key, const uint64_t* indices, int n, float*
     put_pairs_at(key, ordered, &batch.words[0][2 * pair]);
   }
   float whole[4 * kLanes];
-  Wanted nothing(0);
+  Prefetcher nothing(0);
   make_normals(batch, 1, whole, nothing);
   for (int at = 0; at < n; ++at) {
     out[at] = whole[4 * block_of_lane(at % kLanes) + at / kLanes * 2 + indices[at] % 2];
   }
 }
 
-void fill(const Key& key, uint64_t index, int n, float* out, Wanted& wanted) {
-  fill_from(key, index, n, out, wanted);
+void fill(const Key& key, uint64_t index, int n, float* out, Prefetcher& prefetcher) {
+  fill_from(key, index, n, out, prefetcher);
 }
-void fill(const Key& key, uint64_t index, int n, double* out, Wanted& wanted) {
-  fill_from(key, index, n, out, wanted);
+void fill(const Key& key, uint64_t index, int n, double* out, Prefetcher& prefetcher) {
+  fill_from(key, index, n, out, prefetcher);
 }
 
 void fill_at(const Key& key, const uint64_t* indices, int n, float* out) {

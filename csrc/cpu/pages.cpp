@@ -4,7 +4,7 @@
 // pages of 4 KiB, usually, each with a fault when it is first written. For 2^24 elements that is
 // three fifths of the time of a call; see docs/performance.md, "Threads and memory". Linux has huge
 // pages for those who ask, unless it is told otherwise; then, or elsewhere, nothing happens.
-#include "params.h"
+#include "params/device.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

@@ -78,8 +78,19 @@ VAE_FUSED_HD f32 blend(mask_t m, f32 x, f32 y) {
   return (f32)_mm512_mask_blend_ps(m, (__m512)y, (__m512)x);
 }
 VAE_FUSED_HD bool everywhere(mask_t m) { return m == 0xFFFF; }
+// Stores the numbers first + l of the lanes l where m is true, without gaps; returns how many. It
+// writes a whole vector.
+constexpr bool kHasCompress = true;
+VAE_FUSED_HD int compress(mask_t m, int first, int32_t* to) {
+  const i32 lanes = i32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + first;
+  const i32 found = (i32)_mm512_maskz_compress_epi32(m, (__m512i)lanes);
+  __builtin_memcpy(to, &found, sizeof(found));
+  return __builtin_popcount(m);
+}
 #else
 typedef i32 mask_t;
+constexpr bool kHasCompress = false;
+inline int compress(mask_t, int, int32_t*);  // there is none
 VAE_FUSED_HD mask_t where_less(f32 x, f32 y) { return x < y; }
 VAE_FUSED_HD mask_t where_equal(f32 x, f32 y) { return x == y; }
 VAE_FUSED_HD f32 blend(mask_t m, f32 x, f32 y) { return m ? x : y; }
@@ -123,6 +134,7 @@ struct Mask {
   mask_t m;
   friend VAE_FUSED_HD Mask operator&(Mask x, Mask y) { return {static_cast<mask_t>(x.m & y.m)}; }
   friend VAE_FUSED_HD Mask operator|(Mask x, Mask y) { return {static_cast<mask_t>(x.m | y.m)}; }
+  friend VAE_FUSED_HD Mask operator~(Mask x) { return {static_cast<mask_t>(~x.m)}; }
   friend VAE_FUSED_HD bool all(Mask x) { return everywhere(x.m); }
 };
 

@@ -4,6 +4,7 @@
 
 #include "cuda/ptx.cuh"
 #include "cuda/tile.cuh"
+#include "iteration/key.h"
 
 namespace vae_fused::cuda {
 
@@ -147,7 +148,7 @@ template <typename S, Access kAccess>
 __device__ __forceinline__ bool try_share_high_word(const Space& space, const Tile& tile,
                                                     Counter& counter) {
   constexpr int C = kChunk<S, kAccess>;
-  if constexpr (kAccess == Access::kPatched) {
+  if constexpr (kAccess == Access::kChannelsLast) {
     return counter.try_share_high_word(0, static_cast<uint32_t>(space.rows * space.cols) / C);
   }
   return counter.try_share_high_word(static_cast<uint64_t>(tile.begin) / C,
@@ -155,18 +156,18 @@ __device__ __forceinline__ bool try_share_high_word(const Space& space, const Ti
 }
 
 // The normals of chunk b of a step, the first of which has the index `at`.
-template <typename S, Access kAccess, bool kUsual, class Keys, bool kWhole, int C>
+template <typename S, Access kAccess, bool kFast, class Keys, bool kWhole, int C>
 __device__ __forceinline__ void draw(const Space& space, const Noise<Keys>& noise,
                                      const Span<kWhole>& span, int64_t at, int b,
                                      arithmetic_t<S> (&out)[C]) {
-  constexpr bool kPatched = kAccess == Access::kPatched;
-  if constexpr (kUsual && kPatched) {
-    const uint32_t stride = low_word(space.noise_stride[kUsualDims<kAccess> - 2]);
+  constexpr bool kChannelsLast = kAccess == Access::kChannelsLast;
+  if constexpr (kFast && kChannelsLast) {
+    const uint32_t stride = low_word(space.noise_stride[kFastDims<kAccess> - 2]);
     noise.template normals_of_block<S>((static_cast<uint32_t>(at) + b * stride) / C, out);
-  } else if constexpr (kUsual) {
+  } else if constexpr (kFast) {
     noise.template normals_of_block<S>(span.slot / C + b, out);
   } else {
-    const int64_t stride = kPatched ? space.noise_stride[space.ndim - 2] : C;
+    const int64_t stride = kChannelsLast ? space.noise_stride[space.ndim - 2] : C;
     noise.template normals<S>(at + b * stride, out);
   }
 }

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "cuda/access.cuh"
+#include "cuda/select.cuh"
 
 namespace vae_fused::cuda {
 
@@ -16,14 +16,15 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
 // Where a pack has element j of chunk b. A patch lies there as in memory.
 template <typename S, Access kAccess>
 __device__ __forceinline__ constexpr int place_of(int b, int j) {
-  return kAccess == Access::kPatched ? j * kVector<S, kAccess> + b : b * kChunk<S, kAccess> + j;
+  return kAccess == Access::kChannelsLast ? j * kVector<S, kAccess> + b
+                                          : b * kChunk<S, kAccess> + j;
 }
 
 // Whether 16-bit elements are taken from their pack by twos. Where a pack was put together from
 // single elements, it is better taken apart so.
 template <typename S, Access kAccess, bool kWhole>
 constexpr bool kByTwos =
-    sizeof(S) == 2 && (kAccess == Access::kLinear || kAccess == Access::kPatched ||
+    sizeof(S) == 2 && (kAccess == Access::kLinear || kAccess == Access::kChannelsLast ||
                        (kAccess == Access::kStrided && kWhole));
 
 // Elements i and i + 1 of a pack, i even.
@@ -49,7 +50,7 @@ __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<
   if constexpr (!kByTwos<S, kAccess, kWhole>) {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[place_of<S, kAccess>(b, j)]);
-  } else if constexpr (kAccess == Access::kPatched) {  // a word has elements of two chunks
+  } else if constexpr (kAccess == Access::kChannelsLast) {  // a word has elements of two chunks
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
       arithmetic_t<S> both[2];
@@ -83,7 +84,7 @@ class Results {
  public:
   template <bool kWhole>
   __device__ __forceinline__ void set(int b, const T (&chunk)[C]) {
-    if constexpr (kAccess != Access::kPatched) {
+    if constexpr (kAccess != Access::kChannelsLast) {
       narrow<kAccess, kWhole, C>(chunk, b, pack);
     } else if constexpr (sizeof(S) != 2) {
       VAE_FUSED_UNROLL

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "cuda/launch.cuh"
-#include "params.h"
+#include "math/platform.h"
 
 namespace vae_fused::cuda {
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "cuda/pack.cuh"
+#include "cuda/ptx.cuh"
 
 namespace vae_fused::cuda {
 
@@ -52,7 +53,7 @@ __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
 
 // A constant as a type. The conversion of std::integral_constant is a host function.
 template <auto kValue>
-struct Known {
+struct Constant {
   __device__ __forceinline__ constexpr operator decltype(kValue)() const { return kValue; }
 };
 
@@ -104,21 +105,21 @@ struct Offsets {
 };
 
 // The offsets of the step at element e. Views that vectors serve have offsets below 2^31
-// (`way_of`), for which a dimension costs some 20 instructions of a step, and 45 by 64 bits, as
-// single elements may need. One dimension costs none. The first element of a patch has coordinate 0
-// in the last dimension, which is left out. The dimensions of the usual views are unrolled, which
-// takes a third of a loop's instructions.
-template <typename S, Access kAccess, bool kUsual, int N>
+// (`select_kernel`), for which a dimension costs some 20 instructions of a step, and 45 by 64 bits,
+// as single elements may need. One dimension costs none. The first element of a patch has
+// coordinate 0 in the last dimension, which is left out. The dimensions of the usual views are
+// unrolled, which takes a third of a loop's instructions.
+template <typename S, Access kAccess, bool kFast, int N>
 __device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
                                        int64_t e, int64_t (&offsets)[N]) {
-  constexpr bool kPatched = kAccess == Access::kPatched;
-  constexpr uint32_t kInLast = kPatched ? kChunk<S, kAccess> : 1;
+  constexpr bool kChannelsLast = kAccess == Access::kChannelsLast;
+  constexpr uint32_t kInLast = kChannelsLast ? kChunk<S, kAccess> : 1;
   constexpr bool kNarrow = sizeof(S) < 8;  // double has time for 64 bits
   const auto by = [&](auto first, int last) {
     Offsets<decltype(first), N> at(first);
-    if constexpr (kUsual) {
+    if constexpr (kFast) {
       VAE_FUSED_UNROLL
-      for (int d = kUsualDims<kAccess> - kPatched - 1; d >= 0; --d) at.along(space, strides, d);
+      for (int d = kFastDims<kAccess> - kChannelsLast - 1; d >= 0; --d) at.along(space, strides, d);
     } else {
 #pragma unroll 1
       for (int d = last; d > 0; --d) at.along(space, strides, d);
@@ -127,11 +128,11 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = at.sums[k];
   };
-  const int last = space.ndim - (kPatched ? 2 : 1);
+  const int last = space.ndim - (kChannelsLast ? 2 : 1);
   if (kAccess == Access::kLinear) {
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e;
-  } else if (kNarrow && !kUsual && !kPatched && last == 0) {
+  } else if (kNarrow && !kFast && !kChannelsLast && last == 0) {
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e * strides[k][0];
   } else if (kNarrow && (kAccess != Access::kScalar || space.small)) {
@@ -192,12 +193,12 @@ __device__ __forceinline__ uint32_t low_word(const int64_t& number) {
 }
 
 // Where vector j of a patch begins. In the usual views all offsets are below 2^31.
-template <Access kAccess, bool kUsual, typename E>
+template <Access kAccess, bool kFast, typename E>
 __device__ __forceinline__ E* vector_of(const Space& space, const Operand& operand, int64_t offset,
                                         int j) {
   E* const data = static_cast<E*>(operand.data);
-  if constexpr (kUsual) {
-    const uint32_t stride = low_word(operand.stride[kUsualDims<kAccess> - 1]);
+  if constexpr (kFast) {
+    const uint32_t stride = low_word(operand.stride[kFastDims<kAccess> - 1]);
     return data + (static_cast<uint32_t>(offset) + j * stride);
   }
   return data + offset + j * operand.stride[space.ndim - 1];
@@ -206,19 +207,18 @@ __device__ __forceinline__ E* vector_of(const Space& space, const Operand& opera
 // A step of an operand, at its offset: a vector, or a patch of C of them, one behind the other. S
 // is the dtype of the call, E that of the operand. With kSplats a value may be broadcast along the
 // vector.
-template <typename S, Access kAccess, bool kUsual, bool kSplats = false, typename E = S,
-          bool kWhole>
+template <typename S, Access kAccess, bool kFast, bool kSplats = false, typename E = S, bool kWhole>
 __device__ __forceinline__ void load(const Space& space, const Operand& operand, int64_t offset,
                                      const Span<kWhole>& span, Pack<E, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
   const E* const data = address<E, kAccess>(operand.data, offset, span);
-  if constexpr (kAccess == Access::kPatched) {
-    const bool splats = kSplats && operand.stride[space.ndim - 2] == 0;
+  if constexpr (kAccess == Access::kChannelsLast) {
+    const bool broadcasts_inner = kSplats && operand.stride[space.ndim - 2] == 0;
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
-      const E* const at = vector_of<kAccess, kUsual, E>(space, operand, offset, j);
+      const E* const at = vector_of<kAccess, kFast, E>(space, operand, offset, j);
       Pack<E, V> vector;
-      if (splats) {
+      if (broadcasts_inner) {
         VAE_FUSED_UNROLL
         for (int b = 0; b < V; ++b) vector.s[b] = *at;
       } else {
@@ -262,9 +262,9 @@ __device__ __forceinline__ void store_chunk(const Sampled& operand, int64_t offs
 
 // The patch at `offset` of 16-bit latents of four channels: two of them of 4 pixels, the other two
 // are in the neighbour thread, and all kOfTwoThreads elements lie one behind the other, at a
-// multiple of their number (`way_of`). Four stores of 4 bytes would write each 32-byte sector a
-// quarter at a time, for which the L2 takes as long as for whole ones. So the two threads exchange
-// halves, and each stores two whole pixels, 16 bytes.
+// multiple of their number (`select_kernel`). Four stores of 4 bytes would write each 32-byte
+// sector a quarter at a time, for which the L2 takes as long as for whole ones. So the two threads
+// exchange halves, and each stores two whole pixels, 16 bytes.
 template <typename S>
 __device__ __forceinline__ void store_pixels(S* data, uint32_t offset, const Span<true>& span,
                                              const Pack<S, 8>& patch) {
@@ -281,13 +281,13 @@ __device__ __forceinline__ void store_pixels(S* data, uint32_t offset, const Spa
                         : uint4{words[0], got[0], words[1], got[1]});
 }
 
-template <typename S, Access kAccess, bool kUsual, bool kWhole>
+template <typename S, Access kAccess, bool kFast, bool kWhole>
 __device__ __forceinline__ void store(const Space& space, const Operand& operand, int64_t offset,
                                       const Span<kWhole>& span,
                                       const Pack<S, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
-  if constexpr (kAccess == Access::kPatched) {
-    if constexpr (kUsual && sizeof(S) == 2) {
+  if constexpr (kAccess == Access::kChannelsLast) {
+    if constexpr (kFast && sizeof(S) == 2) {
       if (space.pixel_pairs) {
         S* const data = static_cast<S*>(operand.data);
         return store_pixels(data, static_cast<uint32_t>(offset), span, pack);
@@ -297,7 +297,7 @@ __device__ __forceinline__ void store(const Space& space, const Operand& operand
     for (int j = 0; j < C; ++j) {
       Pack<S, V> vector;
       std::memcpy(&vector, pack.s + j * V, sizeof vector);
-      store_whole(vector_of<kAccess, kUsual, S>(space, operand, offset, j), vector);
+      store_whole(vector_of<kAccess, kFast, S>(space, operand, offset, j), vector);
     }
   } else {
     store_vector<S, V>(address<S, kAccess>(operand.data, offset, span), span, pack);

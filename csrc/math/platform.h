@@ -20,7 +20,7 @@
 
 #if defined(__CUDACC__)
 #define VAE_FUSED_HD __host__ __device__ __forceinline__
-#define VAE_FUSED_RARE __host__ __device__ __noinline__
+#define VAE_FUSED_RARE __host__ __device__ __noinline__ inline
 #elif defined(__GNUC__)
 #define VAE_FUSED_HD inline __attribute__((always_inline))
 #else
@@ -28,6 +28,14 @@
 #endif
 #if !defined(VAE_FUSED_RARE)
 #define VAE_FUSED_RARE VAE_FUSED_HD
+#endif
+
+// A kernel of doubles with many calls of the library defines this, to have one copy of each
+// function instead of many.
+#if defined(VAE_FUSED_LIBM_OUT_OF_LINE)
+#define VAE_FUSED_LIBM VAE_FUSED_RARE
+#else
+#define VAE_FUSED_LIBM VAE_FUSED_HD
 #endif
 
 #if defined(__CUDA_ARCH__)
@@ -141,11 +149,12 @@ VAE_FUSED_HD float larger(float x, float y) {
 }
 
 // Double precision is the reference path, not the hot one: the platform's library serves it.
-VAE_FUSED_HD double exp_libm(double x) { return ::exp(x); }
-VAE_FUSED_HD double log_libm(double x) { return ::log(x); }
+VAE_FUSED_LIBM double exp_libm(double x) { return ::exp(x); }
+VAE_FUSED_LIBM double log_libm(double x) { return ::log(x); }
 VAE_FUSED_HD double sqrt_libm(double x) { return ::sqrt(x); }
-VAE_FUSED_HD double log1p_libm(double x) { return ::log1p(x); }
-VAE_FUSED_HD double tanh_libm(double x) { return ::tanh(x); }
+VAE_FUSED_LIBM double expm1_libm(double x) { return ::expm1(x); }
+VAE_FUSED_LIBM double log1p_libm(double x) { return ::log1p(x); }
+VAE_FUSED_LIBM double tanh_libm(double x) { return ::tanh(x); }
 
 // The square root of a float that is 0 or normal, within an ulp. CUDA's own is a call for the cases
 // in between. Here an approximate reciprocal root (2^-22.9) is followed by a Newton step, which

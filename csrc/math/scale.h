@@ -2,6 +2,7 @@
 // sigma and x = ln sigma^2; backward their derivatives with respect to the raw output, too.
 //
 //   raw -> C(raw) -> t = gain C(raw) + shift -> s = unit base(t) -> sigma = sqrt(s^2 + v) + f
+//       -> max(sigma, std_min)
 //
 // with v = var_floor, f = std_floor. kSqrt has root_floor = v / unit^2 below the root instead,
 // which is the same but for the derivative at a variance of 0: it would be 0 times infinity. Every
@@ -13,7 +14,7 @@
 #include <type_traits>
 
 #include "math/elementary.h"
-#include "math/family.h"
+#include "math/scale_options.h"
 
 namespace vae_fused::math {
 
@@ -103,7 +104,7 @@ VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 //
 //   sigma' = s' s / sqrt(s^2 + v)      (ln sigma^2)' = 2 sigma' / sigma
 //
-// A large s absorbs v, long before its square overflows.
+// A large s absorbs v, long before its square overflows. Below std_min both derivatives are 0.
 // ---------------------------------------------------------------------------------------------
 
 // In float e^t is the root of e^2t where that is normal, as in the plain call, to the bit; in
@@ -127,7 +128,7 @@ constexpr T kAbsorbs = sizeof(T) == 8 ? T(0x1p+300) : T(0x1p+60);
 
 template <typename T>
 VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
-  return o.var_floor != T(0) || o.std_floor != T(0);
+  return o.var_floor != T(0) || o.std_floor != T(0) || o.std_min != T(0);
 }
 
 // s and its derivative; x and its derivative where the base knows them. `slope` is C'.
@@ -180,11 +181,15 @@ VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool fl
     ds = select(large, ds, ds * (s * reciprocal(root)));
     s = select(large, s, root);
   }
-  if (floored) s = s + o.std_floor;
+  if (floored) {
+    s = s + o.std_floor;
+    ds = select(s < F(o.std_min), F(0), ds);
+    s = larger(F(o.std_min), s);
+  }
   if (floored || base == ScaleBase::kIdentity || base == ScaleBase::kSqrt ||
       base == ScaleBase::kSoftplus) {
     F square = s, factor = F(2);  // ln sigma^2 = factor ln square
-    if (floored ? o.std_floor == T(0) : base == ScaleBase::kSqrt) {
+    if (floored ? o.std_floor == T(0) && o.std_min == T(0) : base == ScaleBase::kSqrt) {
       square = floored ? select(large, s, variance) : t;
       factor = floored ? select(large, F(2), F(1)) : F(1);
     }
@@ -227,7 +232,7 @@ VAE_FUSED_HD void with_base(ScaleBase base, const Visit& visit) {
       return visit(BaseConstant<ScaleBase::kSqrt>{});
     case ScaleBase::kSoftplus:
       return visit(BaseConstant<ScaleBase::kSoftplus>{});
-    default:
+    case ScaleBase::kSigmoid:
       return visit(BaseConstant<ScaleBase::kSigmoid>{});
   }
 }

@@ -34,7 +34,9 @@ constexpr bool kCoarse = sizeof(S) == 2;
 
 VAE_FUSED_HD float widen(float x) { return x; }
 VAE_FUSED_HD double widen(double x) { return x; }
-VAE_FUSED_HD float widen(uint8_t x) { return x; }  // of a mask
+VAE_FUSED_HD float widen(uint8_t x) { return x; }  // of a mask, or a pixel
+VAE_FUSED_HD float widen(int32_t x) { return static_cast<float>(x); }
+VAE_FUSED_HD double widen(int64_t x) { return static_cast<double>(x); }
 
 VAE_FUSED_HD float widen(BFloat16 x) { return real(static_cast<uint32_t>(x.u) << 16); }
 

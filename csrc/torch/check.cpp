@@ -36,31 +36,8 @@ void check_key(const Tensor& key, const Tensor& mu) {
   check_tensor(key, "key", {2}, is_signed ? at::kLong : at::kUInt64, mu);
 }
 
-Noise Noise::given(const OptionalTensor& eps, const OptionalTensor& key) {
-  TORCH_CHECK_VALUE(eps.has_value() != key.has_value(), "vae_fused: give one of eps and key");
-  Noise noise;
-  if (eps) noise.eps = *eps;
-  if (key) noise.key = key->contiguous();
-  return noise;
-}
-
-Noise Noise::reserved(const OptionalGenerator& generator) {
-  Noise noise;
-  noise.reserve = true;
-  noise.generator = generator;
-  return noise;
-}
-
-void Noise::check(const Tensor& like) const {
-  if (eps.defined()) check_like(eps, "eps", like);
-  if (key.defined()) check_key(key, like);
-}
-
-void Tensors::check(const Tensor& mu) const {
-  if (raw.defined()) check_like(raw, "raw", mu);
-  if (prior_mean.defined()) check_like(prior_mean, "prior_mean", mu);
-  if (prior_raw.defined()) check_like(prior_raw, "prior_raw", mu);
-  if (mask.defined()) check_tensor(mask, "mask", mu.sym_sizes(), at::kBool, mu);
+at::ScalarType arithmetic_dtype(const Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 }  // namespace vae_fused

@@ -5,7 +5,7 @@
 
 #include <stdexcept>
 
-#include "params.h"
+#include "params/device.h"
 
 namespace {
 

@@ -1,27 +1,57 @@
-// The operators' `options`: what a call chooses about its Gaussians, as numbers in one flat list.
+// How options cross from Python: as a flat list of pairs, the place of a number among those of its
+// family and its value. What is not in the list has its default, so that a call with one option
+// passes 2 numbers and not 29, which takes 5 us to convert, and no default is ever spelled out:
+// many of them are infinite, which some formats of a serialised graph cannot hold.
+//
+// `Given` is a struct of math/options.h: GivenLatent, GivenLikelihood.
 #pragma once
 
 #include <c10/util/ArrayRef.h>
+#include <c10/util/Exception.h>
+#include <c10/util/SmallVector.h>
 
 #include <optional>
-
-#include "math/family.h"
+#include <string>
+#include <tuple>
+#include <vector>
 
 namespace vae_fused {
 
 using OptionList = std::optional<c10::ArrayRef<double>>;
 
-// In the order of vae_fused/options.py, which writes the list:
-//
-//    0   kind of the posterior's scale, an index into kKinds
-//    1   gain, shift, low, high, soft_clamp, beta, var_floor, std_floor      (0: no soft clamp)
-//    9   the same nine for the prior's scale
-//   18   soft clamp of mu (0: none), prior mean, prior raw scale
-//   21   temperature, free_bits, weights of the KL's gradient towards posterior and prior
-//   25   form (0: the KL, 1: linear), constant of the linear form
-constexpr size_t kOptions = 27;
+// Scope, name and default of each number, in the order of their places.
+using OptionNames =
+    std::tuple<std::vector<std::string>, std::vector<std::string>, std::vector<double>>;
 
-// Absent: the defaults.
-math::Family<double> parse_options(OptionList options);
+template <class Given>
+OptionNames names_of_options() {
+  std::vector<std::string> scopes, names;
+  std::vector<double> defaults;
+  Given().visit_numbers([&](const char* scope, const char* name, double number) {
+    scopes.emplace_back(scope);
+    names.emplace_back(name);
+    defaults.push_back(number);
+  });
+  return {scopes, names, defaults};
+}
+
+template <class Given>
+Given given_options(OptionList pairs) {
+  Given given;
+  if (!pairs.has_value()) return given;
+  c10::SmallVector<double*, 32> numbers;
+  given.visit_numbers(
+      [&](const char*, const char*, double& number) { numbers.push_back(&number); });
+  const size_t size = pairs->size();
+  TORCH_CHECK_VALUE(size % 2 == 0, "vae_fused: options has ", size, " numbers, wants pairs");
+  for (size_t k = 0; k < size; k += 2) {
+    const double place = (*pairs)[k];
+    const bool is_place = place >= 0 && place < static_cast<double>(numbers.size());
+    TORCH_CHECK_VALUE(is_place, "vae_fused: options has a place ", place, ", wants one below ",
+                      numbers.size());
+    *numbers[static_cast<size_t>(place)] = (*pairs)[k + 1];
+  }
+  return given;
+}
 
 }  // namespace vae_fused

@@ -25,6 +25,7 @@ Reduction parse_reduction(std::string_view reduction, at::OptionalIntArrayRef di
     result.summed = all;
     result.divisor = Divisor::kNumel;
   } else if (reduction == "sample") {
+    TORCH_CHECK_VALUE(ndim > 0, "vae_fused: reduction 'sample' keeps dimension 0 of a 0-d tensor");
     result.summed = all;
     result.summed.reset(0);
   } else {

@@ -4,8 +4,8 @@
 #include <string_view>
 #include <vector>
 
-#include "space.h"
-#include "torch/ops.h"
+#include "iteration/make_space.h"
+#include "torch/tensor.h"
 
 namespace vae_fused {
 

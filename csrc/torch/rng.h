@@ -3,8 +3,8 @@
 
 #include <optional>
 
-#include "params.h"
-#include "torch/ops.h"
+#include "iteration/key.h"
+#include "torch/tensor.h"
 
 namespace vae_fused {
 

@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -13,8 +14,10 @@
 #include <stdexcept>
 
 #include "cpu/noise.h"
+#include "likelihoods.h"
 #include "maths.h"
-#include "params.h"
+#include "params/latent_multi.h"
+#include "params/likelihood.h"
 #include "probes.h"
 #include "space.h"
 
@@ -79,6 +82,9 @@ void bind_math(py::module_& m, const char* normals_name) {
         return out;
       },
       py::arg(), py::arg().noconvert());
+  m.def("log1p", mapped<T>(&maths::log1p, 1), py::arg().noconvert());
+  m.def("log1p_excess", mapped<T>(&maths::log1p_excess, 1), py::arg().noconvert());
+  m.def("stirling", mapped<T>(&maths::stirling, 2), py::arg().noconvert());
   m.def(
       normals_name,
       [](uint64_t seed, uint64_t offset, uint64_t first, py::ssize_t n) {
@@ -98,7 +104,7 @@ void bind_noise(py::module_& m, const char* name) {
       name,
       [](uint64_t seed, uint64_t offset, uint64_t first, py::ssize_t n) {
         py::array_t<T> out(n);
-        vae_fused::cpu::Wanted nothing(0);
+        vae_fused::cpu::Prefetcher nothing(0);
         baseline::fill(Key{seed, offset}, first, static_cast<int>(n), out.mutable_data(), nothing);
         return out;
       },
@@ -140,6 +146,7 @@ Array view(const MaybeArray& array, const py::array& like, bool any_dtype = fals
     throw std::invalid_argument("arrays of a call have one dtype and one number of dimensions");
   }
   Array result{const_cast<void*>(array->data()), {}};
+  if (before > 0) result.step = array->strides(0) / array->itemsize();
   for (py::ssize_t d = 0; d < like.ndim(); ++d) {
     if (array->shape(before + d) != like.shape(d)) throw std::invalid_argument("shapes differ");
     result.strides.push_back(array->strides(before + d) / array->itemsize());
@@ -149,10 +156,6 @@ Array view(const MaybeArray& array, const py::array& like, bool any_dtype = fals
 
 int64_t samples_of(const MaybeArray& array, const py::array& mu) {
   return array && array->ndim() > mu.ndim() ? array->shape(0) : 1;
-}
-
-void set_step(vae_fused::Sampled& operand, const MaybeArray& array, const py::array& mu) {
-  if (samples_of(array, mu) > 1) operand.step = array->strides(0) / array->itemsize();
 }
 
 template <typename T>
@@ -208,10 +211,12 @@ constexpr auto kCudaBackward = &vae_fused::cuda::backward;
 constexpr auto kCudaForwardMulti = &vae_fused::cuda::forward_multi;
 constexpr auto kCudaBackwardMulti = &vae_fused::cuda::backward_multi;
 #else
-constexpr int (*kCudaForward)(const vae_fused::ForwardParams&, void*) = nullptr;
-constexpr int (*kCudaBackward)(const vae_fused::BackwardParams&, void*) = nullptr;
-constexpr int (*kCudaForwardMulti)(const vae_fused::MultiParams&, void*) = nullptr;
-constexpr int (*kCudaBackwardMulti)(const vae_fused::MultiParams&, void*) = nullptr;
+template <typename Params>
+constexpr int (*kNoKernel)(const vae_fused::WithScalars<Params>&, void*) = nullptr;
+constexpr auto kCudaForward = kNoKernel<vae_fused::ForwardParams>;
+constexpr auto kCudaBackward = kNoKernel<vae_fused::BackwardParams>;
+constexpr auto kCudaForwardMulti = kNoKernel<vae_fused::MultiParams>;
+constexpr auto kCudaBackwardMulti = kNoKernel<vae_fused::MultiParams>;
 #endif
 
 py::dict space_of(const py::array& mu, const std::vector<int>& dims) {
@@ -223,7 +228,7 @@ py::dict space_of(const py::array& mu, const std::vector<int>& dims) {
                   "tiles_per_row"_a = space.tiles_per_row);
 }
 
-// A math::Family from its fields by name; those of the scales in dictionaries of their own.
+// A math::LatentOptions from its fields by name; those of the scales in dictionaries of their own.
 void read(const py::dict& fields, const char* name, double& value) {
   if (fields.contains(name)) value = fields[name].cast<double>();
 }
@@ -240,13 +245,14 @@ vae_fused::math::ScaleOptions<double> scale_options(const py::dict& fields) {
   read(fields, "var_floor", o.var_floor);
   read(fields, "std_floor", o.std_floor);
   read(fields, "root_floor", o.root_floor);
+  read(fields, "std_min", o.std_min);
   o.per_soft_clamp = o.soft_clamp > 0 ? 1 / o.soft_clamp : 0;
   o.log_unit_squared = 2 * std::log(o.unit);
   return o;
 }
 
-vae_fused::math::Family<double> family_of(const py::dict& fields) {
-  vae_fused::math::Family<double> f;
+vae_fused::math::LatentOptions<double> family_of(const py::dict& fields) {
+  vae_fused::math::LatentOptions<double> f;
   if (fields.contains("posterior")) f.posterior = scale_options(fields["posterior"]);
   if (fields.contains("prior")) f.prior = scale_options(fields["prior"]);
   read(fields, "mu_soft_clamp", f.mu_soft_clamp);
@@ -264,34 +270,111 @@ vae_fused::math::Family<double> family_of(const py::dict& fields) {
   return f;
 }
 
+// Reads the options that are arrays of one element, by name; the caller keeps them alive.
+template <typename Params>
+void point_to(const py::dict& arrays, vae_fused::WithScalars<Params>& params) {
+  const auto dtype =
+      params.dtype == DType::kFloat64 ? py::dtype::of<double>() : py::dtype::of<float>();
+  params.scalars.visit([&](const char* name, const void*& pointer) {
+    if (!arrays.contains(name)) return;
+    const auto array = arrays[name].cast<py::array>();
+    if (!array.dtype().is(dtype)) throw std::invalid_argument("not of the arithmetic's dtype");
+    pointer = array.data();
+  });
+}
+
+// A LikelihoodOptions from its fields by name, and the variants of likelihoods.h.
+likelihoods::Options likelihood_options(const py::dict& fields) {
+  using vae_fused::math::FrontEnd;
+  const std::map<std::string, FrontEnd> kFrontEnds = {{"identity", FrontEnd::kIdentity},
+                                                      {"exp", FrontEnd::kExp},
+                                                      {"softplus", FrontEnd::kSoftplus},
+                                                      {"softmax", FrontEnd::kSoftmax}};
+  likelihoods::Options o;
+  if (fields.contains("mean")) o.mean = kFrontEnds.at(fields["mean"].cast<std::string>());
+  if (fields.contains("dispersion")) {
+    o.dispersion = kFrontEnds.at(fields["dispersion"].cast<std::string>());
+  }
+  if (fields.contains("probs")) o.zero_inflation = vae_fused::math::ZeroInflation::kProbs;
+  if (fields.contains("constants")) o.constants = fields["constants"].cast<bool>();
+  if (fields.contains("scale")) {
+    o.has_raw = true;
+    o.scale = scale_options(fields["scale"]);
+  }
+  if (fields.contains("df")) {
+    o.df = fields["df"].cast<double>();
+    o.has_df = o.df == 0;  // an output
+  }
+  read(fields, "half_step", o.half_step);
+  read(fields, "log_scale_min", o.log_scale_min);
+  read(fields, "dispersion_max", o.dispersion_max);
+  read(fields, "eps", o.eps);
+  read(fields, "precision", o.precision);
+  read(fields, "constant", o.constant);
+  return o;
+}
+
+const likelihoods::Variant* const kLikelihoods[] = {
+    &likelihoods::scalar, &likelihoods::emulated, &likelihoods::baseline,
+#if defined(LIKELIHOOD_TARGETS)
+    &likelihoods::avx2,   &likelihoods::avx512,
+#endif
+};
+
+std::vector<std::string> likelihood_variants() {
+  std::vector<std::string> names;
+  for (const auto* variant : kLikelihoods) {
+    if (variant->available) names.push_back(variant->name);
+  }
+  return names;
+}
+
+// x: [inputs, n]. Returns [1 + inputs, n]: values and gradients.
+template <typename T>
+py::array_t<T> likelihood(const std::string& name, int kind, const py::dict& fields,
+                          py::array_t<T, py::array::c_style> x) {
+  for (const auto* variant : kLikelihoods) {
+    if (variant->name != name) continue;
+    py::array_t<T> out({x.shape(0) + 1, x.shape(1)});
+    likelihoods::Evaluate<T> evaluate;
+    if constexpr (sizeof(T) == 8) {
+      evaluate = variant->in_double;
+    } else {
+      evaluate = variant->in_float;
+    }
+    if (!evaluate) break;
+    evaluate(static_cast<likelihoods::Kind>(kind), likelihood_options(fields), x.data(),
+             out.mutable_data(), x.shape(1));
+    return out;
+  }
+  throw std::invalid_argument("no such variant: " + name);
+}
+
 void forward(const std::string& device, const py::array& mu, const MaybeArray& raw,
              const std::vector<int>& dims, const MaybeArray& eps, const MaybeArray& z,
              const MaybeArray& kl, const MaybeArray& partials, const MaybeArray& key_out,
              std::pair<uint64_t, uint64_t> key, const MaybeArray& key_pointers, uint32_t shift,
              double kl_scale, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
-             const MaybeArray& mask, const py::dict& family, const Stream* stream) {
-  vae_fused::ForwardParams params;
+             const MaybeArray& mask, const py::dict& options, const py::dict& scalars,
+             const Stream* stream) {
+  vae_fused::WithScalars<vae_fused::ForwardParams> params;
   params.dtype = dtype_of(mu);
   params.key = make_key(key, key_pointers, shift);
-  params.kl_scale = kl_scale;
+  params.kl.scale = kl_scale;
   params.of.samples = samples_of(z, mu);
-  params.of.family = family_of(family);
-  const Array arrays[] = {view(mu, mu),        view(raw, mu),        view(eps, mu),
-                          view(z, mu),         view(prior_mean, mu), view(prior_raw, mu),
-                          view(mask, mu, true)};
+  params.of.options = family_of(options);
+  point_to(scalars, params);
   const Shape shape(mu, dims);
-  params.space = make_space(shape.sizes, shape.summed,
-                            {{&arrays[0], &params.of.mu},
-                             {&arrays[1], &params.of.raw},
-                             {&arrays[2], &params.eps},
-                             {&arrays[3], &params.z},
-                             {&arrays[4], &params.of.prior_mean},
-                             {&arrays[5], &params.of.prior_raw},
-                             {&arrays[6], &params.of.mask}});
-  set_step(params.eps, eps, mu);
-  set_step(params.z, z, mu);
-  params.kl = pointer<void>(kl);
-  if (params.space.tiles_per_row > 1) params.partials = pointer<double>(partials);
+  vae_fused::testing::bind(params, shape.sizes, shape.summed,
+                           {{"mu", view(mu, mu)},
+                            {"raw", view(raw, mu)},
+                            {"eps", view(eps, mu)},
+                            {"z", view(z, mu)},
+                            {"prior_mean", view(prior_mean, mu)},
+                            {"prior_raw", view(prior_raw, mu)},
+                            {"mask", view(mask, mu, true)}});
+  params.kl.data = pointer<void>(kl);
+  if (params.space.tiles_per_row > 1) params.kl.partials = pointer<double>(partials);
   params.key_out = pointer<uint64_t>(key_out);
   call(device, params, &vae_fused::cpu::forward, kCudaForward, stream);
 }
@@ -299,15 +382,14 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
 // Which kernel serves a forward call of these tensors, with a KL and noise from a key.
 py::dict way_of(const py::array& mu, const py::array& raw, const py::array& z,
                 const std::vector<int>& dims) {
-  vae_fused::Gaussians of;
-  vae_fused::Sampled out;
-  const Array arrays[] = {view(mu, mu), view(raw, mu), view(z, mu)};
+  vae_fused::ForwardParams params;
+  params.dtype = dtype_of(mu);
   const Shape shape(mu, dims);
-  auto space = make_space(shape.sizes, shape.summed,
-                          {{&arrays[0], &of.mu}, {&arrays[1], &of.raw}, {&arrays[2], &out}});
-  const auto way = probes::way_of(dtype_of(mu), space, of, out);
+  vae_fused::testing::bind(params, shape.sizes, shape.summed,
+                           {{"mu", view(mu, mu)}, {"raw", view(raw, mu)}, {"z", view(z, mu)}});
+  const auto way = probes::way_of(params);
   return py::dict("access"_a = way.access, "plain"_a = way.plain, "usual"_a = way.usual,
-                  "pixel_pairs"_a = space.pixel_pairs);
+                  "pixel_pairs"_a = params.space.pixel_pairs);
 }
 
 void backward(const std::string& device, const py::array& mu, const MaybeArray& raw,
@@ -317,44 +399,31 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
               std::pair<uint64_t, uint64_t> key, const MaybeArray& key_pointers, uint32_t shift,
               double kl_scale, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
               const MaybeArray& mask, const MaybeArray& grad_prior_mean,
-              const MaybeArray& grad_prior_raw, const py::dict& family, const Stream* stream) {
-  vae_fused::BackwardParams params;
+              const MaybeArray& grad_prior_raw, const py::dict& options, const py::dict& scalars,
+              const Stream* stream) {
+  vae_fused::WithScalars<vae_fused::BackwardParams> params;
   params.dtype = dtype_of(mu);
   params.key = make_key(key, key_pointers, shift);
-  params.kl_scale = kl_scale;
-  params.grad_kl = pointer<void>(grad_kl);
-  params.grad_kl_stride = grad_kl_stride;
+  params.grad_kl.scale = kl_scale;
+  params.grad_kl.data = pointer<void>(grad_kl);
+  params.grad_kl.stride = grad_kl_stride;
   params.of.samples = samples_of(grad_z, mu);
-  params.of.family = family_of(family);
-  const Array arrays[] = {view(mu, mu),
-                          view(raw, mu),
-                          view(eps, mu),
-                          view(grad_z, mu),
-                          view(grad_mu, mu),
-                          view(grad_raw, mu),
-                          view(grad_eps, mu),
-                          view(prior_mean, mu),
-                          view(prior_raw, mu),
-                          view(mask, mu, true),
-                          view(grad_prior_mean, mu),
-                          view(grad_prior_raw, mu)};
+  params.of.options = family_of(options);
+  point_to(scalars, params);
   const Shape shape(mu, dims);
-  params.space = make_space(shape.sizes, shape.summed,
-                            {{&arrays[0], &params.of.mu},
-                             {&arrays[1], &params.of.raw},
-                             {&arrays[2], &params.eps},
-                             {&arrays[3], &params.grad_z},
-                             {&arrays[4], &params.grad_mu},
-                             {&arrays[5], &params.grad_raw},
-                             {&arrays[6], &params.grad_eps},
-                             {&arrays[7], &params.of.prior_mean},
-                             {&arrays[8], &params.of.prior_raw},
-                             {&arrays[9], &params.of.mask},
-                             {&arrays[10], &params.grad_prior_mean},
-                             {&arrays[11], &params.grad_prior_raw}});
-  set_step(params.eps, eps, mu);
-  set_step(params.grad_z, grad_z, mu);
-  set_step(params.grad_eps, grad_eps, mu);
+  vae_fused::testing::bind(params, shape.sizes, shape.summed,
+                           {{"mu", view(mu, mu)},
+                            {"raw", view(raw, mu)},
+                            {"eps", view(eps, mu)},
+                            {"grad_z", view(grad_z, mu)},
+                            {"grad_mu", view(grad_mu, mu)},
+                            {"grad_raw", view(grad_raw, mu)},
+                            {"grad_eps", view(grad_eps, mu)},
+                            {"prior_mean", view(prior_mean, mu)},
+                            {"prior_raw", view(prior_raw, mu)},
+                            {"mask", view(mask, mu, true)},
+                            {"grad_prior_mean", view(grad_prior_mean, mu)},
+                            {"grad_prior_raw", view(grad_prior_raw, mu)}});
   call(device, params, &vae_fused::cpu::backward, kCudaBackward, stream);
 }
 
@@ -366,11 +435,13 @@ using Arrays = std::vector<py::array>;
 void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const Arrays& out,
            const std::optional<Arrays>& grads, const Arrays& more, const py::array& kl,
            const MaybeArray& partials, const std::vector<double>& weights,
-           std::pair<uint64_t, uint64_t> key, const py::dict& family, const Stream* stream) {
-  vae_fused::MultiParams params;
+           std::pair<uint64_t, uint64_t> key, const py::dict& options, const py::dict& scalars,
+           const Stream* stream) {
+  vae_fused::WithScalars<vae_fused::MultiParams> params;
   params.dtype = dtype_of(mu.at(0));
   params.key = make_key(key, std::nullopt, 0);
-  params.family = family_of(family);
+  params.options = family_of(options);
+  point_to(scalars, params);
   const int64_t per = params.dtype == DType::kFloat64 ? 2 : 4;
   uint64_t blocks = 0;
   for (size_t k = 0; k < mu.size(); ++k) {
@@ -402,6 +473,205 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
 }
 
 // -------------------------------------------------------------------------------------------------
+// The likelihoods
+// -------------------------------------------------------------------------------------------------
+
+// Doubles that only kernels use, filled with NaN. An executor of launches gets the extents of those
+// that exist: see set_executor.
+class Scratch {
+ public:
+  explicit Scratch(int64_t size)
+      : values_(static_cast<size_t>(size), std::numeric_limits<double>::quiet_NaN()) {
+    live().push_back(this);
+  }
+  ~Scratch() { live().erase(std::find(live().begin(), live().end(), this)); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  double* data() { return values_.data(); }
+  std::pair<uintptr_t, uintptr_t> extent() const {
+    const auto start = reinterpret_cast<uintptr_t>(values_.data());
+    return {start, start + values_.size() * sizeof(double)};
+  }
+  static std::vector<const Scratch*>& live() {
+    static std::vector<const Scratch*> all;
+    return all;
+  }
+
+ private:
+  std::vector<double> values_;
+};
+
+#if defined(HAS_CUDA_KERNELS)
+
+using vae_fused::TargetType;
+
+TargetType target_type_of(const py::array& array) {
+  if (array.dtype().is(py::dtype::of<uint8_t>())) return TargetType::kUInt8;
+  if (array.dtype().is(py::dtype::of<int32_t>())) return TargetType::kInt32;
+  if (array.dtype().is(py::dtype::of<int64_t>())) return TargetType::kInt64;
+  switch (dtype_of(array)) {
+    case DType::kFloat32:
+      return TargetType::kFloat32;
+    case DType::kFloat64:
+      return TargetType::kFloat64;
+    case DType::kFloat16:
+      return TargetType::kFloat16;
+    default:
+      return TargetType::kBFloat16;
+  }
+}
+
+// Binds the operands of a call to the arrays of the same names, all of which have the shape of the
+// first output: strides may be 0.
+using NamedArrays = std::map<std::string, py::array>;
+
+template <typename Params>
+void bind_arrays(Params& params, const std::string& first, const NamedArrays& arrays,
+                 const std::vector<int>& dims) {
+  const py::array& like = arrays.at(first);
+  params.dtype = dtype_of(like);
+  const Shape shape(like, dims);
+  std::map<std::string, Array> bound;
+  for (const auto& [name, array] : arrays) bound[name] = view(array, like, true);
+  vae_fused::testing::bind(params, shape.sizes, shape.summed, bound);
+}
+
+void describe(vae_fused::Observations& of, int kind, const py::dict& options,
+              const NamedArrays& arrays) {
+  of.kind = static_cast<vae_fused::LikelihoodKind>(kind);
+  of.options = likelihood_options(options);
+  of.target_type = target_type_of(arrays.at("target"));
+}
+
+// Fields of KlTerm by their names: numbers, arrays, and for beta and capacity either.
+vae_fused::KlTerm kl_term(const std::optional<py::dict>& fields) {
+  vae_fused::KlTerm term;
+  if (!fields) return term;
+  for (const auto& [key, value] : *fields) {
+    const auto name = py::cast<std::string>(key);
+    void* data = nullptr;
+    if (py::isinstance<py::array>(value)) {
+      data = const_cast<void*>(py::cast<py::array>(value).data());
+    }
+    if (name == "samples") {
+      const auto samples = py::cast<py::array>(value);
+      term.samples = data;
+      term.count = samples.size();
+      if (samples.ndim() > 0) term.stride = samples.strides(0) / samples.itemsize();
+    } else if (name == "scale") {
+      term.scale = py::cast<double>(value);
+    } else if (name == "results") {
+      term.results = py::cast<int64_t>(value);
+    } else if (name == "beta") {
+      data ? void(term.beta = data) : void(term.beta_value = py::cast<double>(value));
+    } else if (name == "capacity") {
+      term.has_capacity = true;
+      data ? void(term.capacity = data) : void(term.capacity_value = py::cast<double>(value));
+    } else if (name == "loss") {
+      term.loss = data;
+    } else if (name == "kl") {
+      term.kl = data;
+    } else if (name == "grad_loss") {
+      term.grad_loss = data;
+    } else if (name == "grad_kl") {
+      term.grad_kl = data;
+    } else if (name == "grad_samples") {
+      term.grad_samples = data;
+    } else if (name == "grad_beta") {
+      term.grad_beta = data;
+    } else {
+      throw std::invalid_argument(name);
+    }
+  }
+  return term;
+}
+
+void nll(int kind, const py::dict& options, const NamedArrays& arrays, const std::vector<int>& dims,
+         double scale, const py::array& result, const std::optional<py::dict>& kl,
+         const Stream* stream) {
+  vae_fused::NllParams params;
+  describe(params.of, kind, options, arrays);
+  bind_arrays(params, "output", arrays, dims);
+  Scratch partials(params.space.tiles);
+  params.nll = {const_cast<void*>(result.data()), scale, nullptr};
+  if (params.space.tiles_per_row > 1) params.nll.partials = partials.data();
+  params.kl = kl_term(kl);
+  check(vae_fused::cuda::nll(params, handle_of(stream)));
+}
+
+// With `dot` it is softmax_dot, whose rows lie along `dims`. With `value` it computes the value of
+// nll as well.
+void nll_backward(int kind, const py::dict& options, const NamedArrays& arrays,
+                  const std::vector<int>& dims, double scale, const MaybeArray& dot,
+                  const MaybeArray& value, const std::optional<py::dict>& kl,
+                  const Stream* stream) {
+  vae_fused::NllBackwardParams params;
+  describe(params.of, kind, options, arrays);
+  params.scale = scale;
+  bind_arrays(params, "output", arrays, dims);
+  Scratch partials(dot ? params.space.tiles : vae_fused::cuda::partials_of(params));
+  if (!dot) {
+    params.partials = partials.data();
+    params.kl = kl_term(kl);
+    Scratch values(value ? vae_fused::cuda::value_partials_of(params) : 0);
+    if (value) params.nll = {pointer<void>(value), 1.0, values.data()};
+    return check(vae_fused::cuda::nll_backward(params, handle_of(stream)));
+  }
+  params.dot = {pointer<void>(dot), 1.0, nullptr};
+  if (params.space.tiles_per_row > 1) params.dot.partials = partials.data();
+  check(vae_fused::cuda::softmax_dot(params, handle_of(stream)));
+}
+
+void softmax_rows(const NamedArrays& arrays, const std::vector<int>& dims,
+                  const MaybeArray& library, const py::array& row_max, const py::array& row_shift,
+                  const Stream* stream) {
+  vae_fused::SoftmaxParams params;
+  bind_arrays(params, "logits", arrays, dims);
+  Scratch partials(2 * params.space.tiles);
+  params.library = pointer<void>(library);
+  params.row_max = const_cast<void*>(row_max.data());
+  params.row_shift = const_cast<void*>(row_shift.data());
+  if (params.space.tiles_per_row > 1) params.partials = partials.data();
+  check(vae_fused::cuda::softmax_rows(params, handle_of(stream)));
+}
+
+void kl_backward(const std::string& dtype, const py::dict& kl, const Stream* stream) {
+  vae_fused::NllBackwardParams params;
+  params.dtype = dtype == "float64" ? DType::kFloat64 : DType::kFloat32;
+  params.kl = kl_term(kl);
+  check(vae_fused::cuda::kl_backward(params, handle_of(stream)));
+}
+
+void scale_gradients(const std::vector<py::array>& buffers, const py::array& factor,
+                     const std::optional<py::dict>& kl, const Stream* stream) {
+  vae_fused::GradientBuffers params;
+  for (size_t k = 0; k < buffers.size(); ++k) {
+    params.buffers[k] = {const_cast<void*>(buffers[k].data()), dtype_of(buffers[k]),
+                         buffers[k].size()};
+  }
+  params.factor = factor.data();
+  params.factor_dtype = dtype_of(factor);
+  params.kl = kl_term(kl);
+  check(vae_fused::cuda::scale_gradients(params, handle_of(stream)));
+}
+
+void bind_likelihoods(py::module_& m) {
+  m.def("nll", &nll, "kind"_a, "options"_a, "arrays"_a, py::kw_only(), "dims"_a, "scale"_a,
+        "result"_a, "kl"_a = py::none(), "stream"_a = nullptr);
+  m.def("nll_backward", &nll_backward, "kind"_a, "options"_a, "arrays"_a, py::kw_only(), "dims"_a,
+        "scale"_a, "dot"_a = py::none(), "value"_a = py::none(), "kl"_a = py::none(),
+        "stream"_a = nullptr);
+  m.def("kl_backward", &kl_backward, "dtype"_a, "kl"_a, py::kw_only(), "stream"_a = nullptr);
+  m.def("scale_gradients", &scale_gradients, "buffers"_a, "factor"_a, py::kw_only(),
+        "kl"_a = py::none(), "stream"_a = nullptr);
+  m.def("softmax_rows", &softmax_rows, "arrays"_a, py::kw_only(), "dims"_a,
+        "library"_a = py::none(), "row_max"_a, "row_shift"_a, "stream"_a = nullptr);
+}
+
+#endif
+
+// -------------------------------------------------------------------------------------------------
 // The emulator
 // -------------------------------------------------------------------------------------------------
 
@@ -419,8 +689,10 @@ void set_executor(const py::object& executor) {
     for (const emu::Argument& argument : work.arguments) {
       arguments.append(py::bytes(static_cast<const char*>(argument.data), argument.size));
     }
+    std::vector<std::pair<uintptr_t, uintptr_t>> scratch;
+    for (const Scratch* of : Scratch::live()) scratch.push_back(of->extent());
     try {
-      executor(offset, work.grid.x, arguments);
+      executor(offset, work.grid.x, arguments, scratch);
     } catch (const py::error_already_set& error) {
       return error.what();
     }
@@ -443,13 +715,15 @@ void bind_emulator(py::module_& m) {
       .def("__len__", [](const Graph& self) { return self.launches.size(); });
   m.def(
       "configure",
-      [](uint64_t seed, int sm_count, bool deferred, bool large) {
+      [](uint64_t seed, int sm_count, bool deferred, bool large, int enough_blocks) {
         emu::reseed(seed);
         emu::config().sm_count = sm_count;
         emu::config().deferred = deferred;
+        emu::config().enough_blocks = enough_blocks;
         vae_fused::testing::large = large;
       },
-      "seed"_a = 1, "sm_count"_a = 132, "deferred"_a = false, "large"_a = false);
+      "seed"_a = 1, "sm_count"_a = 132, "deferred"_a = false, "large"_a = false,
+      "enough_blocks"_a = emu::Config().enough_blocks);
   m.def("set_executor", &set_executor, "executor"_a);
   m.def("begin_capture", [](const Stream& stream) { emu::begin_capture(stream.handle); });
   m.def("end_capture", [](const Stream& stream) { return Graph{emu::end_capture(stream.handle)}; });
@@ -525,6 +799,11 @@ void bind_probes(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
+  m.def("likelihood_variants", &likelihood_variants);
+  m.def("likelihood", &likelihood<float>, "variant"_a, "kind"_a, "options"_a,
+        py::arg("inputs").noconvert());
+  m.def("likelihood", &likelihood<double>, "variant"_a, "kind"_a, "options"_a,
+        py::arg("inputs").noconvert());
   bind_math<float>(m, "normals32");
   bind_math<double>(m, "normals64");
   bind_noise<float>(m, "noise32");
@@ -540,6 +819,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("has_cuda_kernels") = kCudaForward != nullptr;
 #if defined(HAS_CUDA_KERNELS)
   m.def("is_of_earlier_work", &vae_fused::cuda::is_of_earlier_work);
+  bind_likelihoods(m);
 #endif
   m.def("space", &space_of, "mu"_a, "dims"_a);
   m.def("divide", [](int64_t n, int64_t d) { return n / vae_fused::divisor(d); });
@@ -551,10 +831,11 @@ PYBIND11_MODULE(_native, m) {
         "key_out"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),
         "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
-        "family"_a = py::dict(), "stream"_a = nullptr);
+        "family"_a = py::dict(), "scalars"_a = py::dict(), "stream"_a = nullptr);
   m.def("way_of", &way_of, "mu"_a, "raw"_a, "z"_a, "dims"_a);
   m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,
-        "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "stream"_a = nullptr);
+        "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "scalars"_a = py::dict(),
+        "stream"_a = nullptr);
   m.def("backward", &backward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "grad_z"_a = py::none(), "grad_kl"_a = py::none(),
         "grad_kl_stride"_a = 1, "grad_mu"_a = py::none(), "grad_raw"_a = py::none(),
@@ -562,5 +843,5 @@ PYBIND11_MODULE(_native, m) {
         "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
         "grad_prior_mean"_a = py::none(), "grad_prior_raw"_a = py::none(), "family"_a = py::dict(),
-        "stream"_a = nullptr);
+        "scalars"_a = py::dict(), "stream"_a = nullptr);
 }

@@ -9,6 +9,7 @@ if its flags or the contents of a file that it includes have changed.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -20,7 +21,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -36,13 +39,14 @@ FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas
 # One rounding per operation, whatever the host: the contract of the noise is stated without FMA.
 FLAGS += ["-ffp-contract=off"]
 INCLUDES = [f"-I{CSRC}", f"-I{NATIVE}", f"-I{EMULATOR}", f"-I{EMULATOR / 'include'}"]
-# A small limit, so that small calls are divided among blocks in every way.
-LIMITS = ["-DVAE_FUSED_ENOUGH_BLOCKS=12"]
+# A number that tests can change, of a few blocks.
+LIMITS = ["-DVAE_FUSED_ENOUGH_BLOCKS=(::emu::config().enough_blocks)"]
 SANITIZERS = {
     "plain": [],
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-fsanitize=thread"],
 }
+OTHER_LIKELIHOODS = ("nll_half", "nll_bfloat16", "nll_double")
 EMULATOR_DEFINES = {"plain": [], "asan": ["-DEMU_ASAN"], "tsan": ["-DEMU_TSAN"]}
 
 
@@ -130,8 +134,11 @@ def link(name: str, suffix: str, objects: list[Path], flags: list[str]) -> Path:
 def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list[str]]]:
     """The emulator (never instrumented: its scheduler is nobody's race) and the kernels.
 
-    The kernels of `csrc/cpu`, the oracle of the emulated ones, are built for the baseline alone, so
-    that they are the same on every machine, or for every instruction set.
+    The kernels of `csrc/cpu` are the oracle of the emulated ones. They are built for every
+    instruction set, or for the baseline alone, so that they are the same on every machine. The CPU
+    kernels of the likelihoods are tested through the extension, because with sanitizers each of
+    their files takes over a minute to compile. For the same reason the sanitizers' programs have
+    the likelihoods' CUDA kernels of float alone. Those of the other dtypes are the same templates.
     """
     fibers = [] if target_machine() == "x86_64" else ["-DEMU_UCONTEXT"]
     emulator = ["-O2", *EMULATOR_DEFINES[variant], *fibers]
@@ -139,38 +146,85 @@ def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list
     device = ["-DVAE_FUSED_EMULATOR", "-fno-strict-aliasing"]
     kernels = ["-O1", *device, *LIMITS, *SANITIZERS[variant]]
     oracle = ["-O1", *(SANITIZERS[variant] if every_target else ["-DVAE_FUSED_CPU_BASELINE"])]
-    cuda = [*sorted(NATIVE.glob("*.cu")), *sorted((CSRC / "cuda").glob("*.cu"))]
+    cuda = [*sorted(NATIVE.glob("*.cu")), *sorted((CSRC / "cuda").rglob("*.cu"))]
+    if variant != "plain":
+        kernels.append("-DVAE_FUSED_FLOAT_LIKELIHOODS")
+        cuda = [path for path in cuda if path.stem not in OTHER_LIKELIHOODS]
     return [
         *((path, emulator) for path in sorted(EMULATOR.glob("*.cpp"))),
         *((path, kernels) for path in cuda),
-        *((path, oracle) for path in sorted((CSRC / "cpu").glob("*.cpp"))),
+        *(
+            (path, oracle)
+            for path in sorted((CSRC / "cpu").rglob("*.cpp"))
+            if path.parent.name != "likelihood"
+        ),
     ]
 
 
 def has_cuda_kernels() -> list[str]:
-    return ["-DHAS_CUDA_KERNELS"] if any((CSRC / "cuda").glob("*.cu")) else []
+    return ["-DHAS_CUDA_KERNELS"] if any((CSRC / "cuda").rglob("*.cu")) else []
+
+
+def likelihood_sources() -> list[tuple[Path, list[str]]]:
+    """`likelihoods.cpp` for each of its variants; an instruction set fuses products and sums."""
+    variants = {
+        "scalar": [],
+        "emulated": ["-DVAE_FUSED_EMULATOR"],
+        "baseline": ["-DVARIANT_BYTES=16"],
+    }
+    if target_machine() == "x86_64":
+        fused = [
+            "-ffp-contract=fast",
+            "-mavx2",
+            "-mbmi2",
+            "-mfma",
+            "-mf16c",
+            "-DLIKELIHOOD_TARGETS",
+        ]
+        wide = [f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl")]
+        supports = "-DAVAILABLE=__builtin_cpu_supports"
+        variants["avx2"] = [*fused, "-DVARIANT_BYTES=32", f'{supports}("avx2")']
+        variants["avx512"] = [*fused, *wide, "-DVARIANT_BYTES=64", f'{supports}("avx512vl")']
+    source = NATIVE / "likelihoods.cpp"
+    return [(source, ["-O2", f"-DVARIANT={name}", *flags]) for name, flags in variants.items()]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One process builds at a time, and the others find what it has built."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    with (OUT / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @lru_cache
 def module() -> ModuleType:
-    import pybind11
-
-    # -isystem: warnings there are not ours
-    python = [f"-isystem{sysconfig.get_paths()['include']}", f"-isystem{pybind11.get_include()}"]
-    objects = compile_all(
-        [
-            (NATIVE / "bind.cpp", ["-fvisibility=hidden", *has_cuda_kernels(), *python]),
-            (NATIVE / "maths.cpp", ["-O2"]),
-            *common_sources("plain", every_target=False),
-        ]
-    )
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    path = link("_native", suffix, objects, ["-shared"])
+    with alone():
+        path = built_module()
     spec = importlib.util.spec_from_file_location("_native", path)
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def built_module() -> Path:
+    import pybind11
+
+    # -isystem: warnings there are not ours
+    python = [f"-isystem{sysconfig.get_paths()['include']}", f"-isystem{pybind11.get_include()}"]
+    targets = ["-DLIKELIHOOD_TARGETS"] if target_machine() == "x86_64" else []
+    objects = compile_all(
+        [
+            (NATIVE / "bind.cpp", ["-fvisibility=hidden", *targets, *has_cuda_kernels(), *python]),
+            (NATIVE / "maths.cpp", ["-O2"]),
+            *likelihood_sources(),
+            *common_sources("plain", every_target=False),
+        ]
+    )
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return link("_native", suffix, objects, ["-shared"])
 
 
 @lru_cache
@@ -199,8 +253,11 @@ def program(variant: str) -> list[str]:
     cases = ["-O1", *has_cuda_kernels(), *SANITIZERS[variant]]
     # tsan: the cases run the CPU kernels on one thread.
     common = common_sources(variant, every_target=variant != "tsan")
-    objects = compile_all([(NATIVE / "cases.cpp", cases), *common])
-    return [*(launcher(variant) or []), str(link("cases", "", objects, SANITIZERS[variant]))]
+    sources = [(NATIVE / name, cases) for name in ("cases.cpp", "nll_cases.cpp")]
+    with alone():
+        objects = compile_all([*sources, *common])
+        built = link("cases", "", objects, SANITIZERS[variant])
+    return [*(launcher(variant) or []), str(built)]
 
 
 if __name__ == "__main__":

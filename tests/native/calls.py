@@ -42,6 +42,17 @@ class Call:
     keeps: tuple[Any, ...] = ()
 
 
+# The options that a call may have as arrays of one element, in the type of its arithmetic.
+SCALARS = ("temperature", "free_bits", "to_posterior", "to_prior")
+
+
+def with_scalars(options: dict[str, Any], mu: np.ndarray) -> dict[str, Any]:
+    """The same call, with those options of its family as arrays."""
+    family = dict(options["family"])
+    scalars = {n: np.array(family.pop(n), total_dtype(mu)) for n in SCALARS if n in family}
+    return {**options, "family": family, "scalars": scalars}
+
+
 def sampled_like(x: np.ndarray, samples: int) -> np.ndarray:
     """Garbage in the shape of z."""
     if samples == 1:

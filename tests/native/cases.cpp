@@ -4,6 +4,7 @@
 //   cases streams            launches on two streams, interleaved
 //   cases forward [DTYPE]    the project's kernels on small calls of every shape class, each array
 //   cases backward [DTYPE]   in a heap block of exactly its size, compared with the CPU kernels
+//   cases nll                the kernels of the likelihoods, see nll_cases.h
 //
 // Prints "ok" and exits 0; a wrong result or an emulator's fault exits 1, a sanitizer in its own
 // way.
@@ -15,6 +16,7 @@
 #include <string>
 
 #include "math/storage.h"
+#include "nll_cases.h"
 #include "probes.h"
 #include "space.h"
 
@@ -22,7 +24,6 @@ namespace {
 
 using namespace vae_fused;
 using testing::Array;
-using testing::make_space;
 
 int failures = 0;
 
@@ -179,8 +180,8 @@ class Tensor {
       array.strides[0] *= 2;
       end = c.sizes[0] * array.strides[0];
     }
-    this->step = end + (c.layout == Class::kSpaced ? 1 : 0);
-    size_ = this->step * samples;
+    array.step = end + (c.layout == Class::kSpaced ? 1 : 0);
+    size_ = array.step * samples;
     data_.reset(new S[static_cast<size_t>(size_)]);
     // Values in [-2, 2], from a multiplicative sequence; without `fill` a mark to be overwritten.
     for (int64_t i = 0; i < size_; ++i) {
@@ -190,7 +191,6 @@ class Tensor {
     array.data = data_.get() + begin;
   }
   Array array;
-  int64_t step;  // from a sample to the next
 
   // Everywhere, also where no element of the tensor lies.
   void compare(const Tensor& other, const std::string& what) const {
@@ -219,7 +219,7 @@ enum Asked : unsigned {
 
 struct Options {
   bool sample, kl, eps, masked;
-  int64_t general;  // samples of a call of the general family; 0: of the plain one
+  int64_t general;  // samples of a call of general options; 0: of the plain one
 
   constexpr Options(unsigned asked, int64_t general = 0)
       : sample(asked & kZ),
@@ -250,22 +250,34 @@ struct Others {
     const int64_t n = count(c);
     bytes.reset(new uint8_t[static_cast<size_t>(n)]);
     for (int64_t i = 0; i < n; ++i) bytes[i] = i % 5 != 2;
-    mask = {bytes.get(), std::vector<int64_t>(c.sizes.size(), 1)};
+    mask.data = bytes.get();
+    mask.strides.assign(c.sizes.size(), 1);
     for (size_t d = c.sizes.size(); d-- > 1;) mask.strides[d - 1] = mask.strides[d] * c.sizes[d];
   }
 };
 
+// The arrays of a call's Gaussians.
+template <typename S>
+std::map<std::string, Array> inputs(const Options& options, const Tensor<S>& mu,
+                                    const Tensor<S>& logvar, const Others<S>& others) {
+  std::map<std::string, Array> arrays = {{"mu", mu.array}, {"raw", logvar.array}};
+  if (options.general) arrays["prior_mean"] = others.mean.array;
+  if (options.general) arrays["prior_raw"] = others.raw.array;
+  if (options.general || options.masked) arrays["mask"] = others.mask;
+  return arrays;
+}
+
 Gaussians gaussians(const Options& options) {
   Gaussians of;
   if (options.masked) {
-    of.family.posterior.low = -0.5;
-    of.family.posterior.high = 0.25;
+    of.options.posterior.low = -0.5;
+    of.options.posterior.high = 0.25;
   }
   if (options.general == 0) return of;
   of.samples = options.sample ? options.general : 1;
-  of.family.posterior.base = math::ScaleBase::kSoftplus;
-  of.family.posterior.std_floor = 0.1;
-  of.family.temperature = 0.7;
+  of.options.posterior.base = math::ScaleBase::kSoftplus;
+  of.options.posterior.std_floor = 0.1;
+  of.options.temperature = 0.7;
   return of;
 }
 
@@ -290,31 +302,24 @@ void forward(DType dtype, const Class& c, const Options& options) {
   Block<double> partials[2];
   Block<uint64_t> key_out[2];
   Space space;
-  const Array absent;
   const int64_t shift = c.layout == Class::kShiftedRows;
   for (const int device : {0, 1}) {
     ForwardParams p;
     p.dtype = dtype;
     p.of = gaussians(options);
-    p.eps.step = eps.step;
-    p.z.step = z[device].step;
     p.key = key_for_test();
-    p.kl_scale = 0.25;
-    p.space = space =
-        make_space(c.sizes, c.summed,
-                   {{&mu.array, &p.of.mu},
-                    {&logvar.array, &p.of.raw},
-                    {options.eps ? &eps.array : &absent, &p.eps},
-                    {options.sample ? &z[device].array : &absent, &p.z},
-                    {options.general ? &others.mean.array : &absent, &p.of.prior_mean},
-                    {options.general ? &others.raw.array : &absent, &p.of.prior_raw},
-                    {options.general || options.masked ? &others.mask : &absent, &p.of.mask}});
+    p.kl.scale = 0.25;
+    std::map<std::string, Array> arrays = inputs(options, mu, logvar, others);
+    if (options.eps) arrays["eps"] = eps.array;
+    if (options.sample) arrays["z"] = z[device].array;
+    testing::bind(p, c.sizes, c.summed, arrays);
+    space = p.space;
     kl[device].reset(new T[space.rows + shift]);
     key_out[device].reset(new uint64_t[2]());
-    if (options.kl) p.kl = kl[device].get() + shift;
+    if (options.kl) p.kl.data = kl[device].get() + shift;
     if (options.kl && space.tiles_per_row > 1) {
       partials[device].reset(new double[space.tiles]);
-      p.partials = partials[device].get();
+      p.kl.partials = partials[device].get();
     }
     if (options.sample && !options.eps) p.key_out = key_out[device].get();
     if (device == 0) {
@@ -343,37 +348,30 @@ void backward(DType dtype, const Class& c, const Options& options) {
   Tensor<S> grad_eps[2] = {Tensor<S>(c, 0, samples), Tensor<S>(c, 0, samples)};
   Tensor<S> grad_mean[2] = {Tensor<S>(c), Tensor<S>(c)};
   Tensor<S> grad_prior[2] = {Tensor<S>(c), Tensor<S>(c)};
-  const Array absent;
   for (const int64_t stride : {0, 1}) {
     for (const int device : {0, 1}) {
       BackwardParams p;
       p.dtype = dtype;
       p.of = gaussians(options);
-      p.eps.step = eps.step;
-      p.grad_z.step = grad_z.step;
-      p.grad_eps.step = grad_eps[device].step;
       p.key = key_for_test();
-      p.kl_scale = 0.25;
-      p.space =
-          make_space(c.sizes, c.summed,
-                     {{&mu.array, &p.of.mu},
-                      {&logvar.array, &p.of.raw},
-                      {options.eps ? &eps.array : &absent, &p.eps},
-                      {options.sample ? &grad_z.array : &absent, &p.grad_z},
-                      {&grad_mu[device].array, &p.grad_mu},
-                      {&grad_logvar[device].array, &p.grad_raw},
-                      {options.eps ? &grad_eps[device].array : &absent, &p.grad_eps},
-                      {options.general ? &others.mean.array : &absent, &p.of.prior_mean},
-                      {options.general ? &others.raw.array : &absent, &p.of.prior_raw},
-                      {options.general || options.masked ? &others.mask : &absent, &p.of.mask},
-                      {options.general ? &grad_mean[device].array : &absent, &p.grad_prior_mean},
-                      {options.general ? &grad_prior[device].array : &absent, &p.grad_prior_raw}});
+      p.grad_kl.scale = 0.25;
+      std::map<std::string, Array> arrays = inputs(options, mu, logvar, others);
+      if (options.eps) arrays["eps"] = eps.array;
+      if (options.sample) arrays["grad_z"] = grad_z.array;
+      arrays["grad_mu"] = grad_mu[device].array;
+      arrays["grad_raw"] = grad_logvar[device].array;
+      if (options.eps) arrays["grad_eps"] = grad_eps[device].array;
+      if (options.general) {
+        arrays["grad_prior_mean"] = grad_mean[device].array;
+        arrays["grad_prior_raw"] = grad_prior[device].array;
+      }
+      testing::bind(p, c.sizes, c.summed, arrays);
       const int64_t values = stride ? p.space.rows : 1;
       const int64_t shift = c.layout == Class::kShiftedRows;
       Block<T> grad_kl(new T[values + shift]);
       for (int64_t r = 0; r < values; ++r) grad_kl[r + shift] = static_cast<T>(0.5 + r % 5);
-      if (options.kl) p.grad_kl = grad_kl.get() + shift;
-      p.grad_kl_stride = stride;
+      if (options.kl) p.grad_kl.data = grad_kl.get() + shift;
+      p.grad_kl.stride = stride;
       if (device == 0) {
         cpu::backward(p, serial_for);
       } else {
@@ -423,6 +421,10 @@ int main(int argc, char** argv) {
     run_streams();
   } else if (name == "forward" || name == "backward") {
     run_kernels(name == "forward", argument);
+#if defined(HAS_CUDA_KERNELS)
+  } else if (name == "nll") {
+    run_nll(expect);
+#endif
   } else {
     expect(false, "no such case: " + name);
   }

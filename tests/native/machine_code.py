@@ -1,8 +1,8 @@
 """Runs the calls of the tests on the sm_90 machine code of the kernels.
 
-nvcc compiles `csrc/cuda/*.cu` to cubins in `build/native`, for the same limits as the host code of
-the native module. That host code then launches kernels as ever, and the emulator hands each launch
-to the interpreter of `tools/machine_code`.
+nvcc compiles the `.cu` files of `csrc/cuda` to cubins in `build/native`. The host code of the
+native module then launches kernels as ever, and the emulator hands each launch to the interpreter
+of `tools/machine_code`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ sys.path.insert(0, str(build.ROOT / "tools"))
 from kernels import demangled, find_cuobjdump, short_name
 from machine_code.device import Device, Launched
 
-SOURCES = tuple(sorted((build.CSRC / "cuda").glob("*.cu")))
-COMMAND = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90", "-cubin", f"-I{build.CSRC}", *build.LIMITS]
+SOURCES = tuple(sorted((build.CSRC / "cuda").rglob("*.cu")))
+# The functions of the native module that launch kernels.
+LAUNCHING = (
+    "forward", "backward", "multi", "nll", "nll_backward", "softmax_rows", "kl_backward",
+    "scale_gradients",
+)  # fmt: skip
+COMMAND = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90", "-cubin", f"-I{build.CSRC}"]
 
 
 def missing() -> str | None:
@@ -47,12 +52,13 @@ def _compile(source: Path) -> Path:
     files = [source, *sorted(build.CSRC.rglob("*.h")), *sorted(build.CSRC.rglob("*.cuh"))]
     version = subprocess.run(["nvcc", "--version"], capture_output=True).stdout
     key = build.digest(shlex.join(COMMAND).encode(), version, *(f.read_bytes() for f in files))
-    target = build.OUT / f"{source.stem}-sm_90-{key}.cubin"
+    name = f"{source.parent.name}-{source.stem}"
+    target = build.OUT / f"{name}-sm_90-{key}.cubin"
     if not target.exists():
         build.OUT.mkdir(parents=True, exist_ok=True)
         made = target.with_suffix(f".{os.getpid()}")
         build.run([*COMMAND, str(source), "-o", str(made)])
-        for older in build.OUT.glob(f"{source.stem}-sm_90-*.cubin"):
+        for older in build.OUT.glob(f"{name}-sm_90-*.cubin"):
             older.unlink(missing_ok=True)
         made.replace(target)
     return target
@@ -90,15 +96,16 @@ def _extent(array: np.ndarray) -> tuple[int, int]:
 def _arrays(value: Any) -> Iterator[np.ndarray]:
     if isinstance(value, np.ndarray):
         yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
             yield from _arrays(part)
 
 
 class MachineCode:
     """The native module, whose CUDA kernels are the machine code.
 
-    A kernel may touch the arrays of the call that launches it, and nothing else.
+    A kernel may touch the arrays of the call that launches it and the module's scratch memory, and
+    nothing else.
     """
 
     def __init__(self, native: ModuleType, seed: int = 1, perturb: bool = True) -> None:
@@ -108,7 +115,7 @@ class MachineCode:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.native, name)
-        return self._with_buffers(found) if name in ("forward", "backward", "multi") else found
+        return self._with_buffers(found) if name in LAUNCHING else found
 
     def reseed(self, seed: int) -> None:
         self.device.random = np.random.default_rng(seed)
@@ -121,9 +128,12 @@ class MachineCode:
 
         return call
 
-    def _launch(self, offset: int, blocks: int, arguments: list[bytes]) -> None:
+    def _launch(
+        self, offset: int, blocks: int, arguments: list[bytes], scratch: list[tuple[int, int]]
+    ) -> None:
         name = _kernels_of(self.native.__file__)[offset]
-        self.launched.append((name, self.device.launch(name, blocks, arguments)))
+        with self.device.memory.buffers(scratch):
+            self.launched.append((name, self.device.launch(name, blocks, arguments)))
 
     @contextmanager
     def installed(self) -> Iterator[MachineCode]:

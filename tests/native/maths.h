@@ -15,6 +15,9 @@ namespace maths {
   void tanh(const T* x, T* out, int64_t n); /* [n, 2]: value, derivative */ \
   /* [n, 4]: sigma, ln sigma^2, and their derivatives */                    \
   void scale_base(int base, const T* x, T* out, int64_t n);                 \
+  void log1p(const T* x, T* out, int64_t n);                                \
+  void log1p_excess(const T* x, T* out, int64_t n); /* of y = x / 1 */      \
+  void stirling(const T* x, T* out, int64_t n);     /* [n, 2]: S, S' */     \
   void normals(uint64_t seed, uint64_t offset, uint64_t first, T* out, int64_t n);
 EACH(float)
 EACH(double)

@@ -1,8 +1,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "cuda/access.cuh"
-#include "math/gaussian.h"
+#include "cuda/latent/gaussians.cuh"
+#include "math/latent/gaussian.h"
 #include "math/normal.h"
 #include "probes.h"
 
@@ -135,7 +135,7 @@ void coarse_normals(uint64_t seed, float* out, int64_t n) {
 }
 void coarse_exponentials(const float* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const float clipped[] = {vae_fused::math::clip(x[i])};
+    const float clipped[] = {vae_fused::math::clip_for_exp(x[i])};
     vae_fused::math::Exponentials<float> exps[1];
     vae_fused::math::exponentials_for<true>(clipped, exps);
     out[2 * i] = exps[0].e;
@@ -156,17 +156,17 @@ void from_bfloat16(const uint16_t* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = __bfloat162float(__ushort_as_bfloat16(x[i]));
 }
 
-Way way_of(vae_fused::DType dtype, vae_fused::Space& space, vae_fused::Gaussians& of,
-           vae_fused::Sampled& z) {
+Way way_of(vae_fused::ForwardParams& params) {
   using namespace vae_fused;
   constexpr const char* kNames[] = {"linear", "strided", "patched", "scalar"};
-  cuda::Asked asked;
-  asked.rows = asked.complete = asked.key_noise = true;
+  cuda::CallShape call;
+  call.is_default = cuda::has_default_options<ForwardParams>(params);
+  call.rows = call.complete = call.key_noise = true;
   Way result{};
-  cuda::with_storage(dtype, [&](auto s) {
-    const cuda::Way way =
-        cuda::way_of<decltype(s)>(space, of, {{&z, sizeof(s), true, z.step}}, asked);
-    result = {kNames[static_cast<int>(way.access)], way.plain, way.usual};
+  cuda::with_storage(params.dtype, [&](auto s) {
+    const auto choice =
+        cuda::select_kernel<decltype(s)>(params.space, cuda::operands_of(params), call);
+    result = {kNames[static_cast<int>(choice.access)], choice.is_default, choice.has_fast_path};
     return cudaSuccess;
   });
   return result;

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "params.h"
+#include "params/latent.h"
 
 namespace probes {
 
@@ -45,13 +45,12 @@ cudaError_t order(dim3 grid, uint32_t* order, uint32_t* count, cudaStream_t stre
 void coarse_normals(uint64_t seed, float* out, int64_t n);
 void coarse_exponentials(const float* x, float* out, int64_t n);
 
-// Which kernel serves a forward call with a KL, and noise from a key: see cuda/access.cuh.
+// Which kernel serves a forward call with a KL, and noise from a key: see cuda/select.cuh.
 struct Way {
   const char* access;
   bool plain, usual;
 };
-Way way_of(vae_fused::DType dtype, vae_fused::Space& space, vae_fused::Gaussians& of,
-           vae_fused::Sampled& z);
+Way way_of(vae_fused::ForwardParams& params);
 
 // Conversions of the shadow headers, on n values.
 void to_half(const float* x, uint16_t* out, int64_t n);

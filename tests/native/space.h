@@ -1,11 +1,13 @@
-// Arrays that own their strides, for tests: the iteration space itself is csrc/space.h's.
+// Arrays that own their strides, for tests. The iteration space itself is in csrc/iteration.
 #pragma once
 
+#include <map>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
-#include "../../csrc/space.h"
+#include "iteration/make_space.h"
 
 namespace vae_fused::testing {
 
@@ -15,6 +17,7 @@ inline bool large = false;
 struct Array {
   void* data = nullptr;          // null: absent
   std::vector<int64_t> strides;  // in elements
+  int64_t step = 0;              // from a sample to the next
 };
 
 inline Space make_space(const std::vector<int64_t>& sizes, const std::vector<bool>& summed,
@@ -31,6 +34,21 @@ inline Space make_space(const std::vector<int64_t>& sizes, const std::vector<boo
   }
   space.small = space.small && !large;
   return space;
+}
+
+// Binds the operands of a call to the arrays of the same names.
+template <typename Params>
+void bind(Params& params, const std::vector<int64_t>& sizes, const std::vector<bool>& summed,
+          const std::map<std::string, Array>& arrays) {
+  std::vector<std::pair<const Array*, Operand*>> bound;
+  for_each_operand(params, [&](const OperandRef& of) {
+    const auto found = arrays.find(std::string(of.name));
+    if (found == arrays.end()) return;
+    bound.emplace_back(&found->second, of.operand);
+    if (of.step) *of.step = found->second.step;
+  });
+  if (bound.size() != arrays.size()) throw std::logic_error("an array of no operand");
+  params.space = make_space(sizes, summed, bound);
 }
 
 }  // namespace vae_fused::testing

@@ -1,7 +1,7 @@
 """The general family: the CUDA kernels on the emulated device against those of the CPU.
 
-The CPU's are compared with formulas written out in `tests/test_family.py`. What is new here is a
-line in FAMILIES, TENSORS or SHAPES.
+The CPU's are compared with formulas written out in `tests/functional/test_option_values.py`. What
+is new here is a line in FAMILIES, TENSORS or SHAPES.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .calls import DTYPES, Call, backward, forward
+from .calls import DTYPES, Call, backward, forward, with_scalars
 
 KEY = (0x0123456789ABCDEF, 11)
 
@@ -37,11 +37,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "clamp beside 0": {"posterior": {"low": 0.25, "high": 0.75}},
     "soft clamps": {"posterior": {"soft_clamp": 2.0}, "mu_soft_clamp": 1.5},
     "floors": {"posterior": {"var_floor": 1e-2, "std_floor": 0.05}},
+    **{
+        f"least {base}": {"posterior": {"base": base, "gain": 0.5, "shift": 1.0, "std_min": 0.97}}
+        for base in ("exp", "identity", "sqrt", "softplus", "sigmoid")
+    },
+    "least of floors": {"posterior": {"var_floor": 1e-2, "std_floor": 0.05, "std_min": 0.9}},
     "prior": {"prior_mean": 0.5, "prior_x": -0.5},
     "free bits": {"free_bits": 0.3},
     "balance": {"to_posterior": 0.2, "to_prior": 0.8},
     "temperature": {"temperature": 0.7},
     "linear": {"linear": True, "constant": -1.0},
+    "scalars": {"temperature": 0.7, "free_bits": 0.3, "to_posterior": 0.2, "to_prior": 0.8},
+    "scalars beside others": {
+        "posterior": {"base": "softplus", "std_floor": 0.1},
+        "mu_soft_clamp": 1.5,
+        "temperature": 0.7,
+        "free_bits": 0.3,
+        "prior_mean": 0.5,
+        "prior_x": -0.5,
+    },
+    "scalars of a linear form": {"linear": True, "constant": -1.0, "to_posterior": 0.3},
 }
 # What a call has beside mu and raw; `every` with a prior of another scale, mask and samples.
 TENSORS = ("none", "prior", "prior mean", "mask", "samples", "eps", "samples of eps", "every")
@@ -90,7 +105,15 @@ def values(native: ModuleType, x: np.ndarray) -> np.ndarray:
 
 
 def run(
-    native: ModuleType, device: str, family: str, tensors: str, shape: str, dtype: str, layout: str
+    native: ModuleType,
+    device: str,
+    family: str,
+    tensors: str,
+    shape: str,
+    dtype: str,
+    layout: str,
+    *,
+    as_arrays: bool = False,
 ) -> Call:
     sizes, dims = SHAPES[shape]
 
@@ -113,6 +136,8 @@ def run(
         eps = [made(6 + s, wide=True) for s in range(samples)]
         options["eps"] = np.stack(eps) if samples > 1 else eps[0]
     mu, raw = made(1, wide=True), made(2)
+    if as_arrays:
+        options = with_scalars(options, mu)
     call = forward(native, device, mu, raw, samples=samples, **options)
     assert call.kl is not None
     grad_z = [made(20 + s, wide=s % 2 == 0) for s in range(samples)]
@@ -155,6 +180,41 @@ def test_families(kernels: ModuleType, family: str, dtype: str) -> None:
 def test_layouts(kernels: ModuleType, layout: str, tensors: str, dtype: str) -> None:
     for shape in SHAPES:
         compare(kernels, "softplus", tensors, shape, dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "family",
+    ["free bits", "balance", "temperature", *(name for name in FAMILIES if "scalars" in name)],
+)
+def test_options_on_the_device_are_the_numbers_bit_for_bit(
+    kernels: ModuleType, family: str, layout: str, dtype: str
+) -> None:
+    """Of a call that takes a general kernel anyway: elsewhere rounding may differ."""
+    for shape in ("(B, D)", "images", "long rows", "odd"):
+        for device in ("cpu", "cuda"):
+            case = (kernels, device, family, "every", shape, dtype, layout)
+            got, want = run(*case, as_arrays=True), run(*case)
+            for name in NAMES:
+                np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
+
+
+def test_a_graph_reads_a_changed_option(kernels: ModuleType) -> None:
+    mu = np.linspace(-1, 1, 40, dtype=np.float32).reshape(2, 20)
+    value = np.array(0.5, np.float32)
+    stream = kernels.emulator.Stream()
+    kernels.emulator.begin_capture(stream)
+    options = {"dims": (1,), "key": KEY, "stream": stream}
+    call = forward(kernels, "cuda", mu, mu, scalars={"temperature": value}, **options)
+    graph = kernels.emulator.end_capture(stream)
+    for temperature in (0.25, 2.0):
+        value[...] = temperature
+        graph.replay(stream)
+        want = forward(
+            kernels, "cpu", mu, mu, dims=(1,), key=KEY, family={"temperature": temperature}
+        )
+        np.testing.assert_allclose(call.z, want.z, rtol=5e-6, atol=5e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

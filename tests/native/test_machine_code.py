@@ -1,8 +1,11 @@
-"""The sm_90 machine code of every kernel, interpreted: by value, against the CPU kernels.
+"""The sm_90 machine code of every kernel, interpreted: by value, against an oracle.
+
+The kernels of the latent are compared with those of the CPU, the kernels of likelihoods with the
+formulas, as test_nll.py does.
 
 What the other tests of this folder run is C++ on the emulated device. This is what nvcc and ptxas
 make of the same sources, called by the same host code. Blocks run in random order, warps by turns,
-and each MUFU returns another value within its documented error.
+and in each launch MUFU is another function within its documented error.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from . import machine_code
+from . import machine_code, machine_nll_cases, test_elbo, test_nll
 from .calls import forward
 from .machine_cases import CASES, Case, compare, results
-from .machine_code import MachineCode
+from .machine_code import LAUNCHING, MachineCode
+from .machine_nll_cases import ELBO_CASES, NLL_CASES, ElboCase, NllCase
 
 pytestmark = pytest.mark.skipif(
     machine_code.missing() is not None, reason=str(machine_code.missing())
@@ -47,6 +51,35 @@ def test_the_machine_code_computes_what_the_cpu_does(
     compare(machine.native, case, outcome(case), results(machine.native, "cpu", case))
 
 
+@cache
+def check_likelihood(machine: MachineCode, case: NllCase) -> None:
+    """Once for all tests, if it succeeds."""
+    machine.reseed(NLL_CASES.index(case))
+    with machine.installed():
+        machine_nll_cases.check(machine, case)
+
+
+@pytest.mark.parametrize("case", NLL_CASES, ids=str)
+def test_the_machine_code_of_likelihoods_computes_the_formulas(
+    machine: MachineCode, case: NllCase
+) -> None:
+    check_likelihood(machine, case)
+
+
+@pytest.mark.parametrize("case", ELBO_CASES, ids=str)
+def test_the_machine_code_computes_loss_and_gradients_in_one_pass(
+    machine: MachineCode, case: ElboCase
+) -> None:
+    check_elbo(machine, case)
+
+
+@cache
+def check_elbo(machine: MachineCode, case: ElboCase) -> None:
+    machine.reseed(ELBO_CASES.index(case))
+    with machine.installed():
+        case.check(machine)
+
+
 def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
     """In a process of its own, whose streams use up the slots: then a second kernel adds up."""
     try:
@@ -67,6 +100,11 @@ def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
                 compare(
                     native, case, results(with_stream, "cuda", case), results(native, "cpu", case)
                 )
+            with_stream = WithStream(machine, last)
+            test_nll.check(with_stream, test_nll.make("nb of softmax", (2, 4100), (1,), dtype))
+            for shape in ((3, 700), (3, 7)):  # several units, and one
+                one_pass = test_nll.make("gaussian", shape, (0, 1), dtype)
+                test_elbo.check_one_pass(with_stream, one_pass, is_exact=False)
         report.send([name for name, _ in machine.launched])
     except BaseException as error:
         report.send(repr(error))
@@ -80,7 +118,7 @@ class WithStream:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.machine, name)
-        if name not in ("forward", "multi"):
+        if name not in LAUNCHING or name == "backward":
             return found
         return lambda *args, **options: found(*args, **options, **self.options)
 
@@ -106,13 +144,18 @@ def test_without_a_ticket_a_second_kernel_adds_up(
 ) -> None:
     names = launched_without_tickets(machine.native, dtype)
     assert isinstance(names, list), names
-    assert {f"combine<{total}>", f"combine_multi<{total}>"} <= set(names)
+    combining = ("combine", "combine_multi", "end_rows", "combine_softmax")
+    assert {f"{name}<{total}>" for name in combining} <= set(names)
 
 
 def test_every_kernel_was_executed(machine: MachineCode, outcome: Callable[[Case], Any]) -> None:
     for case in CASES:
         outcome(case)
+    for likelihood in NLL_CASES:
+        check_likelihood(machine, likelihood)
+    for elbo in ELBO_CASES:
+        check_elbo(machine, elbo)
     names = {name for name, launched in machine.launched if launched.issued}
     for dtype in ("float32", "float64"):
         names |= set(launched_without_tickets(machine.native, dtype))
-    assert sorted(set(machine.device.names) - names) == [] and len(names) > 40
+    assert sorted(set(machine.device.names) - names) == [] and len(names) > 90

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from . import build, machine_code
+from . import build, machine_code, test_nll
 from .machine_cases import Case, compare, results
 from .machine_code import MachineCode
 
@@ -48,33 +48,53 @@ def wrong_lane_mask(i: Any) -> Any:
     return dataclasses.replace(i, operands=i.operands.replace(", 0x4, 0x1f", ", 0x8, 0x1f"))
 
 
+def wrong_lanes(i: Any) -> Any:
+    """An exchange of a warp ends with its first four lanes, or with half of its lanes."""
+    if i.base != "SHFL" or not i.operands.endswith(", 0x1f"):
+        return None
+    if i.opcode == "SHFL.IDX" and ", RZ, " not in i.operands:
+        return None  # the compiler's own, of atomics: one lane takes part
+    limit = ", 0x101f" if i.opcode == "SHFL.IDX" else ", 0x3"
+    return dataclasses.replace(i, operands=i.operands.removesuffix(", 0x1f") + limit)
+
+
 def no_barrier(i: Any) -> Any:
     return dataclasses.replace(i, opcode="NOP", operands="") if i.base == "BAR" else None
 
 
 FAULTS = {"a wrong round key": wrong_round_key, "a wrong lane mask": wrong_lane_mask}
 
+# Raises an error unless the machine code computes what it should.
+Check = Callable[[MachineCode], None]
 
-def fails(machine: MachineCode, case: Case) -> bool:
+
+def latent(case: Case) -> Check:
+    def check(machine: MachineCode) -> None:
+        expected = results(machine.native, "cpu", case)
+        compare(machine.native, case, results(machine, "cuda", case), expected)
+
+    return check
+
+
+def fails(machine: MachineCode, check: Check) -> bool:
     """Whether the values are wrong, or the interpreter raises an error."""
     try:
-        compare(
-            machine.native,
-            case,
-            results(machine, "cuda", case),
-            results(machine.native, "cpu", case),
-        )
+        check(machine)
     except (AssertionError, RuntimeError):
         return True
     return False
 
 
-def planted(native: ModuleType, case: Case, fault: Callable[[Any], Any]) -> list[bool]:
-    """For each instruction of the forward kernel that the case executes: whether it is missed."""
+def planted(
+    native: ModuleType, check: Check, fault: Callable[[Any], Any], kernel: str = "forward"
+) -> list[bool]:
+    """For each instruction of a kernel that the check executes: whether a fault is noticed."""
     machine = MachineCode(native)
     with machine.installed():
-        assert not fails(machine, case)
-        name, launched = machine.launched[0]
+        assert not fails(machine, check)
+        name, launched = next(
+            (name, launched) for name, launched in machine.launched if name.startswith(kernel + "<")
+        )
         code = launched.program.instructions
         noticed = []
         for k, (i, count) in enumerate(zip(code, launched.counts, strict=True)):
@@ -86,7 +106,7 @@ def planted(native: ModuleType, case: Case, fault: Callable[[Any], Any]) -> list
                 faulty = MachineCode(native, seed)
                 faulty.device.plant(name, [*code[:k], wrong, *code[k + 1 :]])
                 with faulty.installed():
-                    found = found or fails(faulty, case)
+                    found = found or fails(faulty, check)
             noticed.append(found)
     return noticed
 
@@ -95,16 +115,77 @@ def planted(native: ModuleType, case: Case, fault: Callable[[Any], Any]) -> list
 def test_a_wrong_constant_is_noticed(machine: MachineCode, fault: str) -> None:
     # A KL of float32 would not show that the lower half of a double is wrong.
     case = Case("default", "float64", ("one long row", "dense"))
-    noticed = planted(machine.native, case, FAULTS[fault])
+    noticed = planted(machine.native, latent(case), FAULTS[fault])
     assert noticed and all(noticed)
 
 
 @pytest.mark.parametrize("shape", ["long rows", "many rows of three"])
 def test_a_missing_barrier_is_noticed(machine: MachineCode, shape: str) -> None:
     """For the sum of a block, for the ticket, between the last block's rows, for staged rows."""
-    noticed = planted(machine.native, Case("default", "float32", (shape, "dense")), no_barrier)
+    case = Case("default", "float32", (shape, "dense"))
+    noticed = planted(machine.native, latent(case), no_barrier)
     # A barrier in front of the ticket orders global memory, where races are not recorded.
     assert any(noticed) and noticed.count(False) <= 1
+
+
+# --- likelihoods ---------------------------------------------------------------------------------
+
+
+def likelihood(kind: str, shape: tuple[int, int], forward: bool, **options: Any) -> Check:
+    """Rows are summed. One block goes through all tiles, so that one follows another."""
+    check = test_nll.check_forward if forward else test_nll.check_backward
+
+    def run(machine: MachineCode) -> None:
+        machine.native.emulator.configure(enough_blocks=1)
+        try:
+            check(machine, test_nll.make(kind, shape, (1,), **options))
+        finally:
+            machine.native.emulator.configure()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind", "shape", "forward"),
+    [
+        ("nll", "nb", (2, 300), True),
+        ("nll_backward", "nb of softmax", (2, 300), False),
+        ("softmax_rows", "poisson of softmax", (2, 600), True),
+    ],
+)
+def test_wrong_lanes_of_a_likelihood_are_noticed(
+    machine: MachineCode, kernel: str, kind: str, shape: tuple[int, int], forward: bool
+) -> None:
+    check = likelihood(kind, shape, forward, dtype="float64")
+    noticed = planted(machine.native, check, wrong_lanes, kernel)
+    assert noticed and all(noticed)
+
+
+# `redundant`: how many barriers could be removed. The barrier before the first piece is one of
+# them, because the loads of the piece end with another. The sum of a tile ends with two in a row.
+# Where a thread reads only slots that it has written itself, it needs none between. Nothing follows
+# the last sum of a column.
+@pytest.mark.parametrize(
+    ("kernel", "kind", "shape", "options", "redundant"),
+    [
+        ("nll", "nb", (20, 128), {}, 1),
+        ("nll", "nb", (2, 1600), {}, 3),
+        ("nll_backward", "zinb", (24, 128), {"second": (128,), "third": (128,)}, 3),
+        ("nll_backward", "nb", (24, 128), {"second": (24, 1)}, 2),
+        ("softmax_rows", "poisson of softmax", (3, 600), {}, 0),
+    ],
+)
+def test_a_missing_barrier_of_a_likelihood_is_noticed(
+    machine: MachineCode,
+    kernel: str,
+    kind: str,
+    shape: tuple[int, int],
+    options: dict[str, Any],
+    redundant: int,
+) -> None:
+    check = likelihood(kind, shape, kernel != "nll_backward", **options)
+    noticed = planted(machine.native, check, no_barrier, kernel)
+    assert any(noticed) and noticed.count(False) <= redundant
 
 
 # --- counting ------------------------------------------------------------------------------------
@@ -126,11 +207,22 @@ def test_the_budget_records_what_is_executed(
     kernel, record = "backward<BFloat16, (Access)0>", tmp_path / "budget.json"
     record.write_text(budget.BUDGET.read_text())
     monkeypatch.setattr(budget, "BUDGET", record)
+    monkeypatch.setattr(budget, "TABLE", tmp_path / "budget.md")
     monkeypatch.setattr("machine_code.count.is_hot", lambda name: name == kernel)
     assert budget.main(["--executed", "--update"]) == 0
     row = json.loads(record.read_text())["kernels"][kernel]["sm_90"]
     assert row["executed_per_element"] == pytest.approx(count(machine, kernel).loop, abs=0.1)
+    _, _, part = (tmp_path / "budget.md").read_text().partition("## Executed")
+    assert f" {row['executed_per_element']} |" in part
     # A new record of the rest keeps it.
     new = {**budget.load(), "kernels": {kernel: {"sm_90": {**row}}}}
     del new["kernels"][kernel]["sm_90"]["executed_per_element"]
     assert budget.updated(budget.load(), new)["kernels"][kernel]["sm_90"] == row
+
+
+def test_what_a_likelihood_executes_and_has_in_flight_is_counted(machine: MachineCode) -> None:
+    """Forward reads two outputs and a target, in vectors of 16 bytes, before it meets."""
+    found = count(machine, "nll<float, Gaussian>")
+    assert found.in_flight == 48
+    assert 0 < found.loop < found.whole < 1.2 * found.loop
+    assert all(not launched.trace for _, launched in machine.launched)  # other launches have none

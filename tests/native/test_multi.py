@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .calls import DTYPES, total_dtype
+from .calls import DTYPES, total_dtype, with_scalars
 from .test_family import TOLERANCE, array, kernels, values
 
 KEY = (9, 2**32 - 3)
@@ -27,7 +27,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 __all__ = ["kernels"]  # a fixture
 
 
-def run(native: ModuleType, device: str, dtype: str, layout: str, family: str) -> list[np.ndarray]:
+def run(
+    native: ModuleType, device: str, dtype: str, layout: str, family: str, *,
+    as_arrays: bool = False,
+) -> list[np.ndarray]:  # fmt: skip
     def made(seed: int) -> list[np.ndarray]:
         return [array(native, (n,), dtype, layout, seed + n, wide=True) for n in SIZES]
 
@@ -38,6 +41,8 @@ def run(native: ModuleType, device: str, dtype: str, layout: str, family: str) -
     common = {
         "weights": [1.0 / n for n in SIZES], "key": KEY, "family": FAMILIES[family],
     }  # fmt: skip
+    if as_arrays:
+        common = with_scalars(common, mu[0])
     partials = np.full(sum(-(-n // 2048) for n in SIZES), np.nan)
     native.multi(device, mu, raw, zs, None, [], kl, partials, **common)
     grad_kl = np.full(1, 0.7, kl.dtype)
@@ -55,6 +60,14 @@ def test_the_devices_agree(kernels: ModuleType, family: str, dtype: str, layout:
         np.testing.assert_allclose(
             values(kernels, a), values(kernels, b), rtol=tolerance, atol=tolerance
         )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_options_on_the_device_are_the_numbers_bit_for_bit(kernels: ModuleType, dtype: str) -> None:
+    for device in ("cpu", "cuda"):
+        case = (kernels, device, dtype, "dense", "everything")
+        for got, want in zip(run(*case, as_arrays=True), run(*case), strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def test_no_order_of_blocks_changes_a_bit_and_launches_are_two(kernels: ModuleType) -> None:

@@ -30,7 +30,9 @@ def test_vectors_stay_within_their_arrays(case: Case, capability: str, name: str
     assert (result.returncode, result.stdout) == (0, "ok\n"), result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("source", ["noise_avx2", "noise_avx512", "tiles_avx2", "tiles_avx512"])
+@pytest.mark.parametrize(
+    "source", ["noise_avx2", "noise_avx512", "latent/tiles_avx2", "latent/tiles_avx512"]
+)
 def test_what_is_compiled_for_a_target_has_no_name_that_others_share(
     source: str, tmp_path: Path
 ) -> None:

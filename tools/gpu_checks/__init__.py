@@ -15,5 +15,6 @@ judge.py      verdicts on measured times
 In child processes:
 
 plugin.py     the plugin of pytest: a record of results, and processes that are replaced
-driver.py     programs that use the package; cases.py and measure.py are their parts
+driver.py     programs that use the package; cases.py, likelihoods.py and measure.py
+             are their parts
 """

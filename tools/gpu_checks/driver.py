@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import vae_fused as vf
-from gpu_checks import cases, judge, measure
+from gpu_checks import cases, judge, likelihoods, measure
 from gpu_checks.report import ROOT
 from gpu_checks.sanitizer import DONE, WRONG
 from vae_fused import _ext
@@ -231,6 +231,31 @@ def bandwidth(args: argparse.Namespace) -> None:
     print(DONE)
 
 
+def likelihood(args: argparse.Namespace) -> None:
+    """Each case by the rates of its operators, then beside eager code."""
+    measure.quiet()
+    rows: list[dict[str, Any]] = []
+    repeats = 3 if args.exponent < 20 else measure.REPEATS
+    warm_up(args.device)
+    for case in likelihoods.cases(args.exponent):
+        for what in ("rate", "loss"):
+            try:
+                if what == "rate":
+                    row = measure.measure_case(case, args.device, repeats, likelihoods.inputs)
+                else:
+                    row = likelihoods.measure_loss(case, args.device, repeats)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                name = {"case": case.name, "group": case.group, "dtype": case.dtype}
+                row = {**name, "error": f"{what}: {reason}"}
+            rows.append(row)
+            write(args.out, rows)
+        if args.device != "cpu":
+            torch.cuda.empty_cache()
+        print(case.name, rows[-2].get("error") or "", rows[-1].get("us"), flush=True)
+    print(DONE)
+
+
 def warm_up(device: str, seconds: float = 0.5) -> None:
     """Brings the clocks up."""
     if device == "cpu":
@@ -278,6 +303,7 @@ PROGRAMS: dict[str, Callable[[argparse.Namespace], None]] = {
     "planted-memcheck": planted_memcheck,
     "planted-initcheck": planted_initcheck,
     "bandwidth": bandwidth,
+    "likelihood": likelihood,
     "step": step,
     "profile": profile,
 }

@@ -13,12 +13,12 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from gpu_checks.cases import DTYPES, Case, Inputs, inputs
+from gpu_checks.cases import DTYPES, inputs
 
 L2_FACTOR = 8  # tensors that are cycled through exceed the L2 cache that many times
 SAMPLE = 1e-3  # seconds of work between two clock readings, at the least
@@ -148,7 +148,7 @@ def add_and_copy(a: Tensor, b: Tensor, c: Tensor, x: Tensor, y: Tensor) -> None:
 FUSED = "template <typename T> void fused(T a, T b, T c, T& x, T& y) { x = a + b; y = b + c; }"
 
 
-def streams(case: Case, count: int, device: str) -> dict[str, list[Run]]:
+def streams(case: Measured, count: int, device: str) -> dict[str, list[Run]]:
     """Yardsticks with the streams of a call and next to no arithmetic, in PyTorch's own kernels.
 
     Forward reads two tensors and writes one; backward reads three and writes two. Some GPUs move
@@ -175,7 +175,20 @@ def streams(case: Case, count: int, device: str) -> dict[str, list[Run]]:
     return {name: runs for name, runs in found.items() if runs}
 
 
-def spread(case: Case, device: str) -> int:
+class Measured(Protocol):
+    """A case of cases.py or of likelihoods.py."""
+
+    group: str
+    dtype: str
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def numel(self) -> int: ...
+    def bytes(self, direction: str) -> int: ...
+
+
+def spread(case: Measured, device: str) -> int:
     """Sets of tensors to cycle through, so that none is in the L2 cache when its turn comes."""
     if device == "cpu":
         return 1
@@ -183,15 +196,24 @@ def spread(case: Case, device: str) -> int:
     return max(1, min(16, math.ceil(L2_FACTOR * cache / case.bytes("forward"))))
 
 
-def measure_case(case: Case, device: str, repeats: int = REPEATS) -> dict[str, Any]:
-    """Times, bytes per second, and their ratio to those of a copy and of the same streams."""
+def measure_case(
+    case: Measured,
+    device: str,
+    repeats: int = REPEATS,
+    make: Callable[[Any, str, int], Any] = inputs,
+) -> dict[str, Any]:
+    """Times, bytes per second, and their ratio to those of a copy and of the same streams.
+
+    `make` returns an object with the methods `forward` and `backward`. The streams are those of the
+    latent, whatever the case: a yardstick for kernels that read more than they write.
+    """
     sets = spread(case, device)
     row: dict[str, Any] = {"case": case.name, "group": case.group, "dtype": case.dtype}
     # Inputs and grad_z, the outputs of a pass, two buffers of the copy, five of the streams.
     needed = sets * 5 * case.bytes("backward")
     if device != "cpu" and torch.cuda.mem_get_info()[0] < 1.2 * needed:
         return row | {"skipped": f"less than {1.2 * needed / 1e9:.0f} GB of memory are free"}
-    tensors: list[Inputs] = [inputs(case, device, seed) for seed in range(sets)]
+    tensors = [make(case, device, seed) for seed in range(sets)]
     moved = {way: case.bytes(way) for way in ("forward", "backward")}
     plain = {"forward": 3, "backward": 5}  # tensors that the streams' yardstick moves
     plain = {way: count * DTYPES[case.dtype].itemsize * case.numel for way, count in plain.items()}

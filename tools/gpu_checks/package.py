@@ -59,7 +59,9 @@ class Place:
     modules: Path | None = None  # the bundle's folder of test modules, where some are missing
 
     def env(self, **more: str) -> dict[str, str]:
-        env = dict(os.environ)
+        # A pytest that started this run has variables of its own. With that of an xdist worker, the
+        # suite's processes would leave their records to a parent that they do not have.
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
         inherited = env.get("PYTHONPATH", "").split(os.pathsep)
         kept = [p for p in inherited if os.path.isabs(p) and Path(p).resolve() != ROOT]
         ours = [str(folder) for folder in (self.package, self.modules) if folder]

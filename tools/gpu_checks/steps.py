@@ -117,7 +117,11 @@ class Run:
 
     def measure(self, name: str, seconds: float) -> Outcome:
         """A driver program, judged by what it has measured before it ended."""
-        judges = {"bandwidth": judge.judge_bandwidth, "step": judge.judge_steps}
+        judges = {
+            "bandwidth": judge.judge_bandwidth,
+            "likelihood": judge.judge_likelihoods,
+            "step": judge.judge_steps,
+        }
 
         def action(left: float) -> Outcome:
             rows, done = self.place.run_driver(name, left, "--exponent", str(self.exponent))
@@ -143,6 +147,7 @@ class Run:
             Step("smoke", 8, self.smoke),
             Step("tests", 44, self.tests_on_device),
             Step("bandwidth", 22, lambda seconds: self.measure("bandwidth", seconds)),
+            Step("likelihood", 14, lambda seconds: self.measure("likelihood", seconds)),
             Step("step", 24, lambda seconds: self.measure("step", seconds)),
             Step("rest", 10, self.rest, optional=True),
         ]

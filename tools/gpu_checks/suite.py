@@ -17,10 +17,9 @@ from gpu_checks.report import FAIL, NOT_RUN, PASS, ROOT, Promise, read_lines
 from gpu_checks.schedule import Outcome
 
 TESTS = ROOT / "tests"
-# These have "cuda" in the names of their tests and nothing to do with a device.
-NOT_ON_DEVICE = ("test_build.py", "test_ext.py", "test_layering.py")
-# They test this tool, and compile; they run where the tool is developed.
-NEVER = ("test_gpu_*.py",)
+# Folders of tests of what users call. Those of the package itself and of the native code do not
+# need a device. Those of the tools, this one among them, run where the tools are developed.
+ON_DEVICE = ("functional", "layers", "usage")
 RESTARTS = 50  # more processes lost than that, and the GPU itself is lost
 
 Results = dict[str, dict[str, Any]]
@@ -28,31 +27,25 @@ Results = dict[str, dict[str, Any]]
 
 def device_arguments() -> list[str]:
     """The tests that only a GPU can run come first, then all others that take a device."""
-    first = sorted(str(path) for path in TESTS.glob("test_cuda*.py"))
-    ignored = [f"--ignore={TESTS / name}" for name in NOT_ON_DEVICE]
-    ignored += [f"--ignore={TESTS / 'native'}", *(f"--ignore-glob={TESTS / n}" for n in NEVER)]
-    return [*first, str(TESTS), "-k", "cuda", *ignored]
+    return [str(TESTS / "gpu"), *(str(TESTS / name) for name in ON_DEVICE), "-k", "cuda"]
 
 
 def rest_arguments() -> list[str]:
     """Everything else. The native tests compile for minutes and come last."""
-    names = " or ".join(Path(name).stem for name in NOT_ON_DEVICE)
-    files = [
-        str(path)
-        for path in sorted(TESTS.glob("test_*.py"))
-        if not any(path.match(pattern) for pattern in (*NEVER, "test_cuda*.py"))
-    ]
-    return [*files, str(TESTS / "native"), "-k", f"not cuda or {names}"]
+    package = sorted((TESTS / "package").glob("test_*.py"))  # some have "cuda" in their names
+    folders = (*ON_DEVICE, "package", "native")
+    chosen = " or ".join(["not cuda", *(path.stem for path in package)])
+    return [*(str(TESTS / name) for name in folders), "-k", chosen]
 
 
 def group_of(test: str) -> str:
     """The file of a test; of the tests that only a GPU can run, the test itself.
 
-    'tests/test_shapes.py::test_x[1]' -> 'test_shapes.py'
-    'tests/test_cuda.py::test_a_second_gpu[x]' -> 'a second gpu'
+    'tests/functional/test_shapes.py::test_x[1]' -> 'test_shapes.py'
+    'tests/gpu/test_streams.py::test_a_second_gpu[x]' -> 'a second gpu'
     """
     file, _, name = test.partition("::")
-    if not name or not Path(file).name.startswith("test_cuda"):
+    if not name or Path(file).parent.name != "gpu":
         return Path(file).name
     return name.split("::")[-1].split("[")[0].removeprefix("test_").replace("_", " ")
 

@@ -28,14 +28,20 @@ SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
 LARGEST = 8_000_000  # bytes of the program, a part of a bundle that is carried to a GPU
 
 
+def kernels_in(folder: str, suffix: str) -> list[Path]:
+    """The project's kernels but for the likelihoods, which would make the program too large."""
+    found = sorted((CSRC / folder).rglob(f"*{suffix}"))
+    return [path for path in found if path.parent.name != "likelihood"]
+
+
 def device_sources() -> list[Path]:
     """The project's kernels and the probe's own."""
-    return [*sorted((CSRC / "cuda").glob("*.cu")), *sorted(HERE.glob("*.cu"))]
+    return [*kernels_in("cuda", ".cu"), *sorted(HERE.glob("*.cu"))]
 
 
 def host_sources() -> list[Path]:
     """The probe's host code, and the CPU kernels that are its oracle."""
-    return [*sorted(HERE.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
+    return [*sorted(HERE.glob("*.cpp")), *kernels_in("cpu", ".cpp")]
 
 
 def flags_of(source: Path, arch: str) -> list[str]:
@@ -67,7 +73,7 @@ def run(command: list[str]) -> str:
 
 def compile_object(nvcc: str, source: Path, flags: list[str], digest: str, objects: Path) -> Path:
     """The object of `source`, with what ptxas says about its kernels beside it, as a .log."""
-    name = f"{source.parent.name}-{source.stem}"
+    name = "-".join(source.relative_to(ROOT).with_suffix("").parts)
     state = hashlib.sha256(f"{digest} {shlex.join(flags)}".encode()).hexdigest()[:16]
     target = objects / f"{name}-{state}.o"
     if target.exists():

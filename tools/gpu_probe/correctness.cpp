@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "params/latent_multi.h"
 #include "scene.h"
 #include "sections.h"
 
@@ -109,7 +110,7 @@ class ListCall {
     p.dtype = on_device ? TypeOf<S>::kDType : TypeOf<O>::kDType;
     p.key.seed = 42;
     p.key.offset = 3 + (on_device && faults_.noise ? 1 : 0);
-    p.family.prior_mean = 0.25;
+    p.options.prior_mean = 0.25;
     uint64_t block = 0;
     for (const ListItem& item : items_) {
       Item& to = p.item[p.items++];

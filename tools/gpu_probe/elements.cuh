@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "cuda/launch.cuh"
-#include "math/gaussian.h"
+#include "math/latent/gaussian.h"
 #include "math/normal.h"
 #include "math/storage.h"
 
@@ -43,7 +43,7 @@ __device__ __forceinline__ void pack(const float (&in)[kChunk], int b, uint4& wo
   (b ? words.w : words.y) = second.u;
 }
 
-using Options = math::Plain<float>;
+using Options = math::DefaultOptions<float>;
 
 // Computes z of four elements and adds twice their KL to `sum`, or begins the sum with it.
 template <typename S, class RoundKeys>
@@ -57,7 +57,7 @@ __device__ __forceinline__ void sample_chunk(const Options& f, const RoundKeys& 
   VAE_FUSED_UNROLL
   for (int j = 0; j < kChunk; ++j) {
     z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
-    const float kl = math::twice_kl(f, f.linear, math::relative(f, q[j], {}));
+    const float kl = math::kl_times_two(f, f.linear, math::relative(f, q[j], {}));
     sum = begins && j == 0 ? kl : sum + kl;
   }
 }
@@ -79,7 +79,7 @@ __device__ __forceinline__ void gradients_of_chunk(const Options& f, const Round
     graw[j] = math::sample_adjoint(f, gz[j] * eps[j], q[j].scale.dsigma);
     const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], {}), 1.0f, grad_kl);
     gz[j] = (gz[j] + adjoint.mu) * q[j].dmu;
-    graw[j] = math::halved(f, graw[j] + math::chain(adjoint.x, q[j].scale.dx));
+    graw[j] = math::undo_doubling(f, graw[j] + math::chain(adjoint.x, q[j].scale.dx));
     if (q[j].beyond) graw[j] = 0;
   }
 }

@@ -207,8 +207,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 template <typename S, Direction kDirection, bool kFour, int kBlocks>
 PatchVariant variant_of(DType dtype) {
   const auto launch = [](const PatchArgs& args, int64_t blocks, cudaStream_t stream) -> int {
-    math::Family<double> family;
-    Options options = math::plain<float>(family);
+    Options options = math::default_options<float>(math::LatentOptions<double>());
     if (kDirection == Direction::kBackward) options = math::unclipped(options);
     return cuda::launch(ab_patch_kernel<S, kDirection, kFour, bound(kBlocks)>, blocks, stream, args,
                         options);

@@ -1,7 +1,7 @@
 // The tensors of a timed call: how they are made, launched on and checked.
 #include "scene.h"
 
-#include "math/gaussian.h"
+#include "math/latent/gaussian.h"
 #include "math/normal.h"
 
 namespace vae_fused::probe {
@@ -108,7 +108,6 @@ void Scene::bind(Set& set) const {
     p.dtype = spec_.dtype;
     p.key.seed = kSeed;
     p.key.offset = kOffset;
-    p.kl_scale = kScale;
     others.push_back(binding(set.of.in[0], strides_.in, p.of.mu));
     others.push_back(binding(set.of.in[1], strides_.in, p.of.raw));
     if (!make_space(strides_.sizes, summed, others, p.space)) {
@@ -118,14 +117,13 @@ void Scene::bind(Set& set) const {
   if (spec_.forward()) {
     ForwardParams& p = set.forward;
     prepare(p, {binding(set.of.out[0], strides_.out, p.z)});
-    p.kl = kl_.data();
-    p.partials = static_cast<double*>(partials_.data());
+    p.kl = {kl_.data(), kScale, static_cast<double*>(partials_.data())};
   } else {
     BackwardParams& p = set.backward;
     prepare(p, {binding(set.of.in[2], strides_.out, p.grad_z),
                 binding(set.of.out[0], strides_.out, p.grad_mu),
                 binding(set.of.out[1], strides_.out, p.grad_raw)});
-    p.grad_kl = grad_kl_.data();
+    p.grad_kl = {grad_kl_.data(), 1, kScale};
   }
 }
 

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "device.h"
+#include "iteration/make_space.h"
 #include "math/storage.h"
-#include "space.h"
 
 namespace vae_fused::probe {
 

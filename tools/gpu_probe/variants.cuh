@@ -308,8 +308,7 @@ constexpr int bound(int blocks) { return blocks; }
 template <typename S, class Step, Keys kKeys, Loads kLoads, int kBlocks>
 Variant variant_of(Direction direction, DType dtype) {
   const auto launch = [](const VariantArgs& args, int64_t blocks, cudaStream_t stream) -> int {
-    math::Family<double> family;
-    Options options = math::plain<float>(family);
+    Options options = math::default_options<float>(math::LatentOptions<double>());
     if (!Step::kReduces) options = math::unclipped(options);
     return cuda::launch(ab_kernel<S, Step, kKeys, kLoads, bound(kBlocks)>, blocks, stream, args,
                         options);

@@ -10,7 +10,7 @@
 
 #include "device.h"
 #include "math/philox.h"
-#include "params.h"
+#include "params/latent.h"
 
 namespace vae_fused::probe {
 

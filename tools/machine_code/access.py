@@ -150,8 +150,10 @@ def _shared(s: Warps, f: Fields, addresses: Any, active: np.ndarray, size: int) 
 def _check_races(s: Warps, f: Fields, first: np.ndarray, active: np.ndarray, size: int) -> None:
     """`first`: where the lanes' accesses begin, which write in a store."""
     warp, slot = s.full(s.warp)[active], s.full(s.slot)[active]
-    for offset in range(0, size, 4):
-        races = s.shared.races(first + offset, warp, slot, f.base == "STS")
+    for offset in range(0, size, s.shared.unit):
+        races = s.shared.races(
+            first + offset, warp, slot, f.base == "STS", atomic=f.base == "ATOMS"
+        )
         if races.any():
             at = int((first - s.full(s.shared_base)[active])[races][0]) + offset
             raise RaceError(
@@ -196,6 +198,29 @@ def sts(f: Fields) -> Execute:
         first //= memory.itemsize
         for k, read in enumerate(reads):
             memory[first + k] = s.full(read(s))[active].astype(kind)
+
+    return execute
+
+
+@instruction("ATOMS")
+def atoms(f: Fields) -> Execute:
+    """ADD of a word. Lanes come in random order."""
+    f.choice("ADD")
+    write, address, addend = f.result(), _address(f, f.address()), f.integer()
+    f.done()
+
+    def execute(s: Warps, w: Where) -> None:
+        active = s.all(w)
+        first = _shared(s, f, address(s), active, 4)
+        _check_races(s, f, first, active, 4)
+        memory, more = s.shared.bytes.view(U32), s.full(addend(s))[active]
+        old = np.zeros(len(first), U32)
+        for k in s.environment.random.permutation(len(first)):
+            old[k] = memory[first[k] // 4]
+            memory[first[k] // 4] += more[k]
+        value = np.zeros(active.shape, U32)
+        value[active] = old
+        write(s, w, value)
 
     return execute
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ Effect = Callable[["Group", np.ndarray], None]
 _BIT = U32(1) << np.arange(LANES, dtype=U32)
 # WARPSYNC.COLLECTIVE, what it is for, ENDCOLLECTIVE: three instructions.
 _COLLECTIVE = 3
+_BYTES = 16  # of an instruction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,38 @@ def _bra(i: Instruction, place: Place) -> Effect:
     return effect
 
 
+@_control("BRX")
+@_control("BRXU")
+def _brx(i: Instruction, place: Place) -> Effect:
+    """To an address that a pair of registers has, counted from the next instruction.
+
+    The pair comes from a table of a `switch` in constant bank 2.
+    """
+    _modifiers(i)
+    register, _, offset = i.operands.partition(" ")
+    if not re.fullmatch(r"-?0x[0-9a-f]+", offset):
+        raise _unknown(i, "no offset")
+    # The register is one of threads or, of BRXU, one of the warp: either may be read here.
+    distance = Fields(dataclasses.replace(i, operands=register)).pair()
+    origin = i.address + _BYTES + int(offset, 16)
+
+    def effect(group: Group, lanes: np.ndarray) -> None:
+        places = group.warps.full(distance(group.warps)).view(np.int64) + origin
+        _go_each(i, place, group, lanes, places)
+
+    return effect
+
+
+def _go_each(
+    i: Instruction, place: Place, group: Group, lanes: np.ndarray, places: np.ndarray
+) -> None:
+    """Sends each lane to an address of its own."""
+    for to in np.unique(places[lanes]).tolist():
+        if to not in place.index_of:
+            raise ConvergenceError(f"{i.base} at {i.address:#x} to {to:#x}")
+        group.go(place.index_of[to], lanes & (places == to))
+
+
 def _diverged(mask: Read, place: Place, target: int) -> Effect:
     """BRA.DIV: branches if not all lanes of the mask are together.
 
@@ -132,7 +166,7 @@ def _bsync(i: Instruction, place: Place) -> Effect:
 
     def effect(group: Group, lanes: np.ndarray) -> None:
         members = group.members.get(barrier)
-        if members is None or (lanes & ~members).any():
+        if members is None or (members[lanes] == 0).any():
             raise ConvergenceError(f"BSYNC at {i.address:#x} by lanes that no BSSY has joined")
         group.meet((barrier, place.at), lanes, lambda: members)
 
@@ -142,13 +176,13 @@ def _bsync(i: Instruction, place: Place) -> Effect:
 @_control("WARPSYNC")
 def _warpsync(i: Instruction, place: Place) -> Effect:
     modifiers = _modifiers(i, "ALL", "COLLECTIVE")
-    everyone = np.ones((1, LANES), bool)
+    everyone = np.full((1, 1), 0xFFFFFFFF, np.uint32)
     if "ALL" in modifiers:
         wanted = lambda s: everyone  # noqa: E731
     else:
         text = split(i.operands)[0]
         mask = Fields(dataclasses.replace(i, operands=text)).integer()
-        wanted = lambda s: (s.full(mask(s)) & _BIT) != 0  # noqa: E731
+        wanted = lambda s: s.full(mask(s))  # noqa: E731
     if "COLLECTIVE" in modifiers and _target(i, place) != place.at + _COLLECTIVE:
         raise _unknown(i, "more than one collective instruction")
 
@@ -190,10 +224,6 @@ def _ret(i: Instruction, place: Place) -> Effect:
     address = Fields(dataclasses.replace(i, operands=register)).pair()
 
     def effect(group: Group, lanes: np.ndarray) -> None:
-        places = group.warps.full(address(group.warps))
-        for to in np.unique(places[lanes]).tolist():
-            if to not in place.index_of:
-                raise ConvergenceError(f"RET at {i.address:#x} to {to:#x}")
-            group.go(place.index_of[to], lanes & (places == to))
+        _go_each(i, place, group, lanes, group.warps.full(address(group.warps)))
 
     return effect

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import rounding
-from .fields import F32, F64, I32, U32, U64, Execute, Fields, instruction
+from .fields import F32, F64, I32, I64, U32, U64, Execute, Fields, instruction
 from .operands import RZ, Number, Register
 from .warps import Warps, Where
 
@@ -23,7 +23,17 @@ def i2fp(f: Fields) -> Execute:
 
 @instruction("I2F")
 def i2f(f: Fields) -> Execute:
-    if f.flag("F64"):
+    """Without a modifier to nearest; divisions round up. Of U16 the upper half does not count."""
+    double = f.flag("F64")
+    if f.flag("S64"):
+        write, pair = f.result_double() if double else f.result_float(), f.pair()
+        f.done()
+        return lambda s, w: write(s, w, pair(s).view(I64).astype(F64 if double else F32))
+    if f.flag("U16"):
+        write, word = f.result_double() if double else f.result_float(), f.integer()
+        f.done()
+        return lambda s, w: write(s, w, (word(s) & U32(0xFFFF)).astype(F64 if double else F32))
+    if double:
         kind = U32 if f.choice("U32", "S32", default="S32") == "U32" else I32
         write_double, word = f.result_double(), f.integer()
         f.done()

@@ -5,6 +5,7 @@ The listing is cuobjdump's. The rest is in the ELF file:
   .nv.info.KERNEL     where each parameter lies among the parameters
   .nv.shared.KERNEL   the size of shared memory, with what the system keeps of it
   .nv.global          the module's variables
+  .nv.constant2.KERNEL  the kernel's tables of branch targets, which are offsets in its code
   .nv.constant4       addresses of variables, which relocations name
 """
 
@@ -41,6 +42,7 @@ class Kernel:
     parameter_base: int  # in constant bank 0
     parameter_bytes: int
     shared: int  # bytes, those of the system included
+    tables: bytes = b""  # constant bank 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _addresses(sections: list[_Section], table: _Section) -> list[tuple[int, int
     return found
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def read(path: Path) -> Cubin:
     sections = _sections(path.read_bytes())
     by_name = {section.name: section for section in sections}
@@ -133,10 +135,22 @@ def read(path: Path) -> Cubin:
     for mangled, code in listing.items():
         parameters, base, size = _parameters(by_name[f".nv.info.{mangled}"].data)
         shared = by_name.get(f".nv.shared.{mangled}")
+        tables = by_name.get(f".nv.constant2.{mangled}")
         name = short_name(demangled(mangled))
         kernels.append(
-            Kernel(name, tuple(code), parameters, base, size, shared.size if shared else 0)
+            Kernel(
+                name,
+                tuple(code),
+                parameters,
+                base,
+                size,
+                shared.size if shared else 0,
+                tables.data if tables else b"",
+            )
         )
+        relocations = by_name.get(f".rela.nv.constant2.{mangled}")
+        if relocations is not None and relocations.data:
+            raise LaunchError(f"constant bank 2 of {name} has relocations")
     addresses: list[tuple[int, int]] = []
     for section in sections:
         if section.name == ".rela.nv.constant4":

@@ -35,6 +35,7 @@ class Launched:
     program: Program
     blocks: int
     counts: np.ndarray  # for each instruction
+    trace: list[Instruction]  # what one warp has executed, if the device traces launches
 
     @property
     def issued(self) -> int:
@@ -55,6 +56,7 @@ class Device:
         self.memory = GlobalMemory()
         self.random = np.random.default_rng(seed)
         self.perturb = perturb
+        self.traces = False
         self._kernels: dict[str, tuple[cubin.Kernel, bytes]] = {}
         self._programs: dict[str, Program] = {}
         self._variables: list[np.ndarray] = []
@@ -109,9 +111,10 @@ class Device:
         bank.define(_DESCRIPTOR, bytes(_DESCRIPTOR_BYTES))
         for parameter, argument in zip(kernel.parameters, arguments, strict=True):
             bank.define(kernel.parameter_base + parameter.offset, argument)
-        of_module = ConstantBank(len(constants))
+        of_kernel, of_module = ConstantBank(len(kernel.tables)), ConstantBank(len(constants))
+        of_kernel.define(0, kernel.tables)
         of_module.define(0, constants)
-        return {0: bank, 4: of_module}
+        return {0: bank, 2: of_kernel, 4: of_module}
 
     def launch(self, name: str, blocks: int, arguments: list[bytes]) -> Launched:
         """Runs a grid of blocks in random order."""
@@ -120,13 +123,15 @@ class Device:
         constants = self._constants(kernel, module_constants, blocks, arguments)
         for bank, offset, size in program.constants:
             constants[bank].check(np.array([offset]), min(size, 4))
-        environment = Environment(self.memory, constants, self.random, self.perturb)
+        salt = self.random.integers(2**32, dtype=np.uint32)
+        environment = Environment(self.memory, constants, self.random, self.perturb, salt)
         counts = np.zeros(len(program.instructions), np.int64)
         order = self.random.permutation(blocks)
+        trace: list[int] | None = [] if self.traces else None
         with np.errstate(all="ignore"):
             for first in range(0, blocks, RESIDENT):
                 resident = order[first : first + RESIDENT]
-                shared = Shared(len(resident), kernel.shared)
+                shared = Shared(len(resident), kernel.shared, program.shared_unit)
 
                 def make(
                     slots: np.ndarray,
@@ -137,6 +142,7 @@ class Device:
                     return Warps(environment, shared, slots, resident[slots], warp)
 
                 counts += run_blocks(
-                    program, make, resident, THREADS // LANES, shared, self.random, GROUPS
-                )
-        return Launched(program, blocks, counts)
+                    program, make, resident, THREADS // LANES, shared, self.random, GROUPS,
+                    None if first else trace,
+                )  # fmt: skip
+        return Launched(program, blocks, counts, [program.instructions[at] for at in trace or ()])

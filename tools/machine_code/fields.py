@@ -113,7 +113,7 @@ class Fields:
         register = self.take(Register)
         if register.negated or register.inverted or register.absolute or register.half is not None:
             raise self.unknown("a destination with a sign")
-        if register.uniform != self.uniform and self.base not in ("R2UR", "S2UR"):
+        if register.uniform != self.uniform and self.base not in ("R2UR", "S2UR", "VOTEU"):
             raise self.unknown("a destination of the other kind")
         return register
 
@@ -235,6 +235,13 @@ class Fields:
         if inverted:
             return lambda s: (~bits(s)).astype(U64)
         return lambda s: bits(s).astype(U64)
+
+    def magnitude(self) -> tuple[bool, Read]:
+        """Whether an integer is negated, and its bits without the sign."""
+        operand, negated, absolute, inverted = self._signed()
+        if absolute or inverted:
+            raise self.unknown("the absolute value or the inverse of an integer")
+        return negated, self.bits(operand)
 
     def pair(self) -> Read:
         """64 bits, of two registers."""

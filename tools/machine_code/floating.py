@@ -1,4 +1,4 @@
-"""Arithmetic and comparisons of float and double. Nothing is flushed to zero but by MUFU."""
+"""Arithmetic and comparisons of float and double. FTZ and MUFU alone flush subnormals to zero."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ import numpy as np
 
 from . import rounding
 from .fields import F32, F64, Execute, Fields, Read, instruction
-from .mufu import FUNCTIONS, HIGH_WORDS, mufu, mufu_high
+from .mufu import FUNCTIONS, HIGH_WORDS, TINY, flushed, mufu, mufu_high
+from .operands import PT, Predicate
 from .warps import Warps, Where
 
 
 @instruction("FADD")
 def fadd(f: Fields) -> Execute:
+    flushes = f.flag("FTZ")
     write, a, b = f.result_float(), f.single(), f.single()
     f.done()
+    if flushes:
+        x, y = _flushed(a), _flushed(b)
+        return lambda s, w: write(s, w, flushed(np.asarray(x(s) + y(s)), TINY))
     return lambda s, w: write(s, w, a(s) + b(s))
+
+
+def _flushed(read: Read) -> Read:
+    return lambda s: flushed(np.asarray(read(s)), TINY)
 
 
 @instruction("FMUL")
@@ -38,8 +47,12 @@ def fmul(f: Fields) -> Execute:
 
 @instruction("FFMA")
 def ffma(f: Fields) -> Execute:
+    direction = f.choice("RM", "RP", default="")
     write, a, b, c = f.result_float(), f.single(), f.single(), f.single()
     f.done()
+    if direction:
+        upward = direction == "RP"
+        return lambda s, w: write(s, w, rounding.directed32(a(s), b(s), c(s), upward))
     return lambda s, w: write(s, w, rounding.fma32(a(s), b(s), c(s)))
 
 
@@ -129,18 +142,49 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 
 @instruction("FSETP", "DSETP")
 def fsetp(f: Fields) -> Execute:
+    if f.flag("MIN") or f.flag("MAX"):
+        return _dsetp_extreme(f)
+    flushes = f.flag("FTZ")
     compare = COMPARISONS[f.choice(*COMPARISONS)]
     combine = {"AND": np.logical_and, "OR": np.logical_or}[f.choice("AND", "OR")]
     first, second = f.result_predicate(), f.result_predicate()
     argument = f.single if f.base == "FSETP" else f.double
     a, b, also = argument(), argument(), f.predicate()
     f.done()
+    if flushes:
+        if f.base != "FSETP":
+            raise f.unknown("modifier FTZ")
+        a, b = _flushed(a), _flushed(b)
 
     def execute(s: Warps, w: Where) -> None:
         result, others = compare(a(s), b(s)), also(s)
         pair = combine(result, others), combine(~result, others)
         first(s, w, pair[0])
         second(s, w, pair[1])
+
+    return execute
+
+
+def _dsetp_extreme(f: Fields) -> Execute:
+    """Half of `fmin` or `fmax`: whether `a` is the result, and whether both are NaN.
+
+    No document has it. The code around it selects the words of `a` or `b` by the first predicate,
+    and makes a quiet NaN of the result by the second one.
+    """
+    is_minimum = ".MIN." in f.source.opcode
+    f.choice("AND")
+    first, second = f.result_predicate(), f.result_predicate()
+    a, b, also = f.double(), f.double(), f.take(Predicate)
+    f.done()
+    if f.base != "DSETP" or also != Predicate(PT):
+        raise f.unknown("another form of a minimum or maximum")
+
+    def execute(s: Warps, w: Where) -> None:
+        x, y = s.full(a(s)), s.full(b(s))
+        smaller = (x < y) | ((x == y) & np.signbit(x))
+        chosen = smaller if is_minimum else ~smaller
+        first(s, w, np.where(np.isnan(x) | np.isnan(y), np.isnan(y), chosen))
+        second(s, w, np.isnan(x) & np.isnan(y))
 
     return execute
 

@@ -156,12 +156,17 @@ def _imad_high(f: Fields) -> Execute:
 
 @instruction("LEA", "ULEA")
 def lea(f: Fields) -> Execute:
-    """(a << shift) + b, or with HI the high word of (high : a) << shift, + b."""
+    """(a << shift) + b, or with HI the high word of (high : a) << shift, + b.
+
+    The shifted `a` is negated as ~x + 1, whose carry is part of the result's: -0 carries.
+    """
     high, extended, from_signed = f.flag("HI"), f.flag("X"), f.flag("SX32")
     write = f.result()
     carries = f.results_predicate()
-    a, b = f.integer(), f.addend()
+    (negated, a), b = f.magnitude(), f.addend()
     above = f.integer() if high and not from_signed else None
+    if high and negated:
+        raise f.unknown("the high word of a negated number")
     shift = U64(f.immediate())
     carry_in = f.predicate() if extended else no_predicate
     f.done()
@@ -175,7 +180,8 @@ def lea(f: Fields) -> Execute:
         else:
             wide = low.astype(U64) if above is None else join(low, above(s))
         shifted = (wide << shift) >> U64(32 if high else 0)
-        total = (shifted & MASK) + b(s) + carry_in(s)
+        term = (~shifted & MASK) + U64(1) if negated else shifted & MASK
+        total = term + b(s) + carry_in(s)
         write(s, w, (total & MASK).astype(U32))
         for k, carry_out in enumerate(carries):
             carry_out(s, w, (total >> U64(32)) > U64(k))
@@ -322,13 +328,13 @@ def flo(f: Fields) -> Execute:
     return execute
 
 
-@instruction("POPC")
+@instruction("POPC", "UPOPC")
 def popc(f: Fields) -> Execute:
     write, a = f.result(), f.integer()
     f.done()
 
     def execute(s: Warps, w: Where) -> None:
-        x = s.full(a(s))
+        x = a(s)
         write(s, w, sum((x >> U32(k)) & U32(1) for k in range(32)))
 
     return execute

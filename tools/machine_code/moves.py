@@ -8,8 +8,8 @@ import numpy as np
 
 from .errors import ConvergenceError
 from .fields import I64, U32, U64, ZERO, Execute, Fields, Read, instruction
-from .operands import RZ, Register
-from .warps import LANES, Warps, Where
+from .operands import PT, RZ, Predicate, Register
+from .warps import LANES, Warps, Where, mask_of
 
 
 @instruction("MOV", "UMOV")
@@ -90,6 +90,7 @@ SPECIAL: dict[str, Read] = {
     "SR_TID.Y": lambda s: ZERO,
     "SR_TID.Z": lambda s: ZERO,
     "SR_LANEID": lambda s: s.thread & U32(LANES - 1),
+    "SR_LTMASK": lambda s: (U32(1) << (s.thread & U32(LANES - 1))) - U32(1),  # the lanes before
     "SR_CTAID.X": lambda s: s.block,
     "SR_CTAID.Y": lambda s: ZERO,
     "SR_CTAID.Z": lambda s: ZERO,
@@ -97,11 +98,14 @@ SPECIAL: dict[str, Read] = {
 }
 
 
+OF_LANES = ("SR_TID.X", "SR_LANEID", "SR_LTMASK")
+
+
 @instruction("S2R", "S2UR")
 def s2r(f: Fields) -> Execute:
     write, name = f.result(), f.name()
     f.done()
-    if name not in SPECIAL or (f.base == "S2UR" and name in ("SR_TID.X", "SR_LANEID")):
+    if name not in SPECIAL or (f.base == "S2UR" and name in OF_LANES):
         raise f.unknown(f"special register {name}")
     read = SPECIAL[name]
     return lambda s, w: write(s, s.present if f.base == "S2UR" else w, read(s))
@@ -185,16 +189,30 @@ def vote(f: Fields) -> Execute:
     result = f.result_predicate()
     brings = f.predicate()
     f.done()
-    bit = U32(1) << np.arange(LANES, dtype=U32)
 
     def execute(s: Warps, w: Where) -> None:
         active = s.all(w)
         true = active & brings(s)
-        mask = np.where(true, bit, ZERO).sum(axis=1, keepdims=True, dtype=U32)
         some = true.any(axis=1, keepdims=True)
         every = (true == active).all(axis=1, keepdims=True)
-        number(s, w, mask)
+        number(s, w, mask_of(true))
         result(s, w, some if mode == "ANY" else every)
+
+    return execute
+
+
+@instruction("VOTEU")
+def voteu(f: Fields) -> Execute:
+    """Only ANY of true: the mask of the lanes that execute it, in a uniform register."""
+    f.choice("ANY")
+    number, result, brings = f.result(), f.take(Predicate), f.take(Predicate)
+    f.done()
+    if result != Predicate(PT, uniform=True) or brings != Predicate(PT):
+        raise f.unknown("another vote")
+
+    def execute(s: Warps, w: Where) -> None:
+        active = s.all(w)
+        number(s, active.any(axis=1, keepdims=True), mask_of(active))
 
     return execute
 

@@ -1,7 +1,8 @@
 """MUFU, the approximate functions: exact values, perturbed within NVIDIA's documented error.
 
 No document states the bits that the hardware returns, so a test must hold for any value within the
-bound. Each result here is a different one, by a seeded generator.
+bound. Here the error is drawn for each argument. As on the hardware it depends on nothing else in a
+launch: divisions of uniform numbers rely on that. The next launch draws again.
 
 The bounds are those of the PTX ISA for the instructions of which ptxas makes a single MUFU, the
 `.approx.ftz` forms ("Floating Point Instructions", `rcp`, `sqrt`, `rsqrt`, `sin`, `cos`, `lg2`,
@@ -34,10 +35,10 @@ TINY64 = F64(2.0**-1022)
 CANONICAL_NAN = U32(0x7FFFFFFF)
 HALF_ULP = 2.0**-24  # what rounding to float may add to a relative error
 
-Noise = Callable[[tuple[int, ...]], np.ndarray]  # uniform in [-1, 1]
+Noise = Callable[[np.ndarray], np.ndarray]  # for the bits of each argument, uniform in [-1, 1]
 
 
-def _flushed(x: np.ndarray, tiny: np.floating) -> np.ndarray:
+def flushed(x: np.ndarray, tiny: np.floating) -> np.ndarray:
     return np.where(np.abs(x) < tiny, np.copysign(x.dtype.type(0), x), x)
 
 
@@ -87,18 +88,18 @@ HIGH_WORDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def mufu(function: str, x: np.ndarray, noise: Noise) -> np.ndarray:
     """The bits of the result for floats."""
     exact_of, perturbed = FUNCTIONS[function]
-    argument = _flushed(x, TINY).astype(F64)
+    argument = flushed(x, TINY).astype(F64)
     exact = exact_of(argument)
-    result = _flushed(perturbed(argument, exact, noise(x.shape)).astype(F32), TINY)
+    result = flushed(perturbed(argument, exact, noise(x.view(U32))).astype(F32), TINY)
     return np.where(np.isnan(result), CANONICAL_NAN, result.view(U32))
 
 
 def mufu_high(function: str, high: np.ndarray, noise: Noise) -> np.ndarray:
     """The high word of the result for the doubles with this high word."""
-    argument = _flushed((high.astype(I64) << I64(32)).view(F64), TINY64)
+    argument = flushed((high.astype(I64) << I64(32)).view(F64), TINY64)
     exact = HIGH_WORDS[function](argument)
-    moved = np.where(np.isfinite(exact), exact * (1 + 2.0**-21 * noise(high.shape)), exact)
-    bits = _flushed(moved, TINY64).view(I64)
+    moved = np.where(np.isfinite(exact), exact * (1 + 2.0**-21 * noise(high)), exact)
+    bits = flushed(moved, TINY64).view(I64)
     ordinary = np.isfinite(moved) & (moved != 0)
     nearest = np.where(ordinary, bits + I64(1 << 31), bits) >> I64(32)
     return np.where(np.isnan(moved), CANONICAL_NAN, nearest.astype(U32))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
-from sass import Instruction
+from sass import Instruction, width
 
 from . import access, control, conversion, floating, integer, moves
 from .cubin import Kernel
@@ -31,9 +32,16 @@ class Program:
     name: str
     instructions: list[Instruction]
     executes: list[Execute]  # of control instructions: nothing
+    guards: list[Read | None]
     controls: dict[int, Control]
     line_ends: list[int]  # for each instruction the next control instruction
     constants: set[tuple[int, int, int]]
+
+    @functools.cached_property
+    def shared_unit(self) -> int:
+        """Bytes of the narrowest access to shared memory, at most 4."""
+        accesses = (i for i in self.instructions if i.base in ("LDS", "STS", "ATOMS"))
+        return min((width(i) // 8 for i in accesses), default=4)
 
 
 def decode(kernel: Kernel) -> Program:
@@ -44,9 +52,10 @@ def decode(kernel: Kernel) -> Program:
 def decode_instructions(name: str, code: Sequence[Instruction]) -> Program:
     instructions = _without_padding(code)
     index_of = {i.address: k for k, i in enumerate(instructions)}
-    program = Program(name, instructions, [], {}, [], set())
+    program = Program(name, instructions, [], [], {}, [], set())
     for k, i in enumerate(instructions):
         try:
+            program.guards.append(_guard(i))
             if i.base in control.TABLE:
                 effect = control.TABLE[i.base](i, control.Place(k, index_of, instructions))
                 program.controls[k] = Control(effect, _guard(i))

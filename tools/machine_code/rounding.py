@@ -58,6 +58,24 @@ def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return total.astype(F32)
 
 
+def directed32(a: np.ndarray, b: np.ndarray, c: np.ndarray, upward: bool) -> np.ndarray:
+    """a b + c of floats, rounded up or down.
+
+    The exact result is the sum of a double and of an error that is below half of the double's last
+    bit. So it is on the same side of every float as the double, or as the error where the double
+    is a float.
+    """
+    product = np.atleast_1d(np.multiply(a, b, dtype=F64))
+    total, error = two_sum(product, np.atleast_1d(np.asarray(c, F64)))
+    nearest = total.astype(F32)
+    wide = nearest.astype(F64)
+    if upward:
+        wrong, beyond = (wide < total) | ((wide == total) & (error > 0)), F32(np.inf)
+    else:
+        wrong, beyond = (wide > total) | ((wide == total) & (error < 0)), F32(-np.inf)
+    return np.where(wrong & np.isfinite(total), np.nextafter(nearest, beyond), nearest)
+
+
 def toward_zero32(exact: np.ndarray) -> np.ndarray:
     """A double, which is the exact result, rounded to float towards 0."""
     nearest = exact.astype(F32)

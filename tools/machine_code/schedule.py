@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import DeadlockError, MachineCodeError
 from .program import Program
-from .warps import LANES, Shared, Warps, Where
+from .warps import LANES, Shared, Warps, Where, mask_of
 
 Key = tuple[str, int]
 
@@ -38,11 +38,13 @@ class Group:
         everyone = np.ones((warps.count, LANES), bool)
         self.live = everyone.copy()
         self.fragments = {0: Fragment(everyone)}
-        self.members: dict[str, np.ndarray] = {}  # of each BSSY's barrier
+        self.members: dict[str, np.ndarray] = {}  # of each BSSY's barrier: a mask for each lane
         self.meeting: dict[Key, tuple[np.ndarray, Callable[[], np.ndarray]]] = {}
         self.at_barrier: dict[int, np.ndarray] = {}  # waiting lanes, by where they go on
         self.changed = False  # whether a block's barrier may now be complete
         self._current: Fragment | None = None
+        self.traced: int | None = None  # the warp whose instructions are written down
+        self.trace: list[int] = []
 
     # --- what control instructions do ------------------------------------------------------------
 
@@ -59,22 +61,27 @@ class Group:
         self.fragments[to] = Fragment(there.lanes | lanes) if there else fragment
 
     def remember(self, barrier: str, lanes: np.ndarray) -> None:
-        """The lanes that a BSYNC of this barrier will wait for."""
-        members = self.members.setdefault(barrier, np.zeros_like(lanes))
-        np.copyto(members, lanes, where=lanes.any(axis=1, keepdims=True))
+        """The lanes that each of these will wait for at a BSYNC of this barrier.
+
+        A warp's lanes may be in both branches of an `if`, each of which uses the same barrier.
+        """
+        members = self.members.setdefault(barrier, np.zeros(lanes.shape, np.uint32))
+        np.copyto(members, mask_of(lanes), where=lanes)
 
     def meet(self, key: Key, lanes: np.ndarray, wanted: Callable[[], np.ndarray]) -> None:
-        """Keeps lanes until all that are wanted of their warp are at the same place, key[1]."""
+        """Keeps each lane until the live ones of a mask are at the same place, key[1].
+
+        `wanted` returns the masks, one for each lane or for each warp.
+        """
         waiting = lanes
         if key in self.meeting:
             waiting = lanes | self.meeting.pop(key)[0]
-        missing = wanted() & self.live & ~waiting & waiting.any(axis=1, keepdims=True)
-        if not missing.any():
+        incomplete = waiting & (wanted() & mask_of(self.live & ~waiting) != 0)
+        if not incomplete.any():
             self.go(key[1] + 1, waiting)
             return
-        complete = ~missing.any(axis=1, keepdims=True)
-        self.go(key[1] + 1, waiting & complete)
-        self.meeting[key] = waiting & ~complete, wanted
+        self.go(key[1] + 1, waiting & ~incomplete)
+        self.meeting[key] = incomplete, wanted
 
     def wait_for_block(self, then: int, lanes: np.ndarray) -> None:
         others = self.at_barrier.get(then)
@@ -108,8 +115,11 @@ class Group:
         line_end = program.line_ends[start]
         end = min(line_end, min(self.fragments, default=line_end))
         warps.present, where = fragment.present, fragment.where
-        for execute in program.executes[start:end]:
-            execute(warps, where)
+        if self.traced is not None and fragment.lanes[self.traced].any():
+            self._step_traced(start, end, fragment)
+        else:
+            for execute in program.executes[start:end]:
+                execute(warps, where)
         self.counts[start:end] += fragment.warps
         self._current = fragment
         if end == line_end and end in program.controls:
@@ -117,6 +127,15 @@ class Group:
         else:
             self.go(end, fragment.lanes)
         self._current = None
+
+    def _step_traced(self, start: int, end: int, fragment: Fragment) -> None:
+        """Writes down what is not skipped by its guard."""
+        for at in range(start, end):
+            guard = self.program.guards[at]
+            taken = fragment.lanes if guard is None else fragment.lanes & guard(self.warps)
+            if taken[self.traced].any():
+                self.trace.append(at)
+            self.program.executes[at](self.warps, fragment.where)
 
     def _control(self, at: int, fragment: Fragment) -> None:
         self.counts[at] += fragment.warps
@@ -138,14 +157,21 @@ class Group:
 def run_blocks(
     program: Program, make: Callable[[np.ndarray, np.ndarray, Shared], Warps], blocks: np.ndarray,
     warps_of_block: int, shared: Shared, random: np.random.Generator, groups: int,
+    trace: list[int] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Runs these blocks together. Returns how often each instruction was issued to a warp."""
+    """Runs these blocks together. Returns how often each instruction was issued to a warp.
+
+    `trace` receives what the first warp of the first block executes, in order.
+    """
     counts = np.zeros(len(program.instructions), np.int64)
     dealt = _dealt(len(blocks), warps_of_block, random, groups)
     all_groups = [
         Group(program, make(part // warps_of_block, part % warps_of_block, shared), counts)
         for part in dealt
     ]
+    for group, part in zip(all_groups, dealt, strict=True):
+        if trace is not None and 0 in part:
+            group.traced, group.trace = int(np.flatnonzero(part == 0)[0]), trace
     while True:
         ready = [group for group in all_groups if group.fragments]
         if not ready:

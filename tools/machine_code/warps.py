@@ -18,6 +18,14 @@ LANES = 32
 Where = np.ndarray | bool  # the lanes that write: all, or those of a mask
 
 
+_BIT = np.uint32(1) << np.arange(LANES, dtype=np.uint32)
+
+
+def mask_of(lanes: np.ndarray) -> np.ndarray:
+    """The lanes of each warp as the bits of a word, (warps, 1)."""
+    return np.where(lanes, _BIT, np.uint32(0)).sum(axis=1, keepdims=True, dtype=np.uint32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Environment:
     """What all warps of a launch have in common."""
@@ -26,9 +34,15 @@ class Environment:
     constants: dict[int, ConstantBank]
     random: np.random.Generator
     perturb: bool  # results of MUFU, within their error
+    salt: np.uint32  # of the perturbation
 
-    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        return self.random.uniform(-1, 1, shape) if self.perturb else np.zeros(shape)
+    def noise(self, bits: np.ndarray) -> np.ndarray:
+        """A random function of words: uniform in [-1, 1], or 0."""
+        if not self.perturb:
+            return np.zeros(bits.shape)
+        mixed = (bits ^ self.salt) * np.uint32(0x7FEB352D)
+        mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(0x846CA68B)
+        return (mixed ^ (mixed >> np.uint32(16))) * 2.0**-31 - 1.0
 
 
 class Shared:
@@ -42,23 +56,34 @@ class Shared:
 
     # The system has the first KiB of a block's; a kernel's variables begin behind it.
     RESERVED = 0x400
-    _SEVERAL = -2  # warps
+    _SEVERAL, _ATOMIC = -2, -3  # instead of a warp: several, and any number of atomics
 
-    def __init__(self, blocks: int, size: int) -> None:
-        self.size = size
+    def __init__(self, blocks: int, size: int, unit: int = 4) -> None:
+        """`unit`: bytes of the narrowest access, in steps of which accesses are recorded."""
+        self.size, self.unit = size, min(unit, 4)
         self.stride = -(-size // 16) * 16
         total = max(blocks * self.stride, 16)
         self.bytes = np.full(total, 0xFF, np.uint8)
         self.epoch = np.zeros(blocks, np.int64)  # barriers that a block has completed
-        # For each byte at which an access began: the last warp and the epoch of its access.
+        # For each unit that was accessed, at its first byte: the last warp, and the epoch of that.
         self._writer, self._reader = np.full((2, total), -1, np.int64)
         self._written, self._read = np.full((2, total), -1, np.int64)
 
-    def races(self, at: np.ndarray, warp: np.ndarray, slot: np.ndarray, writes: bool) -> np.ndarray:
-        """Enters accesses of blocks' warps, and returns which meet one of another warp."""
+    def races(
+        self, at: np.ndarray, warp: np.ndarray, slot: np.ndarray, writes: bool, atomic: bool = False
+    ) -> np.ndarray:
+        """Enters accesses of blocks' warps, and returns which meet one of another warp.
+
+        Atomics may meet each other, and nothing else.
+        """
         now = self.epoch[slot]
         found = (self._written[at] == now) & (self._writer[at] != warp)
         read_now = self._read[at] == now
+        if atomic:
+            found &= self._writer[at] != self._ATOMIC
+            found |= read_now & (self._reader[at] != warp)
+            self._written[at], self._writer[at] = now, self._ATOMIC
+            return found
         if writes:
             found |= read_now & (self._reader[at] != warp)
             self._written[at], self._writer[at] = now, warp

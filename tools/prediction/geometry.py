@@ -1,4 +1,4 @@
-"""How a call becomes blocks: the same numbers as in csrc/space.h and csrc/cuda/access.cuh."""
+"""How a call becomes blocks, with the numbers of csrc/iteration and csrc/cuda/select.cuh."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def programs(file: Path, kernel: str = "", archs: Collection[str] = ()) -> Itera
             resources = usages(cuobjdump("--dump-resource-usage", cubin))
             for mangled, code in functions(cuobjdump("--dump-sass", cubin)).items():
                 name = short_name(demangled(mangled))
-                if "Family" in name or "_multi" in name or kernel not in name:
+                if "LatentOptions" in name or "_multi" in name or kernel not in name:
                     continue
                 if found := program(name, arch, resources[mangled], code):
                     yield found

@@ -64,6 +64,9 @@ struct Config {
   int sm_count = 132;  // what cudaDeviceGetAttribute answers
   int device = 0;
   bool deferred = false;  // launches wait for synchronize()
+  // From how many blocks on a kernel gives each more work: a handful, so that small calls are
+  // divided among blocks in every way.
+  int enough_blocks = 12;
 };
 Config& config();
 

@@ -1,0 +1,114 @@
+"""A network of Bayesian layers, whose weights are the latent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import vae_fused as vf
+from benchmarks.steps.work import Case, Noise, Part, Work
+
+BATCH, WIDTH, LAYERS = 128, 512, 3
+DATA = 50_000  # over how many items the KL of the weights is spread
+OPTIONS = {
+    "prior_mu": 0.0,
+    "prior_sigma": 1.0,
+    "posterior_mu_init": 0.0,
+    "posterior_rho_init": -3.0,
+    "type": "Reparameterization",
+    "moped_enable": False,
+}
+
+
+def bayesian_torch(converted: bool) -> Work:
+    """The two ways that bayesian-torch documents; ours is one call for all weights.
+
+    Args:
+        converted: Whether ``dnn_to_bnn`` makes the layers of linear ones, whose KL ``get_kl_loss``
+            then computes. Otherwise the layers return it from ``forward``.
+    """
+    from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
+
+    model = nn.Sequential()
+    for i in range(LAYERS):
+        model.extend([nn.ReLU()] * bool(i) + [nn.Linear(WIDTH, WIDTH)])
+    dnn_to_bnn(model, OPTIONS)
+    layers: list[Any] = [module for module in model if hasattr(module, "mu_weight")]
+    for layer in layers:
+        layer.dnn_to_bnn_flag = converted
+    noise = Noise()
+    x, labels = torch.randn(BATCH, WIDTH), torch.randint(WIDTH, (BATCH,))
+    mus = [t for layer in layers for t in (layer.mu_weight, layer.mu_bias)]
+    rhos = [t for layer in layers for t in (layer.rho_weight, layer.rho_bias)]
+    prior = vf.Prior(0.0, 1.0, "std")
+
+    def total(logits: Tensor, kl: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels) + noise.weight(1 / DATA) * kl
+
+    def theirs() -> Tensor:
+        if converted:
+            return total(model(x), get_kl_loss(model))
+        y, kls = x, torch.zeros(())
+        for i, layer in enumerate(layers):
+            y, kl = layer(F.relu(y) if i else y)
+            kls = kls + kl
+        return total(y, kls)
+
+    def ours() -> Tensor:
+        eps = [noise(*mu.shape) for mu in mus]
+        given = [e for e in eps if e is not None]
+        weights, kl = vf.reparameterize_kl_multi(
+            mus, rhos, scale="softplus", prior=prior, reduction="mean", eps=given or None
+        )
+        y = x
+        for i in range(LAYERS):
+            y = F.linear(F.relu(y) if i else y, weights[2 * i], weights[2 * i + 1])
+        return total(y, kl)
+
+    def their_latent(*leaves: Tensor) -> list[Tensor]:
+        """What ``LinearReparameterization.forward`` computes, by its own function of the KL."""
+        results = []
+        for i, layer in enumerate(layers):
+            for k, name in enumerate(("weight", "bias")):
+                mu, rho = leaves[2 * i + k], leaves[2 * LAYERS + 2 * i + k]
+                sigma = torch.log1p(torch.exp(rho))
+                results.append(mu + sigma * getattr(layer, f"eps_{name}").data.normal_())
+                if converted:  # get_kl_loss computes sigma again
+                    sigma = torch.log1p(torch.exp(rho))
+                prior = (getattr(layer, f"prior_{name}_{part}") for part in ("mu", "sigma"))
+                results.append(layer.kl_div(mu, sigma, *prior))
+        return results
+
+    def our_latent(*leaves: Tensor) -> list[Tensor]:
+        weights, kl = vf.reparameterize_kl_multi(
+            leaves[: 2 * LAYERS],
+            leaves[2 * LAYERS :],
+            scale="softplus",
+            prior=prior,
+            reduction="mean",
+        )
+        return [*weights, kl]
+
+    parts = {"latent": Part([*mus, *rhos], their_latent, our_latent)}
+    return Work(list(model.parameters()), theirs, ours, noise, parts)
+
+
+CASES = [
+    Case(
+        "bayesian-torch",
+        "bayesian-torch",
+        f"{LAYERS} Bayesian layers of {WIDTH} by dnn_to_bnn and get_kl_loss, batch {BATCH}",
+        lambda: bayesian_torch(converted=True),
+        2.0,
+    ),
+    Case(
+        "bayesian-torch layers",
+        "bayesian-torch",
+        f"{LAYERS} LinearReparameterization layers of {WIDTH}, which return their KL",
+        lambda: bayesian_torch(converted=False),
+        2.0,
+    ),
+]

@@ -1,0 +1,116 @@
+"""What a case consists of: two losses of one model, the optimizer, and the isolated parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+import vae_fused as vf
+from benchmarks.measuring import Step
+
+THEIRS, OURS = "theirs", "ours"
+LR = 1e-5  # small: parameters, and with them the work of a step, hardly change while it is timed
+
+Loss: TypeAlias = Callable[[], Tensor]
+
+
+class NotInstalled(Exception):
+    """A package that a case needs is not installed."""
+
+
+class Noise:
+    """The noise of the fused latent: its own, or in the check that of ``torch.randn``.
+
+    Packages draw ``torch.randn_like``. In the check ours draws the same after the same seed, so
+    that both variants compute one loss. When a step is timed, ours generates the noise itself.
+    """
+
+    def __init__(self) -> None:
+        self.is_given = False  # whether the variants are being compared
+
+    def __call__(self, *shape: int) -> Tensor | None:
+        return torch.randn(shape) if self.is_given else None
+
+    def weight(self, timed: float, compared: float = 1.0) -> float:
+        """A KL's weight. A tiny one would hide from the check a KL that is wrong."""
+        return compared if self.is_given else timed
+
+
+def negative_elbo(
+    output: Any, target: Tensor, likelihood: Any, kl: Tensor, reduction: str = "batchmean"
+) -> Tensor:
+    """The loss of every case that is an ELBO. ``kl`` is the mean over the batch."""
+    return vf.elbo_loss(output, target, kl=kl, likelihood=likelihood, reduction=reduction).loss
+
+
+@dataclasses.dataclass
+class Part:
+    """The latent or the loss alone, on detached inputs of the shapes that the step has."""
+
+    leaves: Sequence[Tensor]
+    theirs: Callable[..., Any]  # of the leaves; returns a tensor or several
+    ours: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        self.leaves = [leaf.detach().clone().requires_grad_() for leaf in self.leaves]
+
+    def step(self, name: str) -> Step:
+        function: Callable[..., Any] = getattr(self, name)
+        grads: list[Tensor] = []
+
+        def backward(results: Any) -> Any:
+            outputs = [results] if isinstance(results, Tensor) else list(results)
+            if not grads:
+                grads.extend(torch.ones_like(output) for output in outputs)
+            return torch.autograd.grad(outputs, self.leaves, grads)
+
+        return Step(lambda: function(*self.leaves), backward)
+
+
+@dataclasses.dataclass
+class Work:
+    """One model with two losses, which train the same parameters.
+
+    ``theirs`` is the package untouched. ``ours`` takes its noise from ``noise`` or, like theirs,
+    from torch. ``tolerance`` bounds the relative difference of the losses and of the gradients.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    theirs: Loss
+    ours: Loss
+    noise: Noise
+    parts: dict[str, Part]
+    tolerance: float = 1e-4
+    optimizer: torch.optim.Optimizer | None = None
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.parameters if p.requires_grad]
+        if self.optimizer is None:
+            self.optimizer = torch.optim.Adam(self.parameters, lr=LR)
+
+    def step(self, name: str) -> Step:
+        loss: Loss = getattr(self, name)
+        optimizer = self.optimizer
+        assert optimizer is not None
+
+        def backward(value: Tensor) -> None:
+            optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        return Step(loss, backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A case before anything of its package is imported."""
+
+    name: str
+    package: str  # as pip names it, "" if the model is written here
+    what: str
+    make: Callable[[], Work]
+    target: float | None = None  # how many times as long theirs takes, at least

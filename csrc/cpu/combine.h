@@ -1,0 +1,26 @@
+// Rows of several tiles: their partial sums, in order.
+#pragma once
+
+#include "iteration/rows.h"
+#include "iteration/space.h"
+
+namespace vae_fused::cpu {
+
+template <typename T>
+void combine_as(const Space& space, const RowSums& sums) {
+  for (int64_t row = 0; row < space.rows; ++row) {
+    double total = 0;
+    for (int64_t t = 0; t < space.tiles_per_row; ++t) {
+      total += sums.partials[row * space.tiles_per_row + t];
+    }
+    static_cast<T*>(sums.data)[row] = static_cast<T>(sums.scale * total);
+  }
+}
+
+// Does nothing where the tiles themselves have written the sums.
+inline void combine(DType dtype, const Space& space, const RowSums& sums) {
+  if (!sums.data || !sums.partials) return;
+  dtype == DType::kFloat64 ? combine_as<double>(space, sums) : combine_as<float>(space, sums);
+}
+
+}  // namespace vae_fused::cpu

@@ -1,0 +1,11 @@
+// The backward CPU kernel: a task per tile. What a tile does is in backward_tile.h.
+#include "cpu/latent/tasks.h"
+
+namespace vae_fused::cpu {
+
+void backward(const WithScalars<BackwardParams>& given, ParallelFor parallel_for) {
+  const Key key = resolve(given.key);
+  with_numbers(given, [&](const BackwardParams& params) { run(params, key, parallel_for); });
+}
+
+}  // namespace vae_fused::cpu

@@ -1,0 +1,225 @@
+// A tile of the backward kernel, for one instruction set: pieces as in forward_tile.h.
+#pragma once
+
+#include "cpu/latent/gaussians.h"
+#include "cpu/rows.h"
+
+namespace vae_fused::cpu::VAE_FUSED_TARGET {
+namespace {
+
+// DefaultOptions: the gradients of mu and x, of what is there of z and the KL.
+template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
+VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T* raw, const T* mask,
+                                const T* gz, const T* eps, const T* gk, T* gmu, T* graw, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const Lanes<T> r = get(raw + j), g = get(gz + j);
+    const Lanes<T> x = math::limited<clamps>(f, r), nought = T(0);
+    const auto exps = math::exponentials(x);
+    Lanes<T> to_mu = g, to_x = nought;
+    if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), exps.e);
+    if constexpr (with_kl) {
+      const math::Relative<Lanes<T>> relative{get(mu + j), x, exps.excess(x)};
+      const auto of_kl = math::kl_adjoint(f, false, relative, Lanes<T>(T(1)), get(gk + j));
+      to_mu = to_mu + of_kl.mu;
+      to_x = to_x + of_kl.x;
+    }
+    to_x = math::undo_doubling(f, to_x);
+    if constexpr (clamps) to_x = select(math::beyond(r, f.low, f.high), nought, to_x);
+    put(zero_if_masked<masked>(mask, j, to_mu), gmu + j);
+    put(zero_if_masked<masked>(mask, j, to_x), graw + j);
+  }
+}
+
+template <bool masked, typename T>
+VAE_FUSED_NOINLINE void noise_adjoint(math::DefaultOptions<T> f, const T* raw, const T* mask,
+                                      const T* gz, T* geps, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const Lanes<T> sigma = math::exponentials(math::limited(f, get(raw + j))).e;
+    put(zero_if_masked<masked>(mask, j, math::noise_adjoint(f, get(gz + j), sigma)), geps + j);
+  }
+}
+
+template <typename S, typename T>
+VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOptions<T>& f,
+                                 GaussianPiece<math::DefaultOptions<T>, true>&, const Key& key,
+                                 const Tile& tile, const Piece& piece) {
+  alignas(64) T mu_buffer[kPiece], raw_buffer[kPiece], gz_buffer[kPiece], noise[kPiece];
+  alignas(64) T mask[kPiece], gmu_buffer[kPiece], graw_buffer[kPiece];
+  alignas(64) RowsBuffer<T> gk;
+  const int n = piece.whole();
+  Prefetcher prefetcher(kPiece * sizeof(S));
+  const T* const mu =
+      p.grad_kl.data ? load<S>(p.space, p.of.mu, piece, mu_buffer, prefetcher) : nullptr;
+  const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer, prefetcher);
+  const bool is_masked = p.of.mask.data;
+  if (is_masked) load_mask(p.space, p.of.mask, piece, mask);
+  const T* gz = gz_buffer;
+  if (p.grad_z.data) {
+    gz = load<S>(p.space, p.grad_z, piece, gz_buffer, prefetcher);
+  } else {
+    fill_with(T(0), gz_buffer, n);
+  }
+  if (p.grad_eps.data) {
+    T* const geps = target<S>(p.space, p.grad_eps, piece, noise, prefetcher);
+    with_flags([&](auto masked) { noise_adjoint<masked>(f, raw, mask, gz, geps, n); }, is_masked);
+    store<S>(p.space, p.grad_eps, piece, geps, noise);
+  }
+  if (p.grad_kl.data) load_row_grads(p.space, p.grad_kl, tile, piece, gk);
+  T* const gmu = target<S>(p.space, p.grad_mu, piece, gmu_buffer, prefetcher);
+  T* const graw = target<S>(p.space, p.grad_raw, piece, graw_buffer, prefetcher);
+  const bool is_sampled = p.grad_z.data && p.grad_raw.data;
+  const T* const eps =
+      is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, noise, prefetcher) : nullptr;
+  with_flags(
+      [&](auto sampled, auto with_kl, auto clamps, auto masked) {
+        adjoint<sampled, with_kl, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
+      },
+      is_sampled, p.grad_kl.data, f.clamps(), is_masked);
+  store<S>(p.space, p.grad_mu, piece, gmu, gmu_buffer);
+  store<S>(p.space, p.grad_raw, piece, graw, graw_buffer);
+}
+
+// The gradients gather in the order of writing: of z, summed over the samples; of z eps, likewise,
+// which becomes that of the raw scale; of the prior.
+template <typename T>
+struct Gradients {
+  T *mu, *raw, *mean, *prior;
+};
+
+// The first sample begins the sums.
+template <bool first, typename T>
+VAE_FUSED_NOINLINE void add(const T* x, T* to, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    put(first ? get(x + j) : get(to + j) + get(x + j), to + j);
+  }
+}
+
+template <bool first, typename T>
+VAE_FUSED_NOINLINE void add_product(const T* x, const T* y, T* to, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const Lanes<T> product = get(x + j) * get(y + j);
+    put(first ? product : get(to + j) + product, to + j);
+  }
+}
+
+template <typename T>
+VAE_FUSED_NOINLINE void noise_adjoint(const GaussianPiece<math::LatentOptions<T>, true>& gaussians,
+                                      math::LatentOptions<T> f, const T* gz, T* geps, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    put(math::noise_adjoint(f, get(gz + j), gaussians.posterior(j).scale.sigma), geps + j);
+  }
+}
+
+template <typename T>
+VAE_FUSED_NOINLINE void scale_adjoint(const GaussianPiece<math::LatentOptions<T>, true>& gaussians,
+                                      math::LatentOptions<T> f, T* graw, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    put(math::sample_adjoint(f, get(graw + j), gaussians.posterior(j).scale.dsigma), graw + j);
+  }
+}
+
+template <bool linear, bool scaled, bool learned, typename T>
+VAE_FUSED_NOINLINE void add_kl_adjoint(const GaussianPiece<math::LatentOptions<T>, true>& gaussians,
+                                       math::LatentOptions<T> f, const T* gk, Gradients<T> g,
+                                       int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const auto q = gaussians.posterior(j);
+    const auto prior = gaussians.template prior<scaled>(j);
+    const auto of_kl =
+        math::kl_adjoint(f, linear, math::relative(f, q, prior), prior.precision, get(gk + j));
+    put(get(g.mu + j) + of_kl.mu, g.mu + j);
+    put(get(g.raw + j) + math::chain(of_kl.x, q.scale.dx), g.raw + j);
+    if constexpr (learned) {
+      put(of_kl.mean, g.mean + j);
+      put(math::chain(of_kl.prior_x, prior.dx), g.prior + j);
+    }
+  }
+}
+
+template <typename S, typename T>
+VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOptions<T>& f,
+                                 GaussianPiece<math::LatentOptions<T>, true>& gaussians,
+                                 const Key& key, const Tile& tile, const Piece& piece) {
+  alignas(64) T gz_buffer[kPiece], buffers[4][kPiece];
+  alignas(64) RowsBuffer<T> scratch;
+  const int n = piece.whole();
+  Prefetcher prefetcher(kPiece * sizeof(S));
+  gaussians.template prepare<S>(p.space, p.of, f, piece, p.grad_kl.data, prefetcher);
+  const Operand* const operands[] = {&p.grad_mu, &p.grad_raw, &p.grad_prior_mean,
+                                     &p.grad_prior_raw};
+  T* grads[4];
+  for (int k = 0; k < 4; ++k) {
+    grads[k] = target<S>(p.space, *operands[k], piece, buffers[k], prefetcher);
+  }
+  const Gradients<T> g = {grads[0], grads[1], grads[2], grads[3]};
+
+  if (!p.grad_z.data) fill_with(T(0), g.mu, n);
+  if (!p.grad_z.data || !p.grad_raw.data) fill_with(T(0), g.raw, n);
+  for (int64_t s = 0; p.grad_z.data && s < p.of.samples; ++s) {
+    const T* const gz = load<S>(p.space, of_sample<S>(p.grad_z, s), piece, gz_buffer, prefetcher);
+    if (p.grad_eps.data) {
+      const Operand operand = of_sample<S>(p.grad_eps, s);
+      T* const geps = target<S>(p.space, operand, piece, scratch, prefetcher);
+      noise_adjoint(gaussians, f, gz, geps, n);
+      gaussians.mask(geps, n);
+      store<S>(p.space, operand, piece, geps, scratch);
+    }
+    const T* const eps = p.grad_raw.data
+                             ? load_noise<S>(p.space, p.eps, key, s, piece, scratch, prefetcher)
+                             : nullptr;
+    s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
+    if (eps) s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
+    prefetcher.clear();
+  }
+  if (p.grad_z.data && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
+  if (p.grad_kl.data) {
+    load_row_grads(p.space, p.grad_kl, tile, piece, scratch);
+    const bool is_learned = p.grad_prior_mean.data || p.grad_prior_raw.data;
+    const auto add_adjoint = [&](auto linear, auto scaled, auto learned) {
+      add_kl_adjoint<linear, scaled, learned>(gaussians, f, scratch, g, n);
+    };
+    with_flags(add_adjoint, f.linear, p.of.prior_raw.data, is_learned);
+  } else {
+    if (p.grad_prior_mean.data) fill_with(T(0), g.mean, n);
+    if (p.grad_prior_raw.data) fill_with(T(0), g.prior, n);
+  }
+  gaussians.chain_mu(g.mu, n);
+  for (int k = 0; k < 4; ++k) {
+    if (!operands[k]->data) continue;
+    gaussians.mask(grads[k], n);
+    store<S>(p.space, *operands[k], piece, grads[k], buffers[k]);
+  }
+}
+
+template <typename S, typename Options>
+VAE_FUSED_HD void backward_tiles_of(const BackwardParams& p, const Options& f, const Key& key,
+                                    int64_t begin, int64_t end) {
+  GaussianPiece<Options, true> gaussians(p.of, f);
+  for (int64_t t = begin; t < end; ++t) {
+    const Tile tile = tile_at(p.space, t);
+    for (int at = 0; at < tile.n; at += kPiece) {
+      backward_piece<S>(p, f, gaussians, key, tile, piece_of(tile, at));
+    }
+  }
+}
+
+template <typename S, bool plain>
+void backward_tiles(void* context, int64_t begin, int64_t end) {
+  const auto& task = *static_cast<const Task<BackwardParams>*>(context);
+  using T = arithmetic_t<S>;
+  if constexpr (plain) {
+    backward_tiles_of<S>(task.params, math::default_options<T>(task.params.of.options), task.key,
+                         begin, end);
+  } else {
+    backward_tiles_of<S>(task.params, task.family_of(T{}), task.key, begin, end);
+  }
+}
+
+}  // namespace
+
+const LatentBodies kBackward = {{{backward_tiles<float, true>, backward_tiles<double, true>,
+                                  backward_tiles<Half, true>, backward_tiles<BFloat16, true>}},
+                                {{backward_tiles<float, false>, backward_tiles<double, false>,
+                                  backward_tiles<Half, false>, backward_tiles<BFloat16, false>}}};
+
+}  // namespace vae_fused::cpu::VAE_FUSED_TARGET

@@ -1,0 +1,127 @@
+// A tile of the forward kernel, for one instruction set. A piece goes load -> noise -> arithmetic
+// -> store over buffers that stay in the nearest cache. Cost: one pass over the tensors, nothing
+// tensor-sized in between.
+#pragma once
+
+#include "cpu/latent/gaussians.h"
+#include "cpu/rows.h"
+
+namespace vae_fused::cpu::VAE_FUSED_TARGET {
+namespace {
+
+// DefaultOptions: sigma and the KL share their exponentials, hence one loop.
+template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
+VAE_FUSED_NOINLINE void sample_and_kl(math::DefaultOptions<T> f, const T* mu, const T* raw,
+                                      const T* mask, const T* eps, T* z, T* kl, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const Lanes<T> m = get(mu + j), x = math::limited<clamps>(f, get(raw + j));
+    const auto exps = math::exponentials(x);
+    if constexpr (sampled) {
+      put(zero_if_masked<masked>(mask, j, math::sample(f, m, exps.e, get(eps + j))), z + j);
+    }
+    if constexpr (with_kl) {
+      const math::Relative<Lanes<T>> relative{m, x, exps.excess(x)};
+      put(zero_if_masked<masked>(mask, j, math::kl_times_two(f, false, relative)), kl + j);
+    }
+  }
+}
+
+template <typename S, typename T>
+VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::DefaultOptions<T>& f,
+                                GaussianPiece<math::DefaultOptions<T>, false>&, const Key& key,
+                                const Piece& piece, T* kl) {
+  alignas(64) T mu_buffer[kPiece], raw_buffer[kPiece], mask[kPiece], z_buffer[kPiece];
+  const int n = piece.whole();
+  Prefetcher prefetcher(kPiece * sizeof(S));
+  const T* const mu = load<S>(p.space, p.of.mu, piece, mu_buffer, prefetcher);
+  const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer, prefetcher);
+  if (p.of.mask.data) load_mask(p.space, p.of.mask, piece, mask);
+  const bool is_sampled = p.z.data;
+  T* const z = target<S>(p.space, p.z, piece, z_buffer, prefetcher);
+  const T* const eps =
+      is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, z_buffer, prefetcher) : nullptr;
+  with_flags(
+      [&](auto sampled, auto with_kl, auto clamps, auto masked) {
+        sample_and_kl<sampled, with_kl, clamps, masked>(f, mu, raw, mask, eps, z, kl, n);
+      },
+      is_sampled, p.kl.data, f.clamps(), p.of.mask.data);
+  store<S>(p.space, p.z, piece, z, z_buffer);
+}
+
+template <typename T>
+VAE_FUSED_NOINLINE void sample(const GaussianPiece<math::LatentOptions<T>, false>& gaussians,
+                               math::LatentOptions<T> f, const T* eps, T* z, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const auto q = gaussians.posterior(j);
+    put(math::sample(f, q.mu, q.scale.sigma, get(eps + j)), z + j);
+  }
+}
+
+template <bool linear, bool scaled, typename T>
+VAE_FUSED_NOINLINE void kl_of(const GaussianPiece<math::LatentOptions<T>, false>& gaussians,
+                              math::LatentOptions<T> f, T* kl, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const auto relative =
+        math::relative(f, gaussians.posterior(j), gaussians.template prior<scaled>(j));
+    put(math::kl_times_two(f, linear, relative), kl + j);
+  }
+}
+
+template <typename S, typename T>
+VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::LatentOptions<T>& f,
+                                GaussianPiece<math::LatentOptions<T>, false>& gaussians,
+                                const Key& key, const Piece& piece, T* kl) {
+  alignas(64) T z_buffer[kPiece];
+  const int n = piece.whole();
+  Prefetcher prefetcher(kPiece * sizeof(S));
+  gaussians.template prepare<S>(p.space, p.of, f, piece, p.kl.data, prefetcher);
+  for (int64_t s = 0; p.z.data && s < p.of.samples; ++s) {
+    const Operand operand = of_sample<S>(p.z, s);
+    T* const z = target<S>(p.space, operand, piece, z_buffer, prefetcher);
+    const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, z_buffer, prefetcher);
+    sample(gaussians, f, eps, z, n);
+    gaussians.mask(z, n);
+    store<S>(p.space, operand, piece, z, z_buffer);
+    prefetcher.clear();
+  }
+  if (!p.kl.data) return;
+  with_flags([&](auto linear, auto scaled) { kl_of<linear, scaled>(gaussians, f, kl, n); },
+             f.linear, p.of.prior_raw.data);
+  gaussians.mask(kl, n);
+}
+
+template <typename S, typename Options>
+VAE_FUSED_HD void forward_tiles_of(const ForwardParams& p, const Options& f, const Key& key,
+                                   int64_t begin, int64_t end) {
+  alignas(64) arithmetic_t<S> kl[kTile];
+  GaussianPiece<Options, false> gaussians(p.of, f);
+  const RowSums sums = kl_sums(p);
+  for (int64_t t = begin; t < end; ++t) {
+    const Tile tile = tile_at(p.space, t);
+    for (int at = 0; at < tile.n; at += kPiece) {
+      forward_piece<S>(p, f, gaussians, key, piece_of(tile, at), kl + at);
+    }
+    if (p.kl.data) sum_rows(p.space, sums, tile, t, kl);
+  }
+}
+
+template <typename S, bool plain>
+void forward_tiles(void* context, int64_t begin, int64_t end) {
+  const auto& task = *static_cast<const Task<ForwardParams>*>(context);
+  using T = arithmetic_t<S>;
+  if constexpr (plain) {
+    forward_tiles_of<S>(task.params, math::default_options<T>(task.params.of.options), task.key,
+                        begin, end);
+  } else {
+    forward_tiles_of<S>(task.params, task.family_of(T{}), task.key, begin, end);
+  }
+}
+
+}  // namespace
+
+const LatentBodies kForward = {{{forward_tiles<float, true>, forward_tiles<double, true>,
+                                 forward_tiles<Half, true>, forward_tiles<BFloat16, true>}},
+                               {{forward_tiles<float, false>, forward_tiles<double, false>,
+                                 forward_tiles<Half, false>, forward_tiles<BFloat16, false>}}};
+
+}  // namespace vae_fused::cpu::VAE_FUSED_TARGET

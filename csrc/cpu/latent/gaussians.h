@@ -1,0 +1,196 @@
+// A piece's Gaussians of general options: posterior and prior on dense buffers, a stage at a
+// time, so that no loop has anything to decide.
+#pragma once
+
+#include "cpu/latent/tasks.h"
+#include "cpu/tile_io.h"
+#include "math/latent/gaussian.h"
+
+namespace vae_fused::cpu::VAE_FUSED_TARGET {
+namespace {
+
+// The derivatives are backward's alone.
+template <typename T, bool kDerivatives>
+struct ScalePiece {
+  alignas(64) T sigma[kPiece], x[kPiece];
+  alignas(64) T dsigma[kDerivatives ? kPiece : 1], dx[kDerivatives ? kPiece : 1];
+
+  VAE_FUSED_HD void set(int j, const math::Scale<Lanes<T>>& s) {
+    put(s.sigma, sigma + j);
+    put(s.x, x + j);
+    if constexpr (kDerivatives) {
+      put(s.dsigma, dsigma + j);
+      put(s.dx, dx + j);
+    }
+  }
+
+  VAE_FUSED_HD math::Scale<Lanes<T>> at(int j) const {
+    if constexpr (kDerivatives) return {get(sigma + j), get(x + j), get(dsigma + j), get(dx + j)};
+    return {get(sigma + j), get(x + j), T(0), T(0)};
+  }
+
+  VAE_FUSED_HD void fill(T sigma_everywhere, T x_everywhere) {
+    for (int j = 0; j < kPiece; j += kStep<T>) {
+      set(j, {sigma_everywhere, x_everywhere, T(0), T(0)});
+    }
+  }
+
+  // `raw` may be x itself. The options by value: in memory they might be what the loops write.
+  VAE_FUSED_NOINLINE void compute(math::ScaleOptions<T> o, const T* raw, int n) {
+    if (o.soft_clamp != T(0)) return compute_limited<true>(o, raw, n);
+    if (math::is_clamp(o.low, o.high)) return compute_limited<false>(o, raw, n);
+    compute_free(o, raw, n);
+  }
+
+ private:
+  // Without a clamp.
+  VAE_FUSED_HD void compute_free(const math::ScaleOptions<T>& o, const T* raw, int n) {
+    const bool floored = math::has_floor(o);
+    math::with_base(o.base, [&](auto b) {
+      constexpr math::ScaleBase base = decltype(b)::value;
+      if (floored) {
+        compute_base<base, true>(o, raw, n);
+        o.var_floor != T(0) ? finish<true, true>(o, n) : finish<true, false>(o, n);
+      } else if constexpr (base == math::ScaleBase::kSoftplus) {
+        compute_base<base, false>(o, raw, n);
+        finish<false, false>(o, n);
+      } else {
+        compute_as<base>(o, raw, n);
+      }
+    });
+  }
+
+  template <math::ScaleBase base>
+  VAE_FUSED_NOINLINE void compute_as(math::ScaleOptions<T> o, const T* raw, int n) {
+    for (int j = 0; j < n; j += kStep<T>) {
+      set(j, math::scale_of(o, base, false, math::Limited<Lanes<T>>{get(raw + j), T(1)}));
+    }
+  }
+
+  // In one loop softplus' exponential and logarithm, and then the logarithm of the result, were a
+  // chain too long for the processor to look ahead to the next: so with it, and with floors, sigma
+  // without them comes first.
+  template <math::ScaleBase base, bool floored>
+  VAE_FUSED_NOINLINE void compute_base(math::ScaleOptions<T> o, const T* raw, int n) {
+    for (int j = 0; j < n; j += kStep<T>) {
+      const Lanes<T> t = math::argument(o, base, get(raw + j)), slope = T(1);
+      const auto s = math::base_of(o, base, t, slope);
+      if constexpr (!floored) {
+        set(j, s);
+      } else {
+        put(s.sigma, sigma + j);
+        if constexpr (kDerivatives) put(s.dsigma, dsigma + j);
+      }
+    }
+  }
+
+  // Floors, or the logarithm of softplus: neither asks for t.
+  template <bool floored, bool rooted>
+  VAE_FUSED_NOINLINE void finish(math::ScaleOptions<T> o, int n) {
+    constexpr auto base = floored ? math::ScaleBase::kIdentity : math::ScaleBase::kSoftplus;
+    if constexpr (!rooted) o.var_floor = T(0);
+    for (int j = 0; j < n; j += kStep<T>) {
+      set(j, math::finished(o, base, floored, Lanes<T>(T(0)), at(j)));
+    }
+  }
+
+  // A clamp is a layer of its own in front of the others.
+  template <bool soft>
+  VAE_FUSED_NOINLINE void compute_limited(math::ScaleOptions<T> o, const T* raw, int n) {
+    alignas(64) T slope[kPiece];
+    for (int j = 0; j < n; j += kStep<T>) {
+      const Lanes<T> r = get(raw + j);
+      const auto limited = soft ? math::soft_clamp(r, o.soft_clamp, o.per_soft_clamp)
+                                : math::hard_clamp(r, o.low, o.high);
+      put(limited.x, x + j);
+      put(limited.dx, slope + j);
+    }
+    compute_free(o, x, n);
+    if constexpr (kDerivatives) {
+      for (int j = 0; j < n; j += kStep<T>) {
+        put(math::chain(get(dsigma + j), get(slope + j)), dsigma + j);
+        put(math::chain(get(dx + j), get(slope + j)), dx + j);
+      }
+    }
+  }
+};
+
+// DefaultOptions: its loops take mu and x as they are.
+template <typename Options, bool kDerivatives>
+struct GaussianPiece {
+  VAE_FUSED_HD GaussianPiece(const Gaussians&, const Options&) {}
+};
+
+template <typename T, bool kDerivatives>
+class GaussianPiece<math::LatentOptions<T>, kDerivatives> {
+ public:
+  // What has no tensor is the same for all pieces.
+  VAE_FUSED_HD GaussianPiece(const Gaussians& of, const math::LatentOptions<T>& f) {
+    if (!of.raw.data) q_.fill(T(1), T(0));
+    mean_ = mean_buffer_;
+    if (!of.prior_mean.data) fill_with(f.prior_mean, mean_buffer_, kPiece);
+    if (!of.prior_raw.data) p_.fill(f.prior_precision, f.prior_x);
+  }
+
+  template <typename S>
+  VAE_FUSED_NOINLINE void prepare(const Space& space, const Gaussians& of,
+                                  const math::LatentOptions<T>& f, const Piece& piece,
+                                  bool with_prior, Prefetcher& prefetcher) {
+    const int n = piece.whole();
+    const auto values = [&](const Operand& operand, T* buffer) {
+      return load<S>(space, operand, piece, buffer, prefetcher);
+    };
+    mu_ = values(of.mu, mu_buffer_);
+    soft_ = f.mu_soft_clamp != T(0);
+    if (soft_) clamp_mu(f.mu_soft_clamp, f.per_mu_soft_clamp, n);
+    if (of.raw.data) q_.compute(f.posterior, values(of.raw, q_.x), n);
+    masked_ = of.mask.data;
+    if (masked_) load_mask(space, of.mask, piece, mask_);
+    if (!with_prior) return;
+    if (of.prior_mean.data) mean_ = values(of.prior_mean, mean_buffer_);
+    if (!of.prior_raw.data) return;
+    p_.compute(f.prior, values(of.prior_raw, p_.x), n);
+  }
+
+  VAE_FUSED_HD math::Posterior<Lanes<T>> posterior(int j) const {
+    return {get(mu_ + j), T(1), q_.at(j), {}};
+  }
+
+  // `scaled`: by a tensor. A division takes 16 cycles, which the loops of the KL hide.
+  template <bool scaled>
+  VAE_FUSED_HD math::Prior<Lanes<T>> prior(int j) const {
+    const math::Scale<Lanes<T>> p = p_.at(j);
+    return {get(mean_ + j), scaled ? math::precision_of(p.sigma) : p.sigma, p.x, p.dx};
+  }
+
+  // From mu to the network's output.
+  VAE_FUSED_NOINLINE void chain_mu(T* grad, int n) const {
+    if (!soft_) return;
+    for (int j = 0; j < n; j += kStep<T>) put(get(grad + j) * get(dmu_ + j), grad + j);
+  }
+
+  VAE_FUSED_NOINLINE void mask(T* values, int n) const {
+    if (!masked_) return;
+    for (int j = 0; j < n; j += kStep<T>)
+      put(zero_if_masked<true>(mask_, j, get(values + j)), values + j);
+  }
+
+ private:
+  VAE_FUSED_NOINLINE void clamp_mu(T c, T per_c, int n) {
+    for (int j = 0; j < n; j += kStep<T>) {
+      const auto limited = math::soft_clamp(get(mu_ + j), c, per_c);
+      put(limited.x, mu_buffer_ + j);
+      if constexpr (kDerivatives) put(limited.dx, dmu_ + j);
+    }
+    mu_ = mu_buffer_;
+  }
+
+  const T *mu_, *mean_;
+  bool soft_, masked_;
+  alignas(64) T mu_buffer_[kPiece], mean_buffer_[kPiece], dmu_[kDerivatives ? kPiece : 1];
+  ScalePiece<T, kDerivatives> q_, p_;  // without a tensor p_.sigma holds 1 / tau
+  alignas(64) T mask_[kPiece];
+};
+
+}  // namespace
+}  // namespace vae_fused::cpu::VAE_FUSED_TARGET

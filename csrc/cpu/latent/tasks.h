@@ -1,0 +1,75 @@
+// From a call of the latent family to its tiles.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/isa_table.h"
+#include "params/latent.h"
+
+namespace vae_fused::cpu {
+
+// A call, with what its tiles have in common: the context of its body.
+template <typename Params>
+struct Task {
+  const Params& params;
+  Key key;
+  math::LatentOptions<float> options;
+
+  Task(const Params& params, const Key& key)
+      : params(params), key(key), options(math::narrowed<float>(params.of.options)) {}
+
+  VAE_FUSED_HD const math::LatentOptions<float>& family_of(float) const { return options; }
+  VAE_FUSED_HD const math::LatentOptions<double>& family_of(double) const {
+    return params.of.options;
+  }
+};
+
+// Elements give twice their KL, so half of the scale multiplies its sums.
+VAE_FUSED_HD RowSums kl_sums(const ForwardParams& p) {
+  RowSums sums = p.kl;
+  sums.scale *= 0.5;
+  return sums;
+}
+
+// Calls run(params) with the options that the call gives on the device among its numbers. A CPU
+// reads them like any memory, so the choice of a kernel depends on the values alone.
+template <typename Params, typename Run>
+void with_numbers(const WithScalars<Params>& given, const Run& run) {
+  if (!given.scalars.any()) return run(static_cast<const Params&>(given));
+  Params params = given;
+  if (params.dtype == DType::kFloat64) {
+    math::read_scalars<double>(given.scalars, family_of(params));
+  } else {
+    math::read_scalars<float>(given.scalars, family_of(params));
+  }
+  run(params);
+}
+
+struct LatentBodies {
+  Bodies plain, general;
+};
+VAE_FUSED_ISA_TABLE(LatentBodies, kForward)
+VAE_FUSED_ISA_TABLE(LatentBodies, kBackward)
+
+inline const LatentBodies& bodies_of(const ForwardParams&) {
+  return VAE_FUSED_TABLE_IN_USE(kForward);
+}
+inline const LatentBodies& bodies_of(const BackwardParams&) {
+  return VAE_FUSED_TABLE_IN_USE(kBackward);
+}
+
+// The function that computes tiles of a call, given its Task.
+template <typename Params>
+Body body_of(const Params& params) {
+  const LatentBodies& bodies = bodies_of(params);
+  return (has_default_options(params.of) ? bodies.plain : bodies.general)[params.dtype];
+}
+
+template <typename Params>
+void run(const Params& params, const Key& key, ParallelFor parallel_for) {
+  Task<Params> task(params, key);
+  const int64_t grain = kGrain / std::clamp<int64_t>(params.of.samples, 1, kGrain);
+  parallel_for(params.space.tiles, grain, body_of(params), &task);
+}
+
+}  // namespace vae_fused::cpu

@@ -1,0 +1,141 @@
+// What a piece of a call reads, as the arithmetic takes it: dense, in its dtype, with the target
+// converted and the masked elements harmless.
+#pragma once
+
+#include "cpu/likelihood/tasks.h"
+#include "cpu/tile_io.h"
+#include "math/likelihood/kinds.h"
+
+namespace vae_fused::cpu::VAE_FUSED_TARGET {
+namespace {
+
+template <class L>
+constexpr int kTarget = L::kInputs - 1;
+
+template <class L, typename T>
+struct Inputs {
+  alignas(64) T buffers[L::kInputs][kPiece];
+  alignas(64) T mask[kPiece], scratch[kPiece];
+  const T* in[L::kInputs];
+};
+
+template <typename T>
+VAE_FUSED_HD const T* load_target(const Space& space, const Operand& target, TargetType type,
+                                  const Piece& piece, T* buffer, Prefetcher& prefetcher) {
+  switch (type) {
+    case TargetType::kFloat32:
+      return load<float>(space, target, piece, buffer, prefetcher);
+    case TargetType::kFloat64:
+      return load<double>(space, target, piece, buffer, prefetcher);
+    case TargetType::kFloat16:
+      return load<Half>(space, target, piece, buffer, prefetcher);
+    case TargetType::kBFloat16:
+      return load<BFloat16>(space, target, piece, buffer, prefetcher);
+    case TargetType::kUInt8:
+      return load<uint8_t>(space, target, piece, buffer, prefetcher);
+    case TargetType::kInt32:
+      return load<int32_t>(space, target, piece, buffer, prefetcher);
+    default:
+      return load<int64_t>(space, target, piece, buffer, prefetcher);
+  }
+}
+
+// The logarithm of the mean: (output - row_max) + row_shift.
+template <bool has_max, typename T>
+VAE_FUSED_NOINLINE void shift(const T* output, const T* row_max, const T* row_shift, T* out,
+                              int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    Lanes<T> x = get(output + j);
+    if constexpr (has_max) x = x - get(row_max + j);
+    put(x + get(row_shift + j), out + j);
+  }
+}
+
+template <class L, typename S, typename T>
+VAE_FUSED_HD void load_inputs(const Space& space, const Observations& of, const Piece& piece,
+                              Inputs<L, T>& inputs, Prefetcher& prefetcher) {
+  const int n = piece.whole();
+  const Operand* const outputs[] = {&of.output, &of.second, &of.third};
+  for (int k = 0; k < kTarget<L>; ++k) {
+    if (outputs[k]->data) {
+      inputs.in[k] = load<S>(space, *outputs[k], piece, inputs.buffers[k], prefetcher);
+    } else {
+      fill_with(T(0), inputs.buffers[k], n);
+      inputs.in[k] = inputs.buffers[k];
+    }
+  }
+  inputs.in[kTarget<L>] =
+      load_target(space, of.target, of.target_type, piece, inputs.buffers[kTarget<L>], prefetcher);
+  if (of.mask.data) load_mask(space, of.mask, piece, inputs.mask);
+  if (of.row_shift.data) {
+    // These are constant along a row, so nothing is prefetched for them.
+    alignas(64) T shifts[kPiece];
+    copy_in<T>(space, of.row_shift, piece, shifts);
+    if (of.row_max.data) copy_in<T>(space, of.row_max, piece, inputs.scratch);
+    of.row_max.data ? shift<true>(inputs.in[0], inputs.scratch, shifts, inputs.buffers[0], n)
+                    : shift<false>(inputs.in[0], inputs.scratch, shifts, inputs.buffers[0], n);
+    inputs.in[0] = inputs.buffers[0];
+  }
+}
+
+// Whether all elements of a call read the same value.
+VAE_FUSED_HD bool is_constant(const Space& space, const Operand& operand) {
+  for (int d = 0; d < space.ndim; ++d) {
+    if (operand.stride[d] != 0) return false;
+  }
+  return true;
+}
+
+// Multiplies values by their weights, and replaces those of masked elements by 0.
+template <bool masked, bool weighted, typename T>
+VAE_FUSED_NOINLINE void weigh(const T* mask, const T* weight, T* values, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    Lanes<T> value = get(values + j);
+    if constexpr (weighted) value = value * get(weight + j);
+    put(zero_if_masked<masked>(mask, j, value), values + j);
+  }
+}
+
+// Where a vector of positions may begin at the last one.
+using Positions = int32_t[kPiece + kWidth];
+
+// The positions of the counts that are not 0. Masked ones are left out. A compression of whole
+// vectors takes a third of the time of the loop over elements, which is 10 % of a kernel's.
+template <bool masked, typename T>
+VAE_FUSED_NOINLINE int collect(const T* target, const T* mask, int n, Positions& positions) {
+  int count = 0, j = 0;
+  if constexpr (kHasCompress && std::is_same_v<T, float>) {
+    for (; j + kWidth <= n; j += kWidth) {
+      Mask found = ~(get(target + j) == Float(0.0f));
+      if constexpr (masked) found = found & ~(get(mask + j) == Float(0.0f));
+      count += compress(found.m, j, positions + count);
+    }
+  }
+  for (; j < n; ++j) {
+    positions[count] = j;
+    count += target[j] != T(0) && (!masked || mask[j] != T(0));
+  }
+  return count;
+}
+
+template <class L, typename T>
+VAE_FUSED_HD int collect_counts(const Inputs<L, T>& inputs, bool masked, int n,
+                                Positions& positions) {
+  const T* const target = inputs.in[kTarget<L>];
+  return masked ? collect<true>(target, inputs.mask, n, positions)
+                : collect<false>(target, inputs.mask, n, positions);
+}
+
+// The inputs at some positions, dense. What fills up the last vector repeats the last of them.
+template <int kInputs, typename T>
+VAE_FUSED_NOINLINE int gather(const T* const* in, const Positions& positions, int count,
+                              T (*dense)[kPiece]) {
+  const int whole = Piece{0, count}.whole();
+  for (int k = 0; k < kInputs; ++k) {
+    for (int j = 0; j < whole; ++j) dense[k][j] = in[k][positions[j < count ? j : count - 1]];
+  }
+  return whole;
+}
+
+}  // namespace
+}  // namespace vae_fused::cpu::VAE_FUSED_TARGET

@@ -1,0 +1,61 @@
+// From a call of the likelihood family to its tiles.
+#pragma once
+
+#include "cpu/isa_table.h"
+#include "iteration/matrix.h"
+#include "params/likelihood.h"
+
+namespace vae_fused::cpu {
+
+// A call, with what its tiles have in common: the context of its body.
+template <typename Params>
+struct LikelihoodTask {
+  const Params& params;
+  math::LikelihoodOptions<float> options;
+  double* partials = nullptr;  // where a body leaves sums of its own
+  double* totals = nullptr;    // where backward adds the value of nll, a number for each task
+
+  explicit LikelihoodTask(const Params& params, double* partials = nullptr,
+                          double* totals = nullptr)
+      : params(params),
+        options(math::narrowed<float>(params.of.options)),
+        partials(partials),
+        totals(totals) {}
+
+  VAE_FUSED_HD double* total_of(int64_t t) const { return totals ? totals + t : nullptr; }
+
+  VAE_FUSED_HD const math::LikelihoodOptions<float>& options_of(float) const { return options; }
+  VAE_FUSED_HD const math::LikelihoodOptions<double>& options_of(double) const {
+    return params.of.options;
+  }
+};
+
+// Row r of a tile that consists of rows or is a part of one.
+VAE_FUSED_HD Tile row_of(const Tile& tile, int r) {
+  const int cols = tile.n / tile.rows;
+  return {tile.begin + int64_t{r} * cols, tile.row + r, cols, 1};
+}
+
+// Where the sums of such a row, or of the part of a row that is tile t, are among those of a call.
+VAE_FUSED_HD int64_t part_of(const Space& space, const Tile& row, int64_t t) {
+  return space.tiles_per_row > 1 ? t : row.row;
+}
+
+struct SoftmaxTask {
+  const SoftmaxParams& params;
+  double* partials;
+};
+
+// A task of backward has the same columns of several rows, so that it can sum what rows share.
+constexpr int64_t kColumnsOfTask = kTile;
+constexpr TaskShape kTaskShape = {kColumnsOfTask, 8, 32, 64};
+
+struct LikelihoodTable {
+  Bodies nll[kLikelihoodKinds], backward[kLikelihoodKinds], dot[kLikelihoodKinds];
+  Bodies softmax;
+};
+VAE_FUSED_ISA_TABLE(LikelihoodTable, kLikelihood)
+
+inline const LikelihoodTable& likelihood_table() { return VAE_FUSED_TABLE_IN_USE(kLikelihood); }
+
+}  // namespace vae_fused::cpu

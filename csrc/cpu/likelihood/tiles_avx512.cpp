@@ -1,0 +1,22 @@
+// The tiles for AVX-512. What stands below the pragma is compiled for it, and is always inlined or
+// has no name outside of this file: what others share is included above.
+#include "cpu/likelihood/tasks.h"
+#include "cpu/noise.h"
+
+#if defined(VAE_FUSED_CPU_TARGETS)
+#include <immintrin.h>
+
+#define VAE_FUSED_TARGET avx512
+#define VAE_FUSED_VECTOR_BYTES 64
+#if defined(__clang__)
+#pragma clang attribute push(VAE_FUSED_AVX512, apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi,bmi2,fma,f16c")
+#endif
+
+#include "cpu/likelihood/table.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,41 @@
+// Fetches memory that is needed soon into the cache.
+#pragma once
+
+#include "iteration/operand.h"
+
+namespace vae_fused::cpu {
+
+// Runs of memory that the next piece of a tile reads, or this one writes. Noise is arithmetic alone
+// and takes most of a kernel's time, so each of its steps fetches some lines. To fetch all of them
+// at once would make them wait for each other.
+class Prefetcher {
+ public:
+  // `bytes` is the length of each run. A run may exceed its tensor: a prefetch is only a hint.
+  VAE_FUSED_HD explicit Prefetcher(int bytes) : bytes_(bytes) {}
+
+  VAE_FUSED_HD void add(const void* run) { from_[count_++] = reinterpret_cast<uintptr_t>(run); }
+  VAE_FUSED_HD void add_next(const void* run) {
+    from_[count_++] = reinterpret_cast<uintptr_t>(run) + bytes_;
+  }
+  VAE_FUSED_HD void clear() { count_ = done_ = 0; }
+
+  template <int kLines>
+  VAE_FUSED_HD void fetch() {
+    constexpr int kLine = 64;
+    if (done_ >= bytes_) return;
+    for (int i = 0; i < count_; ++i) {
+      const uintptr_t from = from_[i] + done_;
+      VAE_FUSED_UNROLL
+      for (int l = 0; l < kLines; ++l) {
+        __builtin_prefetch(reinterpret_cast<const void*>(from + l * kLine));
+      }
+    }
+    done_ += kLines * kLine;
+  }
+
+ private:
+  uintptr_t from_[kMaxBindings];
+  int count_ = 0, bytes_, done_ = 0;
+};
+
+}  // namespace vae_fused::cpu

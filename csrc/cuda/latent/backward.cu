@@ -1,0 +1,272 @@
+// The backward CUDA kernel: every gradient in one launch, the noise regenerated from the key.
+//
+// Bytes per element, float: 12 read (mu, logvar, grad_z), 8 written. No reduction, no barrier.
+#include "cuda/latent/gaussians.cuh"
+#include "cuda/row_grads.cuh"
+
+namespace vae_fused::cuda {
+namespace {
+
+// What the threads of a block share.
+template <typename S, Access kAccess, class F>
+class BackwardCall;
+
+// A step: loaded, then computed and stored. `kFast`: of the fast path.
+template <typename S, Access kAccess, class F, bool kFast>
+class BackwardStep {
+  using T = arithmetic_t<S>;
+  static constexpr bool kComplete = kFast || kAccess == Access::kLinear, kAll = kGeneral<F>;
+  static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  // The slots behind those of the Gaussians; the last three are the general options'.
+  enum : int { kGradZ = kGaussianSlots<F>, kGradMu, kGradRaw, kGradEps, kGradMean, kGradPriorRaw };
+  static constexpr int kOffsets = 1 + (kAll ? kGradPriorRaw : kGradRaw);
+
+ public:
+  using Call = BackwardCall<S, kAccess, F>;
+
+  template <bool kWhole, class Rows>
+  __device__ __forceinline__ void load(const Call& call, const Span<kWhole>& span,
+                                       const Rows& rows) {
+    const BackwardParams& p = call.params;
+    const F& f = call.options;
+    const bool with_kl = rows.is_present();
+    const int64_t* strides[kOffsets];
+    gaussian_strides<F>(p, strides);
+    strides[kGradZ] = p.grad_z.stride;
+    strides[kGradMu] = p.grad_mu.stride;
+    strides[kGradRaw] = p.grad_raw.stride;
+    if constexpr (kAll) {
+      strides[kGradEps] = p.grad_eps.stride;
+      strides[kGradMean] = p.grad_prior_mean.stride;
+      strides[kGradPriorRaw] = p.grad_prior_raw.stride;
+    }
+    locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
+    const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
+    gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
+    if (used(p)) cuda::load<S, kAccess, kFast, kAll>(p.space, p.grad_z, at_[kGradZ], span, gz_);
+    if (used(p) && given(p)) {
+      cuda::load<S, kAccess, kFast, kAll>(p.space, p.eps, at_[kNoise], span, eps_);
+    }
+  }
+
+  template <bool kWhole, class Rows>
+  __device__ __forceinline__ void finish(const Call& call, const Span<kWhole>& span, Rows& rows) {
+    const BackwardParams& p = call.params;
+    const F& f = call.options;
+    const auto& weights = call.weights;
+    const auto noise = call.stream.template for_step<kFast>();
+    const bool with_kl = kComplete || rows.is_present();
+    VAE_FUSED_UNROLL
+    for (int b = 0; b < N / C; ++b) {
+      math::Posterior<T> q[C];
+      math::Prior<T> prior[C];
+      gaussians_.template compute<kWhole>(p.of, f, b, with_kl, q, prior);
+      T gz[C], graw[C];
+      of_samples(p, weights, noise, span, b, q, gz, graw);
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        graw[j] = used(p) ? math::sample_adjoint(weights, graw[j], q[j].scale.dsigma) : T(0);
+      }
+      if (with_kl) {
+        T gk[C], gmean[C], gprior[C];
+        rows.get(span + b * C, gk);
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) {
+          const auto adjoint =
+              math::kl_adjoint(weights, weights.linear, math::relative(f, q[j], prior[j]),
+                               prior[j].precision, gk[j]);
+          gz[j] += adjoint.mu;
+          graw[j] += math::chain(adjoint.x, q[j].scale.dx);
+          gmean[j] = adjoint.mean;
+          gprior[j] = math::chain(adjoint.prior_x, prior[j].dx);
+          if (kAll && !gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
+        }
+        if constexpr (kAll) {
+          of_prior_.mean.template set<kWhole>(b, gmean);
+          of_prior_.raw.template set<kWhole>(b, gprior);
+        }
+      }
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        gz[j] *= q[j].dmu;
+        graw[j] = math::undo_doubling(f, graw[j]);
+        if (q[j].beyond) graw[j] = 0;
+        if (kAll && !gaussians_.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
+      }
+      grad_mu_.template set<kWhole>(b, gz);
+      grad_raw_.template set<kWhole>(b, graw);
+    }
+    store_all(p, span);
+  }
+
+ private:
+  static __device__ __forceinline__ bool used(const BackwardParams& p) {
+    return kComplete || p.grad_z.data;
+  }
+  static __device__ __forceinline__ bool given(const BackwardParams& p) {
+    return kAll && p.eps.data;
+  }
+  static __device__ __forceinline__ bool wants_mu(const BackwardParams& p) {
+    return kComplete || p.grad_mu.data;
+  }
+  static __device__ __forceinline__ bool wants_raw(const BackwardParams& p) {
+    return kComplete || p.grad_raw.data;
+  }
+  static __device__ __forceinline__ bool wants_eps(const BackwardParams& p) {
+    return kAll && p.grad_eps.data;
+  }
+
+  // What chunk b has from its samples: the gradient of z, and that times eps.
+  template <bool kWhole, class Keys>
+  __device__ __forceinline__ void of_samples(const BackwardParams& p, const weights_t<F>& weights,
+                                             const Noise<Keys>& noise, const Span<kWhole>& span,
+                                             int b, const math::Posterior<T> (&q)[C], T (&gz)[C],
+                                             T (&graw)[C]) {
+    T eps[C];
+    widen<kAccess, kWhole, C>(gz_, b, gz);
+    if (given(p)) {
+      widen<kAccess, kWhole, C>(eps_, b, eps);
+    } else if (used(p) && wants_raw(p)) {
+      draw<S, kAccess, kFast>(p.space, noise, span, at_[kNoise], b, eps);
+    } else {
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) eps[j] = 0;
+    }
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) graw[j] = gz[j] * eps[j];
+    if constexpr (kAll) {
+      if (wants_eps(p)) {
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) {
+          eps[j] = math::noise_adjoint(weights, gz[j], q[j].scale.sigma);
+          if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+        }
+        grad_eps_.template set<kWhole>(b, eps);
+      }
+      constexpr bool kMany = kAccess != Access::kChannelsLast;  // see select_kernel
+      for (int64_t s = 1; kMany && used(p) && s < p.of.samples; ++s) {
+        T further[C];
+        Pack<S, C> pack;
+        load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
+        widen<kAccess, kWhole, C>(pack, 0, further);
+        if (given(p)) {
+          load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
+          widen<kAccess, kWhole, C>(pack, 0, eps);
+        } else if (wants_raw(p)) {
+          const int64_t at = at_[kNoise] + s * (p.space.rows * p.space.cols);
+          draw<S, kAccess, false>(p.space, noise, span, at, b, eps);
+        }
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) {
+          gz[j] += further[j];
+          graw[j] += further[j] * eps[j];
+          eps[j] = math::noise_adjoint(weights, further[j], q[j].scale.sigma);
+          if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+        }
+        if (!wants_eps(p)) continue;
+        narrow<kAccess, kWhole, C>(eps, 0, pack);
+        store_chunk<S, kAccess>(p.grad_eps, at_[kGradEps], s, b, span, pack);
+      }
+    }
+  }
+
+  template <bool kWhole>
+  __device__ __forceinline__ void store_all(const BackwardParams& p, const Span<kWhole>& span) {
+    const auto put = [&](const Operand& to, int slot, const Results<S, kAccess>& results) {
+      store<S, kAccess, kFast>(p.space, to, at_[slot], span, results.pack);
+    };
+    if (wants_mu(p)) put(p.grad_mu, kGradMu, grad_mu_);
+    if (wants_raw(p)) put(p.grad_raw, kGradRaw, grad_raw_);
+    if constexpr (kAll) {
+      if (wants_eps(p)) put(p.grad_eps, kGradEps, grad_eps_);
+      if (p.grad_prior_mean.data) put(p.grad_prior_mean, kGradMean, of_prior_.mean);
+      if (p.grad_prior_raw.data) put(p.grad_prior_raw, kGradPriorRaw, of_prior_.raw);
+    }
+  }
+
+  struct None {};
+  struct OfPrior {
+    Results<S, kAccess> mean, raw;
+  };
+
+  int64_t at_[kOffsets];
+  GaussianStep<S, kAccess, F, kFast> gaussians_;
+  Pack<S, N> gz_{}, eps_{};
+  Results<S, kAccess> grad_mu_, grad_raw_, grad_eps_;
+  std::conditional_t<kAll, OfPrior, None> of_prior_;
+};
+
+template <typename S, Access kAccess, class F>
+class BackwardCall {
+ public:
+  template <bool kFast>
+  using Step = BackwardStep<S, kAccess, F, kFast>;
+
+  const BackwardParams& params;
+  const F& options;
+  Stream<kKeySource<kBackwardKernel<F>, S, kAccess>> stream;
+  weights_t<F> weights;
+
+  __device__ __forceinline__ BackwardCall(const BackwardParams& params, const F& options)
+      : params(params), options(options), stream(params.key), weights(weights_of(options)) {}
+
+  __device__ __forceinline__ bool try_fast_tile(const Tile& tile) {
+    return try_share_high_word<S, kAccess>(params.space, tile, stream);
+  }
+};
+
+template <typename S, Access kAccess, class F>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<F>, S, kAccess>)
+    backward_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ F f,
+                    const __grid_constant__ GradSource source,
+                    const __grid_constant__ bool has_fast_path) {
+  using T = arithmetic_t<S>;
+  constexpr bool kHasFast = kHasFastPath<kBackwardKernel<F>, S, kAccess>;
+  const Tile tile = tile_of(p.space, blockIdx.x);
+  const T of_tile = grad_of_tile<T>(p.grad_kl, source, tile);
+  BackwardCall<S, kAccess, F> call(p, f);
+  constexpr bool kServesRows = kAccess != Access::kLinear || kLinearServesRows<S>;
+  run_tile<S, kAccess, kHasFast, kServesRows>(call, p.space, tile, p.grad_kl, source, of_tile,
+                                              has_fast_path);
+}
+
+// The options as gradients need them: see math::unclipped. LatentOptions have no clip to take off.
+using math::unclipped;
+template <typename T>
+const OptionsOnDevice<T>& unclipped(const OptionsOnDevice<T>& f) {
+  return f;
+}
+
+template <typename S>
+cudaError_t backward_as(WithScalars<BackwardParams> p, cudaStream_t stream) {
+  const bool sampled = p.grad_z.data && p.grad_raw.data;
+  CallShape call;
+  call.is_default = has_default_options(p) && !p.eps.data && !p.grad_eps.data;
+  call.rows = p.grad_kl.data;
+  call.rows_misaligned = p.space.cols == 1 && p.grad_kl.stride != 0 && !aligned(p.grad_kl.data, 16);
+  const GradSource source = grad_source_of(p.space, p.grad_kl);
+  call.complete = sampled && p.grad_kl.data && p.grad_mu.data &&
+                  (kLinearServesRows<S> || source == GradSource::kOne);
+  call.key_noise = sampled && !p.eps.data;
+  call.samples = p.of.samples;
+  merge_tiles(p.space);
+  const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
+  take_noise_from(p.space, p.eps);
+  return with_kernel<S>(choice, [&](auto access, auto is_default) {
+    const auto options =
+        unclipped(options_as<arithmetic_t<S>, is_default>(p.of.options, p.scalars));
+    using F = std::decay_t<decltype(options)>;
+    return launch(backward_kernel<S, access, F>, p.space.tiles, stream, p, options, source,
+                  choice.has_fast_path);
+  });
+}
+
+}  // namespace
+
+int backward(const WithScalars<BackwardParams>& params, void* stream) {
+  return with_storage(params.dtype, [&](auto s) {
+    return backward_as<decltype(s)>(params, static_cast<cudaStream_t>(stream));
+  });
+}
+
+}  // namespace vae_fused::cuda

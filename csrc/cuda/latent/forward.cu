@@ -1,0 +1,192 @@
+// The forward CUDA kernel: sample, KL and its sum in one launch. A block has one or more tiles.
+//
+// Bytes per element, float: 8 read, 4 written. The reduction adds 8 bytes for each 2048 elements.
+#include "cuda/latent/gaussians.cuh"
+#include "cuda/row_kernel.cuh"
+
+namespace vae_fused::cuda {
+namespace {
+
+// What the threads of a block share.
+template <typename S, Access kAccess, class F>
+class ForwardCall;
+
+// A step: loaded, then computed and stored. `kFast`: of the fast path.
+template <typename S, Access kAccess, class F, bool kFast>
+class ForwardStep {
+  using T = arithmetic_t<S>;
+  static constexpr bool kComplete = kFast || kAccess == Access::kLinear;
+  static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  static constexpr int kZ = kGaussianSlots<F>, kOffsets = kZ + 1;
+
+ public:
+  using Call = ForwardCall<S, kAccess, F>;
+
+  template <bool kWhole, class Rows>
+  __device__ __forceinline__ void load(const Call& call, const Span<kWhole>& span,
+                                       const Rows& rows) {
+    const ForwardParams& p = call.params;
+    const int64_t* strides[kOffsets];
+    gaussian_strides<F>(p, strides);
+    strides[kZ] = p.z.stride;
+    locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
+    gaussians_.load(p.space, p.of, at_, span, true, rows.is_present());
+    if (given(p)) {
+      cuda::load<S, kAccess, kFast, kGeneral<F>>(p.space, p.eps, at_[kNoise], span, eps_);
+    }
+  }
+
+  template <bool kWhole, class Rows>
+  __device__ __forceinline__ void finish(const Call& call, const Span<kWhole>& span, Rows& rows) {
+    const ForwardParams& p = call.params;
+    const F& f = call.options;
+    const auto& weights = call.weights;
+    const auto noise = call.stream.template for_step<kFast>();
+    const bool sampled = kComplete || p.z.data, with_kl = kComplete || rows.is_present();
+    VAE_FUSED_UNROLL
+    for (int b = 0; b < N / C; ++b) {
+      math::Posterior<T> q[C];
+      math::Prior<T> prior[C];
+      T eps[C];
+      // The posterior of floats has a branch, across which ptxas moves nothing. The noise, which
+      // needs no load, goes in front of it; 16-bit elements have none, and ptxas does so itself.
+      constexpr bool kNoiseFirst = !math::kCoarse<S>;
+      if (kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
+      gaussians_.template compute<kWhole>(p.of, f, b, with_kl, q, prior);
+      if (!kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
+      if (sampled) sample(p, weights, noise, span, b, q, eps);
+      Pack<T, C> kl;
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        kl.s[j] = math::kl_times_two(weights, weights.linear, math::relative(f, q[j], prior[j]));
+        if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) kl.s[j] = 0;
+      }
+      rows.add(span, b, kl);
+    }
+    if (sampled) store<S, kAccess, kFast>(p.space, p.z, at_[kZ], span, z_.pack);
+  }
+
+ private:
+  static __device__ __forceinline__ bool given(const ForwardParams& p) {
+    return kGeneral<F> && p.eps.data;
+  }
+
+  // The noise of chunk b, of the first sample.
+  template <bool kWhole, class Keys>
+  __device__ __forceinline__ void first_noise(const ForwardParams& p, const Noise<Keys>& noise,
+                                              const Span<kWhole>& span, int b, T (&eps)[C]) {
+    if (given(p)) {
+      widen<kAccess, kWhole, C>(eps_, b, eps);
+    } else {
+      draw<S, kAccess, kFast>(p.space, noise, span, at_[kNoise], b, eps);
+    }
+  }
+
+  // Chunk b of z. Further samples are stored at once.
+  template <bool kWhole, class Keys>
+  __device__ __forceinline__ void sample(const ForwardParams& p, const weights_t<F>& weights,
+                                         const Noise<Keys>& noise, const Span<kWhole>& span, int b,
+                                         const math::Posterior<T> (&q)[C], const T (&eps)[C]) {
+    T z[C];
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) {
+      z[j] = math::sample(weights, q[j].mu, q[j].scale.sigma, eps[j]);
+      if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) z[j] = 0;
+    }
+    z_.template set<kWhole>(b, z);
+    constexpr bool kMany = kGeneral<F> && kAccess != Access::kChannelsLast;  // see select_kernel
+    for (int64_t s = 1; kMany && s < p.of.samples; ++s) {
+      Pack<S, C> further;
+      if (given(p)) {
+        load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, further);
+        widen<kAccess, kWhole, C>(further, 0, z);
+      } else {
+        const int64_t at = at_[kNoise] + s * (p.space.rows * p.space.cols);
+        draw<S, kAccess, false>(p.space, noise, span, at, b, z);
+      }
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        z[j] = math::sample(weights, q[j].mu, q[j].scale.sigma, z[j]);
+        if (!gaussians_.counts(p.of, span, b, j)) z[j] = 0;
+      }
+      narrow<kAccess, kWhole, C>(z, 0, further);
+      store_chunk<S, kAccess>(p.z, at_[kZ], s, b, span, further);
+    }
+  }
+
+  int64_t at_[kOffsets];
+  GaussianStep<S, kAccess, F, kFast> gaussians_;
+  Pack<S, N> eps_;
+  Results<S, kAccess> z_;
+};
+
+template <typename S, Access kAccess, class F>
+class ForwardCall {
+ public:
+  template <bool kFast>
+  using Step = ForwardStep<S, kAccess, F, kFast>;
+
+  const ForwardParams& params;
+  const F& options;
+  Stream<kKeySource<kForwardKernel<F>, S, kAccess>> stream;
+  weights_t<F> weights;
+
+  __device__ __forceinline__ ForwardCall(const ForwardParams& params, const F& options)
+      : params(params),
+        options(options),
+        stream(params.key, params.key_out),
+        weights(weights_of(options)) {}
+
+  __device__ __forceinline__ bool try_fast_tile(const Tile& tile) {
+    return try_share_high_word<S, kAccess>(params.space, tile, stream);
+  }
+};
+
+template <typename S, Access kAccess, class F>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<kForwardKernel<F>, S, kAccess>)
+    forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ F f,
+                   const __grid_constant__ RowDisposition rows,
+                   const __grid_constant__ bool has_fast_path, int ticket) {
+  __shared__ RowShared<S, kAccess> shared;
+  ForwardCall<S, kAccess, F> call(p, f);
+  run_tiles<S, kAccess, kHasFastPath<kForwardKernel<F>, S, kAccess>>(call, p.space, p.kl, rows,
+                                                                     has_fast_path, ticket, shared);
+}
+
+template <typename S>
+cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
+  using T = arithmetic_t<S>;
+  constexpr int C = kChunk<S, Access::kStrided>;
+  CallShape call;
+  call.is_default = has_default_options(p) && !p.eps.data;
+  call.rows = p.kl.data;
+  call.rows_misaligned = p.kl.data && p.space.cols == 1 && !aligned(p.kl.data, 16);
+  call.complete = p.z.data && p.kl.data;
+  call.key_noise = p.z.data && !p.eps.data;
+  call.samples = p.of.samples;
+  const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
+  take_noise_from(p.space, p.eps);
+
+  p.kl.scale *= 0.5;  // elements give twice their KL
+  RowPlan plan;
+  cudaError_t error =
+      plan_rows(p.space, p.kl, choice.access == Access::kScalar ? 1 : C, stream, plan);
+  if (error != cudaSuccess) return error;
+  error = with_kernel<S>(choice, [&](auto access, auto is_default) {
+    const auto options = options_as<T, is_default>(p.of.options, p.scalars);
+    using F = std::decay_t<decltype(options)>;
+    return launch(forward_kernel<S, access, F>, plan.blocks, stream, p, options, plan.rows,
+                  choice.has_fast_path, plan.ticket);
+  });
+  return error == cudaSuccess ? combine_rest<T>(plan, p.space, p.kl, stream) : error;
+}
+
+}  // namespace
+
+int forward(const WithScalars<ForwardParams>& params, void* stream) {
+  return with_storage(params.dtype, [&](auto s) {
+    return forward_as<decltype(s)>(params, static_cast<cudaStream_t>(stream));
+  });
+}
+
+}  // namespace vae_fused::cuda

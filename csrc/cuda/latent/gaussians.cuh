@@ -1,0 +1,142 @@
+// A step's Gaussians: loaded for all its elements at once, computed a chunk at a time.
+#pragma once
+
+#include "cuda/latent/policy.cuh"
+#include "cuda/noise.cuh"
+#include "params/latent.h"
+
+namespace vae_fused::cuda {
+
+// The tensors of a call in the order in which their offsets are found; the last three are the
+// general options'. Noise is in the stream of a key, or an explicit eps.
+enum Slot : int { kMu, kRaw, kNoise, kMean, kPriorRaw, kMask, kSlots };
+
+template <class F>
+constexpr int kGaussianSlots = kGeneral<F> ? kSlots : kMean;
+
+// The strides of these slots.
+template <class F, class Params, int N>
+__device__ __forceinline__ void gaussian_strides(const Params& p, const int64_t* (&strides)[N]) {
+  strides[kMu] = p.of.mu.stride;
+  strides[kRaw] = p.of.raw.stride;
+  strides[kNoise] = p.space.noise_stride;
+  if constexpr (kGeneral<F>) {
+    strides[kMean] = p.of.prior_mean.stride;
+    strides[kPriorRaw] = p.of.prior_raw.stride;
+    strides[kMask] = p.of.mask.stride;
+  }
+}
+
+template <typename S, Access kAccess, class F, bool kFast>
+class GaussianStep {
+  using T = arithmetic_t<S>;
+  static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+
+ public:
+  Pack<S, N> mu, raw;
+
+  // `needs_mu`, `with_prior`: what nobody needs is not read.
+  template <bool kWhole>
+  __device__ __forceinline__ void load(const Space& space, const Gaussians& of, const int64_t* at,
+                                       const Span<kWhole>& span, bool needs_mu, bool with_prior) {
+    mu = {};
+    raw = {};
+    if (needs_mu) load_step(space, of.mu, at[kMu], span, mu);
+    if (!kGeneral<F> || of.raw.data) load_step(space, of.raw, at[kRaw], span, raw);
+    if constexpr (kGeneral<F>) {
+      if (with_prior && of.prior_mean.data) {
+        load_step(space, of.prior_mean, at[kMean], span, general.mean);
+      }
+      if (with_prior && of.prior_raw.data) {
+        load_step(space, of.prior_raw, at[kPriorRaw], span, general.prior_raw);
+      }
+      if (of.mask.data) {
+        cuda::load<S, kAccess, kFast, true, uint8_t>(space, of.mask, at[kMask], span, general.mask);
+      }
+    }
+  }
+
+  // Chunk b.
+  template <bool kWhole>
+  __device__ __forceinline__ void compute(const Gaussians& of, const F& f, int b, bool with_prior,
+                                          math::Posterior<T> (&q)[C],
+                                          math::Prior<T> (&p)[C]) const {
+    T means[C], scales[C];
+    widen<kAccess, kWhole, C>(mu, b, means);
+    widen<kAccess, kWhole, C>(raw, b, scales);
+    math::posterior<math::kCoarse<S>>(f, means, scales, q);
+    if constexpr (kGeneral<F>) {
+      if (!of.raw.data) {
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) q[j].scale = {T(1), T(0), T(0), T(0)};
+      }
+      if (!with_prior) return;
+      if (of.prior_mean.data) {
+        widen<kAccess, kWhole, C>(general.mean, b, means);
+      } else {
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) means[j] = f.prior_mean;
+      }
+      widen<kAccess, kWhole, C>(general.prior_raw, b, scales);
+      math::prior(f, of.prior_raw.data, means, scales, p);
+    }
+  }
+
+  // Whether element j of chunk b counts: what is masked, or beyond the tile, is nought. Beyond a
+  // tile plain tensors were loaded as 0, and so is their KL.
+  template <bool kWhole>
+  __device__ __forceinline__ bool counts(const Gaussians& of, const Span<kWhole>& span, int b,
+                                         int j) const {
+    if constexpr (kGeneral<F>) {
+      return span.has(b * C + j) && (!of.mask.data || general.mask.s[place_of<S, kAccess>(b, j)]);
+    }
+    return true;
+  }
+
+ private:
+  struct None {};
+  struct General {
+    Pack<S, N> mean, prior_raw;
+    Pack<uint8_t, N> mask;
+  };
+
+  template <bool kWhole>
+  static __device__ __forceinline__ void load_step(const Space& space, const Operand& operand,
+                                                   int64_t offset, const Span<kWhole>& span,
+                                                   Pack<S, N>& pack) {
+    cuda::load<S, kAccess, kFast, kGeneral<F>>(space, operand, offset, span, pack);
+  }
+
+  std::conditional_t<kGeneral<F>, General, None> general{};
+};
+
+// Whether the kernels for default options serve the Gaussians of a call.
+template <class Params>
+bool has_default_options(const WithScalars<Params>& p) {
+  return has_default_options(p.of) && !p.of.mask.data && !p.scalars.any();
+}
+
+// The options in the form that a kernel takes.
+template <typename T, bool kIsDefault>
+auto options_as(const math::LatentOptions<double>& options, const math::DeviceScalars& scalars) {
+  if constexpr (kIsDefault) {
+    return math::default_options<T>(options);
+  } else {
+    return OptionsOnDevice<T>{{math::narrowed<T>(options)}, scalars};
+  }
+}
+
+// What formulas of samples and KLs take of a kernel's options.
+template <typename T>
+__device__ __forceinline__ const math::DefaultOptions<T>& weights_of(
+    const math::DefaultOptions<T>& f) {
+  return f;
+}
+template <typename T>
+__device__ __forceinline__ math::Weights<T> weights_of(const OptionsOnDevice<T>& f) {
+  return {f, f.scalars};
+}
+template <class F>
+using weights_t = decltype(weights_of(std::declval<const F&>()));
+
+}  // namespace vae_fused::cuda

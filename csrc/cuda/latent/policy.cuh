@@ -1,0 +1,107 @@
+// The launch policy of every kernel of the latent family. Each choice was made by reading the
+// machine code of seven architectures, 7.5 to 12.0. No kernel spills on any of them.
+#pragma once
+
+#include "cuda/policy.cuh"
+#include "math/latent/gaussian.h"
+
+namespace vae_fused::cuda {
+
+// Kernels are instantiated for DefaultOptions with vectors and noise from the key, and for any
+// LatentOptions with kStrided, kChannelsLast and kScalar: that one also takes what the plain ones
+// cannot, an explicit eps, a value broadcast along a vector, or no vectors at all.
+template <typename T>
+struct OptionsOnDevice : math::LatentOptions<T> {
+  math::DeviceScalars scalars;  // instead of some of the numbers
+};
+
+template <class F>
+constexpr bool kGeneral = false;
+template <typename T>
+constexpr bool kGeneral<OptionsOnDevice<T>> = true;
+
+enum class Kernel {
+  kForward,   // of DefaultOptions
+  kBackward,  // likewise
+  kForwardGeneral,
+  kBackwardGeneral,
+  kForwardMulti,
+  kBackwardMulti,
+};
+
+// Where keys are kept:
+//
+//   kShared      Held in registers, the keys made ptxas delay the second load of the 16-bit forward
+//                kernel from instruction 10 to 87 of 308, until the first chunk was nearly
+//                finished, so that only half of a step's bytes were in flight. In float it did so
+//                on sm_80 and sm_89.
+//   kRegisters   Cheapest elsewhere, except where the kernel would spill.
+//   kSeed        Kernels of single elements and most of the general ones do much more work than the
+//                additions that this costs. The tensors of a list each have a seed of their own.
+//
+// Without a bound on the blocks the compiler interleaves the chunks of a 16-bit vector, takes 100
+// registers and halves the loads in flight. With five blocks some architecture spills.
+constexpr PolicyRow kPolicies[] = {
+    // The default forward kernels. Patches have more addresses to keep, hence three blocks.
+    {{Kernel::kForward},
+     {2, 4},
+     {Access::kLinear, Access::kStrided},
+     {4, KeySource::kShared, true}},
+    {{Kernel::kForward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kShared, true}},
+    // The arithmetic of double takes four times as long as that of float, and hides more of the
+    // loads: two blocks are enough. Patches keep the addresses of two more vectors, and have one.
+    {{Kernel::kForward}, {8}, {Access::kLinear, Access::kStrided}, {2, KeySource::kRegisters}},
+    {{Kernel::kForward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
+
+    // The default backward kernels, of float. Views would spill with the keys in registers.
+    {{Kernel::kBackward}, {4}, {Access::kLinear}, {4, KeySource::kRegisters, true}},
+    {{Kernel::kBackward}, {4}, {Access::kStrided}, {4, KeySource::kSeed, true}},
+    // 16 bits would spill with the keys in registers. Views keep two gradients, three inputs and
+    // offsets, hence three blocks.
+    {{Kernel::kBackward}, {2}, {Access::kLinear}, {4, KeySource::kShared, true}},
+    {{Kernel::kBackward}, {2}, {Access::kStrided}, {3, KeySource::kShared, true}},
+    {{Kernel::kBackward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kRegisters, true}},
+    {{Kernel::kBackward}, {8}, {Access::kLinear}, {2, KeySource::kRegisters}},
+    {{Kernel::kBackward}, {8}, {Access::kStrided}, {2, KeySource::kSeed}},
+    {{Kernel::kBackward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
+
+    // The general kernels, which have branches for every option. Their patches take up to 170
+    // registers and have one block, as has double.
+    {{Kernel::kForwardGeneral}, {2}, {Access::kStrided}, {2, KeySource::kShared}},
+    {{Kernel::kForwardGeneral}, {2}, {Access::kChannelsLast}, {1, KeySource::kShared}},
+    {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kChannelsLast}, {1}},
+    {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kStrided}, {2}},
+    // Single elements of float need 64 to 72 registers. Bound to two blocks, ptxas gives them 96.
+    {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {4}, {Access::kScalar}, {3}},
+    {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2}, {Access::kScalar}, {2}},
+    {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {8}, {Access::kScalar}, {1}},
+
+    // Lists of tensors. With three blocks of 16 bits some architecture spills.
+    {{Kernel::kForwardMulti, Kernel::kBackwardMulti}, {4}, {Access::kStrided}, {4}},
+    {{Kernel::kForwardMulti, Kernel::kBackwardMulti}, {2, 8}, {Access::kStrided}, {2}},
+};
+
+template <Kernel kKernel, typename S, Access kAccess = Access::kStrided>
+constexpr LaunchPolicy kPolicy = find_policy(kPolicies, kKernel, sizeof(S), kAccess);
+
+template <Kernel kKernel, typename S, Access kAccess = Access::kStrided>
+constexpr int kMinBlocks = kPolicy<kKernel, S, kAccess>.min_blocks;
+
+template <Kernel kKernel, typename S, Access kAccess>
+constexpr KeySource kKeySource = kPolicy<kKernel, S, kAccess>.keys;
+
+template <Kernel kKernel, typename S, Access kAccess>
+constexpr bool kHasFastPath = kPolicy<kKernel, S, kAccess>.has_fast_path;
+
+template <class F>
+constexpr Kernel kForwardKernel = kGeneral<F> ? Kernel::kForwardGeneral : Kernel::kForward;
+template <class F>
+constexpr Kernel kBackwardKernel = kGeneral<F> ? Kernel::kBackwardGeneral : Kernel::kBackward;
+
+// Whether the linear backward kernel serves a KL whose rows are within a tile. The 16-bit one,
+// which has 64 registers, would spill up to 36 bytes in that loop on four architectures. The kernel
+// of views, which has 80 registers, serves these calls instead.
+template <typename S>
+constexpr bool kLinearServesRows = sizeof(S) != 2;
+
+}  // namespace vae_fused::cuda

@@ -1,0 +1,382 @@
+// The backward kernel: the gradients of every input that needs one, and the sums of those of
+// parameters that are broadcast. The same kernel computes the dot products of a softmax.
+//
+// A parameter that rows share, such as the theta of a gene, has one gradient for all of them. A
+// block then goes through a task of several rows by lines of up to 128 columns, in which each
+// thread always has the same column. It adds up to eight rows in the type of the arithmetic, then
+// those sums as doubles, because a consumer GPU adds doubles at 1/64 of its speed. A parameter that
+// is constant along a line is summed over each line. A second, short launch adds up the sums of
+// tasks.
+#pragma once
+
+#include "cuda/likelihood/observations.cuh"
+#include "cuda/likelihood/policy.cuh"
+#include "cuda/likelihood/rows.cuh"
+#include "cuda/likelihood/shared_sums.cuh"
+
+namespace vae_fused::cuda {
+namespace {
+
+// A call, as a block computes it.
+template <class L, typename S, bool kWithValues>
+class Backward {
+  using T = arithmetic_t<S>;
+  using Staged = InputsOfBackward<L, T, kWithValues>;
+  // The places of row_dot and library behind the gradients.
+  static constexpr int kDot = L::kInputs, kLibrary = kDot + 1, kStored = kLibrary + 1;
+
+ public:
+  __device__ __forceinline__ Backward(const NllBackwardParams& p, const KernelOptions<T>& o,
+                                      bool vectors, Staged& inputs)
+      : p_(p), o_(o), vectors_(vectors), inputs_(inputs) {}
+
+  // Loads a piece, and computes what counts add. The dot products need the first gradient alone, to
+  // which counts add nothing.
+  __device__ __forceinline__ void prepare(const Piece& piece) const {
+    Inputs<L, T>& inputs = inputs_;
+    stage<L, S>(p_, vectors_, piece, inputs);
+    if constexpr (kCountHasGradient<L>) {
+      if (!is_count(o_.kind) || !(kWithValues || needs(1))) return;
+      add_counts(p_.of, piece, inputs, [&](const T(&x)[L::kInputs], int slot) {
+        if constexpr (kWithValues) inputs_.of_count[slot] = L::of_count(o_, x);
+        T dx[L::kInputs] = {};
+        L::of_count_adjoint(o_, x, inputs_.factor[slot], dx);
+        return dx[1];
+      });
+    } else if constexpr (kWithValues && L::kIsCount) {
+      add_counts(p_.of, piece, inputs,
+                 [&](const T(&x)[L::kInputs], int) { return L::of_count(o_, x); });
+    }
+  }
+
+  // The value of an element, times the gradient of its term.
+  __device__ __forceinline__ T value(int slot) const {
+    T x[L::kInputs];
+    inputs_at(inputs_, slot, x);
+    T value = L::value(o_, x);
+    if constexpr (L::kIsCount) {
+      if (is_count(o_.kind) && x[kTarget<L>] != T(0)) {
+        if constexpr (kCountHasGradient<L>) {
+          value += inputs_.of_count[slot];
+        } else {
+          value += inputs_.added[slot];
+        }
+      }
+    }
+    return p_.of.mask.data && !inputs_.kept[slot] ? T(0) : inputs_.factor[slot] * value;
+  }
+
+  // The gradients of an element, without what a softmax changes about the first.
+  __device__ __forceinline__ void adjoint(int slot, T (&dx)[L::kInputs]) const {
+    T x[L::kInputs];
+    inputs_at(inputs_, slot, x);
+    L::adjoint(o_, x, inputs_.factor[slot], dx);
+    if constexpr (kCountHasGradient<L>) {
+      if (is_count(o_.kind) && needs(1) && x[kTarget<L>] != T(0)) dx[1] += inputs_.added[slot];
+    }
+    if (p_.of.mask.data && !inputs_.kept[slot]) {
+      VAE_FUSED_UNROLL
+      for (int k = 0; k < L::kInputs; ++k) dx[k] = 0;
+    }
+    // The log mean, which through_softmax needs, takes the place of the gradient of the term.
+    if (L::kIsCount && p_.row_dot.data) inputs_.factor[slot] = x[0];
+  }
+
+  // Puts the gradients in the places of the inputs.
+  __device__ __forceinline__ void keep(int slot, const T (&dx)[L::kInputs]) const {
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < L::kInputs; ++k) inputs_.in[k][slot] = dx[k];
+  }
+
+  // Stores the kept gradients of a piece.
+  __device__ __forceinline__ void store(const Piece& piece) const {
+    const int64_t* strides[kStored];
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < L::kInputs; ++k) strides[k] = full(k).stride;
+    strides[kDot] = p_.row_dot.stride;
+    strides[kLibrary] = p_.library.stride;
+    for_each_step<S>(p_.space, piece, vectors_, strides, [&](int slot, const auto& at, auto v) {
+      store_step<decltype(v)::value>(at, slot);
+    });
+  }
+
+  // The sum of parameter k over each line, of which up to a warp has the columns.
+  __device__ __forceinline__ void sum_lines(const SumPlan& plan, int k, const Piece& piece,
+                                            int64_t t, const Task& task) const {
+    const int log_lanes = plan.log_width < 5 ? plan.log_width : 5, width = 1 << log_lanes;
+    const int lane = threadIdx.x & (width - 1);
+    for (int first = 0; first < piece.lines; first += kThreads >> log_lanes) {
+      const int line = first + (threadIdx.x >> log_lanes);
+      double sum = 0;
+      if (line < piece.lines) {
+        const T* const of_line = inputs_.in[k + 1] + (line << plan.log_width);
+        for (int at = lane; at < piece.n; at += 4 * width) {
+          T run = 0;
+          VAE_FUSED_UNROLL
+          for (int j = 0; j < 4; ++j) {
+            if (at + j * width < piece.n) run += of_line[at + j * width];
+          }
+          sum += static_cast<double>(run);
+        }
+      }
+      sum = sum_of_lanes(sum, log_lanes);
+      if (line < piece.lines && lane == 0) {
+        const int64_t row = task.row + task.done + line;
+        plan.of[k].partials[row * plan.matrix.column_tiles + plan.part_of(t)] = sum;
+      }
+    }
+  }
+
+ private:
+  // The operand of the gradient of parameter k, and of its sums.
+  __device__ __forceinline__ const Operand& full(int k) const {
+    return k == 0            ? p_.grad_output
+           : k == kTarget<L> ? p_.grad_target
+           : k == 1          ? p_.grad_second
+                             : p_.grad_third;
+  }
+  __device__ __forceinline__ const Operand& sum(int k) const {
+    return k == 1 ? p_.sum_second : p_.sum_third;
+  }
+  __device__ __forceinline__ bool needs(int k) const { return full(k).data || sum(k).data; }
+
+  template <int V>
+  __device__ __forceinline__ void store_step(const int64_t (&at)[kStored], int slot) const {
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < L::kInputs; ++k) {
+      if (!full(k).data) continue;
+      auto dx = *reinterpret_cast<const Pack<T, V>*>(&inputs_.in[k][slot]);
+      if (L::kIsCount && k == 0 && p_.row_dot.data) through_softmax(at, slot, dx);
+      Pack<S, V> pack;
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < V; ++j) math::narrow(dx.s[j], pack.s[j]);
+      store_whole(static_cast<S*>(full(k).data) + at[k], pack);
+    }
+  }
+
+  // Turns gradients by the logarithm of the mean into gradients by the logits, with g the former:
+  // grad_j = g_j - p_j sum_k g_k.
+  template <int V>
+  __device__ __forceinline__ void through_softmax(const int64_t (&at)[kStored], int slot,
+                                                  Pack<T, V>& dx) const {
+    Pack<T, V> dot, library{};
+    read(p_.space, p_.row_dot, at[kDot], dot);
+    if (p_.library.data) read(p_.space, p_.library, at[kLibrary], library);
+    const auto log_mean = *reinterpret_cast<const Pack<T, V>*>(&inputs_.factor[slot]);
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < V; ++j) {
+      const bool kept = !p_.of.mask.data || inputs_.kept[slot + j];
+      const T share = math::exp(log_mean.s[j] - library.s[j]);
+      dx.s[j] = kept ? dx.s[j] - share * dot.s[j] : T(0);
+    }
+  }
+
+  const NllBackwardParams& p_;
+  const KernelOptions<T>& o_;
+  const bool vectors_;
+  Staged& inputs_;
+};
+
+// The sums of a task for the thread's column.
+template <class L, typename T>
+class ColumnTotals {
+  static constexpr int kParameters = kTarget<L> - 1;
+
+ public:
+  __device__ __forceinline__ void add(const T (&dx)[L::kInputs]) {
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < kParameters; ++k) recent_[k] += dx[k + 1];
+  }
+
+  // Every second piece: eight rows then.
+  __device__ __forceinline__ void end_piece() {
+    is_second_ = !is_second_;
+    if (!is_second_) flush();
+  }
+
+  // Threads that have one column are a line apart.
+  __device__ __forceinline__ void end_task(const SumPlan& plan, int64_t t, const Task& task,
+                                           double (&sums)[kThreads]) {
+    flush();
+    is_second_ = false;
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < kParameters; ++k) {
+      if (plan.of[k].by_column) {
+        sums[threadIdx.x] = total_[k];
+        __syncthreads();
+        if (static_cast<int>(threadIdx.x) < task.columns) {
+          double of_column = 0;
+          for (int i = threadIdx.x; i < kThreads; i += 1 << plan.log_width) of_column += sums[i];
+          const int64_t at = plan.group_of(t) * plan.matrix.columns + task.column + threadIdx.x;
+          plan.of[k].partials[at] = of_column;
+        }
+        __syncthreads();
+      }
+      total_[k] = 0;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void flush() {
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < kParameters; ++k) {
+      total_[k] += static_cast<double>(recent_[k]);
+      recent_[k] = 0;
+    }
+  }
+
+  T recent_[kMaxShared] = {};
+  double total_[kMaxShared] = {};
+  bool is_second_ = false;
+};
+
+// A block goes through units: tiles of rows for the dot products, tasks where parameters are
+// summed, or single pieces. Their pieces go through one loop, so that its body is in the kernel
+// once. With values it also leaves the sum of those of each unit, and the last block adds them up.
+template <typename S, class L, bool kWithValues>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues), S, L>)
+    nll_backward_kernel(const __grid_constant__ NllBackwardParams p,
+                        const __grid_constant__ KernelOptions<arithmetic_t<S>> o,
+                        const __grid_constant__ SumPlan plan,
+                        const __grid_constant__ RowDisposition rows,
+                        const __grid_constant__ bool vectors, int64_t units, int ticket) {
+  using T = arithmetic_t<S>;
+  __shared__ InputsOfBackward<L, T, kWithValues> inputs;
+  __shared__ double sums[kThreads];
+  const bool is_dot = !kWithValues && p.dot.data;
+  const Backward<L, S, kWithValues> backward(p, o, vectors, inputs);
+  clear_list<L, T>(inputs);
+  __syncthreads();
+  RowTotals<T> totals(p.space, p.dot, rows, inputs.in[0]);
+  ColumnTotals<L, T> columns;
+  T of_piece = 0;
+  double of_unit = 0;
+  for (int64_t t = blockIdx.x; t < units; t += gridDim.x) {
+    Task task;
+    int64_t first = t * kSlots<T>, end = p.space.rows * p.space.cols;
+    int pieces = 1;
+    if (is_dot) {
+      const Tile tile = tile_of(p.space, t);
+      first = tile.begin;
+      end = tile.begin + tile.n;
+      pieces = (tile.n - 1) / kSlots<T> + 1;
+    } else if (plan.is_present) {
+      task = plan.task(t);
+      pieces = (task.rows - 1) / plan.lines + 1;
+    }
+#pragma unroll 1
+    for (int i = 0; i < pieces; ++i) {
+      const bool by_task = !is_dot && plan.is_present;
+      const Piece piece = by_task ? task.next(plan) : flat_piece<T>(first + i * kSlots<T>, end);
+      backward.prepare(piece);
+      for_each_slot<T>(piece, [&](int slot) {
+        if constexpr (kWithValues) of_piece += backward.value(slot);
+        T dx[L::kInputs];
+        backward.adjoint(slot, dx);
+        if (is_dot) {
+          totals.add(piece, slot, dx[0]);
+        } else {
+          columns.add(dx);
+          backward.keep(slot, dx);
+        }
+      });
+      __syncthreads();
+      if (is_dot) {
+        totals.end_piece();
+        continue;
+      }
+      if constexpr (kWithValues) {
+        of_unit += static_cast<double>(of_piece);
+        of_piece = 0;
+      }
+      columns.end_piece();
+      backward.store(piece);
+      if (by_task) {
+#pragma unroll 1
+        for (int k = 0; k < kTarget<L> - 1; ++k) {
+          if (plan.of[k].by_line) backward.sum_lines(plan, k, piece, t, task);
+        }
+        task.done += piece.lines;
+      }
+      __syncthreads();
+    }
+    if (is_dot) {
+      totals.end_tile(t);
+    } else if (plan.is_present) {
+      columns.end_task(plan, t, task, sums);
+    }
+    if constexpr (kWithValues) {
+      of_unit = sum_of_block(of_unit);
+      if (threadIdx.x == 0) p.nll.partials[t] = of_unit;
+      of_unit = 0;
+    }
+  }
+  if constexpr (kWithValues) {
+    if (ticket == kNoTicket || !last_block(ticket)) return;
+    end_rows<T>(1, units, p.nll, p.kl);
+  } else {
+    if (is_dot) totals.end_block(ticket, KlTerm{});
+    if (blockIdx.x == 0) write_kl_gradients<T>(p.kl);
+  }
+}
+
+template <typename S, bool kWithValues = false>
+cudaError_t launch_backward(const NllBackwardParams& p, const SumPlan& sums, const RowPlan& rows,
+                            int64_t units, bool vectors, cudaStream_t stream) {
+  const auto options = kernel_options<arithmetic_t<S>>(p.of);
+  return launch_with_kind(p.of.kind, [&](auto kind) {
+    return launch(nll_backward_kernel<S, KernelKind<S, decltype(kind)>, kWithValues>, rows.blocks,
+                  stream, p, options, sums, rows.rows, vectors, units, rows.ticket);
+  });
+}
+
+}  // namespace
+
+template <typename S>
+cudaError_t nll_backward_as(NllBackwardParams p, cudaStream_t stream) {
+  using T = arithmetic_t<S>;
+  const bool vectors = has_vectors<S>(p.space, operands_of(p));
+  p.dot = {};
+  const SumPlan sums(p);
+  RowPlan rows;
+  const int64_t units = units_of<T>(p, sums);
+  rows.blocks = (units - 1) / tiles_to_merge(units) + 1;
+  const cudaError_t error = launch_backward<S>(p, sums, rows, units, vectors, stream);
+  return error == cudaSuccess && sums.is_present ? combine_shared_sums(p.space, sums, stream)
+                                                 : error;
+}
+
+template <typename S>
+cudaError_t nll_and_backward_as(NllBackwardParams p, cudaStream_t stream) {
+  using T = arithmetic_t<S>;
+  const bool vectors = has_vectors<S>(p.space, operands_of(p));
+  p.dot = {};
+  const SumPlan sums(p);
+  RowPlan rows;
+  const int64_t units = units_of<T>(p, sums);
+  rows.blocks = (units - 1) / tiles_to_merge(units) + 1;
+  cudaError_t error = ticket_slot(stream, &rows.ticket);
+  if (error != cudaSuccess) return error;
+  error = launch_backward<S, true>(p, sums, rows, units, vectors, stream);
+  if (error != cudaSuccess) return error;
+  error = end_rows_later(p.dtype, {1, units, p.nll, p.kl}, rows.ticket, stream);
+  if (error != cudaSuccess || !sums.is_present) return error;
+  return combine_shared_sums(p.space, sums, stream);
+}
+
+template <typename S>
+cudaError_t softmax_dot_as(NllBackwardParams p, cudaStream_t stream) {
+  using T = arithmetic_t<S>;
+  p.sum_second = p.sum_third = p.grad_second = p.grad_third = p.row_dot = Operand{};
+  const bool vectors = has_vectors<S>(p.space, operands_of(p));
+  RowPlan rows;
+  p.kl = {};
+  cudaError_t error = plan_row_sums<T>(p.space, p.dot, p.kl, stream, rows);
+  if (error != cudaSuccess) return error;
+  error = launch_backward<S>(p, SumPlan(p), rows, p.space.tiles, vectors, stream);
+  if (error != cudaSuccess) return error;
+  const AfterRows after{p.space.rows, parts_of(p.space), p.dot, {}};
+  return end_rows_later(p.dtype, after, rows.ticket, stream);
+}
+
+}  // namespace vae_fused::cuda

@@ -1,0 +1,115 @@
+// The kinds of likelihoods, as kernels are instantiated for them.
+#pragma once
+
+#include "cuda/select.cuh"
+#include "math/likelihood/kinds.h"
+#include "params/likelihood.h"
+
+namespace vae_fused::cuda {
+
+// What kernels take: the options, and the kind for those that serve every kind.
+template <typename T>
+struct KernelOptions : math::LikelihoodOptions<T> {
+  LikelihoodKind kind;
+};
+
+template <typename T>
+KernelOptions<T> kernel_options(const Observations& of) {
+  return {math::narrowed<T>(of.options), of.kind};
+}
+
+// Calls visit(L{}) with the kind of a call.
+template <typename Visit>
+cudaError_t launch_with_kind(LikelihoodKind kind, const Visit& visit) {
+  VAE_FUSED_RETURN_WITH_KIND(kind, visit)
+}
+
+template <typename Visit>
+__device__ __forceinline__ auto with_kind(LikelihoodKind kind, const Visit& visit) {
+  VAE_FUSED_RETURN_WITH_KIND(kind, visit)
+}
+
+// Every kind in one, by a switch at run time, which all threads take alike. It has the three
+// outputs of the kind that has most, and the target after them. Double uses it: that is the
+// reference path, and a kernel for each of its kinds had 1.1 MB of machine code.
+struct AnyKind {
+  static constexpr int kInputs = 4;
+  static constexpr bool kIsCount = true;
+
+  // The inputs of kind L, which has fewer.
+  template <class L, typename F>
+  struct InputsOf {
+    F in[L::kInputs];
+
+    explicit __device__ __forceinline__ InputsOf(const F (&all)[kInputs]) {
+      VAE_FUSED_UNROLL
+      for (int k = 0; k + 1 < L::kInputs; ++k) in[k] = all[k];
+      in[L::kInputs - 1] = all[kInputs - 1];
+    }
+    __device__ __forceinline__ void copy_to(F (&all)[kInputs]) const {
+      VAE_FUSED_UNROLL
+      for (int k = 0; k + 1 < L::kInputs; ++k) all[k] = in[k];
+      all[kInputs - 1] = in[L::kInputs - 1];
+    }
+  };
+
+  template <typename Options, typename F>
+  static __device__ __forceinline__ F value(const Options& o, const F (&in)[kInputs]) {
+    return with_kind(o.kind, [&](auto kind) {
+      using L = decltype(kind);
+      return L::value(o, InputsOf<L, F>(in).in);
+    });
+  }
+
+  template <typename Options, typename F>
+  static __device__ __forceinline__ F of_count(const Options& o, const F (&in)[kInputs]) {
+    return with_kind(o.kind, [&](auto kind) {
+      using L = decltype(kind);
+      if constexpr (L::kIsCount) {
+        return L::of_count(o, InputsOf<L, F>(in).in);
+      } else {
+        return F(0);
+      }
+    });
+  }
+
+  template <typename Options, typename F>
+  static __device__ __forceinline__ void adjoint(const Options& o, const F (&in)[kInputs], F grad,
+                                                 F (&out)[kInputs]) {
+    VAE_FUSED_UNROLL
+    for (int k = 0; k < kInputs; ++k) out[k] = 0;
+    with_kind(o.kind, [&](auto kind) {
+      using L = decltype(kind);
+      InputsOf<L, F> of(in), d(out);
+      L::adjoint(o, of.in, grad, d.in);
+      d.copy_to(out);
+    });
+  }
+
+  template <typename Options, typename F>
+  static __device__ __forceinline__ void of_count_adjoint(const Options& o, const F (&in)[kInputs],
+                                                          F grad, F (&out)[kInputs]) {
+    with_kind(o.kind, [&](auto kind) {
+      using L = decltype(kind);
+      if constexpr (L::kIsCount) {
+        InputsOf<L, F> of(in), d(out);
+        L::of_count_adjoint(o, of.in, grad, d.in);
+        d.copy_to(out);
+      }
+    });
+  }
+};
+
+// The kernel that serves calls of kind L.
+template <typename S, class L>
+using KernelKind = std::conditional_t<std::is_same_v<S, double>, AnyKind, L>;
+
+// The place of the target in the inputs of a likelihood.
+template <class L>
+constexpr int kTarget = L::kInputs - 1;
+
+// Whether a count that is not 0 adds to the gradient of a parameter, which is theta, the second.
+template <class L>
+constexpr bool kCountHasGradient = L::kIsCount && L::kInputs > 2;
+
+}  // namespace vae_fused::cuda

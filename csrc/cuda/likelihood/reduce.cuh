@@ -1,0 +1,50 @@
+// Sums over lanes, over a block, and of what blocks have left, in a fixed order.
+#pragma once
+
+#include "cuda/launch.cuh"
+#include "iteration/rows.h"
+
+namespace vae_fused::cuda {
+
+// The sum over each aligned group of 2^log_width lanes, in every lane of it. As a loop: unrolled,
+// the sums of doubles were a tenth of the machine code.
+__device__ __forceinline__ double sum_of_lanes(double x, int log_width) {
+#pragma unroll 1
+  for (int step = (1 << log_width) >> 1; step > 0; step >>= 1) {
+    x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
+  }
+  return x;
+}
+
+// The sum over the block, in its first thread. It ends with a barrier.
+__device__ __forceinline__ double sum_of_block(double x) {
+  constexpr int kWarps = kThreads / 32;
+  __shared__ double of_warp[kWarps];
+  x = sum_of_lanes(x, 5);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+#pragma unroll 1
+    for (int w = 1; w < kWarps; ++w) x += of_warp[w];
+  }
+  __syncthreads();
+  return x;
+}
+
+// Rows of several parts: their partial sums, in order. A row has a warp, or the block where there
+// are few rows.
+template <typename T>
+__device__ __forceinline__ void combine_parts(int64_t rows, int64_t per_row, const RowSums& sums) {
+  const bool by_block = rows < kThreads / 32;
+  const int width = by_block ? kThreads : 32, lane = threadIdx.x & (width - 1);
+  for (int64_t row = threadIdx.x / width; row < rows; row += kThreads / width) {
+    const double* const parts = sums.partials + row * per_row;
+    double sum = 0;
+#pragma unroll 4
+    for (int64_t i = lane; i < per_row; i += width) sum += __ldcg(parts + i);
+    sum = by_block ? sum_of_block(sum) : sum_of_lanes(sum, 5);
+    if (lane == 0) static_cast<T*>(sums.data)[row] = static_cast<T>(sums.scale * sum);
+  }
+}
+
+}  // namespace vae_fused::cuda

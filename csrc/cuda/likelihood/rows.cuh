@@ -1,0 +1,161 @@
+// Sums of the values of a call's elements over rows, as the forward kernel and the one of a
+// softmax's dot products have them. The order of summation depends on the shape alone.
+//
+//   kDirect   a row is an element: values are stored
+//   kStaged   rows of up to half a piece: a piece has whole rows, whose values are in shared memory
+//   kOfTiles  longer rows: a tile is a row or a part of one, in one or more pieces
+#pragma once
+
+#include "cuda/likelihood/kl_term.cuh"
+#include "cuda/likelihood/piece.cuh"
+#include "cuda/row_kernel.cuh"
+
+namespace vae_fused::cuda {
+
+// What the last block of a launch does, or a launch of its own where there is no ticket.
+struct AfterRows {
+  int64_t rows = 0, parts_per_row = 0;  // parts: the partial sums of a row; 0: it has its sum
+  RowSums sums;
+  KlTerm kl;
+
+  bool is_needed() const { return parts_per_row > 0 || kl.samples; }
+};
+
+// Tiles that are whole rows leave no partial sums.
+__host__ __device__ __forceinline__ int64_t parts_of(const Space& space) {
+  return space.tiles_per_row > 1 ? space.tiles_per_row : 0;
+}
+
+template <typename T>
+__device__ __forceinline__ void end_rows(int64_t rows, int64_t parts_per_row, const RowSums& sums,
+                                         const KlTerm& kl) {
+  if (parts_per_row > 0) combine_parts<T>(rows, parts_per_row, sums);
+  add_kl<T>(kl, sums.data);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    end_rows_kernel(const __grid_constant__ AfterRows after) {
+  end_rows<T>(after.rows, after.parts_per_row, after.sums, after.kl);
+}
+
+// Whole rows of a piece. 1 to 32 lanes sum a row: four values at a time in their own type, then
+// those sums as doubles.
+template <typename T>
+__device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile& tile,
+                                                  double scale, const T* values, T* out) {
+  constexpr int kRun = 4;
+  const int cols = static_cast<int>(space.cols), log_width = log_lanes(cols);
+  const int width = 1 << log_width, lane = threadIdx.x & (width - 1);
+  // Every lane takes part in the shuffles, with or without a row.
+  for (int first = 0; first < tile.rows; first += kThreads >> log_width) {
+    const int row = first + (threadIdx.x >> log_width);
+    double sum = 0;
+    if (row < tile.rows) {
+      const T* const of_row = values + row * cols;
+      for (int at = lane; at < cols; at += kRun * width) {
+        T run = 0;
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < kRun; ++j) {
+          if (at + j * width < cols) run += of_row[at + j * width];
+        }
+        sum += static_cast<double>(run);
+      }
+    }
+    sum = sum_of_lanes(sum, log_width);
+    if (row < tile.rows && lane == 0) out[tile.row + row] = static_cast<T>(scale * sum);
+  }
+}
+
+// The sums of a block, which goes through tiles, and through the pieces of each.
+template <typename T>
+class RowTotals {
+ public:
+  // The values of kStaged are stored in `values`, in the slots of their elements.
+  __device__ __forceinline__ RowTotals(const Space& space, const RowSums& sums, RowDisposition rows,
+                                       T* values)
+      : space_(space), sums_(sums), rows_(rows), values_(values) {}
+
+  __device__ __forceinline__ void add(const Piece& piece, int slot, T value) {
+    if (rows_ == RowDisposition::kOfTiles) {
+      of_piece_ += value;
+    } else if (rows_ == RowDisposition::kStaged) {
+      values_[slot] = value;
+    } else {
+      out()[piece.first + slot] = static_cast<T>(sums_.scale) * value;
+    }
+  }
+
+  __device__ __forceinline__ void end_piece() {
+    sum_ += static_cast<double>(of_piece_);
+    of_piece_ = 0;
+  }
+
+  // The block has met at a barrier since the last value of tile t, and meets at one again. The tile
+  // is computed again, as registers are scarce where its values are.
+  __device__ __forceinline__ void end_tile(int64_t t) {
+    const Tile tile = tile_of(space_, t);
+    if (rows_ == RowDisposition::kStaged) {
+      sum_rows_of_piece(space_, tile, sums_.scale, values_, out());
+    } else if (rows_ == RowDisposition::kOfTiles) {
+      const double sum = sum_of_block(sum_);
+      sum_ = 0;
+      if (threadIdx.x != 0) {
+      } else if (space_.tiles_per_row == 1) {
+        out()[tile.row] = static_cast<T>(sums_.scale * sum);
+      } else {
+        sums_.partials[t] = sum;
+      }
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void end_block(int ticket, const KlTerm& kl) const {
+    if (ticket == kNoTicket || !last_block(ticket)) return;
+    end_rows<T>(space_.rows, parts_of(space_), sums_, kl);
+  }
+
+ private:
+  __device__ __forceinline__ T* out() const { return static_cast<T*>(sums_.data); }
+
+  const Space& space_;
+  const RowSums& sums_;
+  RowDisposition rows_;
+  T* values_;
+  T of_piece_ = 0;
+  double sum_ = 0;
+};
+
+// Cuts rows into tiles as RowTotals takes them, and divides the tiles among blocks.
+template <typename T>
+cudaError_t plan_row_sums(Space& space, const RowSums& sums, const KlTerm& kl, cudaStream_t stream,
+                          RowPlan& plan) {
+  const auto of_rows = [&](int64_t rows_per_tile) {
+    space.rows_per_tile = rows_per_tile;
+    space.tiles_per_row = 1;
+    space.tiles = (space.rows - 1) / rows_per_tile + 1;
+  };
+  if (space.cols == 1) {
+    plan.rows = RowDisposition::kDirect;
+    of_rows(kSlots<T>);
+  } else if (space.cols <= kSlots<T> / 2) {
+    plan.rows = RowDisposition::kStaged;
+    of_rows(kSlots<T> / space.cols);
+  } else {
+    plan.rows = RowDisposition::kOfTiles;
+    if (space.tiles_per_row > 1) {
+      merge_tiles(space);
+    } else {
+      of_rows(1);
+    }
+  }
+  plan.combines = space.tiles_per_row > 1;
+  plan.blocks = plan.combines ? space.tiles : (space.tiles - 1) / tiles_to_merge(space.tiles) + 1;
+  const AfterRows after{space.rows, parts_of(space), sums, kl};
+  return after.is_needed() ? ticket_slot(stream, &plan.ticket) : cudaSuccess;
+}
+
+// Does what the last block of a launch does, if the launch itself could not. See nll.cu.
+cudaError_t end_rows_later(DType dtype, const AfterRows& after, int ticket, cudaStream_t stream);
+
+}  // namespace vae_fused::cuda

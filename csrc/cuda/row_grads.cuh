@@ -1,0 +1,104 @@
+// Kernels that read the gradients of row sums: a block computes a tile. The elements of a row have
+// one gradient in common.
+#pragma once
+
+#include "cuda/steps.cuh"
+#include "iteration/rows.h"
+
+namespace vae_fused::cuda {
+
+// Where the gradient of an element comes from.
+enum class GradSource {
+  kNone,      // the sums were not used
+  kOne,       // the same for the whole tile
+  kElements,  // a row is an element
+  kInTile,    // a tile holds whole rows
+};
+
+inline GradSource grad_source_of(const Space& space, const RowGrads& grads) {
+  if (!grads.data) return GradSource::kNone;
+  if (grads.stride == 0 || space.tiles_per_row > 1) return GradSource::kOne;
+  return space.cols == 1 ? GradSource::kElements : GradSource::kInTile;
+}
+
+// The gradient that all elements of the tile share, if `source` is GradSource::kOne.
+template <typename T>
+__device__ __forceinline__ T grad_of_tile(const RowGrads& grads, const GradSource& source,
+                                          const Tile& tile) {
+  if (source != GradSource::kOne) return 0;
+  return static_cast<T>(grads.scale) * static_cast<const T*>(grads.data)[tile.row * grads.stride];
+}
+
+// Gives the gradients of elements. R is a GradSource or a constant one.
+template <typename T, class R>
+class RowGradSource {
+ public:
+  // `of_tile`: see grad_of_tile.
+  __device__ __forceinline__ RowGradSource(const Space& space, const RowGrads& grads, R source,
+                                           T of_tile)
+      : space_(space), grads_(grads), source_(source), of_tile_(of_tile) {}
+
+  __device__ __forceinline__ bool is_present() const { return source_ != GradSource::kNone; }
+
+  // The gradients of the chunk at `part`.
+  template <int C, bool kWhole>
+  __device__ __forceinline__ void get(const Span<kWhole>& part, T (&out)[C]) const {
+    const T* const grads = static_cast<const T*>(grads_.data);
+    const T scale = static_cast<T>(grads_.scale);
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) out[j] = of_tile_;
+    if (source_ == GradSource::kElements) {
+      Pack<T, C> pack;
+      load_vector(grads + part.e(), part, pack);
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) out[j] = scale * pack.s[j];
+    } else if (source_ == GradSource::kInTile) {
+      // The tile's first row, from what needs no register.
+      const T* const of_rows = grads + blockIdx.x * space_.rows_per_tile;
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        const uint32_t at = static_cast<uint32_t>(part.in_tile() + j);
+        if (part.has(j)) out[j] = scale * of_rows[row_in_tile(space_, at)];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void end_step() const {}
+
+ private:
+  const Space& space_;
+  const RowGrads& grads_;
+  R source_;
+  T of_tile_;
+};
+
+// The body of a kernel that computes a tile. `has_fast_path`: of the call, see KernelChoice.
+// Without kServesRows the kernel is not launched for rows within a tile.
+template <typename S, Access kAccess, bool kHasFast, bool kServesRows, class Call>
+__device__ __forceinline__ void run_tile(Call& call, const Space& space, const Tile& tile,
+                                         const RowGrads& grads, const GradSource& source,
+                                         arithmetic_t<S> of_tile, const bool& has_fast_path) {
+  constexpr int N = kStep<S, kAccess>;
+  constexpr Constant<GradSource::kOne> one;
+  const auto gradients = [&](auto from) {
+    return RowGradSource<arithmetic_t<S>, decltype(from)>(space, grads, from, of_tile);
+  };
+  bool is_fast = kHasFast && has_fast_path && source == GradSource::kOne && is_whole<N>(tile);
+  if constexpr (kHasFast) is_fast = is_fast && call.try_fast_tile(tile);
+  if (!is_fast) {
+    const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
+    if constexpr (kServesRows) {
+      auto rows = gradients(source);
+      run_steps<S, kAccess, false>(call, begin, rows);
+    } else {
+      auto rows = gradients(one);
+      run_steps<S, kAccess, false>(call, begin, rows);
+    }
+  } else if constexpr (kHasFast) {
+    const auto begin = first_span<N, true>(tile);
+    auto rows = gradients(one);
+    run_steps<S, kAccess, true>(call, begin, rows);
+  }
+}
+
+}  // namespace vae_fused::cuda

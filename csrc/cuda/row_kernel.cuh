@@ -1,0 +1,204 @@
+// Kernels with row sums: a block goes through one or more tiles, whose values it sums over rows,
+// and the last block of a launch combines the sums of tiles.
+#pragma once
+
+#include "cuda/row_sums.cuh"
+#include "cuda/steps.cuh"
+#include "cuda/tickets.cuh"
+#include "iteration/rows.h"
+
+namespace vae_fused::cuda {
+
+// What becomes of the values of a row.
+enum class RowDisposition {
+  kNone,     // no sums are needed
+  kDirect,   // a chunk holds whole rows: their sums are written at once
+  kStaged,   // a tile holds whole rows: see row_sums.cuh
+  kOfTiles,  // a row consists of tiles
+};
+
+// Takes the values of elements. R is a RowDisposition or a constant one.
+template <typename S, Access kAccess, class R>
+class RowSink {
+  using T = arithmetic_t<S>;
+  static constexpr int C = kChunk<S, kAccess>;
+
+ public:
+  __device__ __forceinline__ RowSink(const Space& space, const RowSums& sums, R rows,
+                                     Staged<S, kAccess>* staged)
+      : space_(space), sums_(sums), rows_(rows), staged_(staged) {}
+
+  __device__ __forceinline__ bool is_present() const { return rows_ != RowDisposition::kNone; }
+
+  // Chunk b of a step, the step at `span`.
+  template <bool kWhole>
+  __device__ __forceinline__ void add(const Span<kWhole>& span, int b, const Pack<T, C>& values) {
+    if (rows_ == RowDisposition::kOfTiles) {  // the usual ones first
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) of_step_ = b + j ? of_step_ + values.s[j] : values.s[j];
+    } else if (rows_ == RowDisposition::kStaged) {
+      staged_->stage(space_, span + b * C, values);
+    } else if (rows_ == RowDisposition::kDirect) {
+      T* const out = static_cast<T*>(sums_.data);
+      store_rows<T, C>(space_, out, static_cast<T>(sums_.scale), span + b * C, values);
+    }
+  }
+
+  __device__ __forceinline__ void end_step() {
+    sum_ += static_cast<double>(of_step_);
+    of_step_ = 0;
+  }
+
+  // The thread's sum of RowDisposition::kOfTiles.
+  __device__ __forceinline__ double sum() const { return sum_; }
+
+ private:
+  const Space& space_;
+  const RowSums& sums_;
+  R rows_;
+  Staged<S, kAccess>* staged_;
+  T of_step_ = 0;
+  double sum_ = 0;
+};
+
+// Rows of several tiles: their partial sums, in order. With few rows the whole block works on each.
+// Otherwise a row gets as many lanes as it can use.
+template <typename T>
+__device__ void combine(const Space& space, const RowSums& sums) {
+  const int64_t per_row = space.tiles_per_row;
+  T* const out = static_cast<T*>(sums.data);
+  const bool by_block = space.rows < kThreads / 32;
+  const int log_width = by_block ? 8 : log_lanes(per_row), width = 1 << log_width;
+  const int lane = threadIdx.x & (width - 1);
+  // Every lane takes part in the shuffles, with or without a row.
+  for (int64_t first = 0; first < space.rows; first += kThreads >> log_width) {
+    const int64_t row = first + (threadIdx.x >> log_width);
+    const bool has_row = row < space.rows;
+    double sum = sum_parts(sums.partials + row * per_row, has_row ? per_row : 0, lane, width);
+    sum = by_block ? block_sum(sum) : group_sum(sum, log_width);
+    if (has_row && lane == 0) out[row] = static_cast<T>(sums.scale * sum);
+    if (by_block) __syncthreads();
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    combine_kernel(const __grid_constant__ Space space, const __grid_constant__ RowSums sums) {
+  combine<T>(space, sums);
+}
+
+// What a block needs to know of its launch, see `plan_rows`.
+struct RowPlan {
+  RowDisposition rows = RowDisposition::kNone;
+  int64_t blocks = 0;
+  bool combines = false;   // partial sums have to be combined,
+  int ticket = kNoTicket;  // by the last block of the launch, or by another kernel
+};
+
+template <typename S, Access kAccess>
+union RowShared {
+  Staged<S, kAccess> staged;
+  double sums[kTilesOfBlock][kThreads];
+};
+
+// The body of a kernel with row sums. `has_fast_path`: of the call, see KernelChoice.
+template <typename S, Access kAccess, bool kHasFast, class Call>
+__device__ __forceinline__ void run_tiles(Call& call, const Space& space, const RowSums& sums,
+                                          const RowDisposition& rows, const bool& has_fast_path,
+                                          int ticket, RowShared<S, kAccess>& shared) {
+  using T = arithmetic_t<S>;
+  constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
+  constexpr Constant<RowDisposition::kStaged> in_tile;
+  constexpr Constant<RowDisposition::kOfTiles> of_tiles;
+  const auto sink = [&](auto disposition) {
+    return RowSink<S, kAccess, decltype(disposition)>(space, sums, disposition, &shared.staged);
+  };
+  const int log_width = log_lanes((space.cols + C - 1) / C);
+  int done = 0;  // tiles of this block
+  for (int64_t t = blockIdx.x; t < space.tiles; t += gridDim.x, ++done) {
+    const Tile tile = tile_of(space, t);
+    double sum = 0;
+    bool is_fast = kHasFast && has_fast_path && is_whole<N>(tile) &&
+                   (rows == RowDisposition::kStaged || rows == RowDisposition::kOfTiles);
+    if constexpr (kHasFast) is_fast = is_fast && call.try_fast_tile(tile);
+    if (!is_fast) {
+      const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
+      auto to = sink(rows);
+      run_steps<S, kAccess, false>(call, begin, to);
+      sum = to.sum();
+    } else if constexpr (kHasFast) {
+      const auto begin = first_span<N, true>(tile);
+      if (rows == RowDisposition::kStaged) {
+        auto to = sink(in_tile);
+        run_steps<S, kAccess, true>(call, begin, to);
+      } else {
+        auto to = sink(of_tiles);
+        run_steps<S, kAccess, true>(call, begin, to);
+        sum = to.sum();
+      }
+    }
+    if (rows == RowDisposition::kStaged) {
+      __syncthreads();
+      shared.staged.sum_rows(space, tile, log_width, sums.scale, static_cast<T*>(sums.data));
+      __syncthreads();
+    } else if (rows == RowDisposition::kOfTiles) {
+      shared.sums[done][threadIdx.x] = sum;
+    }
+  }
+  if (rows != RowDisposition::kOfTiles) return;
+  __syncthreads();
+  const int warp = threadIdx.x / 32;  // adds up the sums of a tile
+  if (warp < done) {
+    const double sum = sum_by_warp(shared.sums[warp]);
+    const int64_t t = blockIdx.x + int64_t{warp} * gridDim.x;
+    if (threadIdx.x % 32 == 0) {
+      if (space.tiles_per_row == 1) {
+        static_cast<T*>(sums.data)[t] = static_cast<T>(sums.scale * sum);
+      } else {
+        sums.partials[t] = sum;
+      }
+    }
+  }
+  if (ticket != kNoTicket && last_block(ticket)) combine<T>(space, sums);
+}
+
+// Call before `merge_tiles`, which may merge a long row into one tile. `chunk`: that of the kernel.
+inline RowDisposition disposition_of(const Space& space, const RowSums& sums, int chunk) {
+  if (!sums.data) return RowDisposition::kNone;
+  if (chunk % space.cols == 0) return RowDisposition::kDirect;
+  return space.tiles_per_row == 1 ? RowDisposition::kStaged : RowDisposition::kOfTiles;
+}
+
+// How many tiles a block goes through, one after the other. Where rows consist of tiles it has two
+// or more, down to half of the blocks that fill any GPU: the end of a block, with its barriers and
+// its ticket, takes as long as two or three steps of 16-bit elements, and a tile has four of these
+// at 2^24 elements.
+inline int64_t tiles_of_block(RowDisposition rows, int64_t tiles) {
+  if (rows == RowDisposition::kStaged) return tiles_to_merge(tiles);
+  if (rows != RowDisposition::kOfTiles) return 1;
+  return std::clamp<int64_t>(2 * tiles / VAE_FUSED_ENOUGH_BLOCKS, 1, kTilesOfBlock);
+}
+
+// Merges tiles and divides them among blocks. `chunk`: the elements of a chunk of the kernel.
+inline cudaError_t plan_rows(Space& space, const RowSums& sums, int chunk, cudaStream_t stream,
+                             RowPlan& plan) {
+  plan.rows = disposition_of(space, sums, chunk);
+  if (plan.rows == RowDisposition::kStaged) {
+    merge_tiles(space, staged_tiles(space, chunk));
+  } else {
+    merge_tiles(space);
+  }
+  plan.blocks = (space.tiles - 1) / tiles_of_block(plan.rows, space.tiles) + 1;
+  plan.combines = sums.data && space.tiles_per_row > 1;
+  return plan.combines ? ticket_slot(stream, &plan.ticket) : cudaSuccess;
+}
+
+// Combines partial sums, if the launch itself could not.
+template <typename T>
+cudaError_t combine_rest(const RowPlan& plan, const Space& space, const RowSums& sums,
+                         cudaStream_t stream) {
+  if (!plan.combines || plan.ticket != kNoTicket) return cudaSuccess;
+  return launch(combine_kernel<T>, 1, stream, space, sums);
+}
+
+}  // namespace vae_fused::cuda

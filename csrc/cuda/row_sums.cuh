@@ -1,0 +1,108 @@
+// Whole rows of a tile: sums of its chunks, staged in shared memory, are added up row by row.
+//
+// A chunk of C elements has parts of two rows at most, of the row in which it begins, its head, and
+// of the next, its tail: that is so of rows from C - 1 columns on. Rows that C is a multiple of are
+// whole in a chunk, and not staged (`store_rows`).
+#pragma once
+
+#include "cuda/reduce.cuh"
+#include "cuda/tile.cuh"
+
+namespace vae_fused::cuda {
+
+// Whether chunks have tails.
+__host__ __device__ __forceinline__ bool has_tails(const Space& space, int chunk) {
+  return static_cast<uint32_t>(space.cols) % chunk != 0;
+}
+
+// Tiles of the space whose sums are staged at a time: in 8 KB, of double in 16, half of it for
+// tails where there are any. With 8 KB more, an SM of 64 KB would have three blocks instead of
+// four.
+inline int64_t staged_tiles(const Space& space, int chunk) {
+  return has_tails(space, chunk) ? chunk / 2 : chunk;
+}
+
+template <typename S, Access kAccess>
+struct Staged {
+  using T = arithmetic_t<S>;
+  static constexpr int C = kChunk<S, kAccess>;
+  // Of C tiles, or C / 2 and their tails. A tile may begin and end within a step.
+  static constexpr int kTails = (kTile * C / 2 + 2 * kStep<S, kAccess>) / C;
+
+  T heads[2 * kTails];
+
+  // A row of patches consists of whole ones.
+  static __device__ __forceinline__ bool has_tails(const Space& space) {
+    return kAccess != Access::kChannelsLast && cuda::has_tails(space, C);
+  }
+
+  // The chunk at `part`.
+  template <bool kWhole>
+  __device__ __forceinline__ void stage(const Space& space, const Span<kWhole>& part,
+                                        const Pack<T, C>& kl) {
+    int of_row = C;  // elements of the row in which the chunk begins
+    if (has_tails(space)) {
+      const int at = part.in_tile(), cols = static_cast<int>(space.cols);
+      of_row = at < 0 ? -at : (static_cast<int>(row_in_tile(space, at)) + 1) * cols - at;
+    }
+    T head = kl.s[0], tail = 0;
+    VAE_FUSED_UNROLL
+    for (int j = 1; j < C; ++j) {
+      if (j < of_row) head += kl.s[j];
+      if (j >= of_row) tail += kl.s[j];
+    }
+    heads[part.slot / C] = head;
+    if (has_tails(space)) heads[kTails + part.slot / C] = tail;
+  }
+
+  // Writes scale times the sum of each row, of which 2^log_width lanes add up the chunks.
+  __device__ __forceinline__ void sum_rows(const Space& space, const Tile& tile, int log_width,
+                                           double scale, T* out) const {
+    constexpr uint32_t kRun = 4;  // a lane's sums before they go on in double
+    const auto cols = static_cast<uint32_t>(space.cols), rows = static_cast<uint32_t>(tile.rows);
+    const uint32_t begin = tile.begin & (kStep<S, kAccess> - 1), width = 1u << log_width;
+    const uint32_t lane = threadIdx.x & (width - 1);
+    // Every lane takes part in the shuffles, with or without a row.
+    for (uint32_t first = 0; first < rows; first += kThreads >> log_width) {
+      const uint32_t row = first + (threadIdx.x >> log_width);
+      double sum = 0;
+      if (row < rows) {
+        const uint32_t from = begin + row * cols, end = (from + cols - 1) / C + 1;
+        if (has_tails(space) && from % C != 0 && lane == 0) {
+          sum = static_cast<double>(heads[kTails + from / C]);
+        }
+        for (uint32_t at = (from + C - 1) / C + lane; at < end; at += kRun * width) {
+          T run = 0;
+          // Every load is one: where it may be none, nvcc finds the shared memory anew for it.
+          VAE_FUSED_UNROLL
+          for (uint32_t j = 0; j < kRun; ++j) {
+            const uint32_t i = at + j * width;
+            const T head = heads[i < end ? i : end - 1];
+            if (i < end) run += head;
+          }
+          sum += static_cast<double>(run);
+        }
+      }
+      sum = group_sum(sum, log_width);
+      if (row < rows && lane == 0) out[tile.row + row] = static_cast<T>(scale * sum);
+    }
+  }
+};
+
+// Writes scale times the rows of a chunk of C elements, of 1, 2 or C columns.
+template <typename T, int C, bool kWhole>
+__device__ __forceinline__ void store_rows(const Space& space, T* out, T scale,
+                                           const Span<kWhole>& part, Pack<T, C> kl) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < C; ++j) kl.s[j] *= scale;
+  if (space.cols == 1) return store_vector<T, C>(out + part.e(), part, kl);
+  const bool two = space.cols == 2;
+  const Span<kWhole> rows = two ? part / 2 : part / C;
+  T first = kl.s[0] + kl.s[C > 1], second = 0;
+  VAE_FUSED_UNROLL
+  for (int j = 2; j < C; ++j) second += kl.s[j];
+  if (rows.has(0)) out[rows.e()] = two ? first : first + second;
+  if (C > 2 && two && rows.has(1)) out[rows.e() + 1] = second;
+}
+
+}  // namespace vae_fused::cuda

@@ -1,0 +1,251 @@
+// How a call's tensors are accessed, and which kernel does it: decided on the host, for all tensors
+// of a call at once, so that no thread ever looks at a layout or an alignment.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "cuda/policy.cuh"
+#include "iteration/space.h"
+
+namespace vae_fused::cuda {
+
+// The operands of a call that are present.
+template <class Params>
+std::vector<OperandRef> operands_of(Params& params) {
+  std::vector<OperandRef> present;
+  for_each_operand(params, [&](const OperandRef& of) {
+    if (of.operand->data) present.push_back(of);
+  });
+  return present;
+}
+
+// Whether the innermost runs of a tensor consist of whole vectors.
+inline bool whole_runs(const Space& space, const int64_t* stride, int v) {
+  const int inner = space.ndim - 1;
+  if (stride[inner] != 1 || space.size[inner] % v != 0) return false;
+  for (int d = 0; d < inner; ++d) {
+    if (stride[d] % v != 0) return false;
+  }
+  return true;
+}
+
+inline bool aligned(const void* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % std::min<int64_t>(bytes, 16) == 0;
+}
+
+// channels_last: what is contiguous in memory (the channels, i) is not what is contiguous in the
+// noise (the pixels, m). Then the flat order becomes (..., m / c, i, c) for noise in blocks of c: a
+// step is a patch of v = 2 channels by c pixels, which takes c small vectors from memory and two
+// whole blocks of noise. Larger vectors would leave most threads of a tile without a step, and
+// exclude 16-bit latents of 4 channels. A single image is given the dimension of images that it
+// lacks. False, and nothing is changed, if the tensors are not like that, or if the order of kept
+// dimensions, which is that of the KL's rows, would change.
+inline bool try_channels_last(Space& space, const std::vector<OperandRef>& operands, bool rows,
+                              int v, int c) {
+  const auto broadcasts_inner = [](const OperandRef& l, int d) {
+    return !l.written && l.operand->stride[d] == 0;
+  };
+  const auto is_inner = [&](int d) {
+    return space.size[d] % v == 0 &&
+           std::all_of(operands.begin(), operands.end(), [&](const OperandRef& l) {
+             return l.operand->stride[d] == 1 || broadcasts_inner(l, d);
+           });
+  };
+  int i = -1, m = -1;
+  const bool no_rows = !rows && space.cols == 1;
+  int64_t covered = 1;
+  for (int d = space.ndim - 1; d >= 0; --d) {
+    covered *= space.size[d];
+    if (covered > space.cols && !no_rows) break;
+    if (is_inner(d)) i = d;
+    if (space.noise_stride[d] == 1 && space.size[d] % c == 0) m = d;
+  }
+  if (i < 0 || m < 0 || i == m || space.ndim + 1 > kMaxDims) return false;
+  for (const OperandRef& l : operands) {
+    if (!broadcasts_inner(l, i) && !aligned(l.operand->data, int64_t{l.bytes} * v)) return false;
+  }
+  for (int d = 0; d < space.ndim; ++d) {
+    if (d != m && space.noise_stride[d] % c != 0) return false;
+    for (const OperandRef& l : operands) {
+      if (d != i && !broadcasts_inner(l, i) && l.operand->stride[d] % v != 0) return false;
+    }
+  }
+  const auto reorder = [&](int64_t (&values)[kMaxDims], int64_t image, int64_t outer,
+                           int64_t last) {
+    int64_t ordered[kMaxDims];
+    int at = 0;
+    for (int d = 0; d < space.ndim; ++d) {
+      if (d != i && d != m) ordered[at++] = values[d];
+    }
+    if (at == 0) ordered[at++] = image;
+    ordered[at++] = outer;
+    ordered[at++] = values[i];
+    ordered[at++] = last;
+    std::copy_n(ordered, at, values);
+  };
+  for (const OperandRef& l : operands) {
+    reorder(l.operand->stride, 0, l.operand->stride[m] * c, l.operand->stride[m]);
+  }
+  reorder(space.noise_stride, 0, c, 1);
+  reorder(space.size, 1, space.size[m] / c, c);
+  space.ndim += space.ndim == 2 ? 2 : 1;
+  for (int d = 0; d < space.ndim; ++d) space.by_size[d] = divisor(space.size[d]);
+  return true;
+}
+
+// Elements that two neighbouring threads have of latents of four channels: 4 whole pixels.
+constexpr int kOfTwoThreads = 16;
+
+// The kernel that serves a call.
+struct KernelChoice {
+  Access access;
+  // Whether it is the one for default options, which expects every tensor to vary along vectors.
+  bool is_default;
+  // Whether the call may take that kernel's fast path: every tensor is present, and views have the
+  // usual dimensions.
+  bool has_fast_path;
+};
+
+// What the choice depends on, beside the tensors' layouts.
+struct CallShape {
+  bool is_default = false;       // has default options
+  bool rows = false;             // has a value for each row
+  bool rows_misaligned = false;  // which are elements, and not aligned as vectors
+  bool complete = false;         // has every tensor that a fast path reads or writes
+  bool key_noise = false;        // draws noise
+  int64_t samples = 1;
+};
+
+// `operands` are those that are present. May rewrite the space and the operands' strides, see
+// `try_channels_last`, and sets `Space::pixel_pairs` if `store_pixels` can store patches.
+template <typename S>
+KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands,
+                           const CallShape& call) {
+  constexpr int v = kVector<S, Access::kStrided>, c = kChunk<S, Access::kStrided>;
+  const auto all = [&](auto predicate) {
+    return std::all_of(operands.begin(), operands.end(), predicate);
+  };
+  const KernelChoice scalar{Access::kScalar, false, false};
+  const int inner = space.ndim - 1;
+  const auto expands = [&](const OperandRef& l) {
+    return !l.written && std::count(l.operand->stride, l.operand->stride + space.ndim, 0) > 0;
+  };
+  if (!kGeneralHasVectors<S> &&
+      (!call.is_default || std::any_of(operands.begin(), operands.end(), expands))) {
+    return scalar;
+  }
+  const auto broadcasts_inner = [&](const OperandRef& l) {
+    return !l.written && l.operand->stride[inner] == 0;
+  };
+  const bool vectors_aligned = all([&](const OperandRef& l) {
+    return broadcasts_inner(l) || aligned(l.operand->data, int64_t{l.bytes} * v);
+  });
+  if (call.rows_misaligned || (space.ndim > 1 && !space.small)) return scalar;
+  if (call.samples > 1 && (space.rows * space.cols % v != 0 ||
+                           !all([](const OperandRef& l) { return !l.step || *l.step % v == 0; }))) {
+    return scalar;
+  }
+  // Where all is linear there is one dimension, which need not consist of whole vectors.
+  const auto vectors = [&](const int64_t* stride, bool linear) {
+    return space.ndim == 1 ? linear : whole_runs(space, stride, v);
+  };
+  const bool whole = space.ndim == 1 || space.size[inner] % v == 0;
+  if (whole && vectors_aligned && all([&](const OperandRef& l) {
+        return broadcasts_inner(l) || vectors(l.operand->stride, l.operand->linear);
+      }) &&
+      (!call.key_noise || vectors(space.noise_stride, space.noise_linear))) {
+    const bool is_default =
+        call.is_default && !std::any_of(operands.begin(), operands.end(), broadcasts_inner);
+    const bool complete = is_default && call.complete;
+    if (complete && space.ndim == 1) return {Access::kLinear, true, true};
+    const bool usual = space.ndim == kFastDims<Access::kStrided>;
+    return {Access::kStrided, is_default, complete && usual && space.noise_linear};
+  }
+  constexpr int patch_v = kVector<S, Access::kChannelsLast>,
+                patch_c = kChunk<S, Access::kChannelsLast>;
+  static_assert(patch_c == c);
+  if (call.samples > 1 || !try_channels_last(space, operands, call.rows, patch_v, patch_c))
+    return scalar;
+  const bool is_default = call.is_default && all([&](const OperandRef& l) {
+                            return l.operand->stride[space.ndim - 2] == 1;
+                          });
+  const bool usual = is_default && call.complete && space.ndim == kFastDims<Access::kChannelsLast>;
+  // The four channels of a pixel are in two threads; tiles begin with the first, and end with
+  // warps.
+  constexpr int warp = 32 * kStep<S, Access::kChannelsLast>;
+  space.pixel_pairs = usual && sizeof(S) == 2 && space.size[2] == 4 && space.cols % warp == 0 &&
+                      all([&](const OperandRef& l) {
+                        const int64_t* const stride = l.operand->stride;
+                        return !l.written || (stride[3] == 4 && stride[0] % kOfTwoThreads == 0 &&
+                                              aligned(l.operand->data, 16));
+                      });
+  return {Access::kChannelsLast, is_default, usual};
+}
+
+// Kernels find noise in one place: where eps is given, its offsets are those of the noise. To be
+// called after `select_kernel`, which reads both.
+inline void take_noise_from(Space& space, const Operand& eps) {
+  if (eps.data) std::copy_n(eps.stride, kMaxDims, space.noise_stride);
+}
+
+#if !defined(VAE_FUSED_ENOUGH_BLOCKS)  // tests set it to a handful
+#define VAE_FUSED_ENOUGH_BLOCKS 2048
+#endif
+
+// How many of a call's tiles become one larger tile. More than enough tiles to fill any GPU are
+// merged, because a block executes some 130 instructions a thread beside its elements, 16 an
+// element if a thread has 8. The number follows from that of the tiles alone.
+inline int64_t tiles_to_merge(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
+
+// Merges them. The order of summation within a row is the same for any number of tiles that consist
+// of whole rows; `most` bounds these where their sums are staged in shared memory.
+inline void merge_tiles(Space& space, int64_t most = 512) {  // row_in_tile is exact up to 1024
+  const int64_t wanted = tiles_to_merge(space.tiles);
+  if (space.tiles_per_row > 1) {
+    const int64_t merged = std::min(wanted, space.tiles_per_row);
+    space.tile *= merged;
+    space.tiles_per_row = (space.tiles_per_row - 1) / merged + 1;
+    space.by_tiles_per_row = divisor_of(static_cast<uint32_t>(space.tiles_per_row));
+    space.tiles = space.rows * space.tiles_per_row;
+  } else {
+    space.rows_per_tile *= std::min(wanted, most);
+    space.tiles = (space.rows - 1) / space.rows_per_tile + 1;
+  }
+}
+
+// Calls visit(S{}) with the type that the tensors of a call are stored as.
+template <typename Visit>
+cudaError_t with_storage(DType dtype, const Visit& visit) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return visit(float{});
+    case DType::kFloat64:
+      return visit(double{});
+    case DType::kFloat16:
+      return visit(math::Half{});
+    default:
+      return visit(math::BFloat16{});
+  }
+}
+
+// Calls launch(access, is_default) with the constants that the chosen kernel is instantiated for.
+template <typename S, typename Launch>
+cudaError_t with_kernel(const KernelChoice& choice, const Launch& launch) {
+  constexpr std::integral_constant<Access, Access::kLinear> linear;
+  constexpr std::integral_constant<Access, Access::kStrided> strided;
+  constexpr std::integral_constant<Access, Access::kChannelsLast> patched;
+  constexpr std::integral_constant<Access, Access::kScalar> scalar;
+  constexpr std::true_type with_defaults;
+  constexpr std::false_type general;
+  if (choice.access == Access::kScalar) return launch(scalar, general);
+  if (choice.access == Access::kLinear) return launch(linear, with_defaults);
+  const bool patches = choice.access == Access::kChannelsLast;
+  if constexpr (kGeneralHasVectors<S>) {
+    if (!choice.is_default) return patches ? launch(patched, general) : launch(strided, general);
+  }
+  return patches ? launch(patched, with_defaults) : launch(strided, with_defaults);
+}
+
+}  // namespace vae_fused::cuda

@@ -1,0 +1,138 @@
+// From shapes and strides to the kernels' iteration space (see Space in iteration/space.h):
+// dimensions are put in flat order, merged where every operand allows it, and cut into tiles. Host
+// only.
+#pragma once
+
+#include <array>
+#include <bitset>
+#include <cstddef>
+#include <vector>
+
+#include "iteration/space.h"
+
+namespace vae_fused {
+
+using DimSet = std::bitset<64>;  // torch's tensors have at most 64 dimensions
+
+// A tensor that takes part in a call, and the operand it becomes. No data: absent.
+struct Binding {
+  void* data;
+  const int64_t* strides;  // in elements, one for each dimension
+  Operand* operand;
+};
+
+namespace space_detail {
+
+// A dimension of the space: its stride in the noise, then in each operand. In arrays:
+// as vectors they were most of what a small call allocated.
+struct Dim {
+  int64_t size;
+  std::array<int64_t, 1 + kMaxBindings> strides;
+};
+
+// Whether going one step along `outer` is going all the way along `inner`, for everything.
+inline bool merges(const Dim& outer, const Dim& inner, size_t operands) {
+  for (size_t k = 0; k <= operands; ++k) {
+    if (outer.strides[k] != inner.strides[k] * inner.size) return false;
+  }
+  return true;
+}
+
+inline bool linear(const std::vector<Dim>& dims, size_t k) {
+  int64_t expected = 1;
+  for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
+    if (dim->strides[k] != expected) return false;
+    expected *= dim->size;
+  }
+  return true;
+}
+
+inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
+                              const std::vector<Binding>& present) {
+  int64_t numel = 1;
+  for (const int64_t size : sizes) numel *= size;
+
+  std::vector<Dim> dims;
+  dims.reserve(sizes.size() + 1);
+  for (const bool wanted : {false, true}) {  // kept dimensions first
+    int64_t noise = numel;
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      noise /= sizes[d];
+      if (summed[d] != wanted || sizes[d] == 1) continue;
+      Dim dim{sizes[d], {noise}};
+      for (size_t k = 0; k < present.size(); ++k) dim.strides[k + 1] = present[k].strides[d];
+      if (!dims.empty() && merges(dims.back(), dim, present.size())) {
+        dim.size *= dims.back().size;
+        dims.back() = dim;
+      } else {
+        dims.push_back(dim);
+      }
+    }
+  }
+  if (dims.empty()) {
+    dims.push_back({1, {}});
+    dims.back().strides.fill(1);
+  }
+  return dims;
+}
+
+inline void tile(Space& space) {
+  space.rows_per_tile = space.tiles_per_row = 1;
+  if (space.cols > kTile) {
+    space.tiles_per_row = tiles_of(space.cols);
+  } else {
+    space.rows_per_tile = kTile / space.cols;
+    // Eights of rows start each tile of a linear space on whole vectors and whole blocks of noise.
+    if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
+  }
+  if (space.cols > 1 && space.cols <= kTile) {
+    space.by_cols = static_cast<uint32_t>(((uint64_t{1} << 32) + space.cols - 1) / space.cols);
+  }
+  space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile * space.tiles_per_row;
+}
+
+// Whether an operand's last element lies less than 2^31 behind its first. No stride is negative.
+inline bool is_small(const std::vector<Dim>& dims, size_t operand) {
+  int64_t last = 0;
+  for (const Dim& d : dims) last += (d.size - 1) * d.strides[operand];
+  return last < int64_t{1} << 31;
+}
+
+}  // namespace space_detail
+
+// The space that visits every bound tensor (all of shape `sizes`, none of them empty) with the
+// summed dimensions last. False if more than kMaxDims dimensions remain.
+inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
+                       const std::vector<Binding>& bindings, Space& space) {
+  using namespace space_detail;
+  std::vector<Binding> present;
+  present.reserve(bindings.size());
+  for (const Binding& b : bindings) {
+    if (b.data) present.push_back(b);
+  }
+  const std::vector<Dim> dims = merge(sizes, summed, present);
+  if (dims.size() > static_cast<size_t>(kMaxDims)) return false;
+
+  space = Space{};
+  space.ndim = static_cast<int32_t>(dims.size());
+  space.rows = space.cols = 1;
+  for (size_t d = 0; d < sizes.size(); ++d) (summed[d] ? space.cols : space.rows) *= sizes[d];
+  space.noise_linear = linear(dims, 0);
+  for (size_t d = 0; d < dims.size(); ++d) {
+    space.size[d] = dims[d].size;
+    space.by_size[d] = divisor(dims[d].size);
+    space.noise_stride[d] = dims[d].strides[0];
+  }
+  space.small = is_small(dims, 0);
+  for (size_t k = 0; k < present.size(); ++k) {
+    space.small = space.small && is_small(dims, k + 1);
+    Operand& operand = *present[k].operand;
+    operand.data = present[k].data;
+    operand.linear = linear(dims, k + 1);
+    for (size_t d = 0; d < dims.size(); ++d) operand.stride[d] = dims[d].strides[k + 1];
+  }
+  tile(space);
+  return true;
+}
+
+}  // namespace vae_fused

@@ -1,0 +1,43 @@
+// The elements of a call as a matrix, whose columns are the innermost dimension of the space, cut
+// into tasks that sum what rows or columns share.
+#pragma once
+
+#include "iteration/space.h"
+
+namespace vae_fused {
+
+// A task has up to `columns` columns of `rows_of_task` rows. That number starts from `most_rows`
+// and is halved, down to `least_rows`, until there are `enough` tasks. This depends on the shape
+// alone, as the order of summation does.
+struct TaskShape {
+  int64_t columns, least_rows, most_rows, enough;
+};
+
+struct Matrix {
+  int64_t rows, columns, columns_of_task, rows_of_task, row_groups, column_tiles;
+
+  Matrix(const Space& space, const TaskShape& shape)
+      : rows(1),
+        columns(space.size[space.ndim - 1]),
+        columns_of_task(shape.columns),
+        rows_of_task(shape.most_rows) {
+    for (int d = 0; d + 1 < space.ndim; ++d) rows *= space.size[d];
+    column_tiles = (columns + columns_of_task - 1) / columns_of_task;
+    const auto groups = [&] { return (rows + rows_of_task - 1) / rows_of_task; };
+    while (rows_of_task > shape.least_rows && groups() * column_tiles < shape.enough) {
+      rows_of_task /= 2;
+    }
+    row_groups = groups();
+  }
+
+  VAE_FUSED_HD int64_t tasks() const { return row_groups * column_tiles; }
+
+  // The partial sums of a parameter: by column, a row of `columns` for each group of rows. By row,
+  // a number for each row and tile of columns.
+  int64_t partials_of(const Space& space, const Operand& operand) const {
+    if (!operand.data) return 0;
+    return operand.stride[space.ndim - 1] != 0 ? row_groups * columns : rows * column_tiles;
+  }
+};
+
+}  // namespace vae_fused

@@ -1,0 +1,72 @@
+// The iteration space of a call, and the tiles that it is cut into.
+#pragma once
+
+#include "iteration/divide.h"
+#include "iteration/operand.h"
+
+namespace vae_fused {
+
+// Elements of a tile, the unit of work of a CPU task; of a CUDA block, one or several.
+constexpr int kTile = 2048;
+
+// The tiles of a row that shares none with another.
+inline int64_t tiles_of(int64_t elements) { return (elements + kTile - 1) / kTile; }
+
+// Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
+// flat element e belongs to row e / cols of the KL. Neighbouring dimensions that every operand can
+// merge are merged; size 1 is dropped. The usual shapes end with one dimension, chunked ones with
+// two.
+//
+// The tiling depends on the shape alone, never on threads or SMs: it fixes the order of summation.
+//   cols <= kTile:  a tile is `rows_per_tile` whole rows;   tiles_per_row = 1
+//   cols >  kTile:  a row is `tiles_per_row` tiles of `tile` elements;   rows_per_tile = 1
+struct Space {
+  int32_t ndim = 0;
+  int64_t size[kMaxDims] = {};  // outermost first
+  Divisor by_size[kMaxDims];
+  // Of a coordinate, in the row-major index i of z; in CUDA kernels of an explicit eps, if given.
+  int64_t noise_stride[kMaxDims] = {};
+  bool noise_linear = false;  // i == e everywhere
+  bool small = false;         // elements and offsets are all below 2^31
+  bool pixel_pairs = false;   // in CUDA kernels: patches are written by `store_pixels`
+  int64_t rows = 0, cols = 0;
+  int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
+  int64_t tile = kTile;
+  DivisorOf<uint32_t> by_tiles_per_row;  // of the number of a tile
+  uint32_t by_cols = 0;  // ceil(2^32 / cols) where 1 < cols <= kTile: see row_in_tile
+};
+
+// The flat elements of a tile, and its rows.
+struct Tile {
+  int64_t begin, row;
+  int n, rows;
+};
+
+// Tile `part` of a row that consists of tiles.
+VAE_FUSED_HD Tile tile_of_row(const Space& space, int64_t row, uint32_t part) {
+  const int64_t col = static_cast<int64_t>(uint64_t{part} * static_cast<uint32_t>(space.tile));
+  const int64_t rest = space.cols - col;
+  return {row * space.cols + col, row, static_cast<int>(rest < space.tile ? rest : space.tile), 1};
+}
+
+// Tile t of those that consist of whole rows.
+VAE_FUSED_HD Tile tile_of_rows(const Space& space, int64_t t) {
+  const int64_t row = t * space.rows_per_tile;
+  const int64_t rest = space.rows - row;
+  const int rows = static_cast<int>(rest < space.rows_per_tile ? rest : space.rows_per_tile);
+  return {row * space.cols, row, rows * static_cast<int>(space.cols), rows};
+}
+
+VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
+  if (space.tiles_per_row == 1) return tile_of_rows(space, t);
+  return tile_of_row(space, t / space.tiles_per_row,
+                     static_cast<uint32_t>(t % space.tiles_per_row));
+}
+
+// The row of element `at` of a tile, counted from the tile's first. For whole rows of more than one
+// column; exact while at * cols < 2^32.
+VAE_FUSED_HD uint32_t row_in_tile(const Space& space, uint32_t at) {
+  return math::mulhi(at, space.by_cols);
+}
+
+}  // namespace vae_fused

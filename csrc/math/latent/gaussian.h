@@ -1,0 +1,397 @@
+// The diagonal Gaussian posterior q = N(mu, sigma^2), its prior p = N(m, tau^2), the sample and the
+// KL: each formula once, its derivation above it, its adjoint below it. One latent element at a
+// time.
+//
+// What depends on a choice of the call has two forms, by its first argument: LatentOptions, with
+// all that may be chosen, and DefaultOptions, the usual call (logvar, clamped or not, standard
+// normal prior), which is the same with constants in it that the compiler folds away. Samples and
+// KLs take the Weights of LatentOptions, too.
+#pragma once
+
+#include "math/latent/options.h"
+#include "math/scale.h"
+
+namespace vae_fused::math {
+
+// ---------------------------------------------------------------------------------------------
+// g(x) = e^x - 1 - x and h(x) = e^x - 1 = x + g(x)
+//
+// The KL below is half of mu^2 + g(x), and h is g's derivative. Both cancel near 0: in fp32
+// e^x - 1 - x is off by a factor of 3 at x = 1e-4 and negative at -1e-4. For |x| <= 1 both follow
+// instead from
+//
+//   g(x) = x^2 P(x),   P(x) = (e^x - 1 - x) / x^2 = 1/2 + x/6 + x^2/24 + ...  > 0
+//
+// a minimax polynomial with relative error 1.0e-8 (float) and 1.7e-17 (double); the square keeps g
+// from ever being negative. For |x| > 1 nothing is lost: |h| > 0.63, g > 0.36. If coarse, |x| <=
+// 3/4: there two degrees less have a relative error of 3.1e-7. At x = +inf the direct form would be
+// inf - inf; for a clipped x it is the limit, +inf. Eager gives NaN.
+// ---------------------------------------------------------------------------------------------
+
+template <bool coarse, typename F>
+VAE_FUSED_HD F excess_polynomial(F x) {
+  if constexpr (coarse) {
+    F p = 1.99183021e-4f;
+    p = p * x + 1.40986685e-3f;
+    p = p * x + 8.3339382e-3f;
+    p = p * x + 4.16622683e-2f;
+    p = p * x + 1.66666523e-1f;
+    return p * x + 0.500000119f;
+  }
+  F p = 2.77228310e-6f;
+  p = p * x + 2.53548224e-5f;
+  p = p * x + 1.98440233e-4f;
+  p = p * x + 1.38854526e-3f;
+  p = p * x + 8.33331048e-3f;
+  p = p * x + 4.16667350e-2f;
+  p = p * x + 1.66666672e-1f;
+  return p * x + 0.5f;
+}
+
+template <bool>
+VAE_FUSED_HD double excess_polynomial(double x) {
+  double p = 2.822393637737856e-15;
+  p = p * x + 4.8421067379285081e-14;
+  p = p * x + 7.647453589332498e-13;
+  p = p * x + 1.146973025196851e-11;
+  p = p * x + 1.6059036003725938e-10;
+  p = p * x + 2.0876765543838853e-9;
+  p = p * x + 2.5052108458444777e-8;
+  p = p * x + 2.7557319184099573e-7;
+  p = p * x + 2.7557319223655588e-6;
+  p = p * x + 2.4801587301688129e-5;
+  p = p * x + 1.9841269841270579e-4;
+  p = p * x + 1.3888888888888764e-3;
+  p = p * x + 8.3333333333333332e-3;
+  p = p * x + 4.1666666666666664e-2;
+  p = p * x + 1.6666666666666666e-1;
+  return p * x + 0.5;
+}
+
+template <typename F>
+struct Excess {
+  F g, h;
+};
+
+// Above 178 nothing changes any more: in float even e^(x/2) is inf, and e^x has long absorbed any
+// x. So x is at most that where it is subtracted, for g not to be inf - inf.
+constexpr float kClipForExp = 178;
+template <typename F>
+VAE_FUSED_HD F clip_for_exp(F x) {
+  return smaller(F(kClipForExp), x);
+}
+
+template <bool coarse = false, typename F>
+VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
+  const auto far = abs(x) > F(coarse ? 0.75f : 1.0f);
+  const F series = x * x * excess_polynomial<coarse>(x), direct = exp_x - F(1);
+  return {select(far, direct - x, series), select(far, direct, x + series)};
+}
+
+// Together with sigma they cost less. As e^x = q (1 + t), q = 2^n, x = n ln 2 + f and t = f + u,
+// u >= 0 (see `exponential`),
+//
+//   sigma = sqrt(q + q t)      h = q t + (q - 1)      g = q u + (q f + (q - 1 - x))
+//
+// For n = 0, |x| < ln 2 / 2, f is x, and these are t and u: nothing cancels, and g is not negative.
+// Relative errors: 9.0e-8, 1.3e-7, and of g 2.8e-7 but for 7.4e-7 around |x| = 0.35, where n is 1
+// or -1 and g small. (q - 1) f + (q - 1 - n ln 2) for the last term has 3.0e-7 there, but twice the
+// average error where x is large, more than twice eager's.
+//
+// That holds while q and e^x are normal numbers, |x| < 87. Beyond, sigma is e^(x/2) and the others
+// are direct.
+template <typename F>
+struct Exponentials {
+  F e;  // sigma
+  Excess<F> both;
+  VAE_FUSED_HD Excess<F> excess(F) const { return both; }
+};
+
+// In double, polynomials of degree 15 are better not begun before they are wanted: in a kernel they
+// would take the registers of all else.
+template <>
+struct Exponentials<double> {
+  double e, square;
+  VAE_FUSED_HD Excess<double> excess(double x) const {
+    return math::excess(clip_for_exp(x), square);
+  }
+};
+
+template <typename F>
+VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
+  const Exponential<F> p = exponential(x);
+  const F q1 = p.q - F(1);
+  return {sqrt_normal(p.q * p.t + p.q), {p.q * p.u + (p.q * p.f + (q1 - x)), p.q * p.t + q1}};
+}
+
+// `near` if x is, else these. By value: from sm_100 on a reference keeps `near` in memory. Whether
+// it is, is asked of y: else nvcc would keep what is_near has answered, where nobody asks again.
+template <typename F>
+VAE_FUSED_RARE Exponentials<F> or_far_exponentials(F x, Exponentials<F> near) {
+  const F y = F(0.5) * clip_for_exp(x);
+  const Exponential<F> p = exponential(within_exponents(y));
+  const F direct = (F(1) + p.t * (F(2) + p.t)) * p.q * p.q - F(1);  // in two factors of q
+  const auto is = abs(y) < F(0.5f * kNear);
+  return {select(is, near.e, (F(1) + p.t) * p.q),
+          {select(is, near.both.g, direct - (y + y)), select(is, near.both.h, direct)}};
+}
+
+// Of several numbers at once, as a GPU has them: one question for all.
+template <int N, typename F>
+VAE_FUSED_HD void exponentials(const F (&x)[N], Exponentials<F> (&out)[N]) {
+  bool near = true;
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    out[j] = near_exponentials(x[j]);
+    near &= all(is_near(x[j]));
+  }
+  if (near) return;
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) out[j] = or_far_exponentials(x[j], out[j]);
+}
+
+template <int N>
+VAE_FUSED_HD void exponentials(const double (&x)[N], Exponentials<double> (&out)[N]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) out[j] = {exp(0.5 * x[j]), exp(x[j])};
+}
+
+template <typename F>
+VAE_FUSED_HD Exponentials<F> exponentials(F x) {
+  const F xs[] = {x};
+  Exponentials<F> result[1];
+  exponentials(xs, result);
+  return result[0];
+}
+
+// ---------------------------------------------------------------------------------------------
+// Posterior: mu, sigma and x = ln sigma^2 from the network's outputs
+//
+// DefaultOptions: the output is x itself, clamped,  sigma = e^(x/2),  d sigma / dx = sigma / 2.
+// That half, and the one of the KL's gradient, are taken once, of the sum: see `undo_doubling`.
+// ---------------------------------------------------------------------------------------------
+
+template <typename T>
+struct Posterior {
+  T mu, dmu;  // derivatives with respect to the network's outputs
+  Scale<T> scale;
+  Exponentials<T>
+      exponentials;     // of DefaultOptions; the KL of LatentOptions goes by sigma / tau instead
+  bool beyond = false;  // of unclipped DefaultOptions: the clamp lets no gradient of x through
+};
+
+// The clip is a part of the clamp, which costs nothing more than it.
+template <typename T>
+VAE_FUSED_HD DefaultOptions<T> default_options(const LatentOptions<double>& f) {
+  const T low = T(f.posterior.low), high = T(f.posterior.high);
+  return {low, high, sizeof(T) == 8 ? high : smaller(high, T(kClipForExp))};
+}
+
+// For gradients, which do without g: the clip would be mistaken for the clamp.
+template <typename T>
+VAE_FUSED_HD DefaultOptions<T> unclipped(DefaultOptions<T> f) {
+  f.top = f.high;
+  return f;
+}
+
+template <bool clamps = true, typename T, typename F>
+VAE_FUSED_HD F limited(const DefaultOptions<T>& f, F raw) {
+  if constexpr (clamps) return clamp(raw, f.low, f.top);
+  return raw;
+}
+
+// Of 16 bits, on a GPU, the exponentials may be approximate, too: for |x| <= 20 the KL of an
+// element is then within 4e-6 of its size.
+template <bool coarse, int N, typename T>
+VAE_FUSED_HD void exponentials_for(const T (&x)[N], Exponentials<T> (&out)[N]) {
+  if constexpr (coarse && kHasApproximations) {
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < N; ++j) {
+      const T e = ex2_approx(T(0.7213475204444817) * x[j]);
+      out[j] = {e, excess<true>(x[j], e * e)};
+    }
+  } else {
+    exponentials(x, out);
+  }
+}
+
+template <bool coarse = false, int N, typename T>
+VAE_FUSED_HD void posterior(const DefaultOptions<T>& f, const T (&mu)[N], const T (&raw)[N],
+                            Posterior<T> (&out)[N]) {
+  T x[N];
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) x[j] = limited(f, raw[j]);
+  Exponentials<T> exps[N];
+  exponentials_for<coarse>(x, exps);
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    const Scale<T> scale = {exps[j].e, x[j], exps[j].e, T(1)};
+    out[j] = {mu[j], T(1), scale, exps[j], beyond(raw[j], x[j], x[j])};
+  }
+}
+
+template <bool coarse = false, int N, typename T>
+VAE_FUSED_HD void posterior(const LatentOptions<T>& f, const T (&mu)[N], const T (&raw)[N],
+                            Posterior<T> (&out)[N]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(f.posterior, raw[j]), {}, false};
+  if (f.mu_soft_clamp == T(0)) return;
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    const Limited<T> limited = soft_clamp(mu[j], f.mu_soft_clamp, f.per_mu_soft_clamp);
+    out[j].mu = limited.x;
+    out[j].dmu = limited.dx;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sample: z = mu + T sigma eps, eps ~ N(0, 1)          (Kingma and Welling 2014, section 2.4)
+//
+//   dz/dmu = 1      dz/dsigma = T eps      dz/deps = T sigma
+// ---------------------------------------------------------------------------------------------
+
+template <typename Options, typename F>
+VAE_FUSED_HD F sample(const Options& f, F mu, F sigma, F eps) {
+  return mu + f.temperature * sigma * eps;
+}
+
+// The gradient with respect to eps.
+template <typename Options, typename F>
+VAE_FUSED_HD F noise_adjoint(const Options& f, F grad_z, F sigma) {
+  return f.temperature * grad_z * sigma;
+}
+
+// The gradient with respect to what sigma is a function of.
+template <typename T, typename F>
+VAE_FUSED_HD F sample_adjoint(const DefaultOptions<T>&, F grad_z_eps, F dsigma) {
+  return grad_z_eps * dsigma;
+}
+
+template <typename Options, typename F>
+VAE_FUSED_HD F sample_adjoint(const Options& f, F grad_z_eps, F dsigma) {
+  return chain(f.temperature * grad_z_eps, dsigma);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Prior, and the posterior in its units:
+//
+//   d = (mu - m) / tau      x = ln sigma^2 - ln tau^2      r^2 = (sigma / tau)^2 = e^x
+//
+// r^2 is the square of a quotient, where e^x would magnify the rounding of x; but where sigma or
+// tau leaves the normal range only x can tell. There 1 / tau is finite, so that d is 0 where mu is
+// m.
+// ---------------------------------------------------------------------------------------------
+
+template <typename T>
+struct Prior {
+  T mean, precision, x, dx;  // m, 1 / tau, ln tau^2 and its derivative
+};
+
+template <typename T>
+constexpr T kSmallest = std::numeric_limits<T>::min();  // a power of two, as is its reciprocal
+
+template <typename F>
+VAE_FUSED_HD F precision_of(F tau) {
+  return reciprocal(larger(F(kSmallest<number_t<F>>), tau));
+}
+
+// Without a tensor for its scale: the numbers of the options.
+template <int N, typename T>
+VAE_FUSED_HD void prior(const LatentOptions<T>& f, bool has_raw, const T (&mean)[N],
+                        const T (&raw)[N], Prior<T> (&out)[N]) {
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) out[j] = {mean[j], f.prior_precision, f.prior_x, T(0)};
+  if (!has_raw) return;
+  VAE_FUSED_UNROLL
+  for (int j = 0; j < N; ++j) {
+    const Scale<T> tau = scale_of(f.prior, raw[j]);
+    out[j] = {mean[j], precision_of(tau.sigma), tau.x, tau.dx};
+  }
+}
+
+template <typename F>
+struct Relative {
+  F d, x;
+  Excess<F> excess;  // g(x) and h(x)
+};
+
+template <typename T>
+VAE_FUSED_HD Relative<T> relative(const DefaultOptions<T>&, const Posterior<T>& q,
+                                  const Prior<T>&) {
+  return {q.mu, q.scale.x, q.exponentials.excess(q.scale.x)};
+}
+
+template <typename T, typename F>
+VAE_FUSED_HD Relative<F> relative(const LatentOptions<T>&, const Posterior<F>& q,
+                                  const Prior<F>& p) {
+  const F sigma = q.scale.sigma, r = sigma * p.precision, x = q.scale.x - p.x;
+  const auto direct = (smaller(sigma, p.precision) > F(kSmallest<T>)) &
+                      (larger(sigma, p.precision) < F(T(1) / kSmallest<T>));
+  F variance = r * r;
+  if (!all(direct)) variance = select(direct, variance, exp(x));
+  return {(q.mu - p.mean) * p.precision, x, excess(clip_for_exp(x), variance)};
+}
+
+// ---------------------------------------------------------------------------------------------
+// KL( q || p ) = 1/2 ( (mu - m)^2 / tau^2 + sigma^2 / tau^2 - 1 - ln(sigma^2 / tau^2) )
+//              = 1/2 (d^2 + g(x))                                    (ibid., appendix B)
+//
+// Two terms that are each non-negative: the KL cannot come out negative.
+//
+//   dkl/dmu = d / tau       dkl/dln sigma^2 =  1/2 h(x)
+//   dkl/dm  = -d / tau      dkl/dln tau^2   = -1/2 (h(x) + d^2)
+//
+// Linear: 1/2 (d^2 + c - x), where mu is a point at which p is asked for. Then r^2 = e^x is already
+// in d^2, on average, and h(x) = -1. It is -ln p(mu) for sigma = 1 and c = ln 2 pi.
+//
+// An element counts free_bits at least; below that its gradient is 0. `linear` is an argument
+// beside the options, f.linear or a constant, for loops that are compiled for both.
+//
+// Elements give twice their KL, and of DefaultOptions twice the gradient of x: the half is exact,
+// and one factor of a sum.
+// ---------------------------------------------------------------------------------------------
+
+template <typename T, typename F>
+VAE_FUSED_HD F kl_times_two(const DefaultOptions<T>&, bool, const Relative<F>& r) {
+  return r.d * r.d + r.excess.g;
+}
+
+template <typename Options, typename F>
+VAE_FUSED_HD F kl_times_two(const Options& f, bool linear, const Relative<F>& r) {
+  const F g = linear ? f.constant - r.x : r.excess.g;
+  return larger(F(2 * f.free_bits), r.d * r.d + g);
+}
+
+// With respect to mu, ln sigma^2, m and ln tau^2.
+template <typename F>
+struct KlAdjoint {
+  F mu, x, mean, prior_x;
+};
+
+template <typename T, typename F>
+VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const DefaultOptions<T>&, bool, const Relative<F>& r, F,
+                                     F grad) {
+  return {grad * r.d, grad * r.excess.h, F(0), F(0)};
+}
+
+template <typename Options, typename F>
+VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Options& f, bool linear, const Relative<F>& r,
+                                     F precision, F grad) {
+  const F g = linear ? f.constant - r.x : r.excess.g, h = linear ? F(-1) : r.excess.h;
+  grad = select(r.d * r.d + g < F(2 * f.free_bits), F(0), grad);
+  const F q = f.to_posterior * grad, p = f.to_prior * grad, d = r.d * precision;
+  return {q * d, F(0.5) * q * h, -p * d, F(-0.5) * p * (h + r.d * r.d)};
+}
+
+// The gradient of what sigma is a function of, when all is added up.
+template <typename T, typename F>
+VAE_FUSED_HD F undo_doubling(const DefaultOptions<T>&, F twice) {
+  return F(0.5) * twice;
+}
+
+template <typename T, typename F>
+VAE_FUSED_HD F undo_doubling(const LatentOptions<T>&, F grad) {
+  return grad;
+}
+
+}  // namespace vae_fused::math

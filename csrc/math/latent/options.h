@@ -1,0 +1,171 @@
+// What a call may choose about its Gaussians, as plain numbers: how a network's output becomes
+// sigma, what the prior is, and how the KL and its gradient are weighed. The host derives a
+// LatentOptions<double> from what Python gives; kernels take it in the type of their arithmetic.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "math/scale_options.h"
+
+namespace vae_fused::math {
+
+// Beside those of the posterior's and the prior's scale. The prior's mean and raw scale are numbers
+// where it has no tensors.
+#define VAE_FUSED_LATENT_OPTIONS(OPTION, GIVEN, DERIVED)                   \
+  OPTION(T, mu_soft_clamp, 0)                                              \
+  DERIVED(T, per_mu_soft_clamp, 0)                                         \
+  OPTION(T, prior_mean, 0)                                                 \
+  GIVEN(prior_raw, 0)                                                      \
+  DERIVED(T, prior_precision, 1) /* 1 / tau */                             \
+  DERIVED(T, prior_x, 0)         /* ln tau^2 */                            \
+  OPTION(T, temperature, 1)                                                \
+  OPTION(T, free_bits, 0)    /* the least value of an element's KL */      \
+  OPTION(T, to_posterior, 1) /* weights of the KL's gradient */            \
+  OPTION(T, to_prior, 1)                                                   \
+  OPTION(bool, linear, 0) /* 1/2 (d^2 + constant - x) instead of the KL */ \
+  OPTION(T, constant, 0)                                                   \
+  VAE_FUSED_EXTRA_LATENT_OPTIONS(OPTION)
+
+// The options of this list that a call may give on the device, as 0-d tensors, because they change
+// during training. The order is that of the operators' arguments.
+#define VAE_FUSED_DEVICE_SCALARS(SCALAR) \
+  SCALAR(temperature)                    \
+  SCALAR(free_bits)                      \
+  SCALAR(to_posterior)                   \
+  SCALAR(to_prior)                       \
+  VAE_FUSED_EXTRA_DEVICE_SCALARS(SCALAR)
+
+template <typename T>
+struct LatentOptions {
+  ScaleOptions<T> posterior, prior;
+  VAE_FUSED_FIELDS(VAE_FUSED_LATENT_OPTIONS)
+};
+
+// What crosses from Python, in this order.
+struct GivenLatent {
+  using T = double;
+  GivenScale posterior, prior;
+  VAE_FUSED_NUMBERS(VAE_FUSED_LATENT_OPTIONS)
+
+  // visit(scope, name, number) for each number; its scope is "posterior", "prior", or empty.
+  template <typename Visit>
+  void visit_numbers(const Visit& visit_scoped) {
+    const auto in = [&](const char* scope) {
+      return [&visit_scoped, scope](const char* name, double& x) { visit_scoped(scope, name, x); };
+    };
+    posterior.visit_numbers(in("posterior"));
+    prior.visit_numbers(in("prior"));
+    const auto visit = in("");
+    VAE_FUSED_VISIT_NUMBERS(VAE_FUSED_LATENT_OPTIONS)
+  }
+};
+
+// Where those options are that a call gives on the device, in the type of the kernels' arithmetic.
+// Null: the LatentOptions has the number.
+struct DeviceScalars {
+#define VAE_FUSED_POINTER(name) const void* name = nullptr;
+  VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_POINTER)
+#undef VAE_FUSED_POINTER
+
+  // visit(name, pointer) for each.
+  template <typename Visit>
+  void visit(const Visit& visit_one) {
+#define VAE_FUSED_VISIT_POINTER(name) visit_one(#name, name);
+    VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_VISIT_POINTER)
+#undef VAE_FUSED_VISIT_POINTER
+  }
+
+  bool any() const {
+#define VAE_FUSED_IS_GIVEN(name) || name
+    return false VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_IS_GIVEN);
+#undef VAE_FUSED_IS_GIVEN
+  }
+};
+
+// Replaces the fields of `to` by the numbers that a call gives on the device, as type T.
+template <typename T, typename To>
+VAE_FUSED_HD void read_scalars(const DeviceScalars& scalars, To& to) {
+#define VAE_FUSED_READ(name) \
+  if (scalars.name) to.name = *static_cast<const T*>(scalars.name);
+  VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_READ)
+#undef VAE_FUSED_READ
+}
+
+// The part of LatentOptions that formulas of samples and KLs read, with the numbers on the device
+// in it. A kernel keeps these in registers. The rest of the LatentOptions stays among its
+// parameters, which instructions read directly: a copy of the whole took up to 7 more registers on
+// sm_90.
+template <typename T>
+struct Weights {
+#define VAE_FUSED_WEIGHT(name) T name;
+  VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_WEIGHT)
+#undef VAE_FUSED_WEIGHT
+  bool linear;
+  T constant;
+
+  VAE_FUSED_HD Weights(const LatentOptions<T>& f, const DeviceScalars& scalars)
+      :
+#define VAE_FUSED_COPY(name) name(f.name),
+        VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_COPY)
+#undef VAE_FUSED_COPY
+            linear(f.linear),
+        constant(f.constant) {
+    read_scalars<T>(scalars, *this);
+  }
+};
+
+// The default in every respect but a hard clamp: logvar, standard normal prior. A type of its own,
+// so that the usual call's kernels hold the rest as constants, which the compiler folds away. The
+// clamp costs them 1 to 4 instructions of some 90, and latents of images always have one.
+template <typename T>
+struct DefaultOptions {
+  static constexpr T temperature = 1, mu_soft_clamp = 0;
+  static constexpr bool linear = false;
+  T low, high;
+  T top;  // the lesser of high and where exponentials need no more
+
+  VAE_FUSED_HD bool clamps() const { return is_clamp(low, high); }
+};
+
+template <typename T>
+LatentOptions<T> narrowed(const LatentOptions<double>& from) {
+  LatentOptions<T> to;
+  to.posterior = narrowed<T>(from.posterior);
+  to.prior = narrowed<T>(from.prior);
+  VAE_FUSED_CONVERT_FIELDS(VAE_FUSED_LATENT_OPTIONS)
+  to.prior_precision = T(std::min(from.prior_precision, 1.0 / std::numeric_limits<T>::min()));
+  return to;
+}
+
+// The options as they are given, and the defaults of what is derived.
+inline LatentOptions<double> underived(const GivenLatent& from) {
+  using T = double;
+  LatentOptions<double> to;
+  to.posterior = underived(from.posterior);
+  to.prior = underived(from.prior);
+  VAE_FUSED_CONVERT_OPTIONS(VAE_FUSED_LATENT_OPTIONS)
+  return to;
+}
+
+inline bool operator==(const LatentOptions<double>& a, const LatentOptions<double>& b) {
+  return a.posterior == b.posterior && a.prior == b.prior &&
+         VAE_FUSED_EQUAL_FIELDS(VAE_FUSED_LATENT_OPTIONS);
+}
+
+// Whether DefaultOptions contains all that this call chooses. Every field is compared, after those
+// have been reset that make no difference: the hard clamp, which DefaultOptions has; the options
+// that act on a prior's tensors, with which no kernel of DefaultOptions is called; and the constant
+// of the linear form, which they do not have. The clamp has to leave 0 as it is: on a GPU the
+// elements that fill up a vector are 0 and enter its row's sum, so their KL has to be 0. (A CPU's
+// sums stop at the last element.)
+inline bool is_default(LatentOptions<double> f) {
+  if (f.posterior.low <= 0) f.posterior.low = -kInfinity<double>;
+  if (f.posterior.high >= 0) f.posterior.high = kInfinity<double>;
+  f.prior = {};
+  f.to_prior = 1;
+  f.constant = 0;
+  return f == LatentOptions<double>{};
+}
+
+}  // namespace vae_fused::math

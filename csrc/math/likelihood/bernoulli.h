@@ -1,0 +1,40 @@
+// x ~ Bernoulli(s(l)), l the logit:  -ln p = ln(1 + e^l) - x l
+//
+//   = |l| (l > 0 ? 1 - x : x) + ln(1 + e^-|l|)
+//   d/dl = s(l) - x = l > 0 ? (1 - x) - s(-|l|) : s(-|l|) - x        d/dx = -l
+//
+// For x in [0, 1] both terms are positive, and the gradient is the difference of two numbers that
+// are exact or nearly so: s(-|l|) = e^-|l| / (1 + e^-|l|) <= 1/2. An infinite logit times 0 is 0,
+// its limit, as x is exactly 0 or 1 then.
+//
+// Error in float: at most 6 * 2^-24 of the value, and 6 * 2^-24 (|1 - x| or |x|, + s(-|l|)) of the
+// gradient, which for x of 0 and 1 is 6 * 2^-24 of the gradient itself.
+#pragma once
+
+#include "math/likelihood/options.h"
+#include "math/special.h"
+
+namespace vae_fused::math {
+
+struct Bernoulli {
+  static constexpr int kInputs = 2;  // logit, x
+  static constexpr bool kIsCount = false;
+
+  template <typename Options, typename F>
+  static VAE_FUSED_HD F value(const Options&, const F (&in)[kInputs]) {
+    const F magnitude = abs(in[0]);
+    const F weight = select(in[0] > F(0), F(1) - in[1], in[1]);
+    const F linear = select(weight == F(0), F(0), magnitude * weight);
+    return linear + log1p_unit(exp_minus_abs(in[0]));
+  }
+
+  template <typename Options, typename F>
+  static VAE_FUSED_HD void adjoint(const Options&, const F (&in)[kInputs], F grad,
+                                   F (&out)[kInputs]) {
+    const F e = exp_minus_abs(in[0]), s = e * reciprocal(F(1) + e);
+    out[0] = grad * select(in[0] > F(0), (F(1) - in[1]) - s, s - in[1]);
+    out[1] = -grad * in[0];
+  }
+};
+
+}  // namespace vae_fused::math

@@ -1,0 +1,100 @@
+// A network's output `raw` becomes a positive parameter, with the derivative beside it:
+//
+//   kIdentity   raw               1
+//   kExp        e^raw             e^raw
+//   kSoftplus   ln(1 + e^raw)     s(raw) = 1 / (1 + e^-raw)
+//   kSoftmax    e^raw             e^raw
+//
+// With kSoftmax `raw` is the logarithm of the mean, logit - logsumexp + library, which the kernel
+// computes; the gradient of it is what the kernel turns into gradients of logits and library. The
+// mean is taken from its logarithm, and never the logarithm from a mean that may have underflowed.
+//
+// A negative parameter is NaN. kIdentity and kSoftplus saturate at 2^126, so that the reciprocal is
+// a normal number.
+#pragma once
+
+#include "math/likelihood/options.h"
+#include "math/special.h"
+
+namespace vae_fused::math {
+
+template <typename T>
+constexpr T kLargestMean = sizeof(T) == 8 ? T(0x1p+900) : T(0x1p+126);
+// A mean below this is nearly 0: its logarithm is taken from what it is a function of.
+template <typename T>
+constexpr T kTinyMean = sizeof(T) == 8 ? T(0x1p-900) : T(0x1p-100);
+
+VAE_FUSED_HD bool is_exponential(FrontEnd front) {
+  return front == FrontEnd::kExp || front == FrontEnd::kSoftmax;
+}
+
+template <typename F>
+struct Positive {
+  F value, derivative;
+};
+
+template <typename F>
+VAE_FUSED_HD Positive<F> positive(FrontEnd front, F raw) {
+  using T = number_t<F>;
+  if (front == FrontEnd::kIdentity) {
+    const F value = smaller(F(kLargestMean<T>), select(raw < F(0), F(kNaN<T>), raw));
+    return {value, F(1)};
+  }
+  if (front == FrontEnd::kSoftplus) {
+    const F e = exp_minus_abs(raw), s = reciprocal(F(1) + e);
+    const F value = smaller(F(kLargestMean<T>), larger(F(0), raw) + log1p_unit(e));
+    return {value, select(raw < F(0), e * s, s)};
+  }
+  const F value = exp(raw);
+  return {value, value};
+}
+
+// ln of the value. Softplus of -17 and below is e^raw (1 - e^raw / 2).
+template <typename F>
+VAE_FUSED_HD F log_positive(FrontEnd front, F raw, F value) {
+  if (front == FrontEnd::kIdentity) return log_any(value);
+  if (front == FrontEnd::kSoftplus) return select(raw < F(-17), raw, log_any(value));
+  return raw;
+}
+
+// The limit of a value of a likelihood as its mean grows, which saturates on the way there.
+template <typename F>
+VAE_FUSED_HD F at_infinity(F raw, F value) {
+  const F infinite = F(kInfinity<number_t<F>>);
+  return select(raw == infinite, infinite, value);
+}
+
+// derivative / (value + eps), the derivative of the logarithm; `shifted` is value + eps.
+template <typename T, typename F>
+VAE_FUSED_HD F log_derivative(FrontEnd front, T eps, const Positive<F>& p, F shifted) {
+  if (is_exponential(front) && eps == T(0)) return F(1);
+  const F ratio = p.derivative * reciprocal(larger(F(kLeastNormal<number_t<F>>), shifted));
+  if (front != FrontEnd::kSoftplus) return select(shifted == F(0), F(kInfinity<T>), ratio);
+  return select(shifted < F(kTinyMean<number_t<F>>), F(1), ratio);
+}
+
+template <typename T>
+constexpr T kLargestTheta = sizeof(T) == 8 ? T(0x1p+400) : T(0x1p+64);
+template <typename T>
+constexpr T kLeastTheta = sizeof(T) == 8 ? T(0x1p-400) : T(0x1p-80);
+template <typename T>
+constexpr T kLogLeastTheta = T((sizeof(T) == 8 ? -400 : -80) * 0.69314718055994530942);
+
+// The theta of a negative binomial, or the degrees of freedom of a Student-t. It depends on its own
+// operand alone, so a kernel may keep it for all elements that share it.
+template <typename Options, typename F>
+VAE_FUSED_HD Positive<F> dispersion(const Options& o, F raw) {
+  using T = number_t<F>;
+  Positive<F> theta = positive(o.dispersion, raw);
+  const auto limited = theta.value > F(o.dispersion_max);
+  const T top = smaller(T(o.dispersion_max), kLargestTheta<T>);
+  theta.value = smaller(F(top), larger(F(kLeastTheta<T>), theta.value));
+  if (o.dispersion == FrontEnd::kExp) theta.derivative = theta.value;
+  if (o.dispersion == FrontEnd::kSoftplus) {
+    theta.derivative = larger(F(kLeastTheta<T>), theta.derivative);
+  }
+  theta.derivative = select(limited, F(0), theta.derivative);
+  return theta;
+}
+
+}  // namespace vae_fused::math

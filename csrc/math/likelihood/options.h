@@ -1,0 +1,154 @@
+// What a call may choose about its likelihood, as plain data. The host fills in
+// LikelihoodOptions<double>; kernels take it in the type of their arithmetic.
+//
+// A likelihood is a struct over arrays `in` of its inputs: the network's outputs, and the target x
+// last. All values are minus the log-likelihood of one element, in nats.
+//
+//   value(o, in)                            the value
+//   adjoint(o, in, grad, out)               grad times the derivative by each input
+//   kIsCount                                whether x is a count, which is 0 for most elements
+//   of_count(o, in)                         what x > 0 adds to value, which is for x = 0
+//   of_count_adjoint(o, in, grad, out)      what x > 0 adds to out
+//
+// A kernel calls the first two for every element and the last two where x is not 0, so it can
+// collect those elements and compute them densely. The target of a count has no gradient: it is 0.
+//
+// The functions of math/likelihood are templates over the type of the options. A kernel that is
+// compiled for one choice passes a type derived from this one, with a static constexpr member of
+// the same name, and the compiler folds the branches on it.
+#pragma once
+
+#include "math/scale_options.h"
+
+namespace vae_fused {
+
+// What the target of a kind is.
+enum class Data : int32_t {
+  kReal,
+  kGrid,         // numbers of a grid, which have no gradient
+  kCount,        // 0 for most elements; no gradient
+  kCountOfMean,  // the same, and the first output is a mean, which may be a softmax
+};
+
+// Every kind, in the order of the numbers by which Python calls them. The kernels, their tables and
+// the native tests are made from this list: KIND(name, data) is the struct math::name and the
+// enumerator kname. Append to it, because the numbers are part of saved graphs.
+#define VAE_FUSED_LIKELIHOODS(KIND)                \
+  KIND(Bernoulli, kReal)                           \
+  KIND(Gaussian, kReal)                            \
+  KIND(Laplace, kReal)                             \
+  KIND(Poisson, kCountOfMean)                      \
+  KIND(NegativeBinomial, kCountOfMean)             \
+  KIND(ZeroInflatedNegativeBinomial, kCountOfMean) \
+  KIND(StudentT, kReal)                            \
+  KIND(ContinuousBernoulli, kReal)                 \
+  KIND(NegativeBinomialLogits, kCount)             \
+  KIND(DiscretizedLogistic, kGrid)
+
+#define VAE_FUSED_ENUMERATOR(name, data) k##name,
+enum class LikelihoodKind : int32_t { VAE_FUSED_LIKELIHOODS(VAE_FUSED_ENUMERATOR) };
+#undef VAE_FUSED_ENUMERATOR
+
+#define VAE_FUSED_COUNT(name, data) +1
+constexpr int kLikelihoodKinds = VAE_FUSED_LIKELIHOODS(VAE_FUSED_COUNT);
+#undef VAE_FUSED_COUNT
+
+VAE_FUSED_HD constexpr Data data_of(LikelihoodKind kind) {
+#define VAE_FUSED_CASE(name, data) \
+  case LikelihoodKind::k##name:    \
+    return Data::data;
+  switch (kind) { VAE_FUSED_LIKELIHOODS(VAE_FUSED_CASE) }
+#undef VAE_FUSED_CASE
+  return Data::kReal;
+}
+
+VAE_FUSED_HD constexpr bool is_count(LikelihoodKind kind) {
+  return data_of(kind) == Data::kCount || data_of(kind) == Data::kCountOfMean;
+}
+
+}  // namespace vae_fused
+
+namespace vae_fused::math {
+
+template <typename T>
+constexpr T kLeastNormal = std::numeric_limits<T>::min();
+
+// How a network's output becomes a positive parameter: see math/likelihood/front_end.h.
+enum class FrontEnd : int32_t { kIdentity, kExp, kSoftplus, kSoftmax };
+
+enum class ZeroInflation : int32_t { kLogits, kProbs };
+
+template <typename T>
+struct LikelihoodOptions {
+  // Counts: the front ends of the mean (the rate of a Poisson) and of theta; theta is at most
+  // dispersion_max. eps is added to the mean and to theta where scvi adds its 1e-8.
+  FrontEnd mean = FrontEnd::kIdentity, dispersion = FrontEnd::kIdentity;
+  T dispersion_max = kInfinity<T>;
+  T eps = 0;
+  ZeroInflation zero_inflation = ZeroInflation::kLogits;
+  bool constants = true;  // of a Poisson: ln x!
+
+  // Gaussian, Laplace and Student-t: sigma from the output `raw`, or 1 / precision. `constant` is
+  // added to each element: 1/2 ln 2 pi or ln 2, and what a fixed sigma and a fixed df contribute; 0
+  // without constants.
+  bool has_raw = false;
+  ScaleOptions<T> scale;
+  T precision = 1, constant = 0;
+
+  // Student-t: whether the degrees of freedom are an output, which `dispersion` reads, or else df.
+  bool has_df = false;
+  T df = 1;
+
+  // Discretized logistic: half of the step of the grid, and the least ln scale.
+  T half_step = T(1.0 / 255), log_scale_min = -7;
+};
+
+// What crosses from Python, in this order. The kind is an enumerator of LikelihoodKind; sigma is
+// that of a kind without a raw scale; df is 0 where it is an output; bits make the grid.
+#define VAE_FUSED_LIKELIHOOD_OPTIONS(OPTION, GIVEN, DERIVED) \
+  GIVEN(kind, 0)                                             \
+  GIVEN(mean, 0)                                             \
+  GIVEN(dispersion, 0)                                       \
+  GIVEN(dispersion_max, kInfinity<double>)                   \
+  GIVEN(eps, 0)                                              \
+  GIVEN(zero_inflation, 0)                                   \
+  GIVEN(constants, 1)                                        \
+  GIVEN(sigma, 1)                                            \
+  GIVEN(df, 0)                                               \
+  GIVEN(bits, 8)                                             \
+  GIVEN(log_scale_min, -7)
+
+struct GivenLikelihood {
+  GivenScale scale;
+  VAE_FUSED_NUMBERS(VAE_FUSED_LIKELIHOOD_OPTIONS)
+
+  // visit(scope, name, number) for each number; its scope is "scale" or empty.
+  template <typename Visit>
+  void visit_numbers(const Visit& visit_scoped) {
+    scale.visit_numbers([&](const char* name, double& x) { visit_scoped("scale", name, x); });
+    const auto visit = [&](const char* name, double& x) { visit_scoped("", name, x); };
+    VAE_FUSED_VISIT_NUMBERS(VAE_FUSED_LIKELIHOOD_OPTIONS)
+  }
+};
+
+template <typename T>
+LikelihoodOptions<T> narrowed(const LikelihoodOptions<double>& o) {
+  LikelihoodOptions<T> result;
+  result.mean = o.mean;
+  result.dispersion = o.dispersion;
+  result.dispersion_max = T(o.dispersion_max);
+  result.eps = T(o.eps);
+  result.zero_inflation = o.zero_inflation;
+  result.constants = o.constants;
+  result.has_raw = o.has_raw;
+  result.scale = narrowed<T>(o.scale);
+  result.precision = T(o.precision);
+  result.constant = T(o.constant);
+  result.has_df = o.has_df;
+  result.df = T(o.df);
+  result.half_step = T(o.half_step);
+  result.log_scale_min = T(o.log_scale_min);
+  return result;
+}
+
+}  // namespace vae_fused::math

@@ -1,0 +1,115 @@
+// The calls of the latent family, from csrc/torch to the kernels: plain structs, and an entry point
+// for each device and direction. No torch, no CUDA: a kernel can be built and tested without
+// either.
+#pragma once
+
+#include "iteration/key.h"
+#include "iteration/rows.h"
+#include "iteration/space.h"
+#include "math/latent/options.h"
+#include "params/device.h"
+
+namespace vae_fused {
+
+// The Gaussians of a call.
+struct Gaussians {
+  math::LatentOptions<double> options;
+  Operand mu;
+  Operand raw;                    // what sigma is a function of; absent: sigma = 1
+  Operand prior_mean, prior_raw;  // absent: the numbers of the options
+  Operand mask;                   // bytes, 0 or 1; absent: 1 everywhere
+  int64_t samples = 1;            // sample s of element i has normal s * numel + i of the stream
+};
+
+// Whether the kernels of math::DefaultOptions serve them, but for a mask.
+inline bool has_default_options(const Gaussians& of) {
+  return of.raw.data && !of.prior_mean.data && !of.prior_raw.data && of.samples == 1 &&
+         math::is_default(of.options);
+}
+
+// z = mu + T sigma eps and the KL of each row. Either may be absent.
+struct ForwardParams {
+  DType dtype = DType::kFloat32;
+  Space space;
+  RngKey key;
+  Gaussians of;
+  Sampled eps;                  // explicit noise instead of the key
+  Sampled z;                    // absent: no sample
+  RowSums kl;                   // partials are of twice the KL
+  uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not asked for
+};
+
+// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`.
+struct BackwardParams {
+  DType dtype = DType::kFloat32;
+  Space space;
+  RngKey key;
+  Gaussians of;
+  Sampled eps;
+  Sampled grad_z;  // absent: z was not used
+  RowGrads grad_kl;
+  Operand grad_mu, grad_raw, grad_prior_mean, grad_prior_raw;  // absent: not required
+  Sampled grad_eps;
+};
+
+inline math::LatentOptions<double>& family_of(ForwardParams& p) { return p.of.options; }
+inline math::LatentOptions<double>& family_of(BackwardParams& p) { return p.of.options; }
+
+// A call, and where those of its options are that it gives on the device. The kernels for default
+// options have no parameter for these.
+template <typename Params>
+struct WithScalars : Params {
+  math::DeviceScalars scalars;
+
+  WithScalars() = default;
+  WithScalars(const Params& params) : Params(params) {}
+};
+
+// See OperandRef.
+template <typename Visit>
+void for_each_operand(Gaussians& of, DType dtype, const Visit& visit) {
+  const int bytes = size_of(dtype);
+  visit(OperandRef("mu", of.mu, bytes, false));
+  visit(OperandRef("raw", of.raw, bytes, false));
+  visit(OperandRef("prior_mean", of.prior_mean, bytes, false));
+  visit(OperandRef("prior_raw", of.prior_raw, bytes, false));
+  visit(OperandRef("mask", of.mask, 1, false));
+}
+
+template <typename Visit>
+void for_each_operand(ForwardParams& p, const Visit& visit) {
+  const int bytes = size_of(p.dtype);
+  for_each_operand(p.of, p.dtype, visit);
+  visit(OperandRef("eps", p.eps, bytes, false));
+  visit(OperandRef("z", p.z, bytes, true));
+}
+
+template <typename Visit>
+void for_each_operand(BackwardParams& p, const Visit& visit) {
+  const int bytes = size_of(p.dtype);
+  for_each_operand(p.of, p.dtype, visit);
+  visit(OperandRef("eps", p.eps, bytes, false));
+  visit(OperandRef("grad_z", p.grad_z, bytes, false));
+  visit(OperandRef("grad_mu", p.grad_mu, bytes, true));
+  visit(OperandRef("grad_raw", p.grad_raw, bytes, true));
+  visit(OperandRef("grad_prior_mean", p.grad_prior_mean, bytes, true));
+  visit(OperandRef("grad_prior_raw", p.grad_prior_raw, bytes, true));
+  visit(OperandRef("grad_eps", p.grad_eps, bytes, true));
+}
+
+namespace cpu {
+
+void forward(const WithScalars<ForwardParams>& params, ParallelFor parallel_for);
+void backward(const WithScalars<BackwardParams>& params, ParallelFor parallel_for);
+
+}  // namespace cpu
+
+namespace cuda {
+
+// `stream` is a cudaStream_t; returns a cudaError_t. One launch each.
+int forward(const WithScalars<ForwardParams>& params, void* stream);
+int backward(const WithScalars<BackwardParams>& params, void* stream);
+
+}  // namespace cuda
+
+}  // namespace vae_fused

@@ -1,0 +1,64 @@
+// The calls for a list of tensors of the latent family: see params/latent.h.
+#pragma once
+
+#include "params/latent.h"
+
+namespace vae_fused {
+
+// A list of contiguous tensors, each against the same fixed prior, in one launch: kl is the sum of
+// their KLs, each times its weight. Tensor k's noise begins at block first_block of the stream.
+constexpr int kMaxItems = 256;  // 22 KiB of a kernel's parameters, which may have 32
+
+struct Item {
+  const void *mu = nullptr, *raw = nullptr;
+  void* z = nullptr;             // forward
+  const void* grad_z = nullptr;  // backward; absent: z was not used
+  void *grad_mu = nullptr, *grad_raw = nullptr;
+  int64_t n = 0, first_tile = 0;
+  uint64_t first_block = 0;
+  double weight = 1.0;
+};
+
+// Calls visit(name, data) for each tensor of an item, by the name that it has as an operand of a
+// single call.
+template <typename Visit>
+void for_each_tensor(const Item& item, const Visit& visit) {
+  visit("mu", item.mu);
+  visit("raw", item.raw);
+  visit("z", item.z);
+  visit("grad_z", item.grad_z);
+  visit("grad_mu", item.grad_mu);
+  visit("grad_raw", item.grad_raw);
+}
+
+struct MultiParams {
+  DType dtype = DType::kFloat32;
+  RngKey key;
+  math::LatentOptions<double> options;
+  int32_t items = 0;
+  int64_t tiles = 0;
+  int64_t tile = kTile;           // on a GPU a multiple of it
+  void* kl = nullptr;             // [1], forward
+  double* partials = nullptr;     // [tiles], forward: sums in a unit of the kernel's own
+  uint64_t* key_out = nullptr;    // [2], forward; absent: not asked for
+  const void* grad_kl = nullptr;  // [1], backward; absent: the KL was not used
+  Item item[kMaxItems];
+};
+
+inline math::LatentOptions<double>& family_of(MultiParams& p) { return p.options; }
+
+namespace cpu {
+
+void forward_multi(const WithScalars<MultiParams>& params, ParallelFor parallel_for);
+void backward_multi(const WithScalars<MultiParams>& params, ParallelFor parallel_for);
+
+}  // namespace cpu
+
+namespace cuda {
+
+int forward_multi(const WithScalars<MultiParams>& params, void* stream);
+int backward_multi(const WithScalars<MultiParams>& params, void* stream);
+
+}  // namespace cuda
+
+}  // namespace vae_fused

@@ -1,0 +1,237 @@
+// One autograd node for every operator: it saves its inputs and the noise's origin (the key, or the
+// explicit eps), nothing tensor-sized of its own, and its backward is one launch.
+#include <array>
+#include <tuple>
+
+#include "torch/latent/ops.h"
+#include "torch/latent/saved_options.h"
+
+namespace vae_fused::autograd {
+namespace {
+
+// What a call produces, in the order of its operator's schema.
+enum class Call {
+  kSampleAndKl,
+  kSampleAndKlGenerator,
+  kMoments,
+  kMomentsGenerator,
+  kSample,
+  kSampleGenerator,
+  kKl
+};
+
+// The tensors that autograd sees. `h` instead of mu and raw where the call is packed.
+struct Inputs {
+  OptionalTensor mu = std::nullopt, raw = std::nullopt, h = std::nullopt, eps = std::nullopt,
+                 prior_mean = std::nullopt, prior_raw = std::nullopt;
+};
+
+struct Arguments {
+  Call call;
+  OptionalTensor key = std::nullopt;
+  OptionalGenerator generator = std::nullopt;
+  std::string_view reduction = "sum";
+  at::OptionalIntArrayRef dim = std::nullopt;
+  OptionalTensor mask = std::nullopt;
+  GivenOptions options = {};
+  at::OptionalSymIntArrayRef sample_shape = std::nullopt;
+  int64_t packed_dim = 0;
+};
+
+// Undefined: not an output of the call.
+struct Outputs {
+  Tensor z, kl, key;
+};
+
+Outputs run(const Inputs& q, const Arguments& a) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const GivenOptions& given = a.options;
+  switch (a.call) {
+    case Call::kSampleAndKl: {
+      VAE_FUSED_OP(reparameterize_kl, "reparameterize_kl", "");
+      auto [z, kl] = op(*q.mu, *q.raw, q.eps, a.key, a.reduction, a.dim, q.prior_mean, q.prior_raw,
+                        a.mask, VAE_FUSED_OPTION_ARGUMENTS, a.sample_shape);
+      return {z, kl, {}};
+    }
+    case Call::kSampleAndKlGenerator: {
+      VAE_FUSED_OP(reparameterize_kl_generator, "reparameterize_kl", "generator");
+      auto [z, kl, key] = op(*q.mu, *q.raw, a.generator, a.reduction, a.dim, q.prior_mean,
+                             q.prior_raw, a.mask, VAE_FUSED_OPTION_ARGUMENTS, a.sample_shape);
+      return {z, kl, key};
+    }
+    case Call::kMoments: {
+      VAE_FUSED_OP(reparameterize_kl_moments, "reparameterize_kl_moments", "");
+      auto [z, kl] = op(*q.h, a.packed_dim, q.eps, a.key, a.reduction, a.dim, q.prior_mean,
+                        q.prior_raw, a.mask, VAE_FUSED_OPTION_ARGUMENTS, a.sample_shape);
+      return {z, kl, {}};
+    }
+    case Call::kMomentsGenerator: {
+      VAE_FUSED_OP(reparameterize_kl_moments_generator, "reparameterize_kl_moments", "generator");
+      auto [z, kl, key] = op(*q.h, a.packed_dim, a.generator, a.reduction, a.dim, q.prior_mean,
+                             q.prior_raw, a.mask, VAE_FUSED_OPTION_ARGUMENTS, a.sample_shape);
+      return {z, kl, key};
+    }
+    case Call::kSample: {
+      VAE_FUSED_OP(reparameterize, "reparameterize", "");
+      return {op(*q.mu, *q.raw, q.eps, a.key, a.mask, VAE_FUSED_OPTION_ARGUMENTS, a.sample_shape),
+              {},
+              {}};
+    }
+    case Call::kSampleGenerator: {
+      VAE_FUSED_OP(reparameterize_generator, "reparameterize", "generator");
+      auto [z, key] =
+          op(*q.mu, *q.raw, a.generator, a.mask, VAE_FUSED_OPTION_ARGUMENTS, a.sample_shape);
+      return {z, {}, key};
+    }
+    default: {
+      VAE_FUSED_OP(gaussian_kl, "gaussian_kl", "");
+      return {{},
+              op(*q.mu, q.raw, a.reduction, a.dim, q.prior_mean, q.prior_raw, a.mask,
+                 VAE_FUSED_OPTION_ARGUMENTS),
+              {}};
+    }
+  }
+}
+
+class LatentBackward : public SavingNode<LatentBackward> {
+ public:
+  static constexpr const char* kName = "LatentBackward";
+  // The slots. The first six have an edge each, of the same number. Those from kScalars on are for
+  // the options that are tensors, if there are any.
+  enum Slot { kMu, kRaw, kH, kEps, kPriorMean, kPriorRaw, kMask, kKey, kScalars };
+  static constexpr size_t kEdges = kMask;
+
+  LatentBackward(const Inputs& q, const Arguments& a, const Outputs& out)
+      : SavingNode(kScalars + scalar_slots(a.options), a.reduction, a.dim, a.options.numbers,
+                   a.packed_dim, out.z.defined(), out.kl.defined()) {
+    save(kMu, q.mu);
+    save(kRaw, q.raw);
+    save(kH, q.h);
+    save(kEps, q.eps);
+    save(kPriorMean, q.prior_mean);
+    save(kPriorRaw, q.prior_raw);
+    save(kMask, a.mask);
+    save(kKey, a.key ? *a.key : out.key);
+    save_scalars(*this, kScalars, a.options);
+    set_next_edges(
+        torch::autograd::collect_next_edges(q.mu, q.raw, q.h, q.eps, q.prior_mean, q.prior_raw));
+  }
+
+  static variable_list backward(const SavedCall& call, const variable_list& grads) {
+    const SavedArguments& a = call.arguments;
+    variable_list result(kEdges);
+    const OptionalTensor grad_z = a.has_z ? dense(grads[0]) : std::nullopt;
+    const OptionalTensor grad_kl = a.has_kl ? optional(grads[a.has_z ? 1 : 0]) : std::nullopt;
+    if (!grad_z && !grad_kl) return result;
+
+    const auto saved = [&](Slot slot) { return optional(call.tensors[slot]); };
+    const auto wanted = [&](Slot slot, bool reached = true) {
+      return reached && call.wanted[slot];
+    };
+    const bool eps = wanted(kEps, grad_z.has_value());
+    const bool prior_mean = wanted(kPriorMean, grad_kl.has_value());
+    const bool prior_raw = wanted(kPriorRaw, grad_kl.has_value());
+    const GivenOptions given = saved_options(call, kScalars);
+    const BelowAutograd guard;
+    if (call.tensors[kH].defined()) {
+      VAE_FUSED_OP(reparameterize_kl_moments_backward, "reparameterize_kl_moments_backward", "");
+      std::tie(result[kH], result[kEps], result[kPriorMean], result[kPriorRaw]) = op(
+          grad_z, grad_kl, call.tensors[kH], a.packed_dim, saved(kEps), saved(kKey), a.reduction,
+          a.dim_ref(), saved(kPriorMean), saved(kPriorRaw), saved(kMask),
+          VAE_FUSED_OPTION_ARGUMENTS, std::array<bool, 4>{wanted(kH), eps, prior_mean, prior_raw});
+      return result;
+    }
+    VAE_FUSED_OP(reparameterize_kl_backward, "reparameterize_kl_backward", "");
+    std::tie(result[kMu], result[kRaw], result[kEps], result[kPriorMean], result[kPriorRaw]) = op(
+        grad_z, grad_kl, call.tensors[kMu], saved(kRaw), saved(kEps), saved(kKey), a.reduction,
+        a.dim_ref(), saved(kPriorMean), saved(kPriorRaw), saved(kMask), VAE_FUSED_OPTION_ARGUMENTS,
+        std::array<bool, 5>{wanted(kMu), wanted(kRaw), eps, prior_mean, prior_raw});
+    return result;
+  }
+};
+
+Outputs apply(const Inputs& q, const Arguments& a) {
+  refuse_transforms();
+  for (const OptionalTensor* t : {&q.mu, &q.raw, &q.h, &q.eps, &q.prior_mean, &q.prior_raw}) {
+    if (*t) refuse_tangent(**t);
+  }
+  refuse_gradients(a.options);
+  const Outputs out = run(q, a);
+  if (!at::GradMode::is_enabled()) return out;
+  // What depends on nothing that has a gradient needs none: z where only the prior is learned, so
+  // that a decoder does not send one back, or the KL where only eps is.
+  const bool posterior = any_requires_grad(q.mu, q.raw, q.h);
+  const bool of_z = posterior || any_requires_grad(q.eps);
+  const bool of_kl = posterior || any_requires_grad(q.prior_mean, q.prior_raw);
+  if (!of_z && !of_kl) return out;
+  const auto node = make_node<LatentBackward>(q, a, out);
+  if (out.z.defined()) set_output(node, out.z, of_z);
+  if (out.kl.defined()) set_output(node, out.kl, of_kl);
+  return out;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE,
+                                             VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
+                                             VAE_FUSED_SAMPLES) {
+  const auto out = apply({mu, raw, std::nullopt, eps, prior_mean, prior_raw},
+                         {Call::kSampleAndKl, key, std::nullopt, reduction, dim, mask,
+                          VAE_FUSED_GIVEN_OPTIONS, sample_shape});
+  return {out.z, out.kl};
+}
+
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_generator(const Tensor& mu, const Tensor& raw,
+                                                               OptionalGenerator generator,
+                                                               VAE_FUSED_REDUCTION,
+                                                               VAE_FUSED_PRIOR_AND_OPTIONS,
+                                                               VAE_FUSED_SAMPLES) {
+  const auto out = apply({mu, raw, std::nullopt, std::nullopt, prior_mean, prior_raw},
+                         {Call::kSampleAndKlGenerator, std::nullopt, generator, reduction, dim,
+                          mask, VAE_FUSED_GIVEN_OPTIONS, sample_shape});
+  return {out.z, out.kl, out.key};
+}
+
+std::tuple<Tensor, Tensor> reparameterize_kl_moments(const Tensor& h, int64_t packed_dim,
+                                                     VAE_FUSED_NOISE, VAE_FUSED_REDUCTION,
+                                                     VAE_FUSED_PRIOR_AND_OPTIONS,
+                                                     VAE_FUSED_SAMPLES) {
+  const auto out = apply({std::nullopt, std::nullopt, h, eps, prior_mean, prior_raw},
+                         {Call::kMoments, key, std::nullopt, reduction, dim, mask,
+                          VAE_FUSED_GIVEN_OPTIONS, sample_shape, packed_dim});
+  return {out.z, out.kl};
+}
+
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_moments_generator(
+    const Tensor& h, int64_t packed_dim, OptionalGenerator generator, VAE_FUSED_REDUCTION,
+    VAE_FUSED_PRIOR_AND_OPTIONS, VAE_FUSED_SAMPLES) {
+  const auto out = apply({std::nullopt, std::nullopt, h, std::nullopt, prior_mean, prior_raw},
+                         {Call::kMomentsGenerator, std::nullopt, generator, reduction, dim, mask,
+                          VAE_FUSED_GIVEN_OPTIONS, sample_shape, packed_dim});
+  return {out.z, out.kl, out.key};
+}
+
+Tensor reparameterize(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE, VAE_FUSED_OPTIONS,
+                      VAE_FUSED_SAMPLES) {
+  return apply({mu, raw, std::nullopt, eps}, {Call::kSample, key, std::nullopt, "sum", std::nullopt,
+                                              mask, VAE_FUSED_GIVEN_OPTIONS, sample_shape})
+      .z;
+}
+
+std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tensor& raw,
+                                                    OptionalGenerator generator, VAE_FUSED_OPTIONS,
+                                                    VAE_FUSED_SAMPLES) {
+  const auto out = apply({mu, raw}, {Call::kSampleGenerator, std::nullopt, generator, "sum",
+                                     std::nullopt, mask, VAE_FUSED_GIVEN_OPTIONS, sample_shape});
+  return {out.z, out.key};
+}
+
+Tensor gaussian_kl(const Tensor& mu, const OptionalTensor& raw, VAE_FUSED_REDUCTION,
+                   VAE_FUSED_PRIOR_AND_OPTIONS) {
+  return apply(
+             {mu, raw, std::nullopt, std::nullopt, prior_mean, prior_raw},
+             {Call::kKl, std::nullopt, std::nullopt, reduction, dim, mask, VAE_FUSED_GIVEN_OPTIONS})
+      .kl;
+}
+
+}  // namespace vae_fused::autograd

@@ -1,0 +1,113 @@
+// The backward operators: check, allocate, launch. One `backward_into` serves both.
+#include <ATen/ops/empty_like.h>
+#include <c10/core/DeviceGuard.h>
+
+#include "torch/latent/check.h"
+#include "torch/latent/ops.h"
+#include "torch/launch.h"
+#include "torch/reduction.h"
+#include "torch/rng.h"
+
+namespace vae_fused {
+namespace {
+
+// The gradients, written into these tensors; undefined: not required.
+struct Gradients {
+  Tensor mu, raw, eps, prior_mean, prior_raw;
+
+  bool any() const {
+    return mu.defined() || raw.defined() || eps.defined() || prior_mean.defined() ||
+           prior_raw.defined();
+  }
+};
+
+void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
+                   const OptionalTensor& grad_kl_in, const Tensor& mu, const Tensors& of,
+                   const OptionalTensor& eps_in, const OptionalTensor& key_in,
+                   const Reduction& reduction) {
+  Tensor grad_z = grad_z_in.value_or(Tensor()), grad_kl = grad_kl_in.value_or(Tensor());
+  of.check(mu);
+  // Without grad_z there is no sample to differentiate, and its noise is nobody's concern.
+  TORCH_CHECK_VALUE(grad_z.defined() || !grad.eps.defined(),
+                    "vae_fused: grad_eps is asked for, but there is no grad_z");
+  Noise noise;
+  if (grad_z.defined()) {
+    c10::SymDimVector shape(mu.sym_sizes());  // after that of the samples, whatever it is
+    const int64_t before = std::max<int64_t>(grad_z.dim() - mu.dim(), 0);
+    shape.insert(shape.begin(), grad_z.sym_sizes().begin(), grad_z.sym_sizes().begin() + before);
+    check_tensor(grad_z, "grad_z", shape, mu.scalar_type(), mu);
+    noise = Noise::given(eps_in, key_in);
+    noise.check(grad_z);
+  }
+  if (grad_kl.defined())
+    check_tensor(grad_kl, "grad_kl", reduction.shape(mu), arithmetic_dtype(mu), mu);
+  if (!grad.any() || mu.is_meta() || mu.numel() == 0) return;
+
+  const c10::DeviceGuard guard(mu.device());
+  WithScalars<BackwardParams> params;
+  params.dtype = dtype_of(mu);
+  params.of.options = parse_options(of.options.numbers);
+  params.scalars = of.options.pointers(params.of.options);
+  if (noise.key.defined()) params.key = key_of(noise.key);
+  if (grad_kl.defined()) {
+    // The gradient of a sum of a KL of many rows is one value, expanded.
+    const auto strides = grad_kl.strides();
+    if (std::any_of(strides.begin(), strides.end(), [](int64_t s) { return s != 0; })) {
+      grad_kl = grad_kl.contiguous();
+    } else {
+      params.grad_kl.stride = 0;
+    }
+    params.grad_kl.data = grad_kl.const_data_ptr();
+    params.grad_kl.scale = reduction.scale(mu);
+  }
+  CallTensors tensors = of.bindable(mu);
+  tensors.add("eps", noise.eps);
+  tensors.add("grad_z", grad_z);
+  tensors.add("grad_mu", grad.mu);
+  tensors.add("grad_raw", grad.raw);
+  tensors.add("grad_prior_mean", grad.prior_mean);
+  tensors.add("grad_prior_raw", grad.prior_raw);
+  tensors.add("grad_eps", grad.eps);
+  params.of.samples = samples_of(grad_z, mu);
+  params.space = tensors.bind(params, mu, reduction.summed);
+  VAE_FUSED_LAUNCH(backward, params, mu.device());
+  tensors.copy_back();
+}
+
+// A gradient of `t`, if it is wanted. That of eps is in the shape of grad_z.
+Tensor wanted(bool wanted, const OptionalTensor& t) {
+  return wanted && t.has_value() ? with_huge_pages(at::empty_like(*t)) : Tensor();
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> reparameterize_kl_backward(
+    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu,
+    const OptionalTensor& raw, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
+    std::array<bool, 5> output_mask) {
+  const Gradients grad{wanted(output_mask[0], mu), wanted(output_mask[1], raw),
+                       wanted(output_mask[2], grad_z), wanted(output_mask[3], prior_mean),
+                       wanted(output_mask[4], prior_raw)};
+  backward_into(grad, grad_z, grad_kl, mu,
+                {raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS}, eps, key,
+                parse_reduction(reduction, dim, mu.dim()));
+  return {grad.mu, grad.raw, grad.eps, grad.prior_mean, grad.prior_raw};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> reparameterize_kl_moments_backward(
+    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& h,
+    int64_t packed_dim, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
+    std::array<bool, 4> output_mask) {
+  const auto [mu, raw] = unpack(h, packed_dim);
+  Gradients grad{Tensor(), Tensor(), wanted(output_mask[1], grad_z),
+                 wanted(output_mask[2], prior_mean), wanted(output_mask[3], prior_raw)};
+  // One tensor, whose halves the kernel writes in place.
+  const Tensor grad_h = wanted(output_mask[0], h);
+  if (grad_h.defined()) std::tie(grad.mu, grad.raw) = unpack(grad_h, packed_dim);
+  backward_into(grad, grad_z, grad_kl, mu,
+                {raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS}, eps, key,
+                parse_reduction(reduction, dim, mu.dim()));
+  return {grad_h, grad.eps, grad.prior_mean, grad.prior_raw};
+}
+
+}  // namespace vae_fused

@@ -1,0 +1,149 @@
+// The forward operators: check, allocate, launch. One `forward` serves every overload.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/core/DeviceGuard.h>
+
+#include "torch/latent/check.h"
+#include "torch/latent/ops.h"
+#include "torch/launch.h"
+#include "torch/reduction.h"
+#include "torch/rng.h"
+
+namespace vae_fused {
+namespace {
+
+struct Outputs {
+  Tensor z, kl, key;
+};
+
+// `noise` absent: no sample. `reduction` absent: no KL.
+Outputs forward(const Tensor& mu, const Tensors& of, std::optional<Noise> noise,
+                const std::optional<Reduction>& reduction,
+                at::OptionalSymIntArrayRef sample_shape) {
+  of.check(mu);
+  WithScalars<ForwardParams> params;
+  params.dtype = dtype_of(mu);
+  params.of.options = parse_options(of.options.numbers);
+
+  Outputs out;
+  if (noise) {
+    if (sample_shape.has_value()) {
+      c10::SymDimVector shape(sample_shape->begin(), sample_shape->end());
+      shape.append(mu.sym_sizes().begin(), mu.sym_sizes().end());
+      out.z = with_huge_pages(at::empty_symint(shape, mu.options()));
+    } else {
+      out.z = with_huge_pages(at::empty_like(mu));
+    }
+    noise->check(out.z);
+    if (noise->reserve) out.key = at::empty({2}, mu.options().dtype(at::kUInt64));
+  }
+  if (reduction) {
+    out.kl = at::empty_symint(reduction->shape(mu), mu.options().dtype(arithmetic_dtype(mu)));
+  }
+  if (mu.is_meta()) return out;
+
+  const c10::DeviceGuard guard(mu.device());
+  params.scalars = of.options.pointers(params.of.options);
+  if (reduction) params.kl.scale = reduction->scale(mu);
+  if (mu.numel() == 0) {  // an empty sum; a mean over nothing is nan, as in torch
+    if (out.kl.defined()) out.kl.fill_(0.0 * params.kl.scale);
+    if (out.key.defined()) out.key.zero_();
+    return out;
+  }
+  CallTensors tensors = of.bindable(mu);
+  if (noise) tensors.add("eps", noise->eps);
+  tensors.add("z", out.z);
+  params.of.samples = samples_of(out.z, mu);
+  params.space = tensors.bind(params, mu, reduction.value_or(Reduction{}).summed);
+  Tensor partials;
+  if (out.kl.defined()) {
+    params.kl.data = out.kl.mutable_data_ptr();
+    if (params.space.tiles_per_row > 1) {
+      partials = at::empty({params.space.tiles}, mu.options().dtype(at::kDouble));
+      params.kl.partials = partials.mutable_data_ptr<double>();
+    }
+  }
+  if (noise && noise->key.defined()) params.key = key_of(noise->key);
+  if (noise && noise->reserve) {  // last: nothing after this can refuse the call
+    params.key = reserve_key(noise->generator, mu.device(), noise_blocks(out.z));
+    params.key_out = static_cast<uint64_t*>(out.key.mutable_data_ptr());
+  }
+  VAE_FUSED_LAUNCH(forward, params, mu.device());
+  tensors.copy_back();
+  return out;
+}
+
+}  // namespace
+
+std::pair<Tensor, Tensor> unpack(const Tensor& h, int64_t packed_dim) {
+  const int64_t d = packed_dim + (packed_dim < 0 ? h.dim() : 0);
+  TORCH_CHECK_INDEX(d >= 0 && d < h.dim(), "vae_fused: packed_dim out of range for ", h.dim(),
+                    "-d h");
+  const c10::SymInt size = h.sym_size(d);
+  TORCH_CHECK_VALUE(size % 2 == 0, "vae_fused: h has size ", size, " in dimension ", d,
+                    ", wants an even one: mu and raw");
+  return {h.narrow_symint(d, 0, size / 2), h.narrow_symint(d, size / 2, size / 2)};
+}
+
+std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE,
+                                             VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
+                                             VAE_FUSED_SAMPLES) {
+  Outputs out =
+      forward(mu, {raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS},
+              Noise::given(eps, key), parse_reduction(reduction, dim, mu.dim()), sample_shape);
+  return {out.z, out.kl};
+}
+
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_generator(const Tensor& mu, const Tensor& raw,
+                                                               OptionalGenerator generator,
+                                                               VAE_FUSED_REDUCTION,
+                                                               VAE_FUSED_PRIOR_AND_OPTIONS,
+                                                               VAE_FUSED_SAMPLES) {
+  Outputs out =
+      forward(mu, {raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS},
+              Noise::reserved(generator), parse_reduction(reduction, dim, mu.dim()), sample_shape);
+  return {out.z, out.kl, out.key};
+}
+
+Tensor reparameterize(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE, VAE_FUSED_OPTIONS,
+                      VAE_FUSED_SAMPLES) {
+  return forward(mu, {raw, std::nullopt, std::nullopt, mask, VAE_FUSED_GIVEN_OPTIONS},
+                 Noise::given(eps, key), std::nullopt, sample_shape)
+      .z;
+}
+
+std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tensor& raw,
+                                                    OptionalGenerator generator, VAE_FUSED_OPTIONS,
+                                                    VAE_FUSED_SAMPLES) {
+  Outputs out = forward(mu, {raw, std::nullopt, std::nullopt, mask, VAE_FUSED_GIVEN_OPTIONS},
+                        Noise::reserved(generator), std::nullopt, sample_shape);
+  return {out.z, out.key};
+}
+
+Tensor gaussian_kl(const Tensor& mu, const OptionalTensor& raw, VAE_FUSED_REDUCTION,
+                   VAE_FUSED_PRIOR_AND_OPTIONS) {
+  return forward(mu, {raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS}, std::nullopt,
+                 parse_reduction(reduction, dim, mu.dim()), std::nullopt)
+      .kl;
+}
+
+std::tuple<Tensor, Tensor> reparameterize_kl_moments(const Tensor& h, int64_t packed_dim,
+                                                     VAE_FUSED_NOISE, VAE_FUSED_REDUCTION,
+                                                     VAE_FUSED_PRIOR_AND_OPTIONS,
+                                                     VAE_FUSED_SAMPLES) {
+  const auto [mu, raw] = unpack(h, packed_dim);
+  const GivenOptions given = VAE_FUSED_GIVEN_OPTIONS;
+  return reparameterize_kl(mu, raw, eps, key, reduction, dim, prior_mean, prior_raw, mask,
+                           VAE_FUSED_OPTION_ARGUMENTS, sample_shape);
+}
+
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_moments_generator(
+    const Tensor& h, int64_t packed_dim, OptionalGenerator generator, VAE_FUSED_REDUCTION,
+    VAE_FUSED_PRIOR_AND_OPTIONS, VAE_FUSED_SAMPLES) {
+  const auto [mu, raw] = unpack(h, packed_dim);
+  const GivenOptions given = VAE_FUSED_GIVEN_OPTIONS;
+  return reparameterize_kl_generator(mu, raw, generator, reduction, dim, prior_mean, prior_raw,
+                                     mask, VAE_FUSED_OPTION_ARGUMENTS, sample_shape);
+}
+
+}  // namespace vae_fused

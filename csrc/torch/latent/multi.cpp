@@ -1,0 +1,180 @@
+// The operators of a list of tensors: check, allocate, launch. One launch for kMaxItems of them.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/stack.h>
+#include <c10/core/DeviceGuard.h>
+
+#include <cmath>
+
+#include "params/latent_multi.h"
+#include "torch/latent/check.h"
+#include "torch/latent/ops.h"
+#include "torch/launch.h"
+#include "torch/rng.h"
+
+namespace vae_fused {
+namespace {
+
+// A list that has been checked; tensors contiguous.
+struct List {
+  std::vector<Tensor> mu, raw;
+  std::vector<double> weight;         // of each tensor's KL
+  std::vector<uint64_t> first_block;  // blocks of noise before each tensor
+  int64_t blocks = 0;
+  double of_empty = 0;  // the KL of the empty tensors: a sum is 0, a mean nan, as in torch
+
+  size_t size() const { return mu.size(); }
+
+  List(at::TensorList mus, at::TensorList raws, std::string_view reduction) {
+    TORCH_CHECK_VALUE(!mus.empty() && mus.size() == raws.size(), "vae_fused: ", mus.size(),
+                      " tensors mu and ", raws.size(), " tensors raw");
+    TORCH_CHECK_VALUE(reduction == "sum" || reduction == "mean", "vae_fused: unknown reduction '",
+                      reduction, "' of a list");
+    for (size_t k = 0; k < mus.size(); ++k) {
+      check_tensor(mus[k], "mu", mus[k].sym_sizes(), mus[0].scalar_type(), mus[0]);
+      check_like(raws[k], "raw", mus[k]);
+      mu.push_back(mus[k].contiguous());
+      raw.push_back(raws[k].contiguous());
+    }
+    if (mus[0].is_meta()) return;
+    for (const Tensor& t : mu) {
+      weight.push_back(reduction == "mean" ? 1.0 / static_cast<double>(t.numel()) : 1.0);
+      first_block.push_back(static_cast<uint64_t>(blocks));
+      blocks += noise_blocks(t);
+      if (t.numel() == 0) of_empty += 0.0 * weight.back();
+    }
+  }
+};
+
+// Calls launch(params) for each part of the list that one launch takes; `fill` adds to an item what
+// differs between the directions. Empty tensors are left out.
+template <typename Fill, typename Launch>
+void for_each_part(const List& list, WithScalars<MultiParams>& params, const Fill& fill,
+                   const Launch& launch) {
+  const auto flush = [&] {
+    if (params.items > 0) launch(params);
+    params.items = 0;
+    params.tiles = 0;
+  };
+  params.dtype = dtype_of(list.mu[0]);
+  for (size_t k = 0; k < list.size(); ++k) {
+    if (list.mu[k].numel() == 0) continue;
+    Item& item = params.item[params.items++];
+    item = Item{};
+    item.mu = list.mu[k].const_data_ptr();
+    item.raw = list.raw[k].const_data_ptr();
+    item.n = list.mu[k].numel();
+    item.first_tile = params.tiles;
+    item.first_block = list.first_block[k];
+    item.weight = list.weight[k];
+    fill(k, item);
+    params.tiles += tiles_of(item.n);
+    if (params.items == kMaxItems) flush();
+  }
+  flush();
+}
+
+struct MultiOutputs {
+  std::vector<Tensor> z;
+  Tensor kl, key;
+};
+
+MultiOutputs forward(at::TensorList mus, at::TensorList raws, const OptionalTensor& key,
+                     const OptionalGenerator& generator, std::string_view reduction,
+                     const GivenOptions& options) {
+  const List list(mus, raws, reduction);
+  const Tensor& first = list.mu[0];
+  MultiOutputs out;
+  for (const Tensor& t : list.mu) out.z.push_back(with_huge_pages(at::empty_like(t)));
+  out.kl = at::empty({}, first.options().dtype(arithmetic_dtype(first)));
+  if (key) check_key(*key, first);
+  if (!key) out.key = at::empty({2}, first.options().dtype(at::kUInt64));
+  WithScalars<MultiParams> params;
+  params.options = parse_options(options.numbers);
+  options.check(first);
+  if (first.is_meta()) return out;
+
+  const c10::DeviceGuard guard(first.device());
+  const Tensor key_in = key ? key->contiguous() : Tensor();
+  if (list.blocks == 0) {
+    out.kl.fill_(list.of_empty);
+    if (out.key.defined()) out.key.zero_();
+    return out;
+  }
+  params.scalars = options.pointers(params.options);
+  params.key = key ? key_of(key_in) : reserve_key(generator, first.device(), list.blocks);
+  if (!key) params.key_out = static_cast<uint64_t*>(out.key.mutable_data_ptr());
+  std::vector<Tensor> parts;  // the KL of each launch
+  const auto z_of = [&](size_t k, Item& item) { item.z = out.z[k].mutable_data_ptr(); };
+  for_each_part(list, params, z_of, [&](WithScalars<MultiParams>& p) {
+    const Tensor partials = at::empty({p.tiles}, first.options().dtype(at::kDouble));
+    p.partials = partials.mutable_data_ptr<double>();
+    parts.push_back(at::empty_like(out.kl));
+    p.kl = parts.back().mutable_data_ptr();
+    VAE_FUSED_LAUNCH(forward_multi, p, first.device());
+  });
+  out.kl = parts.size() == 1 ? parts[0] : at::stack(parts).sum();
+  if (std::isnan(list.of_empty)) out.kl.fill_(list.of_empty);
+  return out;
+}
+
+}  // namespace
+
+std::tuple<std::vector<Tensor>, Tensor> reparameterize_kl_multi(at::TensorList mu,
+                                                                at::TensorList raw,
+                                                                const Tensor& key,
+                                                                std::string_view reduction,
+                                                                VAE_FUSED_OPTION_PARAMETERS) {
+  MultiOutputs out = forward(mu, raw, key, std::nullopt, reduction, VAE_FUSED_GIVEN_OPTIONS);
+  return {out.z, out.kl};
+}
+
+std::tuple<std::vector<Tensor>, Tensor, Tensor> reparameterize_kl_multi_generator(
+    at::TensorList mu, at::TensorList raw, OptionalGenerator generator, std::string_view reduction,
+    VAE_FUSED_OPTION_PARAMETERS) {
+  MultiOutputs out = forward(mu, raw, std::nullopt, generator, reduction, VAE_FUSED_GIVEN_OPTIONS);
+  return {out.z, out.kl, out.key};
+}
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_backward(
+    const c10::List<OptionalTensor>& grad_z, const OptionalTensor& grad_kl, at::TensorList mu,
+    at::TensorList raw, const Tensor& key, std::string_view reduction,
+    VAE_FUSED_OPTION_PARAMETERS) {
+  const GivenOptions given = VAE_FUSED_GIVEN_OPTIONS;
+  const List list(mu, raw, reduction);
+  const Tensor& first = list.mu[0];
+  TORCH_CHECK_VALUE(grad_z.size() == list.size(), "vae_fused: ", grad_z.size(),
+                    " gradients of z, wants ", list.size());
+  check_key(key, first);
+  std::vector<Tensor> grad_mu, grad_raw, gz(list.size());
+  for (size_t k = 0; k < list.size(); ++k) {
+    grad_mu.push_back(with_huge_pages(at::empty_like(list.mu[k])));
+    grad_raw.push_back(with_huge_pages(at::empty_like(list.raw[k])));
+    const OptionalTensor given = grad_z.get(k);
+    if (!given || !given->defined()) continue;
+    check_like(*given, "grad_z", list.mu[k]);
+    gz[k] = given->contiguous();
+  }
+  if (grad_kl) check_tensor(*grad_kl, "grad_kl", {}, arithmetic_dtype(first), first);
+  WithScalars<MultiParams> params;
+  params.options = parse_options(given.numbers);
+  given.check(first);
+  if (first.is_meta()) return {grad_mu, grad_raw};
+
+  const c10::DeviceGuard guard(first.device());
+  const Tensor key_in = key.contiguous();
+  params.scalars = given.pointers(params.options);
+  params.key = key_of(key_in);
+  if (grad_kl) params.grad_kl = grad_kl->const_data_ptr();
+  const auto grads_of = [&](size_t k, Item& item) {
+    if (gz[k].defined()) item.grad_z = gz[k].const_data_ptr();
+    item.grad_mu = grad_mu[k].mutable_data_ptr();
+    item.grad_raw = grad_raw[k].mutable_data_ptr();
+  };
+  for_each_part(list, params, grads_of, [&](WithScalars<MultiParams>& p) {
+    VAE_FUSED_LAUNCH(backward_multi, p, first.device());
+  });
+  return {grad_mu, grad_raw};
+}
+
+}  // namespace vae_fused

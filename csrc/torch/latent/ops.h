@@ -1,0 +1,84 @@
+// The operators' C++ signatures, in the order of library.cpp. The functions of `autograd` wrap
+// those of the same name and call them through the dispatcher.
+#pragma once
+
+#include <ATen/core/List.h>
+
+#include <array>
+#include <string_view>
+#include <tuple>
+
+#include "torch/latent/options.h"
+#include "torch/tensor.h"
+
+namespace vae_fused {
+
+// The parameters that operators have in common, as in library.cpp.
+#define VAE_FUSED_REDUCTION std::string_view reduction, at::OptionalIntArrayRef dim
+#define VAE_FUSED_OPTIONS const OptionalTensor &mask, VAE_FUSED_OPTION_PARAMETERS
+#define VAE_FUSED_PRIOR_AND_OPTIONS \
+  const OptionalTensor &prior_mean, const OptionalTensor &prior_raw, VAE_FUSED_OPTIONS
+#define VAE_FUSED_SAMPLES at::OptionalSymIntArrayRef sample_shape
+#define VAE_FUSED_NOISE const OptionalTensor &eps, const OptionalTensor &key
+
+std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE,
+                                             VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
+                                             VAE_FUSED_SAMPLES);
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_generator(const Tensor& mu, const Tensor& raw,
+                                                               OptionalGenerator generator,
+                                                               VAE_FUSED_REDUCTION,
+                                                               VAE_FUSED_PRIOR_AND_OPTIONS,
+                                                               VAE_FUSED_SAMPLES);
+Tensor reparameterize(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE, VAE_FUSED_OPTIONS,
+                      VAE_FUSED_SAMPLES);
+std::tuple<Tensor, Tensor> reparameterize_generator(const Tensor& mu, const Tensor& raw,
+                                                    OptionalGenerator generator, VAE_FUSED_OPTIONS,
+                                                    VAE_FUSED_SAMPLES);
+Tensor gaussian_kl(const Tensor& mu, const OptionalTensor& raw, VAE_FUSED_REDUCTION,
+                   VAE_FUSED_PRIOR_AND_OPTIONS);
+std::tuple<Tensor, Tensor> reparameterize_kl_moments(const Tensor& h, int64_t packed_dim,
+                                                     VAE_FUSED_NOISE, VAE_FUSED_REDUCTION,
+                                                     VAE_FUSED_PRIOR_AND_OPTIONS,
+                                                     VAE_FUSED_SAMPLES);
+std::tuple<Tensor, Tensor, Tensor> reparameterize_kl_moments_generator(
+    const Tensor& h, int64_t packed_dim, OptionalGenerator generator, VAE_FUSED_REDUCTION,
+    VAE_FUSED_PRIOR_AND_OPTIONS, VAE_FUSED_SAMPLES);
+std::tuple<Tensor, Tensor, Tensor, Tensor> reparameterize_kl_moments_backward(
+    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& h,
+    int64_t packed_dim, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
+    std::array<bool, 4> output_mask);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> reparameterize_kl_backward(
+    const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu,
+    const OptionalTensor& raw, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
+    std::array<bool, 5> output_mask);
+
+// Lists of tensors: see csrc/torch/multi.cpp.
+std::tuple<std::vector<Tensor>, Tensor> reparameterize_kl_multi(at::TensorList mu,
+                                                                at::TensorList raw,
+                                                                const Tensor& key,
+                                                                std::string_view reduction,
+                                                                VAE_FUSED_OPTION_PARAMETERS);
+std::tuple<std::vector<Tensor>, Tensor, Tensor> reparameterize_kl_multi_generator(
+    at::TensorList mu, at::TensorList raw, OptionalGenerator generator, std::string_view reduction,
+    VAE_FUSED_OPTION_PARAMETERS);
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_backward(
+    const c10::List<OptionalTensor>& grad_z, const OptionalTensor& grad_kl, at::TensorList mu,
+    at::TensorList raw, const Tensor& key, std::string_view reduction, VAE_FUSED_OPTION_PARAMETERS);
+
+// The halves of h: mu and raw.
+std::pair<Tensor, Tensor> unpack(const Tensor& h, int64_t packed_dim);
+
+namespace autograd {
+
+decltype(vae_fused::reparameterize_kl) reparameterize_kl;
+decltype(vae_fused::reparameterize_kl_generator) reparameterize_kl_generator;
+decltype(vae_fused::reparameterize) reparameterize;
+decltype(vae_fused::reparameterize_generator) reparameterize_generator;
+decltype(vae_fused::gaussian_kl) gaussian_kl;
+decltype(vae_fused::reparameterize_kl_moments) reparameterize_kl_moments;
+decltype(vae_fused::reparameterize_kl_moments_generator) reparameterize_kl_moments_generator;
+decltype(vae_fused::reparameterize_kl_multi) reparameterize_kl_multi;
+decltype(vae_fused::reparameterize_kl_multi_generator) reparameterize_kl_multi_generator;
+
+}  // namespace autograd
+}  // namespace vae_fused

@@ -1,0 +1,55 @@
+#include "torch/latent/options.h"
+
+#include <cmath>
+
+#include "math/latent/gaussian.h"
+#include "torch/check.h"
+#include "torch/scale.h"
+
+namespace vae_fused {
+namespace {
+
+math::LatentOptions<double> derived(const math::GivenLatent& given) {
+  math::LatentOptions<double> f = math::underived(given);
+  f.posterior = derived_scale(given.posterior);
+  f.prior = derived_scale(given.prior);
+  f.per_mu_soft_clamp = given.mu_soft_clamp > 0 ? 1 / given.mu_soft_clamp : 0;
+  const math::Scale<double> tau = math::scale_of(f.prior, given.prior_raw);
+  f.prior_precision = math::precision_of(tau.sigma);
+  f.prior_x = tau.x;
+  if (f.linear) f.free_bits = -std::numeric_limits<double>::infinity();
+  return f;
+}
+
+}  // namespace
+
+OptionNames latent_options() { return names_of_options<math::GivenLatent>(); }
+
+math::LatentOptions<double> parse_options(OptionList options) {
+  if (!options.has_value()) return {};
+  return derived(given_options<math::GivenLatent>(options));
+}
+
+bool GivenOptions::has_scalars() const {
+  bool any = false;
+  for_each_scalar([&](const char*, const OptionalTensor& t) { any = any || t.has_value(); });
+  return any;
+}
+
+void GivenOptions::check(const Tensor& mu) const {
+  for_each_scalar([&](const char* name, const OptionalTensor& t) {
+    if (t) check_tensor(*t, name, {}, arithmetic_dtype(mu), mu);
+  });
+}
+
+math::DeviceScalars GivenOptions::pointers(const math::LatentOptions<double>& options) const {
+  math::DeviceScalars result;
+#define VAE_FUSED_POINTER_TO(name) \
+  if (name) result.name = name->const_data_ptr();
+  VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_POINTER_TO)
+#undef VAE_FUSED_POINTER_TO
+  if (options.linear) result.free_bits = nullptr;  // whose floor is -inf
+  return result;
+}
+
+}  // namespace vae_fused

@@ -1,0 +1,39 @@
+// The options of a call in its autograd node: numbers among the arguments, tensors in slots.
+#pragma once
+
+#include "torch/latent/options.h"
+#include "torch/node.h"
+
+namespace vae_fused::autograd {
+
+// The kernels compute no gradient of an option that is a tensor.
+inline void refuse_gradients(const GivenOptions& options) {
+  options.for_each_scalar([](const char* name, const OptionalTensor& t) {
+    if (!t) return;
+    refuse_tangent(*t);
+    TORCH_CHECK_VALUE(
+        !t->requires_grad(), "vae_fused: ", name,
+        " must not require a gradient, because none is computed; pass it with .detach()");
+  });
+}
+
+// Slots that the tensors take. A call without any has none, so that its backward unpacks none.
+inline size_t scalar_slots(const GivenOptions& options) {
+  return options.has_scalars() ? kDeviceScalars : 0;
+}
+
+// Saves the tensors in the slots from `slot` on.
+template <typename Node>
+void save_scalars(Node& node, size_t slot, const GivenOptions& options) {
+  options.for_each_scalar([&](const char*, const OptionalTensor& t) { node.save(slot++, t); });
+}
+
+inline GivenOptions saved_options(const SavedCall& call, size_t slot) {
+  GivenOptions options{call.arguments.options_ref()};
+  if (call.tensors.size() == slot) return options;
+  options.for_each_scalar(
+      [&](const char*, OptionalTensor& t) { t = optional(call.tensors[slot++]); });
+  return options;
+}
+
+}  // namespace vae_fused::autograd

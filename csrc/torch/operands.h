@@ -1,0 +1,46 @@
+// Tensors become operands over one iteration space.
+#pragma once
+
+#include "iteration/make_space.h"
+#include "torch/tensor.h"
+
+namespace vae_fused {
+
+// The tensors of a call, by the names of its operands.
+class CallTensors {
+ public:
+  // A tensor in the shape of the call, or several samples of that shape. Undefined: absent.
+  void add(std::string_view name, const Tensor& tensor) { entries_.emplace_back(name, tensor); }
+
+  // Binds the operands of `params` to the tensors of the same names, over one iteration space. The
+  // call has the shape of `like`. Where more than kMaxDims dimensions cannot be merged, contiguous
+  // copies are bound, which have fewer dimensions.
+  template <typename Params>
+  Space bind(Params& params, const Tensor& like, DimSet summed) {
+    Operands operands;
+    for_each_operand(params, [&](const OperandRef& of) { operands.push_back(of); });
+    return bind_to(operands, like, summed);
+  }
+
+  // Copies results from contiguous copies to the tensors that were added.
+  void copy_back() const;
+
+ private:
+  struct Entry {
+    std::string_view name;
+    Tensor tensor, bound;
+    bool written = false;
+
+    Entry(std::string_view name, const Tensor& tensor) : name(name), tensor(tensor) {}
+  };
+  using Operands = c10::SmallVector<OperandRef, kMaxBindings>;
+
+  Space bind_to(const Operands& operands, const Tensor& like, DimSet summed);
+
+  c10::SmallVector<Entry, kMaxBindings> entries_;
+};
+
+// A new tensor that a kernel is about to write: see cpu/pages.cpp.
+Tensor with_huge_pages(Tensor result);
+
+}  // namespace vae_fused

@@ -1,0 +1,56 @@
+#include "torch/scale.h"
+
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <iterator>
+#include <utility>
+
+namespace vae_fused {
+namespace {
+
+using math::ScaleBase;
+
+// A public kind of scale is a base with an affine map before and a factor after:
+// unit * base(gain * x). softplus has its beta in both.
+struct Kind {
+  ScaleBase base;
+  double gain, unit;
+};
+
+constexpr Kind kKinds[] = {
+    {ScaleBase::kExp, 0.5, 1},      // logvar
+    {ScaleBase::kExp, 1, 1},        // logstd
+    {ScaleBase::kIdentity, 1, 1},   // std
+    {ScaleBase::kSqrt, 1, 1},       // var
+    {ScaleBase::kSoftplus, 1, 1},   // softplus
+    {ScaleBase::kSigmoid, 0.5, 2},  // sigmoid2
+};
+
+// The formulas are derived in math/scale.h.
+}  // namespace
+
+math::ScaleOptions<double> derived_scale(const math::GivenScale& given) {
+  // The kind is checked as a double: to cast NaN, or what is out of range, is undefined.
+  TORCH_CHECK_VALUE(
+      given.kind >= 0 && given.kind < std::size(kKinds) && given.kind == std::floor(given.kind),
+      "vae_fused: unknown kind of scale ", given.kind);
+  TORCH_CHECK_VALUE(given.low <= given.high, "vae_fused: clamp is (", given.low, ", ", given.high,
+                    ")");  // nor NaN
+  TORCH_CHECK_VALUE(given.beta > 0 && given.soft_clamp >= 0, "vae_fused: beta is ", given.beta,
+                    ", soft clamp ", given.soft_clamp);
+  const Kind& kind = kKinds[static_cast<size_t>(given.kind)];
+  math::ScaleOptions<double> s = math::underived(given);
+  s.base = kind.base;
+  s.gain = kind.gain * given.beta * given.gain;
+  s.shift = kind.gain * given.beta * given.shift;
+  s.per_soft_clamp = given.soft_clamp > 0 ? 1 / given.soft_clamp : 0;
+  s.unit = kind.unit / given.beta;
+  s.log_unit_squared = 2 * std::log(s.unit);
+  if (s.base == ScaleBase::kSqrt) {
+    s.root_floor = std::exchange(s.var_floor, 0.0) / (s.unit * s.unit);
+  }
+  return s;
+}
+
+}  // namespace vae_fused

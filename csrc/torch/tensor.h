@@ -1,0 +1,18 @@
+// The names that csrc/torch has for torch's types.
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace vae_fused {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using OptionalGenerator = std::optional<at::Generator>;
+
+// The type of the arithmetic on a tensor's elements, and of the sums over them.
+at::ScalarType arithmetic_dtype(const Tensor& t);
+
+}  // namespace vae_fused

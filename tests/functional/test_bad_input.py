@@ -1,0 +1,219 @@
+"""Every bad call says which argument is wrong, before anything is launched or drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import random
+
+import vae_fused as vf
+from vae_fused.options import _NAMES, _SCOPES, KINDS
+
+MU, LOGVAR = random(4, 6, seed=1), random(4, 6, seed=2)  # parts of the names of tests
+KEY = torch.tensor([1, 2], dtype=torch.uint64)
+SUM = {"reduction": "sum", "dim": None}
+BOTH = (vf, vf.reference)
+COUNT = len(_NAMES)
+
+
+def numbers(changes: dict[str, float]) -> list[float]:
+    """The operators' `options`: places of these names and their values."""
+    names = [f"{scope}.{name}" for scope, name in zip(_SCOPES, _NAMES, strict=True)]
+    if not names:
+        return []
+    return [float(x) for name, value in changes.items() for x in (names.index(name), value)]
+
+
+# (what is wrong, positional arguments, keyword arguments, exception, message)
+POSTERIOR: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
+    ("mu no tensor", ([1.0], LOGVAR), TypeError, "mu must be a Tensor, got list"),
+    ("logvar no tensor", (MU, 0.5), TypeError, "logvar must be a Tensor, got float"),
+    ("integer mu", (MU.long(), LOGVAR), TypeError, "mu has dtype torch.int64, wants float32"),
+    ("bool logvar", (MU, LOGVAR > 0), TypeError, "logvar has dtype torch.bool"),
+    ("complex mu", (MU.to(torch.complex64), LOGVAR), TypeError, "mu has dtype torch.complex64"),
+    ("shapes", (MU, LOGVAR[:, :5]), ValueError, r"logvar has shape \(4, 5\).*mu's \(4, 6\)"),
+    ("devices", (MU, LOGVAR.to("meta")), RuntimeError, "logvar is on meta, mu on cpu"),
+    ("sparse mu", (MU.to_sparse(), LOGVAR), TypeError, "mu has layout torch.sparse_coo"),
+    ("nested mu", (torch.nested.nested_tensor([MU]), LOGVAR), TypeError, "mu has layout nested"),
+]
+
+REDUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"reduction": "batch_mean"}, ValueError, "reduction is 'batch_mean', wants one of batchmean"),
+    ({"reduction": 1}, TypeError, "reduction must be a str, got int"),
+    ({"reduction": None}, TypeError, "reduction must be a str, got NoneType"),
+    ({"dim": 2}, ValueError, "dim 2 is out of range for mu of 2 dimensions"),
+    ({"dim": (0, -3)}, ValueError, "dim -3 is out of range"),
+    ({"dim": (1, -1)}, ValueError, "dim -1 appears twice"),
+    ({"dim": ()}, ValueError, "dim is empty"),
+    ({"dim": "1"}, TypeError, "dim must be an int or a sequence of ints, got str"),
+    ({"dim": 1.0}, TypeError, "dim must be an int or a sequence of ints, got float"),
+    ({"dim": (1.0,)}, TypeError, "dim must hold ints, got float"),
+    ({"dim": (True,)}, TypeError, "dim must hold ints, got bool"),
+    ({"dim": torch.tensor(1)}, TypeError, "dim must be an int or a sequence of ints, got Tensor"),
+    ({"dim": 1, "reduction": "sum"}, ValueError, "dim replaces reduction"),
+]
+
+NOISE: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"eps": 1.0}, TypeError, "eps must be a Tensor, got float"),
+    ({"eps": MU[:2]}, ValueError, r"eps has shape \(2, 6\), wants z's \(4, 6\)"),
+    ({"eps": MU.long()}, TypeError, "eps has dtype torch.int64"),
+    ({"eps": MU.to("meta")}, RuntimeError, "eps is on meta, mu on cpu"),
+    ({"eps": MU.to_sparse()}, TypeError, "eps has layout torch.sparse_coo"),
+    ({"key": KEY.long().to_sparse()}, TypeError, "key has layout torch.sparse_coo"),
+    ({"key": (1, 2)}, TypeError, "key must be a Tensor"),
+    ({"key": KEY.to(torch.int32)}, TypeError, "key has dtype torch.int32, wants uint64 or int64"),
+    ({"key": KEY[:1]}, ValueError, r"key has shape \(1,\), wants \(2,\)"),
+    ({"key": KEY.to("meta")}, RuntimeError, "key is on meta, mu on cpu"),
+    ({"generator": 3}, TypeError, "generator must be a torch.Generator, got int"),
+    ({"eps": MU, "key": KEY}, ValueError, "give one of eps, generator and key, got eps and key"),
+    ({"generator": torch.Generator(), "key": KEY}, ValueError, "got generator and key"),
+]
+
+
+def refuses(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    """The call raises, and neither the default nor any other generator has moved."""
+    state = torch.get_rng_state()
+    with pytest.raises(error, match=message):
+        call()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("name", ["reparameterize_kl", "reparameterize", "gaussian_kl"])
+@pytest.mark.parametrize(
+    ("what", "args", "error", "message"), POSTERIOR, ids=[c[0] for c in POSTERIOR]
+)
+def test_bad_posterior_is_named(module, name, what, args, error, message):
+    refuses(lambda: getattr(module, name)(*args), error, message)
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("name", ["reparameterize_kl", "gaussian_kl"])
+@pytest.mark.parametrize(("kwargs", "error", "message"), REDUCTION, ids=lambda v: str(v)[:40])
+def test_bad_reduction_is_named(module, name, kwargs, error, message):
+    refuses(lambda: getattr(module, name)(MU, LOGVAR, **kwargs), error, message)
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("name", ["reparameterize_kl", "reparameterize"])
+@pytest.mark.parametrize(("kwargs", "error", "message"), NOISE, ids=lambda v: str(v)[:40])
+def test_bad_noise_is_named(module, name, kwargs, error, message):
+    refuses(lambda: getattr(module, name)(MU, LOGVAR, **kwargs), error, message)
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+def test_sample_reduction_of_a_scalar_is_refused(module):
+    scalar = torch.zeros(())
+    refuses(
+        lambda: module.reparameterize_kl(scalar, scalar, reduction="sample"),
+        ValueError,
+        "keeps dimension 0, but mu is 0-d",
+    )
+
+
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+def test_a_given_generator_is_untouched_by_a_refused_call(module):
+    generator = torch.Generator().manual_seed(5)
+    state = generator.get_state()
+    with pytest.raises(ValueError, match="reduction is 'x'"):
+        module.reparameterize_kl(MU, LOGVAR, generator=generator, reduction="x")
+    assert torch.equal(state, generator.get_state())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("module", BOTH, ids=lambda m: m.__name__)
+def test_generator_of_another_device_is_refused(module):
+    generator = torch.Generator("cuda")
+    refuses(
+        lambda: module.reparameterize(MU, LOGVAR, generator=generator),
+        RuntimeError,
+        "generator is for cuda.*, mu is on cpu",
+    )
+
+
+@pytest.mark.parametrize("name", ["reparameterize_kl", "reparameterize", "gaussian_kl"])
+def test_the_two_tensors_are_positional_only(name):
+    with pytest.raises(TypeError, match="positional"):
+        getattr(vf, name)(mu=MU, logvar=LOGVAR)
+
+
+@pytest.mark.skipif(not vf.functional._ext.available, reason="no compiled part")
+class TestOperatorsKeepKernelsWithinMemory:
+    """Whoever calls ``torch.ops.vae_fused`` directly gets an exception, never a bad access."""
+
+    OPS = torch.ops.vae_fused
+
+    @pytest.mark.parametrize(
+        ("raw", "eps", "key", "message"),
+        [
+            (LOGVAR[:3], None, KEY, "raw has shape"),
+            (LOGVAR.double(), None, KEY, "raw has dtype"),
+            (LOGVAR, MU[:3], None, "eps has shape"),
+            (LOGVAR, MU.half(), None, "eps has dtype"),
+            (LOGVAR, None, KEY[:1], "key has shape"),
+            (LOGVAR, None, KEY.to(torch.int32), "key has dtype"),
+            (LOGVAR, None, None, "give one of eps and key"),
+            (LOGVAR, MU, KEY, "give one of eps and key"),
+        ],
+    )
+    def test_forward(self, raw, eps, key, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            self.OPS.reparameterize_kl.default(MU, raw, eps=eps, key=key, **SUM)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"prior_mean": MU[:3]}, "prior_mean has shape"),
+            ({"prior_raw": MU.double()}, "prior_raw has dtype"),
+            ({"mask": MU}, "mask has dtype"),
+            ({"mask": MU[:, :3] > 0}, "mask has shape"),
+            ({"options": [0.0]}, "options has 1 numbers, wants pairs"),
+            ({"options": [COUNT, 0.0]}, f"options has a place {COUNT}, wants one below {COUNT}"),
+            ({"options": [-1.0, 0.0]}, "options has a place -1"),
+            ({"options": [math.nan, 0.0]}, "options has a place nan"),
+            ({"options": numbers({"posterior.kind": float(len(KINDS))})}, "unknown kind of scale"),
+            ({"options": numbers({"posterior.kind": math.nan})}, "unknown kind of scale nan"),
+            ({"options": numbers({"posterior.beta": 0.0})}, "beta is 0"),
+            ({"options": numbers({"posterior.kind": 2.5})}, "unknown kind of scale 2.5"),
+            ({"options": numbers({"prior.kind": 1e300})}, r"unknown kind of scale 1e\+300"),
+            ({"options": numbers({"posterior.low": math.nan})}, r"clamp is \(nan, inf\)"),
+            ({"options": numbers({"prior.high": math.nan})}, r"clamp is \(-inf, nan\)"),
+            (
+                {"options": numbers({"posterior.low": 1.0, "posterior.high": -1.0})},
+                r"clamp is \(1, -1\)",
+            ),
+            ({"eps": MU, "sample_shape": [2]}, "eps has shape"),
+        ],
+    )
+    def test_the_family(self, arguments, message):
+        noise = {"eps": None, "key": None if "eps" in arguments else KEY}
+        with pytest.raises((ValueError, TypeError), match=message):
+            self.OPS.reparameterize_kl.default(MU, LOGVAR, **{**noise, **arguments}, **SUM)
+
+    @pytest.mark.parametrize(
+        ("grad_z", "grad_kl", "message"),
+        [
+            (MU[:3], None, "grad_z has shape"),
+            (MU[0], None, "grad_z has shape"),
+            (MU.double(), None, "grad_z has dtype"),
+            (MU, torch.zeros(4), "grad_kl has shape"),
+            (MU, torch.zeros((), dtype=torch.float64), "grad_kl has dtype"),
+        ],
+    )
+    def test_backward(self, grad_z, grad_kl, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            self.OPS.reparameterize_kl_backward.default(
+                grad_z, grad_kl, MU, LOGVAR, eps=None, key=KEY, output_mask=[True] * 5, **SUM
+            )
+
+    def test_unsupported_dtype_and_reduction(self):
+        with pytest.raises(TypeError, match="unsupported dtype"):
+            self.OPS.gaussian_kl.default(MU.long(), LOGVAR.long(), **SUM)
+        with pytest.raises(ValueError, match="unknown reduction 'x'"):
+            self.OPS.gaussian_kl.default(MU, LOGVAR, reduction="x", dim=None)
+        with pytest.raises(IndexError, match="dim out of range"):
+            self.OPS.gaussian_kl.default(MU, LOGVAR, reduction="sum", dim=[7])

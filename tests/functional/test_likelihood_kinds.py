@@ -1,0 +1,249 @@
+"""The kinds as values: they check themselves, print, compare, hash, pickle and load; and their
+distributions.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from nll_cases import CASES, Case, make
+from torch import Tensor
+
+import vae_fused as vf
+from vae_fused import likelihoods as k
+
+KINDS = (
+    k.Bernoulli,
+    k.Gaussian,
+    k.Laplace,
+    k.Poisson,
+    k.NegativeBinomial,
+    k.ZeroInflatedNegativeBinomial,
+    k.StudentT,
+    k.ContinuousBernoulli,
+    k.NegativeBinomialLogits,
+    k.DiscretizedLogistic,
+)
+NAMES = (
+    "bernoulli",
+    "gaussian",
+    "laplace",
+    "poisson",
+    "negative_binomial",
+    "zero_inflated_negative_binomial",
+    "student_t",
+    "continuous_bernoulli",
+    "negative_binomial_logits",
+    "discretized_logistic",
+)
+every = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+@pytest.mark.parametrize(("name", "kind"), zip(NAMES, KINDS, strict=True))
+def test_a_string_means_the_defaults(name: str, kind: type[k.Likelihood]) -> None:
+    one = torch.full((2, 3), 0.5)
+    output = [one] * len(kind().outputs)
+    assert kind.name == name
+    assert torch.equal(vf.nll(output, one, name), vf.nll(output, one, kind()))
+
+
+@every
+def test_a_kind_is_a_value(case: Case) -> None:
+    kind = case.kind
+    assert eval(repr(kind), {**vars(k), "Scale": vf.Scale}) == kind
+    others = [
+        kind,
+        copy.deepcopy(kind),
+        dataclasses.replace(kind),
+        pickle.loads(pickle.dumps(kind)),
+    ]
+    assert len(set(others)) == 1
+    assert kind != dataclasses.replace(kind, validate=True)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind.constants = False
+
+
+@every
+def test_a_checkpoint_with_a_kind_loads(case: Case) -> None:
+    file = io.BytesIO()
+    torch.save({"likelihood": case.kind, "scale": vf.Scale("std", clamp=(0.1, None))}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert loaded == {"likelihood": case.kind, "scale": vf.Scale("std", clamp=(0.1, None))}
+
+
+def test_a_repr_has_what_is_no_default() -> None:
+    assert repr(k.Bernoulli()) == "Bernoulli()"
+    assert repr(k.Poisson("softmax", validate=True)) == "Poisson(validate=True, rate='softmax')"
+    assert repr(k.Gaussian(vf.Scale("std"))) == "Gaussian(scale='std')"
+
+
+def test_one_scale_has_one_notation() -> None:
+    assert k.Gaussian(vf.Scale("std")) == k.Gaussian("std")
+    assert k.Gaussian(vf.Scale("std", gain=2.0)) != k.Gaussian("std")
+    assert k.Laplace() == k.Laplace("logstd") != k.Laplace("logvar")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: k.Bernoulli(constants=1), TypeError, "constants must be a bool, got int"),
+        (lambda: k.Poisson(validate="yes"), TypeError, "validate must be a bool, got str"),
+        (lambda: k.Poisson("log"), ValueError, "rate is 'log', wants one of identity, exp, soft"),
+        (lambda: k.Poisson(None), TypeError, "rate must be a str, got NoneType"),
+        (lambda: k.Gaussian("sigma"), ValueError, "scale is 'sigma', wants one of logvar"),
+        (lambda: k.Gaussian(sigma=0.0), ValueError, "sigma is 0.0, wants a number above 0"),
+        (lambda: k.Laplace(sigma="1"), TypeError, "sigma must be a number, got str"),
+        (lambda: k.Gaussian("std", sigma=1.0), ValueError, "give one of scale and sigma, got"),
+        (lambda: k.NegativeBinomial("log"), ValueError, "mean is 'log', wants one of identity"),
+        (
+            lambda: k.NegativeBinomial(dispersion="softmax"),
+            ValueError,
+            "dispersion is 'softmax', wants one of identity, exp, softplus",
+        ),
+        (lambda: k.NegativeBinomial(dispersion_max=-1.0), ValueError, "dispersion_max is -1.0"),
+        (lambda: k.NegativeBinomial(eps=-1.0), ValueError, "eps is -1.0, wants a number of at"),
+        (lambda: k.NegativeBinomial(eps=math.nan), ValueError, "eps is nan"),
+        (
+            lambda: k.ZeroInflatedNegativeBinomial(zero_inflation="logit"),
+            ValueError,
+            "zero_inflation is 'logit', wants one of logits, probs",
+        ),
+        (lambda: k.Poisson(rate="exp", mean="exp"), TypeError, "unexpected keyword"),
+        (lambda: k.StudentT(df=0.0), ValueError, "df is 0.0, wants a number above 0"),
+        (lambda: k.StudentT(df=math.inf), ValueError, "df is inf, wants a finite number"),
+        (lambda: k.StudentT(sigma=1.0), ValueError, "give df as well as sigma"),
+        (lambda: k.StudentT(df=3.0, freedom="exp"), ValueError, "give one of df and freedom, got"),
+        (lambda: k.StudentT(freedom="softmax"), ValueError, "freedom is 'softmax', wants one of"),
+        (lambda: k.DiscretizedLogistic(0), ValueError, "bits is 0, wants a number from 1 to 16"),
+        (lambda: k.DiscretizedLogistic(17), ValueError, "bits is 17, wants a number from 1 to 16"),
+        (lambda: k.DiscretizedLogistic(8.0), TypeError, "bits must be an int, got float"),
+        (lambda: k.DiscretizedLogistic(log_scale_min=-51), ValueError, "log_scale_min is -51"),
+    ],
+)
+def test_a_bad_option(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+# --------------------------------------------------------------------------------------------------
+# Distributions
+# --------------------------------------------------------------------------------------------------
+
+
+@every
+def test_samples_have_the_moments_of_the_distribution(case: Case) -> None:
+    kind, inputs = case.kind, make(case)
+    outputs = inputs.outputs
+    if isinstance(kind, k.StudentT):  # with degrees of freedom for which moments exist
+        if kind.df is None:
+            outputs = (*outputs[:2], outputs[2] + (3.0 if kind.freedom == "exp" else 20.0))
+        else:
+            kind = dataclasses.replace(kind, df=20.0)
+    distribution = kind.distribution(outputs, inputs.library)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = distribution.sample((20_000,))
+    assert drawn.shape == (20_000, 4, 6) and not drawn.requires_grad
+    mean, variance = distribution.mean.detach(), distribution.variance.detach()
+    error = (drawn.mean(0) - mean) / (variance / 20_000).sqrt()
+    assert error.abs().max() < 5.0
+    assert (drawn.var(0) / variance - 1.0).abs().max() < 0.4
+    assert distribution.mean.requires_grad
+
+
+@pytest.mark.parametrize("name", ["nb", "nb, softmax", "zinb", "zinb, probs"])
+def test_probabilities_of_counts_sum_to_1(name: str) -> None:
+    case = CASES[name]
+    inputs = make(case)
+    distribution = case.kind.distribution(inputs.outputs, inputs.library)
+    counts = torch.arange(3000.0, dtype=torch.float64).view(-1, 1, 1)
+    p = distribution.log_prob(counts).exp()
+    assert p.shape == (3000, 4, 6)
+    one = torch.ones(4, 6, dtype=torch.float64)
+    torch.testing.assert_close(p.sum(0), one)
+    mean = (p * counts).sum(0)
+    torch.testing.assert_close(mean, distribution.mean)
+    torch.testing.assert_close((p * (counts - mean) ** 2).sum(0), distribution.variance)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8, 12])
+def test_probabilities_of_a_grid_sum_to_1(bits: int) -> None:
+    mean = torch.tensor([0.0, 0.3, -1.5, 1.0], dtype=torch.float64)
+    log_scale = torch.tensor([-1.0, -4.0, 0.5, -9.0], dtype=torch.float64)
+    q = k.DiscretizedLogistic(bits, log_scale_min=-6.0).distribution((mean, log_scale))
+    grid = (torch.arange(2**bits, dtype=torch.float64) * 2 / (2**bits - 1) - 1).view(-1, 1)
+    p = q.log_prob(grid).exp()
+    torch.testing.assert_close(p.sum(0), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(q.mean, (p * grid).sum(0))
+    torch.testing.assert_close(q.variance, (p * (grid - q.mean) ** 2).sum(0))
+    drawn = q.sample((1000,))
+    steps = (drawn + 1) * (2**bits - 1) / 2
+    torch.testing.assert_close(steps, steps.round())
+    assert drawn.min() >= -1 and drawn.max() <= 1
+
+
+def test_a_distribution_of_a_grid_expands_and_validates() -> None:
+    q = k.DiscretizedLogistic(validate=True).distribution((torch.zeros(3), torch.zeros(1)))
+    wide = q.expand((2, 3))
+    assert wide.batch_shape == wide.sample().shape == wide.mean.shape == (2, 3)
+    assert torch.distributions.Independent(q, 1).log_prob(torch.ones(5, 3)).shape == (5,)
+    with pytest.raises(ValueError, match="support"):
+        wide.log_prob(torch.tensor([0.5, 1.0, 1.5]))
+    with pytest.raises(ValueError, match="constraint"):
+        k.DiscretizedLogistic(validate=True).distribution((torch.full((3,), math.nan), q.log_scale))
+
+
+def test_distributions_of_counts_expand_and_validate() -> None:
+    q = k.ZeroInflatedNegativeBinomial(validate=True).distribution(
+        (torch.ones(3), torch.ones(1), torch.zeros(3))
+    )
+    wide = q.expand((2, 3))
+    assert wide.batch_shape == wide.sample().shape == wide.mean.shape == (2, 3)
+    events = torch.distributions.Independent(q, 1)
+    assert events.log_prob(torch.ones(5, 3)).shape == (5,)
+    with pytest.raises(ValueError, match="support"):
+        wide.log_prob(torch.tensor([0.5, 1.0, 1.0]))
+    with pytest.raises(ValueError, match="constraint"):
+        k.NegativeBinomial(validate=True).distribution((-torch.ones(3), torch.ones(3)))
+
+
+def test_a_distribution_without_dispersion_samples_a_poisson_variable() -> None:
+    q = k.NegativeBinomial().distribution((torch.full((20_000,), 4.0), torch.tensor([math.inf])))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = q.sample()
+    assert drawn.mean().item() == pytest.approx(4.0, abs=0.08)
+    assert drawn.var().item() == pytest.approx(4.0, rel=0.05)
+
+
+def test_16_bit_outputs_have_float32_distributions() -> None:
+    output = (torch.ones(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16))
+    assert k.NegativeBinomial().distribution(output).mean.dtype == torch.float32
+
+
+def test_a_kind_may_be_defined_again() -> None:
+    """As a cell of a notebook that runs twice."""
+
+    def define(factor: float) -> None:
+        class Fixed(k.Bernoulli, name="of a notebook"):
+            def elements(self, call: Any) -> Tensor:
+                return torch.full_like(call.outputs[0], -factor)
+
+    for factor in (1.0, 2.0):
+        define(factor)
+        assert vf.nll(torch.zeros(3), torch.zeros(3), "of a notebook", reduction="mean") == factor
+    with pytest.raises(ValueError, match="name is 'bernoulli'"):
+        type("Other", (k.Bernoulli,), {}, name="bernoulli")
+
+
+def test_laplace_of_a_fixed_scale_has_the_dtype_and_device_of_the_output() -> None:
+    d = k.Laplace(sigma=0.1).distribution(torch.zeros(3, dtype=torch.float64, device="meta"))
+    assert d.scale.dtype == torch.float64 and d.scale.device.type == "meta"

@@ -1,0 +1,216 @@
+"""A list of tensors in one call is a call for each."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import make_key, native, random
+
+import vae_fused as vf
+from vae_fused.reference import noise_of_multi
+
+SHAPES = [(64, 33), (64,), (3, 4, 5, 5), (2500,), (1,), (7, 600)]
+PRIOR = vf.Prior(0.1, 0.5, "std")
+OPTIONS = {"scale": "softplus", "prior": PRIOR}
+
+
+def tensors(device: str, dtype: torch.dtype = torch.float32) -> tuple[list, list]:
+    mus = [random(*s, seed=k, dtype=dtype, device=device) for k, s in enumerate(SHAPES)]
+    raws = [random(*s, seed=k + 50, dtype=dtype, device=device) for k, s in enumerate(SHAPES)]
+    return [m.requires_grad_() for m in mus], [r.requires_grad_() for r in raws]
+
+
+def one_by_one(mus, raws, key, reduction, **options):
+    """The samples and the sum of the KLs, in the precision of the tensors."""
+    zs, kls = [], []
+    for k, noise in enumerate(noise_of_multi(mus, None, None, key)):
+        z, kl = vf.reference.reparameterize_kl(
+            mus[k], raws[k], reduction=reduction, **noise, **options
+        )
+        zs.append(z)
+        kls.append(kl)
+    return zs, torch.stack(kls).sum()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize(
+    "options", [{}, OPTIONS, {"temperature": 0.5, "free_bits": 0.3, "mu_soft_clamp": 2.0}]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_values_and_gradients(reduction, options, dtype, device):
+    mus, raws = tensors(device, dtype)
+    key = make_key(3, 5, device)
+    zs, kl = vf.reparameterize_kl_multi(mus, raws, reduction=reduction, key=key, **options)
+    wide = [[t.detach().double().requires_grad_() for t in ts] for ts in (mus, raws)]
+    # the noise of the float stream, whatever the precision of the rest
+    noise = [
+        {"eps": vf.reference.normal(n["key"], m.shape, dtype=torch.promote_types(
+            dtype, torch.float32)).double()}
+        for n, m in zip(noise_of_multi(mus, None, None, key), mus, strict=True)
+    ]  # fmt: skip
+    pairs = [
+        vf.reference.reparameterize_kl(m, r, reduction=reduction, **n, **options)
+        for m, r, n in zip(*wide, noise, strict=True)
+    ]
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    close = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
+    for z, (expected, _) in zip(zs, pairs, strict=True):
+        assert z.dtype == dtype
+        torch.testing.assert_close(z, expected, **close)
+    expected_kl = torch.stack([kl for _, kl in pairs]).sum()
+    torch.testing.assert_close(kl, expected_kl, rtol=1e-5, atol=0.0, check_dtype=False)
+    (sum((k + 1) * z.double().square().sum() for k, z in enumerate(zs)) + 0.3 * kl).backward()
+    loss = sum((k + 1) * z.square().sum() for k, (z, _) in enumerate(pairs)) + 0.3 * expected_kl
+    loss.backward()
+    for got, want in zip([*mus, *raws], [*wide[0], *wide[1]], strict=True):
+        scale = want.grad.abs().max().item() + 1.0
+        torch.testing.assert_close(
+            got.grad, want.grad, rtol=4 * tolerance, atol=4 * tolerance * scale, check_dtype=False
+        )
+
+
+def test_unused_results_have_no_part_in_the_gradient(device):
+    mus, raws = tensors(device)
+    zs, _ = vf.reparameterize_kl_multi(mus, raws, key=make_key(1, device=device))
+    zs[1].sum().backward()
+    assert torch.equal(mus[1].grad, torch.ones_like(mus[1]))
+    assert all(m.grad is None or not m.grad.any() for k, m in enumerate(mus) if k != 1)
+
+
+def test_generators_seeds_and_views(device):
+    mus, raws = tensors(device)
+    torch.manual_seed(0)
+    first = vf.reparameterize_kl_multi(mus, raws, **OPTIONS)[0]
+    torch.manual_seed(0)
+    again = vf.reparameterize_kl_multi(mus, raws, **OPTIONS)[0]
+    other = vf.reparameterize_kl_multi(mus, raws, **OPTIONS)[0]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    key = make_key(7, device=device)
+    views = [mus[0].t(), mus[3][1:]], [raws[0].t(), raws[3][1:]]
+    copies = [[t.detach().contiguous() for t in ts] for ts in views]
+    for a, b in zip(
+        vf.reparameterize_kl_multi(*views, key=key)[0],
+        vf.reparameterize_kl_multi(*copies, key=key)[0],
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_explicit_noise_and_broadcast_scales(device):
+    mus, _ = tensors(device)
+    raws = [torch.zeros((), device=device, requires_grad=True) for _ in mus]
+    eps = [torch.ones_like(m) for m in mus]
+    zs, kl = vf.reparameterize_kl_multi(mus, raws, eps=eps)
+    for z, m in zip(zs, mus, strict=True):
+        torch.testing.assert_close(z, m + 1)
+    (sum(z.sum() for z in zs) + kl).backward()
+    assert raws[0].grad.shape == ()
+    torch.testing.assert_close(raws[0].grad, torch.tensor(0.5 * 64 * 33, device=device))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("path", ["key", "generator", "eps", "fallback"])
+@pytest.mark.parametrize("sizes", [(0,), (0, 3), (3, 0, 2)], ids=str)
+def test_an_empty_tensor_has_a_sum_of_0_and_a_mean_of_nan_on_every_path(
+    sizes, path, create_graph, device, monkeypatch
+):
+    if path == "fallback":
+        monkeypatch.setattr(vf.functional._ext, "use_native", lambda device: False)
+    mus = [torch.ones(n, device=device, requires_grad=True) for n in sizes]
+    raws = [torch.zeros(n, device=device) for n in sizes]
+    noises = {"key": {"key": make_key(1, device=device)}, "eps": {"eps": raws}}
+    for reduction in ("sum", "mean"):
+        zs, kl = vf.reparameterize_kl_multi(mus, raws, reduction=reduction, **noises.get(path, {}))
+        assert [z.shape for z in zs] == [m.shape for m in mus]
+        want = 0.5 * sum(sizes) if reduction == "sum" else math.nan
+        assert kl.item() == pytest.approx(want, nan_ok=True)
+        grads = torch.autograd.grad(kl, mus, create_graph=create_graph)
+        for mu, grad in zip(mus, grads, strict=True):
+            slope = 1.0 if reduction == "sum" else 1.0 / max(len(mu), 1)
+            torch.testing.assert_close(grad.detach(), torch.full_like(mu, slope).detach())
+
+
+@native
+def test_more_tensors_than_a_launch_takes(device):
+    mus = [torch.full((k % 5,), 0.1 * k, device=device) for k in range(600)]
+    raws = [torch.zeros_like(m) for m in mus]
+    key = make_key(1, device=device)
+    zs, kl = vf.reparameterize_kl_multi(mus, raws, key=key)
+    expected, expected_kl = one_by_one(mus, raws, key, "sum")
+    for z, e in zip(zs, expected, strict=True):
+        torch.testing.assert_close(z, e)
+    torch.testing.assert_close(kl, expected_kl)
+
+
+@native
+@pytest.mark.parametrize("noise", [{"key": make_key(1)}, {"generator": None}])
+def test_opcheck(noise):
+    mus, raws = ([t.detach()[:2].clone().requires_grad_() for t in ts] for ts in tensors("cpu"))
+    op = torch.ops.vae_fused.reparameterize_kl_multi
+    op = op.default if "key" in noise else op.generator
+    torch.library.opcheck(op, (mus, raws), {**noise, "reduction": "mean"})
+
+
+@native
+def test_opcheck_backward():
+    mus, raws = ([t.detach() for t in ts] for ts in tensors("cpu"))
+    grad_z = [None if k == 1 else torch.ones_like(m) for k, m in enumerate(mus)]
+    torch.library.opcheck(
+        torch.ops.vae_fused.reparameterize_kl_multi_backward.default,
+        (grad_z, torch.ones(()), mus, raws),
+        {"key": make_key(1), "reduction": "sum"},
+    )
+
+
+def test_compiles(device):
+    mus, raws = tensors(device)
+    key = make_key(2, device=device)
+
+    def loss(mus, raws):
+        zs, kl = vf.reparameterize_kl_multi(mus, raws, key=key, **OPTIONS)
+        return sum(z.square().sum() for z in zs) + kl
+
+    expected = torch.autograd.grad(loss(mus, raws), [*mus, *raws])
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(mus, raws), [*mus, *raws])
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradgradcheck():
+    mus = [random(3, 2, seed=1, dtype=torch.float64), random(5, seed=2, dtype=torch.float64)]
+    raws = [0.5 * m.flip(0) for m in mus]
+    leaves = [t.requires_grad_() for t in (*mus, *raws)]
+
+    def call(*t):
+        zs, kl = vf.reparameterize_kl_multi(t[:2], t[2:], key=make_key(4), **OPTIONS)
+        return (*zs, kl)
+
+    assert torch.autograd.gradcheck(call, leaves)
+    assert torch.autograd.gradgradcheck(call, leaves)
+
+
+@pytest.mark.parametrize(
+    ("mus", "raws", "options", "error", "message"),
+    [
+        ([], [], {}, ValueError, "mus has 0 tensors"),
+        (torch.zeros(2), [torch.zeros(2)], {}, TypeError, "mus must be a sequence of Tensors"),
+        ([torch.zeros(2)], [], {}, ValueError, "raws has 0 tensors, wants those of mus: 1"),
+        ([torch.zeros(2)] * 2, [torch.zeros(2)] * 2, {"reduction": "none"}, ValueError,
+         "reduction is 'none', wants sum or mean"),
+        ([torch.zeros(2), torch.zeros(2).double()], [torch.zeros(2), torch.zeros(2).double()], {},
+         TypeError, r"mus\[1\] has dtype torch.float64"),
+        ([torch.zeros(2)], [torch.zeros(3)], {}, ValueError, "logvar has shape"),
+        ([torch.zeros(2)], [torch.zeros(2)], {"prior": vf.Prior(torch.zeros(2))}, ValueError,
+         "prior has tensors, wants numbers"),
+        ([torch.zeros(2)], [torch.zeros(2)], {"eps": [torch.zeros(3)]}, ValueError,
+         "eps has shape"),
+    ],
+)  # fmt: skip
+def test_bad_input(mus, raws, options, error, message):
+    state = torch.get_rng_state()
+    with pytest.raises(error, match=message):
+        vf.reparameterize_kl_multi(mus, raws, **options)
+    assert torch.equal(torch.get_rng_state(), state)

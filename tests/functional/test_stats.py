@@ -1,0 +1,185 @@
+"""latent_stats: against the same statistics of each dimension alone."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import DTYPES, Calls, native, random
+from torch import Tensor
+
+import vae_fused as vf
+
+F64 = torch.float64
+
+
+def batch(*shape: int, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
+    return random(*shape, seed=1, dtype=dtype) + 0.5, random(*shape, seed=2, dtype=dtype)
+
+
+def by_hand(mu: Tensor, raw: Tensor, **options: Any) -> tuple[float, float, float]:
+    """Of one dimension, (B,): its KL, and mean and variance of mu."""
+    kl = vf.reference.gaussian_kl(mu, raw, reduction="mean", **options)
+    mean = math.fsum(mu.tolist()) / len(mu)
+    return kl.item(), mean, math.fsum((m - mean) ** 2 for m in mu.tolist()) / len(mu)
+
+
+@pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "reference"])
+def test_each_dimension_is_a_batch_of_its_own(module: Any) -> None:
+    mu, logvar = batch(50, 3)
+    stats = module.latent_stats(mu, logvar)
+    for d in range(3):
+        got = [value[d].item() for value in stats[:3]]
+        assert got == pytest.approx(by_hand(mu[:, d], logvar[:, d]), rel=1e-12)
+    assert not stats.clamped.any() and not stats.non_finite.any()
+
+
+def test_the_kl_adds_up_to_the_loss() -> None:
+    mu, logvar = batch(50, 3, 4)
+    kl = vf.latent_stats(mu, logvar).kl
+    assert kl.shape == (3, 4)
+    torch.testing.assert_close(kl.sum(), vf.gaussian_kl(mu, logvar))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, (0, 1), (0, -1)], ids=str)
+def test_dimensions(dim: Any) -> None:
+    mu, logvar = batch(5, 6, 7)
+    got = vf.latent_stats(mu, logvar, dim=dim)
+    want = (mu.mean(dim), mu.var(dim, correction=0))
+    torch.testing.assert_close((got.mean, got.variance), want)
+    torch.testing.assert_close(got.kl, vf.gaussian_kl(mu, logvar, reduction="none").mean(dim))
+    assert {t.shape for t in got} == {mu.mean(dim).shape}
+
+
+def test_options() -> None:
+    mu, raw = batch(50, 3)
+    options: dict[str, Any] = {
+        "scale": "softplus", "prior": vf.Prior(0.3, 0.5), "mu_soft_clamp": 2.0
+    }  # fmt: skip
+    got = vf.latent_stats(mu, raw, **options)
+    location = 2.0 * torch.tanh(mu / 2.0)
+    torch.testing.assert_close(got.kl, vf.gaussian_kl(mu, raw, dim=0, **options) / 50)
+    torch.testing.assert_close(got.mean, location.mean(0))
+    torch.testing.assert_close(got.variance, location.var(0, correction=0))
+
+
+CLAMPS = {
+    "no clamp": (vf.Scale(), [0, 0]),
+    "hard": (vf.Scale(clamp=(-1.0, 2.0)), [2, 1]),
+    "low": (vf.Scale(clamp=(-1.0, None)), [1, 0]),
+    "high": (vf.Scale(clamp=(None, 2.0)), [1, 1]),
+    "soft": (vf.Scale(soft_clamp=2.0), [2, 1]),
+}
+
+
+@pytest.mark.parametrize("name", CLAMPS)
+def test_clamped_elements_are_counted(name: str) -> None:
+    """A bound itself passes the gradient, and is not counted."""
+    scale, want = CLAMPS[name]
+    raw = torch.tensor([[-3.0, -1.0], [2.0, 2.0], [3.0, 2.5]])
+    stats = vf.latent_stats(torch.zeros(3, 2), raw, scale=scale)
+    assert stats.clamped.tolist() == want and stats.clamped.dtype == torch.int64
+
+
+def test_non_finite_elements_are_counted_in_their_dimension() -> None:
+    mu, logvar = batch(6, 4, dtype=torch.float32)
+    mu[0, 0], mu[1, 0], logvar[1, 0], logvar[2, 1] = math.nan, math.inf, math.nan, -math.inf
+    mu[3, 2] = 3e38
+    stats = vf.latent_stats(mu, logvar)
+    assert stats.non_finite.tolist() == [2, 1, 0, 0]
+    assert stats.kl.isfinite().tolist() == [False, False, False, True]
+    assert stats.mean.isfinite().tolist() == [False, True, True, True]
+
+
+def test_masked_elements_are_left_out() -> None:
+    mu, logvar = batch(8, 5, 3)
+    mask = random(8, 5, 1, seed=3) > -0.5
+    spoiled = (torch.where(mask, t, math.nan) for t in (mu, logvar))
+    scale = vf.Scale(clamp=(-1.0, 1.0))
+    got = vf.latent_stats(*spoiled, dim=(0, 1), mask=mask, scale=scale)
+    want = vf.latent_stats(*(t[mask.squeeze(-1)] for t in (mu, logvar)), scale=scale)
+    assert 0 < mask.sum() < mask.numel() and want.clamped.sum() > 0
+    for name, value in want._asdict().items():
+        torch.testing.assert_close(getattr(got, name), value, msg=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(dtype: torch.dtype) -> None:
+    mu, logvar = batch(3000, 2, dtype=dtype)
+    got = vf.latent_stats(mu.requires_grad_(), logvar)
+    want = vf.latent_stats(mu.double(), logvar.double())
+    for a, b in zip(got[:3], want[:3], strict=True):
+        assert a.dtype == torch.promote_types(dtype, torch.float32) and not a.requires_grad
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+def test_no_value_is_read_by_the_host() -> None:
+    """A read of a meta tensor raises."""
+    mu = torch.empty(5, 3, device="meta")
+    scale = vf.Scale(clamp=(-1.0, 1.0))
+    for options in ({}, {"mask": mu > 0}):
+        assert vf.latent_stats(mu, mu, scale=scale, **options).kl.shape == (3,)
+
+
+def test_compiles_to_one_graph() -> None:
+    torch._dynamo.reset()
+    mu, raw = batch(8, 3)
+    mask, scale = mu > 0, vf.Scale(clamp=(-1.0, 1.0))
+    compiled = torch.compile(vf.latent_stats, backend="eager", fullgraph=True)
+    for options in ({}, {"scale": scale, "mask": mask}):
+        got, want = (f(mu, raw, **options) for f in (compiled, vf.latent_stats))
+        torch.testing.assert_close(tuple(got), tuple(want))
+
+
+def test_the_reference_has_the_same_signature() -> None:
+    assert inspect.signature(vf.latent_stats) == inspect.signature(vf.reference.latent_stats)
+
+
+def launches(mu: Tensor, raw: Tensor, **options: Any) -> int:
+    with Calls() as calls:
+        vf.latent_stats(mu, raw, **options)
+    views = {"aten::expand", "aten::squeeze.dims"}
+    return len([name for name in calls.names if name not in views])
+
+
+@native
+def test_the_docstring_counts_the_launches() -> None:
+    mu, raw = batch(8, 3, dtype=torch.float32)
+    plain = launches(mu, raw)
+    with_clamp = launches(mu, raw, scale=vf.Scale(clamp=(-1.0, 1.0)))
+    half = launches(mu.half(), raw.half())
+    masked = launches(mu, raw, mask=mu > 0)
+    got = plain - 1, with_clamp - plain, half - plain, masked - plain
+    assert got == (8, 3, 1, 11)
+    text = " ".join(str(vf.latent_stats.__doc__).split())
+    promise = (
+        "8 more launches, 3 more with a clamp on both sides, one more for 16-bit inputs, "
+        "and 11 more with a mask"
+    )
+    assert promise in text
+
+
+X = torch.zeros(4, 3)
+BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"dim": 2}, ValueError, "dim 2 is out of range for mu of 2 dimensions"),
+    ({"dim": ()}, ValueError, "dim is empty"),
+    ({"scale": "sd"}, ValueError, "scale is 'sd', wants one of logvar"),
+    ({"mask": X}, TypeError, "mask has dtype torch.float32, wants bool"),
+    ({"free_bits": 1.0}, TypeError, "unexpected keyword argument 'free_bits'"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), BAD_INPUT, ids=lambda x: str(x)[:40])
+def test_bad_input(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        vf.latent_stats(X, X, **options)
+
+
+def test_bad_tensors() -> None:
+    with pytest.raises(TypeError, match=r"mu has dtype torch\.int64"):
+        vf.latent_stats(X.long(), X)
+    with pytest.raises(ValueError, match="mu is 0-d, wants a batch"):
+        vf.latent_stats(X.sum(), X.sum())

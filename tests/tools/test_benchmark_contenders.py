@@ -1,0 +1,204 @@
+"""The promises of the benchmarks' contenders: who computes wrong is not timed; what is counted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import AVAILABLE, native
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last, as in test_benchmarks
+
+from benchmarks import __main__ as cli
+from benchmarks import cases, counting, formulas, measuring, report, running, truth
+from benchmarks.cases import Case
+from benchmarks.contenders import CONTENDERS, Contender
+
+SMALL = [
+    Case("plain", (64, 20)),
+    Case("moments", (4, 8, 8, 8)),
+    Case("rssm", (6, 7, 30)),
+    Case("masked", (6, 10, 16)),
+    Case("samples", (64, 20)),
+    Case("layers", (3, 16)),
+]
+
+
+def names(values):
+    return pytest.mark.parametrize("case", values, ids=lambda case: case.family)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The noise is judged by its moments, at sizes where chance would now and then refuse it."""
+    torch.manual_seed(0)
+
+
+# --- nobody is timed who computes wrong ----------------------------------------------------------
+
+
+def half_kl(mu, logvar):
+    z, kl = formulas.plain(mu, logvar)
+    return z, 0.5 * kl
+
+
+def biased_noise(mu, logvar):
+    z, kl = formulas.plain(mu, logvar)
+    return z + 0.5 * torch.exp(0.5 * logvar), kl
+
+
+def no_noise(mu, logvar):
+    return mu + 0 * logvar, formulas.plain(mu, logvar)[1]
+
+
+def the_same_noise(mu, logvar):
+    eps = torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))
+    return mu + torch.exp(0.5 * logvar) * eps, formulas.plain(mu, logvar)[1]
+
+
+class OtherNoise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mu, logvar):
+        ctx.save_for_backward(logvar)
+        return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (logvar,) = ctx.saved_tensors
+        return grad, 0.5 * grad * torch.exp(0.5 * logvar) * torch.randn_like(grad)
+
+
+def other_noise_in_backward(mu, logvar):
+    return OtherNoise.apply(mu, logvar), formulas.plain(mu, logvar)[1]
+
+
+def nan_kl(mu, logvar):
+    z, kl = formulas.plain(mu, logvar)
+    return z, kl * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("latent", "why"),
+    [
+        (half_kl, "kl is off"),
+        (biased_noise, "the noise has mean"),
+        (no_noise, "the noise has variance"),
+        (the_same_noise, "the same noise"),
+        (other_noise_in_backward, "gradient 1 is off"),
+        (nan_kl, "kl is off"),
+    ],
+)
+def test_a_contender_that_computes_wrong_is_refused(latent, why):
+    case = Case("plain", (128, 20))
+    wrong = Contender("wrong", "", lambda case, device: latent)
+    row = running.measure(case, [CONTENDERS["eager"], wrong], "cpu", measuring.Clock(), 0.0)
+    assert list(row["contenders"]) == ["eager"]
+    assert why in row["wrong"]["wrong"]
+    assert "wrong computes wrong" in report.table(row)
+
+
+def test_samples_that_are_copies_are_refused():
+    case = Case("samples", (128, 20))
+
+    def latent(mu, logvar, count):
+        z, kl = formulas.plain(mu, logvar)
+        return z.expand(count, *z.shape), kl
+
+    with pytest.raises(truth.Wrong):
+        truth.check(latent, case, cases.inputs(case, "cpu"))
+
+
+def test_a_mask_that_is_forgotten_is_refused():
+    case = Case("masked", (6, 10, 16))
+
+    def latent(mu, logvar, mask):
+        return formulas.plain(mu, logvar)[0], formulas.masked(mu, logvar, mask)[1]
+
+    with pytest.raises(truth.Wrong, match="masked"):
+        truth.check(latent, case, cases.inputs(case, "cpu"))
+
+
+def test_the_library_computing_wrong_fails_the_run():
+    row = {"wrong": {"vae_fused": "kl is off"}, "contenders": {"eager": {}}}
+    assert cli.status({"results": [row], "training": []}, asked=True) == 1
+    right = {"wrong": {"eager": "kl is off"}, "contenders": {"vae_fused": {}}}
+    assert cli.status({"results": [right], "training": []}, asked=True) == 0
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@names(SMALL)
+def test_every_contender_is_right_or_says_why_not(case, dtype):
+    case = Case(case.family, case.shape, dtype)
+    chosen = [c for c in CONTENDERS.values() if not c.slow_start]
+    latents, unable, wrong = running.admitted(chosen, case, "cpu", cases.inputs(case, "cpu"))
+    assert wrong == {}
+    for why in unable.values():
+        assert (
+            why in ("not installed", "for packed moments")
+            or "does not import" in why
+            or (not AVAILABLE and "no compiled code" in why)
+        )
+    assert {"eager", "distributions", "reference"} <= set(latents)
+
+
+def test_layers_with_the_same_noise_are_refused():
+    case = Case("layers", (4, 16))
+
+    def latent(mus, rhos):
+        state = torch.get_rng_state()
+        zs, kls = [], []
+        for mu, rho in zip(mus, rhos, strict=True):
+            torch.set_rng_state(state)
+            z, kl = formulas.layers([mu], [rho])
+            zs += z
+            kls.append(kl)
+        return zs, torch.stack(kls).sum()
+
+    with pytest.raises(truth.Wrong, match="one half"):
+        truth.check(latent, case, cases.inputs(case, "cpu"))
+
+
+# --- counts --------------------------------------------------------------------------------------
+
+
+def test_least_bytes_are_inputs_and_outputs_once():
+    n = 4 * 64 * 20
+    assert SMALL[0].bytes == (3 * n, 5 * n)
+    assert Case("plain", (64, 20), "bfloat16").bytes == (3 * n // 2, 5 * n // 2)
+    assert Case("samples", (64, 20)).bytes == ((2 + 8) * n, (2 + 8 + 2) * n)
+    masked = 4 * 960
+    assert SMALL[3].bytes == (3 * masked + 60, 5 * masked + 60)
+
+
+@names(SMALL)
+def test_eager_keeps_tensors_for_backward(case):
+    data = cases.inputs(case, "cpu")
+    step = measuring.latent_step(CONTENDERS["eager"].make(case, "cpu"), data)
+    counted = counting.counts(step, data.arguments, "cpu", traced=False)
+    assert counted["kept_bytes"] >= 2 * 4 * case.elements
+    assert counted["dispatches"]["forward"] >= 10 and counted["launches"] is None
+    assert counted["peak_bytes"] >= 3 * 4 * case.elements
+
+
+@native
+@names(SMALL)
+def test_the_library_keeps_none(case):
+    data = cases.inputs(case, "cpu")
+    step = measuring.latent_step(CONTENDERS["vae_fused"].make(case, "cpu"), data)
+    counted = counting.counts(step, data.arguments, "cpu", traced=False)
+    assert counted["kept_bytes"] <= 64
+    assert counted["dispatches"]["reads"] == 0
+    if case.family == "plain":
+        assert counted["dispatches"] == {"forward": 1, "backward": 1, "reads": 0}
+
+
+def test_sizes_go_up_to_the_largest_asked_for():
+    chosen = cases.cases(28)
+    assert len({c.name for c in chosen}) == len(chosen)
+    plain = {c.elements for c in chosen if c.family == "plain"}
+    assert {128 * 20, 2**20, 2**24, 2**28} <= plain
+    assert max(c.elements for c in cases.cases(20)) == 2**20
+    assert [c.family for c in chosen[: cases.QUICK]] == [*cases.FAMILIES, "plain"]
+    assert any(c.family == "moments" and c.shape == (8, 8, 64, 64) for c in chosen)

@@ -1,0 +1,262 @@
+"""The promises of `python -m benchmarks`: what it writes, prints, compares and draws."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import AVAILABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # last: a process that is spawned shall import what is installed
+
+import benchmarks  # noqa: E402
+from benchmarks import __main__ as cli  # noqa: E402
+from benchmarks import cases, machine, measuring, readme, report, running, training  # noqa: E402
+from benchmarks.cases import Case  # noqa: E402
+from benchmarks.contenders import Unable  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The JSON of a short run of everything, what it printed, and its exit status."""
+    path = tmp_path_factory.mktemp("bench") / "results.json"
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr(cli.Progress, "say", lambda self, text: printed.append(text))
+        options = ["--quick", "--device", "cpu", "--seconds", "0.02", "--budget", "300"]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # with more, small tensors wait for busy processors
+        code = cli.main([*options, "--json", str(path)])
+        torch.set_num_threads(threads)
+    return json.loads(path.read_text()), "\n".join(printed), code
+
+
+# --- the JSON ------------------------------------------------------------------------------------
+
+
+def test_quick_measures_every_family_and_the_training_steps(quick):
+    data, _, code = quick
+    assert code == (0 if AVAILABLE else 1)
+    assert {row["family"] for row in data["results"]} == set(cases.FAMILIES)
+    assert [row["training"] for row in data["training"]] == ["digits", "autoencoder"]
+    assert data["not_run"] == {}
+    measured = {name for row in data["results"] for name in row["contenders"]}
+    expected = {"eager", "distributions", "distributions-unchecked", "reference"}
+    assert expected | ({"vae_fused", "compat-diffusers"} if AVAILABLE else set()) <= measured
+
+
+def test_the_json_tells_where_and_of_what(quick):
+    data, _, _ = quick
+    assert (data["kind"], data["schema"]) == (report.KIND, report.SCHEMA)
+    assert data["command"].startswith("python -m benchmarks --quick --device cpu")
+    assert "results.json" not in data["command"]
+    for key in ("device", "kind", "threads", "cores", "cpu_capability", "system"):
+        assert key in data["machine"]
+    assert data["versions"]["torch"] == torch.__version__
+    assert {"python", "vae_fused", "build", "compiler"} <= set(data["versions"])
+    assert {"date", "commit", "dirty", "settings", "seconds"} <= set(data)
+
+
+def test_each_contender_has_times_ratios_memory_and_counts(quick):
+    data, _, _ = quick
+    for row in data["results"]:
+        base = row["contenders"][row["base"]]
+        assert row["base"] == ("vae_fused" if AVAILABLE else "eager")
+        assert not row["wrong"]
+        for figures in row["contenders"].values():
+            for kind in ("forward", "backward", "step"):
+                stat = figures["times"][kind]
+                assert 0 < stat["q1"] <= stat["median"] <= stat["q3"] and stat["rounds"] >= 3
+                assert figures["ratio"][kind] > 0
+            assert base["ratio"] == {"forward": 1.0, "backward": 1.0, "step": 1.0}
+            assert figures["kept_bytes"] >= 0 and figures["peak_bytes"] > 0
+            assert figures["dispatches"]["forward"] >= 1
+            share = figures["gb_per_s"]["step"] / row["copy"]["gb_per_s"]["step"]
+            assert figures["share_of_copy"]["step"] == pytest.approx(share, rel=1e-3, abs=1e-4)
+
+
+def test_a_training_step_has_a_floor_without_a_latent(quick):
+    data, _, _ = quick
+    for row in data["training"]:
+        assert row["contenders"]["no latent"]["latent_share"] == 0
+        assert (row["saved_of_eager_step"] is not None) == AVAILABLE
+        if AVAILABLE:
+            assert row["saved_of_eager_step"]["standard_error"] > 0
+
+
+def test_what_hits_all_alike_changes_no_ratio():
+    jumping = [1.0, 5.0] * 20
+    samples = {"vae_fused": {"step": jumping}, "eager": {"step": [1.25 * t for t in jumping]}}
+    assert measuring.summary(samples["eager"], samples["vae_fused"])["ratio"] == {"step": 1.25}
+    assert training.saved(samples, "step") == {"share": 0.2, "standard_error": 0.0}
+
+
+@pytest.mark.parametrize(("away", "untimed"), [(-1.0, 5), (1e9, 0)])
+def test_a_step_that_has_rested_is_made_once_before_it_is_timed(away, untimed, monkeypatch):
+    """Memory that lay idle may be the host's by then: no training loop sees that."""
+    monkeypatch.setattr(measuring, "AWAY", away)
+    clock, calls = measuring.Clock(), []
+    step = measuring.Step(lambda: calls.append("forward"), lambda _: None)
+    times = measuring.interleaved({"a": step}, clock, 0.0, fewest=5)
+    assert len(times["a"]["step"]) == 5
+    assert len(calls) == 2 + untimed + 5  # two to begin with
+
+
+def test_other_work_is_a_share_of_the_processors():
+    share = machine.Others().share()
+    assert share is None or 0.0 <= share <= 1.0
+
+
+def test_what_cannot_run_is_named(tmp_path):
+    path = tmp_path / "none.json"
+    cli.main(["--quick", "--device", "cpu", "--budget", "-1", "--json", str(path)])
+    data = report.read(path)
+    assert data["results"] == data["training"] == []
+    assert len(data["not_run"]) == 9 and "budget" in str(data["not_run"])
+
+
+def test_a_case_without_the_memory_is_not_measured(monkeypatch):
+    monkeypatch.setattr("benchmarks.machine.free_bytes", lambda device: 1e5)
+    with pytest.raises(Unable, match="free memory"):
+        running.measure(Case("plain", (64, 20)), [], "cpu", measuring.Clock(), 0.0)
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def test_the_table_fits_a_hundred_columns(quick):
+    data, printed, _ = quick
+    assert "plain 128x20 float32" in printed and "training step, digits" in printed
+    wide = copy.deepcopy(data)
+    row = wide["results"][0]
+    row["contenders"]["a-name-that-is-much-too-long-for-it"] = row["contenders"]["eager"]
+    row["wrong"] = {"somebody": "a reason " * 40}
+    wide["machine"]["device"] = "AMD EPYC"
+    for text in (printed, report.tables(wide), report.comparison(wide, data)):
+        assert max(map(len, text.split("\n"))) <= report.WIDTH
+
+
+@pytest.mark.parametrize(
+    ("us", "text"),
+    [(1.234, "1.23 us"), (106.4, "106 us"), (999.7, "1.00 ms"), (4100, "4.10 ms"), (2e6, "2.00 s")],
+)
+def test_durations_have_three_digits(us, text):
+    assert report.duration(us) == text
+
+
+def test_show_prints_a_table_again(quick, tmp_path, capsys):
+    path = tmp_path / "shown.json"
+    path.write_text(json.dumps(quick[0]))
+    assert cli.main(["--show", str(path)]) == 0
+    assert "masked 32x100x64" in capsys.readouterr().out
+
+
+# --- comparison ----------------------------------------------------------------------------------
+
+
+def test_compare_tells_what_became_slower(quick):
+    new, old = copy.deepcopy(quick[0]), quick[0]
+    stat = new["results"][0]["contenders"]["eager"]["times"]["step"]
+    for key in ("median", "q1", "q3"):
+        stat[key] *= 3
+    line = next(x for x in report.comparison(new, old).split("\n") if "plain 128x20" in x)
+    other = new["results"][0]["contenders"]
+    first = next(iter(other))
+    assert first in line and ("+200%" in report.comparison(new, old))
+    assert "compare" not in report.comparison(old, old).split("\n")[3]
+    assert "+200%" not in report.comparison(old, old)
+
+
+def test_compare_says_when_machines_differ(quick):
+    old = copy.deepcopy(quick[0])
+    old["machine"]["device"], old["versions"]["torch"] = "another", "1.0"
+    text = report.comparison(quick[0], old)
+    assert "device: was another" in text and "torch: was 1.0" in text
+    assert "only the shares of eager's time compare" in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 1}', '{"kind": "other", "schema": 1}'])
+def test_a_file_that_is_no_report_is_refused(text, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--compare", str(path)])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--case", "nothing"], ["--contender", "nobody"], ["--case", "plain", "--plot"]],
+)
+def test_bad_arguments_are_refused_before_anything_is_measured(argv):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(argv)
+    assert stopped.value.code == 2
+
+
+# --- which package, which files ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("installed", [False, True])
+def test_an_installed_package_goes_before_sources_without_compiled_code(
+    installed, compiled, tmp_path, monkeypatch
+):
+    root, site = tmp_path / "checkout", tmp_path / "site"
+    for folder in (root, *([site] if installed else [])):
+        (folder / "vae_fused").mkdir(parents=True)
+        (folder / "vae_fused" / "__init__.py").touch()
+    if compiled:
+        (root / "vae_fused" / "_C.abi3.so").touch()
+    monkeypatch.delitem(sys.modules, "vae_fused")
+    monkeypatch.setattr(sys, "path", [str(root), str(site)])
+    benchmarks.prefer_installed(root)
+    last = installed and not compiled
+    assert sys.path == ([str(site), str(root)] if last else [str(root), str(site)])
+
+
+def test_figures_are_drawn(quick, tmp_path):
+    if importlib.util.find_spec("matplotlib") is None:
+        pytest.skip("matplotlib is not installed")
+    from matplotlib.image import imread
+
+    from benchmarks import plot
+
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(quick[0]))
+    assert plot.main([str(path), "--out", str(tmp_path / "figures")]) == 0
+    kinds = {"time", "roofline", "training"} | ({"ratio"} if AVAILABLE else set())
+    for kind in kinds:
+        height, width, _ = imread(tmp_path / "figures" / f"results-{kind}.png").shape
+        assert width >= 1000 and height >= 600
+        assert "<svg" in (tmp_path / "figures" / f"results-{kind}.svg").read_text()[:600]
+    commit = quick[0]["commit"]
+    assert commit in plot.caption(quick[0]) and quick[0]["machine"]["device"] in plot.caption(
+        quick[0]
+    )
+    assert plot.main([str(path), "--dtype", "float64"]) == 0  # the training steps are there
+    empty = quick[0] | {"results": [], "training": []}
+    path.write_text(json.dumps(empty))
+    assert plot.main([str(path)]) == 1
+
+
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("bench-*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_results_in_the_repository_can_be_read(path):
+    data = report.read(path)
+    assert data["results"] and data["commit"] != "unknown"
+    assert report.tables(data)
+
+
+def test_the_figures_of_readme_are_those_of_their_json():
+    text = readme.README.read_text(encoding="utf-8")
+    paths = readme.sources(text)
+    assert readme.measured(paths) in text, "python -m benchmarks.readme FILES"

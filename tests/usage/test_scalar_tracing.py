@@ -1,0 +1,207 @@
+"""Options that are 0-d tensors under tracers and transforms: a new value compiles nothing anew."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from conftest import make_key, native, random
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import vae_fused as vf
+from vae_fused.options import SCALARS
+
+KEY = make_key(5)
+VALUES = ((0.7, 0.3, 0.2, 0.8), (0.1, 0.9, 1.0, 0.5), (1.0, 0.0, 1.0, 1.0))
+
+
+def options_of(temperature, free_bits, wq, wp):
+    return {"temperature": temperature, "free_bits": free_bits, "balance": (wq, wp)}
+
+
+def loss(mu, raw, mean, temperature, free_bits, wq, wp, key=None):
+    key = KEY if key is None else key
+    z, kl = vf.reparameterize_kl(
+        mu, raw, key=key, prior=vf.Prior(mean, 0.5), **options_of(temperature, free_bits, wq, wp)
+    )
+    return (z * z).sum() + kl
+
+
+def loss_of_moments(h, _, mean, *scalars):
+    z, kl = vf.reparameterize_kl_moments(
+        h, key=KEY, prior=vf.Prior(mean[:, :3], 0.5), **options_of(*scalars)
+    )
+    return (z * z).sum() + kl
+
+
+def loss_of_list(mu, raw, mean, temperature, free_bits, *_):
+    more = {"temperature": temperature, "free_bits": free_bits}
+    zs, kl = vf.reparameterize_kl_multi([mu, mean], [raw, raw], key=KEY, **more)
+    return sum((z * z).sum() for z in zs) + kl
+
+
+LOSSES = (loss, loss_of_moments, loss_of_list)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def leaves(dtype=torch.float32):
+    return [random(4, 6, seed=s).to(dtype).requires_grad_() for s in range(3)]
+
+
+def grads(value, inputs):
+    return torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("function", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_new_value_in_place_compiles_nothing_anew(function, dtype):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    inputs, scalars = leaves(dtype), [torch.tensor(0.5) for _ in SCALARS]
+    for step, values in enumerate(VALUES):
+        for tensor, value in zip(scalars, values, strict=True):
+            tensor.fill_(value)
+        no_more = torch._dynamo.config.patch(error_on_recompile=step > 0)
+        with no_more if step else contextlib.nullcontext():
+            got = compiled(*inputs, *scalars)
+        want = function(*inputs, *values)
+        torch.testing.assert_close(got, want)
+        for g, w in zip(grads(got, inputs), grads(want, inputs), strict=True):
+            torch.testing.assert_close(g, w)
+    assert counter.frame_count == 1
+
+
+def test_a_buffer_of_a_module_compiles_once():
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sample = vf.nn.Reparameterize(temperature=torch.tensor(0.5))
+            self.kl = vf.nn.GaussianKL(free_bits=torch.tensor(0.1))
+
+        def forward(self, mu, raw):
+            return self.sample(mu, raw, key=KEY).sum() + self.kl(mu, raw)
+
+    module, (mu, raw, _) = Encoder(), leaves()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    for value in (0.2, 0.4, 0.8):
+        module.sample.temperature.fill_(value)
+        module.kl.free_bits.fill_(value)
+        torch.testing.assert_close(compiled(mu, raw), module(mu, raw))
+    assert counter.frame_count == 1
+
+
+def test_inductor():
+    inputs, scalars = leaves(), [torch.tensor(v) for v in VALUES[0]]
+    compiled = torch.compile(loss, fullgraph=True)
+    got, want = compiled(*inputs, *scalars), loss(*inputs, *VALUES[0])
+    torch.testing.assert_close(got, want)
+    for g, w in zip(grads(got, inputs), grads(want, inputs), strict=True):
+        torch.testing.assert_close(g, w)
+
+
+def test_export():
+    class Model(torch.nn.Module):
+        def forward(self, mu, raw, mean, *scalars):
+            return loss(mu, raw, mean, *scalars)
+
+    inputs = [t.detach() for t in leaves()]
+    scalars = [torch.tensor(v) for v in VALUES[0]]
+    exported = torch.export.export(Model(), (*inputs, *scalars))
+    for values in VALUES:
+        for tensor, value in zip(scalars, values, strict=True):
+            tensor.fill_(value)
+        torch.testing.assert_close(exported.module()(*inputs, *scalars), loss(*inputs, *values))
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(mode):
+    inputs = [t.detach() for t in leaves()]
+    traced = make_fx(loss, tracing_mode=mode)(*inputs, *(torch.tensor(v) for v in VALUES[0]), KEY)
+    for values in VALUES:
+        got = traced(*inputs, *(torch.tensor(v) for v in values), KEY)
+        torch.testing.assert_close(got, loss(*inputs, *values))
+
+
+@native
+@pytest.mark.parametrize("names", [SCALARS, SCALARS[:1], SCALARS[1:3]])
+def test_opcheck(names):
+    ops, (mu, raw, _) = torch.ops.vae_fused, leaves()
+    scalars = {name: torch.tensor(0.5) for name in names}
+    key, reduced = {"eps": None, "key": KEY}, {"reduction": "sample", "dim": None}
+    h = torch.cat([mu, raw], 1).detach().requires_grad_()
+    torch.library.opcheck(ops.reparameterize_kl.default, (mu, raw), {**key, **reduced, **scalars})
+    torch.library.opcheck(ops.reparameterize.default, (mu, raw), {**key, **scalars})
+    torch.library.opcheck(ops.gaussian_kl.default, (mu, raw), {**reduced, **scalars})
+    torch.library.opcheck(
+        ops.reparameterize_kl_moments.default, (h,), {"packed_dim": 1, **key, **reduced, **scalars}
+    )
+    of_list = {"key": KEY, "reduction": "sum", **scalars}
+    torch.library.opcheck(ops.reparameterize_kl_multi.default, ([mu, raw], [raw, mu]), of_list)
+    mu, raw = mu.detach(), raw.detach()
+    torch.library.opcheck(
+        ops.reparameterize_kl_backward.default,
+        (mu, torch.ones(4), mu, raw),
+        {**key, **reduced, **scalars, "output_mask": [True, True, False, False, False]},
+    )
+
+
+def test_transforms_share_a_scalar():
+    scalars = [torch.tensor(v) for v in VALUES[0]]
+    inputs = [t.detach().double() for t in leaves()]
+
+    def function(options):
+        return lambda *args: loss(*args, *options)
+
+    for transform in (
+        lambda f: torch.func.grad(f, argnums=(0, 1, 2))(*inputs),
+        lambda f: torch.func.jvp(f, tuple(inputs), tuple(inputs)),
+        lambda f: torch.func.jacrev(torch.func.grad(f))(*inputs),
+        lambda f: torch.func.vmap(f, randomness="same")(*(t[:, None] for t in inputs)),
+        lambda f: torch.func.vmap(torch.func.grad(f))(*(t[:, None] for t in inputs)),
+    ):
+        got, want = transform(function(scalars)), transform(function(VALUES[0]))
+        got, want = ([x] if isinstance(x, torch.Tensor) else x for x in (got, want))
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w)
+
+
+def test_a_scalar_for_each_slice():
+    """The kernels refuse it and name the reference, which takes it."""
+    mu, raw, _ = (t.detach() for t in leaves())
+    eps, temperatures = random(4, 6, seed=9), torch.tensor([0.0, 0.3, 0.7, 1.0])
+
+    def sample(module):
+        return torch.vmap(
+            lambda m, r, e, t: module.reparameterize(m, r, eps=e, temperature=t)
+        )(mu, raw, eps, temperatures)  # fmt: skip
+
+    want = torch.stack(
+        [vf.reparameterize(*each[:2], eps=each[2], temperature=float(each[3]))
+         for each in zip(mu, raw, eps, temperatures, strict=True)]
+    )  # fmt: skip
+    torch.testing.assert_close(sample(vf.reference), want)
+    if vf.functional._ext.available:
+        with pytest.raises(RuntimeError, match=r"temperature differs between.*reference"):
+            sample(vf)
+    else:
+        torch.testing.assert_close(sample(vf), want)
+
+
+def test_grad_of_a_scalar_is_refused():
+    mu, raw, _ = (t.detach() for t in leaves())
+
+    def of_temperature(temperature):
+        return vf.reparameterize(mu, raw, key=KEY, temperature=temperature).sum()
+
+    for transform in (torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))):
+        with pytest.raises(ValueError, match="temperature must not require a gradient"):
+            transform(of_temperature)(torch.tensor(0.5))

@@ -1,0 +1,150 @@
+"""The messages of a bad argument of ``elbo_loss``: the argument, what it is, what is expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_fused._checks import check_device, check_tensor
+from vae_fused._likelihood import Call, KlTerm, Likelihood
+from vae_fused._likelihood_checks import check_grad, check_nll
+from vae_fused._numbers import check_choice, check_not_negative
+
+REDUCTIONS = ("batchmean", "sum", "mean", "sample")
+FREE_BITS_PER = ("element", "sample", "dimension")
+
+
+def check_elbo(
+    output: Tensor | Sequence[Tensor],
+    target: Tensor,
+    likelihood: str | Likelihood,
+    *,
+    reduction: str,
+    grad: str,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    library: Tensor | None,
+) -> Call:
+    """Check the arguments of the likelihood. A mean becomes a sum, and what it is divided by."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    call = check_nll(
+        output, target, likelihood, reduction=reduction, mask=mask, weight=weight, library=library,
+        mask_name="target_mask",
+    )  # fmt: skip
+    first = call.outputs[0]
+    if first.dim() == 0 or first.numel() == 0:
+        raise ValueError(f"output has shape {tuple(first.shape)}, wants a batch in dimension 0")
+    check_grad(grad, call)
+    check_samples(call)
+    if call.reduction == "mean":
+        return call._replace(reduction="sum", divisor=first.numel())
+    return call
+
+
+def check_samples(call: Call) -> None:
+    """Refuse K samples in front of the batch, over which the KL would not be averaged."""
+    first, target = call.outputs[0], call.target
+    if target.dim() < first.dim():
+        raise ValueError(
+            f"target has {target.dim()} dimensions, wants output's {first.dim()}, of which the "
+            "first is the batch; flatten K samples of a batch, (K, B, ...), to (K * B, ...)"
+        )
+
+
+def check_kl(
+    first: Tensor | None, mu: Tensor | None, raw: Tensor | None, kl: Tensor | None,
+    options: dict[str, Any], free_bits_per: str, reduction: str,
+) -> None:  # fmt: skip
+    """Check how the KL is given, and that it allows what is asked of it.
+
+    ``first`` is the first output, which has the batch; None: the batch is not known.
+    """
+    check_choice("free_bits_per", free_bits_per, FREE_BITS_PER)
+    if (mu is None) != (raw is None) or (mu is None) == (kl is None):
+        given = {"mu": mu, "raw": raw, "kl": kl}
+        got = " and ".join(name for name, value in given.items() if value is not None) or "none"
+        hint = "; pass kl by name" if raw is None and kl is None and mu is not None else ""
+        raise TypeError(f"elbo_loss takes mu and raw, or kl, and not both, got {got}{hint}")
+    if kl is None:
+        return
+    beside = sorted(name for name in options if name != "free_bits")
+    if beside:
+        raise TypeError(f"{', '.join(beside)} must come with mu and raw, got kl")
+    check_tensor("kl", kl)
+    shape = tuple(kl.shape)
+    if first is not None:
+        check_device("kl", kl, first, "output")
+    if kl.dim() > 0:
+        if first is not None:
+            check_batch("kl", kl, first)
+    elif reduction == "sample":
+        raise ValueError('kl is 0-d, wants one value for each sample where reduction="sample"')
+    least = {"element": 2, "dimension": 2, "sample": 1}[free_bits_per]
+    if "free_bits" in options and kl.dim() < least:
+        per = {2: "elements (B, ...)", 1: "one value for each sample (B,)"}[least]
+        raise ValueError(
+            f"kl has shape {shape}, wants {per} for free_bits per {free_bits_per}; "
+            "or give mu and raw"
+        )
+    if free_bits_per == "sample" and kl.dim() > 1 and "free_bits" in options:
+        raise ValueError(
+            f"kl has shape {shape}, wants one value for each sample (B,) for free_bits per sample"
+        )
+    if free_bits_per == "dimension" and "free_bits" in options and reduction == "sample":
+        raise ValueError('free_bits per dimension is of the batch, got reduction="sample"')
+
+
+def check_term(
+    first: Tensor, kl: Tensor, beta: float | Tensor, capacity: float | Tensor | None
+) -> KlTerm:
+    """Check the weight and the capacity, and bring all to the dtype of the loss."""
+    beta = _placed("beta", check_weight("beta", beta), first)
+    if capacity is not None:
+        capacity = _placed("capacity", check_weight("capacity", capacity), first)
+        if isinstance(capacity, Tensor) and capacity.requires_grad:
+            raise ValueError(
+                "capacity must not require a gradient, because none is computed; pass it with "
+                ".detach()"
+            )
+    return KlTerm(kl.to(_wide(first)), beta, capacity)
+
+
+def check_batch(name: str, value: Tensor, first: Tensor, of: str = "output") -> None:
+    if value.dim() == 0 or value.shape[0] != first.shape[0]:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, wants the batch of {of}, "
+            f"{first.shape[0]}, in dimension 0"
+        )
+
+
+def check_weight(name: str, value: float | Tensor) -> float | Tensor:
+    """A number of at least 0, or a 0-d tensor, whose value is not read."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            hint = "; call it and pass what it returns" if callable(value) else ""
+            got = type(value).__name__ + hint
+            raise TypeError(f"{name} must be a number or a 0-d tensor, got {got}")
+        number = check_not_negative(name, value)
+        return value if isinstance(value, int) else number
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor or a number, got {value.dtype}")
+    if value.dim() != 0:
+        raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+    return value
+
+
+def _placed(name: str, value: float | Tensor, first: Tensor) -> float | Tensor:
+    """A tensor on the device of the loss and in its dtype."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.device != first.device and value.device.type != "cpu":
+        raise RuntimeError(f"{name} is on {value.device}, output on {first.device}")
+    return value.to(first.device, _wide(first), non_blocking=True)
+
+
+def _wide(first: Tensor) -> torch.dtype:
+    return torch.promote_types(first.dtype, torch.float32)

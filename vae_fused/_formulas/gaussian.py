@@ -1,0 +1,349 @@
+"""The formulas of ``csrc/math/latent/gaussian.h``, which derives them, in plain PyTorch.
+
+Elementwise, in the dtype of what comes in, and differentiable to any order. Where autograd would
+differentiate a formula with less accuracy than the formula has, the derivative is written out.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from vae_fused._forward_mode import tangents, without_jvp
+from vae_fused.options import Scale
+
+
+def _apply(function: Any, traced: Any, *inputs: Tensor | float) -> Tensor:
+    """An autograd function of this file, or the one that Dynamo traces in its place."""
+    chosen = traced if torch.compiler.is_compiling() else function
+    result: Tensor = chosen.apply(*inputs)  # torch leaves ``apply`` untyped
+    return result
+
+
+def _save(ctx: Any, *tensors: Tensor) -> None:
+    """What backward and forward mode need."""
+    ctx.save_for_backward(*tensors)
+    if not torch.compiler.is_compiling():
+        ctx.save_for_forward(*tensors)
+
+
+# --------------------------------------------------------------------------------------------------
+# Scale: raw -> sigma and ln sigma^2
+# --------------------------------------------------------------------------------------------------
+
+
+def _log_softplus(u: Tensor) -> Tensor:
+    """The logarithm of ln(1 + e^u): to rounding u below -37, before that underflows."""
+    return torch.where(u < -37.0, u, torch.log(-logsigmoid(-clamped(u, -37.0, None))))
+
+
+def _sigmoid(u: Tensor) -> Tensor:
+    """Torch's derivative, s (1 - s), cancels where s is near 1: there it is that of 1 - s(-u)."""
+    return torch.where(u > 0.0, 1.0 - torch.sigmoid(-u), torch.sigmoid(u))
+
+
+# By kind: sigma_0 of x and beta, and the logarithm of its square.
+_SIGMA: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logvar": lambda x, _: torch.exp(0.5 * x),
+    "logstd": lambda x, _: torch.exp(x),
+    "std": lambda x, _: x,
+    "var": lambda x, _: torch.sqrt(x),
+    "softplus": lambda x, beta: -logsigmoid(-beta * x) / beta,
+    "sigmoid2": lambda x, _: 2.0 * _sigmoid(0.5 * x),
+}
+_LOG_VARIANCE: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logvar": lambda x, _: x,
+    "logstd": lambda x, _: 2.0 * x,
+    "std": lambda x, _: 2.0 * torch.log(x),
+    "var": lambda x, _: torch.log(x),
+    "softplus": lambda x, beta: 2.0 * (_log_softplus(beta * x) - math.log(beta)),
+    "sigmoid2": lambda x, _: 2.0 * (logsigmoid(0.5 * x) + math.log(2.0)),
+}
+
+
+class Gaussian:
+    """A mean and a raw scale, and the sigma that ``scale`` reads from it."""
+
+    def __init__(self, mean: Tensor, raw: Tensor, scale: Scale) -> None:
+        self.mean, self.scale = mean, scale
+        x = clamped(raw, *(scale.clamp or (None, None)))
+        x = soft_clamped(x, scale.soft_clamp)
+        unit = scale.gain == 1.0 and scale.shift == 0.0
+        self.x = x if unit else scale.gain * x + scale.shift
+        self.var_floor = scale.var_floor
+        if scale.kind == "std":  # negative is NaN: by a product, for the gradient to be, too
+            self.x = (self.x + 0.0) * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
+        elif scale.kind == "var":  # sqrt(sqrt(x)^2 + v) has no derivative at 0, sqrt(x + v) has
+            self.x, self.var_floor = self.x + scale.var_floor, 0.0
+
+    def detach(self) -> Gaussian:
+        """The same numbers, constant."""
+        other = copy.copy(self)
+        other.mean, other.x = _constant(self.mean), _constant(self.x)
+        return other
+
+    @property
+    def sigma(self) -> Tensor:
+        return self._sigma_of(self.x)
+
+    @property
+    def divisor(self) -> Tensor:
+        """Sigma within the normal numbers: nothing divided by it is nothing, and so its gradient.
+
+        An exponential is bounded before it is taken: behind it a gradient would be 0 * inf.
+        """
+        info, x = torch.finfo(self.x.dtype), self.x
+        if self.scale.kind in ("logvar", "logstd"):
+            most = 0.999 * math.log(info.max)
+            x = clamped(x, None, 2.0 * most if self.scale.kind == "logvar" else most)
+        return clamped(self._sigma_of(x), info.tiny)
+
+    def _sigma_of(self, x: Tensor) -> Tensor:
+        sigma, least = self._floored(x), self.scale.std_min
+        if least > 0.0:  # selected twice, as an infinite derivative times 0 would be NaN
+            low = sigma.detach() < least
+            sigma = torch.where(low, least, self._floored(torch.where(low, 1.0, x)))
+        return sigma
+
+    def _floored(self, x: Tensor) -> Tensor:
+        scale = self.scale
+        sigma = _SIGMA[scale.kind](x, scale.beta)
+        if self.var_floor > 0.0:  # of the square of sigma, which would overflow before
+            sigma = torch.hypot(sigma, sigma.new_full((), math.sqrt(self.var_floor)))
+        return sigma + scale.std_floor if scale.std_floor > 0.0 else sigma
+
+    @property
+    def log_variance(self) -> Tensor:
+        """The logarithm of sigma^2: finite where sigma itself under- or overflows."""
+        if self.has_floor:
+            return 2.0 * torch.log(self.sigma)
+        return _LOG_VARIANCE[self.scale.kind](self.x, self.scale.beta)
+
+    @property
+    def has_floor(self) -> bool:
+        return self.var_floor > 0.0 or self.scale.std_floor > 0.0 or self.scale.std_min > 0.0
+
+    @property
+    def is_exponential(self) -> bool:
+        """Whether sigma comes from its logarithm, not the reverse."""
+        return self.scale.kind in ("logvar", "logstd") and not self.has_floor
+
+
+def clamped(x: Tensor, lo: float | Tensor | None, hi: float | None = None) -> Tensor:
+    """``torch.clamp``, but the gradient passes at the bounds: there it does so until 2.13 only."""
+    x = x if lo is None else torch.where(x < lo, lo, x)
+    return x if hi is None else torch.where(x > hi, hi, x)
+
+
+def soft_clamped(x: Tensor, bound: float | None) -> Tensor:
+    """``c tanh(x / c)``, c being the bound."""
+    return x if bound is None else _apply(_SoftClamp, _TracedSoftClamp, x, bound)
+
+
+class _SoftClamp(torch.autograd.Function):
+    """The derivative of the tanh, 1 - tanh^2, cancels: sech^2 = 4 s / (1 + s)^2, s = e^-2|x/c|."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, bound: float) -> Tensor:
+        return bound * torch.tanh(x / bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        x, ctx.bound = inputs
+        _save(ctx, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return grad * _SoftClamp.slope(x, ctx.bound), None
+
+    @staticmethod
+    @tangents
+    def jvp(ctx: Any, saved: list[Tensor], tangent: Tensor, _: None) -> Tensor:
+        (x,) = saved
+        return tangent * _SoftClamp.slope(x, ctx.bound)
+
+    @staticmethod
+    def slope(x: Tensor, bound: float) -> Tensor:
+        s = torch.exp(-2.0 * (x / bound).abs())
+        return 4.0 * s / (1.0 + s) ** 2
+
+
+# --------------------------------------------------------------------------------------------------
+# KL and its linear form; without p, against N(0, 1)
+# --------------------------------------------------------------------------------------------------
+
+
+def kl(q: Gaussian, p: Gaussian | None) -> Tensor:
+    """``1/2 (d^2 + g(x))``, in nats: two terms that are never negative."""
+    d, x = _relative(q, p)
+    return 0.5 * (d * d + _apply(_Excess, _TracedExcess, x, _growth(x, q, p)))
+
+
+def linear(q: Gaussian, p: Gaussian | None, constant: float) -> Tensor:
+    """``1/2 (d^2 + c - x)``, which is linear in x: a KL from a sample, a log density."""
+    d, x = _relative(q, p)
+    return 0.5 * (d * d + constant - x)
+
+
+def balanced(
+    divergence: Callable[[Gaussian, Gaussian | None], Tensor],
+    q: Gaussian,
+    p: Gaussian | None,
+    to_q: float | Tensor,
+    to_p: float | Tensor,
+) -> Tensor:
+    """A divergence with its gradient times a weight toward q, and times another toward p.
+
+    That of two divergences, in each of which the other Gaussian is constant.
+    """
+    if not isinstance(to_q, Tensor) and not isinstance(to_p, Tensor) and to_q == to_p == 1.0:
+        return divergence(q, p)
+    toward_q = divergence(q, p and p.detach())
+    toward_p = _constant(toward_q) if p is None else divergence(q.detach(), p)
+    weights = (w if isinstance(w, Tensor) else toward_q.new_full((), w) for w in (to_q, to_p))
+    return _apply(_Balanced, _TracedBalanced, toward_q, toward_p, *weights)
+
+
+def _relative(q: Gaussian, p: Gaussian | None) -> tuple[Tensor, Tensor]:
+    """``d = (mu - m) / tau`` and ``x = ln sigma^2 - ln tau^2``."""
+    if p is None:
+        return q.mean, q.log_variance
+    return (q.mean - p.mean) / p.divisor, q.log_variance - p.log_variance
+
+
+def _growth(x: Tensor, q: Gaussian, p: Gaussian | None) -> Tensor:
+    """e^x - 1 as :class:`_Excess` takes it: right for |x| > 1, and a value without gradient.
+
+    Where x comes from a sigma, e^x would magnify the rounding of the logarithm: there it is r^2 - 1
+    with r = sigma / tau. But where one of these leaves the normal range, only x can tell.
+    """
+    growth = torch.expm1(x.detach())
+    if q.is_exponential and (p is None or p.is_exponential):
+        return growth
+    sigma = q.sigma.detach()
+    tau = torch.ones_like(sigma) if p is None else p.sigma.detach()
+    smallest = torch.finfo(sigma.dtype).tiny
+    low, high = torch.minimum(sigma, tau), torch.maximum(sigma, tau)
+    direct = (low > smallest) & (high < 1.0 / smallest)
+    return torch.where(direct, (sigma / tau) ** 2 - 1.0, growth)
+
+
+class _Excess(torch.autograd.Function):
+    """g(x) = e^x - 1 - x, never negative, with g'(x) = h(x)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, growth: Tensor) -> Tensor:
+        # The series sum x^(n+2) / (n+2)! to the term below 2^-53 at |x| = 1.
+        series = torch.zeros_like(x)
+        for n in range(19, 1, -1):
+            series = 1.0 + series * x / (n + 1)
+        series = 0.5 * x * x * series
+        # x clipped, as math::clip does: inf at x = inf, where inf - inf would be nan. Else no
+        # difference, as growth absorbs x from 64 on.
+        return torch.where(x.abs() <= 1.0, series, growth - x.clamp(max=178.0))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        _save(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * _apply(_Growth, _TracedGrowth, *ctx.saved_tensors), None
+
+    @staticmethod
+    @tangents
+    def jvp(ctx: Any, saved: list[Tensor], tangent: Tensor, _: Any) -> Tensor:
+        return tangent * _apply(_Growth, _TracedGrowth, *saved)
+
+
+class _Growth(torch.autograd.Function):
+    """h(x) = e^x - 1, with h'(x) = 1 + h(x)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, growth: Tensor) -> Tensor:
+        return torch.where(x.abs() <= 1.0, torch.expm1(x), growth)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        _save(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * (1.0 + _apply(_Growth, _TracedGrowth, *ctx.saved_tensors)), None
+
+    @staticmethod
+    @tangents
+    def jvp(ctx: Any, saved: list[Tensor], tangent: Tensor, _: Any) -> Tensor:
+        return tangent * (1.0 + _apply(_Growth, _TracedGrowth, *saved))
+
+
+class _Balanced(torch.autograd.Function):
+    """The first of two equal values, whose gradient goes to both, times a weight each."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, to_x: Tensor, to_y: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor
+    ) -> None:
+        *_, to_x, to_y = inputs
+        _save(ctx, to_x, to_y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        to_x, to_y = ctx.saved_tensors
+        return grad * to_x, grad * to_y, None, None
+
+    @staticmethod
+    @tangents
+    def jvp(ctx: Any, saved: list[Tensor], of_x: Tensor, of_y: Tensor, *_: None) -> Tensor:
+        to_x, to_y = saved
+        return of_x * to_x + of_y * to_y
+
+
+def _constant(x: Tensor) -> Tensor:
+    """The value, of which neither a gradient nor a tangent is taken."""
+    return _apply(_Constant, _TracedConstant, x.detach())
+
+
+class _Constant(torch.autograd.Function):
+    """The value without its tangent, which ``detach`` lets pass."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    @tangents
+    def jvp(ctx: Any, _: list[Tensor], tangent: Tensor) -> Tensor:
+        return torch.zeros_like(tangent)
+
+
+_TracedSoftClamp = without_jvp(_SoftClamp)
+_TracedExcess = without_jvp(_Excess)
+_TracedGrowth = without_jvp(_Growth)
+_TracedBalanced = without_jvp(_Balanced)
+_TracedConstant = without_jvp(_Constant)

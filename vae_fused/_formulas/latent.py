@@ -1,0 +1,214 @@
+"""What a checked call computes, in plain PyTorch, and the stateless stream of noise.
+
+On any device, differentiable to any order in both modes. Without a key the noise is
+``torch.randn``'s, bit for bit what eager code draws; with one it is the Philox stream, computed
+here in integer tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_fused._formulas import gaussian
+from vae_fused._formulas.gaussian import Gaussian, clamped, soft_clamped
+from vae_fused.options import Options
+
+
+def sample(
+    mu: Tensor,
+    raw: Tensor,
+    options: Options,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    key: Tensor | None,
+) -> Tensor:
+    """``z = mu + T sigma eps``, in the dtype of mu."""
+    q = _posterior(mu, raw, options)
+    noise = _noise(mu, options.sample_shape, eps, generator, key)
+    noise = widen(unmasked(noise, options.mask))
+    temperature, sigma = options.scalar("temperature"), q.sigma
+    if isinstance(temperature, Tensor) or temperature != 1.0:
+        sigma = temperature * sigma
+    return unmasked(q.mean + sigma * noise, options.mask).to(mu.dtype)
+
+
+def mean(mu: Tensor, options: Options) -> Tensor:
+    """The sample at temperature 0; no noise is drawn for it."""
+    if options.mu_soft_clamp is not None:
+        mu = soft_clamped(widen(mu), options.mu_soft_clamp).to(mu.dtype)
+    z = unmasked(mu, options.mask)
+    return z.expand(*options.sample_shape, *z.shape) if options.sample_shape else z
+
+
+def divergence(
+    mu: Tensor,
+    raw: Tensor | None,
+    options: Options,
+    reduction: str,
+    dims: tuple[int, ...] | None,
+    count: Tensor | None,
+) -> Tensor:
+    """The KL or its linear form; reduced, then divided by ``count``. Without ``raw`` sigma is 1."""
+    form = gaussian.kl
+    if options.linear is not None:
+        form = partial(gaussian.linear, constant=options.linear)
+    q, p = _posterior(mu, raw, options), _prior(mu, options)
+    weights = options.scalar("to_posterior"), options.scalar("to_prior")
+    elements = gaussian.balanced(form, q, p, *weights)
+    free_bits = options.scalar("free_bits")
+    if isinstance(free_bits, Tensor) or free_bits > 0.0:
+        elements = clamped(elements, free_bits)
+    total = reduce(unmasked(elements, options.mask), reduction, dims)
+    return total if count is None else total / count
+
+
+def _posterior(mu: Tensor, raw: Tensor | None, options: Options) -> Gaussian:
+    given = (mu, 0.0 if raw is None else raw)
+    mean, raw = (_prepared(value, mu, options.mask) for value in given)
+    return Gaussian(soft_clamped(mean, options.mu_soft_clamp), raw, options.scale)
+
+
+def _prior(mu: Tensor, options: Options) -> Gaussian | None:
+    if (prior := options.prior) is None:
+        return None
+    mean, raw = (_prepared(value, mu, options.mask) for value in (prior.mean, prior.raw))
+    return Gaussian(mean, raw, prior.scale)
+
+
+def _prepared(value: Tensor | float, mu: Tensor, mask: Tensor | None) -> Tensor:
+    """In the dtype of the arithmetic, and without masked garbage."""
+    if not isinstance(value, Tensor):
+        value = mu.new_full((), value, dtype=torch.promote_types(mu.dtype, torch.float32))
+    return widen(unmasked(value, mask))
+
+
+def unmasked(x: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:
+    """0 for masked elements: of results, and of inputs, as the gradients of garbage may be NaN."""
+    return x if mask is None else torch.where(mask, x, fill)
+
+
+def widen(x: Tensor) -> Tensor:
+    """16-bit types compute in float32."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def reduce(kl: Tensor, reduction: str, dims: tuple[int, ...] | None) -> Tensor:
+    if dims is not None:
+        return kl.sum(dim=dims)
+    if reduction == "none":
+        return kl
+    if reduction == "sample":
+        return kl.flatten(1).sum(1) if kl.dim() > 1 else kl
+    if reduction == "mean":
+        return kl.mean()
+    if reduction == "batchmean" and kl.dim() > 0:
+        return kl.sum() / kl.shape[0]
+    return kl.sum()
+
+
+# --------------------------------------------------------------------------------------------------
+# Noise (csrc/math/philox.h and normal.h)
+# --------------------------------------------------------------------------------------------------
+
+
+def _noise(
+    mu: Tensor,
+    sample_shape: tuple[int, ...],
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    key: Tensor | None,
+) -> Tensor:
+    if eps is not None:
+        return eps
+    shape = (*sample_shape, *mu.shape)
+    if key is not None:
+        return normal(key, shape, dtype=torch.promote_types(mu.dtype, torch.float32))
+    # torch 2.13 cannot trace randn of a symbolic shape once it is given a generator, were it None.
+    if generator is None:
+        return torch.randn(shape, dtype=mu.dtype, device=mu.device)
+    return torch.randn(shape, generator=generator, dtype=mu.dtype, device=mu.device)
+
+
+def noise_of_multi(
+    mus: Sequence[Tensor],
+    eps: Sequence[Tensor] | None,
+    generator: torch.Generator | None,
+    key: Tensor | None,
+) -> list[dict[str, Any]]:
+    """The arguments that give each tensor of a list its noise: with a key, block after block."""
+    if eps is not None:
+        return [{"eps": e} for e in eps]
+    if key is None:
+        return [{"generator": generator} for _ in mus]
+    seed, offset = key.view(torch.int64).unbind()
+    keys, blocks = [], 0
+    for mu in mus:
+        keys.append({"key": torch.stack([seed, offset + blocks])})
+        per_block = 2 if mu.dtype == torch.float64 else 4
+        blocks += (mu.numel() + per_block - 1) // per_block
+    return keys
+
+
+def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normals of the stateless stream of ``key``: ``torch.func._random.normal``.
+
+    Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter = offset + block, then
+    Box-Muller on the words of a block: four normals in float32, two in float64. 16-bit types are
+    drawn in float32, then rounded.
+
+    Args:
+        key: ``(seed, offset)``, a uint64 or int64 tensor of shape (2,); its device is the result's.
+        shape: Shape of the result; element ``i`` in row-major order is normal ``i`` of the stream.
+        dtype: float32, float64, float16 or bfloat16.
+
+    Returns:
+        A tensor of ``shape`` and ``dtype``.
+    """
+    numel = torch.Size(shape).numel()
+    per_block = 2 if dtype == torch.float64 else 4
+    seed, offset = key.view(torch.int64).unbind()
+    blocks = (numel + per_block - 1) // per_block
+    w0, w1, w2, w3 = philox(seed, offset + torch.arange(blocks, device=key.device))
+    if dtype == torch.float64:
+        pairs = [(_uniform64(w0, w1), _uniform64(w2, w3))]
+    else:
+        pairs = [(_uniform32(w0), _uniform32(w1)), (_uniform32(w2), _uniform32(w3))]
+    values = []
+    for u1, u2 in pairs:
+        radius, angle = torch.sqrt(-2.0 * torch.log(u1)), 6.283185307179586 * u2
+        values += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    return torch.stack(values, dim=1).flatten()[:numel].reshape(tuple(shape)).to(dtype)
+
+
+def philox(seed: Tensor, counter: Tensor) -> list[Tensor]:
+    """Philox4x32-10: the four 32-bit words of each 64-bit ``counter``, as int64 tensors."""
+    low = 0xFFFFFFFF
+    k0, k1 = seed & low, (seed >> 32) & low
+    c0, c1 = counter & low, (counter >> 32) & low
+    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    for _ in range(10):
+        hi0, lo0 = _mulhilo(0xD2511F53, c0)
+        hi1, lo1 = _mulhilo(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return [c0, c1, c2, c3]
+
+
+def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper and lower half of the 64-bit product of 32-bit words: int64 has room for 48 bits."""
+    low = a * (b & 0xFFFF)
+    high = a * (b >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def _uniform32(w: Tensor) -> Tensor:
+    return w.to(torch.float32) * 2.0**-32 + 2.0**-33
+
+
+def _uniform64(w: Tensor, w_low: Tensor) -> Tensor:
+    return w.to(torch.float64) * 2.0**-32 + (w_low.to(torch.float64) * 2.0**-64 + 2.0**-65)

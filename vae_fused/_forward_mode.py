@@ -1,0 +1,38 @@
+"""Forward mode of autograd functions, also where levels of it are nested."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["tangents", "without_jvp"]
+
+_RULES = ("forward", "setup_context", "backward", "vmap", "generate_vmap_rule")
+
+
+def without_jvp(function: Any) -> Any:
+    """The same autograd function without ``jvp``: Dynamo traces none that has one."""
+    rules = {name: value for name, value in vars(function).items() if name in _RULES}
+    metaclass: Any = type(torch.autograd.Function)
+    return metaclass(function.__name__, (torch.autograd.Function,), rules)
+
+
+def tangents(jvp: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the ``jvp`` of an autograd function from one that gets ``(ctx, saved, *tangents)``.
+
+    Torch calls a ``jvp`` with forward mode off, which would lose the tangents of outer levels, so
+    this turns it on again. What was saved loses its tangents of this level, and only these.
+    """
+
+    @functools.wraps(jvp)
+    def nested(ctx: Any, *tangents: Tensor | None) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = [t if t is None else torch.ops.aten._fw_primal(t, 0) for t in ctx.saved_tensors]
+            return jvp(ctx, saved, *tangents)
+
+    return nested

@@ -1,0 +1,108 @@
+"""The options of the public functions, each named and typed once.
+
+A typed dictionary holds the options that a function takes, ``DEFAULTS`` the value of those that are
+not given. The functions take them as ``**options``, and :func:`named` shows them to ``help`` and
+``inspect`` as keywords.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
+
+from torch import Tensor
+
+from vae_fused.options import Prior, Scale
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class NoOptions(TypedDict):
+    pass
+
+
+class DensityOptions(TypedDict, total=False):
+    scale: str | Scale
+    mask: Tensor | None
+
+
+class SampledKlOptions(DensityOptions, total=False):
+    prior: Prior | None
+
+
+class SampleOptions(DensityOptions, total=False):
+    mu_soft_clamp: float | None
+    temperature: float | Tensor
+    sample_shape: int | Sequence[int]
+
+
+class StatsOptions(SampledKlOptions, total=False):
+    mu_soft_clamp: float | None
+
+
+class KlOptions(StatsOptions, total=False):
+    free_bits: float | Tensor
+    balance: tuple[float | Tensor, float | Tensor] | None
+
+
+class LatentOptions(SampleOptions, KlOptions, total=False):
+    pass
+
+
+class MultiOptions(TypedDict, total=False):
+    scale: str | Scale
+    mu_soft_clamp: float | None
+    prior: Prior | None
+    free_bits: float | Tensor
+    temperature: float | Tensor
+
+
+DEFAULTS: dict[str, Any] = {
+    "scale": "logvar",
+    "mu_soft_clamp": None,
+    "prior": None,
+    "mask": None,
+    "free_bits": 0.0,
+    "balance": None,
+    "temperature": 1.0,
+    "sample_shape": (),
+}
+
+
+def chosen(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The options that are no defaults, in a dictionary of their own. Tensors are not compared."""
+    given = {}
+    for name, value in options.items():
+        if name not in kind.__annotations__:
+            raise TypeError(f"got an unexpected keyword argument {name!r}")
+        default = DEFAULTS[name]
+        if value is not default and (type(value) is not type(default) or value != default):
+            given[name] = value
+    return given
+
+
+def named(options: type) -> Callable[[F], F]:
+    """Shows the keywords of a typed dictionary in a signature, in place of ``**options``."""
+    shown = [name for name in DEFAULTS if name in options.__annotations__]
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        given = [p for p in signature.parameters.values() if not p.name.startswith("_")]
+        first = [p for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        keywords = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=DEFAULTS[name],
+                annotation=options.__annotations__[name].__forward_arg__,
+            )
+            for name in shown
+        ]
+        own = [p for p in given if p.kind is p.KEYWORD_ONLY]
+        function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*first, *keywords, *own]
+        )
+        return function
+
+    return decorate

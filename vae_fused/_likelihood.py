@@ -1,0 +1,256 @@
+"""What all likelihoods have in common, and what a checked call of one is.
+
+The kinds themselves are in ``vae_fused.likelihoods``. They register here under their names.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from vae_fused import _ext
+from vae_fused._numbers import check_choice
+from vae_fused.options import Scale, as_scale, pairs, unpaired
+
+T = TypeVar("T")
+
+# The operators know each of these by its place.
+MEANS = ("identity", "exp", "softplus", "softmax")
+INFLATIONS = ("logits", "probs")
+_KINDS_OF_OPERATORS = (
+    "bernoulli",
+    "gaussian",
+    "laplace",
+    "poisson",
+    "negative_binomial",
+    "zero_inflated_negative_binomial",
+    "student_t",
+    "continuous_bernoulli",
+    "negative_binomial_logits",
+    "discretized_logistic",
+)
+
+# What the operators take of a kind: a list of numbers in the order of these names. Without compiled
+# code there is nothing to pack for.
+_SCOPES, _NAMES, _DEFAULTS = (
+    torch.ops.vae_fused.likelihood_options() if _ext.available else ([], [], [])
+)
+_NUMBERS = {
+    f"{scope}.{name}" if scope else name: default
+    for scope, name, default in zip(_SCOPES, _NAMES, _DEFAULTS, strict=True)
+}
+
+
+class _Crossing(NamedTuple):
+    """How an option crosses to the operators: the name of its number, and the values of both."""
+
+    number: str
+    to_number: Callable[[Any], float]
+    from_number: Callable[[float], Any]
+
+
+def _choice(number: str, choices: tuple[str, ...]) -> _Crossing:
+    return _Crossing(number, choices.index, lambda place: choices[int(place)])
+
+
+_CROSSINGS = {
+    "constants": _Crossing("constants", float, bool),
+    "sigma": _Crossing("sigma", lambda sigma: sigma or 1.0, lambda sigma: sigma),
+    "rate": _choice("mean", MEANS),
+    "mean": _choice("mean", MEANS),
+    "dispersion": _choice("dispersion", MEANS),
+    "dispersion_max": _Crossing(
+        "dispersion_max", lambda top: top or math.inf, lambda top: None if top == math.inf else top
+    ),
+    "eps": _Crossing("eps", float, float),
+    "zero_inflation": _choice("zero_inflation", INFLATIONS),
+    "df": _Crossing("df", lambda df: df or 0.0, lambda df: df or None),
+    "freedom": _choice("dispersion", MEANS),
+    "bits": _Crossing("bits", float, int),
+    "log_scale_min": _Crossing("log_scale_min", float, float),
+}
+
+KINDS: dict[str, type[Likelihood]] = {}
+_DEFAULT_KINDS: dict[str, Likelihood] = {}  # what a string means, made when it is first used
+
+
+@dataclass(frozen=True, repr=False)
+class Likelihood:
+    """Base of the kinds. Every kind has these two options.
+
+    Args:
+        constants: Whether terms that depend on neither output are part of the value. With them it
+            is a log likelihood in nats. Without them it is the loss that torch calls by that name.
+        validate: Whether each call checks the values of ``target``. This reads the device: it waits
+            for all work that is queued there, and it cannot be traced.
+    """
+
+    constants: bool = field(default=True, kw_only=True)
+    validate: bool = field(default=False, kw_only=True)
+
+    name: ClassVar[str]  # what a string calls it
+    target_has_gradient: ClassVar[bool]  # counts have none
+    # The place of the output that the operators take first. If it is not 0, the outputs broadcast
+    # together; else the others broadcast to the first.
+    leading: ClassVar[int] = 0
+    target_is: ClassVar[str]  # the valid values of a target, for messages
+    has_operator: ClassVar[bool] = False  # a class that derives from a kind may be another law
+
+    if TYPE_CHECKING:
+        packed: ClassVar[list[float] | None]  # the operators' `options`
+        output_count: ClassVar[int]
+
+    def __init_subclass__(cls, name: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.has_operator = _ext.available and name in _KINDS_OF_OPERATORS
+        if name is not None:
+            if name in _KINDS_OF_OPERATORS and name in KINDS:
+                raise ValueError(f"name is {name!r}, the name of {KINDS[name]}")
+            cls.name = name
+            KINDS[name] = cls
+            _DEFAULT_KINDS.pop(name, None)
+            torch.serialization.add_safe_globals([cls])
+
+    def __post_init__(self) -> None:
+        self.check()
+        object.__setattr__(self, "packed", self._pack() if self.has_operator else None)
+        object.__setattr__(self, "output_count", len(self.outputs))
+
+    # What is packed is no part of the value: it is neither compared nor shown nor pickled.
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).__init__(self, **state)
+
+    def check(self) -> None:
+        """Raise for options that are wrong."""
+        for option in ("constants", "validate"):
+            value = getattr(self, option)
+            if not isinstance(value, bool):
+                raise TypeError(f"{option} must be a bool, got {type(value).__name__}")
+
+    def __repr__(self) -> str:
+        """The options that are no defaults."""
+        given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        shown = (f"{name}={value!r}" for name, value, default in given if value != default)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _pack(self) -> list[float] | None:
+        numbers = {**_NUMBERS, "kind": _KINDS_OF_OPERATORS.index(self.name)}
+        for name in (f.name for f in fields(self)):
+            value, crossing = getattr(self, name), _CROSSINGS.get(name)
+            if crossing is not None:
+                numbers[crossing.number] = crossing.to_number(value)
+            elif name == "scale":
+                numbers.update(as_scale(value).numbers("scale"))
+        return pairs([numbers[name] for name in _NUMBERS], _NUMBERS.values()) or None
+
+    @staticmethod
+    def unpacked(packed: Sequence[float] | None, outputs: int) -> Likelihood:
+        """The inverse of :attr:`packed`, for a kind with so many outputs."""
+        numbers = dict(zip(_NUMBERS, unpaired(packed, _NUMBERS.values()), strict=True))
+        kind = KINDS[_KINDS_OF_OPERATORS[int(numbers["kind"])]]
+        options: dict[str, Any] = {}
+        for name in (f.name for f in fields(kind)):
+            if name == "scale":
+                options[name] = Scale.of_numbers(numbers, "scale")
+            elif name in _CROSSINGS:
+                crossing = _CROSSINGS[name]
+                options[name] = crossing.from_number(numbers[crossing.number])
+        if outputs > 1 and "sigma" in options:  # the second is a raw scale
+            options["sigma"] = None
+        return kind(**options)
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the tensors of an ``output``, in order."""
+
+    def ordered(self, outputs: Sequence[T]) -> tuple[T, ...]:
+        """What belongs to the outputs, in the order of the operators: the leading one first."""
+        k = self.leading
+        return (outputs[k], *outputs[:k], *outputs[k + 1 :]) if k else tuple(outputs)
+
+    @property
+    def has_library(self) -> bool:
+        """Whether a size factor multiplies the mean."""
+        return False
+
+    @abstractmethod
+    def elements(self, call: Call) -> Tensor:
+        """The log likelihood of each element.
+
+        All tensors of ``call`` are of one dtype, float32 or float64, and finite where masked.
+        """
+
+    @abstractmethod
+    def is_valid(self, target: Tensor) -> Tensor:
+        """Which elements of ``target`` the likelihood has a probability for."""
+
+
+class Call(NamedTuple):
+    """A checked call of a likelihood.
+
+    Attributes:
+        likelihood: The kind with its options.
+        outputs: The tensors of ``output``, of one floating-point dtype, in the order of
+            ``Likelihood.ordered``. The first has the shape of the call. The others have shapes of
+            their own, which broadcast to it.
+        target: Its own dtype and shape, which broadcasts.
+        mask: Bool, or None. Its shape broadcasts.
+        weight: Of the dtype of the result, or None. Its shape broadcasts.
+        library: Of the dtype of the result, or None. Its shape broadcasts to that of the call with
+            a last dimension of 1.
+        reduction, dims, divisor: What ``check_reduction`` returns.
+    """
+
+    likelihood: Likelihood
+    outputs: tuple[Tensor, ...]
+    target: Tensor
+    mask: Tensor | None
+    weight: Tensor | None
+    library: Tensor | None
+    reduction: str
+    dims: tuple[int, ...] | None
+    divisor: Tensor | float | None
+
+
+class KlTerm(NamedTuple):
+    """A checked KL term of an evidence lower bound, in the dtype of the loss.
+
+    Attributes:
+        kl: 0-d, reduced as the loss is, or one value for each sample.
+        beta: Its weight: a number, or a 0-d tensor, which may require grad.
+        capacity: The KL becomes its distance from this number or 0-d tensor, unless it is None.
+    """
+
+    kl: Tensor
+    beta: float | Tensor
+    capacity: float | Tensor | None
+
+    def times(self, batch: int) -> KlTerm:
+        """The term of a sum over a batch, of a KL that is a mean over it."""
+        capacity = None if self.capacity is None else self.capacity * batch
+        return KlTerm(self.kl * batch, self.beta, capacity)
+
+
+def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
+    """The kind that a ``likelihood`` argument means. A string means the defaults of its kind."""
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if not isinstance(likelihood, str):
+        what = likelihood.__name__ if isinstance(likelihood, type) else type(likelihood).__name__
+        raise TypeError(
+            f"likelihood must be a str or an instance of a class of vf.likelihoods, got {what}"
+        )
+    if likelihood not in _DEFAULT_KINDS:
+        check_choice("likelihood", likelihood, tuple(KINDS))
+        _DEFAULT_KINDS[likelihood] = KINDS[likelihood]()
+    return _DEFAULT_KINDS[likelihood]

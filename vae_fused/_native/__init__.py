@@ -1,0 +1,1 @@
+"""The operators as the public functions call them, and their derivatives."""

@@ -1,0 +1,85 @@
+"""A call of an operator as data: what is no tensor, and its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_fused.options import SCALARS
+
+__all__ = ["Call", "Maybe", "Operands", "differentiable", "in_place", "scattered", "widened"]
+
+Maybe = Tensor | None
+
+
+class Call(NamedTuple):
+    """What an operator computes, except for its tensors and its generator."""
+
+    sample: bool
+    divergence: bool
+    reduction: str = "none"
+    dims: tuple[int, ...] | None = None
+    numbers: list[float] | None = None  # the operators' `options`
+    sample_shape: tuple[int, ...] = ()
+
+    def lifted(self) -> Call:
+        """The same call with one more dimension in front, which its KL keeps."""
+        return self._replace(dims=self.dims and tuple(d + 1 for d in self.dims))
+
+
+class Operands(NamedTuple):
+    """The tensors of a call. Without ``raw`` sigma is 1."""
+
+    mu: Tensor
+    raw: Maybe = None
+    eps: Maybe = None
+    key: Maybe = None
+    prior_mean: Maybe = None
+    prior_raw: Maybe = None
+    mask: Maybe = None
+    temperature: Maybe = None
+    free_bits: Maybe = None
+    to_posterior: Maybe = None
+    to_prior: Maybe = None
+
+    def family(self) -> dict[str, Tensor]:
+        """What the operators take by name alone."""
+        return self._present("prior_mean", "prior_raw", "mask", *SCALARS)
+
+    def scalars(self) -> dict[str, Tensor]:
+        """The options that are tensors."""
+        return self._present(*SCALARS)
+
+    def _present(self, *names: str) -> dict[str, Tensor]:
+        named = {name: getattr(self, name) for name in names}
+        return {name: t for name, t in named.items() if t is not None}
+
+    def widened(self) -> Operands:
+        """In the dtype of the arithmetic."""
+        return Operands(*(widened(t) for t in self))  # type: ignore[arg-type]
+
+
+def differentiable(x: Sequence[Any]) -> list[Any]:
+    """What belongs to the operands that may have a gradient, in the order of the gradients."""
+    mu, raw, eps, _, prior_mean, prior_raw, *_ = x
+    return [mu, raw, eps, prior_mean, prior_raw]
+
+
+def in_place(grads: Sequence[Maybe]) -> tuple[Maybe, ...]:
+    """The gradients of all operands; the inverse of :func:`differentiable`."""
+    mu, raw, eps, prior_mean, prior_raw = grads
+    others = [None] * (len(Operands._fields) - 6)
+    return mu, raw, eps, None, prior_mean, prior_raw, *others
+
+
+def widened(t: Maybe) -> Maybe:
+    return t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def scattered(values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
+    """The values in the places where the mask is True, and None elsewhere."""
+    each = iter(values)
+    return [next(each) if there else None for there in mask]

@@ -1,0 +1,78 @@
+"""The backward operators where autograd records them, registered with the dispatcher.
+
+A plain backward does not come here. The operators call their overloads ``recorded``, which these
+functions implement, where a gradient or a tangent is to go through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_fused._formulas.latent import noise_of_multi
+from vae_fused._native.autograd import Gradient, apply
+from vae_fused._native.call import Call, Maybe, Operands, scattered
+from vae_fused._native.likelihood import recorded_backward, recorded_elbo_backward
+
+__all__ = ["register"]
+
+_ops = torch.ops.vae_fused
+
+
+def register() -> None:
+    """Implement the overloads ``recorded``."""
+    for name, kernel in _KERNELS.items():
+        _library.impl(f"{name}.recorded", kernel, "CompositeImplicitAutograd")
+
+
+def _backward(
+    grad_z: Maybe, grad_kl: Maybe, mu: Tensor, raw: Maybe, *, eps: Maybe, key: Maybe,
+    reduction: str, dim: Sequence[int] | None, prior_mean: Maybe = None, prior_raw: Maybe = None,
+    mask: Maybe = None, options: list[float] | None = None, output_mask: Sequence[bool],
+    **scalars: Maybe,
+) -> tuple[Maybe, ...]:  # fmt: skip
+    x = Operands(mu, raw, eps, key, prior_mean, prior_raw, mask, **scalars)
+    samples = () if grad_z is None else tuple(grad_z.shape[: grad_z.dim() - mu.dim()])
+    dims = None if dim is None else tuple(dim)
+    call = Call(grad_z is not None, grad_kl is not None, reduction, dims, options, samples)
+    return tuple(scattered(apply(Gradient, call, output_mask, grad_z, grad_kl, *x), output_mask))
+
+
+def _moments_backward(
+    grad_z: Maybe, grad_kl: Maybe, h: Tensor, *, packed_dim: int, output_mask: Sequence[bool],
+    **more: Any,
+) -> tuple[Maybe, ...]:  # fmt: skip
+    mu, raw = h.chunk(2, packed_dim)
+    to_h, *wanted = output_mask
+    grad_mu, grad_raw, *rest = _ops.reparameterize_kl_backward.default(
+        grad_z, grad_kl, mu, raw, output_mask=[to_h, to_h, *wanted], **more
+    )
+    return torch.cat([grad_mu, grad_raw], packed_dim) if to_h else None, *rest
+
+
+def _multi_backward(
+    grad_z: Sequence[Maybe], grad_kl: Maybe, mu: Sequence[Tensor], raw: Sequence[Tensor], *,
+    key: Tensor, reduction: str, options: list[float] | None = None, **scalars: Maybe,
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:  # fmt: skip
+    calls = zip(grad_z, mu, raw, noise_of_multi(mu, None, None, key), strict=True)
+    grads = [
+        _ops.reparameterize_kl_backward.default(
+            grad_z, grad_kl, mu, raw, eps=None, **noise, reduction=reduction, dim=None,
+            options=options, output_mask=[True, True, False, False, False], **scalars,
+        )
+        for grad_z, mu, raw, noise in calls
+    ]  # fmt: skip
+    return [grad[0] for grad in grads], [grad[1] for grad in grads]
+
+
+_library = torch.library.Library("vae_fused", "IMPL")  # which unregisters its kernels when it dies
+_KERNELS = {
+    "reparameterize_kl_backward": _backward,
+    "reparameterize_kl_moments_backward": _moments_backward,
+    "reparameterize_kl_multi_backward": _multi_backward,
+    "nll_backward": recorded_backward,
+    "elbo_loss_backward": recorded_elbo_backward,
+}

@@ -1,0 +1,215 @@
+"""The loss of a variational autoencoder: a reconstruction and a KL divergence, as one number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from vae_fused import _keywords as kw
+from vae_fused import functional
+from vae_fused._elbo_checks import FREE_BITS_PER, check_batch, check_elbo, check_kl, check_term
+from vae_fused._formulas import reconstruction as reconstructions
+from vae_fused._formulas.gaussian import clamped
+from vae_fused._formulas.latent import widen
+from vae_fused._likelihood import Call, KlTerm, Likelihood
+from vae_fused._native import likelihood as _native
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["ELBOTerms", "elbo_loss"]
+
+
+class ELBOTerms(NamedTuple):
+    """What :func:`elbo_loss` returns: ``loss = reconstruction + beta * kl`` without a capacity.
+
+    ``kl`` is without its weight. All three are new tensors, 0-d or of shape ``(B,)``, float32
+    (float64 for float64 outputs), and gradients flow through each.
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+
+
+@kw.named(kw.KlOptions)
+def elbo_loss(
+    output: Tensor | Sequence[Tensor],
+    target: Tensor,
+    mu: Tensor | None = None,
+    raw: Tensor | None = None,
+    *,
+    likelihood: str | Likelihood,
+    kl: Tensor | None = None,
+    beta: float | Tensor = 1.0,
+    capacity: float | Tensor | None = None,
+    free_bits_per: str = "element",
+    reduction: str = "batchmean",
+    grad: str = "backward",
+    target_mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    library: Tensor | None = None,
+    _reference: bool = False,
+    **options: Unpack[kw.KlOptions],
+) -> ELBOTerms:
+    r"""The negative evidence lower bound of a batch, in nats.
+
+    .. math::
+        -\ln p(x \mid z) + \beta\, \mathrm{KL}\big(q(z \mid x) \,\|\, p(z)\big)
+
+    (Kingma and Welling 2014, equation 10; Higgins et al. 2017 for beta.) Both terms are sums over
+    the dimensions of a sample, so their ratio is that of the model. The launch that sums the
+    likelihood adds the KL, and one launch computes all gradients. So a step of
+    ``reparameterize_kl``, the decoder and this loss has two launches forward and two backward
+    beside those of the networks. A gradient of a broadcast parameter adds one launch, a softmax one
+    each way.
+
+    The KL comes from ``mu`` and ``raw``, which adds the launch of :func:`gaussian_kl` each way, or
+    it is ``kl``, which the launch of the sample has computed. A ``kl`` has one of three shapes:
+
+    - 0-d: a mean over the batch, such as ``reduction="batchmean"`` returns;
+    - ``(B,)``: one value for each sample, such as ``reduction="sample"`` returns;
+    - ``(B, ...)``: elements, such as ``reduction="none"`` returns. Torch sums them over each
+      sample first, which is one more launch.
+
+    Args:
+        output, target: As in :func:`nll`. Dimension 0 of both is the batch, of size B. Flatten K
+            samples of a batch, ``(K, B, ...)``, to ``(K * B, ...)``, beside a 0-d ``kl``.
+        mu, raw: The posterior, as in :func:`gaussian_kl`; dimension 0 is the batch.
+        likelihood: As in :func:`nll`.
+        kl: Instead of ``mu`` and ``raw``. It gets a gradient.
+        beta: Weight of the KL: a number, or a 0-d tensor, which a schedule may change in place
+            without a new compilation and without a wait for the device. A tensor that requires grad
+            gets one.
+        capacity: C, in nats: the KL is replaced by ``|KL - C|``, whose gradient is 0 at equality
+            (Burgess et al. 2018, equation 8). It is that of each sample where ``kl`` has a value
+            for each sample or ``reduction="sample"``, and that of the batch's mean otherwise. A
+            number or a 0-d tensor, which gets no gradient.
+        free_bits, free_bits_per: Floor of the KL in nats, below which its gradient is 0: of each
+            ``"element"`` as in :func:`gaussian_kl`, of each ``"sample"``, or of each latent
+            ``"dimension"``, whose KL is a mean over the batch (Kingma et al. 2016, appendix C.8).
+            ``"element"`` and ``"dimension"`` need ``mu`` and ``raw`` or a ``kl`` of elements, and
+            ``"sample"`` also takes a ``kl`` of shape ``(B,)``.
+        scale, mu_soft_clamp, prior, mask, balance: Of the KL, as in :func:`gaussian_kl`; they need
+            ``mu`` and ``raw``. ``mask`` says which latents count.
+        reduction: ``"batchmean"`` (the mean over the batch), ``"sum"``, ``"sample"`` (shape
+            ``(B,)``), or ``"mean"``, which divides both terms by the number of elements of
+            ``output`` that are not masked.
+        grad: When the gradients of ``output`` are computed. ``"backward"``: in backward, from
+            ``output`` and ``target``. ``"forward"``: in the launch that computes the loss, where a
+            gradient is required and the loss is 0-d. Backward then multiplies them by the gradient
+            of the loss, and reads and writes nothing where that is 1. (With ``"mean"`` it is not.)
+            It takes the memory of the gradients from forward on, and has no second derivatives.
+            Where the gradient of the loss is infinite, that of a masked element is NaN and not 0.
+            float16 outputs are refused, because the gradients are written before a GradScaler has
+            scaled them, and would underflow.
+        target_mask, weight, library: ``mask``, ``weight`` and ``library`` of :func:`nll`.
+
+    Returns:
+        :class:`ELBOTerms`: ``loss``, ``reconstruction`` and ``kl``, shaped by ``reduction``.
+
+    Raises:
+        TypeError: An argument of the wrong type or dtype; both or neither of ``mu, raw`` and
+            ``kl``; an option of the KL beside ``kl``; ``grad="forward"`` with float16 outputs.
+        ValueError: Shapes that do not fit, an unknown ``likelihood``, ``reduction`` or ``grad``, or
+            a ``kl`` whose shape does not allow ``free_bits_per`` or ``reduction``.
+        RuntimeError: Tensors on different devices; a second derivative of ``grad="forward"``.
+
+    Example:
+        >>> mu, logvar = torch.zeros(128, 20), torch.zeros(128, 20)
+        >>> z, kl = vf.reparameterize_kl(mu, logvar)
+        >>> logits, x = torch.randn(128, 784), torch.rand(128, 784)
+        >>> loss, reconstruction, _ = vf.elbo_loss(logits, x, kl=kl, likelihood="bernoulli")
+    """
+    is_usual = target_mask is None and weight is None and library is None and not options
+    is_usual = is_usual and free_bits_per in FREE_BITS_PER and not _reference
+    if is_usual and kl is not None and mu is None and raw is None:
+        term = KlTerm(kl, beta, capacity)
+        usual = _native.try_unprepared_with_kl(output, target, likelihood, reduction, term, grad)
+        if usual is not None:
+            return ELBOTerms(*usual)
+    call = check_elbo(
+        output, target, likelihood, reduction=reduction, grad=grad, mask=target_mask,
+        weight=weight, library=library,
+    )  # fmt: skip
+    given, first = kw.chosen(options, kw.KlOptions), call.outputs[0]
+    # A sum of the samples needs no multiplication of their mean. A capacity is that of the mean.
+    is_sum = reduction in ("sum", "mean")
+    per_sample = reduction == "sample" or (is_sum and capacity is None)
+    kl = _divergence(first, mu, raw, kl, given, free_bits_per, reduction, per_sample, _reference)
+    term = check_term(first, kl, beta, capacity)
+    if is_sum and kl.dim() == 0:
+        term = term.times(first.shape[0])  # of a mean over the batch
+    terms = _computed(call, term, grad == "forward", _reference)
+    if call.divisor is None:
+        return ELBOTerms(*terms)
+    return ELBOTerms(*(value / call.divisor for value in terms))
+
+
+def elbo_of_reconstruction(
+    reconstruction: Tensor, mu: Tensor | None, raw: Tensor | None, *, kl: Tensor | None,
+    beta: float | Tensor, capacity: float | Tensor | None, free_bits_per: str, **options: Any,
+) -> ELBOTerms:  # fmt: skip
+    """The loss of a reconstruction that is there already, as a batch's mean or for each sample.
+
+    Torch's own operators add it to the KL.
+    """
+    of_batch = reconstruction if reconstruction.dim() > 0 else None
+    given = kw.chosen(options, kw.KlOptions)
+    kl = _divergence(of_batch, mu, raw, kl, given, free_bits_per, "batchmean", False, False)
+    term = check_term(reconstruction, kl, beta, capacity)
+    value = widen(reconstruction)
+    value = value if of_batch is None else value.sum() / value.shape[0]
+    loss, kl = reconstructions.plus_kl(value, term, "batchmean", None)
+    return ELBOTerms(loss, value, kl)
+
+
+def _divergence(
+    first: Tensor | None, mu: Tensor | None, raw: Tensor | None, kl: Tensor | None,
+    options: dict[str, Any], free_bits_per: str, reduction: str, per_sample: bool, reference: bool,
+) -> Tensor:  # fmt: skip
+    """The KL as the loss takes it: 0-d, a mean over the batch, or one value for each sample.
+
+    ``per_sample``: which of both, where it is computed from ``mu`` and ``raw``.
+    """
+    check_kl(first, mu, raw, kl, options, free_bits_per, reduction)
+    free_bits = options.get("free_bits", 0.0)
+    is_floored = isinstance(free_bits, Tensor) or free_bits > 0.0
+    of_dimension = is_floored and free_bits_per == "dimension"
+    of_sample = is_floored and free_bits_per == "sample"
+    if mu is not None and raw is not None:
+        if of_sample or of_dimension:
+            options = {name: value for name, value in options.items() if name != "free_bits"}
+        how: dict[str, Any] = {"reduction": "batchmean"}
+        if of_dimension:
+            how = {"dim": 0}
+        elif of_sample or per_sample:
+            how = {"reduction": "sample"}
+        kl = functional.gaussian_kl(mu, raw, **how, **options, _reference=reference)
+        if first is not None:
+            check_batch("mu", mu, first)
+        kl = kl / mu.shape[0] if of_dimension else kl
+    else:
+        assert kl is not None
+        kl = widen(kl)
+        if of_dimension:
+            kl = kl.mean(0)
+        elif kl.dim() > 1:
+            kl = (clamped(kl, free_bits) if is_floored else kl).flatten(1).sum(1)
+    if of_dimension:
+        return clamped(kl, free_bits).sum()
+    if not of_sample:
+        return kl
+    kl = clamped(kl, free_bits)
+    return kl if mu is None or per_sample else kl.mean()
+
+
+def _computed(
+    call: Call, term: KlTerm, in_forward: bool, reference: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of a checked call and its parts: by the operator, if there is one."""
+    if reference or not _native.serves(call):
+        return reconstructions.with_kl(call, term)
+    return _native.loss_with_kl(call, term, in_forward)

@@ -1,0 +1,259 @@
+"""Importance-weighted bounds: the loss of a model from several samples of each posterior."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_fused._checks import check_device, check_reduction, check_tensor, promoted
+from vae_fused._formulas.latent import widen
+from vae_fused._numbers import check_choice, check_number
+
+__all__ = ["IWAETerms", "check_iwae_options", "iwae_loss"]
+
+REDUCTIONS = ("batchmean", "sum", "mean", "none")
+GRADIENTS = ("standard", "doubly")
+
+
+class IWAETerms(NamedTuple):
+    """The result of :func:`iwae_loss`. Only ``loss`` has a gradient.
+
+    Attributes:
+        loss: Minus the bound, in nats.
+        ess: Effective sample size of each item, between 1 and the number of samples of a group:
+            the inverse of the sum of the squared weights, averaged over the groups (Kong 1992). It
+            is 0 where all weights are 0. It has the shape of ``nll`` without the dimension of the
+            samples.
+        weights: Normalised importance weights in the shape of ``nll``. They add up to 1 in each
+            group.
+    """
+
+    loss: Tensor
+    ess: Tensor
+    weights: Tensor
+
+
+def iwae_loss(
+    nll: Tensor,
+    log_ratio: Tensor,
+    *,
+    dim: int = 0,
+    groups: int = 1,
+    elbo_weight: float | Tensor = 0.0,
+    gradient: str = "standard",
+    reduction: str = "batchmean",
+) -> IWAETerms:
+    r"""Minus the importance-weighted bound of K samples, in nats.
+
+    .. math::
+        -\ln \frac1K \sum_{k=1}^K w_k, \qquad
+        w_k = \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}
+            = e^{-\mathrm{nll}_k - \mathrm{log\_ratio}_k}
+
+    (Burda et al. 2016, arXiv:1509.00519). With K = 1 it is minus the ELBO, estimated from one
+    sample. In expectation the bound never exceeds ln p(x), and it does not fall when K grows.
+
+    Plain PyTorch computes it on every device, and no value is read by the host.
+
+    **Gradients.** ``gradient="standard"`` is the derivative of the loss: that of each log weight is
+    minus its normalised weight. Its signal-to-noise ratio for the encoder falls as K grows. The
+    doubly reparameterized gradient (Tucker et al. 2018, arXiv:1810.04152) has the same expectation
+    for the encoder, and a signal-to-noise ratio that rises. It uses the derivative of ln w by z
+    alone, weighted by the *squared* normalised weights. The reason is that the other part of the
+    standard gradient, the score of q, has an expectation that a second reparameterization turns
+    into a multiple of the first part. This requires two things of the caller: ``z`` is a
+    reparameterized sample, and ``log_ratio`` evaluates q with the parameters of q detached, so
+    that they have an effect through z alone.
+
+    The squared weights are right for the encoder alone. The decoder and the prior need the standard
+    weights in the same step. There are two ways to do both:
+
+    - Use ``gradient="doubly"`` for the encoder, and the standard gradient for all else. This is two
+      backward passes and works everywhere::
+
+          z = vf.reparameterize(mu, logvar, sample_shape=K)             # (K, B, D)
+          log_q = vf.gaussian_log_prob(z, mu.detach(), logvar.detach(), dim=-1)
+          log_ratio = log_q - log_p(z)                                  # (K, B)
+          doubly = vf.iwae_loss(nll, log_ratio, gradient="doubly").loss
+          doubly.backward(inputs=encoder_parameters, retain_graph=True)
+          vf.iwae_loss(nll, log_ratio).loss.backward(inputs=other_parameters)
+
+    - Use the standard gradient with the same ``log_ratio``, and multiply the gradient of z by the
+      weights once more on its way to the encoder. This is one backward pass, and it is right for
+      all parameters if ``elbo_weight`` is 0::
+
+          terms = vf.iwae_loss(nll, log_ratio)
+          z.register_hook(lambda grad: grad * terms.weights.unsqueeze(-1))
+          terms.loss.backward()
+
+    The weights of ``"doubly"`` count as constants, so its second derivatives have no meaning.
+
+    **Infinities.** A sample of weight 0 (``nll`` or ``log_ratio`` is inf) gets gradient 0. If the
+    weights of a group are all 0 the loss is inf. If one is infinite the loss is -inf, and the
+    infinite weights share the normalised weight equally. The group then gets gradient 0 in both
+    cases, apart from the share of ``elbo_weight``. NaN remains NaN.
+
+    Args:
+        nll: Minus the log likelihood of each sample, in nats, ``(K, B)`` or any other shape with
+            the samples in dimension ``dim``; float32, float64, float16 or bfloat16. ``vf.nll(...,
+            dim=-1)`` of outputs ``(K, B, G)`` has this shape.
+        log_ratio: ln q(z|x) - ln p(z) at the drawn z, in the shape of ``nll``. Mixed dtypes
+            promote as in torch.
+        dim: The dimension of the samples.
+        groups: M, a divisor of the number of samples: the bound is the mean of M bounds of K / M
+            consecutive samples each (MIWAE, Rainforth et al. 2018, arXiv:1802.04537). With as many
+            groups as samples it is the ELBO. PIWAE of that paper is a call without groups for the
+            parameters of the decoder, and one with groups for those of the encoder.
+        elbo_weight: beta, between 0 and 1: the bound is beta ELBO + (1 - beta) IWAE (CIWAE,
+            Rainforth et al. 2018). A number, or a 0-d tensor, whose value is not read
+            by the host and which gets no gradient.
+        gradient: ``"standard"`` or ``"doubly"``.
+        reduction: ``"batchmean"`` (sum, divided by the size of the first dimension that remains),
+            ``"sum"``, ``"mean"`` (over all items) or ``"none"``.
+
+    Returns:
+        :class:`IWAETerms`: ``loss``, ``ess`` and ``weights``, float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError: An argument of the wrong type or dtype.
+        ValueError: Shapes that differ, a ``dim`` out of range, no samples, ``groups`` that do not
+            divide the samples, an ``elbo_weight`` out of range or one that requires a gradient, or
+            an unknown ``gradient`` or ``reduction``.
+        RuntimeError: Tensors on different devices.
+
+    Example:
+        >>> mu, logvar, x = torch.zeros(128, 8), torch.zeros(128, 8), torch.rand(128, 8)
+        >>> z = vf.reparameterize(mu, logvar, sample_shape=5)
+        >>> log_q = vf.gaussian_log_prob(z, mu, logvar, dim=-1)
+        >>> log_p = vf.gaussian_log_prob(z, torch.zeros(8), torch.zeros(8), dim=-1)
+        >>> nll = vf.nll(z, x, "bernoulli", dim=-1)
+        >>> loss, ess, _ = vf.iwae_loss(nll, log_q - log_p)
+    """
+    check_iwae_options(groups, elbo_weight, gradient, reduction)
+    dim = _check_samples(nll, log_ratio, dim, groups)
+    dtype = promoted(nll, log_ratio)
+    log_w = -widen(nll.to(dtype)) - widen(log_ratio.to(dtype))
+    log_w = log_w.unflatten(dim, (groups, log_w.shape[dim] // groups))
+    bound, weights = _bound(log_w, dim + 1, gradient)
+    bound = bound.mean(dim)
+    if isinstance(elbo_weight, Tensor) or elbo_weight != 0.0:
+        bound = _combined(bound, log_w.mean((dim, dim + 1)), elbo_weight)
+    ess = _effective_sample_size(weights, dim + 1).mean(dim)
+    return IWAETerms(_reduced(-bound, reduction), ess, weights.flatten(dim, dim + 1))
+
+
+# --------------------------------------------------------------------------------------------------
+# Formulas
+# --------------------------------------------------------------------------------------------------
+
+
+def _bound(log_w: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor]:
+    """The logarithm of the mean weight, and the normalised weights without a gradient.
+
+    The largest log weight is subtracted first. The derivative of log-sum-exp is computed from its
+    rounded result, and in float32 the result for losses of 1e5 nats has a rounding error of 0.004.
+
+    Where the largest log weight is infinite, log-sum-exp would subtract infinities. It gets zeros
+    there, which have no gradient, and the infinity is put in afterwards.
+    """
+    top = log_w.detach().amax(dim, keepdim=True)
+    is_infinite = top.isinf()
+    finite = torch.where(is_infinite, 0.0, log_w - top)
+    ties = torch.where(log_w.detach() == top, 0.0, -math.inf)
+    weights = torch.where(top == math.inf, ties, finite.detach()).softmax(dim)
+    weights = torch.where(top == -math.inf, 0.0, weights)
+    if gradient == "doubly":
+        # The difference is 0 and carries the gradient. A weight of 0 would make it inf - inf.
+        moved = torch.where(finite.detach() == -math.inf, 0.0, finite - finite.detach())
+        value = finite.detach().logsumexp(dim) + (weights.square() * moved).sum(dim)
+    else:
+        value = finite.logsumexp(dim)
+    top = top.squeeze(dim)
+    return torch.where(
+        is_infinite.squeeze(dim), top, value - math.log(log_w.shape[dim]) + top
+    ), weights
+
+
+def _combined(bound: Tensor, elbo: Tensor, weight: float | Tensor) -> Tensor:
+    """``weight * elbo + (1 - weight) * bound``, where a factor of 0 hides even an infinity."""
+    if isinstance(weight, Tensor):
+        weight = weight.to(bound.device, bound.dtype, non_blocking=True)
+        mixed = weight * elbo + (1.0 - weight) * bound
+        return torch.where(weight == 0.0, bound, torch.where(weight == 1.0, elbo, mixed))
+    return elbo if weight == 1.0 else weight * elbo + (1.0 - weight) * bound
+
+
+def _effective_sample_size(weights: Tensor, dim: int) -> Tensor:
+    """1 / sum w^2, and 0 where there is no weight."""
+    squares = weights.square().sum(dim)
+    return torch.where(squares == 0.0, 0.0, 1.0 / squares)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    if reduction == "mean":
+        return loss.mean()
+    total = loss.sum()
+    return total / loss.shape[0] if reduction == "batchmean" and loss.dim() > 0 else total
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks
+# --------------------------------------------------------------------------------------------------
+
+
+def check_iwae_options(
+    groups: int, elbo_weight: float | Tensor, gradient: str, reduction: str
+) -> None:
+    """Check the options that do not depend on a tensor of the batch."""
+    check_choice("gradient", gradient, GRADIENTS)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"groups must be an int, got {type(groups).__name__}")
+    if groups < 1:
+        raise ValueError(f"groups is {groups}, wants an int of at least 1")
+    if not isinstance(elbo_weight, Tensor):
+        wants = "a number between 0 and 1"
+        if check_number("elbo_weight", elbo_weight, wants, low=0.0) > 1.0:
+            raise ValueError(f"elbo_weight is {elbo_weight}, wants {wants}")
+        return
+    if not elbo_weight.is_floating_point():
+        raise TypeError(
+            f"elbo_weight must be a floating-point tensor or a number, got {elbo_weight.dtype}"
+        )
+    if elbo_weight.dim() != 0:
+        shape = tuple(elbo_weight.shape)
+        raise ValueError(f"elbo_weight must be a number or a 0-d tensor, got shape {shape}")
+    if elbo_weight.requires_grad:
+        raise ValueError(
+            "elbo_weight must not require a gradient, because none is computed; pass it with "
+            ".detach()"
+        )
+
+
+def _check_samples(nll: Tensor, log_ratio: Tensor, dim: int, groups: int) -> int:
+    """Check the tensors and ``dim``, and return it without a sign."""
+    for name, value in (("nll", nll), ("log_ratio", log_ratio)):
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        check_tensor(name, value)
+    check_device("log_ratio", log_ratio, nll, "nll")
+    if nll.shape != log_ratio.shape:
+        ours, theirs = tuple(log_ratio.shape), tuple(nll.shape)
+        raise ValueError(f"log_ratio has shape {ours}, wants nll's {theirs}")
+    if nll.dim() == 0:
+        raise ValueError("nll is 0-d, wants a dimension of samples")
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    check_reduction(nll, "batchmean", dim, tensor="nll")
+    dim %= nll.dim()
+    samples = nll.shape[dim]
+    if samples == 0:
+        raise ValueError(f"nll has shape {tuple(nll.shape)}, wants a sample in dimension {dim}")
+    if samples % groups:
+        raise ValueError(f"groups is {groups}, wants a divisor of the {samples} samples")
+    return dim

@@ -1,0 +1,38 @@
+"""The likelihoods that :func:`vae_fused.nll` computes: one class for each kind, with its options.
+
+A string means a kind with its defaults: ``"bernoulli"``, ``"continuous_bernoulli"``,
+``"gaussian"``, ``"laplace"``, ``"student_t"``, ``"poisson"``, ``"negative_binomial"``,
+``"zero_inflated_negative_binomial"``, ``"negative_binomial_logits"``, ``"discretized_logistic"``.
+Kinds are immutable and hashable. They can be compared, pickled, and loaded by
+``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+from vae_fused._kinds.bounded import Bernoulli, ContinuousBernoulli, DiscretizedLogistic
+from vae_fused._kinds.counts import (
+    NegativeBinomial,
+    NegativeBinomialLogits,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+)
+from vae_fused._kinds.real import Gaussian, Laplace, StudentT
+from vae_fused._likelihood import Likelihood
+
+__all__ = [
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "Gaussian",
+    "Laplace",
+    "Likelihood",
+    "NegativeBinomial",
+    "NegativeBinomialLogits",
+    "Poisson",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+]
+
+for _name in __all__:  # a pickle names the public module, wherever a class is defined
+    if _name != "Likelihood":
+        globals()[_name].__module__ = __name__

@@ -1,0 +1,161 @@
+"""The loss of a reconstruction: minus the log likelihood of data under what a network returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vae_fused import _keywords as kw
+from vae_fused._checks import check_density, check_reduction
+from vae_fused._formulas import reconstruction
+from vae_fused._likelihood import KINDS, Call, Likelihood
+from vae_fused._likelihood_checks import check_grad, check_nll
+from vae_fused._native import likelihood as _native
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from vae_fused.options import Scale
+
+__all__ = ["gaussian_log_prob", "nll"]
+
+
+@kw.named(kw.NoOptions)
+def nll(
+    output: Tensor | Sequence[Tensor],
+    target: Tensor,
+    /,
+    likelihood: str | Likelihood,
+    *,
+    reduction: str = "batchmean",
+    dim: int | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    library: Tensor | None = None,
+    grad: str = "backward",
+    _reference: bool = False,
+) -> Tensor:
+    r"""Negative log likelihood of ``target`` in nats.
+
+    .. math:: -\ln p(\mathrm{target} \mid \mathrm{output})
+
+    Constants are part of it, so that values are nats and comparable between likelihoods, unless
+    the likelihood says ``constants=False``.
+
+    Args:
+        output: What the network returns: a tensor, or a tuple as the likelihood describes it,
+            ``(mean, theta)`` say; float32, float64, float16 or bfloat16, any strides. Mixed dtypes
+            promote as in torch. The first tensor has the shape of the call, and the others
+            broadcast to it, unless the likelihood says that they broadcast together.
+        target: The data, in a shape that broadcasts to that of ``output``: ``(B, G)`` beside
+            ``(K, B, G)`` for K samples. float32, float64, float16, bfloat16, uint8, int32 or int64.
+            If it requires grad it gets a gradient. A target of counts must not require grad.
+        likelihood: The name of a kind, or an instance of a class of :mod:`vae_fused.likelihoods`,
+            which describes its ``output`` and options.
+        reduction: What becomes of the elements: ``"batchmean"`` (sum, divided by the size of
+            dimension 0), ``"sum"``, ``"mean"``, ``"sample"`` (sum over all dimensions but the
+            first, shape ``(B,)``) or ``"none"``.
+        dim: Instead of ``reduction``: the dimension or dimensions to sum; the others remain.
+        mask: Bool tensor that broadcasts to the shape of ``output``. Where it is False the loss and
+            all gradients are 0, even if a tensor holds NaN there, and a softmax leaves the element
+            out. ``"mean"`` divides by the number of unmasked elements, ``"batchmean"`` by the size
+            of dimension 0 as ever.
+        weight: Floating-point tensor that broadcasts to the shape of ``output`` and multiplies the
+            elements. It gets no gradient, and no reduction divides by it.
+        library: Of a likelihood with a softmax: the *logarithm* of the factor that multiplies each
+            softmax, ``(B, 1)``. It may require grad.
+        grad: ``"forward"`` computes the gradients in the launch of the loss: see
+            :func:`elbo_loss`. The loss must be 0-d.
+
+    Returns:
+        The loss, float32 (float64 for float64 outputs), shaped by ``reduction`` or ``dim``.
+
+    Raises:
+        TypeError: An argument of the wrong type or dtype.
+        ValueError: Shapes that do not fit, a wrong number of outputs, an unknown ``likelihood`` or
+            ``reduction``, a ``dim`` out of range, a ``library`` without a softmax, or a gradient
+            that does not exist; with ``validate=True`` on the likelihood, a target that it has no
+            probability for.
+        RuntimeError: Tensors on different devices.
+
+    Example:
+        >>> logits, x = torch.randn(128, 784), torch.rand(128, 784)
+        >>> loss = vf.nll(logits, x, "bernoulli")
+        >>> counts = torch.poisson(torch.rand(128, 2000))
+        >>> mean, theta = torch.rand(128, 2000), torch.ones(2000)
+        >>> per_cell = vf.nll((mean, theta), counts, "negative_binomial", reduction="sample")
+    """
+    is_usual = dim is None and mask is None and weight is None and library is None
+    if is_usual and not _reference:
+        loss = _native.try_unprepared(output, target, likelihood, reduction, grad)
+        if loss is not None:
+            return loss
+    call = check_nll(
+        output, target, likelihood, reduction=reduction, dim=dim, mask=mask, weight=weight,
+        library=library,
+    )  # fmt: skip
+    if check_grad(grad, call) and not _reference and _native.serves(call):
+        return _native.loss_with_gradients(call)
+    return _computed(call, _reference)
+
+
+@kw.named(kw.DensityOptions)
+def gaussian_log_prob(
+    value: Tensor,
+    mu: Tensor,
+    raw: Tensor,
+    /,
+    *,
+    reduction: str = "none",
+    dim: int | Sequence[int] | None = None,
+    _reference: bool = False,
+    **options: Unpack[kw.DensityOptions],
+) -> Tensor:
+    r"""Log density of a diagonal Gaussian, in nats: minus :func:`nll` of a ``"gaussian"``.
+
+    .. math::
+        \ln N(v; \mu, \sigma^2) = -\tfrac12 \big(t^2 + \ln\sigma^2 + \ln 2\pi\big),
+        \quad t = (v - \mu) / \sigma
+
+    Args:
+        value: Where the density is asked for: float32, float64, float16 or bfloat16, any strides.
+        mu: Mean. ``value``, ``mu`` and ``raw`` broadcast together and promote as in torch; all
+            three get gradients.
+        raw: Raw scale; by default ``ln sigma^2``.
+        scale, dim, mask: As in :func:`vae_fused.reparameterize_kl`: masked elements count as 0.
+        reduction: As there, but ``"none"`` by default.
+
+    Returns:
+        The log density, float32 (float64 for float64 inputs), shaped by ``reduction`` or ``dim``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl`.
+    """
+    value, mu, raw, scale, mask = check_density(value, mu, raw, options)
+    reduced = check_reduction(value, reduction, dim, mask, default="none")
+    call = Call(_gaussian(scale), (mu, raw), value, mask, None, None, *reduced)
+    return -_computed(call, _reference)
+
+
+def _gaussian(scale: Scale) -> Likelihood:
+    """The kind of a scale. It takes 8 us to make, so those of the last few scales are kept."""
+    found = _GAUSSIANS.get(scale)
+    if found is None:
+        kind: Any = KINDS["gaussian"]
+        found = kind(scale)
+        if not torch.compiler.is_compiling() and len(_GAUSSIANS) < 64:
+            _GAUSSIANS[scale] = found
+    return found
+
+
+_GAUSSIANS: dict[Scale, Likelihood] = {}
+
+
+def _computed(call: Call, reference: bool) -> Tensor:
+    """The loss of a checked call: by the operator, if there is one."""
+    if reference or not _native.serves(call):
+        return reconstruction.negative_log_likelihood(call)
+    return _native.negative_log_likelihood(call)

@@ -1,0 +1,129 @@
+"""Statistics of a latent, to see in training which dimensions are in use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_fused import _keywords as kw
+from vae_fused import functional
+from vae_fused._checks import check_call, check_reduction
+from vae_fused._formulas import latent
+from vae_fused.options import Scale
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["LatentStats", "latent_stats"]
+
+
+class LatentStats(NamedTuple):
+    """The result of :func:`latent_stats`, with one value for each latent dimension.
+
+    Attributes:
+        kl: Mean KL divergence over the batch, in nats. It is near 0 where the posterior collapsed.
+        mean: Mean of the posterior's mean over the batch.
+        variance: Variance of the posterior's mean over the batch, divided by the number of
+            elements. A dimension counts as active where it is above 0.01 (Burda et al. 2016,
+            arXiv:1509.00519).
+        clamped: Number of elements whose ``raw`` is outside the bounds of the scale's clamp.
+        non_finite: Number of elements whose ``mu`` or ``raw`` is infinite or NaN.
+    """
+
+    kl: Tensor
+    mean: Tensor
+    variance: Tensor
+    clamped: Tensor
+    non_finite: Tensor
+
+
+@torch.no_grad()
+def _latent_stats(
+    mu: Tensor, raw: Tensor, dim: int | Sequence[int], options: kw.StatsOptions, reference: bool
+) -> LatentStats:
+    kl = functional.gaussian_kl(mu, raw, dim=dim, **options, _reference=reference)
+    mu, raw, call = check_call(mu, raw, options, kw.StatsOptions)
+    _, dims, _ = check_reduction(mu, "batchmean", dim)
+    if dims is None:
+        raise ValueError("mu is 0-d, wants a batch to average over")
+    mask = None if call.mask is None else call.mask.expand(mu.shape)
+    location = latent.widen(latent.mean(mu, call))
+    # The difference of a number and itself is 0, and NaN where the number is not finite.
+    is_bad = ((mu - mu) + (raw - raw)).isnan()
+    is_clamped = _beyond(raw, call.scale)
+    if mask is None:
+        variance, mean = torch.var_mean(location, dims, correction=0)
+        count: int | Tensor = math.prod([mu.shape[d] for d in dims])
+    else:
+        counts = mask.sum(dims, keepdim=True)
+        means = location.sum(dims, keepdim=True) / counts
+        count, mean = counts.squeeze(dims), means.squeeze(dims)
+        variance = torch.where(mask, (location - means).square(), 0.0).sum(dims) / count
+        is_bad = is_bad & mask
+        is_clamped = None if is_clamped is None else is_clamped & mask
+    if is_clamped is None:
+        clamped = torch.zeros_like(mean, dtype=torch.int64)
+    else:
+        clamped = is_clamped.sum(dims)
+    return LatentStats(kl / count, mean, variance, clamped, is_bad.sum(dims))
+
+
+def _beyond(raw: Tensor, scale: Scale) -> Tensor | None:
+    """Which raw scales are outside the bounds of the clamp; None if there is no clamp."""
+    if scale.soft_clamp is not None:
+        return raw.abs() > scale.soft_clamp
+    if scale.clamp is None:
+        return None
+    low, high = scale.clamp
+    parts = [raw < low] if low is not None else []
+    parts += [raw > high] if high is not None else []
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else parts[0] | parts[1]
+
+
+@kw.named(kw.StatsOptions)
+def latent_stats(
+    mu: Tensor,
+    raw: Tensor,
+    /,
+    *,
+    dim: int | Sequence[int] = 0,
+    _reference: bool = False,
+    **options: Unpack[kw.StatsOptions],
+) -> LatentStats:
+    """Statistics of a batch of posteriors, for each latent dimension, to be logged in training.
+
+    The results are tensors on the device and have no gradient. No value is read by the host, so a
+    training loop may collect them in each step and read them once in a while.
+
+    The KL takes the launch of :func:`gaussian_kl`. The rest is plain PyTorch: 8 more launches, 3
+    more with a clamp on both sides, one more for 16-bit inputs, and 11 more with a mask. Most of
+    them read tensors of the size of ``mu``, so call it every few steps where the latent is large.
+
+    Args:
+        mu: Mean of the posterior, ``(B, ...)``; float32, float64, float16 or bfloat16.
+        raw: Raw scale, broadcastable with ``mu``; by default ``ln sigma^2``.
+        scale, mu_soft_clamp, prior, mask: As in :func:`reparameterize_kl`. Masked elements are in
+            no sum and in no count.
+        dim: The dimension or dimensions of the batch: ``(0, 1)`` for sequences ``(B, T, D)``, for
+            example. The others remain.
+
+    Returns:
+        :class:`LatentStats`: ``kl`` in nats, ``mean`` and ``variance``, float32 (float64 for
+        float64 inputs), ``clamped`` and ``non_finite``, int64. All have the shape of ``mu`` without
+        ``dim``. Where a dimension holds NaN or infinities, its first three values are not finite.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; ``mu`` is 0-d, or
+            ``dim`` is out of range.
+
+    Example:
+        >>> stats = vf.latent_stats(torch.randn(128, 20), torch.zeros(128, 20))
+        >>> active = (stats.variance > 0.01).sum()
+    """
+    return _latent_stats(mu, raw, dim, options, _reference)
