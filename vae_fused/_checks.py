@@ -15,6 +15,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import torch
 from torch import Tensor
 
+from vae_fused._estimator import check_estimator
 from vae_fused._keywords import DensityOptions, MultiOptions, chosen
 from vae_fused._numbers import check_not_negative, check_positive
 from vae_fused._scalar_checks import (
@@ -77,6 +78,8 @@ def check_call(
     for name, value in given.items():
         if name in _CHECKS:
             given[name] = _CHECKS[name](name, value)
+    if "estimator" in given or "stop_q" in given:
+        check_estimator(given)
     return mu, raw, Options(**given)
 
 

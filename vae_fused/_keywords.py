@@ -47,7 +47,8 @@ class KlOptions(StatsOptions, total=False):
 
 
 class LatentOptions(SampleOptions, KlOptions, total=False):
-    pass
+    estimator: str
+    stop_q: bool
 
 
 class MultiOptions(TypedDict, total=False):
@@ -67,6 +68,8 @@ DEFAULTS: dict[str, Any] = {
     "balance": None,
     "temperature": 1.0,
     "sample_shape": (),
+    "estimator": "analytic",
+    "stop_q": False,
 }
 
 

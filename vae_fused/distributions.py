@@ -238,6 +238,8 @@ class DiagonalGaussian(Normal):
         balance: tuple[float | Tensor, float | Tensor] | None = None,
         temperature: float | Tensor = 1.0,
         sample_shape: int | Sequence[int] = (),
+        estimator: str = "analytic",
+        stop_q: bool = False,
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
         key: Tensor | None = None,
@@ -250,7 +252,8 @@ class DiagonalGaussian(Normal):
         options: dict[str, Any] = {
             "scale": self._scale, "prior": as_prior(prior, self.mu.device), "reduction": reduction,
             "mask": mask, "free_bits": free_bits, "balance": balance, "temperature": temperature,
-            "sample_shape": sample_shape, "eps": eps, "generator": generator, "key": key,
+            "sample_shape": sample_shape, "estimator": estimator, "stop_q": stop_q, "eps": eps,
+            "generator": generator, "key": key,
         }  # fmt: skip
         if self._packed is None:
             return functional.reparameterize_kl(self.mu, self.raw, dim=dim, **options)

@@ -103,6 +103,16 @@ def reparameterize_kl(
             tensor.
         sample_shape: Shape of a batch of samples for each element: z has shape ``sample_shape``
             plus the posterior's, as in ``torch.distributions``; the KL is computed once.
+        estimator: How the KL is computed: ``"analytic"``, by the formula above, or ``"sample"``, as
+            ln q(z) - ln p(z) at the drawn z (before z is rounded to 16 bits). Its mean over z is
+            the KL if T is 1, and each element may be negative. Each sample has one:
+            ``sample_shape`` comes before the shape that ``reduction`` leaves, which is what
+            :func:`iwae_loss` takes as ``log_ratio`` with ``reduction="sample"``. Masks, priors and
+            ``balance`` act as ever, ``free_bits`` is refused.
+        stop_q: With ``estimator="sample"``: the parameters of q count as constants in ln q(z), so
+            the gradient reaches them through z alone ("sticking the landing", Roeder et al. 2017,
+            arXiv:1703.09194). It has the same mean, and its variance vanishes as q approaches the
+            posterior. The value remains.
         eps: Explicit noise in the shape of ``z``, for exact comparison with other code. It may
             require grad.
         generator: Source of the key, as in ``torch.randn``; default: the device's generator. At
@@ -118,8 +128,9 @@ def reparameterize_kl(
 
     Raises:
         TypeError: An argument of the wrong type, or a dtype that is not floating point.
-        ValueError: Shapes that do not fit, an unknown ``scale`` or ``reduction``, a number or a
-            ``dim`` out of range, two sources of noise, or an option that requires a gradient.
+        ValueError: Shapes that do not fit, an unknown ``scale``, ``reduction`` or ``estimator``, a
+            number or a ``dim`` out of range, two sources of noise, an option that requires a
+            gradient, ``stop_q`` without ``estimator="sample"``, or ``free_bits`` with it.
         RuntimeError: Tensors or a generator on different devices.
     """
     if dim is None and eps is None and key is None and not _reference:
@@ -130,8 +141,7 @@ def reparameterize_kl(
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
     reduced = check_reduction(mu, reduction, dim, call.mask)
     if _reference or not _ext.use_native(mu.device.type):
-        z = latent.sample(mu, raw, call, eps, generator, key)
-        return z, latent.divergence(mu, raw, call, *reduced)
+        return latent.sample_and_divergence(mu, raw, call, eps, generator, key, *reduced)
     how, dims, count = reduced
     z, kl = native.sample_and_kl(mu, raw, call, eps, generator, key, how, dims)
     return z, kl if count is None else kl / count
@@ -162,9 +172,9 @@ def reparameterize_kl_moments(
         dim: Where they are packed; ``h.shape[dim]`` is even.
         reduction: What becomes of the elementwise KL, as in :func:`reparameterize_kl`.
         kl_dim: Instead of ``reduction``: the dimension or dimensions to sum the KL over.
-        scale, mu_soft_clamp, prior, mask, free_bits, balance, temperature, sample_shape, eps,
-            generator, key: As in :func:`reparameterize_kl`; the posterior's shape is that of a
-            half.
+        scale, mu_soft_clamp, prior, mask, free_bits, balance, temperature, sample_shape, estimator,
+            stop_q, eps, generator, key: As in :func:`reparameterize_kl`; the posterior's shape is
+            that of a half.
 
     Returns:
         ``(z, kl)``, as :func:`reparameterize_kl`; without ``sample_shape``, ``z`` has half the size
@@ -179,8 +189,7 @@ def reparameterize_kl_moments(
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
     reduced = check_reduction(mu, reduction, kl_dim, call.mask, name="kl_dim")
     if _reference or not _ext.use_native(h.device.type):
-        z = latent.sample(mu, raw, call, eps, generator, key)
-        return z, latent.divergence(mu, raw, call, *reduced)
+        return latent.sample_and_divergence(mu, raw, call, eps, generator, key, *reduced)
     how, dims, count = reduced
     z, kl = native.moments(h, dim, mu, raw, call, eps, generator, key, how, dims)
     return z, kl if count is None else kl / count

@@ -294,6 +294,13 @@ class Options(NamedTuple):
     balance: tuple[float, float] = (1.0, 1.0)
     temperature: float = 1.0
     linear: float | None = None  # c of the form 1/2 (d^2 + c - x) instead of the KL
+    estimator: str = "analytic"
+    stop_q: bool = False
+
+    @property
+    def is_at_sample(self) -> bool:
+        """Whether the KL is estimated at the sample."""
+        return self.estimator == "sample"
 
     def scalar(self, name: str) -> float | Tensor:
         """One of ``SCALARS``."""
@@ -324,6 +331,7 @@ class Options(NamedTuple):
             "to_prior": self.balance[1],
             "linear": self.linear is not None,
             "constant": self.linear or 0.0,
+            "at_sample": self.is_at_sample,
         }
         return [
             float(values[name]) if name in values else getattr(self, name)
@@ -349,6 +357,7 @@ class Options(NamedTuple):
         )
         is_standard = prior_mean is None and prior_raw is None and prior == STANDARD
         linear, constant = fields.pop("linear"), fields.pop("constant")
+        estimator = "sample" if fields.pop("at_sample") else "analytic"
         return Options(
             scale=Scale.unpacked(numbers[:count]),
             prior=None if is_standard else prior,
@@ -357,6 +366,8 @@ class Options(NamedTuple):
             mu_soft_clamp=fields.pop("mu_soft_clamp") or None,
             balance=(fields.pop("to_posterior"), fields.pop("to_prior")),
             linear=constant if linear else None,
+            estimator=estimator,
+            stop_q=bool(fields.pop("stop_q")),
             **fields,
         )
 
@@ -383,3 +394,6 @@ class Options(NamedTuple):
 _NUMBERS = slice(Options._fields.index("sample_shape") + 1, None)
 PLAIN, STANDARD = Options(), CheckedPrior()
 _PLAIN_NUMBERS = PLAIN[_NUMBERS]
+# The pairs of these options alone.
+AT_SAMPLE = Options(estimator="sample").packed() or []
+STOP_Q = Options(stop_q=True).packed() or []

@@ -63,6 +63,18 @@ class RowGradSource {
     }
   }
 
+  // Likewise, of a sample with sums of its own.
+  template <int C, bool kWhole>
+  __device__ __forceinline__ void get_of_sample(const Span<kWhole>& part, int64_t sample,
+                                                T (&out)[C]) const {
+    const RowGrads grads = of_sample<T>(grads_, space_.rows, sample);
+    T of_tile = 0;
+    if (source_ == GradSource::kOne) {
+      of_tile = grad_of_tile<T>(grads, GradSource::kOne, tile_of(space_, blockIdx.x));
+    }
+    RowGradSource(space_, grads, source_, of_tile).get(part, out);
+  }
+
   __device__ __forceinline__ void end_step() const {}
 
  private:

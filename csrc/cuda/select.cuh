@@ -115,6 +115,7 @@ struct CallShape {
   bool rows_misaligned = false;  // which are elements, and not aligned as vectors
   bool complete = false;         // has every tensor that a fast path reads or writes
   bool key_noise = false;        // draws noise
+  bool patches = true;           // has kernels for patches
   int64_t samples = 1;
 };
 
@@ -166,8 +167,10 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
   constexpr int patch_v = kVector<S, Access::kChannelsLast>,
                 patch_c = kChunk<S, Access::kChannelsLast>;
   static_assert(patch_c == c);
-  if (call.samples > 1 || !try_channels_last(space, operands, call.rows, patch_v, patch_c))
+  if (!call.patches || call.samples > 1 ||
+      !try_channels_last(space, operands, call.rows, patch_v, patch_c)) {
     return scalar;
+  }
   const bool is_default = call.is_default && all([&](const OperandRef& l) {
                             return l.operand->stride[space.ndim - 2] == 1;
                           });

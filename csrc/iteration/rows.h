@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "math/platform.h"
+
 namespace vae_fused {
 
 // data[row] = scale * sum over the row of what the kernel computes for each element.
@@ -19,5 +21,12 @@ struct RowGrads {
   int64_t stride = 1;          // 0: one value for all rows
   double scale = 1.0;
 };
+
+// Those of a sample, where each has sums of its own: `rows` values behind those of the one before.
+template <typename T>
+VAE_FUSED_HD RowGrads of_sample(RowGrads grads, int64_t rows, int64_t sample) {
+  grads.data = static_cast<const T*>(grads.data) + sample * rows * grads.stride;
+  return grads;
+}
 
 }  // namespace vae_fused

@@ -27,7 +27,8 @@ inline bool has_default_options(const Gaussians& of) {
          math::is_default(of.options);
 }
 
-// z = mu + T sigma eps and the KL of each row. Either may be absent.
+// z = mu + T sigma eps and the KL of each row. Either may be absent. A KL that the sample estimates
+// (LatentOptions::at_sample) has one sample: further ones are elements of the space.
 struct ForwardParams {
   DType dtype = DType::kFloat32;
   Space space;
@@ -39,7 +40,8 @@ struct ForwardParams {
   uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not asked for
 };
 
-// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`.
+// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`. Of a KL that samples estimate, grad_kl has
+// the rows of each sample, one after the other.
 struct BackwardParams {
   DType dtype = DType::kFloat32;
   Space space;

@@ -22,6 +22,10 @@ struct Reduction {
 
   std::vector<c10::SymInt> shape(const Tensor& like) const;
   double scale(const Tensor& like) const;
+
+  // The same sums of tensors that have this number of dimensions more in front. The divisor is the
+  // caller's: those dimensions are not counted in it.
+  Reduction after(int64_t ndim) const { return {summed << ndim}; }
 };
 
 Reduction parse_reduction(std::string_view reduction, at::OptionalIntArrayRef dim, int64_t ndim);

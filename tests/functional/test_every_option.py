@@ -21,7 +21,10 @@ KEY = make_key(1)
 CALL: dict[str, Any] = {
     "scale": "logstd", "mu_soft_clamp": 1.0, "prior": vf.Prior(0.5), "mask": MU > 0,
     "free_bits": 0.5, "balance": (0.5, 0.5), "temperature": 0.5, "sample_shape": (2,),
+    "estimator": "sample", "stop_q": True,
 }  # fmt: skip
+# An option that acts along with another one alone.
+BESIDE: dict[str, dict[str, Any]] = {"stop_q": {"estimator": "sample"}}
 SCALE: dict[str, Any] = {
     "kind": "logstd", "clamp": (-0.5, 0.5), "soft_clamp": 1.0, "gain": 2.0, "shift": 0.5,
     "beta": 2.0, "std_floor": 0.5, "var_floor": 0.5, "std_min": 1.0,
@@ -32,10 +35,11 @@ NUMBER = {
     "high": -0.25,
     "kind": 1.0,
     "linear": 1.0,
+    "at_sample": 1.0,
 }  # 0.5 for the others
 # Numbers that act through others alone: on a prior's tensors, in the linear form, or by a factor of
-# the prior's raw scale, which is 0.
-SILENT, SILENT_IN_PRIORS = {"to_prior", "constant"}, {"kind", "gain", "soft_clamp"}
+# the prior's raw scale, which is 0, or on a KL at its sample.
+SILENT, SILENT_IN_PRIORS = {"to_prior", "constant", "stop_q"}, {"kind", "gain", "soft_clamp"}
 
 
 # The tensors of the operators that replace numbers, with the numbers that they replace.
@@ -67,8 +71,9 @@ def test_every_option_of_a_call_has_an_effect(module, name):
     def call(**option):
         return results(lambda *pair: module.reparameterize_kl(*pair, key=KEY, **option))
 
-    assert not same(call(**{name: CALL[name]}), call())
-    assert same(call(**{name: _keywords.DEFAULTS[name]}), call())
+    beside = BESIDE.get(name, {})
+    assert not same(call(**{name: CALL[name]}, **beside), call(**beside))
+    assert same(call(**{name: _keywords.DEFAULTS[name]}, **beside), call(**beside))
 
 
 @pytest.mark.parametrize("module", [vf, vf.reference], ids=["vf", "reference"])

@@ -71,11 +71,15 @@ def forward(
     kl: bool = True,
     eps: np.ndarray | None = None,
     samples: int = 1,
+    z: np.ndarray | None = None,
     **options: Any,
 ) -> Call:
+    """``z``: where the sample goes, if not to an array like ``mu``."""
     space = native.space(mu, dims)
+    if z is None and sample:
+        z = sampled_like(mu, samples)
     call = Call(
-        z=sampled_like(mu, samples) if sample else None,
+        z=z,
         kl=np.full(space["rows"], np.nan, total_dtype(mu)) if kl else None,
         key=np.zeros(2, np.uint64),
     )

@@ -56,6 +56,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "prior_mean": 0.5,
         "prior_x": -0.5,
     },
+    "at sample": {"at_sample": True},
+    "at sample, stopped": {
+        "at_sample": True,
+        "stop_q": True,
+        "posterior": {"base": "softplus", "std_floor": 0.1},
+        "prior_mean": 0.5,
+        "prior_x": -0.5,
+    },
+    "scalars at sample": {
+        "at_sample": True,
+        "temperature": 0.7,
+        "to_posterior": 0.2,
+        "to_prior": 0.8,
+        "mu_soft_clamp": 1.5,
+    },
     "scalars of a linear form": {"linear": True, "constant": -1.0, "to_posterior": 0.3},
 }
 # What a call has beside mu and raw; `every` with a prior of another scale, mask and samples.
@@ -104,6 +119,26 @@ def values(native: ModuleType, x: np.ndarray) -> np.ndarray:
     return (native.probes.from_bfloat16(x) if x.dtype == np.uint16 else x).astype(np.float64)
 
 
+def forward_at_samples(
+    native: ModuleType,
+    device: str,
+    samples: int,
+    mu: np.ndarray,
+    raw: np.ndarray,
+    options: dict[str, Any],
+) -> Call:
+    """Each sample has a KL of its own, so that samples are elements of the call."""
+    expanded = {
+        name: np.broadcast_to(options[name], (samples, *mu.shape))
+        for name in ("prior_mean", "prior_raw", "mask", "eps")
+        if name in options
+    }
+    mu, raw = (np.broadcast_to(x, (samples, *x.shape)) for x in (mu, raw))
+    dims = tuple(d + 1 for d in options["dims"])
+    z = np.full(mu.shape, 77, mu.dtype)
+    return forward(native, device, mu, raw, z=z, **{**options, **expanded, "dims": dims})
+
+
 def run(
     native: ModuleType,
     device: str,
@@ -138,7 +173,10 @@ def run(
     mu, raw = made(1, wide=True), made(2)
     if as_arrays:
         options = with_scalars(options, mu)
-    call = forward(native, device, mu, raw, samples=samples, **options)
+    if "at_sample" in options["family"] and samples > 1:
+        call = forward_at_samples(native, device, samples, mu, raw, options)
+    else:
+        call = forward(native, device, mu, raw, samples=samples, **options)
     assert call.kl is not None
     grad_z = [made(20 + s, wide=s % 2 == 0) for s in range(samples)]
     options["grad_z"] = np.stack(grad_z) if samples > 1 else grad_z[0]

@@ -72,6 +72,7 @@ class Gaussian:
 
     def __init__(self, mean: Tensor, raw: Tensor, scale: Scale) -> None:
         self.mean, self.scale = mean, scale
+        self.noise: Tensor | None = None  # T eps of a sample, for the formulas that take one
         x = clamped(raw, *(scale.clamp or (None, None)))
         x = soft_clamped(x, scale.soft_clamp)
         unit = scale.gain == 1.0 and scale.shift == 0.0
@@ -86,6 +87,7 @@ class Gaussian:
         """The same numbers, constant."""
         other = copy.copy(self)
         other.mean, other.x = _constant(self.mean), _constant(self.x)
+        other.noise = None if self.noise is None else _constant(self.noise)
         return other
 
     @property
@@ -192,6 +194,22 @@ def linear(q: Gaussian, p: Gaussian | None, constant: float) -> Tensor:
     """``1/2 (d^2 + c - x)``, which is linear in x: a KL from a sample, a log density."""
     d, x = _relative(q, p)
     return 0.5 * (d * d + constant - x)
+
+
+def log_ratio(q: Gaussian, p: Gaussian | None, *, stop_q: bool) -> Tensor:
+    """``ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)`` at ``z = mu + sigma w``, w being ``q.noise``.
+
+    With ``stop_q``, the mean and the scale in ln q(z) are constants: w is a function of z alone.
+    """
+    assert q.noise is not None
+    w, x, z = q.noise, q.log_variance, q.mean + q.sigma * q.noise
+    if stop_q:
+        w = _constant(w) + (z - _constant(z)) / q.detach().divisor
+        x = _constant(x)
+    d = z
+    if p is not None:
+        d, x = (z - p.mean) / p.divisor, x - p.log_variance
+    return 0.5 * ((d - w) * (d + w) - clamped(x, None, 178.0))
 
 
 def balanced(

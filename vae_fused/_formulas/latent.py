@@ -7,6 +7,7 @@ here in integer tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -28,10 +29,27 @@ def sample(
     key: Tensor | None,
 ) -> Tensor:
     """``z = mu + T sigma eps``, in the dtype of mu."""
-    q = _posterior(mu, raw, options)
+    return _sampled(mu, raw, options, _noise(mu, options.sample_shape, eps, generator, key))
+
+
+def sample_and_divergence(
+    mu: Tensor,
+    raw: Tensor,
+    options: Options,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+    key: Tensor | None,
+    *reduced: Any,
+) -> tuple[Tensor, Tensor]:
+    """The sample, and the KL or its estimate at that sample."""
     noise = _noise(mu, options.sample_shape, eps, generator, key)
-    noise = widen(unmasked(noise, options.mask))
-    temperature, sigma = options.scalar("temperature"), q.sigma
+    return _sampled(mu, raw, options, noise), divergence(mu, raw, options, *reduced, noise=noise)
+
+
+def _sampled(mu: Tensor, raw: Tensor, options: Options, noise: Tensor) -> Tensor:
+    q = _posterior(mu, raw, options)
+    noise, sigma = widen(unmasked(noise, options.mask)), q.sigma
+    temperature = options.scalar("temperature")
     if isinstance(temperature, Tensor) or temperature != 1.0:
         sigma = temperature * sigma
     return unmasked(q.mean + sigma * noise, options.mask).to(mu.dtype)
@@ -52,18 +70,28 @@ def divergence(
     reduction: str,
     dims: tuple[int, ...] | None,
     count: Tensor | None,
+    *,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """The KL or its linear form; reduced, then divided by ``count``. Without ``raw`` sigma is 1."""
+    """The KL, its linear form, or its estimate at the sample of ``noise``.
+
+    Reduced, then divided by ``count``. Without ``raw`` sigma is 1.
+    """
+    q, p = _posterior(mu, raw, options), _prior(mu, options)
     form = gaussian.kl
     if options.linear is not None:
         form = partial(gaussian.linear, constant=options.linear)
-    q, p = _posterior(mu, raw, options), _prior(mu, options)
+    elif options.is_at_sample:
+        assert noise is not None
+        q.noise = options.scalar("temperature") * widen(unmasked(noise, options.mask))
+        form = partial(gaussian.log_ratio, stop_q=options.stop_q)
     weights = options.scalar("to_posterior"), options.scalar("to_prior")
     elements = gaussian.balanced(form, q, p, *weights)
     free_bits = options.scalar("free_bits")
     if isinstance(free_bits, Tensor) or free_bits > 0.0:
         elements = clamped(elements, free_bits)
-    total = reduce(unmasked(elements, options.mask), reduction, dims)
+    elements = unmasked(elements, options.mask)
+    total = reduce(elements, reduction, dims, samples=elements.dim() - mu.dim())
     return total if count is None else total / count
 
 
@@ -97,18 +125,20 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def reduce(kl: Tensor, reduction: str, dims: tuple[int, ...] | None) -> Tensor:
-    if dims is not None:
-        return kl.sum(dim=dims)
-    if reduction == "none":
+def reduce(
+    kl: Tensor, reduction: str, dims: tuple[int, ...] | None, samples: int = 0
+) -> Tensor:
+    """Sum and divide. The first dimensions, as many as ``samples``, are kept and not counted."""
+    ndim = kl.dim() - samples
+    if dims is None:
+        all_dims = tuple(range(ndim))
+        dims = {"none": (), "sample": all_dims[1:]}.get(reduction, all_dims)
+    if not dims:
         return kl
-    if reduction == "sample":
-        return kl.flatten(1).sum(1) if kl.dim() > 1 else kl
+    total = kl.sum(dim=[samples + d % ndim for d in dims])
     if reduction == "mean":
-        return kl.mean()
-    if reduction == "batchmean" and kl.dim() > 0:
-        return kl.sum() / kl.shape[0]
-    return kl.sum()
+        return total / math.prod(kl.shape[samples:])
+    return total / kl.shape[samples] if reduction == "batchmean" else total
 
 
 # --------------------------------------------------------------------------------------------------

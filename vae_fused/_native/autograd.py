@@ -105,23 +105,23 @@ class Latent(torch.autograd.Function):
         out: list[Maybe] = []
         if call.sample:
             shape = (*call.sample_shape, *x.mu.shape)
-            elements = wide._replace(
-                mu=wide.mu.expand(shape),
-                raw=None if wide.raw is None else wide.raw.expand(shape),
-                eps=_noise(call, wide),
-                key=None,
-                prior_mean=None,
-                prior_raw=None,
-                mask=None if x.mask is None else x.mask.expand(shape),
-            )
+            elements = wide._replace(prior_mean=None, prior_raw=None).expanded(shape)
+            elements = elements._replace(eps=_noise(call, wide), key=None)
             ones = torch.ones(shape, dtype=wide.mu.dtype, device=wide.mu.device)
             z = _tangent(call, ones, None, elements, [mu, raw, eps, None, None])
             out.append(None if z is None else z.to(x.mu.dtype))
         if call.divergence:
-            ones = torch.ones(x.mu.shape, dtype=wide.mu.dtype, device=wide.mu.device)
-            elements = wide._replace(eps=None, key=None)
-            kl = _tangent(call, None, ones, elements, [mu, raw, None, prior_mean, prior_raw])
-            out.append(kl if kl is None or not call.dims else kl.sum(call.dims))
+            # Each sample has a KL, or all have one.
+            shape, noise = x.mu.shape, None
+            if call.is_at_sample:
+                shape, noise = (*call.sample_shape, *shape), _noise(call, wide)
+            ones = torch.ones(shape, dtype=wide.mu.dtype, device=wide.mu.device)
+            elements = wide.expanded(shape)._replace(eps=noise, key=None)
+            of_noise = None if noise is None else eps
+            kl = _tangent(call, None, ones, elements, [mu, raw, of_noise, prior_mean, prior_raw])
+            if kl is not None and call.dims:
+                kl = kl.sum([call.kl_samples + d for d in call.dims])
+            out.append(kl)
         return (*out, None) if ctx.draws else tuple(out)
 
     @staticmethod
@@ -130,7 +130,7 @@ class Latent(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         x, dims = Operands(*tensors), _dims(in_dims[3:])
         lifted = _lift(info.batch_size, x, dims)
-        of_z, of_kl = [len(call.sample_shape)], [0]
+        of_z, of_kl = [len(call.sample_shape)], [call.kl_samples]
         out_dims: list[int | None] = [*of_z[: call.sample], *of_kl[: call.divergence]]
         key = None
         if draw is not None and in_dims[2] is not None:
@@ -206,9 +206,11 @@ class Gradient(torch.autograd.Function):
         inputs = zip(differentiable(x), wanted, strict=True)
         dtypes = [t.dtype for t, is_wanted in inputs if is_wanted]
         lifted = _lift(size, x, dims)
-        grad_kl = _front(grad_kl, in_dims[3], size)
-        if grad_z is not None:
+        if grad_kl is not None:
+            grad_kl = _front(grad_kl, in_dims[3], size).movedim(0, call.kl_samples)
+        if grad_z is not None or call.is_at_sample:
             lifted = _lift_noise(call, size, x, dims, lifted)
+        if grad_z is not None:
             grad_z = _after_samples(call, _front(grad_z, in_dims[2], size).to(lifted.mu.dtype))
         grads = apply(Gradient, call.lifted(), wanted, grad_z, grad_kl, *lifted)
         out_dims = [0, 0, len(call.sample_shape), 0, 0]
@@ -228,12 +230,13 @@ def gradients(
 ) -> list[Maybe]:
     """The wanted gradients of mu, raw, eps and the prior's tensors; None where there is none."""
     by_z, by_kl = grad_z is not None, grad_kl is not None
-    reached = (by_z or by_kl, by_z or by_kl, by_z, by_kl, by_kl)
+    by_noise = by_z or (by_kl and call.is_at_sample)
+    reached = (by_z or by_kl, by_z or by_kl, by_noise, by_kl, by_kl)
     each = zip(wanted, reached, differentiable(x), strict=True)
     mask = tuple(is_wanted and is_reached and t is not None for is_wanted, is_reached, t in each)
     if not any(mask):
         return [None] * 5
-    if not by_z:
+    if not by_noise:
         x = x._replace(eps=None, key=None)
     return scattered(apply(Gradient, call, mask, grad_z, grad_kl, *x), mask)
 
@@ -260,7 +263,8 @@ def _second(
     if not which:
         return [None] * 7
     wide = x.widened()
-    noise = _noise(call, wide) if grad_z is not None else None
+    is_sampled = grad_z is not None or (grad_kl is not None and call.is_at_sample)
+    noise = _noise(call, wide) if is_sampled else None
     given = [widened(grad_z), grad_kl, *differentiable(wide)]
     there = [t is not None for t in given]
 
@@ -273,7 +277,8 @@ def _second(
         if grad_z is not None:
             out.append(formulas.sample(mu, raw, options, eps, None, None))
         if grad_kl is not None:
-            out.append(formulas.divergence(mu, raw, options, call.reduction, call.dims, None))
+            reduced = call.reduction, call.dims, None
+            out.append(formulas.divergence(mu, raw, options, *reduced, noise=eps))
         return tuple(out)
 
     def first(*values: Tensor) -> tuple[Tensor, ...]:

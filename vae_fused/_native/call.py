@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fused.options import SCALARS
+from vae_fused.options import SCALARS, Options
 
 __all__ = ["Call", "Maybe", "Operands", "differentiable", "in_place", "scattered", "widened"]
 
@@ -24,6 +24,16 @@ class Call(NamedTuple):
     dims: tuple[int, ...] | None = None
     numbers: list[float] | None = None  # the operators' `options`
     sample_shape: tuple[int, ...] = ()
+
+    @property
+    def is_at_sample(self) -> bool:
+        """Whether the KL is estimated at the sample, so that each sample has one."""
+        return self.divergence and Options.unpacked(self.numbers).is_at_sample
+
+    @property
+    def kl_samples(self) -> int:
+        """The number of dimensions of samples that the KL has in front."""
+        return len(self.sample_shape) if self.is_at_sample else 0
 
     def lifted(self) -> Call:
         """The same call with one more dimension in front, which its KL keeps."""
@@ -56,6 +66,12 @@ class Operands(NamedTuple):
     def _present(self, *names: str) -> dict[str, Tensor]:
         named = {name: getattr(self, name) for name in names}
         return {name: t for name, t in named.items() if t is not None}
+
+    def expanded(self, shape: Sequence[int]) -> Operands:
+        """With all but the noise and the scalars in this shape."""
+        names = ("mu", "raw", "prior_mean", "prior_raw", "mask")
+        present = self._present(*names)
+        return self._replace(**{name: t.expand(shape) for name, t in present.items()})
 
     def widened(self) -> Operands:
         """In the dtype of the arithmetic."""

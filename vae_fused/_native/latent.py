@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from vae_fused import _ext
 from vae_fused._native.autograd import Latent, apply
 from vae_fused._native.call import Call, Maybe, Operands
-from vae_fused.options import Options, Prior, as_scale
+from vae_fused.options import AT_SAMPLE, STOP_Q, Options, Prior, as_scale
 
 __all__ = [
     "REFUSED", "is_transformed", "kl", "may_call_directly", "moments", "sample", "sample_and_kl",
@@ -124,6 +124,16 @@ def _unprepared(
                     return None
                 arguments[key] = tensor
             numbers += as_scale(value.scale).pairs("prior")
+        elif name == "sample_shape":
+            shape = value if type(value) is tuple else (value,)
+            if not all(type(size) is int for size in shape):
+                return None
+            if shape:
+                arguments["sample_shape"] = shape
+        elif name == "estimator" and value == "sample" and reduction is not None:
+            numbers += AT_SAMPLE
+        elif name == "stop_q" and value is True and options.get("estimator") == "sample":
+            numbers += STOP_Q
         else:
             return None
     if numbers:

@@ -35,10 +35,23 @@ def _backward(
     **scalars: Maybe,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     x = Operands(mu, raw, eps, key, prior_mean, prior_raw, mask, **scalars)
-    samples = () if grad_z is None else tuple(grad_z.shape[: grad_z.dim() - mu.dim()])
     dims = None if dim is None else tuple(dim)
-    call = Call(grad_z is not None, grad_kl is not None, reduction, dims, options, samples)
+    call = Call(grad_z is not None, grad_kl is not None, reduction, dims, options)
+    samples = 0
+    if grad_z is not None:
+        samples = grad_z.dim() - mu.dim()
+    elif grad_kl is not None and call.is_at_sample:
+        samples = grad_kl.dim() - _kept(mu.dim(), reduction, dims)
+    shape = grad_kl.shape if grad_z is None else grad_z.shape
+    call = call._replace(sample_shape=tuple(shape[:samples]))
     return tuple(scattered(apply(Gradient, call, output_mask, grad_z, grad_kl, *x), output_mask))
+
+
+def _kept(ndim: int, reduction: str, dims: Sequence[int] | None) -> int:
+    """The number of dimensions that a reduction leaves."""
+    if dims is not None:
+        return ndim - len(dims)
+    return {"none": ndim, "sample": 1}.get(reduction, 0)
 
 
 def _moments_backward(

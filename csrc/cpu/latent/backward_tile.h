@@ -30,6 +30,26 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T*
   }
 }
 
+// Likewise, of z and of the KL that it estimates.
+template <bool stop_q, bool clamps, bool masked, typename T>
+VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> f, const T* mu, const T* raw,
+                                          const T* mask, const T* gz, const T* eps, const T* gk,
+                                          T* gmu, T* graw, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const Lanes<T> r = get(raw + j), e = get(eps + j), nought = T(0);
+    const Lanes<T> sigma = math::exponentials(math::limited<clamps>(f, r)).e;
+    const Lanes<T> z = math::sample(f, get(mu + j), sigma, e);
+    const auto adjoint =
+        math::log_ratio_adjoint(f, stop_q, z, Lanes<T>(T(1)), sigma, e, get(gk + j));
+    const Lanes<T> to_z = get(gz + j) + adjoint.z;
+    Lanes<T> to_x = math::sample_adjoint(f, to_z * e, sigma) + adjoint.x;
+    to_x = math::undo_doubling(f, to_x);
+    if constexpr (clamps) to_x = select(math::beyond(r, f.low, f.high), nought, to_x);
+    put(zero_if_masked<masked>(mask, j, to_z), gmu + j);
+    put(zero_if_masked<masked>(mask, j, to_x), graw + j);
+  }
+}
+
 template <bool masked, typename T>
 VAE_FUSED_NOINLINE void noise_adjoint(math::DefaultOptions<T> f, const T* raw, const T* mask,
                                       const T* gz, T* geps, int n) {
@@ -67,14 +87,24 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOpt
   if (p.grad_kl.data) load_row_grads(p.space, p.grad_kl, tile, piece, gk);
   T* const gmu = target<S>(p.space, p.grad_mu, piece, gmu_buffer, prefetcher);
   T* const graw = target<S>(p.space, p.grad_raw, piece, graw_buffer, prefetcher);
+  const bool at_sample = p.grad_kl.data && p.of.options.at_sample;
   const bool is_sampled = p.grad_z.data && p.grad_raw.data;
-  const T* const eps =
-      is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, noise, prefetcher) : nullptr;
-  with_flags(
-      [&](auto sampled, auto with_kl, auto clamps, auto masked) {
-        adjoint<sampled, with_kl, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
-      },
-      is_sampled, p.grad_kl.data, f.clamps(), is_masked);
+  const T* const eps = is_sampled || at_sample
+                           ? load_noise<S>(p.space, p.eps, key, 0, piece, noise, prefetcher)
+                           : nullptr;
+  if (at_sample) {
+    with_flags(
+        [&](auto stop_q, auto clamps, auto masked) {
+          log_ratio_adjoint<stop_q, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
+        },
+        p.of.options.stop_q, f.clamps(), is_masked);
+  } else {
+    with_flags(
+        [&](auto sampled, auto with_kl, auto clamps, auto masked) {
+          adjoint<sampled, with_kl, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
+        },
+        is_sampled, p.grad_kl.data, f.clamps(), is_masked);
+  }
   store<S>(p.space, p.grad_mu, piece, gmu, gmu_buffer);
   store<S>(p.space, p.grad_raw, piece, graw, graw_buffer);
 }
@@ -118,6 +148,39 @@ VAE_FUSED_NOINLINE void scale_adjoint(const GaussianPiece<math::LatentOptions<T>
   }
 }
 
+// Of a sample and the KL that it estimates: adds to the gradients, and to `direct`, which is that of
+// ln sigma^2 beside the way through z. `of_eps`: the gradient of eps, if it is wanted.
+template <bool stop_q, bool scaled, bool learned, typename T>
+VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
+    const GaussianPiece<math::LatentOptions<T>, true>& gaussians, math::LatentOptions<T> f,
+    const T* eps, const T* gk, const T* gz, T* direct, T* of_eps, Gradients<T> g, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const auto q = gaussians.posterior(j);
+    const auto prior = gaussians.template prior<scaled>(j);
+    const Lanes<T> e = get(eps + j), sigma = q.scale.sigma;
+    const Lanes<T> d = math::relative_sample(math::sample(f, q.mu, sigma, e), prior);
+    const auto adjoint =
+        math::log_ratio_adjoint(f, stop_q, d, prior.precision, sigma, e, get(gk + j));
+    const Lanes<T> to_z = get(gz + j) + adjoint.z;
+    put(get(g.mu + j) + to_z, g.mu + j);
+    put(get(g.raw + j) + to_z * e, g.raw + j);
+    put(get(direct + j) + adjoint.x, direct + j);
+    if (of_eps) put(math::noise_adjoint(f, to_z, sigma) + adjoint.eps, of_eps + j);
+    if constexpr (learned) {
+      put(get(g.mean + j) + adjoint.mean, g.mean + j);
+      put(get(g.prior + j) + math::chain(adjoint.prior_x, prior.dx), g.prior + j);
+    }
+  }
+}
+
+template <typename T>
+VAE_FUSED_NOINLINE void add_direct(const GaussianPiece<math::LatentOptions<T>, true>& gaussians,
+                                   const T* direct, T* graw, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    put(get(graw + j) + math::chain(get(direct + j), gaussians.posterior(j).scale.dx), graw + j);
+  }
+}
+
 template <bool linear, bool scaled, bool learned, typename T>
 VAE_FUSED_NOINLINE void add_kl_adjoint(const GaussianPiece<math::LatentOptions<T>, true>& gaussians,
                                        math::LatentOptions<T> f, const T* gk, Gradients<T> g,
@@ -141,7 +204,8 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
                                  GaussianPiece<math::LatentOptions<T>, true>& gaussians,
                                  const Key& key, const Tile& tile, const Piece& piece) {
   alignas(64) T gz_buffer[kPiece], buffers[4][kPiece];
-  alignas(64) RowsBuffer<T> scratch;
+  alignas(64) T noise[kPiece], geps_buffer[kPiece], direct[kPiece];
+  alignas(64) RowsBuffer<T> gk;
   const int n = piece.whole();
   Prefetcher prefetcher(kPiece * sizeof(S));
   gaussians.template prepare<S>(p.space, p.of, f, piece, p.grad_kl.data, prefetcher);
@@ -153,35 +217,58 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
   }
   const Gradients<T> g = {grads[0], grads[1], grads[2], grads[3]};
 
-  if (!p.grad_z.data) fill_with(T(0), g.mu, n);
-  if (!p.grad_z.data || !p.grad_raw.data) fill_with(T(0), g.raw, n);
-  for (int64_t s = 0; p.grad_z.data && s < p.of.samples; ++s) {
-    const T* const gz = load<S>(p.space, of_sample<S>(p.grad_z, s), piece, gz_buffer, prefetcher);
-    if (p.grad_eps.data) {
-      const Operand operand = of_sample<S>(p.grad_eps, s);
-      T* const geps = target<S>(p.space, operand, piece, scratch, prefetcher);
-      noise_adjoint(gaussians, f, gz, geps, n);
-      gaussians.mask(geps, n);
-      store<S>(p.space, operand, piece, geps, scratch);
+  // A KL that samples estimate sends its gradient through them.
+  const bool with_kl = p.grad_kl.data, at_sample = with_kl && f.at_sample;
+  const bool has_samples = p.grad_z.data || at_sample;
+  const bool needs_eps = at_sample || (p.grad_z.data && p.grad_raw.data);
+  const bool is_learned = p.grad_prior_mean.data || p.grad_prior_raw.data;
+  if (!has_samples || at_sample) fill_with(T(0), g.mu, n);
+  if (!has_samples || at_sample || !p.grad_raw.data) fill_with(T(0), g.raw, n);
+  if (!with_kl || at_sample) {
+    fill_with(T(0), g.mean, n);
+    fill_with(T(0), g.prior, n);
+  }
+  if (at_sample) fill_with(T(0), direct, n);
+  for (int64_t s = 0; has_samples && s < p.of.samples; ++s) {
+    const T* gz = gz_buffer;
+    if (p.grad_z.data) {
+      gz = load<S>(p.space, of_sample<S>(p.grad_z, s), piece, gz_buffer, prefetcher);
+    } else {
+      fill_with(T(0), gz_buffer, n);
     }
-    const T* const eps = p.grad_raw.data
-                             ? load_noise<S>(p.space, p.eps, key, s, piece, scratch, prefetcher)
-                             : nullptr;
-    s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
-    if (eps) s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
+    const T* const eps =
+        needs_eps ? load_noise<S>(p.space, p.eps, key, s, piece, noise, prefetcher) : nullptr;
+    const Operand grad_eps = of_sample<S>(p.grad_eps, s);
+    T* const geps =
+        grad_eps.data ? target<S>(p.space, grad_eps, piece, geps_buffer, prefetcher) : nullptr;
+    if (at_sample) {
+      load_row_grads(p.space, of_sample<T>(p.grad_kl, p.space.rows, s), tile, piece, gk);
+      with_flags(
+          [&](auto stop_q, auto scaled, auto learned) {
+            add_log_ratio_adjoint<stop_q, scaled, learned>(gaussians, f, eps, gk, gz, direct, geps,
+                                                           g, n);
+          },
+          f.stop_q, p.of.prior_raw.data, is_learned);
+    } else {
+      if (geps) noise_adjoint(gaussians, f, gz, geps, n);
+      s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
+      if (eps) s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
+    }
+    if (geps) {
+      gaussians.mask(geps, n);
+      store<S>(p.space, grad_eps, piece, geps, geps_buffer);
+    }
     prefetcher.clear();
   }
-  if (p.grad_z.data && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
-  if (p.grad_kl.data) {
-    load_row_grads(p.space, p.grad_kl, tile, piece, scratch);
-    const bool is_learned = p.grad_prior_mean.data || p.grad_prior_raw.data;
+  if (has_samples && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
+  if (at_sample) {
+    add_direct(gaussians, direct, g.raw, n);
+  } else if (with_kl) {
+    load_row_grads(p.space, p.grad_kl, tile, piece, gk);
     const auto add_adjoint = [&](auto linear, auto scaled, auto learned) {
-      add_kl_adjoint<linear, scaled, learned>(gaussians, f, scratch, g, n);
+      add_kl_adjoint<linear, scaled, learned>(gaussians, f, gk, g, n);
     };
     with_flags(add_adjoint, f.linear, p.of.prior_raw.data, is_learned);
-  } else {
-    if (p.grad_prior_mean.data) fill_with(T(0), g.mean, n);
-    if (p.grad_prior_raw.data) fill_with(T(0), g.prior, n);
   }
   gaussians.chain_mu(g.mu, n);
   for (int k = 0; k < 4; ++k) {

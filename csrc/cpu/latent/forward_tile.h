@@ -26,6 +26,18 @@ VAE_FUSED_NOINLINE void sample_and_kl(math::DefaultOptions<T> f, const T* mu, co
   }
 }
 
+// Likewise, with the KL that the sample estimates.
+template <bool clamps, bool masked, typename T>
+VAE_FUSED_NOINLINE void sample_and_log_ratio(math::DefaultOptions<T> f, const T* mu, const T* raw,
+                                             const T* mask, const T* eps, T* z, T* kl, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const Lanes<T> x = math::limited<clamps>(f, get(raw + j)), e = get(eps + j);
+    const Lanes<T> value = math::sample(f, get(mu + j), math::exponentials(x).e, e);
+    put(zero_if_masked<masked>(mask, j, value), z + j);
+    put(zero_if_masked<masked>(mask, j, math::log_ratio_times_two(f, value, x, e)), kl + j);
+  }
+}
+
 template <typename S, typename T>
 VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::DefaultOptions<T>& f,
                                 GaussianPiece<math::DefaultOptions<T>, false>&, const Key& key,
@@ -40,11 +52,19 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::DefaultOptio
   T* const z = target<S>(p.space, p.z, piece, z_buffer, prefetcher);
   const T* const eps =
       is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, z_buffer, prefetcher) : nullptr;
-  with_flags(
-      [&](auto sampled, auto with_kl, auto clamps, auto masked) {
-        sample_and_kl<sampled, with_kl, clamps, masked>(f, mu, raw, mask, eps, z, kl, n);
-      },
-      is_sampled, p.kl.data, f.clamps(), p.of.mask.data);
+  if (p.kl.data && p.of.options.at_sample) {
+    with_flags(
+        [&](auto clamps, auto masked) {
+          sample_and_log_ratio<clamps, masked>(f, mu, raw, mask, eps, z, kl, n);
+        },
+        f.clamps(), p.of.mask.data);
+  } else {
+    with_flags(
+        [&](auto sampled, auto with_kl, auto clamps, auto masked) {
+          sample_and_kl<sampled, with_kl, clamps, masked>(f, mu, raw, mask, eps, z, kl, n);
+        },
+        is_sampled, p.kl.data, f.clamps(), p.of.mask.data);
+  }
   store<S>(p.space, p.z, piece, z, z_buffer);
 }
 
@@ -67,6 +87,21 @@ VAE_FUSED_NOINLINE void kl_of(const GaussianPiece<math::LatentOptions<T>, false>
   }
 }
 
+// The sample, and its estimate of the KL. In one loop, as both read the noise, which z overwrites.
+template <bool scaled, typename T>
+VAE_FUSED_NOINLINE void sample_and_log_ratio(
+    const GaussianPiece<math::LatentOptions<T>, false>& gaussians, math::LatentOptions<T> f,
+    const T* eps, T* z, T* kl, int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const auto q = gaussians.posterior(j);
+    const auto prior = gaussians.template prior<scaled>(j);
+    const Lanes<T> e = get(eps + j), value = math::sample(f, q.mu, q.scale.sigma, e);
+    put(value, z + j);
+    const Lanes<T> d = math::relative_sample(value, prior);
+    put(math::log_ratio_times_two(f, d, q.scale.x - prior.x, e), kl + j);
+  }
+}
+
 template <typename S, typename T>
 VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::LatentOptions<T>& f,
                                 GaussianPiece<math::LatentOptions<T>, false>& gaussians,
@@ -75,18 +110,26 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::LatentOption
   const int n = piece.whole();
   Prefetcher prefetcher(kPiece * sizeof(S));
   gaussians.template prepare<S>(p.space, p.of, f, piece, p.kl.data, prefetcher);
+  const bool at_sample = f.at_sample && p.kl.data;
   for (int64_t s = 0; p.z.data && s < p.of.samples; ++s) {
     const Operand operand = of_sample<S>(p.z, s);
     T* const z = target<S>(p.space, operand, piece, z_buffer, prefetcher);
     const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, z_buffer, prefetcher);
-    sample(gaussians, f, eps, z, n);
+    if (at_sample) {
+      with_flags([&](auto scaled) { sample_and_log_ratio<scaled>(gaussians, f, eps, z, kl, n); },
+                 p.of.prior_raw.data);
+    } else {
+      sample(gaussians, f, eps, z, n);
+    }
     gaussians.mask(z, n);
     store<S>(p.space, operand, piece, z, z_buffer);
     prefetcher.clear();
   }
   if (!p.kl.data) return;
-  with_flags([&](auto linear, auto scaled) { kl_of<linear, scaled>(gaussians, f, kl, n); },
-             f.linear, p.of.prior_raw.data);
+  if (!at_sample) {
+    with_flags([&](auto linear, auto scaled) { kl_of<linear, scaled>(gaussians, f, kl, n); },
+               f.linear, p.of.prior_raw.data);
+  }
   gaussians.mask(kl, n);
 }
 

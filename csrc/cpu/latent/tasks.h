@@ -58,11 +58,19 @@ inline const LatentBodies& bodies_of(const BackwardParams&) {
   return VAE_FUSED_TABLE_IN_USE(kBackward);
 }
 
+// Whether the loops of DefaultOptions serve a call. They have no gradient of a noise that also
+// estimates the KL.
+inline bool is_plain(const ForwardParams& params) { return has_default_options(params.of); }
+inline bool is_plain(const BackwardParams& params) {
+  const bool at_sample = params.of.options.at_sample && params.grad_kl.data;
+  return has_default_options(params.of) && !(at_sample && params.grad_eps.data);
+}
+
 // The function that computes tiles of a call, given its Task.
 template <typename Params>
 Body body_of(const Params& params) {
   const LatentBodies& bodies = bodies_of(params);
-  return (has_default_options(params.of) ? bodies.plain : bodies.general)[params.dtype];
+  return (is_plain(params) ? bodies.plain : bodies.general)[params.dtype];
 }
 
 template <typename Params>

@@ -43,6 +43,7 @@ class BackwardStep {
     locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
     const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
     gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
+    if constexpr (kAtSample<F>) return;  // further on a sample at a time
     if (used(p)) cuda::load<S, kAccess, kFast, kAll>(p.space, p.grad_z, at_[kGradZ], span, gz_);
     if (used(p) && given(p)) {
       cuda::load<S, kAccess, kFast, kAll>(p.space, p.eps, at_[kNoise], span, eps_);
@@ -62,12 +63,16 @@ class BackwardStep {
       math::Prior<T> prior[C];
       gaussians_.template compute<kWhole>(p.of, f, b, with_kl, q, prior);
       T gz[C], graw[C];
-      of_samples(p, weights, noise, span, b, q, gz, graw);
-      VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) {
-        graw[j] = used(p) ? math::sample_adjoint(weights, graw[j], q[j].scale.dsigma) : T(0);
+      if constexpr (kAtSample<F>) {
+        of_estimates(p, f, weights, noise, span, b, rows, q, prior, gz, graw);
+      } else {
+        of_samples(p, weights, noise, span, b, q, gz, graw);
+        VAE_FUSED_UNROLL
+        for (int j = 0; j < C; ++j) {
+          graw[j] = used(p) ? math::sample_adjoint(weights, graw[j], q[j].scale.dsigma) : T(0);
+        }
       }
-      if (with_kl) {
+      if (with_kl && !kAtSample<F>) {
         T gk[C], gmean[C], gprior[C];
         rows.get(span + b * C, gk);
         VAE_FUSED_UNROLL
@@ -170,6 +175,64 @@ class BackwardStep {
     }
   }
 
+  // What chunk b has from its samples where they estimate the KL: the gradients of mu, of what sigma
+  // is a function of, and of the prior.
+  template <bool kWhole, class Keys, class Rows>
+  __device__ __forceinline__ void of_estimates(const BackwardParams& p, const F& f,
+                                               const weights_t<F>& weights,
+                                               const Noise<Keys>& noise, const Span<kWhole>& span,
+                                               int b, const Rows& rows,
+                                               const math::Posterior<T> (&q)[C],
+                                               const math::Prior<T> (&prior)[C], T (&gz)[C],
+                                               T (&graw)[C]) {
+    T direct[C], gmean[C], gprior[C];  // direct: beside the way through z
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) gz[j] = graw[j] = direct[j] = gmean[j] = gprior[j] = 0;
+    for (int64_t s = 0; s < p.of.samples; ++s) {
+      T of_z[C] = {}, eps[C], gk[C];
+      Pack<S, C> pack;
+      if (used(p)) {
+        load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
+        widen<kAccess, kWhole, C>(pack, 0, of_z);
+      }
+      if (given(p)) {
+        load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
+        widen<kAccess, kWhole, C>(pack, 0, eps);
+      } else {
+        const int64_t at = at_[kNoise] + s * (p.space.rows * p.space.cols);
+        draw<S, kAccess, false>(p.space, noise, span, at, b, eps);
+      }
+      rows.get_of_sample(span + b * C, s, gk);
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) {
+        const T sigma = q[j].scale.sigma, z = math::sample(weights, q[j].mu, sigma, eps[j]);
+        const auto adjoint =
+            math::log_ratio_adjoint(weights, f.stop_q, math::relative_sample(z, prior[j]),
+                                    prior[j].precision, sigma, eps[j], gk[j]);
+        of_z[j] += adjoint.z;
+        gz[j] += of_z[j];
+        graw[j] += of_z[j] * eps[j];
+        direct[j] += adjoint.x;
+        gmean[j] += adjoint.mean;
+        gprior[j] += adjoint.prior_x;
+        eps[j] = math::noise_adjoint(weights, of_z[j], sigma) + adjoint.eps;
+        if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+      }
+      if (!wants_eps(p)) continue;
+      narrow<kAccess, kWhole, C>(eps, 0, pack);
+      store_chunk<S, kAccess>(p.grad_eps, at_[kGradEps], s, b, span, pack);
+    }
+    VAE_FUSED_UNROLL
+    for (int j = 0; j < C; ++j) {
+      graw[j] = math::sample_adjoint(weights, graw[j], q[j].scale.dsigma) +
+                math::chain(direct[j], q[j].scale.dx);
+      gprior[j] = math::chain(gprior[j], prior[j].dx);
+      if (!gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
+    }
+    of_prior_.mean.template set<kWhole>(b, gmean);
+    of_prior_.raw.template set<kWhole>(b, gprior);
+  }
+
   template <bool kWhole>
   __device__ __forceinline__ void store_all(const BackwardParams& p, const Span<kWhole>& span) {
     const auto put = [&](const Operand& to, int slot, const Results<S, kAccess>& results) {
@@ -178,7 +241,7 @@ class BackwardStep {
     if (wants_mu(p)) put(p.grad_mu, kGradMu, grad_mu_);
     if (wants_raw(p)) put(p.grad_raw, kGradRaw, grad_raw_);
     if constexpr (kAll) {
-      if (wants_eps(p)) put(p.grad_eps, kGradEps, grad_eps_);
+      if (wants_eps(p) && !kAtSample<F>) put(p.grad_eps, kGradEps, grad_eps_);
       if (p.grad_prior_mean.data) put(p.grad_prior_mean, kGradMean, of_prior_.mean);
       if (p.grad_prior_raw.data) put(p.grad_prior_raw, kGradPriorRaw, of_prior_.raw);
     }
@@ -236,12 +299,18 @@ template <typename T>
 const OptionsOnDevice<T>& unclipped(const OptionsOnDevice<T>& f) {
   return f;
 }
+template <typename T>
+const OptionsAtSample<T>& unclipped(const OptionsAtSample<T>& f) {
+  return f;
+}
 
 template <typename S>
 cudaError_t backward_as(WithScalars<BackwardParams> p, cudaStream_t stream) {
-  const bool sampled = p.grad_z.data && p.grad_raw.data;
+  const bool at_sample = p.grad_kl.data && p.of.options.at_sample;
+  const bool sampled = at_sample || (p.grad_z.data && p.grad_raw.data);
   CallShape call;
-  call.is_default = has_default_options(p) && !p.eps.data && !p.grad_eps.data;
+  call.is_default = has_default_options(p) && !p.eps.data && !p.grad_eps.data && !at_sample;
+  call.patches = !at_sample;
   call.rows = p.grad_kl.data;
   call.rows_misaligned = p.space.cols == 1 && p.grad_kl.stride != 0 && !aligned(p.grad_kl.data, 16);
   const GradSource source = grad_source_of(p.space, p.grad_kl);
@@ -252,9 +321,8 @@ cudaError_t backward_as(WithScalars<BackwardParams> p, cudaStream_t stream) {
   merge_tiles(p.space);
   const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
   take_noise_from(p.space, p.eps);
-  return with_kernel<S>(choice, [&](auto access, auto is_default) {
-    const auto options =
-        unclipped(options_as<arithmetic_t<S>, is_default>(p.of.options, p.scalars));
+  return with_options<S>(choice, p, at_sample, [&](auto access, const auto& given) {
+    const auto options = unclipped(given);
     using F = std::decay_t<decltype(options)>;
     return launch(backward_kernel<S, access, F>, p.space.tiles, stream, p, options, source,
                   choice.has_fast_path);

@@ -58,7 +58,7 @@ class ForwardStep {
       Pack<T, C> kl;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
-        kl.s[j] = math::kl_times_two(weights, weights.linear, math::relative(f, q[j], prior[j]));
+        kl.s[j] = divergence(f, weights, q[j], prior[j], eps[j]);
         if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) kl.s[j] = 0;
       }
       rows.add(span, b, kl);
@@ -69,6 +69,19 @@ class ForwardStep {
  private:
   static __device__ __forceinline__ bool given(const ForwardParams& p) {
     return kGeneral<F> && p.eps.data;
+  }
+
+  // Twice the KL of an element, or twice what its sample estimates.
+  static __device__ __forceinline__ T divergence(const F& f, const weights_t<F>& weights,
+                                                 const math::Posterior<T>& q,
+                                                 const math::Prior<T>& prior, T eps) {
+    if constexpr (kAtSample<F>) {
+      const T z = math::sample(weights, q.mu, q.scale.sigma, eps);
+      const T d = math::relative_sample(z, prior);
+      return math::log_ratio_times_two(weights, d, q.scale.x - prior.x, eps);
+    } else {
+      return math::kl_times_two(weights, weights.linear, math::relative(f, q, prior));
+    }
   }
 
   // The noise of chunk b, of the first sample.
@@ -157,8 +170,10 @@ template <typename S>
 cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
   constexpr int C = kChunk<S, Access::kStrided>;
+  const bool at_sample = p.kl.data && p.of.options.at_sample;
   CallShape call;
-  call.is_default = has_default_options(p) && !p.eps.data;
+  call.is_default = has_default_options(p) && !p.eps.data && !at_sample;
+  call.patches = !at_sample;
   call.rows = p.kl.data;
   call.rows_misaligned = p.kl.data && p.space.cols == 1 && !aligned(p.kl.data, 16);
   call.complete = p.z.data && p.kl.data;
@@ -172,8 +187,7 @@ cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
   cudaError_t error =
       plan_rows(p.space, p.kl, choice.access == Access::kScalar ? 1 : C, stream, plan);
   if (error != cudaSuccess) return error;
-  error = with_kernel<S>(choice, [&](auto access, auto is_default) {
-    const auto options = options_as<T, is_default>(p.of.options, p.scalars);
+  error = with_options<S>(choice, p, at_sample, [&](auto access, const auto& options) {
     using F = std::decay_t<decltype(options)>;
     return launch(forward_kernel<S, access, F>, plan.blocks, stream, p, options, plan.rows,
                   choice.has_fast_path, plan.ticket);

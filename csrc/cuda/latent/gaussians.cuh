@@ -126,6 +126,27 @@ auto options_as(const math::LatentOptions<double>& options, const math::DeviceSc
   }
 }
 
+// Calls launch(access, options) with the constant that the chosen kernel is instantiated for, and
+// the options in the form that it takes. `at_sample`: samples estimate the KL of the call, which
+// was chosen without default options and patches.
+template <typename S, class Params, typename Launch>
+cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& p, bool at_sample,
+                         const Launch& launch) {
+  using T = arithmetic_t<S>;
+  if (at_sample) {
+    const OptionsAtSample<T> options{options_as<T, false>(p.of.options, p.scalars)};
+    if constexpr (kGeneralHasVectors<S>) {
+      constexpr std::integral_constant<Access, Access::kStrided> strided;
+      if (choice.access == Access::kStrided) return launch(strided, options);
+    }
+    constexpr std::integral_constant<Access, Access::kScalar> scalar;
+    return launch(scalar, options);
+  }
+  return with_kernel<S>(choice, [&](auto access, auto is_default) {
+    return launch(access, options_as<T, is_default>(p.of.options, p.scalars));
+  });
+}
+
 // What formulas of samples and KLs take of a kernel's options.
 template <typename T>
 __device__ __forceinline__ const math::DefaultOptions<T>& weights_of(

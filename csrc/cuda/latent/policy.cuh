@@ -15,8 +15,18 @@ struct OptionsOnDevice : math::LatentOptions<T> {
   math::DeviceScalars scalars;  // instead of some of the numbers
 };
 
+// Of a call whose KL the samples estimate. Its kernels are kStrided and kScalar, and it is a type of
+// its own to keep the estimates out of the general kernels, whose registers are all in use.
+template <typename T>
+struct OptionsAtSample : OptionsOnDevice<T> {};
+
 template <class F>
-constexpr bool kGeneral = false;
+constexpr bool kAtSample = false;
+template <typename T>
+constexpr bool kAtSample<OptionsAtSample<T>> = true;
+
+template <class F>
+constexpr bool kGeneral = kAtSample<F>;
 template <typename T>
 constexpr bool kGeneral<OptionsOnDevice<T>> = true;
 
@@ -25,6 +35,8 @@ enum class Kernel {
   kBackward,  // likewise
   kForwardGeneral,
   kBackwardGeneral,
+  kForwardAtSample,
+  kBackwardAtSample,
   kForwardMulti,
   kBackwardMulti,
 };
@@ -76,6 +88,10 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2}, {Access::kScalar}, {2}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {8}, {Access::kScalar}, {1}},
 
+    // Of a KL at its samples. The loop over samples keeps five sums for each element of a chunk.
+    {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4}, {Access::kStrided}, {1}},
+    {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4, 8}, {Access::kScalar}, {1}},
+
     // Lists of tensors. With three blocks of 16 bits some architecture spills.
     {{Kernel::kForwardMulti, Kernel::kBackwardMulti}, {4}, {Access::kStrided}, {4}},
     {{Kernel::kForwardMulti, Kernel::kBackwardMulti}, {2, 8}, {Access::kStrided}, {2}},
@@ -94,9 +110,13 @@ template <Kernel kKernel, typename S, Access kAccess>
 constexpr bool kHasFastPath = kPolicy<kKernel, S, kAccess>.has_fast_path;
 
 template <class F>
-constexpr Kernel kForwardKernel = kGeneral<F> ? Kernel::kForwardGeneral : Kernel::kForward;
+constexpr Kernel kForwardKernel = kAtSample<F>  ? Kernel::kForwardAtSample
+                                  : kGeneral<F> ? Kernel::kForwardGeneral
+                                                : Kernel::kForward;
 template <class F>
-constexpr Kernel kBackwardKernel = kGeneral<F> ? Kernel::kBackwardGeneral : Kernel::kBackward;
+constexpr Kernel kBackwardKernel = kAtSample<F>  ? Kernel::kBackwardAtSample
+                                   : kGeneral<F> ? Kernel::kBackwardGeneral
+                                                 : Kernel::kBackward;
 
 // Whether the linear backward kernel serves a KL whose rows are within a tile. The 16-bit one,
 // which has 64 registers, would spill up to 36 bytes in that loop on four architectures. The kernel

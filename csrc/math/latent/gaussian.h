@@ -383,6 +383,64 @@ VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Options& f, bool linear, const Relati
   return {q * d, F(0.5) * q * h, -p * d, F(-0.5) * p * (h + r.d * r.d)};
 }
 
+// ---------------------------------------------------------------------------------------------
+// The KL estimated at the sample itself: with w = T eps and d = (z - m) / tau,
+//
+//   ln q(z) = -1/2 (w^2 + ln sigma^2 + ln 2 pi)      ln p(z) = -1/2 (d^2 + ln tau^2 + ln 2 pi)
+//   ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)
+//
+// Its mean over eps is the KL if T = 1. Unlike the KL it can be negative. Where q = p, d is w to
+// rounding, so d^2 - w^2 is computed as a product, whose error is relative to it.
+//
+// The gradient of z goes on to mu, sigma and eps as that of any sample does. Beside it there is
+//
+//   d/dz = d / tau       d/deps = -T w      d/dln sigma^2  = -1/2
+//   d/dm = -d / tau                         d/dln tau^2    = 1/2 (1 - d^2)
+//
+// stop_q: the parameters of q count as constants in ln q, which then depends on z alone. The other
+// part of its gradient, the score of q, has the mean 0 ("sticking the landing", Roeder et al. 2017):
+//
+//   d/dz = d / tau - w / sigma      d/deps = 0      d/dln sigma^2 = 0
+//
+// This gradient is 0 for every z where q = p, so its variance vanishes there.
+// ---------------------------------------------------------------------------------------------
+
+template <typename F>
+VAE_FUSED_HD F relative_sample(F z, const Prior<F>& p) {
+  return (z - p.mean) * p.precision;
+}
+
+// `d`: of z, relative to the prior, as is x.
+template <typename Options, typename F>
+VAE_FUSED_HD F log_ratio_times_two(const Options& f, F d, F x, F eps) {
+  const F w = f.temperature * eps;
+  return (d - w) * (d + w) - clip_for_exp(x);
+}
+
+// With respect to z, and beside it to eps, ln sigma^2, m and ln tau^2.
+template <typename F>
+struct LogRatioAdjoint {
+  F z, eps, x, mean, prior_x;
+};
+
+template <typename Options, typename F>
+VAE_FUSED_HD LogRatioAdjoint<F> log_ratio_adjoint(const Options& f, bool stop_q, F d, F precision,
+                                                  F sigma, F eps, F grad) {
+  const F w = f.temperature * eps, slope = d * precision;
+  const F to_q = f.to_posterior * grad, to_p = f.to_prior * grad;
+  const F mean = -to_p * slope, prior_x = F(0.5) * to_p * (F(1) - d * d);
+  if (stop_q) return {to_q * (slope - w * precision_of(sigma)), F(0), F(0), mean, prior_x};
+  return {to_q * slope, -to_q * f.temperature * w, F(-0.5) * to_q, mean, prior_x};
+}
+
+// That of x is doubled, see `undo_doubling`.
+template <typename T, typename F>
+VAE_FUSED_HD LogRatioAdjoint<F> log_ratio_adjoint(const DefaultOptions<T>&, bool stop_q, F z, F,
+                                                  F sigma, F eps, F grad) {
+  if (stop_q) return {grad * (z - eps * precision_of(sigma)), F(0), F(0), F(0), F(0)};
+  return {grad * z, -grad * eps, -grad, F(0), F(0)};
+}
+
 // The gradient of what sigma is a function of, when all is added up.
 template <typename T, typename F>
 VAE_FUSED_HD F undo_doubling(const DefaultOptions<T>&, F twice) {

@@ -25,6 +25,8 @@ namespace vae_fused::math {
   OPTION(T, to_prior, 1)                                                   \
   OPTION(bool, linear, 0) /* 1/2 (d^2 + constant - x) instead of the KL */ \
   OPTION(T, constant, 0)                                                   \
+  OPTION(bool, at_sample, 0) /* ln q(z) - ln p(z) instead of the KL */     \
+  OPTION(bool, stop_q, 0)    /* its gradient goes through z alone */       \
   VAE_FUSED_EXTRA_LATENT_OPTIONS(OPTION)
 
 // The options of this list that a call may give on the device, as 0-d tensors, because they change
@@ -155,8 +157,9 @@ inline bool operator==(const LatentOptions<double>& a, const LatentOptions<doubl
 
 // Whether DefaultOptions contains all that this call chooses. Every field is compared, after those
 // have been reset that make no difference: the hard clamp, which DefaultOptions has; the options
-// that act on a prior's tensors, with which no kernel of DefaultOptions is called; and the constant
-// of the linear form, which they do not have. The clamp has to leave 0 as it is: on a GPU the
+// that act on a prior's tensors, with which no kernel of DefaultOptions is called; the constant of
+// the linear form, which they do not have; and the estimator, which is chosen beside the options.
+// The clamp has to leave 0 as it is: on a GPU the
 // elements that fill up a vector are 0 and enter its row's sum, so their KL has to be 0. (A CPU's
 // sums stop at the last element.)
 inline bool is_default(LatentOptions<double> f) {
@@ -165,6 +168,8 @@ inline bool is_default(LatentOptions<double> f) {
   f.prior = {};
   f.to_prior = 1;
   f.constant = 0;
+  if (f.at_sample) f.free_bits = 0;
+  f.at_sample = f.stop_q = false;
   return f == LatentOptions<double>{};
 }
 

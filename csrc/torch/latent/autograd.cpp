@@ -43,6 +43,11 @@ struct Outputs {
   Tensor z, kl, key;
 };
 
+// Whether the KL of a call is estimated at its sample.
+bool depends_on_noise(const GivenOptions& options) {
+  return options.numbers.has_value() && parse_options(options.numbers).at_sample;
+}
+
 Outputs run(const Inputs& q, const Arguments& a) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   const GivenOptions& given = a.options;
@@ -128,10 +133,10 @@ class LatentBackward : public SavingNode<LatentBackward> {
     const auto wanted = [&](Slot slot, bool reached = true) {
       return reached && call.wanted[slot];
     };
-    const bool eps = wanted(kEps, grad_z.has_value());
+    const GivenOptions given = saved_options(call, kScalars);
+    const bool eps = wanted(kEps, grad_z.has_value() || depends_on_noise(given));
     const bool prior_mean = wanted(kPriorMean, grad_kl.has_value());
     const bool prior_raw = wanted(kPriorRaw, grad_kl.has_value());
-    const GivenOptions given = saved_options(call, kScalars);
     const BelowAutograd guard;
     if (call.tensors[kH].defined()) {
       VAE_FUSED_OP(reparameterize_kl_moments_backward, "reparameterize_kl_moments_backward", "");
@@ -159,10 +164,11 @@ Outputs apply(const Inputs& q, const Arguments& a) {
   const Outputs out = run(q, a);
   if (!at::GradMode::is_enabled()) return out;
   // What depends on nothing that has a gradient needs none: z where only the prior is learned, so
-  // that a decoder does not send one back, or the KL where only eps is.
+  // that a decoder does not send one back, or the KL where only eps is learned.
   const bool posterior = any_requires_grad(q.mu, q.raw, q.h);
   const bool of_z = posterior || any_requires_grad(q.eps);
-  const bool of_kl = posterior || any_requires_grad(q.prior_mean, q.prior_raw);
+  const bool of_kl = posterior || any_requires_grad(q.prior_mean, q.prior_raw) ||
+                     (any_requires_grad(q.eps) && depends_on_noise(a.options));
   if (!of_z && !of_kl) return out;
   const auto node = make_node<LatentBackward>(q, a, out);
   if (out.z.defined()) set_output(node, out.z, of_z);

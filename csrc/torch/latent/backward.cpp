@@ -21,32 +21,46 @@ struct Gradients {
   }
 };
 
+// The sizes in front of the last `ndim`.
+c10::SymDimVector leading_sizes(const Tensor& t, int64_t ndim) {
+  const auto sizes = t.sym_sizes();
+  return {sizes.begin(), sizes.begin() + std::max<int64_t>(t.dim() - ndim, 0)};
+}
+
 void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
                    const OptionalTensor& grad_kl_in, const Tensor& mu, const Tensors& of,
                    const OptionalTensor& eps_in, const OptionalTensor& key_in,
                    const Reduction& reduction) {
   Tensor grad_z = grad_z_in.value_or(Tensor()), grad_kl = grad_kl_in.value_or(Tensor());
   of.check(mu);
-  // Without grad_z there is no sample to differentiate, and its noise is nobody's concern.
-  TORCH_CHECK_VALUE(grad_z.defined() || !grad.eps.defined(),
-                    "vae_fused: grad_eps is asked for, but there is no grad_z");
-  Noise noise;
-  if (grad_z.defined()) {
-    c10::SymDimVector shape(mu.sym_sizes());  // after that of the samples, whatever it is
-    const int64_t before = std::max<int64_t>(grad_z.dim() - mu.dim(), 0);
-    shape.insert(shape.begin(), grad_z.sym_sizes().begin(), grad_z.sym_sizes().begin() + before);
-    check_tensor(grad_z, "grad_z", shape, mu.scalar_type(), mu);
-    noise = Noise::given(eps_in, key_in);
-    noise.check(grad_z);
-  }
-  if (grad_kl.defined())
-    check_tensor(grad_kl, "grad_kl", reduction.shape(mu), arithmetic_dtype(mu), mu);
-  if (!grad.any() || mu.is_meta() || mu.numel() == 0) return;
-
-  const c10::DeviceGuard guard(mu.device());
   WithScalars<BackwardParams> params;
   params.dtype = dtype_of(mu);
   params.of.options = parse_options(of.options.numbers);
+  // Without these there is no sample to differentiate, and its noise is nobody's concern.
+  const bool at_sample = params.of.options.at_sample && grad_kl.defined();
+  const bool has_samples = grad_z.defined() || at_sample;
+  TORCH_CHECK_VALUE(has_samples || !grad.eps.defined(),
+                    "vae_fused: grad_eps is asked for, but there is no grad_z");
+  std::vector<c10::SymInt> kl_shape = reduction.shape(mu);
+  c10::SymDimVector samples;  // their shape, whatever it is
+  if (grad_z.defined()) {
+    samples = leading_sizes(grad_z, mu.dim());
+    c10::SymDimVector shape(samples);
+    shape.append(mu.sym_sizes().begin(), mu.sym_sizes().end());
+    check_tensor(grad_z, "grad_z", shape, mu.scalar_type(), mu);
+  } else if (at_sample) {
+    samples = leading_sizes(grad_kl, static_cast<int64_t>(kl_shape.size()));
+  }
+  Noise noise;
+  if (has_samples) {
+    noise = Noise::given(eps_in, key_in);
+    noise.check(mu, samples);
+  }
+  if (at_sample) kl_shape.insert(kl_shape.begin(), samples.begin(), samples.end());
+  if (grad_kl.defined()) check_tensor(grad_kl, "grad_kl", kl_shape, arithmetic_dtype(mu), mu);
+  if (!grad.any() || mu.is_meta() || mu.numel() == 0) return;
+
+  const c10::DeviceGuard guard(mu.device());
   params.scalars = of.options.pointers(params.of.options);
   if (noise.key.defined()) params.key = key_of(noise.key);
   if (grad_kl.defined()) {
@@ -68,15 +82,20 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   tensors.add("grad_prior_mean", grad.prior_mean);
   tensors.add("grad_prior_raw", grad.prior_raw);
   tensors.add("grad_eps", grad.eps);
-  params.of.samples = samples_of(grad_z, mu);
+  for (const c10::SymInt& size : samples) params.of.samples *= size.expect_int();
   params.space = tensors.bind(params, mu, reduction.summed);
   VAE_FUSED_LAUNCH(backward, params, mu.device());
   tensors.copy_back();
 }
 
-// A gradient of `t`, if it is wanted. That of eps is in the shape of grad_z.
+// A gradient of `t`, if it is wanted.
 Tensor wanted(bool wanted, const OptionalTensor& t) {
   return wanted && t.has_value() ? with_huge_pages(at::empty_like(*t)) : Tensor();
+}
+
+// That of eps: in the layout of grad_z, if there is one.
+Tensor wanted_of_eps(bool is_wanted, const OptionalTensor& grad_z, const OptionalTensor& eps) {
+  return wanted(is_wanted, grad_z.has_value() ? grad_z : eps);
 }
 
 }  // namespace
@@ -86,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> reparameterize_kl_backward(
     const OptionalTensor& raw, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
     std::array<bool, 5> output_mask) {
   const Gradients grad{wanted(output_mask[0], mu), wanted(output_mask[1], raw),
-                       wanted(output_mask[2], grad_z), wanted(output_mask[3], prior_mean),
+                       wanted_of_eps(output_mask[2], grad_z, eps), wanted(output_mask[3], prior_mean),
                        wanted(output_mask[4], prior_raw)};
   backward_into(grad, grad_z, grad_kl, mu,
                 {raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS}, eps, key,
@@ -99,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> reparameterize_kl_moments_backward(
     int64_t packed_dim, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
     std::array<bool, 4> output_mask) {
   const auto [mu, raw] = unpack(h, packed_dim);
-  Gradients grad{Tensor(), Tensor(), wanted(output_mask[1], grad_z),
+  Gradients grad{Tensor(), Tensor(), wanted_of_eps(output_mask[1], grad_z, eps),
                  wanted(output_mask[2], prior_mean), wanted(output_mask[3], prior_raw)};
   // One tensor, whose halves the kernel writes in place.
   const Tensor grad_h = wanted(output_mask[0], h);

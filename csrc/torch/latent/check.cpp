@@ -17,9 +17,13 @@ Noise Noise::reserved(const OptionalGenerator& generator) {
   return noise;
 }
 
-void Noise::check(const Tensor& like) const {
-  if (eps.defined()) check_like(eps, "eps", like);
-  if (key.defined()) check_key(key, like);
+void Noise::check(const Tensor& mu, c10::SymIntArrayRef samples) const {
+  if (eps.defined()) {
+    c10::SymDimVector shape(samples);
+    shape.append(mu.sym_sizes().begin(), mu.sym_sizes().end());
+    check_tensor(eps, "eps", shape, mu.scalar_type(), mu);
+  }
+  if (key.defined()) check_key(key, mu);
 }
 
 void Tensors::check(const Tensor& mu) const {
@@ -28,6 +32,14 @@ void Tensors::check(const Tensor& mu) const {
   if (prior_raw.defined()) check_like(prior_raw, "prior_raw", mu);
   if (mask.defined()) check_tensor(mask, "mask", mu.sym_sizes(), at::kBool, mu);
   options.check(mu);
+}
+
+Tensors Tensors::expanded(c10::SymIntArrayRef shape) const {
+  Tensors result = *this;
+  for (Tensor* t : {&result.raw, &result.prior_mean, &result.prior_raw, &result.mask}) {
+    if (t->defined()) *t = t->expand_symint(shape);
+  }
+  return result;
 }
 
 CallTensors Tensors::bindable(const Tensor& mu) const {

@@ -18,7 +18,8 @@ struct Noise {
   static Noise given(const OptionalTensor& eps, const OptionalTensor& key);
   static Noise reserved(const OptionalGenerator& generator);
 
-  void check(const Tensor& like) const;  // like z, or its gradient
+  // `samples`: the shape of the samples, in front of that of mu.
+  void check(const Tensor& mu, c10::SymIntArrayRef samples) const;
 };
 
 // The tensors of a call's Gaussians, beside mu, and its options. Undefined: absent.
@@ -35,6 +36,9 @@ struct Tensors {
         options(options) {}
 
   void check(const Tensor& mu) const;
+
+  // The same tensors, expanded to a shape that has the dimensions of samples in front.
+  Tensors expanded(c10::SymIntArrayRef shape) const;
 
   // These and mu, to be bound.
   CallTensors bindable(const Tensor& mu) const;

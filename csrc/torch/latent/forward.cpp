@@ -17,25 +17,32 @@ struct Outputs {
 };
 
 // `noise` absent: no sample. `reduction` absent: no KL.
-Outputs forward(const Tensor& mu, const Tensors& of, std::optional<Noise> noise,
-                const std::optional<Reduction>& reduction,
-                at::OptionalSymIntArrayRef sample_shape) {
+Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
+                std::optional<Reduction> reduction, at::OptionalSymIntArrayRef sample_shape) {
   of.check(mu);
   WithScalars<ForwardParams> params;
   params.dtype = dtype_of(mu);
   params.of.options = parse_options(of.options.numbers);
+  const bool at_sample = params.of.options.at_sample && reduction;
+  TORCH_CHECK_VALUE(!at_sample || noise, "vae_fused: a KL at a sample wants a sample");
 
   Outputs out;
+  c10::SymDimVector shape(mu.sym_sizes());
+  if (sample_shape.has_value()) {
+    shape.insert(shape.begin(), sample_shape->begin(), sample_shape->end());
+  }
   if (noise) {
-    if (sample_shape.has_value()) {
-      c10::SymDimVector shape(sample_shape->begin(), sample_shape->end());
-      shape.append(mu.sym_sizes().begin(), mu.sym_sizes().end());
-      out.z = with_huge_pages(at::empty_symint(shape, mu.options()));
-    } else {
-      out.z = with_huge_pages(at::empty_like(mu));
-    }
-    noise->check(out.z);
+    out.z = with_huge_pages(sample_shape.has_value() ? at::empty_symint(shape, mu.options())
+                                                     : at::empty_like(mu));
+    noise->check(mu, sample_shape.value_or(c10::SymIntArrayRef{}));
     if (noise->reserve) out.key = at::empty({2}, mu.options().dtype(at::kUInt64));
+  }
+  const double scale = reduction && !mu.is_meta() ? reduction->scale(mu) : 1.0;
+  if (at_sample && sample_shape.has_value()) {
+    // Each sample has a KL of its own, so the samples become elements of the call.
+    reduction = reduction->after(static_cast<int64_t>(sample_shape->size()));
+    mu = mu.expand_symint(shape);
+    of = of.expanded(shape);
   }
   if (reduction) {
     out.kl = at::empty_symint(reduction->shape(mu), mu.options().dtype(arithmetic_dtype(mu)));
@@ -44,7 +51,7 @@ Outputs forward(const Tensor& mu, const Tensors& of, std::optional<Noise> noise,
 
   const c10::DeviceGuard guard(mu.device());
   params.scalars = of.options.pointers(params.of.options);
-  if (reduction) params.kl.scale = reduction->scale(mu);
+  params.kl.scale = scale;
   if (mu.numel() == 0) {  // an empty sum; a mean over nothing is nan, as in torch
     if (out.kl.defined()) out.kl.fill_(0.0 * params.kl.scale);
     if (out.key.defined()) out.key.zero_();

@@ -91,6 +91,7 @@ MultiOutputs forward(at::TensorList mus, at::TensorList raws, const OptionalTens
   if (!key) out.key = at::empty({2}, first.options().dtype(at::kUInt64));
   WithScalars<MultiParams> params;
   params.options = parse_options(options.numbers);
+  TORCH_CHECK_VALUE(!params.options.at_sample, "vae_fused: lists have no KL at a sample");
   options.check(first);
   if (first.is_meta()) return out;
 

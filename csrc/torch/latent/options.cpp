@@ -17,7 +17,7 @@ math::LatentOptions<double> derived(const math::GivenLatent& given) {
   const math::Scale<double> tau = math::scale_of(f.prior, given.prior_raw);
   f.prior_precision = math::precision_of(tau.sigma);
   f.prior_x = tau.x;
-  if (f.linear) f.free_bits = -std::numeric_limits<double>::infinity();
+  if (f.linear || f.at_sample) f.free_bits = -std::numeric_limits<double>::infinity();
   return f;
 }
 
@@ -48,7 +48,7 @@ math::DeviceScalars GivenOptions::pointers(const math::LatentOptions<double>& op
   if (name) result.name = name->const_data_ptr();
   VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_POINTER_TO)
 #undef VAE_FUSED_POINTER_TO
-  if (options.linear) result.free_bits = nullptr;  // whose floor is -inf
+  if (options.linear || options.at_sample) result.free_bits = nullptr;  // whose floor is -inf
   return result;
 }
 

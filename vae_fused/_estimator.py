@@ -1,0 +1,31 @@
+"""The checks of ``estimator`` and ``stop_q``: how a KL is computed, and how its gradient is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vae_fused._numbers import check_choice
+
+__all__ = ["check_estimator"]
+
+ESTIMATORS = ("analytic", "sample")
+
+
+def check_estimator(given: Mapping[str, Any]) -> None:
+    """Check both among the options that a call gives, and the options that they rule out."""
+    estimator, stop_q = given.get("estimator", "analytic"), given.get("stop_q", False)
+    check_choice("estimator", estimator, ESTIMATORS)
+    if not isinstance(stop_q, bool):
+        raise TypeError(f"stop_q must be a bool, got {type(stop_q).__name__}")
+    if estimator == "analytic":
+        if stop_q:
+            raise ValueError(
+                "stop_q is True, wants estimator='sample': the analytic KL does not depend on z"
+            )
+        return
+    if "free_bits" in given or "free_bits" in (given.get("scalars") or {}):
+        raise ValueError(
+            "free_bits is given with estimator='sample', whose elements may be negative by chance; "
+            "use estimator='analytic'"
+        )
