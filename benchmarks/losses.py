@@ -26,8 +26,9 @@ from torch import Tensor
 from torch import distributions as td
 
 import vae_fused as vf
-from benchmarks import ROOT, loss_kinds, loss_ways, machine
+from benchmarks import ROOT, loss_bounds, loss_kinds, loss_ways, machine
 from benchmarks.measuring import ProcessorClock, Step, interleaved, paired
+from benchmarks.steps.work import Noise
 
 L = vf.likelihoods
 Loss: TypeAlias = Callable[[], Tensor]
@@ -58,6 +59,29 @@ class Contest:
             for ours, theirs in zip(expected, found, strict=True):
                 close = torch.allclose(theirs, ours, rtol=5e-3, atol=2e-2)  # theirs cancels
                 assert close, f"{name} differs by {(theirs - ours).abs().max()}"
+
+
+class DrawingContest(Contest):
+    """Losses that draw noise. To be compared, all draw that of torch from one seed."""
+
+    def __init__(self, make: Callable[[Noise], tuple[list[Tensor], dict[str, Loss]]]) -> None:
+        self.noise = Noise()
+        super().__init__(*make(self.noise))
+
+    def check(self) -> None:
+        drawn = self.losses
+
+        def seeded(loss: Loss) -> Loss:
+            def seed_and_draw() -> Tensor:
+                torch.manual_seed(0)
+                return loss()
+
+            return seed_and_draw
+
+        self.losses = {name: seeded(loss) for name, loss in drawn.items()}
+        self.noise.is_given = True
+        super().check()
+        self.noise.is_given, self.losses = False, drawn
 
 
 def bernoulli(*shape: int) -> Contest:
@@ -242,6 +266,7 @@ CASES: dict[str, tuple[Callable[[], Contest], dict[str, float]]] = {
         lambda: Contest(*loss_kinds.negative_binomial_logits()),
         {"NegativeBinomial.log_prob": 4.0},
     ),
+    "iwae 50x128": (lambda: DrawingContest(loss_bounds.iwae), {loss_bounds.EAGER: 3.5}),
     # How long gradients in forward take in terms of the default; below 1 is faster.
     "ways: bernoulli 16x16": (lambda: Contest(*loss_ways.bernoulli(16, 16)), {}),
     "ways: bernoulli 256x784": (lambda: Contest(*loss_ways.bernoulli(256, 784)), {}),
