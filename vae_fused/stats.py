@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from vae_fused import _ext
 from vae_fused import _keywords as kw
-from vae_fused import functional
 from vae_fused._checks import check_call, check_reduction
 from vae_fused._formulas import latent
+from vae_fused._formulas.gaussian import soft_clamped
+from vae_fused._native import latent as native
 from vae_fused.options import Scale
 
 if TYPE_CHECKING:
@@ -45,13 +47,18 @@ class LatentStats(NamedTuple):
 def _latent_stats(
     mu: Tensor, raw: Tensor, dim: int | Sequence[int], options: kw.StatsOptions, reference: bool
 ) -> LatentStats:
-    kl = functional.gaussian_kl(mu, raw, dim=dim, **options, _reference=reference)
     mu, raw, call = check_call(mu, raw, options, kw.StatsOptions)
     _, dims, _ = check_reduction(mu, "batchmean", dim)
     if dims is None:
         raise ValueError("mu is 0-d, wants a batch to average over")
+    if not reference and _ext.use_native(mu.device.type) and not native.is_transformed():
+        return LatentStats(*native.stats(mu, raw, call, dims))
+    kl = latent.divergence(mu, raw, call, "sum", dims, None)
     mask = None if call.mask is None else call.mask.expand(mu.shape)
-    location = latent.widen(latent.mean(mu, call))
+    location, raw = latent.widen(mu), latent.widen(raw)
+    if call.mu_soft_clamp is not None:
+        location = soft_clamped(location, call.mu_soft_clamp)
+    location = latent.unmasked(location, mask)
     # The difference of a number and itself is 0, and NaN where the number is not finite.
     is_bad = ((mu - mu) + (raw - raw)).isnan()
     is_clamped = _beyond(raw, call.scale)
@@ -101,9 +108,7 @@ def latent_stats(
     The results are tensors on the device and have no gradient. No value is read by the host, so a
     training loop may collect them in each step and read them once in a while.
 
-    The KL takes the launch of :func:`gaussian_kl`. The rest is plain PyTorch: 8 more launches, 3
-    more with a clamp on both sides, one more for 16-bit inputs, and 11 more with a mask. Most of
-    them read tensors of the size of ``mu``, so call it every few steps where the latent is large.
+    All of it is one launch, which reads ``mu`` and ``raw`` once.
 
     Args:
         mu: Mean of the posterior, ``(B, ...)``; float32, float64, float16 or bfloat16.
@@ -126,4 +131,8 @@ def latent_stats(
         >>> stats = vf.latent_stats(torch.randn(128, 20), torch.zeros(128, 20))
         >>> active = (stats.variance > 0.01).sum()
     """
+    if not _reference:
+        found = native.try_stats(mu, raw, options, dim)
+        if found is not None:
+            return LatentStats(*found)
     return _latent_stats(mu, raw, dim, options, _reference)

@@ -69,6 +69,14 @@ VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
                               : hard_clamp(raw, o.low, o.high);
 }
 
+// 1 if the bounds of a clamp change the raw scale, else 0. A soft clamp changes every number: there
+// 1 means that it is beyond the bound.
+template <typename T, typename F>
+VAE_FUSED_HD F is_clamped(const ScaleOptions<T>& o, F raw) {
+  if (o.soft_clamp != T(0)) return select(abs(raw) > F(o.soft_clamp), F(1), F(0));
+  return select(beyond(raw, o.low, o.high), F(1), F(0));
+}
+
 // There is no negative standard deviation, and no variance that its floor leaves negative.
 template <typename T, typename F>
 VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {

@@ -17,6 +17,7 @@
 #include "likelihoods.h"
 #include "maths.h"
 #include "params/latent_multi.h"
+#include "params/latent_stats.h"
 #include "params/likelihood.h"
 #include "probes.h"
 #include "space.h"
@@ -210,6 +211,7 @@ constexpr auto kCudaForward = &vae_fused::cuda::forward;
 constexpr auto kCudaBackward = &vae_fused::cuda::backward;
 constexpr auto kCudaForwardMulti = &vae_fused::cuda::forward_multi;
 constexpr auto kCudaBackwardMulti = &vae_fused::cuda::backward_multi;
+constexpr auto kCudaStats = &vae_fused::cuda::stats;
 #else
 template <typename Params>
 constexpr int (*kNoKernel)(const vae_fused::WithScalars<Params>&, void*) = nullptr;
@@ -217,6 +219,7 @@ constexpr auto kCudaForward = kNoKernel<vae_fused::ForwardParams>;
 constexpr auto kCudaBackward = kNoKernel<vae_fused::BackwardParams>;
 constexpr auto kCudaForwardMulti = kNoKernel<vae_fused::MultiParams>;
 constexpr auto kCudaBackwardMulti = kNoKernel<vae_fused::MultiParams>;
+constexpr auto kCudaStats = kNoKernel<vae_fused::StatsParams>;
 #endif
 
 py::dict space_of(const py::array& mu, const std::vector<int>& dims) {
@@ -350,6 +353,44 @@ py::array_t<T> likelihood(const std::string& name, int kind, const py::dict& fie
     return out;
   }
   throw std::invalid_argument("no such variant: " + name);
+}
+
+// Returns kl, mean, variance, clamped, non_finite, and the partial sums, which the caller keeps.
+py::tuple stats(const std::string& device, const py::array& mu, const py::array& raw,
+                const std::vector<int>& dims, const MaybeArray& prior_mean,
+                const MaybeArray& prior_raw, const MaybeArray& mask, const py::dict& options,
+                const py::dict& scalars) {
+  vae_fused::WithScalars<vae_fused::StatsParams> params;
+  params.dtype = dtype_of(mu);
+  params.of.options = family_of(options);
+  point_to(scalars, params);
+  Shape shape(mu, dims);
+  shape.summed.flip();  // the items of the batch are rows
+  vae_fused::testing::bind(params, shape.sizes, shape.summed,
+                           {{"mu", view(mu, mu)},
+                            {"raw", view(raw, mu)},
+                            {"prior_mean", view(prior_mean, mu)},
+                            {"prior_raw", view(prior_raw, mu)},
+                            {"mask", view(mask, mu, true)}});
+  using vae_fused::StatsTasks;
+  params.tasks =
+      device == "cuda" ? StatsTasks::of_cuda(params.space) : StatsTasks::of_cpu(params.space);
+  const int64_t cols = params.space.cols;
+  const auto made = [&]() -> py::array {
+    if (params.dtype == DType::kFloat64) return py::array_t<double>(cols);
+    return py::array_t<float>(cols);
+  };
+  py::array kl = made(), mean = made(), variance = made();
+  py::array_t<int64_t> clamped(cols), non_finite(cols);
+  py::array_t<double> partials(params.tasks.partials());
+  params.kl = kl.mutable_data();
+  params.mean = mean.mutable_data();
+  params.variance = variance.mutable_data();
+  params.clamped = clamped.mutable_data();
+  params.non_finite = non_finite.mutable_data();
+  params.partials = partials.mutable_data();
+  call(device, params, vae_fused::cpu::stats, kCudaStats, nullptr);
+  return py::make_tuple(kl, mean, variance, clamped, non_finite, partials);
 }
 
 void forward(const std::string& device, const py::array& mu, const MaybeArray& raw,
@@ -834,6 +875,9 @@ PYBIND11_MODULE(_native, m) {
         "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
         "family"_a = py::dict(), "scalars"_a = py::dict(), "stream"_a = nullptr);
+  m.def("stats", &stats, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
+        "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
+        "family"_a = py::dict(), "scalars"_a = py::dict());
   m.def("way_of", &way_of, "mu"_a, "raw"_a, "z"_a, "dims"_a);
   m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,
         "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "scalars"_a = py::dict(),

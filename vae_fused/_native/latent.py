@@ -6,7 +6,7 @@ A plain call goes to the operator, whose node is in C++. Where forward mode or a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from vae_fused.options import AT_SAMPLE, STOP_Q, Options, Prior, as_scale
 
 __all__ = [
     "REFUSED", "is_transformed", "kl", "may_call_directly", "moments", "sample", "sample_and_kl",
-    "try_kl", "try_sample", "try_sample_and_kl",
+    "stats", "try_kl", "try_sample", "try_sample_and_kl", "try_stats",
 ]  # fmt: skip
 
 _ops = torch.ops.vae_fused
@@ -82,6 +82,19 @@ def try_kl(mu: Tensor, raw: Tensor, options: Mapping[str, Any], reduction: str) 
     except REFUSED:
         return None
     return kl
+
+
+def try_stats(
+    mu: Tensor, raw: Tensor, options: Mapping[str, Any], dim: int | Sequence[int]
+) -> tuple[Tensor, ...] | None:
+    more = _unprepared(mu, raw, options, "sum") if type(dim) is int else None
+    if more is None:
+        return None
+    try:
+        found: tuple[Tensor, ...] = _ops.latent_stats.default(mu, raw, dim=(dim,), **more)
+    except REFUSED:
+        return None
+    return found
 
 
 def may_call_directly(t: Tensor) -> bool:
@@ -211,6 +224,11 @@ def kl(mu: Tensor, raw: Maybe, options: Options, reduction: str, dims: Dims) -> 
         mu, raw, reduction=reduction, dim=dims, **options.arguments(mu)
     )
     return result
+
+
+def stats(mu: Tensor, raw: Tensor, options: Options, dims: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """KL, mean, variance and counts over ``dims``; without gradients."""
+    return tuple(_ops.latent_stats.default(mu, raw, dim=dims, **options.arguments(mu)))
 
 
 def _transformed(

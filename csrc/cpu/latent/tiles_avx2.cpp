@@ -1,6 +1,6 @@
 // The tiles for AVX2. What stands below the pragma is compiled for it, and is always inlined or
 // has no name outside of this file: what others share is included above.
-#include "cpu/latent/tasks.h"
+#include "cpu/latent/stats_tasks.h"
 #include "cpu/noise.h"
 
 #if defined(VAE_FUSED_CPU_TARGETS)
@@ -16,6 +16,7 @@
 
 #include "cpu/latent/backward_tile.h"
 #include "cpu/latent/forward_tile.h"
+#include "cpu/latent/stats_tile.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -441,6 +441,12 @@ VAE_FUSED_HD LogRatioAdjoint<F> log_ratio_adjoint(const DefaultOptions<T>&, bool
   return {grad * z, -grad * eps, -grad, F(0), F(0)};
 }
 
+// 1 if one of an element's inputs is infinite or NaN, else 0: such a number minus itself is NaN.
+template <typename F>
+VAE_FUSED_HD F is_not_finite(F mu, F raw) {
+  return select((mu - mu) + (raw - raw) == F(0), F(0), F(1));
+}
+
 // The gradient of what sigma is a function of, when all is added up.
 template <typename T, typename F>
 VAE_FUSED_HD F undo_doubling(const DefaultOptions<T>&, F twice) {

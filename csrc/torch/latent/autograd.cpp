@@ -178,6 +178,17 @@ Outputs apply(const Inputs& q, const Arguments& a) {
 
 }  // namespace
 
+// Statistics have no gradient, so that nothing is recorded.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu, const Tensor& raw,
+                                                                at::IntArrayRef dim,
+                                                                VAE_FUSED_PRIOR_AND_OPTIONS) {
+  refuse_transforms();
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const GivenOptions given = VAE_FUSED_GIVEN_OPTIONS;
+  VAE_FUSED_OP(latent_stats, "latent_stats", "");
+  return op(mu, raw, dim, prior_mean, prior_raw, mask, VAE_FUSED_OPTION_ARGUMENTS);
+}
+
 std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE,
                                              VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
                                              VAE_FUSED_SAMPLES) {

@@ -69,6 +69,9 @@ TORCH_LIBRARY_FRAGMENT(vae_fused, m) {
       "reparameterize_kl_multi.generator(Tensor[] mu, Tensor[] raw, *, Generator? generator, "
       "str reduction, " NUMBERS ") -> (Tensor[] z, Tensor kl, Tensor key)",
       random);
+  m.def("latent_stats(Tensor mu, Tensor raw, *, int[] dim, " PRIOR_AND_OPTIONS
+        ") -> (Tensor kl, Tensor mean, Tensor variance, Tensor clamped, Tensor non_finite)",
+        pure);
   // The overloads `recorded` are what autograd sees: Python implements them.
   for (const std::string overload : {"", ".recorded"}) {
     const auto define = [&](const std::string& name, const char* signature) {
@@ -98,6 +101,7 @@ void implement(Library& m) {
   m.impl("reparameterize", reparameterize);
   m.impl("reparameterize.generator", reparameterize_generator);
   m.impl("gaussian_kl", gaussian_kl);
+  m.impl("latent_stats", latent_stats);
   m.impl("reparameterize_kl_moments", reparameterize_kl_moments);
   m.impl("reparameterize_kl_moments.generator", reparameterize_kl_moments_generator);
   m.impl("reparameterize_kl_moments_backward", reparameterize_kl_moments_backward);
@@ -130,6 +134,7 @@ TORCH_LIBRARY_IMPL(vae_fused, Autograd, m) {
   m.impl("reparameterize", autograd::reparameterize);
   m.impl("reparameterize.generator", autograd::reparameterize_generator);
   m.impl("gaussian_kl", autograd::gaussian_kl);
+  m.impl("latent_stats", autograd::latent_stats);
   m.impl("reparameterize_kl_moments", autograd::reparameterize_kl_moments);
   m.impl("reparameterize_kl_moments.generator", autograd::reparameterize_kl_moments_generator);
   m.impl("reparameterize_kl_multi", autograd::reparameterize_kl_multi);

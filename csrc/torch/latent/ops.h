@@ -52,7 +52,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> reparameterize_kl_backward(
     const OptionalTensor& raw, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
     std::array<bool, 5> output_mask);
 
-// Lists of tensors: see csrc/torch/multi.cpp.
+// Statistics of a batch, which have no gradient: see stats.cpp.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu, const Tensor& raw,
+                                                                at::IntArrayRef dim,
+                                                                VAE_FUSED_PRIOR_AND_OPTIONS);
+
+// Lists of tensors: see multi.cpp.
 std::tuple<std::vector<Tensor>, Tensor> reparameterize_kl_multi(at::TensorList mu,
                                                                 at::TensorList raw,
                                                                 const Tensor& key,
@@ -75,6 +80,7 @@ decltype(vae_fused::reparameterize_kl_generator) reparameterize_kl_generator;
 decltype(vae_fused::reparameterize) reparameterize;
 decltype(vae_fused::reparameterize_generator) reparameterize_generator;
 decltype(vae_fused::gaussian_kl) gaussian_kl;
+decltype(vae_fused::latent_stats) latent_stats;
 decltype(vae_fused::reparameterize_kl_moments) reparameterize_kl_moments;
 decltype(vae_fused::reparameterize_kl_moments_generator) reparameterize_kl_moments_generator;
 decltype(vae_fused::reparameterize_kl_multi) reparameterize_kl_multi;

@@ -1,0 +1,38 @@
+// The statistics of a batch on the CPU: tasks that leave sums, and what becomes of these.
+#include "cpu/latent/stats_tasks.h"
+
+namespace vae_fused::cpu {
+namespace {
+
+template <typename T>
+void finish_as(const StatsParams& p) {
+  const int64_t cols = p.tasks.cols, groups = p.tasks.groups;
+  for (int64_t c = 0; c < cols; ++c) {
+    const auto parts = [&](int k) { return p.partials + (k * cols + c) * groups; };
+    double sums[math::kStats] = {};
+    for (int k = 0; k < math::kShift; ++k) {
+      for (int64_t g = 0; g < groups; ++g) sums[k] += parts(k)[g];
+    }
+    sums[math::kShift] = *parts(math::kShift);  // the same in each group
+    const auto stats = math::stats_of<T>(sums);
+    static_cast<T*>(p.kl)[c] = stats.kl;
+    static_cast<T*>(p.mean)[c] = stats.mean;
+    static_cast<T*>(p.variance)[c] = stats.variance;
+    p.clamped[c] = static_cast<int64_t>(sums[math::kClamped]);
+    p.non_finite[c] = static_cast<int64_t>(sums[math::kNotFinite]);
+  }
+}
+
+}  // namespace
+
+void stats(const WithScalars<StatsParams>& given, ParallelFor parallel_for) {
+  with_numbers(given, [&](const StatsParams& params) {
+    StatsTask task(params);
+    const LatentBodies& bodies = VAE_FUSED_TABLE_IN_USE(kStats);
+    const Bodies& of_options = has_default_options(params.of) ? bodies.plain : bodies.general;
+    parallel_for(params.tasks.tasks(), 1, of_options[params.dtype], &task);
+  });
+  given.dtype == DType::kFloat64 ? finish_as<double>(given) : finish_as<float>(given);
+}
+
+}  // namespace vae_fused::cpu

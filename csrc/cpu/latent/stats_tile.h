@@ -1,0 +1,169 @@
+// The sums of a task of statistics, for one instruction set. The KL of a piece is that of the forward
+// kernel; its other values are computed from the same lines, which are in the nearest cache.
+#pragma once
+
+#include "cpu/latent/forward_tile.h"
+#include "cpu/latent/stats_tasks.h"
+#include "math/latent/stats.h"
+
+namespace vae_fused::cpu::VAE_FUSED_TARGET {
+namespace {
+
+constexpr int kSummed = math::kCount + 1;  // the sums that elements have
+constexpr int kLinesOfSum = 8;             // added up in the elements' type before they are widened
+
+// Adds an element's values to the sums of its column.
+template <bool masked, typename T>
+VAE_FUSED_NOINLINE void add_stats(math::ScaleOptions<T> o, const T* kl, const T* mu, const T* raw,
+                                  const T* location, const T* shift, const T* mask,
+                                  T (*sums)[kPiece], int n) {
+  for (int j = 0; j < n; j += kStep<T>) {
+    const Lanes<T> delta = get(location + j) - get(shift + j);
+    const auto add = [&](int stat, Lanes<T> value) {
+      T* const sum = sums[stat] + j;
+      put(get(sum) + zero_if_masked<masked>(mask, j, value), sum);
+    };
+    add(math::kKlStat, get(kl + j));
+    add(math::kShifted, delta);
+    add(math::kSquares, delta * delta);
+    add(math::kClamped, math::is_clamped(o, get(raw + j)));
+    add(math::kNotFinite, math::is_not_finite(get(mu + j), get(raw + j)));
+    if constexpr (masked) add(math::kCount, Lanes<T>(T(1)));
+  }
+}
+
+template <typename S, bool plain>
+class StatsWork {
+  using T = arithmetic_t<S>;
+  using Options =
+      std::conditional_t<plain, math::DefaultOptions<T>, math::LatentOptions<T>>;
+
+ public:
+  explicit StatsWork(const StatsTask& task)
+      : task_(task), options_(options_of(task)), gaussians_(task.forward.of, options_) {}
+
+  void run(int64_t t) {
+    const StatsTasks& tasks = task_.params.tasks;
+    const int64_t group = t / tasks.parts, first = t % tasks.parts * tasks.part;
+    const int columns = static_cast<int>(std::min(tasks.part, tasks.cols - first));
+    width_ = columns * static_cast<int>(tasks.rows_of_line);
+    set_shift(first, columns);
+    for (int k = 0; k < kSummed; ++k) {
+      fill_with(T(0), sums_[k], kPiece);
+      fill_with(0.0, totals_[k], width_);
+    }
+    const int64_t begin = group * tasks.lines_of_task;
+    const int64_t end = std::min(begin + tasks.lines_of_task, tasks.lines);
+    int64_t rows = 0;
+    for (int64_t line = begin; line < end; ++line) {
+      const int64_t row = line * tasks.rows_of_line;
+      const int rows_here = static_cast<int>(std::min(tasks.rows_of_line, tasks.rows - row));
+      rows += rows_here;
+      add_piece({row * tasks.cols + first, columns * rows_here});
+      if ((line - begin) % kLinesOfSum == kLinesOfSum - 1 || line + 1 == end) {
+        for (int k = 0; k < kSummed; ++k) flush(sums_[k], totals_[k], width_);
+      }
+    }
+    for (int k = 0; k < kSummed; ++k) fold(totals_[k], columns, width_);
+    for (int c = 0; c < columns; ++c) {
+      const auto part = [&](int k) -> double& {
+        return task_.params.partials[(k * tasks.cols + first + c) * tasks.groups + group];
+      };
+      for (int k = 0; k < kSummed; ++k) part(k) = totals_[k][c];
+      if (!task_.params.of.mask.data) part(math::kCount) = static_cast<double>(rows);
+      part(math::kShift) = static_cast<double>(shift_[c]);
+    }
+  }
+
+ private:
+  static Options options_of(const StatsTask& task) {
+    if constexpr (plain) {
+      return math::default_options<T>(task.params.of.options);
+    } else {
+      return task.options_of(T{});
+    }
+  }
+
+  // The means of the batch's first item, as often as a line has rows.
+  void set_shift(int64_t first, int columns) {
+    const Piece piece{first, columns};
+    Prefetcher prefetcher(kPiece * sizeof(S));
+    const T* const mu = load<S>(task_.forward.space, task_.forward.of.mu, piece, mu_, prefetcher);
+    const T* const location = located(mu, piece.whole());
+    for (int j = 0; j < columns; ++j) {
+      const T x = location[j];
+      shift_[j] = math::is_not_finite(x, x) == T(0) ? x : T(0);
+    }
+    for (int j = columns; j < width_; ++j) shift_[j] = shift_[j - columns];
+  }
+
+  const T* located(const T* mu, int n) {
+    const math::LatentOptions<T>& o = task_.options_of(T{});
+    if (o.mu_soft_clamp == T(0)) return mu;
+    for (int j = 0; j < n; j += kStep<T>) {
+      put(math::soft_clamp(get(mu + j), o.mu_soft_clamp, o.per_mu_soft_clamp).x, location_ + j);
+    }
+    return location_;
+  }
+
+  void add_piece(const Piece& piece) {
+    const ForwardParams& p = task_.forward;
+    forward_piece<S>(p, options_, gaussians_, Key{}, piece, kl_);
+    Prefetcher prefetcher(kPiece * sizeof(S));
+    const T* const mu = load<S>(p.space, p.of.mu, piece, mu_, prefetcher);
+    const T* const raw = load<S>(p.space, p.of.raw, piece, raw_, prefetcher);
+    const int n = piece.whole();
+    if (p.of.mask.data) {
+      load_mask(p.space, p.of.mask, piece, mask_);
+    } else if (n > piece.n) {
+      fill_with(T(1), mask_, piece.n);
+    }
+    pad(piece, mask_);  // a vector's last elements belong to other columns, or to no element
+    const T* const location = located(mu, n);
+    with_flags(
+        [&](auto masked) {
+          add_stats<masked>(task_.options_of(T{}).posterior, kl_, mu, raw, location, shift_, mask_,
+                            sums_, n);
+        },
+        p.of.mask.data || n > piece.n);
+  }
+
+  // Moves sums to the wider ones.
+  static VAE_FUSED_NOINLINE void flush(T* sums, double* totals, int n) {
+    for (int j = 0; j < n; ++j) {
+      totals[j] += static_cast<double>(sums[j]);
+      sums[j] = 0;
+    }
+  }
+
+  // Adds up the rows of a line in its first one.
+  static VAE_FUSED_NOINLINE void fold(double* totals, int columns, int n) {
+    for (int j = columns; j < n; j += columns) {
+      for (int c = 0; c < columns; ++c) totals[c] += totals[j + c];
+    }
+  }
+
+  const StatsTask& task_;
+  Options options_;
+  GaussianPiece<Options, false> gaussians_;
+  int width_ = 0;  // of a line
+  alignas(64) T kl_[kPiece], mu_[kPiece], raw_[kPiece], location_[kPiece], mask_[kPiece];
+  alignas(64) T shift_[kPiece], sums_[kSummed][kPiece];
+  alignas(64) double totals_[kSummed][kPiece];
+  static_assert(StatsTasks::kCpuLine == kPiece);
+};
+
+template <typename S, bool plain>
+void stats_tiles(void* context, int64_t begin, int64_t end) {
+  StatsWork<S, plain> work(*static_cast<const StatsTask*>(context));
+  for (int64_t t = begin; t < end; ++t) work.run(t);
+}
+
+}  // namespace
+
+const LatentBodies kStats = {{{stats_tiles<float, true>, stats_tiles<double, true>,
+                               stats_tiles<Half, true>, stats_tiles<BFloat16, true>}},
+                             {{stats_tiles<float, false>, stats_tiles<double, false>,
+                               stats_tiles<Half, false>, stats_tiles<BFloat16, false>}}};
+
+}  // namespace vae_fused::cpu::VAE_FUSED_TARGET

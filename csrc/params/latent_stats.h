@@ -1,0 +1,71 @@
+// The call for the statistics of a batch of the latent family: see params/latent.h.
+#pragma once
+
+#include <algorithm>
+
+#include "math/latent/stats.h"
+#include "params/latent.h"
+
+namespace vae_fused {
+
+// How the elements of a call are divided into tasks. The rows of its space are the items of the
+// batch, its columns the latent dimensions. A line is what a task adds to its sums at a time: some
+// whole rows if they are short, else a part of a row. A task has the same part of several lines,
+// 32 at least. This depends on the shape alone, as the order of summation does.
+struct StatsTasks {
+  int64_t rows = 0, cols = 0;
+  int64_t part = 0, parts = 0;  // columns of a part, and parts of a row
+  int64_t rows_of_line = 0, lines = 0, lines_of_task = 0, groups = 0;
+
+  StatsTasks() = default;
+  StatsTasks(const Space& space, int64_t line, int64_t enough)
+      : rows(space.rows), cols(space.cols), part(std::min(cols, line)) {
+    parts = (cols - 1) / part + 1;
+    rows_of_line = std::min(rows, parts > 1 ? 1 : line / cols);
+    lines = (rows - 1) / rows_of_line + 1;
+    lines_of_task = std::max<int64_t>(lines * parts / enough, 32);
+    groups = (lines - 1) / lines_of_task + 1;
+  }
+
+  // The sums of a line stay in the nearest cache beside its values. 64 tasks are enough for the cores
+  // that share a call.
+  static constexpr int kCpuLine = 512;
+  static StatsTasks of_cpu(const Space& space) { return {space, kCpuLine, 64}; }
+  // A line has an element for each thread of a block. One block adds up the groups of all.
+  static StatsTasks of_cuda(const Space& space) { return {space, 256, 512}; }
+
+  VAE_FUSED_HD int64_t tasks() const { return groups * parts; }
+  int64_t partials() const { return groups * math::kStats * cols; }
+};
+
+struct StatsParams {
+  DType dtype = DType::kFloat32;
+  Space space;
+  StatsTasks tasks;
+  Gaussians of;
+  void *kl = nullptr, *mean = nullptr, *variance = nullptr;  // [cols], of the arithmetic's type
+  int64_t *clamped = nullptr, *non_finite = nullptr;         // [cols]
+  double* partials = nullptr;                                // [kStats, cols, groups]
+};
+
+inline math::LatentOptions<double>& family_of(StatsParams& p) { return p.of.options; }
+
+template <typename Visit>
+void for_each_operand(StatsParams& p, const Visit& visit) {
+  for_each_operand(p.of, p.dtype, visit);
+}
+
+namespace cpu {
+
+void stats(const WithScalars<StatsParams>& params, ParallelFor parallel_for);
+
+}  // namespace cpu
+
+namespace cuda {
+
+// One launch.
+int stats(const WithScalars<StatsParams>& params, void* stream);
+
+}  // namespace cuda
+
+}  // namespace vae_fused

@@ -1,0 +1,100 @@
+"""The statistics of a batch: the kernel on the emulated device, and that of the CPU.
+
+Both are compared with float64 in `tests/functional/test_stats.py`; here, with each other.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from .calls import DTYPES
+from .test_family import FAMILIES, LAYOUTS, array
+
+# Short rows, several to a line; rows of a line and of several parts; many groups; no batch to speak
+# of; kept dimensions around those of the batch.
+SHAPES = {
+    "(B, D)": ((70, 20), (0,)),
+    "one column": ((5000, 1), (0,)),
+    "wide": ((9, 1100), (0,)),
+    "long": ((9000, 7), (0,)),
+    "one item": ((1, 33), (0,)),
+    "images": ((6, 8, 5, 4), (0, 2, 3)),
+    "pixels": ((6, 8, 5, 4), (0, 1)),
+}
+NAMES = ("kl", "mean", "variance", "clamped", "non_finite")
+
+
+@pytest.fixture
+def kernels(native: ModuleType) -> ModuleType:
+    if not native.has_cuda_kernels:
+        pytest.skip("csrc/cuda is empty")
+    return native
+
+
+def run(
+    native: ModuleType, device: str, family: str, shape: str, dtype: str, layout: str, every: bool
+) -> tuple[np.ndarray, ...]:
+    sizes, dims = SHAPES[shape]
+
+    def made(seed: int, wide: bool = False) -> np.ndarray:
+        return array(native, sizes, dtype, layout, seed, wide)
+
+    options: dict[str, Any] = {"family": FAMILIES[family], "dims": dims}
+    if every:
+        mask = np.random.default_rng(5).random(sizes) < 0.6
+        options |= {"prior_mean": made(4), "prior_raw": made(3), "mask": mask.view(np.uint8)}
+        options["family"] = {**options["family"], "prior": {"base": "softplus", "std_floor": 0.2}}
+    mu = made(1, wide=True).copy(order="K")
+    if dtype != "bfloat16":
+        mu[(0,) * mu.ndim] = np.nan
+        mu[(-1,) * mu.ndim] = np.inf
+    return native.stats(device, mu, made(2), **options)[: len(NAMES)]
+
+
+def compare(native: ModuleType, *case: Any) -> None:
+    dtype = case[2]
+    cpu, cuda = (run(native, device, *case) for device in ("cpu", "cuda"))
+    rtol = {"float64": 1e-12}.get(dtype, 2e-5)  # of float by another order of its sums
+    for name, a, b in zip(NAMES, cuda, cpu, strict=True):
+        exact = name in ("clamped", "non_finite")
+        np.testing.assert_allclose(
+            a, b, rtol=0 if exact else rtol, atol=0 if exact else rtol, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("every", [False, True], ids=["plain", "every"])
+def test_shapes(kernels: ModuleType, shape: str, dtype: str, every: bool) -> None:
+    compare(kernels, "clamp", shape, dtype, "dense", every)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(kernels: ModuleType, layout: str) -> None:
+    for shape in ("(B, D)", "images", "pixels"):
+        compare(kernels, "clamp", shape, "float32", layout, True)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if "sample" not in f and "linear" not in f])
+def test_families(kernels: ModuleType, family: str) -> None:
+    compare(kernels, family, "images", "float32", "channels last", True)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_order_of_blocks_or_threads_changes_a_bit(kernels: ModuleType, shape: str) -> None:
+    case = ("softplus", shape, "float32", "dense", True)
+    first = run(kernels, "cuda", *case)
+    for seed, sm_count in ((2, 132), (3, 1)):
+        kernels.emulator.configure(seed=seed, sm_count=sm_count)
+        for a, b in zip(run(kernels, "cuda", *case), first, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_call_is_one_launch(kernels: ModuleType) -> None:
+    before = kernels.emulator.launches()
+    run(kernels, "cuda", "softplus", "long", "float32", "dense", True)
+    assert kernels.emulator.launches() - before == 1
