@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from conftest import REDUCTIONS, native, posterior, random
-from option_recipes import SHAPE, log_ratio, tensors
+from conftest import REDUCTIONS, make_key, native, posterior, random
+from option_recipes import SHAPE, arguments, log_ratio, tensors
 from test_estimator import MODULES, SAMPLE, STOPPED, WAYS, call
 from test_option_values import TOLERANCE
 from torch.func import grad, jvp, vmap
@@ -31,22 +31,28 @@ SECOND = {
 
 @WAYS
 @MODULES
+@pytest.mark.parametrize("used", ["z and kl", "kl", "kl of drawn noise"])
 @pytest.mark.parametrize("name", SECOND)
-def test_second_derivatives(name, module, way, device):
-    recipe, results = SECOND[name], []
+def test_second_derivatives(name, used, module, way, device):
+    recipe, key, results = SECOND[name], make_key(5, device=device), []
     for is_oracle in (False, True):
         leaves = tensors(recipe, F64, device)
+        noise = {"eps": leaves["eps"]}
+        if used == "kl of drawn noise":
+            noise = {"key": key}
+            leaves["eps"] = vf.reference.normal(key, leaves["eps"].shape, dtype=F64)
         if is_oracle:
             z, kl = log_ratio(recipe, leaves, stop_q=way is STOPPED)
         else:
-            z, kl = call(module, recipe, leaves, reduction="none", **way)
-        first = torch.autograd.grad(
-            (z.sin() + kl.cos()).sum(), [*leaves.values()], create_graph=True
-        )
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), [*leaves.values()])
+            options = {**arguments(recipe, leaves), **noise, **way}
+            z, kl = module.reparameterize_kl(leaves["mu"], leaves["raw"], dim=(0, 2), **options)
+        inputs = [leaf for leaf in leaves.values() if leaf.requires_grad]
+        value = (kl.sum((-3, -1)) if is_oracle else kl).cos().sum()
+        value = value + (z.sin().sum() if used == "z and kl" else 0.0)
+        first = torch.autograd.grad(value, inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
         results.append([*first, *second])
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["plain", "samples", "prior"])
