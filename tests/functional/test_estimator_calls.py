@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from conftest import REDUCTIONS, make_key, native, posterior, random
+from conftest import REDUCTIONS, Calls, make_key, native, posterior, random
 from option_recipes import SHAPE, arguments, log_ratio, tensors
 from test_estimator import MODULES, SAMPLE, STOPPED, WAYS, call
-from test_option_values import TOLERANCE
+from test_option_values import TOLERANCE, gradients
 from torch.func import grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -177,6 +177,64 @@ def test_the_direct_call_is_the_checked_call(name, dtype, way, device, monkeypat
                 patch.setattr(vf._native.latent, "try_sample_and_kl", lambda *_: None)
             z, kl = vf.reparameterize_kl(*leaves, reduction="sample", **options, **way)
         results.append([z, kl, *torch.autograd.grad(z.sum() + kl.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@WAYS
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("scale", ["logvar", "softplus"])
+def test_the_sample_has_the_bits_of_a_call_without_an_estimate(scale, dtype, way, device):
+    mu, raw = posterior((4, 33), dtype=dtype, device=device)
+    options = {"scale": scale, "sample_shape": 3, "key": make_key(7, device=device)}
+    z, _ = vf.reparameterize_kl(mu, raw, **options, **way)
+    assert torch.equal(z, vf.reparameterize(mu, raw, **options))
+
+
+@WAYS
+@MODULES
+def test_options_that_are_tensors_act_as_numbers(module, way, device):
+    given = [torch.zeros((), device=device) for _ in range(3)]
+    leaves = tensors({"sample_shape": 2, "prior_mean": SHAPE}, F64, device)
+
+    def run(temperature, wq, wp):
+        options = {"temperature": temperature, "balance": (wq, wp), "prior": prior, **way}
+        return module.reparameterize_kl(
+            leaves["mu"], leaves["raw"], eps=leaves["eps"], sample_shape=2, **options
+        )
+
+    prior, numbers = vf.Prior(leaves["prior_mean"]), (0.5, 0.25, 0.75)
+    for tensor, number in zip(given, numbers, strict=True):
+        tensor.fill_(number)
+    results = [[*pair, *gradients(*pair, leaves)] for pair in (run(*given), run(*numbers))]
+    torch.testing.assert_close(*results, rtol=1e-13, atol=1e-13)
+
+
+@native
+@WAYS
+def test_each_direction_is_one_operator(way, device):
+    mu, raw = posterior((4, 5), device=device, requires_grad=True)
+    with Calls() as forward:
+        z, kl = vf.reparameterize_kl(mu, raw, sample_shape=6, reduction="sample", **way)
+    grads = torch.ones_like(z), torch.ones_like(kl)
+    with Calls() as backward:
+        torch.autograd.grad((z, kl), (mu, raw), grads)
+    assert forward.names == ["vae_fused::reparameterize_kl.generator"]
+    assert [n for n in backward.names if n != "aten::detach"] == [
+        "vae_fused::reparameterize_kl_backward"
+    ]
+
+
+@native
+@WAYS
+def test_the_number_of_threads_changes_no_bit(way, threads):
+    mu, raw = posterior((300, 257), requires_grad=True)
+    results = []
+    for count in (1, 2):
+        threads(count)
+        z, kl = vf.reparameterize_kl(
+            mu, raw, sample_shape=3, reduction="sum", key=make_key(8), **way
+        )
+        results.append([z, kl, *torch.autograd.grad(z.sum() + kl.sum(), [mu, raw])])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
