@@ -192,7 +192,9 @@ def calls(
             for name in ("mean", "raw"):
                 if given in ("tensors", name):
                     of[f"prior_{name}"] = draw(layouts(shape))
-    floored = "kl" in takes and draw(st.integers(0, 3)) == 3
+    if {"sample", "kl"} <= {*takes} and draw(st.booleans()):
+        options |= {"estimator": "sample", "stop_q": draw(st.booleans())}
+    floored = "kl" in takes and "estimator" not in options and draw(st.integers(0, 3)) == 3
     if "kl" in takes and draw(st.integers(0, 3)) == 3:
         options["balance"] = draw(st.tuples(near(0.0, 2.0), near(0.0, 2.0)))
     if draw(st.integers(0, 2)) == 2:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import random
 from torch import Tensor
+from torch.distributions import Normal
 
 import vae_fused as vf
 
@@ -207,3 +208,43 @@ def total(kl: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
         "sample": lambda: kl.flatten(1).sum(1),
         "none": lambda: kl,
     }[reduction]()
+
+
+def density(mean: Tensor, sigma: Tensor) -> Normal:
+    """Of ``torch.distributions``, without its checks: sigma may be 0 or NaN."""
+    return Normal(mean, sigma, validate_args=False)
+
+
+def log_ratio(
+    recipe: Recipe, leaves: dict[str, Tensor], *, stop_q: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The sample and ln q(z) - ln p(z) at each of its elements in float64.
+
+    ``stop_q``: the parameters of q are constants in ln q(z).
+    """
+    mu, eps = leaves["mu"].double(), leaves["eps"].double()
+    if "mu_soft_clamp" in recipe:
+        c = recipe["mu_soft_clamp"]
+        mu = c * torch.tanh(mu / c)
+    sigma = sigma_of(leaves["raw"], recipe.get("scale", "logvar"))
+    z = mu + recipe.get("temperature", 1.0) * sigma * eps
+    prior = (leaves.get(k, recipe.get(k, 0.0)) for k in ("prior_mean", "prior_raw"))
+    m, prior_raw = (torch.as_tensor(v, dtype=torch.float64, device=mu.device) for v in prior)
+    tau = sigma_of(prior_raw, recipe.get("prior_scale", "logvar"))
+    q = density(mu.detach(), sigma.detach()) if stop_q else density(mu, sigma)
+    ratio = q.log_prob(z) - density(m, tau).log_prob(z)
+    if "balance" in recipe:
+        wq, wp = recipe["balance"]
+        toward_q = q.log_prob(z) - density(m.detach(), tau.detach()).log_prob(z)
+        toward_p = -density(m, tau).log_prob(z.detach())
+        weighted = wq * toward_q + wp * toward_p
+        ratio = weighted + (ratio - weighted).detach()
+    mask = mask_of(recipe, mu.device.type)
+    return (z, ratio) if mask is None else (z * mask, ratio * mask)
+
+
+def each_total(ratio: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+    """``total`` of each sample."""
+    lead = ratio.shape[: ratio.dim() - len(SHAPE)]
+    parts = [total(part, mask, reduction) for part in ratio.reshape(-1, *SHAPE)]
+    return torch.stack(parts).reshape((*lead, *parts[0].shape))

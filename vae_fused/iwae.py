@@ -65,8 +65,9 @@ def iwae_loss(
     alone, weighted by the *squared* normalised weights. The reason is that the other part of the
     standard gradient, the score of q, has an expectation that a second reparameterization turns
     into a multiple of the first part. This requires two things of the caller: ``z`` is a
-    reparameterized sample, and ``log_ratio`` evaluates q with the parameters of q detached, so
-    that they have an effect through z alone.
+    reparameterized sample, and in ``log_ratio`` the parameters of q are constants, so that they
+    have an effect through z alone. :func:`vae_fused.reparameterize_kl` with ``estimator="sample"``
+    and ``stop_q=True`` returns both. Without ``stop_q`` the gradient would be biased.
 
     The squared weights are right for the encoder alone. The decoder and the prior need the standard
     weights in the same step. There are two ways to do both:
@@ -74,19 +75,22 @@ def iwae_loss(
     - Use ``gradient="doubly"`` for the encoder, and the standard gradient for all else. This is two
       backward passes and works everywhere::
 
-          z = vf.reparameterize(mu, logvar, sample_shape=K)             # (K, B, D)
-          log_q = vf.gaussian_log_prob(z, mu.detach(), logvar.detach(), dim=-1)
-          log_ratio = log_q - log_p(z)                                  # (K, B)
+          z, log_ratio = vf.reparameterize_kl(                          # (K, B, D), (K, B)
+              mu, logvar, prior=prior, sample_shape=K, reduction="sample",
+              estimator="sample", stop_q=True,
+          )
+          nll = vf.nll(decoder(z), x, "bernoulli", dim=-1)              # (K, B)
           doubly = vf.iwae_loss(nll, log_ratio, gradient="doubly").loss
           doubly.backward(inputs=encoder_parameters, retain_graph=True)
           vf.iwae_loss(nll, log_ratio).loss.backward(inputs=other_parameters)
 
-    - Use the standard gradient with the same ``log_ratio``, and multiply the gradient of z by the
-      weights once more on its way to the encoder. This is one backward pass, and it is right for
-      all parameters if ``elbo_weight`` is 0::
+    - Use the standard gradient with the same ``z`` and ``log_ratio``, and multiply the gradients of
+      both by the weights once more on their way to the encoder. This is one backward pass. It is
+      right for all parameters if ``elbo_weight`` is 0 and the prior has no parameters::
 
           terms = vf.iwae_loss(nll, log_ratio)
           z.register_hook(lambda grad: grad * terms.weights.unsqueeze(-1))
+          log_ratio.register_hook(lambda grad: grad * terms.weights)
           terms.loss.backward()
 
     The weights of ``"doubly"`` count as constants, so its second derivatives have no meaning.
@@ -100,7 +104,8 @@ def iwae_loss(
         nll: Minus the log likelihood of each sample, in nats, ``(K, B)`` or any other shape with
             the samples in dimension ``dim``; float32, float64, float16 or bfloat16. ``vf.nll(...,
             dim=-1)`` of outputs ``(K, B, G)`` has this shape.
-        log_ratio: ln q(z|x) - ln p(z) at the drawn z, in the shape of ``nll``. Mixed dtypes
+        log_ratio: ln q(z|x) - ln p(z) at the drawn z, in the shape of ``nll``. It is the KL that
+            :func:`vae_fused.reparameterize_kl` returns with ``estimator="sample"``. Mixed dtypes
             promote as in torch.
         dim: The dimension of the samples.
         groups: M, a divisor of the number of samples: the bound is the mean of M bounds of K / M
@@ -126,11 +131,11 @@ def iwae_loss(
 
     Example:
         >>> mu, logvar, x = torch.zeros(128, 8), torch.zeros(128, 8), torch.rand(128, 8)
-        >>> z = vf.reparameterize(mu, logvar, sample_shape=5)
-        >>> log_q = vf.gaussian_log_prob(z, mu, logvar, dim=-1)
-        >>> log_p = vf.gaussian_log_prob(z, torch.zeros(8), torch.zeros(8), dim=-1)
+        >>> z, log_ratio = vf.reparameterize_kl(
+        ...     mu, logvar, sample_shape=5, estimator="sample", reduction="sample"
+        ... )
         >>> nll = vf.nll(z, x, "bernoulli", dim=-1)
-        >>> loss, ess, _ = vf.iwae_loss(nll, log_q - log_p)
+        >>> loss, ess, _ = vf.iwae_loss(nll, log_ratio)
     """
     check_iwae_options(groups, elbo_weight, gradient, reduction)
     dim = _check_samples(nll, log_ratio, dim, groups)

@@ -163,7 +163,8 @@ def test_an_option_that_is_added_to_the_calls_reaches_the_operators(monkeypatch,
     base = collections.namedtuple(
         "Base", fields, defaults=[*options.Options._field_defaults.values(), 0.0]
     )
-    methods = {n: vars(options.Options)[n] for n in ("packed", "_pack_others", "arguments")}
+    names = ("packed", "_pack_others", "arguments", "is_at_sample")
+    methods = {name: vars(options.Options)[name] for name in names}
     longer = type("Options", (base,), {"__slots__": (), **methods})
     for module in (options, _checks):
         monkeypatch.setattr(module, "Options", longer)

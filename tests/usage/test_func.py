@@ -70,6 +70,12 @@ FUNCTIONS = {
         mu, raw, eps=eps, dim=-1, sample_shape=2)),
     "moments": lambda m, mu, raw, _: total(*m.reparameterize_kl_moments(
         torch.cat([mu, raw], 1), key=KEY, kl_dim=(0,))),
+    "KL at the sample": lambda m, mu, raw, eps: total(*m.reparameterize_kl(
+        mu, raw, eps=eps, estimator="sample", reduction="sample", sample_shape=2,
+        prior=vf.Prior(raw.sin(), 0.3), balance=(0.3, 0.9))),
+    "path derivative": lambda m, mu, raw, _: total(*m.reparameterize_kl_moments(
+        torch.cat([mu, raw], 1), key=KEY, estimator="sample", stop_q=True, sample_shape=(2, 1),
+        kl_dim=(1,), scale="softplus")),
     "sample": lambda m, mu, raw, _: total(m.reparameterize(mu, raw, key=KEY, sample_shape=(2, 1))),
     "KL": lambda m, mu, raw, eps: total(m.gaussian_kl(
         mu, raw, reduction="none", prior=vf.Prior(raw, eps[0], "softplus"), balance=(0.3, 0.9))),

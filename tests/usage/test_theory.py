@@ -237,6 +237,18 @@ def test_the_closed_form_is_the_mean_over_samples() -> None:
     assert_within_error_bars(mixed, exact)
 
 
+def test_the_estimate_at_the_sample_is_the_difference_of_the_densities() -> None:
+    mu, logvar, m, prior_logvar = PAIRS.unbind(-1)
+    z, estimate = vf.reparameterize_kl(
+        mu, logvar, prior=vf.Prior(m, prior_logvar), sample_shape=100_000, key=make_key(8),
+        estimator="sample", reduction="none",
+    )  # fmt: skip
+    torch.testing.assert_close(estimate, log_ratio(z, PAIRS), rtol=1e-11, atol=1e-11)
+    assert_within_error_bars(estimate[:, 1:], closed_form(PAIRS[1:]))
+    assert (estimate[:, 1:] < 0).any(0).all()  # other than a KL
+    assert not estimate[:, 0].any()  # q is p
+
+
 # --------------------------------------------------------------------------------------------------
 # Networks output the log-variance
 # --------------------------------------------------------------------------------------------------
@@ -393,6 +405,46 @@ def test_the_score_function_has_a_far_larger_variance(dims: int, draws: int) -> 
         assert SIGMAS * standard_error(samples) < 0.5 * samples.mean()
     row = [float(cell.replace(",", "")) for cell in rows_of_the_page(UNBIASED)[str(dims)]]
     assert row == pytest.approx(exact, rel=1e-9)
+
+
+def gradients_off_the_posterior(u: float, *, stop_q: bool) -> tuple[Tensor, Tensor]:
+    """Of minus the ELBO of one sample by mu and ln sigma^2, which is off by u, in many draws."""
+    model, draws = linear_gaussian(1), 100_000
+    exact_mu, exact_logvar = model.posterior()
+    leaves = [t.expand(draws, 3).clone().requires_grad_() for t in (exact_mu, exact_logvar + u)]
+    z, log_ratio = vf.reparameterize_kl(
+        *leaves, estimator="sample", stop_q=stop_q, reduction="sum", key=make_key(12)
+    )
+    return torch.autograd.grad(model.nll(z).sum() + log_ratio, leaves)
+
+
+@pytest.mark.parametrize(
+    ("u", "factor", "words"),
+    [
+        (0.1, 0.0091, "For u = 0.1 this is 0.91 %"),
+        (0.01, 0.000099, "for u = 0.01 it is 0.0099 %"),
+        (0.0, 0.0, "for u = 0 it is 0."),
+        (-1.0, 2.95, "it is 2.95 for u = -1"),
+    ],
+)
+def test_the_path_derivative_has_little_variance_near_the_posterior(
+    u: float, factor: float, words: str
+) -> None:
+    """By mu the exact variances are e^u / sigma_0^2 and (1 - e^-u)^2 times that."""
+    exact_factor = math.expm1(-u) ** 2
+    sigma_0 = (0.5 * linear_gaussian(1).posterior()[1]).exp().squeeze(0)
+    means = torch.zeros(3, dtype=F64), torch.full((3,), math.expm1(u) / 2, dtype=F64)
+    variances = math.exp(u) / sigma_0**2, torch.full((3,), math.exp(2 * u) / 2, dtype=F64)
+    for stop_q, scale in ((False, 1.0), (True, exact_factor)):
+        each = gradients_off_the_posterior(u, stop_q=stop_q)
+        for samples, mean, variance in zip(each, means, variances, strict=True):
+            if stop_q and u == 0.0:
+                assert samples.abs().max() < 1e-12
+                continue
+            assert_within_error_bars(samples, mean)
+            assert_within_error_bars((samples - mean).square(), scale * variance)
+    assert factor == pytest.approx(exact_factor, rel=6e-3)
+    assert words in " ".join(PAGE.read_text().split())
 
 
 # --------------------------------------------------------------------------------------------------

@@ -204,7 +204,9 @@ def log_ratio(q: Gaussian, p: Gaussian | None, *, stop_q: bool) -> Tensor:
     assert q.noise is not None
     w, x, z = q.noise, q.log_variance, q.mean + q.sigma * q.noise
     if stop_q:
-        w = _constant(w) + (z - _constant(z)) / q.detach().divisor
+        # 0, which carries the gradient of z. An infinite z would make it inf - inf.
+        moved = torch.where(_constant(z).isinf(), 0.0, z - _constant(z))
+        w = _constant(w) + moved / q.detach().divisor
         x = _constant(x)
     d = z
     if p is not None:

@@ -125,9 +125,7 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def reduce(
-    kl: Tensor, reduction: str, dims: tuple[int, ...] | None, samples: int = 0
-) -> Tensor:
+def reduce(kl: Tensor, reduction: str, dims: tuple[int, ...] | None, samples: int = 0) -> Tensor:
     """Sum and divide. The first dimensions, as many as ``samples``, are kept and not counted."""
     ndim = kl.dim() - samples
     if dims is None:

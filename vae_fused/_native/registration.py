@@ -37,13 +37,12 @@ def _backward(
     x = Operands(mu, raw, eps, key, prior_mean, prior_raw, mask, **scalars)
     dims = None if dim is None else tuple(dim)
     call = Call(grad_z is not None, grad_kl is not None, reduction, dims, options)
-    samples = 0
+    samples: Sequence[int] = ()
     if grad_z is not None:
-        samples = grad_z.dim() - mu.dim()
+        samples = grad_z.shape[: grad_z.dim() - mu.dim()]
     elif grad_kl is not None and call.is_at_sample:
-        samples = grad_kl.dim() - _kept(mu.dim(), reduction, dims)
-    shape = grad_kl.shape if grad_z is None else grad_z.shape
-    call = call._replace(sample_shape=tuple(shape[:samples]))
+        samples = grad_kl.shape[: grad_kl.dim() - _kept(mu.dim(), reduction, dims)]
+    call = call._replace(sample_shape=tuple(samples))
     return tuple(scattered(apply(Gradient, call, output_mask, grad_z, grad_kl, *x), output_mask))
 
 
