@@ -140,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> list[tuple[float, float, float]]:
     steps = [i * every for i in range(len(history))]
     elbos, upper_kls, lower_kls = zip(*history, strict=True)
     figure, (left, middle, right) = panels(3, (11.0, 3.2), widths=(1.2, 1, 1))
-    left.imshow(mosaic(model.sample(8, 10)), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    samples = mosaic(model.sample(8, 10)).numpy()
+    left.imshow(samples, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     left.set(title="samples; each row shares its z2")
     left.set_axis_off()
     middle.plot(steps, upper_kls, color=BLUE, label="upper: q(z2|x) from N(0, I)")

@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
     rows = torch.stack([heldout[chosen], mean[chosen]], dim=1).unflatten(0, (2, 4))
     picture = rows.transpose(1, 2).permute(0, 1, 4, 2, 5, 3).flatten(0, 2).flatten(1, 2)
     figure, (left, right) = panels(2, (7.4, 2.9), widths=(1, 1.3))
-    left.imshow(((picture + 1.0) / 2.0).clamp(0, 1), interpolation="nearest")
+    left.imshow(((picture + 1.0) / 2.0).clamp(0, 1).numpy(), interpolation="nearest")
     left.set(title="patches above reconstructions")
     left.set_axis_off()
     for name, color, width in (("float32", ORANGE, 3.0), ("bfloat16", BLUE, 1.0)):
