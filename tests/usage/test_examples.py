@@ -137,8 +137,7 @@ def test_two_levels_of_latents(tmp_path: Path) -> None:
 def test_the_schedules_of_the_two_levels_end_at_the_plain_elbo() -> None:
     example = importlib.import_module("hierarchical_digits")
     model = example.HierarchicalVAE(warmup=4)
-    for _ in range(4):
-        model.free_bits.step(), model.to_posterior.step()
+    model.end_schedules()
     assert (model.free_bits().item(), model.to_posterior().item()) == (0.0, 1.0)
 
 
