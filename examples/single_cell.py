@@ -18,7 +18,6 @@ rounding, and the times differ. The trainings take turns, so that other processe
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 import torch
 from _common import BLUE, ORANGE, mlp, panels, parse, save
@@ -131,7 +130,7 @@ def report(model: CellVAE, x: Tensor) -> None:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Training]:
     """Train both and draw; returns the trainings."""
-    args = parse(__doc__, argv, out="single_cell.png", steps=1000, quick=120)
+    args = parse(__doc__, argv, out="single_cell.png", steps=500, quick=120)
     x, heldout = synthetic_counts().split(TRAIN_CELLS)
     print(f"{len(x)} cells of {GENES} genes, {(x > 0).float().mean():.0%} of the counts above 0")
     trainings = {
@@ -149,12 +148,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Training]:
     pairs = list(zip(ours.losses, theirs.losses, strict=True))
     worst = max(abs(a - b) / b for a, b in pairs)
     epoch = len(x) // BATCH
-    milliseconds = {name: 1e3 * median(t.times) for name, t in trainings.items()}
+    milliseconds = {name: 1e3 * min(t.times) for name, t in trainings.items()}
     print(f"\n-ELBO {ours.losses[0]:.1f} at first, {ours.losses[-1]:.1f} trained (nats per cell)")
     print(f"The losses of {len(pairs)} steps differ by at most {worst:.1e} of their size")
     report(ours.model, heldout)
     for name, value in milliseconds.items():
-        print(f"{name}: {value:.1f} ms per step, {value * epoch / 1e3:.2f} s per epoch")
+        per_epoch = value * epoch / 1e3
+        print(f"{name}: at least {value:.1f} ms per step, {per_epoch:.2f} s per epoch")
     ratio = milliseconds["scvi-tools"] / milliseconds["vae_fused"]
     print(f"A step by scvi-tools takes {ratio:.2f} times as long")
 
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Training]:
     left.legend(frameon=False)
     bars = right.bar(list(milliseconds), list(milliseconds.values()), color=[BLUE, ORANGE])
     right.bar_label(bars, fmt="%.1f ms", padding=2)
-    right.set(title="a whole training step", ylabel="median time (ms)")
+    right.set(title="a whole training step", ylabel="least time (ms)")
     right.margins(y=0.15)
     save(figure, args.out)
     return trainings
