@@ -107,6 +107,7 @@ def train(
     torch.manual_seed(seed)
     model = Autoencoder()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order, noise = (torch.Generator().manual_seed(seed) for _ in range(2))
     losses = []
     bar = tqdm(range(steps), str(dtype).removeprefix("torch."))
@@ -117,6 +118,7 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
         losses.append(loss.item())
         if step % 20 == 0:
             bar.set_postfix_str(f"{losses[-1]:.3f} bits per value")
@@ -142,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
     chosen = heldout.flatten(1).std(dim=1).argsort(descending=True)[:8]  # flat sky is dull
     rows = torch.stack([heldout[chosen], mean[chosen]], dim=1).unflatten(0, (2, 4))
     picture = rows.transpose(1, 2).permute(0, 1, 4, 2, 5, 3).flatten(0, 2).flatten(1, 2)
-    figure, (left, right) = panels(2, (7.4, 2.9), widths=(1, 1.3))
+    figure, (left, right) = panels(2, (7.2, 2.8), widths=(1, 1.3))
     left.imshow(((picture + 1.0) / 2.0).clamp(0, 1).numpy(), interpolation="nearest")
     left.set(title="patches above reconstructions")
     left.set_axis_off()
