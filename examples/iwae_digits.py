@@ -88,7 +88,7 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> dict[int, dict[str, list[float]]]:
     """Train, evaluate and draw; returns the bounds by the K that a model was trained with."""
-    args = parse(__doc__, argv, out="iwae_digits.png", steps=3000, quick=400)
+    args = parse(__doc__, argv, out="iwae_digits.png", steps=3000, quick=250)
     counts = COUNTS[:7] if args.quick else COUNTS
     images = torch.from_numpy(load_digits().data >= 8).float()
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
