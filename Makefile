@@ -38,7 +38,8 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo examples test bench steps regressions budget gpu gpu-bundle lint format clean
+.PHONY: help build demo examples test bench steps regressions budget gpu gpu-bundle lint format \
+    clean
 .DEFAULT_GOAL := help
 
 help:
