@@ -42,13 +42,10 @@ class BayesianMLP(nn.Module):
         self.rhos = nn.ParameterList(torch.full(shape, -3.0) for shape in shapes)  # sigma 0.05
         self.log_variance = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Outputs [N, 1] of one drawn network, and the KL of all its weights in nats.
-
-        The network of the posterior means is that of ``temperature`` 0.
-        """
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs [N, 1] of one drawn network, and the KL of all its weights in nats."""
         drawn, kl = vf.reparameterize_kl_multi(
-            list(self.mus), list(self.rhos), scale="softplus", prior=PRIOR, temperature=temperature
+            list(self.mus), list(self.rhos), scale="softplus", prior=PRIOR
         )
         for layer, (weight, bias) in enumerate(zip(drawn[::2], drawn[1::2], strict=True)):
             x = F.linear(F.relu(x) if layer else x, weight / math.sqrt(x.shape[1]), bias)
@@ -63,14 +60,14 @@ class BayesianMLP(nn.Module):
 
 @torch.no_grad()
 def predict(model: BayesianMLP, x: Tensor, networks: int) -> Tensor:
-    """Outputs [networks, N] of drawn networks."""
-    return torch.stack([model(x)[0].squeeze(1) for _ in range(networks)])
+    """Outputs [networks, N, 1] of drawn networks."""
+    return torch.stack([model(x)[0] for _ in range(networks)])
 
 
 @torch.no_grad()
 def log_predictive(model: BayesianMLP, x: Tensor, y: Tensor, networks: int) -> float:
     """ln of the mean over drawn networks of p(y|x, w), averaged over the flowers, in nats."""
-    outputs = torch.stack([model(x)[0] for _ in range(networks)])  # [networks, N, 1]
+    outputs = predict(model, x, networks)
     nll = vf.nll((outputs, model.log_variance), y, "gaussian", dim=-1)
     return (torch.logsumexp(-nll, 0) - math.log(networks)).mean().item()
 
@@ -102,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     grid = torch.linspace(0.0, 10.0, 201)  # cm
     outputs = predict(model, ((grid - length.mean()) / length.std()).unsqueeze(1), 500)
-    outputs = outputs * width.std() + width.mean()
+    outputs = outputs.squeeze(2) * width.std() + width.mean()
     mean, spread = outputs.mean(0), outputs.std(0)
     noise = (model.log_variance / 2).exp().item() * width.std()
     total = (spread.square() + noise**2).sqrt()
