@@ -8,7 +8,10 @@
 #            may pick a build with CUDA (5 GB); with nvcc at hand the CUDA part is then built, too.
 #   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
 #   PYTHON   what makes the environment:            make test PYTHON=python3.13
-#   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, STEPS_ARGS, BUDGET_ARGS, GPU_ARGS make test PYTEST_ARGS="-k philox -x"
+#   PYTEST_ARGS, DEMO_ARGS, EXAMPLES_ARGS, BENCH_ARGS, STEPS_ARGS, BUDGET_ARGS, GPU_ARGS
+#                                                   make test PYTEST_ARGS="-k philox -x"
+#   EXAMPLES, FIGURES   which examples run, and the folder: make examples EXAMPLES=bayesian_mlp
+#            single_cell needs scvi-tools, and so Python 3.11 or newer.
 #   BUNDLE_TORCH, BUNDLE_ARCH, BUNDLE_VENV   what the bundle is compiled for: make gpu-bundle BUNDLE_ARCH=10.0
 #   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
 PYTHON ?= python3
@@ -21,6 +24,8 @@ BUNDLE_VENV  ?= .venv-bundle
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+EXAMPLES ?= iwae_digits hierarchical_digits photographs_bf16 bayesian_mlp single_cell
+FIGURES  ?= figures
 CXX_SOURCES = $(shell find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PACKAGE_SOURCES := $(sort setup.py tools/toolchain.py pyproject.toml $(wildcard LICENSE README.md) \
     $(shell find csrc vae_fused -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \
@@ -33,12 +38,15 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo test bench steps regressions budget gpu gpu-bundle lint format clean
+.PHONY: help build demo examples test bench steps regressions budget gpu gpu-bundle lint format \
+    clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make build    compile and install vae_fused in $(VENV)'
 	@echo 'make demo     build, train a small VAE and draw digits.png'
+	@echo 'make examples build, run the examples of docs/examples.md; figures in $(FIGURES)'
+	@echo '              EXAMPLES_ARGS=--quick takes below two minutes for each'
 	@echo 'make test     build and run the tests'
 	@echo 'make bench    build, time the latent against what else computes it; table, JSON, figures'
 	@echo 'make steps    build, install the packages, and time whole training steps of theirs; table, JSON'
@@ -74,7 +82,8 @@ $(VENV)/.%-requirements: requirements/%.txt $(TORCH_STAMP)
 	$(PIP) -r $<
 	@touch $@
 
-$(VENV)/.test-requirements: requirements/demo.txt
+$(VENV)/.examples-requirements: requirements/demo.txt
+$(VENV)/.test-requirements: requirements/demo.txt requirements/examples.txt
 
 $(VENV)/.steps-requirements: requirements/steps.txt requirements/steps-without-dependencies.txt \
     $(TORCH_STAMP)
@@ -87,6 +96,13 @@ build: $(BUILD_STAMP)
 demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
 	$(BIN)/python examples/train_digits.py --compare --out digits.png $(DEMO_ARGS)
 	@echo 'The figure is $(CURDIR)/digits.png'
+
+# `exit` ends the loop with the status of the example that failed.
+examples: $(BUILD_STAMP) $(VENV)/.examples-requirements
+	@for name in $(EXAMPLES); do \
+	    echo "$(BIN)/python examples/$$name.py --out $(FIGURES)/$$name.png $(EXAMPLES_ARGS)"; \
+	    $(BIN)/python examples/$$name.py --out $(FIGURES)/$$name.png $(EXAMPLES_ARGS) || exit; \
+	done
 
 bench: $(BUILD_STAMP) $(VENV)/.bench-requirements
 	$(BIN)/python -m benchmarks --plot $(BENCH_ARGS)
@@ -124,7 +140,7 @@ format: $(VENV)/.lint-requirements
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .venv-none .venv-cuda .venv-bundle
+	rm -rf build dist figures *.egg-info $(VENV) .venv-none .venv-cuda .venv-bundle
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f vae_fused/*.so vae_fused/_build_info.json digits.png
 	find csrc vae_fused tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,9 @@
-"""The promises of examples/: it runs, it learns, and it is reproducible."""
+"""The promises of examples/: they run, they learn, and they are reproducible."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,21 +19,31 @@ pytest.importorskip("tqdm")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-@pytest.fixture(scope="module")
-def digits() -> Iterator[ModuleType]:
-    path = EXAMPLES / "train_digits.py"
-    spec = importlib.util.spec_from_file_location("train_digits", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The models are small: more threads only wait for each other."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the model is small: more threads only wait for each other
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        del sys.modules[spec.name]
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _folder_of_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import path of a script starts with its folder."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+@pytest.fixture
+def digits() -> ModuleType:
+    return importlib.import_module("train_digits")
+
+
+def assert_is_figure(path: Path) -> None:
+    from matplotlib.image import imread
+
+    height, width, _ = imread(path).shape
+    assert height >= 200 and width >= 500
 
 
 def test_loss_curves_coincide_for_the_same_noise(digits: ModuleType) -> None:
@@ -69,13 +80,10 @@ def test_training_improves_the_elbo_and_uses_the_latent(digits: ModuleType, impl
 def test_main_writes_a_readable_figure_and_both_times(
     digits: ModuleType, impl: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from matplotlib.image import imread
-
     out = tmp_path / "new folder" / "digits.png"
     runs = digits.main(["--quick", "--impl", impl, "--out", str(out)])
     assert list(runs) == [impl]
-    height, width, _ = imread(out).shape
-    assert height >= 400 and width >= 800
+    assert_is_figure(out)
     printed = capsys.readouterr().out
     for text in ("training step: fused", "latent alone", "loss alone", "eager / fused", str(out)):
         assert text in printed
@@ -96,3 +104,85 @@ def test_bad_sizes_are_refused(digits: ModuleType) -> None:
     for option in (["--epochs", "0"], ["--batch-size", "1501"], ["--latent-dim", "0"]):
         with pytest.raises(SystemExit):
             digits.main(option)
+
+
+# --------------------------------------------------------------------------------------------------
+# The examples that share _common.py, each with very few steps
+# --------------------------------------------------------------------------------------------------
+
+
+def test_importance_weighted_bounds(tmp_path: Path) -> None:
+    example = importlib.import_module("iwae_digits")
+    out = tmp_path / "new folder" / "iwae.png"
+    results = example.main(["--quick", "--steps", "30", "--out", str(out)])
+    assert list(results) == [1, 5, 50]
+    for result in results.values():
+        # About -44.6 untrained and -28 after these steps.
+        assert result["curve"][0] < -40 and result["curve"][-1] > -32
+        bounds = dict(zip(example.COUNTS, result["bounds"], strict=False))
+        nested = [bounds[count] for count in (1, 2, 10, 20, 100)]  # groups of groups of samples
+        assert nested == sorted(nested)
+    assert_is_figure(out)
+
+
+def test_two_levels_of_latents(tmp_path: Path) -> None:
+    example = importlib.import_module("hierarchical_digits")
+    out = tmp_path / "hierarchical.png"
+    history = example.main(["--quick", "--steps", "100", "--out", str(out)])
+    assert history[0][0] < -40 and history[-1][0] > -30
+    assert all(upper > 0.0 and lower > 0.0 for _, upper, lower in history)
+    assert_is_figure(out)
+
+
+def test_the_schedules_of_the_two_levels_end_at_the_plain_elbo() -> None:
+    example = importlib.import_module("hierarchical_digits")
+    model = example.HierarchicalVAE(warmup=4)
+    model.end_schedules()
+    assert (model.free_bits().item(), model.to_posterior().item()) == (0.0, 1.0)
+
+
+def test_both_likelihoods_of_single_cells_have_the_same_losses(tmp_path: Path) -> None:
+    pytest.importorskip("scvi")
+    example = importlib.import_module("single_cell")
+    out = tmp_path / "cells.png"
+    ours, theirs = example.main(["--quick", "--steps", "15", "--out", str(out)]).values()
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-5, abs=0)
+    assert ours.losses[-1] < 0.95 * ours.losses[0]
+    assert len(ours.times) == len(theirs.times) == 15
+    assert_is_figure(out)
+
+
+def test_without_scvi_the_example_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scvi", None)
+    monkeypatch.delitem(sys.modules, "single_cell", raising=False)
+    with pytest.raises(SystemExit, match="pip install scvi-tools"):
+        importlib.import_module("single_cell")
+
+
+def test_an_autoencoder_trains_alike_in_16_and_32_bits(tmp_path: Path) -> None:
+    example = importlib.import_module("photographs_bf16")
+    out = tmp_path / "photographs.png"
+    curves = example.main(["--quick", "--steps", "15", "--out", str(out)])
+    assert list(curves) == ["bfloat16", "float32"]
+    assert curves["bfloat16"] == pytest.approx(curves["float32"], rel=0.01, abs=0)
+    for curve in curves.values():
+        assert curve[-1] < 0.9 * curve[0]
+    assert_is_figure(out)
+
+
+def test_a_bayesian_network_learns_and_is_reproducible(tmp_path: Path) -> None:
+    example = importlib.import_module("bayesian_mlp")
+    out = tmp_path / "network.png"
+    first, second, other = (
+        example.main(["--steps", "200", "--seed", seed, "--out", str(out)]) for seed in "334"
+    )
+    assert first == second != other
+    assert first["last"] < 0.6 * first["first"]
+    assert all(math.isfinite(value) for value in first.values())
+    assert_is_figure(out)
+
+
+def test_steps_are_at_least_1() -> None:
+    example = importlib.import_module("bayesian_mlp")
+    with pytest.raises(SystemExit):
+        example.main(["--steps", "0"])
