@@ -77,6 +77,12 @@ VAE_FUSED_HD F is_clamped(const ScaleOptions<T>& o, F raw) {
   return select(beyond(raw, o.low, o.high), F(1), F(0));
 }
 
+// 1 if one of an element's inputs is infinite or NaN, else 0: such a number minus itself is NaN.
+template <typename F>
+VAE_FUSED_HD F is_not_finite(F mu, F raw) {
+  return select((mu - mu) + (raw - raw) == F(0), F(0), F(1));
+}
+
 // There is no negative standard deviation, and no variance that its floor leaves negative.
 template <typename T, typename F>
 VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {

@@ -199,19 +199,26 @@ def linear(q: Gaussian, p: Gaussian | None, constant: float) -> Tensor:
 def log_ratio(q: Gaussian, p: Gaussian | None, *, stop_q: bool) -> Tensor:
     """``ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)`` at ``z = mu + sigma w``, w being ``q.noise``.
 
-    With ``stop_q``, the mean and the scale in ln q(z) are constants: w is a function of z alone.
+    With ``stop_q``, the mean and the scale in ln q(z) are constants: w is a function of z alone,
+    ``(z - constant mu) / constant sigma``. It is written with the quotient of both sigmas, which is
+    1 even where sigma underflows.
     """
     assert q.noise is not None
     w, x, z = q.noise, q.log_variance, q.mean + q.sigma * q.noise
     if stop_q:
-        # 0, which carries the gradient of z. An infinite z would make it inf - inf.
-        moved = torch.where(_constant(z).isinf(), 0.0, z - _constant(z))
-        w = _constant(w) + moved / q.detach().divisor
+        quotient = torch.exp(0.5 * _moved(x))
+        w = _moved(q.mean) / q.detach().divisor + quotient * w
         x = _constant(x)
     d = z
     if p is not None:
         d, x = (z - p.mean) / p.divisor, x - p.log_variance
     return 0.5 * ((d - w) * (d + w) - clamped(x, None, 178.0))
+
+
+def _moved(x: Tensor) -> Tensor:
+    """0 with the derivative of x; an infinite x has none."""
+    constant = _constant(x)
+    return torch.where(constant.isinf(), 0.0, x - constant)
 
 
 def balanced(

@@ -45,7 +45,7 @@ VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> f, const T* mu
     Lanes<T> to_x = math::sample_adjoint(f, to_z * e, sigma) + adjoint.x;
     to_x = math::undo_doubling(f, to_x);
     if constexpr (clamps) to_x = select(math::beyond(r, f.low, f.high), nought, to_x);
-    put(zero_if_masked<masked>(mask, j, to_z), gmu + j);
+    put(zero_if_masked<masked>(mask, j, to_z + adjoint.mu), gmu + j);
     put(zero_if_masked<masked>(mask, j, to_x), graw + j);
   }
 }
@@ -162,7 +162,7 @@ VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
     const auto adjoint =
         math::log_ratio_adjoint(f, stop_q, d, prior.precision, sigma, e, get(gk + j));
     const Lanes<T> to_z = get(gz + j) + adjoint.z;
-    put(get(g.mu + j) + to_z, g.mu + j);
+    put(get(g.mu + j) + to_z + adjoint.mu, g.mu + j);
     put(get(g.raw + j) + to_z * e, g.raw + j);
     put(get(direct + j) + adjoint.x, direct + j);
     if (of_eps) put(math::noise_adjoint(f, to_z, sigma) + adjoint.eps, of_eps + j);

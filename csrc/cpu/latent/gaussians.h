@@ -4,7 +4,7 @@
 
 #include "cpu/latent/tasks.h"
 #include "cpu/tile_io.h"
-#include "math/latent/gaussian.h"
+#include "math/latent/log_ratio.h"
 
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {

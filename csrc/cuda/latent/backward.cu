@@ -210,7 +210,7 @@ class BackwardStep {
             math::log_ratio_adjoint(weights, f.stop_q, math::relative_sample(z, prior[j]),
                                     prior[j].precision, sigma, eps[j], gk[j]);
         of_z[j] += adjoint.z;
-        gz[j] += of_z[j];
+        gz[j] += of_z[j] + adjoint.mu;
         graw[j] += of_z[j] * eps[j];
         direct[j] += adjoint.x;
         gmean[j] += adjoint.mean;

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/policy.cuh"
-#include "math/latent/gaussian.h"
+#include "math/latent/log_ratio.h"
 
 namespace vae_fused::cuda {
 

@@ -1,0 +1,68 @@
+// The KL estimated at the sample itself: ln q(z) - ln p(z), its derivation, and its adjoint. See
+// gaussian.h for q, p and z.
+//
+// With w = T eps and d = (z - m) / tau,
+//
+//   ln q(z) = -1/2 (w^2 + ln sigma^2 + ln 2 pi)      ln p(z) = -1/2 (d^2 + ln tau^2 + ln 2 pi)
+//   ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)
+//
+// Its mean over eps is the KL if T = 1. Unlike the KL it can be negative. Where q = p, d is w to
+// rounding, so d^2 - w^2 is computed as a product, whose error is relative to it.
+//
+// The gradient of z goes on to mu, sigma and eps as that of any sample does. Beside it there are
+//
+//   d/dz = d / tau       d/deps = -T w      d/dln sigma^2  = -1/2
+//   d/dm = -d / tau                         d/dln tau^2    = 1/2 (1 - d^2)
+//
+// stop_q: the parameters of q count as constants in ln q, which then is a function of z alone, by
+// w = (z - constant mu) / constant sigma. The part of the gradient that is missing, the score of q,
+// has the mean 0 ("sticking the landing", Roeder et al. 2017). What differs from the above is
+//
+//   d/dmu = -w / sigma      d/dln sigma^2 = -w^2 / 2
+//
+// beside the way through d. The second is written out because w / sigma, sent through z, would
+// overflow before it is multiplied by sigma again. The whole gradient is 0 for every z where q = p.
+#pragma once
+
+#include "math/latent/gaussian.h"
+
+namespace vae_fused::math {
+
+template <typename F>
+VAE_FUSED_HD F relative_sample(F z, const Prior<F>& p) {
+  return (z - p.mean) * p.precision;
+}
+
+// `d`: of z, relative to the prior, as is x.
+template <typename Options, typename F>
+VAE_FUSED_HD F log_ratio_times_two(const Options& f, F d, F x, F eps) {
+  const F w = f.temperature * eps;
+  return (d - w) * (d + w) - clip_for_exp(x);
+}
+
+// With respect to z, and beside it to mu, eps, ln sigma^2, m and ln tau^2.
+template <typename F>
+struct LogRatioAdjoint {
+  F z, mu, eps, x, mean, prior_x;
+};
+
+template <typename Options, typename F>
+VAE_FUSED_HD LogRatioAdjoint<F> log_ratio_adjoint(const Options& f, bool stop_q, F d, F precision,
+                                                  F sigma, F eps, F grad) {
+  const F w = f.temperature * eps, slope = d * precision;
+  const F q = f.to_posterior * grad, p = f.to_prior * grad;
+  const F mu = stop_q ? -q * w * precision_of(sigma) : F(0);
+  const F x = F(-0.5) * (stop_q ? q * w * w : q);
+  return {q * slope, mu, -q * f.temperature * w, x, -p * slope, F(0.5) * p * (F(1) - d * d)};
+}
+
+// That of x is doubled, see `undo_doubling`.
+template <typename T, typename F>
+VAE_FUSED_HD LogRatioAdjoint<F> log_ratio_adjoint(const DefaultOptions<T>&, bool stop_q, F z, F,
+                                                  F sigma, F eps, F grad) {
+  const F mu = stop_q ? -grad * eps * precision_of(sigma) : F(0);
+  const F x = stop_q ? -grad * eps * eps : -grad;
+  return {grad * z, mu, -grad * eps, x, F(0), F(0)};
+}
+
+}  // namespace vae_fused::math
