@@ -146,20 +146,17 @@ def launches(mu: Tensor, raw: Tensor, **options: Any) -> int:
 
 
 @native
-def test_the_docstring_counts_the_launches() -> None:
-    mu, raw = batch(8, 3, dtype=torch.float32)
-    plain = launches(mu, raw)
-    with_clamp = launches(mu, raw, scale=vf.Scale(clamp=(-1.0, 1.0)))
-    half = launches(mu.half(), raw.half())
-    masked = launches(mu, raw, mask=mu > 0)
-    got = plain - 1, with_clamp - plain, half - plain, masked - plain
-    assert got == (8, 3, 1, 11)
-    text = " ".join(str(vf.latent_stats.__doc__).split())
-    promise = (
-        "8 more launches, 3 more with a clamp on both sides, one more for 16-bit inputs, "
-        "and 11 more with a mask"
-    )
-    assert promise in text
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scale": vf.Scale(clamp=(-1.0, 1.0)), "mask": True}, {"prior": vf.Prior(0.5), "dim": 1}],
+    ids=["default", "clamp and mask", "prior"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_one_launch(options: dict[str, Any], dtype: torch.dtype) -> None:
+    mu, raw = batch(8, 3, dtype=dtype)
+    if "mask" in options:
+        options = {**options, "mask": mu > 0}
+    assert launches(mu, raw, **options) == 1
 
 
 X = torch.zeros(4, 3)

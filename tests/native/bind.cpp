@@ -355,42 +355,48 @@ py::array_t<T> likelihood(const std::string& name, int kind, const py::dict& fie
   throw std::invalid_argument("no such variant: " + name);
 }
 
-// Returns kl, mean, variance, clamped, non_finite, and the partial sums, which the caller keeps.
-py::tuple stats(const std::string& device, const py::array& mu, const py::array& raw,
-                const std::vector<int>& dims, const MaybeArray& prior_mean,
-                const MaybeArray& prior_raw, const MaybeArray& mask, const py::dict& options,
-                const py::dict& scalars) {
+// The space of statistics, whose rows are the items of the batch, and its division into tasks.
+vae_fused::StatsTasks stats_tasks(const std::string& device, const vae_fused::Space& space) {
+  using vae_fused::StatsTasks;
+  return device == "cuda" ? StatsTasks::of_cuda(space) : StatsTasks::of_cpu(space);
+}
+
+// How many columns and partial sums a call has.
+std::pair<int64_t, int64_t> stats_sizes(const std::string& device, const py::array& mu,
+                                        const std::vector<int>& dims) {
+  Shape shape(mu, dims);
+  shape.summed.flip();
+  vae_fused::Operand operand;
+  const Array array = view(mu, mu);
+  const auto space = make_space(shape.sizes, shape.summed, {{&array, &operand}});
+  return {space.cols, stats_tasks(device, space).partials()};
+}
+
+void stats(const std::string& device, const py::array& mu, const py::array& raw,
+           const std::vector<int>& dims, const py::array& kl, const py::array& mean,
+           const py::array& variance, const py::array& clamped, const py::array& non_finite,
+           const py::array& partials, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
+           const MaybeArray& mask, const py::dict& options, const py::dict& scalars) {
   vae_fused::WithScalars<vae_fused::StatsParams> params;
   params.dtype = dtype_of(mu);
   params.of.options = family_of(options);
   point_to(scalars, params);
   Shape shape(mu, dims);
-  shape.summed.flip();  // the items of the batch are rows
+  shape.summed.flip();
   vae_fused::testing::bind(params, shape.sizes, shape.summed,
                            {{"mu", view(mu, mu)},
                             {"raw", view(raw, mu)},
                             {"prior_mean", view(prior_mean, mu)},
                             {"prior_raw", view(prior_raw, mu)},
                             {"mask", view(mask, mu, true)}});
-  using vae_fused::StatsTasks;
-  params.tasks =
-      device == "cuda" ? StatsTasks::of_cuda(params.space) : StatsTasks::of_cpu(params.space);
-  const int64_t cols = params.space.cols;
-  const auto made = [&]() -> py::array {
-    if (params.dtype == DType::kFloat64) return py::array_t<double>(cols);
-    return py::array_t<float>(cols);
-  };
-  py::array kl = made(), mean = made(), variance = made();
-  py::array_t<int64_t> clamped(cols), non_finite(cols);
-  py::array_t<double> partials(params.tasks.partials());
-  params.kl = kl.mutable_data();
-  params.mean = mean.mutable_data();
-  params.variance = variance.mutable_data();
-  params.clamped = clamped.mutable_data();
-  params.non_finite = non_finite.mutable_data();
-  params.partials = partials.mutable_data();
+  params.tasks = stats_tasks(device, params.space);
+  params.kl = pointer<void>(kl);
+  params.mean = pointer<void>(mean);
+  params.variance = pointer<void>(variance);
+  params.clamped = pointer<int64_t>(clamped);
+  params.non_finite = pointer<int64_t>(non_finite);
+  params.partials = pointer<double>(partials);
   call(device, params, vae_fused::cpu::stats, kCudaStats, nullptr);
-  return py::make_tuple(kl, mean, variance, clamped, non_finite, partials);
 }
 
 void forward(const std::string& device, const py::array& mu, const MaybeArray& raw,
@@ -875,8 +881,9 @@ PYBIND11_MODULE(_native, m) {
         "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
         "family"_a = py::dict(), "scalars"_a = py::dict(), "stream"_a = nullptr);
-  m.def("stats", &stats, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
-        "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
+  m.def("stats_sizes", &stats_sizes, "device"_a, "mu"_a, "dims"_a);
+  m.def("stats", &stats, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a, "kl"_a, "mean"_a,
+        "variance"_a, "clamped"_a, "non_finite"_a, "partials"_a, "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
         "family"_a = py::dict(), "scalars"_a = py::dict());
   m.def("way_of", &way_of, "mu"_a, "raw"_a, "z"_a, "dims"_a);
   m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,

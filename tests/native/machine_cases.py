@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import test_family, test_kernels, test_multi
+from . import test_family, test_kernels, test_multi, test_stats
 from .calls import DTYPES, Call, backward, forward
 
 # Whole and partial tiles, whole rows written at once and staged in shared memory, rows of several
@@ -57,6 +57,15 @@ OPTIONS = (
     ("balance", "every", "images", "misaligned"),
     ("temperature", "none", "(B, D) none", "dense"),
     ("linear", "none", "odd", "channels last"),
+    ("at sample", "none", "(B, D)", "dense"),
+    ("at sample, stopped", "every", "(B, D)", "dense"),
+    ("at sample, stopped", "samples of eps", "odd", "dense"),
+    ("scalars at sample", "samples", "images", "misaligned"),
+)
+STATS = (
+    ("clamp", "(B, D)", "dense", "every"),
+    ("softplus", "images", "channels last", "every"),
+    ("defaults", "one column", "dense", "plain"),
 )
 # nvcc fuses gain * raw + shift, which nearly cancels in one element: float32 of the CPU is off by
 # 9e-5 there, and the machine code by 1e-5, both compared with float64.
@@ -71,6 +80,9 @@ OF_FLOAT16 = (
     ("defaults", "prior", "images", "channels last"),
     ("softplus", "prior", "(B, D)", "dense"),
     ("std", "every", "odd", "dense"),
+    ("at sample, stopped", "every", "(B, D)", "dense"),
+    ("at sample, stopped", "samples of eps", "odd", "dense"),
+    ("clamp", "(B, D)", "dense", "every"),
     ("misaligned", "everything"),
     ("by pointer",),
 )
@@ -102,6 +114,7 @@ CASES = [
         ("default", DEFAULT),
         ("options", OPTIONS),
         ("list", LISTS),
+        ("stats", STATS),
         ("part", [(part, layout) for part in PARTS for layout in ("dense", "transposed")]),
         ("key", [("by pointer",), ("2**32",), ("2**64",)]),
     )
@@ -123,6 +136,9 @@ def results(native: Any, device: str, case: Case) -> dict[str, np.ndarray | None
     if case.kind == "list":
         found = test_multi.run(native, device, case.dtype, *case.arguments)
         return {f"array {k}": x for k, x in enumerate(found)}
+    if case.kind == "stats":
+        *what, tensors = case.arguments
+        return test_stats.run(native, device, what[0], what[1], case.dtype, what[2], tensors == "every")
     if case.kind == "options":
         options, tensors, shape, layout = case.arguments
         call = test_family.run(native, device, options, tensors, shape, case.dtype, layout)
@@ -164,14 +180,14 @@ def with_key(native: Any, device: str, dtype: str, which: str) -> Call:
 
 
 def compare(native: ModuleType, case: Case, found: Any, expected: Any) -> None:
-    tolerance = TOLERANCE["options" if case.kind in ("options", "list") else "default"]
+    tolerance = TOLERANCE["options" if case.kind in ("options", "list", "stats") else "default"]
     for name, want in expected.items():
         got = found[name]
         assert (got is None) == (want is None), name
         if want is None:
             continue
         rtol = tolerance[case.dtype]
-        if name == "kl":
+        if name in ("kl", *test_stats.NAMES):
             rtol = min(rtol, tolerance["float32"])
         a, b = (test_kernels.values(native, x) for x in (got, want))
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol, err_msg=name)

@@ -33,7 +33,7 @@ SOURCES = tuple(sorted((build.CSRC / "cuda").rglob("*.cu")))
 # The functions of the native module that launch kernels.
 LAUNCHING = (
     "forward", "backward", "multi", "nll", "nll_backward", "softmax_rows", "kl_backward",
-    "scale_gradients",
+    "scale_gradients", "stats",
 )  # fmt: skip
 COMMAND = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90", "-cubin", f"-I{build.CSRC}"]
 

@@ -212,6 +212,7 @@ def log_ratio(q: Gaussian, p: Gaussian | None, *, stop_q: bool) -> Tensor:
     d = z
     if p is not None:
         d, x = (z - p.mean) / p.divisor, x - p.log_variance
+    w = torch.where(d.isinf(), _constant(w), w)  # whose derivative would be a difference of infs
     return 0.5 * ((d - w) * (d + w) - clamped(x, None, 178.0))
 
 
