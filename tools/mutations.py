@@ -1,0 +1,297 @@
+"""Makes every formula wrong by 1 %, one at a time, and tells which of them no test notices.
+
+    python tools/mutations.py                        report on standard output
+    python tools/mutations.py --locals --out FILE    variables of formulas as well; report in FILE
+    python tools/mutations.py --only 'special.py'    some of them: a pattern of `file:function part`
+
+The script copies the tree, rewrites the formulas of the copy (tools/mutants.py) and builds it once:
+the CPU extension, the package without an extension, and the native test module. It runs the tests
+without a mutant, and records which formulas each test evaluates and how long it takes. Then it runs
+for each mutant the tests that evaluate it, until one fails: first those that have found other
+mutants of the same file, then the fastest. A process that has collected the tests once forks for
+each run. torch and the requirements of the tests must be installed. `--folder` keeps the copy and
+the results, and a second run continues there with the tests as they are then: it runs the mutants
+that nothing has caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mutants import Site, rewrite
+
+ROOT = Path(__file__).resolve().parents[1]
+# Name: which package is imported, and tests. The native tests do not compute with the package.
+SUITES = {
+    "native": ("none", [f"tests/native/test_{name}.py" for name in (
+        "math", "scale", "likelihood_math", "kernels", "family", "multi", "nll", "elbo",
+    )]),
+    "compiled": ("cpu", ["tests/functional", "tests/layers", "tests/usage/test_theory.py"]),
+    "eager": ("none", ["tests/functional", "tests/layers", "tests/usage/test_theory.py"]),
+}  # fmt: skip
+# Mutants that no test can notice, by `file:function part`, and why.
+EQUIVALENT: dict[str, str] = {}
+
+
+def name_of(site: Site) -> str:
+    return f"{site.file}:{site.function} {site.part}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Runs of a suite
+# --------------------------------------------------------------------------------------------------
+
+
+class Runs:
+    """A pytest plugin that runs, for each mutant in a fork, the collected tests that reach it."""
+
+    def __init__(self, suite: str, sites: list[Site], chosen: list[int], limit: float) -> None:
+        self.suite, self.sites, self.chosen, self.limit = suite, sites, chosen, limit
+        self.terminal, self.folder = os.dup(1), Path.cwd()
+        self.results = self.folder / "results.json"
+        self.found = json.loads(self.results.read_text()) if self.results.exists() else {}
+        self.failed: list[str] = []
+        self.seconds = 0.0
+
+    def say(self, text: str) -> None:
+        os.write(self.terminal, f"{text}\n".encode())
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        if session.testsfailed:
+            return False
+        self.items = {item.nodeid: item for item in session.items}
+        for name, module in list(sys.modules.items()):
+            if self.suite == "native" and name.endswith("native.build"):
+                module.module()
+        started = time.monotonic()
+        tests = self.run(-1, list(self.items), 3600)
+        if isinstance(tests, str):
+            self.say(tests)
+            raise session.Failed("without a mutant")
+        seconds = time.monotonic() - started
+        self.say(f"{self.suite}: {len(tests)} tests in {seconds:.0f} s without a mutant")
+        kills: Counter[tuple[str, str]] = Counter()
+        for number in self.chosen:
+            if self.found.get(str(number)):
+                continue
+            site = self.sites[number - 1]
+            reaching = [test for test, (_, reached) in tests.items() if number in reached]
+            if not reaching:
+                is_other = any(-number in reached for _, reached in tests.values())
+                if is_other:  # a truth value, an integer or a shape
+                    self.found[str(number)] = "no number"
+                continue
+            reaching.sort(key=lambda t: (not kills[site.file, t], tests[t][0]))
+            caught = self.run(number, reaching, self.limit)
+            kills[site.file, caught] += 1
+            self.found[str(number)] = f"{self.suite}: {caught}" if caught else ""
+            missed = f"{len(reaching)} tests evaluate it, none fails"
+            self.say(f"{number} {site.line} {name_of(site)}: {caught or missed}")
+            self.results.write_text(json.dumps(self.found))
+        self.results.write_text(json.dumps(self.found))
+        return True
+
+    def run(self, mutant: int, names: list[str], limit: float) -> Any:
+        """What :meth:`in_child` returns, computed in a fork; the reason if it has not ended."""
+        answer = self.folder / "answer.json"
+        answer.unlink(missing_ok=True)
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            answer.write_text(json.dumps(self.in_child(mutant, names)))
+            os._exit(0)
+        end = time.monotonic() + limit
+        while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
+            if time.monotonic() > end:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return "" if mutant > 0 else "the time limit"
+            time.sleep(0.01)
+        return json.loads(answer.read_text()) if answer.exists() else f"status {done[1]}"
+
+    def in_child(self, mutant: int, names: list[str]) -> Any:
+        """The first test that fails, or what each test reaches and the seconds that it takes."""
+        os.environ["VAE_FUSED_MUTANT"] = str(mutant)
+        sys.modules["vae_fused._mutant"].SELECTED = mutant
+        self.libraries = [ctypes.CDLL(path) for path in self.mapped()]
+        for library in self.libraries:
+            ctypes.c_int.in_dll(library, "vae_fused_mutant").value = mutant
+        tests = {}
+        for name, following in zip(names, [*names[1:], None], strict=True):
+            self.seconds = 0.0
+            self.items[name].ihook.pytest_runtest_protocol(
+                item=self.items[name], nextitem=following and self.items[following]
+            )
+            if mutant > 0 and self.failed:
+                return name
+            tests[name] = (self.seconds, [] if mutant > 0 else self.reached())
+        if mutant > 0:
+            return ""
+        return "\n".join(self.failed) or tests
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds += report.duration
+        if report.failed:
+            self.failed.append(f"{report.nodeid}\n{report.longreprtext}")
+
+    def mapped(self) -> list[str]:
+        """The extensions of the copy that this process has loaded."""
+        maps = Path("/proc/self/maps").read_text()
+        pattern = rf"{re.escape(str(self.folder))}/\S+/(?:_native|_C)\.\S*so"
+        return sorted(set(re.findall(pattern, maps)))
+
+    def reached(self) -> list[int]:
+        """The formulas that have been evaluated since the last call."""
+        module: Any = sys.modules["vae_fused._mutant"]
+        result = set(module.REACHED)
+        module.REACHED.clear()
+        for library in self.libraries:
+            array = (ctypes.c_int * (len(self.sites) + 1)).in_dll(library, "vae_fused_reached")
+            result |= {number for number, flag in enumerate(array) if flag}
+            ctypes.memset(array, 0, ctypes.sizeof(array))
+        return sorted(result)
+
+
+def run_suite(copy: Path, suite: str, sites: list[Site], chosen: list[int], limit: float) -> None:
+    """In a fork of this process, which has imported neither package under test."""
+    child = os.fork()
+    if child == 0:
+        package, paths = SUITES[suite]
+        os.chdir(copy)
+        os.environ |= {"PYTHONPATH": str(copy / package), "OMP_NUM_THREADS": "1"}
+        sys.path[:] = [str(copy / package), *sys.path[1:]]
+        sys.argv = ["pytest"]
+        import pytest
+
+        runs = Runs(suite, sites, chosen, limit)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
+        os._exit(pytest.main([*options, *paths], plugins=[runs]))
+    if os.waitpid(child, 0)[1] != 0:
+        raise SystemExit(f"{suite} fails without a mutant:\n{(copy / 'log.txt').read_text()}")
+
+
+# --------------------------------------------------------------------------------------------------
+# The copy
+# --------------------------------------------------------------------------------------------------
+
+
+def copied(copy: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.json")
+            shutil.rmtree(copy / name, ignore_errors=True)
+            shutil.copytree(source, copy / name, ignore=ignored)
+        else:
+            shutil.copy(source, copy / name)
+
+
+def prepared(copy: Path) -> list[Site]:
+    """Copy, rewrite and build; of a copy that is there already only the tests are copied."""
+    record, tests = copy / "sites.json", ("tests", "docs", "README.md")
+    if record.exists():
+        copied(copy, tests)
+        build(copy, [sys.executable, "tests/native/build.py", "module"])
+        return [Site(**site) for site in json.loads(record.read_text())]
+    left_out = (".git", "build", "benchmarks")
+    every = [p.name for p in ROOT.iterdir() if not p.name.startswith(".venv")]
+    copied(copy, tuple(name for name in every if name not in left_out))
+    sites = rewrite(copy)
+    for mode in ("none", "cpu"):
+        setup = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", mode]
+        build(copy, setup, VAE_FUSED_BUILD=mode)
+    build(copy, [sys.executable, "tests/native/build.py", "module"])
+    record.write_text(json.dumps([asdict(site) for site in sites]))
+    return sites
+
+
+def build(copy: Path, command: list[str], **variables: str) -> None:
+    subprocess.run(command, cwd=copy, check=True, env={**os.environ, **variables})
+
+
+# --------------------------------------------------------------------------------------------------
+# The mutants
+# --------------------------------------------------------------------------------------------------
+
+
+def report(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
+    yield "| file | line | function | part | formula | caught by |"
+    yield "|---|---|---|---|---|---|"
+    for number, site in enumerate(sites, 1):
+        if (caught := found.get(str(number))) is None or caught == "no number":
+            continue
+        why = EQUIVALENT.get(name_of(site), "")
+        result = caught or (f"equivalent: {why}" if why else "**nothing**")
+        text = site.text[:60].replace("|", "\\|")
+        yield f"| {site.file} | {site.line} | {site.function} | {site.part} | `{text}` | {result} |"
+
+
+def summary(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
+    yield "| file | mutants | caught | equivalent | not caught |"
+    yield "|---|---|---|---|---|"
+    totals: dict[str, Counter[str]] = {}
+    for number, site in enumerate(sites, 1):
+        if (caught := found.get(str(number))) is not None and caught != "no number":
+            kind = "caught" if caught else "same" if name_of(site) in EQUIVALENT else "missed"
+            totals.setdefault(site.file, Counter())[kind] += 1
+    for file, of in totals.items():
+        yield f"| {file} | {of.total()} | {of['caught']} | {of['same']} | {of['missed']} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", type=re.compile)
+    parser.add_argument("--locals", action="store_true")
+    parser.add_argument("--suite", nargs="*", default=list(SUITES))
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds of tests for a mutant")
+    given = parser.parse_args()
+    copy = (given.folder or Path(tempfile.mkdtemp(prefix="mutations-"))).resolve()
+    copy.mkdir(exist_ok=True)
+    sites = prepared(copy)
+    chosen = [
+        number
+        for number, site in enumerate(sites, 1)
+        if (given.locals or not site.part.startswith("local "))
+        and not (given.only and not given.only.search(name_of(site)))
+    ]
+    import torch  # noqa: F401
+
+    for suite in given.suite:
+        kind = "vae_fused/" if suite == "eager" else "csrc/"
+        of_suite = [number for number in chosen if sites[number - 1].file.startswith(kind)]
+        run_suite(copy, suite, sites, of_suite, given.limit)
+    results = copy / "results.json"
+    found = {str(n): "" for n in chosen} | json.loads(results.read_text())
+    text = "\n".join([*summary(sites, found), "", *report(sites, found)])
+    if given.out:
+        given.out.write_text(text + "\n")
+    else:
+        print(text)
+    if not given.folder:
+        shutil.rmtree(copy)
+    missed = (sites[int(number) - 1] for number, caught in found.items() if not caught)
+    return 0 if all(name_of(site) in EQUIVALENT for site in missed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
