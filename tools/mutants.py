@@ -1,7 +1,7 @@
 """Rewrites the formulas of a copy so that an environment variable makes one of them wrong by 1 %.
 
-All mutants are compiled together: each formula becomes `mutated<7>(formula)` in C++ and
-`_mutated(7, formula)` in Python, which multiplies by 1.01 if VAE_FUSED_MUTANT is 7. A formula is
+All mutants are compiled together: each formula becomes `(formula) * mutated<7>()` in C++, where the
+factor is 1.01 if VAE_FUSED_MUTANT is 7, and `_mutated(7, formula)` in Python. A formula is
 what a function returns, a component of what it returns, or what it assigns to a result or to a
 variable of floating-point type. Integers, truth values, bit casts and constants are left alone, and
 so are the steps of a polynomial: 1 % of a high coefficient is below rounding, and the polynomial's
@@ -27,7 +27,6 @@ PYTHON = (
 )  # fmt: skip
 HEADER = """#pragma once
 #include <cstdlib>
-#include <type_traits>
 extern "C" {
 // Which formulas have been evaluated.
 inline __attribute__((visibility("default"))) int vae_fused_reached[%d];
@@ -35,18 +34,11 @@ inline __attribute__((visibility("default"))) int vae_fused_mutant =
     std::getenv("VAE_FUSED_MUTANT") ? std::atoi(std::getenv("VAE_FUSED_MUTANT")) : 0;
 }
 namespace vae_fused::math {
-template <int id, typename F>
-inline __attribute__((always_inline)) auto mutated(F x) {
-  static_assert(!std::is_same_v<F, bool>, "no formula");
+// A number, as files of several instruction sets share this function.
+template <int id>
+inline __attribute__((always_inline)) float mutated() {
   vae_fused_reached[id] = 1;
-  const bool selected = vae_fused_mutant == id;
-  if constexpr (std::is_integral_v<F>) {
-    return static_cast<float>(x) * (selected ? 1.01f : 1.0f);
-  } else if constexpr (std::is_same_v<F, double>) {
-    return x * (selected ? 1.01 : 1.0);
-  } else {
-    return x * F(selected ? 1.01f : 1.0f);
-  }
+  return vae_fused_mutant == id ? 1.01f : 1.0f;
 }
 }  // namespace vae_fused::math
 """
@@ -94,17 +86,23 @@ class Span:
     part: str
 
 
-def rewritten(text: str, file: str, spans: list[Span], call: str, known: list[Site]) -> str:
-    """The text with each span inside of ``call``; appends the sites to ``known``."""
+def rewritten(text: str, file: str, spans: list[Span], known: list[Site]) -> str:
+    """The text with a factor for each span; appends the sites to ``known``."""
     edits: list[tuple[int, int, str]] = []  # of those at one place the shorter span is inside
     for span in spans:
         line = text.count("\n", 0, span.start) + 1
         shown = " ".join(text[span.start : span.end].split())
         known.append(Site(file, line, span.function, span.part, shown))
-        edits.append((span.start, -span.end, call % len(known)))
-        edits.append((span.end, -span.start, ")"))
+        number = len(known)
+        before, after = (
+            (f"_mutated({number}, ", ")")
+            if file.endswith(".py")
+            else ("(", f") * mutated<{number}>()")
+        )
+        edits.append((span.start, -span.end, before))
+        edits.append((span.end, -span.start, after))
     result, last = [], 0
-    for place, _, inserted in sorted(edits, key=lambda edit: (edit[0], edit[2] != ")", edit[1])):
+    for place, _, inserted in sorted(edits, key=lambda edit: (edit[0], edit[2][0] != ")", edit[1])):
         result += [text[last:place], inserted]
         last = place
     return "".join([*result, text[last:]])
@@ -340,11 +338,11 @@ def rewrite(root: Path) -> list[Site]:
     for path in headers:
         text, name = path.read_text(), str(path.relative_to(root))
         spans = list(cpp_spans(text, structs))
-        path.write_text(rewritten(text, name, spans, "mutated<%d>(", sites))
+        path.write_text(rewritten(text, name, spans, sites))
     package = root / "vae_fused"
     for path in sorted({p for pattern in PYTHON for p in package.glob(pattern)}):
         text, name = path.read_text(), str(path.relative_to(root))
-        text = rewritten(text, name, list(python_spans(text)), "_mutated(%d, ", sites)
+        text = rewritten(text, name, list(python_spans(text)), sites)
         future = "from __future__ import annotations"
         added = "; from vae_fused._mutant import mutated as _mutated"
         path.write_text(text.replace(future, future + added, 1))

@@ -159,6 +159,41 @@ def test_samples_have_the_moments_of_the_distribution(case: Case) -> None:
     assert distribution.mean.requires_grad
 
 
+@every
+def test_a_distribution_has_the_density_of_its_kind(case: Case) -> None:
+    kind, inputs = dataclasses.replace(case.kind, constants=True), make(case)
+    if isinstance(kind, (k.NegativeBinomial, k.ZeroInflatedNegativeBinomial)):
+        kind = dataclasses.replace(kind, eps=0.0)  # which is no part of a distribution
+    got = kind.distribution(inputs.outputs, inputs.library).log_prob(inputs.target)
+    want = kind.log_prob(inputs.outputs, inputs.target, library=inputs.library)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+
+
+@every
+def test_a_gradient_does_not_depend_on_which_others_are_required(case: Case) -> None:
+    inputs = make(case)
+    together = torch.autograd.grad(inputs.nll(case.kind, reduction="sum"), inputs.leaves)
+    for at, (leaf, want) in enumerate(zip(inputs.leaves, together, strict=True)):
+        some = [value if i == at else value.detach() for i, value in enumerate(inputs.leaves)]
+        outputs, library = some[: len(inputs.outputs)], None if inputs.library is None else some[-1]
+        alone = inputs._replace(outputs=tuple(outputs), library=library)
+        (got,) = torch.autograd.grad(alone.nll(case.kind, reduction="sum"), leaf)
+        torch.testing.assert_close(got, want)
+
+
+def test_samples_of_counts_have_their_mean_to_a_permille() -> None:
+    """With parameters for which the mean of so many counts is known to 1e-4."""
+    mean, theta = torch.full((20_000,), 1e4), torch.tensor([1e6])
+    for kind, outputs in (
+        (k.NegativeBinomial(), (mean, theta)),
+        (k.ZeroInflatedNegativeBinomial(), (mean, theta, torch.tensor([-20.0]))),
+    ):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            drawn = kind.distribution(outputs).sample()
+        assert drawn.mean().item() == pytest.approx(1e4, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["nb", "nb, softmax", "zinb", "zinb, probs"])
 def test_probabilities_of_counts_sum_to_1(name: str) -> None:
     case = CASES[name]

@@ -99,9 +99,7 @@ def test_formulas_of_python() -> None:
 @pytest.mark.parametrize("mutant", [0, 1, 3, 5])
 def test_one_formula_at_a_time_is_wrong_by_one_percent(mutant: int) -> None:
     sites: list[mutants.Site] = []
-    text = mutants.rewritten(
-        PYTHON, "some.py", list(mutants.python_spans(PYTHON)), "_mutated(%d, ", sites
-    )
+    text = mutants.rewritten(PYTHON, "some.py", list(mutants.python_spans(PYTHON)), sites)
 
     def mutated(number: int, value: float) -> float:
         return value * 1.01 if number == mutant else value
@@ -133,4 +131,4 @@ def test_the_sources_without_a_mutant_compile(tmp_path: Path) -> None:
     for header in expected:
         text = (tmp_path / header).read_text()
         numbers = [n for n, site in enumerate(sites, 1) if site.file == header]
-        assert all(text.count(f"mutated<{n}>(") == 1 for n in numbers)
+        assert all(text.count(f"mutated<{n}>()") == 1 for n in numbers)
