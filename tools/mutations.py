@@ -52,12 +52,18 @@ SUITES = {
     "compiled": ("cpu", PACKAGE_TESTS),
     "eager": ("none", PACKAGE_TESTS),
 }
-# Mutants that no test can notice, by `file:function part`, and why.
+# Mutants that no test can notice: patterns of `file:function part = formula`, and why.
 EQUIVALENT: dict[str, str] = {}
 
 
 def name_of(site: Site) -> str:
     return f"{site.file}:{site.function} {site.part}"
+
+
+def reason_of(site: Site) -> str:
+    """Why this mutant cannot be noticed; empty if it can."""
+    whole = f"{name_of(site)} = {site.text}"
+    return next((why for pattern, why in EQUIVALENT.items() if re.match(pattern, whole)), "")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -257,32 +263,43 @@ def build(copy: Path, suite: str) -> None:
 
 
 def report(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
+    """All mutants, and what has caught them."""
     yield "| file | line | function | part | formula | caught by |"
     yield "|---|---|---|---|---|---|"
     for number, site in enumerate(sites, 1):
         if (caught := found.get(str(number))) is None or caught == "no number":
             continue
-        why = EQUIVALENT.get(name_of(site), "")
-        result = caught or (f"equivalent: {why}" if why else "**nothing**")
+        result = caught or (f"equivalent: {reason_of(site)}" if reason_of(site) else "**nothing**")
         text = site.text[:60].replace("|", "\\|")
         yield f"| {site.file} | {site.line} | {site.function} | {site.part} | `{text}` | {result} |"
 
 
 def summary(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
+    """Their number by file, those that cannot be noticed, and those that nothing has caught."""
+    totals: dict[str, Counter[str]] = {}
+    others: dict[str, list[str]] = {}
+    for number, site in enumerate(sites, 1):
+        if (caught := found.get(str(number))) is None or caught == "no number":
+            continue
+        why = reason_of(site)
+        kind = "caught" if caught else "equivalent" if why else "missed"
+        totals.setdefault(site.file, Counter())[kind] += 1
+        if kind != "caught":
+            reason = why or "**Nothing has caught it.**"
+            line = f"- `{site.function}`, {site.part}: `{site.text[:70]}`. {reason}"
+            others.setdefault(site.file, []).append(line)
     yield "| file | mutants | caught | equivalent | not caught |"
     yield "|---|---|---|---|---|"
-    totals: dict[str, Counter[str]] = {}
-    for number, site in enumerate(sites, 1):
-        if (caught := found.get(str(number))) is not None and caught != "no number":
-            kind = "caught" if caught else "same" if name_of(site) in EQUIVALENT else "missed"
-            totals.setdefault(site.file, Counter())[kind] += 1
+    totals["all files"] = sum(totals.values(), Counter())
     for file, of in totals.items():
-        yield f"| {file} | {of.total()} | {of['caught']} | {of['same']} | {of['missed']} |"
+        yield f"| {file} | {of.total()} | {of['caught']} | {of['equivalent']} | {of['missed']} |"
+    for file, lines in others.items():
+        yield from ("", f"**{file}**", "", *lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="a Markdown file for the table of all mutants")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", type=re.compile)
     parser.add_argument("--locals", action="store_true")
@@ -307,15 +324,13 @@ def main() -> int:
         run_suite(copy, suite, sites, of_suite, given.limit)
     results = copy / "results.json"
     found = {str(n): "" for n in chosen} | json.loads(results.read_text())
-    text = "\n".join([*summary(sites, found), "", *report(sites, found)])
     if given.out:
-        given.out.write_text(text + "\n")
-    else:
-        print(text)
+        given.out.write_text("\n".join([*summary(sites, found), "", *report(sites, found), ""]))
+    print("\n".join(summary(sites, found)))
     if not given.folder:
         shutil.rmtree(copy)
     missed = (sites[int(number) - 1] for number, caught in found.items() if not caught)
-    return 0 if all(name_of(site) in EQUIVALENT for site in missed) else 1
+    return 0 if all(map(reason_of, missed)) else 1
 
 
 if __name__ == "__main__":
