@@ -752,6 +752,10 @@ def test_limits(native: ModuleType, variant: str) -> None:
     assert of("negative_binomial", [0, 1, 3e3], 0, 5)[0].min() > 50
     np.testing.assert_array_equal(of("negative_binomial", 0, [1e-3, 1, 1e8, inf], 3)[0], inf)
     assert of("negative_binomial", [0, 1, 3e3], 0, 0)[0].max() < 1e-22
+    for theta in (1e-25, 1e-30, 1e-36):  # below 2^-80
+        got = of("negative_binomial", [0.5, 2, 3e3], theta, 3)[0]
+        want = [mp_nb({}, mpf(m), mpf(float(np.float32(theta))), mpf(3)) for m in (0.5, 2, 3e3)]
+        np.testing.assert_allclose(got, np.float64(want), rtol=1e-6)
     np.testing.assert_array_equal(of("poisson", 0, [0, 1])[0], [0, inf])
 
     # nothing but NaN makes NaN
