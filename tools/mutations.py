@@ -53,7 +53,20 @@ SUITES = {
     "eager": ("none", PACKAGE_TESTS),
 }
 # Mutants that no test can notice: patterns of `file:function part = formula`, and why.
-EQUIVALENT: dict[str, str] = {}
+INFINITE = "The value is infinite or NaN where it is used, and stays so."
+EQUIVALENT: dict[str, str] = {
+    r"csrc/math/elementary\.h:log_any local special": INFINITE,
+    r"csrc/math/likelihood/front_end\.h:at_infinity local infinite": INFINITE,
+    r"csrc/math/likelihood/continuous_bernoulli\.h:ContinuousBernoulli::value local end": INFINITE,
+    r"csrc/math/likelihood/negative_binomial_logits\.h:NegativeBinomialLogits::of_count p 4": (
+        "This field is read where eps is not 0, and this kind has no eps."
+    ),
+    r"csrc/math/platform\.h:rounded_product return = x \* y": (
+        "Only compilers without the barrier of the line above compile this line."
+    ),
+    r"vae_fused/iwae\.py:_bound local ties": "Each element is 0 or minus infinity.",
+    r".*\.jvp return = torch\.zeros_like": "The tangent is 0.",
+}
 
 
 def name_of(site: Site) -> str:
