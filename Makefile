@@ -44,7 +44,7 @@ help:
 	@echo 'make bench    build, time the latent against what else computes it; table, JSON, figures'
 	@echo 'make steps    build, install the packages, and time whole training steps of theirs; table, JSON'
 	@echo 'make regressions   build, and hold the ratios to what eager takes to their floors'
-	@echo 'make mutations     make each formula wrong by 1 %, and list those that no test notices: an hour'
+	@echo 'make mutations     make each formula wrong by 1 %, and list those that no test notices; 40 minutes'
 	@echo 'make budget   of a CUDA build, record what each kernel costs; BUDGET_ARGS=--check compares'
 	@echo 'make gpu      build, and hold it to its promises on this GPU in 240 s; results as JSON'
 	@echo 'make gpu-bundle    without a GPU: pack what such a run needs on a machine without a network'

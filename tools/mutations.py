@@ -38,13 +38,15 @@ from mutants import Site, rewrite
 ROOT = Path(__file__).resolve().parents[1]
 # By name: the package that is imported, and the tests: those that know the values. Those of the
 # mathematics do not need the package, and see most formulas of csrc/math.
-MATH_TESTS = [f"tests/native/test_{name}.py" for name in ("math", "scale", "likelihood_math")]
+MATH_TESTS = [f"tests/native/test_{name}.py" for name in (
+    "math", "scale", "likelihood_math", "family", "kernels",
+)]  # fmt: skip
 KERNEL_TESTS = [f"tests/functional/test_{name}.py" for name in (
-    "numerics", "scale_range", "densities", "masks", "multi", "noise", "gradients", "elbo",
+    "numerics", "scale_range", "densities", "masks", "multi", "noise", "gradients", "elbo", "nll",
     "likelihood_kinds", "option_values",
 )]  # fmt: skip
 PACKAGE_TESTS = [
-    *(f"tests/functional/test_{n}.py" for n in ("nll_values", "iwae", "stats", "moments", "nll")),
+    *(f"tests/functional/test_{n}.py" for n in ("nll_values", "iwae", "stats", "moments")),
     *(f"tests/layers/test_{n}.py" for n in ("distributions", "schedules", "options", "nn")),
     "tests/usage/test_func.py",
     *KERNEL_TESTS,
@@ -54,6 +56,9 @@ SUITES = {
     "compiled": ("cpu", KERNEL_TESTS),
     "eager": ("none", PACKAGE_TESTS),
 }
+# CUDA kernels that are other instances of the same templates, and take minutes to compile.
+OTHER_KERNELS = ("nll_half.cu", "nll_bfloat16.cu", "nll_double.cu")
+
 # Mutants that no test can notice: patterns of `file:function part = formula`, and why.
 INFINITE = "The value is infinite or NaN where it is used, and stays so."
 EQUIVALENT: dict[str, str] = {
@@ -205,7 +210,7 @@ def run_suite(copy: Path, suite: str, sites: list[Site], chosen: list[int], limi
     if child == 0:
         package, paths = SUITES[suite]
         os.chdir(copy)
-        os.environ |= {"PYTHONPATH": str(copy / package), "OMP_NUM_THREADS": "1"}
+        os.environ |= {**variables_of(suite), "PYTHONPATH": str(copy / package)}
         sys.path[:] = [str(copy / package), *sys.path[1:]]
         sys.argv = ["pytest"]
         import pytest
@@ -254,23 +259,29 @@ def prepared(copy: Path) -> list[Site]:
     left_out = (".git", "build", "benchmarks")
     every = [p.name for p in ROOT.iterdir() if not p.name.startswith(".venv")]
     copied(copy, tuple(name for name in every if name not in left_out))
-    # The kernels use formulas and have none, and their emulation takes minutes to compile.
-    for kernel in (copy / "csrc/cuda").rglob("*.cu"):
-        kernel.unlink()
+    for kernel in OTHER_KERNELS:
+        (copy / "csrc/cuda/likelihood" / kernel).unlink()
     sites = rewrite(copy)
     record.write_text(json.dumps([asdict(site) for site in sites]))
     return sites
 
 
+def variables_of(suite: str) -> dict[str, str]:
+    """The environment of a suite, whose tests look for the build of the same compiler."""
+    package, compiler = SUITES[suite][0], os.environ.get("CXX", "g++")
+    native = {"CXX": f"{compiler} -DVAE_FUSED_FLOAT_LIKELIHOODS"} if suite == "native" else {}
+    baseline = {"VAE_FUSED_BUILD": package, "CFLAGS": "-DVAE_FUSED_CPU_BASELINE"}
+    return {**baseline, **native, "OMP_NUM_THREADS": "1"}
+
+
 def build(copy: Path, suite: str) -> None:
     """What a suite needs. Other instruction sets than the baseline have the same formulas."""
-    mode, compiler = SUITES[suite][0], {"CFLAGS": "-DVAE_FUSED_CPU_BASELINE"}
-    commands = [["setup.py", "--quiet", "build", "--build-lib", mode]]
+    commands = [["setup.py", "--quiet", "build", "--build-lib", SUITES[suite][0]]]
     if suite == "native":
         commands.append(["tests/native/build.py", "module"])
+    environment = {**os.environ, **variables_of(suite)}
     for command in commands:
-        variables = {**os.environ, **compiler, "VAE_FUSED_BUILD": mode}
-        subprocess.run([sys.executable, *command], cwd=copy, check=True, env=variables)
+        subprocess.run([sys.executable, *command], cwd=copy, check=True, env=environment)
 
 
 # --------------------------------------------------------------------------------------------------
