@@ -34,7 +34,8 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo test bench steps regressions mutations budget gpu gpu-bundle lint format clean
+.PHONY: help build demo test bench steps regressions mutations budget gpu gpu-bundle lint format \
+    clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,7 +45,7 @@ help:
 	@echo 'make bench    build, time the latent against what else computes it; table, JSON, figures'
 	@echo 'make steps    build, install the packages, and time whole training steps of theirs; table, JSON'
 	@echo 'make regressions   build, and hold the ratios to what eager takes to their floors'
-	@echo 'make mutations     make each formula wrong by 1 %, and list those that no test notices; 40 minutes'
+	@echo 'make mutations     make each formula wrong by 1 %, and list what no test notices: 40 min'
 	@echo 'make budget   of a CUDA build, record what each kernel costs; BUDGET_ARGS=--check compares'
 	@echo 'make gpu      build, and hold it to its promises on this GPU in 240 s; results as JSON'
 	@echo 'make gpu-bundle    without a GPU: pack what such a run needs on a machine without a network'

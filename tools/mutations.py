@@ -46,8 +46,26 @@ KERNEL_TESTS = [f"tests/functional/test_{name}.py" for name in (
     "likelihood_kinds", "option_values",
 )]  # fmt: skip
 PACKAGE_TESTS = [
-    *(f"tests/functional/test_{n}.py" for n in ("nll_values", "iwae", "stats", "moments")),
-    *(f"tests/layers/test_{n}.py" for n in ("distributions", "schedules", "options", "nn")),
+    *(
+        f"tests/functional/test_{n}.py"
+        for n in (
+            "nll_values",
+            "iwae",
+            "stats",
+            "moments",
+            "nll_errors",
+        )
+    ),
+    *(
+        f"tests/layers/test_{n}.py"
+        for n in (
+            "distributions",
+            "distributions_contract",
+            "schedules",
+            "options",
+            "nn",
+        )
+    ),
     "tests/usage/test_func.py",
     *KERNEL_TESTS,
 ]
