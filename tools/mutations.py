@@ -93,6 +93,8 @@ EQUIVALENT: dict[str, str] = {
     r"csrc/math/latent/gaussian\.h:relative return 2 = q": (
         "The KL of DefaultOptions and its gradient do not read this field."
     ),
+    r"vae_fused/_kinds/.*\.is_valid return": "A truth value.",
+    r"vae_fused/elbo\.py:_computed return = _native": "A tuple, which the kernels compute.",
     r"vae_fused/iwae\.py:_bound local ties": "Each element is 0 or minus infinity.",
     r".*\.jvp return = torch\.zeros_like": "The tangent is 0.",
 }
