@@ -208,6 +208,15 @@ def test_samples_of_counts_have_their_mean_to_a_permille() -> None:
         assert drawn.mean().item() == pytest.approx(1e4, rel=1e-3)
 
 
+def test_samples_of_counts_have_their_variance_to_half_a_percent() -> None:
+    """Its standard error is 0.13 %."""
+    q = k.NegativeBinomial().distribution((torch.full((2_000_000,), 1e3), torch.tensor([4.0])))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = q.sample().double()
+    assert drawn.var().item() == pytest.approx(1e3 + 1e6 / 4, rel=5e-3)
+
+
 @pytest.mark.parametrize("name", ["nb", "nb, softmax", "zinb", "zinb, probs"])
 def test_probabilities_of_counts_sum_to_1(name: str) -> None:
     case = CASES[name]
