@@ -97,6 +97,9 @@ EQUIVALENT: dict[str, str] = {
     r"vae_fused/elbo\.py:_computed return = _native": "A tuple, which the kernels compute.",
     r"vae_fused/iwae\.py:_bound local ties": "Each element is 0 or minus infinity.",
     r"\S+:\S+ (?:local \w+(?: \d)?|return) = torch\.zeros_like": "The value is 0.",
+    r"vae_fused/_formulas/gaussian\.py:_growth local (?:smallest|\(low, high\))": (
+        "It chooses between two forms, which are both right to rounding near the bound."
+    ),
     r"vae_fused/_formulas/gaussian\.py:balanced local toward_p 1": (
         "The value of a divergence is the one toward q, and this one has no gradient."
     ),
