@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -96,8 +97,11 @@ EQUIVALENT: dict[str, str] = {
     r"vae_fused/_kinds/.*\.is_valid return": "A truth value.",
     r"vae_fused/elbo\.py:_computed return = _native": "A tuple, which the kernels compute.",
     r"vae_fused/iwae\.py:_bound local ties": "Each element is 0 or minus infinity.",
-    r"\S+:\S+ (?:local \w+(?: \d)?|return) = torch\.zeros_like": "The value is 0.",
+    r"\S+:\S+ (?:local [^=]+|return) = torch\.zeros_like": "The value is 0.",
     r"vae_fused/_formulas/gaussian\.py:_growth local (?:smallest|\(low, high\))": (
+        "It chooses between two forms, which are both right to rounding near the bound."
+    ),
+    r"vae_fused/_formulas/likelihood\.py:_log_or local tiny": (
         "It chooses between two forms, which are both right to rounding near the bound."
     ),
     r"vae_fused/_formulas/gaussian\.py:balanced local toward_p 1": (
@@ -343,7 +347,8 @@ def summary(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
         if kind != "caught":
             reason = why or "**Nothing has caught it.**"
             line = f"- `{site.function}`, {site.part}: `{site.text[:70]}`. {reason}"
-            others.setdefault(site.file, []).append(line)
+            wrapped = textwrap.fill(line, 98, subsequent_indent="  ", break_on_hyphens=False)
+            others.setdefault(site.file, []).append(wrapped)
     yield "| file | mutants | caught | equivalent | not caught |"
     yield "|---|---|---|---|---|"
     totals["all files"] = sum(totals.values(), Counter())
