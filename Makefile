@@ -8,8 +8,8 @@
 #            may pick a build with CUDA (5 GB); with nvcc at hand the CUDA part is then built, too.
 #   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
 #   PYTHON   what makes the environment:            make test PYTHON=python3.13
-#   PYTEST_ARGS, DEMO_ARGS, EXAMPLES_ARGS, BENCH_ARGS, STEPS_ARGS, BUDGET_ARGS, GPU_ARGS
-#                                                   make test PYTEST_ARGS="-k philox -x"
+#   PYTEST_ARGS, DEMO_ARGS, EXAMPLES_ARGS, BENCH_ARGS, STEPS_ARGS, MUTATION_ARGS, BUDGET_ARGS,
+#            GPU_ARGS                               make test PYTEST_ARGS="-k philox -x"
 #   EXAMPLES, FIGURES   which examples run, and the folder: make examples EXAMPLES=bayesian_mlp
 #            single_cell needs scvi-tools, and so Python 3.11 or newer.
 #   BUNDLE_TORCH, BUNDLE_ARCH, BUNDLE_VENV   what the bundle is compiled for: make gpu-bundle BUNDLE_ARCH=10.0
@@ -38,8 +38,8 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo examples test bench steps regressions budget gpu gpu-bundle lint format \
-    clean
+.PHONY: help build demo examples test bench steps regressions mutations budget gpu gpu-bundle lint \
+    format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +51,7 @@ help:
 	@echo 'make bench    build, time the latent against what else computes it; table, JSON, figures'
 	@echo 'make steps    build, install the packages, and time whole training steps of theirs; table, JSON'
 	@echo 'make regressions   build, and hold the ratios to what eager takes to their floors'
+	@echo 'make mutations     make each formula wrong by 1 %, and list what no test notices: 40 min'
 	@echo 'make budget   of a CUDA build, record what each kernel costs; BUDGET_ARGS=--check compares'
 	@echo 'make gpu      build, and hold it to its promises on this GPU in 240 s; results as JSON'
 	@echo 'make gpu-bundle    without a GPU: pack what such a run needs on a machine without a network'
@@ -112,6 +113,10 @@ steps: $(BUILD_STAMP) $(VENV)/.steps-requirements
 
 regressions: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/pytest benchmarks/test_regressions.py --benchmark-columns=median,iqr $(PYTEST_ARGS)
+
+# The script builds a rewritten copy; the environment only has to have what the tests need.
+mutations: $(TORCH_STAMP) $(VENV)/.test-requirements
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/mutations.py $(MUTATION_ARGS)
 
 budget: $(BUILD_STAMP)
 	$(BIN)/python benchmarks/budget.py $(or $(BUDGET_ARGS),--update)

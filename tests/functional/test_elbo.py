@@ -8,6 +8,7 @@ from typing import Any
 import nll_cases
 import pytest
 import torch
+import torch._dynamo.testing
 from conftest import native, random
 from torch import Tensor
 

@@ -159,6 +159,64 @@ def test_samples_have_the_moments_of_the_distribution(case: Case) -> None:
     assert distribution.mean.requires_grad
 
 
+def constants_of(kind: Any, x: Tensor) -> Tensor:
+    """What minus the log likelihood has beside the terms that depend on an output."""
+    if isinstance(kind, k.Laplace):
+        return x.new_tensor(math.log(2.0 * (kind.sigma or 1.0)))
+    if isinstance(kind, (k.Gaussian, k.StudentT)):
+        result = 0.5 * math.log(2.0 * math.pi) + math.log(kind.sigma or 1.0)
+        if n := getattr(kind, "df", None):
+            result += math.lgamma(n / 2) - math.lgamma((n + 1) / 2) + 0.5 * math.log(n / 2)
+        return x.new_tensor(result)
+    return torch.lgamma(x + 1.0) if not kind.target_has_gradient else torch.zeros_like(x)
+
+
+@every
+def test_constants_are_all_that_is_left_out(case: Case) -> None:
+    inputs = make(case)
+    with_them, without = (
+        inputs.nll(dataclasses.replace(case.kind, constants=constants), reduction="none")
+        for constants in (True, False)
+    )
+    is_grid = isinstance(case.kind, k.DiscretizedLogistic)
+    constants = torch.tensor(0.0) if is_grid else constants_of(case.kind, inputs.target)
+    torch.testing.assert_close(with_them - without, constants.expand_as(with_them).to(with_them))
+
+
+@every
+def test_a_gradient_does_not_depend_on_which_others_are_required(case: Case) -> None:
+    inputs = make(case)
+    together = torch.autograd.grad(inputs.nll(case.kind, reduction="sum"), inputs.leaves)
+    for at, (leaf, want) in enumerate(zip(inputs.leaves, together, strict=True)):
+        some = [value if i == at else value.detach() for i, value in enumerate(inputs.leaves)]
+        outputs, library = some[: len(inputs.outputs)], None if inputs.library is None else some[-1]
+        alone = inputs._replace(outputs=tuple(outputs), library=library)
+        (got,) = torch.autograd.grad(alone.nll(case.kind, reduction="sum"), leaf)
+        torch.testing.assert_close(got, want)
+
+
+def test_samples_of_counts_have_their_mean_to_a_permille() -> None:
+    """With parameters for which the mean of so many counts is known to 1e-4."""
+    mean, theta = torch.full((20_000,), 1e4), torch.tensor([1e6])
+    for kind, outputs in (
+        (k.NegativeBinomial(), (mean, theta)),
+        (k.ZeroInflatedNegativeBinomial(), (mean, theta, torch.tensor([-20.0]))),
+    ):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            drawn = kind.distribution(outputs).sample()
+        assert drawn.mean().item() == pytest.approx(1e4, rel=1e-3)
+
+
+def test_samples_of_counts_have_their_variance_to_half_a_percent() -> None:
+    """Its standard error is 0.13 %."""
+    q = k.NegativeBinomial().distribution((torch.full((2_000_000,), 1e3), torch.tensor([4.0])))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = q.sample().double()
+    assert drawn.var().item() == pytest.approx(1e3 + 1e6 / 4, rel=5e-3)
+
+
 @pytest.mark.parametrize("name", ["nb", "nb, softmax", "zinb", "zinb, probs"])
 def test_probabilities_of_counts_sum_to_1(name: str) -> None:
     case = CASES[name]

@@ -334,6 +334,24 @@ def test_counts_up_to_16_have_a_pure_relative_error_of_1e_6_in_float32() -> None
     assert max(truth.relative(m.grad, wanted[1])) < 1e-6
 
 
+@pytest.mark.parametrize("front", ["exp", "softplus"])
+def test_theta_and_degrees_of_freedom_are_what_their_front_end_says(front: str) -> None:
+    raw = torch.linspace(-3.0, 3.0, 60, dtype=torch.float64)
+    mean, x = torch.linspace(0.2, 9.0, 60, dtype=torch.float64), torch.arange(60.0).double() % 7
+    value = raw.exp() if front == "exp" else torch.log1p(raw.exp())
+    for got, wanted in (
+        (
+            NegativeBinomial(dispersion=front).log_prob((mean, raw), x),
+            NegativeBinomial().log_prob((mean, value), x),
+        ),
+        (
+            StudentT(freedom=front).log_prob((mean, raw, raw), x),
+            StudentT().log_prob((mean, raw, value), x),
+        ),
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-12)
+
+
 @float_types
 def test_counts_need_not_be_whole(dtype: torch.dtype) -> None:
     _, mean, theta = truth.sweep(6, SIZE, dtype)

@@ -284,3 +284,28 @@ def test_a_least_sigma_has_derivatives_of_two_orders(kind):
 
     assert torch.autograd.gradcheck(call, (mu, raw.requires_grad_()))
     assert torch.autograd.gradgradcheck(call, (mu, raw))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bounds", [(-2.0, 1.0), (-30.0, 20.0), (None, 3.0), (-4.0, None)])
+def test_the_gradient_ends_where_the_clamp_does(bounds, dtype, device):
+    """Just beyond a bound, which a clamp that is wrong by 1 % would let pass."""
+    ends = [bound for bound in bounds if bound is not None]
+    values = [end + step for end in ends for step in (-0.005, 0.0, 0.005)]
+    raw = torch.tensor(values, dtype=dtype, device=device, requires_grad=True)
+    mu, eps = torch.zeros_like(raw), torch.ones_like(raw)
+    scale = vf.Scale("logvar", clamp=bounds)
+    z, kl = vf.reparameterize_kl(mu, raw, scale=scale, eps=eps, reduction="none")
+    low, high = (-math.inf if bounds[0] is None else bounds[0]), bounds[1] or math.inf
+    x = raw.detach().double()
+    passes = (x >= low) & (x <= high)
+    sigma = torch.exp(0.5 * x.clamp(low, high))
+    for value, want, slope in (
+        (z, sigma, 0.5 * sigma),
+        (kl, 0.5 * (sigma**2 - 1.0 - x.clamp(low, high)), 0.5 * (sigma**2 - 1.0)),
+    ):
+        (grad,) = torch.autograd.grad(value.sum(), raw, retain_graph=True)
+        torch.testing.assert_close(value.double(), want, rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(
+            grad.double(), torch.where(passes, slope, 0.0), rtol=1e-6, atol=0.0
+        )

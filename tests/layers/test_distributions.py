@@ -115,6 +115,10 @@ def test_parameters_broadcast_and_promote(device):
 def test_numbers_are_parameters_too(device):
     standard = DiagonalGaussian(0.0, 0)
     assert standard.batch_shape == () and standard.mu.dtype == torch.get_default_dtype()
+    of_numbers = DiagonalGaussian(1.5, -0.25)
+    assert of_numbers.mean.item() == 1.5 and of_numbers.logvar.item() == -0.25
+    of_a_tensor = DiagonalGaussian(1.5, random(3, dtype=F64, device=device))
+    assert (of_a_tensor.mean == 1.5).all() and of_a_tensor.mean.dtype == F64
     q = DiagonalGaussian(random(3, dtype=F64, device=device), 1.5)
     assert q.batch_shape == (3,) and q.logvar.dtype == F64 and q.logvar.device == q.mu.device
     assert (q.logvar == 1.5).all()

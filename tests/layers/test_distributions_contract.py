@@ -85,6 +85,11 @@ def test_dtypes(dtype, device):
     for name in ("log_prob", "cdf", "nll"):
         got, want = getattr(q, name)(z), getattr(exact, name)(z.double())
         torch.testing.assert_close(got.double(), want, **tolerance)
+    p = z.sigmoid()
+    rounding = max(1e-5, 2 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(
+        q.icdf(p).double(), exact.icdf(p.double()), rtol=rounding, atol=rounding / 10
+    )
 
 
 def test_integers_are_points_too(device):

@@ -137,6 +137,9 @@ def test_callables_return_elements_or_samples_or_the_mean_of_samples(reduce):
     loss = vf.nn.ELBOLoss(lambda output, x: reduce((output - x).abs()))
     terms = loss(output, x, mu, logvar)
     torch.testing.assert_close(terms.reconstruction, (output - x).abs().sum() / 4)
+    kl = vf.gaussian_kl(mu, logvar)
+    torch.testing.assert_close(terms.kl, kl)
+    torch.testing.assert_close(terms.loss, terms.reconstruction + kl)
 
 
 def test_callables_read_what_they_are_given():

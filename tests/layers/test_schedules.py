@@ -94,7 +94,7 @@ def test_the_value_is_one_tensor_that_changes_in_place(cls):
     assert value.shape == () and not value.requires_grad
     assert schedule.step() is value and schedule() is value and schedule.value is value
     assert float(value) != before
-    schedule.reset()
+    assert schedule.reset() is value
     assert float(value) == before and int(schedule.step_count) == 0
 
 

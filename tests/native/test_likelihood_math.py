@@ -752,6 +752,10 @@ def test_limits(native: ModuleType, variant: str) -> None:
     assert of("negative_binomial", [0, 1, 3e3], 0, 5)[0].min() > 50
     np.testing.assert_array_equal(of("negative_binomial", 0, [1e-3, 1, 1e8, inf], 3)[0], inf)
     assert of("negative_binomial", [0, 1, 3e3], 0, 0)[0].max() < 1e-22
+    for theta in (1e-25, 1e-30, 1e-36):  # below 2^-80
+        got = of("negative_binomial", [0.5, 2, 3e3], theta, 3)[0]
+        want = [mp_nb({}, mpf(m), mpf(float(np.float32(theta))), mpf(3)) for m in (0.5, 2, 3e3)]
+        np.testing.assert_allclose(got, np.float64(want), rtol=1e-6)
     np.testing.assert_array_equal(of("poisson", 0, [0, 1])[0], [0, inf])
 
     # nothing but NaN makes NaN
@@ -814,6 +818,34 @@ def test_limits(native: ModuleType, variant: str) -> None:
     np.testing.assert_allclose(got[1], 2 * (mean - x), rtol=1e-6)
     got = of("laplace", mean, 0, x)
     np.testing.assert_array_equal(got[:2], [np.abs(x - mean), np.sign(mean - x)])
+
+
+@pytest.mark.parametrize("probs", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_zero_that_is_as_likely_with_inflation_as_without(
+    native: ModuleType, variant: str, probs: bool
+) -> None:
+    """Both probabilities are about e^-80, far below the rounding of 1."""
+    if variant not in native.likelihood_variants():
+        pytest.skip(f"no {variant} here")
+    raw = np.float64([-5, -2, -0.3, 0, 0.3, 2, 5]) - 80.0
+    raw = np.exp(raw) if probs else raw
+    x = np.stack(np.broadcast_arrays(80.0, 1e6, raw, 0.0)).astype(np.float32)
+    options = {"probs": 1} if probs else {}
+    got = evaluate(native, "zero_inflated", options, x, variant)
+    mp.dps = 60
+    for i, (mean, theta, p, count) in enumerate(x.T):
+        inputs = [mpf(float(v)) for v in (mean, theta, p)]
+
+        def formula(*given: mpf, count: float = float(count)) -> mpf:
+            return mp_zero_inflated(options, *given, mpf(count))
+
+        want = [formula(*inputs)]
+        for k, value in enumerate(inputs):
+            at = lambda v, k=k: formula(*inputs[:k], v, *inputs[k + 1 :])  # noqa: B023, E731
+            step = abs(value) * mpf(10) ** -20
+            want.append((at(value + step) - at(value - step)) / (2 * step))
+        np.testing.assert_allclose(got[:4, i], np.float64(want), rtol=1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -105,7 +105,7 @@ MAY_IMPORT = {
     ],
     "iwae": ["_checks", r"_formulas\.latent", "_numbers"],
     "_iwae_module": ["iwae", r"torch\.nn"],
-    "stats": ["_checks", "_formulas", "_keywords", "functional", "options"],
+    "stats": ["_checks", "_ext", "_formulas", "_keywords", "_native", "options"],
     "reference": [r"_formulas\.latent", "elbo", "functional", "iwae", "losses", "stats"],
     "distributions": [
         "_checks",
