@@ -38,11 +38,14 @@ def options() -> dict[str, Function]:
         "Scale": call(scale=DREAMER),
         "mask": call(mask=mask),
         "prior of tensors": call(prior=vf.Prior(mean, prior_raw)),
+        "estimate": call(estimator="sample"),
     }
 
 
 # At most so many times the default call.
-OPTIONS = {"kind of scale": 1.5, "Scale": 1.5, "mask": 1.5, "prior of tensors": 2.0}
+OPTIONS = {
+    "kind of scale": 1.5, "Scale": 1.5, "mask": 1.5, "prior of tensors": 2.0, "estimate": 1.5,
+}  # fmt: skip
 
 
 def kl_of_distributions() -> tuple[Function, Function]:

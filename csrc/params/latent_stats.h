@@ -27,8 +27,8 @@ struct StatsTasks {
     groups = (lines - 1) / lines_of_task + 1;
   }
 
-  // The sums of a line stay in the nearest cache beside its values. 64 tasks are enough for the cores
-  // that share a call.
+  // The sums of a line stay in the nearest cache beside its values. 64 tasks are enough for the
+  // cores that share a call.
   static constexpr int kCpuLine = 512;
   static StatsTasks of_cpu(const Space& space) { return {space, kCpuLine, 64}; }
   // A line has an element for each thread of a block. One block adds up the groups of all.

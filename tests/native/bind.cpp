@@ -883,8 +883,9 @@ PYBIND11_MODULE(_native, m) {
         "family"_a = py::dict(), "scalars"_a = py::dict(), "stream"_a = nullptr);
   m.def("stats_sizes", &stats_sizes, "device"_a, "mu"_a, "dims"_a);
   m.def("stats", &stats, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a, "kl"_a, "mean"_a,
-        "variance"_a, "clamped"_a, "non_finite"_a, "partials"_a, "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
-        "family"_a = py::dict(), "scalars"_a = py::dict());
+        "variance"_a, "clamped"_a, "non_finite"_a, "partials"_a, "prior_mean"_a = py::none(),
+        "prior_raw"_a = py::none(), "mask"_a = py::none(), "family"_a = py::dict(),
+        "scalars"_a = py::dict());
   m.def("way_of", &way_of, "mu"_a, "raw"_a, "z"_a, "dims"_a);
   m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,
         "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "scalars"_a = py::dict(),

@@ -138,7 +138,9 @@ def results(native: Any, device: str, case: Case) -> dict[str, np.ndarray | None
         return {f"array {k}": x for k, x in enumerate(found)}
     if case.kind == "stats":
         *what, tensors = case.arguments
-        return test_stats.run(native, device, what[0], what[1], case.dtype, what[2], tensors == "every")
+        return test_stats.run(
+            native, device, what[0], what[1], case.dtype, what[2], tensors == "every"
+        )
     if case.kind == "options":
         options, tensors, shape, layout = case.arguments
         call = test_family.run(native, device, options, tensors, shape, case.dtype, layout)

@@ -46,7 +46,7 @@ MAY_INCLUDE = {
 FAMILIES = ("latent", "likelihood")
 MAY_INCLUDE_OF_FAMILY = {
     "math": ["math/<family>/*.h"],
-    "params": ["math/<family>/options.h", "params/<family>*.h"],
+    "params": ["math/<family>/options.h", "math/<family>/stats.h", "params/<family>*.h"],
     "cpu": ["math/<family>/*.h", "params/<family>*.h", "cpu/<family>/*.h"],
     "cuda": ["math/<family>/*.h", "params/<family>*.h", "cuda/<family>/*.cuh"],
     "torch": ["math/<family>/*.h", "params/<family>*.h", "torch/<family>/*.h"],
@@ -105,7 +105,15 @@ MAY_IMPORT = {
     ],
     "iwae": ["_checks", r"_formulas\.latent", "_numbers"],
     "_iwae_module": ["iwae", r"torch\.nn"],
-    "stats": ["_checks", "_ext", "_formulas", "_keywords", "_native", "options"],
+    "stats": [
+        "_checks",
+        "_ext",
+        "_formulas",
+        r"_formulas\.gaussian",
+        "_keywords",
+        "_native",
+        "options",
+    ],
     "reference": [r"_formulas\.latent", "elbo", "functional", "iwae", "losses", "stats"],
     "distributions": [
         "_checks",

@@ -148,8 +148,8 @@ VAE_FUSED_NOINLINE void scale_adjoint(const GaussianPiece<math::LatentOptions<T>
   }
 }
 
-// Of a sample and the KL that it estimates: adds to the gradients, and to `direct`, which is that of
-// ln sigma^2 beside the way through z. `of_eps`: the gradient of eps, if it is wanted.
+// Of a sample and the KL that it estimates: adds to the gradients, and to `direct`, which is that
+// of ln sigma^2 beside the way through z. `of_eps`: the gradient of eps, if it is wanted.
 template <bool stop_q, bool scaled, bool learned, typename T>
 VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
     const GaussianPiece<math::LatentOptions<T>, true>& gaussians, math::LatentOptions<T> f,
@@ -252,7 +252,8 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
     } else {
       if (geps) noise_adjoint(gaussians, f, gz, geps, n);
       s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
-      if (eps) s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
+      if (eps)
+        s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
     }
     if (geps) {
       gaussians.mask(geps, n);

@@ -1,5 +1,6 @@
-// The sums of a task of statistics, for one instruction set. The KL of a piece is that of the forward
-// kernel; its other values are computed from the same lines, which are in the nearest cache.
+// The sums of a task of statistics, for one instruction set. The KL of a piece is that of the
+// forward kernel; its other values are computed from the same lines, which are in the nearest
+// cache.
 #pragma once
 
 #include "cpu/latent/forward_tile.h"
@@ -35,8 +36,7 @@ VAE_FUSED_NOINLINE void add_stats(math::ScaleOptions<T> o, const T* kl, const T*
 template <typename S, bool plain>
 class StatsWork {
   using T = arithmetic_t<S>;
-  using Options =
-      std::conditional_t<plain, math::DefaultOptions<T>, math::LatentOptions<T>>;
+  using Options = std::conditional_t<plain, math::DefaultOptions<T>, math::LatentOptions<T>>;
 
  public:
   explicit StatsWork(const StatsTask& task)

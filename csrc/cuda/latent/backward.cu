@@ -175,16 +175,13 @@ class BackwardStep {
     }
   }
 
-  // What chunk b has from its samples where they estimate the KL: the gradients of mu, of what sigma
-  // is a function of, and of the prior.
+  // What chunk b has from its samples where they estimate the KL: the gradients of mu, of what
+  // sigma is a function of, and of the prior.
   template <bool kWhole, class Keys, class Rows>
-  __device__ __forceinline__ void of_estimates(const BackwardParams& p, const F& f,
-                                               const weights_t<F>& weights,
-                                               const Noise<Keys>& noise, const Span<kWhole>& span,
-                                               int b, const Rows& rows,
-                                               const math::Posterior<T> (&q)[C],
-                                               const math::Prior<T> (&prior)[C], T (&gz)[C],
-                                               T (&graw)[C]) {
+  __device__ __forceinline__ void of_estimates(
+      const BackwardParams& p, const F& f, const weights_t<F>& weights, const Noise<Keys>& noise,
+      const Span<kWhole>& span, int b, const Rows& rows, const math::Posterior<T> (&q)[C],
+      const math::Prior<T> (&prior)[C], T (&gz)[C], T (&graw)[C]) {
     T direct[C], gmean[C], gprior[C];  // direct: beside the way through z
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) gz[j] = graw[j] = direct[j] = gmean[j] = gprior[j] = 0;

@@ -15,8 +15,8 @@ struct OptionsOnDevice : math::LatentOptions<T> {
   math::DeviceScalars scalars;  // instead of some of the numbers
 };
 
-// Of a call whose KL the samples estimate. Its kernels are kStrided and kScalar, and it is a type of
-// its own to keep the estimates out of the general kernels, whose registers are all in use.
+// Of a call whose KL the samples estimate. Its kernels are kStrided and kScalar, and it is a type
+// of its own to keep the estimates out of the general kernels, whose registers are all in use.
 template <typename T>
 struct OptionsAtSample : OptionsOnDevice<T> {};
 

@@ -1,5 +1,5 @@
-// The statistics of a batch in one launch: a block goes through the lines of a task, a thread for each
-// element of a line, and the last block of the launch adds up the groups of tasks.
+// The statistics of a batch in one launch: a block goes through the lines of a task, a thread for
+// each element of a line, and the last block of the launch adds up the groups of tasks.
 //
 // Bytes per element, float: 8 read. The loads of a line are coalesced, whatever is summed.
 #include "cuda/latent/gaussians.cuh"

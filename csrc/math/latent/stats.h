@@ -5,9 +5,9 @@
 
 namespace vae_fused::math {
 
-// What the sums over a batch are of. The mean is shifted by that of the batch's first item, `shift`:
-// where the variance is small beside the square of the mean, the squares of shifted means are small,
-// too, and nothing cancels.
+// What the sums over a batch are of. The mean is shifted by that of the batch's first item,
+// `shift`: where the variance is small beside the square of the mean, the squares of shifted means
+// are small, too, and nothing cancels.
 //
 //   mean = shift + s / n      variance = (q - s^2 / n) / n      s = sum of mu - shift
 //                                                               q = sum of (mu - shift)^2

@@ -105,8 +105,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> reparameterize_kl_backward(
     const OptionalTensor& raw, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
     std::array<bool, 5> output_mask) {
   const Gradients grad{wanted(output_mask[0], mu), wanted(output_mask[1], raw),
-                       wanted_of_eps(output_mask[2], grad_z, eps), wanted(output_mask[3], prior_mean),
-                       wanted(output_mask[4], prior_raw)};
+                       wanted_of_eps(output_mask[2], grad_z, eps),
+                       wanted(output_mask[3], prior_mean), wanted(output_mask[4], prior_raw)};
   backward_into(grad, grad_z, grad_kl, mu,
                 {raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS}, eps, key,
                 parse_reduction(reduction, dim, mu.dim()));

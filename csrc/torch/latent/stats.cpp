@@ -13,8 +13,7 @@
 
 namespace vae_fused {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu,
-                                                                const Tensor& raw,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu, const Tensor& raw,
                                                                 at::IntArrayRef dim,
                                                                 VAE_FUSED_PRIOR_AND_OPTIONS) {
   const Tensors of(raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS);
@@ -45,8 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu
   params.space = tensors.bind(params, mu, ~batch.summed & (~DimSet{} >> (64 - mu.dim())));
   params.tasks =
       mu.is_cuda() ? StatsTasks::of_cuda(params.space) : StatsTasks::of_cpu(params.space);
-  const Tensor partials =
-      at::empty({params.tasks.partials()}, mu.options().dtype(at::kDouble));
+  const Tensor partials = at::empty({params.tasks.partials()}, mu.options().dtype(at::kDouble));
   params.kl = kl.mutable_data_ptr();
   params.mean = mean.mutable_data_ptr();
   params.variance = variance.mutable_data_ptr();
