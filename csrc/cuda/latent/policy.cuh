@@ -39,6 +39,7 @@ enum class Kernel {
   kBackwardAtSample,
   kForwardMulti,
   kBackwardMulti,
+  kStats,
 };
 
 // Where keys are kept:
@@ -91,6 +92,10 @@ constexpr PolicyRow kPolicies[] = {
     // Of a KL at its samples. The loop over samples keeps five sums for each element of a chunk.
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4}, {Access::kStrided}, {1}},
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4, 8}, {Access::kScalar}, {1}},
+
+    // Statistics of a batch, a thread for a column. Without a bound sm_75 and sm_80 get 80 registers
+    // and spill two of them.
+    {{Kernel::kStats}, {2, 4, 8}, {Access::kScalar}, {2}},
 
     // Lists of tensors. With three blocks of 16 bits some architecture spills.
     {{Kernel::kForwardMulti, Kernel::kBackwardMulti}, {4}, {Access::kStrided}, {4}},

@@ -18,8 +18,11 @@ struct StatsBlock {
   int64_t group, first, begin, end;  // begin, end: of its lines
   int columns, width;                // width: elements of a line
 
-  __device__ __forceinline__ StatsBlock(const StatsTasks& tasks, int64_t t)
-      : group(t / tasks.parts), first((t - group * tasks.parts) * tasks.part) {
+  // A launch has fewer than 2^31 blocks. A division of 64 bits would be a call.
+  __device__ __forceinline__ StatsBlock(const StatsTasks& tasks, uint32_t t) {
+    const uint32_t parts = static_cast<uint32_t>(tasks.parts);
+    group = t / parts;
+    first = (t % parts) * tasks.part;
     const int64_t rest = tasks.cols - first;
     columns = static_cast<int>(rest < tasks.part ? rest : tasks.part);
     width = columns * static_cast<int>(tasks.rows_of_line);
@@ -110,7 +113,7 @@ __device__ void finish(const StatsParams& p) {
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access::kScalar>)
     stats_kernel(const __grid_constant__ StatsParams p,
                  const __grid_constant__ OptionsOnDevice<arithmetic_t<S>> f, int ticket) {
   using T = arithmetic_t<S>;
