@@ -211,6 +211,15 @@ def test_only_ftz_flushes_subnormals() -> None:
     )
 
 
+def test_a_comparison_is_a_number() -> None:
+    x = words()
+    found = run("FSET.BF.GT.AND R4, R4, RZ, PT", x)[0].view(np.float32)
+    np.testing.assert_array_equal(found, np.where(x.view(np.float32) > 0, 1.0, 0.0))
+    not_equal = run("FSET.BF.NEU.AND R4, R4, RZ, PT", x)[0].view(np.float32)
+    number = x.view(np.float32)
+    np.testing.assert_array_equal(not_equal, np.where(number != 0, 1.0, 0.0))  # NaN counts
+
+
 @pytest.mark.parametrize(("extreme", "function"), [("MIN", np.fmin), ("MAX", np.fmax)])
 def test_the_extreme_of_doubles_is_a_number_if_one_of_them_is(
     extreme: str, function: Callable[..., np.ndarray]

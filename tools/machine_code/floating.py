@@ -189,6 +189,21 @@ def _dsetp_extreme(f: Fields) -> Execute:
     return execute
 
 
+@instruction("FSET")
+def fset(f: Fields) -> Execute:
+    """A comparison as a number: 1.0 where it holds, else 0.0."""
+    f.choice("BF")
+    compare = COMPARISONS[f.choice(*COMPARISONS)]
+    f.choice("AND")
+    write, a, b, also = f.result_float(), f.single(), f.single(), f.predicate()
+    f.done()
+
+    def execute(s: Warps, w: Where) -> None:
+        write(s, w, np.where(compare(a(s), b(s)) & also(s), np.float32(1), np.float32(0)))
+
+    return execute
+
+
 @instruction("FSEL")
 def fsel(f: Fields) -> Execute:
     write, a, b, chooses = f.result_float(), f.single(), f.single(), f.predicate()
