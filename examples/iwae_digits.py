@@ -38,11 +38,11 @@ class VAE(nn.Module):
     def weights(self, x: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The two halves of -ln w, -ln p(x|z) and ln q(z|x) - ln p(z), both [samples, len(x)]."""
         mu, logvar = self.encoder(x).chunk(2, dim=1)
-        z = vf.reparameterize(mu, logvar, sample_shape=samples, generator=generator)  # [K, B, L]
-        log_q = vf.gaussian_log_prob(z, mu, logvar, dim=-1)
-        zero = z.new_zeros(())
-        log_p = vf.gaussian_log_prob(z, zero, zero, dim=-1)  # the prior N(0, I)
-        return vf.nll(self.decoder(z), x, "bernoulli", dim=-1), log_q - log_p
+        z, log_ratio = vf.reparameterize_kl(  # z: [K, B, L]; the prior is N(0, I)
+            mu, logvar, estimator="sample", sample_shape=samples, reduction="sample",
+            generator=generator,
+        )  # fmt: skip
+        return vf.nll(self.decoder(z), x, "bernoulli", dim=-1), log_ratio
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ MATH_TESTS = [f"tests/native/test_{name}.py" for name in (
 )]  # fmt: skip
 KERNEL_TESTS = [f"tests/functional/test_{name}.py" for name in (
     "numerics", "scale_range", "densities", "masks", "multi", "noise", "gradients", "elbo", "nll",
-    "likelihood_kinds", "option_values",
+    "likelihood_kinds", "option_values", "estimator", "estimator_calls", "stats",
 )]  # fmt: skip
 PACKAGE_TESTS = [
     *(

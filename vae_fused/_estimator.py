@@ -21,7 +21,7 @@ def check_estimator(given: Mapping[str, Any]) -> None:
     if estimator == "analytic":
         if stop_q:
             raise ValueError(
-                "stop_q is True, wants estimator='sample': the analytic KL does not depend on z"
+                "stop_q=True requires estimator='sample': the analytic KL does not depend on z"
             )
         return
     if "free_bits" in given or "free_bits" in (given.get("scalars") or {}):

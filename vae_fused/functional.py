@@ -99,20 +99,22 @@ def reparameterize_kl(
             2021). It is the gradient of ``wq KL(q, sg(p)) + wp KL(sg(q), p)``, and so are further
             derivatives; (1, 1) is the plain KL, of which nothing is stopped. Either may be a 0-d
             tensor; then the stops remain, whatever its value.
-        temperature: T, at least 0: ``z = mu + T sigma eps``. The KL does not see it. May be a 0-d
-            tensor.
+        temperature: T, at least 0: ``z = mu + T sigma eps``. The analytic KL does not depend on
+            it. May be a 0-d tensor.
         sample_shape: Shape of a batch of samples for each element: z has shape ``sample_shape``
-            plus the posterior's, as in ``torch.distributions``; the KL is computed once.
+            plus the posterior's, as in ``torch.distributions``; the KL is computed once, unless it
+            is estimated from each sample.
         estimator: How the KL is computed: ``"analytic"``, by the formula above, or ``"sample"``, as
-            ln q(z) - ln p(z) at the drawn z (before z is rounded to 16 bits). Its mean over z is
-            the KL if T is 1, and each element may be negative. Each sample has one:
-            ``sample_shape`` comes before the shape that ``reduction`` leaves, which is what
-            :func:`iwae_loss` takes as ``log_ratio`` with ``reduction="sample"``. Masks, priors and
-            ``balance`` act as ever, ``free_bits`` is refused.
+            ln q(z) - ln p(z) at the drawn z (before z is rounded to 16 bits). If T is 1, the mean
+            of this value over z is the KL. A single value may be negative. Each sample has a value
+            of its own, so the result has the shape ``sample_shape`` followed by what ``reduction``
+            leaves. With ``reduction="sample"`` this is the ``log_ratio`` of :func:`iwae_loss`.
+            Masks, priors and ``balance`` act as ever, ``free_bits`` is refused.
         stop_q: With ``estimator="sample"``: the parameters of q count as constants in ln q(z), so
             the gradient reaches them through z alone ("sticking the landing", Roeder et al. 2017,
-            arXiv:1703.09194). It has the same mean, and its variance vanishes as q approaches the
-            posterior. The value remains.
+            arXiv:1703.09194). For T = 1 the gradient has the same mean. In a loss with the
+            likelihood its variance goes to 0 as q approaches the true posterior. The value of the
+            KL does not change.
         eps: Explicit noise in the shape of ``z``, for exact comparison with other code. It may
             require grad.
         generator: Source of the key, as in ``torch.randn``; default: the device's generator. At

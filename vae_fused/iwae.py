@@ -62,12 +62,13 @@ def iwae_loss(
     minus its normalised weight. Its signal-to-noise ratio for the encoder falls as K grows. The
     doubly reparameterized gradient (Tucker et al. 2018, arXiv:1810.04152) has the same expectation
     for the encoder, and a signal-to-noise ratio that rises. It uses the derivative of ln w by z
-    alone, weighted by the *squared* normalised weights. The reason is that the other part of the
-    standard gradient, the score of q, has an expectation that a second reparameterization turns
-    into a multiple of the first part. This requires two things of the caller: ``z`` is a
-    reparameterized sample, and in ``log_ratio`` the parameters of q are constants, so that they
-    have an effect through z alone. :func:`vae_fused.reparameterize_kl` with ``estimator="sample"``
-    and ``stop_q=True`` returns both. Without ``stop_q`` the gradient would be biased.
+    alone, weighted by the *squared* normalised weights. The standard gradient also contains the
+    score of q. Reparameterizing that term once more turns its expectation into a multiple of the
+    first part, and the sum has squared weights. This requires two things of the caller: ``z`` is a
+    reparameterized sample at temperature 1, and in ``log_ratio`` the parameters of q are constants,
+    so that they have an effect through z alone. :func:`vae_fused.reparameterize_kl` with
+    ``estimator="sample"`` and ``stop_q=True`` returns both. Without ``stop_q`` the gradient would
+    be biased.
 
     The squared weights are right for the encoder alone. The decoder and the prior need the standard
     weights in the same step. There are two ways to do both:
@@ -96,9 +97,9 @@ def iwae_loss(
     The weights of ``"doubly"`` count as constants, so its second derivatives have no meaning.
 
     **Infinities.** A sample of weight 0 (``nll`` or ``log_ratio`` is inf) gets gradient 0. If the
-    weights of a group are all 0 the loss is inf. If one is infinite the loss is -inf, and the
-    infinite weights share the normalised weight equally. The group then gets gradient 0 in both
-    cases, apart from the share of ``elbo_weight``. NaN remains NaN.
+    weights of a group are all 0 the loss is inf. If a weight is infinite, the loss is -inf and the
+    infinite weights get equal normalised weights. In both cases the gradient of the group is 0,
+    except for the ELBO's part with ``elbo_weight``. NaN remains NaN.
 
     Args:
         nll: Minus the log likelihood of each sample, in nats, ``(K, B)`` or any other shape with

@@ -32,7 +32,8 @@ class LatentStats(NamedTuple):
         variance: Variance of the posterior's mean over the batch, divided by the number of
             elements. A dimension counts as active where it is above 0.01 (Burda et al. 2016,
             arXiv:1509.00519).
-        clamped: Number of elements whose ``raw`` is outside the bounds of the scale's clamp.
+        clamped: Number of elements whose ``raw`` is outside the bounds of the scale's clamp, hard
+            or soft.
         non_finite: Number of elements whose ``mu`` or ``raw`` is infinite or NaN.
     """
 
@@ -48,6 +49,8 @@ def _latent_stats(
     mu: Tensor, raw: Tensor, dim: int | Sequence[int], options: kw.StatsOptions, reference: bool
 ) -> LatentStats:
     mu, raw, call = check_call(mu, raw, options, kw.StatsOptions)
+    if dim is None:
+        raise TypeError("dim must be an int or a sequence of ints, got NoneType")
     _, dims, _ = check_reduction(mu, "batchmean", dim)
     if dims is None:
         raise ValueError("mu is 0-d, wants a batch to average over")
@@ -62,10 +65,11 @@ def _latent_stats(
     # The difference of a number and itself is 0, and NaN where the number is not finite.
     is_bad = ((mu - mu) + (raw - raw)).isnan()
     is_clamped = _beyond(raw, call.scale)
-    if mask is None:
+    if mask is None and mu.numel() > 0:  # of an empty batch var_mean warns
         variance, mean = torch.var_mean(location, dims, correction=0)
         count: int | Tensor = math.prod([mu.shape[d] for d in dims])
     else:
+        mask = torch.ones_like(mu, dtype=torch.bool) if mask is None else mask
         counts = mask.sum(dims, keepdim=True)
         means = location.sum(dims, keepdim=True) / counts
         count, mean = counts.squeeze(dims), means.squeeze(dims)
@@ -121,7 +125,9 @@ def latent_stats(
     Returns:
         :class:`LatentStats`: ``kl`` in nats, ``mean`` and ``variance``, float32 (float64 for
         float64 inputs), ``clamped`` and ``non_finite``, int64. All have the shape of ``mu`` without
-        ``dim``. Where a dimension holds NaN or infinities, its first three values are not finite.
+        ``dim``. A NaN or an infinity in ``mu`` makes ``kl``, ``mean`` and ``variance`` of its
+        dimension not finite, one in ``raw`` makes ``kl`` so, unless a clamp removes it;
+        ``non_finite`` counts it in any case.
 
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; ``mu`` is 0-d, or

@@ -10,29 +10,34 @@ namespace vae_fused {
 
 // How the elements of a call are divided into tasks. The rows of its space are the items of the
 // batch, its columns the latent dimensions. A line is what a task adds to its sums at a time: some
-// whole rows if they are short, else a part of a row. A task has the same part of several lines,
-// 32 at least. This depends on the shape alone, as the order of summation does.
+// whole rows if they are short, else a part of a row. A task has the same part of several lines.
+// This depends on the shape alone, as the order of summation does.
 struct StatsTasks {
   int64_t rows = 0, cols = 0;
   int64_t part = 0, parts = 0;  // columns of a part, and parts of a row
   int64_t rows_of_line = 0, lines = 0, lines_of_task = 0, groups = 0;
 
   StatsTasks() = default;
-  StatsTasks(const Space& space, int64_t line, int64_t enough)
+  // `line`: the elements of a line, at most; `least`: the lines of a task, if there are so many;
+  // `enough`: the tasks that keep a device busy.
+  StatsTasks(const Space& space, int64_t line, int64_t least, int64_t enough)
       : rows(space.rows), cols(space.cols), part(std::min(cols, line)) {
     parts = (cols - 1) / part + 1;
     rows_of_line = std::min(rows, parts > 1 ? 1 : line / cols);
     lines = (rows - 1) / rows_of_line + 1;
-    lines_of_task = std::max<int64_t>(lines * parts / enough, 32);
+    lines_of_task = std::min(std::max(lines * parts / enough, least), lines);
     groups = (lines - 1) / lines_of_task + 1;
   }
 
   // The sums of a line stay in the nearest cache beside its values. 64 tasks are enough for the
   // cores that share a call.
   static constexpr int kCpuLine = 512;
-  static StatsTasks of_cpu(const Space& space) { return {space, kCpuLine, 64}; }
-  // A line has an element for each thread of a block. One block adds up the groups of all.
-  static StatsTasks of_cuda(const Space& space) { return {space, 256, 512}; }
+  static StatsTasks of_cpu(const Space& space) { return {space, kCpuLine, 32, 64}; }
+
+  // A line has an element for each thread of a block. One block adds up the groups of all columns,
+  // so there are no more than 256, and one where the parts are as many.
+  static constexpr int kCudaLine = 256;
+  static StatsTasks of_cuda(const Space& space) { return {space, kCudaLine, 8, 256}; }
 
   VAE_FUSED_HD int64_t tasks() const { return groups * parts; }
   int64_t partials() const { return groups * math::kStats * cols; }
@@ -45,7 +50,7 @@ struct StatsParams {
   Gaussians of;
   void *kl = nullptr, *mean = nullptr, *variance = nullptr;  // [cols], of the arithmetic's type
   int64_t *clamped = nullptr, *non_finite = nullptr;         // [cols]
-  double* partials = nullptr;                                // [kStats, cols, groups]
+  double* partials = nullptr;                                // [kStats, groups, cols]
 };
 
 inline math::LatentOptions<double>& family_of(StatsParams& p) { return p.of.options; }

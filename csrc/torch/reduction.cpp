@@ -5,6 +5,7 @@
 namespace vae_fused {
 
 Reduction parse_reduction(std::string_view reduction, at::OptionalIntArrayRef dim, int64_t ndim) {
+  TORCH_CHECK_VALUE(ndim <= 64, "vae_fused: tensors have 64 dimensions at most, got ", ndim);
   Reduction result;
   if (dim.has_value()) {
     for (int64_t d : *dim) {

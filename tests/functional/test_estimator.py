@@ -268,8 +268,8 @@ def test_extremes(raw, module, way, device):
 X = random(4, 6)
 FLOOR = "free_bits is given with estimator='sample', whose elements may be negative by chance"
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"stop_q": True}, ValueError, "stop_q is True, wants estimator='sample': the analytic KL"),
-    ({"stop_q": True, "estimator": "analytic"}, ValueError, "stop_q is True, wants estimator="),
+    ({"stop_q": True}, ValueError, "stop_q=True requires estimator='sample': the analytic KL"),
+    ({"stop_q": True, "estimator": "analytic"}, ValueError, "stop_q=True requires estimator="),
     ({"estimator": "mc"}, ValueError, "estimator is 'mc', wants one of analytic, sample"),
     ({"estimator": None}, TypeError, "estimator must be a str, got NoneType"),
     ({**SAMPLE, "stop_q": 1}, TypeError, "stop_q must be a bool, got int"),
@@ -296,3 +296,26 @@ def test_bad_options_are_named(module, options, error, message):
 @pytest.mark.parametrize("option", [{"estimator": "sample"}, {"stop_q": False}, STOPPED], ids=str)
 def test_functions_without_a_sample_or_a_kl_do_not_take_them(module, name, option):
     refuses(lambda: getattr(module, name)(X, X, **option), TypeError, "estimator|stop_q")
+
+
+def test_a_large_mean_leaves_the_estimate_accurate(device):
+    """The rounding of z is not divided by tau: q is the prior, so the estimate is 0."""
+    mu, raw = (torch.full((1000, 1), v, device=device) for v in (100.0, -9.21034))
+    prior = vf.Prior(mu, raw)
+    _, kl = vf.reparameterize_kl(mu, raw, prior=prior, reduction="none", **SAMPLE)
+    assert kl.abs().max() < 1e-5
+
+
+@MODULES
+def test_a_small_tau_is_not_clipped(module, device):
+    """ln sigma^2 - ln tau^2 may be above what exponentials are clipped at."""
+    mu, raw = torch.zeros(1, device=device), torch.full((1,), 85.0, device=device)
+    prior = vf.Prior(0.0, -110.0)
+    _, kl = module.reparameterize_kl(mu, raw, prior=prior, temperature=0.0, **SAMPLE)
+    assert kl.item() == -97.5
+
+
+def test_more_dimensions_than_tensors_have(device):
+    x = torch.zeros(2, 3, device=device)
+    with pytest.raises((ValueError, RuntimeError), match="64"):
+        vf.reparameterize_kl(x, x, sample_shape=(1,) * 63, reduction="sample", **SAMPLE)

@@ -145,6 +145,41 @@ def launches(mu: Tensor, raw: Tensor, **options: Any) -> int:
     return len([name for name in calls.names if name not in views])
 
 
+@pytest.mark.parametrize("module", [vf, vf.reference], ids=["vf", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [1e4, 1e8, 3e38, math.inf, math.nan])
+def test_a_masked_item_has_no_part_in_the_variance(
+    module: Any, dtype: torch.dtype, far: float
+) -> None:
+    """Not even as the first one, nor as the first of a task."""
+    x = torch.randn(5000, 7, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(5000, 7, dtype=torch.bool)
+    mask[::512] = False
+    counted = x[mask.all(1)].double()
+    x[::512] = far
+    stats = module.latent_stats(x, torch.zeros_like(x), mask=mask)
+    torch.testing.assert_close(
+        stats.variance.double(), counted.var(0, correction=0), rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(stats.mean.double(), counted.mean(0), rtol=0, atol=1e-6)
+    assert not stats.non_finite.any()
+
+
+@pytest.mark.parametrize(("mean", "sd"), [(1e4, 1e-2), (-1e6, 1.0), (3.0, 1e-4)])
+def test_a_large_mean_leaves_the_variance_accurate(mean: float, sd: float, device: str) -> None:
+    noise = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
+    x = (mean + sd * noise).to(device)
+    x[0] = mean + 30 * sd
+    stats = vf.latent_stats(x, torch.zeros_like(x))
+    exact = x.double().var(0, correction=0)
+    torch.testing.assert_close(stats.variance.double(), exact, rtol=1e-3, atol=0)
+
+
+def test_dim_is_no_none() -> None:
+    with pytest.raises(TypeError, match="dim must be an int or a sequence of ints, got NoneType"):
+        vf.latent_stats(torch.zeros(4, 3), torch.zeros(4, 3), dim=None)  # type: ignore[arg-type]
+
+
 @native
 @pytest.mark.parametrize(
     "options",

@@ -204,16 +204,19 @@ def log_ratio(q: Gaussian, p: Gaussian | None, *, stop_q: bool) -> Tensor:
     1 even where sigma underflows.
     """
     assert q.noise is not None
-    w, x, z = q.noise, q.log_variance, q.mean + q.sigma * q.noise
+    w, x = q.noise, q.log_variance
+    if p is None:
+        d = q.mean + q.sigma * w
+    else:
+        d = (q.mean - p.mean) / p.divisor + q.sigma * w / p.divisor
     if stop_q:
         quotient = torch.exp(0.5 * _moved(x))
         w = _moved(q.mean) / q.detach().divisor + quotient * w
         x = _constant(x)
-    d = z
     if p is not None:
-        d, x = (z - p.mean) / p.divisor, x - p.log_variance
+        x = x - p.log_variance
     w = torch.where(d.isinf(), _constant(w), w)  # whose derivative would be a difference of infs
-    return 0.5 * ((d - w) * (d + w) - clamped(x, None, 178.0))
+    return 0.5 * ((d - w) * (d + w) - clamped(x, None, torch.finfo(x.dtype).max / 4))
 
 
 def _moved(x: Tensor) -> Tensor:

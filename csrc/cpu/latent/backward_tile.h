@@ -158,7 +158,7 @@ VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
     const auto q = gaussians.posterior(j);
     const auto prior = gaussians.template prior<scaled>(j);
     const Lanes<T> e = get(eps + j), sigma = q.scale.sigma;
-    const Lanes<T> d = math::relative_sample(math::sample(f, q.mu, sigma, e), prior);
+    const Lanes<T> d = math::relative_sample(f, q.mu, sigma, prior, e);
     const auto adjoint =
         math::log_ratio_adjoint(f, stop_q, d, prior.precision, sigma, e, get(gk + j));
     const Lanes<T> to_z = get(gz + j) + adjoint.z;

@@ -97,7 +97,7 @@ VAE_FUSED_NOINLINE void sample_and_log_ratio(
     const auto prior = gaussians.template prior<scaled>(j);
     const Lanes<T> e = get(eps + j), value = math::sample(f, q.mu, q.scale.sigma, e);
     put(value, z + j);
-    const Lanes<T> d = math::relative_sample(value, prior);
+    const Lanes<T> d = math::relative_sample(f, q.mu, q.scale.sigma, prior, e);
     put(math::log_ratio_times_two(f, d, q.scale.x - prior.x, e), kl + j);
   }
 }

@@ -8,18 +8,27 @@ template <typename T>
 void finish_as(const StatsParams& p) {
   const int64_t cols = p.tasks.cols, groups = p.tasks.groups;
   for (int64_t c = 0; c < cols; ++c) {
-    const auto parts = [&](int k) { return p.partials + (k * cols + c) * groups; };
-    double sums[math::kStats] = {};
-    for (int k = 0; k < math::kShift; ++k) {
-      for (int64_t g = 0; g < groups; ++g) sums[k] += parts(k)[g];
+    const auto part = [&](int k, int64_t g) { return p.partials[(k * groups + g) * cols + c]; };
+    const auto total = [&](int k) {
+      double sum = 0;
+      for (int64_t g = 0; g < groups; ++g) sum += part(k, g);
+      return sum;
+    };
+    math::Moments all = {total(math::kCount), 0, 0};
+    for (int64_t g = 0; g < groups; ++g) {
+      all.mean += part(math::kCount, g) * part(math::kMean, g) / all.n;
     }
-    sums[math::kShift] = *parts(math::kShift);  // the same in each group
-    const auto stats = math::stats_of<T>(sums);
+    for (int64_t g = 0; g < groups; ++g) {
+      const math::Moments of_group = {part(math::kCount, g), part(math::kMean, g),
+                                      part(math::kSquares, g)};
+      all.squares += math::squares_around(of_group, all.mean);
+    }
+    const auto stats = math::stats_of<T>(total(math::kKlStat), all);
     static_cast<T*>(p.kl)[c] = stats.kl;
     static_cast<T*>(p.mean)[c] = stats.mean;
     static_cast<T*>(p.variance)[c] = stats.variance;
-    p.clamped[c] = static_cast<int64_t>(sums[math::kClamped]);
-    p.non_finite[c] = static_cast<int64_t>(sums[math::kNotFinite]);
+    p.clamped[c] = static_cast<int64_t>(total(math::kClamped));
+    p.non_finite[c] = static_cast<int64_t>(total(math::kNotFinite));
   }
 }
 

@@ -10,8 +10,7 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-constexpr int kSummed = math::kCount + 1;  // the sums that elements have
-constexpr int kLinesOfSum = 8;             // added up in the elements' type before they are widened
+constexpr int kLinesOfSum = 8;  // added up in the elements' type before they are widened
 
 // Adds an element's values to the sums of its column.
 template <bool masked, typename T>
@@ -25,7 +24,7 @@ VAE_FUSED_NOINLINE void add_stats(math::ScaleOptions<T> o, const T* kl, const T*
       put(get(sum) + zero_if_masked<masked>(mask, j, value), sum);
     };
     add(math::kKlStat, get(kl + j));
-    add(math::kShifted, delta);
+    add(math::kMean, delta);  // sums around the shift, until the end of the task
     add(math::kSquares, delta * delta);
     add(math::kClamped, math::is_clamped(o, get(raw + j)));
     add(math::kNotFinite, math::is_not_finite(get(mu + j), get(raw + j)));
@@ -47,13 +46,14 @@ class StatsWork {
     const int64_t group = t / tasks.parts, first = t % tasks.parts * tasks.part;
     const int columns = static_cast<int>(std::min(tasks.part, tasks.cols - first));
     width_ = columns * static_cast<int>(tasks.rows_of_line);
-    set_shift(first, columns);
-    for (int k = 0; k < kSummed; ++k) {
+    for (int k = 0; k < math::kStats; ++k) {
       fill_with(T(0), sums_[k], kPiece);
       fill_with(0.0, totals_[k], width_);
     }
     const int64_t begin = group * tasks.lines_of_task;
     const int64_t end = std::min(begin + tasks.lines_of_task, tasks.lines);
+    set_shift(begin * tasks.rows_of_line, std::min(end * tasks.rows_of_line, tasks.rows), first,
+              columns);
     int64_t rows = 0;
     for (int64_t line = begin; line < end; ++line) {
       const int64_t row = line * tasks.rows_of_line;
@@ -61,17 +61,21 @@ class StatsWork {
       rows += rows_here;
       add_piece({row * tasks.cols + first, columns * rows_here});
       if ((line - begin) % kLinesOfSum == kLinesOfSum - 1 || line + 1 == end) {
-        for (int k = 0; k < kSummed; ++k) flush(sums_[k], totals_[k], width_);
+        for (int k = 0; k < math::kStats; ++k) flush(sums_[k], totals_[k], width_);
       }
     }
-    for (int k = 0; k < kSummed; ++k) fold(totals_[k], columns, width_);
+    for (int k = 0; k < math::kStats; ++k) fold(totals_[k], columns, width_);
     for (int c = 0; c < columns; ++c) {
-      const auto part = [&](int k) -> double& {
-        return task_.params.partials[(k * tasks.cols + first + c) * tasks.groups + group];
-      };
-      for (int k = 0; k < kSummed; ++k) part(k) = totals_[k][c];
-      if (!task_.params.of.mask.data) part(math::kCount) = static_cast<double>(rows);
-      part(math::kShift) = static_cast<double>(shift_[c]);
+      double& n = totals_[math::kCount][c];
+      if (!task_.params.of.mask.data) n = static_cast<double>(rows);
+      const math::Moments moments = math::moments(
+          n, static_cast<double>(shift_[c]), totals_[math::kMean][c], totals_[math::kSquares][c]);
+      totals_[math::kMean][c] = moments.mean;
+      totals_[math::kSquares][c] = moments.squares;
+    }
+    for (int k = 0; k < math::kStats; ++k) {
+      double* const out = task_.params.partials + (k * tasks.groups + group) * tasks.cols + first;
+      for (int c = 0; c < columns; ++c) out[c] = totals_[k][c];
     }
   }
 
@@ -84,15 +88,29 @@ class StatsWork {
     }
   }
 
-  // The means of the batch's first item, as often as a line has rows.
-  void set_shift(int64_t first, int columns) {
-    const Piece piece{first, columns};
-    Prefetcher prefetcher(kPiece * sizeof(S));
-    const T* const mu = load<S>(task_.forward.space, task_.forward.of.mu, piece, mu_, prefetcher);
-    const T* const location = located(mu, piece.whole());
+  // The shift of each column: the first of the task's means that counts and is finite. Without a
+  // mask one row has them all. It is repeated as often as a line has rows.
+  void set_shift(int64_t begin, int64_t end, int64_t first, int columns) {
+    const ForwardParams& p = task_.forward;
     for (int j = 0; j < columns; ++j) {
-      const T x = location[j];
-      shift_[j] = math::is_not_finite(x, x) == T(0) ? x : T(0);
+      shift_[j] = 0;
+      has_shift_[j] = false;
+    }
+    int missing = columns;
+    for (int64_t row = begin; row < end && missing > 0; ++row) {
+      const Piece piece{row * task_.params.tasks.cols + first, columns};
+      Prefetcher prefetcher(kPiece * sizeof(S));
+      const T* const mu = load<S>(p.space, p.of.mu, piece, mu_, prefetcher);
+      if (p.of.mask.data) load_mask(p.space, p.of.mask, piece, mask_);
+      const T* const location = located(mu, piece.whole());
+      for (int j = 0; j < columns; ++j) {
+        const T x = location[j];
+        const bool counts = !p.of.mask.data || mask_[j] != T(0);
+        if (has_shift_[j] || !counts || math::is_not_finite(x, x) != T(0)) continue;
+        shift_[j] = x;
+        has_shift_[j] = true;
+        --missing;
+      }
     }
     for (int j = columns; j < width_; ++j) shift_[j] = shift_[j - columns];
   }
@@ -148,8 +166,9 @@ class StatsWork {
   GaussianPiece<Options, false> gaussians_;
   int width_ = 0;  // of a line
   alignas(64) T kl_[kPiece], mu_[kPiece], raw_[kPiece], location_[kPiece], mask_[kPiece];
-  alignas(64) T shift_[kPiece], sums_[kSummed][kPiece];
-  alignas(64) double totals_[kSummed][kPiece];
+  alignas(64) T shift_[kPiece], sums_[math::kStats][kPiece];
+  alignas(64) double totals_[math::kStats][kPiece];
+  bool has_shift_[kPiece];
   static_assert(StatsTasks::kCpuLine == kPiece);
 };
 

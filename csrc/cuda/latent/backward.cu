@@ -202,10 +202,10 @@ class BackwardStep {
       rows.get_of_sample(span + b * C, s, gk);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
-        const T sigma = q[j].scale.sigma, z = math::sample(weights, q[j].mu, sigma, eps[j]);
+        const T sigma = q[j].scale.sigma;
+        const T d = math::relative_sample(weights, q[j].mu, sigma, prior[j], eps[j]);
         const auto adjoint =
-            math::log_ratio_adjoint(weights, f.stop_q, math::relative_sample(z, prior[j]),
-                                    prior[j].precision, sigma, eps[j], gk[j]);
+            math::log_ratio_adjoint(weights, f.stop_q, d, prior[j].precision, sigma, eps[j], gk[j]);
         of_z[j] += adjoint.z;
         gz[j] += of_z[j] + adjoint.mu;
         graw[j] += of_z[j] * eps[j];

@@ -76,8 +76,7 @@ class ForwardStep {
                                                  const math::Posterior<T>& q,
                                                  const math::Prior<T>& prior, T eps) {
     if constexpr (kAtSample<F>) {
-      const T z = math::sample(weights, q.mu, q.scale.sigma, eps);
-      const T d = math::relative_sample(z, prior);
+      const T d = math::relative_sample(weights, q.mu, q.scale.sigma, prior, eps);
       return math::log_ratio_times_two(weights, d, q.scale.x - prior.x, eps);
     } else {
       return math::kl_times_two(weights, weights.linear, math::relative(f, q, prior));

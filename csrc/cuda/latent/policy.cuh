@@ -93,8 +93,9 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4}, {Access::kStrided}, {1}},
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4, 8}, {Access::kScalar}, {1}},
 
-    // Statistics of a batch, a thread for a column. Without a bound sm_75 and sm_80 get 80 registers
-    // and spill two of them.
+    // Statistics of a batch, a thread for a column. Unbounded, ptxas of sm_75 and sm_80 aims at
+    // three
+    // blocks and may spill for it.
     {{Kernel::kStats}, {2, 4, 8}, {Access::kScalar}, {2}},
 
     // Lists of tensors. With three blocks of 16 bits some architecture spills.

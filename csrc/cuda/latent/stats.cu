@@ -10,8 +10,8 @@
 namespace vae_fused::cuda {
 namespace {
 
-constexpr int kSummed = math::kCount + 1;  // the sums that elements have
-constexpr int kLinesOfSum = 8;             // added up in the elements' type before they are widened
+constexpr int kLinesOfSum = 8;  // added up in the elements' type before they are widened
+static_assert(StatsTasks::kCudaLine == kThreads);
 
 // A task's columns and lines, as threads need them.
 struct StatsBlock {
@@ -37,24 +37,16 @@ class StatsElement {
   using F = OptionsOnDevice<T>;
 
  public:
-  __device__ __forceinline__ StatsElement(const StatsParams& p, const F& f, int64_t column)
-      : p_(p), f_(f), weights_(weights_of(f)) {
-    T mu[1] = {};
-    GaussianStep<S, Access::kScalar, F, false> step;
-    read(step, column, false);
-    widen<Access::kScalar, true, 1>(step.mu, 0, mu);
-    const T location = f.mu_soft_clamp == T(0)
-                           ? mu[0]
-                           : math::soft_clamp(mu[0], f.mu_soft_clamp, f.per_mu_soft_clamp).x;
-    shift_ = math::is_not_finite(location, location) == T(0) ? location : T(0);
-  }
+  __device__ __forceinline__ StatsElement(const StatsParams& p, const F& f)
+      : p_(p), f_(f), weights_(weights_of(f)) {}
 
-  __device__ __forceinline__ double shift() const { return shift_; }
+  // What the means are shifted by: the first that counts, if it is finite.
+  __device__ __forceinline__ double shift() const { return static_cast<double>(shift_); }
 
-  // Adds the values of element e.
-  __device__ __forceinline__ void add(int64_t e, T (&sums)[kSummed]) const {
+  // Adds the values of element e. The sums of means are around the shift.
+  __device__ __forceinline__ void add(int64_t e, T (&sums)[math::kStats]) {
     GaussianStep<S, Access::kScalar, F, false> step;
-    const Span<true> span = read(step, e, true);
+    const Span<true> span = read(step, e);
     if (!step.counts(p_.of, span, 0, 0)) return;
     math::Posterior<T> q[1];
     math::Prior<T> prior[1];
@@ -62,9 +54,11 @@ class StatsElement {
     T mu[1], raw[1];
     widen<Access::kScalar, true, 1>(step.mu, 0, mu);
     widen<Access::kScalar, true, 1>(step.raw, 0, raw);
+    if (!has_shift_ && math::is_not_finite(q[0].mu, q[0].mu) == T(0)) shift_ = q[0].mu;
+    has_shift_ = true;
     const T delta = q[0].mu - shift_;
     sums[math::kKlStat] += math::kl_times_two(weights_, false, math::relative(f_, q[0], prior[0]));
-    sums[math::kShifted] += delta;
+    sums[math::kMean] += delta;
     sums[math::kSquares] += delta * delta;
     sums[math::kClamped] += math::is_clamped(f_.posterior, raw[0]);
     sums[math::kNotFinite] += math::is_not_finite(mu[0], raw[0]);
@@ -73,42 +67,78 @@ class StatsElement {
 
  private:
   template <class Step>
-  __device__ __forceinline__ Span<true> read(Step& step, int64_t e, bool whole) const {
+  __device__ __forceinline__ Span<true> read(Step& step, int64_t e) const {
     const Span<true> span{e, 0, 1};
     const int64_t* strides[kSlots];
     int64_t at[kSlots];
     gaussian_strides<F>(p_, strides);
     locate<S, Access::kScalar, false>(p_.space, strides, e, at);
-    step.load(p_.space, p_.of, at, span, true, whole);
+    step.load(p_.space, p_.of, at, span, true, true);
     return span;
   }
 
   const StatsParams& p_;
   const F& f_;
   weights_t<F> weights_;
-  T shift_;
+  T shift_ = 0;
+  bool has_shift_ = false;
 };
 
-// Adds up the groups, a warp for each column.
+// The statistics of column c, to where they are asked for.
+template <typename T>
+__device__ __forceinline__ void write(const StatsParams& p, int64_t c,
+                                      const double (&sums)[math::kStats]) {
+  const math::Moments all{sums[math::kCount], sums[math::kMean], sums[math::kSquares]};
+  const auto stats = math::stats_of<T>(sums[math::kKlStat], all);
+  static_cast<T*>(p.kl)[c] = stats.kl;
+  static_cast<T*>(p.mean)[c] = stats.mean;
+  static_cast<T*>(p.variance)[c] = stats.variance;
+  p.clamped[c] = static_cast<int64_t>(sums[math::kClamped]);
+  p.non_finite[c] = static_cast<int64_t>(sums[math::kNotFinite]);
+}
+
+// Adds up `n` groups whose sums are at(k, i), i = lane, lane + width and so on, for the lanes of an
+// aligned group of 2^log_width, all of which get the result.
+template <class At>
+__device__ __forceinline__ void merge(int64_t n, int lane, int log_width, const At& at,
+                                      double (&sums)[math::kStats]) {
+  const int width = 1 << log_width;
+  VAE_FUSED_UNROLL
+  for (int k = 0; k < math::kStats; ++k) sums[k] = 0;
+  for (int64_t i = lane; i < n; i += width) {
+    const double count = at(math::kCount, i);
+    sums[math::kKlStat] += at(math::kKlStat, i);
+    sums[math::kMean] += count == 0 ? 0.0 : count * at(math::kMean, i);
+    sums[math::kClamped] += at(math::kClamped, i);
+    sums[math::kNotFinite] += at(math::kNotFinite, i);
+    sums[math::kCount] += count;
+  }
+  VAE_FUSED_UNROLL
+  for (int k = 0; k < math::kStats; ++k) sums[k] = group_sum(sums[k], log_width);
+  if (sums[math::kCount] != 0) sums[math::kMean] /= sums[math::kCount];
+  double squares = 0;
+  for (int64_t i = lane; i < n; i += width) {
+    const math::Moments of_group{at(math::kCount, i), at(math::kMean, i), at(math::kSquares, i)};
+    squares += math::squares_around(of_group, sums[math::kMean]);
+  }
+  sums[math::kSquares] = group_sum(squares, log_width);
+}
+
+// Adds up the groups of all columns: a thread has a column, or a warp, where these are few.
 template <typename T>
 __device__ void finish(const StatsParams& p) {
   const int64_t cols = p.tasks.cols, groups = p.tasks.groups;
-  const int lane = threadIdx.x & 31;
-  for (int64_t c = threadIdx.x / 32; c < cols; c += kThreads / 32) {
+  const int log_width = cols < kThreads ? 5 : 0;
+  const int lane = threadIdx.x & ((1 << log_width) - 1);
+  // Every lane takes part in the shuffles, with or without a column.
+  for (int64_t first = 0; first < cols; first += kThreads >> log_width) {
+    const int64_t c = first + (threadIdx.x >> log_width);
+    const auto at = [&](int k, int64_t g) {
+      return __ldcg(p.partials + (k * groups + g) * cols + c);
+    };
     double sums[math::kStats];
-    VAE_FUSED_UNROLL
-    for (int k = 0; k < kSummed; ++k) {
-      const double* const parts = p.partials + (k * cols + c) * groups;
-      sums[k] = group_sum(sum_parts(parts, groups, lane, 32), 5);
-    }
-    sums[math::kShift] = __ldcg(p.partials + (math::kShift * cols + c) * groups);
-    if (lane != 0) continue;
-    const auto stats = math::stats_of<T>(sums);
-    static_cast<T*>(p.kl)[c] = stats.kl;
-    static_cast<T*>(p.mean)[c] = stats.mean;
-    static_cast<T*>(p.variance)[c] = stats.variance;
-    p.clamped[c] = static_cast<int64_t>(sums[math::kClamped]);
-    p.non_finite[c] = static_cast<int64_t>(sums[math::kNotFinite]);
+    merge(c < cols ? groups : 0, lane, log_width, at, sums);
+    if (lane == 0 && c < cols) write<T>(p, c, sums);
   }
 }
 
@@ -117,17 +147,16 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access
     stats_kernel(const __grid_constant__ StatsParams p,
                  const __grid_constant__ OptionsOnDevice<arithmetic_t<S>> f, int ticket) {
   using T = arithmetic_t<S>;
-  __shared__ double of_line[kSummed][kThreads];
+  __shared__ double of_line[math::kStats][kThreads];
   const StatsTasks& tasks = p.tasks;
   const StatsBlock block(tasks, blockIdx.x);
   const int thread = threadIdx.x;
-  double sums[kSummed] = {}, shift = 0;
+  double sums[math::kStats] = {};
   if (thread < block.width) {
-    const StatsElement<S> element(p, f, block.first + thread % block.columns);
-    shift = element.shift();
+    StatsElement<S> element(p, f);
 #pragma unroll 1
     for (int64_t begin = block.begin; begin < block.end; begin += kLinesOfSum) {
-      T recent[kSummed] = {};
+      T recent[math::kStats] = {};
 #pragma unroll 1
       for (int64_t line = begin; line < begin + kLinesOfSum && line < block.end; ++line) {
         const int64_t row = line * tasks.rows_of_line, rest = tasks.rows - row;
@@ -136,24 +165,30 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access
         element.add(row * tasks.cols + block.first + thread, recent);
       }
       VAE_FUSED_UNROLL
-      for (int k = 0; k < kSummed; ++k) sums[k] += static_cast<double>(recent[k]);
+      for (int k = 0; k < math::kStats; ++k) sums[k] += static_cast<double>(recent[k]);
     }
+    const math::Moments moments =
+        math::moments(sums[math::kCount], element.shift(), sums[math::kMean], sums[math::kSquares]);
+    sums[math::kMean] = moments.mean;
+    sums[math::kSquares] = moments.squares;
   }
   VAE_FUSED_UNROLL
-  for (int k = 0; k < kSummed; ++k) of_line[k][thread] = sums[k];
+  for (int k = 0; k < math::kStats; ++k) of_line[k][thread] = sums[k];
   __syncthreads();
   if (thread < block.columns) {
-    const int64_t column = block.first + thread;
-    const auto part = [&](int k) -> double& {
-      return p.partials[(k * tasks.cols + column) * tasks.groups + block.group];
+    const auto at = [&](int k, int64_t row) {
+      return of_line[k][thread + static_cast<int>(row) * block.columns];
     };
-    VAE_FUSED_UNROLL
-    for (int k = 0; k < kSummed; ++k) {
-      double total = 0;
-      for (int j = thread; j < block.width; j += block.columns) total += of_line[k][j];
-      part(k) = total;
+    merge(tasks.rows_of_line, 0, 0, at, sums);
+    const int64_t column = block.first + thread;
+    if (tasks.groups == 1) {
+      write<T>(p, column, sums);
+    } else {
+      VAE_FUSED_UNROLL
+      for (int k = 0; k < math::kStats; ++k) {
+        p.partials[(k * tasks.groups + block.group) * tasks.cols + column] = sums[k];
+      }
     }
-    part(math::kShift) = shift;
   }
   if (ticket != kNoTicket && last_block(ticket)) finish<T>(p);
 }
@@ -167,12 +202,13 @@ __global__ void __launch_bounds__(kThreads)
 template <typename S>
 cudaError_t stats_as(const WithScalars<StatsParams>& p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
+  const bool finishes = p.tasks.groups > 1;
   int ticket = kNoTicket;
-  cudaError_t error = ticket_slot(stream, &ticket);
+  cudaError_t error = finishes ? ticket_slot(stream, &ticket) : cudaSuccess;
   if (error != cudaSuccess) return error;
   error = launch(stats_kernel<S>, p.tasks.tasks(), stream, p,
                  options_as<T, false>(p.of.options, p.scalars), ticket);
-  if (error != cudaSuccess || ticket != kNoTicket) return error;
+  if (error != cudaSuccess || !finishes || ticket != kNoTicket) return error;
   return launch(finish_stats_kernel<T>, 1, stream, p);
 }
 

@@ -6,8 +6,10 @@
 //   ln q(z) = -1/2 (w^2 + ln sigma^2 + ln 2 pi)      ln p(z) = -1/2 (d^2 + ln tau^2 + ln 2 pi)
 //   ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)
 //
-// Its mean over eps is the KL if T = 1. Unlike the KL it can be negative. Where q = p, d is w to
-// rounding, so d^2 - w^2 is computed as a product, whose error is relative to it.
+// Its mean over eps is the KL if T = 1. Unlike the KL it can be negative. Near q = p, d is close to
+// w, and two steps keep their difference accurate. d^2 - w^2 is computed as a product. And d is not
+// formed from z, whose rounding would be divided by tau, but as (mu - m) / tau + sigma w / tau:
+// with mu = m = 100 and sigma = tau = 0.01 the estimate is then off by 2e-6 instead of 1.5e-3.
 //
 // The gradient of z goes on to mu, sigma and eps as that of any sample does. Beside it there are
 //
@@ -28,16 +30,19 @@
 
 namespace vae_fused::math {
 
-template <typename F>
-VAE_FUSED_HD F relative_sample(F z, const Prior<F>& p) {
-  return (z - p.mean) * p.precision;
+template <typename T>
+constexpr T kLargest = std::numeric_limits<T>::max();
+
+template <typename Options, typename F>
+VAE_FUSED_HD F relative_sample(const Options& f, F mu, F sigma, const Prior<F>& p, F eps) {
+  return (mu - p.mean) * p.precision + sigma * (f.temperature * eps) * p.precision;
 }
 
-// `d`: of z, relative to the prior, as is x.
+// `d`: of z, relative to the prior, as is x. An infinite x would be inf - inf.
 template <typename Options, typename F>
 VAE_FUSED_HD F log_ratio_times_two(const Options& f, F d, F x, F eps) {
   const F w = f.temperature * eps;
-  return (d - w) * (d + w) - clip_for_exp(x);
+  return (d - w) * (d + w) - smaller(F(kLargest<number_t<F>> / 4), x);
 }
 
 // With respect to z, and beside it to mu, eps, ln sigma^2, m and ln tau^2.

@@ -1,17 +1,40 @@
-// Statistics of a batch of posteriors for one latent dimension, from sums over the batch.
+// Statistics of a batch of posteriors for one latent dimension, from sums over groups of its items.
 #pragma once
+
+#include <cstdint>
 
 #include "math/platform.h"
 
 namespace vae_fused::math {
 
-// What the sums over a batch are of. The mean is shifted by that of the batch's first item,
-// `shift`: where the variance is small beside the square of the mean, the squares of shifted means
-// are small, too, and nothing cancels.
+// Count, mean, and the sum of the squared distances from the mean.
+struct Moments {
+  double n, mean, squares;
+};
+
+// From each element the same number is subtracted, `shift`, before s, their sum, and q, the sum of
+// their squares, are formed:
 //
-//   mean = shift + s / n      variance = (q - s^2 / n) / n      s = sum of mu - shift
-//                                                               q = sum of (mu - shift)^2
-enum Stat : int { kKlStat, kShifted, kSquares, kClamped, kNotFinite, kCount, kShift, kStats };
+//   mean = shift + s / n      squares = q - s^2 / n
+//
+// With one of the elements as the shift nothing cancels where the mean is large beside the standard
+// deviation.
+VAE_FUSED_HD Moments moments(double n, double shift, double s, double q) {
+  if (n == 0) return {0, 0, 0};
+  const double mean = s / n;
+  return {n, shift + mean, q - s * mean};
+}
+
+// What a group adds to the squares of all elements, whose mean is `mean` (Chan, Golub and LeVeque
+// 1979).
+VAE_FUSED_HD double squares_around(const Moments& group, double mean) {
+  const double distance = group.mean - mean;
+  return group.n == 0 ? 0.0 : group.squares + group.n * distance * distance;
+}
+
+// The sums of a group that are kept for the end of a call: of twice the KLs, what Moments has, and
+// counts.
+enum Stat : int { kKlStat, kMean, kSquares, kClamped, kNotFinite, kCount, kStats };
 
 template <typename T>
 struct LatentStats {
@@ -19,10 +42,10 @@ struct LatentStats {
 };
 
 template <typename T>
-VAE_FUSED_HD LatentStats<T> stats_of(const double (&sums)[kStats]) {
-  const double n = sums[kCount], mean = sums[kShifted] / n;
-  const double variance = sums[kSquares] / n - mean * mean;
-  return {static_cast<T>(0.5 * sums[kKlStat] / n), static_cast<T>(sums[kShift] + mean),
+VAE_FUSED_HD LatentStats<T> stats_of(double twice_kl, const Moments& all) {
+  const double variance = all.squares / all.n;  // NaN of no elements, as are the others
+  const double mean = all.n == 0 ? variance : all.mean;
+  return {static_cast<T>(0.5 * twice_kl / all.n), static_cast<T>(mean),
           static_cast<T>(variance < 0 ? 0 : variance)};
 }
 

@@ -40,6 +40,8 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
   const double scale = reduction && !mu.is_meta() ? reduction->scale(mu) : 1.0;
   if (at_sample && sample_shape.has_value()) {
     // Each sample has a KL of its own, so the samples become elements of the call.
+    TORCH_CHECK_VALUE(shape.size() <= 64, "vae_fused: tensors have 64 dimensions at most, got ",
+                      shape.size());
     reduction = reduction->after(static_cast<int64_t>(sample_shape->size()));
     mu = mu.expand_symint(shape);
     of = of.expanded(shape);
