@@ -116,6 +116,32 @@ def test_dtypes(dtype: torch.dtype) -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
+# Short rows, one column, rows of several parts, dimensions of the batch around others.
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    [((700, 20), 0), ((30_000, 1), 0), ((9, 3000), 0), ((6, 8, 5, 4), (0, 2, 3)), ((1, 33), 0)],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_device_and_shape(shape: Any, dim: Any, dtype: torch.dtype, device: str) -> None:
+    mu, raw = batch(*shape, dtype=dtype)
+    options: dict[str, Any] = {"dim": dim, "scale": vf.Scale(clamp=(-0.5, 0.75))}
+    for mask in (None, random(*shape, seed=3) > -0.5):
+        want = vf.reference.latent_stats(mu.double(), raw.double(), mask=mask, **options)
+        on_device = None if mask is None else mask.to(device)
+        got = vf.latent_stats(mu.to(device), raw.to(device), mask=on_device, **options)
+        for name, value in want._asdict().items():
+            found = getattr(got, name).to("cpu", value.dtype)
+            torch.testing.assert_close(
+                found,
+                value,
+                rtol=2e-5,
+                atol=2e-6,
+                equal_nan=True,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
+
+
 def test_no_value_is_read_by_the_host() -> None:
     """A read of a meta tensor raises."""
     mu = torch.empty(5, 3, device="meta")
