@@ -96,6 +96,9 @@ def calls(draw: Any) -> Drawn:
     samples = draw(st.sampled_from((1, 1, 1, 2, 3, 5)))
     optional = draw(st.sets(st.sampled_from(("prior_mean", "prior_raw", "mask", "eps"))))
     sampled, kl = draw(st.sampled_from(((True, True), (True, True), (True, False), (False, True))))
+    family = draw(st.sampled_from([*FAMILIES]))
+    if "at_sample" in FAMILIES[family]:  # there is a sample, and further ones are elements of the call
+        samples, sampled = 1, True
     wanted = draw(st.none() | st.sets(st.sampled_from([*WRITTEN]))) or {*WRITTEN}
     of: dict[str, Layout] = {}
     usual = draw(st.booleans())  # one layout for all: the quick paths
@@ -124,7 +127,7 @@ def calls(draw: Any) -> Drawn:
             add(name, written=True)
     return Drawn(
         tuple(shape), tuple(sorted(dims)), draw(st.sampled_from([*DTYPES])),
-        draw(st.sampled_from([*FAMILIES])), samples, draw(st.integers(0, 999)), of, kl,
+        family, samples, draw(st.integers(0, 999)), of, kl,
         draw(st.sampled_from((0, 1, 2**40))), draw(st.booleans()),
     )  # fmt: skip
 

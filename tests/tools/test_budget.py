@@ -352,7 +352,7 @@ def test_the_record_is_written_as_it_is_read() -> None:
 def test_the_document_is_the_record() -> None:
     text = budget.TABLE.read_text()
     assert text == budget.table(budget.load()), "make budget, or benchmarks/budget.py --table"
-    assert max(map(len, text.splitlines())) <= 170  # names of kernels are long
+    assert max(map(len, text.splitlines())) <= 175  # names of kernels are long
 
 
 def test_every_exception_has_its_reason() -> None:
