@@ -97,7 +97,7 @@ def calls(draw: Any) -> Drawn:
     optional = draw(st.sets(st.sampled_from(("prior_mean", "prior_raw", "mask", "eps"))))
     sampled, kl = draw(st.sampled_from(((True, True), (True, True), (True, False), (False, True))))
     family = draw(st.sampled_from([*FAMILIES]))
-    if "at_sample" in FAMILIES[family]:  # there is a sample, and further ones are elements of the call
+    if "at_sample" in FAMILIES[family]:  # of which further samples are elements
         samples, sampled = 1, True
     wanted = draw(st.none() | st.sets(st.sampled_from([*WRITTEN]))) or {*WRITTEN}
     of: dict[str, Layout] = {}
