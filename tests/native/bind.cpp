@@ -376,7 +376,8 @@ void stats(const std::string& device, const py::array& mu, const py::array& raw,
            const std::vector<int>& dims, const py::array& kl, const py::array& mean,
            const py::array& variance, const py::array& clamped, const py::array& non_finite,
            const py::array& partials, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
-           const MaybeArray& mask, const py::dict& options, const py::dict& scalars) {
+           const MaybeArray& mask, const py::dict& options, const py::dict& scalars,
+           const Stream* stream) {
   vae_fused::WithScalars<vae_fused::StatsParams> params;
   params.dtype = dtype_of(mu);
   params.of.options = family_of(options);
@@ -396,7 +397,7 @@ void stats(const std::string& device, const py::array& mu, const py::array& raw,
   params.clamped = pointer<int64_t>(clamped);
   params.non_finite = pointer<int64_t>(non_finite);
   params.partials = pointer<double>(partials);
-  call(device, params, vae_fused::cpu::stats, kCudaStats, nullptr);
+  call(device, params, vae_fused::cpu::stats, kCudaStats, stream);
 }
 
 void forward(const std::string& device, const py::array& mu, const MaybeArray& raw,
@@ -885,7 +886,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("stats", &stats, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a, "kl"_a, "mean"_a,
         "variance"_a, "clamped"_a, "non_finite"_a, "partials"_a, "prior_mean"_a = py::none(),
         "prior_raw"_a = py::none(), "mask"_a = py::none(), "family"_a = py::dict(),
-        "scalars"_a = py::dict());
+        "scalars"_a = py::dict(), "stream"_a = nullptr);
   m.def("way_of", &way_of, "mu"_a, "raw"_a, "z"_a, "dims"_a);
   m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,
         "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "scalars"_a = py::dict(),

@@ -92,6 +92,7 @@ def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
         cases = (
             Case("default", dtype, ("long rows", "dense")),
             Case("list", dtype, ("dense", "defaults")),
+            Case("stats", dtype, ("clamp", "one column", "dense", "plain")),
         )
         last = {"stream": streams[-1]}
         with machine.installed():
@@ -144,7 +145,7 @@ def test_without_a_ticket_a_second_kernel_adds_up(
 ) -> None:
     names = launched_without_tickets(machine.native, dtype)
     assert isinstance(names, list), names
-    combining = ("combine", "combine_multi", "end_rows", "combine_softmax")
+    combining = ("combine", "combine_multi", "end_rows", "combine_softmax", "finish_stats")
     assert {f"{name}<{total}>" for name in combining} <= set(names)
 
 
