@@ -24,7 +24,8 @@ struct Space {
   int32_t ndim = 0;
   int64_t size[kMaxDims] = {};  // outermost first
   Divisor by_size[kMaxDims];
-  // Of a coordinate, in the row-major index i of z; in CUDA kernels of an explicit eps, if given.
+  // The stride of each coordinate in i, the row-major index of z. If a call has an explicit eps,
+  // CUDA kernels find the strides of that tensor here.
   int64_t noise_stride[kMaxDims] = {};
   bool noise_linear = false;  // i == e everywhere
   bool small = false;         // elements and offsets are all below 2^31

@@ -148,8 +148,8 @@ VAE_FUSED_NOINLINE void scale_adjoint(const GaussianPiece<math::LatentOptions<T>
   }
 }
 
-// Of a sample and the KL that it estimates: adds to the gradients, and to `direct`, which is that
-// of ln sigma^2 beside the way through z. `of_eps`: the gradient of eps, if it is wanted.
+// Adds the gradients of a sample and of the KL that it estimates. `direct` gets the gradient of
+// ln sigma^2 that does not go through z. `of_eps` is where the gradient of eps is wanted, or null.
 template <bool stop_q, bool scaled, bool learned, typename T>
 VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
     const GaussianPiece<math::LatentOptions<T>, true>& gaussians, math::LatentOptions<T> f,

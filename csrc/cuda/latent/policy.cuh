@@ -15,8 +15,9 @@ struct OptionsOnDevice : math::LatentOptions<T> {
   math::DeviceScalars scalars;  // instead of some of the numbers
 };
 
-// Of a call whose KL the samples estimate. Its kernels are kStrided and kScalar, and it is a type
-// of its own to keep the estimates out of the general kernels, whose registers are all in use.
+// The options of a call whose samples estimate the KL. They have a type of their own because the
+// general kernels have no registers left for the estimates. There are kernels for kStrided and
+// kScalar.
 template <typename T>
 struct OptionsAtSample : OptionsOnDevice<T> {};
 
@@ -78,8 +79,9 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kBackward}, {8}, {Access::kStrided}, {2, KeySource::kSeed}},
     {{Kernel::kBackward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
-    // The general kernels, which have branches for every option. Their patches take up to 170
-    // registers and have one block, as has double.
+    // The general kernels have branches for every option. Those of patches take up to 170
+    // registers,
+    // so they get one block, as double does.
     {{Kernel::kForwardGeneral}, {2}, {Access::kStrided}, {2, KeySource::kShared}},
     {{Kernel::kForwardGeneral}, {2}, {Access::kChannelsLast}, {1, KeySource::kShared}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kChannelsLast}, {1}},
@@ -89,7 +91,8 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2}, {Access::kScalar}, {2}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {8}, {Access::kScalar}, {1}},
 
-    // Of a KL at its samples. The loop over samples keeps five sums for each element of a chunk.
+    // These kernels estimate the KL at its samples. Their loop over the samples keeps five sums for
+    // each element of a chunk.
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4}, {Access::kStrided}, {1}},
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4, 8}, {Access::kScalar}, {1}},
 
