@@ -125,15 +125,20 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def summed(reduction: str, dims: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
+    """The dimensions that a reduction sums, or those that a call names instead of one."""
+    if dims is not None:
+        return tuple(d % ndim for d in dims)
+    every = tuple(range(ndim))
+    return {"none": (), "sample": every[1:]}.get(reduction, every)
+
+
 def reduce(kl: Tensor, reduction: str, dims: tuple[int, ...] | None, samples: int = 0) -> Tensor:
     """Sum and divide. The first dimensions, as many as ``samples``, are kept and not counted."""
-    ndim = kl.dim() - samples
-    if dims is None:
-        all_dims = tuple(range(ndim))
-        dims = {"none": (), "sample": all_dims[1:]}.get(reduction, all_dims)
-    if not dims:
+    over = [samples + d for d in summed(reduction, dims, kl.dim() - samples)]
+    if not over:
         return kl
-    total = kl.sum(dim=[samples + d % ndim for d in dims])
+    total = kl.sum(dim=over)
     if reduction == "mean":
         return total / math.prod(kl.shape[samples:])
     return total / kl.shape[samples] if reduction == "batchmean" else total

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_fused._formulas.latent import noise_of_multi
+from vae_fused._formulas.latent import noise_of_multi, summed
 from vae_fused._native.autograd import Gradient, apply
 from vae_fused._native.call import Call, Maybe, Operands, scattered
 from vae_fused._native.likelihood import recorded_backward, recorded_elbo_backward
@@ -41,16 +41,10 @@ def _backward(
     if grad_z is not None:
         samples = grad_z.shape[: grad_z.dim() - mu.dim()]
     elif grad_kl is not None and call.is_at_sample:
-        samples = grad_kl.shape[: grad_kl.dim() - _kept(mu.dim(), reduction, dims)]
+        kept = mu.dim() - len(summed(reduction, dims, mu.dim()))
+        samples = grad_kl.shape[: grad_kl.dim() - kept]
     call = call._replace(sample_shape=tuple(samples))
     return tuple(scattered(apply(Gradient, call, output_mask, grad_z, grad_kl, *x), output_mask))
-
-
-def _kept(ndim: int, reduction: str, dims: Sequence[int] | None) -> int:
-    """The number of dimensions that a reduction leaves."""
-    if dims is not None:
-        return ndim - len(dims)
-    return {"none": ndim, "sample": 1}.get(reduction, 0)
 
 
 def _moments_backward(
