@@ -6,23 +6,23 @@
 
 namespace vae_fused::cpu {
 
-// The context of a task's body: the call, and its Gaussians as the forward kernel takes them.
+// The context of a task's body: the call, and the forward call that has its Gaussians.
 struct StatsTask {
   const StatsParams& params;
-  ForwardParams forward;
-  math::LatentOptions<float> options;
+  const ForwardParams forward;
+  const Task<ForwardParams> of_forward;
 
   explicit StatsTask(const StatsParams& params)
-      : params(params), options(math::narrowed<float>(params.of.options)) {
+      : params(params), forward(forward_of(params)), of_forward(forward, Key{}) {}
+
+ private:
+  static ForwardParams forward_of(const StatsParams& params) {
+    ForwardParams forward;
     forward.dtype = params.dtype;
     forward.space = params.space;
     forward.of = params.of;
     forward.kl.data = params.kl;  // asks for the KL of each element
-  }
-
-  VAE_FUSED_HD const math::LatentOptions<float>& options_of(float) const { return options; }
-  VAE_FUSED_HD const math::LatentOptions<double>& options_of(double) const {
-    return params.of.options;
+    return forward;
   }
 };
 
