@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vae_fused._estimator import check_estimator
 from vae_fused._keywords import DensityOptions, MultiOptions, chosen
+from vae_fused._learned_prior import as_prior
 from vae_fused._numbers import check_not_negative, check_positive
 from vae_fused._scalar_checks import (
     MAY_BE_SCALARS,
@@ -28,7 +29,6 @@ from vae_fused.options import (
     PLAIN,
     CheckedPrior,
     Options,
-    Prior,
     Scale,
     as_scale,
 )
@@ -115,9 +115,11 @@ def check_multi(
             raise ValueError(f"{name} has {len(values)} tensors, wants those of mus: {len(mus)}")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}, wants sum or mean")
-    prior = options.get("prior")
-    if isinstance(prior, Prior) and any(isinstance(v, Tensor) for v in (prior.mean, prior.raw)):
-        raise ValueError("prior has tensors, wants numbers: one prior for the whole list")
+    if options.get("prior") is not None:
+        prior = as_prior(options["prior"])
+        options = {**options, "prior": prior}
+        if isinstance(prior.mean, Tensor) or isinstance(prior.raw, Tensor):
+            raise ValueError("prior has tensors, wants numbers: one prior for the whole list")
     checked = [check_call(mus[0], raws[0], options, MultiOptions)]
     options = {**options, **(checked[0][2].scalars or {})}  # converted once, not for each tensor
     rest = zip(mus[1:], raws[1:], strict=True)
@@ -171,13 +173,12 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
     return h.narrow(dim, 0, size // 2), h.narrow(dim, size // 2, size // 2), dim % ndim
 
 
-def _check_prior(mu: Tensor, raw: Tensor, prior: Prior) -> tuple[Tensor, Tensor, CheckedPrior]:
+def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, CheckedPrior]:
     """Bring the posterior's and the prior's tensors to one dtype, and the latter to its shape.
 
     What has them already is not touched: even that takes a microsecond.
     """
-    if not isinstance(prior, Prior):
-        raise TypeError(f"prior must be a vf.Prior or None, got {type(prior).__name__}")
+    prior = as_prior(prior)
     dtype, device, shape = mu.dtype, mu.device, mu.shape
     mean, prior_raw, tensors = prior.mean, prior.raw, []
     for name, value in (("prior.mean", mean), ("prior.raw", prior_raw)):

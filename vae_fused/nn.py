@@ -24,6 +24,7 @@ from vae_fused._elbo_checks import FREE_BITS_PER, check_batch, check_weight
 from vae_fused._formulas import latent
 from vae_fused._iwae_module import IWAELoss
 from vae_fused._keywords import LatentOptions, SampleOptions, chosen
+from vae_fused._learned_prior import LearnedPrior
 from vae_fused._likelihood import Likelihood, as_likelihood
 from vae_fused._numbers import check_choice
 from vae_fused.elbo import ELBOTerms, elbo_loss, elbo_of_reconstruction
@@ -37,6 +38,7 @@ __all__ = [
     "ELBOTerms",
     "GaussianKL",
     "IWAELoss",
+    "LearnedPrior",
     "LinearSchedule",
     "Reparameterize",
     "Schedule",
@@ -168,7 +170,7 @@ class GaussianKL(_WithOptions):
         mu: Tensor,
         logvar: Tensor,
         *,
-        prior: Prior | None = None,
+        prior: Prior | Module | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """``vf.gaussian_kl(mu, logvar, reduction=reduction, dim=dim, ...)``."""
@@ -262,7 +264,7 @@ class ELBOLoss(_WithOptions):
         mu: Tensor | None = None,
         logvar: Tensor | None = None,
         *,
-        prior: Prior | None = None,
+        prior: Prior | Module | None = None,
         mask: Tensor | None = None,
         kl: Tensor | None = None,
         beta: float | Tensor | None = None,
