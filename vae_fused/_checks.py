@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vae_fused._estimator import check_estimator
 from vae_fused._keywords import DensityOptions, MultiOptions, chosen
+from vae_fused._layouts import check_layout
 from vae_fused._learned_prior import as_prior
 from vae_fused._numbers import check_not_negative, check_positive
 from vae_fused._scalar_checks import (
@@ -241,9 +242,7 @@ def check_tensor(
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {value.dtype}, wants {wants}")
-    if value.layout != torch.strided or value.is_nested:
-        layout = "nested" if value.is_nested else str(value.layout)
-        raise TypeError(f"{name} has layout {layout}, wants torch.strided")
+    check_layout(name, value)
 
 
 def check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> None:

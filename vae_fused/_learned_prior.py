@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ def _inverse_of_sigmoid2(sigma: float, _: float) -> float:
 
 
 # Each kind's x as a function of sigma and of softplus' beta.
-_INVERSES = {
+_INVERSES: dict[str, Callable[[float, float], float]] = {
     "logvar": lambda sigma, _: 2.0 * math.log(sigma),
     "logstd": lambda sigma, _: math.log(sigma),
     "std": lambda sigma, _: sigma,

@@ -84,7 +84,8 @@ def reparameterize_kl(
             add a floor.
         mu_soft_clamp: c, above 0: the mean is ``c tanh(mu / c)``, in the sample and in the KL.
         prior: The :class:`Prior` N(m, tau^2), whose tensors broadcast to the posterior's shape and
-            get gradients; default: the standard normal.
+            get gradients, or a module that returns one, such as
+            :class:`vae_fused.nn.LearnedPrior`; default: the standard normal.
         reduction: What becomes of the elementwise KL: ``"batchmean"`` (sum over all latent
             dimensions, mean over dimension 0), ``"sum"``, ``"mean"``, ``"sample"`` (sum over all
             dimensions but the first, shape ``(B,)``) or ``"none"``.

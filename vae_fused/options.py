@@ -232,7 +232,8 @@ class Prior:
         scale: How tau is read from ``raw``.
 
     Tensors are floating point, on the device of the posterior. All dtypes of a call promote
-    together. For a prior that shall not learn give ``mean.detach()`` and ``raw.detach()``.
+    together. For a prior that shall not learn give ``mean.detach()`` and ``raw.detach()``. A prior
+    keeps these tensors, even if a module replaces its own: there use ``vf.nn.LearnedPrior``.
 
     Raises:
         TypeError: ``mean`` or ``raw`` is neither a tensor nor a number.

@@ -103,9 +103,13 @@ def may_call_directly(t: Tensor) -> bool:
     It may not while something records or replaces the operators that are called: a call that the
     operator refuses would leave an operator behind that nothing uses.
     """
+    try:
+        is_served = t.is_cpu or (t.is_cuda and _ext.has_cuda)
+    except RuntimeError:  # a tensor subclass without these attributes, which the checks name
+        return False
     return (
         _ext.available
-        and (t.is_cpu or (t.is_cuda and _ext.has_cuda))
+        and is_served
         and not torch.compiler.is_compiling()
         and not is_transformed()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -273,5 +277,6 @@ def _check_randomness() -> None:
             if vmap.randomness() == torch._C._functorch.RandomnessType.Error:
                 raise RuntimeError(
                     "vae_fused: a sample is drawn under torch.vmap, whose randomness is 'error'; "
-                    "pass randomness='different' or 'same' to vmap, or a key or eps to the call"
+                    "pass randomness='different' or 'same' to vmap, or a key or eps to the call "
+                    "(under Opacus a key: see docs/frameworks.md)"
                 )
