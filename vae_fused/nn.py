@@ -1,8 +1,9 @@
 """Modules around the functions, for models that are built of modules.
 
-Their only state is options that are given as 0-d tensors. These are buffers, with the names
-``temperature``, ``free_bits``, ``to_posterior`` and ``to_prior`` (the last two of ``balance``).
-They move with the module and are saved with it, and a schedule changes them in place.
+``LearnedPrior`` owns parameters. The only state of the others is options that are given as 0-d
+tensors. These are buffers, with the names ``temperature``, ``free_bits``, ``to_posterior`` and
+``to_prior`` (the last two of ``balance``). They move with the module and are saved with it, and a
+schedule changes them in place.
 
 Sampling and KL in one launch is a function, ``vf.reparameterize_kl``: pass its KL to ``ELBOLoss``
 as ``kl=``.
@@ -279,7 +280,8 @@ class ELBOLoss(_WithOptions):
             target: The data, in the shape of ``output``.
             mu: Posterior mean, ``(B, ...)``.
             logvar: ``ln sigma^2``, or what ``scale`` says, broadcastable with ``mu``.
-            prior: p(z), by default the standard normal.
+            prior: p(z), a :class:`vae_fused.Prior` or a module that returns one, such as
+                :class:`LearnedPrior`; by default the standard normal.
             mask: Which latents count, a bool tensor that broadcasts to the posterior's shape.
             kl: Instead of ``mu``, ``logvar`` and all that belongs to them: a KL that is there
                 already, 0-d (a mean over the batch, such as ``"batchmean"``) or with the batch as

@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import native
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
@@ -71,7 +72,21 @@ def drawn(shape: Any) -> Tensor:
 
 @contextlib.contextmanager
 def noise(draw: Callable[[Any], Tensor] = drawn) -> Iterator[None]:
-    """torch's functions that draw normals return `draw` of a shape."""
+    """torch's functions that draw normals return `draw` of a shape, but not within `draw`."""
+    is_drawing = False
+
+    def replaced(original: Callable[..., Tensor], function: Callable[..., Tensor]) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            nonlocal is_drawing
+            if is_drawing:
+                return original(*args, **kwargs)
+            is_drawing = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                is_drawing = False
+
+        return call
 
     def randn(*size: Any, **_: Any) -> Tensor:
         return draw(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
@@ -86,6 +101,7 @@ def noise(draw: Callable[[Any], Tensor] = drawn) -> Iterator[None]:
             (torch.Tensor, "normal_", in_place),
             (torch.distributions.normal, "_standard_normal", lambda shape, *_, **__: draw(shape)),
         ):
+            function = replaced(getattr(owner, name), function)
             stack.enter_context(mock.patch.object(owner, name, function))
         yield
 
@@ -352,6 +368,24 @@ def test_opacus():
         grads = torch.autograd.grad(loss, [*leaves.values()])
         for p, want in zip(parameters.values(), grads, strict=True):
             torch.testing.assert_close(p.grad_sample[b], want, rtol=1e-4, atol=1e-5)
+
+
+@native
+def test_opacus_without_a_grad_sampler_raises_with_the_remedy():
+    """It runs the layer under a vmap that forbids randomness, as it does for torch.randn."""
+    names = run("Opacus")
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mu = nn.Parameter(torch.zeros(3, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, vf.reparameterize(self.mu, self.mu))
+
+    model = names["GradSampleModule"](nn.Sequential(Layer()))
+    with pytest.raises(RuntimeError, match=r"vae_fused: .*under Opacus a key: see docs/frameworks"):
+        model(names["x"]).sum().backward()
 
 
 def test_the_page_names_the_versions_that_are_required():
