@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vae_fused._estimator import check_estimator
-from vae_fused._keywords import DensityOptions, MultiOptions, chosen
+from vae_fused._keywords import DensityOptions, chosen
 from vae_fused._layouts import check_layout
 from vae_fused._learned_prior import as_prior
 from vae_fused._numbers import check_not_negative, check_positive
@@ -98,45 +98,6 @@ def check_density(
     return value, mu, raw, scale, mask
 
 
-def check_multi(
-    mus: Sequence[Tensor],
-    raws: Sequence[Tensor],
-    options: Mapping[str, Any],
-    reduction: str,
-    eps: Sequence[Tensor] | None,
-    generator: torch.Generator | None,
-    key: Tensor | None,
-) -> tuple[list[Tensor], list[Tensor], Options, list[Tensor] | None]:
-    """Check a list of calls that have their options in common."""
-    lists = (("mus", mus), ("raws", raws), *((("eps", eps),) if eps is not None else ()))
-    for name, values in lists:
-        if not isinstance(values, Sequence):
-            raise TypeError(f"{name} must be a sequence of Tensors, got {type(values).__name__}")
-        if not values or len(values) != len(mus):
-            raise ValueError(f"{name} has {len(values)} tensors, wants those of mus: {len(mus)}")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction is {reduction!r}, wants sum or mean")
-    if options.get("prior") is not None:
-        prior = as_prior(options["prior"])
-        options = {**options, "prior": prior}
-        if isinstance(prior.mean, Tensor) or isinstance(prior.raw, Tensor):
-            raise ValueError("prior has tensors, wants numbers: one prior for the whole list")
-    checked = [check_call(mus[0], raws[0], options, MultiOptions)]
-    options = {**options, **(checked[0][2].scalars or {})}  # converted once, not for each tensor
-    rest = zip(mus[1:], raws[1:], strict=True)
-    checked += [check_call(*pair, options, MultiOptions) for pair in rest]
-    mu, raw = [c[0] for c in checked], [c[1] for c in checked]
-    for k, other in enumerate(mu):
-        if other.dtype != mu[0].dtype:
-            raise TypeError(f"mus[{k}] has dtype {other.dtype}, mus[0] {mu[0].dtype}; want one")
-        check_device(f"mus[{k}]", other, mu[0], "mus[0]")
-    if eps is None:
-        check_noise(mu[0], None, generator, key)
-        return mu, raw, checked[0][2], None
-    noise = [check_noise(m, e, generator, key) for m, e in zip(mu, eps, strict=True)]
-    return mu, raw, checked[0][2], [e for e in noise if e is not None]
-
-
 def check_posterior(
     mu: Tensor, raw: Tensor, name: str = "logvar", mu_name: str = "mu"
 ) -> tuple[Tensor, Tensor]:
@@ -210,7 +171,7 @@ def check_mask(
     check_expands(called, mask, mu.shape, owner)
 
 
-def _check_sample_shape(name: str, sample_shape: int | Sequence[int]) -> tuple[int, ...]:
+def check_shape(name: str, sample_shape: int | Sequence[int]) -> tuple[int, ...]:
     sizes = _indices(name, sample_shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"{name} is {sizes}, wants sizes of at least 0")
@@ -223,7 +184,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "free_bits": check_free_bits,
     "balance": check_balance,
     "temperature": check_not_negative,
-    "sample_shape": _check_sample_shape,
+    "sample_shape": check_shape,
 }
 
 
@@ -367,7 +328,7 @@ def check_noise(
         if theirs.type != mu.device.type or not (theirs.index is None or theirs.index == index):
             raise RuntimeError(f"generator is for {generator.device}, mu is on {mu.device}")
     if key is not None:
-        _check_key(mu, key)
+        check_key(mu, key)
     return None
 
 
@@ -379,7 +340,8 @@ def _check_eps(mu: Tensor, eps: Tensor, sample_shape: tuple[int, ...]) -> Tensor
     return eps if eps.dtype == mu.dtype else eps.to(mu.dtype)
 
 
-def _check_key(mu: Tensor, key: Tensor) -> None:
+def check_key(mu: Tensor, key: Tensor) -> None:
+    """Check a key for noise in the shape of ``mu``."""
     check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64: (seed, offset)")
     if tuple(key.shape) != (2,):
         raise ValueError(f"key has shape {tuple(key.shape)}, wants (2,): (seed, offset)")

@@ -52,11 +52,14 @@ class LatentOptions(SampleOptions, KlOptions, total=False):
     stop_q: bool
 
 
-class MultiOptions(TypedDict, total=False):
+class MultiKlOptions(TypedDict, total=False):
     scale: str | Scale
     mu_soft_clamp: float | None
-    prior: Prior | Module | None
+    prior: Prior | Module | Sequence[Prior | Module] | None
     free_bits: float | Tensor
+
+
+class MultiOptions(MultiKlOptions, total=False):
     temperature: float | Tensor
 
 

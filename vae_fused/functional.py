@@ -19,7 +19,6 @@ from vae_fused._checks import (
     Reduced,
     check_call,
     check_moments,
-    check_multi,
     check_noise,
     check_reduction,
 )
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "gaussian_kl", "reparameterize", "reparameterize_kl", "reparameterize_kl_moments",
-    "reparameterize_kl_multi", "sampled_kl",
+    "sampled_kl",
 ]  # fmt: skip
 
 _ops = torch.ops.vae_fused
@@ -306,70 +305,6 @@ def sampled_kl(
     """
     z, raw, call = check_call(z, raw, options, kw.SampledKlOptions, mu_name="z", linear=-1.0)
     return _divergence(z, raw, call, check_reduction(z, reduction, dim, call.mask), _reference)
-
-
-@kw.named(kw.MultiOptions)
-def reparameterize_kl_multi(
-    mus: Sequence[Tensor],
-    raws: Sequence[Tensor],
-    /,
-    *,
-    reduction: str = "sum",
-    eps: Sequence[Tensor] | None = None,
-    generator: torch.Generator | None = None,
-    key: Tensor | None = None,
-    _reference: bool = False,
-    **options: Unpack[kw.MultiOptions],
-) -> tuple[list[Tensor], Tensor]:
-    r"""Samples of many diagonal Gaussians and the sum of their KLs, one launch for the whole list.
-
-    What the variational layers of a Bayesian network do in each step, a weight and a bias at a time
-    (Blundell et al. 2015): ``w = mu + ln(1 + e^rho) eps`` and the KL from a fixed prior, which here
-    is two numbers and no buffers. Backward is one launch, too, and keeps the inputs alone.
-
-    Args:
-        mus: Means: tensors of any shapes, of one dtype (float32, float64, float16 or bfloat16) and
-            device. What is not contiguous is copied.
-        raws: Raw scales, each in the shape of its mean or broadcastable with it.
-        scale, mu_soft_clamp, free_bits, temperature: As in :func:`vae_fused.reparameterize_kl`, for
-            all tensors alike.
-        prior: A :class:`vae_fused.Prior` of numbers; default: the standard normal.
-        reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of each
-            tensor's mean, as bayesian-torch has it; that of an empty one is nan, as in torch.
-        eps: Explicit noise for each tensor. For comparison with other code: a call each.
-        generator: Source of the key, as in ``torch.randn``.
-        key: ``(seed, offset)``. Tensor k has the noise of a call of its own with the offset of the
-            first free block: ``offset + sum(ceil(n / 4))`` of the tensors before it (2 in float64).
-
-    Returns:
-        ``(zs, kl)``: a sample in the shape and dtype of each posterior, and a 0-d KL in nats,
-        float32 (float64 for float64 inputs).
-
-    Raises:
-        TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl`; an empty list,
-            lists of different lengths, different dtypes or devices, a prior with tensors.
-
-    Example:
-        >>> mus = [torch.zeros(64, 32), torch.zeros(64)]
-        >>> rhos = [torch.full((64, 32), -3.0), torch.full((64,), -3.0)]
-        >>> prior = vf.Prior(0.0, 0.1, "std")
-        >>> zs, kl = vf.reparameterize_kl_multi(mus, rhos, scale="softplus", prior=prior)
-    """
-    mu, raw, call, eps_list = check_multi(mus, raws, options, reduction, eps, generator, key)
-    _reference = _reference or not _ext.use_native(mu[0].device.type)
-    if _reference or eps_list is not None or native.is_transformed():
-        noise = latent.noise_of_multi(mu, eps_list, generator, key)
-        more: Any = {"reduction": reduction, "_reference": _reference, **options}
-        calls = zip(mu, raw, noise, strict=True)
-        pairs = [reparameterize_kl(*both, **n, **more) for *both, n in calls]
-        return [z for z, _ in pairs], torch.stack([kl for _, kl in pairs]).sum()
-    op = _ops.reparameterize_kl_multi
-    more = {"reduction": reduction, "options": call.packed(), **(call.scalars or {})}
-    if key is None:
-        zs, kl, _ = op.generator(mu, raw, generator=generator, **more)
-    else:
-        zs, kl = op.default(mu, raw, key=key, **more)
-    return list(zs), kl
 
 
 def _divergence(

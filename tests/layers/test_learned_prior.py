@@ -136,13 +136,17 @@ def test_every_function_takes_the_module():
         assert torch.equal(got, want) and not torch.equal(got, function({}))
 
 
-def test_the_list_call_takes_a_prior_of_numbers():
+def test_the_list_call_takes_a_prior():
     fixed = vf.nn.LearnedPrior(learn_mean=False, learn_scale=False, std=0.5)
     _, kl = vf.reparameterize_kl_multi([Q[0]], [Q[1]], prior=fixed)
     want = 5 * exact(torch.tensor(0.0, dtype=F64), torch.tensor(0.5, dtype=F64))
     torch.testing.assert_close(kl, want, rtol=1e-12, atol=0.0)
-    with pytest.raises(ValueError, match="prior has tensors"):
-        vf.reparameterize_kl_multi([Q[0]], [Q[1]], prior=vf.nn.LearnedPrior(3))
+    learned = vf.nn.LearnedPrior(3, std=0.5)
+    _, kl = vf.reparameterize_kl_multi([Q[0]], [Q[1]], prior=learned)
+    torch.testing.assert_close(kl, want, rtol=1e-6, atol=0.0, check_dtype=False)
+    expected = torch.autograd.grad(vf.gaussian_kl(*Q, prior=learned, reduction="sum"), learned.parameters())
+    for got, one in zip(torch.autograd.grad(kl, learned.parameters()), expected, strict=True):
+        torch.testing.assert_close(got, one)
 
 
 def test_compiled_code_follows_the_parameters():
