@@ -171,7 +171,8 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
     size = h.shape[dim]
     if size % 2 != 0:
         raise ValueError(f"h has size {size} in dimension {dim}, wants an even one: mu and logvar")
-    return h.narrow(dim, 0, size // 2), h.narrow(dim, size // 2, size // 2), dim % ndim
+    mu, raw = h.chunk(2, dim)  # one node, whose backward writes one gradient
+    return mu, raw, dim % ndim
 
 
 def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, CheckedPrior]:
