@@ -186,7 +186,16 @@ MAY_IMPORT = {
         r"torch\.nn",
     ],
     "compat.__init__": [],
-    "compat.diffusers": ["distributions", "options"],
+    "compat._patch": [],
+    "compat._posterior": ["distributions", "functional", "options"],
+    "compat.diffusers": [
+        "_checks",
+        "compat",
+        r"compat\._posterior",
+        "distributions",
+        "functional",
+        "options",
+    ],
     "compat.scvi": ["_likelihood", "likelihoods", "losses"],
 }
 ENTRANCES = {"__init__", "env"}
