@@ -125,13 +125,14 @@ MAY_IMPORT = {
         "options",
     ],
     "reference": [r"_formulas\.latent", "elbo", "functional", "iwae", "losses", "stats"],
-    "distributions": [
+    "_normal": [
         "_checks",
         r"_formulas\.(gaussian|latent|special)",
         "functional",
         "options",
         r"torch\.distributions",
     ],
+    "distributions": ["_checks", "_normal", "options", r"torch\.distributions"],
     "_count_distributions": ["losses", r"torch\.distributions(\.utils)?"],
     "_grid_distribution": ["_likelihood", "losses", r"torch\.distributions"],
     "_kinds.__init__": [],
@@ -187,6 +188,7 @@ MAY_IMPORT = {
     ],
     "compat.__init__": [],
     "compat._patch": [],
+    "compat.distributions": ["_checks", "_normal", "options", r"torch\.distributions"],
     "compat._posterior": ["distributions", "functional", "options"],
     "compat.diffusers": [
         "_checks",
