@@ -56,8 +56,9 @@ STANDARD = re.compile(r"^(c?[a-z_]+)$")  # <cmath>, <vector>: no slash, no suffi
 # What the Python modules may import of the package, and of torch beside `torch` itself. __init__
 # gathers the public names, env.py is the diagnosis: both are read before all else.
 MAY_IMPORT = {
-    "_numbers": [],
-    "options": ["_ext", "_numbers"],
+    "_remedies": [],
+    "_numbers": ["_remedies"],
+    "options": ["_ext", "_numbers", "_remedies"],
     "_keywords": ["options", r"torch\.nn"],
     "_layouts": [],
     "_learned_prior": ["_numbers", "options", r"torch\.nn"],
@@ -67,6 +68,7 @@ MAY_IMPORT = {
         "_layouts",
         "_learned_prior",
         "_numbers",
+        "_remedies",
         "_scalar_checks",
         "options",
     ],
@@ -81,8 +83,8 @@ MAY_IMPORT = {
     "_formulas.densities": [r"_formulas\.(gaussian|special)"],
     "_formulas.reconstruction": [r"_formulas\.latent", "_likelihood"],
     "_likelihood": ["_ext", "_numbers", "options"],
-    "_likelihood_checks": ["_checks", "_likelihood", "_numbers"],
-    "_elbo_checks": ["_checks", "_likelihood", "_likelihood_checks", "_numbers"],
+    "_likelihood_checks": ["_checks", "_likelihood", "_numbers", "_remedies"],
+    "_elbo_checks": ["_checks", "_likelihood", "_likelihood_checks", "_numbers", "_remedies"],
     "_ext": [],
     "_tracing": [r"torch\.fx\..*", r"torch\.utils\.checkpoint", r"torch\._functorch\.config"],
     "_version": [],
@@ -179,6 +181,7 @@ MAY_IMPORT = {
         "_learned_prior",
         "_likelihood",
         "_numbers",
+        "_remedies",
         "elbo",
         "functional",
         "likelihoods",
@@ -198,6 +201,7 @@ MAY_IMPORT = {
         "functional",
         "options",
     ],
+    "compat.pyro": ["_normal", "compat", "distributions"],
     "compat.scvi": ["_likelihood", "likelihoods", "losses"],
 }
 ENTRANCES = {"__init__", "env"}
