@@ -20,6 +20,7 @@ from vae_fused._keywords import DensityOptions, chosen
 from vae_fused._layouts import check_layout
 from vae_fused._learned_prior import as_prior
 from vae_fused._numbers import check_not_negative, check_positive
+from vae_fused._remedies import WANTS_BOOL, kind_of
 from vae_fused._scalar_checks import (
     MAY_BE_SCALARS,
     check_balance,
@@ -132,7 +133,8 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
     size = h.shape[dim]
     if size % 2 != 0:
         raise ValueError(f"h has size {size} in dimension {dim}, wants an even one: mu and logvar")
-    return h.narrow(dim, 0, size // 2), h.narrow(dim, size // 2, size // 2), dim % ndim
+    mu, raw = h.chunk(2, dim)  # one node, whose backward writes one gradient
+    return mu, raw, dim % ndim
 
 
 def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, CheckedPrior]:
@@ -166,7 +168,7 @@ def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, C
 def check_mask(
     mu: Tensor, mask: Tensor, name: str = "mu", owner: str = "the posterior's", called: str = "mask"
 ) -> None:
-    check_tensor(called, mask, (torch.bool,), "bool: True for elements that count")
+    check_tensor(called, mask, (torch.bool,), WANTS_BOOL)
     check_device(called, mask, mu, name)
     check_expands(called, mask, mu.shape, owner)
 
@@ -200,7 +202,7 @@ def check_tensor(
     wants: str = "float32, float64, float16 or bfloat16",
 ) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a Tensor, got {kind_of(value)}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {value.dtype}, wants {wants}")
     check_layout(name, value)
@@ -351,7 +353,7 @@ def check_key(mu: Tensor, key: Tensor) -> None:
 def check_value(value: Tensor, shape: Sequence[int]) -> None:
     """Check a point at which a density of batch shape ``shape`` is asked for."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"value must be a Tensor, got {type(value).__name__}")
+        raise TypeError(f"value must be a Tensor, got {kind_of(value)}")
     sizes = zip(tuple(value.shape)[::-1], tuple(shape)[::-1], strict=False)
     if any(v != s and v != 1 and s != 1 for v, s in sizes):
         raise ValueError(

@@ -186,6 +186,10 @@ def reparameterize_kl_moments(
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; ``h`` is 0-d or odd along
             ``dim``, or ``dim`` is out of range.
     """
+    if kl_dim is None and eps is None and key is None and not _reference:
+        both = native.try_moments(h, dim, options, generator, reduction)
+        if both is not None:
+            return both
     mu, raw, dim = check_moments(h, dim)
     mu, raw, call = check_call(mu, raw, options, kw.LatentOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)

@@ -28,6 +28,7 @@ from vae_fused._keywords import LatentOptions, SampleOptions, chosen
 from vae_fused._learned_prior import LearnedPrior
 from vae_fused._likelihood import Likelihood, as_likelihood
 from vae_fused._numbers import check_choice
+from vae_fused._remedies import kind_of
 from vae_fused.elbo import ELBOTerms, elbo_loss, elbo_of_reconstruction
 from vae_fused.likelihoods import Bernoulli, Gaussian
 from vae_fused.options import Prior, Scale
@@ -345,7 +346,7 @@ def _likelihood_of(
     first = output[0] if isinstance(output, tuple) else output
     for name, value in (("output", first), ("target", target)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a Tensor, got {kind_of(value)}")
     if first.shape != target.shape:
         raise ValueError(
             f"target has shape {tuple(target.shape)}, wants output's {tuple(first.shape)}"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vae_fused import _ext
 from vae_fused._numbers import check_choice, check_not_negative, check_number, check_positive
+from vae_fused._remedies import kind_of
 
 __all__ = ["Prior", "Scale"]
 
@@ -255,9 +256,7 @@ class Prior:
             if isinstance(value, Tensor):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(
-                    f"prior.{name} must be a Tensor or a number, got {type(value).__name__}"
-                )
+                raise TypeError(f"prior.{name} must be a Tensor or a number, got {kind_of(value)}")
             check_number(f"prior.{name}", value)
             if name == "raw" and scale.kind in ("std", "var"):
                 x = scale.argument(value)

@@ -166,12 +166,7 @@ def pyro(names: Names) -> Tensor:
     return loss
 
 
-def diffusers(names: Names) -> Tensor:
-    loss: Tensor = names["ours"](names["untouched"])
-    return loss
-
-
-def scvi_tools(names: Names) -> Tensor:
+def untouched(names: Names) -> Tensor:
     loss: Tensor = names["theirs"]()
     return loss
 
@@ -209,8 +204,8 @@ def monai(names: Names) -> Tensor:
 UNTOUCHED: dict[str, Callable[[Names], Tensor]] = {
     "Accelerate": accelerate,
     "Pyro": pyro,
-    "diffusers": diffusers,
-    "scvi-tools": scvi_tools,
+    "diffusers": untouched,
+    "scvi-tools": untouched,
     "pythae": pythae,
     "PyTorch Geometric": pytorch_geometric,
     "MONAI": monai,
