@@ -49,7 +49,9 @@ def check_list(
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}, wants sum or mean")
     priors = priors_of(options.get("prior"), len(mus))
-    mu, raw, calls = [], [], []
+    mu: list[Tensor] = []
+    raw: list[Tensor] = []
+    calls: list[Options] = []
     for k, (m, r) in enumerate(zip(mus, raws, strict=True)):
         given = {**options, "prior": priors[k]}
         if calls:  # converted once, not for each tensor

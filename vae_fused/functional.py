@@ -8,7 +8,7 @@ gradients of both agree. ``help`` and ``inspect`` show ``**options`` as keywords
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor

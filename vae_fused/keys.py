@@ -28,8 +28,8 @@ def key(
     the counters go through Philox (Salmon et al., SC 2011), one after the other. A training run
     that makes its key from the step draws the same noise again when it is resumed.
 
-    ``torch.tensor([seed, step])`` is a valid key but not for that: the second number of a key counts
-    blocks of four normals, so the noise of step 1 is that of step 0 shifted by four elements.
+    ``torch.tensor([seed, step])`` is a valid key, but not for that. The second number of a key
+    counts blocks of four normals, so step 1 has the noise of step 0, shifted by four elements.
 
     Args:
         seed: An integer from -2^63 to 2^64 - 1, or a 0-d integer tensor.
@@ -52,8 +52,8 @@ def key(
     tensors = [t for t in (seed, *counters) if isinstance(t, Tensor)]
     if device is None:
         device = tensors[0].device if tensors else "cpu"
-    state, offset = _integer("seed", seed, device), torch.zeros((), dtype=torch.int64, device=device)
-    state = state ^ _DOMAIN
+    state = _integer("seed", seed, device) ^ _DOMAIN
+    offset = torch.zeros_like(state)
     for counter in (len(counters), *counters):
         w0, w1, w2, w3 = philox(state, offset + _integer("counter", counter, device))
         state, offset = w0 | (w1 << 32), w2 | (w3 << 32)

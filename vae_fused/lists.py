@@ -134,9 +134,10 @@ def gaussian_kl_multi(
         calls = zip(checked.mu, checked.raw, _options_of_each(checked, options), strict=True)
         more: Any = {"reduction": reduction, "_reference": _reference}
         return torch.stack([gaussian_kl(mu, raw, **own, **more) for mu, raw, own in calls]).sum()
-    return _ops.gaussian_kl_multi.default(
+    kl: Tensor = _ops.gaussian_kl_multi.default(
         checked.mu, checked.raw, reduction=reduction, **checked.arguments()
     )
+    return kl
 
 
 def _is_one_launch(checked: CheckedList, reference: bool) -> bool:

@@ -1,9 +1,9 @@
 """The public functions in plain PyTorch: the oracle of the tests and the fallback.
 
 Each is the function of that name in ``vae_fused.functional``, ``vae_fused.lists``,
-``vae_fused.losses``, ``vae_fused.elbo`` or ``vae_fused.stats``, with its arguments, checks, dtypes and shapes, computed
-without operators: on any device, differentiable to any order in reverse mode. ``iwae_loss`` has no
-operators and is the same function in both.
+``vae_fused.losses``, ``vae_fused.elbo`` or ``vae_fused.stats``, with its arguments, checks, dtypes
+and shapes, computed without operators: on any device, differentiable to any order in reverse mode.
+``iwae_loss`` has no operators and is the same function in both.
 Without a key the noise is ``torch.randn``'s, bit for bit what eager code draws; with one it is the
 stateless Philox stream.
 """

@@ -52,7 +52,8 @@ def test_a_key_is_its_formula(arguments, device):
 
 
 def test_the_philox_of_this_file_has_the_known_answers():
-    assert philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # Random123's kat_vectors
+    """The first vector of Random123's kat_vectors."""
+    assert philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 
 def test_all_keys_differ():

@@ -329,3 +329,39 @@ def test_the_operator_refuses_numbers_that_no_kind_has(
         torch.ops.vae_fused.nll(
             *tensors, torch.zeros(3), None, None, None, reduction="sum", dim=None, options=packed
         )
+
+
+@pytest.mark.parametrize("columns", [63, 64, 80, 784, 1000, 2048, 2050, 5000])
+@pytest.mark.parametrize("spread", [3.0, 30.0])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sums_of_a_bernoulli_keep_the_digits_of_small_values(
+    dtype: torch.dtype, masked: bool, spread: float, columns: int, device: str
+) -> None:
+    """Long rows take one logarithm for four elements; of a confident model each is about 1e-13."""
+    generator = torch.Generator().manual_seed(columns)
+    logits = spread * torch.randn(5, columns, generator=generator, dtype=torch.float64).sign()
+    logits = logits + torch.randn(5, columns, generator=generator, dtype=torch.float64)
+    logits, x = logits.to(dtype), (logits > 0).to(dtype)  # every value is ln(1 + e^-|l|)
+    mask = torch.rand(5, columns, generator=generator) < 0.7 if masked else None
+    if mask is not None:
+        logits = logits.masked_fill(~mask, math.nan)
+    kept = torch.log1p(torch.exp(-logits.double().abs()))
+    want = (kept if mask is None else kept.masked_fill(~mask, 0.0)).sum(1)
+    given = {} if mask is None else {"mask": mask.to(device)}
+    got = vf.nll(logits.to(device), x.to(device), "bernoulli", dim=1, **given)
+    bound = 1e-6 if dtype == torch.float32 else 1e-15 * 4
+    torch.testing.assert_close(got.cpu().double(), want, rtol=bound, atol=0.0)
+    total = vf.nll(logits.to(device), x.to(device), "bernoulli", reduction="sum", **given)
+    torch.testing.assert_close(total.cpu().double(), want.sum(), rtol=bound, atol=0.0)
+
+
+@pytest.mark.parametrize("columns", [64, 784, 5000])
+def test_an_infinite_or_nan_logit_of_a_long_row_is_that_of_its_element(columns, device):
+    logits, x = torch.zeros(4, columns, device=device), torch.ones(4, columns, device=device)
+    logits[0, 7], logits[1, 7], logits[2, 7], x[1, 7] = INF, INF, math.nan, 0.0
+    rows = vf.nll(logits, x, "bernoulli", dim=1)
+    one = (columns - 1) * math.log(2)
+    assert rows[0].item() == pytest.approx(one, rel=1e-6)
+    assert rows[1].item() == INF and rows[2].isnan()
+    assert rows[3].item() == pytest.approx(columns * math.log(2), rel=1e-6)

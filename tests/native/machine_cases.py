@@ -70,7 +70,12 @@ STATS = (
 # nvcc fuses gain * raw + shift, which nearly cancels in one element: float32 of the CPU is off by
 # 9e-5 there, and the machine code by 1e-5, both compared with float64.
 CANCELS = ("float32", "floor of a var")
-LISTS = (("dense", "softplus, fixed prior"), ("misaligned", "everything"))
+# Layout, options and what is special: tensors of priors and no samples.
+LISTS = (
+    ("dense", "softplus, fixed prior"),
+    ("misaligned", "everything"),
+    ("dense", "defaults", "KL alone, priors"),
+)
 # The code of float16 is that of bfloat16 but for conversions: a case for each of its kernels.
 OF_FLOAT16 = (
     ("long rows by groups of lanes", "dense"),
@@ -134,7 +139,9 @@ TOLERANCE = {
 def results(native: Any, device: str, case: Case) -> dict[str, np.ndarray | None]:
     """What a call computes, by name."""
     if case.kind == "list":
-        found = test_multi.run(native, device, case.dtype, *case.arguments)
+        layout, options, *special = case.arguments
+        of_list = {"with_priors": bool(special), "has_z": not special}
+        found = test_multi.run(native, device, case.dtype, layout, options, **of_list)
         return {f"array {k}": x for k, x in enumerate(found)}
     if case.kind == "stats":
         *what, tensors = case.arguments

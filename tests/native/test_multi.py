@@ -29,7 +29,7 @@ __all__ = ["kernels"]  # a fixture
 
 def run(
     native: ModuleType, device: str, dtype: str, layout: str, family: str, *,
-    as_arrays: bool = False,
+    as_arrays: bool = False, has_z: bool = True, with_priors: bool = False,
 ) -> list[np.ndarray]:  # fmt: skip
     def made(seed: int) -> list[np.ndarray]:
         return [array(native, (n,), dtype, layout, seed + n, wide=True) for n in SIZES]
@@ -43,6 +43,10 @@ def run(
     }  # fmt: skip
     if as_arrays:
         common = with_scalars(common, mu[0])
+    if with_priors:  # every second tensor has one of its own
+        common["prior_mean"], common["prior_raw"] = made(3), made(4)
+    if not has_z:
+        zs, grad_z = [], []
     partials = np.full(sum(-(-n // 2048) for n in SIZES), np.nan)
     native.multi(device, mu, raw, zs, None, [], kl, partials, **common)
     grad_kl = np.full(1, 0.7, kl.dtype)
@@ -57,6 +61,25 @@ def test_the_devices_agree(kernels: ModuleType, family: str, dtype: str, layout:
     cpu, cuda = (run(kernels, device, dtype, layout, family) for device in ("cpu", "cuda"))
     for a, b in zip(cuda, cpu, strict=True):
         tolerance = TOLERANCE[dtype]
+        np.testing.assert_allclose(
+            values(kernels, a), values(kernels, b), rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("has_z", [True, False])
+@pytest.mark.parametrize("with_priors", [True, False])
+@pytest.mark.parametrize("layout", ["dense", "misaligned"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_priors_and_the_kl_alone(
+    kernels: ModuleType, dtype: str, layout: str, with_priors: bool, has_z: bool
+) -> None:
+    more = {"with_priors": with_priors, "has_z": has_z}
+    cpu, cuda = (
+        run(kernels, device, dtype, layout, "softplus, fixed prior", **more)
+        for device in ("cpu", "cuda")
+    )
+    tolerance = TOLERANCE[dtype]
+    for a, b in zip(cuda, cpu, strict=True):
         np.testing.assert_allclose(
             values(kernels, a), values(kernels, b), rtol=tolerance, atol=tolerance
         )

@@ -96,6 +96,16 @@ MAY_IMPORT = {
     "_native.likelihood": ["_ext", "_formulas", "_likelihood", r"_native\.(autograd|call|latent)"],
     "_native.registration": [r"_formulas\.latent", r"_native\.(autograd|call|likelihood)"],
     "functional": ["_checks", "_ext", "_formulas", "_keywords", "_native", "_tracing", "options"],
+    "_list_checks": ["_checks", "_learned_prior", "options"],
+    "lists": [
+        "_ext",
+        "_formulas",
+        "_keywords",
+        "_list_checks",
+        "_native",
+        "functional",
+    ],
+    "keys": ["_checks", r"_formulas\.latent", "functional"],
     "losses": [
         "_checks",
         "_formulas",
@@ -126,7 +136,7 @@ MAY_IMPORT = {
         "_native",
         "options",
     ],
-    "reference": [r"_formulas\.latent", "elbo", "functional", "iwae", "losses", "stats"],
+    "reference": [r"_formulas\.latent", "elbo", "functional", "iwae", "lists", "losses", "stats"],
     "_normal": [
         "_checks",
         r"_formulas\.(gaussian|latent|special)",

@@ -117,7 +117,9 @@ class Gaussian:
         scale = self.scale
         sigma = _SIGMA[scale.kind](x, scale.beta)
         if self.var_floor > 0.0:  # of the square of sigma, which would overflow before
-            sigma = torch.hypot(sigma, sigma.new_full((), math.sqrt(self.var_floor)))
+            lost = sigma.detach().isinf()  # the floor, whose derivative would be inf / inf
+            root = sigma.new_full((), math.sqrt(self.var_floor))
+            sigma = torch.where(lost, sigma, torch.hypot(torch.where(lost, 1.0, sigma), root))
         return sigma + scale.std_floor if scale.std_floor > 0.0 else sigma
 
     @property
@@ -128,9 +130,9 @@ class Gaussian:
             return log_variance(self.x, self.scale.beta)
         if self.scale.kind not in ("logvar", "logstd"):
             return 2.0 * torch.log(self.sigma)
-        # An infinite sigma has absorbed the floor, and the derivative of its logarithm is inf / inf.
+        # An infinite sigma has absorbed the floor, and its logarithm's derivative is inf / inf.
         lost = self.sigma.detach().isinf()
-        floored = 2.0 * torch.log(torch.where(lost, 1.0, self.sigma))
+        floored = 2.0 * torch.log(self._sigma_of(torch.where(lost, 0.0, self.x)))
         exact = log_variance(torch.where(lost, self.x, 0.0), self.scale.beta)
         return torch.where(lost, exact, floored)
 

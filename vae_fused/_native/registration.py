@@ -83,7 +83,7 @@ def _multi_backward(
 def _values(
     mu: Sequence[Tensor], tensors: Sequence[Maybe], numbers: Sequence[float]
 ) -> Sequence[Maybe]:
-    """The means or raw scales of the priors of a list, as tensors; none if the options have them."""
+    """The means or raw scales of a list's priors, as tensors; none if the options have them."""
     if not numbers:
         return tensors or [None] * len(mu)
     found = zip(mu, tensors or [None] * len(mu), numbers, strict=True)
