@@ -15,6 +15,7 @@ from vae_fused._formulas.gaussian import clamped
 from vae_fused._formulas.latent import widen
 from vae_fused._likelihood import Call, KlTerm, Likelihood
 from vae_fused._native import likelihood as _native
+from vae_fused._overrides import call_override, has_override
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -130,6 +131,10 @@ def elbo_loss(
         usual = _native.try_unprepared_with_kl(output, target, likelihood, reduction, term, grad)
         if usual is not None:
             return ELBOTerms(*usual)
+    outputs = output if isinstance(output, tuple | list) else (output,)
+    tensors = (target, mu, raw, kl, beta, capacity, target_mask, weight, library)
+    if has_override(*outputs, *tensors, *options.values()):
+        return call_override(elbo_loss, locals())
     call = check_elbo(
         output, target, likelihood, reduction=reduction, grad=grad, mask=target_mask,
         weight=weight, library=library,

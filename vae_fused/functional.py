@@ -26,6 +26,7 @@ from vae_fused._checks import (
 from vae_fused._formulas import latent
 from vae_fused._native import latent as native
 from vae_fused._native import registration
+from vae_fused._overrides import call_override, has_override
 from vae_fused.options import Options
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ def reparameterize_kl(
         both = native.try_sample_and_kl(mu, raw, options, generator, reduction)
         if both is not None:
             return both
+    if has_override(mu, raw, eps, key, *options.values()):
+        return call_override(reparameterize_kl, locals())
     mu, raw, call = check_call(mu, raw, options, kw.LatentOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
     reduced = check_reduction(mu, reduction, dim, call.mask)
@@ -186,6 +189,8 @@ def reparameterize_kl_moments(
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; ``h`` is 0-d or odd along
             ``dim``, or ``dim`` is out of range.
     """
+    if has_override(h, eps, key, *options.values()):
+        return call_override(reparameterize_kl_moments, locals())
     mu, raw, dim = check_moments(h, dim)
     mu, raw, call = check_call(mu, raw, options, kw.LatentOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
@@ -230,6 +235,8 @@ def reparameterize(
         sample = native.try_sample(mu, raw, options, generator)
         if sample is not None:
             return sample
+    if has_override(mu, raw, eps, key, *options.values()):
+        return call_override(reparameterize, locals())
     mu, raw, call = check_call(mu, raw, options, kw.SampleOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
     if _reference or not _ext.use_native(mu.device.type):
@@ -268,6 +275,8 @@ def gaussian_kl(
         kl = native.try_kl(mu, raw, options, reduction)
         if kl is not None:
             return kl
+    if has_override(mu, raw, *options.values()):
+        return call_override(gaussian_kl, locals())
     mu, raw, call = check_call(mu, raw, options, kw.KlOptions)
     return _divergence(mu, raw, call, check_reduction(mu, reduction, dim, call.mask), _reference)
 
@@ -303,6 +312,8 @@ def sampled_kl(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
     """
+    if has_override(z, raw, *options.values()):
+        return call_override(sampled_kl, locals())
     z, raw, call = check_call(z, raw, options, kw.SampledKlOptions, mu_name="z", linear=-1.0)
     return _divergence(z, raw, call, check_reduction(z, reduction, dim, call.mask), _reference)
 
@@ -354,6 +365,8 @@ def reparameterize_kl_multi(
         >>> prior = vf.Prior(0.0, 0.1, "std")
         >>> zs, kl = vf.reparameterize_kl_multi(mus, rhos, scale="softplus", prior=prior)
     """
+    if has_override(*mus, *raws, *(eps or ()), key, *options.values()):
+        return call_override(reparameterize_kl_multi, locals())
     mu, raw, call, eps_list = check_multi(mus, raws, options, reduction, eps, generator, key)
     _reference = _reference or not _ext.use_native(mu[0].device.type)
     if _reference or eps_list is not None or native.is_transformed():

@@ -26,6 +26,7 @@ from vae_fused._iwae_module import IWAELoss
 from vae_fused._keywords import LatentOptions, SampleOptions, chosen
 from vae_fused._likelihood import Likelihood, as_likelihood
 from vae_fused._numbers import check_choice
+from vae_fused._overrides import call_override, has_override
 from vae_fused.elbo import ELBOTerms, elbo_loss, elbo_of_reconstruction
 from vae_fused.likelihoods import Bernoulli, Gaussian
 from vae_fused.options import Prior, Scale
@@ -128,11 +129,18 @@ class Reparameterize(_WithOptions):
             return functional.reparameterize(
                 mu, logvar, **options, eps=eps, generator=generator, key=key
             )
-        mu, _, checked = check_call(mu, logvar, options, SampleOptions)
-        return latent.mean(mu, checked)
+        return _mean(mu, logvar, options)
 
     def extra_repr(self) -> str:
         return _repr(self.options)
+
+
+def _mean(mu: Tensor, logvar: Tensor, options: dict[str, Any]) -> Tensor:
+    if has_override(mu, logvar):
+        mean: Tensor = call_override(_mean, locals())
+        return mean
+    mu, _, checked = check_call(mu, logvar, options, SampleOptions)
+    return latent.mean(mu, checked)
 
 
 class GaussianKL(_WithOptions):
@@ -339,6 +347,8 @@ def _likelihood_of(
     if is_pair and reconstruction != "gaussian":
         raise TypeError(f"output is a pair, which only 'gaussian' reads, not {reconstruction!r}")
     first = output[0] if isinstance(output, tuple) else output
+    if has_override(first, target):
+        return ("gaussian" if is_pair else _ALIASES[reconstruction]), output
     for name, value in (("output", first), ("target", target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")

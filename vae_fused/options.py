@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vae_fused import _ext
 from vae_fused._numbers import check_choice, check_not_negative, check_number, check_positive
+from vae_fused._overrides import is_proxy
 
 __all__ = ["Prior", "Scale"]
 
@@ -251,7 +252,7 @@ class Prior:
     def __post_init__(self) -> None:
         scale = as_scale(self.scale)
         for name, value in (("mean", self.mean), ("raw", self.raw)):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) or is_proxy(value):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(

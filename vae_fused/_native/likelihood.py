@@ -157,7 +157,7 @@ def try_unprepared_with_kl(
 
 
 def _dim_of(output: Tensor | Sequence[Tensor]) -> int:
-    first = output if isinstance(output, Tensor) else output[0] if len(output) else None
+    first = output[0] if type(output) in (tuple, list) and output else output
     return first.dim() if isinstance(first, Tensor) else -1
 
 

@@ -1,0 +1,52 @@
+"""Calls that something else than a tensor takes over, by torch's protocol for that.
+
+A ``torch.fx.Proxy`` stands for a tensor in ``torch.fx.symbolic_trace`` and implements
+``__torch_function__``, which records one node for a call of a public function.
+
+Subclasses of ``Tensor`` and modes do not come here: they see the calls of the operators and of
+torch, as they do for any function that is composed of these.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+__all__ = ["call_override", "has_override", "is_proxy"]
+
+
+def is_proxy(value: Any) -> bool:
+    """Whether a value stands for a tensor and is none."""
+    return hasattr(type(value), "__torch_function__") and not isinstance(value, Tensor)
+
+
+def has_override(*values: Any) -> bool:
+    """Whether one of the values takes the call over."""
+    return has_torch_function(values) and any(is_proxy(value) for value in values)
+
+
+def call_override(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """What the values make of a call.
+
+    Args:
+        function: The public function.
+        given: Its local variables, before it changes any argument. Those that are no arguments
+            are left out.
+    """
+    given = {**given, **given.get("options", {})}
+    arguments, keywords = [], {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            arguments.append(given[name])
+        elif name in given and given[name] is not parameter.default:
+            keywords[name] = given[name]
+    if given.get("_reference"):
+        keywords["_reference"] = True
+    values = [*arguments, *keywords.values()]
+    flat = [v for x in values for v in (x if isinstance(x, tuple | list) else (x,))]
+    proxies = [value for value in flat if is_proxy(value)]
+    return handle_torch_function(function, proxies, *arguments, **keywords)
