@@ -16,6 +16,7 @@ from vae_fused._formulas.latent import widen
 from vae_fused._likelihood import Call, KlTerm, Likelihood
 from vae_fused._native import likelihood as _native
 from vae_fused._overrides import call_override, has_override
+from vae_fused._scalar_checks import without_symbol
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -184,6 +185,9 @@ def _divergence(
     is_floored = isinstance(free_bits, Tensor) or free_bits > 0.0
     of_dimension = is_floored and free_bits_per == "dimension"
     of_sample = is_floored and free_bits_per == "sample"
+    given = kl if mu is None else mu
+    assert given is not None
+    free_bits = without_symbol(free_bits, given)
     if mu is not None and raw is not None:
         if of_sample or of_dimension:
             options = {name: value for name, value in options.items() if name != "free_bits"}
