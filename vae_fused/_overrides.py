@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 __all__ = ["call_override", "has_override", "is_proxy"]
+
+Result = TypeVar("Result")
 
 
 def is_proxy(value: Any) -> bool:
@@ -29,7 +31,7 @@ def has_override(*values: Any) -> bool:
     return has_torch_function(values) and any(is_proxy(value) for value in values)
 
 
-def call_override(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+def call_override(function: Callable[..., Result], given: Mapping[str, Any]) -> Result:
     """What the values make of a call.
 
     Args:
@@ -49,4 +51,5 @@ def call_override(function: Callable[..., Any], given: Mapping[str, Any]) -> Any
     values = [*arguments, *keywords.values()]
     flat = [v for x in values for v in (x if isinstance(x, tuple | list) else (x,))]
     proxies = [value for value in flat if is_proxy(value)]
-    return handle_torch_function(function, proxies, *arguments, **keywords)
+    result: Result = handle_torch_function(function, proxies, *arguments, **keywords)
+    return result

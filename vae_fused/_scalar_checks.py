@@ -65,13 +65,12 @@ def is_scalar(value: Any) -> bool:
     return type(value) is not float and isinstance(value, Tensor)
 
 
-def _as_scalar(
-    name: str, value: float | Tensor, mu: Tensor, low: float = -math.inf
-) -> Tensor:
+def _as_scalar(name: str, value: float | Tensor, mu: Tensor, low: float = -math.inf) -> Tensor:
     if isinstance(value, Tensor):
         return _check_scalar(name, value, mu)
     check_number(name, value, low=low)
-    return without_symbol(value, mu)
+    scalar: Tensor = without_symbol(value, mu)
+    return scalar
 
 
 def without_symbol(value: float | Tensor, like: Tensor) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vae_fused import _keywords as kw
@@ -34,6 +35,9 @@ class ELBOTerms(NamedTuple):
     loss: Tensor
     reconstruction: Tensor
     kl: Tensor
+
+
+torch.serialization.add_safe_globals([ELBOTerms])
 
 
 @kw.named(kw.KlOptions)

@@ -68,8 +68,8 @@ def _refuse(name: str, *_: Any, **__: Any) -> Any:
 def _options_of(given: dict[str, Any]) -> Options:
     """The options among an operator's arguments, which this removes from ``given``."""
     scalars = {name: given.pop(name) for name in SCALARS if given.get(name) is not None}
-    tensors = [given.pop(name, None) for name in ("prior_mean", "prior_raw", "mask")]
-    options = Options.unpacked(given.pop("options", None), *tensors, scalars)
+    tensors = {name: given.pop(name, None) for name in ("prior_mean", "prior_raw", "mask")}
+    options = Options.unpacked(given.pop("options", None), **tensors, scalars=scalars)
     return options._replace(sample_shape=tuple(given.pop("sample_shape", None) or ()))
 
 
@@ -138,8 +138,9 @@ def _nll(*tensors: Maybe, **numbers: Any) -> tuple[Tensor, Tensor]:
 def _elbo_loss(*tensors: Maybe, grad_mask: Sequence[bool], **numbers: Any) -> tuple[Maybe, ...]:
     if any(grad_mask):
         _refuse("elbo_loss with grad='forward'")
-    terms = (*elbo_of(tensors, numbers), None, None)[:3]
-    return *terms, terms[0].new_empty(0), None, None, None, None, None
+    loss, *parts = elbo_of(tensors, numbers)
+    reconstruction, kl = parts or (None, None)
+    return loss, reconstruction, kl, loss.new_empty(0), None, None, None, None, None
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

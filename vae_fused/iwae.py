@@ -37,6 +37,9 @@ class IWAETerms(NamedTuple):
     weights: Tensor
 
 
+torch.serialization.add_safe_globals([IWAETerms])
+
+
 def iwae_loss(
     nll: Tensor,
     log_ratio: Tensor,

@@ -137,8 +137,7 @@ class Reparameterize(_WithOptions):
 
 def _mean(mu: Tensor, logvar: Tensor, options: dict[str, Any]) -> Tensor:
     if has_override(mu, logvar):
-        mean: Tensor = call_override(_mean, locals())
-        return mean
+        return call_override(_mean, locals())
     mu, _, checked = check_call(mu, logvar, options, SampleOptions)
     return latent.mean(mu, checked)
 

@@ -8,7 +8,6 @@ packs itself once.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch import Tensor
 from vae_fused import _ext
 from vae_fused._numbers import check_choice, check_not_negative, check_number, check_positive
 from vae_fused._overrides import is_proxy
+from vae_fused._restored import Restored
 
 __all__ = ["Prior", "Scale"]
 
@@ -57,7 +57,7 @@ def unpaired(packed: Sequence[float] | None, defaults: Iterable[float]) -> list[
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Restored):
     r"""How sigma is read from a raw scale, a network's output.
 
     .. math::
@@ -131,13 +131,6 @@ class Scale:
         both = pairs(self._packed, defaults[:count]), pairs(self._packed, defaults[:count], count)
         object.__setattr__(self, "_pairs", both)
 
-    # What is packed is no part of the value: it is neither compared nor shown nor pickled.
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Scale.__init__(self, **state)
-
     @property
     def raw_name(self) -> str:
         """What messages call a raw scale: the quantity that it is, if it is one."""
@@ -207,8 +200,6 @@ def _check_clamp(clamp: Sequence[float | None]) -> tuple[float | None, float | N
     return lo, hi
 
 
-torch.serialization.add_safe_globals([Scale])  # so that torch.load reads a model's options
-
 _SCALES = {kind: Scale(kind) for kind in KINDS}
 
 
@@ -224,7 +215,7 @@ def as_scale(scale: str | Scale) -> Scale:
 
 
 @dataclass(frozen=True, eq=False)
-class Prior:
+class Prior(Restored):
     """A diagonal Gaussian prior N(m, tau^2), fixed or learned: gradients reach its tensors.
 
     Args:
@@ -267,6 +258,9 @@ class Prior:
                     raise ValueError(
                         f"prior.raw is {value}{read}, wants a number above 0 for a {scale.kind}"
                     )
+
+
+torch.serialization.add_safe_globals([Scale, Prior])  # so that torch.load reads a model's options
 
 
 class CheckedPrior(NamedTuple):

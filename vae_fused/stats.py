@@ -45,6 +45,9 @@ class LatentStats(NamedTuple):
     non_finite: Tensor
 
 
+torch.serialization.add_safe_globals([LatentStats])
+
+
 @torch.no_grad()
 def _latent_stats(
     mu: Tensor, raw: Tensor, dim: int | Sequence[int], options: kw.StatsOptions, reference: bool
