@@ -71,10 +71,11 @@ def reparameterize_kl(
 
     **Options that change during training** (``free_bits``, ``temperature``, the weights of
     ``balance``) may be 0-d tensors: a schedule then changes a value in place, and compiled code and
-    CUDA graphs read it without being made anew. They get no gradient, so one that requires it is
-    refused: ``.detach()`` it. Their values are not read by the host, so none is refused: a
-    ``free_bits`` below 0 acts as 0, a negative T mirrors the noise. A 0-d tensor of the CPU goes
-    along with any device, but a captured CUDA graph sees those of its device alone.
+    CUDA graphs read it without being made anew. A number that changes is compiled twice. Tensors
+    get no gradient, so one that requires it is refused: ``.detach()`` it. Their values are not read
+    by the host, so none is refused: a ``free_bits`` below 0 acts as 0, a negative T mirrors the
+    noise. A 0-d tensor of the CPU goes along with any device, but a captured CUDA graph sees those
+    of its device alone.
 
     Args:
         mu: Mean of the posterior, any shape; float32, float64, float16 or bfloat16, any strides.

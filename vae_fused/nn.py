@@ -213,8 +213,7 @@ class ELBOLoss(_WithOptions):
               as it is and must itself be a mean over the batch of sums. (``F.mse_loss`` is not: it
               divides by the number of pixels. Give it ``reduction="none"``.)
         beta: Weight of the KL: a number, a 0-d tensor, or a module that returns one, such as a
-            schedule. For a warm-up pass ``beta=`` to each call, as a tensor if the module is
-            compiled: each new number is compiled anew.
+            schedule. For a warm-up pass ``beta=`` to each call.
         capacity, free_bits_per, grad: As in :func:`vae_fused.elbo_loss`. A callable has no
             ``grad``.
         scale, mu_soft_clamp, free_bits, balance: Of the KL, as in :func:`vae_fused.gaussian_kl`.

@@ -88,11 +88,12 @@ def elbo_of_sample(mu, raw, mean, temperature, free_bits, wq, wp):
 
 def elbo_per(free_bits_per):
     def function(mu, raw, mean, temperature, free_bits, wq, wp):
-        more = {"free_bits": free_bits, "free_bits_per": free_bits_per, "balance": (wq, wp)}
         target = torch.sigmoid(mean)
-        return vf.elbo_loss(
-            mu, target, mu, raw, likelihood="bernoulli", beta=temperature, **more
-        ).loss
+        terms = vf.elbo_loss(
+            mu, target, mu, raw, likelihood="bernoulli", beta=temperature, free_bits=free_bits,
+            free_bits_per=free_bits_per, balance=(wq, wp), prior=vf.Prior(mean, 0.5),
+        )  # fmt: skip
+        return terms.loss
 
     return function
 
