@@ -10,13 +10,13 @@ torch, as they do for any function that is composed of these.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-__all__ = ["call_override", "has_override", "is_proxy"]
+__all__ = ["call_override", "has_override", "is_proxy", "parts"]
 
 Result = TypeVar("Result")
 
@@ -24,6 +24,11 @@ Result = TypeVar("Result")
 def is_proxy(value: Any) -> bool:
     """Whether a value stands for a tensor and is none."""
     return hasattr(type(value), "__torch_function__") and not isinstance(value, Tensor)
+
+
+def parts(value: Any) -> Sequence[Any]:
+    """The parts of a list or tuple of tensors, or the value alone."""
+    return value if isinstance(value, tuple | list) else (value,)
 
 
 def has_override(*values: Any) -> bool:
@@ -49,7 +54,6 @@ def call_override(function: Callable[..., Result], given: Mapping[str, Any]) -> 
     if given.get("_reference"):
         keywords["_reference"] = True
     values = [*arguments, *keywords.values()]
-    flat = [v for x in values for v in (x if isinstance(x, tuple | list) else (x,))]
-    proxies = [value for value in flat if is_proxy(value)]
+    proxies = [part for value in values for part in parts(value) if is_proxy(part)]
     result: Result = handle_torch_function(function, proxies, *arguments, **keywords)
     return result

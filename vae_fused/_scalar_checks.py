@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from vae_fused._numbers import check_number
+from vae_fused._numbers import check_not_negative, check_number
 
 __all__ = [
     "MAY_BE_SCALARS", "check_balance", "check_free_bits", "is_scalar", "take_scalars",
@@ -30,13 +29,13 @@ def take_scalars(given: dict[str, Any], mu: Tensor) -> None:
     They are then on the device of ``mu`` and of the dtype that the arithmetic has there.
     """
     scalars: dict[str, Tensor] = {}
-    for name in ("temperature", "free_bits"):
+    for name, check in (("temperature", check_not_negative), ("free_bits", check_free_bits)):
         if name in given and is_scalar(given[name]):
-            scalars[name] = _as_scalar(name, given.pop(name), mu, low=0.0)
+            scalars[name] = _as_scalar(name, given.pop(name), mu, check)
     if "balance" in given and isinstance(balance := given["balance"], Sequence):
         for (name, shown), weight in zip(_OF_BALANCE, balance, strict=False):
             if is_scalar(weight):
-                scalars[name] = _as_scalar(shown, weight, mu)
+                scalars[name] = _as_scalar(shown, weight, mu, check_number)
         given["balance"] = [1.0 if is_scalar(weight) else weight for weight in balance]
     if scalars:
         given["scalars"] = scalars
@@ -59,16 +58,17 @@ def is_scalar(value: Any) -> bool:
     In an operator's list of numbers the symbol would become a constant, and each new number would
     be compiled anew.
     """
-    if torch.compiler.is_compiling() and type(value) in (float, int):
-        return not has_static_value(value)
-    # A float, the usual one, first: isinstance of a Tensor takes 0.1 us.
-    return type(value) is not float and isinstance(value, Tensor)
+    if type(value) in (float, int):  # first, because isinstance of a Tensor takes 0.1 us
+        return torch.compiler.is_compiling() and not has_static_value(value)
+    return isinstance(value, Tensor)
 
 
-def _as_scalar(name: str, value: float | Tensor, mu: Tensor, low: float = -math.inf) -> Tensor:
+def _as_scalar(
+    name: str, value: float | Tensor, mu: Tensor, check: Callable[[str, float], float]
+) -> Tensor:
     if isinstance(value, Tensor):
         return _check_scalar(name, value, mu)
-    check_number(name, value, low=low)
+    check(name, value)
     scalar: Tensor = without_symbol(value, mu)
     return scalar
 

@@ -16,7 +16,7 @@ from vae_fused._formulas.gaussian import clamped
 from vae_fused._formulas.latent import widen
 from vae_fused._likelihood import Call, KlTerm, Likelihood
 from vae_fused._native import likelihood as _native
-from vae_fused._overrides import call_override, has_override
+from vae_fused._overrides import call_override, has_override, parts
 from vae_fused._scalar_checks import without_symbol
 
 if TYPE_CHECKING:
@@ -136,9 +136,8 @@ def elbo_loss(
         usual = _native.try_unprepared_with_kl(output, target, likelihood, reduction, term, grad)
         if usual is not None:
             return ELBOTerms(*usual)
-    outputs = output if isinstance(output, tuple | list) else (output,)
     tensors = (target, mu, raw, kl, beta, capacity, target_mask, weight, library)
-    if has_override(*outputs, *tensors, *options.values()):
+    if has_override(*parts(output), *tensors, *options.values()):
         return call_override(elbo_loss, locals())
     call = check_elbo(
         output, target, likelihood, reduction=reduction, grad=grad, mask=target_mask,

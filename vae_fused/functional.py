@@ -26,7 +26,7 @@ from vae_fused._checks import (
 from vae_fused._formulas import latent
 from vae_fused._native import latent as native
 from vae_fused._native import registration
-from vae_fused._overrides import call_override, has_override
+from vae_fused._overrides import call_override, has_override, parts
 from vae_fused.options import Options
 
 if TYPE_CHECKING:
@@ -366,7 +366,7 @@ def reparameterize_kl_multi(
         >>> prior = vf.Prior(0.0, 0.1, "std")
         >>> zs, kl = vf.reparameterize_kl_multi(mus, rhos, scale="softplus", prior=prior)
     """
-    if has_override(*mus, *raws, *(eps or ()), key, *options.values()):
+    if has_override(*parts(mus), *parts(raws), *parts(eps), key, *options.values()):
         return call_override(reparameterize_kl_multi, locals())
     mu, raw, call, eps_list = check_multi(mus, raws, options, reduction, eps, generator, key)
     _reference = _reference or not _ext.use_native(mu[0].device.type)

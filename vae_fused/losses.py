@@ -14,7 +14,7 @@ from vae_fused._formulas import reconstruction
 from vae_fused._likelihood import KINDS, Call, Likelihood
 from vae_fused._likelihood_checks import check_grad, check_nll
 from vae_fused._native import likelihood as _native
-from vae_fused._overrides import call_override, has_override
+from vae_fused._overrides import call_override, has_override, parts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -94,8 +94,7 @@ def nll(
         loss = _native.try_unprepared(output, target, likelihood, reduction, grad)
         if loss is not None:
             return loss
-    outputs = output if isinstance(output, tuple | list) else (output,)
-    if has_override(*outputs, target, mask, weight, library):
+    if has_override(*parts(output), target, mask, weight, library):
         return call_override(nll, locals())
     call = check_nll(
         output, target, likelihood, reduction=reduction, dim=dim, mask=mask, weight=weight,

@@ -340,6 +340,11 @@ def test_a_type_that_takes_over_no_call():
         vf.gaussian_kl(Duck(), torch.zeros(3))
 
 
+def test_a_list_that_is_none_has_its_message():
+    with pytest.raises(TypeError, match="mus must be a sequence of Tensors, got int"):
+        vf.reparameterize_kl_multi(3, [torch.zeros(3)])
+
+
 def test_subclasses_and_modes_see_operators_as_before():
     """A mode that sees the public function would see no operator of torch that it calls."""
 

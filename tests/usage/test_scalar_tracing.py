@@ -148,6 +148,8 @@ def test_a_number_out_of_range_is_refused_when_it_has_changed():
         compiled(mu, raw, mean, value, *numbers[1:])
     with pytest.raises(ValueError, match=r"temperature is -0\.5, wants a number of at least 0"):
         compiled(mu, raw, mean, -0.5, *numbers[1:])
+    with pytest.raises(ValueError, match="wants a number of nats, at least 0"):
+        compiled(mu, raw, mean, 0.5, -0.1, *numbers[2:])
 
 
 def test_a_buffer_of_a_module_compiles_once():
