@@ -166,7 +166,7 @@ class Scale(Restored):
 
     def pairs(self, scope: str) -> list[float]:
         """What a scale contributes to the operators' ``options`` as a posterior's or a prior's."""
-        return self._pairs[scope == "prior"]
+        return self._pairs[1 if scope == "prior" else 0]
 
     def numbers(self, scope: str) -> dict[str, float]:
         """The numbers by their names in another family's list."""
@@ -302,7 +302,7 @@ class Options(NamedTuple):
         if self.scalars and name in self.scalars:
             return self.scalars[name]
         if name in ("to_posterior", "to_prior"):
-            return self.balance[name == "to_prior"]
+            return self.balance[1 if name == "to_prior" else 0]
         number: float = getattr(self, name)
         return number
 
