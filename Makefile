@@ -86,9 +86,10 @@ $(VENV)/.%-requirements: requirements/%.txt $(TORCH_STAMP)
 $(VENV)/.examples-requirements: requirements/demo.txt
 $(VENV)/.test-requirements: requirements/demo.txt requirements/examples.txt
 
-$(VENV)/.steps-requirements: requirements/steps.txt requirements/steps-without-dependencies.txt \
-    $(TORCH_STAMP)
-	$(PIP) -r requirements/steps.txt
+# Packages with the latent that this one replaces: measured by `steps`, compared by `test`.
+$(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requirements: \
+    requirements/%.txt requirements/steps.txt requirements/steps-without-dependencies.txt $(TORCH_STAMP)
+	$(PIP) -r $<
 	$(PIP) --no-deps -r requirements/steps-without-dependencies.txt
 	@touch $@
 
@@ -130,7 +131,7 @@ gpu-bundle:
 	$(BUNDLE_VENV)/bin/python tools/gpu.py bundle --arch sm_$(subst .,,$(BUNDLE_ARCH)) $(GPU_ARGS)
 
 # The pytest command, not `python -m pytest`: that would import the sources beside the tests.
-test: $(BUILD_STAMP) $(VENV)/.test-requirements
+test: $(BUILD_STAMP) $(VENV)/.test-requirements $(VENV)/.packages-requirements
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint-requirements

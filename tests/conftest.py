@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mpmath
@@ -14,6 +17,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vae_fused as vf
 from vae_fused import _ext
+
+
+def _import_own_benchmarks() -> None:
+    """Import the project's ``benchmarks``. Opacus installs a package of the same name."""
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "__init__.py"
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks", path, submodule_search_locations=[str(path.parent)]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules["benchmarks"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_import_own_benchmarks()
 
 AVAILABLE = _ext.available
 native = pytest.mark.skipif(

@@ -23,7 +23,7 @@ WITHOUT_FORMULAS = {
 }  # fmt: skip
 PYTHON = (
     "_formulas/*.py", "_kinds/*.py", "iwae.py", "stats.py", "schedules.py", "elbo.py",
-    "_grid_distribution.py", "_count_distributions.py", "distributions.py",
+    "_grid_distribution.py", "_count_distributions.py", "_normal.py",
 )  # fmt: skip
 HEADER = """#pragma once
 #include <cstdlib>

@@ -24,10 +24,11 @@ try:
         reparameterize,
         reparameterize_kl,
         reparameterize_kl_moments,
-        reparameterize_kl_multi,
         sampled_kl,
     )
     from vae_fused.iwae import IWAETerms, iwae_loss
+    from vae_fused.keys import key, normal
+    from vae_fused.lists import gaussian_kl_multi, reparameterize_kl_multi
     from vae_fused.losses import gaussian_log_prob, nll
     from vae_fused.options import Prior, Scale
     from vae_fused.stats import LatentStats, latent_stats
@@ -48,12 +49,15 @@ __all__ = [
     "export",
     "functional",
     "gaussian_kl",
+    "gaussian_kl_multi",
     "gaussian_log_prob",
     "iwae_loss",
+    "key",
     "latent_stats",
     "likelihoods",
     "nll",
     "nn",
+    "normal",
     "reference",
     "reparameterize",
     "reparameterize_kl",

@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from vae_fused._estimator import check_estimator
-from vae_fused._keywords import DensityOptions, MultiOptions, chosen
+from vae_fused._keywords import DensityOptions, chosen
+from vae_fused._layouts import check_layout
+from vae_fused._learned_prior import as_prior
 from vae_fused._numbers import check_not_negative, check_positive
+from vae_fused._remedies import WANTS_BOOL, kind_of
 from vae_fused._scalar_checks import (
     MAY_BE_SCALARS,
     check_balance,
@@ -29,7 +32,6 @@ from vae_fused.options import (
     PLAIN,
     CheckedPrior,
     Options,
-    Prior,
     Scale,
     as_scale,
 )
@@ -98,43 +100,6 @@ def check_density(
     return value, mu, raw, scale, mask
 
 
-def check_multi(
-    mus: Sequence[Tensor],
-    raws: Sequence[Tensor],
-    options: Mapping[str, Any],
-    reduction: str,
-    eps: Sequence[Tensor] | None,
-    generator: torch.Generator | None,
-    key: Tensor | None,
-) -> tuple[list[Tensor], list[Tensor], Options, list[Tensor] | None]:
-    """Check a list of calls that have their options in common."""
-    lists = (("mus", mus), ("raws", raws), *((("eps", eps),) if eps is not None else ()))
-    for name, values in lists:
-        if not isinstance(values, Sequence):
-            raise TypeError(f"{name} must be a sequence of Tensors, got {type(values).__name__}")
-        if not values or len(values) != len(mus):
-            raise ValueError(f"{name} has {len(values)} tensors, wants those of mus: {len(mus)}")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction is {reduction!r}, wants sum or mean")
-    prior = options.get("prior")
-    if isinstance(prior, Prior) and any(isinstance(v, Tensor) for v in (prior.mean, prior.raw)):
-        raise ValueError("prior has tensors, wants numbers: one prior for the whole list")
-    checked = [check_call(mus[0], raws[0], options, MultiOptions)]
-    options = {**options, **(checked[0][2].scalars or {})}  # converted once, not for each tensor
-    rest = zip(mus[1:], raws[1:], strict=True)
-    checked += [check_call(*pair, options, MultiOptions) for pair in rest]
-    mu, raw = [c[0] for c in checked], [c[1] for c in checked]
-    for k, other in enumerate(mu):
-        if other.dtype != mu[0].dtype:
-            raise TypeError(f"mus[{k}] has dtype {other.dtype}, mus[0] {mu[0].dtype}; want one")
-        check_device(f"mus[{k}]", other, mu[0], "mus[0]")
-    if eps is None:
-        check_noise(mu[0], None, generator, key)
-        return mu, raw, checked[0][2], None
-    noise = [check_noise(m, e, generator, key) for m, e in zip(mu, eps, strict=True)]
-    return mu, raw, checked[0][2], [e for e in noise if e is not None]
-
-
 def check_posterior(
     mu: Tensor, raw: Tensor, name: str = "logvar", mu_name: str = "mu"
 ) -> tuple[Tensor, Tensor]:
@@ -169,16 +134,16 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
     size = h.shape[dim]
     if size % 2 != 0:
         raise ValueError(f"h has size {size} in dimension {dim}, wants an even one: mu and logvar")
-    return h.narrow(dim, 0, size // 2), h.narrow(dim, size // 2, size // 2), dim % ndim
+    mu, raw = h.chunk(2, dim)  # one node, whose backward writes one gradient
+    return mu, raw, dim % ndim
 
 
-def _check_prior(mu: Tensor, raw: Tensor, prior: Prior) -> tuple[Tensor, Tensor, CheckedPrior]:
+def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, CheckedPrior]:
     """Bring the posterior's and the prior's tensors to one dtype, and the latter to its shape.
 
     What has them already is not touched: even that takes a microsecond.
     """
-    if not isinstance(prior, Prior):
-        raise TypeError(f"prior must be a vf.Prior or None, got {type(prior).__name__}")
+    prior = as_prior(prior)
     dtype, device, shape = mu.dtype, mu.device, mu.shape
     mean, prior_raw, tensors = prior.mean, prior.raw, []
     for name, value in (("prior.mean", mean), ("prior.raw", prior_raw)):
@@ -204,12 +169,12 @@ def _check_prior(mu: Tensor, raw: Tensor, prior: Prior) -> tuple[Tensor, Tensor,
 def check_mask(
     mu: Tensor, mask: Tensor, name: str = "mu", owner: str = "the posterior's", called: str = "mask"
 ) -> None:
-    check_tensor(called, mask, (torch.bool,), "bool: True for elements that count")
+    check_tensor(called, mask, (torch.bool,), WANTS_BOOL)
     check_device(called, mask, mu, name)
     check_expands(called, mask, mu.shape, owner)
 
 
-def _check_sample_shape(name: str, sample_shape: int | Sequence[int]) -> tuple[int, ...]:
+def check_shape(name: str, sample_shape: int | Sequence[int]) -> tuple[int, ...]:
     sizes = _indices(name, sample_shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"{name} is {sizes}, wants sizes of at least 0")
@@ -222,7 +187,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "free_bits": check_free_bits,
     "balance": check_balance,
     "temperature": check_not_negative,
-    "sample_shape": _check_sample_shape,
+    "sample_shape": check_shape,
 }
 
 
@@ -238,12 +203,10 @@ def check_tensor(
     wants: str = "float32, float64, float16 or bfloat16",
 ) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a Tensor, got {kind_of(value)}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {value.dtype}, wants {wants}")
-    if value.layout != torch.strided or value.is_nested:
-        layout = "nested" if value.is_nested else str(value.layout)
-        raise TypeError(f"{name} has layout {layout}, wants torch.strided")
+    check_layout(name, value)
 
 
 def check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> None:
@@ -367,7 +330,7 @@ def check_noise(
             raise RuntimeError(f"generator is for {generator.device}, mu is on {mu.device}")
         break_at_generator()
     if key is not None:
-        _check_key(mu, key)
+        check_key(mu, key)
     return None
 
 
@@ -379,7 +342,8 @@ def _check_eps(mu: Tensor, eps: Tensor, sample_shape: tuple[int, ...]) -> Tensor
     return eps if eps.dtype == mu.dtype else eps.to(mu.dtype)
 
 
-def _check_key(mu: Tensor, key: Tensor) -> None:
+def check_key(mu: Tensor, key: Tensor) -> None:
+    """Check a key for noise in the shape of ``mu``."""
     check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64: (seed, offset)")
     if tuple(key.shape) != (2,):
         raise ValueError(f"key has shape {tuple(key.shape)}, wants (2,): (seed, offset)")
@@ -389,7 +353,7 @@ def _check_key(mu: Tensor, key: Tensor) -> None:
 def check_value(value: Tensor, shape: Sequence[int]) -> None:
     """Check a point at which a density of batch shape ``shape`` is asked for."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"value must be a Tensor, got {type(value).__name__}")
+        raise TypeError(f"value must be a Tensor, got {kind_of(value)}")
     sizes = zip(tuple(value.shape)[::-1], tuple(shape)[::-1], strict=False)
     if any(v != s and v != 1 and s != 1 for v, s in sizes):
         raise ValueError(

@@ -13,6 +13,7 @@ from vae_fused._checks import check_device, check_tensor
 from vae_fused._likelihood import Call, KlTerm, Likelihood
 from vae_fused._likelihood_checks import check_grad, check_nll
 from vae_fused._numbers import check_choice, check_not_negative
+from vae_fused._remedies import kind_of
 from vae_fused._scalar_checks import without_symbol
 
 REDUCTIONS = ("batchmean", "sum", "mean", "sample")
@@ -127,7 +128,7 @@ def check_weight(name: str, value: float | Tensor) -> float | Tensor:
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, Real):
             hint = "; call it and pass what it returns" if callable(value) else ""
-            got = type(value).__name__ + hint
+            got = kind_of(value) + hint
             raise TypeError(f"{name} must be a number or a 0-d tensor, got {got}")
         number = check_not_negative(name, value)
         return value if isinstance(value, int) else number

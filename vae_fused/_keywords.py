@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from torch import Tensor
+from torch.nn import Module
 
 from vae_fused.options import Prior, Scale
 
@@ -28,7 +29,7 @@ class DensityOptions(TypedDict, total=False):
 
 
 class SampledKlOptions(DensityOptions, total=False):
-    prior: Prior | None
+    prior: Prior | Module | None
 
 
 class SampleOptions(DensityOptions, total=False):
@@ -51,11 +52,14 @@ class LatentOptions(SampleOptions, KlOptions, total=False):
     stop_q: bool
 
 
-class MultiOptions(TypedDict, total=False):
+class MultiKlOptions(TypedDict, total=False):
     scale: str | Scale
     mu_soft_clamp: float | None
-    prior: Prior | None
+    prior: Prior | Module | Sequence[Prior | Module] | None
     free_bits: float | Tensor
+
+
+class MultiOptions(MultiKlOptions, total=False):
     temperature: float | Tensor
 
 

@@ -18,6 +18,7 @@ from vae_fused._checks import (
 )
 from vae_fused._likelihood import Call, Likelihood, as_likelihood
 from vae_fused._numbers import check_choice
+from vae_fused._remedies import kind_of
 
 TARGET_DTYPES = (*DTYPES, torch.uint8, torch.int32, torch.int64)
 
@@ -79,7 +80,7 @@ def check_outputs(
     if isinstance(output, Tensor):
         output = (output,)
     elif isinstance(output, str) or not isinstance(output, Sequence):
-        raise TypeError(f"output must be {wanted}, got {type(output).__name__}")
+        raise TypeError(f"output must be {wanted}, got {kind_of(output)}")
     if len(output) != len(names):
         given = "1 tensor" if len(output) == 1 else f"{len(output)} tensors"
         raise ValueError(f"output has {given}, wants {wanted} for {kind!r}")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 
+from vae_fused._remedies import kind_of
+
 __all__ = ["check_choice", "check_not_negative", "check_number", "check_positive"]
 
 
@@ -16,7 +18,7 @@ def check_number(
     if type(value) is float and low <= value and -math.inf < value < math.inf:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):  # a NumPy scalar is one
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {kind_of(value)}")
     if not (low <= value and -math.inf < value < math.inf):  # nor is NaN
         raise ValueError(f"{name} is {value}, wants {wants}")
     return float(value)

@@ -22,6 +22,10 @@ MAY_BE_SCALARS = frozenset(("temperature", "free_bits", "balance"))
 # The two numbers of ``balance``, by the names that the operators and that messages have for them.
 _OF_BALANCE = (("to_posterior", "balance's wq"), ("to_prior", "balance's wp"))
 
+# What has a value for each element, or a gradient, instead.
+_OF_ELEMENTS = {"temperature": "; pass eps=temperature * torch.randn_like(mu) for many values"}
+_LEARNED = {"temperature": ", or eps=temperature * torch.randn_like(mu) to learn it"}
+
 
 def take_scalars(given: dict[str, Any], mu: Tensor) -> None:
     """Move options that are tensors from where they were given to ``given["scalars"]``, checked.
@@ -91,10 +95,14 @@ def _check_scalar(name: str, value: Tensor, mu: Tensor) -> Tensor:
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor or a number, got {value.dtype}")
     if value.dim() != 0:
-        raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+        remedy = "; pass it with .reshape(())" if value.numel() == 1 else _OF_ELEMENTS.get(name, "")
+        raise ValueError(
+            f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}{remedy}"
+        )
     if value.requires_grad or _has_tangent(value):
         raise ValueError(
             f"{name} must not require a gradient, because none is computed; pass it with .detach()"
+            f"{_LEARNED.get(name, '')}"
         )
     dtype = _dtype_of_scalars(mu)
     if value.device != mu.device:

@@ -1,36 +1,25 @@
 """The diagonal Gaussian as a ``torch.distributions`` citizen, on top of the fused functions.
 
-No kernel and no formula of sigma is here: samples come from ``functional.reparameterize``, every KL
-from ``functional.gaussian_kl``, to which another Gaussian is a prior.
+Its constructors are here. Its methods are in ``_normal.py``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Normal, constraints, register_kl
+from torch.distributions import Distribution, constraints
 
-from vae_fused import functional
-from vae_fused._checks import (
-    check_moments,
-    check_posterior,
-    check_reduction,
-    check_value,
-    expands,
-)
-from vae_fused._formulas.gaussian import Gaussian
-from vae_fused._formulas.latent import reduce
-from vae_fused._formulas.special import LOG_2PI
-from vae_fused.options import Prior, Scale, as_scale
+from vae_fused._checks import check_moments, check_posterior
+from vae_fused._normal import FusedNormal, as_prior, as_tensor, kl_between
+from vae_fused.options import Scale, as_scale
 
-__all__ = ["DiagonalGaussian"]
+__all__ = ["DiagonalGaussian", "as_prior", "kl_between"]
 
 
-class DiagonalGaussian(Normal):
+class DiagonalGaussian(FusedNormal):
     r"""Independent normals, given by their mean and the log of their variance, or another scale.
 
     ``torch.distributions.Normal(mu, exp(logvar / 2))`` that never forms sigma where it is not asked
@@ -64,10 +53,17 @@ class DiagonalGaussian(Normal):
         raw: The second parameter, as it was given.
         logvar: ``ln sigma^2``: ``raw`` itself, or computed from it when it is read.
 
+    Code that makes a ``Normal`` of ``(loc, scale)`` passes sigma where a log variance is expected.
+    Use :meth:`from_std` there, or :class:`vae_fused.compat.distributions.Normal`, whose constructor
+    is that of torch. ``type(q)(q.loc, q.scale)``, an idiom to copy a ``Normal``, raises, also with
+    detached or indexed parameters; use :meth:`detach` or :meth:`expand`. A sigma that was copied to
+    new memory (``q.scale.clone()``), or read in compiled code, cannot be recognised.
+
     Raises:
-        TypeError: A parameter that is neither tensor nor number, or is not floating point.
-        ValueError: Shapes that do not broadcast; an unknown ``scale``; NaN, with
-            ``validate_args=True``.
+        TypeError: A parameter that is neither tensor nor number, or is not floating point; ``loc``
+            or a tensor as ``scale``, which ``torch.distributions.Normal`` takes.
+        ValueError: Shapes that do not broadcast; an unknown ``scale``; the sigma of another
+            ``DiagonalGaussian`` as ``logvar``; NaN, with ``validate_args=True``.
         RuntimeError: Parameters on different devices.
 
     Example:
@@ -80,10 +76,15 @@ class DiagonalGaussian(Normal):
 
     arg_constraints = {"mu": constraints.real, "logvar": constraints.real}  # noqa: RUF012
 
-    mu: Tensor
-    raw: Tensor
-    _scale: Scale  # of raw; Normal's ``scale`` is sigma
-    _packed: tuple[Tensor, int] | None = None  # what mu and raw are the halves of, and where
+    def __new__(cls, *args: Any, **names: Any) -> DiagonalGaussian:
+        # Here, so that the constructor's signature is that of a right call.
+        if "loc" in names or isinstance(names.get("scale"), Tensor | int | float):
+            raise TypeError(
+                "loc and scale are the parameters of torch.distributions.Normal, but "
+                f"{cls.__name__} has mu and logvar; use {cls.__name__}.from_std(loc, scale)"
+            )
+        new: DiagonalGaussian = super().__new__(cls)
+        return new
 
     def __init__(
         self,
@@ -94,8 +95,14 @@ class DiagonalGaussian(Normal):
         scale: str | Scale = "logvar",
     ) -> None:
         self._scale = as_scale(scale)
+        if self._scale.kind != "std" and is_sigma(logvar):
+            raise ValueError(
+                f"{self._scale.raw_name} must not be the sigma of a {type(self).__name__}, as "
+                "type(q)(q.loc, q.scale) passes it; use from_std(q.loc, q.scale), q.detach() or "
+                "q.expand(shape)"
+            )
         self.mu, self.raw = check_posterior(
-            _tensor(mu, logvar), _tensor(logvar, mu), self._scale.raw_name
+            as_tensor(mu, logvar), as_tensor(logvar, mu), self._scale.raw_name
         )
         # Not Normal's: that one stores loc and scale, which are properties here.
         Distribution.__init__(self, self.mu.shape, validate_args=bool(validate_args))
@@ -125,276 +132,62 @@ class DiagonalGaussian(Normal):
         new._packed = (h, dim)
         return new
 
+    @classmethod
+    def from_std(
+        cls, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None
+    ) -> DiagonalGaussian:
+        """The distribution with standard deviation ``scale``: ``Normal(loc, scale)`` of torch.
+
+        Args:
+            loc: The mean, as ``mu`` of the class.
+            scale: Sigma, broadcastable with ``loc``. A negative one makes results NaN.
+            validate_args: As for the class.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As the class.
+        """
+        return cls(loc, scale, validate_args, scale="std")
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiagonalGaussian:
         """The same distribution with its batch expanded to ``batch_shape``; nothing is copied."""
         new: DiagonalGaussian = self._get_checked_instance(  # type: ignore[no-untyped-call]
             DiagonalGaussian, _instance
         )
-        batch_shape = torch.Size(batch_shape)
-        new.mu, new.raw = self.mu.expand(batch_shape), self.raw.expand(batch_shape)
-        new._scale = self._scale
-        Distribution.__init__(new, batch_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def __repr__(self) -> str:
-        given = {"mu": self.mu, self._scale.raw_name: self.raw}
-        shown = (f"{k}: {v if v.numel() == 1 else v.size()}" for k, v in given.items())
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-    # ----------------------------------------------------------------------------------------------
-    # Moments: (*batch_shape), dtype of mu
-    # ----------------------------------------------------------------------------------------------
-
-    @property
-    def logvar(self) -> Tensor:
-        return (
-            self.raw if self._scale == as_scale("logvar") else self._log_variance.to(self.mu.dtype)
-        )
-
-    @property
-    def loc(self) -> Tensor:  # type: ignore[override]
-        return self.mu
+        return self._expanded(batch_shape, new)
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]
-        return self._wide.sigma.to(self.mu.dtype)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.mu
-
-    @property
-    def mode(self) -> Tensor:
-        return self.mu
-
-    @property
-    def stddev(self) -> Tensor:
-        return self.scale
-
-    @property
-    def variance(self) -> Tensor:
-        return torch.exp(self._log_variance).to(self.mu.dtype)
-
-    @property
-    def _natural_params(self) -> tuple[Tensor, Tensor]:
-        precision = torch.exp(-self._log_variance).to(self.mu.dtype)
-        return self.mu * precision, -0.5 * precision
-
-    @property
-    def _wide(self) -> Gaussian:
-        """In the dtype of the arithmetic."""
-        return Gaussian(_widen(self.mu), _widen(self.raw), self._scale)
-
-    @property
-    def _log_variance(self) -> Tensor:
-        return self._wide.log_variance
-
-    # ----------------------------------------------------------------------------------------------
-    # Samples
-    # ----------------------------------------------------------------------------------------------
-
-    def rsample(
-        self,
-        sample_shape: int | Sequence[int] = torch.Size(),
-        *,
-        mask: Tensor | None = None,
-        temperature: float | Tensor = 1.0,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        key: Tensor | None = None,
-    ) -> Tensor:
-        """A reparameterized sample, one launch: gradients reach ``mu`` and ``raw``.
-
-        Args:
-            sample_shape: Shape of a batch of samples, each with its own noise.
-            mask: Bool tensor that broadcasts to ``batch_shape``; where it is False, z is 0.
-            temperature: T of ``z = mu + T sigma eps``, a number or a 0-d tensor.
-            eps: Explicit noise, in the shape of the result.
-            generator: Source of the key, as in ``torch.randn``.
-            key: ``(seed, offset)``, a uint64 or int64 tensor of two elements.
-
-        Returns:
-            ``z`` of shape ``sample_shape + batch_shape`` and the dtype of ``mu``.
-        """
-        return functional.reparameterize(
-            self.mu, self.raw, scale=self._scale, mask=mask, temperature=temperature,
-            sample_shape=sample_shape, eps=eps, generator=generator, key=key,
-        )  # fmt: skip
-
-    def sample(self, sample_shape: int | Sequence[int] = torch.Size(), **options: Any) -> Tensor:
-        """:meth:`rsample`, with its arguments and without gradients."""
-        with torch.no_grad():
-            return self.rsample(sample_shape, **options)
-
-    def rsample_kl(
-        self,
-        *,
-        prior: Prior | Normal | None = None,
-        reduction: str = "batchmean",
-        dim: int | Sequence[int] | None = None,
-        mask: Tensor | None = None,
-        free_bits: float | Tensor = 0.0,
-        balance: tuple[float | Tensor, float | Tensor] | None = None,
-        temperature: float | Tensor = 1.0,
-        sample_shape: int | Sequence[int] = (),
-        estimator: str = "analytic",
-        stop_q: bool = False,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        key: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """A reparameterized sample and the KL from the prior, in one launch.
-
-        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`; a ``Normal``
-        is a prior, too. The gradient of packed moments is one packed tensor.
-        """
-        options: dict[str, Any] = {
-            "scale": self._scale, "prior": as_prior(prior, self.mu.device), "reduction": reduction,
-            "mask": mask, "free_bits": free_bits, "balance": balance, "temperature": temperature,
-            "sample_shape": sample_shape, "estimator": estimator, "stop_q": stop_q, "eps": eps,
-            "generator": generator, "key": key,
-        }  # fmt: skip
-        if self._packed is None:
-            return functional.reparameterize_kl(self.mu, self.raw, dim=dim, **options)
-        h, packed_dim = self._packed
-        return functional.reparameterize_kl_moments(h, dim=packed_dim, kl_dim=dim, **options)
-
-    def kl(
-        self,
-        *,
-        prior: Prior | Normal | None = None,
-        reduction: str = "batchmean",
-        dim: int | Sequence[int] | None = None,
-        mask: Tensor | None = None,
-        free_bits: float | Tensor = 0.0,
-        balance: tuple[float | Tensor, float | Tensor] | None = None,
-    ) -> Tensor:
-        """KL from the prior, by default the standard normal, in nats.
-
-        Arguments, result and errors are those of :func:`vae_fused.gaussian_kl`; a ``Normal`` is a
-        prior, too. ``torch.distributions.kl_divergence(q, p)`` is the same elementwise, and there
-        ``p`` may have more elements than ``q``.
-        """
-        return functional.gaussian_kl(
-            self.mu, self.raw, scale=self._scale, prior=as_prior(prior, self.mu.device),
-            reduction=reduction, dim=dim, mask=mask, free_bits=free_bits, balance=balance,
-        )  # fmt: skip
-
-    # ----------------------------------------------------------------------------------------------
-    # Densities: the shape that value and batch broadcast to
-    # ----------------------------------------------------------------------------------------------
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log density :math:`-\frac12 (t^2 + \ln\sigma^2 + \ln 2\pi)`, :math:`t = (v-\mu)/\sigma`.
-
-        Args:
-            value: Any shape that broadcasts with ``batch_shape``.
-
-        Raises:
-            TypeError: ``value`` is not a tensor.
-            ValueError: Its shape does not broadcast, or it holds a NaN and ``validate_args`` is on.
-        """
-        t = self._standardized(value)
-        return -0.5 * (t * t + self._log_variance + LOG_2PI)
-
-    def nll(
-        self,
-        value: Tensor,
-        dim: int | Sequence[int] | None = None,
-        *,
-        reduction: str = "batchmean",
-    ) -> Tensor:
-        """Negative log likelihood of ``value`` in nats, reduced as a KL is: ``-log_prob``, summed.
-
-        Args:
-            value: As for :meth:`log_prob`.
-            dim: The dimensions to sum, of the broadcast shape; instead of ``reduction``.
-            reduction: As in :func:`vae_fused.gaussian_kl`.
-        """
-        nll = -self.log_prob(value)
-        reduction, dims, _ = check_reduction(nll, reduction, dim)
-        return reduce(nll, reduction, dims)
-
-    def cdf(self, value: Tensor) -> Tensor:
-        r"""Probability of less than ``value``: :math:`\frac12 \mathrm{erfc}(-t / \sqrt 2)`."""
-        p: Tensor = 0.5 * torch.special.erfc(self._standardized(value) * -math.sqrt(0.5))
-        return p
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """The ``value``-quantile; NaN outside of [0, 1]."""
-        check_value(value, self._batch_shape)
-        mu, sigma = _widen(self.mu), self._wide.sigma
-        quantile: Tensor = mu + sigma * torch.special.ndtri(_widen(value))
-        wide = torch.float32, torch.float64
-        return (
-            quantile if self.mu.dtype in wide or value.dtype in wide else quantile.to(self.mu.dtype)
-        )
-
-    def entropy(self) -> Tensor:
-        r"""Differential entropy :math:`\frac12 (1 + \ln 2\pi + \ln\sigma^2)`, in nats."""
-        return 0.5 * (1.0 + LOG_2PI) + 0.5 * self._log_variance
-
-    def _standardized(self, value: Tensor) -> Tensor:
-        check_value(value, self._batch_shape)
-        if self._validate_args:
-            self._validate_sample(value)
-        return (_widen(value) - _widen(self.mu)) * torch.exp(-0.5 * self._log_variance)
-
-
-def _tensor(value: Tensor | float, other: Tensor | float) -> Tensor:
-    """A number as a tensor beside ``other``; what is no number is left to the checks.
-
-    Filled, not copied: a copy of a number to a GPU waits for it.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value  # type: ignore[return-value]
-    if isinstance(other, Tensor):
-        return torch.full((), value, dtype=other.dtype, device=other.device)
-    return torch.full((), value, dtype=torch.get_default_dtype())
-
-
-def _widen(x: Tensor) -> Tensor:
-    """16-bit types compute in float32; integers are left to torch's promotion."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return as_sigma(self._sigma(), self.raw)
 
 
 # --------------------------------------------------------------------------------------------------
-# Another Gaussian is a prior
+# Sigmas that may not serve as log variances
 # --------------------------------------------------------------------------------------------------
 
 
-def as_prior(p: Prior | Normal | None, device: torch.device) -> Prior | None:
-    """A ``Normal`` as the functions take it; what is none is left to their checks."""
-    return Prior(*_parameters(p, device)) if isinstance(p, Normal) else p
+def as_sigma(sigma: Tensor, raw: Tensor) -> Tensor:
+    """``sigma``, in memory of its own, which :func:`is_sigma` recognises.
 
-
-def kl_between(q: Normal, p: Normal, **reduction: Any) -> Tensor:
-    """KL of q from p, reduced as :func:`vae_fused.gaussian_kl` does; either may be the larger."""
-    mu, raw, scale = _parameters(q, p.mean.device)
-    prior = Prior(*_parameters(p, mu.device))
-    if not expands(p._batch_shape, q._batch_shape):
-        mu, raw, _ = torch.broadcast_tensors(mu, raw, p.mean)
-    return functional.gaussian_kl(mu, raw, scale=scale, prior=prior, **reduction)
-
-
-def _parameters(p: Normal, device: torch.device) -> tuple[Tensor, Tensor, Scale]:
-    """Mean, raw scale, and how it is read. 0-d tensors of the CPU, ``Normal(0.0, 1.0)``'s say, go
-    along with any device, as elsewhere in torch.
+    The memory is marked, not the tensor, so that views and detached tensors are recognised. It
+    counts as long as nothing is written to it.
     """
-    if isinstance(p, DiagonalGaussian):
-        mean, raw, scale = p.mu, p.raw, p._scale
-    else:
-        mean, raw, scale = p.loc, p.scale, as_scale("std")
-    if mean.dim() == 0 and device.type != "cpu":
-        mean, raw = mean.to(device), raw.to(device)
-    return mean, raw, scale
+    if torch.compiler.is_compiling():
+        return sigma
+    try:
+        if sigma.untyped_storage()._cdata == raw.untyped_storage()._cdata:
+            sigma = sigma.clone()
+        sigma.untyped_storage()._is_sigma = sigma._version  # type: ignore[attr-defined]
+    except (RuntimeError, NotImplementedError):
+        pass  # tensors of transforms have no memory, those of inference mode count no writes
+    return sigma
 
 
-def _elementwise(q: Normal, p: Normal) -> Tensor:
-    return kl_between(q, p, reduction="none")
-
-
-register_kl(DiagonalGaussian, DiagonalGaussian)(_elementwise)
-register_kl(DiagonalGaussian, Normal)(_elementwise)
-register_kl(Normal, DiagonalGaussian)(_elementwise)
+def is_sigma(value: Tensor | float) -> bool:
+    """Whether a tensor is the ``scale`` of a distribution, or a view of one."""
+    if not isinstance(value, Tensor) or torch.compiler.is_compiling():
+        return False
+    try:
+        version = getattr(value.untyped_storage(), "_is_sigma", None)
+        return version is not None and version == value._version
+    except (RuntimeError, NotImplementedError):
+        return False

@@ -18,6 +18,7 @@ from vae_fused import _ext, stats
 from vae_fused._formulas import latent
 from vae_fused._native.call import Maybe
 from vae_fused._native.likelihood import elbo_of, nll_of
+from vae_fused._native.registration import values_of_priors
 from vae_fused.options import SCALARS, Options, Prior
 
 __all__ = ["decompositions"]
@@ -105,11 +106,23 @@ def _gaussian_kl(mu: Tensor, raw: Maybe, **given: Any) -> Tensor:
     return latent.divergence(mu, raw, options, given["reduction"], dims, None)
 
 
+def _each_options(mus: Sequence[Tensor], given: dict[str, Any]) -> list[Options]:
+    """The options of a call for each tensor of a list."""
+    numbers = given.pop("prior_numbers")
+    means = values_of_priors(mus, given.pop("prior_mean"), numbers[::2])
+    raws = values_of_priors(mus, given.pop("prior_raw"), numbers[1::2])
+    shared = [
+        {**given, "prior_mean": mean, "prior_raw": raw}
+        for mean, raw in zip(means, raws, strict=True)
+    ]
+    return [_options_of(each) for each in shared]
+
+
 def _multi(mus: Sequence[Tensor], raws: Sequence[Tensor], **given: Any) -> tuple[Any, ...]:
-    options, key = _options_of(given), given.get("key")
     zs, kls = [], []
-    noises = latent.noise_of_multi(mus, None, given.get("generator"), key)
-    for mu, raw, noise in zip(mus, raws, noises, strict=True):
+    noises = latent.noise_of_multi(mus, None, given.get("generator"), given.get("key"))
+    each = zip(mus, raws, _each_options(mus, given), noises, strict=True)
+    for mu, raw, options, noise in each:
         sources = None, noise.get("generator"), noise.get("key")
         z, kl = latent.sample_and_divergence(
             mu, raw, options, *sources, given["reduction"], None, None
@@ -118,6 +131,12 @@ def _multi(mus: Sequence[Tensor], raws: Sequence[Tensor], **given: Any) -> tuple
         kls.append(kl)
     total = torch.stack(kls).sum()
     return (zs, total, _no_key(mus[0])) if "generator" in given else (zs, total)
+
+
+def _kl_multi(mus: Sequence[Tensor], raws: Sequence[Tensor], **given: Any) -> Tensor:
+    each = zip(mus, raws, _each_options(mus, given), strict=True)
+    kls = [latent.divergence(mu, raw, o, given["reduction"], None, None) for mu, raw, o in each]
+    return torch.stack(kls).sum()
 
 
 def _latent_stats(mu: Tensor, raw: Tensor, *, dim: Sequence[int], **given: Any) -> tuple[Any, ...]:
@@ -149,6 +168,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "reparameterize_kl_multi": _multi,
     "reparameterize": _reparameterize,
     "gaussian_kl": _gaussian_kl,
+    "gaussian_kl_multi": _kl_multi,
     "latent_stats": _latent_stats,
     "nll": _nll,
     "elbo_loss": _elbo_loss,

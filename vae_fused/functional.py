@@ -8,7 +8,7 @@ gradients of both agree. ``help`` and ``inspect`` show ``**options`` as keywords
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,14 +19,13 @@ from vae_fused._checks import (
     Reduced,
     check_call,
     check_moments,
-    check_multi,
     check_noise,
     check_reduction,
 )
 from vae_fused._formulas import latent
 from vae_fused._native import latent as native
 from vae_fused._native import registration
-from vae_fused._overrides import call_override, has_override, parts
+from vae_fused._overrides import call_override, has_override
 from vae_fused.options import Options
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "gaussian_kl", "reparameterize", "reparameterize_kl", "reparameterize_kl_moments",
-    "reparameterize_kl_multi", "sampled_kl",
+    "sampled_kl",
 ]  # fmt: skip
 
 _ops = torch.ops.vae_fused
@@ -86,7 +85,8 @@ def reparameterize_kl(
             add a floor.
         mu_soft_clamp: c, above 0: the mean is ``c tanh(mu / c)``, in the sample and in the KL.
         prior: The :class:`Prior` N(m, tau^2), whose tensors broadcast to the posterior's shape and
-            get gradients; default: the standard normal.
+            get gradients, or a module that returns one, such as
+            :class:`vae_fused.nn.LearnedPrior`; default: the standard normal.
         reduction: What becomes of the elementwise KL: ``"batchmean"`` (sum over all latent
             dimensions, mean over dimension 0), ``"sum"``, ``"mean"``, ``"sample"`` (sum over all
             dimensions but the first, shape ``(B,)``) or ``"none"``.
@@ -190,6 +190,10 @@ def reparameterize_kl_moments(
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; ``h`` is 0-d or odd along
             ``dim``, or ``dim`` is out of range.
     """
+    if kl_dim is None and eps is None and key is None and not _reference:
+        both = native.try_moments(h, dim, options, generator, reduction)
+        if both is not None:
+            return both
     if has_override(h, eps, key, *options.values()):
         return call_override(reparameterize_kl_moments, locals())
     mu, raw, dim = check_moments(h, dim)
@@ -317,72 +321,6 @@ def sampled_kl(
         return call_override(sampled_kl, locals())
     z, raw, call = check_call(z, raw, options, kw.SampledKlOptions, mu_name="z", linear=-1.0)
     return _divergence(z, raw, call, check_reduction(z, reduction, dim, call.mask), _reference)
-
-
-@kw.named(kw.MultiOptions)
-def reparameterize_kl_multi(
-    mus: Sequence[Tensor],
-    raws: Sequence[Tensor],
-    /,
-    *,
-    reduction: str = "sum",
-    eps: Sequence[Tensor] | None = None,
-    generator: torch.Generator | None = None,
-    key: Tensor | None = None,
-    _reference: bool = False,
-    **options: Unpack[kw.MultiOptions],
-) -> tuple[list[Tensor], Tensor]:
-    r"""Samples of many diagonal Gaussians and the sum of their KLs, one launch for the whole list.
-
-    What the variational layers of a Bayesian network do in each step, a weight and a bias at a time
-    (Blundell et al. 2015): ``w = mu + ln(1 + e^rho) eps`` and the KL from a fixed prior, which here
-    is two numbers and no buffers. Backward is one launch, too, and keeps the inputs alone.
-
-    Args:
-        mus: Means: tensors of any shapes, of one dtype (float32, float64, float16 or bfloat16) and
-            device. What is not contiguous is copied.
-        raws: Raw scales, each in the shape of its mean or broadcastable with it.
-        scale, mu_soft_clamp, free_bits, temperature: As in :func:`vae_fused.reparameterize_kl`, for
-            all tensors alike.
-        prior: A :class:`vae_fused.Prior` of numbers; default: the standard normal.
-        reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of each
-            tensor's mean, as bayesian-torch has it; that of an empty one is nan, as in torch.
-        eps: Explicit noise for each tensor. For comparison with other code: a call each.
-        generator: Source of the key, as in ``torch.randn``.
-        key: ``(seed, offset)``. Tensor k has the noise of a call of its own with the offset of the
-            first free block: ``offset + sum(ceil(n / 4))`` of the tensors before it (2 in float64).
-
-    Returns:
-        ``(zs, kl)``: a sample in the shape and dtype of each posterior, and a 0-d KL in nats,
-        float32 (float64 for float64 inputs).
-
-    Raises:
-        TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl`; an empty list,
-            lists of different lengths, different dtypes or devices, a prior with tensors.
-
-    Example:
-        >>> mus = [torch.zeros(64, 32), torch.zeros(64)]
-        >>> rhos = [torch.full((64, 32), -3.0), torch.full((64,), -3.0)]
-        >>> prior = vf.Prior(0.0, 0.1, "std")
-        >>> zs, kl = vf.reparameterize_kl_multi(mus, rhos, scale="softplus", prior=prior)
-    """
-    if has_override(*parts(mus), *parts(raws), *parts(eps), key, *options.values()):
-        return call_override(reparameterize_kl_multi, locals())
-    mu, raw, call, eps_list = check_multi(mus, raws, options, reduction, eps, generator, key)
-    _reference = _reference or not _ext.use_native(mu[0].device.type)
-    if _reference or eps_list is not None or native.is_transformed():
-        noise = latent.noise_of_multi(mu, eps_list, generator, key)
-        more: Any = {"reduction": reduction, "_reference": _reference, **options}
-        calls = zip(mu, raw, noise, strict=True)
-        pairs = [reparameterize_kl(*both, **n, **more) for *both, n in calls]
-        return [z for z, _ in pairs], torch.stack([kl for _, kl in pairs]).sum()
-    op = _ops.reparameterize_kl_multi
-    more = {"reduction": reduction, "options": call.packed(), **(call.scalars or {})}
-    if key is None:
-        zs, kl, _ = op.generator(mu, raw, generator=generator, **more)
-    else:
-        zs, kl = op.default(mu, raw, key=key, **more)
-    return list(zs), kl
 
 
 def _divergence(

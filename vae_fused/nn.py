@@ -1,8 +1,9 @@
 """Modules around the functions, for models that are built of modules.
 
-Their only state is options that are given as 0-d tensors. These are buffers, with the names
-``temperature``, ``free_bits``, ``to_posterior`` and ``to_prior`` (the last two of ``balance``).
-They move with the module and are saved with it, and a schedule changes them in place.
+``LearnedPrior`` owns parameters. The only state of the others is options that are given as 0-d
+tensors. These are buffers, with the names ``temperature``, ``free_bits``, ``to_posterior`` and
+``to_prior`` (the last two of ``balance``). They move with the module and are saved with it, and a
+schedule changes them in place.
 
 Sampling and KL in one launch is a function, ``vf.reparameterize_kl``: pass its KL to ``ELBOLoss``
 as ``kl=``.
@@ -24,9 +25,11 @@ from vae_fused._elbo_checks import FREE_BITS_PER, check_batch, check_weight
 from vae_fused._formulas import latent
 from vae_fused._iwae_module import IWAELoss
 from vae_fused._keywords import LatentOptions, SampleOptions, chosen
+from vae_fused._learned_prior import LearnedPrior
 from vae_fused._likelihood import Likelihood, as_likelihood
 from vae_fused._numbers import check_choice
 from vae_fused._overrides import call_override, has_override
+from vae_fused._remedies import kind_of
 from vae_fused.elbo import ELBOTerms, elbo_loss, elbo_of_reconstruction
 from vae_fused.likelihoods import Bernoulli, Gaussian
 from vae_fused.options import Prior, Scale
@@ -38,6 +41,7 @@ __all__ = [
     "ELBOTerms",
     "GaussianKL",
     "IWAELoss",
+    "LearnedPrior",
     "LinearSchedule",
     "Reparameterize",
     "Schedule",
@@ -175,7 +179,7 @@ class GaussianKL(_WithOptions):
         mu: Tensor,
         logvar: Tensor,
         *,
-        prior: Prior | None = None,
+        prior: Prior | Module | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """``vf.gaussian_kl(mu, logvar, reduction=reduction, dim=dim, ...)``."""
@@ -268,7 +272,7 @@ class ELBOLoss(_WithOptions):
         mu: Tensor | None = None,
         logvar: Tensor | None = None,
         *,
-        prior: Prior | None = None,
+        prior: Prior | Module | None = None,
         mask: Tensor | None = None,
         kl: Tensor | None = None,
         beta: float | Tensor | None = None,
@@ -283,7 +287,8 @@ class ELBOLoss(_WithOptions):
             target: The data, in the shape of ``output``.
             mu: Posterior mean, ``(B, ...)``.
             logvar: ``ln sigma^2``, or what ``scale`` says, broadcastable with ``mu``.
-            prior: p(z), by default the standard normal.
+            prior: p(z), a :class:`vae_fused.Prior` or a module that returns one, such as
+                :class:`LearnedPrior`; by default the standard normal.
             mask: Which latents count, a bool tensor that broadcasts to the posterior's shape.
             kl: Instead of ``mu``, ``logvar`` and all that belongs to them: a KL that is there
                 already, 0-d (a mean over the batch, such as ``"batchmean"``) or with the batch as
@@ -349,7 +354,7 @@ def _likelihood_of(
         return ("gaussian" if is_pair else _ALIASES[reconstruction]), output
     for name, value in (("output", first), ("target", target)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a Tensor, got {kind_of(value)}")
     if first.shape != target.shape:
         raise ValueError(
             f"target has shape {tuple(target.shape)}, wants output's {tuple(first.shape)}"

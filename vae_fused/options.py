@@ -19,6 +19,7 @@ from torch import Tensor
 from vae_fused import _ext
 from vae_fused._numbers import check_choice, check_not_negative, check_number, check_positive
 from vae_fused._overrides import is_proxy
+from vae_fused._remedies import kind_of
 from vae_fused._restored import Restored
 
 __all__ = ["Prior", "Scale"]
@@ -224,7 +225,8 @@ class Prior(Restored):
         scale: How tau is read from ``raw``.
 
     Tensors are floating point, on the device of the posterior. All dtypes of a call promote
-    together. For a prior that shall not learn give ``mean.detach()`` and ``raw.detach()``.
+    together. For a prior that shall not learn give ``mean.detach()`` and ``raw.detach()``. A prior
+    keeps these tensors, even if a module replaces its own: there use ``vf.nn.LearnedPrior``.
 
     Raises:
         TypeError: ``mean`` or ``raw`` is neither a tensor nor a number.
@@ -246,9 +248,7 @@ class Prior(Restored):
             if isinstance(value, Tensor) or is_proxy(value):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(
-                    f"prior.{name} must be a Tensor or a number, got {type(value).__name__}"
-                )
+                raise TypeError(f"prior.{name} must be a Tensor or a number, got {kind_of(value)}")
             check_number(f"prior.{name}", value)
             if name == "raw" and scale.kind in ("std", "var"):
                 x = scale.argument(value)

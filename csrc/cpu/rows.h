@@ -70,16 +70,16 @@ VAE_FUSED_HD double sum_short(const T* values, int n) {
   return sum;
 }
 
-// Sums the values of tile t.
+// Sums the values of tile t, of which each row has `tile.n / tile.rows`.
 template <typename T>
-VAE_FUSED_NOINLINE void sum_rows(const Space& space, const RowSums& sums, const Tile& tile,
-                                 int64_t t, const T* values) {
+VAE_FUSED_NOINLINE void sum_rows(const RowSums& sums, const Tile& tile, int64_t t,
+                                 const T* values) {
   if (sums.partials) {
     sums.partials[t] = sum(values, tile.n);
     return;
   }
   T* const out = static_cast<T*>(sums.data) + tile.row;
-  const int cols = static_cast<int>(space.cols);
+  const int cols = tile.n / tile.rows;
   const double scale = sums.scale;
   if (cols == 1) {  // reduction="none": no sum, so keep the loop vectorisable
     const T factor = static_cast<T>(scale);

@@ -65,9 +65,23 @@ struct Piece {
   VAE_FUSED_HD int whole() const { return (n + kWidth - 1) / kWidth * kWidth; }
 };
 
-// The piece of a tile that begins `at` elements behind its first.
-VAE_FUSED_HD Piece piece_of(const Tile& tile, int at) {
-  return {tile.begin + at, tile.n - at < kPiece ? tile.n - at : kPiece};
+// The piece of a tile that begins `at` elements behind its first. It ends with a row, if `row` is
+// the length of rows and not 0.
+VAE_FUSED_HD Piece piece_of(const Tile& tile, int at, int64_t row = 0) {
+  const int64_t begin = tile.begin + at;
+  int64_t n = tile.n - at < kPiece ? tile.n - at : kPiece;
+  if (row != 0) {
+    const int64_t rest = row - begin % row;
+    n = rest < n ? rest : n;
+  }
+  return {begin, static_cast<int>(n)};
+}
+
+// Whether pieces should end with rows of this length: the length, or 0. An operand that is
+// broadcast along rows or over them is one dense run within a row, so the piece is read in place.
+// The end of a row must then be the end of a vector, and a row long enough to be worth a piece.
+VAE_FUSED_HD int64_t row_of_pieces(int64_t length) {
+  return length >= kPiece / 4 && length % kWidth == 0 ? length : 0;
 }
 
 template <typename T>

@@ -5,13 +5,15 @@
 
 namespace vae_fused {
 
-// A list of contiguous tensors, each against the same fixed prior, in one launch: kl is the sum of
-// their KLs, each times its weight. Tensor k's noise begins at block first_block of the stream.
-constexpr int kMaxItems = 256;  // 22 KiB of a kernel's parameters, which may have 32
+// A list of contiguous tensors, each against a fixed prior of its own, in one launch: kl is the sum
+// of their KLs, each times its weight. Tensor k's noise begins at block first_block of the stream.
+constexpr int kMaxItems = 224;  // 28 KiB of a kernel's parameters, which may have 32
 
 struct Item {
   const void *mu = nullptr, *raw = nullptr;
-  void* z = nullptr;             // forward
+  const void *prior_mean = nullptr, *prior_raw = nullptr;  // in the shape of mu; absent: the numbers
+  math::FixedPrior prior;
+  void* z = nullptr;             // forward; absent: the KL alone
   const void* grad_z = nullptr;  // backward; absent: z was not used
   void *grad_mu = nullptr, *grad_raw = nullptr;
   int64_t n = 0, first_tile = 0;
@@ -25,6 +27,8 @@ template <typename Visit>
 void for_each_tensor(const Item& item, const Visit& visit) {
   visit("mu", item.mu);
   visit("raw", item.raw);
+  visit("prior_mean", item.prior_mean);
+  visit("prior_raw", item.prior_raw);
   visit("z", item.z);
   visit("grad_z", item.grad_z);
   visit("grad_mu", item.grad_mu);
@@ -40,7 +44,7 @@ struct MultiParams {
   int64_t tile = kTile;           // on a GPU a multiple of it
   void* kl = nullptr;             // [1], forward
   double* partials = nullptr;     // [tiles], forward: sums in a unit of the kernel's own
-  uint64_t* key_out = nullptr;    // [2], forward; absent: not asked for
+  uint64_t* key_out = nullptr;    // [2], forward; absent: not needed
   const void* grad_kl = nullptr;  // [1], backward; absent: the KL was not used
   Item item[kMaxItems];
 };

@@ -369,3 +369,40 @@ def test_gradients_keep_the_layout_of_their_input(device):
     z, kl = vf.reparameterize_kl(*inputs)
     for grad in torch.autograd.grad(z.sum() + kl, inputs):
         assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "plain"])
+@pytest.mark.parametrize("noise", ["key", "eps", "generator"])
+@pytest.mark.parametrize("options", [{}, {"scale": "softplus", "temperature": 0.5}], ids=str)
+def test_the_mean_may_change_in_place_after_a_sample(options, noise, module, device):
+    """dz/dmu is 1 and dz/draw does not depend on mu, so backward needs no mean."""
+    leaf = torch.ones(3, 4, device=device, requires_grad=True)
+    raw = torch.zeros(3, 4, device=device, requires_grad=True)
+    given = {
+        "key": {"key": make_key(1, device=device)},
+        "eps": {"eps": torch.full((3, 4), 2.0, device=device)},
+        "generator": {},
+    }[noise]
+    mu = leaf * 1.0
+    z = module.reparameterize(mu, raw, **given, **options)
+    eps = (z.detach() - 1.0) / (z.detach() * 0 + 1)
+    mu.mul_(2)
+    got = torch.autograd.grad(z.sum(), [leaf, raw], create_graph=True)
+    assert torch.equal(got[0], torch.ones_like(leaf))
+    slope = 0.5 if not options else torch.sigmoid(raw.detach()) / math.log(2)
+    torch.testing.assert_close(got[1].detach(), eps * slope)
+    again = torch.autograd.grad(got[1].sum(), raw)[0]  # the second derivative does without it, too
+    if not options:
+        torch.testing.assert_close(again, eps * 0.25)
+
+
+def test_a_mean_that_backward_needs_may_not_change(device):
+    for options in ({"mu_soft_clamp": 2.0}, None):
+        mu = torch.ones(3, device=device, requires_grad=True) * 1.0
+        if options is None:
+            result = vf.gaussian_kl(mu, torch.zeros(3, device=device))
+        else:
+            result = vf.reparameterize(mu, torch.zeros(3, device=device), **options)
+        mu.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result.sum().backward()

@@ -97,6 +97,28 @@ def test_backward_is_one_operator_and_packs_nothing(layout, device):
 
 
 @native
+@pytest.mark.parametrize("layout", ["images", "channels_last", "last"])
+def test_forward_makes_no_view(layout, device):
+    h, dim = moments(layout, device=device)
+    with torch.autograd.profiler.profile() as profile:
+        vf.reparameterize_kl_moments(
+            h, dim=dim, scale=vf.Scale(clamp=(-30, 20)), reduction="sample"
+        )
+    called = [event.name for event in profile.function_events if event.cpu_parent is None]
+    assert called == ["vae_fused::reparameterize_kl_moments"]
+
+
+@native
+def test_the_gradients_of_halves_are_joined_once(device):
+    h, dim = moments("images", device=device)
+    q = vf.DiagonalGaussian.from_moments(h, dim)
+    with Calls() as calls:
+        q.rsample().sum().backward()
+    joins = [name for name in calls.names if "cat" in name or "slice" in name or "pad" in name]
+    assert joins == ["aten::cat"]
+
+
+@native
 def test_a_distribution_of_moments_keeps_them_packed(device):
     h, dim = moments("images", device=device)
     q = vf.DiagonalGaussian.from_moments(h, dim)

@@ -14,6 +14,7 @@ from vae_fused.reference import noise_of_multi
 SHAPES = [(64, 33), (64,), (3, 4, 5, 5), (2500,), (1,), (7, 600)]
 PRIOR = vf.Prior(0.1, 0.5, "std")
 OPTIONS = {"scale": "softplus", "prior": PRIOR}
+NO_PRIORS = {"prior_mean": [], "prior_raw": [], "prior_numbers": []}
 
 
 def tensors(device: str, dtype: torch.dtype = torch.float32) -> tuple[list, list]:
@@ -151,7 +152,7 @@ def test_opcheck(noise):
     mus, raws = ([t.detach()[:2].clone().requires_grad_() for t in ts] for ts in tensors("cpu"))
     op = torch.ops.vae_fused.reparameterize_kl_multi
     op = op.default if "key" in noise else op.generator
-    torch.library.opcheck(op, (mus, raws), {**noise, "reduction": "mean"})
+    torch.library.opcheck(op, (mus, raws), {**noise, "reduction": "mean", **NO_PRIORS})
 
 
 @native
@@ -161,7 +162,7 @@ def test_opcheck_backward():
     torch.library.opcheck(
         torch.ops.vae_fused.reparameterize_kl_multi_backward.default,
         (grad_z, torch.ones(()), mus, raws),
-        {"key": make_key(1), "reduction": "sum"},
+        {"key": make_key(1), "reduction": "sum", **NO_PRIORS},
     )
 
 
@@ -203,8 +204,13 @@ def test_gradgradcheck():
         ([torch.zeros(2), torch.zeros(2).double()], [torch.zeros(2), torch.zeros(2).double()], {},
          TypeError, r"mus\[1\] has dtype torch.float64"),
         ([torch.zeros(2)], [torch.zeros(3)], {}, ValueError, "logvar has shape"),
-        ([torch.zeros(2)], [torch.zeros(2)], {"prior": vf.Prior(torch.zeros(2))}, ValueError,
-         "prior has tensors, wants numbers"),
+        ([torch.zeros(2)] * 2, [torch.zeros(2)] * 2, {"prior": [vf.Prior()]}, ValueError,
+         "prior has 1 priors, wants one for each of 2 tensors"),
+        ([torch.zeros(2)] * 2, [torch.zeros(2)] * 2,
+         {"prior": [vf.Prior(), vf.Prior(0.0, 1.0, "std")]}, ValueError,
+         r"prior\[1\] has another scale than prior\[0\]"),
+        ([torch.zeros(2)], [torch.zeros(2)], {"prior": vf.Prior(torch.zeros(3))}, ValueError,
+         "prior.mean has shape"),
         ([torch.zeros(2)], [torch.zeros(2)], {"eps": [torch.zeros(3)]}, ValueError,
          "eps has shape"),
     ],
@@ -214,3 +220,123 @@ def test_bad_input(mus, raws, options, error, message):
     with pytest.raises(error, match=message):
         vf.reparameterize_kl_multi(mus, raws, **options)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# --------------------------------------------------------------------------------------------------
+# Priors of their own, and the KL alone
+# --------------------------------------------------------------------------------------------------
+
+
+def priors(mus, kind):
+    """A prior for each tensor: numbers, tensors, or both mixed."""
+    of_numbers = [vf.Prior(0.1 * k, 0.5 + 0.2 * k, "std") for k in range(len(mus))]
+    of_tensors = [
+        vf.Prior(0.3 * m.detach().cos(), m.detach().sin().square() + 0.2, "std") for m in mus
+    ]
+    of_means = [vf.Prior(t.mean, n.raw, "std") for t, n in zip(of_tensors, of_numbers, strict=True)]
+    mixed = [[of_numbers, of_means, of_tensors][k % 3][k] for k in range(len(mus))]
+    of_row = [vf.Prior(0.0, torch.full((), 0.7, device=mus[0].device), "std")] * len(mus)
+    return {
+        "numbers": of_numbers, "tensors": of_tensors, "means": of_means, "mixed": mixed,
+        "broadcast": of_row,
+    }[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["numbers", "tensors", "means", "mixed", "broadcast"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_prior_for_each_tensor(kind, reduction, dtype, device):
+    mus, raws = tensors(device, dtype)
+    key, own = make_key(3, 5, device), priors(mus, kind)
+    more = {"scale": "softplus", "reduction": reduction, "temperature": 0.5}
+    zs, kl = vf.reparameterize_kl_multi(mus, raws, prior=own, key=key, **more)
+    noise = noise_of_multi(mus, None, None, key)
+    pairs = [
+        vf.reparameterize_kl(m, r, prior=p, **n, **more)
+        for m, r, p, n in zip(mus, raws, own, noise, strict=True)
+    ]
+    for z, (want, _) in zip(zs, pairs, strict=True):
+        assert torch.equal(z, want)
+    want_kl = torch.stack([k for _, k in pairs]).sum()
+    torch.testing.assert_close(kl, want_kl)
+    got = torch.autograd.grad(sum(z.float().sum() for z in zs) + 2 * kl, [*mus, *raws])
+    loss = sum(z.float().sum() for z, _ in pairs) + 2 * want_kl
+    for a, b in zip(got, torch.autograd.grad(loss, [*mus, *raws]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", [None, "numbers", "mixed"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_the_kl_alone(kind, reduction, dtype, device):
+    mus, raws = tensors(device, dtype)
+    own = None if kind is None else priors(mus, kind)
+    more = {"scale": "softplus", "reduction": reduction, "prior": own, "free_bits": 0.05}
+    state = torch.get_rng_state()
+    kl = vf.gaussian_kl_multi(mus, raws, **more)
+    assert torch.equal(torch.get_rng_state(), state)
+    _, want = vf.reparameterize_kl_multi(mus, raws, **more)
+    assert kl.dtype == want.dtype and kl.shape == ()
+    torch.testing.assert_close(kl, want, rtol=1e-6, atol=0.0)
+    exact = vf.reference.gaussian_kl_multi(
+        [m.detach().double() for m in mus], [r.detach().double() for r in raws], **more
+    ) if dtype != torch.float16 or kind is None else want.double()  # fmt: skip
+    torch.testing.assert_close(kl.double(), exact.double(), rtol=1e-5, atol=0.0)
+    got = torch.autograd.grad(kl, [*mus, *raws])
+    for a, b in zip(got, torch.autograd.grad(want, [*mus, *raws]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_learned_prior_of_one_tensor_gets_its_gradient(device):
+    mus, raws = tensors(device)
+    own = [vf.Prior(torch.zeros_like(m).requires_grad_(), 0.5, "std") for m in mus]
+    leaves = [p.mean for p in own]
+    key = make_key(3, device=device)
+    _, kl = vf.reparameterize_kl_multi(mus, raws, prior=own, key=key)
+    for got, m in zip(torch.autograd.grad(kl, leaves), mus, strict=True):
+        torch.testing.assert_close(got, -4.0 * m.detach())  # -(mu - 0) / tau^2
+    kl = vf.gaussian_kl_multi(mus, raws, prior=own)
+    for got, m in zip(torch.autograd.grad(kl, leaves), mus, strict=True):
+        torch.testing.assert_close(got, -4.0 * m.detach())
+
+
+def test_second_derivatives_with_priors():
+    mus = [random(3, 2, seed=1, dtype=torch.float64), random(5, seed=2, dtype=torch.float64)]
+    leaves = [t.requires_grad_() for t in (*mus, *(0.5 * m.flip(0) for m in mus))]
+    own = priors(mus, "mixed")
+
+    def call(*t):
+        zs, kl = vf.reparameterize_kl_multi(t[:2], t[2:], key=make_key(4), prior=own)
+        return (*zs, kl, vf.gaussian_kl_multi(t[:2], t[2:], prior=own))
+
+    assert torch.autograd.gradcheck(call, leaves)
+    assert torch.autograd.gradgradcheck(call, leaves)
+
+
+def test_priors_compile(device):
+    mus, raws = tensors(device)
+    own, key = priors(mus, "mixed"), make_key(2, device=device)
+
+    def loss(mus, raws):
+        zs, kl = vf.reparameterize_kl_multi(mus, raws, key=key, prior=own)
+        return sum(z.square().sum() for z in zs) + kl + vf.gaussian_kl_multi(mus, raws, prior=own)
+
+    expected = torch.autograd.grad(loss(mus, raws), [*mus, *raws])
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(mus, raws), [*mus, *raws])
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@native
+def test_opcheck_kl_alone_and_priors():
+    mus, raws = ([t.detach()[:2].clone().requires_grad_() for t in ts] for ts in tensors("cpu"))
+    given = {
+        "prior_mean": [None if k % 2 else m.detach() for k, m in enumerate(mus)],
+        "prior_raw": [], "prior_numbers": [0.1, 0.2] * len(mus),
+    }  # fmt: skip
+    torch.library.opcheck(
+        torch.ops.vae_fused.gaussian_kl_multi.default, (mus, raws), {"reduction": "sum", **given}
+    )
+    learned = {**given, "prior_mean": [m.detach().requires_grad_() for m in mus]}
+    with pytest.raises(ValueError, match="compute no gradient of a prior"):
+        torch.ops.vae_fused.gaussian_kl_multi(mus, raws, reduction="sum", **learned)

@@ -133,7 +133,7 @@ SAMPLE: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 KL: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"prior": (MU, RAW)}, TypeError, "prior must be a vf.Prior or None, got tuple"),
+    ({"prior": (MU, RAW)}, TypeError, "prior must be a vf.Prior, a module .*, got tuple"),
     ({"prior": torch.distributions.Normal(0.0, 1.0)}, TypeError, "got Normal"),
     ({"prior": vf.Prior(MU[None])}, ValueError, r"prior.mean has shape \(1, 4, 6\).*to the poste"),
     ({"prior": vf.Prior(0.0, RAW[:, :3])}, ValueError, r"prior.raw has shape \(4, 3\)"),

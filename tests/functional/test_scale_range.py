@@ -309,3 +309,32 @@ def test_the_gradient_ends_where_the_clamp_does(bounds, dtype, device):
         torch.testing.assert_close(
             grad.double(), torch.where(passes, slope, 0.0), rtol=1e-6, atol=0.0
         )
+
+
+@pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "plain"])
+@pytest.mark.parametrize("estimator", ["analytic", "sample"])
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize(
+    "floors",
+    [{"std_floor": 0.1}, {"var_floor": 0.01}, {"std_min": 0.1}, {"std_floor": 0.1, "std_min": 0.2}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["logvar", "logstd"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_an_infinite_sigma_has_an_infinite_gradient_with_a_floor_as_without(
+    dtype, kind, floors, with_prior, estimator, module, device
+):
+    """A floor is lost in an infinite sigma, and sigma' / sigma must not become inf / inf."""
+    largest = math.log(torch.finfo(dtype).max) * (2 if kind == "logvar" else 1)
+    raw = torch.tensor([1.005 * largest, 2 * largest, 1.0], dtype=dtype, device=device)
+    raw.requires_grad_()
+    zero = torch.zeros_like(raw)
+    given = {"eps": torch.ones_like(raw), "reduction": "none", "estimator": estimator}
+    if with_prior:
+        given["prior"] = vf.Prior(zero.detach(), zero.detach())
+    for scale in (vf.Scale(kind), vf.Scale(kind, **floors)):
+        z, kl = module.reparameterize_kl(zero, raw, scale=scale, **given)
+        assert z[:2].isinf().all() and (kl[:2] == INF).all()
+        for result in (z, kl):
+            (grad,) = torch.autograd.grad(result.sum(), raw, retain_graph=True)
+            assert (grad[:2] == INF).all() and grad[2].isfinite()

@@ -478,7 +478,8 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
 }
 
 // A list of contiguous arrays; `grads` absent: forward, into `out`, `kl` and `partials`, else
-// backward from the gradients `grads` of z into `out` and `more`. Tensor k's noise begins where its
+// backward from the gradients `grads` of z into `out` and `more`. Without arrays for z or its
+// gradients the call is about the KL alone. Tensor k's noise begins where its
 // own begins.
 using Arrays = std::vector<py::array>;
 
@@ -486,6 +487,7 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
            const std::optional<Arrays>& grads, const Arrays& more, const py::array& kl,
            const MaybeArray& partials, const std::vector<double>& weights,
            std::pair<uint64_t, uint64_t> key, const py::dict& options, const py::dict& scalars,
+           const std::optional<Arrays>& prior_mean, const std::optional<Arrays>& prior_raw,
            const Stream* stream) {
   vae_fused::WithScalars<vae_fused::MultiParams> params;
   params.dtype = dtype_of(mu.at(0));
@@ -502,13 +504,17 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
     item.first_tile = params.tiles;
     item.first_block = blocks;
     item.weight = weights[k];
-    void* const first = const_cast<void*>(out[k].data());
+    // Of the tensors of priors, every second item has none.
+    if (prior_mean && k % 2 == 0) item.prior_mean = (*prior_mean)[k].data();
+    if (prior_raw && k % 2 == 0) item.prior_raw = (*prior_raw)[k].data();
+    const vae_fused::math::LatentOptions<double>& f = params.options;
+    item.prior = {f.prior_mean, f.prior_precision, f.prior_x};
     if (grads) {
-      item.grad_z = (*grads)[k].data();
-      item.grad_mu = first;
+      if (!grads->empty()) item.grad_z = (*grads)[k].data();
+      item.grad_mu = const_cast<void*>(out[k].data());
       item.grad_raw = const_cast<void*>(more[k].data());
-    } else {
-      item.z = first;
+    } else if (!out.empty()) {
+      item.z = const_cast<void*>(out[k].data());
     }
     params.tiles += vae_fused::tiles_of(item.n);
     blocks += (item.n + per - 1) / per;
@@ -890,7 +896,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("way_of", &way_of, "mu"_a, "raw"_a, "z"_a, "dims"_a);
   m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,
         "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "scalars"_a = py::dict(),
-        "stream"_a = nullptr);
+        "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "stream"_a = nullptr);
   m.def("backward", &backward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "grad_z"_a = py::none(), "grad_kl"_a = py::none(),
         "grad_kl_stride"_a = 1, "grad_mu"_a = py::none(), "grad_raw"_a = py::none(),

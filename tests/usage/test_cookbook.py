@@ -143,7 +143,8 @@ def test_the_page_has_a_recipe_for_each_code_base():
     for name in (
         "pytorch/examples", "diffusers", "CompVis", "contperceptual", "scvi-tools", "vdvae",
         "PlaNet", "torchrl", "dreamerv2", "VITS", "pythae", "IWAE", "torch.distributions", "Pyro",
-        "bayesian-torch", "MONAI",
+        "bayesian-torch", "MONAI", "Oobleck", "global_average", "PyTorch Geometric", "torchbnn",
+        "Keras", "Lightning", "LearnedPrior",
     ):  # fmt: skip
         assert name in page
-    assert len(RECIPES) >= 19 and all(r.source.startswith("# ") for r in RECIPES.values())
+    assert len(RECIPES) >= 30 and all(r.source.startswith("# ") for r in RECIPES.values())

@@ -64,9 +64,13 @@ class Sampling(nn.Module):
         z_3, kl_3 = vf.reparameterize_kl_moments(
             h, key=key, estimator="sample", mu_soft_clamp=2.0, sample_shape=2, reduction="sample"
         )
-        zs, kl_4 = vf.reparameterize_kl_multi([mu], [raw], key=key, temperature=scalar)
+        priors = [vf.Prior(0.1, raw), vf.Prior(mu, 0.2)]
+        zs, kl_4 = vf.reparameterize_kl_multi(
+            [mu, raw], [raw, mu], key=key, temperature=scalar, prior=priors
+        )
+        kl_5 = vf.gaussian_kl_multi([mu, raw], [raw, mu], prior=vf.Prior(0.1, 0.2))
         stats = vf.latent_stats(mu, raw, scale=vf.Scale(clamp=(-1.0, 1.0)), mask=mask)
-        return z, kl, kl_2, z_3, kl_3, *zs, kl_4, vf.sampled_kl(z, raw), *stats
+        return z, kl, kl_2, z_3, kl_3, *zs, kl_4, kl_5, vf.sampled_kl(z, raw), *stats
 
 
 class Losses(nn.Module):

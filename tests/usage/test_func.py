@@ -6,10 +6,13 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import DTYPES, Calls, make_key, native, random
 from option_recipes import OPTIONS, SHAPE, arguments, tensors
 from torch.autograd import forward_ad
+from torch.distributions import Normal, kl_divergence
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
 import vae_fused as vf
 
@@ -330,6 +333,71 @@ def test_randomness_of_nested_vmaps(outer, inner):
     assert len(z.unique()) == 5 * slices_of
     assert torch.equal(z[0], z[1]) == (outer == "same")
     assert torch.equal(z[:, 0], z[:, 1]) == (inner == "same")
+
+
+def bayesian_linear(name, parameters):
+    """The weight and the bias of a Bayesian linear layer, sampled, and their KL."""
+    mu, rho, mu_bias, rho_bias = parameters
+    options = {"scale": "softplus", "prior": vf.Prior(0.0, 0.5, "std"), "reduction": "sum"}
+    if name == "list":
+        return vf.reparameterize_kl_multi([mu, mu_bias], [rho, rho_bias], **options)
+    pairs = (mu, rho), (mu_bias, rho_bias)
+    if name == "pairs":
+        drawn = [vf.reparameterize_kl(*pair, **options) for pair in pairs]
+        return [z for z, _ in drawn], drawn[0][1] + drawn[1][1]
+    zs = [vf.reparameterize(*pair, scale="softplus") for pair in pairs]
+    return zs, sum(vf.gaussian_kl(*pair, **options) for pair in pairs)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize("name", ["list", "pairs", "samples"])
+def test_per_sample_gradients_of_a_bayesian_layer(name, randomness):
+    """The gradients for each item of a batch are autograd's for the noise that was drawn."""
+    shapes = (3, 4), (3, 4), (3,), (3,)
+    parameters = [random(*shape, seed=i, dtype=F64) for i, shape in enumerate(shapes)]
+    x, y = random(BATCH, 4, seed=8, dtype=F64), random(BATCH, 3, seed=9, dtype=F64)
+
+    def loss(parameters, x, y):
+        (weight, bias), kl = bayesian_linear(name, parameters)
+        return (F.linear(x, weight, bias) - y).square().sum() + kl, (weight, bias)
+
+    grads, drawn = vmap(grad(loss, has_aux=True), (None, 0, 0), randomness=randomness)(
+        parameters, x, y
+    )
+    for b in range(BATCH):
+        leaves = [p.clone().requires_grad_() for p in parameters]
+        total, sampled = 0.0, []
+        for mu, rho, z in zip(leaves[::2], leaves[1::2], drawn, strict=True):
+            sigma = F.softplus(rho)
+            sampled.append(mu + sigma * ((z[b] - mu) / sigma).detach())
+            total = total + kl_divergence(Normal(mu, sigma), Normal(0.0, 0.5)).sum()
+        total = total + (F.linear(x[b], *sampled) - y[b]).square().sum()
+        want = torch.autograd.grad(total, leaves)
+        assert_same([g[b] for g in grads], list(want))
+        assert torch.equal(drawn[0][b], drawn[0][0]) == (randomness == "same" or b == 0)
+
+
+@native
+@pytest.mark.parametrize("name", ["list", "pairs", "samples"])
+def test_a_bayesian_layer_draws_nothing_if_the_randomness_is_an_error(name):
+    parameters = [torch.zeros(2, 2) for _ in range(4)]
+    with pytest.raises(RuntimeError, match=r"vae_fused: a sample is drawn under torch\.vmap"):
+        vmap(lambda x: bayesian_linear(name, parameters)[1] + x)(torch.zeros(3))
+
+
+def test_an_expanded_weight_is_named_with_the_remedy():
+    """torch's hooks for per-sample gradients have no rule for a function of a weight."""
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mu = torch.nn.Parameter(torch.zeros(2, 2))
+
+        def forward(self, x):
+            return F.linear(x, vf.reparameterize(self.mu, self.mu))
+
+    with pytest.raises(TypeError, match=r"mu must be a plain tensor.*torch.func.vmap"):
+        call_for_per_sample_grads(Layer())(torch.zeros(3, 2))
 
 
 @native

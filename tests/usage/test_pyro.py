@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import vae_fused as vf
+from vae_fused.compat.distributions import Normal
 
 pyro = pytest.importorskip("pyro")
 from pyro import distributions, optim  # noqa: E402
@@ -60,6 +61,57 @@ def test_the_closed_form_elbo_of_a_prior_alone_is_the_fused_kl():
     torch.testing.assert_close(torch.tensor(loss), kl.detach(), rtol=1e-5, atol=0.0)
     wanted = torch.autograd.grad(kl, [mu, raw])
     torch.testing.assert_close(found, list(wanted), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["site", "class", "site of a Normal", "class Normal"])
+def test_the_adapters_make_sites(form):
+    """`pyro.sample` of a bare distribution of torch raises, that of an adapted one is a site."""
+    from vae_fused.compat import pyro as compat
+
+    raw = torch.full((N, DIM), -0.25)
+    make = {
+        "site": lambda mu: compat.site(vf.DiagonalGaussian(mu, raw, scale="logstd")),
+        "class": lambda mu: compat.DiagonalGaussian(mu, raw, scale="logstd"),
+        "site of a Normal": lambda mu: compat.site(Normal(mu, raw.exp())),
+        "class Normal": lambda mu: compat.Normal(mu, raw.exp()),
+    }[form]
+    with pytest.raises(TypeError, match="not callable"):
+        pyro.sample("z", vf.DiagonalGaussian(raw, raw))
+
+    def adapted(x=None):
+        with plates():
+            pyro.sample("z", make(pyro.param("mu", torch.full((N, DIM), 0.5))))
+
+    def theirs(x=None):
+        with plates():
+            mu = pyro.param("mu", torch.full((N, DIM), 0.5))
+            pyro.sample("z", distributions.Normal(mu, raw.exp()))
+
+    found = []
+    for this_guide in (adapted, theirs):
+        pyro.clear_param_store()
+        loss = TraceMeanField_ELBO().loss_and_grads(model, this_guide)
+        found.append((torch.tensor(loss), pyro.param("mu").unconstrained().grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+    q = make(torch.zeros(N, DIM))
+    assert compat.site(q) is q
+    event = q.to_event(1).mask(torch.arange(N) < 4)
+    want = distributions.Normal(0.0, raw.exp()).to_event(1).mask(torch.arange(N) < 4)
+    value = torch.randn(N, DIM)
+    torch.testing.assert_close(event.log_prob(value), want.log_prob(value))
+    assert type(q.expand((2, N, DIM))) is type(q)
+    assert pyro.sample("z", q).shape == (N, DIM)
+
+
+def test_another_distribution_is_not_adapted():
+    from vae_fused.compat.pyro import site
+
+    class Mine(vf.DiagonalGaussian):
+        pass
+
+    for q in (torch.distributions.Normal(0.0, 1.0), Mine(0.0, 0.0)):
+        with pytest.raises(TypeError, match=r"q must be a vae_fused.DiagonalGaussian .* derive a"):
+            site(q)
 
 
 def test_independent_makes_events():

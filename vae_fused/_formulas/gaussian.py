@@ -123,9 +123,16 @@ class Gaussian:
     @property
     def log_variance(self) -> Tensor:
         """The logarithm of sigma^2: finite where sigma itself under- or overflows."""
-        if self.has_floor:
+        log_variance = _LOG_VARIANCE[self.scale.kind]
+        if not self.has_floor:
+            return log_variance(self.x, self.scale.beta)
+        if self.scale.kind not in ("logvar", "logstd"):
             return 2.0 * torch.log(self.sigma)
-        return _LOG_VARIANCE[self.scale.kind](self.x, self.scale.beta)
+        # An infinite sigma has absorbed the floor, and the derivative of its logarithm is inf / inf.
+        lost = self.sigma.detach().isinf()
+        floored = 2.0 * torch.log(torch.where(lost, 1.0, self.sigma))
+        exact = log_variance(torch.where(lost, self.x, 0.0), self.scale.beta)
+        return torch.where(lost, exact, floored)
 
     @property
     def has_floor(self) -> bool:

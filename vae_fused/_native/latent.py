@@ -20,7 +20,7 @@ from vae_fused.options import AT_SAMPLE, STOP_Q, Options, Prior, as_scale
 
 __all__ = [
     "REFUSED", "is_transformed", "kl", "may_call_directly", "moments", "sample", "sample_and_kl",
-    "stats", "try_kl", "try_sample", "try_sample_and_kl", "try_stats",
+    "stats", "try_kl", "try_moments", "try_sample", "try_sample_and_kl", "try_stats",
 ]  # fmt: skip
 
 _ops = torch.ops.vae_fused
@@ -54,6 +54,23 @@ def try_sample_and_kl(
     try:
         z, kl, _ = _ops.reparameterize_kl.generator(
             mu, raw, generator=generator, reduction=reduction, dim=None, **more
+        )
+    except REFUSED:
+        return None
+    return z, kl
+
+
+def try_moments(
+    h: Tensor, dim: int, options: Mapping[str, Any], generator: torch.Generator | None,
+    reduction: str,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    # Tensors among the options have the shape of a half, so that they are never passed on here.
+    more = _unprepared(h, h, options, reduction) if type(dim) is int else None
+    if more is None:
+        return None
+    try:
+        z, kl, _ = _ops.reparameterize_kl_moments.generator(
+            h, packed_dim=dim, generator=generator, reduction=reduction, dim=None, **more
         )
     except REFUSED:
         return None
@@ -103,9 +120,13 @@ def may_call_directly(t: Tensor) -> bool:
     It may not while something records or replaces the operators that are called: a call that the
     operator refuses would leave an operator behind that nothing uses.
     """
+    try:
+        is_served = t.is_cpu or (t.is_cuda and _ext.has_cuda)
+    except RuntimeError:  # a tensor subclass without these attributes, which the checks name
+        return False
     return (
         _ext.available
-        and (t.is_cpu or (t.is_cuda and _ext.has_cuda))
+        and is_served
         and not torch.compiler.is_compiling()
         and not is_transformed()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -273,5 +294,6 @@ def _check_randomness() -> None:
             if vmap.randomness() == torch._C._functorch.RandomnessType.Error:
                 raise RuntimeError(
                     "vae_fused: a sample is drawn under torch.vmap, whose randomness is 'error'; "
-                    "pass randomness='different' or 'same' to vmap, or a key or eps to the call"
+                    "pass randomness='different' or 'same' to vmap, or a key or eps to the call "
+                    "(under Opacus a key: see docs/frameworks.md)"
                 )

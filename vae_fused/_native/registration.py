@@ -61,17 +61,33 @@ def _moments_backward(
 
 def _multi_backward(
     grad_z: Sequence[Maybe], grad_kl: Maybe, mu: Sequence[Tensor], raw: Sequence[Tensor], *,
-    key: Tensor, reduction: str, options: list[float] | None = None, **scalars: Maybe,
+    key: Maybe, reduction: str, prior_mean: Sequence[Maybe], prior_raw: Sequence[Maybe],
+    prior_numbers: Sequence[float], options: list[float] | None = None, **scalars: Maybe,
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:  # fmt: skip
-    calls = zip(grad_z, mu, raw, noise_of_multi(mu, None, None, key), strict=True)
+    noise = [{"key": None}] * len(mu) if key is None else noise_of_multi(mu, None, None, key)
+    means = values_of_priors(mu, prior_mean, prior_numbers[::2])
+    raws = values_of_priors(mu, prior_raw, prior_numbers[1::2])
     grads = [
         _ops.reparameterize_kl_backward.default(
             grad_z, grad_kl, mu, raw, eps=None, **noise, reduction=reduction, dim=None,
-            options=options, output_mask=[True, True, False, False, False], **scalars,
+            prior_mean=mean, prior_raw=prior_raw, options=options,
+            output_mask=[True, True, False, False, False], **scalars,
         )
-        for grad_z, mu, raw, noise in calls
+        for grad_z, mu, raw, noise, mean, prior_raw in zip(
+            grad_z, mu, raw, noise, means, raws, strict=True
+        )
     ]  # fmt: skip
     return [grad[0] for grad in grads], [grad[1] for grad in grads]
+
+
+def values_of_priors(
+    mu: Sequence[Tensor], tensors: Sequence[Maybe], numbers: Sequence[float]
+) -> Sequence[Maybe]:
+    """The means or raw scales of the priors of a list, as tensors; none if the options have them."""
+    if not numbers:
+        return tensors or [None] * len(mu)
+    found = zip(mu, tensors or [None] * len(mu), numbers, strict=True)
+    return [torch.full_like(m, number) if t is None else t for m, t, number in found]
 
 
 _library = torch.library.Library("vae_fused", "IMPL")  # which unregisters its kernels when it dies

@@ -1,55 +1,104 @@
-"""The diagonal Gaussian of diffusers' autoencoders, on the fused functions.
+"""The posteriors of diffusers' autoencoders, on the fused functions.
 
-``DiagonalGaussianDistribution`` has the names, defaults and formulas of the class of that name in
-diffusers (``models/autoencoders/vae.py``), which descends from that of CompVis
-(``ldm/modules/distributions/distributions.py``), so code written for either can use it unchanged:
+Each class has the name, the defaults and the formulas of diffusers' class, so that code written for
+it can use it unchanged. diffusers itself is not needed:
 
     from vae_fused.compat.diffusers import DiagonalGaussianDistribution
 
-diffusers itself is not needed.
+=============================================  =====================================================
+``DiagonalGaussianDistribution``               images and video; ``models/autoencoders/vae.py``,
+                                               after CompVis' ``ldm``
+``OobleckDiagonalGaussianDistribution``        audio: Stable Audio, Cosmos 3;
+                                               ``models/autoencoders/autoencoder_oobleck.py``
+``MiniMaxH3AudioDiagonalGaussianDistribution`` audio: MiniMax-H3;
+                                               ``autoencoder_kl_minimax_h3_audio.py`` there
+=============================================  =====================================================
+
+They are different laws: the same numbers mean another sigma in each. ``IdentityDistribution``, the
+remaining posterior of diffusers, has neither noise nor a KL, so that there is nothing to replace.
+
+Where diffusers is installed, :func:`patch` gives each of its classes the methods of the stand-in of
+the same name:
+
+    import vae_fused.compat.diffusers
+
+    vae_fused.compat.diffusers.patch()
+
+The classes remain diffusers' own. Therefore every module that holds one of them uses the new
+methods, whenever it was imported, and ``isinstance`` and pickles work as before.
+
+Where results differ from diffusers':
+
+- KL and nll of 16-bit moments are computed and returned in float32. There they are 16-bit, and the
+  sum over a latent overflows float16.
+- ``sample()`` without a generator keeps no noise for backward. It obeys ``torch.manual_seed``, but
+  its noise does not have the same numbers as ``torch.randn``. With a generator it has, so that
+  seeded pipelines draw the same latents.
+- The KL of a deterministic posterior is a zero of shape (1,), as there, but on the device of
+  ``parameters``.
+
+Attributes may be assigned and modified in place, as there: ``q.mean = 0.2 * q.mean``. Methods that
+depend on such an attribute then evaluate diffusers' formula, with the noise of ``torch.randn``.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from vae_fused import functional
+from vae_fused._checks import check_moments, check_posterior
+from vae_fused.compat import _patch
+from vae_fused.compat._posterior import (
+    LATENT_DIMS,
+    LOG_2PI,
+    Posterior,
+    State,
+    as_tuple,
+    default_dims,
+    is_point,
+    kl_by_formula,
+    moments,
+    reduction,
+    untouched,
+    widen,
+)
 from vae_fused.distributions import DiagonalGaussian, kl_between
 from vae_fused.options import Scale
 
-__all__ = ["DiagonalGaussianDistribution"]
+__all__ = [
+    "DiagonalGaussianDistribution",
+    "MiniMaxH3AudioDiagonalGaussianDistribution",
+    "OobleckDiagonalGaussianDistribution",
+    "is_patched",
+    "patch",
+    "unpatch",
+]
 
-SCALE = Scale("logvar", clamp=(-30.0, 20.0))
-LATENT_DIMS = (1, 2, 3)  # of images, (B, C, H, W)
 
-
-class DiagonalGaussianDistribution:
+class DiagonalGaussianDistribution(Posterior):
     """Posterior over latents, from an encoder's packed output.
 
-    Where it differs from diffusers' class:
-
-    - KL and nll of 16-bit moments are computed and returned in float32. There they are 16-bit, and
-      the sum over a latent overflows float16.
-    - ``sample()`` without a generator is one launch that keeps no noise for backward. It obeys
-      ``torch.manual_seed`` and is as random, but not the same numbers as ``torch.randn``.
-      With a generator the noise *is* ``torch.randn``'s, so seeded pipelines draw the same latents.
-    - ``logvar``, ``std`` and ``var`` are computed when they are read, not in advance: the fused
-      functions clamp for themselves.
-    - ``kl()`` and ``nll()`` sum the dimensions (1, 2, 3), as there. Latents with fewer dimensions,
-      an error there, are summed over all but the first. Of those with more, as video's (B, C, T, H,
-      W), dimensions remain, as there: the KL has shape (B, W), and its mean is W times too small. A
-      warning says so; ``dim=(1, 2, 3, 4)`` gives the KL of each sample.
-    - ``kl()`` and ``nll()`` of a deterministic posterior are a zero of shape (1,), as there, but on
-      the device of ``parameters``; a KL from a deterministic one is inf.
+    ``kl()`` and ``nll()`` sum the dimensions (1, 2, 3), as in diffusers. Latents with fewer
+    dimensions, an error there, are summed over all but the first. Latents with more dimensions keep
+    the remaining ones, as there: the KL of a video, (B, C, T, H, W), has shape (B, W), and its mean
+    is W times too small. A warning says so; ``dim=(1, 2, 3, 4)`` gives the KL of each sample.
 
     Args:
         parameters: Mean and log variance, packed along dimension 1: ``(B, 2C, ...)``, float32,
-            float64, float16 or bfloat16.
+            float64, float16 or bfloat16. It must not be modified in place while the posterior is in
+            use.
         deterministic: Whether the variance is 0.
+        share_launch: Whether ``sample()`` also computes the KL, in the same launch, for the first
+            ``kl()`` that follows. Both then belong to one node of the graph: a backward pass
+            through one of them without ``retain_graph=True`` frees the node, so that a second pass
+            through the other raises. Default: False, or the argument of :func:`patch`.
 
     Attributes:
         parameters: As given.
@@ -63,113 +112,253 @@ class DiagonalGaussianDistribution:
         ValueError: It has fewer than two dimensions, or an odd size in dimension 1.
     """
 
-    def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+    _LAW: ClassVar[Scale] = Scale("logvar", clamp=(-30.0, 20.0))
+
+    def __init__(
+        self, parameters: Tensor, deterministic: bool = False, *, share_launch: bool | None = None
+    ) -> None:
         self.parameters = parameters
         self.deterministic = deterministic
-        self._gaussian = DiagonalGaussian.from_moments(parameters, scale=SCALE)
-        self.mean = self._gaussian.mu
-
-    @property
-    def logvar(self) -> Tensor:
-        return self._gaussian.logvar
-
-    @property
-    def std(self) -> Tensor:
-        return torch.zeros_like(self.mean) if self.deterministic else self._gaussian.stddev
-
-    @property
-    def var(self) -> Tensor:
-        return torch.zeros_like(self.mean) if self.deterministic else self._gaussian.variance
-
-    def sample(
-        self, generator: torch.Generator | Sequence[torch.Generator] | None = None
-    ) -> Tensor:
-        """A reparameterized sample, ``(B, C, ...)`` in the dtype of ``parameters``.
-
-        Args:
-            generator: A generator on the device of ``parameters`` or on the CPU, from where the
-                noise is then copied; or a list with one for each item of the batch, or with one
-                alone.
-
-        Raises:
-            ValueError: A generator on a GPU for parameters elsewhere, or a list of wrong length.
-        """
-        eps = None if generator is None else _randn_like(self.mean, generator)
-        if self.deterministic:
-            return self.mean.clone()
-        return self._gaussian.rsample(eps=eps)
-
-    def mode(self) -> Tensor:
-        """The mean."""
-        return self.mean
+        self._state = _packed_state(
+            parameters, deterministic, self._share_launch if share_launch is None else share_launch
+        )
 
     def kl(self, other: Any = None, *, dim: int | Sequence[int] | None = None) -> Tensor:
         """KL from the standard normal or from ``other``, in nats, ``(B,)`` for images.
 
         Args:
             other: What has ``mean`` and ``logvar``, such as another of this class or of diffusers'.
+                The KL from a deterministic one is inf.
             dim: The dimensions to sum; default: diffusers' (1, 2, 3), see the class.
         """
         if self.deterministic:
             return self._zero()
-        dims = self._default_dims("dim") if dim is None else dim
+        ndim = len(self._shape())
+        dims = default_dims(ndim, "dim") if dim is None else dim
+        is_touched = self._is_touched("mean", "logvar", "var")
         if other is None:
-            return self._gaussian.kl(dim=dims)
-        if isinstance(other, DiagonalGaussianDistribution):
-            prior = other._gaussian
-        else:
-            prior = DiagonalGaussian(other.mean, other.logvar)
-        kl = kl_between(self._gaussian, prior, dim=dims)
-        return torch.full_like(kl, torch.inf) if getattr(other, "deterministic", False) else kl
+            if is_touched:
+                return kl_by_formula(self, dims)
+            if dim is None and (kl := self._take_kl()) is not None:
+                return kl
+            mean, raw = self._halves()
+            return functional.gaussian_kl(mean, raw, scale=self._LAW, **reduction(ndim, dim))
+        if is_point(other):
+            return torch.full_like(widen(self.mean - other.mean).sum(as_tuple(dims)), torch.inf)
+        prior = untouched(other)
+        if is_touched or prior is None:
+            return kl_by_formula(self, dims, other)
+        return kl_between(DiagonalGaussian(*self._halves(), scale=self._LAW), prior, dim=dims)
 
     def nll(self, sample: Tensor, dims: int | Sequence[int] = LATENT_DIMS) -> Tensor:
         """Negative log likelihood of ``sample``, in nats, summed over ``dims``."""
         if self.deterministic:
             return self._zero()
-        if dims is LATENT_DIMS or (self.mean.dim() < 4 and [*_tuple(dims)] == [*LATENT_DIMS]):
-            dims = self._default_dims("dims")
-        return self._gaussian.nll(sample, dims)
+        ndim = len(self._shape())
+        if dims is LATENT_DIMS or (ndim < 4 and [*as_tuple(dims)] == [*LATENT_DIMS]):
+            dims = default_dims(ndim, "dims")
+        if self._is_touched("mean", "logvar", "var"):
+            mean, var, logvar = moments(self)
+            terms: Tensor = LOG_2PI + logvar + (widen(sample) - mean) ** 2 / var
+            return 0.5 * terms.sum(as_tuple(dims))
+        return DiagonalGaussian(*self._halves(), scale=self._LAW).nll(sample, dims)
 
-    def _zero(self) -> Tensor:
-        dtype = torch.float64 if self.mean.dtype == torch.float64 else torch.float32
-        return self.mean.new_zeros(1, dtype=dtype)
-
-    def _default_dims(self, name: str) -> tuple[int, ...]:
-        ndim = self.mean.dim()
-        if ndim > 4 and not torch.compiler.is_compiling():
-            warnings.warn(
-                f"latents of {ndim} dimensions are summed over {LATENT_DIMS}, as diffusers does, "
-                f"which is not the sum over a sample; pass {name}={tuple(range(1, ndim))} for that",
-                stacklevel=3,
-            )
-        return LATENT_DIMS if ndim >= 4 else tuple(range(1, ndim))
-
-
-def _tuple(dims: int | Sequence[int]) -> tuple[int, ...]:
-    return (dims,) if isinstance(dims, int) else tuple(dims)
-
-
-def _randn_like(mean: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-    """The noise that diffusers' ``randn_tensor`` draws for a tensor like ``mean``."""
-    if isinstance(generator, torch.Generator):
-        return _randn(mean, mean.shape, generator)
-    generators = list(generator)
-    if len(generators) == 1:
-        return _randn(mean, mean.shape, generators[0])
-    if len(generators) != mean.shape[0]:
-        raise ValueError(
-            f"generator is a list of {len(generators)}, wants one for each of the batch's "
-            f"{mean.shape[0]} items, or one alone"
+    def _sample_and_kl(self, eps: Tensor | None) -> tuple[Tensor, Tensor]:
+        ndim = len(self._shape())
+        reduced = reduction(ndim, None)
+        if "dim" in reduced:
+            reduced = {"kl_dim": reduced["dim"]}
+        return functional.reparameterize_kl_moments(
+            self._packed(), scale=self._LAW, eps=eps, **reduced
         )
-    return torch.cat([_randn(mean, (1, *mean.shape[1:]), g) for g in generators])
 
 
-def _randn(mean: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator must be a torch.Generator or a list of them, got {type(generator).__name__}"
+class OobleckDiagonalGaussianDistribution(Posterior):
+    """Posterior over the latents of audio, from an encoder's packed output.
+
+    sigma is ``softplus(scale) + 1e-4``.
+
+    Args:
+        parameters: Mean and scale, packed along dimension 1: ``(B, 2C, T)``, float32, float64,
+            float16 or bfloat16. It must not be modified in place while the posterior is in use.
+        deterministic: Whether the KL is 0. As in diffusers, samples are random in any case.
+        share_launch: As in :class:`DiagonalGaussianDistribution`.
+
+    Attributes:
+        parameters: As given.
+        mean, scale: ``(B, C, T)``, views of ``parameters``.
+        std, var, logvar: ``(B, C, T)``.
+        deterministic: As given.
+
+    Raises:
+        TypeError: ``parameters`` is not a floating point tensor.
+        ValueError: It has fewer than two dimensions, or an odd size in dimension 1.
+    """
+
+    _LAW: ClassVar[Scale] = Scale("softplus", std_floor=1e-4)
+    _RAW: ClassVar[str | None] = "scale"
+    _ATTRIBUTES: ClassVar[tuple[str, ...]] = ("mean", "scale", "logvar", "std", "var")
+
+    def __init__(
+        self, parameters: Tensor, deterministic: bool = False, *, share_launch: bool | None = None
+    ) -> None:
+        self.parameters = parameters
+        self.deterministic = deterministic
+        self._state = _packed_state(
+            parameters, False, self._share_launch if share_launch is None else share_launch
         )
-    device = mean.device if generator.device.type == mean.device.type else generator.device
-    if device.type not in ("cpu", mean.device.type):
-        raise ValueError(f"generator is for {generator.device}, parameters are on {mean.device}")
-    return torch.randn(shape, generator=generator, dtype=mean.dtype, device=device).to(mean.device)
+
+    def kl(self, other: Any = None) -> Tensor:
+        """Twice the KL in nats, summed over dimension 1; of that the mean over the others, 0-d.
+
+        Args:
+            other: A posterior with ``mean``, ``var`` and ``logvar``; default: the standard normal.
+                diffusers' formula for it is kept, although its logarithms have the opposite sign,
+                so that it is not a KL and may be negative.
+        """
+        if self.deterministic:
+            return self._zero()
+        if other is not None:
+            mean, var, logvar = moments(self)
+            m, prior_var, prior_logvar = moments(other)
+            terms = (mean - m) ** 2 / prior_var + var / prior_var + (logvar - prior_logvar) - 1
+            return terms.sum(1).mean()
+        if self._is_touched("mean", "logvar", "var"):
+            mean, var, logvar = moments(self)
+            return (mean * mean + var - logvar - 1.0).sum(1).mean()
+        kl = self._take_kl()
+        if kl is None:
+            mean, raw = self._halves()
+            kl = functional.gaussian_kl(mean, raw, scale=self._LAW, reduction="sum")
+        return kl * self._weight()
+
+    def _weight(self) -> float:
+        """Of a sum over all elements: 2 over what the mean is taken of."""
+        shape = self._shape()
+        columns = math.prod((shape[0], *shape[2:]))
+        return 2.0 / columns if columns else math.nan
+
+    def _sample_and_kl(self, eps: Tensor | None) -> tuple[Tensor, Tensor]:
+        return functional.reparameterize_kl_moments(
+            self._packed(), scale=self._LAW, reduction="sum", eps=eps
+        )
+
+
+class MiniMaxH3AudioDiagonalGaussianDistribution(Posterior):
+    """Posterior over the latents of MiniMax-H3's audio, from two outputs of an encoder.
+
+    Args:
+        mean: ``(B, C, T)``, float32, float64, float16 or bfloat16.
+        logs: ``ln sigma``, in the shape of ``mean``. Neither may be modified in place while the
+            posterior is in use.
+
+    Attributes:
+        mean, logs: As given.
+        std: ``(B, C, T)``.
+
+    Raises:
+        TypeError: ``mean`` or ``logs`` is not a floating point tensor.
+        ValueError: Their shapes do not broadcast.
+    """
+
+    _LAW: ClassVar[Scale] = Scale("logstd")
+    _RAW: ClassVar[str | None] = "logs"
+    _ATTRIBUTES: ClassVar[tuple[str, ...]] = ("mean", "logs", "std")
+
+    def __init__(self, mean: Tensor, logs: Tensor) -> None:
+        check_posterior(mean, logs, "logs", "mean")
+        self._state = State(halves=(mean, logs))
+
+
+def _packed_state(parameters: Tensor, deterministic: bool, share_launch: bool) -> State:
+    # A shape that fits is the rule, and its check takes no time.
+    if not isinstance(parameters, Tensor) or parameters.dim() < 2 or parameters.shape[1] % 2:
+        check_moments(parameters, 1)
+    return State(parameters, deterministic=deterministic, shares_launch=share_launch)
+
+
+# --------------------------------------------------------------------------------------------------
+# diffusers' own classes
+# --------------------------------------------------------------------------------------------------
+
+PACKAGE = "diffusers.models.autoencoders"
+# The stand-in for a class, by the module that defines it, and how many tensors it is made of.
+STAND_INS: dict[str, tuple[type[Posterior], int]] = {
+    "vae": (DiagonalGaussianDistribution, 1),
+    "autoencoder_oobleck": (OobleckDiagonalGaussianDistribution, 1),
+    "autoencoder_kl_minimax_h3_audio": (MiniMaxH3AudioDiagonalGaussianDistribution, 2),
+}
+
+_patched: dict[type, dict[str, Any]] = {}  # diffusers' classes, with what they had
+_declined: set[type] = set()
+
+
+def patch(*, share_launch: bool = False) -> bool:
+    """Replace the methods of diffusers' posteriors by those of this module.
+
+    Each class is compared with its stand-in before: values and gradients of attributes, samples, KL
+    and nll on a small batch in float64. A class that computes something else, as that of a future
+    version may, is left alone, and a warning says so once. So is a class that this version lacks.
+
+    Posteriors that exist already keep their attributes. Compiled code that has made a posterior has
+    to be compiled anew (``torch.compiler.reset()``).
+
+    Args:
+        share_launch: Whether ``sample()`` also computes the KL, in the same launch, for the first
+            ``kl()`` that follows. Then separate backward passes through the two need
+            ``retain_graph=True``; see :class:`DiagonalGaussianDistribution`. A second call of
+            ``patch`` changes only this setting.
+
+    Returns:
+        Whether every posterior that has a stand-in is replaced.
+
+    Raises:
+        ImportError: diffusers is not installed.
+    """
+    for module_name, (stand_in, count) in STAND_INS.items():
+        original = _class_of_diffusers(module_name, stand_in.__name__)
+        if original is None or original in _declined:
+            continue
+        if original not in _patched:
+            problem = _patch.difference(original, stand_in, count)
+            if problem:
+                _declined.add(original)
+                warnings.warn(
+                    f"vae_fused does not replace a posterior of diffusers: {problem}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                continue
+            _patched[original] = _patch.install(original, stand_in)
+        original._share_launch = share_launch
+    return not _declined
+
+
+def unpatch() -> None:
+    """Restore what :func:`patch` has replaced, and forget what it has declined.
+
+    Posteriors that exist get all attributes that diffusers' methods expect.
+    """
+    _declined.clear()
+    if not _patched:
+        return
+    for posterior in _patch.live_instances(_patched):
+        posterior._compute_all()
+        posterior.__dict__.pop("_state", None)
+    for original, saved in _patched.items():
+        _patch.restore(original, saved)
+    _patched.clear()
+
+
+def is_patched() -> bool:
+    """Whether a posterior of diffusers is replaced."""
+    return bool(_patched)
+
+
+def _class_of_diffusers(module: str, name: str) -> Any:
+    """A class of diffusers; None if this version lacks it."""
+    importlib.import_module("diffusers")
+    try:
+        return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name, None)
+    except ModuleNotFoundError:
+        return None

@@ -144,7 +144,7 @@ VAE_FUSED_HD void forward_tiles_of(const ForwardParams& p, const Options& f, con
     for (int at = 0; at < tile.n; at += kPiece) {
       forward_piece<S>(p, f, gaussians, key, piece_of(tile, at), kl + at);
     }
-    if (p.kl.data) sum_rows(p.space, sums, tile, t, kl);
+    if (p.kl.data) sum_rows(sums, tile, t, kl);
   }
 }
 

@@ -49,10 +49,10 @@ struct ScalePiece {
     math::with_base(o.base, [&](auto b) {
       constexpr math::ScaleBase base = decltype(b)::value;
       if (floored) {
-        compute_base<base, true>(o, raw, n);
+        compute_base<base>(o, raw, n);
         o.var_floor != T(0) ? finish<true, true>(o, n) : finish<true, false>(o, n);
       } else if constexpr (base == math::ScaleBase::kSoftplus) {
-        compute_base<base, false>(o, raw, n);
+        compute_base<base>(o, raw, n);
         finish<false, false>(o, n);
       } else {
         compute_as<base>(o, raw, n);
@@ -70,17 +70,11 @@ struct ScalePiece {
   // In one loop softplus' exponential and logarithm, and then the logarithm of the result, were a
   // chain too long for the processor to look ahead to the next: so with it, and with floors, sigma
   // without them comes first.
-  template <math::ScaleBase base, bool floored>
+  template <math::ScaleBase base>
   VAE_FUSED_NOINLINE void compute_base(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
       const Lanes<T> t = math::argument(o, base, get(raw + j)), slope = T(1);
-      const auto s = math::base_of(o, base, t, slope);
-      if constexpr (!floored) {
-        set(j, s);
-      } else {
-        put(s.sigma, sigma + j);
-        if constexpr (kDerivatives) put(s.dsigma, dsigma + j);
-      }
+      set(j, math::base_of(o, base, t, slope));
     }
   }
 

@@ -15,6 +15,9 @@ Params params_of(const MultiParams& list, const Item& item) {
   Params p;
   p.dtype = list.dtype;
   p.of.options = list.options;
+  p.of.options.prior_mean = item.prior.mean;
+  p.of.options.prior_precision = item.prior.precision;
+  p.of.options.prior_x = item.prior.x;
   std::vector<Binding> bindings;
   for_each_operand(p, [&](const OperandRef& of) {
     for_each_tensor(item, [&](std::string_view name, const void* data) {

@@ -80,7 +80,9 @@ template <typename T>
 VAE_FUSED_HD void load_grad(const NllBackwardParams& p, const Piece& piece, const T* mask,
                             T* weight, T* grad) {
   const int n = piece.whole();
-  if (p.grad.data) {
+  if (p.grad.data && is_one_value(p.space, p.grad, piece)) {
+    fill_with(static_cast<T>(p.scale) * *at_first<T>(p.space, p.grad, piece), grad, n);
+  } else if (p.grad.data) {
     copy_in<T>(p.space, p.grad, piece, grad);
     scale_by(static_cast<T>(p.scale), grad, grad, n);
   } else {
@@ -220,13 +222,15 @@ void backward_tiles(void* context, int64_t begin, int64_t end) {
     needed[k] = to[k]->data || (k > 0 && k < kTarget<L> && sums[k - 1]);
   }
   if (!task.partials) {
+    const int64_t length = row_of_pieces(p.space.size[p.space.ndim - 1]);
     for (int64_t t = begin; t < end; ++t) {
       const Tile tile = tile_at(p.space, t);
       double* const total = task.total_of(t);
-      for (int at = 0; at < tile.n; at += kPiece) {
-        const Piece piece = piece_of(tile, at);
+      for (int at = 0; at < tile.n;) {
+        const Piece piece = piece_of(tile, at, length);
         work.place(p, piece, to, needed, out);
         work.run(p, o, piece, to, out, total);
+        at += piece.n;
       }
     }
     return;

@@ -86,6 +86,19 @@ VAE_FUSED_HD bool is_constant(const Space& space, const Operand& operand) {
   return true;
 }
 
+// Whether all elements of a piece read the same value, and the first of a piece.
+VAE_FUSED_HD bool is_one_value(const Space& space, const Operand& operand, const Piece& piece) {
+  const int inner = space.ndim - 1;
+  return operand.stride[inner] == 0 && !operand.linear &&
+         static_cast<int64_t>(piece.begin % space.size[inner]) + piece.n <= space.size[inner];
+}
+template <typename S>
+VAE_FUSED_HD const S* at_first(const Space& space, const Operand& operand, const Piece& piece) {
+  int64_t coordinate[kMaxDims];
+  return static_cast<const S*>(operand.data) +
+         locate(space, operand.stride, piece.begin, coordinate);
+}
+
 // Multiplies values by their weights, and replaces those of masked elements by 0.
 template <bool masked, bool weighted, typename T>
 VAE_FUSED_NOINLINE void weigh(const T* mask, const T* weight, T* values, int n) {

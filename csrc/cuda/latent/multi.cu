@@ -33,9 +33,23 @@ struct Piece {
       : item(item_of(p, t)), noise{math::Seed(of_list.seed), {of_list.offset + item.first_block}} {
     const int64_t begin = (t - item.first_tile) * p.tile, rest = item.n - begin;
     tile = {begin, 0, static_cast<int>(rest < p.tile ? rest : p.tile), 1};
-    const void* const all[] = {item.mu, item.raw, item.z, item.grad_z, item.grad_mu, item.grad_raw};
+    const void* const all[] = {item.mu,     item.raw,     item.prior_mean, item.prior_raw, item.z,
+                               item.grad_z, item.grad_mu, item.grad_raw};
     VAE_FUSED_UNROLL
-    for (int k = 0; k < 6; ++k) aligned &= reinterpret_cast<uintptr_t>(all[k]) % 16 == 0;
+    for (const void* data : all) aligned &= reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  }
+
+  // What a step reads. A prior without tensors leaves its packs as they are.
+  struct Step {
+    Pack<S, V> mu, raw, prior_mean, prior_raw;
+  };
+  __device__ __forceinline__ Step load_step(const Span<>& span) const {
+    Step step{};
+    step.mu = load(item.mu, span);
+    step.raw = load(item.raw, span);
+    if (item.prior_mean) step.prior_mean = load(item.prior_mean, span);
+    if (item.prior_raw) step.prior_raw = load(item.prior_raw, span);
+    return step;
   }
 
   __device__ __forceinline__ Pack<S, V> load(const void* data, const Span<>& span) const {
@@ -48,19 +62,32 @@ struct Piece {
     store_vector<S, V>(static_cast<S*>(data) + span.e(), span, pack, aligned);
   }
 
-  // Chunk b of a step: its Gaussians, against the fixed prior, and its normals.
+  // Chunk b of a step: its Gaussians, and its normals where a sample or its gradient needs them.
   __device__ __forceinline__ void compute(const math::LatentOptions<T>& f, const Span<>& span,
-                                          int b, const Pack<S, V>& mu_pack,
-                                          const Pack<S, V>& raw_pack, math::Posterior<T> (&q)[C],
-                                          math::Prior<T> (&prior)[C], T (&eps)[C]) const {
+                                          int b, const Step& step, bool has_noise,
+                                          math::Posterior<T> (&q)[C], math::Prior<T> (&prior)[C],
+                                          T (&eps)[C]) const {
     T mu[C], raw[C];
-    widen<Access::kStrided, false, C>(mu_pack, b, mu);
-    widen<Access::kStrided, false, C>(raw_pack, b, raw);
+    widen<Access::kStrided, false, C>(step.mu, b, mu);
+    widen<Access::kStrided, false, C>(step.raw, b, raw);
     math::posterior<math::kCoarse<S>>(f, mu, raw, q);
     VAE_FUSED_UNROLL
-    for (int j = 0; j < C; ++j) mu[j] = f.prior_mean;
-    math::prior(f, false, mu, raw, prior);
-    noise.template normals<S>(span.e() + b * C, eps);
+    for (int j = 0; j < C; ++j) mu[j] = static_cast<T>(item.prior.mean);
+    if (item.prior_mean) widen<Access::kStrided, false, C>(step.prior_mean, b, mu);
+    if (item.prior_raw) {
+      widen<Access::kStrided, false, C>(step.prior_raw, b, raw);
+      math::prior(f, true, mu, raw, prior);
+    } else {
+      const T precision = static_cast<T>(item.prior.precision), x = static_cast<T>(item.prior.x);
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) prior[j] = {mu[j], precision, x, T(0)};
+    }
+    if (has_noise) {
+      noise.template normals<S>(span.e() + b * C, eps);
+    } else {
+      VAE_FUSED_UNROLL
+      for (int j = 0; j < C; ++j) eps[j] = T(0);
+    }
   }
 };
 
@@ -84,24 +111,23 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kForwardMulti, S>
   const Item& item = piece.item;
   double sum = 0;
   for (Span<> span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
-    auto mu = piece.load(item.mu, span);
-    const auto raw = piece.load(item.raw, span);
+    auto step = piece.load_step(span);
     T of_step = 0;
     VAE_FUSED_UNROLL
     for (int b = 0; b < V / C; ++b) {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
       T z[C];
-      piece.compute(f, span, b, mu, raw, q, prior, z);
+      piece.compute(f, span, b, step, item.z, q, prior, z);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         z[j] = math::sample(weights, q[j].mu, q[j].scale.sigma, z[j]);
         const T kl = math::kl_times_two(weights, weights.linear, math::relative(f, q[j], prior[j]));
         if (span.has(b * C + j)) of_step += kl;
       }
-      narrow<Access::kStrided, false, C>(z, b, mu);
+      narrow<Access::kStrided, false, C>(z, b, step.mu);
     }
-    piece.store(item.z, span, mu);
+    if (item.z) piece.store(item.z, span, step.mu);
     sum += static_cast<double>(of_step);
   }
   const double total = block_sum(sum);
@@ -127,8 +153,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
   const Item& item = piece.item;
   const T gk = p.grad_kl ? static_cast<T>(item.weight) * *static_cast<const T*>(p.grad_kl) : T(0);
   for (Span<> span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
-    auto mu = piece.load(item.mu, span);
-    auto raw = piece.load(item.raw, span);
+    auto step = piece.load_step(span);
     Pack<S, V> gz_pack{};
     if (item.grad_z) gz_pack = piece.load(item.grad_z, span);
     VAE_FUSED_UNROLL
@@ -136,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
       T eps[C], gz[C], graw[C];
-      piece.compute(f, span, b, mu, raw, q, prior, eps);
+      piece.compute(f, span, b, step, item.grad_z, q, prior, eps);
       widen<Access::kStrided, false, C>(gz_pack, b, gz);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
@@ -150,11 +175,11 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
         }
         gz[j] *= q[j].dmu;
       }
-      narrow<Access::kStrided, false, C>(gz, b, mu);
-      narrow<Access::kStrided, false, C>(graw, b, raw);
+      narrow<Access::kStrided, false, C>(gz, b, step.mu);
+      narrow<Access::kStrided, false, C>(graw, b, step.raw);
     }
-    if (item.grad_mu) piece.store(item.grad_mu, span, mu);
-    if (item.grad_raw) piece.store(item.grad_raw, span, raw);
+    if (item.grad_mu) piece.store(item.grad_mu, span, step.mu);
+    if (item.grad_raw) piece.store(item.grad_raw, span, step.raw);
   }
 }
 

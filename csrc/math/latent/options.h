@@ -44,6 +44,11 @@ struct LatentOptions {
   VAE_FUSED_FIELDS(VAE_FUSED_LATENT_OPTIONS)
 };
 
+// A prior of numbers, as kernels take it: m, 1 / tau and ln tau^2.
+struct FixedPrior {
+  double mean = 0, precision = 1, x = 0;
+};
+
 // What crosses from Python, in this order.
 struct GivenLatent {
   using T = double;
@@ -130,13 +135,19 @@ struct DefaultOptions {
   VAE_FUSED_HD bool clamps() const { return is_clamp(low, high); }
 };
 
+// A precision as a finite number of type T.
+template <typename T>
+double representable(double precision) {
+  return std::min(precision, 1.0 / std::numeric_limits<T>::min());
+}
+
 template <typename T>
 LatentOptions<T> narrowed(const LatentOptions<double>& from) {
   LatentOptions<T> to;
   to.posterior = narrowed<T>(from.posterior);
   to.prior = narrowed<T>(from.prior);
   VAE_FUSED_CONVERT_FIELDS(VAE_FUSED_LATENT_OPTIONS)
-  to.prior_precision = T(std::min(from.prior_precision, 1.0 / std::numeric_limits<T>::min()));
+  to.prior_precision = T(representable<T>(from.prior_precision));
   return to;
 }
 

@@ -7,6 +7,12 @@
 // are exact or nearly so: s(-|l|) = e^-|l| / (1 + e^-|l|) <= 1/2. An infinite logit times 0 is 0,
 // its limit, as x is exactly 0 or 1 then.
 //
+// A sum of values needs fewer logarithms. With the first term as `linear` and e^-|l| as `excess`,
+//
+//   sum of -ln p = sum of linear + ln(product of (1 + excess))
+//
+// so one logarithm serves as many elements as the product may have without overflow.
+//
 // Error in float: at most 6 * 2^-24 of the value, and 6 * 2^-24 (|1 - x| or |x|, + s(-|l|)) of the
 // gradient, which for x of 0 and 1 is 6 * 2^-24 of the gradient itself.
 #pragma once
@@ -20,12 +26,17 @@ struct Bernoulli {
   static constexpr int kInputs = 2;  // logit, x
   static constexpr bool kIsCount = false;
 
-  template <typename Options, typename F>
-  static VAE_FUSED_HD F value(const Options&, const F (&in)[kInputs]) {
+  template <typename F>
+  static VAE_FUSED_HD LogTerms<F> log_terms(const F (&in)[kInputs]) {
     const F magnitude = abs(in[0]);
     const F weight = select(in[0] > F(0), F(1) - in[1], in[1]);
-    const F linear = select(weight == F(0), F(0), magnitude * weight);
-    return linear + log1p_unit(exp_minus_abs(in[0]));
+    return {select(weight == F(0), F(0), magnitude * weight), exp_minus_abs(in[0])};
+  }
+
+  template <typename Options, typename F>
+  static VAE_FUSED_HD F value(const Options&, const F (&in)[kInputs]) {
+    const LogTerms<F> terms = log_terms(in);
+    return terms.linear + log1p_unit(terms.excess);
   }
 
   template <typename Options, typename F>
@@ -36,5 +47,8 @@ struct Bernoulli {
     out[1] = -grad * in[0];
   }
 };
+
+template <>
+constexpr bool kHasLogTerms<Bernoulli> = true;
 
 }  // namespace vae_fused::math

@@ -9,6 +9,7 @@
 //   kIsCount                                whether x is a count, which is 0 for most elements
 //   of_count(o, in)                         what x > 0 adds to value, which is for x = 0
 //   of_count_adjoint(o, in, grad, out)      what x > 0 adds to out
+//   log_terms(in)                           value as linear + ln(1 + excess), if kHasLogTerms
 //
 // A kernel calls the first two for every element and the last two where x is not 0, so it can
 // collect those elements and compute them densely. The target of a count has no gradient: it is 0.
@@ -29,6 +30,19 @@ enum class Data : int32_t {
   kCount,        // 0 for most elements; no gradient
   kCountOfMean,  // the same, and the first output is a mean, which may be a softmax
 };
+
+namespace math {
+
+// A value that is linear + ln(1 + excess), excess >= 0: a sum of such values needs one logarithm
+// for several of them.
+template <typename F>
+struct LogTerms {
+  F linear, excess;
+};
+template <class L>
+constexpr bool kHasLogTerms = false;
+
+}  // namespace math
 
 // Every kind, in the order of the numbers by which Python calls them. The kernels, their tables and
 // the native tests are made from this list: KIND(name, data) is the struct math::name and the

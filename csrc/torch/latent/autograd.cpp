@@ -109,7 +109,7 @@ class LatentBackward : public SavingNode<LatentBackward> {
   LatentBackward(const Inputs& q, const Arguments& a, const Outputs& out)
       : SavingNode(kScalars + scalar_slots(a.options), a.reduction, a.dim, a.options.numbers,
                    a.packed_dim, out.z.defined(), out.kl.defined()) {
-    save(kMu, q.mu);
+    if (needs_mean(a, out)) save(kMu, q.mu);
     save(kRaw, q.raw);
     save(kH, q.h);
     save(kEps, q.eps);
@@ -120,6 +120,13 @@ class LatentBackward : public SavingNode<LatentBackward> {
     save_scalars(*this, kScalars, a.options);
     set_next_edges(
         torch::autograd::collect_next_edges(q.mu, q.raw, q.h, q.eps, q.prior_mean, q.prior_raw));
+  }
+
+  // The mean is a summand of a sample, so that backward reads it only for a KL, or through a soft
+  // clamp. Where nothing reads it, it may be changed in place after the call.
+  static bool needs_mean(const Arguments& a, const Outputs& out) {
+    if (out.kl.defined()) return true;
+    return a.options.numbers.has_value() && parse_options(a.options.numbers).mu_soft_clamp != 0;
   }
 
   static variable_list backward(const SavedCall& call, const variable_list& grads) {
@@ -146,9 +153,11 @@ class LatentBackward : public SavingNode<LatentBackward> {
           VAE_FUSED_OPTION_ARGUMENTS, std::array<bool, 4>{wanted(kH), eps, prior_mean, prior_raw});
       return result;
     }
+    // In place of a mean that nothing reads: of the same shape and dtype.
+    const Tensor& mean = call.tensors[call.tensors[kMu].defined() ? kMu : kRaw];
     VAE_FUSED_OP(reparameterize_kl_backward, "reparameterize_kl_backward", "");
     std::tie(result[kMu], result[kRaw], result[kEps], result[kPriorMean], result[kPriorRaw]) = op(
-        grad_z, grad_kl, call.tensors[kMu], saved(kRaw), saved(kEps), saved(kKey), a.reduction,
+        grad_z, grad_kl, mean, saved(kRaw), saved(kEps), saved(kKey), a.reduction,
         a.dim_ref(), saved(kPriorMean), saved(kPriorRaw), saved(kMask), VAE_FUSED_OPTION_ARGUMENTS,
         std::array<bool, 5>{wanted(kMu), wanted(kRaw), eps, prior_mean, prior_raw});
     return result;

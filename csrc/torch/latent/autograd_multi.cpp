@@ -9,10 +9,15 @@
 namespace vae_fused::autograd {
 namespace {
 
+// What a call produces, in the order of its operator's schema.
+enum class Call { kOfKey, kOfGenerator, kKl };
+
 struct Arguments {
+  Call call;
   OptionalTensor key;
   OptionalGenerator generator;
   std::string_view reduction;
+  GivenPriors priors;
   GivenOptions options;
 };
 
@@ -21,28 +26,59 @@ struct Outputs {
   Tensor kl, key;
 };
 
+// The arguments of an operator for the priors and options of a call.
+#define VAE_FUSED_LIST_ARGUMENTS priors.mean, priors.raw, priors.numbers, VAE_FUSED_OPTION_ARGUMENTS
+
 Outputs run(at::TensorList mu, at::TensorList raw, const Arguments& a) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   const GivenOptions& given = a.options;
-  if (a.key) {
-    VAE_FUSED_OP(reparameterize_kl_multi, "reparameterize_kl_multi", "");
-    auto [z, kl] = op(mu, raw, *a.key, a.reduction, VAE_FUSED_OPTION_ARGUMENTS);
-    return {std::move(z), kl, *a.key};
+  const GivenPriors& priors = a.priors;
+  switch (a.call) {
+    case Call::kOfKey: {
+      VAE_FUSED_OP(reparameterize_kl_multi, "reparameterize_kl_multi", "");
+      auto [z, kl] = op(mu, raw, *a.key, a.reduction, VAE_FUSED_LIST_ARGUMENTS);
+      return {std::move(z), kl, *a.key};
+    }
+    case Call::kOfGenerator: {
+      VAE_FUSED_OP(reparameterize_kl_multi_generator, "reparameterize_kl_multi", "generator");
+      auto [z, kl, key] = op(mu, raw, a.generator, a.reduction, VAE_FUSED_LIST_ARGUMENTS);
+      return {std::move(z), kl, key};
+    }
+    default: {
+      VAE_FUSED_OP(gaussian_kl_multi, "gaussian_kl_multi", "");
+      return {{}, op(mu, raw, a.reduction, VAE_FUSED_LIST_ARGUMENTS), {}};
+    }
   }
-  VAE_FUSED_OP(reparameterize_kl_multi_generator, "reparameterize_kl_multi", "generator");
-  auto [z, kl, key] = op(mu, raw, a.generator, a.reduction, VAE_FUSED_OPTION_ARGUMENTS);
-  return {std::move(z), kl, key};
 }
 
-class LatentMultiBackward : public SavingNode<LatentMultiBackward> {
+struct SavedListArguments : SavedArguments {
+  std::vector<double> prior_numbers;
+
+  SavedListArguments() = default;
+  SavedListArguments(const Arguments& a, bool has_z)
+      : SavedArguments(a.reduction, std::nullopt, a.options.numbers, /*packed_dim=*/0, has_z),
+        prior_numbers(a.priors.numbers.vec()) {}
+
+  template <typename Visit>
+  void for_each(const Visit& visit) {
+    SavedArguments::for_each(visit);
+    visit(prior_numbers);
+  }
+  template <typename Visit>
+  void for_each(const Visit& visit) const {
+    SavedArguments::for_each(visit);
+    visit(prior_numbers);
+  }
+};
+
+class LatentMultiBackward : public SavingNode<LatentMultiBackward, SavedListArguments> {
  public:
   static constexpr const char* kName = "LatentMultiBackward";
 
-  // The slots are those of mu, of raw, of the key and of the options that are tensors. The first
-  // two have an edge each.
-  LatentMultiBackward(at::TensorList mu, at::TensorList raw, const Tensor& key, const Arguments& a)
-      : SavingNode(mu.size() + raw.size() + 1 + scalar_slots(a.options), a.reduction, std::nullopt,
-                   a.options.numbers) {
+  // The slots are those of mu and of raw, which have an edge each, of the means and the raw scales
+  // of the priors, of the key and of the options that are tensors.
+  LatentMultiBackward(at::TensorList mu, at::TensorList raw, const Outputs& out, const Arguments& a)
+      : SavingNode(4 * mu.size() + 1 + scalar_slots(a.options), a, !out.z.empty()) {
     size_t slot = 0;
     for (const at::TensorList list : {mu, raw}) {
       for (const Tensor& t : list) {
@@ -50,25 +86,51 @@ class LatentMultiBackward : public SavingNode<LatentMultiBackward> {
         add_next_edge(torch::autograd::impl::gradient_edge(t));
       }
     }
-    save(slot, key);
+    for (const OptionalTensors& list : {a.priors.mean, a.priors.raw}) {
+      for (size_t k = 0; k < list.size(); ++k) save(slot + k, list.get(k));
+      slot += mu.size();
+    }
+    save(slot, out.key);
     save_scalars(*this, slot + 1, a.options);
   }
 
-  static variable_list backward(const SavedCall& call, const variable_list& grads) {
+  static variable_list backward(const SavedCallWith<SavedListArguments>& call,
+                                const variable_list& grads) {
     const size_t n = call.wanted.size() / 2;
     const at::TensorList tensors = call.tensors;
-    c10::List<OptionalTensor> grad_z;
-    for (size_t k = 0; k < n; ++k) grad_z.push_back(dense(grads[k]));
-    const GivenOptions given = saved_options(call, 2 * n + 1);
+    OptionalTensors grad_z;
+    for (size_t k = 0; k < n; ++k) {
+      grad_z.push_back(call.arguments.has_z ? dense(grads[k]) : std::nullopt);
+    }
+    const GivenPriors priors = {present(tensors.slice(2 * n, n)), present(tensors.slice(3 * n, n)),
+                                call.arguments.prior_numbers};
+    const GivenOptions given = saved_options(call, 4 * n + 1);
     const BelowAutograd guard;
     VAE_FUSED_OP(reparameterize_kl_multi_backward, "reparameterize_kl_multi_backward", "");
     auto [result, grad_raw] =
-        op(grad_z, optional(grads[n]), tensors.slice(0, n), tensors.slice(n, n), tensors[2 * n],
-           call.arguments.reduction, VAE_FUSED_OPTION_ARGUMENTS);
+        op(grad_z, optional(grads.back()), tensors.slice(0, n), tensors.slice(n, n),
+           optional(tensors[4 * n]), call.arguments.reduction, VAE_FUSED_LIST_ARGUMENTS);
     result.insert(result.end(), grad_raw.begin(), grad_raw.end());
     return result;
   }
+
+ private:
+  // The tensors of a list, of which some are undefined, or an empty list if all are.
+  static OptionalTensors present(at::TensorList list) {
+    OptionalTensors result;
+    const auto defined = [](const Tensor& t) { return t.defined(); };
+    if (std::none_of(list.begin(), list.end(), defined)) return result;
+    for (const Tensor& t : list) result.push_back(optional(t));
+    return result;
+  }
 };
+
+void refuse_gradient(const Tensor& t) {
+  refuse_tangent(t);
+  TORCH_CHECK_VALUE(!t.requires_grad(),
+                    "vae_fused: the operators of lists compute no gradient of a prior; call the "
+                    "function of the same name in vae_fused");
+}
 
 Outputs apply(at::TensorList mu, at::TensorList raw, const Arguments& a) {
   refuse_transforms();
@@ -79,10 +141,15 @@ Outputs apply(at::TensorList mu, at::TensorList raw, const Arguments& a) {
       requires_grad = requires_grad || t.requires_grad();
     }
   }
+  for (const OptionalTensors& list : {a.priors.mean, a.priors.raw}) {
+    for (size_t k = 0; k < list.size(); ++k) {
+      if (const OptionalTensor t = list.get(k)) refuse_gradient(*t);
+    }
+  }
   refuse_gradients(a.options);
   Outputs out = run(mu, raw, a);
   if (!requires_grad || !at::GradMode::is_enabled()) return out;
-  const auto node = make_node<LatentMultiBackward>(mu, raw, out.key, a);
+  const auto node = make_node<LatentMultiBackward>(mu, raw, out, a);
   for (const Tensor& z : out.z) set_output(node, z);
   set_output(node, out.kl);
   return out;
@@ -94,16 +161,25 @@ std::tuple<std::vector<Tensor>, Tensor> reparameterize_kl_multi(at::TensorList m
                                                                 at::TensorList raw,
                                                                 const Tensor& key,
                                                                 std::string_view reduction,
-                                                                VAE_FUSED_OPTION_PARAMETERS) {
-  Outputs out = apply(mu, raw, {key, std::nullopt, reduction, VAE_FUSED_GIVEN_OPTIONS});
+                                                                VAE_FUSED_LIST_OPTIONS) {
+  Outputs out = apply(mu, raw, {Call::kOfKey, key, std::nullopt, reduction, VAE_FUSED_GIVEN_PRIORS,
+                                VAE_FUSED_GIVEN_OPTIONS});
   return {std::move(out.z), out.kl};
 }
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> reparameterize_kl_multi_generator(
     at::TensorList mu, at::TensorList raw, OptionalGenerator generator, std::string_view reduction,
-    VAE_FUSED_OPTION_PARAMETERS) {
-  Outputs out = apply(mu, raw, {std::nullopt, generator, reduction, VAE_FUSED_GIVEN_OPTIONS});
+    VAE_FUSED_LIST_OPTIONS) {
+  Outputs out = apply(mu, raw, {Call::kOfGenerator, std::nullopt, generator, reduction,
+                                VAE_FUSED_GIVEN_PRIORS, VAE_FUSED_GIVEN_OPTIONS});
   return {std::move(out.z), out.kl, out.key};
+}
+
+Tensor gaussian_kl_multi(at::TensorList mu, at::TensorList raw, std::string_view reduction,
+                         VAE_FUSED_LIST_OPTIONS) {
+  return apply(mu, raw, {Call::kKl, std::nullopt, std::nullopt, reduction, VAE_FUSED_GIVEN_PRIORS,
+                         VAE_FUSED_GIVEN_OPTIONS})
+      .kl;
 }
 
 }  // namespace vae_fused::autograd

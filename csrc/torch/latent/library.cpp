@@ -14,6 +14,7 @@
 //                    "posterior" or "prior"
 //   temperature, free_bits, to_posterior, to_prior
 //                    0-d tensors of the arithmetic's dtype, instead of the numbers in `options`
+//   prior_numbers    of a list: a mean and a raw scale for each tensor; none: those in `options`
 //   sample_shape     z has shape (*sample_shape, *mu.shape), and so has eps
 //   output_mask      which gradients to compute, in the order of the outputs; the rest are
 //   undefined
@@ -30,6 +31,8 @@
 #define OPTIONS "Tensor? mask=None, " NUMBERS
 #define PRIOR_AND_OPTIONS "Tensor? prior_mean=None, Tensor? prior_raw=None, " OPTIONS
 #define SAMPLES "SymInt[]? sample_shape=None"
+#define LIST_OPTIONS \
+  "Tensor?[] prior_mean, Tensor?[] prior_raw, float[] prior_numbers, " NUMBERS
 
 namespace vae_fused {
 namespace {
@@ -62,13 +65,17 @@ TORCH_LIBRARY_FRAGMENT(vae_fused, m) {
       "generator, " REDUCTION ", " PRIOR_AND_OPTIONS ", " SAMPLES
       ") -> (Tensor z, Tensor kl, Tensor key)",
       random);
-  m.def("reparameterize_kl_multi(Tensor[] mu, Tensor[] raw, *, Tensor key, str reduction, " NUMBERS
-        ") -> (Tensor[] z, Tensor kl)",
-        pure);
+  m.def(
+      "reparameterize_kl_multi(Tensor[] mu, Tensor[] raw, *, Tensor key, str reduction, " LIST_OPTIONS
+      ") -> (Tensor[] z, Tensor kl)",
+      pure);
   m.def(
       "reparameterize_kl_multi.generator(Tensor[] mu, Tensor[] raw, *, Generator? generator, "
-      "str reduction, " NUMBERS ") -> (Tensor[] z, Tensor kl, Tensor key)",
+      "str reduction, " LIST_OPTIONS ") -> (Tensor[] z, Tensor kl, Tensor key)",
       random);
+  m.def("gaussian_kl_multi(Tensor[] mu, Tensor[] raw, *, str reduction, " LIST_OPTIONS
+        ") -> Tensor kl",
+        pure);
   m.def("latent_stats(Tensor mu, Tensor raw, *, int[] dim, " PRIOR_AND_OPTIONS
         ") -> (Tensor kl, Tensor mean, Tensor variance, Tensor clamped, Tensor non_finite)",
         pure);
@@ -78,8 +85,8 @@ TORCH_LIBRARY_FRAGMENT(vae_fused, m) {
       m.def((name + overload + signature).c_str(), pure);
     };
     define("reparameterize_kl_multi_backward",
-           "(Tensor?[] grad_z, Tensor? grad_kl, Tensor[] mu, Tensor[] raw, *, Tensor key, "
-           "str reduction, " NUMBERS ") -> (Tensor[] grad_mu, Tensor[] grad_raw)");
+           "(Tensor?[] grad_z, Tensor? grad_kl, Tensor[] mu, Tensor[] raw, *, Tensor? key, "
+           "str reduction, " LIST_OPTIONS ") -> (Tensor[] grad_mu, Tensor[] grad_raw)");
     define("reparameterize_kl_moments_backward",
            "(Tensor? grad_z, Tensor? grad_kl, Tensor h, *, int packed_dim, Tensor? eps, "
            "Tensor? key, " REDUCTION ", " PRIOR_AND_OPTIONS
@@ -108,6 +115,7 @@ void implement(Library& m) {
   m.impl("reparameterize_kl_backward", reparameterize_kl_backward);
   m.impl("reparameterize_kl_multi", reparameterize_kl_multi);
   m.impl("reparameterize_kl_multi.generator", reparameterize_kl_multi_generator);
+  m.impl("gaussian_kl_multi", gaussian_kl_multi);
   m.impl("reparameterize_kl_multi_backward", reparameterize_kl_multi_backward);
 }
 
@@ -139,6 +147,7 @@ TORCH_LIBRARY_IMPL(vae_fused, Autograd, m) {
   m.impl("reparameterize_kl_moments.generator", autograd::reparameterize_kl_moments_generator);
   m.impl("reparameterize_kl_multi", autograd::reparameterize_kl_multi);
   m.impl("reparameterize_kl_multi.generator", autograd::reparameterize_kl_multi_generator);
+  m.impl("gaussian_kl_multi", autograd::gaussian_kl_multi);
 }
 
 }  // namespace

@@ -18,6 +18,8 @@ namespace {
 // A list that has been checked; tensors contiguous.
 struct List {
   std::vector<Tensor> mu, raw;
+  std::vector<Tensor> prior_mean, prior_raw;  // undefined where a prior is a number
+  std::vector<math::FixedPrior> prior;
   std::vector<double> weight;         // of each tensor's KL
   std::vector<uint64_t> first_block;  // blocks of noise before each tensor
   int64_t blocks = 0;
@@ -25,23 +27,56 @@ struct List {
 
   size_t size() const { return mu.size(); }
 
-  List(at::TensorList mus, at::TensorList raws, std::string_view reduction) {
+  List(at::TensorList mus, at::TensorList raws, const GivenPriors& priors,
+       const math::LatentOptions<double>& options, std::string_view reduction) {
     TORCH_CHECK_VALUE(!mus.empty() && mus.size() == raws.size(), "vae_fused: ", mus.size(),
                       " tensors mu and ", raws.size(), " tensors raw");
     TORCH_CHECK_VALUE(reduction == "sum" || reduction == "mean", "vae_fused: unknown reduction '",
                       reduction, "' of a list");
+    TORCH_CHECK_VALUE(!options.at_sample, "vae_fused: lists have no KL at a sample");
     for (size_t k = 0; k < mus.size(); ++k) {
       check_tensor(mus[k], "mu", mus[k].sym_sizes(), mus[0].scalar_type(), mus[0]);
       check_like(raws[k], "raw", mus[k]);
       mu.push_back(mus[k].contiguous());
       raw.push_back(raws[k].contiguous());
     }
+    prior_mean = tensors_of(priors.mean, "prior_mean");
+    prior_raw = tensors_of(priors.raw, "prior_raw");
+    set_numbers(priors.numbers, options);
     if (mus[0].is_meta()) return;
     for (const Tensor& t : mu) {
       weight.push_back(reduction == "mean" ? 1.0 / static_cast<double>(t.numel()) : 1.0);
       first_block.push_back(static_cast<uint64_t>(blocks));
       blocks += noise_blocks(t);
       if (t.numel() == 0) of_empty += 0.0 * weight.back();
+    }
+  }
+
+ private:
+  // The tensors of the priors, of which a list has one for each item, or none at all.
+  std::vector<Tensor> tensors_of(const OptionalTensors& given, const char* name) const {
+    std::vector<Tensor> result(size());
+    TORCH_CHECK_VALUE(given.empty() || given.size() == size(), "vae_fused: ", given.size(),
+                      " tensors ", name, ", wants ", size());
+    for (size_t k = 0; k < given.size(); ++k) {
+      const OptionalTensor t = given.get(k);
+      if (!t || !t->defined()) continue;
+      check_like(*t, name, mu[k]);
+      result[k] = t->contiguous();
+    }
+    return result;
+  }
+
+  // The numbers of the priors: a mean and a raw scale for each item, or those of the options.
+  void set_numbers(c10::ArrayRef<double> numbers, const math::LatentOptions<double>& options) {
+    TORCH_CHECK_VALUE(numbers.empty() || numbers.size() == 2 * size(), "vae_fused: ",
+                      numbers.size(), " prior_numbers, wants ", 2 * size());
+    const bool is_double = mu[0].scalar_type() == at::kDouble;
+    math::FixedPrior one = {options.prior_mean, options.prior_precision, options.prior_x};
+    for (size_t k = 0; k < size(); ++k) {
+      if (!numbers.empty()) one = fixed_prior(options, numbers[2 * k], numbers[2 * k + 1]);
+      if (!is_double) one.precision = math::representable<float>(one.precision);
+      prior.push_back(one);
     }
   }
 };
@@ -56,6 +91,7 @@ void for_each_part(const List& list, WithScalars<MultiParams>& params, const Fil
     params.items = 0;
     params.tiles = 0;
   };
+  const auto data_of = [](const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
   params.dtype = dtype_of(list.mu[0]);
   for (size_t k = 0; k < list.size(); ++k) {
     if (list.mu[k].numel() == 0) continue;
@@ -63,6 +99,9 @@ void for_each_part(const List& list, WithScalars<MultiParams>& params, const Fil
     item = Item{};
     item.mu = list.mu[k].const_data_ptr();
     item.raw = list.raw[k].const_data_ptr();
+    item.prior_mean = data_of(list.prior_mean[k]);
+    item.prior_raw = data_of(list.prior_raw[k]);
+    item.prior = list.prior[k];
     item.n = list.mu[k].numel();
     item.first_tile = params.tiles;
     item.first_block = list.first_block[k];
@@ -79,34 +118,46 @@ struct MultiOutputs {
   Tensor kl, key;
 };
 
-MultiOutputs forward(at::TensorList mus, at::TensorList raws, const OptionalTensor& key,
-                     const OptionalGenerator& generator, std::string_view reduction,
+// What a forward call computes beside the KL: samples of a key that is given, or of one that is
+// reserved.
+enum class Sampling { kNone, kOfKey, kOfGenerator };
+
+MultiOutputs forward(at::TensorList mus, at::TensorList raws, Sampling sampling,
+                     const OptionalTensor& key, const OptionalGenerator& generator,
+                     std::string_view reduction, const GivenPriors& priors,
                      const GivenOptions& options) {
-  const List list(mus, raws, reduction);
-  const Tensor& first = list.mu[0];
-  MultiOutputs out;
-  for (const Tensor& t : list.mu) out.z.push_back(with_huge_pages(at::empty_like(t)));
-  out.kl = at::empty({}, first.options().dtype(arithmetic_dtype(first)));
-  if (key) check_key(*key, first);
-  if (!key) out.key = at::empty({2}, first.options().dtype(at::kUInt64));
   WithScalars<MultiParams> params;
   params.options = parse_options(options.numbers);
-  TORCH_CHECK_VALUE(!params.options.at_sample, "vae_fused: lists have no KL at a sample");
+  const List list(mus, raws, priors, params.options, reduction);
+  const Tensor& first = list.mu[0];
   options.check(first);
+  MultiOutputs out;
+  if (sampling != Sampling::kNone) {
+    for (const Tensor& t : list.mu) out.z.push_back(with_huge_pages(at::empty_like(t)));
+  }
+  out.kl = at::empty({}, first.options().dtype(arithmetic_dtype(first)));
+  if (sampling == Sampling::kOfKey) check_key(*key, first);
+  const bool reserves = sampling == Sampling::kOfGenerator;
+  if (reserves) out.key = at::empty({2}, first.options().dtype(at::kUInt64));
   if (first.is_meta()) return out;
 
   const c10::DeviceGuard guard(first.device());
-  const Tensor key_in = key ? key->contiguous() : Tensor();
   if (list.blocks == 0) {
     out.kl.fill_(list.of_empty);
-    if (out.key.defined()) out.key.zero_();
+    if (reserves) out.key.zero_();
     return out;
   }
   params.scalars = options.pointers(params.options);
-  params.key = key ? key_of(key_in) : reserve_key(generator, first.device(), list.blocks);
-  if (!key) params.key_out = static_cast<uint64_t*>(out.key.mutable_data_ptr());
+  const Tensor key_in = sampling == Sampling::kOfKey ? key->contiguous() : Tensor();
+  if (key_in.defined()) params.key = key_of(key_in);
+  if (reserves) {
+    params.key = reserve_key(generator, first.device(), list.blocks);
+    params.key_out = static_cast<uint64_t*>(out.key.mutable_data_ptr());
+  }
   std::vector<Tensor> parts;  // the KL of each launch
-  const auto z_of = [&](size_t k, Item& item) { item.z = out.z[k].mutable_data_ptr(); };
+  const auto z_of = [&](size_t k, Item& item) {
+    if (!out.z.empty()) item.z = out.z[k].mutable_data_ptr();
+  };
   for_each_part(list, params, z_of, [&](WithScalars<MultiParams>& p) {
     const Tensor partials = at::empty({p.tiles}, first.options().dtype(at::kDouble));
     p.partials = partials.mutable_data_ptr<double>();
@@ -125,47 +176,57 @@ std::tuple<std::vector<Tensor>, Tensor> reparameterize_kl_multi(at::TensorList m
                                                                 at::TensorList raw,
                                                                 const Tensor& key,
                                                                 std::string_view reduction,
-                                                                VAE_FUSED_OPTION_PARAMETERS) {
-  MultiOutputs out = forward(mu, raw, key, std::nullopt, reduction, VAE_FUSED_GIVEN_OPTIONS);
+                                                                VAE_FUSED_LIST_OPTIONS) {
+  MultiOutputs out = forward(mu, raw, Sampling::kOfKey, key, std::nullopt, reduction,
+                             VAE_FUSED_GIVEN_PRIORS, VAE_FUSED_GIVEN_OPTIONS);
   return {out.z, out.kl};
 }
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> reparameterize_kl_multi_generator(
     at::TensorList mu, at::TensorList raw, OptionalGenerator generator, std::string_view reduction,
-    VAE_FUSED_OPTION_PARAMETERS) {
-  MultiOutputs out = forward(mu, raw, std::nullopt, generator, reduction, VAE_FUSED_GIVEN_OPTIONS);
+    VAE_FUSED_LIST_OPTIONS) {
+  MultiOutputs out = forward(mu, raw, Sampling::kOfGenerator, std::nullopt, generator, reduction,
+                             VAE_FUSED_GIVEN_PRIORS, VAE_FUSED_GIVEN_OPTIONS);
   return {out.z, out.kl, out.key};
 }
 
+Tensor gaussian_kl_multi(at::TensorList mu, at::TensorList raw, std::string_view reduction,
+                         VAE_FUSED_LIST_OPTIONS) {
+  return forward(mu, raw, Sampling::kNone, std::nullopt, std::nullopt, reduction,
+                 VAE_FUSED_GIVEN_PRIORS, VAE_FUSED_GIVEN_OPTIONS)
+      .kl;
+}
+
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_backward(
-    const c10::List<OptionalTensor>& grad_z, const OptionalTensor& grad_kl, at::TensorList mu,
-    at::TensorList raw, const Tensor& key, std::string_view reduction,
-    VAE_FUSED_OPTION_PARAMETERS) {
+    const OptionalTensors& grad_z, const OptionalTensor& grad_kl, at::TensorList mu,
+    at::TensorList raw, const OptionalTensor& key, std::string_view reduction,
+    VAE_FUSED_LIST_OPTIONS) {
   const GivenOptions given = VAE_FUSED_GIVEN_OPTIONS;
-  const List list(mu, raw, reduction);
+  WithScalars<MultiParams> params;
+  params.options = parse_options(given.numbers);
+  const List list(mu, raw, VAE_FUSED_GIVEN_PRIORS, params.options, reduction);
   const Tensor& first = list.mu[0];
+  given.check(first);
   TORCH_CHECK_VALUE(grad_z.size() == list.size(), "vae_fused: ", grad_z.size(),
                     " gradients of z, wants ", list.size());
-  check_key(key, first);
+  if (key) check_key(*key, first);
   std::vector<Tensor> grad_mu, grad_raw, gz(list.size());
   for (size_t k = 0; k < list.size(); ++k) {
     grad_mu.push_back(with_huge_pages(at::empty_like(list.mu[k])));
     grad_raw.push_back(with_huge_pages(at::empty_like(list.raw[k])));
-    const OptionalTensor given = grad_z.get(k);
-    if (!given || !given->defined()) continue;
-    check_like(*given, "grad_z", list.mu[k]);
-    gz[k] = given->contiguous();
+    const OptionalTensor of_z = grad_z.get(k);
+    if (!of_z || !of_z->defined()) continue;
+    TORCH_CHECK_VALUE(key, "vae_fused: a gradient of z, but no key");
+    check_like(*of_z, "grad_z", list.mu[k]);
+    gz[k] = of_z->contiguous();
   }
   if (grad_kl) check_tensor(*grad_kl, "grad_kl", {}, arithmetic_dtype(first), first);
-  WithScalars<MultiParams> params;
-  params.options = parse_options(given.numbers);
-  given.check(first);
   if (first.is_meta()) return {grad_mu, grad_raw};
 
   const c10::DeviceGuard guard(first.device());
-  const Tensor key_in = key.contiguous();
+  const Tensor key_in = key ? key->contiguous() : Tensor();
   params.scalars = given.pointers(params.options);
-  params.key = key_of(key_in);
+  if (key_in.defined()) params.key = key_of(key_in);
   if (grad_kl) params.grad_kl = grad_kl->const_data_ptr();
   const auto grads_of = [&](size_t k, Item& item) {
     if (gz[k].defined()) item.grad_z = gz[k].const_data_ptr();

@@ -20,6 +20,18 @@ namespace vae_fused {
   const OptionalTensor &prior_mean, const OptionalTensor &prior_raw, VAE_FUSED_OPTIONS
 #define VAE_FUSED_SAMPLES at::OptionalSymIntArrayRef sample_shape
 #define VAE_FUSED_NOISE const OptionalTensor &eps, const OptionalTensor &key
+#define VAE_FUSED_LIST_OPTIONS                                            \
+  const OptionalTensors &prior_mean, const OptionalTensors &prior_raw,    \
+      c10::ArrayRef<double> prior_numbers, VAE_FUSED_OPTION_PARAMETERS
+
+// The priors of a list of tensors: for each a mean and a raw scale, as tensors or as numbers.
+using OptionalTensors = c10::List<OptionalTensor>;
+struct GivenPriors {
+  OptionalTensors mean, raw;        // empty: there are no tensors
+  c10::ArrayRef<double> numbers;    // in pairs; empty: those of the options, for all
+};
+#define VAE_FUSED_GIVEN_PRIORS \
+  GivenPriors { prior_mean, prior_raw, prior_numbers }
 
 std::tuple<Tensor, Tensor> reparameterize_kl(const Tensor& mu, const Tensor& raw, VAE_FUSED_NOISE,
                                              VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
@@ -62,13 +74,16 @@ std::tuple<std::vector<Tensor>, Tensor> reparameterize_kl_multi(at::TensorList m
                                                                 at::TensorList raw,
                                                                 const Tensor& key,
                                                                 std::string_view reduction,
-                                                                VAE_FUSED_OPTION_PARAMETERS);
+                                                                VAE_FUSED_LIST_OPTIONS);
 std::tuple<std::vector<Tensor>, Tensor, Tensor> reparameterize_kl_multi_generator(
     at::TensorList mu, at::TensorList raw, OptionalGenerator generator, std::string_view reduction,
-    VAE_FUSED_OPTION_PARAMETERS);
+    VAE_FUSED_LIST_OPTIONS);
+Tensor gaussian_kl_multi(at::TensorList mu, at::TensorList raw, std::string_view reduction,
+                         VAE_FUSED_LIST_OPTIONS);
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_backward(
-    const c10::List<OptionalTensor>& grad_z, const OptionalTensor& grad_kl, at::TensorList mu,
-    at::TensorList raw, const Tensor& key, std::string_view reduction, VAE_FUSED_OPTION_PARAMETERS);
+    const OptionalTensors& grad_z, const OptionalTensor& grad_kl, at::TensorList mu,
+    at::TensorList raw, const OptionalTensor& key, std::string_view reduction,
+    VAE_FUSED_LIST_OPTIONS);
 
 // The halves of h: mu and raw.
 std::pair<Tensor, Tensor> unpack(const Tensor& h, int64_t packed_dim);
@@ -85,6 +100,7 @@ decltype(vae_fused::reparameterize_kl_moments) reparameterize_kl_moments;
 decltype(vae_fused::reparameterize_kl_moments_generator) reparameterize_kl_moments_generator;
 decltype(vae_fused::reparameterize_kl_multi) reparameterize_kl_multi;
 decltype(vae_fused::reparameterize_kl_multi_generator) reparameterize_kl_multi_generator;
+decltype(vae_fused::gaussian_kl_multi) gaussian_kl_multi;
 
 }  // namespace autograd
 }  // namespace vae_fused

@@ -14,14 +14,19 @@ math::LatentOptions<double> derived(const math::GivenLatent& given) {
   f.posterior = derived_scale(given.posterior);
   f.prior = derived_scale(given.prior);
   f.per_mu_soft_clamp = given.mu_soft_clamp > 0 ? 1 / given.mu_soft_clamp : 0;
-  const math::Scale<double> tau = math::scale_of(f.prior, given.prior_raw);
-  f.prior_precision = math::precision_of(tau.sigma);
-  f.prior_x = tau.x;
+  const math::FixedPrior prior = fixed_prior(f, given.prior_mean, given.prior_raw);
+  f.prior_precision = prior.precision;
+  f.prior_x = prior.x;
   if (f.linear || f.at_sample) f.free_bits = -std::numeric_limits<double>::infinity();
   return f;
 }
 
 }  // namespace
+
+math::FixedPrior fixed_prior(const math::LatentOptions<double>& options, double mean, double raw) {
+  const math::Scale<double> tau = math::scale_of(options.prior, raw);
+  return {mean, math::precision_of(tau.sigma), tau.x};
+}
 
 OptionNames latent_options() { return names_of_options<math::GivenLatent>(); }
 

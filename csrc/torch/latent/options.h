@@ -13,6 +13,9 @@ OptionNames latent_options();
 // Absent: the defaults.
 math::LatentOptions<double> parse_options(OptionList options);
 
+// A prior of numbers, read by the options' scale of the prior.
+math::FixedPrior fixed_prior(const math::LatentOptions<double>& options, double mean, double raw);
+
 #define VAE_FUSED_COUNT(name) +1
 constexpr size_t kDeviceScalars = VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_COUNT);
 #undef VAE_FUSED_COUNT

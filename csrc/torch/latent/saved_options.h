@@ -28,7 +28,8 @@ void save_scalars(Node& node, size_t slot, const GivenOptions& options) {
   options.for_each_scalar([&](const char*, const OptionalTensor& t) { node.save(slot++, t); });
 }
 
-inline GivenOptions saved_options(const SavedCall& call, size_t slot) {
+template <typename Arguments>
+GivenOptions saved_options(const SavedCallWith<Arguments>& call, size_t slot) {
   GivenOptions options{call.arguments.options_ref()};
   if (call.tensors.size() == slot) return options;
   options.for_each_scalar(

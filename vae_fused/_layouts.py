@@ -1,0 +1,23 @@
+"""The check that a tensor is a strided one, which the operators and the formulas can read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_layout"]
+
+
+def check_layout(name: str, value: Tensor) -> None:
+    """Raise TypeError for a nested, sparse or wrapped tensor, and name what to do instead."""
+    if type(value).__name__ == "ExpandedWeight":
+        # This subclass has a rule for each layer of torch.nn and no other function. Even the
+        # attributes below raise, and its message names neither the tensor nor a remedy.
+        raise TypeError(
+            f"{name} must be a plain tensor, got an ExpandedWeight of call_for_per_sample_grads, "
+            "which has no rule for sampled weights; use torch.func.vmap(torch.func.grad(...)), or "
+            "with Opacus a grad sampler: see docs/frameworks.md"
+        )
+    if value.layout != torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else str(value.layout)
+        raise TypeError(f"{name} has layout {layout}, wants torch.strided")

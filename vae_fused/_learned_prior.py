@@ -1,0 +1,146 @@
+"""A prior whose mean and scale are parameters, which ``vf.nn`` exports; and priors of modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from vae_fused._numbers import check_number, check_positive
+from vae_fused.options import Prior, Scale, as_scale
+
+__all__ = ["LearnedPrior", "as_prior"]
+
+
+class LearnedPrior(Module):
+    """A diagonal Gaussian prior N(m, tau^2) whose parameters are learned.
+
+    A :class:`vae_fused.Prior` holds the tensors it was made of. If a module makes one of its
+    parameters in ``__init__``, the prior keeps the old tensors when the parameters are replaced,
+    for example by ``load_state_dict(assign=True)``, ``torch.func.functional_call`` or FSDP. This
+    module owns the parameters and makes a new :class:`vae_fused.Prior` of them in each call.
+
+    Every ``prior=`` accepts the module itself, and calls it.
+
+    Args:
+        shape: The shape of m and tau, which broadcasts to that of the posterior: ``20`` or
+            ``(20,)`` for latents ``(B, 20)``, ``(4, 1, 1)`` for one Gaussian per channel.
+        scale: How tau is read from the parameter ``raw``.
+        mean: The initial value of m.
+        std: The initial value of tau, a standard deviation, whatever ``scale`` is.
+        learn_mean, learn_scale: Whether m and tau are parameters. One that is not learned keeps
+            its initial value, which is a number and no part of ``state_dict``.
+        device, dtype: Of the parameters.
+
+    Attributes:
+        mean: m, a parameter in ``shape``, or a number if it is not learned.
+        raw: The raw scale of tau, likewise.
+
+    Raises:
+        TypeError: A number or a ``scale`` of the wrong type.
+        ValueError: A number that is not finite, or a ``std`` that ``scale`` cannot represent.
+
+    Example:
+        >>> prior = vf.nn.LearnedPrior(20, "softplus")
+        >>> z, kl = vf.reparameterize_kl(torch.randn(8, 20), torch.randn(8, 20), prior=prior)
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int] = (),
+        scale: str | Scale = "logvar",
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        learn_mean: bool = True,
+        learn_scale: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = torch.Size((shape,) if isinstance(shape, int) else shape)
+        self.scale = scale
+        self._initial = check_number("mean", mean), _raw_of(as_scale(scale), std)
+        self._std = std
+
+        def made(value: float, is_learned: bool) -> Parameter | float:
+            if not is_learned:
+                return value
+            return Parameter(torch.full(self.shape, value, device=device, dtype=dtype))
+
+        self.mean = made(self._initial[0], learn_mean)
+        self.raw = made(self._initial[1], learn_scale)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Give the parameters their initial values again."""
+        for tensor, value in zip((self.mean, self.raw), self._initial, strict=True):
+            if isinstance(tensor, Tensor):
+                tensor.fill_(value)
+
+    def forward(self) -> Prior:
+        """The prior of the current parameters; gradients reach them."""
+        return Prior(self.mean, self.raw, self.scale)
+
+    def extra_repr(self) -> str:
+        mean, std = self._initial[0], self._std
+        given = {"mean": mean} if mean != 0.0 else {}
+        given |= {"std": std} if std != 1.0 else {}
+        fixed = {
+            f"learn_{name}": False
+            for name, value in (("mean", self.mean), ("scale", self.raw))
+            if not isinstance(value, Tensor)
+        }
+        options = [f"{name}={value!r}" for name, value in {**given, **fixed}.items()]
+        return ", ".join([f"{tuple(self.shape)}", f"{self.scale!r}", *options])
+
+
+def as_prior(prior: Any) -> Prior:
+    """The prior that a ``prior`` argument means: itself, or what a module returns."""
+    if isinstance(prior, Module):
+        prior = prior()
+    if not isinstance(prior, Prior):
+        raise TypeError(
+            "prior must be a vf.Prior, a module that returns one, or None, got "
+            f"{type(prior).__name__}"
+        )
+    return prior
+
+
+def _raw_of(scale: Scale, std: float) -> float:
+    """The raw scale that is read as ``std``: the inverse of a :class:`vae_fused.Scale`."""
+    check_positive("std", std)
+    error = ValueError(f"std is {std}, which {scale!r} cannot represent; give another std or scale")
+    square = (std - scale.std_floor) ** 2 - scale.var_floor
+    if std < max(scale.std_min, scale.std_floor) or square <= 0.0 or scale.gain == 0.0:
+        raise error
+    x = (_INVERSES[scale.kind](math.sqrt(square), scale.beta) - scale.shift) / scale.gain
+    if scale.soft_clamp is not None:
+        if not abs(x) < scale.soft_clamp:
+            raise error
+        return scale.soft_clamp * math.atanh(x / scale.soft_clamp)
+    low, high = scale.clamp or (None, None)
+    if not math.isfinite(x) or (low is not None and x < low) or (high is not None and x > high):
+        raise error
+    return x
+
+
+def _inverse_of_sigmoid2(sigma: float, _: float) -> float:
+    """The inverse of 2 / (1 + e^(-x/2)), whose values are below 2."""
+    return 2.0 * math.log(sigma / (2.0 - sigma)) if sigma < 2.0 else math.inf
+
+
+# Each kind's x as a function of sigma and of softplus' beta.
+_INVERSES: dict[str, Callable[[float, float], float]] = {
+    "logvar": lambda sigma, _: 2.0 * math.log(sigma),
+    "logstd": lambda sigma, _: math.log(sigma),
+    "std": lambda sigma, _: sigma,
+    "var": lambda sigma, _: sigma**2,
+    # ln(e^(beta sigma) - 1) / beta without overflow
+    "softplus": lambda sigma, beta: sigma + math.log(-math.expm1(-beta * sigma)) / beta,
+    "sigmoid2": _inverse_of_sigmoid2,
+}

@@ -1,0 +1,327 @@
+"""The methods of :class:`vae_fused.DiagonalGaussian`, whatever its constructor takes.
+
+No kernel and no formula of sigma is here: samples come from ``functional.reparameterize``, every KL
+from ``functional.gaussian_kl``, to which another Gaussian is a prior.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal, register_kl
+
+from vae_fused import functional
+from vae_fused._checks import check_reduction, check_value, expands
+from vae_fused._formulas.gaussian import Gaussian
+from vae_fused._formulas.latent import reduce
+from vae_fused._formulas.special import LOG_2PI
+from vae_fused.options import Prior, Scale, as_scale
+
+__all__ = ["FusedNormal", "as_prior", "as_tensor", "kl_between"]
+
+Self = TypeVar("Self", bound="FusedNormal")
+
+
+class FusedNormal(Normal):
+    """A ``torch.distributions.Normal`` that is stored as a mean and a raw scale.
+
+    A derived class has a constructor, which sets ``mu``, ``raw`` and ``_scale`` and then calls that
+    of ``Distribution``, and ``expand``.
+    """
+
+    mu: Tensor
+    raw: Tensor
+    _scale: Scale  # of raw; Normal's ``scale`` is sigma
+    _packed: tuple[Tensor, int] | None = None  # what mu and raw are the halves of, and where
+
+    def _expanded(self: Self, batch_shape: Sequence[int], new: Self) -> Self:
+        batch_shape = torch.Size(batch_shape)
+        new.mu, new.raw = self.mu.expand(batch_shape), self.raw.expand(batch_shape)
+        new._scale = self._scale
+        Distribution.__init__(new, batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def detach(self: Self) -> Self:
+        """The same distribution with parameters that have no gradient; they share its memory."""
+        new = copy.copy(self)
+        new.mu, new.raw, new._packed = self.mu.detach(), self.raw.detach(), None
+        return new
+
+    def __repr__(self) -> str:
+        shown = (f"{k}: {v if v.numel() == 1 else v.size()}" for k, v in self._given().items())
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _given(self) -> dict[str, Tensor]:
+        """The parameters by the names that the constructor has for them."""
+        return {"mu": self.mu, self._scale.raw_name: self.raw}
+
+    # ----------------------------------------------------------------------------------------------
+    # Moments: (*batch_shape), dtype of mu
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def logvar(self) -> Tensor:
+        return (
+            self.raw if self._scale == as_scale("logvar") else self._log_variance.to(self.mu.dtype)
+        )
+
+    @property
+    def loc(self) -> Tensor:  # type: ignore[override]
+        return self.mu
+
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override]
+        return self._sigma()
+
+    def _sigma(self) -> Tensor:
+        return self._wide.sigma.to(self.mu.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mu
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mu
+
+    @property
+    def stddev(self) -> Tensor:
+        return self.scale
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.exp(self._log_variance).to(self.mu.dtype)
+
+    @property
+    def _natural_params(self) -> tuple[Tensor, Tensor]:
+        precision = torch.exp(-self._log_variance).to(self.mu.dtype)
+        return self.mu * precision, -0.5 * precision
+
+    @property
+    def _wide(self) -> Gaussian:
+        """In the dtype of the arithmetic."""
+        return Gaussian(_widen(self.mu), _widen(self.raw), self._scale)
+
+    @property
+    def _log_variance(self) -> Tensor:
+        return self._wide.log_variance
+
+    # ----------------------------------------------------------------------------------------------
+    # Samples
+    # ----------------------------------------------------------------------------------------------
+
+    def rsample(
+        self,
+        sample_shape: int | Sequence[int] = torch.Size(),
+        *,
+        mask: Tensor | None = None,
+        temperature: float | Tensor = 1.0,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        key: Tensor | None = None,
+    ) -> Tensor:
+        """A reparameterized sample, one launch: gradients reach ``mu`` and ``raw``.
+
+        Args:
+            sample_shape: Shape of a batch of samples, each with its own noise.
+            mask: Bool tensor that broadcasts to ``batch_shape``; where it is False, z is 0.
+            temperature: T of ``z = mu + T sigma eps``, a number or a 0-d tensor.
+            eps: Explicit noise, in the shape of the result.
+            generator: Source of the key, as in ``torch.randn``.
+            key: ``(seed, offset)``, a uint64 or int64 tensor of two elements.
+
+        Returns:
+            ``z`` of shape ``sample_shape + batch_shape`` and the dtype of ``mu``.
+        """
+        return functional.reparameterize(
+            self.mu, self.raw, scale=self._scale, mask=mask, temperature=temperature,
+            sample_shape=sample_shape, eps=eps, generator=generator, key=key,
+        )  # fmt: skip
+
+    def sample(self, sample_shape: int | Sequence[int] = torch.Size(), **options: Any) -> Tensor:
+        """:meth:`rsample`, with its arguments and without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, **options)
+
+    def rsample_kl(
+        self,
+        *,
+        prior: Prior | Normal | None = None,
+        reduction: str = "batchmean",
+        dim: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        free_bits: float | Tensor = 0.0,
+        balance: tuple[float | Tensor, float | Tensor] | None = None,
+        temperature: float | Tensor = 1.0,
+        sample_shape: int | Sequence[int] = (),
+        estimator: str = "analytic",
+        stop_q: bool = False,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        key: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A reparameterized sample and the KL from the prior, in one launch.
+
+        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`; a ``Normal``
+        is a prior, too. The gradient of packed moments is one packed tensor.
+        """
+        options: dict[str, Any] = {
+            "scale": self._scale, "prior": as_prior(prior, self.mu.device), "reduction": reduction,
+            "mask": mask, "free_bits": free_bits, "balance": balance, "temperature": temperature,
+            "sample_shape": sample_shape, "estimator": estimator, "stop_q": stop_q, "eps": eps,
+            "generator": generator, "key": key,
+        }  # fmt: skip
+        if self._packed is None:
+            return functional.reparameterize_kl(self.mu, self.raw, dim=dim, **options)
+        h, packed_dim = self._packed
+        return functional.reparameterize_kl_moments(h, dim=packed_dim, kl_dim=dim, **options)
+
+    def kl(
+        self,
+        *,
+        prior: Prior | Normal | None = None,
+        reduction: str = "batchmean",
+        dim: int | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        free_bits: float | Tensor = 0.0,
+        balance: tuple[float | Tensor, float | Tensor] | None = None,
+    ) -> Tensor:
+        """KL from the prior, by default the standard normal, in nats.
+
+        Arguments, result and errors are those of :func:`vae_fused.gaussian_kl`; a ``Normal`` is a
+        prior, too. ``torch.distributions.kl_divergence(q, p)`` is the same elementwise, and there
+        ``p`` may have more elements than ``q``.
+        """
+        return functional.gaussian_kl(
+            self.mu, self.raw, scale=self._scale, prior=as_prior(prior, self.mu.device),
+            reduction=reduction, dim=dim, mask=mask, free_bits=free_bits, balance=balance,
+        )  # fmt: skip
+
+    # ----------------------------------------------------------------------------------------------
+    # Densities: the shape that value and batch broadcast to
+    # ----------------------------------------------------------------------------------------------
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Log density :math:`-\frac12 (t^2 + \ln\sigma^2 + \ln 2\pi)`, :math:`t = (v-\mu)/\sigma`.
+
+        Args:
+            value: Any shape that broadcasts with ``batch_shape``.
+
+        Raises:
+            TypeError: ``value`` is not a tensor.
+            ValueError: Its shape does not broadcast, or it holds a NaN and ``validate_args`` is on.
+        """
+        t = self._standardized(value)
+        return -0.5 * (t * t + self._log_variance + LOG_2PI)
+
+    def nll(
+        self,
+        value: Tensor,
+        dim: int | Sequence[int] | None = None,
+        *,
+        reduction: str = "batchmean",
+    ) -> Tensor:
+        """Negative log likelihood of ``value`` in nats, reduced as a KL is: ``-log_prob``, summed.
+
+        Args:
+            value: As for :meth:`log_prob`.
+            dim: The dimensions to sum, of the broadcast shape; instead of ``reduction``.
+            reduction: As in :func:`vae_fused.gaussian_kl`.
+        """
+        nll = -self.log_prob(value)
+        reduction, dims, _ = check_reduction(nll, reduction, dim)
+        return reduce(nll, reduction, dims)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        r"""Probability of less than ``value``: :math:`\frac12 \mathrm{erfc}(-t / \sqrt 2)`."""
+        p: Tensor = 0.5 * torch.special.erfc(self._standardized(value) * -math.sqrt(0.5))
+        return p
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The ``value``-quantile; NaN outside of [0, 1]."""
+        check_value(value, self._batch_shape)
+        mu, sigma = _widen(self.mu), self._wide.sigma
+        quantile: Tensor = mu + sigma * torch.special.ndtri(_widen(value))
+        wide = torch.float32, torch.float64
+        return (
+            quantile if self.mu.dtype in wide or value.dtype in wide else quantile.to(self.mu.dtype)
+        )
+
+    def entropy(self) -> Tensor:
+        r"""Differential entropy :math:`\frac12 (1 + \ln 2\pi + \ln\sigma^2)`, in nats."""
+        return 0.5 * (1.0 + LOG_2PI) + 0.5 * self._log_variance
+
+    def _standardized(self, value: Tensor) -> Tensor:
+        value = self._point(value)
+        return (_widen(value) - _widen(self.mu)) * torch.exp(-0.5 * self._log_variance)
+
+    def _point(self, value: Tensor) -> Tensor:
+        """A point, checked."""
+        check_value(value, self._batch_shape)
+        if self._validate_args:
+            self._validate_sample(value)
+        return value
+
+
+def as_tensor(value: Tensor | float, other: Tensor | float) -> Tensor:
+    """A number as a tensor beside ``other``; what is no number is left to the checks.
+
+    Filled, not copied: a copy of a number to a GPU waits for it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value  # type: ignore[return-value]
+    if isinstance(other, Tensor):
+        return torch.full((), value, dtype=other.dtype, device=other.device)
+    return torch.full((), value, dtype=torch.get_default_dtype())
+
+
+def _widen(x: Tensor) -> Tensor:
+    """16-bit types compute in float32; integers are left to torch's promotion."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+# --------------------------------------------------------------------------------------------------
+# Another Gaussian is a prior
+# --------------------------------------------------------------------------------------------------
+
+
+def as_prior(p: Prior | Normal | None, device: torch.device) -> Prior | None:
+    """A ``Normal`` as the functions take it; what is none is left to their checks."""
+    return Prior(*_parameters(p, device)) if isinstance(p, Normal) else p
+
+
+def kl_between(q: Normal, p: Normal, **reduction: Any) -> Tensor:
+    """KL of q from p, reduced as :func:`vae_fused.gaussian_kl` does; either may be the larger."""
+    mu, raw, scale = _parameters(q, p.mean.device)
+    prior = Prior(*_parameters(p, mu.device))
+    if not expands(p._batch_shape, q._batch_shape):
+        mu, raw, _ = torch.broadcast_tensors(mu, raw, p.mean)
+    return functional.gaussian_kl(mu, raw, scale=scale, prior=prior, **reduction)
+
+
+def _parameters(p: Normal, device: torch.device) -> tuple[Tensor, Tensor, Scale]:
+    """Mean, raw scale, and how it is read. 0-d tensors of the CPU, ``Normal(0.0, 1.0)``'s say, go
+    along with any device, as elsewhere in torch.
+    """
+    if isinstance(p, FusedNormal):
+        mean, raw, scale = p.mu, p.raw, p._scale
+    else:
+        mean, raw, scale = p.loc, p.scale, as_scale("std")
+    if mean.dim() == 0 and device.type != "cpu":
+        mean, raw = mean.to(device), raw.to(device)
+    return mean, raw, scale
+
+
+def _elementwise(q: Normal, p: Normal) -> Tensor:
+    return kl_between(q, p, reduction="none")
+
+
+register_kl(FusedNormal, FusedNormal)(_elementwise)
+register_kl(FusedNormal, Normal)(_elementwise)
+register_kl(Normal, FusedNormal)(_elementwise)

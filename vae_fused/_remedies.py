@@ -1,0 +1,19 @@
+"""What messages say about an argument of another type than they want, and what to pass instead."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["WANTS_BOOL", "kind_of"]
+
+WANTS_BOOL = "bool; pass mask.bool(), or multiply the result of reduction='none' by weights"
+
+
+def kind_of(value: object) -> str:
+    """The type of a value, and what to pass instead if it is known to contain a tensor."""
+    name = type(value).__name__
+    if isinstance(getattr(value, "value", None), Tensor):  # a keras.Variable of the torch backend
+        return f"{name}; pass its .value, which is a Tensor"
+    if type(value).__module__ == "numpy" and hasattr(value, "__array__"):
+        return f"{name}; pass torch.as_tensor of it"
+    return name

@@ -1,0 +1,365 @@
+"""What the stand-ins for diffusers' posteriors share: their attributes, their samples, their noise.
+
+In diffusers, each attribute of a posterior is computed when the posterior is made, and is an
+ordinary attribute from then on. Users assign to it and modify it in place, and ``sample``, ``kl``
+and ``nll`` use its current value. Here, an attribute is computed when it is first read. As long as
+the attributes that a method depends on have not been changed, the method is one fused call on the
+encoder's output. Otherwise it evaluates diffusers' formula on the attributes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vae_fused import functional
+from vae_fused.distributions import DiagonalGaussian
+from vae_fused.options import Scale
+
+__all__ = [
+    "LATENT_DIMS",
+    "LOG_2PI",
+    "Posterior",
+    "State",
+    "as_tuple",
+    "default_dims",
+    "is_point",
+    "kl_by_formula",
+    "moments",
+    "reduction",
+    "untouched",
+    "widen",
+]
+
+LATENT_DIMS = (1, 2, 3)  # of images, (B, C, H, W)
+LOG_2PI = 1.8378770664093453
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Read(NamedTuple):
+    """An attribute as it was computed, by which a later change is recognised."""
+
+    value: Tensor
+    version: int | None  # of the tensor's memory; None if changes cannot be seen
+
+
+class State:
+    """What a posterior was made of, and what has been computed from it."""
+
+    __slots__ = ("deterministic", "grad", "halves", "kl", "packed", "read", "shares_launch")
+
+    def __init__(
+        self,
+        packed: Tensor | None = None,
+        halves: tuple[Tensor, Tensor] | None = None,
+        deterministic: bool = False,
+        shares_launch: bool = False,
+    ) -> None:
+        self.packed = packed
+        self.halves = halves
+        self.deterministic = deterministic
+        self.shares_launch = shares_launch
+        self.grad = torch.is_grad_enabled()  # diffusers computes everything in this mode
+        self.read: dict[str, Read] = {}
+        self.kl: Tensor | None = None  # computed with the last sample, for the next kl()
+
+
+class Posterior:
+    """A diagonal Gaussian with ordinary attributes, and fused functions where these are unchanged.
+
+    The methods are also installed in diffusers' own classes, whose instances may have been made
+    before that, by diffusers' constructor, or by unpickling. These have no ``_state`` and have all
+    attributes.
+    """
+
+    _LAW: ClassVar[Scale]
+    _RAW: ClassVar[str | None] = None  # the name of the second half, if it is an attribute
+    _ATTRIBUTES: ClassVar[tuple[str, ...]] = ("mean", "logvar", "std", "var")
+    _share_launch: ClassVar[bool] = False
+
+    _state: State
+    parameters: Tensor
+    mean: Tensor
+    logvar: Tensor
+    std: Tensor
+    var: Tensor
+    deterministic: bool
+
+    def __getattr__(self, name: str) -> Any:
+        """Compute an attribute that is read for the first time; from then on it is ordinary."""
+        state = self.__dict__.get("_state")
+        if state is None or name not in self._ATTRIBUTES:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        mean, raw = self._halves()
+        if name == "mean" or name == self._RAW:
+            value = mean if name == "mean" else raw
+            state.read[name] = Read(value, 0)
+        else:
+            # With the gradient that it would have, had it been computed in advance.
+            with torch.set_grad_enabled(state.grad):
+                value = self._derived(name, mean, raw)
+            state.read[name] = Read(value, _version(value))
+        setattr(self, name, value)
+        return value
+
+    def _derived(self, name: str, mean: Tensor, raw: Tensor) -> Tensor:
+        if self._state.deterministic and name != "logvar":
+            return torch.zeros_like(mean)
+        q = DiagonalGaussian(mean, raw, scale=self._LAW)
+        value = {"logvar": "logvar", "std": "stddev", "var": "variance"}[name]
+        found: Tensor = getattr(q, value)
+        return found
+
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        """Mean and raw scale as they were given: views, made once."""
+        state = self._state
+        if state.halves is None:
+            assert state.packed is not None
+            if torch.is_grad_enabled() == state.grad:
+                mean, raw = _split(state.packed)
+            else:
+                with torch.set_grad_enabled(state.grad):
+                    mean, raw = _split(state.packed)
+            state.halves = mean, raw
+        return state.halves
+
+    def _is_touched(self, *names: str) -> bool:
+        """Whether one of these attributes may not be what it was made as.
+
+        A mean that is modified in place remains the memory that the fused functions read.
+        """
+        attributes = self.__dict__
+        state = attributes.get("_state")
+        if state is None:
+            return True
+        for name in names:
+            if name in attributes:
+                read = state.read.get(name)
+                if read is None or attributes[name] is not read.value:
+                    return True
+                if name != "mean" and (
+                    read.version is None or read.version != _version(read.value)
+                ):
+                    return True
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes of diffusers' class, so that a pickle needs neither patch nor package."""
+        self._compute_all()
+        return {name: value for name, value in self.__dict__.items() if name != "_state"}
+
+    def _compute_all(self) -> None:
+        """Compute what has not been read, so that diffusers' own methods find it."""
+        if "_state" in self.__dict__:
+            for name in self._ATTRIBUTES:
+                getattr(self, name)
+
+    def sample(self, generator: Generators = None) -> Tensor:
+        """A reparameterized sample, ``(B, C, ...)`` in the dtype of ``parameters``.
+
+        Args:
+            generator: A generator on the device of ``parameters`` or on the CPU, from where the
+                noise is then copied; or a list with one for each item of the batch, or with one
+                alone.
+
+        Raises:
+            TypeError: ``generator`` is neither of these.
+            ValueError: A generator on a GPU for parameters elsewhere, or a list of wrong length.
+        """
+        if self._is_touched("mean", "std"):
+            like = self.__dict__.get("parameters", self.mean)
+            return self.mean + self.std * randn(self.mean.shape, like, generator)
+        state = self._state
+        eps = None
+        if generator is not None:
+            eps = randn(
+                self._shape(), self.mean if state.packed is None else state.packed, generator
+            )
+        if state.deterministic:
+            return self.mean.clone()
+        if state.shares_launch and state.packed is not None:
+            z, state.kl = self._sample_and_kl(eps)
+            return z
+        if (
+            eps is None
+            and state.packed is not None
+            and torch.is_grad_enabled()
+            and self._packed().requires_grad
+        ):
+            # The operator of both, for the sake of its gradient: that of the packed tensor.
+            return self._sample_and_kl(None)[0]
+        mean, raw = self._halves()
+        return functional.reparameterize(mean, raw, scale=self._LAW, eps=eps)
+
+    def mode(self) -> Tensor:
+        """The mean."""
+        return self.mean
+
+    def _sample_and_kl(self, eps: Tensor | None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _shape(self) -> tuple[int, ...]:
+        """The shape of the mean, which need not be made for it."""
+        state = self.__dict__.get("_state")
+        if state is None or state.packed is None or "mean" in self.__dict__:
+            return tuple(self.mean.shape)
+        batch, channels, *sizes = state.packed.shape
+        return (batch, channels // 2, *sizes)
+
+    def _packed(self) -> Tensor:
+        """``parameters`` as given, without their gradient if it was off when they were."""
+        state = self._state
+        assert state.packed is not None
+        return state.packed if state.grad else state.packed.detach()
+
+    def _take_kl(self) -> Tensor | None:
+        """The KL from the launch of the last sample, for one use; None if it lacks a gradient."""
+        state = self._state
+        kl, state.kl = state.kl, None
+        if kl is None or kl.requires_grad != (
+            torch.is_grad_enabled() and self._packed().requires_grad
+        ):
+            return None
+        return kl
+
+    def _zero(self) -> Tensor:
+        """The KL of a deterministic posterior."""
+        dtype = torch.float64 if self.mean.dtype == torch.float64 else torch.float32
+        return self.mean.new_zeros(1, dtype=dtype)
+
+
+def widen(x: Any) -> Any:
+    """16-bit types are summed in float32; a number may have been assigned, too."""
+    is_narrow = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if is_narrow else x
+
+
+def _split(h: Tensor) -> tuple[Tensor, Tensor]:
+    mean, raw = h.chunk(2, 1)
+    return mean, raw
+
+
+def _version(value: Tensor) -> int | None:
+    """How often a tensor's memory was written to. A compiler and inference mode do not count."""
+    if torch.compiler.is_compiling() or value.is_inference():
+        return None
+    return value._version
+
+
+# --------------------------------------------------------------------------------------------------
+# diffusers' formulas, on attributes that were assigned
+# --------------------------------------------------------------------------------------------------
+
+
+def moments(q: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and log variance, in the dtype in which they are summed."""
+    mean = widen(q.mean)
+    is_narrow = mean.dtype != q.mean.dtype
+    if is_narrow and (wide := _widened(q)) is not None:
+        return mean, wide.variance, wide.logvar
+    return mean, widen(q.var), widen(q.logvar)
+
+
+def _widened(q: Any) -> DiagonalGaussian | None:
+    """The law in float32, as a variance may overflow float16; None if that is assigned."""
+    if not hasattr(type(q), "_is_touched") or q._is_touched("var", "logvar"):
+        return None
+    if q._state.deterministic:
+        return None
+    mean, raw = q._halves()
+    return DiagonalGaussian(widen(mean), widen(raw), scale=q._LAW)
+
+
+def kl_by_formula(q: Any, dims: int | Sequence[int], other: Any = None) -> Tensor:
+    mean, var, logvar = moments(q)
+    if other is None:
+        return 0.5 * (mean**2 + var - 1.0 - logvar).sum(as_tuple(dims))
+    m, prior_var, prior_logvar = moments(other)
+    squares = (mean - m) ** 2 / prior_var + var / prior_var
+    return 0.5 * (squares - 1.0 - logvar + prior_logvar).sum(as_tuple(dims))
+
+
+def is_point(other: Any) -> bool:
+    """Whether the variance of ``other`` is 0."""
+    if not isinstance(other, Posterior) and not hasattr(type(other), "_is_touched"):
+        return bool(getattr(other, "deterministic", False))
+    state = other.__dict__.get("_state")
+    return state is not None and state.deterministic and not other._is_touched("var")
+
+
+def untouched(other: Any) -> DiagonalGaussian | None:
+    """``other`` as it was made; None if an attribute may have been assigned since."""
+    if hasattr(type(other), "_is_touched"):
+        if other._is_touched("mean", "logvar", "var"):
+            return None
+        return DiagonalGaussian(*other._halves(), scale=other._LAW)
+    if hasattr(other, "var"):
+        return None
+    return DiagonalGaussian(other.mean, other.logvar)
+
+
+# --------------------------------------------------------------------------------------------------
+# Dimensions
+# --------------------------------------------------------------------------------------------------
+
+
+def default_dims(ndim: int, name: str) -> tuple[int, ...]:
+    if ndim > 4 and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"latents of {ndim} dimensions are summed over {LATENT_DIMS}, as diffusers does, "
+            f"which is not the sum over a sample; pass {name}={tuple(range(1, ndim))} for that",
+            stacklevel=3,
+        )
+    return LATENT_DIMS if ndim >= 4 else tuple(range(1, ndim))
+
+
+def reduction(ndim: int, dim: int | Sequence[int] | None) -> dict[str, Any]:
+    """The arguments that sum a KL over ``dim``, by default over the dimensions of an image."""
+    if dim is not None:
+        return {"dim": dim}
+    return {"dim": LATENT_DIMS} if ndim > 4 else {"reduction": "sample"}
+
+
+def as_tuple(dims: int | Sequence[int]) -> tuple[int, ...]:
+    return (dims,) if isinstance(dims, int) else tuple(dims)
+
+
+# --------------------------------------------------------------------------------------------------
+# The noise that diffusers' ``randn_tensor`` draws
+# --------------------------------------------------------------------------------------------------
+
+
+def randn(shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
+    """Noise of the dtype and device of ``like``."""
+    if generator is None:
+        return torch.randn(shape, dtype=like.dtype, device=like.device)
+    if isinstance(generator, torch.Generator):
+        return _randn(shape, like, generator)
+    generators = list(generator)
+    if len(generators) == 1:
+        return _randn(shape, like, generators[0])
+    if len(generators) != shape[0]:
+        raise ValueError(
+            f"generator must be a list with one for each of the batch's {shape[0]} items, or with "
+            f"one alone, got {len(generators)}"
+        )
+    return torch.cat([_randn((1, *shape[1:]), like, g) for g in generators])
+
+
+def _randn(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator or a list of them, got {type(generator).__name__}"
+        )
+    device = like.device if generator.device.type == like.device.type else generator.device
+    if device.type not in ("cpu", like.device.type):
+        raise ValueError(
+            f"generator must be on {like.device}, as parameters are, or on cpu, got "
+            f"{generator.device}"
+        )
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

@@ -1,0 +1,61 @@
+"""The distributions of this package as sites of Pyro.
+
+``pyro.sample`` takes distributions with Pyro's own methods, such as ``mask`` and ``to_event``. The
+distributions of torch lack them. :func:`site` adds them to a distribution, and the classes here
+have them:
+
+    import pyro
+    from vae_fused.compat.pyro import DiagonalGaussian, site
+
+    pyro.sample("z", DiagonalGaussian(mu, logvar).to_event(1))
+    pyro.sample("z", site(q))
+
+Samples and KLs are the fused ones, also those of ``TraceMeanField_ELBO``. Importing this module
+requires Pyro.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from vae_fused import distributions
+from vae_fused._normal import FusedNormal
+from vae_fused.compat import distributions as drop_in
+
+__all__ = ["DiagonalGaussian", "Normal", "site"]
+
+_Mixin: Any = importlib.import_module(
+    "pyro.distributions.torch_distribution"
+).TorchDistributionMixin
+
+
+class DiagonalGaussian(distributions.DiagonalGaussian, _Mixin):  # type: ignore[misc]
+    """:class:`vae_fused.DiagonalGaussian` with the methods of Pyro's distributions."""
+
+
+class Normal(drop_in.Normal, _Mixin):  # type: ignore[misc]
+    """:class:`vae_fused.compat.distributions.Normal` with the methods of Pyro's distributions."""
+
+
+def site(q: FusedNormal) -> Any:
+    """The same distribution as an argument of ``pyro.sample``; it shares the parameters of ``q``.
+
+    Args:
+        q: A :class:`vae_fused.DiagonalGaussian` or a
+            :class:`vae_fused.compat.distributions.Normal`. One of Pyro's is returned as it is.
+
+    Raises:
+        TypeError: ``q`` is another distribution.
+    """
+    if isinstance(q, _Mixin):
+        return q
+    for cls in (DiagonalGaussian, Normal):
+        if type(q) is cls.__bases__[0]:
+            new = cls.__new__(cls)
+            new.__dict__.update(q.__dict__)
+            return new
+    raise TypeError(
+        "q must be a vae_fused.DiagonalGaussian or a vae_fused.compat.distributions.Normal, got "
+        f"{type(q).__name__}; derive a class from it and from Pyro's TorchDistributionMixin"
+    )

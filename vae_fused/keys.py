@@ -1,0 +1,107 @@
+"""Keys of the stateless noise, and the noise of a key."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vae_fused._checks import DTYPES, check_key, check_shape
+from vae_fused._formulas.latent import philox
+from vae_fused.functional import reparameterize
+
+__all__ = ["key", "normal"]
+
+# "vae-key." in ASCII. It keeps the words of a derived key apart from the noise of its seed.
+_DOMAIN = 0x7661652D6B65792E
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def key(
+    seed: int | Tensor, /, *counters: int | Tensor, device: torch.device | str | None = None
+) -> Tensor:
+    """A key for a seed and any number of counters, such as the epoch, the step and the rank.
+
+    Keys of different arguments give independent noise, like ``jax.random.fold_in``: the seed and
+    the counters go through Philox (Salmon et al., SC 2011), one after the other. A training run
+    that makes its key from the step draws the same noise again when it is resumed.
+
+    ``torch.tensor([seed, step])`` is a valid key but not for that: the second number of a key counts
+    blocks of four normals, so the noise of step 1 is that of step 0 shifted by four elements.
+
+    Args:
+        seed: An integer from -2^63 to 2^64 - 1, or a 0-d integer tensor.
+        counters: Likewise. ``key(1)``, ``key(1, 0)`` and ``key(1, 0, 0)`` are different keys.
+        device: Where the key is made; default: the device of the tensors, or else the CPU. A key is
+            used on its own device. Nothing is copied to the host, so a 0-d tensor that a step
+            increments in place also works in compiled code and in a CUDA graph.
+
+    Returns:
+        ``(seed, offset)``, an int64 tensor of shape ``(2,)``.
+
+    Raises:
+        TypeError: An argument is neither an integer nor an integer tensor.
+        ValueError: An integer out of range, or a tensor that is not 0-d.
+
+    Example:
+        >>> for step in range(2):
+        ...     z, kl = vf.reparameterize_kl(torch.zeros(2), torch.zeros(2), key=vf.key(0, step))
+    """
+    tensors = [t for t in (seed, *counters) if isinstance(t, Tensor)]
+    if device is None:
+        device = tensors[0].device if tensors else "cpu"
+    state, offset = _integer("seed", seed, device), torch.zeros((), dtype=torch.int64, device=device)
+    state = state ^ _DOMAIN
+    for counter in (len(counters), *counters):
+        w0, w1, w2, w3 = philox(state, offset + _integer("counter", counter, device))
+        state, offset = w0 | (w1 << 32), w2 | (w3 << 32)
+    return torch.stack([state, offset])
+
+
+def normal(
+    key: Tensor, shape: int | Sequence[int], *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The standard normals of a key: the ``eps`` that a call with this key draws.
+
+    Args:
+        key: ``(seed, offset)``, a uint64 or int64 tensor of shape ``(2,)``; its device is that of
+            the result.
+        shape: Shape of the result. Element i in row-major order is normal i of the key's stream.
+        dtype: float32, float64, float16 or bfloat16. 16-bit numbers are float32's, rounded; float64
+            has a stream of its own.
+
+    Returns:
+        A tensor of ``shape`` and ``dtype``, without a gradient.
+
+    Raises:
+        TypeError, ValueError: Bad arguments.
+
+    Example:
+        >>> key = vf.key(0, 1)
+        >>> z = vf.reparameterize(torch.ones(3), torch.zeros(3), key=key)
+        >>> torch.testing.assert_close(z, 1.0 + vf.normal(key, 3))
+    """
+    check_key(key, key)
+    if dtype not in DTYPES:
+        names = ", ".join(str(d) for d in DTYPES)
+        raise TypeError(f"dtype must be one of {names}, got {dtype}")
+    zero = torch.zeros((), dtype=dtype, device=key.device).expand(check_shape("shape", shape))
+    return reparameterize(zero, zero, key=key)
+
+
+def _integer(name: str, value: int | Tensor, device: torch.device | str) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.dtype not in _INTEGERS:
+            raise TypeError(f"{name} must be an integer tensor, got {value.dtype}")
+        if value.dim() != 0:
+            raise ValueError(f"{name} must be a 0-d tensor, got shape {tuple(value.shape)}")
+        return value.to(device=device, dtype=torch.int64)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    number = operator.index(value)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"{name} must be between -2**63 and 2**64 - 1, got {number}")
+    signed = number - 2**64 if number >= 2**63 else number
+    return torch.full((), signed, dtype=torch.int64, device=device)

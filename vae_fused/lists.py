@@ -1,0 +1,160 @@
+"""The functions for a list of tensors: one launch for all of them.
+
+They check their arguments, then call a compiled operator or, where there is none, the functions for
+one tensor in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vae_fused import _ext
+from vae_fused import _keywords as kw
+from vae_fused._formulas import latent
+from vae_fused._list_checks import CheckedList, check_list, check_list_noise, priors_of
+from vae_fused._native import latent as native
+from vae_fused._overrides import call_override, has_override, parts
+from vae_fused.functional import gaussian_kl, reparameterize_kl
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["gaussian_kl_multi", "reparameterize_kl_multi"]
+
+_ops = torch.ops.vae_fused
+
+
+@kw.named(kw.MultiOptions)
+def reparameterize_kl_multi(
+    mus: Sequence[Tensor],
+    raws: Sequence[Tensor],
+    /,
+    *,
+    reduction: str = "sum",
+    eps: Sequence[Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    key: Tensor | None = None,
+    _reference: bool = False,
+    **options: Unpack[kw.MultiOptions],
+) -> tuple[list[Tensor], Tensor]:
+    r"""Samples of many diagonal Gaussians and the sum of their KLs, one launch for the whole list.
+
+    What the variational layers of a Bayesian network do in each step, a weight and a bias at a time
+    (Blundell et al. 2015): ``w = mu + ln(1 + e^rho) eps`` and the KL from a fixed prior. A prior
+    for all tensors is two numbers and no buffers. Backward is one launch, too, and keeps the inputs
+    alone.
+
+    Args:
+        mus: Means: tensors of any shapes, of one dtype (float32, float64, float16 or bfloat16) and
+            device. What is not contiguous is copied.
+        raws: Raw scales, each in the shape of its mean or broadcastable with it.
+        scale, mu_soft_clamp, free_bits, temperature: As in :func:`vae_fused.reparameterize_kl`, for
+            all tensors alike.
+        prior: A :class:`vae_fused.Prior` for all tensors, or a sequence with one for each, which
+            share one ``scale``. Its mean and its raw scale are numbers, or tensors that broadcast
+            to the shape of the posterior: pretrained weights, say, as the means (MOPED, Krishnan et
+            al. 2020, arXiv:1906.05323). Default: the standard normal. A prior that learns gets its
+            gradients from a launch for each tensor.
+        reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of each
+            tensor's mean, as bayesian-torch has it; that of an empty one is nan, as in torch.
+        eps: Explicit noise for each tensor. For comparison with other code: a call each.
+        generator: Source of the key, as in ``torch.randn``.
+        key: ``(seed, offset)``. Tensor k has the noise of a call of its own with the offset of the
+            first free block: ``offset + sum(ceil(n / 4))`` of the tensors before it (2 in float64).
+
+    Returns:
+        ``(zs, kl)``: a sample in the shape and dtype of each posterior, and a 0-d KL in nats,
+        float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl`; an empty list,
+            lists of different lengths, different dtypes or devices, priors with different scales.
+
+    Example:
+        >>> mus = [torch.zeros(64, 32), torch.zeros(64)]
+        >>> rhos = [torch.full((64, 32), -3.0), torch.full((64,), -3.0)]
+        >>> prior = vf.Prior(0.0, 0.1, "std")
+        >>> zs, kl = vf.reparameterize_kl_multi(mus, rhos, scale="softplus", prior=prior)
+    """
+    if has_override(*parts(mus), *parts(raws), *parts(eps), key, *options.values()):
+        return call_override(reparameterize_kl_multi, locals())
+    checked = check_list(mus, raws, options, kw.MultiOptions, reduction)
+    eps_list = check_list_noise(checked.mu, eps, generator, key)
+    if eps_list is not None or not _is_one_launch(checked, _reference):
+        noise = latent.noise_of_multi(checked.mu, eps_list, generator, key)
+        calls = zip(checked.mu, checked.raw, _options_of_each(checked, options), noise, strict=True)
+        more: Any = {"reduction": reduction, "_reference": _reference}
+        pairs = [reparameterize_kl(mu, raw, **own, **n, **more) for mu, raw, own, n in calls]
+        return [z for z, _ in pairs], torch.stack([kl for _, kl in pairs]).sum()
+    op = _ops.reparameterize_kl_multi
+    mu, raw, more = checked.mu, checked.raw, {"reduction": reduction, **checked.arguments()}
+    if key is None:
+        zs, kl, _ = op.generator(mu, raw, generator=generator, **more)
+    else:
+        zs, kl = op.default(mu, raw, key=key, **more)
+    return list(zs), kl
+
+
+@kw.named(kw.MultiKlOptions)
+def gaussian_kl_multi(
+    mus: Sequence[Tensor],
+    raws: Sequence[Tensor],
+    /,
+    *,
+    reduction: str = "sum",
+    _reference: bool = False,
+    **options: Unpack[kw.MultiKlOptions],
+) -> Tensor:
+    r"""The sum of the KLs of many diagonal Gaussians, one launch for the whole list.
+
+    The KL of :func:`vae_fused.reparameterize_kl_multi` without its samples: for a step in which
+    other code has drawn the weights, or for a regularizer that no sample needs. Backward is one
+    launch, too.
+
+    Args:
+        mus, raws, reduction, scale, mu_soft_clamp, prior, free_bits: As in
+            :func:`vae_fused.reparameterize_kl_multi`.
+
+    Returns:
+        A 0-d KL in nats, float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl_multi`.
+
+    Example:
+        >>> mus = [torch.zeros(64, 32), torch.zeros(64)]
+        >>> rhos = [torch.full((64, 32), -3.0), torch.full((64,), -3.0)]
+        >>> pretrained = [torch.randn(64, 32), torch.randn(64)]
+        >>> priors = [vf.Prior(w, 0.1, "std") for w in pretrained]
+        >>> kl = vf.gaussian_kl_multi(mus, rhos, scale="softplus", prior=priors)
+    """
+    if has_override(*parts(mus), *parts(raws), *options.values()):
+        return call_override(gaussian_kl_multi, locals())
+    checked = check_list(mus, raws, options, kw.MultiKlOptions, reduction)
+    if not _is_one_launch(checked, _reference):
+        calls = zip(checked.mu, checked.raw, _options_of_each(checked, options), strict=True)
+        more: Any = {"reduction": reduction, "_reference": _reference}
+        return torch.stack([gaussian_kl(mu, raw, **own, **more) for mu, raw, own in calls]).sum()
+    return _ops.gaussian_kl_multi.default(
+        checked.mu, checked.raw, reduction=reduction, **checked.arguments()
+    )
+
+
+def _is_one_launch(checked: CheckedList, reference: bool) -> bool:
+    """Whether the operators of lists compute a call."""
+    return (
+        not reference
+        and _ext.use_native(checked.mu[0].device.type)
+        and not native.is_transformed()
+        and not checked.learns_prior
+    )
+
+
+def _options_of_each(checked: CheckedList, options: Any) -> list[dict[str, Any]]:
+    """The options of a call for each tensor of a list."""
+    priors = priors_of(options.get("prior"), len(checked.mu))
+    return [{**options, "prior": prior} for prior in priors]
