@@ -16,7 +16,7 @@ import sys
 from vae_fused._version import __version__
 
 try:
-    from vae_fused import functional, likelihoods, nn, reference
+    from vae_fused import export, functional, likelihoods, nn, reference
     from vae_fused.distributions import DiagonalGaussian
     from vae_fused.elbo import ELBOTerms, elbo_loss
     from vae_fused.functional import (
@@ -46,6 +46,7 @@ __all__ = [
     "Scale",
     "__version__",
     "elbo_loss",
+    "export",
     "functional",
     "gaussian_kl",
     "gaussian_kl_multi",

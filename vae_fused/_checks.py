@@ -27,6 +27,7 @@ from vae_fused._scalar_checks import (
     check_free_bits,
     take_scalars,
 )
+from vae_fused._tracing import break_at_generator
 from vae_fused.options import (
     PLAIN,
     CheckedPrior,
@@ -315,10 +316,8 @@ def check_noise(
     """Check where the noise comes from; return eps, if given, in the dtype of mu."""
     if eps is None and generator is None and key is None:
         return None
-    given = [
-        name for name, value in (("eps", eps), ("generator", generator), ("key", key))
-        if value is not None
-    ]  # fmt: skip
+    sources = {"eps": eps, "generator": generator, "key": key}
+    given = [name for name, value in sources.items() if value is not None]
     if len(given) > 1:
         raise ValueError(f"give one of eps, generator and key, got {' and '.join(given)}")
     if eps is not None:
@@ -329,6 +328,7 @@ def check_noise(
         theirs, index = generator.device, mu.device.index
         if theirs.type != mu.device.type or not (theirs.index is None or theirs.index == index):
             raise RuntimeError(f"generator is for {generator.device}, mu is on {mu.device}")
+        break_at_generator()
     if key is not None:
         check_key(mu, key)
     return None

@@ -14,6 +14,7 @@ from vae_fused._likelihood import Call, KlTerm, Likelihood
 from vae_fused._likelihood_checks import check_grad, check_nll
 from vae_fused._numbers import check_choice, check_not_negative
 from vae_fused._remedies import kind_of
+from vae_fused._scalar_checks import without_symbol
 
 REDUCTIONS = ("batchmean", "sum", "mean", "sample")
 FREE_BITS_PER = ("element", "sample", "dimension")
@@ -140,6 +141,7 @@ def check_weight(name: str, value: float | Tensor) -> float | Tensor:
 
 def _placed(name: str, value: float | Tensor, first: Tensor) -> float | Tensor:
     """A tensor on the device of the loss and in its dtype."""
+    value = without_symbol(value, first)
     if not isinstance(value, Tensor):
         return value
     if value.device != first.device and value.device.type != "cpu":

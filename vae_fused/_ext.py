@@ -120,12 +120,15 @@ def use_native(device_type: str) -> bool:
 
     Returns:
         True if so. False if plain PyTorch is to be used, after one RuntimeWarning per type of
-        device, unless VAE_FUSED_BACKEND=torch asked for it.
+        device, unless VAE_FUSED_BACKEND=torch asked for it. False in an export to ONNX, whose
+        runtime has no kernels of ours.
 
     Raises:
         RuntimeError: not served, and VAE_FUSED_STRICT=1 or VAE_FUSED_BACKEND=native forbids to
             fall back.
     """
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return False
     return _served.get(device_type, False) or _decline(device_type)
 
 

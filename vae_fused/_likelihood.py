@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vae_fused import _ext
 from vae_fused._numbers import check_choice
+from vae_fused._restored import Restored
 from vae_fused.options import Scale, as_scale, pairs, unpaired
 
 T = TypeVar("T")
@@ -81,7 +82,7 @@ _DEFAULT_KINDS: dict[str, Likelihood] = {}  # what a string means, made when it 
 
 
 @dataclass(frozen=True, repr=False)
-class Likelihood:
+class Likelihood(Restored):
     """Base of the kinds. Every kind has these two options.
 
     Args:
@@ -121,13 +122,6 @@ class Likelihood:
         self.check()
         object.__setattr__(self, "packed", self._pack() if self.has_operator else None)
         object.__setattr__(self, "output_count", len(self.outputs))
-
-    # What is packed is no part of the value: it is neither compared nor shown nor pickled.
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        type(self).__init__(self, **state)
 
     def check(self) -> None:
         """Raise for options that are wrong."""

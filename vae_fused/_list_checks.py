@@ -110,7 +110,9 @@ def prior_arguments(priors: list[CheckedPrior]) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, values in fields.items():
         tensors = [value if isinstance(value, Tensor) else None for value in values]
-        arguments[name] = tensors if any(t is not None for t in tensors) else []
+        # The file of an AOTInductor package has no notation for an empty list of optional tensors.
+        is_listed = torch.compiler.is_exporting() or any(t is not None for t in tensors)
+        arguments[name] = tensors if is_listed else []
         fields[name] = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
     pairs = list(zip(fields["prior_mean"], fields["prior_raw"], strict=True))
     differ = any(pair != pairs[0] for pair in pairs) or any(map(len, arguments.values()))

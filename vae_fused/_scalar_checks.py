@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from vae_fused._numbers import check_number
+from vae_fused._numbers import check_not_negative, check_number
 
-__all__ = ["MAY_BE_SCALARS", "check_balance", "check_free_bits", "take_scalars"]
+__all__ = [
+    "MAY_BE_SCALARS", "check_balance", "check_free_bits", "is_scalar", "take_scalars",
+    "without_symbol",
+]  # fmt: skip
 
 MAY_BE_SCALARS = frozenset(("temperature", "free_bits", "balance"))
 
@@ -29,15 +33,14 @@ def take_scalars(given: dict[str, Any], mu: Tensor) -> None:
     They are then on the device of ``mu`` and of the dtype that the arithmetic has there.
     """
     scalars: dict[str, Tensor] = {}
-    for name in ("temperature", "free_bits"):
-        # A float, the usual one, first: isinstance of a Tensor takes 0.1 us.
-        if name in given and type(given[name]) is not float and isinstance(given[name], Tensor):
-            scalars[name] = _check_scalar(name, given.pop(name), mu)
+    for name, check in (("temperature", check_not_negative), ("free_bits", check_free_bits)):
+        if name in given and is_scalar(given[name]):
+            scalars[name] = _as_scalar(name, given.pop(name), mu, check)
     if "balance" in given and isinstance(balance := given["balance"], Sequence):
         for (name, shown), weight in zip(_OF_BALANCE, balance, strict=False):
-            if isinstance(weight, Tensor):
-                scalars[name] = _check_scalar(shown, weight, mu)
-        given["balance"] = [1.0 if isinstance(weight, Tensor) else weight for weight in balance]
+            if is_scalar(weight):
+                scalars[name] = _as_scalar(shown, weight, mu, check_number)
+        given["balance"] = [1.0 if is_scalar(weight) else weight for weight in balance]
     if scalars:
         given["scalars"] = scalars
 
@@ -50,6 +53,42 @@ def check_balance(name: str, balance: tuple[float, float]) -> tuple[float, float
 
 def check_free_bits(name: str, value: float) -> float:
     return check_number(name, value, "a number of nats, at least 0", low=0.0)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether the operators take an option as a tensor: if it is one, or a number that changes.
+
+    After a number has changed, torch.compile traces the function again with a symbol in its place.
+    In an operator's list of numbers the symbol would become a constant, and each new number would
+    be compiled anew.
+    """
+    if type(value) in (float, int):  # first, because isinstance of a Tensor takes 0.1 us
+        return torch.compiler.is_compiling() and not has_static_value(value)
+    return isinstance(value, Tensor)
+
+
+def _as_scalar(
+    name: str, value: float | Tensor, mu: Tensor, check: Callable[[str, float], float]
+) -> Tensor:
+    if isinstance(value, Tensor):
+        return _check_scalar(name, value, mu)
+    check(name, value)
+    scalar: Tensor = without_symbol(value, mu)
+    return scalar
+
+
+def without_symbol(value: float | Tensor, like: Tensor) -> Any:
+    """A number that changes as a 0-d tensor, in the dtype of the arithmetic on ``like``.
+
+    A product is what torch.compile can compute from a symbol without making it a constant.
+    """
+    if isinstance(value, Tensor) or not is_scalar(value):
+        return value
+    return like.new_ones((), dtype=_dtype_of_scalars(like)) * value
+
+
+def _dtype_of_scalars(mu: Tensor) -> torch.dtype:
+    return torch.float64 if mu.dtype == torch.float64 else torch.float32
 
 
 def _check_scalar(name: str, value: Tensor, mu: Tensor) -> Tensor:
@@ -65,7 +104,7 @@ def _check_scalar(name: str, value: Tensor, mu: Tensor) -> Tensor:
             f"{name} must not require a gradient, because none is computed; pass it with .detach()"
             f"{_LEARNED.get(name, '')}"
         )
-    dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
+    dtype = _dtype_of_scalars(mu)
     if value.device != mu.device:
         if value.device.type != "cpu":
             raise RuntimeError(f"{name} is on {value.device}, mu on {mu.device}; want one device")

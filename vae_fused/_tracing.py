@@ -28,6 +28,21 @@ def register() -> None:
         torch.library.register_torch_dispatch(name, ProxyTorchDispatchMode, _trace_and_save)
 
 
+def break_at_generator() -> None:
+    """Break the graph of torch.compile at a call with a generator, and name the remedy.
+
+    Dynamo has no representation of a ``torch.Generator``. Without this it would break the graph at
+    the operator and say so in terms of its own. With ``fullgraph=True`` a break is an error.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        torch._dynamo.graph_break(
+            msg="vae_fused: generator must be None in a compiled graph, because torch.compile does "
+            "not trace a torch.Generator; draw a key before the compiled function, key = "
+            "torch.randint(2**62, (2,), generator=generator, device=generator.device), and pass "
+            "it as key="
+        )
+
+
 def _trace_and_save(mode: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     import torch._functorch.config as functorch_config
 

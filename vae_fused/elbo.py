@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vae_fused import _keywords as kw
@@ -15,6 +16,8 @@ from vae_fused._formulas.gaussian import clamped
 from vae_fused._formulas.latent import widen
 from vae_fused._likelihood import Call, KlTerm, Likelihood
 from vae_fused._native import likelihood as _native
+from vae_fused._overrides import call_override, has_override, parts
+from vae_fused._scalar_checks import without_symbol
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,6 +35,9 @@ class ELBOTerms(NamedTuple):
     loss: Tensor
     reconstruction: Tensor
     kl: Tensor
+
+
+torch.serialization.add_safe_globals([ELBOTerms])
 
 
 @kw.named(kw.KlOptions)
@@ -130,6 +136,9 @@ def elbo_loss(
         usual = _native.try_unprepared_with_kl(output, target, likelihood, reduction, term, grad)
         if usual is not None:
             return ELBOTerms(*usual)
+    tensors = (target, mu, raw, kl, beta, capacity, target_mask, weight, library)
+    if has_override(*parts(output), *tensors, *options.values()):
+        return call_override(elbo_loss, locals())
     call = check_elbo(
         output, target, likelihood, reduction=reduction, grad=grad, mask=target_mask,
         weight=weight, library=library,
@@ -179,6 +188,9 @@ def _divergence(
     is_floored = isinstance(free_bits, Tensor) or free_bits > 0.0
     of_dimension = is_floored and free_bits_per == "dimension"
     of_sample = is_floored and free_bits_per == "sample"
+    given = kl if mu is None else mu
+    assert given is not None
+    free_bits = without_symbol(free_bits, given)
     if mu is not None and raw is not None:
         if of_sample or of_dimension:
             options = {name: value for name, value in options.items() if name != "free_bits"}

@@ -25,6 +25,7 @@ from vae_fused._checks import (
 from vae_fused._formulas import latent
 from vae_fused._native import latent as native
 from vae_fused._native import registration
+from vae_fused._overrides import call_override, has_override
 from vae_fused.options import Options
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ def reparameterize_kl(
 
     **Options that change during training** (``free_bits``, ``temperature``, the weights of
     ``balance``) may be 0-d tensors: a schedule then changes a value in place, and compiled code and
-    CUDA graphs read it without being made anew. They get no gradient, so one that requires it is
-    refused: ``.detach()`` it. Their values are not read by the host, so none is refused: a
-    ``free_bits`` below 0 acts as 0, a negative T mirrors the noise. A 0-d tensor of the CPU goes
-    along with any device, but a captured CUDA graph sees those of its device alone.
+    CUDA graphs read it without being made anew. A number that changes is compiled twice. Tensors
+    get no gradient, so one that requires it is refused: ``.detach()`` it. Their values are not read
+    by the host, so none is refused: a ``free_bits`` below 0 acts as 0, a negative T mirrors the
+    noise. A 0-d tensor of the CPU goes along with any device, but a captured CUDA graph sees those
+    of its device alone.
 
     Args:
         mu: Mean of the posterior, any shape; float32, float64, float16 or bfloat16, any strides.
@@ -139,6 +141,8 @@ def reparameterize_kl(
         both = native.try_sample_and_kl(mu, raw, options, generator, reduction)
         if both is not None:
             return both
+    if has_override(mu, raw, eps, key, *options.values()):
+        return call_override(reparameterize_kl, locals())
     mu, raw, call = check_call(mu, raw, options, kw.LatentOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
     reduced = check_reduction(mu, reduction, dim, call.mask)
@@ -190,6 +194,8 @@ def reparameterize_kl_moments(
         both = native.try_moments(h, dim, options, generator, reduction)
         if both is not None:
             return both
+    if has_override(h, eps, key, *options.values()):
+        return call_override(reparameterize_kl_moments, locals())
     mu, raw, dim = check_moments(h, dim)
     mu, raw, call = check_call(mu, raw, options, kw.LatentOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
@@ -234,6 +240,8 @@ def reparameterize(
         sample = native.try_sample(mu, raw, options, generator)
         if sample is not None:
             return sample
+    if has_override(mu, raw, eps, key, *options.values()):
+        return call_override(reparameterize, locals())
     mu, raw, call = check_call(mu, raw, options, kw.SampleOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
     if _reference or not _ext.use_native(mu.device.type):
@@ -272,6 +280,8 @@ def gaussian_kl(
         kl = native.try_kl(mu, raw, options, reduction)
         if kl is not None:
             return kl
+    if has_override(mu, raw, *options.values()):
+        return call_override(gaussian_kl, locals())
     mu, raw, call = check_call(mu, raw, options, kw.KlOptions)
     return _divergence(mu, raw, call, check_reduction(mu, reduction, dim, call.mask), _reference)
 
@@ -307,6 +317,8 @@ def sampled_kl(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
     """
+    if has_override(z, raw, *options.values()):
+        return call_override(sampled_kl, locals())
     z, raw, call = check_call(z, raw, options, kw.SampledKlOptions, mu_name="z", linear=-1.0)
     return _divergence(z, raw, call, check_reduction(z, reduction, dim, call.mask), _reference)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vae_fused._checks import check_device, check_reduction, check_tensor, promoted
 from vae_fused._formulas.latent import widen
 from vae_fused._numbers import check_choice, check_number
+from vae_fused._overrides import call_override, has_override
 
 __all__ = ["IWAETerms", "check_iwae_options", "iwae_loss"]
 
@@ -34,6 +35,9 @@ class IWAETerms(NamedTuple):
     loss: Tensor
     ess: Tensor
     weights: Tensor
+
+
+torch.serialization.add_safe_globals([IWAETerms])
 
 
 def iwae_loss(
@@ -138,6 +142,8 @@ def iwae_loss(
         >>> nll = vf.nll(z, x, "bernoulli", dim=-1)
         >>> loss, ess, _ = vf.iwae_loss(nll, log_ratio)
     """
+    if has_override(nll, log_ratio, elbo_weight):
+        return call_override(iwae_loss, locals())
     check_iwae_options(groups, elbo_weight, gradient, reduction)
     dim = _check_samples(nll, log_ratio, dim, groups)
     dtype = promoted(nll, log_ratio)

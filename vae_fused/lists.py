@@ -17,6 +17,7 @@ from vae_fused import _keywords as kw
 from vae_fused._formulas import latent
 from vae_fused._list_checks import CheckedList, check_list, check_list_noise, priors_of
 from vae_fused._native import latent as native
+from vae_fused._overrides import call_override, has_override, parts
 from vae_fused.functional import gaussian_kl, reparameterize_kl
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def reparameterize_kl_multi(
         >>> prior = vf.Prior(0.0, 0.1, "std")
         >>> zs, kl = vf.reparameterize_kl_multi(mus, rhos, scale="softplus", prior=prior)
     """
+    if has_override(*parts(mus), *parts(raws), *parts(eps), key, *options.values()):
+        return call_override(reparameterize_kl_multi, locals())
     checked = check_list(mus, raws, options, kw.MultiOptions, reduction)
     eps_list = check_list_noise(checked.mu, eps, generator, key)
     if eps_list is not None or not _is_one_launch(checked, _reference):
@@ -129,6 +132,8 @@ def gaussian_kl_multi(
         >>> priors = [vf.Prior(w, 0.1, "std") for w in pretrained]
         >>> kl = vf.gaussian_kl_multi(mus, rhos, scale="softplus", prior=priors)
     """
+    if has_override(*parts(mus), *parts(raws), *options.values()):
+        return call_override(gaussian_kl_multi, locals())
     checked = check_list(mus, raws, options, kw.MultiKlOptions, reduction)
     if not _is_one_launch(checked, _reference):
         calls = zip(checked.mu, checked.raw, _options_of_each(checked, options), strict=True)

@@ -14,6 +14,7 @@ from vae_fused._formulas import reconstruction
 from vae_fused._likelihood import KINDS, Call, Likelihood
 from vae_fused._likelihood_checks import check_grad, check_nll
 from vae_fused._native import likelihood as _native
+from vae_fused._overrides import call_override, has_override, parts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -93,6 +94,8 @@ def nll(
         loss = _native.try_unprepared(output, target, likelihood, reduction, grad)
         if loss is not None:
             return loss
+    if has_override(*parts(output), target, mask, weight, library):
+        return call_override(nll, locals())
     call = check_nll(
         output, target, likelihood, reduction=reduction, dim=dim, mask=mask, weight=weight,
         library=library,
@@ -134,6 +137,8 @@ def gaussian_log_prob(
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl`.
     """
+    if has_override(value, mu, raw, *options.values()):
+        return call_override(gaussian_log_prob, locals())
     value, mu, raw, scale, mask = check_density(value, mu, raw, options)
     reduced = check_reduction(value, reduction, dim, mask, default="none")
     call = Call(_gaussian(scale), (mu, raw), value, mask, None, None, *reduced)

@@ -28,6 +28,7 @@ from vae_fused._keywords import LatentOptions, SampleOptions, chosen
 from vae_fused._learned_prior import LearnedPrior
 from vae_fused._likelihood import Likelihood, as_likelihood
 from vae_fused._numbers import check_choice
+from vae_fused._overrides import call_override, has_override
 from vae_fused._remedies import kind_of
 from vae_fused.elbo import ELBOTerms, elbo_loss, elbo_of_reconstruction
 from vae_fused.likelihoods import Bernoulli, Gaussian
@@ -132,11 +133,17 @@ class Reparameterize(_WithOptions):
             return functional.reparameterize(
                 mu, logvar, **options, eps=eps, generator=generator, key=key
             )
-        mu, _, checked = check_call(mu, logvar, options, SampleOptions)
-        return latent.mean(mu, checked)
+        return _mean(mu, logvar, options)
 
     def extra_repr(self) -> str:
         return _repr(self.options)
+
+
+def _mean(mu: Tensor, logvar: Tensor, options: dict[str, Any]) -> Tensor:
+    if has_override(mu, logvar):
+        return call_override(_mean, locals())
+    mu, _, checked = check_call(mu, logvar, options, SampleOptions)
+    return latent.mean(mu, checked)
 
 
 class GaussianKL(_WithOptions):
@@ -210,8 +217,7 @@ class ELBOLoss(_WithOptions):
               as it is and must itself be a mean over the batch of sums. (``F.mse_loss`` is not: it
               divides by the number of pixels. Give it ``reduction="none"``.)
         beta: Weight of the KL: a number, a 0-d tensor, or a module that returns one, such as a
-            schedule. For a warm-up pass ``beta=`` to each call, as a tensor if the module is
-            compiled: each new number is compiled anew.
+            schedule. For a warm-up pass ``beta=`` to each call.
         capacity, free_bits_per, grad: As in :func:`vae_fused.elbo_loss`. A callable has no
             ``grad``.
         scale, mu_soft_clamp, free_bits, balance: Of the KL, as in :func:`vae_fused.gaussian_kl`.
@@ -344,6 +350,8 @@ def _likelihood_of(
     if is_pair and reconstruction != "gaussian":
         raise TypeError(f"output is a pair, which only 'gaussian' reads, not {reconstruction!r}")
     first = output[0] if isinstance(output, tuple) else output
+    if has_override(first, target):
+        return ("gaussian" if is_pair else _ALIASES[reconstruction]), output
     for name, value in (("output", first), ("target", target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {kind_of(value)}")

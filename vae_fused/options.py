@@ -8,7 +8,6 @@ packs itself once.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,9 @@ from torch import Tensor
 
 from vae_fused import _ext
 from vae_fused._numbers import check_choice, check_not_negative, check_number, check_positive
+from vae_fused._overrides import is_proxy
 from vae_fused._remedies import kind_of
+from vae_fused._restored import Restored
 
 __all__ = ["Prior", "Scale"]
 
@@ -57,7 +58,7 @@ def unpaired(packed: Sequence[float] | None, defaults: Iterable[float]) -> list[
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Restored):
     r"""How sigma is read from a raw scale, a network's output.
 
     .. math::
@@ -131,13 +132,6 @@ class Scale:
         both = pairs(self._packed, defaults[:count]), pairs(self._packed, defaults[:count], count)
         object.__setattr__(self, "_pairs", both)
 
-    # What is packed is no part of the value: it is neither compared nor shown nor pickled.
-    def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Scale.__init__(self, **state)
-
     @property
     def raw_name(self) -> str:
         """What messages call a raw scale: the quantity that it is, if it is one."""
@@ -173,7 +167,7 @@ class Scale:
 
     def pairs(self, scope: str) -> list[float]:
         """What a scale contributes to the operators' ``options`` as a posterior's or a prior's."""
-        return self._pairs[scope == "prior"]
+        return self._pairs[1 if scope == "prior" else 0]
 
     def numbers(self, scope: str) -> dict[str, float]:
         """The numbers by their names in another family's list."""
@@ -207,8 +201,6 @@ def _check_clamp(clamp: Sequence[float | None]) -> tuple[float | None, float | N
     return lo, hi
 
 
-torch.serialization.add_safe_globals([Scale])  # so that torch.load reads a model's options
-
 _SCALES = {kind: Scale(kind) for kind in KINDS}
 
 
@@ -224,7 +216,7 @@ def as_scale(scale: str | Scale) -> Scale:
 
 
 @dataclass(frozen=True, eq=False)
-class Prior:
+class Prior(Restored):
     """A diagonal Gaussian prior N(m, tau^2), fixed or learned: gradients reach its tensors.
 
     Args:
@@ -253,7 +245,7 @@ class Prior:
     def __post_init__(self) -> None:
         scale = as_scale(self.scale)
         for name, value in (("mean", self.mean), ("raw", self.raw)):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) or is_proxy(value):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"prior.{name} must be a Tensor or a number, got {kind_of(value)}")
@@ -266,6 +258,9 @@ class Prior:
                     raise ValueError(
                         f"prior.raw is {value}{read}, wants a number above 0 for a {scale.kind}"
                     )
+
+
+torch.serialization.add_safe_globals([Scale, Prior])  # so that torch.load reads a model's options
 
 
 class CheckedPrior(NamedTuple):
@@ -307,7 +302,7 @@ class Options(NamedTuple):
         if self.scalars and name in self.scalars:
             return self.scalars[name]
         if name in ("to_posterior", "to_prior"):
-            return self.balance[name == "to_prior"]
+            return self.balance[1 if name == "to_prior" else 0]
         number: float = getattr(self, name)
         return number
 

@@ -15,6 +15,7 @@ from vae_fused._checks import check_call, check_reduction
 from vae_fused._formulas import latent
 from vae_fused._formulas.gaussian import soft_clamped
 from vae_fused._native import latent as native
+from vae_fused._overrides import call_override, has_override
 from vae_fused.options import Scale
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class LatentStats(NamedTuple):
     variance: Tensor
     clamped: Tensor
     non_finite: Tensor
+
+
+torch.serialization.add_safe_globals([LatentStats])
 
 
 @torch.no_grad()
@@ -141,4 +145,6 @@ def latent_stats(
         found = native.try_stats(mu, raw, options, dim)
         if found is not None:
             return LatentStats(*found)
+    if has_override(mu, raw, *options.values()):
+        return call_override(latent_stats, locals())
     return _latent_stats(mu, raw, dim, options, _reference)

@@ -118,9 +118,9 @@ VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 //
 //   sigma' = s' s / sqrt(s^2 + v)      (ln sigma^2)' = 2 sigma' / sigma
 //
-// A large s absorbs v, long before its square overflows. Below std_min both derivatives are 0. Where
-// an exponential overflows, sigma has absorbed all floors, and sigma' / sigma would be inf / inf:
-// there ln sigma^2 and its derivative are those that the base knows.
+// A large s absorbs v, long before its square overflows. Below std_min both derivatives are 0.
+// Where an exponential overflows, sigma has absorbed all floors, and sigma' / sigma would be inf /
+// inf: there ln sigma^2 and its derivative are those that the base knows.
 // ---------------------------------------------------------------------------------------------
 
 // In float e^t is the root of e^2t where that is normal, as in the plain call, to the bit; in

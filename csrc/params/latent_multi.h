@@ -11,7 +11,8 @@ constexpr int kMaxItems = 224;  // 28 KiB of a kernel's parameters, which may ha
 
 struct Item {
   const void *mu = nullptr, *raw = nullptr;
-  const void *prior_mean = nullptr, *prior_raw = nullptr;  // in the shape of mu; absent: the numbers
+  const void *prior_mean = nullptr,
+             *prior_raw = nullptr;  // in the shape of mu; absent: the numbers
   math::FixedPrior prior;
   void* z = nullptr;             // forward; absent: the KL alone
   const void* grad_z = nullptr;  // backward; absent: z was not used

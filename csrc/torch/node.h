@@ -36,11 +36,6 @@ using torch::dynamo::autograd::CompiledNodeArgs;
 using torch::dynamo::autograd::PackedArgs;
 using torch::dynamo::autograd::SwapSavedVariables;
 
-// A node's outputs and its tensors may be absent: undefined in autograd's lists, none in a schema.
-inline OptionalTensor optional(const Tensor& t) {
-  return t.defined() ? OptionalTensor(t) : std::nullopt;
-}
-
 // A gradient as kernels read it. An embedding's gradient of z, say, is sparse.
 inline OptionalTensor dense(const Tensor& grad) {
   return optional(grad.defined() && grad.layout() != at::kStrided ? grad.to_dense() : grad);

@@ -12,6 +12,11 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalGenerator = std::optional<at::Generator>;
 
+// A tensor that may be absent is undefined in autograd's lists and none in a schema.
+inline OptionalTensor optional(const Tensor& t) {
+  return t.defined() ? OptionalTensor(t) : std::nullopt;
+}
+
 // The type of the arithmetic on a tensor's elements, and of the sums over them.
 at::ScalarType arithmetic_dtype(const Tensor& t);
 

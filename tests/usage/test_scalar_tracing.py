@@ -79,6 +79,79 @@ def test_a_new_value_in_place_compiles_nothing_anew(function, dtype):
     assert counter.frame_count == 1
 
 
+def elbo_of_sample(mu, raw, mean, temperature, free_bits, wq, wp):
+    z, kl = vf.reparameterize_kl(mu, raw, key=KEY)
+    target = torch.sigmoid(mean)
+    terms = vf.elbo_loss(z, target, kl=kl, likelihood="bernoulli", beta=wq, capacity=free_bits)
+    return terms.loss + vf.iwae_loss(mu, raw, elbo_weight=wp).loss
+
+
+def elbo_per(free_bits_per):
+    def function(mu, raw, mean, temperature, free_bits, wq, wp):
+        target = torch.sigmoid(mean)
+        terms = vf.elbo_loss(
+            mu, target, mu, raw, likelihood="bernoulli", beta=temperature, free_bits=free_bits,
+            free_bits_per=free_bits_per, balance=(wq, wp), prior=vf.Prior(mean, 0.5),
+        )  # fmt: skip
+        return terms.loss
+
+    return function
+
+
+CHANGING = {
+    **{function.__name__: function for function in LOSSES},
+    "elbo of a sample": elbo_of_sample,
+    **{f"free bits per {per}": elbo_per(per) for per in ("element", "sample", "dimension")},
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_that_changes_is_compiled_twice(name, dtype):
+    """Once as a constant and once, after it has changed, as an argument."""
+    function, inputs = CHANGING[name], leaves(dtype)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    for step in range(5):
+        numbers = (0.9 - 0.1 * step, 0.05 + 0.01 * step, 0.4 + 0.1 * step, 0.9 / (step + 2))
+        got, want = compiled(*inputs, *numbers), function(*inputs, *numbers)
+        torch.testing.assert_close(got, want)
+        for g, w in zip(grads(got, inputs), grads(want, inputs), strict=True):
+            torch.testing.assert_close(g, w)
+    assert counter.frame_count == 2
+
+
+def test_a_number_that_changes_under_inductor():
+    inputs, counter = leaves(), CompileCounterWithBackend("inductor")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for step in range(4):
+        numbers = (0.9 - 0.1 * step, 0.05 + 0.01 * step, 0.4 + 0.1 * step, 0.9 / (step + 2))
+        torch.testing.assert_close(compiled(*inputs, *numbers), loss(*inputs, *numbers))
+    assert counter.frame_count == 2
+
+
+def test_an_integer_that_changes_is_compiled_twice():
+    def function(mu, raw, temperature):
+        return vf.reparameterize(mu, raw, key=KEY, temperature=temperature)
+
+    (mu, raw, _), counter = leaves(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    for temperature in (2, 3, 4, 5):
+        torch.testing.assert_close(compiled(mu, raw, temperature), function(mu, raw, temperature))
+    assert counter.frame_count == 2
+
+
+def test_a_number_out_of_range_is_refused_when_it_has_changed():
+    (mu, raw, mean), numbers = leaves(), [0.5, 0.1, 0.4, 0.6]
+    compiled = torch.compile(loss, backend="aot_eager")
+    for value in (0.5, 0.6, 0.7):
+        compiled(mu, raw, mean, value, *numbers[1:])
+    with pytest.raises(ValueError, match=r"temperature is -0\.5, wants a number of at least 0"):
+        compiled(mu, raw, mean, -0.5, *numbers[1:])
+    with pytest.raises(ValueError, match="wants a number of nats, at least 0"):
+        compiled(mu, raw, mean, 0.5, -0.1, *numbers[2:])
+
+
 def test_a_buffer_of_a_module_compiles_once():
     class Encoder(torch.nn.Module):
         def __init__(self):

@@ -6,7 +6,6 @@ differentiate a formula with less accuracy than the formula has, the derivative 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -85,7 +84,8 @@ class Gaussian:
 
     def detach(self) -> Gaussian:
         """The same numbers, constant."""
-        other = copy.copy(self)
+        other = object.__new__(Gaussian)  # torch 2.11 does not trace copy.copy
+        other.scale, other.var_floor = self.scale, self.var_floor
         other.mean, other.x = _constant(self.mean), _constant(self.x)
         other.noise = None if self.noise is None else _constant(self.noise)
         return other

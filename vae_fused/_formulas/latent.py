@@ -178,7 +178,7 @@ def noise_of_multi(
         return [{"eps": e} for e in eps]
     if key is None:
         return [{"generator": generator} for _ in mus]
-    seed, offset = key.view(torch.int64).unbind()
+    seed, offset = _signed(key).unbind()
     keys, blocks = [], 0
     for mu in mus:
         keys.append({"key": torch.stack([seed, offset + blocks])})
@@ -204,7 +204,7 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.floa
     """
     numel = torch.Size(shape).numel()
     per_block = 2 if dtype == torch.float64 else 4
-    seed, offset = key.view(torch.int64).unbind()
+    seed, offset = _signed(key).unbind()
     blocks = (numel + per_block - 1) // per_block
     w0, w1, w2, w3 = philox(seed, offset + torch.arange(blocks, device=key.device))
     if dtype == torch.float64:
@@ -216,6 +216,11 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.floa
         radius, angle = torch.sqrt(-2.0 * torch.log(u1)), 6.283185307179586 * u2
         values += [radius * torch.cos(angle), radius * torch.sin(angle)]
     return torch.stack(values, dim=1).flatten()[:numel].reshape(tuple(shape)).to(dtype)
+
+
+def _signed(key: Tensor) -> Tensor:
+    """The words of a key as int64, which has the arithmetic that uint64 lacks."""
+    return key if key.dtype == torch.int64 else key.view(torch.int64)
 
 
 def philox(seed: Tensor, counter: Tensor) -> list[Tensor]:

@@ -22,9 +22,9 @@ from vae_fused._native.call import Maybe, scattered
 from vae_fused._native.latent import REFUSED, is_transformed, may_call_directly
 
 __all__ = [
-    "loss_with_gradients", "loss_with_kl", "negative_log_likelihood", "recorded_backward",
-    "recorded_elbo_backward",
-    "serves", "try_unprepared", "try_unprepared_with_kl",
+    "elbo_of", "loss_with_gradients", "loss_with_kl", "negative_log_likelihood", "nll_of",
+    "recorded_backward", "recorded_elbo_backward", "serves", "try_unprepared",
+    "try_unprepared_with_kl",
 ]  # fmt: skip
 
 _ops = torch.ops.vae_fused
@@ -157,7 +157,7 @@ def try_unprepared_with_kl(
 
 
 def _dim_of(output: Tensor | Sequence[Tensor]) -> int:
-    first = output if isinstance(output, Tensor) else output[0] if len(output) else None
+    first = output[0] if type(output) in (tuple, list) and output else output
     return first.dim() if isinstance(first, Tensor) else -1
 
 
@@ -289,11 +289,13 @@ def _call_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> Call:
     return Call(kind, outputs, target, mask, weight, library, reduction, dim, None)
 
 
-def _nll_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> tuple[Tensor, ...]:
+def nll_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The loss that ``nll`` computes, in plain PyTorch, from the arguments of the operator."""
     return (reconstruction.negative_log_likelihood(_call_of(tensors, numbers)),)
 
 
-def _elbo_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> tuple[Tensor, ...]:
+def elbo_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The loss and, with a KL, the reconstruction and the KL that ``elbo_loss`` computes."""
     call = _call_of(tensors, numbers)
     kl, beta, capacity = tensors[7:10]
     if kl is None:
@@ -303,8 +305,8 @@ def _elbo_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> tuple[Tensor,
     return reconstruction.with_kl(call, KlTerm(kl, of_beta, of_capacity))
 
 
-_OF_NLL = _Backward("nll_backward", 1, (1, 2, 3, 4, 5), _nll_of)
-_OF_ELBO = _Backward("elbo_loss_backward", 3, (3, 4, 5, 6, 7, 10, 11), _elbo_of)
+_OF_NLL = _Backward("nll_backward", 1, (1, 2, 3, 4, 5), nll_of)
+_OF_ELBO = _Backward("elbo_loss_backward", 3, (3, 4, 5, 6, 7, 10, 11), elbo_of)
 
 
 def _leaf(t: Maybe) -> Maybe:

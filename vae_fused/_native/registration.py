@@ -65,8 +65,8 @@ def _multi_backward(
     prior_numbers: Sequence[float], options: list[float] | None = None, **scalars: Maybe,
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:  # fmt: skip
     noise = [{"key": None}] * len(mu) if key is None else noise_of_multi(mu, None, None, key)
-    means = _values(mu, prior_mean, prior_numbers[::2])
-    raws = _values(mu, prior_raw, prior_numbers[1::2])
+    means = values_of_priors(mu, prior_mean, prior_numbers[::2])
+    raws = values_of_priors(mu, prior_raw, prior_numbers[1::2])
     grads = [
         _ops.reparameterize_kl_backward.default(
             grad_z, grad_kl, mu, raw, eps=None, **noise, reduction=reduction, dim=None,
@@ -80,7 +80,7 @@ def _multi_backward(
     return [grad[0] for grad in grads], [grad[1] for grad in grads]
 
 
-def _values(
+def values_of_priors(
     mu: Sequence[Tensor], tensors: Sequence[Maybe], numbers: Sequence[float]
 ) -> Sequence[Maybe]:
     """The means or raw scales of a list's priors, as tensors; none if the options have them."""

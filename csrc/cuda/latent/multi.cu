@@ -33,8 +33,8 @@ struct Piece {
       : item(item_of(p, t)), noise{math::Seed(of_list.seed), {of_list.offset + item.first_block}} {
     const int64_t begin = (t - item.first_tile) * p.tile, rest = item.n - begin;
     tile = {begin, 0, static_cast<int>(rest < p.tile ? rest : p.tile), 1};
-    const void* const all[] = {item.mu,     item.raw,     item.prior_mean, item.prior_raw, item.z,
-                               item.grad_z, item.grad_mu, item.grad_raw};
+    const void* const all[] = {item.mu, item.raw,    item.prior_mean, item.prior_raw,
+                               item.z,  item.grad_z, item.grad_mu,    item.grad_raw};
     VAE_FUSED_UNROLL
     for (const void* data : all) aligned &= reinterpret_cast<uintptr_t>(data) % 16 == 0;
   }

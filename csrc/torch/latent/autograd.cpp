@@ -156,10 +156,10 @@ class LatentBackward : public SavingNode<LatentBackward> {
     // In place of a mean that nothing reads: of the same shape and dtype.
     const Tensor& mean = call.tensors[call.tensors[kMu].defined() ? kMu : kRaw];
     VAE_FUSED_OP(reparameterize_kl_backward, "reparameterize_kl_backward", "");
-    std::tie(result[kMu], result[kRaw], result[kEps], result[kPriorMean], result[kPriorRaw]) = op(
-        grad_z, grad_kl, mean, saved(kRaw), saved(kEps), saved(kKey), a.reduction,
-        a.dim_ref(), saved(kPriorMean), saved(kPriorRaw), saved(kMask), VAE_FUSED_OPTION_ARGUMENTS,
-        std::array<bool, 5>{wanted(kMu), wanted(kRaw), eps, prior_mean, prior_raw});
+    std::tie(result[kMu], result[kRaw], result[kEps], result[kPriorMean], result[kPriorRaw]) =
+        op(grad_z, grad_kl, mean, saved(kRaw), saved(kEps), saved(kKey), a.reduction, a.dim_ref(),
+           saved(kPriorMean), saved(kPriorRaw), saved(kMask), VAE_FUSED_OPTION_ARGUMENTS,
+           std::array<bool, 5>{wanted(kMu), wanted(kRaw), eps, prior_mean, prior_raw});
     return result;
   }
 };

@@ -162,23 +162,26 @@ std::tuple<std::vector<Tensor>, Tensor> reparameterize_kl_multi(at::TensorList m
                                                                 const Tensor& key,
                                                                 std::string_view reduction,
                                                                 VAE_FUSED_LIST_OPTIONS) {
-  Outputs out = apply(mu, raw, {Call::kOfKey, key, std::nullopt, reduction, VAE_FUSED_GIVEN_PRIORS,
-                                VAE_FUSED_GIVEN_OPTIONS});
+  Outputs out = apply(mu, raw,
+                      {Call::kOfKey, key, std::nullopt, reduction, VAE_FUSED_GIVEN_PRIORS,
+                       VAE_FUSED_GIVEN_OPTIONS});
   return {std::move(out.z), out.kl};
 }
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> reparameterize_kl_multi_generator(
     at::TensorList mu, at::TensorList raw, OptionalGenerator generator, std::string_view reduction,
     VAE_FUSED_LIST_OPTIONS) {
-  Outputs out = apply(mu, raw, {Call::kOfGenerator, std::nullopt, generator, reduction,
-                                VAE_FUSED_GIVEN_PRIORS, VAE_FUSED_GIVEN_OPTIONS});
+  Outputs out = apply(mu, raw,
+                      {Call::kOfGenerator, std::nullopt, generator, reduction,
+                       VAE_FUSED_GIVEN_PRIORS, VAE_FUSED_GIVEN_OPTIONS});
   return {std::move(out.z), out.kl, out.key};
 }
 
 Tensor gaussian_kl_multi(at::TensorList mu, at::TensorList raw, std::string_view reduction,
                          VAE_FUSED_LIST_OPTIONS) {
-  return apply(mu, raw, {Call::kKl, std::nullopt, std::nullopt, reduction, VAE_FUSED_GIVEN_PRIORS,
-                         VAE_FUSED_GIVEN_OPTIONS})
+  return apply(mu, raw,
+               {Call::kKl, std::nullopt, std::nullopt, reduction, VAE_FUSED_GIVEN_PRIORS,
+                VAE_FUSED_GIVEN_OPTIONS})
       .kl;
 }
 

@@ -31,8 +31,7 @@
 #define OPTIONS "Tensor? mask=None, " NUMBERS
 #define PRIOR_AND_OPTIONS "Tensor? prior_mean=None, Tensor? prior_raw=None, " OPTIONS
 #define SAMPLES "SymInt[]? sample_shape=None"
-#define LIST_OPTIONS \
-  "Tensor?[] prior_mean, Tensor?[] prior_raw, float[] prior_numbers, " NUMBERS
+#define LIST_OPTIONS "Tensor?[] prior_mean, Tensor?[] prior_raw, float[] prior_numbers, " NUMBERS
 
 namespace vae_fused {
 namespace {
@@ -66,8 +65,8 @@ TORCH_LIBRARY_FRAGMENT(vae_fused, m) {
       ") -> (Tensor z, Tensor kl, Tensor key)",
       random);
   m.def(
-      "reparameterize_kl_multi(Tensor[] mu, Tensor[] raw, *, Tensor key, str reduction, " LIST_OPTIONS
-      ") -> (Tensor[] z, Tensor kl)",
+      "reparameterize_kl_multi(Tensor[] mu, Tensor[] raw, *, Tensor key, "
+      "str reduction, " LIST_OPTIONS ") -> (Tensor[] z, Tensor kl)",
       pure);
   m.def(
       "reparameterize_kl_multi.generator(Tensor[] mu, Tensor[] raw, *, Generator? generator, "

@@ -69,8 +69,8 @@ struct List {
 
   // The numbers of the priors: a mean and a raw scale for each item, or those of the options.
   void set_numbers(c10::ArrayRef<double> numbers, const math::LatentOptions<double>& options) {
-    TORCH_CHECK_VALUE(numbers.empty() || numbers.size() == 2 * size(), "vae_fused: ",
-                      numbers.size(), " prior_numbers, wants ", 2 * size());
+    TORCH_CHECK_VALUE(numbers.empty() || numbers.size() == 2 * size(),
+                      "vae_fused: ", numbers.size(), " prior_numbers, wants ", 2 * size());
     const bool is_double = mu[0].scalar_type() == at::kDouble;
     math::FixedPrior one = {options.prior_mean, options.prior_precision, options.prior_x};
     for (size_t k = 0; k < size(); ++k) {

@@ -20,15 +20,15 @@ namespace vae_fused {
   const OptionalTensor &prior_mean, const OptionalTensor &prior_raw, VAE_FUSED_OPTIONS
 #define VAE_FUSED_SAMPLES at::OptionalSymIntArrayRef sample_shape
 #define VAE_FUSED_NOISE const OptionalTensor &eps, const OptionalTensor &key
-#define VAE_FUSED_LIST_OPTIONS                                            \
-  const OptionalTensors &prior_mean, const OptionalTensors &prior_raw,    \
+#define VAE_FUSED_LIST_OPTIONS                                         \
+  const OptionalTensors &prior_mean, const OptionalTensors &prior_raw, \
       c10::ArrayRef<double> prior_numbers, VAE_FUSED_OPTION_PARAMETERS
 
 // The priors of a list of tensors: for each a mean and a raw scale, as tensors or as numbers.
 using OptionalTensors = c10::List<OptionalTensor>;
 struct GivenPriors {
-  OptionalTensors mean, raw;        // empty: there are no tensors
-  c10::ArrayRef<double> numbers;    // in pairs; empty: those of the options, for all
+  OptionalTensors mean, raw;      // empty: there are no tensors
+  c10::ArrayRef<double> numbers;  // in pairs; empty: those of the options, for all
 };
 #define VAE_FUSED_GIVEN_PRIORS \
   GivenPriors { prior_mean, prior_raw, prior_numbers }

@@ -127,7 +127,7 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
   enum Slot { kGrads, kKl = kGrads + kMaxBuffers, kBeta, kCapacity, kSlots };
   static constexpr size_t kEdges = kCapacity;
 
-  ElboScaling(const std::array<Tensor, kMaxBuffers>& grads, VAE_FUSED_KL_TERM,
+  ElboScaling(const std::array<OptionalTensor, kMaxBuffers>& grads, VAE_FUSED_KL_TERM,
               VAE_FUSED_NUMBERS_OF_LOSS, VAE_FUSED_NUMBERS_OF_KL, bool has_hooks)
       : SavingNode(kSlots, reduction, dim, options, beta_value, capacity_value, has_hooks) {
     for (int k = 0; k < kMaxBuffers; ++k) save(kGrads + k, grads[k]);
@@ -220,9 +220,8 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> elbo_loss(
-    VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBERS_OF_LOSS, VAE_FUSED_NUMBERS_OF_KL,
-    std::array<bool, 5> grad_mask) {
+ElboResults elbo_loss(VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBERS_OF_LOSS,
+                      VAE_FUSED_NUMBERS_OF_KL, std::array<bool, 5> grad_mask) {
   refuse_transforms();
   const std::array<OptionalTensor, 7> inputs = {output, second, third, target, library, kl, beta};
   for (const OptionalTensor& t : inputs) {
@@ -247,18 +246,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const auto& [loss, reconstruction, reduced_kl, rows, g0, g1, g2, g3, g4] = out;
   const auto record = [&](const auto& node) {
     set_output(node, loss);
-    set_output(node, reconstruction,
-               reconstruction.defined() &&
+    set_output(node, reconstruction.value_or(Tensor()),
+               reconstruction.has_value() &&
                    std::any_of(inputs.begin(), inputs.begin() + kMaxBuffers, needs_grad));
-    set_output(node, reduced_kl, needs_grad(kl));
+    set_output(node, reduced_kl.value_or(Tensor()), needs_grad(kl));
     for (int k = 0; k < 1 + kMaxBuffers; ++k) set_output(node, rows, false);
   };
   if (has_grads) {
     const bool has_hooks = at::SavedTensorDefaultHooks::is_enabled() &&
                            at::SavedTensorDefaultHooks::get_hooks().has_value();
-    const auto node = make_node<ElboScaling>(std::array<Tensor, kMaxBuffers>{g0, g1, g2, g3, g4},
-                                             kl, beta, capacity, reduction, dim, options,
-                                             beta_value, capacity_value, has_hooks);
+    const auto node = make_node<ElboScaling>(
+        std::array<OptionalTensor, kMaxBuffers>{g0, g1, g2, g3, g4}, kl, beta, capacity, reduction,
+        dim, options, beta_value, capacity_value, has_hooks);
     node->set_next_edges(
         torch::autograd::collect_next_edges(output, second, third, target, library, kl, beta));
     record(node);

@@ -29,9 +29,8 @@ void check_kl(const Tensor& kl, const Tensor& output) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> elbo_loss(
-    VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBERS_OF_LOSS, VAE_FUSED_NUMBERS_OF_KL,
-    std::array<bool, 5> grad_mask) {
+ElboResults elbo_loss(VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBERS_OF_LOSS,
+                      VAE_FUSED_NUMBERS_OF_KL, std::array<bool, 5> grad_mask) {
   const ObservedTensors call(output, second, third, target, library, mask, weight, options);
   const Reduction reduced = parse_reduction(reduction, dim, output.dim());
   const bool has_grads = std::any_of(grad_mask.begin(), grad_mask.end(), [](bool b) { return b; });
@@ -75,8 +74,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   } else if (!output.is_meta() && output.numel() != 0) {
     compute_nll(call, rows, reduced, nll, params);
   }
-  return std::tuple_cat(std::make_tuple(loss, reconstruction, reduced_kl, rows),
-                        std::tuple_cat(grads));
+  const auto& [g0, g1, g2, g3, g4] = grads;
+  return {loss,
+          optional(reconstruction),
+          optional(reduced_kl),
+          rows,
+          optional(g0),
+          optional(g1),
+          optional(g2),
+          optional(g3),
+          optional(g4)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> elbo_loss_backward(

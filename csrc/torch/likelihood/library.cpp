@@ -34,6 +34,9 @@
 #define NUMBERS "str reduction, int[]? dim, float[]? options"
 #define KL_TERM "Tensor? kl, Tensor? beta, Tensor? capacity"
 #define NUMBERS_OF_KL "float beta_value, float? capacity_value"
+#define OPTIONAL_GRADIENTS                                                              \
+  "Tensor? grad_output, Tensor? grad_second, Tensor? grad_third, Tensor? grad_target, " \
+  "Tensor? grad_library"
 #define GRADIENTS                                                                   \
   "Tensor grad_output, Tensor grad_second, Tensor grad_third, Tensor grad_target, " \
   "Tensor grad_library"
@@ -60,8 +63,8 @@ TORCH_LIBRARY_FRAGMENT(vae_fused, m) {
           pure);
   }
   m.def("elbo_loss(" OBSERVATIONS ", " KL_TERM ", *, " NUMBERS ", " NUMBERS_OF_KL
-        ", bool[5] grad_mask) -> (Tensor loss, Tensor reconstruction, Tensor reduced_kl, "
-        "Tensor rows, " GRADIENTS ")",
+        ", bool[5] grad_mask) -> (Tensor loss, Tensor? reconstruction, Tensor? reduced_kl, "
+        "Tensor rows, " OPTIONAL_GRADIENTS ")",
         pure);
   m.def(
       "kl_term_backward(Tensor? grad_loss, Tensor? grad_kl, Tensor kl, Tensor? beta, "

@@ -29,9 +29,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward(const Tensor& gr
                                                                 VAE_FUSED_NUMBERS_OF_LOSS,
                                                                 std::array<bool, 5> output_mask);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> elbo_loss(
-    VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBERS_OF_LOSS, VAE_FUSED_NUMBERS_OF_KL,
-    std::array<bool, 5> grad_mask);
+// Without a KL there is neither a reconstruction nor a reduced KL, and the gradients are those that
+// the call asks for. An absent result is none, and not undefined: ahead-of-time compilers write the
+// results of a call to a file, and have a notation for absence in optional results alone.
+using ElboResults = std::tuple<Tensor, OptionalTensor, OptionalTensor, Tensor, OptionalTensor,
+                               OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
+
+ElboResults elbo_loss(VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBERS_OF_LOSS,
+                      VAE_FUSED_NUMBERS_OF_KL, std::array<bool, 5> grad_mask);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> elbo_loss_backward(
     const OptionalTensor& grad_loss, const OptionalTensor& grad_reconstruction,
     const OptionalTensor& grad_kl, VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, const Tensor& rows,
