@@ -217,7 +217,8 @@ def test_opcheck(names):
     torch.library.opcheck(
         ops.reparameterize_kl_moments.default, (h,), {"packed_dim": 1, **key, **reduced, **scalars}
     )
-    of_list = {"key": KEY, "reduction": "sum", **scalars}
+    priors = {"prior_mean": [], "prior_raw": [], "prior_numbers": []}
+    of_list = {"key": KEY, "reduction": "sum", **priors, **scalars}
     torch.library.opcheck(ops.reparameterize_kl_multi.default, ([mu, raw], [raw, mu]), of_list)
     mu, raw = mu.detach(), raw.detach()
     torch.library.opcheck(
