@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fused._checks import check_call, check_device, check_noise
+from vae_fused._checks import check_call, check_device, check_noise, check_posterior
 from vae_fused._learned_prior import as_prior
 from vae_fused.options import STANDARD, CheckedPrior, Options, Prior
 
@@ -25,8 +25,10 @@ class CheckedList(NamedTuple):
     def learns_prior(self) -> bool:
         """Whether a gradient goes to the tensor of a prior."""
         return torch.is_grad_enabled() and any(
-            isinstance(t, Tensor) and t.requires_grad for p in self.priors for t in (p.mean, p.raw)
-        )
+            t.requires_grad
+            for prior in self.priors if has_tensors(prior)
+            for t in (prior.mean, prior.raw) if isinstance(t, Tensor)
+        )  # fmt: skip
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that the operators of lists have in common."""
@@ -48,24 +50,28 @@ def check_list(
     check_lengths(mus, mus=mus, raws=raws)
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}, wants sum or mean")
-    priors = priors_of(options.get("prior"), len(mus))
+    priors, given = priors_of(options.get("prior"), len(mus)), dict(options)
     mu: list[Tensor] = []
     raw: list[Tensor] = []
     calls: list[Options] = []
     for k, (m, r) in enumerate(zip(mus, raws, strict=True)):
-        given = {**options, "prior": priors[k]}
-        if calls:  # converted once, not for each tensor
-            given.update(calls[0].scalars or {})
-        checked = check_call(m, r, given, kind)
-        mu.append(checked[0])
-        raw.append(checked[1])
-        calls.append(checked[2])
-        if mu[k].dtype != mu[0].dtype:
-            raise TypeError(f"mus[{k}] has dtype {mu[k].dtype}, mus[0] {mu[0].dtype}; want one")
-        check_device(f"mus[{k}]", mu[k], mu[0], "mus[0]")
+        if k > 0 and priors[k] is priors[0] and not has_tensors(calls[0].prior):
+            call = calls[0]  # All its options are numbers and have been checked.
+            m, r = check_posterior(m, r, call.scale.raw_name)
+        else:
+            given["prior"] = priors[k]
+            m, r, call = check_call(m, r, given, kind)
+            given.update(call.scalars or {})  # converted once, not for each tensor
+        mu.append(m)
+        raw.append(r)
+        calls.append(call)
+        if m.dtype != mu[0].dtype:
+            raise TypeError(f"mus[{k}] has dtype {m.dtype}, mus[0] {mu[0].dtype}; want one")
+        check_device(f"mus[{k}]", m, mu[0], "mus[0]")
     found = [call.prior or STANDARD for call in calls]
+    scale = found[0].scale
     for k, prior in enumerate(found):
-        if prior.scale != found[0].scale:
+        if prior.scale is not scale and prior.scale != scale:
             raise ValueError(
                 f"prior[{k}] has another scale than prior[0]; the priors of a list share one scale"
             )
@@ -87,6 +93,10 @@ def check_list_noise(
     return [e for e in noise if e is not None]
 
 
+def has_tensors(prior: CheckedPrior | None) -> bool:
+    return prior is not None and (isinstance(prior.mean, Tensor) or isinstance(prior.raw, Tensor))
+
+
 def check_lengths(like: Sequence[Tensor], /, **lists: Sequence[Tensor]) -> None:
     for name, values in lists.items():
         if not isinstance(values, Sequence):
@@ -105,16 +115,18 @@ def priors_of(given: Any, count: int) -> list[Prior | None]:
 
 
 def prior_arguments(priors: list[CheckedPrior]) -> dict[str, Any]:
-    """The operators' arguments for priors: tensors, and numbers where they differ."""
-    fields = {"prior_mean": [p.mean for p in priors], "prior_raw": [p.raw for p in priors]}
-    arguments: dict[str, Any] = {}
-    for name, values in fields.items():
-        tensors = [value if isinstance(value, Tensor) else None for value in values]
-        # The file of an AOTInductor package has no notation for an empty list of optional tensors.
-        is_listed = torch.compiler.is_exporting() or any(t is not None for t in tensors)
-        arguments[name] = tensors if is_listed else []
-        fields[name] = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
-    pairs = list(zip(fields["prior_mean"], fields["prior_raw"], strict=True))
-    differ = any(pair != pairs[0] for pair in pairs) or any(map(len, arguments.values()))
-    arguments["prior_numbers"] = [x for pair in pairs for x in pair] if differ else []
-    return arguments
+    """The operators' arguments for priors: tensors, and numbers where the priors differ."""
+    means, raws = [p.mean for p in priors], [p.raw for p in priors]
+    tensors = {"prior_mean": _tensors(means), "prior_raw": _tensors(raws)}
+    numbers: list[float] = []
+    if any(tensors.values()) or means != means[:1] * len(means) or raws != raws[:1] * len(raws):
+        pairs = zip(means, raws, strict=True)
+        numbers = [0.0 if isinstance(x, Tensor) else float(x) for pair in pairs for x in pair]
+    return {**tensors, "prior_numbers": numbers}
+
+
+def _tensors(values: list[Tensor | float]) -> list[Tensor | None]:
+    """Those that are tensors, and None for the others; an empty list if none is."""
+    if not any(isinstance(value, Tensor) for value in values):
+        return []
+    return [value if isinstance(value, Tensor) else None for value in values]
