@@ -1,16 +1,17 @@
-// exp, log, sine and cosine in single precision, as branch-free polynomials. `F` is a float, or a
-// vector of floats (cpu/vector.h); math/lanes.h says what it must have.
+// exp, log, sine and cosine in single precision, as branch-free polynomials. `F` is a float or a
+// vector of floats (cpu/vector.h); math/lanes.h lists the functions that F needs.
 //
-// Why not the platform's: (1) a tile is computed by vectors, and libm takes one number at a time;
-// (2) the same instructions on the CPU and the GPU keep their normals within an ulp of each other;
-// (3) CUDA's sincosf carries a slow path with a stack frame for arguments that never occur here.
-// The coefficients come from tools/fit_polynomials.py. The domains are those that can occur:
+// They replace the platform's functions for three reasons: (1) the CPU computes a tile with
+// vectors, and libm takes one number at a time; (2) with the same instructions on the CPU and the
+// GPU, their normals are within an ulp of each other; (3) CUDA's sincosf has a slow path with a
+// stack frame for arguments that never occur here. tools/fit_polynomials.py computes the
+// coefficients. The domains contain every argument that can occur:
 //
-//   function   domain               error bound (tests/native sweep it)
+//   function   domain               error bound (swept by tests/native)
 //   log        [2^-33, 1]           2 ulp
 //   polar      t in [0, 2 pi]       1.6e-7 r; 1.3e-7 r with fused multiply-adds
 //
-// and of any argument, exact at the ends and for NaN:
+// The following are exact at the ends of their domain, and return NaN for NaN:
 //
 //   exp        all                  2 ulp; 0 below 2^-126.5, inf above 2^127.5
 //   log_any    all                  2 ulp
@@ -18,7 +19,7 @@
 //   tanh       all                  3 ulp; its derivative 6
 //   sqrt_any, reciprocal   all      2 ulp
 //
-// The double precision overloads are the platform's.
+// The double precision overloads call the platform's functions.
 #pragma once
 
 #include "math/lanes.h"
@@ -28,30 +29,30 @@ namespace vae_fused::math {
 VAE_FUSED_HD float sqrt(float x) { return sqrt_libm(x); }
 VAE_FUSED_HD double sqrt(double x) { return sqrt_libm(x); }
 
-// Of a positive normal number, within 1.5 ulp.
+// The square root of a positive normal number, within 1.5 ulp.
 VAE_FUSED_HD float sqrt_normal(float x) {
   return kHasApproximations ? sqrt_approx(x) : sqrt_libm(x);
 }
 
-// Adding and subtracting 1.5 * 2^23 rounds a float of magnitude below 2^22 to the nearest integer,
-// which then stands in the low bits of the sum. Unlike a conversion it is defined for NaN.
+// Adding and subtracting 1.5 * 2^23 rounds a float of magnitude below 2^22 to the nearest integer.
+// The low bits of the sum contain that integer. Unlike a conversion, this is defined for NaN.
 constexpr float kRoundingMagic = 12582912.0f;
 
 // e^x = q (1 + t),  q = 2^n,  x = n ln 2 + f,  f in [-ln2/2, ln2/2],  t = e^f - 1 = f + u,  u >= 0
 //
-// u is accurate to 1.4e-7 of itself: see math/latent/gaussian.h for what that is good for.
+// The relative error of u is 1.4e-7; math/latent/gaussian.h relies on it.
 template <typename F>
 struct Exponential {
   F q, f, u, t;
 };
 
-// Of x in [-88.2, 89], where n is in [-127, 128]: at the ends q comes out as 0 and inf. NaN stays.
+// For x in [-88.2, 89]. There n is in [-127, 128], and q is 0 and inf at the ends. NaN stays NaN.
 template <typename F>
 VAE_FUSED_HD Exponential<F> exponential(F x) {
   constexpr float kMagic = kRoundingMagic + 127;  // the bias of an exponent: 2^n is a shift
   const F shifted = x * 1.44269504f + kMagic;
   const F n = shifted - kMagic;
-  // ln 2 in two parts; the first has 9 significant bits, so n times it is exact.
+  // ln 2 in two parts. The first has 9 significant bits, so its product with n is exact.
   const F f = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   F p = 1.39012886e-3f;
   p = p * f + 8.36314633e-3f;
@@ -62,7 +63,7 @@ VAE_FUSED_HD Exponential<F> exponential(F x) {
   return {real(bits(shifted) << 23), f, u, f + u};
 }
 
-// Any argument, brought to the ends beyond them.
+// Clamps any argument to the domain of `exponential`.
 template <typename F>
 VAE_FUSED_HD F within_exponents(F x) {
   return larger(F(-88.2f), smaller(F(89.0f), x));
@@ -75,7 +76,7 @@ VAE_FUSED_HD F exp(F x) {
 }
 VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
 
-// e^-|x|, which has one end.
+// e^-|x|, which needs only the lower bound.
 template <typename F>
 VAE_FUSED_HD F exp_minus_abs(F x) {
   const Exponential<F> e = exponential(larger(F(-88.2f), -abs(x)));
@@ -83,8 +84,8 @@ VAE_FUSED_HD F exp_minus_abs(F x) {
 }
 VAE_FUSED_HD double exp_minus_abs(double x) { return exp_libm(-abs(x)); }
 
-// Whether e^x is a normal number. Then e^(x/2) is its root: half of the error, and whoever wants
-// both has one polynomial for them.
+// Whether e^x is a normal number. Then e^(x/2) can be computed as its square root, which halves the
+// error and lets one polynomial serve both.
 constexpr float kNear = 87;
 
 template <typename F>
@@ -92,8 +93,9 @@ VAE_FUSED_HD auto is_near(F x) {
   return abs(x) < F(kNear);
 }
 
-// k P(f), where ln(1 + f) = f + f^2 P(f), 1 + f in [sqrt(1/2), sqrt(2)]. k is a power of two in the
-// coefficients, for nothing but half an ulp: k f, alone, would be a product.
+// k P(f), where ln(1 + f) = f + f^2 P(f), 1 + f in [sqrt(1/2), sqrt(2)]. k is a power of two that
+// is folded into the coefficients. This costs half an ulp but no instruction: k f would be a
+// product.
 template <int k, typename F>
 VAE_FUSED_HD F log_polynomial(F f) {
   F p = k * 8.71121734e-2f;
@@ -118,7 +120,7 @@ VAE_FUSED_HD F reduced_log(F n, F f) {
 // k ln u, u = 2^n (1 + f).
 template <int k = 1, typename F>
 VAE_FUSED_HD F log(F u) {
-  const auto b = bits(u) - 0x3F3504F3u;  // sqrt(1/2): its exponent field becomes 0 and below
+  const auto b = bits(u) - 0x3F3504F3u;  // sqrt(1/2): n is 0 from there to sqrt(2)
   return reduced_log<k>(F(shifted_to_float(b, 23)),
                         F(real((b & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f));
 }
@@ -128,7 +130,7 @@ VAE_FUSED_HD double log(double u) {
   return k * log_libm(u);
 }
 
-// Numbers below 2^-126 are taken 2^24 times as large.
+// Numbers below 2^-126 are first multiplied by 2^24.
 template <typename F>
 VAE_FUSED_HD F log_any(F x) {
   const F inf = real(0x7F800000u), nan = real(0x7FC00000u);
@@ -151,8 +153,8 @@ VAE_FUSED_HD double reciprocal(double x) { return 1.0 / x; }
 VAE_FUSED_HD float sqrt_any(float x) { return sqrt_any_libm(x); }
 VAE_FUSED_HD double sqrt_any(double x) { return sqrt_libm(x); }
 
-// ln(1 + e) = e + e^2 P(e). One polynomial for all of [0, 1] takes 11 instructions. `reduced_log`,
-// with its comparison and two selections, takes 14.
+// ln(1 + e) = e + e^2 P(e). One polynomial for all of [0, 1] takes 11 instructions. `reduced_log`
+// takes 14, because it has a comparison and two selections.
 template <typename F>
 VAE_FUSED_HD F log1p_unit(F e) {
   F p = 2.07301206e-3f;
@@ -169,8 +171,8 @@ VAE_FUSED_HD F log1p_unit(F e) {
 }
 VAE_FUSED_HD double log1p_unit(double e) { return log1p_libm(e); }
 
-// By e = e^(-2|t|), tanh |t| = (1 - e) / (1 + e), and near 0, where that cancels, by a polynomial;
-// tanh' = 4 e / (1 + e)^2, which 1 - tanh^2 would lose.
+// With e = e^(-2|t|), tanh |t| = (1 - e) / (1 + e). Near 0 this cancels, and a polynomial replaces
+// it. The derivative is tanh' = 4 e / (1 + e)^2, which does not cancel as 1 - tanh^2 would.
 template <typename F>
 struct Tanh {
   F value, derivative;
@@ -194,14 +196,14 @@ VAE_FUSED_HD Tanh<double> tanh(double t) {
   return {tanh_libm(t), 4.0 * e * (r * r)};
 }
 
-// r cos t and r sin t, t in [0, 2 pi], reduced by half turns: f = t - j pi in [-pi/2, pi/2], and r
-// changes its sign if j is odd. A half turn takes longer polynomials than a quarter, but no
-// exchange of the two: 18 instructions instead of 26.
+// r cos t and r sin t for t in [0, 2 pi]. t is reduced by half turns: f = t - j pi is in
+// [-pi/2, pi/2], and r changes its sign if j is odd. Half turns need longer polynomials than
+// quarter turns, but sine and cosine are never exchanged: 18 instructions instead of 26.
 template <typename F>
 VAE_FUSED_HD void polar(F r, F t, F& x, F& y) {
   const F shifted = t * 0.318309886f + kRoundingMagic;
   const F j = shifted - kRoundingMagic;
-  // j is 0, 1 or 2, so its products are exact, and so is the first difference (Sterbenz).
+  // j is 0, 1 or 2, so its products are exact, and so is the first difference (Sterbenz's lemma).
   const F f = (t - j * 3.14159274f) + j * 8.74227766e-8f;
   const F z = f * f;
   F sine = 2.60003981e-6f;
@@ -219,7 +221,7 @@ VAE_FUSED_HD void polar(F r, F t, F& x, F& y) {
   y = signed_r * (f * z * sine + f);
 }
 
-// Of double in turns, t in [0, 1].
+// In double, t is an angle in turns, in [0, 1].
 VAE_FUSED_HD void polar(double r, double t, double& x, double& y) {
   sincos_turns_libm(t, y, x);
   x = r * x;

@@ -1,11 +1,11 @@
-// What a formula asks of its operands beside their operators, so that it may be a template over
-// numbers and over the vectors of cpu/vector.h, which have the same:
+// The functions that a formula needs beside operators. They let a formula be one template over
+// numbers and over the vectors of cpu/vector.h, which define the same functions:
 //
-//   number_t           what is in the lanes
+//   number_t           the type of one lane
 //   select             a choice
-//   smaller, larger    x < y ? x : y and x > y ? x : y; a y that is NaN stays
+//   smaller, larger    x < y ? x : y and x > y ? x : y; a NaN in y is returned
 //   abs                the magnitude
-//   all                whether a condition holds in all lanes: what is for the others may be left
+//   all                whether a condition holds in every lane; then the alternative is skipped
 #pragma once
 
 #include "math/platform.h"

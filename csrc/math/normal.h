@@ -1,18 +1,18 @@
-// Four random words become standard normals (Box and Muller 1958), in PyTorch's bit layout.
+// Box and Muller (1958): four random words become standard normals, in PyTorch's bit layout.
 //
 //   r = sqrt(-2 ln u1),  t = 2 pi u2,  (r cos t, r sin t)  are two independent N(0, 1)
 //
 //   float   4 normals a block: (u1, u2) = (w0, w1), then (w2, w3);  u = 2^-32 w (+ 2^-33 in u1)
 //   double  2 normals a block: u1 = (w0, w1), u2 = (w2, w3);        u = 2^-32 w + 2^-64 w' + 2^-65
 //
-// Of 16 bits, on a GPU, r and t may be approximate: normals within 1e-5 of the others. The
-// hardware's logarithm has no digit left near u1 = 1; there -2 ln u1 = 2f + f^2 + ..., f = 1 - u1,
-// and below f = 2^-11, where r is 0.03, the first term moves r by 4e-6 at most, the logarithm by
-// 5e-6.
+// For 16-bit types on a GPU, r and t may be approximate, and normals are within 1e-5 of the exact
+// ones. The hardware's logarithm has no correct digit near u1 = 1. There -2 ln u1 = 2f + f^2 + ...
+// with f = 1 - u1. Below f = 2^-11, where r is 0.03, using the first term alone changes r by at
+// most 4e-6, and the hardware's logarithm would change it by 5e-6.
 //
-// Element i of a tensor is normal i % n of block i / n, n = kNormalsPerBlock. 16-bit types draw in
-// float. The half-step keeps u1 above 0, so r is at most sqrt(66 ln 2) = 6.76 (float), 9.49
-// (double).
+// Element i of a tensor is normal i % n of block i / n, with n = kNormalsPerBlock. 16-bit types
+// draw in float. The half-step keeps u1 above 0, so r is at most sqrt(66 ln 2) = 6.76 in float and
+// 9.49 in double.
 #pragma once
 
 #include "math/elementary.h"
@@ -33,7 +33,7 @@ VAE_FUSED_HD T radius(T u) {
   }
 }
 
-// The angle as `polar` has it.
+// `angle` is in the unit of `polar`.
 template <bool coarse, typename T>
 VAE_FUSED_HD void box_muller(T u1, T angle, T& first, T& second) {
   const T r = radius<coarse>(u1);
@@ -57,10 +57,11 @@ VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
          (static_cast<double>(w_low) * (kStep * kStep) + kStep * kStep * 0.5);
 }
 
-// 2 pi u2. As PyTorch has it, this is the rounded product of the rounded 2 pi: the exact angle
-// would move normals by up to 2.7e-6, more than the noise contract allows. The half-step, 7e-10 of
-// it, is rounded away but for angles near 0, where it is nothing to the contract, and is left out.
-// The hardware's sine errs relative to its argument before anything else, which is smaller signed.
+// 2 pi u2, as the rounded product with the rounded 2 pi, because PyTorch computes it so: the exact
+// angle would change normals by up to 2.7e-6, more than the noise contract allows. The half-step of
+// u2, 7e-10 in the angle, is left out: it is rounded away except near 0, where it is far below the
+// contract's bound. The hardware's sine first makes an error relative to its argument, so it gets
+// the signed angle, which is smaller.
 template <bool coarse, typename W>
 VAE_FUSED_HD auto angle(W w) {
   constexpr float kStep = 1.4629180792671596e-9f;
@@ -77,7 +78,7 @@ VAE_FUSED_HD void normals(const Words<W>& words, F (&out)[4]) {
   box_muller<coarse>(uniform(words.w[2]), angle<coarse>(words.w[3]), out[2], out[3]);
 }
 
-// The two words that make normal number r, of the four.
+// The two words from which normal r of the four is made.
 template <typename W>
 VAE_FUSED_HD void words_of_pair(const Words<W>& words, W r, W& first, W& second) {
   const W later = W(0) - (r >> 1);  // all ones if r is 2 or 3
@@ -91,7 +92,7 @@ VAE_FUSED_HD void normals(const Words<uint32_t>& words, double (&out)[2]) {
                      out[1]);
 }
 
-// Normal number `index` of a stream, alone.
+// Computes a single normal, number `index` of a stream.
 template <typename T, bool coarse = false, class Keys>
 VAE_FUSED_HD T normal_at(const Keys& keys, uint64_t offset, uint64_t index) {
   constexpr int n = kNormalsPerBlock<T>;

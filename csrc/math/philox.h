@@ -1,13 +1,13 @@
-// Philox4x32-10: a counter becomes four random words.
+// Philox4x32-10 maps a counter to four random words.
 //
 // J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2,
 // 3", SC 2011, section 4.3. A block of the stream of a key (seed, offset) is
 //
 //   words(block) = Philox4x32-10(key = seed, counter = offset + block)
 //
-// with the 64-bit sum in the low half of the 128-bit counter and 0 in the high half: the stateless
-// stream of PyTorch (torch.func._random) and subsequence 0 of cuRAND's Philox generator.
-// Cost: 10 rounds of two 32x32->64 multiplications and four xors, about 60 instructions for 4
+// where the 64-bit sum is the low half of the 128-bit counter and the high half is 0. This is the
+// stateless stream of PyTorch (torch.func._random) and subsequence 0 of cuRAND's Philox generator.
+// The cost is 10 rounds of two 32x32->64 multiplications and four xors, about 60 instructions for 4
 // words.
 #pragma once
 
@@ -20,8 +20,8 @@ struct Words {
   W w[4];
 };
 
-// The keys of round r: the seed's low and high word, plus r times a constant each. Computed where
-// they are wanted,
+// The keys of round r are the seed's low and high word, plus r times a constant each. `Seed`
+// computes them at each use.
 struct Seed {
   uint32_t low, high;
 
@@ -34,7 +34,7 @@ struct Seed {
 
 constexpr int kRounds = 10;
 
-// or kept.
+// `RoundKeys` stores the keys of all rounds.
 struct RoundKeys {
   uint32_t k[kRounds][2];
 
@@ -42,13 +42,14 @@ struct RoundKeys {
   VAE_FUSED_HD uint32_t second(uint32_t r) const { return k[r][1]; }
 };
 
-// Words as they shall come out of the last round: vectors close their ranks (cpu/vector.h).
+// Converts a word to the type of the last round's results. Vectors of 64-bit lanes drop their high
+// halves here (cpu/vector.h).
 VAE_FUSED_HD uint32_t packed(uint32_t w) { return w; }
 VAE_FUSED_HD uint32_t packed_mulhi(uint32_t a, uint32_t b) { return mulhi(a, b); }
 
-// Round r and those that follow. The words of a counter are numbers, or vectors with a block in
-// each lane; a word that is the same in all lanes may stay a number, and what follows from numbers
-// alone is computed once for all.
+// Computes round r and all later rounds. The words of a counter are numbers, or vectors with one
+// block in each lane. A word that is the same in all lanes may stay a number, and everything that
+// depends only on numbers is then computed once for all lanes.
 template <int r, class Keys, typename W0, typename W1, typename W2, typename W3>
 VAE_FUSED_HD auto philox_rounds(const Keys& keys, W0 c0, W1 c1, W2 c2, W3 c3) {
   constexpr uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;

@@ -1,17 +1,18 @@
-// What differs between the host and the device compiler, and nothing else: this is the only file of
-// the mathematics with an #ifdef on the compiler.
+// Everything that differs between the host and the device compiler. Only this file of csrc/math has
+// an #ifdef on the compiler.
 //
-//   VAE_FUSED_HD       marks a function of the mathematics: for host and device, always inlined, so
-//                      that a loop over a tile on the CPU vectorises through it
-//   VAE_FUSED_RARE     marks one that is hardly ever called: a GPU's kernels have it out of line
-//   VAE_FUSED_UNROLL   unrolls the loop of constant length below: around a loop, none vectorises
+//   VAE_FUSED_HD       marks a formula: it compiles for host and device and is always inlined, so
+//                      that a CPU loop over a tile vectorises
+//   VAE_FUSED_RARE     marks a function that is rarely called; GPU kernels keep it out of line
+//   VAE_FUSED_UNROLL   unrolls the next loop, which must have a constant length; compilers do not
+//                      vectorise a loop that contains another loop
 //   mulhi              upper half of a product of twice the width
 //   bits, real         reinterpretation between float and uint32_t
 //   smaller, larger    the lesser and the greater of two floats
 //   rounded_product    a product that is not fused with a sum
 //   cvt_...            conversions of 16-bit types, where the machine has an instruction for them
-//   ..._libm           the platform's double precision functions
-//   ..._approx         the hardware's own approximations of float functions, where it has them
+//   ..._libm           functions of the platform's library, or faster ones on a GPU
+//   ..._approx         the hardware's approximations of float functions, where it has them
 #pragma once
 
 #include <cmath>
@@ -30,8 +31,8 @@
 #define VAE_FUSED_RARE VAE_FUSED_HD
 #endif
 
-// A kernel of doubles with many calls of the library defines this, to have one copy of each
-// function instead of many.
+// A double precision kernel that calls the C library often defines VAE_FUSED_LIBM_OUT_OF_LINE, so
+// that it contains one copy of each function instead of many.
 #if defined(VAE_FUSED_LIBM_OUT_OF_LINE)
 #define VAE_FUSED_LIBM VAE_FUSED_RARE
 #else
@@ -40,7 +41,7 @@
 
 #if defined(__CUDA_ARCH__)
 #define VAE_FUSED_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__) && !defined(__CUDACC__)  // nvcc's host pass knows neither pragma
+#elif defined(__GNUC__) && !defined(__CUDACC__)  // nvcc's host pass supports neither pragma
 #define VAE_FUSED_UNROLL _Pragma("GCC unroll 16")
 #else
 #define VAE_FUSED_UNROLL
@@ -84,12 +85,12 @@ VAE_FUSED_HD float real(uint32_t u) {
 #endif
 }
 
-// x y, which no compiler fuses with a sum: what a product is fused with depends on what else it is
-// used for, and bits would differ from kernel to kernel.
+// Returns x y as a product that no compiler fuses with a sum. Otherwise the other uses of the
+// product would decide whether it is fused, and bits would differ from kernel to kernel.
 VAE_FUSED_HD float rounded_product(float x, float y) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(x, y);
-#elif defined(__CUDACC__)  // nvcc's host pass, which computes nothing
+#elif defined(__CUDACC__)  // nvcc's host pass does not evaluate this
   return x * y;
 #elif __has_builtin(__builtin_assoc_barrier)
   return __builtin_assoc_barrier(x * y);
@@ -100,7 +101,7 @@ VAE_FUSED_HD float rounded_product(float x, float y) {
 
 VAE_FUSED_HD float to_float(uint32_t u) { return static_cast<float>(u); }
 
-// The bits as a signed integer, shifted right by n.
+// Reads the bits as a signed integer and shifts it right by n.
 VAE_FUSED_HD float shifted_to_float(uint32_t u, int n) {
   return static_cast<float>(static_cast<int32_t>(u) >> n);
 }
@@ -127,8 +128,9 @@ VAE_FUSED_HD uint16_t cvt_bf16_f32(float x) {
 #endif
 #endif
 
-// x < y ? x : y and x > y ? x : y, where x is a number; a y that is NaN stays. Of two variables
-// nvcc makes a comparison and a choice.
+// x < y ? x : y and x > y ? x : y. x must not be NaN; a NaN in y is returned. nvcc compiles these
+// expressions to a comparison and a selection where both are variables, so the code names the
+// instruction itself.
 VAE_FUSED_HD float smaller(float x, float y) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float z;
@@ -148,7 +150,7 @@ VAE_FUSED_HD float larger(float x, float y) {
 #endif
 }
 
-// Double precision is the reference path, not the hot one: the platform's library serves it.
+// Double precision is the reference path, not the hot one, so it calls the platform's library.
 VAE_FUSED_LIBM double exp_libm(double x) { return ::exp(x); }
 VAE_FUSED_LIBM double log_libm(double x) { return ::log(x); }
 VAE_FUSED_HD double sqrt_libm(double x) { return ::sqrt(x); }
@@ -156,9 +158,9 @@ VAE_FUSED_LIBM double expm1_libm(double x) { return ::expm1(x); }
 VAE_FUSED_LIBM double log1p_libm(double x) { return ::log1p(x); }
 VAE_FUSED_LIBM double tanh_libm(double x) { return ::tanh(x); }
 
-// The square root of a float that is 0 or normal, within an ulp. CUDA's own is a call for the cases
-// in between. Here an approximate reciprocal root (2^-22.9) is followed by a Newton step, which
-// leaves its error's square; 1e-37 for 0 keeps 0 * inf out.
+// The square root of a float that is 0 or normal, within an ulp. CUDA's own sqrtf calls a function
+// to handle other arguments. Here a Newton step squares the error of an approximate reciprocal root
+// (2^-22.9). The lower bound of 1e-37 avoids 0 * inf for an argument of 0.
 VAE_FUSED_HD float sqrt_libm(float x) {
 #if defined(__CUDA_ARCH__)
   x = fmaxf(x, 1e-37f);
@@ -171,8 +173,8 @@ VAE_FUSED_HD float sqrt_libm(float x) {
 #endif
 }
 
-// Any argument, like the division and the root of the C library; within 2 ulp, where CUDA's own are
-// calls.
+// The next two functions accept any argument, as the division and the root of the C library do. On
+// a GPU they are within 2 ulp and inline; CUDA's own versions are calls.
 VAE_FUSED_HD float reciprocal_libm(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
@@ -193,13 +195,13 @@ VAE_FUSED_HD float sqrt_any_libm(float x) {
 #endif
 }
 
-// The hardware's approximations, an instruction each (two for sine and cosine), for results that
-// are rounded to 16 bits. Their documented errors (PTX ISA, floating point instructions):
+// The hardware's approximations, for results that are rounded to 16 bits. Each is one instruction;
+// sine and cosine take two. Their documented errors (PTX ISA, floating point instructions):
 //
 //   ex2   2^-22 relative           lg2   2^-22 absolute in [1/2, 2], else relative
 //   sqrt  2^-23 relative           sin, cos   2^-20.5 absolute in [-2 pi, 2 pi]
 //
-// The emulated device errs as much, downwards.
+// The emulated device makes errors of this size, always downwards.
 #if defined(__CUDA_ARCH__)
 constexpr bool kHasApproximations = true;
 #define VAE_FUSED_APPROXIMATION(name)                        \
@@ -234,8 +236,8 @@ inline float sin_approx(float x) { return with_absolute_error(std::sin(x), 6.743
 inline float cos_approx(float x) { return with_absolute_error(std::cos(x), 6.743496e-7f); }
 #endif
 
-// sin and cos of 2 pi u. CUDA's sincos has a slow path with a stack frame, for arguments that never
-// occur here; its sincospi has not, and saves the rounding of the angle besides.
+// sin and cos of 2 pi u. CUDA's sincos has a slow path with a stack frame for arguments that never
+// occur here. Its sincospi does not, and it also avoids the rounding of the angle.
 VAE_FUSED_HD void sincos_turns_libm(double u, double& s, double& c) {
 #if defined(__CUDA_ARCH__)
   ::sincospi(2.0 * u, &s, &c);

@@ -1,14 +1,15 @@
-// A network's output becomes sigma: each function once, its derivative beside it. Forward needs
-// sigma and x = ln sigma^2; backward their derivatives with respect to the raw output, too.
+// Maps a network's output to sigma: each function once, with its derivative beside it. Forward
+// needs sigma and x = ln sigma^2; backward also needs their derivatives with respect to the raw
+// output.
 //
 //   raw -> C(raw) -> t = gain C(raw) + shift -> s = unit base(t) -> sigma = sqrt(s^2 + v) + f
 //       -> max(sigma, std_min)
 //
-// with v = var_floor, f = std_floor. kSqrt has root_floor = v / unit^2 below the root instead,
-// which is the same but for the derivative at a variance of 0: it would be 0 times infinity. Every
-// base takes the same road, so that a kernel that learns its base at run time has each exponential
-// and each logarithm once, with a branch around it. Where the base is a constant (the CPU kernels
-// make it one outside of their loops) the branches fold.
+// with v = var_floor, f = std_floor. kSqrt adds root_floor = v / unit^2 under its root instead. The
+// value is the same, but the derivative at a variance of 0 would otherwise be 0 times infinity. All
+// bases share one code path, so that a kernel whose base is a run-time value contains each
+// exponential and each logarithm once, with a branch around it. The CPU kernels make the base a
+// constant outside of their loops, and the compiler folds the branches.
 #pragma once
 
 #include <type_traits>
@@ -21,13 +22,13 @@ namespace vae_fused::math {
 template <typename F>
 struct Scale {
   F sigma, x;    // x = ln sigma^2
-  F dsigma, dx;  // with respect to what sigma is a function of
+  F dsigma, dx;  // with respect to the input of sigma
 };
 
 // ---------------------------------------------------------------------------------------------
-// Before: t = gain C(raw) + shift, and for kSqrt + root_floor
+// Before the base: t = gain C(raw) + shift, and for kSqrt + root_floor
 //
-//   hard   C' = 1 within [low, high], 0 outside;  NaN stays
+//   hard   C' = 1 within [low, high], 0 outside;  NaN stays NaN
 //   soft   C = c tanh(raw / c),  C' = sech^2(raw / c)
 // ---------------------------------------------------------------------------------------------
 
@@ -36,7 +37,8 @@ struct Limited {
   F x, dx;
 };
 
-// outer * inner, and nothing where inner is: beyond a clamp not even an infinite derivative passes.
+// Returns outer * inner, and 0 where inner is 0: beyond a clamp even an infinite outer derivative
+// has no effect.
 template <typename F>
 VAE_FUSED_HD F chain(F outer, F inner) {
   return select(inner == F(0), F(0), outer * inner);
@@ -69,21 +71,22 @@ VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
                               : hard_clamp(raw, o.low, o.high);
 }
 
-// 1 if the bounds of a clamp change the raw scale, else 0. A soft clamp changes every number: there
-// 1 means that it is beyond the bound.
+// 1 if the bounds of a clamp change the raw scale, else 0. A soft clamp changes every number, so
+// there the result is 1 if the raw scale is beyond the bound.
 template <typename T, typename F>
 VAE_FUSED_HD F is_clamped(const ScaleOptions<T>& o, F raw) {
   if (o.soft_clamp != T(0)) return select(abs(raw) > F(o.soft_clamp), F(1), F(0));
   return select(beyond(raw, o.low, o.high), F(1), F(0));
 }
 
-// 1 if one of an element's inputs is infinite or NaN, else 0: such a number minus itself is NaN.
+// 1 if one of an element's inputs is infinite or NaN, else 0. Such a number minus itself is NaN.
 template <typename F>
 VAE_FUSED_HD F is_not_finite(F mu, F raw) {
   return select((mu - mu) + (raw - raw) == F(0), F(0), F(1));
 }
 
-// There is no negative standard deviation, and no variance that its floor leaves negative.
+// Returns t. A negative standard deviation is NaN, and so is a variance that is negative after its
+// floor has been added.
 template <typename T, typename F>
 VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
   F t = o.gain * x + o.shift;
@@ -104,28 +107,28 @@ VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 //   kSoftplus   ln(1 + e^t)     2 ln base                s(t)               2 s(t) / base
 //   kSigmoid    s(t)            2 ln base                s(t) s(-t)         2 s(-t)
 //
-// with s(t) = 1 / (1 + e^-t). The last two go by e = e^-|t|, which never overflows:
+// with s(t) = 1 / (1 + e^-t). The last two use e = e^-|t|, which never overflows:
 //
 //   ln(1 + e^t) = max(t, 0) + ln(1 + e)      s(|t|) = 1 / (1 + e),  s(-|t|) = e / (1 + e)
 //   ln s(t) = min(t, 0) - ln(1 + e)
 //
-// Where t is very negative softplus underflows, but its logarithm does not: ln(1 + e) = e - e^2 / 2
-// + ..., hence ln base = t - e / 2, and the KL stays finite. Where base is tiny that is all there
-// is: in float e^2 < 2^-46, in double 2^-106.
+// Where t is very negative, softplus underflows but its logarithm does not: ln(1 + e) = e - e^2 / 2
+// + ..., hence ln base = t - e / 2, and the KL stays finite. Where the base is tiny, further terms
+// are below the precision: e^2 < 2^-46 in float and < 2^-106 in double.
 //
-// After: a floor, if there is one, and where the logarithm is not known already it is taken of the
-// result, in the square where there is no root to spoil it:
+// After the base, a floor is applied if there is one. Unless the base provides the logarithm, it is
+// taken of the result, or of its square, which avoids the root if sigma ends with one:
 //
 //   sigma' = s' s / sqrt(s^2 + v)      (ln sigma^2)' = 2 sigma' / sigma
 //
-// A large s absorbs v, long before its square overflows. Below std_min both derivatives are 0.
-// Where an exponential overflows, sigma has absorbed all floors, and sigma' / sigma would be inf /
-// inf: there ln sigma^2 and its derivative are those that the base knows.
+// A large s absorbs v long before its square overflows. Below std_min both derivatives are 0. Where
+// an exponential overflows, sigma has absorbed all floors, and sigma' / sigma would be inf / inf.
+// There ln sigma^2 and its derivative are those of the base.
 // ---------------------------------------------------------------------------------------------
 
-// In float e^t is the root of e^2t where that is normal, as in the plain call, to the bit; in
-// double it is had at once. A choice, not a way of its own: as calls that was 0.1 MB more for
-// sm_120.
+// In float, e^t is the root of e^2t where that is normal, with the same bits as in the default
+// call. In double it is computed directly. Selecting the argument keeps one exponential in the
+// code: two calls instead made the code for sm_120 0.1 MB larger.
 template <typename F>
 VAE_FUSED_HD F exponent_of(F t) {
   return select(is_near(t + t), t + t, t);
@@ -147,7 +150,7 @@ VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
   return o.var_floor != T(0) || o.std_floor != T(0) || o.std_min != T(0);
 }
 
-// s and its derivative; x and its derivative where the base knows them. `slope` is C'.
+// s and its derivative; also x and its derivative where the base provides them. `slope` is C'.
 template <typename T, typename F>
 VAE_FUSED_HD Scale<F> base_of(const ScaleOptions<T>& o, ScaleBase base, F t, F slope) {
   const bool logistic = base == ScaleBase::kSoftplus || base == ScaleBase::kSigmoid;
@@ -179,13 +182,13 @@ VAE_FUSED_HD Scale<F> base_of(const ScaleOptions<T>& o, ScaleBase base, F t, F s
     s = sqrt_any(t);
     ds = F(0.5) * reciprocal(s);
   } else {
-    ds = select(t == t, F(1), t);  // NaN if t is, as those of the others
+    ds = select(t == t, F(1), t);  // NaN if t is NaN, as in the other branches
   }
   return {o.unit * s, x + o.log_unit_squared, chain(o.unit * o.gain * ds, slope),
           chain(o.gain * dx, slope)};
 }
 
-// Floors, and the logarithm where it is not known.
+// Applies the floors, and computes the logarithm unless the base provides it.
 template <typename T, typename F>
 VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool floored, F t,
                                const Scale<F>& b) {
@@ -242,7 +245,7 @@ VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, F raw) {
 template <ScaleBase base>
 using BaseConstant = std::integral_constant<ScaleBase, base>;
 
-// Calls visit(BaseConstant<base>), for loops to be compiled for each base.
+// Calls visit(BaseConstant<base>), so that loops are compiled for each base.
 template <typename Visit>
 VAE_FUSED_HD void with_base(ScaleBase base, const Visit& visit) {
   switch (base) {

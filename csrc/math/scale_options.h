@@ -1,5 +1,5 @@
-// What a call may choose about a scale, that is how a network's output becomes sigma, as plain
-// numbers: see math/scale.h for the formulas.
+// The options of a scale, which map a network's output to sigma, as plain numbers. math/scale.h has
+// the formulas.
 #pragma once
 
 #include <limits>
@@ -9,7 +9,7 @@
 
 namespace vae_fused::math {
 
-// Constants, as a call would be a function that the files of all instruction sets share.
+// These are constants, because the files of all instruction sets would share an inline function.
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 template <typename T>
@@ -20,18 +20,18 @@ VAE_FUSED_HD bool is_clamp(T low, T high) {
   return low > -kInfinity<T> || high < kInfinity<T>;
 }
 
-// The functions sigma0(x) of math/scale.h. The public kinds are these with an affine map before and
-// a factor after: see kKinds in csrc/torch/scale.cpp.
+// The functions sigma0(x) of math/scale.h. Each public kind is one of them with an affine map
+// before it and a factor after it: see kKinds in csrc/torch/scale.cpp.
 enum class ScaleBase : int32_t { kExp, kIdentity, kSqrt, kSoftplus, kSigmoid };
 
 //   raw -> C(raw) -> x = gain C(raw) + shift -> sigma0 = unit base(x)
 //       -> sigma = max(sqrt(sigma0^2 + var_floor) + std_floor, std_min)
 //
-// C is min(max(raw, low), high), or c tanh(raw / c) with c = soft_clamp, unless that is 0. kSqrt
-// has root_floor instead of var_floor: sigma0 = unit sqrt(x + root_floor).
+// C is min(max(raw, low), high), or c tanh(raw / c) if c = soft_clamp is not 0. kSqrt has
+// root_floor instead of var_floor: sigma0 = unit sqrt(x + root_floor).
 //
-// What Python gives selects a kind, and its gain and shift are the user's. The kind's own gain and
-// unit, and the beta of softplus, are in what csrc/torch/scale.cpp derives.
+// Python passes the kind, and the user's gain and shift. csrc/torch/scale.cpp derives the fields
+// that also contain the kind's own gain and unit, and the beta of softplus.
 #define VAE_FUSED_SCALE_OPTIONS(OPTION, GIVEN, DERIVED) \
   GIVEN(kind, 0)                                        \
   DERIVED(ScaleBase, base, ScaleBase::kExp)             \
@@ -57,7 +57,7 @@ struct ScaleOptions {
   VAE_FUSED_FIELDS(VAE_FUSED_SCALE_OPTIONS)
 };
 
-// What crosses from Python, in this order.
+// The numbers that Python passes, in this order.
 struct GivenScale {
   using T = double;
   VAE_FUSED_NUMBERS(VAE_FUSED_SCALE_OPTIONS)
@@ -75,7 +75,7 @@ ScaleOptions<T> narrowed(const ScaleOptions<double>& from) {
   return to;
 }
 
-// The options as they are given, and the defaults of what is derived.
+// Copies the given options and leaves derived fields at their defaults.
 inline ScaleOptions<double> underived(const GivenScale& from) {
   using T = double;
   ScaleOptions<double> to;

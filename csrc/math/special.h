@@ -1,17 +1,18 @@
-// What likelihoods of counts need beside math/elementary.h: logarithms near 1, and the corrections
-// of Stirling's series, which stand for log-gamma and digamma. `F` is a float, a double, or a
-// vector of floats (cpu/vector.h). Bounds, in float, of what the tests in tests/native sweep:
+// Functions that the likelihoods of counts need beside math/elementary.h: logarithms near 1, and
+// the corrections of Stirling's series, which replace log-gamma and digamma. `F` is a float, a
+// double or a vector of floats (cpu/vector.h). In float the errors have these bounds, swept by
+// tests/native:
 //
 //   function               domain           error bound
-//   log1p                  r >= 0           2 ulp and half an ulp of 1 + r (4 ulp); NaN stays
+//   log1p                  r >= 0           2 ulp and half an ulp of 1 + r (4 ulp); NaN stays NaN
 //   log_parts              u > 0            2 ulp of each part
 //   log1p_excess           a / b > -1       8 ulp
 //   stirling_error         z > 0            4e-8 (1 + S)
 //   stirling_error_slope   z >= 1           1e-7 / z^2
 //
-// All of it is evaluated in the arithmetic of F. Float tensors use no double precision anywhere,
-// which consumer GPUs run at 1/64 of the speed; only double tensors do. A double comes from the
-// platform's library and from series that are long enough, with errors of a few 1e-16.
+// Everything is evaluated in the arithmetic of F. Float tensors use no double precision anywhere,
+// because consumer GPUs run it at 1/64 of the speed. Double tensors use the platform's library and
+// series that are long enough, with errors of a few 1e-16.
 #pragma once
 
 #include "math/elementary.h"
@@ -19,20 +20,20 @@
 namespace vae_fused::math {
 
 // ---------------------------------------------------------------------------------------------
-// ln u, where both u and f = u - 1 are known to their own relative accuracy
+// ln u, where both u and f = u - 1 are accurate relative to their own size
 //
 //   ln u = head + tail      head = f, tail = ln(1 + f) - f                 near 1
 //                           head = n ln 2 + g, tail = ln(1 + g) - g        elsewhere, u = 2^n (1+g)
 //
-// Near 1, in [sqrt(1/2), sqrt(2)), rounding u would lose the digits of f, and a sum in which the
-// heads cancel needs the tail alone: it is -f^2 / 2 + ..., from a polynomial, so nothing cancels in
-// it. The comparisons are false for NaN, which then stays as f.
+// Near 1, in [sqrt(1/2), sqrt(2)), rounding u would lose the digits of f. A sum in which the heads
+// cancel needs only the tail. The tail is -f^2 / 2 + ..., computed by a polynomial, so nothing
+// cancels in it. The comparisons are false for NaN, so NaN is returned as f.
 // ---------------------------------------------------------------------------------------------
 
 template <typename F>
 struct LogParts {
   F head, tail;
-  decltype(F() < F()) far;  // from 1: head is not f
+  decltype(F() < F()) far;  // from 1: then head is not f
 };
 
 template <typename F>
@@ -57,8 +58,8 @@ VAE_FUSED_HD F log1p(F r) {
 }
 VAE_FUSED_HD double log1p(double r) { return log1p_libm(r); }
 
-// e^x and e^x - 1: with `exponential`'s x = n ln 2 + f and q = 2^n, the latter is q t + (q - 1),
-// which is t, free of cancellation, where n = 0.
+// e^x and e^x - 1. With x = n ln 2 + f and q = 2^n as in `exponential`, e^x - 1 = q t + (q - 1).
+// Where n = 0 this is t, so nothing cancels.
 template <typename F>
 struct ExpM1 {
   F exp, m1;
@@ -74,13 +75,13 @@ VAE_FUSED_HD ExpM1<double> exp_m1(double x) { return {exp_libm(x), expm1_libm(x)
 // ---------------------------------------------------------------------------------------------
 // E(y) = ln(1 + y) - y / (1 + y),  y = a / b;  E' = y / (1 + y)^2
 //
-// About y^2 / 2 near 0, where its two terms cancel. With z = y / (2 + y) = a / (a + 2 b) the
+// E is about y^2 / 2 near 0, where its two terms cancel. With z = y / (2 + y) = a / (a + 2 b) the
 // logarithm is 2 artanh z, and y / (1 + y) = 2 z / (1 + z):
 //
 //   E = 2 z^2 / (1 + z) + 2 z^3 (1/3 + z^2 / 5 + z^4 / 7 + ...),    2 z / (1 + z) = a / (a + b)
 //
-// which is a sum of positive terms for y > 0. The polynomial is for |z| < 0.45, -0.62 < y < 1.63.
-// `ratio` is a / (a + b).
+// For y > 0 all terms of this sum are positive. The polynomial is fitted for |z| < 0.45, that is
+// -0.62 < y < 1.63. `ratio` is a / (a + b).
 // ---------------------------------------------------------------------------------------------
 
 template <typename F>
@@ -115,14 +116,14 @@ VAE_FUSED_HD F log1p_excess(F a, F b, F ratio) {
 // ---------------------------------------------------------------------------------------------
 // S(z) = ln Gamma(z + 1) - (z + 1/2) ln z + z - 1/2 ln 2 pi = 1/(12 z) - 1/(360 z^3) + ...
 //
-// is what Stirling's formula leaves. S is positive and decreasing, 0.0811 at 1 and -1/2 ln z + ...
-// towards 0. With t = 1 / (z^2 + c)
+// is the error of Stirling's formula. S is positive and decreasing. It is 0.0811 at 1 and behaves
+// as -1/2 ln z + ... towards 0. With t = 1 / (z^2 + c)
 //
 //   S(z) = z t P(t),  c = 0.18      -S'(z) = ln z - 1/(2 z) - psi(z) = t R(t),  c = 0.32
 //
-// on all of z >= 1: S has no convergent series in 1 / z, but the shift c moves the point where that
-// hurts, and P needs degree 4 for an absolute 9e-9, R for a relative 6e-7. Below 1 S follows
-// from S(z + 1), as Gamma(z + 2) = (z + 1) Gamma(z + 1):
+// for all z >= 1. The series of S in 1 / z does not converge, but the shift c moves away the point
+// where this matters: P needs only degree 4 for an absolute error of 9e-9, and R for a relative
+// error of 6e-7. Below 1, S follows from S(z + 1), because Gamma(z + 2) = (z + 1) Gamma(z + 1):
 //
 //   S(z) = S(z + 1) + (z + 1/2) ln(1 + 1/z) - 1
 //   S'(z) = S'(z + 1) + ln(1 + 1/z) - (z + 1/2) / (z (z + 1))
@@ -165,7 +166,8 @@ VAE_FUSED_HD F stirling_error_slope(F z) {
   return slope;
 }
 
-// In double the same steps lead up to 10, where the series in 1 / z^2 has 16 digits after 8 terms.
+// In double the same recurrence raises z to at least 10. There 8 terms of the series in 1 / z^2
+// give 16 digits.
 constexpr int kStirlingTerms = 8;
 
 VAE_FUSED_HD double stirling_series(int k) {  // B_2k / (2k (2k - 1)) for k = 1, 2, ...
@@ -175,7 +177,7 @@ VAE_FUSED_HD double stirling_series(int k) {  // B_2k / (2k (2k - 1)) for k = 1,
   return kTerms[k - 1];
 }
 
-// Out of line on a GPU, as one kernel of doubles has several calls of each.
+// Out of line on a GPU, because one double precision kernel calls each of these several times.
 VAE_FUSED_RARE double stirling_error(double z) {
   double s = 0;
   for (; z < 10; z += 1) s += (z + 0.5) * log1p_libm(1 / z) - 1;
@@ -194,7 +196,7 @@ VAE_FUSED_RARE double stirling_error_slope(double z) {
   return s + p * v * v;
 }
 
-// ln x! for x > 0, by Stirling's formula and its error.
+// ln x! for x > 0, from Stirling's formula and its error.
 template <typename F>
 VAE_FUSED_HD F log_factorial(F x) {
   return ((x + F(0.5)) * log(x) - x) + (F(0.91893853320467274) + stirling_error(x));

@@ -1,7 +1,7 @@
-// 16-bit storage types: what is in memory, and how it becomes the type of the arithmetic.
+// 16-bit storage types, and their conversion from and to the type of the arithmetic.
 //
-// Conversions are written on the bits, without branches, so that a loop over a tile vectorises on
-// every instruction set; rounding is to nearest even. A GPU has an instruction for most of them.
+// Conversions operate on the bits, without branches, so that a loop over a tile vectorises on every
+// instruction set. They round to nearest even. A GPU has an instruction for most of them.
 #pragma once
 
 #include "math/platform.h"
@@ -16,7 +16,7 @@ struct BFloat16 {
   uint16_t u;
 };
 
-// The type of the arithmetic for a type of storage.
+// The type of the arithmetic for a storage type.
 template <typename S>
 struct Arithmetic {
   using type = float;
@@ -28,20 +28,20 @@ struct Arithmetic<double> {
 template <typename S>
 using arithmetic_t = typename Arithmetic<S>::type;
 
-// Whether what is stored has room for the errors of the hardware's approximations.
+// Whether a storage type is coarse enough to hide the errors of the hardware's approximations.
 template <typename S>
 constexpr bool kCoarse = sizeof(S) == 2;
 
 VAE_FUSED_HD float widen(float x) { return x; }
 VAE_FUSED_HD double widen(double x) { return x; }
-VAE_FUSED_HD float widen(uint8_t x) { return x; }  // of a mask, or a pixel
+VAE_FUSED_HD float widen(uint8_t x) { return x; }  // a mask or a pixel
 VAE_FUSED_HD float widen(int32_t x) { return static_cast<float>(x); }
 VAE_FUSED_HD double widen(int64_t x) { return static_cast<double>(x); }
 
 VAE_FUSED_HD float widen(BFloat16 x) { return real(static_cast<uint32_t>(x.u) << 16); }
 
-// Multiplying by 2^112 moves the exponent's bias from 15 to 127, subnormals included; an exponent
-// of all ones (inf, nan) is set by hand.
+// Multiplying by 2^112 moves the exponent's bias from 15 to 127, also for subnormals. An exponent
+// of all ones (inf, NaN) is set separately.
 VAE_FUSED_HD float widen(Half x) {
 #if defined(VAE_FUSED_HAS_CVT_F16)
   return cvt_f32_f16(x.u);
@@ -66,8 +66,8 @@ VAE_FUSED_HD void narrow(float x, BFloat16& out) {
 #endif
 }
 
-// Normal results: add half an ulp (to even) at bit 13 and move the bias. Subnormal results: adding
-// 0.5 leaves the rounded multiple of 2^-24 in the low bits. 65520 and above become inf.
+// Normal results add half an ulp (to even) at bit 13 and move the bias. For subnormal results,
+// adding 0.5 leaves the rounded multiple of 2^-24 in the low bits. 65520 and above become inf.
 VAE_FUSED_HD void narrow(float x, Half& out) {
 #if defined(VAE_FUSED_HAS_CVT_F16)
   out.u = cvt_f16_f32(x);
@@ -83,8 +83,8 @@ VAE_FUSED_HD void narrow(float x, Half& out) {
 #endif
 }
 
-// Two neighbours as the word that they are in memory. A GPU converts from and to either half of a
-// register; the second bfloat16 alone it takes out by a PRMT, moves and shifts.
+// Two neighbouring elements as one word of memory. A GPU converts from and to either half of a
+// register. Extracting the second bfloat16 alone would take a PRMT, a move and a shift.
 template <typename S>
 struct Pair {
   uint32_t u;

@@ -1,11 +1,11 @@
 // The diagonal Gaussian posterior q = N(mu, sigma^2), its prior p = N(m, tau^2), the sample and the
-// KL: each formula once, its derivation above it, its adjoint below it. One latent element at a
-// time.
+// KL, for one latent element at a time. Each formula is written once, with its derivation above it
+// and its adjoint below it.
 //
-// What depends on a choice of the call has two forms, by its first argument: LatentOptions, with
-// all that may be chosen, and DefaultOptions, the usual call (logvar, clamped or not, standard
-// normal prior), which is the same with constants in it that the compiler folds away. Samples and
-// KLs take the Weights of LatentOptions, too.
+// A formula that depends on the options of a call has two forms, selected by its first argument.
+// LatentOptions contains everything that a call may choose. DefaultOptions is the default call
+// (logvar, clamped or not, standard normal prior): the same with constants that the compiler folds
+// away. Formulas of samples and KLs also accept the Weights of LatentOptions.
 #pragma once
 
 #include "math/latent/options.h"
@@ -16,16 +16,16 @@ namespace vae_fused::math {
 // ---------------------------------------------------------------------------------------------
 // g(x) = e^x - 1 - x and h(x) = e^x - 1 = x + g(x)
 //
-// The KL below is half of mu^2 + g(x), and h is g's derivative. Both cancel near 0: in fp32
-// e^x - 1 - x is off by a factor of 3 at x = 1e-4 and negative at -1e-4. For |x| <= 1 both follow
-// instead from
+// The KL below is half of mu^2 + g(x), and h is the derivative of g. Both cancel near 0: in fp32
+// e^x - 1 - x is wrong by a factor of 3 at x = 1e-4, and negative at -1e-4. For |x| <= 1 both are
+// computed instead from
 //
 //   g(x) = x^2 P(x),   P(x) = (e^x - 1 - x) / x^2 = 1/2 + x/6 + x^2/24 + ...  > 0
 //
-// a minimax polynomial with relative error 1.0e-8 (float) and 1.7e-17 (double); the square keeps g
-// from ever being negative. For |x| > 1 nothing is lost: |h| > 0.63, g > 0.36. If coarse, |x| <=
-// 3/4: there two degrees less have a relative error of 3.1e-7. At x = +inf the direct form would be
-// inf - inf; for a clipped x it is the limit, +inf. Eager gives NaN.
+// with a minimax polynomial of relative error 1.0e-8 (float) and 1.7e-17 (double). The square keeps
+// g non-negative. For |x| > 1 nothing is lost: |h| > 0.63, g > 0.36. The coarse polynomial is for
+// |x| <= 3/4. It has two degrees less and a relative error of 3.1e-7. At x = +inf the direct form
+// would be inf - inf. For a clipped x it is the limit, +inf; eager code returns NaN.
 // ---------------------------------------------------------------------------------------------
 
 template <bool coarse, typename F>
@@ -73,8 +73,8 @@ struct Excess {
   F g, h;
 };
 
-// Above 178 nothing changes any more: in float even e^(x/2) is inf, and e^x has long absorbed any
-// x. So x is at most that where it is subtracted, for g not to be inf - inf.
+// Above 178 g no longer depends on the subtracted x: in float even e^(x/2) is inf, and e^x has long
+// absorbed x. Clipping x there before it is subtracted keeps g from being inf - inf.
 constexpr float kClipForExp = 178;
 template <typename F>
 VAE_FUSED_HD F clip_for_exp(F x) {
@@ -88,18 +88,19 @@ VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
   return {select(far, direct - x, series), select(far, direct, x + series)};
 }
 
-// Together with sigma they cost less. As e^x = q (1 + t), q = 2^n, x = n ln 2 + f and t = f + u,
+// sigma, g and h cost less together. With e^x = q (1 + t), q = 2^n, x = n ln 2 + f, t = f + u and
 // u >= 0 (see `exponential`),
 //
 //   sigma = sqrt(q + q t)      h = q t + (q - 1)      g = q u + (q f + (q - 1 - x))
 //
-// For n = 0, |x| < ln 2 / 2, f is x, and these are t and u: nothing cancels, and g is not negative.
-// Relative errors: 9.0e-8, 1.3e-7, and of g 2.8e-7 but for 7.4e-7 around |x| = 0.35, where n is 1
-// or -1 and g small. (q - 1) f + (q - 1 - n ln 2) for the last term has 3.0e-7 there, but twice the
-// average error where x is large, more than twice eager's.
+// For n = 0, |x| < ln 2 / 2, x is f, and g and h are u and t: nothing cancels, and g is not
+// negative. The relative errors are 9.0e-8 for sigma, 1.3e-7 for h, and 2.8e-7 for g, except 7.4e-7
+// around |x| = 0.35, where n is 1 or -1 and g is small. With (q - 1) f + (q - 1 - n ln 2) as the
+// last term it is 3.0e-7 there, but the average error for large x doubles, to over twice that of
+// eager code.
 //
-// That holds while q and e^x are normal numbers, |x| < 87. Beyond, sigma is e^(x/2) and the others
-// are direct.
+// This holds while q and e^x are normal numbers, |x| < 87. Beyond that, sigma is e^(x/2), and g and
+// h use the direct form.
 template <typename F>
 struct Exponentials {
   F e;  // sigma
@@ -107,8 +108,8 @@ struct Exponentials {
   VAE_FUSED_HD Excess<F> excess(F) const { return both; }
 };
 
-// In double, polynomials of degree 15 are better not begun before they are wanted: in a kernel they
-// would take the registers of all else.
+// In double, g and h use polynomials of degree 15, which are evaluated only where their values are
+// used. Earlier in a kernel they would occupy registers that everything else needs.
 template <>
 struct Exponentials<double> {
   double e, square;
@@ -124,8 +125,9 @@ VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
   return {sqrt_normal(p.q * p.t + p.q), {p.q * p.u + (p.q * p.f + (q1 - x)), p.q * p.t + q1}};
 }
 
-// `near` if x is, else these. By value: from sm_100 on a reference keeps `near` in memory. Whether
-// it is, is asked of y: else nvcc would keep what is_near has answered, where nobody asks again.
+// Returns `near` where |x| < kNear, else the exponentials in their direct form. `near` is passed by
+// value, because from sm_100 on a reference keeps it in memory. The condition is computed from y:
+// reusing the caller's result of is_near would keep it live in registers.
 template <typename F>
 VAE_FUSED_RARE Exponentials<F> or_far_exponentials(F x, Exponentials<F> near) {
   const F y = F(0.5) * clip_for_exp(x);
@@ -136,7 +138,7 @@ VAE_FUSED_RARE Exponentials<F> or_far_exponentials(F x, Exponentials<F> near) {
           {select(is, near.both.g, direct - (y + y)), select(is, near.both.h, direct)}};
 }
 
-// Of several numbers at once, as a GPU has them: one question for all.
+// Several numbers at once, which is how a GPU thread holds them, with one branch for all of them.
 template <int N, typename F>
 VAE_FUSED_HD void exponentials(const F (&x)[N], Exponentials<F> (&out)[N]) {
   bool near = true;
@@ -167,8 +169,8 @@ VAE_FUSED_HD Exponentials<F> exponentials(F x) {
 // ---------------------------------------------------------------------------------------------
 // Posterior: mu, sigma and x = ln sigma^2 from the network's outputs
 //
-// DefaultOptions: the output is x itself, clamped,  sigma = e^(x/2),  d sigma / dx = sigma / 2.
-// That half, and the one of the KL's gradient, are taken once, of the sum: see `undo_doubling`.
+// DefaultOptions: the output is x itself, clamped,  sigma = e^(x/2),  d sigma / dx = sigma / 2. The
+// factor 1/2 of this and of the KL's gradient is applied to their sum, by `undo_doubling`.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -176,18 +178,18 @@ struct Posterior {
   T mu, dmu;  // derivatives with respect to the network's outputs
   Scale<T> scale;
   Exponentials<T>
-      exponentials;     // of DefaultOptions; the KL of LatentOptions goes by sigma / tau instead
-  bool beyond = false;  // of unclipped DefaultOptions: the clamp lets no gradient of x through
+      exponentials;     // only for DefaultOptions; the KL of LatentOptions uses sigma / tau instead
+  bool beyond = false;  // only for unclipped DefaultOptions: the clamp makes the gradient of x 0
 };
 
-// The clip is a part of the clamp, which costs nothing more than it.
+// The clip is part of the upper bound of the clamp, so it costs nothing.
 template <typename T>
 VAE_FUSED_HD DefaultOptions<T> default_options(const LatentOptions<double>& f) {
   const T low = T(f.posterior.low), high = T(f.posterior.high);
   return {low, high, sizeof(T) == 8 ? high : smaller(high, T(kClipForExp))};
 }
 
-// For gradients, which do without g: the clip would be mistaken for the clamp.
+// For gradients, which do not need g. `beyond` must not be true for the clip alone.
 template <typename T>
 VAE_FUSED_HD DefaultOptions<T> unclipped(DefaultOptions<T> f) {
   f.top = f.high;
@@ -200,8 +202,8 @@ VAE_FUSED_HD F limited(const DefaultOptions<T>& f, F raw) {
   return raw;
 }
 
-// Of 16 bits, on a GPU, the exponentials may be approximate, too: for |x| <= 20 the KL of an
-// element is then within 4e-6 of its size.
+// For 16-bit results on a GPU, the exponentials may be approximate as well. For |x| <= 20 the KL of
+// an element then has a relative error of at most 4e-6.
 template <bool coarse, int N, typename T>
 VAE_FUSED_HD void exponentials_for(const T (&x)[N], Exponentials<T> (&out)[N]) {
   if constexpr (coarse && kHasApproximations) {
@@ -261,7 +263,7 @@ VAE_FUSED_HD F noise_adjoint(const Options& f, F grad_z, F sigma) {
   return f.temperature * grad_z * sigma;
 }
 
-// The gradient with respect to what sigma is a function of.
+// The gradient with respect to the raw scale.
 template <typename T, typename F>
 VAE_FUSED_HD F sample_adjoint(const DefaultOptions<T>&, F grad_z_eps, F dsigma) {
   return grad_z_eps * dsigma;
@@ -273,13 +275,13 @@ VAE_FUSED_HD F sample_adjoint(const Options& f, F grad_z_eps, F dsigma) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Prior, and the posterior in its units:
+// Prior, and the posterior in units of the prior:
 //
 //   d = (mu - m) / tau      x = ln sigma^2 - ln tau^2      r^2 = (sigma / tau)^2 = e^x
 //
-// r^2 is the square of a quotient, where e^x would magnify the rounding of x; but where sigma or
-// tau leaves the normal range only x can tell. There 1 / tau is finite, so that d is 0 where mu is
-// m.
+// r^2 is computed as the square of sigma / tau, because e^x would magnify the rounding error of x.
+// Where sigma or tau is outside the normal range, only x is accurate, and r^2 is e^x. 1 / tau is
+// kept finite there, so that d is 0 where mu = m.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -295,7 +297,7 @@ VAE_FUSED_HD F precision_of(F tau) {
   return reciprocal(larger(F(kSmallest<number_t<F>>), tau));
 }
 
-// Without a tensor for its scale: the numbers of the options.
+// A prior without a tensor for its scale uses the numbers of the options.
 template <int N, typename T>
 VAE_FUSED_HD void prior(const LatentOptions<T>& f, bool has_raw, const T (&mean)[N],
                         const T (&raw)[N], Prior<T> (&out)[N]) {
@@ -336,19 +338,19 @@ VAE_FUSED_HD Relative<F> relative(const LatentOptions<T>&, const Posterior<F>& q
 // KL( q || p ) = 1/2 ( (mu - m)^2 / tau^2 + sigma^2 / tau^2 - 1 - ln(sigma^2 / tau^2) )
 //              = 1/2 (d^2 + g(x))                                    (ibid., appendix B)
 //
-// Two terms that are each non-negative: the KL cannot come out negative.
+// Both terms are non-negative, so the KL cannot become negative.
 //
 //   dkl/dmu = d / tau       dkl/dln sigma^2 =  1/2 h(x)
 //   dkl/dm  = -d / tau      dkl/dln tau^2   = -1/2 (h(x) + d^2)
 //
-// Linear: 1/2 (d^2 + c - x), where mu is a point at which p is asked for. Then r^2 = e^x is already
-// in d^2, on average, and h(x) = -1. It is -ln p(mu) for sigma = 1 and c = ln 2 pi.
+// Linear form: 1/2 (d^2 + c - x), for a mu that is a point at which p is evaluated. Then d^2
+// contains r^2 = e^x on average, and h(x) = -1. For sigma = 1 and c = ln 2 pi it is -ln p(mu).
 //
-// An element counts free_bits at least; below that its gradient is 0. `linear` is an argument
-// beside the options, f.linear or a constant, for loops that are compiled for both.
+// The KL of an element is at least free_bits. Below that bound its gradient is 0. `linear` is an
+// argument beside the options (f.linear or a constant), so that loops are compiled for both.
 //
-// Elements give twice their KL, and of DefaultOptions twice the gradient of x: the half is exact,
-// and one factor of a sum.
+// The functions for elements return twice the KL and, with DefaultOptions, twice the gradient of x.
+// The factor 1/2 is exact and is applied once, to a sum.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T, typename F>
@@ -362,7 +364,7 @@ VAE_FUSED_HD F kl_times_two(const Options& f, bool linear, const Relative<F>& r)
   return larger(F(2 * f.free_bits), r.d * r.d + g);
 }
 
-// With respect to mu, ln sigma^2, m and ln tau^2.
+// The derivatives with respect to mu, ln sigma^2, m and ln tau^2.
 template <typename F>
 struct KlAdjoint {
   F mu, x, mean, prior_x;
@@ -383,7 +385,7 @@ VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Options& f, bool linear, const Relati
   return {q * d, F(0.5) * q * h, -p * d, F(-0.5) * p * (h + r.d * r.d)};
 }
 
-// The gradient of what sigma is a function of, when all is added up.
+// Converts the sum of all gradients with respect to the raw scale: applies the deferred factor 1/2.
 template <typename T, typename F>
 VAE_FUSED_HD F undo_doubling(const DefaultOptions<T>&, F twice) {
   return F(0.5) * twice;

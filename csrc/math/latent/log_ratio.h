@@ -1,5 +1,5 @@
-// The KL estimated at the sample itself: ln q(z) - ln p(z), its derivation, and its adjoint. See
-// gaussian.h for q, p and z.
+// The KL estimated at the sample itself, ln q(z) - ln p(z): its derivation and its adjoint.
+// gaussian.h defines q, p and z.
 //
 // With w = T eps and d = (z - m) / tau,
 //
@@ -7,23 +7,25 @@
 //   ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)
 //
 // Its mean over eps is the KL if T = 1. Unlike the KL it can be negative. Near q = p, d is close to
-// w, and two steps keep their difference accurate. d^2 - w^2 is computed as a product. And d is not
-// formed from z, whose rounding would be divided by tau, but as (mu - m) / tau + sigma w / tau:
-// with mu = m = 100 and sigma = tau = 0.01 the estimate is then off by 2e-6 instead of 1.5e-3.
+// w, and two steps keep their difference accurate. First, d^2 - w^2 is computed as a product.
+// Second, d is not formed from z, whose rounding error would be divided by tau, but as
+// (mu - m) / tau + sigma w / tau. With mu = m = 100 and sigma = tau = 0.01 the error of the
+// estimate is then 2e-6 instead of 1.5e-3.
 //
-// The gradient of z goes on to mu, sigma and eps as that of any sample does. Beside it there are
+// The gradient of z is passed on to mu, sigma and eps as for any sample. In addition there are
 //
 //   d/dz = d / tau       d/deps = -T w      d/dln sigma^2  = -1/2
 //   d/dm = -d / tau                         d/dln tau^2    = 1/2 (1 - d^2)
 //
-// stop_q: the parameters of q count as constants in ln q, which then is a function of z alone, by
-// w = (z - constant mu) / constant sigma. The part of the gradient that is missing, the score of q,
-// has the mean 0 ("sticking the landing", Roeder et al. 2017). What differs from the above is
+// stop_q: the parameters of q count as constants in ln q, which then depends only on z, through
+// w = (z - constant mu) / constant sigma. The omitted part of the gradient, the score of q, has the
+// mean 0 ("sticking the landing", Roeder et al. 2017). The terms that differ from those above are
 //
 //   d/dmu = -w / sigma      d/dln sigma^2 = -w^2 / 2
 //
-// beside the way through d. The second is written out because w / sigma, sent through z, would
-// overflow before it is multiplied by sigma again. The whole gradient is 0 for every z where q = p.
+// in addition to the gradient through d. The second is written out, because w / sigma, passed on
+// through z, would overflow before it is multiplied by sigma again. Where q = p, the whole gradient
+// is 0 for every z.
 #pragma once
 
 #include "math/latent/gaussian.h"
@@ -38,14 +40,14 @@ VAE_FUSED_HD F relative_sample(const Options& f, F mu, F sigma, const Prior<F>& 
   return (mu - p.mean) * p.precision + sigma * (f.temperature * eps) * p.precision;
 }
 
-// `d`: of z, relative to the prior, as is x. An infinite x would be inf - inf.
+// `d` is that of z, and x is ln sigma^2 - ln tau^2. An infinite x would give inf - inf.
 template <typename Options, typename F>
 VAE_FUSED_HD F log_ratio_times_two(const Options& f, F d, F x, F eps) {
   const F w = f.temperature * eps;
   return (d - w) * (d + w) - smaller(F(kLargest<number_t<F>> / 4), x);
 }
 
-// With respect to z, and beside it to mu, eps, ln sigma^2, m and ln tau^2.
+// The derivative with respect to z, and the additional ones: mu, eps, ln sigma^2, m and ln tau^2.
 template <typename F>
 struct LogRatioAdjoint {
   F z, mu, eps, x, mean, prior_x;
@@ -61,7 +63,7 @@ VAE_FUSED_HD LogRatioAdjoint<F> log_ratio_adjoint(const Options& f, bool stop_q,
   return {q * slope, mu, -q * f.temperature * w, x, -p * slope, F(0.5) * p * (F(1) - d * d)};
 }
 
-// That of x is doubled, see `undo_doubling`.
+// The derivative with respect to x is doubled, see `undo_doubling`.
 template <typename T, typename F>
 VAE_FUSED_HD LogRatioAdjoint<F> log_ratio_adjoint(const DefaultOptions<T>&, bool stop_q, F z, F,
                                                   F sigma, F eps, F grad) {

@@ -1,6 +1,7 @@
-// What a call may choose about its Gaussians, as plain numbers: how a network's output becomes
-// sigma, what the prior is, and how the KL and its gradient are weighed. The host derives a
-// LatentOptions<double> from what Python gives; kernels take it in the type of their arithmetic.
+// The options of a call's Gaussians, as plain numbers: how a network's output becomes sigma, what
+// the prior is, and how the KL and its gradient are weighted. The host derives
+// LatentOptions<double> from the numbers that Python passes. Kernels use it in the type of their
+// arithmetic.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +11,8 @@
 
 namespace vae_fused::math {
 
-// Beside those of the posterior's and the prior's scale. The prior's mean and raw scale are numbers
-// where it has no tensors.
+// The options beside those of the posterior's and the prior's scale. The prior's mean and raw scale
+// are used where the prior has no tensors for them.
 #define VAE_FUSED_LATENT_OPTIONS(OPTION, GIVEN, DERIVED)                   \
   OPTION(T, mu_soft_clamp, 0)                                              \
   DERIVED(T, per_mu_soft_clamp, 0)                                         \
@@ -26,10 +27,10 @@ namespace vae_fused::math {
   OPTION(bool, linear, 0) /* 1/2 (d^2 + constant - x) instead of the KL */ \
   OPTION(T, constant, 0)                                                   \
   OPTION(bool, at_sample, 0) /* ln q(z) - ln p(z) instead of the KL */     \
-  OPTION(bool, stop_q, 0)    /* its gradient goes through z alone */       \
+  OPTION(bool, stop_q, 0)    /* its gradient passes only through z */      \
   VAE_FUSED_EXTRA_LATENT_OPTIONS(OPTION)
 
-// The options of this list that a call may give on the device, as 0-d tensors, because they change
+// The options of this list that a call may pass on the device, as 0-d tensors, because they change
 // during training. The order is that of the operators' arguments.
 #define VAE_FUSED_DEVICE_SCALARS(SCALAR) \
   SCALAR(temperature)                    \
@@ -44,18 +45,18 @@ struct LatentOptions {
   VAE_FUSED_FIELDS(VAE_FUSED_LATENT_OPTIONS)
 };
 
-// A prior of numbers, as kernels take it: m, 1 / tau and ln tau^2.
+// A prior given by numbers, as kernels use it: m, 1 / tau and ln tau^2.
 struct FixedPrior {
   double mean = 0, precision = 1, x = 0;
 };
 
-// What crosses from Python, in this order.
+// The numbers that Python passes, in this order.
 struct GivenLatent {
   using T = double;
   GivenScale posterior, prior;
   VAE_FUSED_NUMBERS(VAE_FUSED_LATENT_OPTIONS)
 
-  // visit(scope, name, number) for each number; its scope is "posterior", "prior", or empty.
+  // Calls visit(scope, name, number) for each number. The scope is "posterior", "prior" or empty.
   template <typename Visit>
   void visit_numbers(const Visit& visit_scoped) {
     const auto in = [&](const char* scope) {
@@ -68,14 +69,14 @@ struct GivenLatent {
   }
 };
 
-// Where those options are that a call gives on the device, in the type of the kernels' arithmetic.
-// Null: the LatentOptions has the number.
+// Pointers to the options that a call passes on the device, in the type of the kernels' arithmetic.
+// Where a pointer is null, LatentOptions contains the number.
 struct DeviceScalars {
 #define VAE_FUSED_POINTER(name) const void* name = nullptr;
   VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_POINTER)
 #undef VAE_FUSED_POINTER
 
-  // visit(name, pointer) for each.
+  // Calls visit(name, pointer) for each option.
   template <typename Visit>
   void visit(const Visit& visit_one) {
 #define VAE_FUSED_VISIT_POINTER(name) visit_one(#name, name);
@@ -90,7 +91,7 @@ struct DeviceScalars {
   }
 };
 
-// Replaces the fields of `to` by the numbers that a call gives on the device, as type T.
+// Replaces fields of `to` by the numbers that a call passes on the device, as type T.
 template <typename T, typename To>
 VAE_FUSED_HD void read_scalars(const DeviceScalars& scalars, To& to) {
 #define VAE_FUSED_READ(name) \
@@ -99,9 +100,9 @@ VAE_FUSED_HD void read_scalars(const DeviceScalars& scalars, To& to) {
 #undef VAE_FUSED_READ
 }
 
-// The part of LatentOptions that formulas of samples and KLs read, with the numbers on the device
-// in it. A kernel keeps these in registers. The rest of the LatentOptions stays among its
-// parameters, which instructions read directly: a copy of the whole took up to 7 more registers on
+// The part of LatentOptions that formulas of samples and KLs read, including the numbers on the
+// device. A kernel keeps these in registers. The rest of LatentOptions stays among the kernel's
+// parameters, which instructions read directly. A copy of everything took up to 7 more registers on
 // sm_90.
 template <typename T>
 struct Weights {
@@ -122,15 +123,16 @@ struct Weights {
   }
 };
 
-// The default in every respect but a hard clamp: logvar, standard normal prior. A type of its own,
-// so that the usual call's kernels hold the rest as constants, which the compiler folds away. The
-// clamp costs them 1 to 4 instructions of some 90, and latents of images always have one.
+// The default call, except that it may have a hard clamp: logvar, standard normal prior. It is a
+// type of its own, so that the kernels of the default call contain the other options as constants,
+// which the compiler folds away. The clamp costs 1 to 4 of some 90 instructions, and latents of
+// images always have one.
 template <typename T>
 struct DefaultOptions {
   static constexpr T temperature = 1, mu_soft_clamp = 0;
   static constexpr bool linear = false;
   T low, high;
-  T top;  // the lesser of high and where exponentials need no more
+  T top;  // the lesser of high and the bound beyond which exponentials no longer change
 
   VAE_FUSED_HD bool clamps() const { return is_clamp(low, high); }
 };
@@ -151,7 +153,7 @@ LatentOptions<T> narrowed(const LatentOptions<double>& from) {
   return to;
 }
 
-// The options as they are given, and the defaults of what is derived.
+// Copies the given options and leaves derived fields at their defaults.
 inline LatentOptions<double> underived(const GivenLatent& from) {
   using T = double;
   LatentOptions<double> to;
@@ -166,13 +168,15 @@ inline bool operator==(const LatentOptions<double>& a, const LatentOptions<doubl
          VAE_FUSED_EQUAL_FIELDS(VAE_FUSED_LATENT_OPTIONS);
 }
 
-// Whether DefaultOptions contains all that this call chooses. Every field is compared, after those
-// have been reset that make no difference: the hard clamp, which DefaultOptions has; the options
-// that act on a prior's tensors, with which no kernel of DefaultOptions is called; the constant of
-// the linear form, which they do not have; and the estimator, which is chosen beside the options.
-// The clamp has to leave 0 as it is: on a GPU the
-// elements that fill up a vector are 0 and enter its row's sum, so their KL has to be 0. (A CPU's
-// sums stop at the last element.)
+// Whether DefaultOptions represents all options of this call. Fields that make no difference are
+// reset, and then every field is compared. The reset fields are:
+//
+// - the hard clamp, which DefaultOptions contains, if it maps 0 to 0. A GPU pads vectors with
+//   elements of 0 that enter the sum of their row, so their KL has to be 0. (The sums of the CPU
+//   kernels stop at the last element.)
+// - the options that act on the prior's tensors, because kernels of DefaultOptions have none
+// - the constant of the linear form, which those kernels do not have
+// - the estimator, which is selected separately
 inline bool is_default(LatentOptions<double> f) {
   if (f.posterior.low <= 0) f.posterior.low = -kInfinity<double>;
   if (f.posterior.high >= 0) f.posterior.high = kInfinity<double>;

@@ -4,8 +4,8 @@
 //   d/dl = s(l) - x = l > 0 ? (1 - x) - s(-|l|) : s(-|l|) - x        d/dx = -l
 //
 // For x in [0, 1] both terms are positive, and the gradient is the difference of two numbers that
-// are exact or nearly so: s(-|l|) = e^-|l| / (1 + e^-|l|) <= 1/2. An infinite logit times 0 is 0,
-// its limit, as x is exactly 0 or 1 then.
+// are exact or nearly so: s(-|l|) = e^-|l| / (1 + e^-|l|) <= 1/2. Where an infinite logit is
+// multiplied by 0, the product is 0, its limit, because x is then exactly 0 or 1.
 //
 // A sum of values needs fewer logarithms. With the first term as `linear` and e^-|l| as `excess`,
 //
@@ -14,7 +14,7 @@
 // so one logarithm serves as many elements as the product may have without overflow.
 //
 // Error in float: at most 6 * 2^-24 of the value, and 6 * 2^-24 (|1 - x| or |x|, + s(-|l|)) of the
-// gradient, which for x of 0 and 1 is 6 * 2^-24 of the gradient itself.
+// gradient. For x of 0 and 1 the latter is 6 * 2^-24 of the gradient itself.
 #pragma once
 
 #include "math/likelihood/options.h"

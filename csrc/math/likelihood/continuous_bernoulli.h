@@ -1,9 +1,10 @@
-// x in [0, 1] has a density proportional to e^(l x), l the logit (Loaiza-Ganem and Cunningham 2019,
-// "The continuous Bernoulli"). With the distribution's own names, s the sigmoid and C its constant,
-// -ln p = ln(1 + e^l) - x l - C, C = ln(2 artanh(1 - 2 s) / (1 - 2 s)) = ln(l / tanh(l / 2)).
+// The density of x in [0, 1] is proportional to e^(l x), l the logit (Loaiza-Ganem and Cunningham
+// 2019, "The continuous Bernoulli"). In the paper's notation, with the sigmoid s and the
+// normalizing constant C, -ln p = ln(1 + e^l) - x l - C, C = ln(2 artanh(1 - 2 s) / (1 - 2 s))
+// = ln(l / tanh(l / 2)).
 //
 // In that form ln(1 + e^l) and C cancel, and C is 0 / 0 at l = 0. The integral of e^(l x) over
-// [0, 1] is (e^l - 1) / l, so that
+// [0, 1] is (e^l - 1) / l, so
 //
 //   -ln p = ln((e^l - 1) / l) - x l
 //         = l (1/2 - x) + l^2 P(l^2)                      |l| < 2,  ln(sinh(l/2) / (l/2)) = l^2 P
@@ -17,8 +18,9 @@
 //
 // An infinite logit puts all probability on one end: the density is infinite there and 0 elsewhere.
 //
-// Error in float: at most 4 * 2^-24 times the sum of the magnitudes of the terms of the form that
-// is used, for the value and for the gradient. In double the same, with a boundary at |l| = 1.
+// Error in float: at most 4 * 2^-24 times the sum of the magnitudes of the terms of the form in
+// use, for the value and for the gradient. The double version uses the same forms, with the
+// boundary at |l| = 1.
 #pragma once
 
 #include "math/likelihood/options.h"

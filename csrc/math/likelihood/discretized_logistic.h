@@ -1,24 +1,24 @@
 // x is a value of a grid on [-1, 1] with the step 2 h, h = 1 / (2^bits - 1). Its probability is
-// what a logistic distribution of mean m and scale e^s has within h of it; the first and the last
-// value have all that is beyond them, too (Salimans et al. 2017, "PixelCNN++"). With s =
-// max(log_scale, log_scale_min), i = e^-s, p = i (x - m + h), q = i (x - m - h), d = p - q = 2 h i,
-// and S the sigmoid:
+// that of the interval from x - h to x + h under a logistic distribution of mean m and scale e^s.
+// The intervals of the first and the last value extend to infinity (Salimans et al. 2017,
+// "PixelCNN++"). With s = max(log_scale, log_scale_min), i = e^-s, p = i (x - m + h),
+// q = i (x - m - h), d = p - q = 2 h i, and the sigmoid S:
 //
 //   -ln p(x) = ln(1 + e^-p)                                           x < -1 + h
 //            = ln(1 + e^q)                                            x > 1 - h
 //            = -ln(S(p) - S(q)) = ln(1 + e^-p) + ln(1 + e^q) - ln(1 - e^-d)    otherwise
 //
-// because S(p) - S(q) = S(p) S(-q) (1 - e^-d). All three terms are positive, so nothing cancels for
-// any scale. Where i is too small to tell d, -ln(1 - e^-d) is s - ln 2 h.
+// because S(p) - S(q) = S(p) S(-q) (1 - e^-d). All three terms are positive, so nothing cancels at
+// any scale. Where i is too small to represent d accurately, -ln(1 - e^-d) is s - ln 2 h.
 //
 //   d/dm = i (S(-p) - S(q))        d/ds = p S(-p) - q S(q) + d / (e^d - 1)
 //
-// of which the first value of the grid has the terms of p, and the last one those of q. The
-// derivative by log_scale is 0 below log_scale_min and passes at it. x has no gradient, because it
-// is one of the values of a grid.
+// The first value of the grid has only the terms of p, and the last one only those of q. The
+// derivative with respect to log_scale is 0 below log_scale_min, but not at it. x has no gradient,
+// because it is one of the values of a grid.
 //
-// Error in float: at most 4 * 2^-24 times what follows, with u = i (|x - m| + h), by which p and q
-// are rounded. An exponential below 2^-126 counts as 0.
+// Error in float: at most 4 * 2^-24 times the following, where u = i (|x - m| + h) accounts for the
+// rounding of p and q. An exponential below 2^-126 counts as 0.
 //
 //   (1 + u) (ln(1 + e^-p) + ln(1 + e^q)) - ln(1 - e^-d) + d / (e^d - 1)               of the value
 //   (1 + u) i (S(-p) + S(q))                                                          of d/dm
@@ -34,7 +34,7 @@ struct DiscretizedLogistic {
   static constexpr int kInputs = 3;  // mean, log_scale, x
   static constexpr bool kIsCount = false;
 
-  // p and q, and of each the exponential of minus its magnitude.
+  // p and q, the exponentials of -|p| and -|q|, and the case to which x belongs.
   template <typename F>
   struct Edges {
     F scale, inverse, p, q, exp_p, exp_q, width;  // s, i, and d
@@ -82,8 +82,8 @@ struct DiscretizedLogistic {
     using T = number_t<F>;
     const Edges<F> e = edges(o, in);
     const F s_p = reciprocal(F(1) + e.exp_p), s_q = reciprocal(F(1) + e.exp_q);
-    // S(-p) and S(q), and 0 for an edge that the value does not have. Where S is 0, p S is 0 even
-    // if p is infinite.
+    // S(-p) and S(q), and 0 for an edge that the value does not have. Where S is 0, p S is taken as
+    // 0 even if p is infinite.
     F below = select(e.p > F(0), e.exp_p * s_p, s_p);
     F above = select(e.q > F(0), s_q, e.exp_q * s_q);
     below = select(e.is_last, F(0), below);
@@ -100,7 +100,7 @@ struct DiscretizedLogistic {
   }
 
  private:
-  // A width below this is that of no grid: it has fewer digits than a normal number.
+  // No grid has a smaller width than this. Below it, a width has fewer digits than a normal number.
   template <typename T>
   static constexpr T kLeastWidth = sizeof(T) == 8 ? T(0x1p-900) : T(0x1p-100);
 };

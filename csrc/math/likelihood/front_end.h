@@ -1,16 +1,17 @@
-// A network's output `raw` becomes a positive parameter, with the derivative beside it:
+// Maps a network's output `raw` to a positive parameter, with the derivative beside it:
 //
 //   kIdentity   raw               1
 //   kExp        e^raw             e^raw
 //   kSoftplus   ln(1 + e^raw)     s(raw) = 1 / (1 + e^-raw)
 //   kSoftmax    e^raw             e^raw
 //
-// With kSoftmax `raw` is the logarithm of the mean, logit - logsumexp + library, which the kernel
-// computes; the gradient of it is what the kernel turns into gradients of logits and library. The
-// mean is taken from its logarithm, and never the logarithm from a mean that may have underflowed.
+// With kSoftmax, `raw` is the logarithm of the mean, logit - logsumexp + library, which the kernel
+// computes. The kernel also converts the gradient of `raw` to gradients of the logits and of
+// library. The mean is computed from its logarithm, never the logarithm from the mean, which may
+// have underflowed.
 //
-// A negative parameter is NaN. kIdentity and kSoftplus saturate at 2^126, so that the reciprocal is
-// a normal number.
+// A negative parameter becomes NaN. kIdentity and kSoftplus saturate at 2^126, so that the
+// reciprocal is a normal number.
 #pragma once
 
 #include "math/likelihood/options.h"
@@ -20,7 +21,7 @@ namespace vae_fused::math {
 
 template <typename T>
 constexpr T kLargestMean = sizeof(T) == 8 ? T(0x1p+900) : T(0x1p+126);
-// A mean below this is nearly 0: its logarithm is taken from what it is a function of.
+// A mean below this is nearly 0, and its logarithm is computed from the raw output instead.
 template <typename T>
 constexpr T kTinyMean = sizeof(T) == 8 ? T(0x1p-900) : T(0x1p-100);
 
@@ -49,7 +50,8 @@ VAE_FUSED_HD Positive<F> positive(FrontEnd front, F raw) {
   return {value, value};
 }
 
-// ln of the value. Softplus of -17 and below is e^raw (1 - e^raw / 2).
+// ln of the value. For raw < -17, softplus is e^raw (1 - e^raw / 2), and its logarithm is taken as
+// raw.
 template <typename F>
 VAE_FUSED_HD F log_positive(FrontEnd front, F raw, F value) {
   if (front == FrontEnd::kIdentity) return log_any(value);
@@ -57,7 +59,7 @@ VAE_FUSED_HD F log_positive(FrontEnd front, F raw, F value) {
   return raw;
 }
 
-// The limit of a value of a likelihood as its mean grows, which saturates on the way there.
+// Returns `value`, but infinity, its limit, for an infinite raw mean. The mean itself saturates.
 template <typename F>
 VAE_FUSED_HD F at_infinity(F raw, F value) {
   const F infinite = F(kInfinity<number_t<F>>);
@@ -80,8 +82,8 @@ constexpr T kLeastTheta = sizeof(T) == 8 ? T(0x1p-400) : T(0x1p-80);
 template <typename T>
 constexpr T kLogLeastTheta = T((sizeof(T) == 8 ? -400 : -80) * 0.69314718055994530942);
 
-// The theta of a negative binomial, or the degrees of freedom of a Student-t. It depends on its own
-// operand alone, so a kernel may keep it for all elements that share it.
+// The theta of a negative binomial, or the degrees of freedom of a Student-t. It depends only on
+// its own operand, so a kernel may compute it once for all elements that share it.
 template <typename Options, typename F>
 VAE_FUSED_HD Positive<F> dispersion(const Options& o, F raw) {
   using T = number_t<F>;

@@ -4,7 +4,8 @@
 //
 // Error in float, where sigma is an exponential: at most 8 * 2^-24 (d^2 / 2 + |ln sigma| +
 // constant) of the value, 8 * 2^-24 |d| / sigma of the gradient of the mean, and 8 * 2^-24 (1 +
-// d^2) |dln sigma / draw| of that of raw. Other bases have their own error (math/scale.h): 15 each.
+// d^2) |dln sigma / draw| of the gradient of raw. For other bases, which have their own error
+// (math/scale.h), each bound has 15 instead of 8.
 #pragma once
 
 #include "math/likelihood/location_scale.h"

@@ -1,4 +1,4 @@
-// The formulas of every kind, and the way from a kind to its formulas.
+// Includes the formulas of every kind, and defines the dispatch from a kind to its formulas.
 #pragma once
 
 #include "math/likelihood/bernoulli.h"
@@ -21,8 +21,8 @@ VAE_FUSED_LIKELIHOODS(VAE_FUSED_CHECK_KIND)
 
 }  // namespace vae_fused::math
 
-// Returns visit(L{}) with the kind of a call. A macro, because nvcc warns about one function for
-// the host and the device whose argument is a lambda of either.
+// Returns visit(L{}), where L is the struct of the call's kind. This is a macro, because nvcc warns
+// about a function for host and device whose argument is a lambda for one of them.
 #define VAE_FUSED_CASE_OF_KIND(name, data)   \
   case ::vae_fused::LikelihoodKind::k##name: \
     return visit(::vae_fused::math::name{});

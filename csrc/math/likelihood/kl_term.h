@@ -3,8 +3,8 @@
 //   p(k) = k                    without a capacity
 //   p(k) = |k - capacity|       dp/dk = sign(k - capacity), and 0 where they are equal
 //
-// With a capacity that grows in training, the posterior is held at so many nats (Burgess et al.
-// 2018, "Understanding disentangling in beta-VAE", equation 8, whose gamma is beta here).
+// A capacity that grows during training holds the posterior at that many nats (Burgess et al. 2018,
+// "Understanding disentangling in beta-VAE", equation 8, whose gamma is beta here).
 #pragma once
 
 #include "math/lanes.h"
@@ -17,7 +17,7 @@ VAE_FUSED_HD double kl_penalty(bool has_capacity, double capacity, double kl) {
 
 VAE_FUSED_HD double kl_penalty_slope(bool has_capacity, double capacity, double kl) {
   if (!has_capacity) return 1;
-  // A KL that is NaN has a slope of NaN.
+  // If the KL is NaN, so is the slope.
   return kl > capacity ? 1 : kl < capacity ? -1 : kl - capacity;
 }
 

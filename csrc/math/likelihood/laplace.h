@@ -2,11 +2,12 @@
 //
 //   d/dx = sign(d) / b = -d/dmean        d/draw = (1 - |d|) dln b / draw
 //
-// The scale b is what math/scale.h calls sigma. At d = 0 the gradient is 0, as that of torch's L1.
+// The scale b is what math/scale.h calls sigma. At d = 0 the gradient is 0, as in torch's L1 loss.
 //
 // Error in float, where b is an exponential: at most 6 * 2^-24 (|d| + |ln b| + constant) of the
-// value, 6 * 2^-24 / b of the gradient of the mean, and 6 * 2^-24 (1 + |d|) |dln b / draw| of that
-// of raw. Other bases have their own error (math/scale.h): 15 each.
+// value, 6 * 2^-24 / b of the gradient of the mean, and 6 * 2^-24 (1 + |d|) |dln b / draw| of the
+// gradient of raw. For other bases, which have their own error (math/scale.h), each bound has 15
+// instead of 6.
 #pragma once
 
 #include "math/likelihood/location_scale.h"

@@ -1,4 +1,5 @@
-// What Gaussian and Laplace share: sigma from the output `raw` by math/scale.h, or a fixed one.
+// Shared by the Gaussian, the Laplace and the Student-t: sigma is computed from the output `raw` by
+// math/scale.h, or it is fixed.
 //
 //   d = (x - mean) / sigma       -ln p = f(d) + ln sigma + constant
 #pragma once
@@ -14,8 +15,9 @@ struct Deviation {
   F dlog_sigma;               // with respect to raw
 };
 
-// 1 / sigma is finite where sigma is 0, so that d is 0 where x is the mean. Where sigma is an
-// exponential, 1 / sigma is one, too, which saves a root and a reciprocal, and their roundings.
+// 1 / sigma is kept finite where sigma is 0, so that d is 0 where x is the mean. Where sigma is an
+// exponential, 1 / sigma is computed as an exponential too, which saves a root, a reciprocal and
+// their rounding errors.
 template <typename Options, typename F>
 VAE_FUSED_HD Deviation<F> deviation(const Options& o, F mean, F raw, F x) {
   if (!o.has_raw) return {(x - mean) * F(o.precision), F(o.precision), F(0), F(0)};

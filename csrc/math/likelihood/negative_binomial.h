@@ -1,43 +1,43 @@
-// x ~ NB(m, theta), m the mean, theta the inverse dispersion, eps >= 0 as scvi has it. With
-// M = m + eps, T = theta + eps, s = theta + M, n = x + theta:
+// x ~ NB(m, theta), m the mean, theta the inverse dispersion. eps >= 0 is added where scvi adds it.
+// With M = m + eps, T = theta + eps, s = theta + M, n = x + theta:
 //
 //   -ln p = theta ln(s / T) + x ln(s / M) - ln Gamma(n) + ln Gamma(theta) + ln x!
 //
-// **x = 0**, which is most counts, leaves theta ln(1 + m / T). A kernel computes that for every
-// element, and adds `of_count` where x is not 0, after it has collected those elements.
+// **x = 0**, the case of most counts, leaves theta ln(1 + m / T). A kernel computes this for every
+// element. It collects the elements whose x is not 0 and adds `of_count` for them.
 //
-// **x > 0.** With Stirling's formula for all three Gammas, S for what it leaves (math/special.h)
-// and d = x - M, everything of the size of x or theta is in one deviance, 0 where M = x (Loader
-// 2000):
+// **x > 0.** Stirling's formula is used for all three Gammas, with S for its error
+// (math/special.h). With d = x - M, all terms of the size of x or theta combine to one deviance D,
+// which is 0 where M = x (Loader 2000):
 //
 //   -ln p = D + 1/2 ln(2 pi x n / theta) + S(x) + S(theta) - S(n)
 //   D = x ln(1 + a) + theta ln(1 + b)     a = theta d / (n M)     b = -(theta d / n + eps) / T
 //
 // For x >= 1 all terms are positive. In D the heads of the logarithms (`log_parts`) cancel where
-// both are near 1, and their sum is theta d^2 / (n M) - eps (1 + b). So one form serves counts of
-// any size, integer or not, without a loop, a table, or double precision.
+// both are near 1, and their sum is theta d^2 / (n M) - eps (1 + b). So one form covers counts of
+// any size, integer or not, without a loop, a table or double precision.
 //
-//   d/dm = theta/s (M - x) / M                      one term, which every element has
-//   d/dtheta = E(m / T) + eps/T m/s                 what every element has; E of math/special.h
-//            - sum_{k < x} (M - k) / ((theta + k) s)          of counts
+//   d/dm = theta/s (M - x) / M                      one term, for every element
+//   d/dtheta = E(m / T) + eps/T m/s                 for every element; E of math/special.h
+//            - sum_{k < x} (M - k) / ((theta + k) s)          for x > 0
 //
-// The sum's first term stands alone: for x = 1 it is all, and it is small where M is. The others
-// are psi(n) - psi(theta') - x' / s with theta' = theta + 1 and x' = x - 1, and with Stirling's
-// formula
+// The first term of the sum is computed separately: for x = 1 it is the only one, and it is small
+// where M is. The others are psi(n) - psi(theta') - x' / s with theta' = theta + 1 and x' = x - 1,
+// and with Stirling's formula
 //
 //   = E(x' / theta') - x' (x - M) / (n s) + x' / (2 theta' n) + S'(n) - S'(theta')
 //
-// where all terms are of the order theta^-2, as is their sum, so large theta is no special case.
+// where all terms are of the order theta^-2, as is their sum, so a large theta is no special case.
 //
-// Limits: theta above 2^64 (2^400 in double) is taken as that, which is a Poisson to the last
-// digit. Theta below 2^-80 (2^-400) is taken as that, but for its logarithm. A mean that is nearly
-// 0 contributes its logarithm, see `log_positive`.
+// Limits: theta is at most 2^64 (2^400 in double), where the distribution is a Poisson to the last
+// digit. Theta is at least 2^-80 (2^-400), except in ln theta. For a mean that is nearly 0, the
+// value uses the logarithm of the mean, see `log_positive`.
 //
 // Error in float, with Theta = max(theta, 1): at most 8 * 2^-24 times
 //
 //   theta ln(1 + m / T) + |x ln(M Theta / s)| + |ln prod_{k < x} (theta + k) / Theta| + ln x!
 //
-// of the value (1e-6 relative for x up to 16); 8 * 2^-24 relative of d/dm; 13 * 2^-24 times
+// of the value (1e-6 relative for x up to 16), 8 * 2^-24 relative of d/dm, and 13 * 2^-24 times
 // E + sum_{k < x} |M - k| / ((theta + k) s) of d/dtheta. A front end of the mean adds
 // 8 * 2^-24 |x - m| max(1, |raw|) to the value, and its relative error of 4 * 2^-24 by the chain
 // rule.
@@ -68,7 +68,8 @@ VAE_FUSED_HD F nb_of_zero(const NbParameters<F>& p) {
   return p.theta.value * log1p(p.mean.value * reciprocal(p.shifted_theta));
 }
 
-// The value of a count x > 0. Where `ordinary` is false, direct(1 / n, parts of ln(1 + b)) is D.
+// The value of a count x > 0. Where `ordinary` is false, direct(1 / n, parts of ln(1 + b)) computes
+// D.
 template <typename T, typename F, typename Mask, typename Direct>
 VAE_FUSED_HD F nb_saddle_point(const NbParameters<F>& p, T eps, F x, Mask ordinary,
                                const Direct& direct) {
@@ -93,7 +94,7 @@ VAE_FUSED_HD F nb_saddle_point(const NbParameters<F>& p, T eps, F x, Mask ordina
   return (deviance + root) + errors;
 }
 
-// ln Gamma(theta) is -ln theta where theta is smaller than that: at 0 no count has a probability.
+// Below kLeastTheta, ln Gamma(theta) is -ln theta. At theta = 0 no count has a probability.
 template <typename Options, typename F>
 VAE_FUSED_HD F with_least_theta(const Options& o, F raw_theta, F value) {
   using T = number_t<F>;
@@ -119,7 +120,7 @@ VAE_FUSED_HD F nb_of_count(const Options& o, F raw_mean, F raw_theta, F count) {
   return at_infinity(raw_mean, with_least_theta(o, raw_theta, value));
 }
 
-// With respect to the mean's raw output.
+// The derivative with respect to the raw output of the mean.
 template <typename Options, typename F>
 VAE_FUSED_HD F nb_mean_adjoint(const Options& o, const NbParameters<F>& p, F x) {
   const F dlog = log_derivative(o.mean, o.eps, p.mean, p.shifted_mean);
@@ -127,7 +128,7 @@ VAE_FUSED_HD F nb_mean_adjoint(const Options& o, const NbParameters<F>& p, F x) 
          select(x == F(0), p.mean.derivative, ((p.mean.value - x) + F(o.eps)) * dlog);
 }
 
-// With respect to theta, as for x = 0, and what a count adds.
+// The derivative with respect to theta for x = 0, and below it what a count x > 0 adds.
 template <typename Options, typename F>
 VAE_FUSED_HD F nb_theta_adjoint_of_zero(const Options& o, const NbParameters<F>& p) {
   const F ratio = p.mean.value * reciprocal(p.sum);

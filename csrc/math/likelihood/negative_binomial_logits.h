@@ -1,22 +1,25 @@
-// x ~ NB as torch.distributions.NegativeBinomial has it: x is the number of successes before the
-// r-th failure, r = total_count, and l is the logit of the probability s(l) of a success:
+// x ~ NB in the parameters of torch.distributions.NegativeBinomial: x is the number of successes
+// before the r-th failure, r = total_count, and l is the logit of the probability s(l) of a
+// success:
 //
 //   -ln p = r ln(1 + e^l) + x ln(1 + e^-l) - ln Gamma(x + r) + ln Gamma(r) + ln x!
 //
-// It is the negative binomial with theta = r and the mean m = r e^l. So a count of 0 has the first
-// term, and a count x > 0 has the saddle point of math/likelihood/negative_binomial.h, where
-// nothing of the size of x or r cancels. Where m is below 2^-100 or above 2^100, the deviance is
+// This is the negative binomial with theta = r and the mean m = r e^l. A count of 0 has only the
+// first term. A count x > 0 uses the saddle point of math/likelihood/negative_binomial.h, in which
+// no terms of the size of x or r cancel. Where m is below 2^-100 or above 2^100, the deviance is
 //
 //   D = x (ln(x / n) + ln(1 + e^-l)) + r (ln(1 + e^l) - ln(1 + x / r))          n = x + r
 //
 //   d/dl = r s(l) - x s(-l)
 //   d/dr = ln(1 + e^l) - sum_{k < x} 1 / (r + k)
 //
-// The first term of the sum stands alone, as there. The others are, with r' = r + 1, x' = x - 1 and
-// S of math/special.h, psi(n) - psi(r') = ln(1 + x' / r') + x' / (2 n r') + S'(n) - S'(r').
+// The first term of the sum is computed separately, as in that file. With r' = r + 1, x' = x - 1
+// and S of math/special.h, the others are
 //
-// Limits: r above 2^64 (2^400 in double) is taken as that in the correction of Stirling's series,
-// but not in m. An infinite r has no probability, as m is infinite. e^l is 0 below e^l = 2^-126.
+//   psi(n) - psi(r') = ln(1 + x' / r') + x' / (2 n r') + S'(n) - S'(r')
+//
+// Limits: r is at most 2^64 (2^400 in double) in the corrections of Stirling's series, but not in
+// m. For an infinite r, m is infinite and no count has a probability. An e^l below 2^-126 is 0.
 //
 // Error in float, with R = max(r, 1): at most 6 * 2^-24 times
 //

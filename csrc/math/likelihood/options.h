@@ -1,29 +1,30 @@
-// What a call may choose about its likelihood, as plain data. The host fills in
-// LikelihoodOptions<double>; kernels take it in the type of their arithmetic.
+// The options of a call's likelihood, as plain data. The host fills in LikelihoodOptions<double>.
+// Kernels use it in the type of their arithmetic.
 //
-// A likelihood is a struct over arrays `in` of its inputs: the network's outputs, and the target x
-// last. All values are minus the log-likelihood of one element, in nats.
+// A likelihood is a struct of functions of an array `in` of its inputs: the network's outputs, and
+// the target x last. All values are minus the log-likelihood of one element, in nats.
 //
 //   value(o, in)                            the value
-//   adjoint(o, in, grad, out)               grad times the derivative by each input
+//   adjoint(o, in, grad, out)               grad times the derivative with respect to each input
 //   kIsCount                                whether x is a count, which is 0 for most elements
-//   of_count(o, in)                         what x > 0 adds to value, which is for x = 0
-//   of_count_adjoint(o, in, grad, out)      what x > 0 adds to out
+//   of_count(o, in)                         what x > 0 adds to `value`
+//   of_count_adjoint(o, in, grad, out)      what x > 0 adds to `out`
 //   log_terms(in)                           value as linear + ln(1 + excess), if kHasLogTerms
 //
-// A kernel calls the first two for every element and the last two where x is not 0, so it can
-// collect those elements and compute them densely. The target of a count has no gradient: it is 0.
+// A kernel calls `value` and `adjoint` for every element. It collects the elements where x is not 0
+// and calls `of_count` and `of_count_adjoint` for them, without gaps. The gradient of a target that
+// is a count is 0.
 //
 // The functions of math/likelihood are templates over the type of the options. A kernel that is
-// compiled for one choice passes a type derived from this one, with a static constexpr member of
-// the same name, and the compiler folds the branches on it.
+// compiled for one value of an option passes a type derived from LikelihoodOptions that has a
+// static constexpr member of the same name, and the compiler folds the branches on it.
 #pragma once
 
 #include "math/scale_options.h"
 
 namespace vae_fused {
 
-// What the target of a kind is.
+// The type of target that a kind has.
 enum class Data : int32_t {
   kReal,
   kGrid,         // numbers of a grid, which have no gradient
@@ -33,8 +34,8 @@ enum class Data : int32_t {
 
 namespace math {
 
-// A value that is linear + ln(1 + excess), excess >= 0: a sum of such values needs one logarithm
-// for several of them.
+// A value of the form linear + ln(1 + excess), excess >= 0. A sum of such values needs one
+// logarithm for several of them.
 template <typename F>
 struct LogTerms {
   F linear, excess;
@@ -44,9 +45,10 @@ constexpr bool kHasLogTerms = false;
 
 }  // namespace math
 
-// Every kind, in the order of the numbers by which Python calls them. The kernels, their tables and
-// the native tests are made from this list: KIND(name, data) is the struct math::name and the
-// enumerator kname. Append to it, because the numbers are part of saved graphs.
+// Every kind, in the order of the numbers by which Python selects them. The kernels, their tables
+// and the native tests are generated from this list: KIND(name, data) stands for the struct
+// math::name and the enumerator kname. Only append to it, because the numbers are part of saved
+// graphs.
 #define VAE_FUSED_LIKELIHOODS(KIND)                \
   KIND(Bernoulli, kReal)                           \
   KIND(Gaussian, kReal)                            \
@@ -94,31 +96,31 @@ enum class ZeroInflation : int32_t { kLogits, kProbs };
 
 template <typename T>
 struct LikelihoodOptions {
-  // Counts: the front ends of the mean (the rate of a Poisson) and of theta; theta is at most
+  // Counts: the front ends of the mean (the rate of a Poisson) and of theta. theta is at most
   // dispersion_max. eps is added to the mean and to theta where scvi adds its 1e-8.
   FrontEnd mean = FrontEnd::kIdentity, dispersion = FrontEnd::kIdentity;
   T dispersion_max = kInfinity<T>;
   T eps = 0;
   ZeroInflation zero_inflation = ZeroInflation::kLogits;
-  bool constants = true;  // of a Poisson: ln x!
+  bool constants = true;  // whether values of counts contain ln x!
 
-  // Gaussian, Laplace and Student-t: sigma from the output `raw`, or 1 / precision. `constant` is
-  // added to each element: 1/2 ln 2 pi or ln 2, and what a fixed sigma and a fixed df contribute; 0
-  // without constants.
+  // Gaussian, Laplace and Student-t: sigma is computed from the output `raw`, or is 1 / precision.
+  // `constant` is added to each element. It contains 1/2 ln 2 pi or ln 2, and the terms of a fixed
+  // sigma and a fixed df. It is 0 without constants.
   bool has_raw = false;
   ScaleOptions<T> scale;
   T precision = 1, constant = 0;
 
-  // Student-t: whether the degrees of freedom are an output, which `dispersion` reads, or else df.
+  // Student-t: the degrees of freedom are an output, read through `dispersion`, or else df.
   bool has_df = false;
   T df = 1;
 
-  // Discretized logistic: half of the step of the grid, and the least ln scale.
+  // Discretized logistic: half of the step of the grid, and the lower bound of ln scale.
   T half_step = T(1.0 / 255), log_scale_min = -7;
 };
 
-// What crosses from Python, in this order. The kind is an enumerator of LikelihoodKind; sigma is
-// that of a kind without a raw scale; df is 0 where it is an output; bits make the grid.
+// The numbers that Python passes, in this order. `kind` is an enumerator of LikelihoodKind. `sigma`
+// is for kinds without a raw scale. `df` is 0 if it is an output. `bits` determines the grid.
 #define VAE_FUSED_LIKELIHOOD_OPTIONS(OPTION, GIVEN, DERIVED) \
   GIVEN(kind, 0)                                             \
   GIVEN(mean, 0)                                             \
@@ -136,7 +138,7 @@ struct GivenLikelihood {
   GivenScale scale;
   VAE_FUSED_NUMBERS(VAE_FUSED_LIKELIHOOD_OPTIONS)
 
-  // visit(scope, name, number) for each number; its scope is "scale" or empty.
+  // Calls visit(scope, name, number) for each number. The scope is "scale" or empty.
   template <typename Visit>
   void visit_numbers(const Visit& visit_scoped) {
     scale.visit_numbers([&](const char* name, double& x) { visit_scoped("scale", name, x); });

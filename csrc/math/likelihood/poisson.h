@@ -1,21 +1,21 @@
 // x ~ Poisson(m), m the rate:  -ln p = m - x ln m + ln x!
 //
-// For x = 0 that is m. Counts are mostly 0, so a kernel adds `of_count` for the others alone, where
-// it has collected them. There, with t = m / x and S of math/special.h,
+// For x = 0 this is m. Counts are mostly 0, so a kernel collects the others and adds `of_count` for
+// them alone. There, with t = m / x and S of math/special.h,
 //
 //   -ln p = x (t - 1 - ln t) + 1/2 ln 2 pi x + S(x)             (Loader 2000, the saddle point)
 //
-// For x >= 1 all terms are positive, so nothing cancels among them; the first is x times
-// (t - 1) - ln t = -tail of `log_parts` where t is near 1, with t - 1 = (m - x) / x. x need not be
-// an integer, and neither a table nor a loop over the count is needed. Without constants, ln x! is
-// left out and the direct form is all there is.
+// For x >= 1 all terms are positive, so they do not cancel. The first one is x times
+// (t - 1) - ln t, which is -tail of `log_parts` where t is near 1, with t - 1 = (m - x) / x. x need
+// not be an integer, and no table or loop over the count is needed. Without constants, ln x! is
+// omitted and only the direct form is used.
 //
 //   d/dm = 1 - x / m = (m - x) / m
 //
-// This is one term, which every element has, so counts add nothing to the adjoint.
+// This is one term for every element, so counts add nothing to the adjoint.
 //
 // Error in float: at most 8 * 2^-24 times |m| + |x ln m| + ln x! of the value (1e-6 relative for x
-// up to 16) and 8 * 2^-24 relative of the gradient; a front end adds 4 * 2^-24 |x - m| max(1,
+// up to 16), and 8 * 2^-24 relative of the gradient. A front end adds 4 * 2^-24 |x - m| max(1,
 // |raw|).
 #pragma once
 

@@ -3,26 +3,26 @@
 //   -ln p = (n + 1)/2 ln(1 + d^2 / n) + ln sigma + K(n)
 //   K(n)  = 1/2 ln(n pi) + ln Gamma(n / 2) - ln Gamma((n + 1) / 2)
 //
-// The log-gammas are of the order n ln n and their difference is not. By Stirling's series, and by
-// Gamma(z + 1) = z Gamma(z) for what is below 4,
+// The log-gammas are of the order n ln n, but their difference is not. It is computed from
+// Stirling's series, and below 4 from Gamma(z + 1) = z Gamma(z):
 //
 //   K(n) = 1/2 ln(2 pi) + k(n)       k(n) = 1/(4 n) - 1/(24 n^3) + 1/(20 n^5) - ... = n t P(t)
 //                                   -k'(n) = 1/(4 n^2) - 1/(8 n^4) + ...            = t R(t)
 //   k(n) = k(n + 4) + 1/2 ln(1 + (2 m^2 + 1) / (n m^2 (n + 4)))      m = n + 2
 //   k'(n) = k'(n + 4) - 1 / (n (n + 1) m) - 1 / (m (n + 3) (n + 4))
 //
-// with t = 1 / (n^2 + c). All terms of k have one sign, and so have those of k'. As n grows k
-// vanishes and the rest becomes d^2 / 2: the limit is the Gaussian, to the last digit. An n that is
-// fixed has K(n) as a part of `constant`.
+// with t = 1 / (n^2 + c). All terms of k have one sign, and so have those of k'. As n grows, k
+// vanishes and the rest becomes d^2 / 2: the limit is the Gaussian, to the last digit. If n is
+// fixed, K(n) is part of `constant`.
 //
 //   d/dmean = -(n + 1) d / (n + d^2) / sigma         d/dx = -d/dmean
 //   d/draw  = n (1 - d^2) / (n + d^2) dln sigma / draw
 //   d/dn    = 1/2 E(d^2 / n) - d^2 / (2 n (n + d^2)) + k'(n)            E of math/special.h
 //
 // All terms of d/dn are of the order n^-2, as is their sum. Where |d| > 1, n + d^2 is divided by
-// d^2, so that no square overflows; where d^2 / n > 2^100, ln(1 + d^2 / n) is 2 ln |d| - ln n.
+// d^2, so that no square overflows. Where d^2 / n > 2^100, ln(1 + d^2 / n) is 2 ln |d| - ln n.
 //
-// n above 2^64 (2^400 in double) is taken as that, and below 2^-80 (2^-400) as that.
+// n is at most 2^64 (2^400 in double) and at least 2^-80 (2^-400).
 //
 // Error in float, where sigma is an exponential: at most 9 * 2^-24 times, and 12 * 2^-24 for d/dn,
 //
@@ -31,8 +31,8 @@
 //   n (1 + d^2) / (n + d^2) |dln sigma / draw|                                           of d/draw
 //   1/2 E(d^2 / n) + d^2 / (2 n (n + d^2)) + |k'(n)|                                       of d/dn
 //
-// Other bases of sigma have their own error (math/scale.h): 15 each, and for d/dn. A front end of n
-// adds its relative error of 4 * 2^-24 by the chain rule.
+// For other bases of sigma, which have their own error (math/scale.h), the factor of each bound,
+// also of d/dn, is 15. A front end of n adds its relative error of 4 * 2^-24 by the chain rule.
 #pragma once
 
 #include "math/likelihood/front_end.h"
@@ -74,8 +74,8 @@ VAE_FUSED_HD F student_excess_slope(F n) {  // k'(n)
   return select(direct, slope, slope - (low + high) * reciprocal(low * high * m));
 }
 
-// In double the recurrence, in steps of 2, leads up to 26, where the series has 16 digits after 8
-// terms.
+// In double the recurrence, in steps of 2, raises n to at least 26. There 8 terms of the series
+// give 16 digits.
 constexpr int kStudentTerms = 8;
 
 VAE_FUSED_HD double student_series(int k) {  // (4^k - 1) B_2k / (2k (2k - 1)) for k = 1, 2, ...
@@ -138,7 +138,7 @@ struct StudentT {
     const Deviation<F> q = deviation(o, in[0], in[1], in[3]);
     const Positive<F> df = degrees(o, in[2]);
     const F n = df.value, d = q.d, per_d = reciprocal(d);
-    // n + d^2, d^2 and d, all over d^2 where |d| > 1
+    // n + d^2, d^2 and d, all divided by d^2 where |d| > 1
     const auto is_far = abs(d) > F(1);
     const F one = select(is_far, per_d * per_d, F(1)), square = select(is_far, F(1), d * d);
     const F inverse = reciprocal(n * one + square);

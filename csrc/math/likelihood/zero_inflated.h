@@ -1,23 +1,25 @@
-// x is 0 with probability p, else x ~ NB(m, theta). p = s(l) of a logit l, or an output itself;
-// q = 1 - p. With L = theta ln(1 + m / T), minus the NB's log-likelihood of 0, and E = e^-L:
+// x is 0 with probability p, else x ~ NB(m, theta). p = s(l) for a logit l, or p is an output
+// itself; q = 1 - p. With L = theta ln(1 + m / T), minus the NB's log-likelihood of 0, and
+// E = e^-L:
 //
 //   x = 0:  -ln u,  u = p + q E = 1 - q (1 - E)          x > 0:  -ln q + NB
 //
-// u is a sum of positive terms, and its distance from 1 a product of 1 - E = -expm1(-L), so one
-// logarithm (`log_parts`) is accurate at both ends. An element of x = 0 is the NB's with
-// probability w = q E / u, so
+// u is a sum of positive terms, and its distance from 1 is a product with 1 - E = -expm1(-L), so
+// one logarithm (`log_parts`) is accurate at both ends. An element with x = 0 belongs to the NB
+// with probability w = q E / u, so
 //
 //   x = 0:  d/dm and d/dtheta are w times the NB's       d/dp = -(1 - E) / u
 //   x > 0:  they are the NB's                            d/dp = 1 / q              dp/dl = p q
 //
-// Where E is tiny, L > 64, the weight comes from r = ln p - ln q + L, which for a logit is l + L,
-// and where u is tiny, too, so does the value; q is 1 there:
+// Where E is tiny, L > 64, the weight is computed from r = ln p - ln q + L, which is l + L for a
+// logit. Where u is tiny as well, the value is computed from r, too, and q is 1:
 //
 //   w = s(-r)      p q / u = q s(r)      -ln u = min(L, -ln p) - ln(1 + e^-|r|)
 //
-// Error in float: at most 12 * 2^-24 of the value for x = 0, and of a count that of the NB and
-// 6 * 2^-24 ln(1 / q). 15 * 2^-24 (1 + w L) relative of d/dl and d/dp, as E magnifies the error of
-// L. The gradients of m and theta are within 15 * 2^-24 w (1 + L) of the NB's magnitudes.
+// Error in float: at most 12 * 2^-24 of the value for x = 0. For a count it is the error of the NB
+// plus 6 * 2^-24 ln(1 / q). The relative error of d/dl and d/dp is 15 * 2^-24 (1 + w L), because E
+// magnifies the error of L. The gradients of m and theta are within 15 * 2^-24 w (1 + L) of the
+// NB's magnitudes.
 #pragma once
 
 #include "math/likelihood/negative_binomial.h"
@@ -48,7 +50,7 @@ VAE_FUSED_HD F inflation_of_count(ZeroInflation kind, F raw) {
 
 template <typename F>
 struct ZeroMixture {
-  F value, weight, dp;  // -ln u, w, and the derivative by p (probs) or by the logit
+  F value, weight, dp;  // -ln u, w, and d/dp (probs) or d/dl (logits)
 };
 
 template <typename F>
