@@ -17,7 +17,7 @@ constexpr const char* kVariable = "VAE_FUSED_CPU_CAPABILITY";
 constexpr const char* kNames[] = {"default", "avx2", "avx512"};
 
 #if defined(VAE_FUSED_CPU_TARGETS)
-// clang's __builtin_cpu_supports does not know it.
+// clang's __builtin_cpu_supports does not accept "f16c".
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);

@@ -1,9 +1,10 @@
-// Which instruction set the CPU kernels use: one binary has them for several, and the machine, or
-// the user, chooses when it is loaded.
+// The instruction set that the CPU kernels use. One binary contains kernels for several, and the
+// machine or the user selects one when it is loaded.
 #pragma once
 
-// The targets beside the baseline that the compiler was called for. Arm needs none: NEON is its
-// baseline. Tests whose oracle these kernels are define VAE_FUSED_CPU_BASELINE.
+// The targets in addition to the baseline, which the compiler's flags determine. Arm needs none,
+// because NEON is part of its baseline. Tests that use these kernels as an oracle define
+// VAE_FUSED_CPU_BASELINE.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(VAE_FUSED_CPU_BASELINE)
 #define VAE_FUSED_CPU_TARGETS 1
 #define VAE_FUSED_AVX2 __attribute__((target("avx2,bmi,bmi2,fma,f16c")))
@@ -15,8 +16,8 @@ namespace vae_fused::cpu {
 
 enum class Capability : int { kDefault, kAvx2, kAvx512 };
 
-// The best that the machine has, or what VAE_FUSED_CPU_CAPABILITY says. Throws
-// std::invalid_argument if that is not to be had.
+// The best instruction set of the machine, or the one that VAE_FUSED_CPU_CAPABILITY names. Throws
+// std::invalid_argument if that one is not available.
 Capability capability();
 
 }  // namespace vae_fused::cpu

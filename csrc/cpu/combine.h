@@ -1,4 +1,4 @@
-// Rows of several tiles: their partial sums, in order.
+// Adds the partial sums of rows that consist of several tiles, in order.
 #pragma once
 
 #include "iteration/rows.h"
@@ -17,7 +17,7 @@ void combine_as(const Space& space, const RowSums& sums) {
   }
 }
 
-// Does nothing where the tiles themselves have written the sums.
+// Does nothing if the tiles have written the sums themselves.
 inline void combine(DType dtype, const Space& space, const RowSums& sums) {
   if (!sums.data || !sums.partials) return;
   dtype == DType::kFloat64 ? combine_as<double>(space, sums) : combine_as<float>(space, sums);

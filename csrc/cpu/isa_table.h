@@ -1,5 +1,5 @@
-// From a call to the function that computes its tiles. One binary has these functions for several
-// instruction sets, each in a file of its own (see latent/tiles_avx2.cpp).
+// Selects the function that computes the tiles of a call. One binary contains these functions for
+// several instruction sets, each in a file of its own (see latent/tiles_avx2.cpp).
 #pragma once
 
 #include "cpu/capability.h"
@@ -8,7 +8,7 @@
 
 namespace vae_fused::cpu {
 
-constexpr int64_t kGrain = 8;  // tiles a task; below that, waking a second thread costs more
+constexpr int64_t kGrain = 8;  // tiles per task; with fewer, waking a second thread costs more
 
 // The same function for each dtype, in the order of DType.
 struct Bodies {

@@ -1,4 +1,4 @@
-// The noise for any machine of the architecture: SSE2 on x86-64, NEON on Arm.
+// The noise for every machine of the architecture: SSE2 on x86-64, NEON on Arm.
 #include "cpu/noise.h"
 
 #define VAE_FUSED_TARGET baseline

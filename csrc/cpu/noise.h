@@ -1,5 +1,6 @@
-// Normals of a key, made by vectors as wide as the machine's, in functions for each instruction
-// set: normals `index` to `index + n` of the stream, and normals `indices[0]`, `indices[1]`, ...
+// The normals of a key, computed with the vectors of the machine. Each instruction set has its own
+// functions. `fill` computes normals `index` to `index + n` of the stream, and `fill_at` computes
+// normals `indices[0]`, `indices[1]`, ...
 #pragma once
 
 #include "cpu/capability.h"
@@ -8,7 +9,7 @@
 
 namespace vae_fused::cpu {
 
-// Stores the key that a call has used, for its backward. Absent: it is not needed.
+// Stores the key that a call has used, for its backward. `out` is null if the key is not needed.
 inline void write_key(const Key& key, uint64_t* out) {
   if (!out) return;
   out[0] = key.seed;

@@ -1,5 +1,5 @@
-// The noise for AVX-512. Only what stands below the pragma is compiled for it: nothing of the
-// standard library, whose inline functions other files share.
+// The noise for AVX-512. Only the code below the pragma is compiled for AVX-512. It contains no
+// inline function of the standard library, because other files share those.
 #include "cpu/noise.h"
 
 #if defined(VAE_FUSED_CPU_TARGETS)

@@ -1,7 +1,7 @@
-// The noise for one target: noise.h tells what, vector.h on which lanes.
+// The noise for one target. noise.h declares the functions, and vector.h defines the vectors.
 //
-// A step makes kLanes blocks of noise. The words of several steps are staged, as Philox and
-// Box-Muller at once need more registers than there are.
+// A step generates kLanes blocks of noise. The words of several steps are stored in a buffer first,
+// because Philox and Box-Muller together need more registers than there are.
 #pragma once
 
 #include <cstring>
@@ -10,15 +10,15 @@
 #include "cpu/vector.h"
 #include "math/normal.h"
 
-// Before it hands out registers GCC may schedule, too, which it does not on x86 unless asked. The
-// operations of csrc/math stand in the order of the formulas, several vectors side by side; mixing
-// them saves 8% on AVX2, for want of registers otherwise.
+// Enables instruction scheduling before register allocation, which GCC disables by default on x86.
+// The operations of csrc/math are in the order of the formulas, for several vectors side by side.
+// Reordering them saves 8 % on AVX2, where the original order runs short of registers.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("schedule-insns", "sched-pressure")
 #endif
 
-// One body for all calls. GCC compiles another where an argument is a constant, unless told not to;
-// clang has no word for it.
+// Forces one body for all calls. Without noclone, GCC compiles another one for constant arguments.
+// clang has no such attribute.
 #if defined(__GNUC__) && !defined(__clang__)
 #define VAE_FUSED_ONE_BODY __attribute__((noinline, noclone))
 #else
@@ -27,16 +27,16 @@
 
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 
-// Lane i of a vector of Bits or Floats has block g (i % 4) + i / 4 of the vector's, where g is its
-// number of 16-byte groups. So the normals are interleaved without a shuffle across groups:
-// transpose 4 x 4 within each, and vector k holds blocks g k to g k + g - 1.
+// Lane i of a vector of Bits or Floats contains block g (i % 4) + i / 4 of that vector, where g is
+// the number of 16-byte groups in a vector. So normals are interleaved without a shuffle across
+// groups: after a 4 x 4 transpose within each group, vector k contains blocks g k to g k + g - 1.
 constexpr int kGroups = kWidth / 4;
 
 VAE_FUSED_HD int block_of_lane(int i) {
   return i / kWidth * kWidth + i % 4 * kGroups + i % kWidth / 4;
 }
 
-// Counters first, first + 1, ..., so that `packed` brings them into that order.
+// Counters first, first + 1, ..., arranged so that `packed` produces that order of lanes.
 VAE_FUSED_HD Wide counters(uint64_t first) {
   u64 a{};
   for (int i = 0; i < kWidth / 2; ++i) a[i] = block_of_lane(packed_lane(i));
@@ -66,10 +66,10 @@ VAE_FUSED_HD math::Words<Bits> words_of(const uint32_t (&from)[4][kLanes]) {
   return words;
 }
 
-// In half a step, as many bytes of each as there are of noise.
+// Cache lines per half step and run: a step prefetches as many bytes of each run as it generates.
 constexpr int kLinesFetched = kLanes / 8;
 
-// The high word of the counter is the same for all, or not.
+// The high word of the counter is usually the same for all blocks, and then stays a number.
 VAE_FUSED_HD void make_words(uint64_t seed, uint64_t first, int steps, Batch& batch,
                              Prefetcher& prefetcher) {
   const uint64_t blocks = static_cast<uint64_t>(steps) * kLanes;
@@ -112,7 +112,7 @@ VAE_FUSED_HD void make_normals(const uint32_t (&from)[4][kLanes], double* out) {
   }
 }
 
-// The one place where words become normals: compilers may round differently in another.
+// All normals are computed here, because a compiler may round differently in another copy.
 template <typename T>
 VAE_FUSED_ONE_BODY static void make_normals(const Batch& batch, int steps, T* out,
                                             Prefetcher& prefetcher) {
@@ -148,7 +148,7 @@ static void fill_from(const Key& key, uint64_t index, int n, T* out, Prefetcher&
       steps = n / kStep;
       take = steps * kStep;
       fill_steps(key.seed, block, steps, out, prefetcher);
-    } else {  // a part of a step
+    } else {  // part of a step
       alignas(64) T whole[kStep];
       take = n < kStep - skip ? n : kStep - skip;
       fill_steps(key.seed, block, 1, whole, prefetcher);
@@ -161,7 +161,8 @@ static void fill_from(const Key& key, uint64_t index, int n, T* out, Prefetcher&
   }
 }
 
-// The words that make each lane's normal: four times as many are computed.
+// Stores the two words from which the normal of each lane is made. Each lane computes a whole
+// block, which has enough words for four normals.
 VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes],
                                uint32_t (*to)[kLanes]) {
   constexpr int kHalf = kWidth / 2;
@@ -179,7 +180,7 @@ VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes]
   store(second.b, to[1] + kWidth);
 }
 
-// A step serves two normals in each lane, one with each pair of its words.
+// A step computes two normals in each lane, one from each pair of its words.
 static void fill_pairs_at(const Key& key, const uint64_t* indices, int n, float* out) {
   Batch batch;
   for (int pair = 0; pair < 2; ++pair) {

@@ -1,13 +1,13 @@
-// Fetches memory that is needed soon into the cache.
+// Prefetches memory that is needed soon.
 #pragma once
 
 #include "iteration/operand.h"
 
 namespace vae_fused::cpu {
 
-// Runs of memory that the next piece of a tile reads, or this one writes. Noise is arithmetic alone
-// and takes most of a kernel's time, so each of its steps fetches some lines. To fetch all of them
-// at once would make them wait for each other.
+// Runs of memory that the next piece of a tile reads, or that this piece writes. Generating noise
+// is pure arithmetic and takes most of a kernel's time, so each of its steps prefetches some lines.
+// If all of them were prefetched at once, they would wait for each other.
 class Prefetcher {
  public:
   // `bytes` is the length of each run. A run may exceed its tensor: a prefetch is only a hint.

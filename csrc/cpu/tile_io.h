@@ -1,7 +1,7 @@
-// Moving a tile between tensors and the dense buffers that the arithmetic works on.
+// Moves a tile between tensors and the dense buffers of the arithmetic.
 //
-// A tile is a range of flat elements (see Space), computed a piece at a time. Where the tensor is
-// linear a piece is one run; else it is walked in runs along the innermost dimension.
+// A tile is a range of flat elements (see Space), computed one piece at a time. In a contiguous
+// tensor a piece is one run. Otherwise it is traversed in runs along the innermost dimension.
 #pragma once
 
 #include <type_traits>
@@ -15,17 +15,18 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// A loop in a function of its own: what is the same for all dtypes is compiled once, and the
-// registers are there for one loop at a time.
+// Keeps a loop in a function of its own. Loops that are the same for all dtypes are then compiled
+// once, and each loop has all registers to itself.
 #define VAE_FUSED_NOINLINE __attribute__((noinline))
 
-// What the arithmetic's loops step over: vectors of float, one double after the other.
+// The step of the arithmetic's loops: a vector of floats, or a single double.
 template <typename T>
 using Lanes = std::conditional_t<std::is_same_v<T, float>, Float, T>;
 template <typename T>
 constexpr int kStep = std::is_same_v<T, float> ? kWidth : 1;
 
-// Calls visit(std::true_type or std::false_type for each flag), for loops to be compiled for each.
+// Calls visit with std::true_type or std::false_type for each flag, so that loops are compiled for
+// each combination.
 template <bool... kKnown, typename Visit>
 VAE_FUSED_HD void with_flags(const Visit& visit) {
   visit(std::bool_constant<kKnown>{}...);
@@ -35,7 +36,7 @@ VAE_FUSED_HD void with_flags(const Visit& visit, bool flag, Flags... rest) {
   flag ? with_flags<kKnown..., true>(visit, rest...) : with_flags<kKnown..., false>(visit, rest...);
 }
 
-// Not std::fill_n: this must have no name that other files know.
+// Replaces std::fill_n, which the linker could merge with the copies of other instruction sets.
 template <typename T>
 VAE_FUSED_NOINLINE void fill_with(T value, T* to, int n) {
   for (int j = 0; j < n; ++j) to[j] = value;
@@ -52,12 +53,12 @@ VAE_FUSED_HD void put(Float x, S* to) {
 VAE_FUSED_HD double get(const double* from) { return *from; }
 VAE_FUSED_HD void put(double x, double* to) { *to = x; }
 
-// The elements that are computed at a time: the plain call's eight buffers of floats, and the
-// tensors' lines, stay in the nearest cache, of 32 KiB. The family's twenty do not quite, but half
-// of it was 3% slower, and twice 1% faster.
+// Elements that are computed at a time. The eight float buffers of the default call and the cache
+// lines of its tensors fit in an L1 cache of 32 KiB. The twenty buffers of a call with options do
+// not quite fit, but half the size was 3 % slower for it, and twice the size 1 % faster.
 constexpr int kPiece = 512;
 
-// The arithmetic goes through whole vectors, whatever lies behind the last element.
+// A part of a tile. The arithmetic computes whole vectors, with any values after the last element.
 struct Piece {
   int64_t begin;
   int n;
@@ -65,8 +66,8 @@ struct Piece {
   VAE_FUSED_HD int whole() const { return (n + kWidth - 1) / kWidth * kWidth; }
 };
 
-// The piece of a tile that begins `at` elements behind its first. It ends with a row, if `row` is
-// the length of rows and not 0.
+// The piece of a tile that begins `at` elements after the first one. If `row` is not 0, it is the
+// length of rows, and the piece ends at the end of a row or before.
 VAE_FUSED_HD Piece piece_of(const Tile& tile, int at, int64_t row = 0) {
   const int64_t begin = tile.begin + at;
   int64_t n = tile.n - at < kPiece ? tile.n - at : kPiece;
@@ -77,9 +78,9 @@ VAE_FUSED_HD Piece piece_of(const Tile& tile, int at, int64_t row = 0) {
   return {begin, static_cast<int>(n)};
 }
 
-// Whether pieces should end with rows of this length: the length, or 0. An operand that is
-// broadcast along rows or over them is one dense run within a row, so the piece is read in place.
-// The end of a row must then be the end of a vector, and a row long enough to be worth a piece.
+// Returns `length` if pieces should end where rows of this length end, else 0. Within a row, an
+// operand that is broadcast along rows or over them is one dense run, so the piece is read in
+// place. A row must then be whole vectors, and long enough for a piece to be worthwhile.
 VAE_FUSED_HD int64_t row_of_pieces(int64_t length) {
   return length >= kPiece / 4 && length % kWidth == 0 ? length : 0;
 }
@@ -96,7 +97,7 @@ using math::narrow;
 using math::select;
 using math::widen;
 
-// The coordinates of a flat element, and its offset in a tensor.
+// Computes the coordinates of a flat element, and returns its offset in a tensor.
 VAE_FUSED_HD int64_t locate(const Space& space, const int64_t* stride, int64_t element,
                             int64_t (&coordinate)[kMaxDims]) {
   int64_t offset = 0;
@@ -126,7 +127,7 @@ VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, const 
     if (position == piece.n) return;
     rest = space.size[inner];
     offset += length * step;
-    for (int d = inner - 1;; --d) {  // the next row; or of the next plane, ...
+    for (int d = inner - 1;; --d) {  // to the next row, or the first row of the next plane, ...
       offset += stride[d] - space.size[d + 1] * stride[d + 1];
       if (++coordinate[d] < space.size[d]) break;
       coordinate[d] = 0;
@@ -134,7 +135,7 @@ VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, const 
   }
 }
 
-// Where a piece is one dense run of the tensor; else null.
+// Returns the piece as one dense run of the tensor, or null if it is not dense.
 template <typename S>
 VAE_FUSED_HD S* dense(const Space& space, const Operand& operand, const Piece& piece) {
   S* const data = static_cast<S*>(operand.data);
@@ -146,12 +147,12 @@ VAE_FUSED_HD S* dense(const Space& space, const Operand& operand, const Piece& p
   return coordinate[inner] + piece.n > space.size[inner] ? nullptr : data + offset;
 }
 
-// What a vector of floats is loaded from and stored to at once.
+// Whether a vector of floats is loaded from S, and stored to it, as a whole.
 template <typename S>
 constexpr bool kIsVector = std::is_same_v<S, float> || (kConvertsHalf && std::is_same_v<S, Half>);
 
-// Runs are often short, a row's latents: two vectors that overlap copy 30 floats in a quarter of
-// the time that a loop with a rest takes.
+// Runs are often as short as the latents of one row. Two overlapping vectors copy 30 floats in a
+// quarter of the time of a loop with a remainder.
 template <typename From, typename To>
 VAE_FUSED_HD void copy_dense(const From* from, int n, To* to) {
   if constexpr (kIsVector<From> && kIsVector<To>) {
@@ -208,7 +209,7 @@ VAE_FUSED_NOINLINE void copy_out(const Space& space, const Operand& operand, Pie
   }
 }
 
-// The mask of a piece as numbers, 0 or 1.
+// Loads the mask of a piece as numbers, 0 or 1.
 template <typename T>
 VAE_FUSED_NOINLINE void load_mask(const Space& space, const Operand& operand, Piece piece, T* out) {
   const uint8_t* const data = static_cast<const uint8_t*>(operand.data);
@@ -218,7 +219,7 @@ VAE_FUSED_NOINLINE void load_mask(const Space& space, const Operand& operand, Pi
   pad(piece, out);
 }
 
-// Masked elements are nought, whatever their tensors hold.
+// Masked elements are 0, whatever their tensors contain.
 template <bool masked, typename T>
 VAE_FUSED_HD Lanes<T> zero_if_masked(const T* mask, int j, Lanes<T> value) {
   if constexpr (!masked) return value;
@@ -226,8 +227,8 @@ VAE_FUSED_HD Lanes<T> zero_if_masked(const T* mask, int j, Lanes<T> value) {
   return select(get(mask + j) == nought, nought, value);
 }
 
-// A dense run where it is already what the arithmetic works on; else null. Then nothing is moved:
-// the copies would be a quarter of the forward kernel's time.
+// Returns a dense run if the arithmetic can use it in place, else null. In place nothing is copied.
+// The copies would take a quarter of the forward kernel's time.
 template <typename T, typename S>
 VAE_FUSED_HD T* in_place(S* run, const Piece& piece) {
   if constexpr (std::is_same_v<S, T>) {
@@ -236,8 +237,8 @@ VAE_FUSED_HD T* in_place(S* run, const Piece& piece) {
   return nullptr;
 }
 
-// The values of a piece: in the tensor itself, or brought into the buffer. Wanted are then those of
-// the next piece.
+// Returns the values of a piece, in the tensor itself or copied to the buffer. Adds the values of
+// the next piece to the prefetcher.
 template <typename S, typename T>
 VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Piece& piece,
                            T* buffer, Prefetcher& prefetcher) {
@@ -248,8 +249,8 @@ VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Pie
   return buffer;
 }
 
-// Where to compute the values of a piece: in the tensor itself, or in the buffer, which is also for
-// those that nobody wants.
+// Returns where to compute the values of a piece: in the tensor itself or in the buffer. Values
+// that no tensor receives are computed in the buffer, too.
 template <typename S, typename T>
 VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& piece, T* buffer,
                        Prefetcher& prefetcher) {
@@ -259,14 +260,14 @@ VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& 
   return values ? values : buffer;
 }
 
-// Puts what was computed at `target` into the tensor, if there is one and it is not there already.
+// Copies the values at `target` to the tensor, if there is one and they are not in it already.
 template <typename S, typename T>
 VAE_FUSED_HD void store(const Space& space, const Operand& operand, const Piece& piece,
                         const T* target, const T* buffer) {
   if (operand.data && target == buffer) copy_out<S>(space, operand, piece, buffer);
 }
 
-// The values of a sample.
+// The operand for one of the samples.
 template <typename S>
 VAE_FUSED_HD Operand of_sample(const Sampled& operand, int64_t sample) {
   Operand result = operand;
@@ -276,8 +277,8 @@ VAE_FUSED_HD Operand of_sample(const Sampled& operand, int64_t sample) {
 
 constexpr int64_t kLongRun = 32;
 
-// The normals of a piece whose indices are not all in order. A call makes them by the hundred: runs
-// that are shorter, or not in order, go together.
+// The normals of a piece whose indices are not all consecutive. A step of `fill` makes up to 128
+// normals, so short runs and other strides are combined in calls of `fill_at`.
 template <typename T>
 VAE_FUSED_NOINLINE void fill_runs(const Space& space, const Key& key, int64_t first, Piece piece,
                                   T* out, Prefetcher& prefetcher) {

@@ -1,18 +1,18 @@
-// What csrc/math computes on, instead of numbers: what it does with one it does with these.
+// SIMD types with the interface of the scalars, so that the formulas of csrc/math compile for both.
 //
 //   Float        a vector of the machine, of kWidth floats
-//   Word         one of 32-bit integers
-//   Mask         a truth value for each
-//   Pair<V>      two of either, a block of noise in each of kLanes lanes
-//   Wide         kLanes 32-bit integers, each in the low half of 64 bits; the high half is anything
+//   Word         a vector of 32-bit integers
+//   Mask         a truth value for each lane
+//   Pair<V>      two Float or two Word, with a block of noise in each of kLanes lanes
+//   Wide         kLanes 32-bit integers in the low halves of 64 bits; the high halves are arbitrary
 //
-// An operation on a Pair or a Wide stands for two or four that do not wait for each other, which is
-// what keeps the machine busy with Philox' and Box and Muller's long chains. Everything is in the
-// vector extension of GCC and clang but for what that has not: the product 32 x 32 -> 64, the
-// square root, the lesser and the greater, and masks; these are the only intrinsics.
+// An operation on a Pair or a Wide is two or four independent instructions. They keep the machine
+// busy in spite of the long dependency chains of Philox and Box-Muller. The code uses the vector
+// extension of GCC and clang. Intrinsics are used only for what it lacks: the product 32 x 32 ->
+// 64, the square root, minimum and maximum, and masks.
 //
-// A file that includes this is compiled for one target. It includes the intrinsics before it says
-// for which: see noise_avx2.cpp.
+// A file that includes this one is compiled for one target. It includes the intrinsics' header
+// before it selects the target: see noise_avx2.cpp.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@
 #endif
 
 #if defined(__clang__)
-#pragma clang fp contract(fast)  // a product and a sum are two operators here, and GCC fuses them
+#pragma clang fp contract(fast)  // fuses products and sums of these operators, as GCC does
 #define VAE_FUSED_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
 #define VAE_FUSED_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, i32{__VA_ARGS__})
@@ -46,7 +46,7 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 
 constexpr int kBytes = VAE_FUSED_VECTOR_BYTES;
-constexpr int kWidth = kBytes / 4;  // of one vector
+constexpr int kWidth = kBytes / 4;  // lanes of one vector
 constexpr int kLanes = 2 * kWidth;
 
 typedef float f32 __attribute__((vector_size(kBytes)));
@@ -54,8 +54,9 @@ typedef int32_t i32 __attribute__((vector_size(kBytes)));
 typedef uint32_t u32 __attribute__((vector_size(kBytes)));
 typedef uint64_t u64 __attribute__((vector_size(kBytes)));
 
-// The low halves' products; the root; x < y ? x : y and x > y ? x : y, which is y where either is
-// NaN (on Arm NaN); a mask, its lanes as bits where the machine has them, else as all ones or none.
+// `product` multiplies the low halves. `lesser` and `greater` are x < y ? x : y and x > y ? x : y.
+// They return y if either is NaN (on Arm, NaN). A mask has one bit per lane where the machine
+// supports that, otherwise a lane of all ones or all zeros.
 #if VAE_FUSED_VECTOR_BYTES == 64
 typedef __mmask16 mask_t;
 VAE_FUSED_HD u64 product(u64 x, u64 y) {
@@ -78,8 +79,8 @@ VAE_FUSED_HD f32 blend(mask_t m, f32 x, f32 y) {
   return (f32)_mm512_mask_blend_ps(m, (__m512)y, (__m512)x);
 }
 VAE_FUSED_HD bool everywhere(mask_t m) { return m == 0xFFFF; }
-// Stores the numbers first + l of the lanes l where m is true, without gaps; returns how many. It
-// writes a whole vector.
+// Stores the numbers first + l of the lanes l where m is true, without gaps, and returns how many
+// these are. It writes a whole vector.
 constexpr bool kHasCompress = true;
 VAE_FUSED_HD int compress(mask_t m, int first, int32_t* to) {
   const i32 lanes = i32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + first;
@@ -90,7 +91,7 @@ VAE_FUSED_HD int compress(mask_t m, int first, int32_t* to) {
 #else
 typedef i32 mask_t;
 constexpr bool kHasCompress = false;
-inline int compress(mask_t, int, int32_t*);  // there is none
+inline int compress(mask_t, int, int32_t*);  // not implemented
 VAE_FUSED_HD mask_t where_less(f32 x, f32 y) { return x < y; }
 VAE_FUSED_HD mask_t where_equal(f32 x, f32 y) { return x == y; }
 VAE_FUSED_HD f32 blend(mask_t m, f32 x, f32 y) { return m ? x : y; }
@@ -229,7 +230,7 @@ struct Wide {
   friend VAE_FUSED_HD Wide mulhi(Wide x, Wide y) { return high_halves(x * y); }
 };
 
-// Within each 16 bytes, where shuffles are cheap: elements i and j of x, then k and l of y.
+// Selects elements i and j of x, then k and l of y, within each 16 bytes, where shuffles are cheap.
 template <int i, int j, int k, int l>
 VAE_FUSED_HD f32 shuffle(f32 x, f32 y) {
   constexpr int w = kWidth;
@@ -243,8 +244,8 @@ VAE_FUSED_HD f32 shuffle(f32 x, f32 y) {
 #endif
 }
 
-// The low halves, in the order that a shuffle within 16 bytes gives: lanes 0 and 1 of a, 0 and 1 of
-// b, 2 and 3 of a, ...
+// The low halves, in the order that a shuffle within 16 bytes produces: lanes 0 and 1 of a, 0 and 1
+// of b, 2 and 3 of a, ...
 VAE_FUSED_HD u32 low_halves(u64 x, u64 y) { return (u32)shuffle<0, 2, 0, 2>((f32)x, (f32)y); }
 VAE_FUSED_HD u32 high_halves(u64 x, u64 y) { return (u32)shuffle<1, 3, 1, 3>((f32)x, (f32)y); }
 VAE_FUSED_HD Bits packed(Wide x) { return {low_halves(x.a, x.b), low_halves(x.c, x.d)}; }
@@ -253,13 +254,13 @@ VAE_FUSED_HD Bits packed_mulhi(Wide x, Wide y) {
   return {high_halves(z.a, z.b), high_halves(z.c, z.d)};
 }
 
-// Where lane i of Wide, counted through a, b, c, d, then is.
+// The position of lane i of a Wide, counted through a, b, c, d, after it has been packed.
 VAE_FUSED_HD int packed_lane(int i) {
   constexpr int kHalf = kWidth / 2;
   return i / kWidth * kWidth + i % kHalf / 2 * 4 + i % kWidth / kHalf * 2 + i % 2;
 }
 
-// Memory of any alignment.
+// Vectors in memory, with the alignment of their elements.
 typedef float f32_in_memory __attribute__((vector_size(kBytes), aligned(4), may_alias));
 typedef uint32_t u32_in_memory __attribute__((vector_size(kBytes), aligned(4), may_alias));
 typedef uint64_t u64_in_memory __attribute__((vector_size(kBytes), aligned(8), may_alias));
@@ -274,7 +275,8 @@ VAE_FUSED_HD u64 load(const uint64_t* from) {
   return *reinterpret_cast<const u64_in_memory*>(from);
 }
 
-// Half precision, where the machine converts it: on the bits it is ten instructions a vector.
+// Half precision, where the machine has conversions. On the bits they take ten instructions per
+// vector.
 #if VAE_FUSED_VECTOR_BYTES >= 32
 constexpr bool kConvertsHalf = true;
 typedef uint16_t u16 __attribute__((vector_size(kBytes / 2)));

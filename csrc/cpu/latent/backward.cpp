@@ -1,4 +1,4 @@
-// The backward CPU kernel: a task per tile. What a tile does is in backward_tile.h.
+// The backward CPU kernel. Its tasks compute tiles, as defined in backward_tile.h.
 #include "cpu/latent/tasks.h"
 
 namespace vae_fused::cpu {

@@ -1,4 +1,4 @@
-// A tile of the backward kernel, for one instruction set: pieces as in forward_tile.h.
+// A tile of the backward kernel, for one instruction set, in pieces as in forward_tile.h.
 #pragma once
 
 #include "cpu/latent/gaussians.h"
@@ -7,7 +7,8 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// DefaultOptions: the gradients of mu and x, of what is there of z and the KL.
+// DefaultOptions: the gradients of mu and x, from those of z and the KL, either of which may be
+// absent.
 template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T* raw, const T* mask,
                                 const T* gz, const T* eps, const T* gk, T* gmu, T* graw, int n) {
@@ -30,7 +31,7 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T*
   }
 }
 
-// Likewise, of z and of the KL that it estimates.
+// The same, for the gradients of z and of the KL that the sample estimates.
 template <bool stop_q, bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> f, const T* mu, const T* raw,
                                           const T* mask, const T* gz, const T* eps, const T* gk,
@@ -109,14 +110,15 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOpt
   store<S>(p.space, p.grad_raw, piece, graw, graw_buffer);
 }
 
-// The gradients gather in the order of writing: of z, summed over the samples; of z eps, likewise,
-// which becomes that of the raw scale; of the prior.
+// The gradients that a piece accumulates. `mu` first contains the gradients of z, summed over the
+// samples. `raw` first contains the sum of grad_z eps, and is then converted to the gradient of the
+// raw scale. `mean` and `prior` are those of the prior.
 template <typename T>
 struct Gradients {
   T *mu, *raw, *mean, *prior;
 };
 
-// The first sample begins the sums.
+// The first sample initialises the sums.
 template <bool first, typename T>
 VAE_FUSED_NOINLINE void add(const T* x, T* to, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
@@ -148,8 +150,8 @@ VAE_FUSED_NOINLINE void scale_adjoint(const GaussianPiece<math::LatentOptions<T>
   }
 }
 
-// Adds the gradients of a sample and of the KL that it estimates. `direct` gets the gradient of
-// ln sigma^2 that does not go through z. `of_eps` is where the gradient of eps is wanted, or null.
+// Adds the gradients of a sample and of the KL that it estimates. `direct` receives the gradient of
+// ln sigma^2 that does not pass through z. `of_eps` receives the gradient of eps, or is null.
 template <bool stop_q, bool scaled, bool learned, typename T>
 VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
     const GaussianPiece<math::LatentOptions<T>, true>& gaussians, math::LatentOptions<T> f,
@@ -217,7 +219,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
   }
   const Gradients<T> g = {grads[0], grads[1], grads[2], grads[3]};
 
-  // A KL that samples estimate sends its gradient through them.
+  // The gradient of a KL that samples estimate passes through the samples.
   const bool with_kl = p.grad_kl.data, at_sample = with_kl && f.at_sample;
   const bool has_samples = p.grad_z.data || at_sample;
   const bool needs_eps = at_sample || (p.grad_z.data && p.grad_raw.data);

@@ -1,4 +1,4 @@
-// The forward CPU kernel: a task per tile. What a tile does is in forward_tile.h.
+// The forward CPU kernel. Its tasks compute tiles, as defined in forward_tile.h.
 #include "cpu/combine.h"
 #include "cpu/latent/tasks.h"
 #include "cpu/noise.h"

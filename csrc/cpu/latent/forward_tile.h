@@ -1,6 +1,6 @@
-// A tile of the forward kernel, for one instruction set. A piece goes load -> noise -> arithmetic
-// -> store over buffers that stay in the nearest cache. Cost: one pass over the tensors, nothing
-// tensor-sized in between.
+// A tile of the forward kernel, for one instruction set. A piece is loaded, its noise is generated,
+// and its results are computed and stored, in buffers that stay in the L1 cache. The cost is one
+// pass over the tensors, with no intermediate of their size.
 #pragma once
 
 #include "cpu/latent/gaussians.h"
@@ -9,7 +9,7 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// DefaultOptions: sigma and the KL share their exponentials, hence one loop.
+// DefaultOptions: sigma and the KL share their exponentials, so they are computed in one loop.
 template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void sample_and_kl(math::DefaultOptions<T> f, const T* mu, const T* raw,
                                       const T* mask, const T* eps, T* z, T* kl, int n) {
@@ -26,7 +26,7 @@ VAE_FUSED_NOINLINE void sample_and_kl(math::DefaultOptions<T> f, const T* mu, co
   }
 }
 
-// Likewise, with the KL that the sample estimates.
+// The same, with the KL that the sample estimates.
 template <bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void sample_and_log_ratio(math::DefaultOptions<T> f, const T* mu, const T* raw,
                                              const T* mask, const T* eps, T* z, T* kl, int n) {
@@ -87,7 +87,7 @@ VAE_FUSED_NOINLINE void kl_of(const GaussianPiece<math::LatentOptions<T>, false>
   }
 }
 
-// The sample, and its estimate of the KL. In one loop, as both read the noise, which z overwrites.
+// The sample and its estimate of the KL, in one loop: both read the noise, which z overwrites.
 template <bool scaled, typename T>
 VAE_FUSED_NOINLINE void sample_and_log_ratio(
     const GaussianPiece<math::LatentOptions<T>, false>& gaussians, math::LatentOptions<T> f,

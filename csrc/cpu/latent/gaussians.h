@@ -1,5 +1,5 @@
-// A piece's Gaussians of general options: posterior and prior on dense buffers, a stage at a
-// time, so that no loop has anything to decide.
+// The Gaussians of a piece, for LatentOptions: posterior and prior in dense buffers. They are
+// computed in stages, so that no loop contains a branch on the options.
 #pragma once
 
 #include "cpu/latent/tasks.h"
@@ -9,7 +9,7 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// The derivatives are backward's alone.
+// Only backward needs the derivatives.
 template <typename T, bool kDerivatives>
 struct ScalePiece {
   alignas(64) T sigma[kPiece], x[kPiece];
@@ -35,7 +35,8 @@ struct ScalePiece {
     }
   }
 
-  // `raw` may be x itself. The options by value: in memory they might be what the loops write.
+  // `raw` may be `x`. The options are passed by value, because the compiler would have to assume
+  // that the loops write to a reference.
   VAE_FUSED_NOINLINE void compute(math::ScaleOptions<T> o, const T* raw, int n) {
     if (o.soft_clamp != T(0)) return compute_limited<true>(o, raw, n);
     if (math::is_clamp(o.low, o.high)) return compute_limited<false>(o, raw, n);
@@ -43,7 +44,7 @@ struct ScalePiece {
   }
 
  private:
-  // Without a clamp.
+  // Computes the scale without a clamp.
   VAE_FUSED_HD void compute_free(const math::ScaleOptions<T>& o, const T* raw, int n) {
     const bool floored = math::has_floor(o);
     math::with_base(o.base, [&](auto b) {
@@ -67,9 +68,9 @@ struct ScalePiece {
     }
   }
 
-  // In one loop softplus' exponential and logarithm, and then the logarithm of the result, were a
-  // chain too long for the processor to look ahead to the next: so with it, and with floors, sigma
-  // without them comes first.
+  // In one loop, the exponential and the logarithm of softplus and then the logarithm of the result
+  // form a chain that is too long for the processor to overlap with the next one. So for softplus,
+  // and with floors, sigma without floors is computed first.
   template <math::ScaleBase base>
   VAE_FUSED_NOINLINE void compute_base(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
@@ -78,7 +79,7 @@ struct ScalePiece {
     }
   }
 
-  // Floors, or the logarithm of softplus: neither asks for t.
+  // Applies floors, or computes the logarithm of softplus. Neither depends on t.
   template <bool floored, bool rooted>
   VAE_FUSED_NOINLINE void finish(math::ScaleOptions<T> o, int n) {
     constexpr auto base = floored ? math::ScaleBase::kIdentity : math::ScaleBase::kSoftplus;
@@ -88,7 +89,7 @@ struct ScalePiece {
     }
   }
 
-  // A clamp is a layer of its own in front of the others.
+  // A clamp is a stage of its own, before the others.
   template <bool soft>
   VAE_FUSED_NOINLINE void compute_limited(math::ScaleOptions<T> o, const T* raw, int n) {
     alignas(64) T slope[kPiece];
@@ -109,7 +110,7 @@ struct ScalePiece {
   }
 };
 
-// DefaultOptions: its loops take mu and x as they are.
+// DefaultOptions needs no buffers: its loops read mu and x directly.
 template <typename Options, bool kDerivatives>
 struct GaussianPiece {
   VAE_FUSED_HD GaussianPiece(const Gaussians&, const Options&) {}
@@ -118,7 +119,7 @@ struct GaussianPiece {
 template <typename T, bool kDerivatives>
 class GaussianPiece<math::LatentOptions<T>, kDerivatives> {
  public:
-  // What has no tensor is the same for all pieces.
+  // Values without a tensor are the same for all pieces.
   VAE_FUSED_HD GaussianPiece(const Gaussians& of, const math::LatentOptions<T>& f) {
     if (!of.raw.data) q_.fill(T(1), T(0));
     mean_ = mean_buffer_;
@@ -150,14 +151,14 @@ class GaussianPiece<math::LatentOptions<T>, kDerivatives> {
     return {get(mu_ + j), T(1), q_.at(j), {}};
   }
 
-  // `scaled`: by a tensor. A division takes 16 cycles, which the loops of the KL hide.
+  // `scaled`: by a tensor. The division takes 16 cycles, which the loops of the KL hide.
   template <bool scaled>
   VAE_FUSED_HD math::Prior<Lanes<T>> prior(int j) const {
     const math::Scale<Lanes<T>> p = p_.at(j);
     return {get(mean_ + j), scaled ? math::precision_of(p.sigma) : p.sigma, p.x, p.dx};
   }
 
-  // From mu to the network's output.
+  // Converts the gradient of mu to that of the network's output.
   VAE_FUSED_NOINLINE void chain_mu(T* grad, int n) const {
     if (!soft_) return;
     for (int j = 0; j < n; j += kStep<T>) put(get(grad + j) * get(dmu_ + j), grad + j);
@@ -182,7 +183,7 @@ class GaussianPiece<math::LatentOptions<T>, kDerivatives> {
   const T *mu_, *mean_;
   bool soft_, masked_;
   alignas(64) T mu_buffer_[kPiece], mean_buffer_[kPiece], dmu_[kDerivatives ? kPiece : 1];
-  ScalePiece<T, kDerivatives> q_, p_;  // without a tensor p_.sigma holds 1 / tau
+  ScalePiece<T, kDerivatives> q_, p_;  // without a tensor, p_.sigma contains 1 / tau
   alignas(64) T mask_[kPiece];
 };
 

@@ -1,4 +1,4 @@
-// A list of tensors on the CPU: their tiles are one range, for small tensors to go together.
+// A list of tensors on the CPU. Their tiles form one range, so that small tensors share a task.
 #include "cpu/latent/tasks.h"
 #include "cpu/noise.h"
 #include "iteration/make_space.h"
@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kStride[] = {1};
 
-// A tensor's call, of what the list has of it.
+// The params of a call for one tensor of the list.
 template <typename Params>
 Params params_of(const MultiParams& list, const Item& item) {
   Params p;
@@ -38,7 +38,7 @@ struct ListTask {
   Key key;
 };
 
-// The list's tiles [begin, end).
+// Computes the tiles [begin, end) of the list.
 template <typename Params>
 void run_tiles(void* context, int64_t begin, int64_t end) {
   const auto& task = *static_cast<const ListTask*>(context);
@@ -69,7 +69,7 @@ void forward_multi(const WithScalars<MultiParams>& list, ParallelFor parallel_fo
   double total = 0;
   for (int k = 0; k < list.items; ++k) {
     const Item& item = list.item[k];
-    double kl = 0;  // twice
+    double kl = 0;  // twice the KL
     for (int64_t t = 0; t < tiles_of(item.n); ++t) kl += list.partials[item.first_tile + t];
     total += 0.5 * item.weight * kl;
   }

@@ -1,4 +1,4 @@
-// The statistics of a batch on the CPU: tasks that leave sums, and what becomes of these.
+// The statistics of a batch on the CPU: tasks compute partial sums, which are then combined.
 #include "cpu/latent/stats_tasks.h"
 
 namespace vae_fused::cpu {

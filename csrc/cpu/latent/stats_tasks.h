@@ -1,4 +1,4 @@
-// From a call for statistics to its tasks.
+// Maps a call for statistics to its tasks.
 #pragma once
 
 #include "cpu/latent/tasks.h"
@@ -6,7 +6,7 @@
 
 namespace vae_fused::cpu {
 
-// The context of a task's body: the call, and the forward call that has its Gaussians.
+// The context of a task's body: the call, and a forward call with the same Gaussians.
 struct StatsTask {
   const StatsParams& params;
   const ForwardParams forward;
@@ -21,7 +21,7 @@ struct StatsTask {
     forward.dtype = params.dtype;
     forward.space = params.space;
     forward.of = params.of;
-    forward.kl.data = params.kl;  // asks for the KL of each element
+    forward.kl.data = params.kl;  // requests the KL of each element
     return forward;
   }
 };

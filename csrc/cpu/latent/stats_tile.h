@@ -1,5 +1,5 @@
-// The sums of a task of statistics, for one instruction set. The KL of a piece is that of the
-// forward kernel; its other values are computed from the same lines, which are in the nearest
+// The sums of a task of statistics, for one instruction set. The forward kernel's code computes the
+// KL of a piece. The other values are computed from the same cache lines, which are then in the L1
 // cache.
 #pragma once
 
@@ -10,9 +10,9 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-constexpr int kLinesOfSum = 8;  // added up in the elements' type before they are widened
+constexpr int kLinesOfSum = 8;  // lines added in the elements' type before their sum is widened
 
-// Not std::min: this must have no name that other files know.
+// Replaces std::min, which the linker could merge with the copies of other instruction sets.
 VAE_FUSED_HD int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Adds an element's values to the sums of its column.
@@ -27,7 +27,7 @@ VAE_FUSED_NOINLINE void add_stats(math::ScaleOptions<T> o, const T* kl, const T*
       put(get(sum) + zero_if_masked<masked>(mask, j, value), sum);
     };
     add(math::kKlStat, get(kl + j));
-    add(math::kMean, delta);  // sums around the shift, until the end of the task
+    add(math::kMean, delta);  // both sums are around the shift until the end of the task
     add(math::kSquares, delta * delta);
     add(math::kClamped, math::is_clamped(o, get(raw + j)));
     add(math::kNotFinite, math::is_not_finite(get(mu + j), get(raw + j)));
@@ -91,8 +91,8 @@ class StatsWork {
     }
   }
 
-  // The shift of each column: the first of the task's means that counts and is finite. Without a
-  // mask one row has them all. It is repeated as often as a line has rows.
+  // The shift of each column is the first unmasked, finite mean of the task. Without a mask, one
+  // row usually provides all of them. The shifts are repeated for each row of a line.
   void set_shift(int64_t begin, int64_t end, int64_t first, int columns) {
     const ForwardParams& p = task_.forward;
     for (int j = 0; j < columns; ++j) {
@@ -139,7 +139,7 @@ class StatsWork {
     } else if (n > piece.n) {
       fill_with(T(1), mask_, piece.n);
     }
-    pad(piece, mask_);  // a vector's last elements belong to other columns, or to no element
+    pad(piece, mask_);  // the last lanes of a vector belong to other columns, or to no element
     const T* const location = located(mu, n);
     with_flags(
         [&](auto masked) {
@@ -149,7 +149,7 @@ class StatsWork {
         p.of.mask.data || n > piece.n);
   }
 
-  // Moves sums to the wider ones.
+  // Adds the sums to the double totals, and resets them.
   static VAE_FUSED_NOINLINE void flush(T* sums, double* totals, int n) {
     for (int j = 0; j < n; ++j) {
       totals[j] += static_cast<double>(sums[j]);
@@ -157,7 +157,7 @@ class StatsWork {
     }
   }
 
-  // Adds up the rows of a line in its first one.
+  // Adds the rows of a line to its first row.
   static VAE_FUSED_NOINLINE void fold(double* totals, int columns, int n) {
     for (int j = columns; j < n; j += columns) {
       for (int c = 0; c < columns; ++c) totals[c] += totals[j + c];

@@ -1,4 +1,4 @@
-// From a call of the latent family to its tiles.
+// Maps a call of the latent family to its tiles.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace vae_fused::cpu {
 
-// A call, with what its tiles have in common: the context of its body.
+// The context of a body: a call, and data that its tiles share.
 template <typename Params>
 struct Task {
   const Params& params;
@@ -24,15 +24,15 @@ struct Task {
   }
 };
 
-// Elements give twice their KL, so half of the scale multiplies its sums.
+// The values of elements are twice their KL, so the sums are multiplied by half of the scale.
 VAE_FUSED_HD RowSums kl_sums(const ForwardParams& p) {
   RowSums sums = p.kl;
   sums.scale *= 0.5;
   return sums;
 }
 
-// Calls run(params) with the options that the call gives on the device among its numbers. A CPU
-// reads them like any memory, so the choice of a kernel depends on the values alone.
+// Calls run(params), where the numbers that the call passes on the device are among the options. A
+// CPU can read them at any time, so the choice of a kernel depends only on the values.
 template <typename Params, typename Run>
 void with_numbers(const WithScalars<Params>& given, const Run& run) {
   if (!given.scalars.any()) return run(static_cast<const Params&>(given));
@@ -58,7 +58,7 @@ inline const LatentBodies& bodies_of(const BackwardParams&) {
   return VAE_FUSED_TABLE_IN_USE(kBackward);
 }
 
-// Whether the loops of DefaultOptions serve a call. They have no gradient of a noise that also
+// Whether the loops of DefaultOptions can compute a call. They have no gradient of noise that also
 // estimates the KL.
 inline bool is_plain(const ForwardParams& params) { return has_default_options(params.of); }
 inline bool is_plain(const BackwardParams& params) {

@@ -1,5 +1,5 @@
-// The tiles for AVX2. What stands below the pragma is compiled for it, and is always inlined or
-// has no name outside of this file: what others share is included above.
+// The tiles for AVX2. Only the code below the pragma is compiled for AVX2. Its functions are always
+// inlined or have no linkage outside of this file. Code that files share is included above.
 #include "cpu/latent/stats_tasks.h"
 #include "cpu/noise.h"
 

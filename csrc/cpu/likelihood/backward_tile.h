@@ -1,10 +1,10 @@
 // A tile of the backward kernel, for one instruction set.
 //
-// A parameter that rows share, such as the theta of a gene, has one gradient for all of them. A
-// task therefore has the same columns of several rows. It adds eight rows at a time in the dtype of
-// the arithmetic, then those sums as doubles: adding each row as a double takes 9 % longer, and
-// adding all of them as floats loses digits. Each group of rows leaves its sums, which are added in
-// order.
+// A parameter that rows share, such as the theta of a gene, has one gradient for all of them. So a
+// task computes the same columns of several rows. It adds eight rows at a time in the dtype of the
+// arithmetic, and then adds those sums as doubles: adding each row as a double takes 9 % longer,
+// and adding all of them as floats loses digits. Each group of rows writes its sums, which are
+// added in order.
 #pragma once
 
 #include "cpu/likelihood/forward_tile.h"
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kRowsOfSum = 8;
 
-// With values as well, which share exponentials and logarithms with the gradients.
+// Optionally also computes the values, which share exponentials and logarithms with the gradients.
 template <class L, bool with_values, typename T>
 VAE_FUSED_NOINLINE void adjoints(math::LikelihoodOptions<T> o, const T* const* in, const T* grad,
                                  T* const* out, T* values, int n) {
@@ -29,7 +29,7 @@ VAE_FUSED_NOINLINE void adjoints(math::LikelihoodOptions<T> o, const T* const* i
   }
 }
 
-// Counts add to the gradients of every parameter but the first.
+// Adds what counts contribute to the gradients of every parameter but the first.
 template <class L, typename T>
 VAE_FUSED_NOINLINE void add_count_adjoints(math::LikelihoodOptions<T> o, const Inputs<L, T>& inputs,
                                            bool masked, const T* grad, T* const* out, int n) {
@@ -64,8 +64,8 @@ VAE_FUSED_NOINLINE void multiply_by(const T* factor, T* out, int n) {
   for (int j = 0; j < n; j += kStep<T>) put(get(factor + j) * get(out + j), out + j);
 }
 
-// Turns gradients by the logarithm of the mean into gradients by the logits of a softmax, with g
-// the former: grad_j = g_j - p_j sum_k g_k. `dot` is that sum.
+// Converts the gradients g of the logarithm of the mean to those of the logits of a softmax,
+// g_j - p_j sum_k g_k. `dot` is that sum.
 template <typename T>
 VAE_FUSED_NOINLINE void through_softmax(const T* log_mean, const T* library, const T* dot, T* grad,
                                         int n) {
@@ -95,13 +95,13 @@ VAE_FUSED_HD void load_grad(const NllBackwardParams& p, const Piece& piece, cons
   }
 }
 
-// Adds a piece's gradients to the sums of a parameter that is shared along rows, columns or both.
+// The sums of a piece's gradients for a parameter that is shared along rows, columns or both.
 template <typename T>
 struct SharedSums {
   bool by_column = false, by_row = false;
-  T recent[kTile];      // by column: of the last few rows
+  T recent[kTile];      // by column: over the last few rows
   double total[kTile];  // by column
-  double of_row = 0;    // by row: of this task's columns
+  double of_row = 0;    // by row: over this task's columns
 
   VAE_FUSED_HD void begin(const Space& space, const Operand& operand, int columns) {
     if (!operand.data) return;
@@ -131,7 +131,7 @@ struct BackwardPiece {
   using T = arithmetic_t<S>;
   Inputs<L, T> inputs;
   alignas(64) T grad[kPiece], results[L::kInputs][kPiece];
-  bool has_one_grad;  // which all elements of the call share
+  bool has_one_grad;  // all elements of the call have the same one
 
   VAE_FUSED_HD explicit BackwardPiece(const NllBackwardParams& p)
       : has_one_grad(is_constant(p.space, p.grad) && !p.of.mask.data && !p.of.weight.data) {
@@ -146,8 +146,8 @@ struct BackwardPiece {
     if (!has_one_grad) load_grad(p, piece, inputs.mask, inputs.scratch, grad);
   }
 
-  // Leaves the gradients of `adjoints`, and returns the sum of the elements' values, each times the
-  // gradient of its term.
+  // Writes the gradients like `adjoints`, and returns the sum of the elements' values, each times
+  // the gradient of its term.
   VAE_FUSED_HD double value_and_adjoints(const NllBackwardParams& p,
                                          const math::LikelihoodOptions<T>& o, const Piece& piece,
                                          T** out) const {
@@ -160,8 +160,8 @@ struct BackwardPiece {
     return sum(values, piece.n);
   }
 
-  // Leaves the gradient of input k in `out[k]`, if there is one. Adds the value to `total`, if that
-  // is there.
+  // Writes the gradient of input k to `out[k]` unless that is null. Adds the value to `total`
+  // unless that is null.
   VAE_FUSED_HD void run(const NllBackwardParams& p, const math::LikelihoodOptions<T>& o,
                         const Piece& piece, const Operand* const* to, T** out, double* total) {
     read(p, piece);
@@ -202,8 +202,9 @@ struct BackwardPiece {
   }
 };
 
-// Sums that a task leaves: by column, a row of `columns` for each group of rows; by row, a number
-// for each row and tile of columns. `partials` has those of `second`, then those of `third`.
+// Writes gradients, and the partial sums of shared parameters. By column, these are a row of
+// `columns` for each group of rows. By row, they are a number for each row and tile of columns.
+// `partials` contains the sums of `second`, then those of `third`.
 template <class L, typename S>
 void backward_tiles(void* context, int64_t begin, int64_t end) {
   using T = arithmetic_t<S>;
@@ -283,7 +284,7 @@ void backward_tiles(void* context, int64_t begin, int64_t end) {
   }
 }
 
-// The row's sums of d / d log mean, of rows as the space has them.
+// The sums of d / d log mean over each row of the space.
 template <class L, typename S>
 void dot_tiles(void* context, int64_t begin, int64_t end) {
   using T = arithmetic_t<S>;

@@ -21,8 +21,8 @@ VAE_FUSED_NOINLINE void values(math::LikelihoodOptions<T> o, const T* const* in,
 }
 
 // Where values are linear + ln(1 + excess), four of them are added with one logarithm, that of the
-// product of their 1 + excess. This is 25 % of the time of a Bernoulli's forward pass. The four are
-// kSums elements apart, so they are the same four for vectors of any width.
+// product of their 1 + excess. This saves 25 % of the time of a Bernoulli's forward pass. The four
+// are kSums elements apart, so they are the same four for vectors of any width.
 constexpr int kGroup = 4 * kSums;
 
 // (1 + a)(1 + b) - 1, which keeps the digits of small a and b.
@@ -31,7 +31,7 @@ VAE_FUSED_HD F excess_of_product(F a, F b) {
   return a * b + (a + b);
 }
 
-// Leaves the sums of n / 4 groups of four values. n is a multiple of kGroup.
+// Writes the sums of n / 4 groups of four values. n is a multiple of kGroup.
 template <class L, bool masked, typename T>
 VAE_FUSED_NOINLINE void sums_of_groups(const T* const* in, const T* mask, int n, T* out) {
   for (int j = 0; j < n; j += kGroup) {
@@ -53,8 +53,8 @@ VAE_FUSED_NOINLINE void sums_of_groups(const T* const* in, const T* mask, int n,
   }
 }
 
-// The values of a piece: sums of its groups, and after them the values that are left, which are at
-// most three of each lane. Returns how many these are.
+// Writes the values of a piece: the sums of its groups, and then the values that remain. Returns
+// how many numbers these are.
 template <class L, typename T>
 VAE_FUSED_HD int grouped_values(const math::LikelihoodOptions<T>& o, const Inputs<L, T>& inputs,
                                 bool masked, int n, T* out) {
@@ -85,7 +85,7 @@ VAE_FUSED_NOINLINE void add_counts(math::LikelihoodOptions<T> o, const Inputs<L,
   for (int j = 0; j < count; ++j) out[positions[j]] += added[j];
 }
 
-// Leaves the values of a piece, or the sums of their groups. Returns how many these are.
+// Writes the values of a piece, or the sums of their groups. Returns how many numbers these are.
 template <class L, typename S, typename T>
 VAE_FUSED_HD int nll_piece(const NllParams& p, const math::LikelihoodOptions<T>& o,
                            const Piece& piece, bool grouped, T* out) {
@@ -106,9 +106,9 @@ VAE_FUSED_HD int nll_piece(const NllParams& p, const math::LikelihoodOptions<T>&
   return piece.n;
 }
 
-// Whether the values of a call are added by groups, within pieces that do not cross rows. A weight
-// would be a factor of a logarithm. The choice depends on the shape alone, as the order of sums
-// does.
+// Whether the values of a call are added in groups, within pieces that do not cross rows. With
+// weights that is impossible, because a weight would be a factor of a logarithm. The choice depends
+// only on the shape, as the order of summation does.
 template <class L>
 VAE_FUSED_HD bool has_groups(const NllParams& p) {
   return math::kHasLogTerms<L> && !p.of.weight.data && p.space.cols >= kGroup &&

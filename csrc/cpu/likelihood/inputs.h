@@ -1,5 +1,5 @@
-// What a piece of a call reads, as the arithmetic takes it: dense, in its dtype, with the target
-// converted and the masked elements harmless.
+// Reads the inputs of a piece into the form that the arithmetic uses: dense, in its dtype, with the
+// target converted.
 #pragma once
 
 #include "cpu/likelihood/tasks.h"
@@ -86,12 +86,13 @@ VAE_FUSED_HD bool is_constant(const Space& space, const Operand& operand) {
   return true;
 }
 
-// Whether all elements of a piece read the same value, and the first of a piece.
+// Whether all elements of a piece read the same value.
 VAE_FUSED_HD bool is_one_value(const Space& space, const Operand& operand, const Piece& piece) {
   const int inner = space.ndim - 1;
   return operand.stride[inner] == 0 && !operand.linear &&
          static_cast<int64_t>(piece.begin % space.size[inner]) + piece.n <= space.size[inner];
 }
+// Returns a pointer to the value that the first element of a piece reads.
 template <typename S>
 VAE_FUSED_HD const S* at_first(const Space& space, const Operand& operand, const Piece& piece) {
   int64_t coordinate[kMaxDims];
@@ -109,11 +110,11 @@ VAE_FUSED_NOINLINE void weigh(const T* mask, const T* weight, T* values, int n) 
   }
 }
 
-// Where a vector of positions may begin at the last one.
+// Has room for a vector of positions that begins at the last one.
 using Positions = int32_t[kPiece + kWidth];
 
-// The positions of the counts that are not 0. Masked ones are left out. A compression of whole
-// vectors takes a third of the time of the loop over elements, which is 10 % of a kernel's.
+// Collects the positions of unmasked counts that are not 0. Compressing whole vectors takes a third
+// of the time of the loop over elements, which takes 10 % of a kernel's time.
 template <bool masked, typename T>
 VAE_FUSED_NOINLINE int collect(const T* target, const T* mask, int n, Positions& positions) {
   int count = 0, j = 0;
@@ -139,7 +140,7 @@ VAE_FUSED_HD int collect_counts(const Inputs<L, T>& inputs, bool masked, int n,
                 : collect<false>(target, inputs.mask, n, positions);
 }
 
-// The inputs at some positions, dense. What fills up the last vector repeats the last of them.
+// Copies the inputs at some positions. The last position is repeated to fill the last vector.
 template <int kInputs, typename T>
 VAE_FUSED_NOINLINE int gather(const T* const* in, const Positions& positions, int count,
                               T (*dense)[kPiece]) {

@@ -1,4 +1,4 @@
-// The KL term of an evidence lower bound, after the tiles: it has one number for each sample.
+// The KL term of an evidence lower bound, which is computed after the tiles.
 #pragma once
 
 #include "math/likelihood/kl_term.h"
@@ -14,7 +14,7 @@ class KlTermOf {
         beta_(term.beta ? at(term.beta, 0) : term.beta_value),
         capacity_(term.capacity ? at(term.capacity, 0) : term.capacity_value) {}
 
-  // The results, from the reconstructions.
+  // Computes the results from the reconstructions.
   void add_to(const void* nll) const {
     for_each_result([&](int64_t r, int64_t begin, int64_t end) {
       double kl = 0, penalty = 0;

@@ -1,4 +1,4 @@
-// The CPU kernels of the likelihood family: what is done before and after the tiles.
+// The CPU kernels of the likelihood family: the work before and after the tiles.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -17,9 +17,9 @@ int index_of(const Params& params) {
   return static_cast<int>(params.of.kind);
 }
 
-// Adds up what the tasks of backward left for a parameter, in order, and stores it through the
-// operand, whose strides are 0 along what the parameter was broadcast along. Returns where the
-// partial sums of the next parameter begin.
+// Adds the partial sums that the tasks of backward have written for a parameter, in order, and
+// stores them through the operand, whose strides are 0 along the dimensions of the broadcast.
+// Returns the beginning of the next parameter's partial sums.
 const double* combine_shared(const Space& space, const Matrix& matrix, const Operand& operand,
                              const double* partials) {
   if (!operand.data) return partials;
@@ -33,7 +33,7 @@ const double* combine_shared(const Space& space, const Matrix& matrix, const Ope
     }
     return partials + matrix.row_groups * matrix.columns;
   }
-  // Several rows may have one value, which is 0 at first.
+  // Several rows may share one value, which is 0 at first.
   int64_t coordinate[kMaxDims] = {}, offset = 0;
   for (int64_t r = 0; r < matrix.rows; ++r) {
     for (int64_t t = 0; t < matrix.column_tiles; ++t) out[offset] += *partials++;
@@ -47,7 +47,7 @@ const double* combine_shared(const Space& space, const Matrix& matrix, const Ope
   return partials;
 }
 
-// A buffer that is multiplied by a factor.
+// A buffer that is to be multiplied by a factor.
 struct ScaleTask {
   const GradientBuffers::Buffer& buffer;
   double factor;

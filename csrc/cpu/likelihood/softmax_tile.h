@@ -1,5 +1,5 @@
-// What a softmax needs of its rows, for one instruction set: the greatest logit, and the sum of the
-// exponentials of the others relative to it.
+// The maximum of the logits of each row of a softmax, and the sum of their exponentials relative to
+// it, for one instruction set.
 #pragma once
 
 #include "cpu/likelihood/tasks.h"
@@ -11,7 +11,7 @@ namespace {
 
 using math::larger;
 
-// `x` is filled up to whole vectors with -inf. NaN does not count: it makes the sum NaN.
+// `x` is padded to whole vectors with -inf. A NaN is ignored here, but it makes the sum NaN.
 template <typename T>
 VAE_FUSED_NOINLINE T greatest(const T* x, int n) {
   Lanes<T> most = -math::kInfinity<T>;
@@ -33,7 +33,7 @@ VAE_FUSED_NOINLINE void hide_masked(const T* mask, T* x, int n) {
   for (int j = 0; j < n; ++j) x[j] = mask[j] == T(0) ? hidden : x[j];
 }
 
-// A part of a row, of up to kTile elements, leaves two doubles: its maximum and its sum.
+// Writes two doubles for each part of a row, of up to kTile elements: its maximum and its sum.
 template <typename S>
 void softmax_tiles(void* context, int64_t begin, int64_t end) {
   using T = arithmetic_t<S>;
@@ -54,7 +54,7 @@ void softmax_tiles(void* context, int64_t begin, int64_t end) {
       const int whole = Piece{0, row.n}.whole();
       for (int j = row.n; j < whole; ++j) values[j] = -math::kInfinity<T>;
       const T largest = greatest(values, whole);
-      // Every element of this row is masked or -inf. The origin 0 keeps NaN out of masked elements.
+      // If every element of this row is masked or -inf, the origin 0 avoids -inf + inf = NaN.
       const T origin = largest == -math::kInfinity<T> ? T(0) : largest;
       exponentials(values, origin, values, whole);
       double* const part = task.partials + 2 * part_of(p.space, row, t);

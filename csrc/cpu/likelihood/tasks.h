@@ -1,4 +1,4 @@
-// From a call of the likelihood family to its tiles.
+// Maps a call of the likelihood family to its tiles.
 #pragma once
 
 #include "cpu/isa_table.h"
@@ -7,13 +7,13 @@
 
 namespace vae_fused::cpu {
 
-// A call, with what its tiles have in common: the context of its body.
+// The context of a body: a call, and data that its tiles share.
 template <typename Params>
 struct LikelihoodTask {
   const Params& params;
   math::LikelihoodOptions<float> options;
-  double* partials = nullptr;  // where a body leaves sums of its own
-  double* totals = nullptr;    // where backward adds the value of nll, a number for each task
+  double* partials = nullptr;  // where a body writes its own partial sums
+  double* totals = nullptr;    // where backward adds the value of nll, one number per task
 
   explicit LikelihoodTask(const Params& params, double* partials = nullptr,
                           double* totals = nullptr)
@@ -30,13 +30,14 @@ struct LikelihoodTask {
   }
 };
 
-// Row r of a tile that consists of rows or is a part of one.
+// Row r of a tile that consists of whole rows, or of a part of one.
 VAE_FUSED_HD Tile row_of(const Tile& tile, int r) {
   const int cols = tile.n / tile.rows;
   return {tile.begin + int64_t{r} * cols, tile.row + r, cols, 1};
 }
 
-// Where the sums of such a row, or of the part of a row that is tile t, are among those of a call.
+// The index of the sums of such a row among those of a call. If the tile is a part of a row, the
+// index is its number t.
 VAE_FUSED_HD int64_t part_of(const Space& space, const Tile& row, int64_t t) {
   return space.tiles_per_row > 1 ? t : row.row;
 }
@@ -46,7 +47,7 @@ struct SoftmaxTask {
   double* partials;
 };
 
-// A task of backward has the same columns of several rows, so that it can sum what rows share.
+// A task of backward computes the same columns of several rows, and sums what the rows share.
 constexpr int64_t kColumnsOfTask = kTile;
 constexpr TaskShape kTaskShape = {kColumnsOfTask, 8, 32, 64};
 
