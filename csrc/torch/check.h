@@ -1,5 +1,5 @@
-// What keeps the kernels within memory, whoever calls; the messages that teach are in
-// vae_fused/_checks.py, which has checked the same things before.
+// Checks that keep the kernels within the memory of their tensors, whatever a caller passes.
+// vae_fused/_checks.py has checked the same conditions before, with messages for users.
 #pragma once
 
 #include "iteration/operand.h"

@@ -1,4 +1,4 @@
-// Runs a call's kernel where its tensors are.
+// Runs the kernel of a call on the device of its tensors.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -7,16 +7,16 @@
 
 namespace vae_fused {
 
-// ATen's pool, in the form that the CPU kernels take.
+// The thread pool of ATen, with the signature that the CPU kernels require.
 void parallel_for(int64_t n, int64_t grain, cpu::Body body, void* context);
 
 // The current stream of a CUDA device, as a cudaStream_t.
 void* current_stream(at::Device device);
 
-// Raises if a launch returned an error, and says whose it is.
+// Raises if a launch has returned an error. The message states whether it is from earlier work.
 void check_launch(int error);
 
-// Calls cuda::entry or cpu::entry. A build without CUDA has no `cuda::entry` to link.
+// Calls cuda::entry or cpu::entry. In a build without CUDA there is no `cuda::entry` to link.
 #ifdef VAE_FUSED_WITH_CUDA
 #define VAE_FUSED_LAUNCH(entry, params, device)                                \
   device.is_cuda() ? check_launch(cuda::entry(params, current_stream(device))) \

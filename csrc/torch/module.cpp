@@ -1,6 +1,6 @@
-// The Python module `_C`: importing it loads this library, whose static initialisers register the
-// operators. Beside them it tells which instruction set the CPU kernels use. The stable ABI serves
-// every Python from 3.10 on.
+// The Python module `_C`. Importing it loads this library, whose static initialisers register the
+// operators. It also has a function that returns the instruction set of the CPU kernels. It uses
+// the stable ABI and works with every Python from 3.10 on.
 #include <Python.h>
 
 #include <stdexcept>

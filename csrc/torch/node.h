@@ -1,9 +1,9 @@
-// What the autograd nodes of all families have in common: tensors in slots, the arguments of a call
-// that are no tensors, and edges to and from the graph.
+// The parts that the autograd nodes of all families share: tensors in slots, the other arguments of
+// a call, and edges to and from the graph.
 //
-// The nodes derive from Node. torch::autograd::Function would add 5 us to a forward and a backward:
-// it keeps arguments in a dictionary of strings, and it demangles the name of its class in every
-// backward.
+// The nodes derive from Node. torch::autograd::Function would add 5 us to a forward and a backward
+// pass, because it stores arguments in a dictionary of strings and demangles the name of its class
+// in every backward.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -36,18 +36,18 @@ using torch::dynamo::autograd::CompiledNodeArgs;
 using torch::dynamo::autograd::PackedArgs;
 using torch::dynamo::autograd::SwapSavedVariables;
 
-// A gradient as kernels read it. An embedding's gradient of z, say, is sparse.
+// A gradient in the layout that kernels read. For example, an embedding's gradient of z is sparse.
 inline OptionalTensor dense(const Tensor& grad) {
   return optional(grad.defined() && grad.layout() != at::kStrided ? grad.to_dense() : grad);
 }
 
-// Whether any of these is a tensor, present, that requires a gradient.
+// Whether any of these tensors is present and requires a gradient.
 template <typename... Tensors>
 bool any_requires_grad(const Tensors&... t) {
   return ((t.has_value() && t->requires_grad()) || ...);
 }
 
-// The functions in Python serve torch.func and forward mode: see vae_fused/_native/autograd.py.
+// The Python functions support torch.func and forward mode: see vae_fused/_native/autograd.py.
 inline void refuse_transforms() {
   using c10::DispatchKey;
   TORCH_CHECK_NOT_IMPLEMENTED(
@@ -63,7 +63,7 @@ inline void refuse_tangent(const Tensor& t) {
       "function of the same name in vae_fused");
 }
 
-// While a backward is not itself recorded, it calls its operators below autograd.
+// Makes a backward call its operators below autograd, unless the backward is itself recorded.
 class BelowAutograd {
  public:
   BelowAutograd() {
@@ -74,7 +74,7 @@ class BelowAutograd {
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard_;
 };
 
-// The arguments of a call that are no tensors, from forward to backward.
+// The arguments of a call that are not tensors, passed from forward to backward.
 struct SavedArguments {
   std::string reduction;
   std::optional<std::vector<int64_t>> dim;
@@ -115,7 +115,7 @@ struct SavedArguments {
   }
 };
 
-// What a backward computes from, besides the gradients of its outputs.
+// The inputs of a backward, in addition to the gradients of its outputs.
 template <typename Arguments>
 struct SavedCallWith {
   variable_list tensors;     // by slot
@@ -145,7 +145,7 @@ class SavingNode : public Node {
   std::string name() const override { return Derived::kName; }
 
   variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);  // as all nodes of torch with saved tensors
+    const std::lock_guard<std::mutex> lock(mutex_);  // like torch's nodes with saved tensors
     return Derived::backward(unpack(), grads);
   }
 
@@ -154,8 +154,8 @@ class SavingNode : public Node {
     for (SavedVariable& s : saved_) s.reset_data();
   }
 
-  // Compiled autograd identifies a node by its saved values, and calls its backward as a function
-  // of these and of the gradients.
+  // Compiled autograd identifies a node by its saved values. It calls the node's backward as a
+  // function of these and of the gradients.
   void compiled_args(CompiledNodeArgs& args) const override {
     args.collect(c10::ArrayRef<SavedVariable>(saved_), /*is_output=*/false);
     arguments_.for_each([&](const auto& value) { args.collect(value); });
@@ -217,7 +217,7 @@ class SavingNode : public Node {
   Arguments arguments_;
 };
 
-// A new node, owned as torch owns nodes: by a shared_ptr up to 2.12, by an intrusive_ptr since.
+// Creates a node. torch owns nodes by a shared_ptr up to 2.12, and by an intrusive_ptr since then.
 template <typename T, typename... Args>
 auto make_node(Args&&... args) {
   if constexpr (std::is_same_v<decltype(torch::autograd::Edge::function), std::shared_ptr<Node>>) {
@@ -228,8 +228,8 @@ auto make_node(Args&&... args) {
   }
 }
 
-// Makes `t` the next output of the node's call. What depends on nothing that has a gradient is an
-// output without one.
+// Makes `t` the next output of the node's call. An output that depends on no input with a gradient
+// gets none.
 template <typename Pointer>
 void set_output(const Pointer& node, const Tensor& t, bool is_differentiable = true) {
   if (is_differentiable) {
@@ -239,7 +239,7 @@ void set_output(const Pointer& node, const Tensor& t, bool is_differentiable = t
   }
 }
 
-// Whether autograd must see a call with this argument.
+// Whether autograd must record a call with this argument.
 inline bool is_recorded(const Tensor& t) {
   if (!t.defined()) return false;
   return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(/*level=*/0).defined();
@@ -257,7 +257,7 @@ bool is_recorded(const T&) {
   return false;
 }
 
-// A backward operator with the Autograd key. Where autograd must see the call, it calls the
+// A backward operator with the Autograd key. If autograd must record the call, it calls the
 // overload `recorded`, which is implemented in Python: see vae_fused/_native/registration.py.
 template <const char* name, typename Signature>
 struct Backward;

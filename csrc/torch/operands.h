@@ -1,4 +1,4 @@
-// Tensors become operands over one iteration space.
+// Binds tensors to operands over one iteration space.
 #pragma once
 
 #include "iteration/make_space.h"
@@ -9,11 +9,12 @@ namespace vae_fused {
 // The tensors of a call, by the names of its operands.
 class CallTensors {
  public:
-  // A tensor in the shape of the call, or several samples of that shape. Undefined: absent.
+  // Adds a tensor in the shape of the call, or with several samples of that shape. An undefined
+  // tensor counts as absent.
   void add(std::string_view name, const Tensor& tensor) { entries_.emplace_back(name, tensor); }
 
   // Binds the operands of `params` to the tensors of the same names, over one iteration space. The
-  // call has the shape of `like`. Where more than kMaxDims dimensions cannot be merged, contiguous
+  // call has the shape of `like`. If more than kMaxDims dimensions remain after merging, contiguous
   // copies are bound, which have fewer dimensions.
   template <typename Params>
   Space bind(Params& params, const Tensor& like, DimSet summed) {
@@ -22,7 +23,7 @@ class CallTensors {
     return bind_to(operands, like, summed);
   }
 
-  // Copies results from contiguous copies to the tensors that were added.
+  // Copies results from contiguous copies back to the tensors that were added.
   void copy_back() const;
 
  private:
@@ -40,7 +41,7 @@ class CallTensors {
   c10::SmallVector<Entry, kMaxBindings> entries_;
 };
 
-// A new tensor that a kernel is about to write: see cpu/pages.cpp.
+// Prepares a new tensor that a kernel is about to write: see cpu/pages.cpp.
 Tensor with_huge_pages(Tensor result);
 
 }  // namespace vae_fused

@@ -1,7 +1,8 @@
-// How options cross from Python: as a flat list of pairs, the place of a number among those of its
-// family and its value. What is not in the list has its default, so that a call with one option
-// passes 2 numbers and not 29, which takes 5 us to convert, and no default is ever spelled out:
-// many of them are infinite, which some formats of a serialised graph cannot hold.
+// Options are passed from Python as a flat list of pairs: the position of a number among those of
+// its family, and its value. A number that is not in the list has its default. So a call with one
+// option passes 2 numbers instead of 31, whose conversion takes 5 us. Defaults are never written
+// out, because many of them are infinite, which some formats of a serialised graph cannot
+// represent.
 //
 // `Given` is a struct of math/options.h: GivenLatent, GivenLikelihood.
 #pragma once
@@ -19,7 +20,7 @@ namespace vae_fused {
 
 using OptionList = std::optional<c10::ArrayRef<double>>;
 
-// Scope, name and default of each number, in the order of their places.
+// Scope, name and default of each number, in the order of their positions.
 using OptionNames =
     std::tuple<std::vector<std::string>, std::vector<std::string>, std::vector<double>>;
 

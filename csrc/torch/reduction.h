@@ -1,4 +1,4 @@
-// What the KL is summed over and divided by, and the shape that leaves.
+// The dimensions over which the KL is summed, its divisor, and the shape of the result.
 #pragma once
 
 #include <string_view>
@@ -23,8 +23,8 @@ struct Reduction {
   std::vector<c10::SymInt> shape(const Tensor& like) const;
   double scale(const Tensor& like) const;
 
-  // The same sums of tensors that have this number of dimensions more in front. The divisor is the
-  // caller's: those dimensions are not counted in it.
+  // The same sums for tensors with `ndim` more dimensions in front. The caller applies the divisor,
+  // which does not count those dimensions.
   Reduction after(int64_t ndim) const { return {summed << ndim}; }
 };
 

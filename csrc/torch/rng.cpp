@@ -11,8 +11,8 @@
 namespace vae_fused {
 namespace {
 
-// The whole 64-bit output of the Mersenne twister is the seed: two draws of one generator collide
-// with probability 2^-64, and the offset starts at 0.
+// The seed is the whole 64-bit output of the Mersenne twister, so two draws of one generator
+// collide with probability 2^-64. The offset starts at 0.
 RngKey reserve_cpu(const OptionalGenerator& generator) {
   auto* gen = at::get_generator_or_default<at::CPUGeneratorImpl>(
       generator, at::detail::getDefaultCPUGenerator());
@@ -23,10 +23,10 @@ RngKey reserve_cpu(const OptionalGenerator& generator) {
 }
 
 #ifdef VAE_FUSED_WITH_CUDA
-// A CUDA generator is a Philox counter, counted in words for each thread; thread k of a torch
-// kernel draws from subsequence k. Ours draws from subsequence 0 alone, `blocks` blocks of four
-// words, and reserves them all. During graph capture the counter is on the device, and each replay
-// moves it.
+// A CUDA generator is a Philox counter, counted in words per thread. Thread k of a torch kernel
+// draws from subsequence k. Our kernels draw `blocks` blocks of four words from subsequence 0
+// alone, and reserve all of them. During graph capture the counter is on the device, and each
+// replay advances it.
 RngKey reserve_cuda(const OptionalGenerator& generator, at::Device device, uint64_t blocks) {
   auto* gen = at::get_generator_or_default<at::CUDAGeneratorImpl>(
       generator, at::cuda::detail::getDefaultCUDAGenerator(device.index()));

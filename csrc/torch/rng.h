@@ -1,4 +1,4 @@
-// Generator -> RngKey: the only place that knows how torch keeps the state of its generators.
+// Converts a generator to an RngKey. Only this file depends on how torch stores generator states.
 #pragma once
 
 #include <optional>
@@ -8,14 +8,14 @@
 
 namespace vae_fused {
 
-// The blocks of noise that a tensor's elements take.
+// The number of blocks of noise for the elements of a tensor.
 int64_t noise_blocks(const Tensor& t);
 
-// Reserves a key for the draw of `blocks` of noise on `device`, advancing the generator (the
-// device's default one if none is given) so that no other torch draw overlaps it.
+// Reserves a key for `blocks` blocks of noise on `device`. It advances the generator (by default
+// that of the device), so that no other draw of torch overlaps them.
 RngKey reserve_key(const OptionalGenerator& generator, at::Device device, int64_t blocks);
 
-// The key held by a uint64 or int64 tensor of two elements, read where the kernel runs.
+// The key stored in a uint64 or int64 tensor of two elements, which is read where the kernel runs.
 RngKey key_of(const Tensor& key);
 
 }  // namespace vae_fused

@@ -11,8 +11,8 @@ namespace {
 
 using math::ScaleBase;
 
-// A public kind of scale is a base with an affine map before and a factor after:
-// unit * base(gain * x). softplus has its beta in both.
+// A public kind of scale is a base with an affine map before it and a factor after it:
+// unit * base(gain * x). The beta of softplus is part of both. math/scale.h derives the formulas.
 struct Kind {
   ScaleBase base;
   double gain, unit;
@@ -27,16 +27,15 @@ constexpr Kind kKinds[] = {
     {ScaleBase::kSigmoid, 0.5, 2},  // sigmoid2
 };
 
-// The formulas are derived in math/scale.h.
 }  // namespace
 
 math::ScaleOptions<double> derived_scale(const math::GivenScale& given) {
-  // The kind is checked as a double: to cast NaN, or what is out of range, is undefined.
+  // The kind is checked as a double, because casting NaN or a value out of range is undefined.
   TORCH_CHECK_VALUE(
       given.kind >= 0 && given.kind < std::size(kKinds) && given.kind == std::floor(given.kind),
       "vae_fused: unknown kind of scale ", given.kind);
   TORCH_CHECK_VALUE(given.low <= given.high, "vae_fused: clamp is (", given.low, ", ", given.high,
-                    ")");  // nor NaN
+                    ")");  // also raised for NaN
   TORCH_CHECK_VALUE(given.beta > 0 && given.soft_clamp >= 0, "vae_fused: beta is ", given.beta,
                     ", soft clamp ", given.soft_clamp);
   const Kind& kind = kKinds[static_cast<size_t>(given.kind)];

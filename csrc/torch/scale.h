@@ -1,4 +1,4 @@
-// The options of a scale, from what Python gives to what kernels take.
+// Derives the options that kernels read for a scale from the numbers that Python passes.
 #pragma once
 
 #include "math/scale_options.h"

@@ -1,4 +1,4 @@
-// The names that csrc/torch has for torch's types.
+// The names of torch's types in csrc/torch.
 #pragma once
 
 #include <ATen/core/Generator.h>
@@ -12,7 +12,7 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalGenerator = std::optional<at::Generator>;
 
-// A tensor that may be absent is undefined in autograd's lists and none in a schema.
+// An absent tensor is undefined in autograd's lists, and std::nullopt in the arguments of a schema.
 inline OptionalTensor optional(const Tensor& t) {
   return t.defined() ? OptionalTensor(t) : std::nullopt;
 }

@@ -1,5 +1,5 @@
-// One autograd node for every operator: it saves its inputs and the noise's origin (the key, or the
-// explicit eps), nothing tensor-sized of its own, and its backward is one launch.
+// One autograd node for every operator. It saves its inputs and the origin of the noise (the key or
+// the explicit eps), and nothing of the size of a tensor beyond that. Its backward is one launch.
 #include <array>
 #include <tuple>
 
@@ -9,7 +9,7 @@
 namespace vae_fused::autograd {
 namespace {
 
-// What a call produces, in the order of its operator's schema.
+// The results of a call, in the order of its operator's schema.
 enum class Call {
   kSampleAndKl,
   kSampleAndKlGenerator,
@@ -20,7 +20,7 @@ enum class Call {
   kKl
 };
 
-// The tensors that autograd sees. `h` instead of mu and raw where the call is packed.
+// The differentiable tensors. A packed call has `h` instead of mu and raw.
 struct Inputs {
   OptionalTensor mu = std::nullopt, raw = std::nullopt, h = std::nullopt, eps = std::nullopt,
                  prior_mean = std::nullopt, prior_raw = std::nullopt;
@@ -38,7 +38,7 @@ struct Arguments {
   int64_t packed_dim = 0;
 };
 
-// Undefined: not an output of the call.
+// An undefined tensor is not an output of the call.
 struct Outputs {
   Tensor z, kl, key;
 };
@@ -101,8 +101,8 @@ Outputs run(const Inputs& q, const Arguments& a) {
 class LatentBackward : public SavingNode<LatentBackward> {
  public:
   static constexpr const char* kName = "LatentBackward";
-  // The slots. The first six have an edge each, of the same number. Those from kScalars on are for
-  // the options that are tensors, if there are any.
+  // The slots. Each of the first six has an edge of the same number. The slots from kScalars on are
+  // for options that are tensors, if there are any.
   enum Slot { kMu, kRaw, kH, kEps, kPriorMean, kPriorRaw, kMask, kKey, kScalars };
   static constexpr size_t kEdges = kMask;
 
@@ -122,8 +122,8 @@ class LatentBackward : public SavingNode<LatentBackward> {
         torch::autograd::collect_next_edges(q.mu, q.raw, q.h, q.eps, q.prior_mean, q.prior_raw));
   }
 
-  // The mean is a summand of a sample, so that backward reads it only for a KL, or through a soft
-  // clamp. Where nothing reads it, it may be changed in place after the call.
+  // The mean is only added to a sample, so backward reads it only for a KL or for a soft clamp. If
+  // it is not saved, it may be changed in place after the call.
   static bool needs_mean(const Arguments& a, const Outputs& out) {
     if (out.kl.defined()) return true;
     return a.options.numbers.has_value() && parse_options(a.options.numbers).mu_soft_clamp != 0;
@@ -153,7 +153,7 @@ class LatentBackward : public SavingNode<LatentBackward> {
           VAE_FUSED_OPTION_ARGUMENTS, std::array<bool, 4>{wanted(kH), eps, prior_mean, prior_raw});
       return result;
     }
-    // In place of a mean that nothing reads: of the same shape and dtype.
+    // If the mean is not saved, raw stands in for it, with the same shape and dtype.
     const Tensor& mean = call.tensors[call.tensors[kMu].defined() ? kMu : kRaw];
     VAE_FUSED_OP(reparameterize_kl_backward, "reparameterize_kl_backward", "");
     std::tie(result[kMu], result[kRaw], result[kEps], result[kPriorMean], result[kPriorRaw]) =
@@ -172,8 +172,8 @@ Outputs apply(const Inputs& q, const Arguments& a) {
   refuse_gradients(a.options);
   const Outputs out = run(q, a);
   if (!at::GradMode::is_enabled()) return out;
-  // What depends on nothing that has a gradient needs none: z where only the prior is learned, so
-  // that a decoder does not send one back, or the KL where only eps is learned.
+  // An output that depends on no input with a gradient needs none. If only the prior is learned,
+  // this is z, and the decoder then sends no gradient back. If only eps is learned, it is the KL.
   const bool posterior = any_requires_grad(q.mu, q.raw, q.h);
   const bool of_z = posterior || any_requires_grad(q.eps);
   const bool of_kl = posterior || any_requires_grad(q.prior_mean, q.prior_raw) ||
@@ -187,7 +187,7 @@ Outputs apply(const Inputs& q, const Arguments& a) {
 
 }  // namespace
 
-// Statistics have no gradient, so that nothing is recorded.
+// Statistics have no gradient, so nothing is recorded.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu, const Tensor& raw,
                                                                 at::IntArrayRef dim,
                                                                 VAE_FUSED_PRIOR_AND_OPTIONS) {

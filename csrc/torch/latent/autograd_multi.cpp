@@ -1,4 +1,4 @@
-// The autograd node of the operators of a list of tensors: as LatentBackward in autograd.cpp, it
+// The autograd node of the operators for a list of tensors. Like LatentBackward in autograd.cpp, it
 // saves its inputs and the key, and its backward is one launch.
 #include <utility>
 #include <vector>
@@ -9,7 +9,7 @@
 namespace vae_fused::autograd {
 namespace {
 
-// What a call produces, in the order of its operator's schema.
+// The results of a call, in the order of its operator's schema.
 enum class Call { kOfKey, kOfGenerator, kKl };
 
 struct Arguments {
@@ -75,8 +75,8 @@ class LatentMultiBackward : public SavingNode<LatentMultiBackward, SavedListArgu
  public:
   static constexpr const char* kName = "LatentMultiBackward";
 
-  // The slots are those of mu and of raw, which have an edge each, of the means and the raw scales
-  // of the priors, of the key and of the options that are tensors.
+  // The slots are, in this order: mu and raw, which have an edge each, the means and the raw scales
+  // of the priors, the key, and the options that are tensors.
   LatentMultiBackward(at::TensorList mu, at::TensorList raw, const Outputs& out, const Arguments& a)
       : SavingNode(4 * mu.size() + 1 + scalar_slots(a.options), a, !out.z.empty()) {
     size_t slot = 0;
@@ -115,7 +115,7 @@ class LatentMultiBackward : public SavingNode<LatentMultiBackward, SavedListArgu
   }
 
  private:
-  // The tensors of a list, of which some are undefined, or an empty list if all are.
+  // The tensors of a list, some of which may be undefined. Returns an empty list if all are.
   static OptionalTensors present(at::TensorList list) {
     OptionalTensors result;
     const auto defined = [](const Tensor& t) { return t.defined(); };

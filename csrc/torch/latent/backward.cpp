@@ -1,4 +1,4 @@
-// The backward operators: check, allocate, launch. One `backward_into` serves both.
+// The backward operators: check, allocate, launch. Both call `backward_into`.
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
 
@@ -11,7 +11,7 @@
 namespace vae_fused {
 namespace {
 
-// The gradients, written into these tensors; undefined: not required.
+// The tensors into which the gradients are written. An undefined one is not required.
 struct Gradients {
   Tensor mu, raw, eps, prior_mean, prior_raw;
 
@@ -21,7 +21,7 @@ struct Gradients {
   }
 };
 
-// The sizes in front of the last `ndim`.
+// The sizes of the dimensions before the last `ndim`.
 c10::SymDimVector leading_sizes(const Tensor& t, int64_t ndim) {
   const auto sizes = t.sym_sizes();
   return {sizes.begin(), sizes.begin() + std::max<int64_t>(t.dim() - ndim, 0)};
@@ -36,13 +36,13 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   WithScalars<BackwardParams> params;
   params.dtype = dtype_of(mu);
   params.of.options = parse_options(of.options.numbers);
-  // Without these there is no sample to differentiate, and its noise is nobody's concern.
+  // Without these gradients there is no sample to differentiate, and no noise is needed.
   const bool at_sample = params.of.options.at_sample && grad_kl.defined();
   const bool has_samples = grad_z.defined() || at_sample;
   TORCH_CHECK_VALUE(has_samples || !grad.eps.defined(),
                     "vae_fused: grad_eps is asked for, but there is no grad_z");
   std::vector<c10::SymInt> kl_shape = reduction.shape(mu);
-  c10::SymDimVector samples;  // their shape, whatever it is
+  c10::SymDimVector samples;  // the shape of the samples
   if (grad_z.defined()) {
     samples = leading_sizes(grad_z, mu.dim());
     c10::SymDimVector shape(samples);
@@ -64,7 +64,7 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   params.scalars = of.options.pointers(params.of.options);
   if (noise.key.defined()) params.key = key_of(noise.key);
   if (grad_kl.defined()) {
-    // The gradient of a sum of a KL of many rows is one value, expanded.
+    // The gradient of a sum over the KLs of many rows is one value, expanded.
     const auto strides = grad_kl.strides();
     if (std::any_of(strides.begin(), strides.end(), [](int64_t s) { return s != 0; })) {
       grad_kl = grad_kl.contiguous();
@@ -88,12 +88,12 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   tensors.copy_back();
 }
 
-// A gradient of `t`, if it is wanted.
+// Allocates a gradient of `t` if it is required.
 Tensor wanted(bool wanted, const OptionalTensor& t) {
   return wanted && t.has_value() ? with_huge_pages(at::empty_like(*t)) : Tensor();
 }
 
-// That of eps: in the layout of grad_z, if there is one.
+// Allocates the gradient of eps, in the layout of grad_z if there is one.
 Tensor wanted_of_eps(bool is_wanted, const OptionalTensor& grad_z, const OptionalTensor& eps) {
   return wanted(is_wanted, grad_z.has_value() ? grad_z : eps);
 }
@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> reparameterize_kl_moments_backward(
   const auto [mu, raw] = unpack(h, packed_dim);
   Gradients grad{Tensor(), Tensor(), wanted_of_eps(output_mask[1], grad_z, eps),
                  wanted(output_mask[2], prior_mean), wanted(output_mask[3], prior_raw)};
-  // One tensor, whose halves the kernel writes in place.
+  // This is one tensor, whose halves the kernel writes in place.
   const Tensor grad_h = wanted(output_mask[0], h);
   if (grad_h.defined()) std::tie(grad.mu, grad.raw) = unpack(grad_h, packed_dim);
   backward_into(grad, grad_z, grad_kl, mu,

@@ -1,4 +1,4 @@
-// What the operators of the latent family take beside mu, checked.
+// The arguments of the latent family's operators beside mu, and their checks.
 #pragma once
 
 #include "params/latent.h"
@@ -8,7 +8,8 @@
 
 namespace vae_fused {
 
-// Where the noise comes from: explicit, a key, or a key to be reserved. Exactly one.
+// The origin of the noise: explicit noise, a key, or a key that is to be reserved. Exactly one is
+// set.
 struct Noise {
   Tensor eps;
   Tensor key;
@@ -18,11 +19,11 @@ struct Noise {
   static Noise given(const OptionalTensor& eps, const OptionalTensor& key);
   static Noise reserved(const OptionalGenerator& generator);
 
-  // `samples`: the shape of the samples, in front of that of mu.
+  // `samples` is the shape of the samples, which precedes that of mu.
   void check(const Tensor& mu, c10::SymIntArrayRef samples) const;
 };
 
-// The tensors of a call's Gaussians, beside mu, and its options. Undefined: absent.
+// The tensors of a call's Gaussians beside mu, and its options. Absent tensors are undefined.
 struct Tensors {
   Tensor raw, prior_mean, prior_raw, mask;
   GivenOptions options;
@@ -37,14 +38,14 @@ struct Tensors {
 
   void check(const Tensor& mu) const;
 
-  // The same tensors, expanded to a shape that has the dimensions of samples in front.
+  // The same tensors, expanded to a shape with the dimensions of samples in front.
   Tensors expanded(c10::SymIntArrayRef shape) const;
 
-  // These and mu, to be bound.
+  // These tensors and mu, ready to be bound.
   CallTensors bindable(const Tensor& mu) const;
 };
 
-// How many samples z, or its gradient, has of the elements of mu.
+// The number of samples that z, or its gradient, has for each element of mu.
 int64_t samples_of(const Tensor& z, const Tensor& mu);
 
 }  // namespace vae_fused

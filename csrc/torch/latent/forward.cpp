@@ -1,4 +1,4 @@
-// The forward operators: check, allocate, launch. One `forward` serves every overload.
+// The forward operators: check, allocate, launch. Every overload calls `forward`.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
@@ -16,7 +16,7 @@ struct Outputs {
   Tensor z, kl, key;
 };
 
-// `noise` absent: no sample. `reduction` absent: no KL.
+// Without `noise` there is no sample, and without `reduction` no KL.
 Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
                 std::optional<Reduction> reduction, at::OptionalSymIntArrayRef sample_shape) {
   of.check(mu);
@@ -39,7 +39,7 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
   }
   const double scale = reduction && !mu.is_meta() ? reduction->scale(mu) : 1.0;
   if (at_sample && sample_shape.has_value()) {
-    // Each sample has a KL of its own, so the samples become elements of the call.
+    // Each sample has its own KL, so the samples become elements of the call.
     TORCH_CHECK_VALUE(shape.size() <= 64, "vae_fused: tensors have 64 dimensions at most, got ",
                       shape.size());
     reduction = reduction->after(static_cast<int64_t>(sample_shape->size()));
@@ -54,7 +54,7 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
   const c10::DeviceGuard guard(mu.device());
   params.scalars = of.options.pointers(params.of.options);
   params.kl.scale = scale;
-  if (mu.numel() == 0) {  // an empty sum; a mean over nothing is nan, as in torch
+  if (mu.numel() == 0) {  // a sum is 0 and a mean is NaN, as in torch
     if (out.kl.defined()) out.kl.fill_(0.0 * params.kl.scale);
     if (out.key.defined()) out.key.zero_();
     return out;
@@ -73,7 +73,7 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
     }
   }
   if (noise && noise->key.defined()) params.key = key_of(noise->key);
-  if (noise && noise->reserve) {  // last: nothing after this can refuse the call
+  if (noise && noise->reserve) {  // last: no check after this can reject the call
     params.key = reserve_key(noise->generator, mu.device(), noise_blocks(out.z));
     params.key_out = static_cast<uint64_t*>(out.key.mutable_data_ptr());
   }

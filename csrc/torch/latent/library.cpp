@@ -1,23 +1,22 @@
-// Every operator of the latent family on one page. Names, defaults and errors a person reads are
-// vae_fused/functional.py's; the operators take what it has prepared: tensors of one dtype and
-// device, expanded to the shape of mu.
+// The schemas of all operators of the latent family. vae_fused/functional.py defines the names,
+// defaults and errors for users. It passes tensors of one dtype and device, expanded to the shape
+// of mu.
 //
-// Overloads without suffix are pure functions of their tensors: exactly one of eps and key is
-// given. Overload .generator reserves a fresh key and returns it: a non-differentiable uint64[2].
+// Overloads without a suffix are pure functions of their tensors, with exactly one of eps and key.
+// The overload .generator reserves a new key and returns it as a non-differentiable uint64[2].
 //
-//   reduction, dim   what the KL is summed over and divided by; see csrc/torch/reduction.h
+//   reduction, dim   dimensions of the sum of the KL, and its divisor; see csrc/torch/reduction.h
 //   h, packed_dim    mu and raw, packed as the halves of h along that dimension
-//   raw              what sigma is a function of: logvar, or what `options` says; none: sigma = 1
+//   raw              the input of sigma: logvar, or as `options` select; none: sigma = 1
 //   prior_...        the prior's mean and raw scale; none: the numbers in `options`, or N(0, 1)
-//   mask             bool; where false z and kl are 0, and every gradient
-//   options          pairs of a place in latent_options() and a number; a scale's are in the scope
-//                    "posterior" or "prior"
+//   mask             bool; where it is false, z, the KL and every gradient are 0
+//   options          pairs of a position in latent_options() and a number; the options of a scale
+//                    are in the scope "posterior" or "prior"
 //   temperature, free_bits, to_posterior, to_prior
 //                    0-d tensors of the arithmetic's dtype, instead of the numbers in `options`
-//   prior_numbers    of a list: a mean and a raw scale for each tensor; none: those in `options`
+//   prior_numbers    for a list: a mean and a raw scale for each tensor; none: those in `options`
 //   sample_shape     z has shape (*sample_shape, *mu.shape), and so has eps
-//   output_mask      which gradients to compute, in the order of the outputs; the rest are
-//   undefined
+//   output_mask      which gradients to compute, in the order of the outputs; others are undefined
 #include <torch/library.h>
 
 #include <string>
@@ -78,7 +77,7 @@ TORCH_LIBRARY_FRAGMENT(vae_fused, m) {
   m.def("latent_stats(Tensor mu, Tensor raw, *, int[] dim, " PRIOR_AND_OPTIONS
         ") -> (Tensor kl, Tensor mean, Tensor variance, Tensor clamped, Tensor non_finite)",
         pure);
-  // The overloads `recorded` are what autograd sees: Python implements them.
+  // Autograd records the overloads `recorded`, which are implemented in Python.
   for (const std::string overload : {"", ".recorded"}) {
     const auto define = [&](const std::string& name, const char* signature) {
       m.def((name + overload + signature).c_str(), pure);
@@ -118,7 +117,8 @@ void implement(Library& m) {
   m.impl("reparameterize_kl_multi_backward", reparameterize_kl_multi_backward);
 }
 
-// One implementation for all: it allocates alike everywhere, and launches where there is a device.
+// The same functions serve all devices. They allocate on every device, and launch unless it is
+// meta.
 TORCH_LIBRARY_IMPL(vae_fused, CPU, m) { implement(m); }
 TORCH_LIBRARY_IMPL(vae_fused, Meta, m) { implement(m); }
 #ifdef VAE_FUSED_WITH_CUDA

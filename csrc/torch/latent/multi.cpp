@@ -1,4 +1,5 @@
-// The operators of a list of tensors: check, allocate, launch. One launch for kMaxItems of them.
+// The operators for a list of tensors: check, allocate, launch. One launch computes up to kMaxItems
+// tensors.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/stack.h>
@@ -15,15 +16,15 @@
 namespace vae_fused {
 namespace {
 
-// A list that has been checked; tensors contiguous.
+// A checked list with contiguous tensors.
 struct List {
   std::vector<Tensor> mu, raw;
-  std::vector<Tensor> prior_mean, prior_raw;  // undefined where a prior is a number
+  std::vector<Tensor> prior_mean, prior_raw;  // undefined where the prior has a number instead
   std::vector<math::FixedPrior> prior;
   std::vector<double> weight;         // of each tensor's KL
   std::vector<uint64_t> first_block;  // blocks of noise before each tensor
   int64_t blocks = 0;
-  double of_empty = 0;  // the KL of the empty tensors: a sum is 0, a mean nan, as in torch
+  double of_empty = 0;  // the KL of the empty tensors: a sum is 0, a mean NaN, as in torch
 
   size_t size() const { return mu.size(); }
 
@@ -53,7 +54,7 @@ struct List {
   }
 
  private:
-  // The tensors of the priors, of which a list has one for each item, or none at all.
+  // The tensors of the priors. A list has one for each item, or none at all.
   std::vector<Tensor> tensors_of(const OptionalTensors& given, const char* name) const {
     std::vector<Tensor> result(size());
     TORCH_CHECK_VALUE(given.empty() || given.size() == size(), "vae_fused: ", given.size(),
@@ -67,7 +68,7 @@ struct List {
     return result;
   }
 
-  // The numbers of the priors: a mean and a raw scale for each item, or those of the options.
+  // Sets the numbers of the priors: a mean and a raw scale for each item, or those of the options.
   void set_numbers(c10::ArrayRef<double> numbers, const math::LatentOptions<double>& options) {
     TORCH_CHECK_VALUE(numbers.empty() || numbers.size() == 2 * size(),
                       "vae_fused: ", numbers.size(), " prior_numbers, wants ", 2 * size());
@@ -81,8 +82,8 @@ struct List {
   }
 };
 
-// Calls launch(params) for each part of the list that one launch takes; `fill` adds to an item what
-// differs between the directions. Empty tensors are left out.
+// Calls launch(params) for each part of the list that fits into one launch. `fill` sets the fields
+// of an item that differ between the directions. Empty tensors are skipped.
 template <typename Fill, typename Launch>
 void for_each_part(const List& list, WithScalars<MultiParams>& params, const Fill& fill,
                    const Launch& launch) {
@@ -118,8 +119,8 @@ struct MultiOutputs {
   Tensor kl, key;
 };
 
-// What a forward call computes beside the KL: samples of a key that is given, or of one that is
-// reserved.
+// The samples that a forward call computes beside the KL: none, samples of a given key, or samples
+// of a key that is reserved.
 enum class Sampling { kNone, kOfKey, kOfGenerator };
 
 MultiOutputs forward(at::TensorList mus, at::TensorList raws, Sampling sampling,

@@ -1,5 +1,5 @@
-// The operators' C++ signatures, in the order of library.cpp. The functions of `autograd` wrap
-// those of the same name and call them through the dispatcher.
+// The C++ signatures of the operators, in the order of library.cpp. The functions of `autograd`
+// wrap those of the same name and call them through the dispatcher.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -13,7 +13,7 @@
 
 namespace vae_fused {
 
-// The parameters that operators have in common, as in library.cpp.
+// The parameters that operators share, as in library.cpp.
 #define VAE_FUSED_REDUCTION std::string_view reduction, at::OptionalIntArrayRef dim
 #define VAE_FUSED_OPTIONS const OptionalTensor &mask, VAE_FUSED_OPTION_PARAMETERS
 #define VAE_FUSED_PRIOR_AND_OPTIONS \
@@ -24,11 +24,11 @@ namespace vae_fused {
   const OptionalTensors &prior_mean, const OptionalTensors &prior_raw, \
       c10::ArrayRef<double> prior_numbers, VAE_FUSED_OPTION_PARAMETERS
 
-// The priors of a list of tensors: for each a mean and a raw scale, as tensors or as numbers.
+// The priors of a list of tensors: a mean and a raw scale for each, as tensors or as numbers.
 using OptionalTensors = c10::List<OptionalTensor>;
 struct GivenPriors {
-  OptionalTensors mean, raw;      // empty: there are no tensors
-  c10::ArrayRef<double> numbers;  // in pairs; empty: those of the options, for all
+  OptionalTensors mean, raw;      // empty if there are no tensors
+  c10::ArrayRef<double> numbers;  // pairs; if empty, every prior has the numbers of the options
 };
 #define VAE_FUSED_GIVEN_PRIORS \
   GivenPriors { prior_mean, prior_raw, prior_numbers }

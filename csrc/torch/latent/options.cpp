@@ -53,7 +53,7 @@ math::DeviceScalars GivenOptions::pointers(const math::LatentOptions<double>& op
   if (name) result.name = name->const_data_ptr();
   VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_POINTER_TO)
 #undef VAE_FUSED_POINTER_TO
-  if (options.linear || options.at_sample) result.free_bits = nullptr;  // whose floor is -inf
+  if (options.linear || options.at_sample) result.free_bits = nullptr;  // their floor is -inf
   return result;
 }
 

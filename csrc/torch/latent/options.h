@@ -1,4 +1,4 @@
-// The operators' `options`: what a call chooses about its Gaussians, see torch/options.h.
+// The argument `options` of the operators, for a call's Gaussians: see torch/options.h.
 #pragma once
 
 #include "math/latent/options.h"
@@ -10,25 +10,25 @@ namespace vae_fused {
 // The numbers are those of math/latent/options.h and, for either scale, of math/scale_options.h.
 OptionNames latent_options();
 
-// Absent: the defaults.
+// Returns the defaults if `options` is absent.
 math::LatentOptions<double> parse_options(OptionList options);
 
-// A prior of numbers, read by the options' scale of the prior.
+// A prior given by numbers. The prior's scale in `options` maps `raw` to tau.
 math::FixedPrior fixed_prior(const math::LatentOptions<double>& options, double mean, double raw);
 
 #define VAE_FUSED_COUNT(name) +1
 constexpr size_t kDeviceScalars = VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_COUNT);
 #undef VAE_FUSED_COUNT
 
-// What a call chooses about its Gaussians: the numbers, and the tensors that replace some of them.
-// A tensor is 0-d, of the arithmetic's dtype, and where the kernel runs. It gets no gradient.
+// The options of a call's Gaussians: numbers, and tensors that replace some of them. A tensor is
+// 0-d, has the arithmetic's dtype, and is on the device of the kernel. It gets no gradient.
 struct GivenOptions {
   OptionList numbers = std::nullopt;
 #define VAE_FUSED_TENSOR(name) OptionalTensor name = std::nullopt;
   VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_TENSOR)
 #undef VAE_FUSED_TENSOR
 
-  // visit(name, tensor) for each tensor, present or absent.
+  // Calls visit(name, tensor) for each tensor, present or absent.
   template <typename Visit>
   void for_each_scalar(const Visit& visit) {
     for_each_scalar(*this, visit);
@@ -41,7 +41,7 @@ struct GivenOptions {
   bool has_scalars() const;
   void check(const Tensor& mu) const;
 
-  // Where kernels that compute with `options` read the tensors.
+  // The pointers through which kernels that compute with `options` read the tensors.
   math::DeviceScalars pointers(const math::LatentOptions<double>& options) const;
 
  private:
@@ -53,8 +53,8 @@ struct GivenOptions {
   }
 };
 
-// The parameters of an operator for these options, a `GivenOptions` of them, and the arguments of
-// an operator from a GivenOptions `given`.
+// The parameters of an operator for these options, a `GivenOptions` made of them, and the arguments
+// of an operator made from a GivenOptions `given`.
 #define VAE_FUSED_SCALAR_PARAMETER(name) , const OptionalTensor& name
 #define VAE_FUSED_SCALAR_ARGUMENT(name) , name
 #define VAE_FUSED_SCALAR_OF_GIVEN(name) , given.name

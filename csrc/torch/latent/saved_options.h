@@ -1,4 +1,4 @@
-// The options of a call in its autograd node: numbers among the arguments, tensors in slots.
+// Saves the options of a call in its autograd node: numbers as arguments, tensors in slots.
 #pragma once
 
 #include "torch/latent/options.h"
@@ -6,7 +6,7 @@
 
 namespace vae_fused::autograd {
 
-// The kernels compute no gradient of an option that is a tensor.
+// Raises if an option that is a tensor requires a gradient, because the kernels compute none.
 inline void refuse_gradients(const GivenOptions& options) {
   options.for_each_scalar([](const char* name, const OptionalTensor& t) {
     if (!t) return;
@@ -17,7 +17,8 @@ inline void refuse_gradients(const GivenOptions& options) {
   });
 }
 
-// Slots that the tensors take. A call without any has none, so that its backward unpacks none.
+// The number of slots for the tensors. A call without any has no slots, so its backward unpacks
+// none.
 inline size_t scalar_slots(const GivenOptions& options) {
   return options.has_scalars() ? kDeviceScalars : 0;
 }

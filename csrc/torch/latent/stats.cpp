@@ -33,14 +33,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu
   if (mu.is_meta()) return {kl, mean, variance, clamped, non_finite};
 
   const c10::DeviceGuard guard(mu.device());
-  if (mu.numel() == 0) {  // of no batch; or of no dimension, where there is nothing to fill
+  if (mu.numel() == 0) {  // no items, or no latent dimension and then nothing to fill
     for (const Tensor& t : {kl, mean, variance}) t.fill_(std::numeric_limits<double>::quiet_NaN());
     for (const Tensor& t : {clamped, non_finite}) t.zero_();
     return {kl, mean, variance, clamped, non_finite};
   }
   params.scalars = of.options.pointers(params.of.options);
   CallTensors tensors = of.bindable(mu);
-  // The rows are the items of the batch, so the latent dimensions are what is "summed".
+  // The rows are the items of the batch, so the latent dimensions are the "summed" ones.
   params.space = tensors.bind(params, mu, ~batch.summed & (~DimSet{} >> (64 - mu.dim())));
   params.tasks =
       mu.is_cuda() ? StatsTasks::of_cuda(params.space) : StatsTasks::of_cpu(params.space);

@@ -1,5 +1,5 @@
-// The autograd nodes of `elbo_loss`. One computes the gradients in backward, as that of nll does.
-// The other has them from the forward launch.
+// The autograd nodes of `elbo_loss`. ElboBackward computes the gradients in backward, like the node
+// of nll. ElboScaling gets them from the forward launch.
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <c10/core/DeviceGuard.h>
@@ -45,7 +45,7 @@ struct ElboArguments : SavedArguments {
   }
 };
 
-// A gradient of one of the outputs, or none.
+// The gradient of output k, if there is one.
 OptionalTensor grad_of(const variable_list& grads, size_t k) {
   return k < grads.size() ? dense(grads[k]) : std::nullopt;
 }
@@ -53,7 +53,7 @@ OptionalTensor grad_of(const variable_list& grads, size_t k) {
 class ElboBackward : public SavingNode<ElboBackward, ElboArguments> {
  public:
   static constexpr const char* kName = "ElboBackward";
-  // The slots. The first seven have an edge each, of the same number.
+  // The slots. Each of the first seven has an edge of the same number.
   enum Slot {
     kOutput,
     kSecond,
@@ -109,21 +109,22 @@ class ElboBackward : public SavingNode<ElboBackward, ElboArguments> {
   }
 };
 
-// Whether the memory of a tensor is not what a kernel would take it for: there is none, or torch
-// negates it as it is read.
+// Whether a kernel must not access the memory of a tensor directly, because the tensor has none or
+// torch negates it when it is read.
 bool is_lazy(const Tensor& t) {
   return at::isTensorSubclassLike(t) || t.is_meta() || t.is_neg() || t._is_zerotensor();
 }
 bool is_lazy(const OptionalTensor& t) { return t.has_value() && is_lazy(*t); }
 
-// Whether the memory of a buffer is that of one whole tensor, so that it can be scaled as an array.
+// Whether the memory of a buffer contains exactly one whole tensor, so that it can be scaled as an
+// array.
 bool is_array(const Tensor& t) { return t.is_non_overlapping_and_dense(); }
 
 class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
  public:
   static constexpr const char* kName = "ElboScaling";
-  // The first seven have an edge each: the gradients of output, second, third, target and library,
-  // the KL and beta.
+  // Each of the first seven has an edge: the gradients of output, second, third, target and
+  // library, the KL and beta.
   enum Slot { kGrads, kKl = kGrads + kMaxBuffers, kBeta, kCapacity, kSlots };
   static constexpr size_t kEdges = kCapacity;
 
@@ -148,8 +149,8 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
     const OptionalTensor factor = of_loss && of_nll ? OptionalTensor(of_loss->add(*of_nll))
                                   : of_loss         ? of_loss
                                                     : of_nll;
-    // A graph that is kept is gone through again, and a hook may have kept the tensor: the buffers
-    // must stay as they are.
+    // The buffers must not change if the graph is kept, because another backward will read them, or
+    // if a hook may have kept a reference to the tensor.
     bool is_ours = !call.arguments.has_hooks && factor.has_value() &&
                    !torch::autograd::get_current_graph_task_keep_graph() && !is_lazy(factor) &&
                    !is_lazy(of_loss) && !is_lazy(of_kl);
@@ -231,7 +232,8 @@ ElboResults elbo_loss(VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBE
   const auto needs_grad = [](const OptionalTensor& t) { return t && t->requires_grad(); };
   const bool is_recorded =
       at::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), needs_grad);
-  // A compiled graph calls the operator without autograd, and wants what it asks for.
+  // A recorded call computes only gradients that inputs require. A compiled graph calls the
+  // operator without autograd, and gets all gradients of its mask.
   for (size_t k = 0; k < grad_mask.size() && is_recorded; ++k) {
     grad_mask[k] = grad_mask[k] && needs_grad(inputs[k]);
   }

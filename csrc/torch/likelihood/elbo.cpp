@@ -1,4 +1,4 @@
-// The operators of the evidence lower bound: nll with a KL term, in one launch each way.
+// The operators of the evidence lower bound: nll with a KL term, in one launch per direction.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
@@ -11,7 +11,7 @@
 namespace vae_fused {
 namespace {
 
-// The sum of two gradients of the same shape, of which either may be absent.
+// The sum of two gradients of the same shape, either of which may be absent.
 OptionalTensor sum_of(const OptionalTensor& a, const OptionalTensor& b) {
   if (!a.has_value() || !b.has_value()) return a.has_value() ? a : b;
   return a->add(*b);

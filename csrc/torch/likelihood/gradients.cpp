@@ -29,7 +29,7 @@ int64_t value_partials_of(const NllBackwardParams& params) {
 }
 
 // A gradient in the shape of a parameter, which the call may have broadcast. Either the kernel sums
-// it into `sum`, or it is written at full size.
+// it into `sum`, or it writes `full` in the shape of the call.
 struct ParameterGrad {
   Tensor parameter;  // undefined: no gradient is required
   Tensor full, sum;
@@ -51,7 +51,7 @@ struct ParameterGrad {
     tensors.add(sum_name, sum.defined() ? sum.expand(output.sizes()) : Tensor());
   }
 
-  // Whether the kernel can sum it: along whole rows, or over all of them.
+  // Whether the kernel can sum the gradient: along whole rows, or over all of them.
   bool is_summable(const Space& space, const Operand& operand) const {
     const int inner = space.ndim - 1;
     if (!operand.data || operand.stride[inner] == 0) return true;
@@ -70,7 +70,7 @@ struct ParameterGrad {
   }
 };
 
-// A gradient of the reduced loss, along the elements.
+// A gradient of the reduced loss, expanded to the elements.
 Tensor expanded(const Tensor& grad, const Reduction& reduced, const Tensor& output) {
   Tensor full = grad;
   for (int64_t d = 0; d < output.dim() && grad.dim() > 0; ++d) {
@@ -98,8 +98,8 @@ Gradients compute_gradients(const OptionalTensor& grad, const ObservedTensors& c
   if (output.is_meta() || output.numel() == 0) {
     return empty_gradients(output, second, third, target, library, mask, weight, output_mask);
   }
-  // The kernel writes all gradients in the dtype of the outputs, which has too few digits for that
-  // of a wider target. Such calls are rare, so the outputs are converted.
+  // The kernel writes all gradients in the dtype of the outputs, which has too few digits for the
+  // gradient of a wider target. Such calls are rare, so the outputs are converted.
   const bool is_half = output.scalar_type() == at::kHalf || output.scalar_type() == at::kBFloat16;
   if (output_mask[3] && is_half && target.scalar_type() != output.scalar_type()) {
     const auto wide = [](const OptionalTensor& t) {

@@ -1,4 +1,4 @@
-// The KL term of an evidence lower bound, from the tensors of a call to what kernels take.
+// The KL term of an evidence lower bound: converts the tensors of a call to the kernels' params.
 #pragma once
 
 #include "params/likelihood.h"
@@ -7,22 +7,22 @@
 
 namespace vae_fused {
 
-// What the operators take of a KL term beside the KL itself.
+// The arguments of the operators for a KL term, beside the KL itself.
 struct KlNumbers {
-  OptionalTensor beta, capacity;  // 0-d, in the dtype of the arithmetic; absent: these
+  OptionalTensor beta, capacity;  // 0-d, in the dtype of the arithmetic; absent: the numbers below
   double beta_value = 1.0;
   std::optional<double> capacity_value;  // none: no capacity
 };
 
-// Checks the tensors, and binds them. A KL that is 0-d is reduced already, as the loss is.
+// Checks the tensors and binds them. A 0-d KL is already reduced, as the loss is.
 KlTerm bind_kl(const Tensor& kl, const KlNumbers& numbers, const Reduction& reduced,
                int64_t results, at::ScalarType dtype);
 
-// The gradients of a KL term, and where a kernel writes them.
+// The gradients of a KL term, into which a kernel writes.
 struct KlGradients {
   Tensor kl, beta;  // undefined: not required
 
-  // The results' gradients must live until the launch.
+  // The object must live until the launch, because it holds the results' gradients.
   KlGradients(KlTerm& term, const OptionalTensor& grad_loss, const OptionalTensor& grad_kl,
               const Tensor& kl, const KlNumbers& numbers, std::array<bool, 2> output_mask);
 

@@ -1,16 +1,17 @@
-// Every operator of the likelihood family on one page. vae_fused/losses.py has the names, defaults
-// and errors that a person reads.
+// The schemas of all operators of the likelihood family. vae_fused/losses.py defines the names,
+// defaults and errors for users.
 //
 //   output, second, third   the decoder's outputs, in the order of the kind. `output` has the shape
 //                           of the call, to which all other tensors broadcast. Outputs have one
 //                           dtype.
 //   target                  any floating-point dtype, uint8, int32 or int64
-//   reduction, dim          what is summed and divided by; see csrc/torch/reduction.h
+//   reduction, dim          dimensions of the sum, and its divisor; see csrc/torch/reduction.h
 //   mask                    bool; where it is false the loss and every gradient are 0
 //   weight, library         in the dtype of the arithmetic; library has size 1 in the last
-//   dimension options                 the kind and its numbers; see csrc/torch/likelihood/options.h
-//   rows                    of a softmax: the maximum of each row, and what is then added to the
-//                           logits; otherwise empty
+//                           dimension
+//   options                 the kind and its numbers; see csrc/torch/likelihood/options.h
+//   rows                    for a softmax: the maximum of each row, and the number that is then
+//                           added to the logits; otherwise empty
 //   output_mask             which gradients to compute, in the order of the outputs; others are
 //                           undefined
 //
@@ -48,7 +49,7 @@ TORCH_LIBRARY_FRAGMENT(vae_fused, m) {
   const std::vector<at::Tag> pure = {at::Tag::pt2_compliant_tag};
   m.def("likelihood_options() -> (str[] scope, str[] name, float[] default)", likelihood_options);
   m.def("nll(" OBSERVATIONS ", *, " NUMBERS ") -> (Tensor nll, Tensor rows)", pure);
-  // The overload `recorded` is what autograd sees: Python implements it.
+  // Autograd records the overload `recorded`, which is implemented in Python.
   for (const std::string overload : {"", ".recorded"}) {
     m.def(("nll_backward" + overload +
            "(Tensor grad, " OBSERVATIONS ", Tensor rows, *, " NUMBERS

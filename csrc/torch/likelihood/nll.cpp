@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> nll(VAE_FUSED_OBSERVATIONS, VAE_FUSED_NUMBERS_OF_LOSS
   const Tensor rows = at::empty_symint(call.rows_sizes(), call.arithmetic_options());
   if (output.is_meta()) return {result, rows};
   const c10::DeviceGuard guard(output.device());
-  if (output.numel() == 0) {  // an empty sum; a mean over nothing is NaN, as in torch
+  if (output.numel() == 0) {  // a sum is 0 and a mean is NaN, as in torch
     result.fill_(0.0 * reduced.scale(output));
     return {result, rows};
   }

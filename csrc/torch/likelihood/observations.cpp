@@ -96,7 +96,7 @@ at::TensorOptions ObservedTensors::arithmetic_options() const {
 }
 
 Tensor ObservedTensors::expanded(const Tensor& t) const {
-  if (t.sym_sizes() == output.sym_sizes()) return t;  // to expand it would take 0.5 us
+  if (t.sym_sizes() == output.sym_sizes()) return t;  // expanding it would take 0.5 us
   return t.expand_symint(output.sym_sizes());
 }
 Tensor ObservedTensors::expanded(const OptionalTensor& t) const {

@@ -1,5 +1,4 @@
-// The tensors of a call of the likelihood family: checked, expanded, and bound to what kernels
-// take.
+// The tensors of a call of the likelihood family: checked, expanded, and bound to operands.
 #pragma once
 
 #include "params/likelihood.h"
@@ -9,17 +8,17 @@
 
 namespace vae_fused {
 
-// The tensors of a call in the shape of its output. Undefined: absent.
+// The tensors of a call, in the shape of its output. Absent tensors are undefined.
 struct ObservedTensors {
   Tensor output, second, third, target, mask, weight, library;
   OptionNumbers options;
-  OptionList option_list;  // as it was given, for the lifetime of the call
+  OptionList option_list;  // as it was passed; valid during the call
 
   ObservedTensors(VAE_FUSED_OBSERVATIONS, OptionList options);
 
-  // The sizes of a value for each row, where rows lie along the last dimension.
+  // The shape of a tensor with one value for each row, where rows extend along the last dimension.
   c10::SymDimVector row_sizes() const;
-  // The shape of what `compute_rows` returns.
+  // The shape of the tensor that `compute_rows` writes.
   c10::SymDimVector rows_sizes() const;
   CallTensors bindable() const;
   void describe(Observations& of) const;
@@ -31,24 +30,24 @@ struct ObservedTensors {
   Tensor rows_of(const OptionalTensor& t) const;
 };
 
-// The space whose rows lie along the last dimension.
+// The set that contains the last dimension, along which rows extend.
 DimSet last_dim(const Tensor& t);
 
-// Memory for the partial sums of a kernel on a GPU. The CPU kernels have memory of their own.
+// Memory for the partial sums of a kernel on a GPU. The CPU kernels allocate their own.
 Tensor partials_for(const Tensor& output, int64_t count, double*& data);
 
-// The tiles of rows that consist of several.
+// The number of tiles if a row consists of several, else 0.
 int64_t parts_of(const Space& space);
 
 // Writes the maximum and the shift of each row of a softmax.
 void compute_rows(const ObservedTensors& call, const Tensor& rows);
 
-// Computes the sums of nll into `result`, with the rows of a softmax. `params` says what else the
-// launch computes. See nll.cpp.
+// Computes the sums of nll into `result`, for a softmax from `rows`. `params` selects what the
+// launch computes in addition. See nll.cpp.
 void compute_nll(const ObservedTensors& call, const Tensor& rows, const Reduction& reduced,
                  const Tensor& result, NllParams& params);
 
-// Adds what turns an output into the logarithm of a mean, if there is such a thing.
+// Adds the tensors that convert an output to the logarithm of a mean, if there are any.
 void add_rows(CallTensors& tensors, const ObservedTensors& call, const Tensor& rows);
 
 }  // namespace vae_fused

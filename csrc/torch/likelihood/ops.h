@@ -1,5 +1,5 @@
-// The likelihood operators' C++ signatures, in the order of library.cpp. The function of `autograd`
-// wraps that of the same name and calls it through the dispatcher.
+// The C++ signatures of the likelihood operators, in the order of library.cpp. The functions of
+// `autograd` wrap those of the same name and call them through the dispatcher.
 #pragma once
 
 #include <array>
@@ -11,7 +11,7 @@
 
 namespace vae_fused {
 
-// The parameters that both operators have, as in library.cpp.
+// The parameters that operators share, as in library.cpp.
 #define VAE_FUSED_OBSERVATIONS                                                         \
   const Tensor &output, const OptionalTensor &second, const OptionalTensor &third,     \
       const Tensor &target, const OptionalTensor &library, const OptionalTensor &mask, \
@@ -29,9 +29,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward(const Tensor& gr
                                                                 VAE_FUSED_NUMBERS_OF_LOSS,
                                                                 std::array<bool, 5> output_mask);
 
-// Without a KL there is neither a reconstruction nor a reduced KL, and the gradients are those that
-// the call asks for. An absent result is none, and not undefined: ahead-of-time compilers write the
-// results of a call to a file, and have a notation for absence in optional results alone.
+// Without a KL, the reconstruction and the reduced KL are absent. `grad_mask` selects the
+// gradients. An absent result is std::nullopt and not undefined: ahead-of-time compilers write the
+// results of a call to a file, and can represent absence only in optional results.
 using ElboResults = std::tuple<Tensor, OptionalTensor, OptionalTensor, Tensor, OptionalTensor,
                                OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 

@@ -9,10 +9,11 @@ namespace vae_fused {
 namespace {
 
 constexpr double kLogRoot2Pi = 0.91893853320467274178, kLog2 = 0.69314718055994530942;
-// e^-log_scale_min is finite in float, with a factor to spare for the distance from the mean.
+// Keeps e^-log_scale_min finite in float, also after multiplication by the distance from the mean.
 constexpr double kLargestLogScale = 50;
 
-// An enumerator that crossed as a double. To cast NaN, or what is out of range, is undefined.
+// Converts an enumerator that was passed as a double. Casting NaN or a value out of range is
+// undefined.
 template <typename E>
 E enumerator(const char* name, double value, E last) {
   TORCH_CHECK_VALUE(value >= 0 && value <= static_cast<double>(last) && value == std::floor(value),
@@ -45,8 +46,8 @@ bool OptionNumbers::accepts(size_t outputs) const {
   switch (kind()) {
     case LikelihoodKind::kGaussian:
     case LikelihoodKind::kLaplace:
-      return outputs <= 2;           // with one, sigma is a number
-    case LikelihoodKind::kStudentT:  // with fewer than three, df is a number, and then sigma
+      return outputs <= 2;           // with one output, sigma is a number
+    case LikelihoodKind::kStudentT:  // with two outputs, df is a number; with one, sigma as well
       return given_.df > 0 ? outputs <= 2 : outputs == 3;
     case LikelihoodKind::kNegativeBinomial:
     case LikelihoodKind::kNegativeBinomialLogits:

@@ -1,4 +1,5 @@
-// The likelihood operators' `options`: the kind and its numbers, see torch/options.h.
+// The argument `options` of the likelihood operators: the kind and its numbers, see
+// torch/options.h.
 #pragma once
 
 #include "params/likelihood.h"
@@ -9,17 +10,17 @@ namespace vae_fused {
 // The numbers are those of math/likelihood/options.h and, for the scale, of math/scale_options.h.
 OptionNames likelihood_options();
 
-// The list, checked.
+// The list of options, checked.
 class OptionNumbers {
  public:
   explicit OptionNumbers(OptionList options);
 
   LikelihoodKind kind() const { return static_cast<LikelihoodKind>(given_.kind); }
   bool is_softmax() const;
-  // Whether a decoder with so many outputs has those of the kind.
+  // Whether the kind takes this number of outputs.
   bool accepts(size_t outputs) const;
-  // What the kernels take. `has_second`: whether the decoder has a second output, which is a raw
-  // scale for Gaussian and Laplace.
+  // The options that kernels read. `has_second`: whether the decoder has a second output, which is
+  // a raw scale for Gaussian, Laplace and Student-t.
   math::LikelihoodOptions<double> parsed(bool has_second) const;
 
  private:
