@@ -365,3 +365,13 @@ def test_an_infinite_or_nan_logit_of_a_long_row_is_that_of_its_element(columns, 
     assert rows[0].item() == pytest.approx(one, rel=1e-6)
     assert rows[1].item() == INF and rows[2].isnan()
     assert rows[3].item() == pytest.approx(columns * math.log(2), rel=1e-6)
+
+
+def test_the_logarithm_of_a_softplus_keeps_double_precision(device):
+    """ln ln(1 + e^u) = u + ln(1 - e^u / 2 + ...), which is u to rounding below -37, not below -17."""
+    raw = torch.tensor([-16.0, -18.0, -25.0, -36.0, -38.0], dtype=torch.float64, device=device)
+    counts = torch.full((5,), 1e6, dtype=torch.float64, device=device)
+    kind = L.Poisson("softplus", constants=False)
+    got = vf.nll(raw, counts, kind, reduction="none")
+    exact = torch.exp(raw) - counts * (raw + torch.log1p(-torch.exp(raw) / 2))
+    torch.testing.assert_close(got, exact, rtol=2e-15, atol=0.0)

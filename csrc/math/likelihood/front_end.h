@@ -50,12 +50,15 @@ VAE_FUSED_HD Positive<F> positive(FrontEnd front, F raw) {
   return {value, value};
 }
 
-// ln of the value. For raw < -17, softplus is e^raw (1 - e^raw / 2), and its logarithm is taken as
-// raw.
+// ln of the value. A softplus of a very negative raw is e^raw (1 - e^raw / 2 + ...), and its
+// logarithm is raw to half a unit in the last place of 1: in float below -17, in double below -37.
+template <typename F>
+constexpr float kSoftplusIsExp = sizeof(number_t<F>) == 8 ? -37.0f : -17.0f;
+
 template <typename F>
 VAE_FUSED_HD F log_positive(FrontEnd front, F raw, F value) {
   if (front == FrontEnd::kIdentity) return log_any(value);
-  if (front == FrontEnd::kSoftplus) return select(raw < F(-17), raw, log_any(value));
+  if (front == FrontEnd::kSoftplus) return select(raw < F(kSoftplusIsExp<F>), raw, log_any(value));
   return raw;
 }
 
