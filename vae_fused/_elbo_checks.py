@@ -41,15 +41,14 @@ def check_elbo(
     if first.dim() == 0 or first.numel() == 0:
         raise ValueError(f"output has shape {tuple(first.shape)}, wants a batch in dimension 0")
     check_grad(grad, call)
-    check_samples(call)
+    check_samples(first, call.target)
     if call.reduction == "mean":
         return call._replace(reduction="sum", divisor=first.numel())
     return call
 
 
-def check_samples(call: Call) -> None:
+def check_samples(first: Tensor, target: Tensor) -> None:
     """Refuse K samples in front of the batch, over which the KL would not be averaged."""
-    first, target = call.outputs[0], call.target
     if target.dim() < first.dim():
         raise ValueError(
             f"target has {target.dim()} dimensions, wants output's {first.dim()}, of which the "

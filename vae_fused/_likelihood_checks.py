@@ -104,6 +104,13 @@ def check_outputs(
     return tuple(value.to(dtype) for value in outputs), library
 
 
+def named_outputs(output: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors of an ``output`` by the names that messages have for them."""
+    if isinstance(output, Sequence):
+        return {f"output[{k}]": value for k, value in enumerate(output)}
+    return {"output": output}
+
+
 def _with_common_shape(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The first in the shape that all of them broadcast to, if there is one."""
     try:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vae_fused import _keywords as kw
-from vae_fused import functional
-from vae_fused._elbo_checks import FREE_BITS_PER, check_batch, check_elbo, check_kl, check_term
+from vae_fused import _sharding, functional
+from vae_fused._elbo_checks import (
+    FREE_BITS_PER,
+    REDUCTIONS,
+    check_batch,
+    check_elbo,
+    check_kl,
+    check_samples,
+    check_term,
+)
 from vae_fused._formulas import reconstruction as reconstructions
 from vae_fused._formulas.gaussian import clamped
 from vae_fused._formulas.latent import widen
-from vae_fused._likelihood import Call, KlTerm, Likelihood
+from vae_fused._likelihood import Call, KlTerm, Likelihood, as_likelihood
+from vae_fused._likelihood_checks import check_outputs, named_outputs
 from vae_fused._native import likelihood as _native
+from vae_fused._numbers import check_choice
 from vae_fused._overrides import call_override, has_override, parts
 from vae_fused._scalar_checks import without_symbol
+from vae_fused.losses import nll
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -114,7 +125,8 @@ def elbo_loss(
         target_mask, weight, library: ``mask``, ``weight`` and ``library`` of :func:`nll`.
 
     Returns:
-        :class:`ELBOTerms`: ``loss``, ``reconstruction`` and ``kl``, shaped by ``reduction``.
+        :class:`ELBOTerms`: ``loss``, ``reconstruction`` and ``kl``, shaped by ``reduction``; they
+        are DTensors if ``output`` is one: see ``docs/processes.md``.
 
     Raises:
         TypeError: An argument of the wrong type or dtype; both or neither of ``mu, raw`` and
@@ -139,6 +151,12 @@ def elbo_loss(
     tensors = (target, mu, raw, kl, beta, capacity, target_mask, weight, library)
     if has_override(*parts(output), *tensors, *options.values()):
         return call_override(elbo_loss, locals())
+    if _sharding.found(output, target, mu, raw, kl, target_mask, weight, library, options):
+        return _of_shards(
+            output, target, mu, raw, kl, beta, capacity, likelihood, reduction, free_bits_per,
+            options, grad=grad, mask=target_mask, weight=weight, library=library,
+            _reference=_reference,
+        )  # fmt: skip
     call = check_elbo(
         output, target, likelihood, reduction=reduction, grad=grad, mask=target_mask,
         weight=weight, library=library,
@@ -155,6 +173,41 @@ def elbo_loss(
     if call.divisor is None:
         return ELBOTerms(*terms)
     return ELBOTerms(*(value / call.divisor for value in terms))
+
+
+def _of_shards(
+    output: Tensor | Sequence[Tensor], target: Tensor, mu: Tensor | None, raw: Tensor | None,
+    kl: Tensor | None, beta: float | Tensor, capacity: float | Tensor | None,
+    likelihood: str | Likelihood, reduction: str, free_bits_per: str, options: Mapping[str, Any],
+    **more: Any,
+) -> ELBOTerms:  # fmt: skip
+    """The loss of DTensors. Torch's own operators add the KL to the reconstruction."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    posterior = {"mu": mu, "raw": raw, "kl": kl}
+    _sharding.check_leading(named_outputs(output), {"target": target, **posterior, **more})
+    how = "sum" if reduction == "mean" else reduction
+    reconstruction = nll(output, target, likelihood, reduction=how, **more)
+    mesh = reconstruction.device_mesh  # type: ignore[attr-defined]
+    mu, raw, kl, beta, capacity = (
+        _sharding.replicated(value, mesh) for value in (mu, raw, kl, beta, capacity)
+    )
+    given = kw.chosen(options, kw.KlOptions)
+    if "free_bits" in given:
+        given["free_bits"] = _sharding.replicated(given["free_bits"], mesh)
+    first = check_outputs(output, more["library"], as_likelihood(likelihood))[0][0]
+    check_samples(first, target)
+    per_sample = reduction == "sample" or (how == "sum" and capacity is None)
+    kl = _divergence(
+        first, mu, raw, kl, given, free_bits_per, reduction, per_sample, more["_reference"]
+    )
+    term = check_term(first, kl if capacity is None else _sharding.summed(kl), beta, capacity)
+    if how == "sum" and kl.dim() == 0:
+        term = term.times(first.shape[0])
+    loss, kl = reconstructions.plus_kl(reconstruction, term, how, None)
+    if reduction != "mean":
+        return ELBOTerms(loss, reconstruction, kl)
+    count = _sharding.unmasked_count(named_outputs(output), more["mask"])
+    return ELBOTerms(loss / count, reconstruction / count, kl / count)
 
 
 def elbo_of_reconstruction(
@@ -202,12 +255,12 @@ def _divergence(
         kl = functional.gaussian_kl(mu, raw, **how, **options, _reference=reference)
         if first is not None:
             check_batch("mu", mu, first)
-        kl = kl / mu.shape[0] if of_dimension else kl
+        kl = _sharding.summed(kl) / mu.shape[0] if of_dimension else kl
     else:
         assert kl is not None
         kl = widen(kl)
         if of_dimension:
-            kl = kl.mean(0)
+            kl = _sharding.summed(kl.sum(0)) / kl.shape[0]
         elif kl.dim() > 1:
             kl = (clamped(kl, free_bits) if is_floored else kl).flatten(1).sum(1)
     if of_dimension:
@@ -215,7 +268,7 @@ def _divergence(
     if not of_sample:
         return kl
     kl = clamped(kl, free_bits)
-    return kl if mu is None or per_sample else kl.mean()
+    return kl if mu is None or per_sample else kl.sum() / kl.shape[0]
 
 
 def _computed(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vae_fused import _ext, _tracing
+from vae_fused import _ext, _sharding, _tracing
 from vae_fused import _keywords as kw
 from vae_fused._checks import (
     Reduced,
@@ -128,13 +128,15 @@ def reparameterize_kl(
     Returns:
         ``(z, kl)``. ``z`` has the broadcast shape of ``mu`` and ``raw``, after ``sample_shape``,
         and the promoted dtype of the inputs; ``kl`` is in nats, float32 (float64 for float64
-        inputs).
+        inputs). Of DTensors that are sharded on dimension 0 or replicated both are DTensors: see
+        ``docs/processes.md``.
 
     Raises:
         TypeError: An argument of the wrong type, or a dtype that is not floating point.
         ValueError: Shapes that do not fit, an unknown ``scale``, ``reduction`` or ``estimator``, a
-            number or a ``dim`` out of range, two sources of noise, an option that requires a
-            gradient, ``stop_q`` without ``estimator="sample"``, or ``free_bits`` with it.
+            number or a ``dim`` out of range, two sources of noise, a DTensor that is placed
+            otherwise or on another mesh, an option that requires a gradient,
+            ``stop_q`` without ``estimator="sample"``, or ``free_bits`` with it.
         RuntimeError: Tensors or a generator on different devices.
     """
     if dim is None and eps is None and key is None and not _reference:
@@ -143,6 +145,11 @@ def reparameterize_kl(
             return both
     if has_override(mu, raw, eps, key, *options.values()):
         return call_override(reparameterize_kl, locals())
+    if _sharding.found(mu, raw, eps, options):
+        return _sharding.call_latent(
+            reparameterize_kl, {"mu": mu, "raw": raw}, options, reduced=("dim", reduction, dim),
+            noise=(eps, generator, key), reference=_reference,
+        )  # fmt: skip
     mu, raw, call = check_call(mu, raw, options, kw.LatentOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
     reduced = check_reduction(mu, reduction, dim, call.mask)
@@ -196,6 +203,12 @@ def reparameterize_kl_moments(
             return both
     if has_override(h, eps, key, *options.values()):
         return call_override(reparameterize_kl_moments, locals())
+    if _sharding.found(h, eps, options):
+        return _sharding.call_latent(
+            reparameterize_kl_moments, {"h": h}, options, packed=dim,
+            reduced=("kl_dim", reduction, kl_dim), noise=(eps, generator, key),
+            reference=_reference,
+        )  # fmt: skip
     mu, raw, dim = check_moments(h, dim)
     mu, raw, call = check_call(mu, raw, options, kw.LatentOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
@@ -242,6 +255,11 @@ def reparameterize(
             return sample
     if has_override(mu, raw, eps, key, *options.values()):
         return call_override(reparameterize, locals())
+    if _sharding.found(mu, raw, eps, options):
+        return _sharding.call_latent(
+            reparameterize, {"mu": mu, "raw": raw}, options, noise=(eps, generator, key),
+            reference=_reference,
+        )  # fmt: skip
     mu, raw, call = check_call(mu, raw, options, kw.SampleOptions)
     eps = check_noise(mu, eps, generator, key, call.sample_shape)
     if _reference or not _ext.use_native(mu.device.type):
@@ -282,6 +300,11 @@ def gaussian_kl(
             return kl
     if has_override(mu, raw, *options.values()):
         return call_override(gaussian_kl, locals())
+    if _sharding.found(mu, raw, options):
+        return _sharding.call_latent(
+            gaussian_kl, {"mu": mu, "raw": raw}, options, reduced=("dim", reduction, dim),
+            reference=_reference,
+        )  # fmt: skip
     mu, raw, call = check_call(mu, raw, options, kw.KlOptions)
     return _divergence(mu, raw, call, check_reduction(mu, reduction, dim, call.mask), _reference)
 
@@ -319,6 +342,11 @@ def sampled_kl(
     """
     if has_override(z, raw, *options.values()):
         return call_override(sampled_kl, locals())
+    if _sharding.found(z, raw, options):
+        return _sharding.call_latent(
+            sampled_kl, {"z": z, "raw": raw}, options, reduced=("dim", reduction, dim),
+            reference=_reference,
+        )  # fmt: skip
     z, raw, call = check_call(z, raw, options, kw.SampledKlOptions, mu_name="z", linear=-1.0)
     return _divergence(z, raw, call, check_reduction(z, reduction, dim, call.mask), _reference)
 

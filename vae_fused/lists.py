@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vae_fused import _ext
+from vae_fused import _ext, _sharding
 from vae_fused import _keywords as kw
 from vae_fused._formulas import latent
 from vae_fused._list_checks import CheckedList, check_list, check_list_noise, priors_of
@@ -82,6 +82,7 @@ def reparameterize_kl_multi(
     """
     if has_override(*parts(mus), *parts(raws), *parts(eps), key, *options.values()):
         return call_override(reparameterize_kl_multi, locals())
+    _sharding.refuse("reparameterize_kl_multi", mus, raws, options)
     checked = check_list(mus, raws, options, kw.MultiOptions, reduction)
     eps_list = check_list_noise(checked.mu, eps, generator, key)
     if eps_list is not None or not _is_one_launch(checked, _reference):
@@ -134,6 +135,7 @@ def gaussian_kl_multi(
     """
     if has_override(*parts(mus), *parts(raws), *options.values()):
         return call_override(gaussian_kl_multi, locals())
+    _sharding.refuse("gaussian_kl_multi", mus, raws, options)
     checked = check_list(mus, raws, options, kw.MultiKlOptions, reduction)
     if not _is_one_launch(checked, _reference):
         calls = zip(checked.mu, checked.raw, _options_of_each(checked, options), strict=True)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vae_fused import _keywords as kw
+from vae_fused import _sharding
 from vae_fused._checks import check_density, check_reduction
 from vae_fused._formulas import reconstruction
-from vae_fused._likelihood import KINDS, Call, Likelihood
-from vae_fused._likelihood_checks import check_grad, check_nll
+from vae_fused._likelihood import KINDS, Call, Likelihood, as_likelihood
+from vae_fused._likelihood_checks import check_grad, check_nll, named_outputs
 from vae_fused._native import likelihood as _native
 from vae_fused._overrides import call_override, has_override, parts
 
@@ -72,7 +73,8 @@ def nll(
             :func:`elbo_loss`. The loss must be 0-d.
 
     Returns:
-        The loss, float32 (float64 for float64 outputs), shaped by ``reduction`` or ``dim``.
+        The loss, float32 (float64 for float64 outputs), shaped by ``reduction`` or ``dim``; a
+        DTensor if ``output`` is one: see ``docs/processes.md``.
 
     Raises:
         TypeError: An argument of the wrong type or dtype.
@@ -96,6 +98,15 @@ def nll(
             return loss
     if has_override(*parts(output), target, mask, weight, library):
         return call_override(nll, locals())
+    if _sharding.found(output, target, mask, weight, library):
+        return _sharding.call_likelihood(
+            lambda local, target, **given: nll(
+                local, target, likelihood, grad=grad, _reference=_reference, **given
+            ),
+            named_outputs(output),
+            {"target": target, "mask": mask, "weight": weight, "library": library},
+            reduction=reduction, dim=dim, has_softmax=as_likelihood(likelihood).has_library,
+        )  # fmt: skip
     call = check_nll(
         output, target, likelihood, reduction=reduction, dim=dim, mask=mask, weight=weight,
         library=library,
@@ -139,6 +150,16 @@ def gaussian_log_prob(
     """
     if has_override(value, mu, raw, *options.values()):
         return call_override(gaussian_log_prob, locals())
+    if _sharding.found(value, mu, raw, options):
+        scale = options.get("scale", "logvar")
+        return _sharding.call_likelihood(
+            lambda local, **given: gaussian_log_prob(
+                *local, scale=scale, _reference=_reference, **given
+            ),
+            {"value": value, "mu": mu, "raw": raw},
+            {"mask": options.get("mask")},
+            reduction=reduction, dim=dim,
+        )  # fmt: skip
     value, mu, raw, scale, mask = check_density(value, mu, raw, options)
     reduced = check_reduction(value, reduction, dim, mask, default="none")
     call = Call(_gaussian(scale), (mu, raw), value, mask, None, None, *reduced)

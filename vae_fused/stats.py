@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from vae_fused import _ext
+from vae_fused import _ext, _sharding
 from vae_fused import _keywords as kw
 from vae_fused._checks import check_call, check_reduction
 from vae_fused._formulas import latent
@@ -147,4 +147,5 @@ def latent_stats(
             return LatentStats(*found)
     if has_override(mu, raw, *options.values()):
         return call_override(latent_stats, locals())
+    _sharding.refuse("latent_stats", mu, raw, options)
     return _latent_stats(mu, raw, dim, options, _reference)

@@ -127,6 +127,7 @@ def may_call_directly(t: Tensor) -> bool:
     return (
         _ext.available
         and is_served
+        and (type(t) is Tensor or type(t).__name__ != "DTensor")
         and not torch.compiler.is_compiling()
         and not is_transformed()
         and torch._C._len_torch_dispatch_stack() == 0
