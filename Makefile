@@ -12,6 +12,9 @@
 #            GPU_ARGS                               make test PYTEST_ARGS="-k philox -x"
 #   EXAMPLES, FIGURES   which examples run, and the folder: make examples EXAMPLES=bayesian_mlp
 #            single_cell needs scvi-tools, and so Python 3.11 or newer.
+#   SELECTION   what `make test` runs. The default leaves out the tests of csrc alone and of the tools,
+#            and all that are slow or need packages of requirements/packages.txt.
+#   WORKERS  processes that run tests, one for each core: make test WORKERS=0 PYTEST_ARGS=--pdb
 #   BUNDLE_TORCH, BUNDLE_ARCH, BUNDLE_VENV   what the bundle is compiled for: make gpu-bundle BUNDLE_ARCH=10.0
 #   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
 PYTHON ?= python3
@@ -26,6 +29,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 EXAMPLES ?= iwae_digits hierarchical_digits photographs_bf16 bayesian_mlp single_cell
 FIGURES  ?= figures
+WORKERS  ?= auto
+SELECTION ?= --ignore=tests/native --ignore=tests/tools -m "not slow and not packages"
 CXX_SOURCES = $(shell find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PACKAGE_SOURCES := $(sort setup.py tools/toolchain.py pyproject.toml $(wildcard LICENSE README.md) \
     $(shell find csrc vae_fused -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \
@@ -38,7 +43,7 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo examples test bench steps regressions mutations budget gpu gpu-bundle lint \
+.PHONY: help build demo examples test test-all bench steps regressions mutations budget gpu gpu-bundle lint \
     format clean
 .DEFAULT_GOAL := help
 
@@ -47,7 +52,8 @@ help:
 	@echo 'make demo     build, train a small VAE and draw digits.png'
 	@echo 'make examples build, run the examples of docs/examples.md; figures in $(FIGURES)'
 	@echo '              EXAMPLES_ARGS=--quick takes below two minutes for each'
-	@echo 'make test     build and run the tests'
+	@echo 'make test     build and run the tests of the package, below 6 minutes on two cores'
+	@echo 'make test-all build and run all tests, those with other packages (1 GB), of csrc, of tools: 30 min'
 	@echo 'make bench    build, time the latent against what else computes it; table, JSON, figures'
 	@echo 'make steps    build, install the packages, and time whole training steps of theirs; table, JSON'
 	@echo 'make regressions   build, and hold the ratios to what eager takes to their floors'
@@ -84,11 +90,11 @@ $(VENV)/.%-requirements: requirements/%.txt $(TORCH_STAMP)
 	@touch $@
 
 $(VENV)/.examples-requirements: requirements/demo.txt
-$(VENV)/.test-requirements: requirements/demo.txt requirements/examples.txt
 
-# Packages with the latent that this one replaces: measured by `steps`, compared by `test`.
+# Packages with the latent that this one replaces: measured by `steps`, compared by `test-all`.
 $(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requirements: \
-    requirements/%.txt requirements/steps.txt requirements/steps-without-dependencies.txt $(TORCH_STAMP)
+    requirements/%.txt requirements/demo.txt requirements/examples.txt requirements/steps.txt \
+    requirements/steps-without-dependencies.txt $(TORCH_STAMP)
 	$(PIP) -r $<
 	$(PIP) --no-deps -r requirements/steps-without-dependencies.txt
 	@touch $@
@@ -116,7 +122,7 @@ regressions: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/pytest benchmarks/test_regressions.py --benchmark-columns=median,iqr $(PYTEST_ARGS)
 
 # The script builds a rewritten copy; the environment only has to have what the tests need.
-mutations: $(TORCH_STAMP) $(VENV)/.test-requirements
+mutations: $(TORCH_STAMP) $(VENV)/.test-requirements $(VENV)/.packages-requirements
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/mutations.py $(MUTATION_ARGS)
 
 budget: $(BUILD_STAMP)
@@ -130,9 +136,16 @@ gpu-bundle:
 	    TORCH_CUDA_ARCH_LIST=$(BUNDLE_ARCH)
 	$(BUNDLE_VENV)/bin/python tools/gpu.py bundle --arch sm_$(subst .,,$(BUNDLE_ARCH)) $(GPU_ARGS)
 
-# The pytest command, not `python -m pytest`: that would import the sources beside the tests.
-test: $(BUILD_STAMP) $(VENV)/.test-requirements $(VENV)/.packages-requirements
-	$(BIN)/pytest $(PYTEST_ARGS)
+# The pytest command, not `python -m pytest`: that would import the sources beside the tests. A worker
+# runs whole files, as some tests of a file cannot run at the same time. All workers must collect the
+# same tests in the same order, and some parameters of tests are sets.
+PYTEST := PYTHONHASHSEED=0 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+
+test: $(BUILD_STAMP) $(VENV)/.test-requirements
+	$(PYTEST) $(SELECTION) $(PYTEST_ARGS)
+
+test-all: $(BUILD_STAMP) $(VENV)/.test-requirements $(VENV)/.packages-requirements
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint-requirements
 	$(BIN)/ruff check .

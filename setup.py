@@ -14,6 +14,11 @@ Every decision is made once, in `decide()`, before anything is compiled:
             -std is never set: torch picks the one that its headers need.
   jobs      MAX_JOBS, else what the processors and the memory of this machine carry.
 
+  version   that of vae_fused/_version.py, with a label that says what the wheel fits and contains:
+            +torch2.13.cpu, +torch2.13.cuda13 or +none. Wheels that differ have different names. An
+            sdist has no label, and neither has what is built from one: installers require that
+            both have the same version.
+
 A compile that fails fails the install. What was decided, and why, is printed and recorded in
 `vae_fused/_build_info.json`, from which `vae_fused._ext` and `python -m vae_fused.env` read it.
 """
@@ -25,6 +30,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shutil
 import sys
 import sysconfig
@@ -32,6 +38,7 @@ from pathlib import Path
 
 import setuptools
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))  # pip runs this file without its folder on the path
@@ -168,6 +175,22 @@ def nvcc_flags() -> list[str]:
     return flags
 
 
+def release() -> str:
+    """The version of the sources."""
+    return str(runpy.run_path(str(ROOT / "vae_fused" / "_version.py"))["__version__"])
+
+
+def version(plan: Plan, torch) -> str:
+    """The version of what is built: `_ext` accepts another torch of the same minor version."""
+    if (ROOT / "PKG-INFO").exists():  # an unpacked sdist
+        return release()
+    if plan.mode == "none":
+        return f"{release()}+none"
+    major, minor = numbers(torch.__version__)
+    kind = f"cuda{numbers(plan.toolkit.version)[0]}" if plan.toolkit else "cpu"
+    return f"{release()}+torch{major}.{minor}.{kind}"
+
+
 # --- building it ---------------------------------------------------------------------------------
 
 
@@ -243,6 +266,7 @@ def build_info(plan: Plan, torch) -> dict[str, object]:
     """What `_build_info.json` records: no dates and no paths, so that builds are reproducible."""
     compiled = plan.mode != "none"
     return {
+        "version": version(plan, torch),
         "mode": plan.mode,
         "why": plan.why,
         "torch": str(torch.__version__) if compiled else None,
@@ -278,8 +302,13 @@ def commands(plan: Plan, info: dict[str, object]) -> dict[str, type]:
             record = os.path.join(self.build_lib, "vae_fused", "_build_info.json")
             return [*super().get_outputs(include_bytecode), record]
 
+    class Sdist(sdist):
+        def initialize_options(self) -> None:
+            super().initialize_options()
+            self.distribution.metadata.version = release()
+
     if plan.mode == "none":
-        return {"build_py": BuildPy}
+        return {"build_py": BuildPy, "sdist": Sdist}
 
     from torch.utils.cpp_extension import BuildExtension
 
@@ -294,7 +323,7 @@ def commands(plan: Plan, info: dict[str, object]) -> dict[str, type]:
             if self.inplace:
                 write_build_info(ROOT / "vae_fused", info)
 
-    return {"build_py": BuildPy, "build_ext": BuildExt}
+    return {"build_py": BuildPy, "build_ext": BuildExt, "sdist": Sdist}
 
 
 def main() -> None:
@@ -313,9 +342,11 @@ def main() -> None:
         options["build"] = {"build_base": f"build/{plan.mode}-torch{torch.__version__}"}
         if extensions[0].py_limited_api:
             options["bdist_wheel"] = {"py_limited_api": "cp310"}
+    info = build_info(plan, torch)
     setuptools.setup(
+        version=info["version"],
         ext_modules=extensions,
-        cmdclass=commands(plan, build_info(plan, torch)),
+        cmdclass=commands(plan, info),
         options=options,
     )
 

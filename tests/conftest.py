@@ -12,6 +12,7 @@ from typing import Any
 import mpmath
 import pytest
 import torch
+from progress import Progress
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,6 +32,14 @@ def _import_own_benchmarks() -> None:
 
 
 _import_own_benchmarks()
+
+
+@pytest.hookimpl(trylast=True)  # after the terminal reporter exists
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers of pytest-xdist have no terminal. `-v` prints a line for each test already.
+    if config.pluginmanager.has_plugin("terminalreporter") and config.get_verbosity() == 0:
+        config.pluginmanager.register(Progress(config))
+
 
 AVAILABLE = _ext.available
 native = pytest.mark.skipif(

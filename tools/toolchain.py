@@ -65,9 +65,9 @@ def import_torch():
         if error.name != "torch":
             die(f"torch is installed, but importing it fails: {error}")
         die(
-            "torch is not visible to this build. Install torch, then build against it with "
-            "`pip install --no-build-isolation .` (VAE_FUSED_BUILD=none installs without compiled "
-            "code)"
+            "torch is not visible to this build. Install torch and 'setuptools>=77', then add "
+            "--no-build-isolation to the command, as in `pip install --no-build-isolation .` "
+            "(VAE_FUSED_BUILD=none installs without compiled code)"
         )
     except (ImportError, OSError) as error:  # one of its shared libraries is missing or broken
         die(f"torch is installed, but importing it fails: {error}")

@@ -13,7 +13,7 @@ what was built and what is in use.
 
 import sys
 
-from vae_fused._version import __version__
+from vae_fused._install import version as __version__
 
 try:
     from vae_fused import export, functional, likelihoods, nn, reference

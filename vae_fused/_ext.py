@@ -18,7 +18,6 @@ A third one is for the compiled code; if it cannot heed it, importing raises a V
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import warnings
 from pathlib import Path
@@ -26,8 +25,10 @@ from typing import Any
 
 import torch
 
+from vae_fused import _install
+
 BACKENDS = ("auto", "native", "torch")
-REINSTALL = "pip install --no-build-isolation --no-deps --force-reinstall vae_fused"
+PACKAGE = Path(__file__).parent
 DIAGNOSE = "`python -m vae_fused.env` tells more"
 
 
@@ -36,15 +37,6 @@ def _read_backend() -> str:
     if value not in BACKENDS:
         raise ValueError(f"VAE_FUSED_BACKEND={value!r} is not one of {', '.join(BACKENDS)}")
     return value
-
-
-def _read_build_info() -> dict[str, Any]:
-    try:
-        text = Path(__file__).with_name("_build_info.json").read_text(encoding="utf-8")
-        info: dict[str, Any] = json.loads(text)
-    except (OSError, ValueError):
-        return {}
-    return info
 
 
 def _numbers(version: str | None) -> list[str]:
@@ -59,37 +51,39 @@ def _mismatch(info: dict[str, Any]) -> str:
     each change shows as an undefined symbol; some crash later.
     """
     built, running = info.get("torch"), str(torch.__version__)
-    remedy = f"reinstall: {REINSTALL}"
     if built and _numbers(built) != _numbers(running):
-        return f"built for torch {built}, running torch {running}; {remedy}"
+        return f"built for torch {built}, running torch {running}"
     if info.get("mode") != "cuda":
         return ""
     built_cuda, running_cuda = info.get("torch_cuda"), torch.version.cuda
     if running_cuda is None:
-        return f"built for CUDA {built_cuda}, running torch {running} without CUDA; {remedy}"
+        return f"built for CUDA {built_cuda}, running torch {running} without CUDA"
     if _numbers(built_cuda)[:1] != _numbers(running_cuda)[:1]:
-        return f"built for CUDA {built_cuda}, running torch for CUDA {running_cuda}; {remedy}"
+        return f"built for CUDA {built_cuda}, running torch for CUDA {running_cuda}"
     return ""
 
 
 def _load(info: dict[str, Any]) -> str:
     """Imports `_C`, which registers `torch.ops.vae_fused`. Returns '' or, in one line, why not."""
     if info.get("mode") == "none":
-        return f"installed without compiled code ({info.get('why')})"
+        return (
+            f"installed without compiled code ({info.get('why')}); to compile it, "
+            f"VAE_FUSED_BUILD=auto {_install.reinstall_command(PACKAGE)}"
+        )
     problem = _mismatch(info)
     if problem:
-        return problem
+        return f"{problem}; reinstall: {_install.reinstall_command(PACKAGE)}"
     try:
         importlib.import_module(f"{__package__}._C")
     except ModuleNotFoundError as error:
         if error.name != f"{__package__}._C":
             return f"importing it failed: {error}"
-        return "not built here (a source tree?): pip install --no-build-isolation ."
+        return f"not built here (a source tree?): {_install.reinstall_command(PACKAGE)}"
     except (ImportError, OSError, RuntimeError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         return (
             f"built for torch {info.get('torch')}, running torch {torch.__version__}, and it does "
-            f"not load ({first_line}); reinstall: {REINSTALL}"
+            f"not load ({first_line}); reinstall: {_install.reinstall_command(PACKAGE)}"
         )
     return ""
 
@@ -100,7 +94,7 @@ def _read_cpu_capability() -> str:
 
 backend: str = _read_backend()
 strict: bool = os.environ.get("VAE_FUSED_STRICT", "").lower() in ("1", "on", "true", "yes")
-build_info: dict[str, Any] = _read_build_info()
+build_info: dict[str, Any] = _install.read_build_info(PACKAGE)
 reason: str = "VAE_FUSED_BACKEND=torch" if backend == "torch" else _load(build_info)
 available: bool = not reason
 cpu_capability: str = _read_cpu_capability() if available else "none"
@@ -138,7 +132,7 @@ def _complaint(device_type: str) -> str:
     if device_type == "cuda":
         return (
             f"vae_fused was built without CUDA ({build_info.get('why')}); to build it with, "
-            f"VAE_FUSED_BUILD=cuda {REINSTALL}; {DIAGNOSE}"
+            f"VAE_FUSED_BUILD=cuda {_install.reinstall_command(PACKAGE)}; {DIAGNOSE}"
         )
     return f"vae_fused has no compiled code for {device_type} tensors, only for CPU and CUDA"
 

@@ -101,7 +101,7 @@ def covers(archs: list[str], capability: tuple[int, int]) -> bool:
 
 def _package() -> Section:
     section = {
-        "version": _probe(lambda: _load("vae_fused._version").__version__),
+        "version": _probe(lambda: _load("vae_fused._install").version),
         "location": str(Path(__file__).resolve().parent),
     }
     other = _installed_elsewhere()

@@ -60,6 +60,7 @@ def test_an_array_is_named_with_its_conversion(name: str) -> None:
     TENSORS[name](torch.as_tensor(array))
 
 
+@pytest.mark.packages
 def test_a_variable_of_keras(monkeypatch: pytest.MonkeyPatch) -> None:
     if "KERAS_BACKEND" not in os.environ:
         monkeypatch.setenv("KERAS_BACKEND", "torch")

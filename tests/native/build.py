@@ -4,7 +4,8 @@
 emulated device; `program(variant)` is a command line that runs the cases of `cases.cpp`: "asan" and
 "tsan" under a sanitizer, "plain" under none. `CXX` chooses the compiler, also one for another
 machine that `qemu` runs here. Everything lands in `build/native`; an object is compiled again only
-if its flags or the contents of a file that it includes have changed.
+if its flags or the contents of a file that it includes have changed. The names of the files that
+are compiled go to stderr.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import itertools
 import json
+import math
 import os
 import platform
 import shlex
@@ -21,6 +24,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -46,6 +50,8 @@ SANITIZERS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-fsanitize=thread"],
 }
+# What a processor takes for a file, on average: for the estimate that is printed.
+SECONDS = {"module": 5, "plain": 5, "asan": 20, "tsan": 5}
 OTHER_LIKELIHOODS = ("nll_half", "nll_bfloat16", "nll_double")
 EMULATOR_DEFINES = {"plain": [], "asan": ["-DEMU_ASAN"], "tsan": ["-DEMU_TSAN"]}
 
@@ -79,17 +85,25 @@ def content(path: str) -> bytes:
         return b"missing"
 
 
-def compile_object(source: Path, flags: list[str]) -> Path:
-    """The object of `source`, from the cache if nothing that it depends on has changed."""
-    OUT.mkdir(parents=True, exist_ok=True)
+def compile_command(source: Path, flags: list[str]) -> tuple[list[str], Path]:
+    """The command without its inputs and outputs, and the record of the object that it makes."""
     command = [*CXX, *FLAGS, *flags, *INCLUDES]
     name = f"{source.stem}-{digest(shlex.join(command).encode(), str(source).encode())}"
-    record = OUT / f"{name}.json"
-    if record.exists():
-        known = json.loads(record.read_text())
-        target = OUT / known["object"]
-        if target.exists() and known["state"] == state(known["files"]):
-            return target
+    return command, OUT / f"{name}.json"
+
+
+def cached_object(source: Path, flags: list[str]) -> Path | None:
+    """The object of `source`; None if something that it depends on has changed."""
+    _, record = compile_command(source, flags)
+    if not record.exists():
+        return None
+    known = json.loads(record.read_text())
+    target = OUT / known["object"]
+    return target if target.exists() and known["state"] == state(known["files"]) else None
+
+
+def compile_object(source: Path, flags: list[str]) -> Path:
+    command, record = compile_command(source, flags)
     with tempfile.TemporaryDirectory(dir=OUT) as folder:
         made, deps = Path(folder, "made.o"), Path(folder, "made.d")
         language = ["-x", "c++"] if source.suffix == ".cu" else []
@@ -97,7 +111,7 @@ def compile_object(source: Path, flags: list[str]) -> Path:
         text = deps.read_text().replace("\\\n", " ").split(":", 1)[1]
         files = sorted(set(shlex.split(text)))
         now = state(files)
-        target = OUT / f"{name}-{now}.o"
+        target = OUT / f"{record.stem}-{now}.o"
         if record.exists():  # keep the newest only
             (OUT / json.loads(record.read_text())["object"]).unlink(missing_ok=True)
         os.replace(made, target)
@@ -111,10 +125,34 @@ def state(files: list[str]) -> str:
     return digest(*(content(file) for file in files))
 
 
-def compile_all(sources: list[tuple[Path, list[str]]]) -> list[Path]:
-    jobs = int(os.environ.get("MAX_JOBS", min(4, os.cpu_count() or 1)))
+def say(message: str) -> None:
+    print(f"tests/native: {message}", file=sys.stderr, flush=True)
+
+
+def compile_all(variant: str, sources: list[tuple[Path, list[str]]]) -> list[Path]:
+    """The objects of all sources. Says what is compiled, and for about how long."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    objects = [cached_object(*source) for source in sources]
+    missing = [source for source, known in zip(sources, objects, strict=True) if known is None]
+    if not missing:
+        return [known for known in objects if known is not None]
+    cores = os.cpu_count() or 1
+    jobs = int(os.environ.get("MAX_JOBS", min(4, cores)))
+    minutes = math.ceil(len(missing) * SECONDS.get(variant, 5) / min(jobs, cores) / 60)
+    say(f"compiling {len(missing)} files for the {variant} build, some {minutes} min")
+    done = itertools.count(1)
+
+    def compile_missing(source: tuple[Path, list[str]]) -> Path:
+        began = time.monotonic()
+        made = compile_object(*source)
+        seconds = time.monotonic() - began
+        path = source[0].relative_to(ROOT)
+        say(f"{variant} {next(done):3} of {len(missing)}: {path} in {seconds:.0f} s")
+        return made
+
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(lambda source: compile_object(*source), sources))
+        made = pool.map(compile_missing, missing)
+        return [next(made) if known is None else known for known in objects]
 
 
 def link(name: str, suffix: str, objects: list[Path], flags: list[str]) -> Path:
@@ -216,12 +254,13 @@ def built_module() -> Path:
     python = [f"-isystem{sysconfig.get_paths()['include']}", f"-isystem{pybind11.get_include()}"]
     targets = ["-DLIKELIHOOD_TARGETS"] if target_machine() == "x86_64" else []
     objects = compile_all(
+        "module",
         [
             (NATIVE / "bind.cpp", ["-fvisibility=hidden", *targets, *has_cuda_kernels(), *python]),
             (NATIVE / "maths.cpp", ["-O2"]),
             *likelihood_sources(),
             *common_sources("plain", every_target=False),
-        ]
+        ],
     )
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return link("_native", suffix, objects, ["-shared"])
@@ -255,7 +294,7 @@ def program(variant: str) -> list[str]:
     common = common_sources(variant, every_target=variant != "tsan")
     sources = [(NATIVE / name, cases) for name in ("cases.cpp", "nll_cases.cpp")]
     with alone():
-        objects = compile_all([*sources, *common])
+        objects = compile_all(variant, [*sources, *common])
         built = link("cases", "", objects, SANITIZERS[variant])
     return [*(launcher(variant) or []), str(built)]
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import ModuleType
 
 import pytest
@@ -14,12 +15,19 @@ from .machine_code import MachineCode
 Case = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def show(config: pytest.Config):
+    """A context in which what a build says reaches the terminal, of a worker of xdist, too."""
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    return capture.global_and_fixture_disabled() if capture else nullcontext()
+
+
 @pytest.fixture(scope="session")
-def native_module() -> ModuleType:
+def native_module(pytestconfig: pytest.Config) -> ModuleType:
     pytest.importorskip("pybind11")
     if shutil.which(build.CXX[0]) is None:
         pytest.skip(f"no compiler: {build.CXX[0]}")
-    return build.module()
+    with show(pytestconfig):
+        return build.module()
 
 
 @pytest.fixture
@@ -38,24 +46,25 @@ def machine(native_module: ModuleType) -> MachineCode:
     return MachineCode(native_module)
 
 
-def command(variant: str) -> list[str]:
+def command(config: pytest.Config, variant: str) -> list[str]:
     if build.launcher(variant) is None:
         pytest.skip(f"no {variant} runtime for {build.CXX[0]} here")
-    return build.program(variant)
+    with show(config):
+        return build.program(variant)
 
 
 @pytest.fixture(scope="session", params=["asan", "tsan"])
 def sanitizer(request: pytest.FixtureRequest) -> str:
-    command(request.param)  # built once, whatever threads a test has
+    command(request.config, request.param)  # built once, whatever threads a test has
     return request.param
 
 
 @pytest.fixture(scope="session")
-def case() -> Case:
+def case(pytestconfig: pytest.Config) -> Case:
     """case(variant, name, ..., VARIABLE=value) runs a case of cases.cpp under a sanitizer."""
 
     def run(variant: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        whole = [*command(variant), *arguments]
+        whole = [*command(pytestconfig, variant), *arguments]
         environment = {**os.environ, **variables}
         return subprocess.run(whole, capture_output=True, text=True, timeout=300, env=environment)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from . import build
+from .conftest import show
 
 PROBE = build.ROOT / "tools" / "gpu_probe"
 DTYPES = {"float32", "float64", "float16", "bfloat16"}
@@ -25,7 +26,7 @@ Row = dict[str, Any]
 
 
 @pytest.fixture(scope="session")
-def emulated() -> Path:
+def emulated(pytestconfig: pytest.Config) -> Path:
     """The probe for the emulated device, beside the kernels and the oracle of the other tests."""
     if shutil.which(build.CXX[0]) is None:
         pytest.skip(f"no compiler: {build.CXX[0]}")
@@ -33,7 +34,8 @@ def emulated() -> Path:
     own = [(path, device) for path in sorted([*PROBE.glob("*.cpp"), *PROBE.glob("*.cu")])]
     others = build.common_sources("plain", every_target=False)
     shared = [(path, flags) for path, flags in others if path.parent != build.NATIVE]
-    return build.link("gpu_probe", "", build.compile_all([*own, *shared]), [])
+    with show(pytestconfig):
+        return build.link("gpu_probe", "", build.compile_all("probe", [*own, *shared]), [])
 
 
 @lru_cache

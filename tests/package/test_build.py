@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,28 @@ def test_unknown_mode_is_refused(setup, monkeypatch) -> None:
     assert "auto, cuda, cpu, none" in error_of(setup.decide, fake_torch(cuda=None))
 
 
+# --- the version ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "torch_version", "cuda", "label"),
+    [
+        ("cpu", "2.13.0+cpu", None, "+torch2.13.cpu"),
+        ("cpu", "2.14.1+cu130", None, "+torch2.14.cpu"),
+        ("cuda", "2.14.1+cu130", "13.0", "+torch2.14.cuda13"),
+        ("cuda", "2.15.0a0+git1234567", "12.8", "+torch2.15.cuda12"),
+        ("none", "2.13.0", None, "+none"),
+    ],
+)
+def test_the_version_says_what_the_wheel_fits(setup, mode, torch_version, cuda, label) -> None:
+    toolkit = setup.Toolkit(Path("/nowhere"), cuda, ("9.0",)) if cuda else None
+    plan = setup.Plan(mode, "because", toolkit)
+    version = setup.version(plan, SimpleNamespace(__version__=torch_version))
+    assert version == setup.release() + label
+    # The label is in the normal form of the specification of versions: no index or tool alters it.
+    assert re.fullmatch(r"\d+(\.\d+)*(\+[a-z0-9]+(\.[a-z0-9]+)*)?", version)
+
+
 # --- the toolkit ---------------------------------------------------------------------------------
 
 
@@ -271,7 +294,7 @@ def test_old_torch_is_one_line(tmp_path: Path) -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the sources, to build in."""
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "README.md").touch()
     for name in ("tools", "vae_fused"):
@@ -288,7 +311,20 @@ def test_pure_python_build_needs_no_torch_and_records_itself(tree: Path) -> None
     built = tree / "build" / "lib" / "vae_fused"
     info = json.loads((built / "_build_info.json").read_text())
     assert info["mode"] == "none" and info["torch"] is None
+    assert info["version"].endswith("+none")
     assert (built / "py.typed").exists() and not list(built.glob("_C*"))
+
+
+def test_an_sdist_and_what_is_built_from_one_have_the_version_of_the_sources(tree: Path) -> None:
+    """Installers refuse a wheel whose version is not that of the sdist that they have chosen."""
+    variables = {"VAE_FUSED_BUILD": "none", "PWD": str(tree)}
+    assert run_setup("--version", **variables).stdout.strip().endswith("+none")
+    assert run_setup("-q", "sdist", "--formats=tar", **variables).returncode == 0
+    (made,) = (tree / "dist").iterdir()
+    assert re.fullmatch(r"vae_fused-[\d.]+\.tar", made.name)
+    shutil.unpack_archive(made, tree / "unpacked")
+    variables["PWD"] = str(tree / "unpacked" / made.stem)
+    assert f"vae_fused-{run_setup('--version', **variables).stdout.strip()}" == made.stem
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")

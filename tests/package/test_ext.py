@@ -101,6 +101,7 @@ def test_pure_python_install_says_why(make: Make) -> None:
     info = {"mode": "none", "why": "there is no C++ compiler", "torch": None}
     ext, message = make_warned(make, info, None)
     assert "there is no C++ compiler" in message and "there is no C++ compiler" in ext.reason
+    assert "VAE_FUSED_BUILD=auto pip install " in message
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,9 @@ def test_another_torch_is_refused_before_loading(
     monkeypatch.setattr(torch.version, "cuda", cuda)
     ext, message = make_warned(make, CUDA_BUILD | change, "raise SystemError('was loaded')")
     assert message.count("built for ") == 1
-    assert shown in ext.reason and "reinstall" in ext.reason
+    assert shown in ext.reason
+    command = ext.reason.partition("; reinstall: ")[2]
+    assert "--no-cache-dir" in command and not command.endswith("vae_fused")
 
 
 def test_another_patch_release_is_accepted(make: Make) -> None:

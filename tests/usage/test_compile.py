@@ -196,6 +196,7 @@ def test_fullgraph_compile_with_key(dtype):
     torch.testing.assert_close(grads[0], grads[1], **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpoint_redraws_the_same_noise(compiled, use_reentrant):
@@ -215,6 +216,7 @@ def test_activation_checkpoint_redraws_the_same_noise(compiled, use_reentrant):
         assert_same((loss.detach(), weight.grad), (want_loss, want_grad))
 
 
+@pytest.mark.slow
 @native
 @pytest.mark.parametrize("budget", [0.5, 0.1, 0.01])
 def test_memory_budget_does_not_corrupt_gradients(budget):
@@ -224,6 +226,7 @@ def test_memory_budget_does_not_corrupt_gradients(budget):
     assert_same(got, loss_and_grad(model, x, weight))
 
 
+@pytest.mark.slow
 @native
 def test_memory_budget_would_corrupt_gradients_without_the_mark():
     """The mark is what does it: if torch mends its partitioner, this fails and the mark can go."""
@@ -242,6 +245,7 @@ def test_memory_budget_would_corrupt_gradients_without_the_mark():
     assert (grad - want_grad).abs().max() > 1
 
 
+@pytest.mark.slow
 @native
 def test_memory_budget_of_zero_is_refused_and_a_key_lifts_it():
     x, weight = model_inputs()

@@ -148,6 +148,7 @@ def test_operators_of_likelihoods_get_finite_numbers(model):
     assert len(numbers.found) > 4 and all(map(math.isfinite, numbers.found))
 
 
+@pytest.mark.slow
 @native
 def test_a_package_of_aotinductor(tmp_path):
     class Model(nn.Module):
@@ -239,6 +240,7 @@ class Encoder(nn.Module):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exported", [False, True])
 def test_onnx_with_noise_given(tmp_path, exported):
     model, x, eps = Encoder().eval(), random(3, 5), random(3, 4, seed=1)
@@ -254,6 +256,7 @@ def test_onnx_with_noise_given(tmp_path, exported):
             same(map(torch.from_numpy, run(*given)), model(*given), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_draws_noise_of_its_own(tmp_path):
     model, x = Encoder().eval(), random(4000, 5)
     nodes, run = run_onnx(model, (x,), tmp_path / "encoder.onnx")
@@ -267,6 +270,7 @@ def test_onnx_draws_noise_of_its_own(tmp_path):
     assert not np.array_equal(z, z_2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx_has_the_noise_of_a_key_and_every_option(tmp_path, name):
     model, inputs = MODELS[name]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vae_fused.compat import diffusers as compat
 
+pytestmark = pytest.mark.packages
 diffusers = pytest.importorskip("diffusers")
 from diffusers.models import autoencoders  # noqa: E402
 from diffusers.models.autoencoders import vae  # noqa: E402

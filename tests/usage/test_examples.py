@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
+pytestmark = pytest.mark.packages
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")

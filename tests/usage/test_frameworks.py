@@ -25,6 +25,8 @@ from torch.distributions import Normal, kl_divergence
 
 import vae_fused as vf
 
+pytestmark = pytest.mark.packages
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "frameworks.md"
 TEXT = PAGE.read_text()

@@ -229,6 +229,7 @@ def batch_inputs(in_dims, key):
 IN_DIMS = [d for d in itertools.product((None, 0, 1), repeat=6) if any(x is not None for x in d)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["batchmean", "none"])
 @pytest.mark.parametrize("key", [False, True])
 def test_every_combination_of_in_dims(key, reduction):

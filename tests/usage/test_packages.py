@@ -22,6 +22,8 @@ from torch.distributions import Normal, kl_divergence
 
 import vae_fused as vf
 
+pytestmark = pytest.mark.packages
+
 F64 = torch.float64
 
 

@@ -13,6 +13,7 @@ import torch
 import vae_fused as vf
 from vae_fused.compat.distributions import Normal
 
+pytestmark = pytest.mark.packages
 pyro = pytest.importorskip("pyro")
 from pyro import distributions, optim  # noqa: E402
 from pyro.distributions.torch_distribution import TorchDistributionMixin  # noqa: E402

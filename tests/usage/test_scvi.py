@@ -24,6 +24,8 @@ from scvi.distributions import (
     _negative_binomial as theirs,
 )
 
+pytestmark = pytest.mark.packages
+
 ORIGINAL_NB, ORIGINAL_ZINB = theirs.log_nb_positive, theirs.log_zinb_positive
 DTYPE = torch.float64
 

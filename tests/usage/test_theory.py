@@ -512,6 +512,7 @@ def test_the_page_names_tests_and_figures_that_exist() -> None:
     assert all((PAGE.parent / figure).stat().st_size < 60_000 for figure in figures)
 
 
+@pytest.mark.packages
 def test_the_script_draws_the_figures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = ROOT / "examples" / "theory_figures.py"
