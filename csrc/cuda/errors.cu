@@ -1,4 +1,4 @@
-// The errors of the runtime, for csrc/torch to report.
+// Error strings and classification for csrc/torch, which reports the errors.
 #include <cuda_runtime.h>
 
 #include "params/device.h"

@@ -1,4 +1,4 @@
-// The one way a kernel is launched. The emulated device of the tests replaces it.
+// The only function that launches kernels. The emulated device of the tests replaces it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,17 +8,17 @@
 
 namespace vae_fused::cuda {
 
-constexpr int kThreads = 256;  // of every block
+constexpr int kThreads = 256;  // threads of every block
 
-// Returns the error, which the caller reports, and clears it from the runtime, so that the next
-// call that asks for the last error does not find it again under its own name.
+// Returns the error, which the caller reports, and clears it from the runtime. Otherwise the next
+// call of cudaGetLastError would return it again and attribute it to unrelated work.
 inline cudaError_t reported(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
   return error;
 }
 
-// Returns the error of this launch alone. `cudaGetLastError` behind a launch would also return what
-// an unrelated call left there before, and `vae_fused` would be blamed for it.
+// Returns the error of this launch alone. `cudaGetLastError` after a launch would also return an
+// error that an unrelated earlier call left behind, and attribute it to `vae_fused`.
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream,
                    const std::common_type_t<Parameters>&... arguments) {

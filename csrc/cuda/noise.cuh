@@ -1,5 +1,4 @@
-// The noise of a step: the keys of Philox's rounds, and which block of the stream belongs to a
-// chunk.
+// The noise of a step: the keys of Philox's rounds, and the block of the stream for each chunk.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -8,7 +7,7 @@
 
 namespace vae_fused::cuda {
 
-// Stores the key that the call has used, for its backward. The launch's first thread does it.
+// Stores the key of the call for its backward. Only the first thread of the launch writes.
 __device__ __forceinline__ void write_key(const Key& key, uint64_t* out) {
   if (!out || blockIdx.x != 0 || threadIdx.x != 0) return;
   out[0] = key.seed;
@@ -16,14 +15,14 @@ __device__ __forceinline__ void write_key(const Key& key, uint64_t* out) {
 }
 
 // A position in the stream: the counter of the call's first block of noise, and the counter of the
-// tile's first block in two words.
+// tile's first block as two words.
 struct Counter {
   uint64_t offset;
   uint32_t low = 0, high = 0;
 
-  // Sets the tile's counter to block `first`. Returns whether the n blocks from there on have the
-  // high word of their counters in common. If so, a part of Philox's first two rounds is the same
-  // for all of them, and the compiler moves it in front of the loop.
+  // Sets the tile's counter to block `first`. Returns whether the counters of the n blocks from
+  // there on have the same high word. If so, a part of Philox's first two rounds is the same for
+  // all of them, and the compiler moves it in front of the loop.
   __device__ __forceinline__ bool try_share_high_word(uint64_t first, uint32_t n) {
     const uint64_t counter = offset + first;
     low = static_cast<uint32_t>(counter);
@@ -32,8 +31,8 @@ struct Counter {
   }
 };
 
-// Keys that stay in shared memory. Each is read where Philox needs it, so that none takes a
-// register for longer.
+// Keys that stay in shared memory. Philox reads each key right where it uses it, so that no key
+// occupies a register for longer.
 struct KeysInShared {
   SharedAddress<math::RoundKeys> keys;
 
@@ -50,7 +49,7 @@ struct Noise {
   Keys keys;
   Counter counter;
 
-  // Normals `index` to `index + C`: one block, or a single normal.
+  // Normals [index, index + C) of the stream: one block, or a single normal.
   template <typename S, int C>
   __device__ __forceinline__ void normals(uint64_t index, arithmetic_t<S> (&out)[C]) const {
     if constexpr (C == 1) {
@@ -60,7 +59,7 @@ struct Noise {
     }
   }
 
-  // The normals of block `block`, counted from the tile's first one. The high word is shared.
+  // The normals of a block, counted from the tile's first one, if all blocks share the high word.
   template <typename S, int C>
   __device__ __forceinline__ void normals_of_block(uint32_t block,
                                                    arithmetic_t<S> (&out)[C]) const {
@@ -68,9 +67,9 @@ struct Noise {
   }
 };
 
-// The stream of a call's key, as a block keeps it. `for_step` returns what a step draws from;
-// kOnce: the keys in shared memory are read once for the step, in front of everything else. Loops
-// with more branches read them one by one, because some architecture would spill them.
+// The stream of a call's key, as a block keeps it. `for_step` returns the Noise of a step. With
+// kOnce the step reads all keys from shared memory before everything else. Loops with more branches
+// read them one by one, because some architecture would spill them.
 template <KeySource kSource>
 class Stream : public Counter {
  public:
@@ -95,9 +94,9 @@ class Stream : public Counter {
     uint64_t offset;
   };
 
-  // Ten threads compute the keys and they alone wait for the key of the call. Even where the keys
-  // end up in registers they come through shared memory: were they sums that the compiler can
-  // follow, it would compute them again for each block of noise.
+  // Ten threads compute the keys, and only they load the key of the call. Keys that end up in
+  // registers go through shared memory as well. Otherwise the compiler would see that they are sums
+  // and recompute them for each block of noise.
   static __device__ __forceinline__ const Shared& share(const RngKey& key, uint64_t* out) {
     __shared__ Shared shared;
     if (threadIdx.x < math::kRounds) {
@@ -142,8 +141,8 @@ class Stream<KeySource::kSeed> : public Counter {
   math::Seed seed_;
 };
 
-// Prepares the stream for a tile whose steps are all whole. Its blocks of noise follow one another,
-// except in channels_last, where they may be any of the call's.
+// Prepares the stream for a tile whose steps are all whole. The blocks of noise of a tile are
+// consecutive, except in channels_last, where they may be any blocks of the call.
 template <typename S, Access kAccess>
 __device__ __forceinline__ bool try_share_high_word(const Space& space, const Tile& tile,
                                                     Counter& counter) {
@@ -155,7 +154,7 @@ __device__ __forceinline__ bool try_share_high_word(const Space& space, const Ti
                                      static_cast<uint32_t>(tile.n) / C);
 }
 
-// The normals of chunk b of a step, the first of which has the index `at`.
+// Draws the normals of chunk b of a step. `at` is the index of the step's first normal.
 template <typename S, Access kAccess, bool kFast, class Keys, bool kWhole, int C>
 __device__ __forceinline__ void draw(const Space& space, const Noise<Keys>& noise,
                                      const Span<kWhole>& span, int64_t at, int b,

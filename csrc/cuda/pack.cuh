@@ -1,5 +1,5 @@
-// A step's elements in registers, as memory has them, and the chunks of numbers that they are taken
-// apart into and put together from.
+// The elements of a step in registers, in their storage format, and their conversion from and to
+// chunks of numbers.
 #pragma once
 
 #include <cstring>
@@ -13,21 +13,21 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
   S s[N];
 };
 
-// Where a pack has element j of chunk b. A patch lies there as in memory.
+// The index in a pack of element j of chunk b. A pack holds a patch in the order of memory.
 template <typename S, Access kAccess>
 __device__ __forceinline__ constexpr int place_of(int b, int j) {
   return kAccess == Access::kChannelsLast ? j * kVector<S, kAccess> + b
                                           : b * kChunk<S, kAccess> + j;
 }
 
-// Whether 16-bit elements are taken from their pack by twos. Where a pack was put together from
-// single elements, it is better taken apart so.
+// Whether 16-bit elements are converted two at a time. Converting one at a time is better for a
+// pack that may have been assembled from single elements.
 template <typename S, Access kAccess, bool kWhole>
 constexpr bool kByTwos =
     sizeof(S) == 2 && (kAccess == Access::kLinear || kAccess == Access::kChannelsLast ||
                        (kAccess == Access::kStrided && kWhole));
 
-// Elements i and i + 1 of a pack, i even.
+// Elements i and i + 1 of a pack, where i is even.
 template <typename S, int N>
 __device__ __forceinline__ math::Pair<S> pair_of(const Pack<S, N>& pack, int i) {
   math::Pair<S> pairs[N / 2];
@@ -44,13 +44,13 @@ __device__ __forceinline__ void set_pair(Pack<S, N>& pack, int i, arithmetic_t<S
   std::memcpy(&pack, pairs, sizeof pairs);
 }
 
-// Chunk b of a pack.
+// Converts chunk b of a pack to numbers.
 template <Access kAccess, bool kWhole, int C, typename S, int N>
 __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
   if constexpr (!kByTwos<S, kAccess, kWhole>) {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[place_of<S, kAccess>(b, j)]);
-  } else if constexpr (kAccess == Access::kChannelsLast) {  // a word has elements of two chunks
+  } else if constexpr (kAccess == Access::kChannelsLast) {  // a word holds elements of two chunks
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
       arithmetic_t<S> both[2];
@@ -74,8 +74,8 @@ __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pa
   }
 }
 
-// A step's results, chunk after chunk. A patch's are narrowed when the other half of their words is
-// there.
+// Collects the results of a step chunk by chunk. In a patch of 16-bit elements, a word holds
+// elements of two chunks, so results are narrowed when the second of these chunks is set.
 template <typename S, Access kAccess>
 class Results {
   using T = arithmetic_t<S>;

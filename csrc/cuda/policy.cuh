@@ -1,5 +1,5 @@
-// How kernels access memory, and the form of a launch policy: what the table of a family holds for
-// each of its kernels (latent/policy.cuh, for example).
+// How kernels access memory, and the form of a launch policy. Each family has a table with a policy
+// for each of its kernels, for example in latent/policy.cuh.
 #pragma once
 
 #include <type_traits>
@@ -14,24 +14,24 @@ using math::arithmetic_t;
 
 // How a kernel reads and writes.
 enum class Access {
-  kLinear,   // every tensor there, contiguous and aligned; noise from the key
-  kStrided,  // vectors, too, wherever innermost runs consist of whole ones; tensors may be absent
-  kChannelsLast,  // channels_last: memory runs across the blocks of noise, see `try_channels_last`;
-                  // the same
-  kScalar,        // anything, an element at a time
+  kLinear,        // every tensor is present, contiguous and aligned; the noise comes from the key
+  kStrided,       // vectors, because innermost runs hold whole vectors; tensors may be absent
+  kChannelsLast,  // channels_last: memory is contiguous across the blocks of noise, see
+                  // `try_channels_last`; tensors may be absent
+  kScalar,        // any layout, one element at a time
 };
 
-// Elements of an access to memory: 16 bytes, or two channels of a channels_last tensor.
+// Elements of one memory access: 16 bytes, or two channels of a channels_last tensor.
 template <typename S, Access kAccess>
 constexpr int kVector = kAccess == Access::kScalar         ? 1
                         : kAccess == Access::kChannelsLast ? 2
                                                            : 16 / sizeof(S);
 
-// Elements that are computed at a time: a block of noise.
+// Elements that are computed together: a block of noise.
 template <typename S, Access kAccess>
 constexpr int kChunk = kAccess == Access::kScalar ? 1 : math::kNormalsPerBlock<arithmetic_t<S>>;
 
-// Elements of a step: those that a thread loads before it computes any of them.
+// Elements of a step. A thread loads all of them before it computes any.
 template <typename S, Access kAccess>
 constexpr int kStep =
     kVector<S, kAccess> * (kAccess == Access::kChannelsLast ? kChunk<S, kAccess> : 1);
@@ -40,31 +40,31 @@ constexpr int kStep =
 template <Access kAccess>
 constexpr bool kAlwaysWhole = kAccess == Access::kChannelsLast || kAccess == Access::kScalar;
 
-// The number of dimensions of the views that fast paths serve, for which they need no loop: the
-// outer and the inner dimension of chunks; images, groups of c pixels, channels, and c of
-// channels_last. Other accesses do not use it.
+// The number of dimensions of the views that fast paths serve without a loop over dimensions. A
+// chunked view has an outer and an inner dimension. A channels_last view has images, groups of c
+// pixels, channels, and the c pixels of a group. Other accesses do not use this number.
 template <Access kAccess>
 constexpr int kFastDims = kAccess == Access::kChannelsLast ? 4 : 2;
 
-// Whether kernels with vectors exist for elements of this type and options other than the default
-// ones. Elements of 8 bytes are coalesced as well as vectors are, and these kernels of double were
-// a fifth of the binary: with them sm_120 had 4.9 MB.
+// Whether kernels for general options have versions with vectors for elements of this type. Single
+// elements of 8 bytes are coalesced as well as vectors are, and the vector kernels of double were a
+// fifth of the binary: with them sm_120 had 4.9 MB.
 template <typename S>
 constexpr bool kGeneralHasVectors = sizeof(S) < 8;
 
 // Where the keys of Philox's ten rounds come from.
 enum class KeySource {
-  kSeed,       // added up from the seed for each block of noise: 18 additions for 4 floats
+  kSeed,       // computed from the seed for each block of noise: 18 additions for 4 floats
   kRegisters,  // kept in twenty registers
   kShared,     // read from shared memory in each step, by five 16-byte loads
 };
 
 struct LaunchPolicy {
-  // Blocks that an SM holds at least, of 256 threads. So 1 to 4 blocks leave a thread 255, 128, 80
-  // or 64 registers.
+  // The minimum number of blocks of 256 threads on an SM: 1, 2, 3 or 4 blocks leave a thread 255,
+  // 128, 80 or 64 registers.
   int min_blocks;
   KeySource keys = KeySource::kSeed;
-  // Whether calls and tiles that are common have a loop of their own, without run-time checks: see
+  // Whether common calls and tiles have a separate loop without run-time checks: see
   // `KernelChoice`.
   bool has_fast_path = false;
 };
@@ -82,13 +82,13 @@ struct Set {
   }
 };
 
-// The policy of some of a family's kernels, for elements of these numbers of bytes.
+// The policy of some of a family's kernels, for elements of these sizes in bytes.
 struct PolicyRow {
   Set kernels, bytes, accesses;
   LaunchPolicy policy;
 };
 
-// The row of a kernel. Each kernel that is instantiated has one: without it this does not compile.
+// Returns the policy of a kernel. A kernel that is instantiated without a row does not compile.
 template <typename Kernel, size_t N>
 constexpr LaunchPolicy find_policy(const PolicyRow (&table)[N], Kernel kernel, int bytes,
                                    Access access) {

@@ -11,7 +11,7 @@
 
 namespace vae_fused::cuda {
 
-// Stores 16 bytes at once. Written as an assignment, nvcc merges the store of a whole vector with
+// Stores 16 bytes at once. If this is an assignment, nvcc merges the store of a whole vector with
 // the elementwise store of a partial vector beside it, and up to sm_90 splits both into words.
 __device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {
 #if defined(VAE_FUSED_EMULATOR)
@@ -23,7 +23,7 @@ __device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {
 #endif
 }
 
-// The address of an object in shared memory that no longer changes when it is read.
+// The address of an object in shared memory that is complete before the first read.
 template <typename T>
 class SharedAddress {
  public:
@@ -36,8 +36,9 @@ class SharedAddress {
       : address_(static_cast<uint32_t>(__cvta_generic_to_shared(object))) {}
 #endif
 
-  // All of it, 16 bytes at a time, in this place and every time. Without `volatile` the compiler
-  // would read it once, in front of the loop, and keep it in registers.
+  // Reads the whole object, 16 bytes at a time. `volatile` makes each call read it again at this
+  // place. Without it the compiler would read it once in front of the loop and keep it in
+  // registers.
   __device__ __forceinline__ T read() const {
     constexpr int kVectors = sizeof(T) / sizeof(uint4);
     static_assert(sizeof(T) % sizeof(uint4) == 0);
@@ -58,8 +59,8 @@ class SharedAddress {
     return object;
   }
 
-  // Its word i, wherever the compiler likes. The host never calls it, but the functions that do are
-  // compiled for both sides.
+  // Reads word i, at a place that the compiler chooses. The host never calls this function, but its
+  // callers are compiled for host and device.
   __host__ __device__ __forceinline__ uint32_t word(uint32_t i) const {
 #if defined(VAE_FUSED_EMULATOR)
     return *reinterpret_cast<const uint32_t*>(address_ + i * 4);
@@ -78,11 +79,10 @@ class SharedAddress {
 #endif
 };
 
-// Adds 1 to a counter that wraps to 0 beyond `last`, and returns its previous value. Writes that
-// precede this call, in this thread or across a barrier, are visible to the threads that count
-// later, and to every thread that meets one of these at a barrier. A fence on either side of
-// atomicInc has the same effect, but compiles to two MEMBAR and two CCTL.IVALL instead of one of
-// each.
+// Adds 1 to a counter that wraps to 0 after `last`, and returns its previous value. Writes that
+// precede this call, in this thread or before a barrier, are visible to the threads that count
+// later and to every thread that then passes a barrier with one of those. A fence on either side of
+// atomicInc has the same effect, but compiles to two MEMBAR and two CCTL.IVALL instead of one each.
 __device__ __forceinline__ unsigned int count_in_order(unsigned int* counter, unsigned int last) {
 #if defined(VAE_FUSED_EMULATOR)
   __threadfence();

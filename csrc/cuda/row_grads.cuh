@@ -1,5 +1,5 @@
-// Kernels that read the gradients of row sums: a block computes a tile. The elements of a row have
-// one gradient in common.
+// Kernels that read the gradients of row sums. A block computes a tile, and the elements of a row
+// share one gradient.
 #pragma once
 
 #include "cuda/steps.cuh"
@@ -9,9 +9,9 @@ namespace vae_fused::cuda {
 
 // Where the gradient of an element comes from.
 enum class GradSource {
-  kNone,      // the sums were not used
-  kOne,       // the same for the whole tile
-  kElements,  // a row is an element
+  kNone,      // the sums have no gradient
+  kOne,       // one gradient for the whole tile
+  kElements,  // a row is one element
   kInTile,    // a tile holds whole rows
 };
 
@@ -21,7 +21,7 @@ inline GradSource grad_source_of(const Space& space, const RowGrads& grads) {
   return space.cols == 1 ? GradSource::kElements : GradSource::kInTile;
 }
 
-// The gradient that all elements of the tile share, if `source` is GradSource::kOne.
+// Returns the gradient that all elements of the tile share if `source` is GradSource::kOne, or 0.
 template <typename T>
 __device__ __forceinline__ T grad_of_tile(const RowGrads& grads, const GradSource& source,
                                           const Tile& tile) {
@@ -29,7 +29,7 @@ __device__ __forceinline__ T grad_of_tile(const RowGrads& grads, const GradSourc
   return static_cast<T>(grads.scale) * static_cast<const T*>(grads.data)[tile.row * grads.stride];
 }
 
-// Gives the gradients of elements. R is a GradSource or a constant one.
+// Reads the gradients of elements. R is GradSource or a Constant of it.
 template <typename T, class R>
 class RowGradSource {
  public:
@@ -40,7 +40,7 @@ class RowGradSource {
 
   __device__ __forceinline__ bool is_present() const { return source_ != GradSource::kNone; }
 
-  // The gradients of the chunk at `part`.
+  // Reads the gradients of the chunk at `part`.
   template <int C, bool kWhole>
   __device__ __forceinline__ void get(const Span<kWhole>& part, T (&out)[C]) const {
     const T* const grads = static_cast<const T*>(grads_.data);
@@ -53,7 +53,7 @@ class RowGradSource {
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) out[j] = scale * pack.s[j];
     } else if (source_ == GradSource::kInTile) {
-      // The tile's first row, from what needs no register.
+      // The tile's first row is computed from blockIdx and a parameter, which occupy no register.
       const T* const of_rows = grads + blockIdx.x * space_.rows_per_tile;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
@@ -63,7 +63,7 @@ class RowGradSource {
     }
   }
 
-  // Likewise, of a sample with sums of its own.
+  // The same for a sample, where each sample has row sums of its own.
   template <int C, bool kWhole>
   __device__ __forceinline__ void get_of_sample(const Span<kWhole>& part, int64_t sample,
                                                 T (&out)[C]) const {
@@ -84,8 +84,8 @@ class RowGradSource {
   T of_tile_;
 };
 
-// The body of a kernel that computes a tile. `has_fast_path`: of the call, see KernelChoice.
-// Without kServesRows the kernel is not launched for rows within a tile.
+// The body of a kernel that computes a tile. `has_fast_path` is that of KernelChoice. A kernel
+// without kServesRows is launched only for calls whose tiles have one gradient each.
 template <typename S, Access kAccess, bool kHasFast, bool kServesRows, class Call>
 __device__ __forceinline__ void run_tile(Call& call, const Space& space, const Tile& tile,
                                          const RowGrads& grads, const GradSource& source,

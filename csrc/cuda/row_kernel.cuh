@@ -1,5 +1,5 @@
-// Kernels with row sums: a block goes through one or more tiles, whose values it sums over rows,
-// and the last block of a launch combines the sums of tiles.
+// Kernels with row sums. A block computes one or more tiles and sums their values over rows. The
+// last block of the launch combines the sums of the tiles.
 #pragma once
 
 #include "cuda/row_sums.cuh"
@@ -9,15 +9,15 @@
 
 namespace vae_fused::cuda {
 
-// What becomes of the values of a row.
+// How the values of a row are summed.
 enum class RowDisposition {
   kNone,     // no sums are needed
-  kDirect,   // a chunk holds whole rows: their sums are written at once
+  kDirect,   // a chunk holds whole rows, whose sums are written at once
   kStaged,   // a tile holds whole rows: see row_sums.cuh
-  kOfTiles,  // a row consists of tiles
+  kOfTiles,  // a row consists of whole tiles
 };
 
-// Takes the values of elements. R is a RowDisposition or a constant one.
+// Sums the values of elements over rows. R is RowDisposition or a Constant of it.
 template <typename S, Access kAccess, class R>
 class RowSink {
   using T = arithmetic_t<S>;
@@ -30,10 +30,10 @@ class RowSink {
 
   __device__ __forceinline__ bool is_present() const { return rows_ != RowDisposition::kNone; }
 
-  // Chunk b of a step, the step at `span`.
+  // Adds the values of chunk b of the step at `span`.
   template <bool kWhole>
   __device__ __forceinline__ void add(const Span<kWhole>& span, int b, const Pack<T, C>& values) {
-    if (rows_ == RowDisposition::kOfTiles) {  // the usual ones first
+    if (rows_ == RowDisposition::kOfTiles) {  // the most common one first
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) of_step_ = b + j ? of_step_ + values.s[j] : values.s[j];
     } else if (rows_ == RowDisposition::kStaged) {
@@ -49,7 +49,7 @@ class RowSink {
     of_step_ = 0;
   }
 
-  // The thread's sum of RowDisposition::kOfTiles.
+  // The thread's sum, for RowDisposition::kOfTiles.
   __device__ __forceinline__ double sum() const { return sum_; }
 
  private:
@@ -61,8 +61,8 @@ class RowSink {
   double sum_ = 0;
 };
 
-// Rows of several tiles: their partial sums, in order. With few rows the whole block works on each.
-// Otherwise a row gets as many lanes as it can use.
+// Combines the partial sums of rows of several tiles, in order. With few rows the whole block works
+// on each. Otherwise a row gets as many lanes as it can use.
 template <typename T>
 __device__ void combine(const Space& space, const RowSums& sums) {
   const int64_t per_row = space.tiles_per_row;
@@ -87,12 +87,12 @@ __global__ void __launch_bounds__(kThreads)
   combine<T>(space, sums);
 }
 
-// What a block needs to know of its launch, see `plan_rows`.
+// How a launch sums rows, see `plan_rows`.
 struct RowPlan {
   RowDisposition rows = RowDisposition::kNone;
   int64_t blocks = 0;
-  bool combines = false;   // partial sums have to be combined,
-  int ticket = kNoTicket;  // by the last block of the launch, or by another kernel
+  bool combines = false;   // whether partial sums have to be combined
+  int ticket = kNoTicket;  // with a ticket the last block combines them, else a second launch does
 };
 
 template <typename S, Access kAccess>
@@ -101,7 +101,7 @@ union RowShared {
   double sums[kTilesOfBlock][kThreads];
 };
 
-// The body of a kernel with row sums. `has_fast_path`: of the call, see KernelChoice.
+// The body of a kernel with row sums. `has_fast_path` is that of KernelChoice.
 template <typename S, Access kAccess, bool kHasFast, class Call>
 __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const RowSums& sums,
                                           const RowDisposition& rows, const bool& has_fast_path,
@@ -114,7 +114,7 @@ __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const 
     return RowSink<S, kAccess, decltype(disposition)>(space, sums, disposition, &shared.staged);
   };
   const int log_width = log_lanes((space.cols + C - 1) / C);
-  int done = 0;  // tiles of this block
+  int done = 0;  // tiles that this block has computed
   for (int64_t t = blockIdx.x; t < space.tiles; t += gridDim.x, ++done) {
     const Tile tile = tile_of(space, t);
     double sum = 0;
@@ -147,7 +147,7 @@ __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const 
   }
   if (rows != RowDisposition::kOfTiles) return;
   __syncthreads();
-  const int warp = threadIdx.x / 32;  // adds up the sums of a tile
+  const int warp = threadIdx.x / 32;  // each warp adds up the sums of one tile
   if (warp < done) {
     const double sum = sum_by_warp(shared.sums[warp]);
     const int64_t t = blockIdx.x + int64_t{warp} * gridDim.x;
@@ -162,24 +162,25 @@ __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const 
   if (ticket != kNoTicket && last_block(ticket)) combine<T>(space, sums);
 }
 
-// Call before `merge_tiles`, which may merge a long row into one tile. `chunk`: that of the kernel.
+// Call before `merge_tiles`, which may merge a long row into one tile. `chunk` is the number of
+// elements of a chunk of the kernel.
 inline RowDisposition disposition_of(const Space& space, const RowSums& sums, int chunk) {
   if (!sums.data) return RowDisposition::kNone;
   if (chunk % space.cols == 0) return RowDisposition::kDirect;
   return space.tiles_per_row == 1 ? RowDisposition::kStaged : RowDisposition::kOfTiles;
 }
 
-// How many tiles a block goes through, one after the other. Where rows consist of tiles it has two
-// or more, down to half of the blocks that fill any GPU: the end of a block, with its barriers and
-// its ticket, takes as long as two or three steps of 16-bit elements, and a tile has four of these
-// at 2^24 elements.
+// Returns how many tiles a block computes one after the other. If rows consist of tiles, a block
+// gets up to four, as long as half of the blocks that fill any GPU remain. The end of a block, with
+// its barriers and its ticket, takes as long as two or three steps of 16-bit elements, and a tile
+// has only four such steps in a call of 2^24 elements.
 inline int64_t tiles_of_block(RowDisposition rows, int64_t tiles) {
   if (rows == RowDisposition::kStaged) return tiles_to_merge(tiles);
   if (rows != RowDisposition::kOfTiles) return 1;
   return std::clamp<int64_t>(2 * tiles / VAE_FUSED_ENOUGH_BLOCKS, 1, kTilesOfBlock);
 }
 
-// Merges tiles and divides them among blocks. `chunk`: the elements of a chunk of the kernel.
+// Merges tiles and divides them among blocks. `chunk` is the number of elements of a chunk.
 inline cudaError_t plan_rows(Space& space, const RowSums& sums, int chunk, cudaStream_t stream,
                              RowPlan& plan) {
   plan.rows = disposition_of(space, sums, chunk);
@@ -193,7 +194,7 @@ inline cudaError_t plan_rows(Space& space, const RowSums& sums, int chunk, cudaS
   return plan.combines ? ticket_slot(stream, &plan.ticket) : cudaSuccess;
 }
 
-// Combines partial sums, if the launch itself could not.
+// Combines partial sums in a second launch if the first one had no ticket.
 template <typename T>
 cudaError_t combine_rest(const RowPlan& plan, const Space& space, const RowSums& sums,
                          cudaStream_t stream) {

@@ -1,8 +1,9 @@
-// Whole rows of a tile: sums of its chunks, staged in shared memory, are added up row by row.
+// Sums of the whole rows of a tile: the sums of its chunks are staged in shared memory and added up
+// row by row.
 //
-// A chunk of C elements has parts of two rows at most, of the row in which it begins, its head, and
-// of the next, its tail: that is so of rows from C - 1 columns on. Rows that C is a multiple of are
-// whole in a chunk, and not staged (`store_rows`).
+// A chunk of C elements holds parts of at most two rows if rows have at least C - 1 columns: its
+// head belongs to the row in which it begins, its tail to the next row. If C is a multiple of the
+// number of columns, a chunk holds whole rows, which are not staged (`store_rows`).
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -15,9 +16,9 @@ __host__ __device__ __forceinline__ bool has_tails(const Space& space, int chunk
   return static_cast<uint32_t>(space.cols) % chunk != 0;
 }
 
-// Tiles of the space whose sums are staged at a time: in 8 KB, of double in 16, half of it for
-// tails where there are any. With 8 KB more, an SM of 64 KB would have three blocks instead of
-// four.
+// The number of tiles of the space whose sums are staged together. They take 8 KB, or 16 KB in
+// double, half of it for tails if there are any. With 8 KB more, an SM with 64 KB would hold three
+// blocks instead of four.
 inline int64_t staged_tiles(const Space& space, int chunk) {
   return has_tails(space, chunk) ? chunk / 2 : chunk;
 }
@@ -26,21 +27,22 @@ template <typename S, Access kAccess>
 struct Staged {
   using T = arithmetic_t<S>;
   static constexpr int C = kChunk<S, kAccess>;
-  // Of C tiles, or C / 2 and their tails. A tile may begin and end within a step.
+  // The sums of C tiles, or of C / 2 tiles with their tails, fit into twice this number. Two more
+  // steps are needed because a tile may begin and end within a step.
   static constexpr int kTails = (kTile * C / 2 + 2 * kStep<S, kAccess>) / C;
 
   T heads[2 * kTails];
 
-  // A row of patches consists of whole ones.
+  // A row of a channels_last space consists of whole patches and has no tails.
   static __device__ __forceinline__ bool has_tails(const Space& space) {
     return kAccess != Access::kChannelsLast && cuda::has_tails(space, C);
   }
 
-  // The chunk at `part`.
+  // Stages the sums of the chunk at `part`.
   template <bool kWhole>
   __device__ __forceinline__ void stage(const Space& space, const Span<kWhole>& part,
                                         const Pack<T, C>& kl) {
-    int of_row = C;  // elements of the row in which the chunk begins
+    int of_row = C;  // elements that belong to the row in which the chunk begins
     if (has_tails(space)) {
       const int at = part.in_tile(), cols = static_cast<int>(space.cols);
       of_row = at < 0 ? -at : (static_cast<int>(row_in_tile(space, at)) + 1) * cols - at;
@@ -55,10 +57,10 @@ struct Staged {
     if (has_tails(space)) heads[kTails + part.slot / C] = tail;
   }
 
-  // Writes scale times the sum of each row, of which 2^log_width lanes add up the chunks.
+  // Writes scale times the sum of each row. 2^log_width lanes add up the chunks of a row.
   __device__ __forceinline__ void sum_rows(const Space& space, const Tile& tile, int log_width,
                                            double scale, T* out) const {
-    constexpr uint32_t kRun = 4;  // a lane's sums before they go on in double
+    constexpr uint32_t kRun = 4;  // sums that a lane adds in their own type, before double
     const auto cols = static_cast<uint32_t>(space.cols), rows = static_cast<uint32_t>(tile.rows);
     const uint32_t begin = tile.begin & (kStep<S, kAccess> - 1), width = 1u << log_width;
     const uint32_t lane = threadIdx.x & (width - 1);
@@ -73,7 +75,8 @@ struct Staged {
         }
         for (uint32_t at = (from + C - 1) / C + lane; at < end; at += kRun * width) {
           T run = 0;
-          // Every load is one: where it may be none, nvcc finds the shared memory anew for it.
+          // The loads are unconditional, because for a conditional load nvcc recomputes the address
+          // of the shared memory.
           VAE_FUSED_UNROLL
           for (uint32_t j = 0; j < kRun; ++j) {
             const uint32_t i = at + j * width;
@@ -89,7 +92,7 @@ struct Staged {
   }
 };
 
-// Writes scale times the rows of a chunk of C elements, of 1, 2 or C columns.
+// Writes scale times the sums of the rows in a chunk of C elements. Rows have 1, 2 or C columns.
 template <typename T, int C, bool kWhole>
 __device__ __forceinline__ void store_rows(const Space& space, T* out, T scale,
                                            const Span<kWhole>& part, Pack<T, C> kl) {

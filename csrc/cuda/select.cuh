@@ -1,5 +1,6 @@
-// How a call's tensors are accessed, and which kernel does it: decided on the host, for all tensors
-// of a call at once, so that no thread ever looks at a layout or an alignment.
+// Selects on the host how a call's tensors are accessed and which kernel serves the call. The
+// choice covers all tensors of a call at once, so that no thread ever checks a layout or an
+// alignment.
 #pragma once
 
 #include <algorithm>
@@ -35,13 +36,13 @@ inline bool aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % std::min<int64_t>(bytes, 16) == 0;
 }
 
-// channels_last: what is contiguous in memory (the channels, i) is not what is contiguous in the
-// noise (the pixels, m). Then the flat order becomes (..., m / c, i, c) for noise in blocks of c: a
-// step is a patch of v = 2 channels by c pixels, which takes c small vectors from memory and two
-// whole blocks of noise. Larger vectors would leave most threads of a tile without a step, and
-// exclude 16-bit latents of 4 channels. A single image is given the dimension of images that it
-// lacks. False, and nothing is changed, if the tensors are not like that, or if the order of kept
-// dimensions, which is that of the KL's rows, would change.
+// Prepares a channels_last call. Its channels (dimension i) are contiguous in memory, but its
+// pixels (dimension m) are contiguous in the noise. For noise in blocks of c, the new flat order is
+// (..., m / c, i, c). A step is then a patch of v = 2 channels by c pixels, which takes c small
+// vectors from memory and two whole blocks of noise. Larger vectors would leave most threads of a
+// tile without a step, and exclude 16-bit latents of 4 channels. A single image gets an outer
+// dimension of size 1. Returns false and changes nothing if the tensors have another layout, or if
+// the order of the kept dimensions, which is that of the KL's rows, would change.
 inline bool try_channels_last(Space& space, const std::vector<OperandRef>& operands, bool rows,
                               int v, int c) {
   const auto broadcasts_inner = [](const OperandRef& l, int d) {
@@ -95,32 +96,33 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
   return true;
 }
 
-// Elements that two neighbouring threads have of latents of four channels: 4 whole pixels.
+// Elements that two neighbouring threads hold of latents with four channels: 4 whole pixels.
 constexpr int kOfTwoThreads = 16;
 
 // The kernel that serves a call.
 struct KernelChoice {
   Access access;
-  // Whether it is the one for default options, which expects every tensor to vary along vectors.
+  // Whether this is the kernel for default options, in which no tensor is broadcast along vectors.
   bool is_default;
-  // Whether the call may take that kernel's fast path: every tensor is present, and views have the
-  // usual dimensions.
+  // Whether the call may take the fast path of that kernel: every tensor is present, and views have
+  // kFastDims dimensions.
   bool has_fast_path;
 };
 
-// What the choice depends on, beside the tensors' layouts.
+// The inputs of the choice beside the tensors' layouts.
 struct CallShape {
   bool is_default = false;       // has default options
   bool rows = false;             // has a value for each row
-  bool rows_misaligned = false;  // which are elements, and not aligned as vectors
+  bool rows_misaligned = false;  // rows are single elements whose values are not aligned to vectors
   bool complete = false;         // has every tensor that a fast path reads or writes
-  bool key_noise = false;        // draws noise
+  bool key_noise = false;        // draws noise from a key
   bool patches = true;           // has kernels for patches
   int64_t samples = 1;
 };
 
-// `operands` are those that are present. May rewrite the space and the operands' strides, see
-// `try_channels_last`, and sets `Space::pixel_pairs` if `store_pixels` can store patches.
+// `operands` are the operands that are present. The function may rewrite the space and the
+// operands' strides, see `try_channels_last`. It sets `Space::pixel_pairs` if `store_pixels` can
+// store patches.
 template <typename S>
 KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands,
                            const CallShape& call) {
@@ -148,7 +150,8 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
                            !all([](const OperandRef& l) { return !l.step || *l.step % v == 0; }))) {
     return scalar;
   }
-  // Where all is linear there is one dimension, which need not consist of whole vectors.
+  // If all tensors are contiguous, the space has one dimension, whose size need not be a multiple
+  // of v.
   const auto vectors = [&](const int64_t* stride, bool linear) {
     return space.ndim == 1 ? linear : whole_runs(space, stride, v);
   };
@@ -175,8 +178,8 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
                             return l.operand->stride[space.ndim - 2] == 1;
                           });
   const bool usual = is_default && call.complete && space.ndim == kFastDims<Access::kChannelsLast>;
-  // The four channels of a pixel are in two threads; tiles begin with the first, and end with
-  // warps.
+  // Two threads hold the four channels of a pixel. Tiles have to begin with the first of the two
+  // and to end where a warp ends.
   constexpr int warp = 32 * kStep<S, Access::kChannelsLast>;
   space.pixel_pairs = usual && sizeof(S) == 2 && space.size[2] == 4 && space.cols % warp == 0 &&
                       all([&](const OperandRef& l) {
@@ -187,24 +190,26 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
   return {Access::kChannelsLast, is_default, usual};
 }
 
-// Kernels find noise in one place: where eps is given, its offsets are those of the noise. To be
-// called after `select_kernel`, which reads both.
+// Kernels have one slot for the offsets of the noise, so an explicit eps puts its strides there.
+// Call it after `select_kernel`, which reads both.
 inline void take_noise_from(Space& space, const Operand& eps) {
   if (eps.data) std::copy_n(eps.stride, kMaxDims, space.noise_stride);
 }
 
-#if !defined(VAE_FUSED_ENOUGH_BLOCKS)  // tests set it to a handful
+// The number of blocks that fills any GPU. Tests set it to a handful.
+#if !defined(VAE_FUSED_ENOUGH_BLOCKS)
 #define VAE_FUSED_ENOUGH_BLOCKS 2048
 #endif
 
-// How many of a call's tiles become one larger tile. More than enough tiles to fill any GPU are
-// merged, because a block executes some 130 instructions a thread beside its elements, 16 an
-// element if a thread has 8. The number follows from that of the tiles alone.
+// Returns how many of a call's tiles become one larger tile. A call with more tiles than fill any
+// GPU merges them, because a block executes about 130 instructions per thread that do not depend on
+// its elements: 16 per element if a thread has 8. The result depends on the number of tiles alone.
 inline int64_t tiles_to_merge(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
 
-// Merges them. The order of summation within a row is the same for any number of tiles that consist
-// of whole rows; `most` bounds these where their sums are staged in shared memory.
-inline void merge_tiles(Space& space, int64_t most = 512) {  // row_in_tile is exact up to 1024
+// Merges tiles. If tiles consist of whole rows, merging does not change the order of summation
+// within a row. `most` then bounds the number of tiles that become one, for sums that are staged in
+// shared memory. The default is safe because row_in_tile is exact for up to 1024 merged tiles.
+inline void merge_tiles(Space& space, int64_t most = 512) {
   const int64_t wanted = tiles_to_merge(space.tiles);
   if (space.tiles_per_row > 1) {
     const int64_t merged = std::min(wanted, space.tiles_per_row);
@@ -218,7 +223,7 @@ inline void merge_tiles(Space& space, int64_t most = 512) {  // row_in_tile is e
   }
 }
 
-// Calls visit(S{}) with the type that the tensors of a call are stored as.
+// Calls visit(S{}), where S is the storage type of the call's tensors.
 template <typename Visit>
 cudaError_t with_storage(DType dtype, const Visit& visit) {
   switch (dtype) {
@@ -233,7 +238,7 @@ cudaError_t with_storage(DType dtype, const Visit& visit) {
   }
 }
 
-// Calls launch(access, is_default) with the constants that the chosen kernel is instantiated for.
+// Calls launch(access, is_default) with the constants of the chosen kernel's instance.
 template <typename S, typename Launch>
 cudaError_t with_kernel(const KernelChoice& choice, const Launch& launch) {
   constexpr std::integral_constant<Access, Access::kLinear> linear;

@@ -1,10 +1,10 @@
-// The shape of every kernel: blocks go through tiles, threads through the steps of a tile. A family
-// defines a call, which holds what the threads of a block share, and its step:
+// The structure of every kernel: blocks iterate over tiles, threads over the steps of a tile. A
+// family defines a call, which holds the state that the threads of a block share, and its step:
 //
 //   class Call {
 //     template <bool kFast>
 //     using Step = ...;
-//     // Whether the fast path can compute a tile of whole steps. May prepare the call for it.
+//     // Returns whether the fast path can compute a tile of whole steps. May prepare the call.
 //     bool try_fast_tile(const Tile&);
 //   };
 //   class Step {
@@ -12,16 +12,16 @@
 //     void finish(const Call&, const Span&, Rows&);      // computes and stores
 //   };
 //
-// A step decides what the values of its elements are. Rows takes them to sum them over rows, see
-// RowSink in row_kernel.cuh, or gives it the gradients of such sums, see RowGradSource in
-// row_grads.cuh. A step keeps no reference to its call, or nvcc would take more registers.
+// A step computes the values of its elements. Rows is either a RowSink (row_kernel.cuh), which sums
+// these values over rows, or a RowGradSource (row_grads.cuh), which returns the gradients of such
+// sums. A step keeps no reference to its call, because nvcc would take more registers for it.
 #pragma once
 
 #include "cuda/tile.cuh"
 
 namespace vae_fused::cuda {
 
-// The steps of the calling thread in a tile, from `span` on.
+// Runs the steps of the calling thread in a tile, from `span` on.
 template <typename S, Access kAccess, bool kFast, class Call, bool kWhole, class Rows>
 __device__ __forceinline__ void run_steps(const Call& call, Span<kWhole> span, Rows& rows) {
   for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {

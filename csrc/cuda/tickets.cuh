@@ -1,18 +1,18 @@
-// Tickets: how the blocks of one launch find out which of them finishes last.
+// Tickets determine which block of a launch finishes last.
 //
-// Each launch that needs one counts on a slot of a device array. The counter wraps back to 0 when
-// the last block has taken its ticket, so a slot is ready for the next launch that uses it. What
-// must never happen is two launches counting on one slot at the same time:
+// Each launch that needs one counts in a slot of a device array. The counter wraps back to 0 when
+// the last block has taken its ticket, so the slot is ready for the next launch. Two launches must
+// never count in one slot at the same time:
 //
-//   * launches on one stream are ordered, so a stream may keep its slot: eager mode, one slot for
-//     each stream, found by the stream's id, which is unique for the life of the process (its
-//     handle is not);
-//   * a captured launch is replayed on any stream, at any time: a slot of its own, never reused.
-//     (Two instantiations of one captured graph must not run at the same time.)
+//   * Launches on one stream are ordered, so in eager mode each stream keeps one slot. The slot is
+//     found by the id of the stream, which is unique for the life of the process. The handle of a
+//     stream is not.
+//   * A captured launch can be replayed on any stream at any time, so it has a slot of its own,
+//     which is never reused. Two instantiations of one captured graph must not run concurrently.
 //
-// The array is static and zeroed when the module loads: a counter that is allocated or zeroed by a
-// framework lives outside the graph that uses it, and that is how others' went wrong. When the
-// slots are used up the caller launches a second kernel instead.
+// The array is static and is zeroed when the module loads. A counter that a framework allocates or
+// zeroes lives outside the graph that uses it, which has led to errors in other libraries. When all
+// slots are used up, the caller launches a second kernel instead.
 #pragma once
 
 #include <atomic>
@@ -30,8 +30,8 @@ constexpr int kNoTicket = -1;
 
 static __device__ unsigned int ticket_counters[kStreamSlots + kCaptureSlots];
 
-// Whether the calling block is the last of the grid; the same answer in all its threads. What the
-// other blocks wrote before they called is then visible through __ldcg.
+// Returns in all threads whether the calling block is the last of the grid. If so, all writes of
+// the other blocks before their calls are visible through __ldcg.
 __device__ __forceinline__ bool last_block(int slot) {
   __shared__ bool last;
   __syncthreads();
@@ -42,7 +42,7 @@ __device__ __forceinline__ bool last_block(int slot) {
   return last;
 }
 
-// The slot of a launch on `stream`; kNoTicket when there is none left.
+// Sets `slot` to the slot of a launch on `stream`, or to kNoTicket if none is left.
 inline cudaError_t ticket_slot(cudaStream_t stream, int* slot) {
   static std::atomic<int> captured{0};
   static std::mutex mutex;

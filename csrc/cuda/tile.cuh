@@ -1,7 +1,7 @@
-// From a tile to a thread's steps: N neighbouring elements in registers.
+// Divides a tile into the steps of its threads: N neighbouring elements in registers.
 //
-// Memory is accessed in vectors of 16 bytes (4 float, 2 double, 8 of 16 bits), of two elements in
-// patches, or in single elements.
+// Steps access memory in vectors of 16 bytes (4 floats, 2 doubles or 8 elements of 16 bits), in
+// vectors of two elements for patches, or one element at a time.
 #pragma once
 
 #include <cstring>
@@ -11,8 +11,9 @@
 
 namespace vae_fused::cuda {
 
-// The step of elements [e, e + N), e a multiple of N. Slots count from the step in which the tile
-// begins: the step's is `slot`, the tile has [begin, end).
+// The step of elements [e, e + N), where e is a multiple of N. Slots count elements from the start
+// of the step in which the tile begins. The step starts at `slot`, and the tile has the slots
+// [begin, end).
 template <bool kWhole = false>
 struct Span {
   int64_t first;  // the element that begins slot 0
@@ -23,13 +24,13 @@ struct Span {
   __device__ __forceinline__ bool whole(int v) const { return slot >= begin && slot + v <= end; }
   __device__ __forceinline__ bool has(int j) const { return slot + j >= begin && slot + j < end; }
   __device__ __forceinline__ Span operator+(int j) const { return {first, slot + j, begin, end}; }
-  // Of groups of k elements, if a tile consists of whole ones.
+  // The same in units of k elements, for a tile that consists of whole groups of k.
   __device__ __forceinline__ Span operator/(int k) const {
     return {first / k, slot / k, begin / k, end / k};
   }
 };
 
-// The same in a tile of whole steps, kWhole: there is nothing to ask.
+// The same in a tile of whole steps, which needs no bounds checks.
 template <>
 struct Span<true> {
   int64_t first;
@@ -43,7 +44,8 @@ struct Span<true> {
   __device__ __forceinline__ Span operator/(int k) const { return {first / k, slot / k, end / k}; }
 };
 
-// Tile t of a call. Rows that consist of tiles have some 4000 of them at most (`merge_tiles`).
+// Tile t of a call. If rows consist of tiles, a call has about 4000 of them at most
+// (`merge_tiles`), so that 32 bits are enough.
 __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
   if (space.tiles_per_row == 1) return tile_of_rows(space, t);
   const uint32_t block = static_cast<uint32_t>(t);
@@ -51,7 +53,8 @@ __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
   return tile_of_row(space, row, block - row * static_cast<uint32_t>(space.tiles_per_row));
 }
 
-// A constant as a type. The conversion of std::integral_constant is a host function.
+// A constant as a type. The conversion of std::integral_constant cannot be used, because it is a
+// host function.
 template <auto kValue>
 struct Constant {
   __device__ __forceinline__ constexpr operator decltype(kValue)() const { return kValue; }
@@ -62,7 +65,7 @@ __device__ __forceinline__ bool is_whole(const Tile& tile) {
   return ((tile.begin | tile.n) & (N - 1)) == 0;
 }
 
-// The first of the calling thread's steps in a tile; `kThreads * N` further on is the next.
+// The first step of the calling thread in a tile. Its next step is `kThreads * N` elements later.
 template <int N, bool kWhole = false>
 __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
   if constexpr (kWhole) {
@@ -73,9 +76,10 @@ __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
   }
 }
 
-// Where a step begins in a tensor. In a linear tile of whole ones: what all threads have in common,
-// and 32 bits of a thread's own, instead of a 64-bit offset for each tensor. They are bytes: a tile
-// of 2^30 elements would be one of 2^41 (`merge_tiles`).
+// The address of a step in a tensor. In a contiguous tile of whole steps it is a base that all
+// threads share plus 32 bits of the thread's own, instead of a 64-bit offset for each tensor. The
+// 32 bits count bytes. They suffice, because only a call of 2^41 elements has tiles of 2^30
+// elements (`merge_tiles`).
 template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWhole>& span) {
   if constexpr (kAccess == Access::kLinear && kWhole) {
@@ -86,8 +90,9 @@ __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWh
   }
 }
 
-// The offsets of an element in N tensors, by arithmetic of type I: `rest` is its number, then what
-// is left of that in the dimensions not yet gone along.
+// Computes the offsets of an element in N tensors, with integers of type I. `rest` is first the
+// flat index of the element, then its quotient, the index in the dimensions that are still to be
+// visited.
 template <typename I, int N>
 struct Offsets {
   I rest, sums[N] = {};
@@ -104,17 +109,17 @@ struct Offsets {
   }
 };
 
-// The offsets of the step at element e. Views that vectors serve have offsets below 2^31
-// (`select_kernel`), for which a dimension costs some 20 instructions of a step, and 45 by 64 bits,
-// as single elements may need. One dimension costs none. The first element of a patch has
-// coordinate 0 in the last dimension, which is left out. The dimensions of the usual views are
-// unrolled, which takes a third of a loop's instructions.
+// Computes the offsets of the step at element e. Views that are accessed in vectors have offsets
+// below 2^31 (`select_kernel`), for which each dimension costs about 20 instructions per step. With
+// 64 bits, which single elements may need, it costs 45. A single dimension costs none. The first
+// element of a patch has coordinate 0 in the last dimension, which is therefore skipped. On the
+// fast path the dimensions are unrolled, which takes a third of the instructions of a loop.
 template <typename S, Access kAccess, bool kFast, int N>
 __device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
                                        int64_t e, int64_t (&offsets)[N]) {
   constexpr bool kChannelsLast = kAccess == Access::kChannelsLast;
   constexpr uint32_t kInLast = kChannelsLast ? kChunk<S, kAccess> : 1;
-  constexpr bool kNarrow = sizeof(S) < 8;  // double has time for 64 bits
+  constexpr bool kNarrow = sizeof(S) < 8;  // kernels of double have time for 64-bit integers
   const auto by = [&](auto first, int last) {
     Offsets<decltype(first), N> at(first);
     if constexpr (kFast) {
@@ -142,9 +147,9 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
   }
 }
 
-// Elements outside of the tile are 0. Not `aligned`: an element at a time. Here and below what is
-// loaded is an argument: as a result nvcc takes it apart, and a loop carries the halves of
-// registers.
+// Loads a vector and sets elements outside of the tile to 0. If not `aligned`, it loads one element
+// at a time. Here and below the pack is an output argument: nvcc takes a returned pack apart, and a
+// loop then carries halves of registers.
 template <typename S, int V, bool kWhole>
 __device__ __forceinline__ void load_vector(const S* data, const Span<kWhole>& span,
                                             Pack<S, V>& pack, bool aligned = true) {
@@ -185,14 +190,14 @@ __device__ __forceinline__ void store_vector(S* data, const Span<kWhole>& span,
   }
 }
 
-// The low word of a number in memory. Of a cast nvcc makes arithmetic of 64 bits and a mask.
+// The low word of a number in memory. For a cast nvcc emits 64-bit arithmetic and a mask.
 __device__ __forceinline__ uint32_t low_word(const int64_t& number) {
   uint32_t low;
   std::memcpy(&low, &number, sizeof low);
   return low;
 }
 
-// Where vector j of a patch begins. In the usual views all offsets are below 2^31.
+// The address of vector j of a patch. On the fast path all offsets are below 2^31.
 template <Access kAccess, bool kFast, typename E>
 __device__ __forceinline__ E* vector_of(const Space& space, const Operand& operand, int64_t offset,
                                         int j) {
@@ -204,9 +209,9 @@ __device__ __forceinline__ E* vector_of(const Space& space, const Operand& opera
   return data + offset + j * operand.stride[space.ndim - 1];
 }
 
-// A step of an operand, at its offset: a vector, or a patch of C of them, one behind the other. S
-// is the dtype of the call, E that of the operand. With kSplats a value may be broadcast along the
-// vector.
+// Loads a step of an operand from its offset: a vector, or a patch of C vectors, one behind the
+// other. S is the storage type of the call, E that of the operand. With kSplats a value may be
+// broadcast along the vector.
 template <typename S, Access kAccess, bool kFast, bool kSplats = false, typename E = S, bool kWhole>
 __device__ __forceinline__ void load(const Space& space, const Operand& operand, int64_t offset,
                                      const Span<kWhole>& span, Pack<E, kStep<S, kAccess>>& pack) {
@@ -235,7 +240,7 @@ __device__ __forceinline__ void load(const Space& space, const Operand& operand,
   }
 }
 
-// Chunk `b` of a step of sample s > 0, where samples are: never in patches.
+// Loads chunk b of a step of sample s > 0. Calls with several samples never use patches.
 template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ void load_chunk(const Space& space, const Sampled& operand,
                                            int64_t offset, int64_t sample, int b,
@@ -260,11 +265,11 @@ __device__ __forceinline__ void store_chunk(const Sampled& operand, int64_t offs
   store_vector<S, C>(data + b * C, span + b * C, pack);
 }
 
-// The patch at `offset` of 16-bit latents of four channels: two of them of 4 pixels, the other two
-// are in the neighbour thread, and all kOfTwoThreads elements lie one behind the other, at a
-// multiple of their number (`select_kernel`). Four stores of 4 bytes would write each 32-byte
-// sector a quarter at a time, for which the L2 takes as long as for whole ones. So the two threads
-// exchange halves, and each stores two whole pixels, 16 bytes.
+// Stores the patch at `offset` of 16-bit latents with four channels. The thread holds two channels
+// of 4 pixels, and its neighbour holds the other two. Their kOfTwoThreads elements are contiguous
+// and start at a multiple of that number (`select_kernel`). Four stores of 4 bytes would write each
+// 32-byte sector a quarter at a time, and the L2 takes as long for a quarter as for a whole sector.
+// The two threads therefore exchange halves, and each stores two whole pixels, 16 bytes.
 template <typename S>
 __device__ __forceinline__ void store_pixels(S* data, uint32_t offset, const Span<true>& span,
                                              const Pack<S, 8>& patch) {

@@ -1,18 +1,17 @@
-// The key of a call's noise, as it reaches a kernel.
+// The key of a call's noise, in the form that a kernel takes.
 #pragma once
 
 #include "math/platform.h"
 
 namespace vae_fused {
 
-// The key (seed, offset) of the call, by value or by pointer: a key tensor lives on the device, and
-// so does the state of a CUDA generator during graph capture, of which each replay reads a new
-// value.
+// The key (seed, offset) of the call, by value or by pointer. A key tensor is on the device. So is
+// the state of a CUDA generator during graph capture, and each replay reads its current value.
 //
 //   seed   = seed_ptr ? *seed_ptr : seed
 //   offset = ((offset_ptr ? *offset_ptr : 0) + offset) >> shift
 //
-// `shift` turns a CUDA generator's offset, counted in words, into Philox blocks of four.
+// `shift` converts the offset of a CUDA generator, which counts words, to Philox blocks of four.
 struct RngKey {
   const uint64_t* seed_ptr = nullptr;
   const uint64_t* offset_ptr = nullptr;

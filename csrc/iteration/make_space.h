@@ -1,6 +1,6 @@
-// From shapes and strides to the kernels' iteration space (see Space in iteration/space.h):
-// dimensions are put in flat order, merged where every operand allows it, and cut into tiles. Host
-// only.
+// Converts shapes and strides to the kernels' iteration space (see Space in iteration/space.h). It
+// puts dimensions in flat order, merges them where every operand allows it, and cuts the space into
+// tiles. Host only.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@ namespace vae_fused {
 
 using DimSet = std::bitset<64>;  // torch's tensors have at most 64 dimensions
 
-// A tensor that takes part in a call, and the operand it becomes. No data: absent.
+// A tensor of a call and the operand that it becomes. Null data means that it is absent.
 struct Binding {
   void* data;
   const int64_t* strides;  // in elements, one for each dimension
@@ -23,14 +23,14 @@ struct Binding {
 
 namespace space_detail {
 
-// A dimension of the space: its stride in the noise, then in each operand. In arrays:
-// as vectors they were most of what a small call allocated.
+// A dimension of the space: its stride in the noise, then in each operand. The strides are an
+// array, because vectors were most of the allocations of a small call.
 struct Dim {
   int64_t size;
   std::array<int64_t, 1 + kMaxBindings> strides;
 };
 
-// Whether going one step along `outer` is going all the way along `inner`, for everything.
+// Whether one step along `outer` equals all steps along `inner`, in the noise and in every operand.
 inline bool merges(const Dim& outer, const Dim& inner, size_t operands) {
   for (size_t k = 0; k <= operands; ++k) {
     if (outer.strides[k] != inner.strides[k] * inner.size) return false;
@@ -82,7 +82,8 @@ inline void tile(Space& space) {
     space.tiles_per_row = tiles_of(space.cols);
   } else {
     space.rows_per_tile = kTile / space.cols;
-    // Eights of rows start each tile of a linear space on whole vectors and whole blocks of noise.
+    // With a multiple of 8 rows, each tile of a contiguous space starts on a whole vector and a
+    // whole block of noise.
     if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
   }
   if (space.cols > 1 && space.cols <= kTile) {
@@ -91,7 +92,7 @@ inline void tile(Space& space) {
   space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile * space.tiles_per_row;
 }
 
-// Whether an operand's last element lies less than 2^31 behind its first. No stride is negative.
+// Whether an operand's last element is less than 2^31 after its first. No stride is negative.
 inline bool is_small(const std::vector<Dim>& dims, size_t operand) {
   int64_t last = 0;
   for (const Dim& d : dims) last += (d.size - 1) * d.strides[operand];
@@ -100,8 +101,8 @@ inline bool is_small(const std::vector<Dim>& dims, size_t operand) {
 
 }  // namespace space_detail
 
-// The space that visits every bound tensor (all of shape `sizes`, none of them empty) with the
-// summed dimensions last. False if more than kMaxDims dimensions remain.
+// Makes the space that visits every bound tensor with the summed dimensions last. All tensors have
+// the shape `sizes`, and none is empty. Returns false if more than kMaxDims dimensions remain.
 inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
                        const std::vector<Binding>& bindings, Space& space) {
   using namespace space_detail;

@@ -1,14 +1,14 @@
-// The elements of a call as a matrix, whose columns are the innermost dimension of the space, cut
-// into tasks that sum what rows or columns share.
+// The elements of a call as a matrix whose columns are the innermost dimension of the space. It is
+// cut into tasks that sum the gradients of values that rows or columns share.
 #pragma once
 
 #include "iteration/space.h"
 
 namespace vae_fused {
 
-// A task has up to `columns` columns of `rows_of_task` rows. That number starts from `most_rows`
-// and is halved, down to `least_rows`, until there are `enough` tasks. This depends on the shape
-// alone, as the order of summation does.
+// A task has up to `columns` columns and `rows_of_task` rows. The number of rows starts from
+// `most_rows` and is halved, down to `least_rows`, until there are `enough` tasks. It depends on
+// the shape alone, and therefore the order of summation does as well.
 struct TaskShape {
   int64_t columns, least_rows, most_rows, enough;
 };
@@ -32,8 +32,8 @@ struct Matrix {
 
   VAE_FUSED_HD int64_t tasks() const { return row_groups * column_tiles; }
 
-  // The partial sums of a parameter: by column, a row of `columns` for each group of rows. By row,
-  // a number for each row and tile of columns.
+  // The number of partial sums of a parameter. Sums by column have `columns` of them for each group
+  // of rows. Sums by row have one for each row and tile of columns.
   int64_t partials_of(const Space& space, const Operand& operand) const {
     if (!operand.data) return 0;
     return operand.stride[space.ndim - 1] != 0 ? row_groups * columns : rows * column_tiles;

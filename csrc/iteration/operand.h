@@ -1,4 +1,4 @@
-// A tensor of a call, as kernels see it: a pointer and strides over the iteration space.
+// A tensor of a call in the form that kernels take: a pointer and strides over the iteration space.
 #pragma once
 
 #include <string_view>
@@ -7,23 +7,24 @@
 
 namespace vae_fused {
 
-// The dtype of mu, logvar, z, eps and their gradients. Arithmetic is double for kFloat64, else
-// float.
+// The dtype of mu, logvar, z, eps and their gradients. The arithmetic is in double for kFloat64 and
+// in float for all others.
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 constexpr int kMaxDims = 16;
-// Tensors that a call walks. A zero-inflated negative binomial with a softmax, a mask and a weight
-// has 13 in its backward.
+// The most tensors of a call. The backward of a zero-inflated negative binomial with a softmax, a
+// mask and a weight has 13.
 constexpr int kMaxBindings = 14;
 
-// A tensor over the iteration space; null when the call has none. Strides in elements.
+// A tensor over the iteration space. Its data is null if the call has no such tensor. Strides count
+// elements.
 struct Operand {
   void* data = nullptr;
   int64_t stride[kMaxDims] = {};
-  bool linear = false;  // element e lies at data[e]
+  bool linear = false;  // element e is data[e]
 };
 
-// A tensor with a value for each sample: sample s lies `step` elements behind sample s - 1.
+// A tensor with a value for each sample: sample s is `step` elements after sample s - 1.
 struct Sampled : Operand {
   int64_t step = 0;
 };
@@ -33,15 +34,15 @@ constexpr int size_of(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
-// An operand of a call, for code that treats all of them alike. The file of each family in params/
+// An operand of a call, for code that treats all operands alike. The file of each family in params/
 // defines for_each_operand(params, visit), which calls visit(OperandRef) for every operand of a
 // call, whether it is present or not.
 struct OperandRef {
   std::string_view name;
   Operand* operand;
-  int bytes;                // of an element
-  bool written = false;     // else read, and a value may be broadcast along a vector
-  int64_t* step = nullptr;  // of a Sampled
+  int bytes;                // bytes of an element
+  bool written = false;     // otherwise it is read and may be broadcast along a vector
+  int64_t* step = nullptr;  // the step of a Sampled
 
   OperandRef(std::string_view name, Operand& operand, int bytes, bool written)
       : name(name), operand(&operand), bytes(bytes), written(written) {}

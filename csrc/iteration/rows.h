@@ -1,5 +1,5 @@
 // Values for each row of a call: sums over rows that a forward kernel writes, and their gradients,
-// which a backward kernel reads. Both are float, or double for DType::kFloat64.
+// which a backward kernel reads. Both have the dtype float, or double for DType::kFloat64.
 #pragma once
 
 #include <cstdint>
@@ -8,21 +8,21 @@
 
 namespace vae_fused {
 
-// data[row] = scale * sum over the row of what the kernel computes for each element.
+// data[row] = scale * sum over the row of the values that the kernel computes for its elements.
 struct RowSums {
   void* data = nullptr;  // [rows]; absent: no sums
   double scale = 1.0;
-  double* partials = nullptr;  // [tiles], sums of tiles without the scale, where tiles_per_row > 1
+  double* partials = nullptr;  // [tiles] if tiles_per_row > 1: sums of tiles without the scale
 };
 
 // An element of a row has the gradient scale * data[row * stride].
 struct RowGrads {
-  const void* data = nullptr;  // [rows]; absent: the sums were not used
+  const void* data = nullptr;  // [rows]; absent: the sums have no gradient
   int64_t stride = 1;          // 0: one value for all rows
   double scale = 1.0;
 };
 
-// Those of a sample, where each has sums of its own: `rows` values behind those of the one before.
+// The gradients of one sample if each has its own sums: `rows` values after those of the previous.
 template <typename T>
 VAE_FUSED_HD RowGrads of_sample(RowGrads grads, int64_t rows, int64_t sample) {
   grads.data = static_cast<const T*>(grads.data) + sample * rows * grads.stride;

@@ -1,4 +1,4 @@
-// The iteration space of a call, and the tiles that it is cut into.
+// The iteration space of a call and its tiles.
 #pragma once
 
 #include "iteration/divide.h"
@@ -6,34 +6,34 @@
 
 namespace vae_fused {
 
-// Elements of a tile, the unit of work of a CPU task; of a CUDA block, one or several.
+// Elements of a tile. A CPU task computes one tile, a CUDA block one or several.
 constexpr int kTile = 2048;
 
-// The tiles of a row that shares none with another.
+// The number of tiles of a row that shares no tile with another row.
 inline int64_t tiles_of(int64_t elements) { return (elements + kTile - 1) / kTile; }
 
 // Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
-// flat element e belongs to row e / cols of the KL. Neighbouring dimensions that every operand can
-// merge are merged; size 1 is dropped. The usual shapes end with one dimension, chunked ones with
-// two.
+// flat element e belongs to row e / cols of the KL. Neighbouring dimensions are merged if every
+// operand allows it, and dimensions of size 1 are dropped. Contiguous tensors end with one
+// dimension, chunked ones with two.
 //
-// The tiling depends on the shape alone, never on threads or SMs: it fixes the order of summation.
+// The tiling fixes the order of summation. It depends on the shape alone, never on threads or SMs:
 //   cols <= kTile:  a tile is `rows_per_tile` whole rows;   tiles_per_row = 1
 //   cols >  kTile:  a row is `tiles_per_row` tiles of `tile` elements;   rows_per_tile = 1
 struct Space {
   int32_t ndim = 0;
   int64_t size[kMaxDims] = {};  // outermost first
   Divisor by_size[kMaxDims];
-  // The stride of each coordinate in i, the row-major index of z. If a call has an explicit eps,
-  // CUDA kernels find the strides of that tensor here.
+  // The strides that give i, the row-major index of z. If a call has an explicit eps, CUDA launches
+  // replace them with the strides of that tensor.
   int64_t noise_stride[kMaxDims] = {};
   bool noise_linear = false;  // i == e everywhere
   bool small = false;         // elements and offsets are all below 2^31
-  bool pixel_pairs = false;   // in CUDA kernels: patches are written by `store_pixels`
+  bool pixel_pairs = false;   // in CUDA kernels: `store_pixels` stores patches
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;
-  DivisorOf<uint32_t> by_tiles_per_row;  // of the number of a tile
+  DivisorOf<uint32_t> by_tiles_per_row;  // divides the number of a tile
   uint32_t by_cols = 0;  // ceil(2^32 / cols) where 1 < cols <= kTile: see row_in_tile
 };
 
@@ -43,14 +43,14 @@ struct Tile {
   int n, rows;
 };
 
-// Tile `part` of a row that consists of tiles.
+// Tile `part` of a row that consists of whole tiles.
 VAE_FUSED_HD Tile tile_of_row(const Space& space, int64_t row, uint32_t part) {
   const int64_t col = static_cast<int64_t>(uint64_t{part} * static_cast<uint32_t>(space.tile));
   const int64_t rest = space.cols - col;
   return {row * space.cols + col, row, static_cast<int>(rest < space.tile ? rest : space.tile), 1};
 }
 
-// Tile t of those that consist of whole rows.
+// Tile t of a space whose tiles consist of whole rows.
 VAE_FUSED_HD Tile tile_of_rows(const Space& space, int64_t t) {
   const int64_t row = t * space.rows_per_tile;
   const int64_t rest = space.rows - row;
@@ -64,8 +64,8 @@ VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
                      static_cast<uint32_t>(t % space.tiles_per_row));
 }
 
-// The row of element `at` of a tile, counted from the tile's first. For whole rows of more than one
-// column; exact while at * cols < 2^32.
+// The row of element `at` of a tile, counted from the tile's first row. The tile must consist of
+// whole rows of more than one column. The result is exact while at * cols < 2^32.
 VAE_FUSED_HD uint32_t row_in_tile(const Space& space, uint32_t at) {
   return math::mulhi(at, space.by_cols);
 }

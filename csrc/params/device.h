@@ -1,4 +1,4 @@
-// What a device offers to csrc/torch beside its kernels.
+// The functions that a device provides to csrc/torch in addition to its kernels.
 #pragma once
 
 #include <cstddef>
@@ -8,15 +8,16 @@ namespace vae_fused {
 
 namespace cpu {
 
-// Runs body(context, begin, end) over [0, n) on ATen's pool; csrc/torch passes it in.
+// Runs body(context, begin, end) over [0, n) on ATen's thread pool. csrc/torch passes this function
+// to kernels.
 using Body = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t n, int64_t grain, Body body, void* context);
 
-// For memory that a kernel is about to be the first to write.
+// Call it for memory before a kernel is the first to write there. See cpu/pages.cpp.
 void prepare_pages(void* data, size_t bytes);
 
-// The instruction set in use: avx512, avx2 or default. Throws std::invalid_argument if
-// VAE_FUSED_CPU_CAPABILITY asks for another, or for one that is not available here.
+// Returns the instruction set in use: avx512, avx2 or default. Throws std::invalid_argument if
+// VAE_FUSED_CPU_CAPABILITY has another value or one that is not available here.
 const char* capability_name();
 
 }  // namespace cpu
@@ -24,8 +25,8 @@ const char* capability_name();
 namespace cuda {
 
 const char* error_string(int error);
-// Whether the error is one that a launch cannot cause, only report: a kernel that was launched
-// before, by anyone, has failed since.
+// Whether a launch can only report this error, and not cause it: a kernel launched earlier, by any
+// code of the process, has failed in the meantime.
 bool is_of_earlier_work(int error);
 
 }  // namespace cuda

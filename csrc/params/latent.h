@@ -1,6 +1,6 @@
-// The calls of the latent family, from csrc/torch to the kernels: plain structs, and an entry point
-// for each device and direction. No torch, no CUDA: a kernel can be built and tested without
-// either.
+// The calls of the latent family from csrc/torch to the kernels: plain structs, and an entry point
+// for each device and direction. They include neither torch nor CUDA, so a kernel can be built and
+// tested without either.
 #pragma once
 
 #include "iteration/key.h"
@@ -15,20 +15,21 @@ namespace vae_fused {
 struct Gaussians {
   math::LatentOptions<double> options;
   Operand mu;
-  Operand raw;                    // what sigma is a function of; absent: sigma = 1
-  Operand prior_mean, prior_raw;  // absent: the numbers of the options
+  Operand raw;                    // the raw scale, which determines sigma; absent: sigma = 1
+  Operand prior_mean, prior_raw;  // absent: the numbers of the options apply
   Operand mask;                   // bytes, 0 or 1; absent: 1 everywhere
   int64_t samples = 1;            // sample s of element i has normal s * numel + i of the stream
 };
 
-// Whether the kernels of math::DefaultOptions serve them, but for a mask.
+// Whether the kernels of math::DefaultOptions can serve these Gaussians. It does not check the
+// mask.
 inline bool has_default_options(const Gaussians& of) {
   return of.raw.data && !of.prior_mean.data && !of.prior_raw.data && of.samples == 1 &&
          math::is_default(of.options);
 }
 
-// z = mu + T sigma eps and the KL of each row. Either may be absent. A KL that the sample estimates
-// (LatentOptions::at_sample) has one sample: further ones are elements of the space.
+// z = mu + T sigma eps and the KL of each row. Either may be absent. If samples estimate the KL
+// (LatentOptions::at_sample), `samples` is 1, because the samples are elements of the space.
 struct ForwardParams {
   DType dtype = DType::kFloat32;
   Space space;
@@ -36,19 +37,19 @@ struct ForwardParams {
   Gaussians of;
   Sampled eps;                  // explicit noise instead of the key
   Sampled z;                    // absent: no sample
-  RowSums kl;                   // partials are of twice the KL
-  uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not asked for
+  RowSums kl;                   // partials hold twice the KL
+  uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not required
 };
 
-// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`. Of a KL that samples estimate, grad_kl has
-// the rows of each sample, one after the other.
+// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`. If samples estimate the KL, grad_kl has the
+// rows of each sample, one sample after the other.
 struct BackwardParams {
   DType dtype = DType::kFloat32;
   Space space;
   RngKey key;
   Gaussians of;
   Sampled eps;
-  Sampled grad_z;  // absent: z was not used
+  Sampled grad_z;  // absent: z has no gradient
   RowGrads grad_kl;
   Operand grad_mu, grad_raw, grad_prior_mean, grad_prior_raw;  // absent: not required
   Sampled grad_eps;
@@ -57,8 +58,8 @@ struct BackwardParams {
 inline math::LatentOptions<double>& family_of(ForwardParams& p) { return p.of.options; }
 inline math::LatentOptions<double>& family_of(BackwardParams& p) { return p.of.options; }
 
-// A call, and where those of its options are that it gives on the device. The kernels for default
-// options have no parameter for these.
+// A call with pointers to the options that it passes on the device. The kernels for default options
+// have no parameter for these pointers.
 template <typename Params>
 struct WithScalars : Params {
   math::DeviceScalars scalars;
@@ -108,7 +109,8 @@ void backward(const WithScalars<BackwardParams>& params, ParallelFor parallel_fo
 
 namespace cuda {
 
-// `stream` is a cudaStream_t; returns a cudaError_t. One launch each.
+// `stream` is a cudaStream_t, and the result is a cudaError_t. Each function needs one launch, and
+// `forward` a second one for rows of several tiles if no ticket is left.
 int forward(const WithScalars<ForwardParams>& params, void* stream);
 int backward(const WithScalars<BackwardParams>& params, void* stream);
 

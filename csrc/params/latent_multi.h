@@ -5,25 +5,25 @@
 
 namespace vae_fused {
 
-// A list of contiguous tensors, each against a fixed prior of its own, in one launch: kl is the sum
-// of their KLs, each times its weight. Tensor k's noise begins at block first_block of the stream.
-constexpr int kMaxItems = 224;  // 28 KiB of a kernel's parameters, which may have 32
+// A list of contiguous tensors in one launch. Each tensor has its own prior, and kl is the sum of
+// their KLs, each times its weight. Tensor k's noise begins at block first_block of the stream.
+constexpr int kMaxItems = 224;  // 28 KiB of a kernel's parameters, whose limit is 32 KiB
 
 struct Item {
   const void *mu = nullptr, *raw = nullptr;
   const void *prior_mean = nullptr,
-             *prior_raw = nullptr;  // in the shape of mu; absent: the numbers
+             *prior_raw = nullptr;  // in the shape of mu; absent: `prior` applies
   math::FixedPrior prior;
   void* z = nullptr;             // forward; absent: the KL alone
-  const void* grad_z = nullptr;  // backward; absent: z was not used
+  const void* grad_z = nullptr;  // backward; absent: z has no gradient
   void *grad_mu = nullptr, *grad_raw = nullptr;
   int64_t n = 0, first_tile = 0;
   uint64_t first_block = 0;
   double weight = 1.0;
 };
 
-// Calls visit(name, data) for each tensor of an item, by the name that it has as an operand of a
-// single call.
+// Calls visit(name, data) for each tensor of an item, with the name of that operand in the call for
+// a single tensor.
 template <typename Visit>
 void for_each_tensor(const Item& item, const Visit& visit) {
   visit("mu", item.mu);
@@ -42,11 +42,11 @@ struct MultiParams {
   math::LatentOptions<double> options;
   int32_t items = 0;
   int64_t tiles = 0;
-  int64_t tile = kTile;           // on a GPU a multiple of it
+  int64_t tile = kTile;           // on a GPU a multiple of kTile
   void* kl = nullptr;             // [1], forward
-  double* partials = nullptr;     // [tiles], forward: sums in a unit of the kernel's own
+  double* partials = nullptr;     // [tiles], forward: sums in a unit that the kernel chooses
   uint64_t* key_out = nullptr;    // [2], forward; absent: not needed
-  const void* grad_kl = nullptr;  // [1], backward; absent: the KL was not used
+  const void* grad_kl = nullptr;  // [1], backward; absent: the KL has no gradient
   Item item[kMaxItems];
 };
 

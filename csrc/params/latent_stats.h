@@ -1,4 +1,4 @@
-// The call for the statistics of a batch of the latent family: see params/latent.h.
+// The call of the latent family for the statistics of a batch: see params/latent.h.
 #pragma once
 
 #include <algorithm>
@@ -8,18 +8,18 @@
 
 namespace vae_fused {
 
-// How the elements of a call are divided into tasks. The rows of its space are the items of the
-// batch, its columns the latent dimensions. A line is what a task adds to its sums at a time: some
-// whole rows if they are short, else a part of a row. A task has the same part of several lines.
-// This depends on the shape alone, as the order of summation does.
+// The division of a call's elements into tasks. The rows of its space are the items of the batch,
+// its columns the latent dimensions. A task adds one line at a time to its sums: some whole rows if
+// they are short, otherwise a part of a row. A task has several lines of the same part. The
+// division depends on the shape alone, and therefore the order of summation does as well.
 struct StatsTasks {
   int64_t rows = 0, cols = 0;
   int64_t part = 0, parts = 0;  // columns of a part, and parts of a row
   int64_t rows_of_line = 0, lines = 0, lines_of_task = 0, groups = 0;
 
   StatsTasks() = default;
-  // `line`: the elements of a line, at most; `least`: the lines of a task, if there are so many;
-  // `enough`: the tasks that keep a device busy.
+  // `line` is the maximum number of elements of a line. A task has at least `least` lines if there
+  // are so many. `enough` tasks keep a device busy.
   StatsTasks(const Space& space, int64_t line, int64_t least, int64_t enough)
       : rows(space.rows), cols(space.cols), part(std::min(cols, line)) {
     parts = (cols - 1) / part + 1;
@@ -29,13 +29,13 @@ struct StatsTasks {
     groups = (lines - 1) / lines_of_task + 1;
   }
 
-  // The sums of a line stay in the nearest cache beside its values. 64 tasks are enough for the
-  // cores that share a call.
+  // The sums and the values of a line fit into the L1 cache. 64 tasks are enough for the cores that
+  // share a call.
   static constexpr int kCpuLine = 512;
   static StatsTasks of_cpu(const Space& space) { return {space, kCpuLine, 32, 64}; }
 
   // A line has an element for each thread of a block. One block adds up the groups of all columns,
-  // so there are no more than 256, and one where the parts are as many.
+  // so the division aims at no more than 256 tasks, and at one group if there are 256 parts.
   static constexpr int kCudaLine = 256;
   static StatsTasks of_cuda(const Space& space) { return {space, kCudaLine, 8, 256}; }
 
@@ -68,7 +68,7 @@ void stats(const WithScalars<StatsParams>& params, ParallelFor parallel_for);
 
 namespace cuda {
 
-// One launch.
+// One launch, and a second one for several groups if no ticket is left.
 int stats(const WithScalars<StatsParams>& params, void* stream);
 
 }  // namespace cuda

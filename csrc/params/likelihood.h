@@ -1,4 +1,4 @@
-// The calls of the likelihood family, from csrc/torch to the kernels: see params/latent.h.
+// The calls of the likelihood family from csrc/torch to the kernels: see params/latent.h.
 #pragma once
 
 #include "iteration/rows.h"
@@ -8,7 +8,8 @@
 
 namespace vae_fused {
 
-// The dtype of a target. It is converted where it is loaded: pixels and counts are often integers.
+// The dtype of a target. Kernels convert it when they load it, because pixels and counts are often
+// integers.
 enum class TargetType : int32_t {
   kFloat32,
   kFloat64,
@@ -34,10 +35,10 @@ constexpr int size_of(TargetType type) {
   }
 }
 
-// Bytes of an element in the dtype of the arithmetic.
+// The bytes of an element in the dtype of the arithmetic.
 constexpr int arithmetic_size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
-// What both directions read. Operands that a call does not have are absent.
+// The inputs of both directions. Operands that a call does not have are absent.
 struct Observations {
   LikelihoodKind kind = LikelihoodKind::kBernoulli;
   math::LikelihoodOptions<double> options;
@@ -45,13 +46,14 @@ struct Observations {
   Operand target;
   TargetType target_type = TargetType::kFloat32;
   Operand mask;    // bytes, 0 or 1
-  Operand weight;  // in the dtype of the arithmetic, as what follows
-  // The logarithm of the mean is (output - row_max) + row_shift: a softmax, and the library.
+  Operand weight;  // in the dtype of the arithmetic, like row_max and row_shift
+  // With a softmax the logarithm of the mean is (output - row_max) + row_shift. The shift includes
+  // the library.
   Operand row_max, row_shift;
 };
 
-// The KL term of an evidence lower bound, whose reconstruction is the sums over rows of nll: one
-// result, or one for each sample. Result r has all samples or sample r:
+// The KL term of an evidence lower bound whose reconstruction is the row sums of nll. k is the KL
+// of a sample. Result r sums over all samples, or there is one result for each sample:
 //
 //   kl[r] = scale * sum of k       loss[r] = nll[r] + beta * scale * sum of p(k)
 //
@@ -60,7 +62,7 @@ struct KlTerm {
   const void* samples = nullptr;  // [count]: k; absent: there is no KL term
   int64_t count = 0, stride = 1;
   double scale = 1.0;
-  const void *beta = nullptr, *capacity = nullptr;  // one value each; absent: these
+  const void *beta = nullptr, *capacity = nullptr;  // one value each; absent: the numbers below
   double beta_value = 1.0, capacity_value = 0.0;
   bool has_capacity = false;
   int64_t results = 1;  // 1 or count
@@ -84,46 +86,46 @@ struct NllParams {
   KlTerm kl;
 };
 
-// The gradients of sum(grad * nll). The space has the natural order of the elements.
+// The gradients of sum(grad * nll). The space keeps the order of the dimensions.
 //
-// The gradient of a broadcast parameter is summed, and never written at full size. Its operand then
-// is a double for each value of the parameter, with the strides of the parameter.
+// The gradient of a broadcast parameter is summed and never written at full size. Its operand then
+// has a double for each value of the parameter, and the strides of the parameter.
 struct NllBackwardParams {
   DType dtype = DType::kFloat32;
   Space space;
   Observations of;
-  // Of nll, in the dtype of the arithmetic; stride 0 along what was summed. Absent: 1.
+  // The gradient of nll, in the dtype of the arithmetic, with stride 0 along summed dimensions.
+  // Absent: 1.
   Operand grad;
   double scale = 1.0;
-  // A softmax has the row's sum of d / d log mean, and the library, which is a part of the log
-  // mean. The library is finite here: where it was not, the mean is 0 and so is its gradient.
+  // For a softmax: the row's sum of d / d log mean, and the library, which is a part of the log
+  // mean. The library is finite here. Where it was not, the mean is 0, and so is its gradient.
   Operand row_dot, library;
   Operand grad_output, grad_target;
-  Operand grad_second, grad_third;  // in the dtype of the outputs, or
-  Operand sum_second, sum_third;    // summed, as doubles
-  double* partials = nullptr;       // [cuda::partials_of], where a kernel on a GPU sums them
-  RowSums dot;                      // softmax_dot alone: its result
-  // The value of nll in the same pass, where the space is one row: the sum of the elements, each
-  // times the gradient of its term. On a GPU its partials are [cuda::value_partials_of].
+  Operand grad_second, grad_third;  // in full size, in the dtype of the outputs
+  Operand sum_second, sum_third;    // or summed, as doubles
+  double* partials = nullptr;       // [cuda::partials_of], for these sums on a GPU
+  RowSums dot;                      // the result of softmax_dot
+  // The value of nll in the same pass, for a space of one row: the sum of the elements, each times
+  // the gradient of its term. On a GPU its partials are [cuda::value_partials_of].
   RowSums nll;
-  KlTerm kl;  // with nll its results, otherwise its gradients
+  KlTerm kl;  // kernels write its results with nll, and its gradients without
 };
 
 // A softmax over rows of logits. Forward: row_max = max(logit) and row_shift = library - ln sum
 // exp(logit - row_max). Masked elements do not take part.
 struct SoftmaxParams {
   DType dtype = DType::kFloat32;
-  Space space;  // its rows are those of the softmax
+  Space space;  // its rows are the rows of the softmax
   Operand logits, mask;
   const void* library = nullptr;                  // [rows]; absent: 0
   void *row_max = nullptr, *row_shift = nullptr;  // [rows]
-  // On a GPU, where tiles_per_row > 1: the maximum and the sum of each tile, [2 * tiles].
+  // [2 * tiles] on a GPU if tiles_per_row > 1: the maximum and the sum of each tile.
   double* partials = nullptr;
 };
 
-// Gradients that the forward launch has written for a gradient of 1 of the loss. Backward
-// multiplies them by the gradient that it is given, which is nearly always 1; nothing is read or
-// written then.
+// Gradients that the forward launch has written for a loss whose gradient is 1. Backward multiplies
+// them by the actual gradient. That is nearly always 1, and then no buffer is read or written.
 constexpr int kMaxBuffers = 5;
 struct GradientBuffers {
   struct Buffer {
@@ -134,7 +136,7 @@ struct GradientBuffers {
   Buffer buffers[kMaxBuffers];
   const void* factor = nullptr;  // one value, in factor_dtype
   DType factor_dtype = DType::kFloat32;
-  KlTerm kl;  // its gradients, which the same launch writes
+  KlTerm kl;  // the same launch writes its gradients
 };
 
 template <typename Visit>
@@ -184,7 +186,7 @@ void softmax_rows(const SoftmaxParams& params, ParallelFor parallel_for);
 // dot[row] = the row's sum of d(scale * sum(grad * nll)) / d log mean. The rows of the space are
 // those of the softmax.
 void softmax_dot(const NllBackwardParams& params, ParallelFor parallel_for);
-// The gradients of the KL term, where nll needs none.
+// Computes the gradients of the KL term if nll needs none.
 void kl_backward(const NllBackwardParams& params, ParallelFor parallel_for);
 // Multiplies buffers by `factor`, in place.
 void scale_gradients(const GradientBuffers& params, ParallelFor parallel_for);
@@ -193,7 +195,8 @@ void scale_gradients(const GradientBuffers& params, ParallelFor parallel_for);
 
 namespace cuda {
 
-// See params/latent.h. One launch each, and a short second one where nll_backward sums.
+// See params/latent.h. Each function needs one launch. nll_backward needs a short second one if it
+// sums gradients, and a launch that combines row sums needs one if no ticket is left.
 int nll(const NllParams& params, void* stream);
 int nll_backward(const NllBackwardParams& params, void* stream);
 int softmax_rows(const SoftmaxParams& params, void* stream);
@@ -201,9 +204,9 @@ int softmax_dot(const NllBackwardParams& params, void* stream);
 int kl_backward(const NllBackwardParams& params, void* stream);
 int scale_gradients(const GradientBuffers& params, void* stream);
 
-// How many partial sums nll_backward leaves of the parameters that it sums.
+// The number of partial sums that nll_backward writes for the parameters that it sums.
 int64_t partials_of(const NllBackwardParams& params);
-// How many partial sums of values it leaves, where it computes the value of nll as well.
+// The number of partial sums that nll_backward writes for the value of nll, if it computes that.
 int64_t value_partials_of(const NllBackwardParams& params);
 
 }  // namespace cuda

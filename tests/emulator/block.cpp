@@ -1,5 +1,6 @@
-// One block: its threads as fibers, in random order between the points where they wait for each
-// other. A fiber only records what it waits for and yields; the scheduler alone decides.
+// Runs one block. Its threads are fibers, which run in random order between the points where they
+// wait for each other. A fiber only records the reason for its wait and yields. All decisions are
+// made by the scheduler.
 #include "block.h"
 
 #include <cstdio>
@@ -27,7 +28,7 @@ struct Thread {
   Fiber fiber;
   State state;
   int id, lane, warp;
-  // What it waits for, and what it gets.
+  // The operation for which it waits, and its result.
   Site site;
   WarpOp op;
   unsigned int mask;
@@ -35,7 +36,7 @@ struct Thread {
   int source;
   Rendezvous met;
   int barrier_count, barrier_arrived;
-  // What it publishes at a __syncwarp; two in turn, as for the block.
+  // The tokens that it releases at a __syncwarp. Two are used in turn, as for the block.
   alignas(8) char warp_token[2][8];
   unsigned int warp_syncs;
   race::Fences fences;
@@ -47,7 +48,8 @@ struct Warp {
 
 constexpr int kMaxThreads = 1024;
 
-// Two tokens, used in turn: a thread still leaving one barrier must not see who reaches the next.
+// Barriers use two tokens in turn, so that a thread that leaves one barrier does not acquire the
+// clocks of threads that have reached the next.
 struct Block {
   const Work* work;
   void* done_token;
@@ -61,7 +63,7 @@ struct Block {
   Thread threads[kMaxThreads];
 };
 
-// What a thread runs on: a stack, and for the race detector a thread that nothing else runs on it.
+// The resources of a running thread: a stack, and a thread of the race detector of its own.
 struct Runner {
   Stack stack;
   void* const race_thread = race::create();
@@ -71,9 +73,10 @@ struct Runner {
   ~Runner() { race::destroy(race_thread); }
 };
 
-// For the race detector a new one costs 0.2 ms and 0.8 MB, so those of launches that the host has
-// waited for serve again: all they ever did is ordered before whatever comes next. Within a launch
-// each block needs its own, or its first thread would seem to know what another block did.
+// A new runner costs 0.2 ms and 0.8 MB with the race detector. Runners are therefore reused after
+// the host has waited for their launches, because all their accesses then precede any later ones.
+// Within a launch each block needs its own, because otherwise accesses of different blocks would
+// seem to be ordered.
 class Runners {
  public:
   Runner& take() {
@@ -96,7 +99,7 @@ class Runners {
   }
 
  private:
-  static constexpr size_t kMost = 2560;  // TSan has 8128 threads in all
+  static constexpr size_t kMost = 2560;  // TSan supports 8128 threads in total
   std::deque<std::unique_ptr<Runner>> used_, idle_;
 };
 
@@ -173,7 +176,7 @@ std::string ranges(const std::vector<int>& ids) {
   return text;
 }
 
-// The block, and what each of its threads does.
+// Reports a fault, with the block and the state of each of its threads.
 std::string report(const std::string& what) {
   const Place& place = block->threads[0].place;
   const auto triple = [](unsigned x, unsigned y, unsigned z) {
@@ -214,7 +217,7 @@ std::string finish_barrier() {
   return "";
 }
 
-// Lets the lanes that `thread` waits for go on, if all are there.
+// Resumes the lanes that `thread` waits for if all of them have arrived.
 std::string finish_rendezvous(const Thread& thread) {
   Warp& warp = block->warps[thread.warp];
   Thread* const lanes = block->threads + thread.warp * 32;
@@ -241,7 +244,7 @@ std::string finish_rendezvous(const Thread& thread) {
   return "";
 }
 
-// After `thread` has yielded.
+// Handles the state of `thread` after it has yielded.
 std::string proceed(Thread& thread) {
   Warp& warp = block->warps[thread.warp];
   switch (thread.state) {
@@ -256,7 +259,7 @@ std::string proceed(Thread& thread) {
     case State::kDone: {
       --block->alive;
       warp.alive &= ~(1u << thread.lane);
-      // It may have been the last that others were waiting for.
+      // It may have been the last lane for which others were waiting.
       for (int i = 0; i < 32; ++i) {
         if (!(warp.waiting >> i & 1u)) continue;
         const std::string fault = finish_rendezvous(block->threads[thread.warp * 32 + i]);
@@ -268,7 +271,8 @@ std::string proceed(Thread& thread) {
   return "";
 }
 
-// The threads know what the stream did before, and nothing of the launch's other blocks.
+// Orders the threads after the earlier work of the stream, and not after other blocks of the
+// launch.
 void prepare_threads(const Work& work, uint3 index, void* after) {
   race::as_new([=] {
     if (after) race::acquire(after);
@@ -297,7 +301,7 @@ void prepare_threads(const Work& work, uint3 index, void* after) {
 void host_has_waited() { runners.rest(); }
 
 std::string run_block(const Work& work, uint3 index, Random& random, void* after, void* done) {
-  // Fresh for the race detector; else kept, and only what is used is written.
+  // The race detector needs fresh pages. Otherwise pages are kept, and only used parts are written.
   std::optional<Pages> own_pages;
   static std::optional<Pages> kept_pages;
   std::optional<Pages>& pages = race::kDetecting ? own_pages : kept_pages;
@@ -331,7 +335,7 @@ std::string run_block(const Work& work, uint3 index, Random& random, void* after
 }
 
 // ---------------------------------------------------------------------------------------------
-// What device code calls
+// Functions that device code calls
 // ---------------------------------------------------------------------------------------------
 
 int barrier(int predicate, int* arrived, Site site) {

@@ -1,4 +1,5 @@
-// Between the streams (stream.cpp) and a block (block.cpp): run this one, now, on this OS thread.
+// The interface between the streams (stream.cpp) and a block (block.cpp): runs one block on the
+// calling OS thread.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 namespace emu::detail {
 
-// SplitMix64 (Steele, Lea, Flood 2014): seeded, tiny, and the same everywhere.
+// SplitMix64 (Steele, Lea, Flood 2014). Its numbers depend on the seed alone on every platform.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
@@ -25,10 +26,10 @@ class Random {
 };
 
 // Runs one block to its end. Returns "" or the report of a fault. `after` and `done` are tokens of
-// race.h: what the block may rely on, and what it publishes at its end.
+// race.h: the block acquires `after` at its beginning and releases `done` at its end.
 std::string run_block(const Work& work, uint3 index, Random& random, void* after, void* done);
 
-// All launches are done and the host knows it.
+// Call it when the host has waited for all launches.
 void host_has_waited();
 
 }  // namespace emu::detail

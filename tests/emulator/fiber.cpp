@@ -1,5 +1,6 @@
-// The switch itself (x86-64 by hand, ten times cheaper than swapcontext and its two system calls;
-// ucontext elsewhere), stacks, and the sanitizers' calls.
+// The switch between fibers, their stacks, and the calls of the sanitizers. On x86-64 the switch is
+// hand-written, which is ten times cheaper than swapcontext with its two system calls. Other
+// machines use ucontext.
 #include "fiber.h"
 
 #include <sys/mman.h>
@@ -25,7 +26,7 @@ namespace emu::detail {
 
 namespace {
 constexpr size_t kStack = 128 * 1024;
-constexpr size_t kGuard = 4096;  // below it: an overflow traps
+constexpr size_t kGuard = 4096;  // inaccessible bytes below a stack, so that an overflow traps
 }  // namespace
 
 #if defined(EMU_UCONTEXT)
@@ -51,7 +52,8 @@ void prepare(Fiber& fiber, void (*entry)()) {
 
 #elif defined(__x86_64__)
 
-// void emu_raw_switch(void** save, void* load): pushes what a call must preserve, swaps stacks.
+// void emu_raw_switch(void** save, void* load): pushes the registers that a call must preserve and
+// swaps stacks.
 asm(R"(
   .pushsection .text
   .globl emu_raw_switch
@@ -83,8 +85,8 @@ void raw_switch(Fiber& from, Fiber& to) { emu_raw_switch(&from.stack_pointer, to
 }  // namespace
 
 void prepare(Fiber& fiber, void (*entry)()) {
-  // Six registers, the address that `ret` jumps to, and a null return address for entry(), which
-  // leaves the stack aligned as after a call.
+  // Pushes six registers, the address that `ret` jumps to, and a null return address for entry().
+  // The stack is then aligned as after a call.
   auto** top = reinterpret_cast<void**>(fiber.stack + fiber.stack_size);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(entry);
@@ -114,7 +116,7 @@ void switch_fiber(Fiber& from, Fiber& to, [[maybe_unused]] Fiber& os_thread,
 #endif
   raw_switch(from, to);
 #if defined(EMU_ASAN)
-  // Back on `from`. A fiber learns the bounds of the OS thread's stack here; it has no other way.
+  // `from` runs again. A fiber can get the bounds of the OS thread's stack only from this call.
   const void* bottom;
   size_t size;
   __sanitizer_finish_switch_fiber(from.asan_fake_stack, &bottom, &size);
@@ -135,8 +137,8 @@ void entered([[maybe_unused]] Fiber& os_thread) {
 #endif
 }
 
-// The raw system call keeps ThreadSanitizer from marking the whole mapping as written by the
-// caller; its own munmap makes it forget all accesses.
+// ThreadSanitizer does not intercept the raw system call, so it does not mark the whole mapping as
+// written by the caller. Its munmap, which is called below, discards all recorded accesses.
 Pages::Pages(size_t bytes) : bytes_(bytes) {
   const long address = syscall(SYS_mmap, nullptr, bytes, PROT_READ | PROT_WRITE,
                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

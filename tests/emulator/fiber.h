@@ -1,8 +1,9 @@
-// Fibers: a stack each, switched by hand. The sanitizers are told of each switch: AddressSanitizer
-// needs the bounds of the stack that runs, ThreadSanitizer the thread that it stands for.
+// Fibers: each has a stack, and switches are explicit. Each switch is announced to the sanitizers:
+// AddressSanitizer needs the bounds of the stack that runs, ThreadSanitizer the thread that the
+// fiber represents.
 //
 // The emulator's own sources are compiled without instrumentation, so that the scheduler's accesses
-// are nobody's race; EMU_ASAN or EMU_TSAN says which runtime the program is linked with.
+// cause no reports. EMU_ASAN or EMU_TSAN selects the runtime with which the program is linked.
 #pragma once
 
 #include <cstddef>
@@ -26,15 +27,15 @@ Fiber this_thread();
 // Makes the first switch to `fiber` call entry(), which must not return.
 void prepare(Fiber& fiber, void (*entry)());
 
-// Runs `to` until something switches back to `from`. With `last`, nothing will. `os_thread` is the
-// fiber of the OS thread that both run on.
+// Runs `to` until something switches back to `from`. With `last`, `from` never runs again.
+// `os_thread` is the fiber of the OS thread on which both run.
 void switch_fiber(Fiber& from, Fiber& to, Fiber& os_thread, bool last = false);
 
-// The first call on a new fiber.
+// A new fiber has to call this first.
 void entered(Fiber& os_thread);
 
-// Zeroed memory that ThreadSanitizer has never seen touched, and forgets when it goes: what a block
-// uses must not look like what the block before it used.
+// Zeroed memory without recorded accesses in ThreadSanitizer, which also discards them when the
+// memory is freed. The memory of a block must not look like the memory of the block before it.
 class Pages {
  public:
   explicit Pages(size_t bytes);

@@ -1,15 +1,16 @@
-// What orders memory, told to ThreadSanitizer; nothing at all in other builds.
+// Describes the operations that order memory to ThreadSanitizer. Other builds compile to nothing.
 //
-// Each CUDA thread is a TSan thread of its own, made by the launch and joined to others only here:
+// Each CUDA thread is a separate TSan thread, which the launch creates. Only these operations order
+// it with other threads:
 //
-//   token       a place that clocks are released to and acquired from; barriers have two
-//   fence       takes a snapshot of what the thread has done; a later atomic publishes it
-//   atomic      publishes the last snapshot to the address, and collects what others published;
-//               a later fence makes the collection the thread's own
+//   token       an address for releases and acquires of clocks; barriers have two
+//   fence       takes a snapshot of the thread's clock; a later atomic publishes it
+//   atomic      publishes the last snapshot to the address, and collects the snapshots that others
+//               published there; a later fence acquires this collection
 //
 // Without the fence on either side nothing is ordered, as in the PTX memory model (a "release
-// pattern" and an "acquire pattern", PTX ISA 8.7). TSan has no such operations: a snapshot is a
-// TSan thread created at the fence, since it inherits its creator's clock.
+// pattern" and an "acquire pattern", PTX ISA 8.7). TSan has no such operations. A snapshot is
+// therefore a TSan thread created at the fence, because it inherits the clock of its creator.
 #pragma once
 
 #if defined(EMU_TSAN)
@@ -30,7 +31,7 @@ inline void destroy(void* thread) {
   if (thread) __tsan_destroy_fiber(thread);
 }
 
-// Acts as another thread for a moment.
+// Runs `action` as another TSan thread.
 template <typename Action>
 inline void as(void* thread, Action action) {
   void* const self = __tsan_get_current_fiber();
@@ -39,7 +40,7 @@ inline void as(void* thread, Action action) {
   __tsan_switch_to_fiber(self, __tsan_switch_to_fiber_no_sync);
 }
 
-// As a thread made for the purpose: what `action` acquires, the caller does not learn.
+// Runs `action` as a temporary TSan thread, so that the caller does not acquire the same clocks.
 template <typename Action>
 inline void as_new(Action action) {
   void* const thread = create();
@@ -65,7 +66,7 @@ class Fences {
     as(collection_, [=] { acquire(token); });
   }
 
-  void finish() {  // not from the thread that it belongs to
+  void finish() {  // must not run as the thread that owns this object
     destroy(snapshot_);
     destroy(collection_);
     snapshot_ = collection_ = nullptr;

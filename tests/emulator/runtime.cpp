@@ -1,4 +1,4 @@
-// Memory, events, graphs and facts about the device: see emu/runtime.h.
+// Memory, events, graphs and device properties: see emu/runtime.h.
 #include "emu/runtime.h"
 
 #include <chrono>

@@ -1,5 +1,5 @@
-// Streams, captured graphs, the order in which blocks run, and the CUDA runtime calls that
-// launchers make.
+// Streams, captured graphs, the order in which blocks run, and the CUDA runtime functions that
+// launchers call.
 #include <algorithm>
 #include <deque>
 #include <numeric>
@@ -14,7 +14,7 @@ namespace emu {
 
 namespace {
 
-// A launch on its way: the blocks left to run, and what orders it after the launch before it.
+// A pending launch: the blocks that still have to run, and the launch that precedes it.
 struct Launch {
   std::shared_ptr<const Work> work;
   std::vector<uint32_t> order;  // block indices, the next one last
@@ -22,8 +22,7 @@ struct Launch {
   alignas(8) char token[8];
 };
 
-// All since the host last waited: what a launch uses must live until the host knows that it is
-// done.
+// All launches since the host last waited. The objects that a launch uses must live until then.
 std::vector<std::unique_ptr<Launch>> unfinished;
 
 detail::Random random_order(1);
@@ -81,7 +80,7 @@ class Stream {
       fault = detail::run_block(*launch.work, index, random_order, after, launch.token);
     };
 #if defined(EMU_TSAN)
-    std::thread(run).join();  // an OS thread of its own: fresh __shared__ variables
+    std::thread(run).join();  // a new OS thread has fresh __shared__ variables
 #else
     run();
 #endif
@@ -171,7 +170,7 @@ cudaError_t synchronize() {
     busy[random_order.below(static_cast<uint32_t>(busy.size()))]->step();
     if (!fault.empty()) {
       forget_queues();
-      // Threads are stuck in there, so it must never go away.
+      // Some threads are stuck inside these launches, so they must never be destroyed.
       static std::vector<std::vector<std::unique_ptr<Launch>>> stuck;
       stuck.push_back(std::exchange(unfinished, {}));
       return failed(cudaErrorLaunchFailure);
@@ -277,6 +276,6 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatu
   return cudaSuccess;
 }
 
-// More than asked for: all streams.
+// This waits for all streams, which is more than CUDA requires.
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return emu::synchronize(); }
 cudaError_t cudaDeviceSynchronize() { return emu::synchronize(); }

@@ -1,6 +1,6 @@
 // The Python module `_native`: the mathematics on arrays, the kernels of both devices on arrays of
 // any strides, the emulator's controls and its probes. Arrays are float32, float64, float16, or
-// uint16 for bfloat16; the caller owns them, and under deferred execution keeps them alive.
+// uint16 for bfloat16. The caller owns them and keeps them alive under deferred execution.
 #include <dlfcn.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -55,7 +55,7 @@ const std::map<std::string, ScaleBase> kBases = {{"exp", ScaleBase::kExp},
 template <typename T>
 using Values = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-// [..., per]: `per` results of each value.
+// Returns an array [..., per] with `per` results for each value.
 template <typename T>
 auto mapped(void (*function)(const T*, T*, int64_t), int per) {
   return [=](py::array_t<T, py::array::c_style> x) {
@@ -65,7 +65,7 @@ auto mapped(void (*function)(const T*, T*, int64_t), int per) {
   };
 }
 
-// One overload per precision: the dtype of the array decides.
+// Each precision has an overload, which the dtype of the array selects.
 template <typename T>
 void bind_math(py::module_& m, const char* normals_name) {
   m.def("exp", mapped<T>(&maths::exp, 1), py::arg().noconvert());
@@ -96,7 +96,7 @@ void bind_math(py::module_& m, const char* normals_name) {
       "seed"_a, "offset"_a, "first"_a, "n"_a);
 }
 
-// The normals as the CPU kernels make them, for the baseline.
+// The normals of the CPU kernels, for the baseline instruction set.
 template <typename T>
 void bind_noise(py::module_& m, const char* name) {
   using vae_fused::Key;
@@ -139,7 +139,7 @@ DType dtype_of(const py::array& array) {
   throw std::invalid_argument("dtype must be float32, float64, float16 or uint16 (bfloat16)");
 }
 
-// The mask's dtype is its own; z, eps and their gradients may have a dimension of samples in front.
+// A mask may have `any_dtype`. z, eps and their gradients may have a leading dimension of samples.
 Array view(const MaybeArray& array, const py::array& like, bool any_dtype = false) {
   if (!array) return {};
   const py::ssize_t before = array->ndim() - like.ndim();
@@ -173,7 +173,7 @@ struct Shape {
   }
 };
 
-// See RngKey. `pointers`: seed and offset in memory.
+// See RngKey. `pointers` is an array of seed and offset.
 vae_fused::RngKey make_key(std::pair<uint64_t, uint64_t> key, const MaybeArray& pointers,
                            uint32_t shift) {
   vae_fused::RngKey result;
@@ -193,7 +193,7 @@ void check(int error) {
   if (error == 0) return;
   const std::string fault = emu::take_fault();
   const auto code = static_cast<cudaError_t>(error);
-  cudaGetLastError();  // reported, so forgotten
+  cudaGetLastError();  // the exception reports the error, so clear it
   throw std::runtime_error(fault.empty() ? cudaGetErrorString(code) : fault);
 }
 
@@ -231,7 +231,8 @@ py::dict space_of(const py::array& mu, const std::vector<int>& dims) {
                   "tiles_per_row"_a = space.tiles_per_row);
 }
 
-// A math::LatentOptions from its fields by name; those of the scales in dictionaries of their own.
+// Reads a math::LatentOptions from its fields by name. The fields of scales are nested
+// dictionaries.
 void read(const py::dict& fields, const char* name, double& value) {
   if (fields.contains(name)) value = fields[name].cast<double>();
 }
@@ -275,7 +276,7 @@ vae_fused::math::LatentOptions<double> family_of(const py::dict& fields) {
   return f;
 }
 
-// Reads the options that are arrays of one element, by name; the caller keeps them alive.
+// Reads the options that are arrays of one element by name. The caller keeps the arrays alive.
 template <typename Params>
 void point_to(const py::dict& arrays, vae_fused::WithScalars<Params>& params) {
   const auto dtype =
@@ -288,7 +289,7 @@ void point_to(const py::dict& arrays, vae_fused::WithScalars<Params>& params) {
   });
 }
 
-// A LikelihoodOptions from its fields by name, and the variants of likelihoods.h.
+// Reads a LikelihoodOptions from its fields by name, with the variants of likelihoods.h.
 likelihoods::Options likelihood_options(const py::dict& fields) {
   using vae_fused::math::FrontEnd;
   const std::map<std::string, FrontEnd> kFrontEnds = {{"identity", FrontEnd::kIdentity},
@@ -308,7 +309,7 @@ likelihoods::Options likelihood_options(const py::dict& fields) {
   }
   if (fields.contains("df")) {
     o.df = fields["df"].cast<double>();
-    o.has_df = o.df == 0;  // an output
+    o.has_df = o.df == 0;  // df is then an output of the decoder
   }
   read(fields, "half_step", o.half_step);
   read(fields, "log_scale_min", o.log_scale_min);
@@ -334,7 +335,7 @@ std::vector<std::string> likelihood_variants() {
   return names;
 }
 
-// x: [inputs, n]. Returns [1 + inputs, n]: values and gradients.
+// x is [inputs, n]. Returns [1 + inputs, n]: values and gradients.
 template <typename T>
 py::array_t<T> likelihood(const std::string& name, int kind, const py::dict& fields,
                           py::array_t<T, py::array::c_style> x) {
@@ -361,7 +362,7 @@ vae_fused::StatsTasks stats_tasks(const std::string& device, const vae_fused::Sp
   return device == "cuda" ? StatsTasks::of_cuda(space) : StatsTasks::of_cpu(space);
 }
 
-// How many columns and partial sums a call has.
+// Returns the numbers of columns and partial sums of a call.
 std::pair<int64_t, int64_t> stats_sizes(const std::string& device, const py::array& mu,
                                         const std::vector<int>& dims) {
   Shape shape(mu, dims);
@@ -429,7 +430,7 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
   call(device, params, &vae_fused::cpu::forward, kCudaForward, stream);
 }
 
-// Which kernel serves a forward call of these tensors, with a KL and noise from a key.
+// Returns the kernel that serves a forward call of these tensors, with a KL and noise from a key.
 py::dict way_of(const py::array& mu, const py::array& raw, const py::array& z,
                 const std::vector<int>& dims) {
   vae_fused::ForwardParams params;
@@ -477,10 +478,10 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
   call(device, params, &vae_fused::cpu::backward, kCudaBackward, stream);
 }
 
-// A list of contiguous arrays; `grads` absent: forward, into `out`, `kl` and `partials`, else
-// backward from the gradients `grads` of z into `out` and `more`. Without arrays for z or its
-// gradients the call is about the KL alone. Tensor k's noise begins where its
-// own begins.
+// Computes a list of contiguous arrays. Without `grads` it runs forward and writes `out`, `kl` and
+// `partials`. With the gradients `grads` of z it runs backward and writes `out` and `more`. Without
+// arrays for z or its gradients the call has the KL alone. The noise of each tensor begins at the
+// first block after that of the tensors before it.
 using Arrays = std::vector<py::array>;
 
 void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const Arrays& out,
@@ -504,7 +505,7 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
     item.first_tile = params.tiles;
     item.first_block = blocks;
     item.weight = weights[k];
-    // Of the tensors of priors, every second item has none.
+    // Every second item has no tensors for its prior.
     if (prior_mean && k % 2 == 0) item.prior_mean = (*prior_mean)[k].data();
     if (prior_raw && k % 2 == 0) item.prior_raw = (*prior_raw)[k].data();
     const vae_fused::math::LatentOptions<double>& f = params.options;
@@ -532,8 +533,8 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
 // The likelihoods
 // -------------------------------------------------------------------------------------------------
 
-// Doubles that only kernels use, filled with NaN. An executor of launches gets the extents of those
-// that exist: see set_executor.
+// Memory of doubles for the kernels alone, filled with NaN. An executor of launches gets the
+// extents of all that exist: see set_executor.
 class Scratch {
  public:
   explicit Scratch(int64_t size)
@@ -578,8 +579,8 @@ TargetType target_type_of(const py::array& array) {
   }
 }
 
-// Binds the operands of a call to the arrays of the same names, all of which have the shape of the
-// first output: strides may be 0.
+// Binds the operands of a call to the arrays of the same names. All of them have the shape of the
+// first output, and strides may be 0.
 using NamedArrays = std::map<std::string, py::array>;
 
 template <typename Params>
@@ -600,7 +601,8 @@ void describe(vae_fused::Observations& of, int kind, const py::dict& options,
   of.target_type = target_type_of(arrays.at("target"));
 }
 
-// Fields of KlTerm by their names: numbers, arrays, and for beta and capacity either.
+// Reads the fields of a KlTerm by their names. They are numbers or arrays, and beta and capacity
+// may be either.
 vae_fused::KlTerm kl_term(const std::optional<py::dict>& fields) {
   vae_fused::KlTerm term;
   if (!fields) return term;
@@ -656,8 +658,8 @@ void nll(int kind, const py::dict& options, const NamedArrays& arrays, const std
   check(vae_fused::cuda::nll(params, handle_of(stream)));
 }
 
-// With `dot` it is softmax_dot, whose rows lie along `dims`. With `value` it computes the value of
-// nll as well.
+// With `dot` it calls softmax_dot, whose rows extend along `dims`. With `value` it computes the
+// value of nll as well.
 void nll_backward(int kind, const py::dict& options, const NamedArrays& arrays,
                   const std::vector<int>& dims, double scale, const MaybeArray& dot,
                   const MaybeArray& value, const std::optional<py::dict>& kl,
@@ -731,9 +733,9 @@ void bind_likelihoods(py::module_& m) {
 // The emulator
 // -------------------------------------------------------------------------------------------------
 
-// None, or what runs launches in place of the emulated device: a function of the offset of the
-// kernel's host function in this module, the number of blocks, and the bytes of each argument. An
-// exception is the launch's fault.
+// Sets the function that runs launches in place of the emulated device, or None. Its arguments are
+// the offset of the kernel's host function in this module, the number of blocks, and the bytes of
+// each argument. An exception becomes a fault of the launch.
 void set_executor(const py::object& executor) {
   if (executor.is_none()) return emu::set_executor({});
   emu::set_executor([executor](const emu::Work& work) -> std::string {

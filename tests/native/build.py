@@ -1,11 +1,11 @@
-"""Builds what the tests of `csrc/` run, with the host compiler alone.
+"""Builds the programs for the tests of `csrc/` with the host compiler alone.
 
-`module()` is a Python module over the mathematics, the CPU kernels and the CUDA kernels on the
-emulated device; `program(variant)` is a command line that runs the cases of `cases.cpp`: "asan" and
-"tsan" under a sanitizer, "plain" under none. `CXX` chooses the compiler, also one for another
-machine that `qemu` runs here. Everything lands in `build/native`; an object is compiled again only
-if its flags or the contents of a file that it includes have changed. The names of the files that
-are compiled go to stderr.
+`module()` returns a Python module with the mathematics, the CPU kernels and the CUDA kernels on the
+emulated device. `program(variant)` returns a command line that runs the cases of `cases.cpp`:
+"asan" and "tsan" under a sanitizer, "plain" without one. `CXX` selects the compiler. It may compile
+for another machine whose programs `qemu` runs. All output is in `build/native`. An object is
+compiled again only if its flags or the contents of a file that it includes have changed.
+The names of the files that are compiled go to stderr.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ OUT = ROOT / "build" / "native"
 
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-# One rounding per operation, whatever the host: the contract of the noise is stated without FMA.
+# One rounding per operation on every host, because the contract of the noise excludes FMA.
 FLAGS += ["-ffp-contract=off"]
 INCLUDES = [f"-I{CSRC}", f"-I{NATIVE}", f"-I{EMULATOR}", f"-I{EMULATOR / 'include'}"]
-# A number that tests can change, of a few blocks.
+# Tests can change this number, which is a few blocks by default.
 LIMITS = ["-DVAE_FUSED_ENOUGH_BLOCKS=(::emu::config().enough_blocks)"]
 SANITIZERS = {
     "plain": [],
@@ -57,12 +57,12 @@ EMULATOR_DEFINES = {"plain": [], "asan": ["-DEMU_ASAN"], "tsan": ["-DEMU_TSAN"]}
 
 
 class BuildError(RuntimeError):
-    """The compiler's own words."""
+    """Contains the output of the compiler."""
 
 
 @lru_cache
 def target_machine() -> str:
-    """What the compiler builds for: "x86_64", "aarch64"."""
+    """Returns the machine for which the compiler builds: "x86_64" or "aarch64"."""
     command = [*CXX, "-dumpmachine"]
     return subprocess.run(command, capture_output=True, text=True).stdout.partition("-")[0].strip()
 
@@ -112,7 +112,7 @@ def compile_object(source: Path, flags: list[str]) -> Path:
         files = sorted(set(shlex.split(text)))
         now = state(files)
         target = OUT / f"{record.stem}-{now}.o"
-        if record.exists():  # keep the newest only
+        if record.exists():  # keep only the newest
             (OUT / json.loads(record.read_text())["object"]).unlink(missing_ok=True)
         os.replace(made, target)
         notes = Path(folder, "notes")
@@ -170,17 +170,18 @@ def link(name: str, suffix: str, objects: list[Path], flags: list[str]) -> Path:
 
 
 def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list[str]]]:
-    """The emulator (never instrumented: its scheduler is nobody's race) and the kernels.
+    """Returns the sources of the emulator and the kernels, with their flags.
 
-    The kernels of `csrc/cpu` are the oracle of the emulated ones. They are built for every
-    instruction set, or for the baseline alone, so that they are the same on every machine. The CPU
-    kernels of the likelihoods are tested through the extension, because with sanitizers each of
-    their files takes over a minute to compile. For the same reason the sanitizers' programs have
-    the likelihoods' CUDA kernels of float alone. Those of the other dtypes are the same templates.
+    The emulator is never instrumented, so that its scheduler causes no reports of races. The
+    kernels of `csrc/cpu` are the oracle of the emulated ones. They are built for every instruction
+    set, or for the baseline alone, so that they are the same on every machine. The CPU kernels of
+    the likelihoods are tested through the extension, because with sanitizers each of their files
+    takes over a minute to compile. For the same reason the sanitizers' programs have the CUDA
+    kernels of the likelihoods for float alone. Those of the other dtypes are the same templates.
     """
     fibers = [] if target_machine() == "x86_64" else ["-DEMU_UCONTEXT"]
     emulator = ["-O2", *EMULATOR_DEFINES[variant], *fibers]
-    # Device code accesses any memory in words; nvcc assumes nothing of types.
+    # Device code accesses any memory in words, and nvcc assumes no strict aliasing.
     device = ["-DVAE_FUSED_EMULATOR", "-fno-strict-aliasing"]
     kernels = ["-O1", *device, *LIMITS, *SANITIZERS[variant]]
     oracle = ["-O1", *(SANITIZERS[variant] if every_target else ["-DVAE_FUSED_CPU_BASELINE"])]
@@ -204,7 +205,7 @@ def has_cuda_kernels() -> list[str]:
 
 
 def likelihood_sources() -> list[tuple[Path, list[str]]]:
-    """`likelihoods.cpp` for each of its variants; an instruction set fuses products and sums."""
+    """Returns `likelihoods.cpp` for each variant. AVX2 and AVX-512 fuse products and sums."""
     variants = {
         "scalar": [],
         "emulated": ["-DVAE_FUSED_EMULATOR"],
@@ -229,7 +230,7 @@ def likelihood_sources() -> list[tuple[Path, list[str]]]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One process builds at a time, and the others find what it has built."""
+    """Lets one process build at a time. The others then use its results."""
     OUT.mkdir(parents=True, exist_ok=True)
     with (OUT / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -250,7 +251,7 @@ def module() -> ModuleType:
 def built_module() -> Path:
     import pybind11
 
-    # -isystem: warnings there are not ours
+    # -isystem disables warnings in these headers.
     python = [f"-isystem{sysconfig.get_paths()['include']}", f"-isystem{pybind11.get_include()}"]
     targets = ["-DLIKELIHOOD_TARGETS"] if target_machine() == "x86_64" else []
     objects = compile_all(
@@ -268,29 +269,29 @@ def built_module() -> Path:
 
 @lru_cache
 def launcher(variant: str) -> list[str] | None:
-    """What to put before a program of this variant; None if none runs here."""
+    """Returns the prefix of a command of this variant, or None if the variant cannot run here."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "a.cpp"), Path(folder, "a")
         source.write_text("int main() {}")
         command = [*CXX, *SANITIZERS[variant], str(source), "-o", str(target)]
         if subprocess.run(command, capture_output=True).returncode != 0:
             return None
-        # ThreadSanitizer of GCC 12 may not start where the kernel randomises more than 28 bits.
+        # ThreadSanitizer of GCC 12 may not start if the kernel randomises more than 28 bits.
         fixed = ["setarch", platform.machine(), "-R"]
         for prefix in ([], fixed, [f"qemu-{target_machine()}"]):
             try:
                 if subprocess.run([*prefix, str(target)], capture_output=True).returncode == 0:
                     return prefix
-            except OSError:  # not there, or not for this machine
+            except OSError:  # not installed, or built for another machine
                 continue
     return None
 
 
 @lru_cache
 def program(variant: str) -> list[str]:
-    """The command that runs `cases.cpp`; append the name of a case."""
+    """Returns the command that runs `cases.cpp`. Append the name of a case."""
     cases = ["-O1", *has_cuda_kernels(), *SANITIZERS[variant]]
-    # tsan: the cases run the CPU kernels on one thread.
+    # The cases run the CPU kernels on one thread, so the baseline is enough for tsan.
     common = common_sources(variant, every_target=variant != "tsan")
     sources = [(NATIVE / name, cases) for name in ("cases.cpp", "nll_cases.cpp")]
     with alone():

@@ -1,4 +1,4 @@
-"""Calls of the kernels on numpy arrays: what csrc/torch does, as far as a test needs it."""
+"""Calls of the kernels on numpy arrays. They replace the parts of csrc/torch that tests need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = {
 
 
 def empty_like(x: np.ndarray) -> np.ndarray:
-    """A garbage-filled array of the same strides; a view's is a view of as large a block."""
+    """Returns an array of garbage with the strides of ``x``, in a block of the same extent."""
     last = sum((n - 1) * step for n, step in zip(x.shape, x.strides, strict=True))
     block = np.full(last // x.itemsize + 1, 77, x.dtype)
     return np.lib.stride_tricks.as_strided(block, x.shape, x.strides)
@@ -29,7 +29,7 @@ def total_dtype(x: np.ndarray) -> np.dtype:
 
 @dataclass
 class Call:
-    """Everything that a call touches; under deferred execution keep it until `synchronize()`."""
+    """All arrays of a call. Under deferred execution keep it until `synchronize()`."""
 
     z: np.ndarray | None = None
     kl: np.ndarray | None = None
@@ -42,19 +42,19 @@ class Call:
     keeps: tuple[Any, ...] = ()
 
 
-# The options that a call may have as arrays of one element, in the type of its arithmetic.
+# The options that a call may pass as arrays of one element, in the type of its arithmetic.
 SCALARS = ("temperature", "free_bits", "to_posterior", "to_prior")
 
 
 def with_scalars(options: dict[str, Any], mu: np.ndarray) -> dict[str, Any]:
-    """The same call, with those options of its family as arrays."""
+    """Returns the options of the same call with the members of SCALARS as arrays."""
     family = dict(options["family"])
     scalars = {n: np.array(family.pop(n), total_dtype(mu)) for n in SCALARS if n in family}
     return {**options, "family": family, "scalars": scalars}
 
 
 def sampled_like(x: np.ndarray, samples: int) -> np.ndarray:
-    """Garbage in the shape of z."""
+    """Returns an array of garbage in the shape of z."""
     if samples == 1:
         return empty_like(x)
     return np.full((samples, *x.shape), 77, x.dtype)
@@ -74,7 +74,7 @@ def forward(
     z: np.ndarray | None = None,
     **options: Any,
 ) -> Call:
-    """``z``: where the sample goes, if not to an array like ``mu``."""
+    """Runs a forward kernel. The sample is written to ``z``, or to a new array like ``mu``."""
     space = native.space(mu, dims)
     if z is None and sample:
         z = sampled_like(mu, samples)

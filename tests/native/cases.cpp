@@ -1,4 +1,4 @@
-// What runs under a sanitizer: a program per sanitizer, a case per run.
+// The cases that run under a sanitizer. Each sanitizer has a program, and each run has one case.
 //
 //   cases sum:FAULT          the probe with a planted fault, or "none"
 //   cases streams            launches on two streams, interleaved
@@ -6,8 +6,8 @@
 //   cases backward [DTYPE]   in a heap block of exactly its size, compared with the CPU kernels
 //   cases nll                the kernels of the likelihoods, see nll_cases.h
 //
-// Prints "ok" and exits 0; a wrong result or an emulator's fault exits 1, a sanitizer in its own
-// way.
+// The program prints "ok" and exits with 0. After a wrong result or a fault of the emulator it
+// exits with 1. A sanitizer exits in its own way.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -33,7 +33,7 @@ void expect(bool good, const std::string& what) {
   const std::string fault = emu::take_fault();
   std::printf("FAILED: %s\n%s\n", what.c_str(), fault.c_str());
   if (fault.empty()) return;
-  // Some threads are stuck, and hold on to what would now be freed.
+  // Some threads are stuck and still use objects that a normal exit would free.
   std::fflush(stdout);
   std::_Exit(1);
 }
@@ -42,7 +42,7 @@ void expect(bool good, const std::string& what) {
 // Probes
 // -------------------------------------------------------------------------------------------------
 
-// A heap block of exactly n values, so that a sanitizer sees the end of it.
+// A heap block of exactly n values, so that a sanitizer detects accesses past its end.
 template <typename T>
 using Block = std::unique_ptr<T[]>;
 
@@ -129,7 +129,7 @@ const Class kClasses[] = {
     {"an element between samples", {6, 40}, {false, true}, Class::kSpaced},
 };
 
-// Of more tiles than blocks are enough, several for each: in the first way of the options alone.
+// Calls in which each block computes several tiles. They run with the first of the options alone.
 const Class kManyTiles[] = {
     {"many rows of two", {13001, 2}, {false, true}},
     {"many rows of three", {17003, 3}, {false, true}},
@@ -156,7 +156,8 @@ S narrowed(double x) {
   return out;
 }
 
-// A tensor in a heap block of its own. Chunked: the second half along dimension 1 of a packed one.
+// A tensor in a heap block of its own. A chunked one is the second half along dimension 1 of a
+// packed tensor.
 template <typename S>
 class Tensor {
  public:
@@ -183,7 +184,8 @@ class Tensor {
     array.step = end + (c.layout == Class::kSpaced ? 1 : 0);
     size_ = array.step * samples;
     data_.reset(new S[static_cast<size_t>(size_)]);
-    // Values in [-2, 2], from a multiplicative sequence; without `fill` a mark to be overwritten.
+    // Values in [-2, 2] from a multiplicative sequence. Without `fill` the tensor gets a value that
+    // the kernel has to overwrite.
     for (int64_t i = 0; i < size_; ++i) {
       const uint64_t word = (static_cast<uint64_t>(i) + fill * 1000003) * 0x9E3779B97F4A7C15u;
       data_[i] = narrowed<S>(fill ? static_cast<double>(word >> 40) / (1 << 22) - 2 : 77.0);
@@ -192,7 +194,7 @@ class Tensor {
   }
   Array array;
 
-  // Everywhere, also where no element of the tensor lies.
+  // Compares whole blocks, including memory between the elements of the tensor.
   void compare(const Tensor& other, const std::string& what) const {
     const double tolerance = sizeof(S) == 8 ? 1e-12 : sizeof(S) == 4 ? 2e-6 : 0.01;
     for (int64_t i = 0; i < size_; ++i) {
@@ -213,13 +215,13 @@ void serial_for(int64_t n, int64_t, cpu::Body body, void* context) { body(contex
 enum Asked : unsigned {
   kZ = 1,
   kKl = 2,
-  kEps = 4,     // z is of explicit noise
-  kMasked = 8,  // the plain family with a mask and a clamp
+  kEps = 4,     // z has explicit noise
+  kMasked = 8,  // default options with a mask and a clamp
 };
 
 struct Options {
   bool sample, kl, eps, masked;
-  int64_t general;  // samples of a call of general options; 0: of the plain one
+  int64_t general;  // samples of a call with general options; 0: default options
 
   constexpr Options(unsigned asked, int64_t general = 0)
       : sample(asked & kZ),
@@ -239,7 +241,7 @@ std::string name_of(const Class& c, const Options& o) {
          (o.masked ? ", masked" : "");
 }
 
-// The prior and the mask of a general call.
+// The prior and the mask of a call with general options.
 template <typename S>
 struct Others {
   Tensor<S> mean, raw;
@@ -256,7 +258,7 @@ struct Others {
   }
 };
 
-// The arrays of a call's Gaussians.
+// The arrays of the Gaussians of a call.
 template <typename S>
 std::map<std::string, Array> inputs(const Options& options, const Tensor<S>& mu,
                                     const Tensor<S>& logvar, const Others<S>& others) {

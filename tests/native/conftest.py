@@ -32,7 +32,7 @@ def native_module(pytestconfig: pytest.Config) -> ModuleType:
 
 @pytest.fixture
 def native(native_module: ModuleType) -> Iterator[ModuleType]:
-    """The module, with the emulator as it starts."""
+    """The module, with the default configuration of the emulator."""
     native_module.emulator.configure()
     yield native_module
     native_module.emulator.configure()
@@ -40,7 +40,7 @@ def native(native_module: ModuleType) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="session")
 def machine(native_module: ModuleType) -> MachineCode:
-    """The native module on the machine code of the kernels."""
+    """The native module, whose launches run the machine code of the kernels."""
     if not native_module.has_cuda_kernels:
         pytest.skip("csrc/cuda is empty")
     return MachineCode(native_module)
@@ -55,13 +55,13 @@ def command(config: pytest.Config, variant: str) -> list[str]:
 
 @pytest.fixture(scope="session", params=["asan", "tsan"])
 def sanitizer(request: pytest.FixtureRequest) -> str:
-    command(request.config, request.param)  # built once, whatever threads a test has
+    command(request.config, request.param)  # builds it before a test starts threads
     return request.param
 
 
 @pytest.fixture(scope="session")
 def case(pytestconfig: pytest.Config) -> Case:
-    """case(variant, name, ..., VARIABLE=value) runs a case of cases.cpp under a sanitizer."""
+    """``case(variant, name, ..., VARIABLE=value)`` runs a case of cases.cpp under a sanitizer."""
 
     def run(variant: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         whole = [*command(pytestconfig, variant), *arguments]

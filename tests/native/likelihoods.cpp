@@ -1,5 +1,5 @@
-// See likelihoods.h. VARIANT is the name of the variant; VARIANT_BYTES is the size of its vectors,
-// if it has vectors, and AVAILABLE whether the machine can run them.
+// See likelihoods.h. VARIANT is the name of the variant. VARIANT_BYTES is the size of its vectors,
+// if it has vectors. AVAILABLE is whether the machine can run them.
 #include "likelihoods.h"
 
 #include "math/likelihood/kinds.h"

@@ -1,5 +1,5 @@
 // The likelihoods of csrc/math on arrays. likelihoods.cpp is compiled once for each variant:
-// numbers, numbers as the emulated device has them, and the vectors of each instruction set.
+// scalars of the host, scalars of the emulated device, and the vectors of each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ namespace likelihoods {
 using Kind = vae_fused::LikelihoodKind;
 using Options = vae_fused::math::LikelihoodOptions<double>;
 
-// in: [inputs of the kind, n]; out: [1 + inputs, n], the value and its gradient. A count's parts
-// are put together as a kernel does: those of every element, and `of_count` where x is not 0.
+// `in` is [inputs of the kind, n]. `out` is [1 + inputs, n], the value and its gradient. The parts
+// of a count are added as in a kernel: the part of every element, and `of_count` where x is not 0.
 template <typename T>
 using Evaluate = void (*)(Kind kind, const Options& options, const T* in, T* out, int64_t n);
 
@@ -20,7 +20,7 @@ struct Variant {
   const char* name;
   bool available;  // on this machine
   Evaluate<float> in_float;
-  Evaluate<double> in_double;  // nullptr: this variant has none
+  Evaluate<double> in_double;  // nullptr if this variant has no double
 };
 
 extern const Variant scalar, emulated, baseline;

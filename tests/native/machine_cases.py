@@ -1,4 +1,4 @@
-"""The calls that the machine code is tested with: what they compute, and how near it has to be."""
+"""The calls that test the machine code, their results, and the tolerances of these results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from . import test_family, test_kernels, test_multi, test_stats
 from .calls import DTYPES, Call, backward, forward
 
-# Whole and partial tiles, whole rows written at once and staged in shared memory, rows of several
-# tiles that the last block adds up, merged tiles, views; and which kernels access memory how.
+# These calls cover whole and partial tiles, whole rows that are written at once or staged in shared
+# memory, rows of several tiles that the last block adds up, merged tiles, views, and every access.
 DEFAULT = (
     ("one element", "dense"),
     ("two columns", "dense"),
@@ -36,7 +36,7 @@ DEFAULT = (
     ("large deep images", "transposed"),
     ("many latents", "transposed"),
 )
-# Four times as many instructions, each of them slower.
+# In float64 these calls take four times as many instructions, and each instruction is slower.
 LONG = ("long rows by groups of lanes", "longer rows", "many rows of three", "many latents")
 OPTIONS = (
     ("defaults", "prior", "images", "channels last"),
@@ -67,16 +67,17 @@ STATS = (
     ("softplus", "images", "channels last", "every"),
     ("defaults", "one column", "dense", "plain"),
 )
-# nvcc fuses gain * raw + shift, which nearly cancels in one element: float32 of the CPU is off by
-# 9e-5 there, and the machine code by 1e-5, both compared with float64.
+# nvcc fuses gain * raw + shift, which nearly cancels in one element. Compared with float64, the
+# error there is 9e-5 in float32 on the CPU and 1e-5 in the machine code.
 CANCELS = ("float32", "floor of a var")
-# Layout, options and what is special: tensors of priors and no samples.
+# Each entry has a layout, options, and optionally tensors of priors or no samples.
 LISTS = (
     ("dense", "softplus, fixed prior"),
     ("misaligned", "everything"),
     ("dense", "defaults", "KL alone, priors"),
 )
-# The code of float16 is that of bfloat16 but for conversions: a case for each of its kernels.
+# The code of float16 differs from that of bfloat16 only in conversions, so one case for each kernel
+# is enough.
 OF_FLOAT16 = (
     ("long rows by groups of lanes", "dense"),
     ("a row per sample", "dense"),
@@ -127,9 +128,9 @@ CASES = [
     if is_run(dtype, arguments)
 ]
 
-# Those of the tests of the emulated device. What is added here, an error of MUFU of 2^-22 at most
-# (2.4e-7) and fused multiplications, is less than a tenth of float's and an eighth of an ulp of
-# float16's.
+# The tolerances of the tests of the emulated device. The machine code adds an error of MUFU of at
+# most 2^-22 (2.4e-7) and fused multiplications. That is less than a tenth of the tolerance of float
+# and an eighth of an ulp of float16.
 TOLERANCE = {
     "default": {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2},
     "options": test_family.TOLERANCE,
@@ -137,7 +138,7 @@ TOLERANCE = {
 
 
 def results(native: Any, device: str, case: Case) -> dict[str, np.ndarray | None]:
-    """What a call computes, by name."""
+    """Returns the results of a call by name."""
     if case.kind == "list":
         layout, options, *special = case.arguments
         of_list = {"with_priors": bool(special), "has_z": not special}
@@ -162,7 +163,7 @@ def results(native: Any, device: str, case: Case) -> dict[str, np.ndarray | None
 
 
 def part(native: Any, device: str, dtype: str, which: str, layout: str) -> Call:
-    """A call that has only some of its results."""
+    """Runs a call that computes only some of its results."""
     sizes, dims = test_kernels.SHAPES["wide images"]
     mu, raw, _, grad_z = test_kernels.inputs(native, sizes, dtype, layout)
     options: dict[str, Any] = {"dims": dims, "key": test_kernels.KEY}

@@ -1,8 +1,8 @@
 """Runs the calls of the tests on the sm_90 machine code of the kernels.
 
 nvcc compiles the `.cu` files of `csrc/cuda` to cubins in `build/native`. The host code of the
-native module then launches kernels as ever, and the emulator hands each launch to the interpreter
-of `tools/machine_code`.
+native module launches kernels without any change, and the emulator passes each launch to the
+interpreter of `tools/machine_code`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMMAND = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90", "-cubin", f"-I{build.CSRC
 
 
 def missing() -> str | None:
-    """Why the machine code cannot be run here."""
+    """Returns the reason why the machine code cannot run here, or None."""
     if shutil.which("nvcc") is None:
         return "no nvcc compiles the kernels here"
     if find_cuobjdump() is None:
@@ -48,7 +48,7 @@ def missing() -> str | None:
 
 
 def _compile(source: Path) -> Path:
-    """The cubin of a source file, from the cache if nothing in csrc has changed."""
+    """Returns the cubin of a source file, from the cache if nothing in csrc has changed."""
     files = [source, *sorted(build.CSRC.rglob("*.h")), *sorted(build.CSRC.rglob("*.cuh"))]
     version = subprocess.run(["nvcc", "--version"], capture_output=True).stdout
     key = build.digest(shlex.join(COMMAND).encode(), version, *(f.read_bytes() for f in files))
@@ -72,7 +72,7 @@ def cubins() -> list[Path]:
 
 @lru_cache
 def _kernels_of(module: str) -> dict[int, str]:
-    """The kernels' host functions, by their offset in the module: local symbols, all of them."""
+    """Returns the names of kernels by the offset of their host functions, all local symbols."""
     lines = subprocess.run(["nm", module], capture_output=True, text=True, check=True).stdout
     found = {}
     for line in lines.splitlines():
@@ -83,7 +83,7 @@ def _kernels_of(module: str) -> dict[int, str]:
 
 
 def _extent(array: np.ndarray) -> tuple[int, int]:
-    """The bytes that a view touches, from its first to its last."""
+    """Returns the extent of a view in bytes, from its first to its last."""
     start = end = array.ctypes.data
     if array.size == 0:
         return start, start
@@ -102,10 +102,10 @@ def _arrays(value: Any) -> Iterator[np.ndarray]:
 
 
 class MachineCode:
-    """The native module, whose CUDA kernels are the machine code.
+    """The native module, whose launches run the machine code of the CUDA kernels.
 
-    A kernel may touch the arrays of the call that launches it and the module's scratch memory, and
-    nothing else.
+    A kernel may access only the arrays of the call that launches it and the module's scratch
+    memory.
     """
 
     def __init__(self, native: ModuleType, seed: int = 1, perturb: bool = True) -> None:

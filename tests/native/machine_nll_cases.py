@@ -1,6 +1,6 @@
-"""The calls of likelihoods that the machine code is tested with.
+"""The calls of likelihoods that test the machine code.
 
-`test_nll.py` makes them and compares with the formulas, as it does for the emulated kernels.
+`test_nll.py` makes the calls and compares them with the formulas, as for the emulated kernels.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from . import test_elbo, test_nll
 from .calls import DTYPES
 
-# What a call of each variant has beside its kind and dtype.
+# The arguments of a call of each variant in addition to its kind and dtype.
 VARIANTS: dict[str, dict[str, Any]] = {
-    # Element by element, in rows that a warp or a few lanes sum.
+    # Elements are accessed one at a time, in rows that a warp or a few lanes sum.
     "odd rows, mask, weight": {"shape": (3, 301), "dims": (1,), "mask": True, "weight": (3, 1)},
-    # In vectors of four; a row is more than half a piece.
+    # Elements are accessed in vectors of four, and a row is more than half a piece.
     "vectors": {"shape": (2, 700), "dims": (1,)},
     "vectors, mask, weight": {"shape": (2, 524), "dims": (1,), "mask": True, "weight": (2, 524)},
     "one element": {"shape": (1,), "dims": (0,)},
@@ -27,10 +27,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "images": {"shape": (2, 3, 5, 7), "dims": (1, 2, 3)},
     "columns": {"shape": (13, 37), "dims": (0,)},
     "outer summed": {"shape": (3, 20, 7), "dims": (0, 2)},
-    # Rows of several tiles, which the last block of the launch adds up.
+    # Rows have several tiles, which the last block of the launch adds up.
     "long rows": {"shape": (2, 4100), "dims": (1,)},
     "many long rows": {"shape": (9, 2049), "dims": (1,)},
-    # Parameters that rows share, along columns, lines or both, in one task and in several.
+    # Parameters are shared along columns, lines or both, in one task and in several.
     "theta of a column": {"shape": (11, 300), "dims": (1,), "second": (300,), "weight": (300,)},
     "theta of a row": {"shape": (13, 130), "dims": (1,), "second": (13, 1), "mask": True},
     "one theta": {"shape": (5, 210), "dims": (1,), "second": (1, 1)},
@@ -59,8 +59,8 @@ class NllCase:
     kind: str  # a key of test_nll.KINDS
     dtype: str
     variant: str
-    blocks: int = 12  # most of a launch
-    large: bool = False  # offsets of 64 bits
+    blocks: int = 12  # enough blocks for a launch: see emu::Config
+    large: bool = False  # 64-bit offsets
 
     def __str__(self) -> str:
         more = ["large"] * self.large + [f"{self.blocks} blocks"] * (self.blocks != 12)
@@ -76,7 +76,7 @@ class NllCase:
 
 
 def hide_masked(problem: test_nll.Problem) -> None:
-    """Puts NaN where the mask hides elements: in place, so that layouts stay."""
+    """Sets masked elements to NaN, in place, so that layouts do not change."""
     masked = problem.arrays["mask"] == 0
     for name in (*test_nll.NAMES, "target"):
         array = problem.arrays.get(name)
@@ -133,7 +133,7 @@ NLL_CASES = [
             ("nb", "float64", "elements"),
         )
     ),
-    # A block goes through several tiles, tasks and pieces.
+    # Each block computes several tiles, tasks and pieces.
     NllCase("zinb", "float32", "many long rows", blocks=1),
     NllCase("nb of softmax", "float32", "theta of a column", blocks=1),
     NllCase("laplace", "float64", "rows of three", blocks=1),
@@ -170,7 +170,7 @@ class ElboCase:
             test_elbo.check_one_pass(native, whole, is_exact=False)
             if self.dtype == "bfloat16":
                 return
-            capacity = np.float64(1.25)  # on the device
+            capacity = np.float64(1.25)  # passed on the device
             for per_sample in (False, True):
                 rows = (5, 300)
                 test_elbo.check_kl(native, self.dtype, rows, per_sample, capacity, is_exact=False)

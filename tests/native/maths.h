@@ -1,4 +1,4 @@
-// The functions of csrc/math on arrays, for bind.cpp, which is compiled without optimisation.
+// The functions of csrc/math on arrays. bind.cpp calls them and is compiled without optimisation.
 #pragma once
 
 #include <cstdint>

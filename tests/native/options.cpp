@@ -1,5 +1,5 @@
-// The lists of options with one more in each, `fake`: see test_option_lists.py. Prints what ignores
-// it, and then the names of the numbers that cross from Python.
+// Adds one more option, `fake`, to each list of options: see test_option_lists.py. Prints every
+// user of the lists that ignores it, and then the names of the numbers that Python passes.
 #include <cstdio>
 #include <cstring>
 
@@ -13,7 +13,7 @@ void require(bool holds, const char* what) {
   if (!holds) std::printf("ignored: %s\n", what);
 }
 
-// A call of the default options but for `fake`, in this scope.
+// Checks a call with default options except for `fake` in this scope.
 void check(const char* scope, bool decides) {
   math::GivenLatent given;
   given.visit_numbers([&](const char* s, const char* name, double& number) {
@@ -35,7 +35,7 @@ void check(const char* scope, bool decides) {
   require(has_default_options(of) != decides, "by the choice of kernels");
 }
 
-// `fake` as an option on the device.
+// Checks `fake` as an option on the device.
 void check_scalar() {
   const float value = 3;
   WithScalars<ForwardParams> call;
@@ -57,7 +57,7 @@ int main() {
   check_scalar();
   check("posterior", true);
   check("", true);
-  check("prior", false);  // a prior's scale acts through a tensor, which decides by itself
+  check("prior", false);  // a prior's scale needs a tensor, which already excludes default options
   math::GivenLatent().visit_numbers([](const char* scope, const char* name, double& number) {
     std::printf("%s.%s %g\n", scope, name, number);
   });

@@ -10,8 +10,8 @@ namespace probes {
 
 namespace {
 
-// A sum as the project's kernels do it: grid-stride loads, warp sums by shuffle, warps through
-// shared memory, blocks through partials and a ticket.
+// A sum with the methods of the project's kernels: grid-stride loads, warp sums by shuffles, sums
+// of warps in shared memory, and sums of blocks by partial sums and a ticket.
 template <Fault F>
 __global__ void __launch_bounds__(kSumBlock)
     sum_kernel(const float* __restrict__ x, int n, float* partials, unsigned int* ticket,
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kSumBlock)
   }
   if (F == Fault::kAbsentLane && thread % 32 == 31) return;
   for (int bit = 16; bit > 1; bit /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, bit);
-  // The last step of the butterfly by shared memory.
+  // The last step of the butterfly uses shared memory.
   lane_value[thread] = value;
   if (F != Fault::kMissingSyncwarp) __syncwarp();
   value += lane_value[thread ^ 1];
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kSumBlock)
 
 __global__ void warp_kernel(int width, uint32_t* out) {
   const unsigned int lane = threadIdx.x % 32;
-  // Each segment on its own, so that a warp holds several rendezvous at a time.
+  // Each segment has its own mask, so that a warp has several rendezvous at a time.
   const unsigned int segment = width == 32 ? 0xFFFFFFFFu : ((1u << width) - 1);
   const unsigned int mask = segment << (lane / width * width);
   uint32_t* const row = out + 8 * threadIdx.x;

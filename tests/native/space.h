@@ -11,13 +11,14 @@
 
 namespace vae_fused::testing {
 
-// For offsets to be those of a tensor of 2^31 elements, which no test has here.
+// If true, spaces are treated as if their offsets exceeded 2^31, because no test here is that
+// large.
 inline bool large = false;
 
 struct Array {
-  void* data = nullptr;          // null: absent
+  void* data = nullptr;          // null if absent
   std::vector<int64_t> strides;  // in elements
-  int64_t step = 0;              // from a sample to the next
+  int64_t step = 0;              // elements from one sample to the next
 };
 
 inline Space make_space(const std::vector<int64_t>& sizes, const std::vector<bool>& summed,

@@ -1,6 +1,7 @@
-"""On the emulated device: the KL term of an evidence lower bound, and both passes in one.
+"""The KL term of an evidence lower bound, and loss and gradients in one pass.
 
-The oracle adds a KL to the likelihoods' in numpy. See test_nll.py for theirs.
+The kernels run on the emulated device.
+The oracle is that of test_nll.py for the likelihood. The tests add the KL to it in numpy.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .test_nll import (
 )
 
 DTYPES = ["float32", "float64", "bfloat16"]
-WAYS = ("with nll", "alone", "with buffers")  # which launch writes the gradients of the KL
+WAYS = ("with nll", "alone", "with buffers")  # the launch that writes the gradients of the KL
 CAPACITIES = [None, 1.25, np.float64(1.25)]
 
 
@@ -47,7 +48,7 @@ def term_of(
 ) -> dict[str, Any]:
     wide = k.dtype
     term: dict[str, Any] = {"samples": k, "results": results, "scale": scale, "beta": beta}
-    if isinstance(capacity, np.floating):  # as it lies on the device
+    if isinstance(capacity, np.floating):  # it is passed on the device
         term["capacity"], term["beta"] = np.full((), capacity, wide), np.full((), beta, wide)
     elif capacity is not None:
         term["capacity"] = capacity
@@ -111,7 +112,7 @@ def test_many_samples_are_added_by_one_block(native: ModuleType) -> None:
 
 
 def grads_of(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Arrays for the gradients of a problem, and the operands that they are."""
+    """Returns arrays for the gradients of a problem, and the same arrays as operands."""
     results, operands = {}, {}
     for name in NAMES[: problem.outputs]:
         like = problem.arrays[name]
@@ -137,7 +138,7 @@ def test_one_pass_sums_shared_gradients(
 ) -> None:
     own = {(700,): shape[1:], (5, 1): (shape[0], 1), (5, 700): shape}[second]
     problem = make(name, shape, (0, 1), second=own, mask=True, weight=shape, third=own)
-    for operand in NAMES[: problem.outputs]:  # whatever masked elements hold
+    for operand in NAMES[: problem.outputs]:  # masked elements may have any value
         if problem.arrays[operand].strides[-1] != 0 and problem.arrays[operand].strides[0] != 0:
             problem.arrays[operand] = np.where(
                 problem.arrays["mask"] == 0, np.nan, problem.arrays[operand]
@@ -146,7 +147,7 @@ def test_one_pass_sums_shared_gradients(
 
 
 def check_one_pass(native: ModuleType, problem: Problem, *, is_exact: bool = True) -> None:
-    """Approximations that vary from launch to launch, as in the machine code, are not exact."""
+    """Use ``is_exact=False`` for machine code, whose approximations vary with each launch."""
     expected = truth(native, problem)
     problem = with_rows(native, problem)
     kind = KIND_NAMES.index(problem.kind)

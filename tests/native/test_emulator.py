@@ -1,4 +1,4 @@
-"""The emulated device computes what a device would, and finds the faults that it is there for."""
+"""The emulated device computes the results of a real device and detects the intended faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEEDS = range(20)
 
 
 class Sum:
-    """The arrays of one call of the probe kernel `sum`, and the answer."""
+    """The arrays of one call of the probe kernel `sum`, and its result."""
 
     def __init__(self, n: int = 1000, blocks: int = 4, ticket: np.ndarray | None = None) -> None:
         self.x = np.arange(n, dtype=np.float32)
@@ -31,7 +31,7 @@ class Sum:
         return float(self.out[0]) == float(self.x.sum(dtype=np.float64))
 
 
-# -- it computes what a device would -----------------------------------------------------------
+# -- results -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 1000])
@@ -136,7 +136,7 @@ def test_a_stream_keeps_its_order(native: ModuleType) -> None:
         calls = [Sum(64, 2), Sum(64, 2)]
         after = [Sum(1, 1), Sum(1, 1)]
         for stream, call, then in zip(streams, calls, after, strict=True):
-            then.x = call.out  # reads what the launch before it wrote
+            then.x = call.out  # the second launch reads the result of the first
             call.launch(native, stream=stream)
             then.launch(native, stream=stream)
             assert np.isnan(call.out[0])
@@ -145,7 +145,7 @@ def test_a_stream_keeps_its_order(native: ModuleType) -> None:
                    for call, then in zip(calls, after, strict=True))  # fmt: skip
 
 
-# -- it finds faults ---------------------------------------------------------------------------
+# -- faults that the emulator detects ----------------------------------------------------------
 
 
 def test_a_missing_barrier_gives_wrong_sums_for_some_order(native: ModuleType) -> None:
@@ -174,7 +174,7 @@ def test_threads_that_miss_each_other_are_reported(
     for text in [*reports, "probes.cu:"]:
         assert text in str(error.value)
     call = Sum()
-    call.launch(native)  # the device is as good as new
+    call.launch(native)  # the device works again
     assert call.right
 
 
@@ -203,7 +203,7 @@ def test_a_launch_that_no_device_accepts_is_refused(native: ModuleType) -> None:
         native.probes.order(1, 1 << 16, 1)
 
 
-# -- the sanitizers find more ------------------------------------------------------------------
+# -- faults that the sanitizers detect ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["sum:none", "streams"])

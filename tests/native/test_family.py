@@ -1,7 +1,7 @@
-"""The general family: the CUDA kernels on the emulated device against those of the CPU.
+"""General options: the CUDA kernels on the emulated device against the CPU kernels.
 
-The CPU's are compared with formulas written out in `tests/functional/test_option_values.py`. What
-is new here is a line in FAMILIES, TENSORS or SHAPES.
+`tests/functional/test_option_values.py` compares the CPU kernels with formulas. A new case is a
+line in FAMILIES, TENSORS or SHAPES.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "scalars of a linear form": {"linear": True, "constant": -1.0, "to_posterior": 0.3},
 }
-# What a call has beside mu and raw; `every` with a prior of another scale, mask and samples.
+# The tensors of a call beside mu and raw. `every` has a prior of another scale, a mask and samples.
 TENSORS = ("none", "prior", "prior mean", "mask", "samples", "eps", "samples of eps", "every")
 SHAPES = {
     "(B, D)": ((6, 40), (1,)),
@@ -95,7 +95,7 @@ def kernels(native: ModuleType) -> ModuleType:
 def array(
     native: ModuleType, shape: tuple[int, ...], dtype: str, layout: str, seed: int, wide: bool
 ) -> np.ndarray:
-    """Normals; `wide` ones cannot be broadcast, as z and the gradients are written."""
+    """Returns normals. A `wide` array is never broadcast, because kernels write arrays like it."""
     rng = np.random.default_rng(seed)
     block = tuple(shape)
     if layout == "broadcast" and not wide:
@@ -127,7 +127,7 @@ def forward_at_samples(
     raw: np.ndarray,
     options: dict[str, Any],
 ) -> Call:
-    """Each sample has a KL of its own, so that samples are elements of the call."""
+    """Runs forward with samples as elements of the call, because each sample has its own KL."""
     expanded = {
         name: np.broadcast_to(options[name], (samples, *mu.shape))
         for name in ("prior_mean", "prior_raw", "mask", "eps")
@@ -229,7 +229,7 @@ def test_layouts(kernels: ModuleType, layout: str, tensors: str, dtype: str) -> 
 def test_options_on_the_device_are_the_numbers_bit_for_bit(
     kernels: ModuleType, family: str, layout: str, dtype: str
 ) -> None:
-    """Of a call that takes a general kernel anyway: elsewhere rounding may differ."""
+    """The call takes a general kernel in both cases. With other kernels the rounding may differ."""
     for shape in ("(B, D)", "images", "long rows", "odd"):
         for device in ("cpu", "cuda"):
             case = (kernels, device, family, "every", shape, dtype, layout)

@@ -1,4 +1,4 @@
-"""The probe of tools/gpu_probe: on the emulated device, and the real one as far as nvcc goes."""
+"""The probe of tools/gpu_probe on the emulated device, and the build of its real program."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def emulated(pytestconfig: pytest.Config) -> Path:
-    """The probe for the emulated device, beside the kernels and the oracle of the other tests."""
+    """The probe for the emulated device, with the kernels and the oracle of the other tests."""
     if shutil.which(build.CXX[0]) is None:
         pytest.skip(f"no compiler: {build.CXX[0]}")
     device = ["-O1", "-DVAE_FUSED_EMULATOR", "-fno-strict-aliasing", f"-I{PROBE}"]
@@ -40,7 +40,7 @@ def emulated(pytestconfig: pytest.Config) -> Path:
 
 @lru_cache
 def run(program: Path, *arguments: str, fault: str = "") -> tuple[int, list[Row]]:
-    """The exit status and the rows that the probe writes to its standard output."""
+    """Returns the exit status and the rows that the probe writes to its standard output."""
     environment = {**os.environ, "VAE_FUSED_PROBE_FAULT": fault}
     command = [str(program), "--tiny", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
@@ -149,7 +149,7 @@ def test_a_wrong_key_of_the_variants_is_found_and_nothing_wrong_is_timed(emulate
 
 def test_what_the_time_does_not_allow_is_skipped_by_name(emulated: Path) -> None:
     status, rows = run(emulated, "--section", "bandwidth", "--seconds", "0")
-    assert status == 1  # nothing passed
+    assert status == 1  # because no case passed
     assert {row["case"] for row in of_kind(rows, "skipped")} == listed(emulated, "bandwidth")
 
 
@@ -176,7 +176,7 @@ def test_a_bad_option_is_an_error(emulated: Path) -> None:
         assert "usage:" in done.stderr
 
 
-# --- the real one --------------------------------------------------------------------------------
+# --- the real program ----------------------------------------------------------------------------
 
 
 @lru_cache
@@ -190,7 +190,7 @@ def builder() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def real() -> Path:
-    """The static program for sm_90, compiled to the folder of builds: two minutes of one core."""
+    """The static program for sm_90, built in `build/gpu_probe` in two minutes of one core."""
     if builder().cuda_home() is None:
         pytest.skip("no nvcc")
     return Path(builder().build(build.ROOT / "build" / "gpu_probe"))
@@ -214,9 +214,9 @@ def test_the_real_probe_is_below_8_mb(real: Path) -> None:
     assert real.stat().st_size < 8_000_000
 
 
-# Variants that have too few registers for what they hold; their rows tell the local_bytes.
+# Variants that have too few registers for their values. Their rows contain the local_bytes.
 MAY_SPILL = re.compile(
-    r"ab_kernel.*Loads\)2, \d>"  # the vectors of the next step are held in registers
+    r"ab_kernel.*Loads\)2, \d>"  # registers also hold the vectors of the next step
     r"|ab_kernel.*, 5>"  # 48 registers
     r"|ab_patch_kernel.*, [34]>"  # a patch has 16 elements
 )

@@ -1,7 +1,7 @@
-"""The CUDA kernels on the emulated device: their promises, in any order of blocks and threads.
+"""The guarantees of the CUDA kernels on the emulated device, in any order of blocks and threads.
 
-What a real device may do differently from a CPU is tested here; what the formulas promise is tested
-where they are (`test_math.py`) and through the public functions.
+These tests cover behaviour in which a real device may differ from a CPU. `test_math.py` and the
+tests of the public functions cover the formulas.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "three columns": ((1501, 3), (1,)),
     "four columns": ((1501, 4), (1,)),
     "five columns": ((1501, 5), (1,)),
-    "many rows of three": ((17003, 3), (1,)),  # as the next two, several tiles to a block
+    "many rows of three": ((17003, 3), (1,)),  # here and in the next two, blocks have several tiles
     "many rows of eight": ((13001, 8), (1,)),
     "many latents": ((96, 4, 16, 16), (1, 2, 3)),
     "a row per sample": ((40, 130), (1,)),
     "images": ((3, 4, 9, 11), (1, 2, 3)),
     "wide images": ((3, 4, 8, 10), (1, 2, 3)),
-    "latents": ((3, 4, 8, 16), (1, 2, 3)),  # transposed: pixels of four channels, by whole warps
+    "latents": ((3, 4, 8, 16), (1, 2, 3)),  # transposed: pixels of four channels, in whole warps
     "summed latents": ((2, 4, 24, 16), (0, 1, 2, 3)),
     "deep images": ((2, 16, 6, 18), (1, 2, 3)),
     "summed deep images": ((3, 8, 4, 4), (0, 1, 2, 3)),
@@ -47,7 +47,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "many long rows": ((41, 2049), (1,)),
     "runs that are no whole vectors": ((3, 2049), (1,)),
     "inner kept": ((4, 6, 8), (1,)),
-    "summed channels": ((3, 16, 5, 6), (1,)),  # transposed: vectors, but not of noise
+    "summed channels": ((3, 16, 5, 6), (1,)),  # transposed: vectors of memory, but not of noise
     "partly summed images": ((2, 6, 5, 8), (0, 2, 3)),
     "longer rows": ((3, 9000), (1,)),
     "outer summed": ((6, 50, 7), (0, 2)),
@@ -62,7 +62,7 @@ def kernels(native: ModuleType) -> ModuleType:
 
 
 def inputs(native: ModuleType, shape: tuple[int, ...], dtype: str, layout: str) -> list[np.ndarray]:
-    """mu, raw, eps, grad_z."""
+    """Returns mu, raw, eps and grad_z."""
     rng = np.random.default_rng(0)
     packed = rng.standard_normal((4, *shape), dtype=np.float32)
     if layout == "chunked" and len(shape) > 1:
@@ -76,7 +76,7 @@ def inputs(native: ModuleType, shape: tuple[int, ...], dtype: str, layout: str) 
         return np.split(stored, 4, axis=1)
     if layout == "transposed" and len(shape) > 1:
         stored = np.moveaxis(stored, -1, 2)
-    # Arrays of their own: parts of one would not be aligned, and no vectors taken.
+    # These are separate arrays, because parts of one array would not be aligned for vectors.
     return [x.copy() for x in stored] if layout == "dense" else list(stored)
 
 
@@ -119,7 +119,7 @@ def test_the_devices_agree(kernels: ModuleType, shape: str, dtype: str, layout: 
 def test_offsets_are_the_same_as_those_of_large_tensors(
     kernels: ModuleType, shape: str, dtype: str, layout: str
 ) -> None:
-    """Views with offsets beyond 2^31 are read by single elements, in another order of summation."""
+    """Views with offsets above 2^31 are read one element at a time and summed in another order."""
     small = run(kernels, "cuda", shape, dtype, layout)
     kernels.emulator.configure(large=True)
     large = run(kernels, "cuda", shape, dtype, layout)
@@ -150,7 +150,7 @@ def test_offsets_are_the_same_as_those_of_large_tensors(
 def test_the_usual_layouts_have_the_usual_loops(
     kernels: ModuleType, dtype: str, shape: str, layout: str, access: str
 ) -> None:
-    """Other loops give the same results, but slower: nothing else would tell."""
+    """Other loops would be slower with the same results, which no other test would detect."""
     sizes, dims = SHAPES[shape]
     mu, raw, *_ = inputs(kernels, sizes, dtype, layout)
     way = {"access": access, "plain": True, "usual": True}
@@ -166,7 +166,7 @@ def test_the_usual_layouts_have_the_usual_loops(
 def test_chunks_of_channels_last_tensors_are_patches(
     kernels: ModuleType, dtype: str, images: int
 ) -> None:
-    """Of latents of four channels the second half is aligned to 8 bytes alone."""
+    """For latents with four channels the second half is aligned to 8 bytes only."""
     dims, rng = (1, 2, 3), np.random.default_rng(0)
     moments = rng.standard_normal((images, 8, 16, 8), dtype=np.float32)
     if dtype == "bfloat16":
@@ -193,7 +193,7 @@ def test_pixels_are_stored_in_pairs_where_all_begin_so(kernels: ModuleType) -> N
     for z, paired in (
         (pixels(), True),
         (pixels(padding=16), True),
-        (pixels(padding=8), False),  # the second image begins with half a pair
+        (pixels(padding=8), False),  # the second image begins in the middle of a pair
         (pixels(offset=4), False),
         (pixels(offset=8), True),
     ):
@@ -202,7 +202,7 @@ def test_pixels_are_stored_in_pairs_where_all_begin_so(kernels: ModuleType) -> N
 
 
 def test_a_broadcast_tensor_has_to_be_aligned_as_the_others(kernels: ModuleType) -> None:
-    """A value for each channel, expanded over pixels, is read by vectors of channels."""
+    """A value for each channel that is expanded over pixels is read in vectors of channels."""
     mu = np.moveaxis(np.zeros((2, 8, 16, 4), np.float32), -1, 1)
     channels = np.zeros(8, np.float32)
     for offset, access in ((0, "patched"), (1, "scalar"), (2, "patched")):
@@ -230,7 +230,7 @@ def test_no_order_of_blocks_or_threads_changes_a_bit(
 def test_a_counter_may_wrap_within_a_tile(
     kernels: ModuleType, layout: str, dtype: str, word: int, before: int
 ) -> None:
-    """Usual tiles have the counter's high word in common: 512 blocks are one of float."""
+    """The fast path requires one high word of the counter in a tile: 512 blocks of floats."""
     shape = "one long row" if layout == "dense" else "summed large deep images"
     cpu, cuda = (
         run(kernels, device, shape, dtype, layout, key=(7, word - before))
@@ -247,7 +247,7 @@ def test_a_counter_may_wrap_within_a_tile(
 def test_the_gradient_ends_at_the_clamp_and_not_where_exponentials_do(
     kernels: ModuleType, dtype: str, high: float
 ) -> None:
-    """From 178 on nothing changes any more, and the forward kernels go no further."""
+    """The forward kernels clip exponents at 178, because their results do not change above it."""
     raw = np.resize(np.float32([0, -9, 120, 149, 151, 179, 199, 201, 999, np.inf, np.nan]), 4099)
     mu, grad_z = np.ones_like(raw), np.full_like(raw, 1e-30)
     if dtype == "bfloat16":
@@ -317,7 +317,7 @@ def test_graphs_captured_on_one_stream_may_replay_together(kernels: ModuleType) 
 def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
     kernels: ModuleType,
 ) -> None:
-    """Each stream is captured or not for itself, whichever threads use them."""
+    """Capture is a property of each stream and does not depend on the threads that use it."""
     sizes, dims = SHAPES["one long row"]
     mu, raw, *_ = inputs(kernels, sizes, "float32", "dense")
     emulator = kernels.emulator
@@ -347,12 +347,12 @@ def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
         turn[3 * k + 2].set()
     thread.join(60)
     assert not thread.is_alive() and [len(graph) for graph in graphs] == [2, 2, 2]
-    assert all(np.isnan(call.kl).all() for call in captured)  # captured, and not yet run
+    assert all(np.isnan(call.kl).all() for call in captured)  # captured launches have not run yet
     for seed in range(10):
         emulator.configure(seed=seed, deferred=True)
         for call in captured:
             call.kl.fill(np.nan)
-        streams = [emulator.Stream() for _ in graphs]  # a stream that goes drops its work
+        streams = [emulator.Stream() for _ in graphs]  # a destroyed stream drops its work
         for graph, stream in zip(graphs, streams, strict=True):
             graph.replay(stream)
             eager.append(forward(kernels, "cuda", mu, raw, stream=eager_stream, **options))
@@ -368,7 +368,7 @@ def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
 def test_an_error_of_an_earlier_kernel_is_told_from_one_of_the_launch(
     kernels: ModuleType, error: int, earlier: bool
 ) -> None:
-    """2 is out of memory, 9 and 701 a bad configuration, 209 no machine code for the GPU."""
+    """2 is out of memory, 9 and 701 are bad configurations, and 209 is missing machine code."""
     assert kernels.is_of_earlier_work(error) == earlier
 
 
@@ -394,6 +394,6 @@ def test_a_replay_reads_the_key_of_its_moment(kernels: ModuleType) -> None:
 def test_sanitizers_find_nothing(
     kernels: ModuleType, case: Case, sanitizer: str, name: str
 ) -> None:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # three minutes for ThreadSanitizer in turn
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # ThreadSanitizer takes 3 minutes in sequence
         for result in pool.map(lambda dtype: case(sanitizer, name, dtype), DTYPES):
             assert (result.returncode, result.stdout) == (0, "ok\n"), result.stdout + result.stderr

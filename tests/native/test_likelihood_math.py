@@ -1,8 +1,8 @@
-"""csrc/math/special.h and csrc/math/likelihood, to the bounds that the heads of the files state.
+"""Accuracy of csrc/math/special.h and csrc/math/likelihood, to the bounds stated in these files.
 
-Formulas in double are held to mpmath. They are then the oracle of the sweeps in float: numbers, as
-the host and as the emulated device have them, and the vectors of every instruction set that this
-machine has. An error is in units of 2^-24 times the sum of the magnitudes of a formula's terms.
+The formulas in double are compared with mpmath. They are then the oracle of the sweeps in float,
+which cover scalars of the host and of the emulated device, and the vectors of every instruction set
+of this machine. Errors are in units of 2^-24 times the sum of the magnitudes of a formula's terms.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZE = 1 << 16
 
 
 def evaluate(native: ModuleType, kind: str, options: dict, x: Array, variant: str) -> Array:
-    """[1 + inputs, n]: values and gradients."""
+    """Returns values and gradients, [1 + inputs, n]."""
     return native.likelihood(variant, KINDS.index(kind), options, np.ascontiguousarray(x))
 
 
@@ -93,7 +93,7 @@ def log1p_excess(y: Array) -> Array:
 
 
 def sum_of_counts(mean: Array, theta: Array, x: Array) -> Array:
-    """sum_{k < x} |mean - k| / (theta + k); above 512 the integral of it."""
+    """sum_{k < x} |mean - k| / (theta + k), which is an integral for k above 512."""
     total = np.zeros_like(x)
     for k in range(int(min(x.max(), 512))):
         total += np.where(k < x, np.abs(mean - k) / (theta + k), 0)
@@ -112,7 +112,7 @@ def nb_terms(x: Array, eps: float) -> Array:
     mean, theta, count = x
     shifted, wide = mean + eps, theta + eps
     total = theta + shifted
-    # the form for theta < 1 has ln(M / s) and ln(theta + k), the other one both over theta
+    # The form for theta < 1 has ln(M / s) and ln(theta + k). The other form divides both by theta.
     power = np.maximum(1, theta)
     pochhammer = log_gamma(count + theta) - log_gamma(theta) - count * np.log(power)
     pochhammer = np.where(theta > 1e5 * (1 + count), 0, np.abs(pochhammer))
@@ -125,7 +125,7 @@ def nb_terms(x: Array, eps: float) -> Array:
 
 
 def nb_front_end_terms(x: Array, front: str) -> Array:
-    """Both parameters by a front end, whose errors reach all results by the rule of the chain."""
+    """Both parameters come from a front end. Its errors reach all results by the chain rule."""
     functions = {"exp": (np.exp, np.exp), "softplus": (softplus, sigmoid)}
     (value_of, slope_of), (raw_mean, raw_theta, count) = functions[front], x
     mean, theta = value_of(raw_mean), value_of(raw_theta)
@@ -155,7 +155,7 @@ def zero_inflated_terms(x: Array, probs: bool) -> Array:
         log_q = np.log1p(-raw) if probs else -np.logaddexp(0, raw)
         log_p = np.log(raw) if probs else -np.logaddexp(0, -raw)
     log_u = np.logaddexp(log_p, log_q - nb_of_zero)
-    # near 1, u is 1 less a product
+    # Near 1, u is 1 minus a product.
     less = np.exp(log_q) * -np.expm1(-nb_of_zero)
     value = np.where(less < 0.5, -np.log1p(-np.minimum(less, 0.5)), -log_u)
     share = np.exp(log_q - nb_of_zero - log_u)
@@ -215,7 +215,7 @@ def student_terms(x: Array, of: Callable[[Array], Array] | None, df: float | Non
 
 
 def student_excess(n: Array) -> tuple[Array, Array]:
-    """K(n) - 1/2 ln 2 pi and its derivative, by the recurrence that raises n, and the series."""
+    """K(n) - 1/2 ln 2 pi and its derivative, by a recurrence that raises n and then the series."""
     value, slope = np.zeros_like(n), np.zeros_like(n)
     for _ in range(10):
         value += np.log1p(1 / (n * (n + 2))) / 2
@@ -287,10 +287,10 @@ class Sweep:
     kind: str
     draw: Callable[[np.random.Generator], Array]  # inputs, [k, n], floats
     terms: Callable[[Array], Array]
-    bounds: tuple[float, ...]  # of the value and of each gradient; see the head of the kind's file
+    bounds: tuple[float, ...]  # of the value and of each gradient; see the top of the kind's file
     options: dict = field(default_factory=dict)
-    relative: float = 0.0  # the bound of the value over itself, if there is one
-    eager: Callable[..., torch.Tensor] | None = None  # minus the log-likelihood, as people write it
+    relative: float = 0.0  # the bound of the value relative to itself, if there is one
+    eager: Callable[..., torch.Tensor] | None = None  # minus the log-likelihood, as usually written
 
 
 def between(rng: np.random.Generator, low: float, high: float) -> Array:
@@ -298,7 +298,7 @@ def between(rng: np.random.Generator, low: float, high: float) -> Array:
 
 
 def counts(rng: np.random.Generator, of: str, mean: Array) -> Array:
-    """None, a few, many, or about as many as the mean says."""
+    """Counts that are 0, few, many, or near the mean."""
     if of == "zero":
         return np.zeros(SIZE)
     if of == "few":
@@ -360,7 +360,7 @@ def draw_location(rng: np.random.Generator) -> Array:
 
 
 def draw_student(low: float, high: float) -> Callable[[np.random.Generator], Array]:
-    """Degrees of freedom between two powers of 10, and distances with tails as heavy."""
+    """Draws degrees of freedom between two powers of 10, and distances with heavy tails."""
 
     def draw(rng: np.random.Generator) -> Array:
         mean, raw, df = rng.normal(0, 1, SIZE), rng.uniform(-12, 12, SIZE), between(rng, low, high)
@@ -443,7 +443,7 @@ def eager_nb_logits(logit, total, x):
 
 
 def eager_discretized(mean, log_scale, x):
-    """As vdvae has it, with 8 bits."""
+    """The formula of vdvae, with 8 bits."""
     scale = log_scale.clamp(min=-7.0)
     inverse, c = torch.exp(-scale), x - mean
     p, q, middle = inverse * (c + 1 / 255), inverse * (c - 1 / 255), inverse * c
@@ -537,7 +537,7 @@ SWEEPS = dict(sweeps())
 
 @lru_cache
 def oracle(native: ModuleType, name: str) -> tuple[Array, Array, Array]:
-    """Inputs in float, and of these the results in double and the terms' magnitudes."""
+    """Returns inputs in float, their results in double, and the magnitudes of the terms."""
     sweep = SWEEPS[name]
     x = sweep.draw(np.random.default_rng(KINDS.index(sweep.kind))).astype(np.float32)
     wide = x.astype(np.float64)
@@ -545,7 +545,7 @@ def oracle(native: ModuleType, name: str) -> tuple[Array, Array, Array]:
 
 
 def errors(native: ModuleType, name: str, variant: str) -> Array:
-    """Of the value and of each gradient, in units of 2^-24, [1 + inputs, n]."""
+    """Errors of the value and of each gradient, in units of 2^-24, [1 + inputs, n]."""
     x, exact, _ = oracle(native, name)
     got = evaluate(native, SWEEPS[name].kind, SWEEPS[name].options, x, variant)
     return np.abs(got.astype(np.float64) - exact) / U
@@ -568,7 +568,7 @@ def test_in_float_within_the_stated_bound(native: ModuleType, name: str, variant
 
 
 def bins(x: Array) -> Array:
-    """Like elements: the same decades of the inputs, and counts of 0, to 16, to 1000 and above."""
+    """Numbers of bins. Elements of a bin have inputs of equal signs and equal pairs of decades."""
     index = np.zeros(x.shape[1], dtype=np.int64)
     for row in x:
         size = np.abs(row)
@@ -583,7 +583,7 @@ EAGER = [name for name, sweep in SWEEPS.items() if sweep.eager is not None]
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", EAGER)
 def test_at_most_twice_the_error_of_eager(native: ModuleType, name: str, variant: str) -> None:
-    """In every bin of like elements; what is a tie is an error of 3 roundings of the result."""
+    """Compares the largest errors in every bin. Eager counts as wrong by at least 3 roundings."""
     if variant not in native.likelihood_variants():
         pytest.skip(f"no {variant} here")
     sweep, (x, exact, _) = SWEEPS[name], oracle(native, name)
@@ -606,7 +606,7 @@ def test_at_most_twice_the_error_of_eager(native: ModuleType, name: str, variant
 
 
 # ------------------------------------------------------------------------------------------------
-# In double, and at the ends
+# In double, and at the limits
 # ------------------------------------------------------------------------------------------------
 
 
@@ -672,7 +672,7 @@ def mp_discretized(options: dict, mean: mpf, log_scale: mpf, x: mpf) -> mpf:
         return mpmath.log1p(mpmath.exp(-p))
     if x > 1 - h:
         return mpmath.log1p(mpmath.exp(q))
-    if q > 0:  # the same of the other tail, whose terms are small
+    if q > 0:  # the other tail is equal by symmetry, and its terms are small
         p, q = -q, -p
     return -mpmath.log(1 / (1 + mpmath.exp(-p)) - 1 / (1 + mpmath.exp(-q)))
 
@@ -731,12 +731,12 @@ def test_limits(native: ModuleType, variant: str) -> None:
         x = np.stack(np.broadcast_arrays(*(np.float32(v) for v in inputs))).reshape(len(inputs), -1)
         return evaluate(native, kind, options, x, variant)
 
-    # Bernoulli, infinite logits
+    # Bernoulli with infinite logits
     got = of("bernoulli", [inf, inf, -inf, -inf, nan, 0], [1, 0, 0, 1, 0, nan])
     np.testing.assert_array_equal(got[0], [0, inf, 0, inf, nan, nan])
     np.testing.assert_array_equal(got[1][:5], [0, 1, 0, -1, nan])
 
-    # theta -> inf is a Poisson
+    # theta -> inf gives a Poisson distribution
     mean = np.float32([1e-6, 0.5, 16, 3e3])[:, None]
     count = np.float32([0, 1, 16, 1e3, 1e6])
     poisson = of("poisson", mean, count)
@@ -745,7 +745,7 @@ def test_limits(native: ModuleType, variant: str) -> None:
         np.testing.assert_allclose(nb[:2], poisson[:2], rtol=2e-6)
         assert np.abs(nb[2]).max() < 1e-20
 
-    # a mean of 0, and theta of 0
+    # a mean of 0 and a theta of 0
     zero = of("negative_binomial", 0, [1e-3, 1, 1e8, inf, 0], 0)
     np.testing.assert_array_equal(zero[0], 0)
     np.testing.assert_allclose(zero[1], 1, rtol=1e-6)
@@ -758,7 +758,7 @@ def test_limits(native: ModuleType, variant: str) -> None:
         np.testing.assert_allclose(got, np.float64(want), rtol=1e-6)
     np.testing.assert_array_equal(of("poisson", 0, [0, 1])[0], [0, inf])
 
-    # nothing but NaN makes NaN
+    # only NaN gives NaN
     means, thetas = [0, 1e-38, 1e-6, 1, 3e3, 1e30, inf], [0, 1e-38, 1e-3, 1, 1e8, 1e38, inf]
     counts = np.float32([0, 1, 17, 1e6])
     raws = np.float32([-inf, -200, -88, -50, 0, 50, 88, 200, inf])
@@ -776,7 +776,7 @@ def test_limits(native: ModuleType, variant: str) -> None:
     grid = np.meshgrid(np.float32(means), np.float32(thetas), probabilities, counts)
     assert not np.isnan(of("zero_inflated", *grid, probs=1)).any()
 
-    # NaN and what is not defined is NaN
+    # NaN and undefined values give NaN
     for kind, good in (("poisson", (1, 2)), ("negative_binomial", (1, 1, 2)),
                        ("zero_inflated", (1, 1, 0, 2)), ("gaussian", (0, 0, 1))):  # fmt: skip
         options = {"scale": {}} if kind == "gaussian" else {}
@@ -800,18 +800,18 @@ def test_limits(native: ModuleType, variant: str) -> None:
     np.testing.assert_allclose(got[1], -3, rtol=1e-6)
     assert abs(of("poisson", -200, 3, mean="softplus")[0, 0] - (600 + math.log(6))) < 1e-3
 
-    # the kernel supplies the logarithm of a softmax
+    # with a softmax the kernel supplies the logarithm of the mean
     x = (np.linspace(-9, 9, 40), 2, np.arange(40) % 5)
     want = of("negative_binomial", *x, mean="exp")
     np.testing.assert_array_equal(of("negative_binomial", *x, mean="softmax"), want)
 
-    # theta above dispersion_max is that, without a gradient
+    # theta above dispersion_max is clamped to it and has no gradient
     got = of("negative_binomial", 2, [3, 5, 9], 4, dispersion_max=5.0)
     want = of("negative_binomial", 2, [3, 5, 5], 4)
     np.testing.assert_array_equal(got[:2], want[:2])
     np.testing.assert_array_equal(got[2], [*want[2][:2], 0])
 
-    # fixed sigma: MSE and L1
+    # with a fixed sigma these are the MSE and the L1 loss
     mean, x = np.float32([1, -2, 0.5]), np.float32([0.25, 1, 0.5])
     got = of("gaussian", mean, 0, x, precision=2**0.5)
     np.testing.assert_allclose(got[0], (x - mean) ** 2, rtol=1e-6)
@@ -862,7 +862,7 @@ def test_limits_of_a_student_t(native: ModuleType, variant: str) -> None:
         given = {**options, "df": df if fixed else 0.0, **more}
         return evaluate(native, "student_t", given, both, variant)
 
-    for df in (1e20, 1e30, np.inf):  # the Gaussian to the last digits
+    for df in (1e20, 1e30, np.inf):  # equal to the Gaussian up to the last digits
         got = of(df)
         np.testing.assert_allclose(got[0], gaussian[0], rtol=1e-6)
         np.testing.assert_allclose(got[1], gaussian[1], rtol=2e-6)
@@ -875,7 +875,7 @@ def test_limits_of_a_student_t(native: ModuleType, variant: str) -> None:
     np.testing.assert_allclose(fixed[0], learned[0], rtol=5e-7)
     np.testing.assert_array_equal(fixed[[1, 2, 4]], learned[[1, 2, 4]])
 
-    # squares overflow, the logarithm does not
+    # squares overflow, but the logarithm does not
     def at(mean: object, df: object, x: object, **more: object) -> Array:
         values = np.broadcast_arrays(*(np.float32(v) for v in (mean, 0, df, x)))
         given = {**options, "df": 0.0, **more}
@@ -922,7 +922,7 @@ def test_limits_of_data_in_0_1(native: ModuleType, variant: str) -> None:
     np.testing.assert_allclose(got[0], [0, 0, 0, -5e-31], rtol=1e-6)
     np.testing.assert_allclose(got[1], [0.25, -0.5, 0, 0.5], atol=1e-30)
     assert np.isnan(of([nan, 0, 5, inf], [0.5, nan, nan, nan])[0]).all()
-    # one function on both sides of the boundary of its two forms
+    # the two forms agree on both sides of their boundary
     edge = np.float32(2)
     below = np.nextafter(edge, np.float32(0))
     for x in np.float32([0, 0.3, 1]):
@@ -940,7 +940,7 @@ def test_limits_of_counts_by_logits(native: ModuleType, variant: str) -> None:
         x = np.stack(np.broadcast_arrays(*(np.float32(v) for v in inputs))).reshape(len(inputs), -1)
         return evaluate(native, kind, options, x, variant)
 
-    # as total_count grows with the mean kept: a Poisson variable
+    # a Poisson variable is the limit for large total_count at a constant mean
     mean, count = np.float32([1e-6, 0.5, 16, 3e3])[:, None], np.float32([0, 1, 16, 1e3])
     poisson = of("poisson", mean, count)
     for total in (1e15, 1e25, 1e30):
@@ -985,7 +985,7 @@ def test_limits_of_a_grid(native: ModuleType, variant: str) -> None:
         given = np.stack(inputs).reshape(3, -1)
         return evaluate(native, "discretized_logistic", options, given, variant)
 
-    for bits in range(1, 17):  # the probabilities of all values, ends included, add up to 1
+    for bits in range(1, 17):  # the probabilities of all values, including the ends, add up to 1
         steps = 2**bits - 1
         grid = (2 * np.arange(steps + 1) / steps - 1).astype(np.float32)
         for mean, log_scale in ((0.1, -2.0), (0.9, -4.5), (-3.0, 1.0), (1.0, -9.0)):
@@ -995,7 +995,7 @@ def test_limits_of_a_grid(native: ModuleType, variant: str) -> None:
             gradient = (np.exp(-got[0].astype(np.float64)) * got[1:3]).sum(1)
             assert np.abs(gradient).max() < 2e-2 * max(1, np.abs(got[1:3]).max())
 
-    # a scale of inf, of the least, and below it
+    # a scale of inf, the minimum scale, and a scale below it
     got = of([0, 0, 0, 9], [80, 1e3, inf, inf], 0.001)
     np.testing.assert_allclose(
         got[0, :2], 2 * math.log(2) - math.log(2 / 255) + np.float64([80, 1e3]), rtol=1e-6

@@ -1,11 +1,12 @@
-"""The sm_90 machine code of every kernel, interpreted: by value, against an oracle.
+"""Interprets the sm_90 machine code of every kernel and compares its values with an oracle.
 
-The kernels of the latent are compared with those of the CPU, the kernels of likelihoods with the
-formulas, as test_nll.py does.
+The kernels of the latent are compared with the CPU kernels. Those of the likelihoods are compared
+with the formulas, as in test_nll.py.
 
-What the other tests of this folder run is C++ on the emulated device. This is what nvcc and ptxas
-make of the same sources, called by the same host code. Blocks run in random order, warps by turns,
-and in each launch MUFU is another function within its documented error.
+Other tests of this folder run C++ on the emulated device. These tests run the machine code that
+nvcc and ptxas generate from the same sources, and the same host code launches it. Blocks run in
+random order, warps take turns, and in each launch MUFU is another function within its documented
+error.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def outcome(machine: MachineCode) -> Iterator[Callable[[Case], dict[str, np.ndar
 
 @cache
 def executed(machine: MachineCode, case: Case) -> dict[str, np.ndarray | None]:
-    """Once for all tests, with the randomness of the case, not of the order of tests."""
+    """Runs a case once for all tests. Its seed depends on the case, not on the order of tests."""
     machine.reseed(CASES.index(case))
     return results(machine, "cuda", case)
 
@@ -53,7 +54,7 @@ def test_the_machine_code_computes_what_the_cpu_does(
 
 @cache
 def check_likelihood(machine: MachineCode, case: NllCase) -> None:
-    """Once for all tests, if it succeeds."""
+    """Runs once for all tests if it succeeds."""
     machine.reseed(NLL_CASES.index(case))
     with machine.installed():
         machine_nll_cases.check(machine, case)
@@ -81,7 +82,7 @@ def check_elbo(machine: MachineCode, case: ElboCase) -> None:
 
 
 def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
-    """In a process of its own, whose streams use up the slots: then a second kernel adds up."""
+    """Runs in a separate process whose streams use up all slots, so that second kernels combine."""
     try:
         machine = MachineCode(native)
         native.emulator.set_executor(lambda *_: None)
@@ -103,7 +104,7 @@ def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
                 )
             with_stream = WithStream(machine, last)
             test_nll.check(with_stream, test_nll.make("nb of softmax", (2, 4100), (1,), dtype))
-            for shape in ((3, 700), (3, 7)):  # several units, and one
+            for shape in ((3, 700), (3, 7)):  # several units, and a single one
                 one_pass = test_nll.make("gaussian", shape, (0, 1), dtype)
                 test_elbo.check_one_pass(with_stream, one_pass, is_exact=False)
         report.send([name for name, _ in machine.launched])
@@ -112,7 +113,7 @@ def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
 
 
 class WithStream:
-    """A module whose calls of kernels are on a stream."""
+    """A module that calls kernels on a stream."""
 
     def __init__(self, machine: MachineCode, options: dict[str, Any]) -> None:
         self.machine, self.options = machine, options

@@ -1,4 +1,4 @@
-"""Faults planted in the machine code are noticed; and what it executes is counted."""
+"""Tests that faults planted in the machine code are detected, and that instructions are counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# The keys of Philox's rounds 2 to 10: multiples of the two constants of Salmon et al., 2011.
+# The keys of Philox's rounds 2 to 10 are multiples of the two constants of Salmon et al., 2011.
 ROUND_KEYS = {k * odd % 2**32 for k in range(1, 10) for odd in (0x9E3779B9, 0xBB67AE85)}
 
 
@@ -42,18 +42,18 @@ def wrong_round_key(i: Any) -> Any:
 
 
 def wrong_lane_mask(i: Any) -> Any:
-    """Step 8 of a butterfly twice, and no step 4."""
+    """Replaces step 4 of a butterfly by a second step 8."""
     if i.base != "SHFL" or ", 0x4, 0x1f" not in i.operands:
         return None
     return dataclasses.replace(i, operands=i.operands.replace(", 0x4, 0x1f", ", 0x8, 0x1f"))
 
 
 def wrong_lanes(i: Any) -> Any:
-    """An exchange of a warp ends with its first four lanes, or with half of its lanes."""
+    """Limits an exchange of a warp to segments of four lanes or to half a warp."""
     if i.base != "SHFL" or not i.operands.endswith(", 0x1f"):
         return None
     if i.opcode == "SHFL.IDX" and ", RZ, " not in i.operands:
-        return None  # the compiler's own, of atomics: one lane takes part
+        return None  # the compiler generates it for atomics, and one lane takes part
     limit = ", 0x101f" if i.opcode == "SHFL.IDX" else ", 0x3"
     return dataclasses.replace(i, operands=i.operands.removesuffix(", 0x1f") + limit)
 
@@ -64,7 +64,7 @@ def no_barrier(i: Any) -> Any:
 
 FAULTS = {"a wrong round key": wrong_round_key, "a wrong lane mask": wrong_lane_mask}
 
-# Raises an error unless the machine code computes what it should.
+# Raises an error if the machine code computes wrong values.
 Check = Callable[[MachineCode], None]
 
 
@@ -77,7 +77,7 @@ def latent(case: Case) -> Check:
 
 
 def fails(machine: MachineCode, check: Check) -> bool:
-    """Whether the values are wrong, or the interpreter raises an error."""
+    """Returns whether the values are wrong or the interpreter raises an error."""
     try:
         check(machine)
     except (AssertionError, RuntimeError):
@@ -88,7 +88,7 @@ def fails(machine: MachineCode, check: Check) -> bool:
 def planted(
     native: ModuleType, check: Check, fault: Callable[[Any], Any], kernel: str = "forward"
 ) -> list[bool]:
-    """For each instruction of a kernel that the check executes: whether a fault is noticed."""
+    """Plants a fault in each executed instruction of a kernel, and returns which are detected."""
     machine = MachineCode(native)
     with machine.installed():
         assert not fails(machine, check)
@@ -102,7 +102,7 @@ def planted(
             if wrong is None:
                 continue
             found = False
-            for seed in range(4):  # whether it matters depends on the order
+            for seed in range(4):  # the effect of a fault depends on the order of execution
                 faulty = MachineCode(native, seed)
                 faulty.device.plant(name, [*code[:k], wrong, *code[k + 1 :]])
                 with faulty.installed():
@@ -113,7 +113,7 @@ def planted(
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_wrong_constant_is_noticed(machine: MachineCode, fault: str) -> None:
-    # A KL of float32 would not show that the lower half of a double is wrong.
+    # A KL in float32 would not show an error in the lower half of a double.
     case = Case("default", "float64", ("one long row", "dense"))
     noticed = planted(machine.native, latent(case), FAULTS[fault])
     assert noticed and all(noticed)
@@ -121,10 +121,10 @@ def test_a_wrong_constant_is_noticed(machine: MachineCode, fault: str) -> None:
 
 @pytest.mark.parametrize("shape", ["long rows", "many rows of three"])
 def test_a_missing_barrier_is_noticed(machine: MachineCode, shape: str) -> None:
-    """For the sum of a block, for the ticket, between the last block's rows, for staged rows."""
+    """The barriers of a block's sum, the ticket, the last block's rows, and staged rows."""
     case = Case("default", "float32", (shape, "dense"))
     noticed = planted(machine.native, latent(case), no_barrier)
-    # A barrier in front of the ticket orders global memory, where races are not recorded.
+    # The barrier before the ticket orders global memory, where races are not recorded.
     assert any(noticed) and noticed.count(False) <= 1
 
 
@@ -132,7 +132,7 @@ def test_a_missing_barrier_is_noticed(machine: MachineCode, shape: str) -> None:
 
 
 def likelihood(kind: str, shape: tuple[int, int], forward: bool, **options: Any) -> Check:
-    """Rows are summed. One block goes through all tiles, so that one follows another."""
+    """Returns a check of row sums in which one block computes all tiles one after the other."""
     check = test_nll.check_forward if forward else test_nll.check_backward
 
     def run(machine: MachineCode) -> None:
@@ -161,10 +161,10 @@ def test_wrong_lanes_of_a_likelihood_are_noticed(
     assert noticed and all(noticed)
 
 
-# `redundant`: how many barriers could be removed. The barrier before the first piece is one of
-# them, because the loads of the piece end with another. The sum of a tile ends with two in a row.
-# Where a thread reads only slots that it has written itself, it needs none between. Nothing follows
-# the last sum of a column.
+# `redundant` is the number of barriers that could be removed. One is the barrier before the first
+# piece, because the loads of the piece end with another. The sum of a tile ends with two in a row.
+# No barrier is needed where a thread reads only slots that it has written itself, or after the last
+# sum of a column.
 @pytest.mark.parametrize(
     ("kernel", "kind", "shape", "options", "redundant"),
     [
@@ -192,7 +192,7 @@ def test_a_missing_barrier_of_a_likelihood_is_noticed(
 
 
 def test_the_loop_executes_what_the_hot_path_lists(machine: MachineCode) -> None:
-    """They find the same by different means: within 2 %, and the whole is more."""
+    """The interpreter and the hot path agree within 2 %, and the whole kernel has more."""
     kernel = "forward<float, (Access)0>"
     found = count(machine, kernel)
     path = hot_path(machine.device.program(kernel).instructions)
@@ -214,14 +214,14 @@ def test_the_budget_records_what_is_executed(
     assert row["executed_per_element"] == pytest.approx(count(machine, kernel).loop, abs=0.1)
     _, _, part = (tmp_path / "budget.md").read_text().partition("## Executed")
     assert f" {row['executed_per_element']} |" in part
-    # A new record of the rest keeps it.
+    # A new record without this value keeps it.
     new = {**budget.load(), "kernels": {kernel: {"sm_90": {**row}}}}
     del new["kernels"][kernel]["sm_90"]["executed_per_element"]
     assert budget.updated(budget.load(), new)["kernels"][kernel]["sm_90"] == row
 
 
 def test_what_a_likelihood_executes_and_has_in_flight_is_counted(machine: MachineCode) -> None:
-    """Forward reads two outputs and a target, in vectors of 16 bytes, before it meets."""
+    """Forward reads two outputs and a target in vectors of 16 bytes before the first barrier."""
     found = count(machine, "nll<float, Gaussian>")
     assert found.in_flight == 48
     assert 0 < found.loop < found.whole < 1.2 * found.loop

@@ -1,4 +1,4 @@
-"""csrc/math against float64, over the domains and to the bounds that its comments state."""
+"""Compares csrc/math with float64, over the domains and to the bounds stated in its comments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TWO_PI = 2 * np.pi
 
 
 def philox(seed: int, counter: int) -> list[int]:
-    """Philox4x32-10 in Python's integers, from the paper."""
+    """Philox4x32-10 in integers of Python, from the paper."""
     c = [counter & 0xFFFFFFFF, counter >> 32 & 0xFFFFFFFF, 0, 0]
     k = [seed & 0xFFFFFFFF, seed >> 32]
     for _ in range(10):
@@ -22,13 +22,13 @@ def philox(seed: int, counter: int) -> list[int]:
 
 
 def ulps(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """|got - expected| in units of the expected float's last place."""
+    """|got - expected| in units in the last place of the expected float."""
     step = np.ldexp(1.0, np.maximum(np.frexp(expected)[1], -125) - 24)
     return np.abs(got.astype(np.float64) - expected) / step
 
 
 def floats_between(low: float, high: float, n: int) -> np.ndarray:
-    """n floats, evenly spaced by their bits: all exponents get their share."""
+    """Returns n floats that are evenly spaced by their bits, so that all exponents occur."""
     a, b = np.float32([low, high]).view(np.uint32).astype(np.int64)
     return np.linspace(a, b, n).round().astype(np.uint32).view(np.float32)
 
@@ -109,12 +109,12 @@ def test_normals_are_those_of_the_words(native: ModuleType) -> None:
     r = np.sqrt(-2 * np.log(u[:, ::2]))
     expected = np.stack([r * np.cos(TWO_PI * u[:, 1::2]), r * np.sin(TWO_PI * u[:, 1::2])], axis=2)
     got = native.normals32(seed, offset, 0, n).reshape(-1, 2, 2)
-    # 1e-6 of it is u's and 2 pi u's rounding to float, which PyTorch has, too
+    # The rounding of u and 2 pi u to float, which PyTorch has as well, contributes 1e-6.
     assert np.abs(got - expected).max() <= 4e-6
 
 
 def test_coarse_normals_are_those_of_the_words(native: ModuleType) -> None:
-    """With the hardware's documented errors; where u1 is near 1, too: r is down to 1e-3 here."""
+    """The documented errors of the hardware apply, even if u1 is near 1: r is below 1e-3 here."""
     n = 1 << 22
     want = native.normals32(77, 0, 0, n).astype(np.float64)
     assert np.hypot(want[::2], want[1::2]).min() < 1e-3
@@ -122,7 +122,7 @@ def test_coarse_normals_are_those_of_the_words(native: ModuleType) -> None:
 
 
 def test_coarse_exponentials_are_within_their_bound(native: ModuleType) -> None:
-    """What the KL of an element makes of them: e^x - 1 - x for |x| <= 20, a polynomial near 0."""
+    """The KL of an element uses e^x - 1 - x for |x| <= 20, which is a polynomial near 0."""
     near = floats_between(1e-4, 0.75, 1 << 16)
     x = np.concatenate([near, -near]).astype(np.longdouble)
     got = native.probes.coarse_exponentials(x.astype(np.float32))[:, 1]
@@ -157,7 +157,7 @@ def test_a_normal_depends_on_its_index_alone(native: ModuleType, name: str) -> N
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("offset", [0, 2**32 - 100, 2**64 - 100])
 def test_vectors_compute_what_the_formulas_say(native: ModuleType, bits: int, offset: int) -> None:
-    """To the bit, as one compiler made both without fused multiply-adds; in any counter's words."""
+    """Both have the same bits, because one compiler built both without FMA. Counters may wrap."""
     seed, noise = 0x0123456789ABCDEF, getattr(native, f"noise{bits}")
     want = getattr(native, f"normals{bits}")(seed, offset, 0, 5000)
     for first in (0, 1, 2, 3, 4, 301):

@@ -1,4 +1,4 @@
-"""The kernels of a list of tensors on the emulated device against those of the CPU."""
+"""The kernels for lists of tensors on the emulated device against the CPU kernels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(
     }  # fmt: skip
     if as_arrays:
         common = with_scalars(common, mu[0])
-    if with_priors:  # every second tensor has one of its own
+    if with_priors:  # every second tensor has tensors for its prior
         common["prior_mean"], common["prior_raw"] = made(3), made(4)
     if not has_z:
         zs, grad_z = [], []

@@ -1,6 +1,6 @@
 """The CUDA kernels of the likelihoods on the emulated device, against the formulas in double.
 
-The oracle evaluates the formulas of csrc/math at each element, in double, and numpy does everything
+The oracle evaluates the formulas of csrc/math at each element in double. numpy computes everything
 else: the softmax, masks, weights and sums.
 """
 
@@ -25,7 +25,7 @@ KIND_NAMES = (
     "bernoulli", "gaussian", "laplace", "poisson", "nb", "zinb", "student", "continuous bernoulli",
     "nb of logits", "logistic",
 )  # fmt: skip
-# kind, options, and how each output is made from uniform numbers
+# Kind, options, and a function for each output that computes it from uniform numbers.
 KINDS: dict[str, tuple[str, dict[str, Any], list[Maker]]] = {
     "bernoulli": ("bernoulli", {}, [REAL]),
     "gaussian": (
@@ -77,7 +77,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], list[Maker]]] = {
 COUNTS = ("poisson", "nb", "zinb", "nb of logits")
 FEW_KINDS = ["bernoulli", "gaussian", "nb of softmax", "zinb", "student", "nb of logits"]
 NAMES = ("output", "second", "third")
-# A relative error of sums and gradients, by dtype: of the arithmetic, and of what is stored.
+# The relative tolerance of sums and gradients by dtype, of the arithmetic and of stored results.
 OF_ARITHMETIC = {"float64": 1e-11, "float32": 2e-5, "float16": 2e-5, "bfloat16": 2e-5}
 OF_STORAGE = {"float64": 1e-11, "float32": 2e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
@@ -97,7 +97,7 @@ def widened(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float64)
 
 
-# How an array lies in memory. Each returns a view of other memory with the same values.
+# The layouts of an array in memory. Each function returns a view of new memory with equal values.
 def dense(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x)
 
@@ -150,7 +150,7 @@ ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 @dataclass
 class Problem:
-    """A call: its arrays by the names of its operands, all of the shape of the call."""
+    """A call. Its arrays have the names of its operands and the shape of the call."""
 
     kind: str
     options: dict[str, Any]
@@ -225,7 +225,7 @@ def make(
 
 
 def softmax_rows(native: ModuleType, problem: Problem) -> np.ndarray:
-    """The maximum and the shift of each row, as the kernel computes them."""
+    """Returns the maximum and the shift of each row from the kernel."""
     arrays = {"logits": problem.arrays["output"]}
     if "mask" in problem.arrays:
         arrays["mask"] = problem.arrays["mask"]
@@ -238,7 +238,7 @@ def softmax_rows(native: ModuleType, problem: Problem) -> np.ndarray:
 
 
 def with_rows(native: ModuleType, problem: Problem) -> Problem:
-    """The problem with its softmax, if it has one."""
+    """Returns the problem with the arrays of its softmax, if it has one."""
     if not problem.is_softmax:
         return problem
     rows = softmax_rows(native, problem)
@@ -251,8 +251,8 @@ def with_rows(native: ModuleType, problem: Problem) -> Problem:
 
 @dataclass
 class Truth:
-    value: np.ndarray  # of each element, weighted
-    grads: list[np.ndarray]  # of each element by each input, for a gradient of 1
+    value: np.ndarray  # weighted values of the elements
+    grads: list[np.ndarray]  # gradients of these values by each input
     log_mean: np.ndarray
     kept: np.ndarray
 
@@ -288,7 +288,7 @@ def forward(native: ModuleType, problem: Problem) -> np.ndarray:
 
 
 def close(got: np.ndarray, want: np.ndarray, tolerance: float, terms: np.ndarray) -> None:
-    """``got`` is ``want`` within a part of the sum of the magnitudes of its terms."""
+    """Asserts that ``got`` is ``want`` within ``tolerance`` of the sum of the terms' magnitudes."""
     error = np.abs(widened(got) - want)
     allowed = tolerance * (np.abs(want) + terms) + 1e-30
     bad = ~(error <= allowed)
@@ -438,7 +438,7 @@ def test_a_target_of_any_dtype_is_converted(
 def test_masks_and_weights(kernels: ModuleType, name: str, weight: tuple[int, ...] | None) -> None:
     problem = make(name, (4, 600), (1,), mask=True, weight=weight)
     masked = problem.arrays["mask"] == 0
-    for operand in (*NAMES[: problem.outputs], "target"):  # whatever masked elements hold
+    for operand in (*NAMES[: problem.outputs], "target"):  # masked elements may have any value
         problem.arrays[operand] = np.where(masked, np.float32(np.nan), problem.arrays[operand])
     check(kernels, problem)
 

@@ -1,4 +1,4 @@
-"""An option that is added to a list of ``csrc/math`` takes part in all that is made from it."""
+"""An option added to a list of ``csrc/math`` takes effect in all code generated from the list."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Calls drawn at random: the CUDA kernels on the emulated device against those of the CPU.
+"""Random calls of the CUDA kernels on the emulated device against the CPU kernels.
 
-Few and many samples, mixed and misaligned layouts, odd sizes, absent tensors: whatever decides
-which kernel runs, and how it goes through memory. Derandomised: every run draws the same calls.
+The calls vary everything that selects a kernel and its access to memory: the number of samples,
+mixed and misaligned layouts, odd sizes, absent tensors. Every run draws the same calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .calls import DTYPES, Call
 from .test_family import FAMILIES, KEY, NAMES, TOLERANCE, values
 
 SIZES = (1, 2, 3, 4, 5, 8, 12, 16, 24, 31)
-# What is written, and what has to be there for it.
+# The tensors that kernels write, and the tensor that each of them requires.
 WRITTEN = {
     "z": "eps", "grad_mu": "mu", "grad_raw": "raw", "grad_eps": "grad_z",
     "grad_prior_mean": "prior_mean", "grad_prior_raw": "prior_raw",
@@ -27,16 +27,16 @@ WRITTEN = {
 
 
 class Layout(NamedTuple):
-    """An array in a block of memory: dimensions from the outermost on, and what lies between."""
+    """The layout of an array in a block: its dimensions from the outermost on, and gaps."""
 
     order: tuple[int, ...]
     offset: int  # of the first element
-    pad: int  # elements behind each run of the innermost dimension
-    spaced: int  # and behind all but the outermost: between samples, say
+    pad: int  # unused elements after each run of the innermost dimension
+    spaced: int  # unused elements between steps of the outermost dimension, such as samples
     expanded: tuple[bool, ...]
 
     def array(self, native: ModuleType, shape: tuple[int, ...], dtype: np.dtype, seed: int) -> Any:
-        """Normals; a mask's are half of them true."""
+        """Returns an array of normals, or a mask in which some elements are true."""
         strides, step = [0] * len(shape), 1
         for n, d in enumerate(reversed(self.order)):
             if not self.expanded[d]:
@@ -78,10 +78,10 @@ class Drawn(NamedTuple):
     family: str
     samples: int
     seed: int
-    layouts: dict[str, Layout]  # of the tensors that are there, read or written
+    layouts: dict[str, Layout]  # layouts of the tensors that are present, read or written
     kl: bool
     key: int
-    large: bool  # offsets by 64 bits
+    large: bool  # 64-bit offsets
 
 
 @st.composite
@@ -97,11 +97,11 @@ def calls(draw: Any) -> Drawn:
     optional = draw(st.sets(st.sampled_from(("prior_mean", "prior_raw", "mask", "eps"))))
     sampled, kl = draw(st.sampled_from(((True, True), (True, True), (True, False), (False, True))))
     family = draw(st.sampled_from([*FAMILIES]))
-    if "at_sample" in FAMILIES[family]:  # of which further samples are elements
+    if "at_sample" in FAMILIES[family]:  # its samples are elements of the call
         samples, sampled = 1, True
     wanted = draw(st.none() | st.sets(st.sampled_from([*WRITTEN]))) or {*WRITTEN}
     of: dict[str, Layout] = {}
-    usual = draw(st.booleans())  # one layout for all: the quick paths
+    usual = draw(st.booleans())  # one layout for all tensors, for the fast paths
     shared = draw(layouts(ndim, written=True))
 
     def add(name: str, written: bool = False) -> None:
@@ -187,7 +187,7 @@ def test_the_kernels_of_both_devices_agree(kernels: ModuleType, call: Drawn) -> 
             continue
         rtol = TOLERANCE["float32" if name == "kl" and call.dtype != "float64" else call.dtype]
         want = values(kernels, b)
-        # A sum of a linear form may cancel, as may a gradient.
+        # The terms of a linear form or of a gradient may cancel.
         unit = max(1.0, np.abs(np.nan_to_num(want)).max(initial=0))
         np.testing.assert_allclose(
             values(kernels, a), want, rtol=rtol, atol=rtol * unit, err_msg=name

@@ -1,6 +1,6 @@
-"""The statistics of a batch: the kernel on the emulated device, and that of the CPU.
+"""Compares the kernel for statistics of a batch on the emulated device with the CPU kernel.
 
-Both are compared with float64 in `tests/functional/test_stats.py`; here, with each other.
+`tests/functional/test_stats.py` compares the statistics with float64.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pytest
 from .calls import DTYPES, total_dtype
 from .test_family import FAMILIES, LAYOUTS, array
 
-# Short rows, several to a line; rows of a line and of several parts; many groups; no batch to speak
-# of; kept dimensions around those of the batch.
+# These shapes have short rows that share a line, rows of several parts, many groups, a batch of one
+# item, and kept dimensions around those of the batch.
 SHAPES = {
     "(B, D)": ((70, 20), (0,)),
     "one column": ((5000, 1), (0,)),
@@ -63,7 +63,7 @@ def run(
 def compare(native: ModuleType, *case: Any) -> None:
     dtype = case[2]
     cpu, cuda = (run(native, device, *case) for device in ("cpu", "cuda"))
-    rtol = {"float64": 1e-12}.get(dtype, 2e-5)  # of float by another order of its sums
+    rtol = {"float64": 1e-12}.get(dtype, 2e-5)  # sums in float have another order
     for name in NAMES:
         np.testing.assert_allclose(cuda[name], cpu[name], rtol=rtol, atol=rtol, err_msg=name)
 

@@ -1,7 +1,7 @@
 """The CPU kernels of every instruction set and compiler, call by call against the CUDA kernels.
 
-`cases.cpp` has each array in a heap block of exactly its size: under AddressSanitizer a kernel that
-reads or writes an element too many stops there.
+`cases.cpp` puts each array in a heap block of exactly its size, so that AddressSanitizer stops a
+kernel that accesses an element past its end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_vectors_stay_within_their_arrays(case: Case, capability: str, name: str
 def test_what_is_compiled_for_a_target_has_no_name_that_others_share(
     source: str, tmp_path: Path
 ) -> None:
-    """Of equal inline functions the linker takes any one, for machines without the target, too."""
+    """The linker keeps any one of equal inline functions, even for machines without the target."""
     compiled = tmp_path / "unoptimised.o"
     file = build.ROOT / f"csrc/cpu/{source}.cpp"
     command = [*build.CXX, *build.FLAGS, "-O0", *build.INCLUDES, "-c", file, "-o", compiled]

@@ -1,23 +1,25 @@
-// The backward CUDA kernel: every gradient in one launch, the noise regenerated from the key.
+// The backward CUDA kernel computes every gradient in one launch and regenerates the noise from the
+// key.
 //
-// Bytes per element, float: 12 read (mu, logvar, grad_z), 8 written. No reduction, no barrier.
+// Bytes per element in float: 12 read (mu, logvar, grad_z), 8 written. It has no reduction.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/row_grads.cuh"
 
 namespace vae_fused::cuda {
 namespace {
 
-// What the threads of a block share.
+// The state that the threads of a block share.
 template <typename S, Access kAccess, class F>
 class BackwardCall;
 
-// A step: loaded, then computed and stored. `kFast`: of the fast path.
+// A step of a thread: `load` issues its loads, `finish` computes and stores. kFast selects the fast
+// path.
 template <typename S, Access kAccess, class F, bool kFast>
 class BackwardStep {
   using T = arithmetic_t<S>;
   static constexpr bool kComplete = kFast || kAccess == Access::kLinear, kAll = kGeneral<F>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  // The slots behind those of the Gaussians; the last three are the general options'.
+  // The slots after those of the Gaussians. Only kernels for general options have the last three.
   enum : int { kGradZ = kGaussianSlots<F>, kGradMu, kGradRaw, kGradEps, kGradMean, kGradPriorRaw };
   static constexpr int kOffsets = 1 + (kAll ? kGradPriorRaw : kGradRaw);
 
@@ -43,7 +45,7 @@ class BackwardStep {
     locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
     const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
     gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
-    if constexpr (kAtSample<F>) return;  // further on a sample at a time
+    if constexpr (kAtSample<F>) return;  // of_estimates loads the rest, one sample at a time
     if (used(p)) cuda::load<S, kAccess, kFast, kAll>(p.space, p.grad_z, at_[kGradZ], span, gz_);
     if (used(p) && given(p)) {
       cuda::load<S, kAccess, kFast, kAll>(p.space, p.eps, at_[kNoise], span, eps_);
@@ -121,7 +123,7 @@ class BackwardStep {
     return kAll && p.grad_eps.data;
   }
 
-  // What chunk b has from its samples: the gradient of z, and that times eps.
+  // Sums over the samples of chunk b: gz is the gradient of z, graw that gradient times eps.
   template <bool kWhole, class Keys>
   __device__ __forceinline__ void of_samples(const BackwardParams& p, const weights_t<F>& weights,
                                              const Noise<Keys>& noise, const Span<kWhole>& span,
@@ -175,14 +177,14 @@ class BackwardStep {
     }
   }
 
-  // What chunk b has from its samples where they estimate the KL: the gradients of mu, of what
-  // sigma is a function of, and of the prior.
+  // Computes the gradients of chunk b if its samples estimate the KL: gz by mu, graw by the raw
+  // scale, and those by the prior.
   template <bool kWhole, class Keys, class Rows>
   __device__ __forceinline__ void of_estimates(
       const BackwardParams& p, const F& f, const weights_t<F>& weights, const Noise<Keys>& noise,
       const Span<kWhole>& span, int b, const Rows& rows, const math::Posterior<T> (&q)[C],
       const math::Prior<T> (&prior)[C], T (&gz)[C], T (&graw)[C]) {
-    T direct[C], gmean[C], gprior[C];  // direct: beside the way through z
+    T direct[C], gmean[C], gprior[C];  // direct: by x, without the path through z
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) gz[j] = graw[j] = direct[j] = gmean[j] = gprior[j] = 0;
     for (int64_t s = 0; s < p.of.samples; ++s) {
@@ -290,7 +292,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<F>, S, kA
                                               has_fast_path);
 }
 
-// The options as gradients need them: see math::unclipped. LatentOptions have no clip to take off.
+// Removes the clip of exponents from the options, because gradients would mistake it for the clamp:
+// see math::unclipped. LatentOptions have no clip.
 using math::unclipped;
 template <typename T>
 const OptionsOnDevice<T>& unclipped(const OptionsOnDevice<T>& f) {

@@ -1,17 +1,19 @@
-// The forward CUDA kernel: sample, KL and its sum in one launch. A block has one or more tiles.
+// The forward CUDA kernel computes the sample, the KL and its sums in one launch. A block computes
+// one or more tiles.
 //
-// Bytes per element, float: 8 read, 4 written. The reduction adds 8 bytes for each 2048 elements.
+// Bytes per element in float: 8 read, 4 written. The reduction adds 8 bytes for each 2048 elements.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/row_kernel.cuh"
 
 namespace vae_fused::cuda {
 namespace {
 
-// What the threads of a block share.
+// The state that the threads of a block share.
 template <typename S, Access kAccess, class F>
 class ForwardCall;
 
-// A step: loaded, then computed and stored. `kFast`: of the fast path.
+// A step of a thread: `load` issues its loads, `finish` computes and stores. kFast selects the fast
+// path.
 template <typename S, Access kAccess, class F, bool kFast>
 class ForwardStep {
   using T = arithmetic_t<S>;
@@ -48,8 +50,9 @@ class ForwardStep {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
       T eps[C];
-      // The posterior of floats has a branch, across which ptxas moves nothing. The noise, which
-      // needs no load, goes in front of it; 16-bit elements have none, and ptxas does so itself.
+      // The posterior of floats has a branch, and ptxas moves nothing across it. The noise needs no
+      // load, so it is computed first. The posterior of 16-bit elements has no branch, and ptxas
+      // moves the noise to the front by itself.
       constexpr bool kNoiseFirst = !math::kCoarse<S>;
       if (kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
       gaussians_.template compute<kWhole>(p.of, f, b, with_kl, q, prior);
@@ -71,7 +74,7 @@ class ForwardStep {
     return kGeneral<F> && p.eps.data;
   }
 
-  // Twice the KL of an element, or twice what its sample estimates.
+  // Twice the KL of an element, or twice the estimate of its sample.
   static __device__ __forceinline__ T divergence(const F& f, const weights_t<F>& weights,
                                                  const math::Posterior<T>& q,
                                                  const math::Prior<T>& prior, T eps) {
@@ -83,7 +86,7 @@ class ForwardStep {
     }
   }
 
-  // The noise of chunk b, of the first sample.
+  // The noise of chunk b for the first sample.
   template <bool kWhole, class Keys>
   __device__ __forceinline__ void first_noise(const ForwardParams& p, const Noise<Keys>& noise,
                                               const Span<kWhole>& span, int b, T (&eps)[C]) {
@@ -94,7 +97,7 @@ class ForwardStep {
     }
   }
 
-  // Chunk b of z. Further samples are stored at once.
+  // Computes chunk b of z. Samples after the first are stored at once.
   template <bool kWhole, class Keys>
   __device__ __forceinline__ void sample(const ForwardParams& p, const weights_t<F>& weights,
                                          const Noise<Keys>& noise, const Span<kWhole>& span, int b,
@@ -181,7 +184,7 @@ cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
   const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
   take_noise_from(p.space, p.eps);
 
-  p.kl.scale *= 0.5;  // elements give twice their KL
+  p.kl.scale *= 0.5;  // the kernel computes twice the KL of an element
   RowPlan plan;
   cudaError_t error =
       plan_rows(p.space, p.kl, choice.access == Access::kScalar ? 1 : C, stream, plan);

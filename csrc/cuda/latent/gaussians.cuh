@@ -1,4 +1,4 @@
-// A step's Gaussians: loaded for all its elements at once, computed a chunk at a time.
+// The Gaussians of a step. All of its elements are loaded together and computed chunk by chunk.
 #pragma once
 
 #include "cuda/latent/policy.cuh"
@@ -7,8 +7,8 @@
 
 namespace vae_fused::cuda {
 
-// The tensors of a call in the order in which their offsets are found; the last three are the
-// general options'. Noise is in the stream of a key, or an explicit eps.
+// The tensors of a call in the order of their offsets. Only kernels for general options have the
+// last three. The offset of the noise is in the stream of a key or in an explicit eps.
 enum Slot : int { kMu, kRaw, kNoise, kMean, kPriorRaw, kMask, kSlots };
 
 template <class F>
@@ -35,7 +35,7 @@ class GaussianStep {
  public:
   Pack<S, N> mu, raw;
 
-  // `needs_mu`, `with_prior`: what nobody needs is not read.
+  // Reads mu only if `needs_mu`, and the prior only if `with_prior`.
   template <bool kWhole>
   __device__ __forceinline__ void load(const Space& space, const Gaussians& of, const int64_t* at,
                                        const Span<kWhole>& span, bool needs_mu, bool with_prior) {
@@ -56,7 +56,7 @@ class GaussianStep {
     }
   }
 
-  // Chunk b.
+  // Computes the posteriors of chunk b and, if `with_prior`, its priors.
   template <bool kWhole>
   __device__ __forceinline__ void compute(const Gaussians& of, const F& f, int b, bool with_prior,
                                           math::Posterior<T> (&q)[C],
@@ -82,8 +82,9 @@ class GaussianStep {
     }
   }
 
-  // Whether element j of chunk b counts: what is masked, or beyond the tile, is nought. Beyond a
-  // tile plain tensors were loaded as 0, and so is their KL.
+  // Whether element j of chunk b counts. The results of masked elements and of elements outside of
+  // the tile are 0. Kernels for default options need no check: they load 0 outside of the tile, and
+  // the KL of that is 0.
   template <bool kWhole>
   __device__ __forceinline__ bool counts(const Gaussians& of, const Span<kWhole>& span, int b,
                                          int j) const {
@@ -116,7 +117,7 @@ bool has_default_options(const WithScalars<Params>& p) {
   return has_default_options(p.of) && !p.of.mask.data && !p.scalars.any();
 }
 
-// The options in the form that a kernel takes.
+// Converts the options to the form that a kernel takes.
 template <typename T, bool kIsDefault>
 auto options_as(const math::LatentOptions<double>& options, const math::DeviceScalars& scalars) {
   if constexpr (kIsDefault) {
@@ -126,9 +127,9 @@ auto options_as(const math::LatentOptions<double>& options, const math::DeviceSc
   }
 }
 
-// Calls launch(access, options) with the constant that the chosen kernel is instantiated for, and
-// the options in the form that it takes. `at_sample`: samples estimate the KL of the call, which
-// was chosen without default options and patches.
+// Calls launch(access, options) with the constant of the chosen kernel's instance and the options
+// in the form that it takes. With `at_sample` the samples estimate the KL of the call. Such a call
+// has neither default options nor patches.
 template <typename S, class Params, typename Launch>
 cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& p, bool at_sample,
                          const Launch& launch) {
@@ -147,7 +148,7 @@ cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& 
   });
 }
 
-// What formulas of samples and KLs take of a kernel's options.
+// The part of a kernel's options that the formulas of samples and KLs take.
 template <typename T>
 __device__ __forceinline__ const math::DefaultOptions<T>& weights_of(
     const math::DefaultOptions<T>& f) {

@@ -1,6 +1,6 @@
-// The kernels of a list of tensors: a block per tile, and each tile belongs to one of many tensors.
-// Weights of Bayesian layers, say: dozens of small tensors, each of which would be a launch of its
-// own.
+// The kernels for a list of tensors. Each block computes a tile, and each tile belongs to one of
+// many tensors. For example, the weights of Bayesian layers are dozens of small tensors, each of
+// which would otherwise need a launch of its own.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tickets.cuh"
@@ -9,7 +9,7 @@
 namespace vae_fused::cuda {
 namespace {
 
-// The tensor that a tile is of: the last whose first tile is not behind it.
+// Returns the tensor that tile t belongs to: the last whose first tile is not after t.
 __device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) {
   int low = 0, high = p.items;
   while (high - low > 1) {
@@ -19,13 +19,14 @@ __device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) 
   return p.item[low];
 }
 
-// What a block has of its tensor, in vectors if all of the item are aligned.
+// The part of a tensor that a block computes. It is accessed in vectors if all tensors of the item
+// are aligned.
 template <typename S>
 struct Piece {
   using T = arithmetic_t<S>;
   static constexpr int V = kVector<S, Access::kStrided>, C = kChunk<S, Access::kStrided>;
   const Item& item;
-  Noise<math::Seed> noise;  // counts from the tensor's first block
+  Noise<math::Seed> noise;  // its counter starts at the tensor's first block
   Tile tile;
   bool aligned = true;
 
@@ -39,7 +40,7 @@ struct Piece {
     for (const void* data : all) aligned &= reinterpret_cast<uintptr_t>(data) % 16 == 0;
   }
 
-  // What a step reads. A prior without tensors leaves its packs as they are.
+  // The inputs of a step. The packs of a prior without tensors are not loaded.
   struct Step {
     Pack<S, V> mu, raw, prior_mean, prior_raw;
   };
@@ -62,7 +63,7 @@ struct Piece {
     store_vector<S, V>(static_cast<S*>(data) + span.e(), span, pack, aligned);
   }
 
-  // Chunk b of a step: its Gaussians, and its normals where a sample or its gradient needs them.
+  // Computes the Gaussians of chunk b of a step, and its normals if `has_noise`.
   __device__ __forceinline__ void compute(const math::LatentOptions<T>& f, const Span<>& span,
                                           int b, const Step& step, bool has_noise,
                                           math::Posterior<T> (&q)[C], math::Prior<T> (&prior)[C],
@@ -91,7 +92,7 @@ struct Piece {
   }
 };
 
-// The sum of all tiles' KL, by one block.
+// One block sums the KL of all tiles.
 template <typename T>
 __device__ __forceinline__ void combine(const double* partials, int64_t tiles, T* kl) {
   const double all = block_sum(sum_parts(partials, tiles, threadIdx.x, kThreads));
@@ -183,7 +184,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
   }
 }
 
-// Blocks and partial sums as few as those of a single tensor, but for one or two of each item.
+// Merges tiles as for a single tensor of that size. Each item adds at most one or two blocks and
+// partial sums to those.
 void merge_tiles(MultiParams& p) {
   p.tile = kTile * tiles_to_merge(p.tiles);
   p.tiles = 0;

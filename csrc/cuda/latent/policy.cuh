@@ -1,5 +1,5 @@
-// The launch policy of every kernel of the latent family. Each choice was made by reading the
-// machine code of seven architectures, 7.5 to 12.0. No kernel spills on any of them.
+// The launch policy of every kernel of the latent family. Each choice follows from the machine code
+// for seven architectures, 7.5 to 12.0. No kernel spills on any of them.
 #pragma once
 
 #include "cuda/policy.cuh"
@@ -7,16 +7,17 @@
 
 namespace vae_fused::cuda {
 
-// Kernels are instantiated for DefaultOptions with vectors and noise from the key, and for any
-// LatentOptions with kStrided, kChannelsLast and kScalar: that one also takes what the plain ones
-// cannot, an explicit eps, a value broadcast along a vector, or no vectors at all.
+// The options of the general kernels, which exist for kStrided, kChannelsLast and kScalar, in
+// double for kScalar alone. They also serve default options where the kernels of DefaultOptions
+// cannot: with an explicit eps, with a value broadcast along a vector, or without vectors. Those
+// kernels have vectors only, and take their noise from the key.
 template <typename T>
 struct OptionsOnDevice : math::LatentOptions<T> {
-  math::DeviceScalars scalars;  // instead of some of the numbers
+  math::DeviceScalars scalars;  // replace some of the numbers
 };
 
 // The options of a call whose samples estimate the KL. They have a type of their own because the
-// general kernels have no registers left for the estimates. There are kernels for kStrided and
+// general kernels have no registers left for the estimates. Their kernels exist for kStrided and
 // kScalar.
 template <typename T>
 struct OptionsAtSample : OptionsOnDevice<T> {};
@@ -32,8 +33,8 @@ template <typename T>
 constexpr bool kGeneral<OptionsOnDevice<T>> = true;
 
 enum class Kernel {
-  kForward,   // of DefaultOptions
-  kBackward,  // likewise
+  kForward,   // for DefaultOptions
+  kBackward,  // for DefaultOptions
   kForwardGeneral,
   kBackwardGeneral,
   kForwardAtSample,
@@ -43,35 +44,36 @@ enum class Kernel {
   kStats,
 };
 
-// Where keys are kept:
+// The reasons for each source of the keys:
 //
-//   kShared      Held in registers, the keys made ptxas delay the second load of the 16-bit forward
-//                kernel from instruction 10 to 87 of 308, until the first chunk was nearly
-//                finished, so that only half of a step's bytes were in flight. In float it did so
-//                on sm_80 and sm_89.
-//   kRegisters   Cheapest elsewhere, except where the kernel would spill.
-//   kSeed        Kernels of single elements and most of the general ones do much more work than the
-//                additions that this costs. The tensors of a list each have a seed of their own.
+//   kShared      With keys in registers, ptxas delayed the second load of the 16-bit forward kernel
+//                from instruction 10 to 87 of 308, when the first chunk was nearly finished. Only
+//                half of a step's bytes were then in flight. In float the same happened on sm_80
+//                and sm_89.
+//   kRegisters   This is the cheapest elsewhere, unless the kernel would spill.
+//   kSeed        The additions cost little beside the other work of the kernels of single elements
+//                and of most general kernels. The tensors of a list each have a seed of their own.
 //
 // Without a bound on the blocks the compiler interleaves the chunks of a 16-bit vector, takes 100
 // registers and halves the loads in flight. With five blocks some architecture spills.
 constexpr PolicyRow kPolicies[] = {
-    // The default forward kernels. Patches have more addresses to keep, hence three blocks.
+    // The default forward kernels. Patches keep more addresses in registers, hence three blocks.
     {{Kernel::kForward},
      {2, 4},
      {Access::kLinear, Access::kStrided},
      {4, KeySource::kShared, true}},
     {{Kernel::kForward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kShared, true}},
-    // The arithmetic of double takes four times as long as that of float, and hides more of the
-    // loads: two blocks are enough. Patches keep the addresses of two more vectors, and have one.
+    // The arithmetic of double takes four times as long as that of float and hides more of the
+    // loads, so two blocks are enough. Patches keep the addresses of two more vectors, so they have
+    // one.
     {{Kernel::kForward}, {8}, {Access::kLinear, Access::kStrided}, {2, KeySource::kRegisters}},
     {{Kernel::kForward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
-    // The default backward kernels, of float. Views would spill with the keys in registers.
+    // The default backward kernels of float. Views would spill with the keys in registers.
     {{Kernel::kBackward}, {4}, {Access::kLinear}, {4, KeySource::kRegisters, true}},
     {{Kernel::kBackward}, {4}, {Access::kStrided}, {4, KeySource::kSeed, true}},
-    // 16 bits would spill with the keys in registers. Views keep two gradients, three inputs and
-    // offsets, hence three blocks.
+    // Kernels of 16 bits would spill with the keys in registers. Views keep two gradients, three
+    // inputs and offsets in registers, hence three blocks.
     {{Kernel::kBackward}, {2}, {Access::kLinear}, {4, KeySource::kShared, true}},
     {{Kernel::kBackward}, {2}, {Access::kStrided}, {3, KeySource::kShared, true}},
     {{Kernel::kBackward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kRegisters, true}},
@@ -80,13 +82,12 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kBackward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
     // The general kernels have branches for every option. Those of patches take up to 170
-    // registers,
-    // so they get one block, as double does.
+    // registers, so they have one block, as double has.
     {{Kernel::kForwardGeneral}, {2}, {Access::kStrided}, {2, KeySource::kShared}},
     {{Kernel::kForwardGeneral}, {2}, {Access::kChannelsLast}, {1, KeySource::kShared}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kChannelsLast}, {1}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kStrided}, {2}},
-    // Single elements of float need 64 to 72 registers. Bound to two blocks, ptxas gives them 96.
+    // Kernels of single floats need 64 to 72 registers. With a bound of two blocks ptxas takes 96.
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {4}, {Access::kScalar}, {3}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2}, {Access::kScalar}, {2}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {8}, {Access::kScalar}, {1}},
@@ -96,12 +97,11 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4}, {Access::kStrided}, {1}},
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4, 8}, {Access::kScalar}, {1}},
 
-    // Statistics of a batch, a thread for a column. Unbounded, ptxas of sm_75 and sm_80 aims at
-    // three
-    // blocks and may spill for it.
+    // Statistics of a batch, with a thread for each column. Without a bound, ptxas aims at three
+    // blocks on sm_75 and sm_80 and may spill for that.
     {{Kernel::kStats}, {2, 4, 8}, {Access::kScalar}, {2}},
 
-    // Lists of tensors. With three blocks of 16 bits some architecture spills.
+    // Lists of tensors. With three blocks, kernels of 16 bits spill on some architecture.
     {{Kernel::kForwardMulti, Kernel::kBackwardMulti}, {4}, {Access::kStrided}, {4}},
     {{Kernel::kForwardMulti, Kernel::kBackwardMulti}, {2, 8}, {Access::kStrided}, {2}},
 };
@@ -127,9 +127,9 @@ constexpr Kernel kBackwardKernel = kAtSample<F>  ? Kernel::kBackwardAtSample
                                    : kGeneral<F> ? Kernel::kBackwardGeneral
                                                  : Kernel::kBackward;
 
-// Whether the linear backward kernel serves a KL whose rows are within a tile. The 16-bit one,
-// which has 64 registers, would spill up to 36 bytes in that loop on four architectures. The kernel
-// of views, which has 80 registers, serves these calls instead.
+// Whether the backward kernel of contiguous tensors serves a KL whose rows are within a tile. In 16
+// bits this kernel has 64 registers and would spill up to 36 bytes in that loop on four
+// architectures. The kernel of views, which has 80 registers, serves these calls instead.
 template <typename S>
 constexpr bool kLinearServesRows = sizeof(S) != 2;
 

@@ -1,7 +1,7 @@
-// The statistics of a batch in one launch: a block goes through the lines of a task, a thread for
-// each element of a line, and the last block of the launch adds up the groups of tasks.
+// The statistics of a batch in one launch. A block iterates over the lines of a task, with a thread
+// for each element of a line. The last block of the launch adds up the groups of tasks.
 //
-// Bytes per element, float: 8 read. The loads of a line are coalesced, whatever is summed.
+// Bytes per element in float: 8 read. The loads of a line are coalesced for any summed dimensions.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tickets.cuh"
@@ -10,15 +10,15 @@
 namespace vae_fused::cuda {
 namespace {
 
-constexpr int kLinesOfSum = 8;  // added up in the elements' type before they are widened
+constexpr int kLinesOfSum = 8;  // lines that are summed in the elements' type, before double
 static_assert(StatsTasks::kCudaLine == kThreads);
 
-// A task's columns and lines, as threads need them.
+// The columns and lines of a task.
 struct StatsBlock {
-  int64_t group, first, begin, end;  // begin, end: of its lines
+  int64_t group, first, begin, end;  // the lines are [begin, end)
   int columns, width;                // width: elements of a line
 
-  // A launch has fewer than 2^31 blocks. A division of 64 bits would be a call.
+  // A launch has fewer than 2^31 blocks, so 32 bits are enough. A 64-bit division would be a call.
   __device__ __forceinline__ StatsBlock(const StatsTasks& tasks, uint32_t t) {
     const uint32_t parts = static_cast<uint32_t>(tasks.parts);
     group = t / parts;
@@ -40,10 +40,10 @@ class StatsElement {
   __device__ __forceinline__ StatsElement(const StatsParams& p, const F& f)
       : p_(p), f_(f), weights_(weights_of(f)) {}
 
-  // What the means are shifted by: the first that counts, if it is finite.
+  // The origin of the sums of means: the first mean that counts, if it is finite, or 0.
   __device__ __forceinline__ double shift() const { return static_cast<double>(shift_); }
 
-  // Adds the values of element e. The sums of means are around the shift.
+  // Adds the values of element e. The sums of means and squares are relative to the shift.
   __device__ __forceinline__ void add(int64_t e, T (&sums)[math::kStats]) {
     GaussianStep<S, Access::kScalar, F, false> step;
     const Span<true> span = read(step, e);
@@ -84,7 +84,7 @@ class StatsElement {
   bool has_shift_ = false;
 };
 
-// The statistics of column c, to where they are asked for.
+// Writes the statistics of column c.
 template <typename T>
 __device__ __forceinline__ void write(const StatsParams& p, int64_t c,
                                       const double (&sums)[math::kStats]) {
@@ -97,8 +97,8 @@ __device__ __forceinline__ void write(const StatsParams& p, int64_t c,
   p.non_finite[c] = static_cast<int64_t>(sums[math::kNotFinite]);
 }
 
-// Adds up `n` groups whose sums are at(k, i), i = lane, lane + width and so on, for the lanes of an
-// aligned group of 2^log_width, all of which get the result.
+// Adds up `n` groups, where at(k, i) is sum k of group i. The lanes of an aligned group of
+// 2^log_width share the work and all get the result.
 template <class At>
 __device__ __forceinline__ void merge(int64_t n, int lane, int log_width, const At& at,
                                       double (&sums)[math::kStats]) {
@@ -124,7 +124,7 @@ __device__ __forceinline__ void merge(int64_t n, int lane, int log_width, const 
   sums[math::kSquares] = group_sum(squares, log_width);
 }
 
-// Adds up the groups of all columns: a thread has a column, or a warp, where these are few.
+// Adds up the groups of all columns. A thread adds up a column, or a warp if there are few columns.
 template <typename T>
 __device__ void finish(const StatsParams& p) {
   const int64_t cols = p.tasks.cols, groups = p.tasks.groups;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access
 #pragma unroll 1
       for (int64_t line = begin; line < begin + kLinesOfSum && line < block.end; ++line) {
         const int64_t row = line * tasks.rows_of_line, rest = tasks.rows - row;
-        // Threads of a line that is not whole have nothing to add.
+        // The last line may be partial, and leaves some threads without an element.
         if (rest < tasks.rows_of_line && thread >= static_cast<int>(rest) * block.columns) break;
         element.add(row * tasks.cols + block.first + thread, recent);
       }

@@ -1,12 +1,12 @@
-// The backward kernel: the gradients of every input that needs one, and the sums of those of
-// parameters that are broadcast. The same kernel computes the dot products of a softmax.
+// The backward kernel computes the gradients of every input that needs one, and sums those of
+// parameters that are broadcast. It also computes the dot products of a softmax.
 //
 // A parameter that rows share, such as the theta of a gene, has one gradient for all of them. A
-// block then goes through a task of several rows by lines of up to 128 columns, in which each
-// thread always has the same column. It adds up to eight rows in the type of the arithmetic, then
-// those sums as doubles, because a consumer GPU adds doubles at 1/64 of its speed. A parameter that
-// is constant along a line is summed over each line. A second, short launch adds up the sums of
-// tasks.
+// block then computes a task of several rows in lines of up to 128 columns, in which each thread
+// always has the same column. A thread adds up to eight rows in the type of the arithmetic and then
+// adds those sums as doubles, because a consumer GPU adds doubles at 1/64 of its fp32 speed. A
+// parameter that is constant along a line is summed over each line. A second, short launch adds up
+// the sums of tasks.
 #pragma once
 
 #include "cuda/likelihood/observations.cuh"
@@ -17,12 +17,12 @@
 namespace vae_fused::cuda {
 namespace {
 
-// A call, as a block computes it.
+// The computations of a block for a call.
 template <class L, typename S, bool kWithValues>
 class Backward {
   using T = arithmetic_t<S>;
   using Staged = InputsOfBackward<L, T, kWithValues>;
-  // The places of row_dot and library behind the gradients.
+  // The indices of row_dot and library, which follow those of the gradients.
   static constexpr int kDot = L::kInputs, kLibrary = kDot + 1, kStored = kLibrary + 1;
 
  public:
@@ -30,8 +30,8 @@ class Backward {
                                       bool vectors, Staged& inputs)
       : p_(p), o_(o), vectors_(vectors), inputs_(inputs) {}
 
-  // Loads a piece, and computes what counts add. The dot products need the first gradient alone, to
-  // which counts add nothing.
+  // Loads a piece and computes the terms that counts add. The dot products need the first gradient
+  // alone, to which counts add nothing.
   __device__ __forceinline__ void prepare(const Piece& piece) const {
     Inputs<L, T>& inputs = inputs_;
     stage<L, S>(p_, vectors_, piece, inputs);
@@ -66,7 +66,7 @@ class Backward {
     return p_.of.mask.data && !inputs_.kept[slot] ? T(0) : inputs_.factor[slot] * value;
   }
 
-  // The gradients of an element, without what a softmax changes about the first.
+  // The gradients of an element. `through_softmax` still has to change the first one.
   __device__ __forceinline__ void adjoint(int slot, T (&dx)[L::kInputs]) const {
     T x[L::kInputs];
     inputs_at(inputs_, slot, x);
@@ -78,11 +78,11 @@ class Backward {
       VAE_FUSED_UNROLL
       for (int k = 0; k < L::kInputs; ++k) dx[k] = 0;
     }
-    // The log mean, which through_softmax needs, takes the place of the gradient of the term.
+    // `through_softmax` needs the log mean, which replaces the gradient of the term here.
     if (L::kIsCount && p_.row_dot.data) inputs_.factor[slot] = x[0];
   }
 
-  // Puts the gradients in the places of the inputs.
+  // Overwrites the inputs of an element with its gradients.
   __device__ __forceinline__ void keep(int slot, const T (&dx)[L::kInputs]) const {
     VAE_FUSED_UNROLL
     for (int k = 0; k < L::kInputs; ++k) inputs_.in[k][slot] = dx[k];
@@ -100,7 +100,7 @@ class Backward {
     });
   }
 
-  // The sum of parameter k over each line, of which up to a warp has the columns.
+  // Sums the gradient of parameter k over each line. Up to a warp works on a line.
   __device__ __forceinline__ void sum_lines(const SumPlan& plan, int k, const Piece& piece,
                                             int64_t t, const Task& task) const {
     const int log_lanes = plan.log_width < 5 ? plan.log_width : 5, width = 1 << log_lanes;
@@ -128,7 +128,7 @@ class Backward {
   }
 
  private:
-  // The operand of the gradient of parameter k, and of its sums.
+  // The operand of the gradient of input k, and that of its sums.
   __device__ __forceinline__ const Operand& full(int k) const {
     return k == 0            ? p_.grad_output
            : k == kTarget<L> ? p_.grad_target
@@ -154,7 +154,7 @@ class Backward {
     }
   }
 
-  // Turns gradients by the logarithm of the mean into gradients by the logits, with g the former:
+  // Converts gradients g by the logarithm of the mean to gradients by the logits:
   // grad_j = g_j - p_j sum_k g_k.
   template <int V>
   __device__ __forceinline__ void through_softmax(const int64_t (&at)[kStored], int slot,
@@ -177,7 +177,7 @@ class Backward {
   Staged& inputs_;
 };
 
-// The sums of a task for the thread's column.
+// The sums of a task for the column of the thread.
 template <class L, typename T>
 class ColumnTotals {
   static constexpr int kParameters = kTarget<L> - 1;
@@ -188,13 +188,13 @@ class ColumnTotals {
     for (int k = 0; k < kParameters; ++k) recent_[k] += dx[k + 1];
   }
 
-  // Every second piece: eight rows then.
+  // Adds the sums to the totals after every second piece: at most eight rows of the thread.
   __device__ __forceinline__ void end_piece() {
     is_second_ = !is_second_;
     if (!is_second_) flush();
   }
 
-  // Threads that have one column are a line apart.
+  // Adds up the threads of each column, which are one line apart, and writes the partial sums.
   __device__ __forceinline__ void end_task(const SumPlan& plan, int64_t t, const Task& task,
                                            double (&sums)[kThreads]) {
     flush();
@@ -230,9 +230,10 @@ class ColumnTotals {
   bool is_second_ = false;
 };
 
-// A block goes through units: tiles of rows for the dot products, tasks where parameters are
-// summed, or single pieces. Their pieces go through one loop, so that its body is in the kernel
-// once. With values it also leaves the sum of those of each unit, and the last block adds them up.
+// A block iterates over units: tiles of rows for the dot products, tasks if parameters are summed,
+// or single pieces. One loop serves the pieces of all units, so that the kernel contains its body
+// once. With values it also writes the sum of the values of each unit, and the last block adds up
+// these sums.
 template <typename S, class L, bool kWithValues>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues), S, L>)
     nll_backward_kernel(const __grid_constant__ NllBackwardParams p,

@@ -1,4 +1,4 @@
-// The kernels of one dtype are compiled in a file of their own, so that a build uses all cores.
+// The kernels of each dtype are compiled in a separate file, so that a build uses all cores.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -16,7 +16,7 @@ cudaError_t nll_and_backward_as(NllBackwardParams p, cudaStream_t stream);
 template <typename S>
 cudaError_t softmax_dot_as(NllBackwardParams p, cudaStream_t stream);
 
-// Whether there are kernels that compute the loss and its gradients together. In half such
+// Whether kernels exist that compute the loss and its gradients together. In half precision such
 // gradients would underflow, because no GradScaler has scaled them.
 template <typename S>
 constexpr bool kHasValues = !std::is_same_v<S, math::Half>;

@@ -1,4 +1,4 @@
-// The kinds of likelihoods, as kernels are instantiated for them.
+// The kinds of likelihoods for which kernels are instantiated.
 #pragma once
 
 #include "cuda/select.cuh"
@@ -7,7 +7,7 @@
 
 namespace vae_fused::cuda {
 
-// What kernels take: the options, and the kind for those that serve every kind.
+// The options of a kernel. Kernels that serve every kind also need the kind.
 template <typename T>
 struct KernelOptions : math::LikelihoodOptions<T> {
   LikelihoodKind kind;
@@ -18,7 +18,7 @@ KernelOptions<T> kernel_options(const Observations& of) {
   return {math::narrowed<T>(of.options), of.kind};
 }
 
-// Calls visit(L{}) with the kind of a call.
+// Calls visit(L{}), where L is the kind of a call.
 template <typename Visit>
 cudaError_t launch_with_kind(LikelihoodKind kind, const Visit& visit) {
   VAE_FUSED_RETURN_WITH_KIND(kind, visit)
@@ -29,14 +29,14 @@ __device__ __forceinline__ auto with_kind(LikelihoodKind kind, const Visit& visi
   VAE_FUSED_RETURN_WITH_KIND(kind, visit)
 }
 
-// Every kind in one, by a switch at run time, which all threads take alike. It has the three
-// outputs of the kind that has most, and the target after them. Double uses it: that is the
-// reference path, and a kernel for each of its kinds had 1.1 MB of machine code.
+// Implements every kind by a switch at run time, in which the threads do not diverge. It has three
+// outputs, the most of any kind, and the target after them. Double uses it, because double is the
+// reference path, and separate kernels for its kinds had 1.1 MB of machine code.
 struct AnyKind {
   static constexpr int kInputs = 4;
   static constexpr bool kIsCount = true;
 
-  // The inputs of kind L, which has fewer.
+  // The inputs of kind L, which may have fewer.
   template <class L, typename F>
   struct InputsOf {
     F in[L::kInputs];
@@ -104,11 +104,11 @@ struct AnyKind {
 template <typename S, class L>
 using KernelKind = std::conditional_t<std::is_same_v<S, double>, AnyKind, L>;
 
-// The place of the target in the inputs of a likelihood.
+// The index of the target among the inputs of a likelihood.
 template <class L>
 constexpr int kTarget = L::kInputs - 1;
 
-// Whether a count that is not 0 adds to the gradient of a parameter, which is theta, the second.
+// Whether a count that is not 0 adds to the gradient of a parameter. That is theta, input 1.
 template <class L>
 constexpr bool kCountHasGradient = L::kIsCount && L::kInputs > 2;
 

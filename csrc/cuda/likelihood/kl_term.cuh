@@ -1,6 +1,7 @@
 // The KL term of an evidence lower bound: see KlTerm in params/likelihood.h. It has one number for
-// each sample, so one block computes it, at the end of a launch that computes the likelihood. Its
-// loops are not unrolled: in every kernel of the family they were 0.6 MB of machine code on sm_120.
+// each sample, so one block computes it at the end of a launch that computes the likelihood. Its
+// loops are not unrolled, because unrolled loops in every kernel of the family were 0.6 MB of
+// machine code on sm_120.
 #pragma once
 
 #include "cuda/likelihood/reduce.cuh"
@@ -17,7 +18,7 @@ class KlTermOf {
         beta_(term.beta ? at(term.beta, 0) : term.beta_value),
         capacity_(term.capacity ? at(term.capacity, 0) : term.capacity_value) {}
 
-  // The results, from the reconstructions, which any block of the launch may have written.
+  // Writes the results. Any block of the launch may have written the reconstructions in `nll`.
   __device__ __forceinline__ void add_to(const void* nll) const {
     const T* const reconstruction = static_cast<const T*>(nll);
     if (term_.results > 1) {
@@ -78,7 +79,7 @@ class KlTermOf {
   double beta_, capacity_;
 };
 
-// At the end of the last block of a launch, after it has written sums of its own.
+// The last block of a launch calls this after it has combined its sums.
 template <typename T>
 __device__ __forceinline__ void add_kl(const KlTerm& term, const void* nll) {
   if (!term.samples) return;
@@ -86,7 +87,7 @@ __device__ __forceinline__ void add_kl(const KlTerm& term, const void* nll) {
   KlTermOf<T>(term).add_to(nll);
 }
 
-// In one block of a launch.
+// One block of a launch calls this.
 template <typename T>
 __device__ __forceinline__ void write_kl_gradients(const KlTerm& term) {
   if (term.has_gradients()) KlTermOf<T>(term).write_gradients();

@@ -1,4 +1,4 @@
-// The entry points of the likelihood family, its softmax, and what follows a launch.
+// The entry points of the likelihood family, its softmax, and the launches that finish sums.
 #define VAE_FUSED_LIBM_OUT_OF_LINE
 
 #include <algorithm>
@@ -11,13 +11,13 @@
 namespace vae_fused::cuda {
 namespace {
 
-// The launch after backward: block b has some of the columns or values of a parameter.
+// The launch after backward. Each block adds up some of the columns or values of a parameter.
 struct Finish {
   SharedSum of;
   int64_t blocks = 0;
-  // By line, for each value of the parameter: the rows that have it.
+  // For sums by line: the values of the parameter, and the rows that share each value.
   int64_t values = 0, rows_of_value = 0;
-  int log_width = 0;  // of the lanes that add up a value
+  int log_width = 0;  // 2^log_width lanes add up a value
 };
 
 struct FinishParams {
@@ -28,8 +28,8 @@ struct FinishParams {
 
 constexpr int kColumnsOfBlock = 32;
 
-// Each of 32 columns has 8 threads. Thread i adds up the groups i, i + 8 and so on, and then one
-// thread adds up those sums.
+// Adds up 32 columns with 8 threads each. Thread i of a column adds up the groups i, i + 8 and so
+// on, and then one thread adds up those sums.
 __device__ void finish_columns(const FinishParams& p, const Finish& f, int64_t block) {
   constexpr int kParts = kThreads / kColumnsOfBlock;
   __shared__ double sums[kThreads];
@@ -50,8 +50,8 @@ __device__ void finish_columns(const FinishParams& p, const Finish& f, int64_t b
   static_cast<double*>(f.of.out.data)[column * f.of.out.stride[p.space.ndim - 1]] = sum;
 }
 
-// What a number of the row means: a value of the parameter has the coordinates of the dimensions
-// along which it varies, and a row of it those of the others.
+// A row of the matrix and the offset of its value in the parameter's sums. `value` encodes the
+// coordinates in the dimensions along which the parameter varies, `number` those in the others.
 struct Row {
   int64_t row = 0, offset = 0;
 };
@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(kThreads)
   write_kl_gradients<T>(term);
 }
 
-// Gradients that the forward launch has written are nearly always those that are wanted: the factor
-// is 1. A grid of fixed size then ends after one load a block.
+// The gradients that the forward launch wrote nearly always need no change, because the factor is
+// 1. Each block then ends after one load, and the grid has at most kScalingBlocks blocks.
 constexpr int64_t kElementsOfScalingBlock = 4 * kThreads, kScalingBlocks = 2048;
 
 template <typename S, typename T>
@@ -160,8 +160,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Calls visit(S{}): see with_storage. Builds with sanitizers, where compiling the kernels of a
-// dtype takes over a minute, have those of some dtypes.
+// Calls visit(S{}): see with_storage. Builds with sanitizers have only the kernels of float,
+// because compiling those of one dtype takes over a minute there.
 template <typename Visit>
 int with_dtype(DType dtype, const Visit& visit) {
 #if defined(VAE_FUSED_FLOAT_LIKELIHOODS)

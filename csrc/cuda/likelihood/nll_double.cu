@@ -1,5 +1,5 @@
-// The kernels of double, which call the library often. Inlined, its functions were 480 KB on
-// sm_120.
+// The kernels of double call the math library often. Its functions were 480 KB on sm_120 when they
+// were inlined.
 #define VAE_FUSED_LIBM_OUT_OF_LINE
 
 #include "cuda/likelihood/backward.cuh"

@@ -1,11 +1,11 @@
-// How a block loads the inputs of a piece into shared memory: converted to the type of the
-// arithmetic, with the target's dtype as a switch at run time. The positions of the counts that are
-// not 0 are collected on the way.
+// Loads the inputs of a piece into shared memory, converted to the type of the arithmetic. A switch
+// at run time selects the target's dtype. The block also collects the slots of counts that are not
+// 0.
 //
 // Counts are 88 to 98 % zeros, and only the others need the logarithm of a factorial. A warp is
-// rarely all zeros (2 % of warps at 89 % zeros), so skipping would save nothing. The block computes
-// what the collected counts add with all lanes in use. Each result has a place of its own, so the
-// order of the list does not matter.
+// rarely all zeros (2 % of warps at 89 % zeros), so skipping warps would save almost nothing.
+// Instead the block computes the terms of the collected counts with all lanes in use. Each result
+// has its own slot, so the order of the list does not matter.
 #pragma once
 
 #include "cuda/likelihood/kinds.cuh"
@@ -17,13 +17,13 @@ template <class L, typename T>
 struct Inputs {
   alignas(16) T in[L::kInputs][kSlots<T>];  // backward overwrites them with gradients
   alignas(16) T factor[kSlots<T>];          // the weight; in backward the gradient of the term
-  alignas(16) T added[L::kIsCount ? kSlots<T> : 1];  // what counts add
+  alignas(16) T added[L::kIsCount ? kSlots<T> : 1];  // the terms that counts add
   alignas(16) uint8_t kept[kSlots<T>];               // the mask
   uint16_t list[L::kIsCount ? kSlots<T> : 1];        // the slots of counts that are not 0
   int count;
 };
 
-// With a place for what counts add to the values, where a kernel computes values and gradients.
+// A kernel that computes values and gradients also stores the terms that counts add to the values.
 template <class L, typename T, bool kWithValues>
 struct InputsOfBackward : Inputs<L, T> {};
 template <class L, typename T>
@@ -79,18 +79,18 @@ __device__ __forceinline__ void collect(bool is_count, int slot, Inputs<L, T>& i
   if (is_count) inputs.list[begin + __popc(before)] = static_cast<uint16_t>(slot);
 }
 
-// What differs between the directions: backward has the gradient of each term.
+// Whether the call has a gradient of each term, which only backward has.
 template <class Params>
 constexpr bool kHasGrad = std::is_same_v<Params, NllBackwardParams>;
 
-// The operands of a step, in the order of their offsets: the outputs, the target, and these.
+// The order of the offsets of a step: the outputs, the target, and then these operands.
 template <class L>
 struct OperandOrder {
   static constexpr int kMask = kTarget<L> + 1, kWeight = kMask + 1, kMax = kWeight + 1,
                        kShift = kMax + 1, kGrad = kShift + 1, kCount = kGrad + 1;
 };
 
-// A step of a piece: at its offsets, into its slots.
+// Loads a step of a piece from its offsets into its slots.
 template <class L, typename S, int V, class Params>
 __device__ __forceinline__ void stage_step(const Params& p,
                                            const int64_t (&at)[OperandOrder<L>::kCount], int slot,
@@ -101,12 +101,12 @@ __device__ __forceinline__ void stage_step(const Params& p,
   const Observations& of = p.of;
   const Operand* const outputs[] = {&of.output, &of.second, &of.third};
 
-  // The loads come first, the target last, because the switch on its dtype waits for it.
+  // All loads come first. The target is last, because the switch on its dtype waits for its load.
   Pack<S, V> raw[kOutputs];
   Pack<T, V> x[L::kInputs], largest, shift, weight{}, grad, factor;
   Pack<uint8_t, V> kept;
-  // An output that is absent reads the first again, at its place, and is set to 0 below. If it were
-  // set to 0 here, 16-bit words would be taken apart after each load, before the next one.
+  // For an absent output the first output is read again, and the result is set to 0 below. Setting
+  // it to 0 here would make the compiler unpack 16-bit words after each load, before the next one.
   VAE_FUSED_UNROLL
   for (int k = 0; k < kOutputs; ++k) {
     const bool is_present = outputs[k]->data;
@@ -185,14 +185,14 @@ __device__ __forceinline__ void inputs_at(const Inputs<L, T>& inputs, int slot,
   for (int k = 0; k < L::kInputs; ++k) x[k] = inputs.in[k][slot];
 }
 
-// Empties the list. A barrier follows before the next piece is loaded.
+// Empties the list. The block needs a barrier before it appends to the list again.
 template <class L, typename T>
 __device__ __forceinline__ void clear_list(Inputs<L, T>& inputs) {
   if (threadIdx.x == 0) inputs.count = 0;
 }
 
-// Sets `added` to compute(x, slot) for the counts of a piece that are not 0, nor masked. It ends
-// with a barrier.
+// Sets `added` to compute(x, slot) for the counts of a piece that are neither 0 nor masked. All
+// threads can read `added` when it returns.
 template <class L, typename T, typename Compute>
 __device__ __forceinline__ void add_counts(const Observations& of, const Piece& piece,
                                            Inputs<L, T>& inputs, const Compute& compute) {

@@ -1,12 +1,12 @@
-// A piece: the elements that a block computes at a time. Each has a slot in shared memory.
+// A piece is the elements that a block computes together. Each element has a slot in shared memory.
 #pragma once
 
 #include "cuda/tile.cuh"
 
 namespace vae_fused::cuda {
 
-// 1024 floats or 512 doubles, a vector of 4 or 2 for each thread. A block of a zero-inflated
-// negative binomial then has 31 KB of shared memory in backward.
+// 1024 floats or 512 doubles: 4 or 2 elements for each thread. The backward block of a
+// zero-inflated negative binomial then takes 31 KB of shared memory.
 template <typename T>
 constexpr int kSlots = 4096 / sizeof(T);
 template <typename T>
@@ -15,10 +15,10 @@ constexpr int kSlotsOfThread = kSlots<T> / kThreads;
 // One line of elements in flat order, or several lines of a matrix.
 struct Piece {
   int64_t first;  // the element of slot 0
-  int64_t pitch;  // from a line to the next, in elements
-  int log_width;  // of the slots of a line
+  int64_t pitch;  // distance between lines, in elements
+  int log_width;  // a line has 2^log_width slots
   int lines;
-  int n;  // the elements of a line, in its first slots
+  int n;  // elements of a line, in its first slots
 
   __device__ __forceinline__ int line(int slot) const { return slot >> log_width; }
   __device__ __forceinline__ int column(int slot) const { return slot & ((1 << log_width) - 1); }
@@ -28,11 +28,11 @@ struct Piece {
   __device__ __forceinline__ int64_t element(int slot) const {
     return first + line(slot) * pitch + column(slot);
   }
-  // Whether its lines consist of whole vectors of v elements, on multiples of their size.
+  // Whether its lines consist of whole vectors of v elements that start at multiples of v.
   __device__ __forceinline__ bool is_whole(int v) const { return ((first | n) & (v - 1)) == 0; }
 };
 
-// The elements from `first` on, as far as they are before `end`.
+// The elements from `first` on that fit into a piece and are before `end`.
 template <typename T>
 __device__ __forceinline__ Piece flat_piece(int64_t first, int64_t end) {
   constexpr int kLog = sizeof(T) == 8 ? 9 : 10;
@@ -41,8 +41,8 @@ __device__ __forceinline__ Piece flat_piece(int64_t first, int64_t end) {
   return {first, 0, kLog, 1, rest < kSlots<T> ? static_cast<int>(rest) : kSlots<T>};
 }
 
-// Elements that a thread loads and stores at a time where a call has vectors. Doubles are coalesced
-// as well as vectors are.
+// The elements that a thread loads and stores together if a call has vectors. Single doubles are
+// coalesced as well as vectors are.
 template <typename S>
 constexpr int kVectorOfPiece = sizeof(S) == 8 ? 1 : kSlotsOfThread<arithmetic_t<S>>;
 
@@ -67,8 +67,8 @@ __device__ __forceinline__ void find_offsets(const Space& space, const int64_t* 
   }
 }
 
-// Calls visit(slot, at, V) for each step of the thread that has elements: its offsets in N tensors,
-// and its number of elements as a constant.
+// Calls visit(slot, at, V) for each step of the thread that has elements. `at` holds the step's
+// offsets in N tensors, and V is its number of elements as a constant.
 template <typename S, int N, typename Visit>
 __device__ __forceinline__ void for_each_step(const Space& space, const Piece& piece, bool vectors,
                                               const int64_t* const (&strides)[N],
@@ -91,7 +91,8 @@ __device__ __forceinline__ void for_each_step(const Space& space, const Piece& p
 }
 
 // Calls visit(slot) for the slots of the thread that have elements. Neighbouring threads have
-// neighbouring slots, and all slots of a thread are in one column of lines of up to kThreads.
+// neighbouring slots. If lines have at most kThreads slots, all slots of a thread are in one
+// column.
 template <typename T, typename Visit>
 __device__ __forceinline__ void for_each_slot(const Piece& piece, const Visit& visit) {
 #pragma unroll 1
@@ -115,7 +116,7 @@ bool has_vectors(const Space& space, const std::vector<OperandRef>& operands) {
   return space.ndim == 1 || space.size[space.ndim - 1] % V == 0;
 }
 
-// A step of an operand of any dtype E. A value may be broadcast along a vector.
+// Reads a step of an operand of any dtype E. A value may be broadcast along a vector.
 template <int V, typename E>
 __device__ __forceinline__ void read(const Space& space, const Operand& operand, int64_t at,
                                      Pack<E, V>& pack) {

@@ -1,24 +1,26 @@
-// How many blocks of 256 threads an SM holds at least, for each kernel of the family: 4, 3 or 1
-// leave a thread 64, 80 or 255 registers. With one block more, some architecture spills.
+// The minimum number of blocks of 256 threads on an SM for each kernel of the family: 4, 3, 2 or 1
+// blocks leave a thread 64, 80, 128 or 255 registers. With one block more, some architecture
+// spills.
 #pragma once
 
 #include "cuda/likelihood/kinds.cuh"
 
 namespace vae_fused::cuda {
 
-// kBoth: values and gradients in one pass.
+// kBoth computes values and gradients in one pass.
 enum class Direction { kForward, kBackward, kBoth };
 
 constexpr Direction direction_of(bool with_values) {
   return with_values ? Direction::kBoth : Direction::kBackward;
 }
 
-// The 16-bit kernels of a zero-inflated negative binomial, which would spill on sm_75.
+// The 16-bit kernels of a zero-inflated negative binomial, which with three blocks spill on sm_75.
 template <typename S, class L>
 constexpr bool kIsLargest = sizeof(S) == 2 && L::kInputs == 4;
 
-// Four blocks would spill with four inputs. In 16 bits they would spill with a mean and a scale,
-// because the words of all outputs are kept until the last load is issued.
+// Whether forward kernels have four blocks. With four inputs they would spill. In 16 bits they
+// would also spill with a mean and a scale, because the words of all outputs stay in registers
+// until the last load is issued.
 template <typename S, class L>
 constexpr bool kIsSmall = L::kInputs < 3 || (L::kInputs == 3 && (sizeof(S) > 2 || L::kIsCount));
 

@@ -1,5 +1,5 @@
-// Sums of the values of a call's elements over rows, as the forward kernel and the one of a
-// softmax's dot products have them. The order of summation depends on the shape alone.
+// Sums of values over rows, for the forward kernel and for the dot products of a softmax. The order
+// of summation depends on the shape alone.
 //
 //   kDirect   a row is an element: values are stored
 //   kStaged   rows of up to half a piece: a piece has whole rows, whose values are in shared memory
@@ -12,16 +12,16 @@
 
 namespace vae_fused::cuda {
 
-// What the last block of a launch does, or a launch of its own where there is no ticket.
+// The work of the last block of a launch, or of a second launch if there is no ticket.
 struct AfterRows {
-  int64_t rows = 0, parts_per_row = 0;  // parts: the partial sums of a row; 0: it has its sum
+  int64_t rows = 0, parts_per_row = 0;  // parts: partial sums of a row; 0: its sum is complete
   RowSums sums;
   KlTerm kl;
 
   bool is_needed() const { return parts_per_row > 0 || kl.samples; }
 };
 
-// Tiles that are whole rows leave no partial sums.
+// The number of partial sums of a row. Tiles that are whole rows need none.
 __host__ __device__ __forceinline__ int64_t parts_of(const Space& space) {
   return space.tiles_per_row > 1 ? space.tiles_per_row : 0;
 }
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads)
   end_rows<T>(after.rows, after.parts_per_row, after.sums, after.kl);
 }
 
-// Whole rows of a piece. 1 to 32 lanes sum a row: four values at a time in their own type, then
-// those sums as doubles.
+// Sums the whole rows of a piece. 1 to 32 lanes sum a row: four values at a time in their own type,
+// and then those sums as doubles.
 template <typename T>
 __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile& tile,
                                                   double scale, const T* values, T* out) {
@@ -67,11 +67,11 @@ __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile
   }
 }
 
-// The sums of a block, which goes through tiles, and through the pieces of each.
+// The sums of a block, which computes tiles one after the other, and each tile in pieces.
 template <typename T>
 class RowTotals {
  public:
-  // The values of kStaged are stored in `values`, in the slots of their elements.
+  // kStaged stores values in `values`, in the slots of their elements.
   __device__ __forceinline__ RowTotals(const Space& space, const RowSums& sums, RowDisposition rows,
                                        T* values)
       : space_(space), sums_(sums), rows_(rows), values_(values) {}
@@ -91,8 +91,8 @@ class RowTotals {
     of_piece_ = 0;
   }
 
-  // The block has met at a barrier since the last value of tile t, and meets at one again. The tile
-  // is computed again, as registers are scarce where its values are.
+  // Call after a barrier that follows the last value of tile t. It ends with a barrier. The tile is
+  // recomputed here, because registers are scarce where its values are computed.
   __device__ __forceinline__ void end_tile(int64_t t) {
     const Tile tile = tile_of(space_, t);
     if (rows_ == RowDisposition::kStaged) {
@@ -126,7 +126,7 @@ class RowTotals {
   double sum_ = 0;
 };
 
-// Cuts rows into tiles as RowTotals takes them, and divides the tiles among blocks.
+// Cuts rows into tiles as RowTotals requires them, and divides the tiles among blocks.
 template <typename T>
 cudaError_t plan_row_sums(Space& space, const RowSums& sums, const KlTerm& kl, cudaStream_t stream,
                           RowPlan& plan) {
@@ -155,7 +155,7 @@ cudaError_t plan_row_sums(Space& space, const RowSums& sums, const KlTerm& kl, c
   return after.is_needed() ? ticket_slot(stream, &plan.ticket) : cudaSuccess;
 }
 
-// Does what the last block of a launch does, if the launch itself could not. See nll.cu.
+// Runs the work of the last block in a second launch if the first had no ticket. See nll.cu.
 cudaError_t end_rows_later(DType dtype, const AfterRows& after, int ticket, cudaStream_t stream);
 
 }  // namespace vae_fused::cuda

@@ -1,5 +1,5 @@
-// The gradients of parameters that are broadcast: how the backward kernel divides the elements into
-// tasks, and what the launch after it adds up.
+// The gradients of parameters that are broadcast: the tasks into which the backward kernel divides
+// the elements, and the partial sums that the launch after it adds up.
 #pragma once
 
 #include "cuda/likelihood/piece.cuh"
@@ -9,7 +9,7 @@
 namespace vae_fused::cuda {
 
 constexpr int kMaxShared = 2;        // parameters that may be broadcast
-constexpr int kColumnsOfTask = 128;  // divides kThreads, so that a thread has one column
+constexpr int kColumnsOfTask = 128;  // divides kThreads, so that each thread has one column
 
 // The partial sums of a parameter: see Matrix::partials_of.
 struct SharedSum {
@@ -20,10 +20,10 @@ struct SharedSum {
 
 struct SumPlan;
 
-// The elements of a task, which are gone through in pieces of several lines. What is not needed in
-// each piece is computed again from the number of the task, because registers are scarce.
+// The elements of a task, which a block computes in pieces of several lines. Values that not every
+// piece needs are recomputed from the number of the task, because registers are scarce.
 struct Task {
-  int64_t row, column;      // the first of each
+  int64_t row, column;      // the first row and column
   int rows, columns, done;  // done: rows of earlier pieces
 
   __device__ __forceinline__ Piece next(const SumPlan& plan) const;
@@ -31,8 +31,8 @@ struct Task {
 
 struct SumPlan {
   bool is_present = false;
-  int log_width = 0;  // of the slots of a line
-  int lines = 0;      // of a piece
+  int log_width = 0;  // a line has 2^log_width slots
+  int lines = 0;      // lines of a piece
   Matrix matrix;
   Divisor by_column_tiles;
   SharedSum of[kMaxShared];
@@ -66,7 +66,7 @@ __device__ __forceinline__ Piece Task::next(const SumPlan& plan) const {
           rest < plan.lines ? rest : plan.lines, columns};
 }
 
-// A line has a power of two of slots. Tasks have up to four pieces.
+// The number of slots of a line is a power of two. A task has up to four pieces.
 inline TaskShape SumPlan::shape_of(const NllBackwardParams& p) {
   const int64_t slots = p.dtype == DType::kFloat64 ? kSlots<double> : kSlots<float>;
   const bool by_column = is_by_column(p.space, p.sum_second) || is_by_column(p.space, p.sum_third);
@@ -95,7 +95,7 @@ inline SumPlan::SumPlan(const NllBackwardParams& p)
   }
 }
 
-// What the blocks of backward go through: the tasks, or else single pieces.
+// The number of units that the blocks of backward compute: tasks, or otherwise single pieces.
 template <typename T>
 int64_t units_of(const NllBackwardParams& p, const SumPlan& sums) {
   const int64_t pieces = (p.space.rows * p.space.cols - 1) / kSlots<T> + 1;

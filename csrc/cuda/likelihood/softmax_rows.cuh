@@ -1,6 +1,7 @@
-// A softmax over rows of logits, in one launch: the maximum of each row and what is then added to
-// its logits. A warp has a row of up to 512 elements. A longer row has one block, or several, whose
-// maxima and sums the last block of the launch combines.
+// A softmax over rows of logits in one launch. It computes the maximum of each row and the shift
+// that is added to its logits after the maximum is subtracted. A warp computes a row of up to 512
+// elements. One or several blocks compute a longer row, and the last block of the launch combines
+// their maxima and sums.
 #pragma once
 
 #include "cuda/likelihood/piece.cuh"
@@ -13,8 +14,8 @@ namespace {
 
 constexpr int kColumnsOfWarp = 512;
 
-// The sum of exp(x - origin) over some elements, where origin is the greatest of them, or 0 if that
-// is -inf: so that masked elements do not become NaN.
+// The sum of exp(x - origin) over some elements. The origin is the greatest of them, or 0 if that
+// is -inf, so that masked elements do not become NaN.
 template <typename T>
 struct ExpSum {
   T largest = -math::kInfinity<T>;
@@ -25,7 +26,7 @@ struct ExpSum {
   }
   __device__ __forceinline__ T origin() const { return origin_of(largest); }
 
-  // Turns the sum into one with another origin. A sum of nothing has no origin yet.
+  // Changes the origin of the sum. An empty sum has no origin yet, so it stays 0.
   __device__ __forceinline__ void raise(T to) {
     if (to == largest) return;
     const T old = largest;
@@ -37,7 +38,7 @@ struct ExpSum {
   __device__ __forceinline__ void add(const T (&x)[N]) {
     T most = largest;
     VAE_FUSED_UNROLL
-    for (int j = 0; j < N; ++j) most = math::larger(x[j], most);  // a NaN does not count here
+    for (int j = 0; j < N; ++j) most = math::larger(x[j], most);  // a NaN reaches the sum below
     raise(most);
     T added = 0;
     VAE_FUSED_UNROLL
@@ -65,8 +66,8 @@ __device__ __forceinline__ ExpSum<T> warp_total(ExpSum<T> x) {
   return x;
 }
 
-// Returns the sum of the block in its first warp, given the sums of warps. A barrier has to follow
-// before the block computes another one.
+// Returns the sum of the block in its first warp, given the sums of warps. The block needs a
+// barrier before it computes another one.
 template <typename T>
 __device__ __forceinline__ ExpSum<T> block_total(ExpSum<T> x) {
   constexpr int kWarps = kThreads / 32;
@@ -96,7 +97,7 @@ __device__ __forceinline__ void write_row(const SoftmaxParams& p, int64_t row, d
   static_cast<T*>(p.row_shift)[row] = static_cast<T>(library - math::log_libm(sum));
 }
 
-// Every `width`th element of a row or a part of one. A row lies along one dimension of its tensors.
+// Sums every `width`th element of a tile, from `lane` on. A row is one dimension of its tensors.
 template <typename S>
 __device__ __forceinline__ ExpSum<arithmetic_t<S>> sum_of(const SoftmaxParams& p, const Tile& tile,
                                                           int lane, int width) {

@@ -1,4 +1,4 @@
-// bfloat16 as a storage type: the upper half of a float, rounded to nearest even.
+// bfloat16 as a storage type. It is the upper half of a float, rounded to nearest even.
 #pragma once
 
 #include <cstring>

@@ -22,7 +22,7 @@ struct alignas(4) __half2 {
 };
 using half2 = __half2;
 
-// value = (-1)^sign * 2^(exponent - 25) * (1024 + fraction); exponent 0 has no hidden bit.
+// value = (-1)^sign * 2^(exponent - 25) * (1024 + fraction). Exponent 0 has no hidden bit.
 inline float __half2float(__half h) {
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000u) << 16;
   const uint32_t exponent = (h.bits >> 10) & 31u, fraction = h.bits & 1023u;
@@ -49,10 +49,10 @@ inline __half __float2half_rn(float value) {
   const auto make = [sign](uint32_t bits) {
     return __half(__half_raw{static_cast<unsigned short>(sign | bits)});
   };
-  if (magnitude > 0x7F800000u) return __half(__half_raw{0x7FFF});  // what the device returns
+  if (magnitude > 0x7F800000u) return __half(__half_raw{0x7FFF});  // the NaN of the device
   if (magnitude >= 0x477FF000u) return make(0x7C00u);  // 65520 and above round to infinity
   const int exponent = static_cast<int>(magnitude >> 23) - 112;
-  // The significand in units of half's last place, 13 bits (more for a subnormal) to round off.
+  // Rounds the significand to units of half's last place: 13 bits are dropped, more if subnormal.
   const int shift = exponent > 0 ? 13 : 14 - exponent;
   if (shift > 24) return make(0);
   const uint32_t significand = (magnitude & 0x7FFFFFu) | 0x800000u;

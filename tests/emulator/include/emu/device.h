@@ -1,9 +1,9 @@
-// Device code, except for what a warp does together (warp.h): where a thread is, barriers, fences,
+// Device functions, except for those of warps (warp.h): thread and block indices, barriers, fences,
 // atomics, cached loads and stores, reinterpretation.
 //
-// Memory order, as the race detector sees it (race.h): __syncthreads and __syncwarp order memory
-// among the threads they join. An atomic orders nothing by itself; fence - atomic on one side and
-// atomic - fence on the other do.
+// Memory order for the race detector (race.h): __syncthreads and __syncwarp order memory among the
+// threads that they join. An atomic alone orders nothing. A fence before the atomic of one thread
+// and a fence after the atomic of the other thread together do.
 #pragma once
 
 #include <cmath>
@@ -18,15 +18,15 @@ struct Place {
   uint3 thread, block;
   dim3 block_dim, grid_dim;
 };
-extern const Place* here;  // of the running thread; null outside kernels
+extern const Place* here;  // the place of the running thread; null outside kernels
 
 struct Site {
   const char* file;
   int line;
 };
 
-// Waits for all threads of the block that have not exited. Returns how many of them brought a
-// non-zero predicate, and in `arrived` how many there were.
+// Waits for all threads of the block that have not exited. Returns how many of them passed a
+// non-zero predicate, and sets `arrived` to their number.
 int barrier(int predicate, int* arrived, Site site);
 void fence();
 void observed_atomic(const void* address);  // after each atomic
@@ -39,7 +39,8 @@ inline To reinterpret(From from) {
   return to;
 }
 
-// address = update(old); returns old. On the representation, so that it also serves float.
+// Sets *address = update(old) and returns old. It compares representations, so that it also works
+// for float.
 template <typename T, typename Update>
 inline T atomic(T* address, Update update) {
   using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -61,7 +62,7 @@ inline T atomic(T* address, Update update) {
 #define gridDim (::emu::detail::here->grid_dim)
 constexpr int warpSize = 32;
 
-// The default arguments are evaluated at the call: they name the line of the kernel.
+// The default arguments are evaluated at the call, so they contain the line in the kernel.
 #define EMU_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(EMU_SITE) {
@@ -125,7 +126,8 @@ inline unsigned int atomicDec(unsigned int* address, unsigned int last) {
       address, [=](unsigned int old) { return old == 0 || old > last ? last : old - 1; });
 }
 
-// Cache hints are plain accesses. An aligned T is dereferenced whole, for -fsanitize=alignment.
+// Cache hints are ordinary accesses. A T is dereferenced as a whole, so that -fsanitize=alignment
+// checks it.
 #define EMU_LOAD(name)              \
   template <typename T>             \
   inline T name(const T* address) { \

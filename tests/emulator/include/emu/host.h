@@ -1,8 +1,8 @@
-// Host code: the part of the CUDA runtime that launchers use, and the emulator's own controls.
+// Host functions: the part of the CUDA runtime that launchers use, and controls of the emulator.
 //
-// A launch is a closure over its arguments. By default it runs at once; with
-// `config().deferred` it waits in its stream until `synchronize()`, which interleaves whole blocks
-// of the launches at the head of all streams in a seeded order. One host thread only.
+// A launch is a closure over its arguments. By default it runs at once. With `config().deferred` it
+// waits in its stream until `synchronize()`, which interleaves whole blocks of the launches at the
+// head of all streams in a seeded order. Only one host thread may use the emulator.
 #pragma once
 
 #include <functional>
@@ -55,17 +55,17 @@ enum cudaDeviceAttr {
 namespace emu {
 class Stream;
 }
-using cudaStream_t = emu::Stream*;  // null: the default stream, here a stream like any other
+using cudaStream_t = emu::Stream*;  // null is the default stream, which is like any other here
 
 namespace emu {
 
 struct Config {
-  uint64_t seed = 1;   // of the order of blocks, threads and streams
-  int sm_count = 132;  // what cudaDeviceGetAttribute answers
+  uint64_t seed = 1;   // determines the order of blocks, threads and streams
+  int sm_count = 132;  // the result of cudaDeviceGetAttribute
   int device = 0;
   bool deferred = false;  // launches wait for synchronize()
-  // From how many blocks on a kernel gives each more work: a handful, so that small calls are
-  // divided among blocks in every way.
+  // The number of blocks above which kernels give each block more work. It is small, so that small
+  // calls cover all ways to divide work among blocks.
   int enough_blocks = 12;
 };
 Config& config();
@@ -73,42 +73,42 @@ Config& config();
 // Restarts the random order from config().seed.
 void reseed(uint64_t seed);
 
-// The bytes of one argument of a launch.
+// The memory of one argument of a launch.
 struct Argument {
   const void* data;
   size_t size;
 };
 
-// One recorded launch; runs `body` once per thread.
+// One recorded launch. `body` runs once per thread.
 struct Work {
   std::function<void()> body;
   dim3 grid, block;
-  // What an executor needs instead: the function that was launched, and its arguments.
+  // An executor uses the launched function and its arguments instead of `body`.
   const void* kernel = nullptr;
   std::vector<Argument> arguments;
-  std::shared_ptr<const void> owner;  // of the arguments
+  std::shared_ptr<const void> owner;  // owns the arguments
 };
 using Graph = std::vector<std::shared_ptr<const Work>>;
 
-// Runs whole launches in place of the emulated device: a test sets one to run the kernels' machine
-// code. Returns "" or the report of a fault.
+// Runs whole launches in place of the emulated device. A test sets one that runs the machine code
+// of the kernels. Returns "" or the report of a fault.
 using Executor = std::function<std::string(const Work&)>;
 void set_executor(Executor executor);
 
 Stream* create_stream();
-void destroy_stream(Stream* stream);  // drops what waits there
+void destroy_stream(Stream* stream);  // drops its pending launches
 void begin_capture(Stream* stream);
 Graph end_capture(Stream* stream);
 cudaError_t replay(const Graph& graph, Stream* stream);
 
-// Runs what waits on all streams. Returns cudaErrorLaunchFailure after a fault; the rest is
-// dropped.
+// Runs the pending launches of all streams. After a fault it drops the rest and returns
+// cudaErrorLaunchFailure.
 cudaError_t synchronize();
 
-// The report of the last fault, and forgets it; empty if there was none.
+// Returns and clears the report of the last fault. It is empty if there was none.
 std::string take_fault();
 
-// How many launches have been accepted since the program started (captured ones when replayed).
+// The number of launches since the program started. Captured launches count when they are replayed.
 uint64_t launches();
 
 cudaError_t enqueue(Work work, Stream* stream);

@@ -1,9 +1,9 @@
-// The rest of the CUDA runtime that a program without torch needs: memory, events, graphs and facts
-// about the device. Device memory is host memory, and an event records the host's clock, so elapsed
-// times say what the emulation took and nothing about a GPU.
+// The rest of the CUDA runtime that a program without torch needs: memory, events, graphs and
+// device properties. Device memory is host memory. An event records the host's clock, so elapsed
+// times are those of the emulation, not of a GPU.
 //
-// Copies and memsets on a stream are launches of one thread: they keep the stream's order and can
-// be captured. An event must not be recorded during capture.
+// Copies and memsets on a stream are launches of one thread, so they keep the order of the stream
+// and can be captured. An event must not be recorded during capture.
 #pragma once
 
 #include "emu/host.h"

@@ -1,5 +1,6 @@
-// Qualifiers and vector types of CUDA C++, with the device's sizes and alignments: a build with
-// -fsanitize=alignment then reports each misaligned vector access, which traps on a device.
+// Qualifiers and vector types of CUDA C++, with the sizes and alignments of the device. A build
+// with -fsanitize=alignment thus reports each misaligned vector access, which would trap on a
+// device.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +15,8 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
-// One block runs at a time on an OS thread, so a thread-local static is per block. The race
-// detector runs each block on an OS thread of its own and thus sees a fresh variable.
+// One block runs at a time on an OS thread, so a thread-local static belongs to that block. With
+// the race detector each block runs on a new OS thread, so its variables are fresh.
 #define __shared__ static thread_local
 
 #define EMU_VECTOR_TYPES(T, name, align2, align4)                    \

@@ -1,9 +1,9 @@
-// What the lanes of a warp do together. Each call is a rendezvous of the lanes in its mask: a lane
-// waits until all of them that have not exited have made the same call with the same mask. No
-// lockstep is assumed otherwise.
+// Operations of warps. Each call is a rendezvous of the lanes in its mask: a lane waits until all
+// of them that have not exited have made the same call with the same mask. Lanes are otherwise
+// independent and do not run in lockstep.
 //
-// A shuffle or a vote orders no memory (CUDA C++ Programming Guide, "Warp Shuffle Functions"); only
-// __syncwarp does.
+// A shuffle or a vote does not order memory (CUDA C++ Programming Guide, "Warp Shuffle Functions").
+// Only __syncwarp does.
 #pragma once
 
 #include "emu/device.h"
@@ -13,14 +13,14 @@ namespace emu::detail {
 enum class WarpOp { kSync, kShuffle, kShuffleUp, kShuffleDown, kShuffleXor, kAny, kAll, kBallot };
 
 struct Rendezvous {
-  uint64_t value;        // what the source lane brought
-  unsigned int ballot;   // lanes that brought a non-zero value
+  uint64_t value;        // the value of the source lane
+  unsigned int ballot;   // lanes with a non-zero value
   unsigned int arrived;  // lanes that took part
 };
 
 int lane();
 
-// `source` is the lane whose value is wanted; a fault unless that lane takes part.
+// Returns the value of lane `source`. It is a fault if that lane does not take part.
 Rendezvous meet(WarpOp op, unsigned int mask, uint64_t value, int source, Site site);
 
 template <typename T>
@@ -43,8 +43,8 @@ inline void __syncwarp(unsigned int mask = 0xFFFFFFFFu, EMU_SITE) {
 
 inline unsigned int __activemask() { return 1u << emu::detail::lane(); }
 
-// The four shuffles differ in the source lane. Beyond the lane's segment of `width` lanes the
-// source is the lane itself.
+// The four shuffles differ in the source lane. If the source is outside of the lane's segment of
+// `width` lanes, it is the lane itself.
 template <typename T>
 inline T __shfl_sync(unsigned int mask, T value, int source, int width = 32, EMU_SITE) {
   const int base = emu::detail::lane() & ~(width - 1);
