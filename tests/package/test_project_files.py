@@ -12,6 +12,7 @@ from vae_fused._version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+CODE = {".py", ".h", ".cpp", ".cu", ".cuh"}
 
 
 def pins(text: str) -> dict[str, str]:
@@ -84,3 +85,15 @@ def test_the_citation_has_the_version_and_the_license_of_the_package() -> None:
     name = re.search(r'^license = "(.+)"$', project, re.MULTILINE)
     assert name
     assert f"\nlicense: {name[1]}\n" in citation
+
+
+def test_the_code_has_the_names_of_the_glossary() -> None:
+    page = (ROOT / "docs" / "style.md").read_text()
+    table = re.search(r"^\| word \| meaning \| in code \|\n\|.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    assert table
+    columns = [row.split("|")[3] for row in table[1].splitlines()]
+    names = [name for column in columns for name in re.findall(r"`([\w.]+)`", column)]
+    files = [p for folder in ("csrc", "vae_fused") for p in (ROOT / folder).rglob("*.*")]
+    words = {w for p in files if p.suffix in CODE for w in re.findall(r"\w+", p.read_text())}
+    assert len(names) >= 15
+    assert [name for name in names if not set(name.split(".")) <= words] == []
