@@ -2,7 +2,8 @@
 //
 // From 32 MiB on, the C library's allocator maps new memory for every tensor. Usually the system
 // provides it in pages of 4 KiB, with a page fault when each is first written. For 2^24 elements
-// this takes three fifths of the time of a call; see docs/performance.md, "Threads and memory".
+// this takes three fifths of the time of a call; see
+// docs/performance/decisions/0007-huge-pages.md.
 // Linux provides huge pages on request, unless it is configured otherwise. In that case, and on
 // other systems, this has no effect.
 #include "params/device.h"
