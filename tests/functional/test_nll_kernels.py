@@ -368,7 +368,7 @@ def test_an_infinite_or_nan_logit_of_a_long_row_is_that_of_its_element(columns, 
 
 
 def test_the_logarithm_of_a_softplus_keeps_double_precision(device):
-    """ln ln(1 + e^u) = u + ln(1 - e^u / 2 + ...), which is u to rounding below -37, not below -17."""
+    """ln ln(1 + e^u) = u + ln(1 - e^u / 2 + ...), which is u to rounding below -37 alone."""
     raw = torch.tensor([-16.0, -18.0, -25.0, -36.0, -38.0], dtype=torch.float64, device=device)
     counts = torch.full((5,), 1e6, dtype=torch.float64, device=device)
     kind = L.Poisson("softplus", constants=False)
