@@ -123,7 +123,7 @@ VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 //
 // A large s absorbs v long before its square overflows. Below std_min both derivatives are 0. Where
 // an exponential overflows, sigma has absorbed all floors, and sigma' / sigma would be inf / inf.
-// There ln sigma^2 and its derivative are those of the base.
+// There the derivative of ln sigma^2 is that of the base.
 // ---------------------------------------------------------------------------------------------
 
 // In float, e^t is the root of e^2t where that is normal, with the same bits as in the default
@@ -220,9 +220,7 @@ VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool fl
     }
     if (floored) {
       const F largest = F(std::numeric_limits<T>::max());
-      const auto infinite = (s > largest) & (abs(ds) > largest);
-      taken = select(infinite, x, taken);
-      dtaken = select(infinite, dx, dtaken);
+      dtaken = select((s > largest) & (abs(ds) > largest), dx, dtaken);
     }
     x = taken;
     dx = dtaken;

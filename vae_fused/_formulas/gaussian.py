@@ -134,7 +134,7 @@ class Gaussian:
         lost = self.sigma.detach().isinf()
         floored = 2.0 * torch.log(self._sigma_of(torch.where(lost, 0.0, self.x)))
         exact = log_variance(torch.where(lost, self.x, 0.0), self.scale.beta)
-        return torch.where(lost, exact, floored)
+        return torch.where(lost, torch.inf + _moved(exact), floored)
 
     @property
     def has_floor(self) -> bool:
