@@ -1,21 +1,21 @@
-# Everything below happens in $(VENV), which is made on first use and kept. What is installed there
-# is the built package, not a link to the sources: the tests see what a user gets. Stamp files
-# rebuild what changed: another TORCH, another build setting, an edited source.
+# Every target works in $(VENV), an environment that is created on first use and kept. It contains the
+# built package and not a link to the sources, so the tests see what a user gets. Stamp files cause a
+# rebuild after a change: another TORCH, another build setting, an edited source.
 #
-#   TORCH    what to give pip for torch:            make test TORCH=torch==2.14.1
-#            any pip arguments do:                  make demo TORCH="torch --index-url URL"
+#   TORCH    the requirement for torch:             make test TORCH=torch==2.14.1
+#            Any arguments of pip are possible:     make demo TORCH="torch --index-url URL"
 #            The default is a fixed version, so that results compare between machines. On Linux pip
-#            may pick a build with CUDA (5 GB); with nvcc at hand the CUDA part is then built, too.
+#            may pick a build with CUDA (5 GB). If nvcc is available, the CUDA part is then built too.
 #   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
-#   PYTHON   what makes the environment:            make test PYTHON=python3.13
+#   PYTHON   the Python that creates it:            make test PYTHON=python3.13
 #   PYTEST_ARGS, DEMO_ARGS, EXAMPLES_ARGS, BENCH_ARGS, STEPS_ARGS, MUTATION_ARGS, BUDGET_ARGS,
-#            GPU_ARGS                               make test PYTEST_ARGS="-k philox -x"
-#   EXAMPLES, FIGURES   which examples run, and the folder: make examples EXAMPLES=bayesian_mlp
-#            single_cell needs scvi-tools, and so Python 3.11 or newer.
-#   SELECTION   what `make test` runs. The default leaves out the tests of csrc alone and of the tools,
-#            and all that are slow or need packages of requirements/packages.txt.
-#   WORKERS  processes that run tests, one for each core: make test WORKERS=0 PYTEST_ARGS=--pdb
-#   BUNDLE_TORCH, BUNDLE_ARCH, BUNDLE_VENV   what the bundle is compiled for: make gpu-bundle BUNDLE_ARCH=10.0
+#            GPU_ARGS: further arguments            make test PYTEST_ARGS="-k philox -x"
+#   EXAMPLES, FIGURES   the examples to run, and the folder: make examples EXAMPLES=bayesian_mlp
+#            single_cell needs scvi-tools, which needs Python 3.11 or newer.
+#   SELECTION   the tests of `make test`. The default excludes the tests of csrc alone and of the tools,
+#            slow tests, and tests that need packages of requirements/packages.txt.
+#   WORKERS  processes that run tests, by default one per core: make test WORKERS=0 PYTEST_ARGS=--pdb
+#   BUNDLE_TORCH, BUNDLE_ARCH, BUNDLE_VENV   the target of the bundle: make gpu-bundle BUNDLE_ARCH=10.0
 #   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -36,7 +36,8 @@ PACKAGE_SOURCES := $(sort setup.py tools/toolchain.py pyproject.toml $(wildcard 
     $(shell find csrc vae_fused -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \
                              -o -name '*.py' -o -name py.typed))
 
-# A stamp's name carries what it was made with; making one removes those it replaces.
+# The name of a stamp contains a hash of the settings that it was made with. A new stamp replaces the
+# older ones.
 key = $(shell printf '%s' '$(1)' | cksum | cut -d' ' -f1)
 PYTHON_STAMP := $(VENV)/.python-$(call key,$(PYTHON))
 TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
@@ -50,21 +51,21 @@ BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) 
 help:
 	@echo 'make build    compile and install vae_fused in $(VENV)'
 	@echo 'make demo     build, train a small VAE and draw digits.png'
-	@echo 'make examples build, run the examples of docs/examples.md; figures in $(FIGURES)'
-	@echo '              EXAMPLES_ARGS=--quick takes below two minutes for each'
-	@echo 'make test     build and run the tests of the package, below 6 minutes on two cores'
-	@echo 'make test-all build and run all tests, those with other packages (1 GB), of csrc, of tools: 30 min'
-	@echo 'make bench    build, time the latent against what else computes it; table, JSON, figures'
-	@echo 'make steps    build, install the packages, and time whole training steps of theirs; table, JSON'
-	@echo 'make regressions   build, and hold the ratios to what eager takes to their floors'
-	@echo 'make mutations     make each formula wrong by 1 %, and list what no test notices: 40 min'
-	@echo 'make budget   of a CUDA build, record what each kernel costs; BUDGET_ARGS=--check compares'
-	@echo 'make gpu      build, and hold it to its promises on this GPU in 240 s; results as JSON'
-	@echo 'make gpu-bundle    without a GPU: pack what such a run needs on a machine without a network'
-	@echo 'make lint     ruff, mypy and clang-format, changing nothing'
-	@echo 'make format   let ruff and clang-format rewrite the sources'
+	@echo 'make examples build, run the examples of docs/examples.md, write figures to $(FIGURES)'
+	@echo '              EXAMPLES_ARGS=--quick takes less than two minutes for each'
+	@echo 'make test     build and run the tests of the package, less than 6 minutes on two cores'
+	@echo 'make test-all build and run all tests: also with other packages (1 GB), of csrc, of tools; 30 min'
+	@echo 'make bench    build, time the latent against other implementations; table, JSON, figures'
+	@echo 'make steps    build, install released packages, time their training steps; table, JSON'
+	@echo 'make regressions   build, and compare the speed over eager PyTorch with floors'
+	@echo 'make mutations     change each formula by 1 %, and list the changes that no test detects: 40 min'
+	@echo 'make budget   record the cost of each kernel of a CUDA build; BUDGET_ARGS=--check compares'
+	@echo 'make gpu      build, and check all promises on this GPU in 240 s; results as JSON'
+	@echo 'make gpu-bundle    without a GPU: pack the files for such a run on a machine without a network'
+	@echo 'make lint     run ruff, mypy and clang-format without changing files'
+	@echo 'make format   rewrite the sources with ruff and clang-format'
 	@echo 'make clean    remove builds and caches, and $(VENV)'
-	@echo 'The head of the Makefile tells the variables, e.g. TORCH=$(TORCH)'
+	@echo 'The head of the Makefile documents the variables, e.g. TORCH=$(TORCH)'
 
 $(PYTHON_STAMP):
 	$(PYTHON) -m venv --clear $(VENV)
@@ -84,14 +85,14 @@ $(BUILD_STAMP): $(TORCH_STAMP) $(PACKAGE_SOURCES)
 	    exit(_ext.reason if b["mode"] != "none" and not _ext.available else 0)'
 	@touch $@
 
-# Requirements are installed once per torch: nothing in them may move it.
+# Requirements are installed once per torch. None of them may change its version.
 $(VENV)/.%-requirements: requirements/%.txt $(TORCH_STAMP)
 	$(PIP) -r $<
 	@touch $@
 
 $(VENV)/.examples-requirements: requirements/demo.txt
 
-# Packages with the latent that this one replaces: measured by `steps`, compared by `test-all`.
+# Packages whose latent this one replaces. `steps` measures them, and `test-all` compares with them.
 $(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requirements: \
     requirements/%.txt requirements/demo.txt requirements/examples.txt requirements/steps.txt \
     requirements/steps-without-dependencies.txt $(TORCH_STAMP)
@@ -121,7 +122,7 @@ steps: $(BUILD_STAMP) $(VENV)/.steps-requirements
 regressions: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/pytest benchmarks/test_regressions.py --benchmark-columns=median,iqr $(PYTEST_ARGS)
 
-# The script builds a rewritten copy; the environment only has to have what the tests need.
+# The script builds a rewritten copy, so the environment needs only the requirements of the tests.
 mutations: $(TORCH_STAMP) $(VENV)/.test-requirements $(VENV)/.packages-requirements
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/mutations.py $(MUTATION_ARGS)
 
@@ -136,9 +137,9 @@ gpu-bundle:
 	    TORCH_CUDA_ARCH_LIST=$(BUNDLE_ARCH)
 	$(BUNDLE_VENV)/bin/python tools/gpu.py bundle --arch sm_$(subst .,,$(BUNDLE_ARCH)) $(GPU_ARGS)
 
-# The pytest command, not `python -m pytest`: that would import the sources beside the tests. A worker
-# runs whole files, as some tests of a file cannot run at the same time. All workers must collect the
-# same tests in the same order, and some parameters of tests are sets.
+# `python -m pytest` would import the sources beside the tests, so this is the pytest command. A worker
+# runs whole files, because some tests of a file cannot run at the same time. All workers must collect
+# the same tests in the same order. Some parameters of tests are sets, hence the fixed hash seed.
 PYTEST := PYTHONHASHSEED=0 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 test: $(BUILD_STAMP) $(VENV)/.test-requirements
