@@ -1,26 +1,26 @@
-"""Builds vae_fused: decides what to compile, says so, and compiles exactly that.
+"""Builds vae_fused: decides what to compile, prints the decision, and compiles exactly that.
 
-Every decision is made once, in `decide()`, before anything is compiled:
+`decide()` makes every decision once, before anything is compiled:
 
   mode      VAE_FUSED_BUILD = auto | cuda | cpu | none
-              auto  CUDA if this torch is a CUDA build and its nvcc is at hand (a GPU need not be),
-                    else CPU if there is a C++ compiler, else none: pure Python.
-              an explicit mode that is impossible here is an error, never a quiet substitute.
+              auto  CUDA if this torch is a CUDA build and its nvcc is available (no GPU is needed),
+                    otherwise CPU if there is a C++ compiler, otherwise none: pure Python.
+              An explicit mode that is impossible here is an error and is never replaced silently.
             FORCE_CUDA=1 turns auto into cuda.
-  archs     TORCH_CUDA_ARCH_LIST, else the visible GPUs, with PTX for the newest, else
+  archs     TORCH_CUDA_ARCH_LIST, otherwise the visible GPUs, with PTX for the newest, otherwise
             PORTABLE_ARCHS, with PTX for those of PORTABLE_PTX.
   flags     DEBUG=1: -O0 -g.  VAE_FUSED_PTXAS_V=1: nvcc reports registers and spills per kernel.
             VAE_FUSED_LINEINFO=1: -lineinfo, for profilers; it doubles the device code.
-            -std is never set: torch picks the one that its headers need.
-  jobs      MAX_JOBS, else what the processors and the memory of this machine carry.
+            -std is never set, because torch selects the standard that its headers need.
+  jobs      MAX_JOBS, otherwise a number that the processors and the memory of this machine can run.
 
-  version   that of vae_fused/_version.py, with a label that says what the wheel fits and contains:
-            +torch2.13.cpu, +torch2.13.cuda13 or +none. Wheels that differ have different names. An
-            sdist has no label, and neither has what is built from one: installers require that
-            both have the same version.
+  version   that of vae_fused/_version.py, with a label for what the wheel fits and contains:
+            +torch2.13.cpu, +torch2.13.cuda13 or +none. Wheels that differ have different names.
+            Sdists, and wheels that are built from them, have no label, because installers require
+            that both have the same version.
 
-A compile that fails fails the install. What was decided, and why, is printed and recorded in
-`vae_fused/_build_info.json`, from which `vae_fused._ext` and `python -m vae_fused.env` read it.
+A compile that fails fails the install. The decision and its reason are printed and recorded in
+`vae_fused/_build_info.json`, which `vae_fused._ext` and `python -m vae_fused.env` read.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ from toolchain import (  # noqa: E402
 )
 
 MODES = ("auto", "cuda", "cpu", "none")
-MIN_SETUPTOOLS = (77, 0)  # reads the license expression in pyproject.toml; what torch asks for, too
-# One per generation. PTX is compiled by the driver of a newer GPU: that of 10.0 serves 11.0, for
-# which that of 12.0 is too new, and that of 12.0 the GPUs to come.
+MIN_SETUPTOOLS = (77, 0)  # reads the license expression in pyproject.toml; torch requires it too
+# One per generation. The driver of a newer GPU compiles PTX. The PTX of 10.0 serves 11.0, for which
+# the PTX of 12.0 is too new, and the PTX of 12.0 serves future GPUs.
 PORTABLE_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 PORTABLE_PTX = ("10.0", "12.0")
-GB_PER_JOB = 2  # what one compiler needs for a file that includes ATen
+GB_PER_JOB = 2  # memory of one compiler for a file that includes ATen
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What will be built, and why."""
+    """The build, and the reason for it."""
 
     mode: str  # cuda | cpu | none
     why: str
@@ -112,7 +112,7 @@ def choose_archs(torch, toolkit: Toolkit) -> str:
 
 
 def decide(torch) -> Plan:
-    """Chooses what to build. The one place that acts on VAE_FUSED_BUILD."""
+    """Chooses what to build. Only this function acts on VAE_FUSED_BUILD."""
     asked = os.environ.get("VAE_FUSED_BUILD", "").lower() or "auto"
     if asked not in MODES:
         die(f"VAE_FUSED_BUILD={asked} is not one of {', '.join(MODES)}")
@@ -141,7 +141,7 @@ def decide(torch) -> Plan:
 
 
 def jobs() -> int:
-    """Parallel compilers: ninja's own choice ignores memory and container limits."""
+    """The number of parallel compilers. Ninja's own choice ignores memory and container limits."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -153,19 +153,19 @@ def jobs() -> int:
 def cxx_flags() -> list[str]:
     flags = ["-O0", "-g", "-UNDEBUG"] if flag("DEBUG") else ["-O3", "-g0"]
     flags += ["-Wall", "-Wextra", "-fvisibility=hidden"]
-    # Nobody reads errno or the exception flags, and heeding them keeps sqrt and selects from being
-    # vectorised: the forward kernel is 3 times slower without. Neither changes a result.
+    # No code reads errno or the exception flags. Without these two options, sqrt and selects are
+    # not vectorised, and the forward kernel is 3 times slower. Neither option changes a result.
     flags += ["-fno-math-errno", "-fno-trapping-math"]
     if compiler_is_gcc():
-        # at::parallel_for is serial in a file compiled without it. Not for linking: GOMP_* then
-        # resolves to the runtime that torch has loaded, and both share one pool of threads. Clang
-        # would call another runtime, which torch's wheels for Linux do not have.
+        # at::parallel_for is serial in a file compiled without this flag. It is not passed to the
+        # linker, so that GOMP_* resolves to the runtime that torch has loaded, and both share one
+        # pool of threads. Clang would call another runtime, which torch's Linux wheels do not have.
         flags.append("-fopenmp")
     return flags
 
 
 def nvcc_flags() -> list[str]:
-    # No --use_fast_math: it flushes denormals and changes exp and log behind the formulas' back.
+    # --use_fast_math is never set: it flushes denormals and replaces exp and log in the formulas.
     flags = ["-O0", "-g"] if flag("DEBUG") else ["-O3"]
     flags += ["-Xcompiler=-Wall,-Wextra,-fvisibility=hidden"]
     if flag("VAE_FUSED_LINEINFO"):
@@ -181,7 +181,7 @@ def release() -> str:
 
 
 def version(plan: Plan, torch) -> str:
-    """The version of what is built: `_ext` accepts another torch of the same minor version."""
+    """The version of the built package. `_ext` accepts any torch of the same minor version."""
     if (ROOT / "PKG-INFO").exists():  # an unpacked sdist
         return release()
     if plan.mode == "none":
@@ -206,17 +206,17 @@ def headers() -> list[str]:
 
 
 def isystem(dirs: list[str | Path]) -> list[str]:
-    """Makes include folders system folders: warnings are then about our own code alone.
+    """Makes include folders system folders, so that warnings are about our own code alone.
 
-    GCC and clang drop a `-I` (torch adds those) for a folder that is also given as `-isystem`.
+    GCC and clang ignore the `-I` that torch adds for a folder that is also passed as `-isystem`.
     """
     return [word for d in dirs if str(d) != "/usr/include" for word in ("-isystem", str(d))]
 
 
 def link_cudart(extension: setuptools.Extension, torch) -> None:
-    """Links a versioned libcudart where no toolkit has libcudart.so: wheels have the former alone.
+    """Links a versioned libcudart where no toolkit has libcudart.so. Wheels have only the former.
 
-    When `_C` is loaded torch has loaded its own libcudart already, under the same soname.
+    When `_C` is loaded, torch has already loaded its own libcudart under the same soname.
     """
     if any((Path(d) / "libcudart.so").exists() for d in extension.library_dirs):
         return
@@ -229,7 +229,7 @@ def link_cudart(extension: setuptools.Extension, torch) -> None:
 
 
 def make_extension(plan: Plan, torch) -> setuptools.Extension:
-    if plan.toolkit is not None:  # torch reads both; its guess at the toolkit is the nvcc on PATH
+    if plan.toolkit is not None:  # torch reads both, and would otherwise use the nvcc on PATH
         os.environ["CUDA_HOME"] = str(plan.toolkit.home)
         os.environ["TORCH_CUDA_ARCH_LIST"] = plan.archs
     from torch.utils import cpp_extension
@@ -247,8 +247,8 @@ def make_extension(plan: Plan, torch) -> setuptools.Extension:
         return cpp_extension.CppExtension(
             "vae_fused._C", sources(plan), extra_compile_args={"cxx": cxx}, **common
         )
-    cpp_extension.CUDA_HOME = str(plan.toolkit.home)  # had it been imported before
-    # The wheels come last: their cuda_runtime.h may be newer than nvcc.
+    cpp_extension.CUDA_HOME = str(plan.toolkit.home)  # in case cpp_extension was imported before
+    # The wheels come last, because their cuda_runtime.h may be newer than nvcc.
     cxx += isystem([*cpp_extension.include_paths("cuda"), python_include])
     cxx += isystem([*wheel_dirs(torch, "include")])
     extension = cpp_extension.CUDAExtension(
@@ -263,7 +263,7 @@ def make_extension(plan: Plan, torch) -> setuptools.Extension:
 
 
 def build_info(plan: Plan, torch) -> dict[str, object]:
-    """What `_build_info.json` records: no dates and no paths, so that builds are reproducible."""
+    """The contents of `_build_info.json`. Without dates and paths, builds are reproducible."""
     compiled = plan.mode != "none"
     return {
         "version": version(plan, torch),
@@ -294,7 +294,7 @@ def commands(plan: Plan, info: dict[str, object]) -> dict[str, type]:
         def run(self) -> None:
             target = ROOT / "vae_fused" if self.editable_mode else Path(self.build_lib, "vae_fused")
             if not self.editable_mode:
-                shutil.rmtree(target, ignore_errors=True)  # modules that have since been renamed
+                shutil.rmtree(target, ignore_errors=True)  # modules that were renamed
             super().run()
             write_build_info(target, info)
 
@@ -330,7 +330,7 @@ def main() -> None:
     if numbers(setuptools.__version__) < MIN_SETUPTOOLS:
         die(f"setuptools {setuptools.__version__} is too old: pip install -U 'setuptools>=77'")
     os.chdir(ROOT)
-    # Without compiled code torch is not needed here; it remains a runtime dependency.
+    # A build without compiled code does not need torch, which remains a runtime dependency.
     torch = None if os.environ.get("VAE_FUSED_BUILD", "").lower() == "none" else import_torch()
     plan = decide(torch)
     say(f"building {plan.mode} ({plan.why})" + (f" for {plan.archs}" if plan.archs else ""))
@@ -338,7 +338,7 @@ def main() -> None:
     extensions = []
     if plan.mode != "none":
         extensions.append(make_extension(plan, torch))
-        # Builds for another torch or mode must not share objects: one folder each.
+        # Builds for another torch or mode must not share objects, so each has its own folder.
         options["build"] = {"build_base": f"build/{plan.mode}-torch{torch.__version__}"}
         if extensions[0].py_limited_api:
             options["bdist_wheel"] = {"py_limited_api": "cp310"}
