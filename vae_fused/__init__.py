@@ -1,14 +1,14 @@
-"""The fused latent of every model with a diagonal-Gaussian posterior.
+"""Fused sampling and KL for models with a diagonal-Gaussian posterior.
 
-One launch forward computes the reparameterized sample ``z = mu + sigma * eps`` and the Gaussian KL;
-one launch backward computes every gradient, regenerating the noise from a 16-byte key.
+Forward, one launch computes the reparameterized sample ``z = mu + sigma * eps`` and the Gaussian
+KL. Backward, one launch computes all gradients and regenerates the noise from a 16-byte key.
 
     >>> import torch, vae_fused as vf
     >>> mu, logvar = torch.zeros(128, 20), torch.zeros(128, 20)
     >>> z, kl = vf.reparameterize_kl(mu, logvar)
 
-``vae_fused.reference`` has the same functions in plain PyTorch; ``python -m vae_fused.env`` tells
-what was built and what is in use.
+``vae_fused.reference`` contains the same functions in eager PyTorch. ``python -m vae_fused.env``
+prints what was built and which code is in use.
 """
 
 import sys
@@ -33,7 +33,7 @@ try:
     from vae_fused.options import Prior, Scale
     from vae_fused.stats import LatentStats, latent_stats
 except Exception:
-    # `python -m vae_fused.env` imports this file first, and prints even if torch does not load.
+    # `python -m vae_fused.env` imports this file first and must print even if torch fails to load.
     if "vae_fused.env" not in sys.orig_argv:
         raise
 

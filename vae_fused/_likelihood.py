@@ -1,6 +1,6 @@
-"""What all likelihoods have in common, and what a checked call of one is.
+"""The base class of all likelihoods and their checked calls.
 
-The kinds themselves are in ``vae_fused.likelihoods``. They register here under their names.
+``vae_fused.likelihoods`` exports the kinds, which register here under their names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vae_fused.options import Scale, as_scale, pairs, unpaired
 
 T = TypeVar("T")
 
-# The operators know each of these by its place.
+# The operators identify each of these by its index.
 MEANS = ("identity", "exp", "softplus", "softmax")
 INFLATIONS = ("logits", "probs")
 _KINDS_OF_OPERATORS = (
@@ -37,8 +37,8 @@ _KINDS_OF_OPERATORS = (
     "discretized_logistic",
 )
 
-# What the operators take of a kind: a list of numbers in the order of these names. Without compiled
-# code there is nothing to pack for.
+# The operators take a kind as a list of numbers in the order of these names. Without compiled code
+# the lists are empty.
 _SCOPES, _NAMES, _DEFAULTS = (
     torch.ops.vae_fused.likelihood_options() if _ext.available else ([], [], [])
 )
@@ -49,7 +49,7 @@ _NUMBERS = {
 
 
 class _Crossing(NamedTuple):
-    """How an option crosses to the operators: the name of its number, and the values of both."""
+    """How an option maps to an operator's number: the number's name and the values of both."""
 
     number: str
     to_number: Callable[[Any], float]
@@ -78,30 +78,30 @@ _CROSSINGS = {
 }
 
 KINDS: dict[str, type[Likelihood]] = {}
-_DEFAULT_KINDS: dict[str, Likelihood] = {}  # what a string means, made when it is first used
+_DEFAULT_KINDS: dict[str, Likelihood] = {}  # for strings, made on first use
 
 
 @dataclass(frozen=True, repr=False)
 class Likelihood(Restored):
-    """Base of the kinds. Every kind has these two options.
+    """Base class of the kinds. Every kind has these two options.
 
     Args:
-        constants: Whether terms that depend on neither output are part of the value. With them it
-            is a log likelihood in nats. Without them it is the loss that torch calls by that name.
-        validate: Whether each call checks the values of ``target``. This reads the device: it waits
-            for all work that is queued there, and it cannot be traced.
+        constants: Whether terms that depend on no output are part of the value. With them it is a
+            log likelihood in nats. Without them it is the loss that torch calls by that name.
+        validate: Whether each call checks the values of ``target``. The check waits for all work
+            that is queued on the device, and it cannot be traced.
     """
 
     constants: bool = field(default=True, kw_only=True)
     validate: bool = field(default=False, kw_only=True)
 
-    name: ClassVar[str]  # what a string calls it
+    name: ClassVar[str]  # the string for the kind
     target_has_gradient: ClassVar[bool]  # counts have none
-    # The place of the output that the operators take first. If it is not 0, the outputs broadcast
-    # together; else the others broadcast to the first.
+    # The index of the output that the operators take first. If it is not 0, the outputs broadcast
+    # together. Otherwise the others broadcast to the first.
     leading: ClassVar[int] = 0
     target_is: ClassVar[str]  # the valid values of a target, for messages
-    has_operator: ClassVar[bool] = False  # a class that derives from a kind may be another law
+    has_operator: ClassVar[bool] = False  # False for subclasses, which may be another law
 
     if TYPE_CHECKING:
         packed: ClassVar[list[float] | None]  # the operators' `options`
@@ -124,14 +124,14 @@ class Likelihood(Restored):
         object.__setattr__(self, "output_count", len(self.outputs))
 
     def check(self) -> None:
-        """Raise for options that are wrong."""
+        """Raise if an option is invalid."""
         for option in ("constants", "validate"):
             value = getattr(self, option)
             if not isinstance(value, bool):
                 raise TypeError(f"{option} must be a bool, got {type(value).__name__}")
 
     def __repr__(self) -> str:
-        """The options that are no defaults."""
+        """The options that differ from their defaults."""
         given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
         shown = (f"{name}={value!r}" for name, value, default in given if value != default)
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -148,7 +148,7 @@ class Likelihood(Restored):
 
     @staticmethod
     def unpacked(packed: Sequence[float] | None, outputs: int) -> Likelihood:
-        """The inverse of :attr:`packed`, for a kind with so many outputs."""
+        """The inverse of :attr:`packed`, for a kind with this many outputs."""
         numbers = dict(zip(_NUMBERS, unpaired(packed, _NUMBERS.values()), strict=True))
         kind = KINDS[_KINDS_OF_OPERATORS[int(numbers["kind"])]]
         options: dict[str, Any] = {}
@@ -168,7 +168,7 @@ class Likelihood(Restored):
         """The names of the tensors of an ``output``, in order."""
 
     def ordered(self, outputs: Sequence[T]) -> tuple[T, ...]:
-        """What belongs to the outputs, in the order of the operators: the leading one first."""
+        """Items of the outputs in the order of the operators, with the leading one first."""
         k = self.leading
         return (outputs[k], *outputs[:k], *outputs[k + 1 :]) if k else tuple(outputs)
 
@@ -181,12 +181,12 @@ class Likelihood(Restored):
     def elements(self, call: Call) -> Tensor:
         """The log likelihood of each element.
 
-        All tensors of ``call`` are of one dtype, float32 or float64, and finite where masked.
+        All tensors of ``call`` have one dtype, float32 or float64, and are finite where masked.
         """
 
     @abstractmethod
     def is_valid(self, target: Tensor) -> Tensor:
-        """Which elements of ``target`` the likelihood has a probability for."""
+        """Which elements of ``target`` have a probability under the likelihood."""
 
 
 class Call(NamedTuple):
@@ -195,12 +195,11 @@ class Call(NamedTuple):
     Attributes:
         likelihood: The kind with its options.
         outputs: The tensors of ``output``, of one floating-point dtype, in the order of
-            ``Likelihood.ordered``. The first has the shape of the call. The others have shapes of
-            their own, which broadcast to it.
-        target: Its own dtype and shape, which broadcasts.
+            ``Likelihood.ordered``. The first has the shape of the call. The others broadcast to it.
+        target: Has its own dtype, and a shape that broadcasts.
         mask: Bool, or None. Its shape broadcasts.
-        weight: Of the dtype of the result, or None. Its shape broadcasts.
-        library: Of the dtype of the result, or None. Its shape broadcasts to that of the call with
+        weight: Has the dtype of the result, or None. Its shape broadcasts.
+        library: Has the dtype of the result, or None. Its shape broadcasts to that of the call with
             a last dimension of 1.
         reduction, dims, divisor: What ``check_reduction`` returns.
     """
@@ -220,9 +219,9 @@ class KlTerm(NamedTuple):
     """A checked KL term of an evidence lower bound, in the dtype of the loss.
 
     Attributes:
-        kl: 0-d, reduced as the loss is, or one value for each sample.
-        beta: Its weight: a number, or a 0-d tensor, which may require grad.
-        capacity: The KL becomes its distance from this number or 0-d tensor, unless it is None.
+        kl: 0-d, reduced like the loss, or one value for each sample.
+        beta: The weight of the KL: a number, or a 0-d tensor, which may require grad.
+        capacity: If not None, a number or 0-d tensor. The KL is replaced by its distance from it.
     """
 
     kl: Tensor
@@ -230,13 +229,13 @@ class KlTerm(NamedTuple):
     capacity: float | Tensor | None
 
     def times(self, batch: int) -> KlTerm:
-        """The term of a sum over a batch, of a KL that is a mean over it."""
+        """The term for a sum over a batch, from a KL that is a batch mean."""
         capacity = None if self.capacity is None else self.capacity * batch
         return KlTerm(self.kl * batch, self.beta, capacity)
 
 
 def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
-    """The kind that a ``likelihood`` argument means. A string means the defaults of its kind."""
+    """The kind for a ``likelihood`` argument. A string selects a kind with its defaults."""
     if isinstance(likelihood, Likelihood):
         return likelihood
     if not isinstance(likelihood, str):

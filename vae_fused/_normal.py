@@ -1,7 +1,8 @@
-"""The methods of :class:`vae_fused.DiagonalGaussian`, whatever its constructor takes.
+"""The methods of :class:`vae_fused.DiagonalGaussian`, independent of its constructor.
 
-No kernel and no formula of sigma is here: samples come from ``functional.reparameterize``, every KL
-from ``functional.gaussian_kl``, to which another Gaussian is a prior.
+This file contains neither kernels nor formulas of sigma. Samples come from
+``functional.reparameterize`` and KLs from ``functional.gaussian_kl``, which takes another Gaussian
+as a prior.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ Self = TypeVar("Self", bound="FusedNormal")
 class FusedNormal(Normal):
     """A ``torch.distributions.Normal`` that is stored as a mean and a raw scale.
 
-    A derived class has a constructor, which sets ``mu``, ``raw`` and ``_scale`` and then calls that
-    of ``Distribution``, and ``expand``.
+    A derived class implements ``expand`` and a constructor, which sets ``mu``, ``raw`` and
+    ``_scale`` and then calls the constructor of ``Distribution``.
     """
 
     mu: Tensor
     raw: Tensor
-    _scale: Scale  # of raw; Normal's ``scale`` is sigma
-    _packed: tuple[Tensor, int] | None = None  # what mu and raw are the halves of, and where
+    _scale: Scale  # how sigma is read from raw; ``scale`` is sigma itself
+    _packed: tuple[Tensor, int] | None = None  # the tensor of both halves, and dim
 
     def _expanded(self: Self, batch_shape: Sequence[int], new: Self) -> Self:
         batch_shape = torch.Size(batch_shape)
@@ -48,7 +49,7 @@ class FusedNormal(Normal):
         return new
 
     def detach(self: Self) -> Self:
-        """The same distribution with parameters that have no gradient; they share its memory."""
+        """The same distribution with detached parameters, which share its memory."""
         new = copy.copy(self)
         new.mu, new.raw, new._packed = self.mu.detach(), self.raw.detach(), None
         return new
@@ -58,7 +59,7 @@ class FusedNormal(Normal):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _given(self) -> dict[str, Tensor]:
-        """The parameters by the names that the constructor has for them."""
+        """The parameters, by their names in the constructor."""
         return {"mu": self.mu, self._scale.raw_name: self.raw}
 
     # ----------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class FusedNormal(Normal):
 
     @property
     def _wide(self) -> Gaussian:
-        """In the dtype of the arithmetic."""
+        """The Gaussian in the dtype of the arithmetic."""
         return Gaussian(_widen(self.mu), _widen(self.raw), self._scale)
 
     @property
@@ -126,11 +127,11 @@ class FusedNormal(Normal):
         generator: torch.Generator | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
-        """A reparameterized sample, one launch: gradients reach ``mu`` and ``raw``.
+        """A reparameterized sample, in one launch. Gradients reach ``mu`` and ``raw``.
 
         Args:
             sample_shape: Shape of a batch of samples, each with its own noise.
-            mask: Bool tensor that broadcasts to ``batch_shape``; where it is False, z is 0.
+            mask: Bool tensor that broadcasts to ``batch_shape``. Where it is False, z is 0.
             temperature: T of ``z = mu + T sigma eps``, a number or a 0-d tensor.
             eps: Explicit noise, in the shape of the result.
             generator: Source of the key, as in ``torch.randn``.
@@ -168,8 +169,8 @@ class FusedNormal(Normal):
     ) -> tuple[Tensor, Tensor]:
         """A reparameterized sample and the KL from the prior, in one launch.
 
-        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`; a ``Normal``
-        is a prior, too. The gradient of packed moments is one packed tensor.
+        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`, and a
+        ``Normal`` may be a prior too. Packed moments get one packed gradient tensor.
         """
         options: dict[str, Any] = {
             "scale": self._scale, "prior": as_prior(prior, self.mu.device), "reduction": reduction,
@@ -194,9 +195,9 @@ class FusedNormal(Normal):
     ) -> Tensor:
         """KL from the prior, by default the standard normal, in nats.
 
-        Arguments, result and errors are those of :func:`vae_fused.gaussian_kl`; a ``Normal`` is a
-        prior, too. ``torch.distributions.kl_divergence(q, p)`` is the same elementwise, and there
-        ``p`` may have more elements than ``q``.
+        Arguments, result and errors are those of :func:`vae_fused.gaussian_kl`, and a ``Normal``
+        may be a prior too. ``torch.distributions.kl_divergence(q, p)`` computes the same
+        elementwise, and there ``p`` may have more elements than ``q``.
         """
         return functional.gaussian_kl(
             self.mu, self.raw, scale=self._scale, prior=as_prior(prior, self.mu.device),
@@ -215,7 +216,7 @@ class FusedNormal(Normal):
 
         Raises:
             TypeError: ``value`` is not a tensor.
-            ValueError: Its shape does not broadcast, or it holds a NaN and ``validate_args`` is on.
+            ValueError: Its shape does not broadcast, or it contains NaN with ``validate_args``.
         """
         t = self._standardized(value)
         return -0.5 * (t * t + self._log_variance + LOG_2PI)
@@ -227,11 +228,11 @@ class FusedNormal(Normal):
         *,
         reduction: str = "batchmean",
     ) -> Tensor:
-        """Negative log likelihood of ``value`` in nats, reduced as a KL is: ``-log_prob``, summed.
+        """Negative log likelihood of ``value`` in nats: ``-log_prob``, reduced like a KL.
 
         Args:
             value: As for :meth:`log_prob`.
-            dim: The dimensions to sum, of the broadcast shape; instead of ``reduction``.
+            dim: The dimensions of the broadcast shape to sum, instead of ``reduction``.
             reduction: As in :func:`vae_fused.gaussian_kl`.
         """
         nll = -self.log_prob(value)
@@ -239,12 +240,12 @@ class FusedNormal(Normal):
         return reduce(nll, reduction, dims)
 
     def cdf(self, value: Tensor) -> Tensor:
-        r"""Probability of less than ``value``: :math:`\frac12 \mathrm{erfc}(-t / \sqrt 2)`."""
+        r"""Probability of a value below ``value``: :math:`\frac12 \mathrm{erfc}(-t / \sqrt 2)`."""
         p: Tensor = 0.5 * torch.special.erfc(self._standardized(value) * -math.sqrt(0.5))
         return p
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The ``value``-quantile; NaN outside of [0, 1]."""
+        """The ``value``-quantile, NaN outside of [0, 1]."""
         check_value(value, self._batch_shape)
         mu, sigma = _widen(self.mu), self._wide.sigma
         quantile: Tensor = mu + sigma * torch.special.ndtri(_widen(value))
@@ -262,7 +263,7 @@ class FusedNormal(Normal):
         return (_widen(value) - _widen(self.mu)) * torch.exp(-0.5 * self._log_variance)
 
     def _point(self, value: Tensor) -> Tensor:
-        """A point, checked."""
+        """Check a point and return it."""
         check_value(value, self._batch_shape)
         if self._validate_args:
             self._validate_sample(value)
@@ -270,9 +271,9 @@ class FusedNormal(Normal):
 
 
 def as_tensor(value: Tensor | float, other: Tensor | float) -> Tensor:
-    """A number as a tensor beside ``other``; what is no number is left to the checks.
+    """A number as a tensor for use with ``other``. Other values pass on to the checks.
 
-    Filled, not copied: a copy of a number to a GPU waits for it.
+    The tensor is filled, because a copy of a number to a GPU waits for the GPU.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value  # type: ignore[return-value]
@@ -282,7 +283,7 @@ def as_tensor(value: Tensor | float, other: Tensor | float) -> Tensor:
 
 
 def _widen(x: Tensor) -> Tensor:
-    """16-bit types compute in float32; integers are left to torch's promotion."""
+    """Convert 16-bit types to float32. Integers are left to torch's promotion."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -292,12 +293,12 @@ def _widen(x: Tensor) -> Tensor:
 
 
 def as_prior(p: Prior | Normal | None, device: torch.device) -> Prior | None:
-    """A ``Normal`` as the functions take it; what is none is left to their checks."""
+    """Convert a ``Normal`` to a ``Prior``. Other values pass on to the checks."""
     return Prior(*_parameters(p, device)) if isinstance(p, Normal) else p
 
 
 def kl_between(q: Normal, p: Normal, **reduction: Any) -> Tensor:
-    """KL of q from p, reduced as :func:`vae_fused.gaussian_kl` does; either may be the larger."""
+    """KL of q from p, reduced as by :func:`vae_fused.gaussian_kl`. Either may be the larger."""
     mu, raw, scale = _parameters(q, p.mean.device)
     prior = Prior(*_parameters(p, mu.device))
     if not expands(p._batch_shape, q._batch_shape):
@@ -306,8 +307,8 @@ def kl_between(q: Normal, p: Normal, **reduction: Any) -> Tensor:
 
 
 def _parameters(p: Normal, device: torch.device) -> tuple[Tensor, Tensor, Scale]:
-    """Mean, raw scale, and how it is read. 0-d tensors of the CPU, ``Normal(0.0, 1.0)``'s say, go
-    along with any device, as elsewhere in torch.
+    """Mean, raw scale, and how sigma is read from it. 0-d CPU tensors, such as those of
+    ``Normal(0.0, 1.0)``, are accepted on any device, as elsewhere in torch.
     """
     if isinstance(p, FusedNormal):
         mean, raw, scale = p.mu, p.raw, p._scale

@@ -1,7 +1,7 @@
-"""How the batch of a call with DTensors is spread over the ranks of a mesh.
+"""How the batch of a call with DTensors is distributed over the ranks of a mesh.
 
-That is which rows a rank has, the local part of each tensor, the noise of these rows, and the
-placements of what a rank computes.
+This file determines the rows of a rank, the local part of each tensor, the noise of these rows,
+and the placements of the results of a rank.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SEE = "see docs/processes.md"
 def found(*values: Any) -> bool:
     """Whether a DTensor is among the values, or in a sequence, a mapping or a prior among them.
 
-    The class is looked at by its name, because its module takes long to import. Whoever has made a
-    DTensor has imported it.
+    The class is compared by name, because importing its module takes long. A DTensor exists only
+    after that import.
     """
     for value in values:
         kind = type(value)
@@ -52,7 +52,7 @@ def found(*values: Any) -> bool:
 
 
 def replicated(value: Any, mesh: DeviceMesh) -> Any:
-    """A plain tensor, equal on all ranks, as a DTensor. Anything else as it is."""
+    """A plain tensor, equal on all ranks, as a DTensor. Other values pass unchanged."""
     if not isinstance(value, Tensor) or found(value):
         return value
     from torch.distributed.tensor import DTensor, Replicate
@@ -61,7 +61,7 @@ def replicated(value: Any, mesh: DeviceMesh) -> Any:
 
 
 def summed(value: Tensor) -> Tensor:
-    """A value whose parts are summed over the ranks: what no longer is linear needs the sum."""
+    """Sum a value's parts over the ranks, as nonlinear functions require the sum."""
     if not found(value) or not any(p.is_partial() for p in value.placements):  # type: ignore[attr-defined]
         return value
     from torch.distributed.tensor import Replicate
@@ -71,9 +71,9 @@ def summed(value: Tensor) -> Tensor:
 
 
 def check_leading(operands: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-    """Raise if a DTensor is among the other arguments alone.
+    """Raise if only the other arguments contain a DTensor.
 
-    A plain ``mu`` beside a DTensor may be the rank's part of a batch, or a replica.
+    A plain ``mu`` beside a DTensor could be the rank's part of a batch or a replica.
     """
     if not found(*operands.values()):
         first = next(iter(operands))
@@ -85,14 +85,14 @@ def check_leading(operands: Mapping[str, Any], others: Mapping[str, Any]) -> Non
 
 
 class Spread(NamedTuple):
-    """How the batch of a call is spread over the ranks of a mesh.
+    """How the batch of a call is distributed over the ranks of a mesh.
 
     Attributes:
         mesh: The mesh of all DTensors of the call.
         is_sharded: For each dimension of the mesh, whether dimension 0 of the call is sharded over
             it. Otherwise the call is replicated over it.
         shape: The shape of the whole call.
-        first, rows: The first row of dimension 0 on this rank, and their number.
+        first, rows: The first row of dimension 0 on this rank, and the number of its rows.
     """
 
     mesh: DeviceMesh
@@ -102,12 +102,12 @@ class Spread(NamedTuple):
     rows: int
 
     def spans(self, t: Tensor, lead: int = 0) -> bool:
-        """Whether a tensor has the batch in dimension ``lead``; otherwise it broadcasts."""
+        """Whether a tensor has the batch in dimension ``lead``. Otherwise it broadcasts."""
         ndim = len(self.shape)
         return ndim > 0 and t.dim() == lead + ndim and t.shape[lead] == self.shape[0]
 
     def of_halves(self, dim: int) -> Spread:
-        """That of the halves of a tensor along ``dim``; the local call checks ``dim``."""
+        """The spread of the halves of a tensor along ``dim``. The local call checks ``dim``."""
         ndim = len(self.shape)
         if not isinstance(dim, int) or not -ndim <= dim < ndim:
             return self
@@ -122,7 +122,7 @@ class Spread(NamedTuple):
         return self._replace(shape=shape)
 
     def local(self, value: Any, lead: int = 0) -> Any:
-        """The part of a tensor that this rank computes with; anything else as it is.
+        """The part of a tensor that this rank computes with. Other values pass unchanged.
 
         A plain tensor is equal on all ranks, as if it were replicated. The gradient of a tensor
         that broadcasts along the batch is a sum over the ranks.
@@ -139,7 +139,7 @@ class Spread(NamedTuple):
         return whole.redistribute(self.mesh, placements).to_local(grad_placements=grads)
 
     def whole(self, t: Tensor, dim: int | None) -> Tensor:
-        """A result of this rank as a DTensor: sharded on ``dim``, or with None a partial sum."""
+        """A result of this rank as a DTensor: sharded on ``dim``, or a partial sum for None."""
         from torch.distributed.tensor import DTensor
 
         shape, stride = list(t.shape), list(t.stride())
@@ -154,7 +154,7 @@ class Spread(NamedTuple):
         )  # fmt: skip
 
     def _placements(self, dim: int | None) -> list[Placement]:
-        """Those of a tensor sharded on ``dim``; -1: replicated, None: a partial sum."""
+        """The placements of a result: sharded on ``dim``, replicated for -1, partial for None."""
         from torch.distributed.tensor import Partial, Replicate, Shard
 
         if dim == -1:
@@ -165,7 +165,7 @@ class Spread(NamedTuple):
     def reduction(
         self, reduction: str, dim: int | Sequence[int] | None, mask: Tensor | None, lead: int = 0
     ) -> tuple[str, Tensor | float | None, int | None]:
-        """``reduction`` of a local call, what divides its result, and ``dim`` of :meth:`whole`.
+        """``reduction`` of a local call, the divisor of its result, and ``dim`` of :meth:`whole`.
 
         The local call checks ``reduction`` and ``dim``. ``lead`` is the number of dimensions in
         front of the batch.
@@ -195,9 +195,9 @@ class Spread(NamedTuple):
     ) -> dict[str, Any]:  # fmt: skip
         """The arguments that give a local call its part of the noise of the whole call.
 
-        The rows of a rank are consecutive elements of the stream, unless there are several samples.
-        Where they begin at a whole block, the key of that block is all that it takes. Elsewhere the
-        noise itself is drawn first: one more launch for each sample, and backward keeps the noise.
+        For a single sample, the rows of a rank are consecutive elements of the stream. If they
+        begin at a whole block, the key of that block is sufficient. Otherwise the noise is drawn
+        first, which takes one more launch for each sample, and backward keeps the noise.
         """
         key = key.to_local() if found(key) else key
         if eps is not None:  # the local call checks that it is the only source
@@ -222,7 +222,7 @@ class Spread(NamedTuple):
 def spread_of(
     shape: tuple[int, ...], operands: Mapping[str, Tensor], others: Mapping[str, Any]
 ) -> Spread:
-    """Check the DTensors of a call; any that has the batch and is sharded shards the call."""
+    """Check the DTensors of a call. A sharded one that has the batch shards the call."""
     check_leading(operands, others)
     tensors = {name: t for name, t in {**operands, **others}.items() if found(t)}
     owner, leading = next((name, t) for name, t in tensors.items())
@@ -242,7 +242,7 @@ def spread_of(
 
 
 def _is_shard(name: str, t: Any, placement: Placement) -> bool:
-    """Whether a placement is Shard(0) and not Replicate; raise for any other."""
+    """Whether a placement is Shard(0) and not Replicate. Raise for any other."""
     from torch.distributed.tensor import Shard
 
     if type(placement) is Shard and placement.dim == 0:
@@ -257,7 +257,7 @@ def _is_shard(name: str, t: Any, placement: Placement) -> bool:
 
 
 def _rows_of_rank(mesh: DeviceMesh, is_sharded: Sequence[bool], size: int) -> tuple[int, int]:
-    """The first row on this rank and their number: chunks as ``torch.chunk`` makes them."""
+    """The first row on this rank and the number of rows, in chunks as from ``torch.chunk``."""
     first, rows = 0, size
     for k, sharded in enumerate(is_sharded):
         if sharded:
@@ -286,12 +286,12 @@ def common_shape(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def _reserved_key(device: torch.device, generator: torch.Generator | None, blocks: int) -> Tensor:
-    """The key that a call of so many blocks on whole tensors reserves (csrc/torch/rng.cpp)."""
+    """The key that a call of this many blocks on whole tensors reserves (csrc/torch/rng.cpp)."""
     if not _ext.use_native(device.type):
         more: dict[str, Any] = {} if generator is None else {"generator": generator}
         seed = torch.randint(-(2**63), 2**63 - 1, (), device=device, **more)
         return torch.stack([seed, torch.zeros_like(seed)])
-    if device.type == "cpu":  # a call of one element advances the generator as any other
+    if device.type == "cpu":  # the advance does not depend on the size
         zero = torch.zeros(min(blocks, 1))
         key: Tensor = torch.ops.vae_fused.reparameterize.generator(zero, zero, generator=generator)[
             1
@@ -314,7 +314,7 @@ def _advanced(key: Tensor, blocks: int) -> Tensor:
 
 
 def _normals(key: Tensor, start: int, count: int, dtype: torch.dtype, reference: bool) -> Tensor:
-    """Normals ``start`` to ``start + count`` of a key's stream, 16-bit types in float32."""
+    """Normals ``start`` to ``start + count`` of a key's stream, float32 for 16-bit types."""
     dtype = torch.promote_types(dtype, torch.float32)
     per_block = 2 if dtype == torch.float64 else 4
     blocks, skipped = divmod(start, per_block)

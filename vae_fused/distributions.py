@@ -1,6 +1,6 @@
-"""The diagonal Gaussian as a ``torch.distributions`` citizen, on top of the fused functions.
+"""The diagonal Gaussian as a ``torch.distributions.Distribution``, based on the fused functions.
 
-Its constructors are here. Its methods are in ``_normal.py``.
+This file contains its constructors, and ``_normal.py`` its methods.
 """
 
 from __future__ import annotations
@@ -22,42 +22,43 @@ __all__ = ["DiagonalGaussian", "as_prior", "kl_between"]
 class DiagonalGaussian(FusedNormal):
     r"""Independent normals, given by their mean and the log of their variance, or another scale.
 
-    ``torch.distributions.Normal(mu, exp(logvar / 2))`` that never forms sigma where it is not asked
-    for: a sample is one launch, a KL is one launch, both together (:meth:`rsample_kl`) are one
-    launch. It *is* a ``Normal`` (``isinstance``, ``kl_divergence`` against every family that torch
-    knows for ``Normal``), elementwise like it: ``event_shape`` is ``()``, and
-    ``torch.distributions.Independent`` makes events of the latent dimensions.
+    It equals ``torch.distributions.Normal(mu, exp(logvar / 2))`` but does not compute sigma unless
+    you read it. A sample is one launch, a KL is one launch, and so are both together
+    (:meth:`rsample_kl`). It *is* a ``Normal`` (``isinstance``, and ``kl_divergence`` against every
+    family that torch supports for ``Normal``) and elementwise like it: ``event_shape`` is ``()``,
+    and ``torch.distributions.Independent`` makes events of the latent dimensions.
 
-    Densities, entropies and KLs are in nats, and float32 for 16-bit parameters, as they are there
-    to be summed; samples, moments and quantiles have the dtype of ``mu``. Densities are computed
-    from :math:`(v - \mu) e^{-\ln\sigma^2 / 2}`, without the variance, which over- and underflows
-    first. The lower tails of :meth:`cdf` and :meth:`icdf` keep their relative accuracy.
+    Densities, entropies and KLs are in nats, and float32 for 16-bit parameters, because they are
+    usually summed. Samples, moments and quantiles have the dtype of ``mu``. Densities are computed
+    from :math:`(v - \mu) e^{-\ln\sigma^2 / 2}` without the variance, which over- and underflows
+    earlier. The lower tails of :meth:`cdf` and :meth:`icdf` keep their relative accuracy.
 
-    The default validation checks types, shapes, dtypes and devices, which the host knows.
-    ``validate_args=True`` also checks *values* here and in :meth:`log_prob` and :meth:`cdf`, as
-    ``torch.distributions`` does by default. Each such check waits for the GPU, so here it has to be
-    asked for, whatever ``Distribution.set_default_validate_args`` says.
+    By default, types, shapes, dtypes and devices are checked, which needs no data from the device.
+    ``validate_args=True`` also checks *values*, here and in :meth:`log_prob` and :meth:`cdf`, as
+    ``torch.distributions`` does by default. Each such check waits for the GPU, so it is off unless
+    you request it, whatever ``Distribution.set_default_validate_args`` has set.
 
     Args:
-        mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides. A number stands for
+        mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides. A number is read as
             a 0-d tensor.
-        logvar: ``ln sigma^2``, or what ``scale`` says, broadcastable with ``mu``. Mixed dtypes
-            promote as in torch.
-        validate_args: Whether to check values: that parameters and points are no NaN. Default:
-            False.
+        logvar: ``ln sigma^2``, or the quantity of ``scale``, broadcastable with ``mu``. Mixed
+            dtypes promote as in torch.
+        validate_args: Whether to check that parameters and points are not NaN. Default: False.
         scale: How sigma is read from the second parameter, as in
-            :func:`vae_fused.reparameterize_kl`: ``"std"``, say, or a :class:`vae_fused.Scale`.
+            :func:`vae_fused.reparameterize_kl`: for example ``"std"``, or a
+            :class:`vae_fused.Scale`.
 
     Attributes:
         mu: The mean.
         raw: The second parameter, as it was given.
-        logvar: ``ln sigma^2``: ``raw`` itself, or computed from it when it is read.
+        logvar: ``ln sigma^2``: ``raw`` itself, or computed from it on access.
 
-    Code that makes a ``Normal`` of ``(loc, scale)`` passes sigma where a log variance is expected.
-    Use :meth:`from_std` there, or :class:`vae_fused.compat.distributions.Normal`, whose constructor
-    is that of torch. ``type(q)(q.loc, q.scale)``, an idiom to copy a ``Normal``, raises, also with
-    detached or indexed parameters; use :meth:`detach` or :meth:`expand`. A sigma that was copied to
-    new memory (``q.scale.clone()``), or read in compiled code, cannot be recognised.
+    Code that constructs a ``Normal`` from ``(loc, scale)`` passes sigma where this class expects a
+    log variance. Use :meth:`from_std` there, or :class:`vae_fused.compat.distributions.Normal`,
+    which has torch's constructor. The idiom ``type(q)(q.loc, q.scale)``, which copies a ``Normal``,
+    raises here, also with detached or indexed parameters. Use :meth:`detach` or :meth:`expand`
+    instead. A sigma that was copied to new memory (``q.scale.clone()``), or read in compiled code,
+    cannot be recognised and does not raise.
 
     Raises:
         TypeError: A parameter that is neither tensor nor number, or is not floating point; ``loc``
@@ -77,7 +78,7 @@ class DiagonalGaussian(FusedNormal):
     arg_constraints = {"mu": constraints.real, "logvar": constraints.real}  # noqa: RUF012
 
     def __new__(cls, *args: Any, **names: Any) -> DiagonalGaussian:
-        # Here, so that the constructor's signature is that of a right call.
+        # The check is here and not in __init__, so that the signature shows only valid arguments.
         if "loc" in names or isinstance(names.get("scale"), Tensor | int | float):
             raise TypeError(
                 "loc and scale are the parameters of torch.distributions.Normal, but "
@@ -104,7 +105,7 @@ class DiagonalGaussian(FusedNormal):
         self.mu, self.raw = check_posterior(
             as_tensor(mu, logvar), as_tensor(logvar, mu), self._scale.raw_name
         )
-        # Not Normal's: that one stores loc and scale, which are properties here.
+        # Normal's constructor would store loc and scale, which are properties here.
         Distribution.__init__(self, self.mu.shape, validate_args=bool(validate_args))
 
     @classmethod
@@ -119,8 +120,8 @@ class DiagonalGaussian(FusedNormal):
         """The distribution whose ``mu`` and ``raw`` are the halves of ``h`` along ``dim``.
 
         Args:
-            h: An encoder's output, ``(B, 2C, ...)`` say. The halves are views, not copies.
-            dim: Where they are packed; ``h.shape[dim]`` is even.
+            h: An encoder's output, for example ``(B, 2C, ...)``. The halves are views, not copies.
+            dim: The dimension along which they are packed; ``h.shape[dim]`` is even.
             validate_args, scale: As for the class.
 
         Raises:
@@ -149,7 +150,7 @@ class DiagonalGaussian(FusedNormal):
         return cls(loc, scale, validate_args, scale="std")
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiagonalGaussian:
-        """The same distribution with its batch expanded to ``batch_shape``; nothing is copied."""
+        """The same distribution with its batch expanded to ``batch_shape``, without a copy."""
         new: DiagonalGaussian = self._get_checked_instance(  # type: ignore[no-untyped-call]
             DiagonalGaussian, _instance
         )
@@ -166,10 +167,10 @@ class DiagonalGaussian(FusedNormal):
 
 
 def as_sigma(sigma: Tensor, raw: Tensor) -> Tensor:
-    """``sigma``, in memory of its own, which :func:`is_sigma` recognises.
+    """Return ``sigma`` in memory of its own, which :func:`is_sigma` recognises.
 
-    The memory is marked, not the tensor, so that views and detached tensors are recognised. It
-    counts as long as nothing is written to it.
+    The mark is on the memory and not on the tensor, so views and detached tensors are recognised
+    too. It is valid until the memory is written to.
     """
     if torch.compiler.is_compiling():
         return sigma
@@ -178,7 +179,7 @@ def as_sigma(sigma: Tensor, raw: Tensor) -> Tensor:
             sigma = sigma.clone()
         sigma.untyped_storage()._is_sigma = sigma._version  # type: ignore[attr-defined]
     except (RuntimeError, NotImplementedError):
-        pass  # tensors of transforms have no memory, those of inference mode count no writes
+        pass  # no memory under a transform, no count of writes in inference mode
     return sigma
 
 

@@ -1,4 +1,4 @@
-"""The loss of a variational autoencoder: a reconstruction and a KL divergence, as one number."""
+"""The loss of a variational autoencoder: the sum of a reconstruction loss and a KL divergence."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ __all__ = ["ELBOTerms", "elbo_loss"]
 
 
 class ELBOTerms(NamedTuple):
-    """What :func:`elbo_loss` returns: ``loss = reconstruction + beta * kl`` without a capacity.
+    """The result of :func:`elbo_loss`: ``loss = reconstruction + beta * kl`` without a capacity.
 
-    ``kl`` is without its weight. All three are new tensors, 0-d or of shape ``(B,)``, float32
-    (float64 for float64 outputs), and gradients flow through each.
+    ``kl`` is not multiplied by its weight. All three are new tensors, 0-d or of shape ``(B,)``,
+    float32 (float64 for float64 outputs), and gradients flow through each.
     """
 
     loss: Tensor
@@ -78,54 +78,55 @@ def elbo_loss(
 
     (Kingma and Welling 2014, equation 10; Higgins et al. 2017 for beta.) Both terms are sums over
     the dimensions of a sample, so their ratio is that of the model. The launch that sums the
-    likelihood adds the KL, and one launch computes all gradients. So a step of
-    ``reparameterize_kl``, the decoder and this loss has two launches forward and two backward
-    beside those of the networks. A gradient of a broadcast parameter adds one launch, a softmax one
-    each way.
+    likelihood adds the KL, and one launch computes all gradients. Besides the networks, a step of
+    ``reparameterize_kl``, the decoder and this loss therefore has two launches forward and two
+    backward. The gradient of a broadcast parameter adds one launch, a softmax one each way.
 
-    The KL comes from ``mu`` and ``raw``, which adds the launch of :func:`gaussian_kl` each way, or
-    it is ``kl``, which the launch of the sample has computed. A ``kl`` has one of three shapes:
+    The KL is either computed from ``mu`` and ``raw``, which adds the launch of :func:`gaussian_kl`
+    each way, or it is passed as ``kl``, which the launch of the sample has computed. A ``kl`` has
+    one of three shapes:
 
-    - 0-d: a mean over the batch, such as ``reduction="batchmean"`` returns;
-    - ``(B,)``: one value for each sample, such as ``reduction="sample"`` returns;
-    - ``(B, ...)``: elements, such as ``reduction="none"`` returns. Torch sums them over each
-      sample first, which is one more launch.
+    - 0-d: a mean over the batch, as from ``reduction="batchmean"``;
+    - ``(B,)``: one value for each sample, as from ``reduction="sample"``;
+    - ``(B, ...)``: elements, as from ``reduction="none"``. Torch sums them over each sample first,
+      which is one more launch.
 
     Args:
-        output, target: As in :func:`nll`. Dimension 0 of both is the batch, of size B. Flatten K
-            samples of a batch, ``(K, B, ...)``, to ``(K * B, ...)``, beside a 0-d ``kl``.
+        output, target: As in :func:`nll`. Dimension 0 of both is the batch, of size B. If you have
+            K samples of a batch, ``(K, B, ...)``, flatten them to ``(K * B, ...)`` and pass a 0-d
+            ``kl``.
         mu, raw: The posterior, as in :func:`gaussian_kl`; dimension 0 is the batch.
         likelihood: As in :func:`nll`.
         kl: Instead of ``mu`` and ``raw``. It gets a gradient.
         beta: Weight of the KL: a number, or a 0-d tensor, which a schedule may change in place
             without a new compilation and without a wait for the device. A tensor that requires grad
             gets one.
-        capacity: C, in nats: the KL is replaced by ``|KL - C|``, whose gradient is 0 at equality
-            (Burgess et al. 2018, equation 8). It is that of each sample where ``kl`` has a value
-            for each sample or ``reduction="sample"``, and that of the batch's mean otherwise. A
+        capacity: C, in nats. The KL is replaced by ``|KL - C|``, whose gradient is 0 at equality
+            (Burgess et al. 2018, equation 8). It applies to the KL of each sample if ``kl`` has a
+            value for each sample or ``reduction="sample"``, and to the batch mean otherwise. A
             number or a 0-d tensor, which gets no gradient.
-        free_bits, free_bits_per: Floor of the KL in nats, below which its gradient is 0: of each
-            ``"element"`` as in :func:`gaussian_kl`, of each ``"sample"``, or of each latent
-            ``"dimension"``, whose KL is a mean over the batch (Kingma et al. 2016, appendix C.8).
-            ``"element"`` and ``"dimension"`` need ``mu`` and ``raw`` or a ``kl`` of elements, and
-            ``"sample"`` also takes a ``kl`` of shape ``(B,)``.
-        scale, mu_soft_clamp, prior, mask, balance: Of the KL, as in :func:`gaussian_kl`; they need
-            ``mu`` and ``raw``. ``mask`` says which latents count.
+        free_bits, free_bits_per: Floor of the KL in nats, below which its gradient is 0. The floor
+            applies to each ``"element"`` as in :func:`gaussian_kl`, to each ``"sample"``, or to
+            each latent ``"dimension"``, whose KL is a mean over the batch (Kingma et al. 2016,
+            appendix C.8). ``"element"`` and ``"dimension"`` require ``mu`` and ``raw`` or a ``kl``
+            of elements, and ``"sample"`` also accepts a ``kl`` of shape ``(B,)``.
+        scale, mu_soft_clamp, prior, mask, balance: Options of the KL, as in :func:`gaussian_kl`.
+            They require ``mu`` and ``raw``. ``mask`` selects the latents that count.
         reduction: ``"batchmean"`` (the mean over the batch), ``"sum"``, ``"sample"`` (shape
             ``(B,)``), or ``"mean"``, which divides both terms by the number of elements of
             ``output`` that are not masked.
         grad: When the gradients of ``output`` are computed. ``"backward"``: in backward, from
-            ``output`` and ``target``. ``"forward"``: in the launch that computes the loss, where a
+            ``output`` and ``target``. ``"forward"``: in the launch that computes the loss, if a
             gradient is required and the loss is 0-d. Backward then multiplies them by the gradient
-            of the loss, and reads and writes nothing where that is 1. (With ``"mean"`` it is not.)
-            It takes the memory of the gradients from forward on, and has no second derivatives.
-            Where the gradient of the loss is infinite, that of a masked element is NaN and not 0.
-            float16 outputs are refused, because the gradients are written before a GradScaler has
-            scaled them, and would underflow.
+            of the loss, and reads and writes nothing if that is 1. (With ``"mean"`` it is not.)
+            This needs the memory of the gradients from forward on and has no second derivatives.
+            If the gradient of the loss is infinite, that of a masked element is NaN and not 0.
+            float16 outputs are refused, because the gradients would be written before a GradScaler
+            has scaled them, and would underflow.
         target_mask, weight, library: ``mask``, ``weight`` and ``library`` of :func:`nll`.
 
     Returns:
-        :class:`ELBOTerms`: ``loss``, ``reconstruction`` and ``kl``, shaped by ``reduction``; they
+        :class:`ELBOTerms`: ``loss``, ``reconstruction`` and ``kl``, shaped by ``reduction``. They
         are DTensors if ``output`` is one: see ``docs/processes.md``.
 
     Raises:
@@ -162,13 +163,14 @@ def elbo_loss(
         weight=weight, library=library,
     )  # fmt: skip
     given, first = kw.chosen(options, kw.KlOptions), call.outputs[0]
-    # A sum of the samples needs no multiplication of their mean. A capacity is that of the mean.
+    # "sum" takes the KL of each sample, so no batch mean has to be multiplied by B. A capacity
+    # applies to the batch mean and needs it.
     is_sum = reduction in ("sum", "mean")
     per_sample = reduction == "sample" or (is_sum and capacity is None)
     kl = _divergence(first, mu, raw, kl, given, free_bits_per, reduction, per_sample, _reference)
     term = check_term(first, kl, beta, capacity)
     if is_sum and kl.dim() == 0:
-        term = term.times(first.shape[0])  # of a mean over the batch
+        term = term.times(first.shape[0])  # from a mean over the batch to a sum
     terms = _computed(call, term, grad == "forward", _reference)
     if call.divisor is None:
         return ELBOTerms(*terms)
@@ -181,7 +183,7 @@ def _of_shards(
     likelihood: str | Likelihood, reduction: str, free_bits_per: str, options: Mapping[str, Any],
     **more: Any,
 ) -> ELBOTerms:  # fmt: skip
-    """The loss of DTensors. Torch's own operators add the KL to the reconstruction."""
+    """The loss of DTensors. Operators of torch add the KL to the reconstruction."""
     check_choice("reduction", reduction, REDUCTIONS)
     posterior = {"mu": mu, "raw": raw, "kl": kl}
     _sharding.check_leading(named_outputs(output), {"target": target, **posterior, **more})
@@ -214,9 +216,9 @@ def elbo_of_reconstruction(
     reconstruction: Tensor, mu: Tensor | None, raw: Tensor | None, *, kl: Tensor | None,
     beta: float | Tensor, capacity: float | Tensor | None, free_bits_per: str, **options: Any,
 ) -> ELBOTerms:  # fmt: skip
-    """The loss of a reconstruction that is there already, as a batch's mean or for each sample.
+    """The loss from a computed reconstruction, which is a batch mean or has one value per sample.
 
-    Torch's own operators add it to the KL.
+    Operators of torch add it to the KL.
     """
     of_batch = reconstruction if reconstruction.dim() > 0 else None
     given = kw.chosen(options, kw.KlOptions)
@@ -232,9 +234,9 @@ def _divergence(
     first: Tensor | None, mu: Tensor | None, raw: Tensor | None, kl: Tensor | None,
     options: dict[str, Any], free_bits_per: str, reduction: str, per_sample: bool, reference: bool,
 ) -> Tensor:  # fmt: skip
-    """The KL as the loss takes it: 0-d, a mean over the batch, or one value for each sample.
+    """The KL in the form that the loss takes: 0-d, a batch mean, or one value for each sample.
 
-    ``per_sample``: which of both, where it is computed from ``mu`` and ``raw``.
+    ``per_sample`` selects one of both if the KL is computed from ``mu`` and ``raw``.
     """
     check_kl(first, mu, raw, kl, options, free_bits_per, reduction)
     free_bits = options.get("free_bits", 0.0)
@@ -274,7 +276,7 @@ def _divergence(
 def _computed(
     call: Call, term: KlTerm, in_forward: bool, reference: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of a checked call and its parts: by the operator, if there is one."""
+    """The loss of a checked call and its parts, computed by the operator if it serves the call."""
     if reference or not _native.serves(call):
         return reconstructions.with_kl(call, term)
     return _native.loss_with_kl(call, term, in_forward)

@@ -1,9 +1,9 @@
-"""What is installed here, what was built, which code is in use, and why anything is missing.
+"""Prints what is installed, what was built, which code is in use, and why anything is missing.
 
     python -m vae_fused.env           aligned text, to read and to paste into a bug report
     python -m vae_fused.env --json    the same as JSON
 
-It always prints: every probe may fail, and then its error stands in place of its answer.
+The report is always printed. If a probe fails, its error is printed in place of its result.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ VARIABLES = (
 
 
 def _probe(question: Callable[[], object]) -> str:
-    """The answer as text, or the error: one broken part must not hide the others."""
+    """The result of a probe as text, or its error, so that one broken part hides no other."""
     try:
         return str(question())
     except Exception as error:
@@ -55,7 +55,7 @@ def _probe(question: Callable[[], object]) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints; raises if it cannot be run."""
+    """The output of a command. Raises if the command cannot be run."""
     run = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=True
     )
@@ -63,7 +63,7 @@ def _output(*command: str) -> str:
 
 
 def _load(name: str) -> Any:
-    """Imports a module, without the warnings that this report spells out itself."""
+    """Import a module without the warnings that this report contains itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
@@ -80,14 +80,14 @@ def _ext() -> Any:
 def covers(archs: list[str], capability: tuple[int, int]) -> bool:
     """Whether code built for `archs` ("8.0", "9.0+PTX") runs on a GPU of this capability.
 
-    Machine code runs on its own major version from its minor version on, PTX on anything newer;
-    machine code for "9.0a" or "10.0f" on just what it names.
+    Machine code runs on GPUs of its major version from its minor version on, and PTX on all newer
+    ones. Machine code for "9.0a" or "10.0f" runs only on the capability that it names.
     """
     for arch in archs:
         number, _, ptx = arch.partition("+")
         major, _, minor = number.partition(".")
         if not (major.isdigit() and minor.rstrip("af").isdigit()):
-            return True  # a name like "Hopper": benefit of the doubt
+            return True  # a name like "Hopper" cannot be compared
         built = int(major), int(minor.rstrip("af"))
         if built == capability:
             return True
@@ -115,7 +115,7 @@ def _package() -> Section:
 
 
 def _build() -> Section:
-    """What setup.py recorded; read here without torch, which may be what is broken."""
+    """The record of setup.py, read without torch, because torch may be the broken part."""
     try:
         text = Path(__file__).with_name("_build_info.json").read_text(encoding="utf-8")
     except OSError:
@@ -135,7 +135,7 @@ def _build() -> Section:
 
 
 def _installed_elsewhere() -> str:
-    """Where pip installed vae_fused, if that is not the copy imported here (a source tree is)."""
+    """Where pip installed vae_fused, if another copy, such as a source tree, is imported here."""
     here = Path(__file__).resolve().parent
     try:
         distribution = importlib.metadata.distribution("vae_fused")
@@ -260,7 +260,7 @@ def collect() -> dict[str, Section]:
 
 
 def to_text(report: dict[str, Section]) -> str:
-    """The report with one aligned column of labels."""
+    """The report as text, with one aligned column of labels."""
     width = max(len(label) for section in report.values() for label in section) + 2
     lines: list[str] = []
     for name, section in report.items():
@@ -271,7 +271,7 @@ def to_text(report: dict[str, Section]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the report."""
+    """Print the report."""
     parser = argparse.ArgumentParser(prog="python -m vae_fused.env", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--json", action="store_true", help="print JSON")

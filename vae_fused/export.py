@@ -1,8 +1,8 @@
-"""Plain PyTorch in place of the operators of an exported program.
+"""Eager PyTorch in place of the operators of an exported program.
 
-A runtime without the compiled part of this package, such as ONNX or ExecuTorch, executes the
-operators of torch alone. ``torch.onnx.export`` of a module needs nothing from here, because the
-public functions compute in plain PyTorch while it traces them.
+A runtime without the compiled part of this package, such as ONNX or ExecuTorch, can only execute
+operators of torch. ``torch.onnx.export`` of a module needs nothing from this file, because the
+public functions compute in eager PyTorch while it traces them.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     """The decomposition of each operator into operators of torch.
 
     Returns:
-        A table for ``torch.export.ExportedProgram.run_decompositions``. It also holds torch's
+        A table for ``torch.export.ExportedProgram.run_decompositions``. It also contains torch's
         default decompositions, which that method would use without a table. Without compiled code
-        there are no operators to decompose, and the table holds nothing else.
+        there are no operators to decompose, and the table contains only the defaults.
 
-    Values agree with those of the operators to rounding. The noise of a call with ``eps`` or
-    ``key`` remains the same. The noise of other calls comes from ``torch.randn``.
+        Values agree with those of the operators up to rounding. The noise of a call with ``eps`` or
+        ``key`` remains the same. The noise of other calls comes from ``torch.randn``.
 
-    The table serves inference. Decomposing a program that holds gradients raises a
-    ``RuntimeError``.
+        The table is for inference. Decomposing a program that contains gradients raises a
+        ``RuntimeError``.
 
     Example:
         >>> class Encoder(torch.nn.Module):
@@ -67,7 +67,7 @@ def _refuse(name: str, *_: Any, **__: Any) -> Any:
 
 
 def _options_of(given: dict[str, Any]) -> Options:
-    """The options among an operator's arguments, which this removes from ``given``."""
+    """Take the options out of ``given``, an operator's arguments, and return them."""
     scalars = {name: given.pop(name) for name in SCALARS if given.get(name) is not None}
     tensors = {name: given.pop(name, None) for name in ("prior_mean", "prior_raw", "mask")}
     options = Options.unpacked(given.pop("options", None), **tensors, scalars=scalars)
@@ -75,7 +75,7 @@ def _options_of(given: dict[str, Any]) -> Options:
 
 
 def _no_key(mu: Tensor) -> Tensor:
-    """What stands for the key that an operator returns. The backward operators alone read it."""
+    """A placeholder for the key that an operator returns. Only the backward operators read it."""
     return torch.zeros(2, dtype=torch.int64, device=mu.device).view(torch.uint64)
 
 
@@ -107,7 +107,7 @@ def _gaussian_kl(mu: Tensor, raw: Maybe, **given: Any) -> Tensor:
 
 
 def _each_options(mus: Sequence[Tensor], given: dict[str, Any]) -> list[Options]:
-    """The options of a call for each tensor of a list."""
+    """The options of the call for each tensor of a list."""
     numbers = given.pop("prior_numbers")
     means = values_of_priors(mus, given.pop("prior_mean"), numbers[::2])
     raws = values_of_priors(mus, given.pop("prior_raw"), numbers[1::2])

@@ -1,8 +1,8 @@
-"""The public functions: names, defaults, and the way to the operators.
+"""The public functions of the latent: names, defaults and the calls of the operators.
 
-Each function checks its arguments, then calls a compiled operator or, where there is none for the
-device, computes the same in plain PyTorch, as its twin in ``vae_fused.reference`` always does. The
-gradients of both agree. ``help`` and ``inspect`` show ``**options`` as keywords with defaults.
+Each function checks its arguments and then calls a compiled operator. Where the device has no
+operator, it computes the same in eager PyTorch, as its twin in ``vae_fused.reference`` always does.
+The gradients of both agree. ``help`` and ``inspect`` show ``**options`` as keywords with defaults.
 """
 
 from __future__ import annotations
@@ -65,55 +65,56 @@ def reparameterize_kl(
             - \ln \frac{\sigma^2}{\tau^2}\Big)
 
     (Kingma and Welling 2014, section 2.4 and appendix B). The KL of an element is never negative.
-    Backward is one launch too: it regenerates the noise from a 16-byte key, so nothing tensor-sized
-    is kept but the inputs.
+    Backward is one launch too. It regenerates the noise from a 16-byte key, so autograd saves the
+    inputs and no other tensor of their size.
 
     **Options that change during training** (``free_bits``, ``temperature``, the weights of
-    ``balance``) may be 0-d tensors: a schedule then changes a value in place, and compiled code and
-    CUDA graphs read it without being made anew. A number that changes is compiled twice. Tensors
-    get no gradient, so one that requires it is refused: ``.detach()`` it. Their values are not read
-    by the host, so none is refused: a ``free_bits`` below 0 acts as 0, a negative T mirrors the
-    noise. A 0-d tensor of the CPU goes along with any device, but a captured CUDA graph sees those
-    of its device alone.
+    ``balance``) may be 0-d tensors. A schedule can then change a value in place, and compiled code
+    and CUDA graphs read the new value without recompilation. If you pass a number that changes,
+    the code is compiled twice. These tensors get no gradient, so one that requires grad is refused:
+    ``.detach()`` it. The host does not read the values and cannot refuse any: a ``free_bits`` below
+    0 acts as 0, and a negative T mirrors the noise. A 0-d CPU tensor is accepted on any device, but
+    a captured CUDA graph requires tensors on its own device.
 
     Args:
         mu: Mean of the posterior, any shape; float32, float64, float16 or bfloat16, any strides.
         raw: Raw scale, broadcastable with ``mu``; by default ``ln sigma^2``. Mixed dtypes promote
-            as in torch, those of all tensors of the call together.
+            as in torch, across all tensors of the call.
         scale: How sigma is read from ``raw``: ``"logvar"``, ``"logstd"``, ``"std"``, ``"var"``,
             ``"softplus"``, ``"sigmoid2"``, or a :class:`Scale`, which can also clamp, shift and
             add a floor.
-        mu_soft_clamp: c, above 0: the mean is ``c tanh(mu / c)``, in the sample and in the KL.
+        mu_soft_clamp: c, above 0. The mean is then ``c tanh(mu / c)``, in the sample and in the KL.
         prior: The :class:`Prior` N(m, tau^2), whose tensors broadcast to the posterior's shape and
             get gradients, or a module that returns one, such as
             :class:`vae_fused.nn.LearnedPrior`; default: the standard normal.
-        reduction: What becomes of the elementwise KL: ``"batchmean"`` (sum over all latent
+        reduction: How the elementwise KL is reduced: ``"batchmean"`` (sum over all latent
             dimensions, mean over dimension 0), ``"sum"``, ``"mean"``, ``"sample"`` (sum over all
             dimensions but the first, shape ``(B,)``) or ``"none"``.
         dim: Instead of ``reduction``: the dimension or dimensions to sum; the others remain.
         mask: Bool tensor that broadcasts to the posterior's shape. Where it is False, z, the KL and
-            all gradients are 0, even if a tensor holds NaN there. ``"mean"`` divides by the number
-            of unmasked elements, ``"batchmean"`` by the size of dimension 0 as ever.
-        free_bits: Floor of each element's KL, in nats; the gradient is 0 below it (Kingma et al.
+            all gradients are 0, even if a tensor contains NaN there. ``"mean"`` divides by the
+            number of unmasked elements, ``"batchmean"`` still by the size of dimension 0.
+        free_bits: Floor of each element's KL, in nats. The gradient is 0 below it (Kingma et al.
             2016, appendix C.8, with groups of one element). May be a 0-d tensor.
-        balance: ``(wq, wp)``: the KL's gradient is multiplied by wq on its way to ``mu`` and
-            ``raw``, by wp on its way to the prior; its value remains (KL balancing, Hafner et al.
-            2021). It is the gradient of ``wq KL(q, sg(p)) + wp KL(sg(q), p)``, and so are further
-            derivatives; (1, 1) is the plain KL, of which nothing is stopped. Either may be a 0-d
-            tensor; then the stops remain, whatever its value.
+        balance: ``(wq, wp)``: the gradient of the KL is multiplied by wq for ``mu`` and ``raw``,
+            and by wp for the prior. The value of the KL does not change (KL balancing, Hafner et
+            al. 2021). First and higher derivatives are those of ``wq KL(q, sg(p)) + wp KL(sg(q),
+            p)``, where sg stops gradients. (1, 1) is the ordinary KL without stopped gradients.
+            Either weight may be a 0-d tensor; the gradients are then stopped for any value.
         temperature: T, at least 0: ``z = mu + T sigma eps``. The analytic KL does not depend on
             it. May be a 0-d tensor.
-        sample_shape: Shape of a batch of samples for each element: z has shape ``sample_shape``
-            plus the posterior's, as in ``torch.distributions``; the KL is computed once, unless it
+        sample_shape: Shape of a batch of samples for each element. As in ``torch.distributions``, z
+            has the shape ``sample_shape`` plus the posterior's. The KL is computed once, unless it
             is estimated from each sample.
         estimator: How the KL is computed: ``"analytic"``, by the formula above, or ``"sample"``, as
             ln q(z) - ln p(z) at the drawn z (before z is rounded to 16 bits). If T is 1, the mean
-            of this value over z is the KL. A single value may be negative. Each sample has a value
-            of its own, so the result has the shape ``sample_shape`` followed by what ``reduction``
-            leaves. With ``reduction="sample"`` this is the ``log_ratio`` of :func:`iwae_loss`.
-            Masks, priors and ``balance`` act as ever, ``free_bits`` is refused.
+            of this value over z is the KL. A single value may be negative. Each sample has its own
+            value, so the result has the shape ``sample_shape`` followed by the shape after
+            ``reduction``. With ``reduction="sample"`` this is the ``log_ratio`` of
+            :func:`iwae_loss`. Masks, priors and ``balance`` have their usual effect, and
+            ``free_bits`` is refused.
         stop_q: With ``estimator="sample"``: the parameters of q count as constants in ln q(z), so
-            the gradient reaches them through z alone ("sticking the landing", Roeder et al. 2017,
+            their gradient flows through z alone ("sticking the landing", Roeder et al. 2017,
             arXiv:1703.09194). For T = 1 the gradient has the same mean. In a loss with the
             likelihood its variance goes to 0 as q approaches the true posterior. The value of the
             KL does not change.
@@ -122,21 +123,22 @@ def reparameterize_kl(
         generator: Source of the key, as in ``torch.randn``; default: the device's generator. At
             most one of ``eps``, ``generator`` and ``key`` may be given.
         key: ``(seed, offset)``, a uint64 or int64 tensor of two elements on the device of ``mu``,
-            as ``torch.func._random.key`` of torch >= 2.14 makes it. Makes the call a pure function,
-            ``z == mu + exp(logvar / 2) * torch.func._random.normal(key, *z.shape)`` to rounding.
+            such as ``torch.func._random.key`` of torch >= 2.14 returns. The call is then a pure
+            function: ``z == mu + exp(logvar / 2) * torch.func._random.normal(key, *z.shape)``, up
+            to rounding.
 
     Returns:
         ``(z, kl)``. ``z`` has the broadcast shape of ``mu`` and ``raw``, after ``sample_shape``,
-        and the promoted dtype of the inputs; ``kl`` is in nats, float32 (float64 for float64
-        inputs). Of DTensors that are sharded on dimension 0 or replicated both are DTensors: see
-        ``docs/processes.md``.
+        and the promoted dtype of the inputs. ``kl`` is in nats, float32 (float64 for float64
+        inputs). If the inputs are DTensors that are sharded on dimension 0 or replicated, both
+        results are DTensors: see ``docs/processes.md``.
 
     Raises:
         TypeError: An argument of the wrong type, or a dtype that is not floating point.
-        ValueError: Shapes that do not fit, an unknown ``scale``, ``reduction`` or ``estimator``, a
-            number or a ``dim`` out of range, two sources of noise, a DTensor that is placed
-            otherwise or on another mesh, an option that requires a gradient,
-            ``stop_q`` without ``estimator="sample"``, or ``free_bits`` with it.
+        ValueError: Shapes that do not fit; an unknown ``scale``, ``reduction`` or ``estimator``; a
+            number or a ``dim`` out of range; two sources of noise; a DTensor with another placement
+            or on another mesh; an option that requires grad; ``stop_q`` without
+            ``estimator="sample"``, or ``free_bits`` with it.
         RuntimeError: Tensors or a generator on different devices.
     """
     if dim is None and eps is None and key is None and not _reference:
@@ -174,28 +176,28 @@ def reparameterize_kl_moments(
     _reference: bool = False,
     **options: Unpack[kw.LatentOptions],
 ) -> tuple[Tensor, Tensor]:
-    """:func:`reparameterize_kl` of ``mu, raw = h.chunk(2, dim)``, packed in and packed out.
+    """:func:`reparameterize_kl` of ``mu, raw = h.chunk(2, dim)``, without unpacking ``h``.
 
-    The kernels read the halves of ``h`` where they lie and write the gradient of ``h`` as one
-    tensor: neither copies of the chunks nor, in backward, their concatenation.
+    The kernels read the halves of ``h`` in place and write the gradient of ``h`` as one tensor. So
+    neither the chunks are copied nor, in backward, their gradients concatenated.
 
     Args:
-        h: ``mu`` and the raw scale, packed as the halves along ``dim``, as encoders make them:
-            ``(B, 2C, H, W)``, say; any strides, channels_last included.
-        dim: Where they are packed; ``h.shape[dim]`` is even.
-        reduction: What becomes of the elementwise KL, as in :func:`reparameterize_kl`.
+        h: ``mu`` and the raw scale, packed as the halves along ``dim``, as encoders return them,
+            for example ``(B, 2C, H, W)``; any strides, channels_last included.
+        dim: The dimension along which they are packed; ``h.shape[dim]`` is even.
+        reduction: How the elementwise KL is reduced, as in :func:`reparameterize_kl`.
         kl_dim: Instead of ``reduction``: the dimension or dimensions to sum the KL over.
         scale, mu_soft_clamp, prior, mask, free_bits, balance, temperature, sample_shape, estimator,
             stop_q, eps, generator, key: As in :func:`reparameterize_kl`; the posterior's shape is
             that of a half.
 
     Returns:
-        ``(z, kl)``, as :func:`reparameterize_kl`; without ``sample_shape``, ``z`` has half the size
-        of ``h`` along ``dim``, and its memory format.
+        ``(z, kl)``, as :func:`reparameterize_kl`. Without ``sample_shape``, ``z`` has half the size
+        of ``h`` along ``dim``, and the memory format of ``h``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; ``h`` is 0-d or odd along
-            ``dim``, or ``dim`` is out of range.
+        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; also if ``h`` is 0-d or
+            has an odd size in ``dim``, or if ``dim`` is out of range.
     """
     if kl_dim is None and eps is None and key is None and not _reference:
         both = native.try_moments(h, dim, options, generator, reduction)
@@ -234,7 +236,8 @@ def reparameterize(
 ) -> Tensor:
     r"""Reparameterized sample :math:`z = \mu + T \sigma \epsilon` of a diagonal Gaussian.
 
-    The sample of :func:`reparameterize_kl` without its KL; the same key gives the same noise.
+    This is the sample of :func:`reparameterize_kl` without the KL. The same key gives the same
+    noise.
 
     Args:
         mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides.
@@ -278,9 +281,9 @@ def gaussian_kl(
     _reference: bool = False,
     **options: Unpack[kw.KlOptions],
 ) -> Tensor:
-    r"""KL divergence of a diagonal Gaussian from a prior, in nats; default: the standard normal.
+    r"""KL divergence of a diagonal Gaussian from a prior, by default the standard normal, in nats.
 
-    The KL of :func:`reparameterize_kl` without its sample.
+    This is the KL of :func:`reparameterize_kl` without the sample.
 
     Args:
         mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides.
@@ -325,9 +328,9 @@ def sampled_kl(
     .. math::
         \tfrac12 \Big(\frac{(z - m)^2}{\tau^2} - 1 - \ln \frac{\sigma^2}{\tau^2}\Big)
 
-    Its mean over z is the KL of q, whose scale is ``raw``, from the prior N(m, tau^2), if z is a
-    sample of q, or a sample of q sent through a flow that preserves volume, as in VITS (Kim et al.
-    2021, section 2.1). Other than a KL it may be negative.
+    If z is a sample of q, the mean of the estimate over z is the KL of q, whose scale is ``raw``,
+    from the prior N(m, tau^2). This also holds if z is a sample of q after a volume-preserving
+    flow, as in VITS (Kim et al. 2021, section 2.1). Unlike a KL, the estimate may be negative.
 
     Args:
         z: The sample: float32, float64, float16 or bfloat16, any strides.
@@ -354,7 +357,7 @@ def sampled_kl(
 def _divergence(
     mu: Tensor, raw: Tensor | None, call: Options, reduced: Reduced, reference: bool
 ) -> Tensor:
-    """``latent.divergence`` by the operator, if there is one."""
+    """``latent.divergence``, computed by the operator if it serves the device."""
     if reference or not _ext.use_native(mu.device.type):
         return latent.divergence(mu, raw, call, *reduced)
     how, dims, count = reduced

@@ -1,4 +1,4 @@
-"""Importance-weighted bounds: the loss of a model from several samples of each posterior."""
+"""Importance-weighted bounds: losses from several samples of each posterior."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def iwae_loss(
     (Burda et al. 2016, arXiv:1509.00519). With K = 1 it is minus the ELBO, estimated from one
     sample. In expectation the bound never exceeds ln p(x), and it does not fall when K grows.
 
-    Plain PyTorch computes it on every device, and no value is read by the host.
+    Eager PyTorch computes it on every device, and the host reads no value.
 
     **Gradients.** ``gradient="standard"`` is the derivative of the loss: that of each log weight is
     minus its normalised weight. Its signal-to-noise ratio for the encoder falls as K grows. The
@@ -68,17 +68,17 @@ def iwae_loss(
     for the encoder, and a signal-to-noise ratio that rises. It uses the derivative of ln w by z
     alone, weighted by the *squared* normalised weights. The standard gradient also contains the
     score of q. Reparameterizing that term once more turns its expectation into a multiple of the
-    first part, and the sum has squared weights. This requires two things of the caller: ``z`` is a
+    first part, and the sum has squared weights. Two conditions must hold: ``z`` is a
     reparameterized sample at temperature 1, and in ``log_ratio`` the parameters of q are constants,
     so that they have an effect through z alone. :func:`vae_fused.reparameterize_kl` with
     ``estimator="sample"`` and ``stop_q=True`` returns both. Without ``stop_q`` the gradient would
     be biased.
 
-    The squared weights are right for the encoder alone. The decoder and the prior need the standard
-    weights in the same step. There are two ways to do both:
+    The squared weights are correct only for the encoder. The decoder and the prior need the
+    standard weights in the same step. There are two ways to do both:
 
-    - Use ``gradient="doubly"`` for the encoder, and the standard gradient for all else. This is two
-      backward passes and works everywhere::
+    - Use ``gradient="doubly"`` for the encoder and the standard gradient for everything else. This
+      takes two backward passes and works for every model::
 
           z, log_ratio = vf.reparameterize_kl(                          # (K, B, D), (K, B)
               mu, logvar, prior=prior, sample_shape=K, reduction="sample",
@@ -90,8 +90,8 @@ def iwae_loss(
           vf.iwae_loss(nll, log_ratio).loss.backward(inputs=other_parameters)
 
     - Use the standard gradient with the same ``z`` and ``log_ratio``, and multiply the gradients of
-      both by the weights once more on their way to the encoder. This is one backward pass. It is
-      right for all parameters if ``elbo_weight`` is 0 and the prior has no parameters::
+      both by the weights once more on their way to the encoder. This takes one backward pass. It is
+      correct for all parameters if ``elbo_weight`` is 0 and the prior has no parameters::
 
           terms = vf.iwae_loss(nll, log_ratio)
           z.register_hook(lambda grad: grad * terms.weights.unsqueeze(-1))
@@ -100,8 +100,8 @@ def iwae_loss(
 
     The weights of ``"doubly"`` count as constants, so its second derivatives have no meaning.
 
-    **Infinities.** A sample of weight 0 (``nll`` or ``log_ratio`` is inf) gets gradient 0. If the
-    weights of a group are all 0 the loss is inf. If a weight is infinite, the loss is -inf and the
+    **Infinities.** A sample of weight 0 (``nll`` or ``log_ratio`` is inf) gets gradient 0. If all
+    weights of a group are 0, the loss is inf. If a weight is infinite, the loss is -inf and the
     infinite weights get equal normalised weights. In both cases the gradient of the group is 0,
     except for the ELBO's part with ``elbo_weight``. NaN remains NaN.
 
@@ -113,13 +113,13 @@ def iwae_loss(
             :func:`vae_fused.reparameterize_kl` returns with ``estimator="sample"``. Mixed dtypes
             promote as in torch.
         dim: The dimension of the samples.
-        groups: M, a divisor of the number of samples: the bound is the mean of M bounds of K / M
+        groups: M, a divisor of the number of samples. The bound is the mean of M bounds of K / M
             consecutive samples each (MIWAE, Rainforth et al. 2018, arXiv:1802.04537). With as many
             groups as samples it is the ELBO. PIWAE of that paper is a call without groups for the
-            parameters of the decoder, and one with groups for those of the encoder.
-        elbo_weight: beta, between 0 and 1: the bound is beta ELBO + (1 - beta) IWAE (CIWAE,
-            Rainforth et al. 2018). A number, or a 0-d tensor, whose value is not read
-            by the host and which gets no gradient.
+            parameters of the decoder, and a call with groups for those of the encoder.
+        elbo_weight: beta, between 0 and 1. The bound is beta ELBO + (1 - beta) IWAE (CIWAE,
+            Rainforth et al. 2018). A number, or a 0-d tensor, which the host does not read and
+            which gets no gradient.
         gradient: ``"standard"`` or ``"doubly"``.
         reduction: ``"batchmean"`` (sum, divided by the size of the first dimension that remains),
             ``"sum"``, ``"mean"`` (over all items) or ``"none"``.
@@ -130,8 +130,8 @@ def iwae_loss(
     Raises:
         TypeError: An argument of the wrong type or dtype.
         ValueError: Shapes that differ, a ``dim`` out of range, no samples, ``groups`` that do not
-            divide the samples, an ``elbo_weight`` out of range or one that requires a gradient, or
-            an unknown ``gradient`` or ``reduction``.
+            divide the samples, an ``elbo_weight`` that is out of range or requires grad, or an
+            unknown ``gradient`` or ``reduction``.
         RuntimeError: Tensors on different devices.
 
     Example:
@@ -168,8 +168,8 @@ def _bound(log_w: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor]:
     The largest log weight is subtracted first. The derivative of log-sum-exp is computed from its
     rounded result, and in float32 the result for losses of 1e5 nats has a rounding error of 0.004.
 
-    Where the largest log weight is infinite, log-sum-exp would subtract infinities. It gets zeros
-    there, which have no gradient, and the infinity is put in afterwards.
+    If the largest log weight is infinite, log-sum-exp would subtract infinities. It gets zeros
+    instead, which have no gradient, and the infinity is restored afterwards.
     """
     top = log_w.detach().amax(dim, keepdim=True)
     is_infinite = top.isinf()
@@ -190,7 +190,7 @@ def _bound(log_w: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor]:
 
 
 def _combined(bound: Tensor, elbo: Tensor, weight: float | Tensor) -> Tensor:
-    """``weight * elbo + (1 - weight) * bound``, where a factor of 0 hides even an infinity."""
+    """``weight * elbo + (1 - weight) * bound``, where a factor of 0 removes even an infinity."""
     if isinstance(weight, Tensor):
         weight = weight.to(bound.device, bound.dtype, non_blocking=True)
         mixed = weight * elbo + (1.0 - weight) * bound
@@ -199,7 +199,7 @@ def _combined(bound: Tensor, elbo: Tensor, weight: float | Tensor) -> Tensor:
 
 
 def _effective_sample_size(weights: Tensor, dim: int) -> Tensor:
-    """1 / sum w^2, and 0 where there is no weight."""
+    """1 / sum w^2, or 0 if all weights are 0."""
     squares = weights.square().sum(dim)
     return torch.where(squares == 0.0, 0.0, 1.0 / squares)
 
@@ -248,7 +248,7 @@ def check_iwae_options(
 
 
 def _check_samples(nll: Tensor, log_ratio: Tensor, dim: int, groups: int) -> int:
-    """Check the tensors and ``dim``, and return it without a sign."""
+    """Check the tensors and ``dim``, and return ``dim`` as a nonnegative index."""
     for name, value in (("nll", nll), ("log_ratio", log_ratio)):
         if isinstance(value, Tensor) and not value.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")

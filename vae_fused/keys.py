@@ -1,4 +1,4 @@
-"""Keys of the stateless noise, and the noise of a key."""
+"""Functions for the keys of stateless noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vae_fused.functional import reparameterize
 
 __all__ = ["key", "normal"]
 
-# "vae-key." in ASCII. It keeps the words of a derived key apart from the noise of its seed.
+# "vae-key." in ASCII. It separates the words of a derived key from the noise of its seed.
 _DOMAIN = 0x7661652D6B65792E
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -24,18 +24,19 @@ def key(
 ) -> Tensor:
     """A key for a seed and any number of counters, such as the epoch, the step and the rank.
 
-    Keys of different arguments give independent noise, like ``jax.random.fold_in``: the seed and
-    the counters go through Philox (Salmon et al., SC 2011), one after the other. A training run
-    that makes its key from the step draws the same noise again when it is resumed.
+    Keys from different arguments give independent noise, as with ``jax.random.fold_in``: the seed
+    and the counters go through Philox (Salmon et al., SC 2011) one after the other. If you derive
+    the key of a training run from the step, a resumed run draws the same noise again.
 
-    ``torch.tensor([seed, step])`` is a valid key, but not for that. The second number of a key
-    counts blocks of four normals, so step 1 has the noise of step 0, shifted by four elements.
+    ``torch.tensor([seed, step])`` is a valid key but unsuitable for this purpose. The second number
+    of a key counts blocks of four normals, so step 1 repeats the noise of step 0 four elements on.
 
     Args:
         seed: An integer from -2^63 to 2^64 - 1, or a 0-d integer tensor.
-        counters: Likewise. ``key(1)``, ``key(1, 0)`` and ``key(1, 0, 0)`` are different keys.
-        device: Where the key is made; default: the device of the tensors, or else the CPU. A key is
-            used on its own device. Nothing is copied to the host, so a 0-d tensor that a step
+        counters: Integers or tensors like ``seed``. ``key(1)``, ``key(1, 0)`` and ``key(1, 0, 0)``
+            are different keys.
+        device: The device of the key; default: the device of the tensors, or else the CPU. Use a
+            key on its own device. Nothing is copied to the host, so a 0-d tensor that a step
             increments in place also works in compiled code and in a CUDA graph.
 
     Returns:
@@ -66,11 +67,11 @@ def normal(
     """The standard normals of a key: the ``eps`` that a call with this key draws.
 
     Args:
-        key: ``(seed, offset)``, a uint64 or int64 tensor of shape ``(2,)``; its device is that of
-            the result.
+        key: ``(seed, offset)``, a uint64 or int64 tensor of shape ``(2,)``, on the device of the
+            result.
         shape: Shape of the result. Element i in row-major order is normal i of the key's stream.
-        dtype: float32, float64, float16 or bfloat16. 16-bit numbers are float32's, rounded; float64
-            has a stream of its own.
+        dtype: float32, float64, float16 or bfloat16. 16-bit numbers are those of float32, rounded.
+            float64 has a separate stream.
 
     Returns:
         A tensor of ``shape`` and ``dtype``, without a gradient.

@@ -1,6 +1,6 @@
 """The likelihoods that :func:`vae_fused.nll` computes: one class for each kind, with its options.
 
-A string means a kind with its defaults: ``"bernoulli"``, ``"continuous_bernoulli"``,
+A string selects a kind with its defaults: ``"bernoulli"``, ``"continuous_bernoulli"``,
 ``"gaussian"``, ``"laplace"``, ``"student_t"``, ``"poisson"``, ``"negative_binomial"``,
 ``"zero_inflated_negative_binomial"``, ``"negative_binomial_logits"``, ``"discretized_logistic"``.
 Kinds are immutable and hashable. They can be compared, pickled, and loaded by
@@ -33,6 +33,6 @@ __all__ = [
     "ZeroInflatedNegativeBinomial",
 ]
 
-for _name in __all__:  # a pickle names the public module, wherever a class is defined
+for _name in __all__:  # so that pickles refer to the public module
     if _name != "Likelihood":
         globals()[_name].__module__ = __name__

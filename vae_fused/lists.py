@@ -1,7 +1,7 @@
-"""The functions for a list of tensors: one launch for all of them.
+"""The functions for a list of tensors, with one launch for the whole list.
 
-They check their arguments, then call a compiled operator or, where there is none, the functions for
-one tensor in turn.
+They check their arguments and then call a compiled operator. Where no operator serves the call,
+they call the function for one tensor on each tensor in turn.
 """
 
 from __future__ import annotations
@@ -43,28 +43,29 @@ def reparameterize_kl_multi(
 ) -> tuple[list[Tensor], Tensor]:
     r"""Samples of many diagonal Gaussians and the sum of their KLs, one launch for the whole list.
 
-    What the variational layers of a Bayesian network do in each step, a weight and a bias at a time
-    (Blundell et al. 2015): ``w = mu + ln(1 + e^rho) eps`` and the KL from a fixed prior. A prior
-    for all tensors is two numbers and no buffers. Backward is one launch, too, and keeps the inputs
-    alone.
+    The variational layers of a Bayesian network compute this in each step, for a weight and a bias
+    at a time (Blundell et al. 2015): ``w = mu + ln(1 + e^rho) eps`` and the KL from a fixed prior.
+    A prior for all tensors needs two numbers and no buffers. Backward is one launch too, and
+    autograd saves only the inputs.
 
     Args:
         mus: Means: tensors of any shapes, of one dtype (float32, float64, float16 or bfloat16) and
-            device. What is not contiguous is copied.
+            device. Tensors that are not contiguous are copied.
         raws: Raw scales, each in the shape of its mean or broadcastable with it.
-        scale, mu_soft_clamp, free_bits, temperature: As in :func:`vae_fused.reparameterize_kl`, for
-            all tensors alike.
+        scale, mu_soft_clamp, free_bits, temperature: As in :func:`vae_fused.reparameterize_kl`, the
+            same for all tensors.
         prior: A :class:`vae_fused.Prior` for all tensors, or a sequence with one for each, which
             share one ``scale``. Its mean and its raw scale are numbers, or tensors that broadcast
-            to the shape of the posterior: pretrained weights, say, as the means (MOPED, Krishnan et
-            al. 2020, arXiv:1906.05323). Default: the standard normal. A prior that learns gets its
-            gradients from a launch for each tensor.
-        reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of each
-            tensor's mean, as bayesian-torch has it; that of an empty one is nan, as in torch.
-        eps: Explicit noise for each tensor. For comparison with other code: a call each.
+            to the shape of the posterior, for example pretrained weights as the means (MOPED,
+            Krishnan et al. 2020, arXiv:1906.05323). Default: the standard normal. The gradients of
+            a learned prior take one launch for each tensor.
+        reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of the means
+            of the tensors, as in bayesian-torch. The mean of an empty tensor is nan, as in torch.
+        eps: Explicit noise for each tensor, for comparison with other code. It takes one call for
+            each tensor.
         generator: Source of the key, as in ``torch.randn``.
-        key: ``(seed, offset)``. Tensor k has the noise of a call of its own with the offset of the
-            first free block: ``offset + sum(ceil(n / 4))`` of the tensors before it (2 in float64).
+        key: ``(seed, offset)``. Tensor k has the noise of a separate call whose offset is the first
+            free block: ``offset + sum(ceil(n / 4))`` over the tensors before it (2 in float64).
 
     Returns:
         ``(zs, kl)``: a sample in the shape and dtype of each posterior, and a 0-d KL in nats,
@@ -112,9 +113,9 @@ def gaussian_kl_multi(
 ) -> Tensor:
     r"""The sum of the KLs of many diagonal Gaussians, one launch for the whole list.
 
-    The KL of :func:`vae_fused.reparameterize_kl_multi` without its samples: for a step in which
-    other code has drawn the weights, or for a regularizer that no sample needs. Backward is one
-    launch, too.
+    This is the KL of :func:`vae_fused.reparameterize_kl_multi` without the samples. Use it for a
+    step in which other code has drawn the weights, or for a regularizer that needs no sample.
+    Backward is one launch too.
 
     Args:
         mus, raws, reduction, scale, mu_soft_clamp, prior, free_bits: As in
@@ -148,7 +149,7 @@ def gaussian_kl_multi(
 
 
 def _is_one_launch(checked: CheckedList, reference: bool) -> bool:
-    """Whether the operators of lists compute a call."""
+    """Whether the operators for lists compute the call."""
     return (
         not reference
         and _ext.use_native(checked.mu[0].device.type)
@@ -158,6 +159,6 @@ def _is_one_launch(checked: CheckedList, reference: bool) -> bool:
 
 
 def _options_of_each(checked: CheckedList, options: Any) -> list[dict[str, Any]]:
-    """The options of a call for each tensor of a list."""
+    """The options of the call for each tensor of a list."""
     priors = priors_of(options.get("prior"), len(checked.mu))
     return [{**options, "prior": prior} for prior in priors]

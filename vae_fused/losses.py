@@ -1,4 +1,4 @@
-"""The loss of a reconstruction: minus the log likelihood of data under what a network returns."""
+"""The reconstruction loss: minus the log likelihood of data, given a network's output."""
 
 from __future__ import annotations
 
@@ -44,44 +44,44 @@ def nll(
 
     .. math:: -\ln p(\mathrm{target} \mid \mathrm{output})
 
-    Constants are part of it, so that values are nats and comparable between likelihoods, unless
-    the likelihood says ``constants=False``.
+    The value includes the constants, so that it is in nats and comparable between likelihoods,
+    unless the likelihood has ``constants=False``.
 
     Args:
-        output: What the network returns: a tensor, or a tuple as the likelihood describes it,
-            ``(mean, theta)`` say; float32, float64, float16 or bfloat16, any strides. Mixed dtypes
-            promote as in torch. The first tensor has the shape of the call, and the others
-            broadcast to it, unless the likelihood says that they broadcast together.
+        output: The network's output: a tensor, or a tuple as the likelihood describes it, for
+            example ``(mean, theta)``; float32, float64, float16 or bfloat16, any strides. Mixed
+            dtypes promote as in torch. The first tensor has the shape of the call, and the others
+            broadcast to it, unless the likelihood documents that all broadcast together.
         target: The data, in a shape that broadcasts to that of ``output``: ``(B, G)`` beside
             ``(K, B, G)`` for K samples. float32, float64, float16, bfloat16, uint8, int32 or int64.
             If it requires grad it gets a gradient. A target of counts must not require grad.
         likelihood: The name of a kind, or an instance of a class of :mod:`vae_fused.likelihoods`,
             which describes its ``output`` and options.
-        reduction: What becomes of the elements: ``"batchmean"`` (sum, divided by the size of
+        reduction: How the elements are reduced: ``"batchmean"`` (sum, divided by the size of
             dimension 0), ``"sum"``, ``"mean"``, ``"sample"`` (sum over all dimensions but the
             first, shape ``(B,)``) or ``"none"``.
         dim: Instead of ``reduction``: the dimension or dimensions to sum; the others remain.
-        mask: Bool tensor that broadcasts to the shape of ``output``. Where it is False the loss and
-            all gradients are 0, even if a tensor holds NaN there, and a softmax leaves the element
-            out. ``"mean"`` divides by the number of unmasked elements, ``"batchmean"`` by the size
+        mask: Bool tensor that broadcasts to the shape of ``output``. Where it is False, the loss
+            and all gradients are 0, even if a tensor contains NaN there, and a softmax omits the
+            element. ``"mean"`` divides by the number of unmasked elements, and ``"batchmean"``
+            still divides by the size of dimension 0.
             of dimension 0 as ever.
         weight: Floating-point tensor that broadcasts to the shape of ``output`` and multiplies the
             elements. It gets no gradient, and no reduction divides by it.
-        library: Of a likelihood with a softmax: the *logarithm* of the factor that multiplies each
+        library: For a likelihood with a softmax: the *logarithm* of the factor that multiplies each
             softmax, ``(B, 1)``. It may require grad.
         grad: ``"forward"`` computes the gradients in the launch of the loss: see
             :func:`elbo_loss`. The loss must be 0-d.
 
-    Returns:
-        The loss, float32 (float64 for float64 outputs), shaped by ``reduction`` or ``dim``; a
-        DTensor if ``output`` is one: see ``docs/processes.md``.
+    The loss, float32 (float64 for float64 outputs), shaped by ``reduction`` or ``dim``. It is a
+    DTensor if ``output`` is one: see ``docs/processes.md``.
 
     Raises:
         TypeError: An argument of the wrong type or dtype.
         ValueError: Shapes that do not fit, a wrong number of outputs, an unknown ``likelihood`` or
             ``reduction``, a ``dim`` out of range, a ``library`` without a softmax, or a gradient
-            that does not exist; with ``validate=True`` on the likelihood, a target that it has no
-            probability for.
+            that does not exist. With ``validate=True`` on the likelihood, also a target that has no
+            probability under it.
         RuntimeError: Tensors on different devices.
 
     Example:
@@ -128,19 +128,19 @@ def gaussian_log_prob(
     _reference: bool = False,
     **options: Unpack[kw.DensityOptions],
 ) -> Tensor:
-    r"""Log density of a diagonal Gaussian, in nats: minus :func:`nll` of a ``"gaussian"``.
+    r"""Log density of a diagonal Gaussian, in nats: minus :func:`nll` of ``"gaussian"``.
 
     .. math::
         \ln N(v; \mu, \sigma^2) = -\tfrac12 \big(t^2 + \ln\sigma^2 + \ln 2\pi\big),
         \quad t = (v - \mu) / \sigma
 
     Args:
-        value: Where the density is asked for: float32, float64, float16 or bfloat16, any strides.
+        value: The points of the density: float32, float64, float16 or bfloat16, any strides.
         mu: Mean. ``value``, ``mu`` and ``raw`` broadcast together and promote as in torch; all
             three get gradients.
         raw: Raw scale; by default ``ln sigma^2``.
-        scale, dim, mask: As in :func:`vae_fused.reparameterize_kl`: masked elements count as 0.
-        reduction: As there, but ``"none"`` by default.
+        scale, dim, mask: As in :func:`vae_fused.reparameterize_kl`. Masked elements count as 0.
+        reduction: As in :func:`vae_fused.reparameterize_kl`, but ``"none"`` by default.
 
     Returns:
         The log density, float32 (float64 for float64 inputs), shaped by ``reduction`` or ``dim``.
@@ -167,7 +167,7 @@ def gaussian_log_prob(
 
 
 def _gaussian(scale: Scale) -> Likelihood:
-    """The kind of a scale. It takes 8 us to make, so those of the last few scales are kept."""
+    """The kind of a scale. Making one takes 8 us, so those of the last few scales are cached."""
     found = _GAUSSIANS.get(scale)
     if found is None:
         kind: Any = KINDS["gaussian"]
@@ -181,7 +181,7 @@ _GAUSSIANS: dict[Scale, Likelihood] = {}
 
 
 def _computed(call: Call, reference: bool) -> Tensor:
-    """The loss of a checked call: by the operator, if there is one."""
+    """The loss of a checked call, computed by the operator if it serves the call."""
     if reference or not _native.serves(call):
         return reconstruction.negative_log_likelihood(call)
     return _native.negative_log_likelihood(call)

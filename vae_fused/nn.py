@@ -1,11 +1,11 @@
 """Modules around the functions, for models that are built of modules.
 
-``LearnedPrior`` owns parameters. The only state of the others is options that are given as 0-d
-tensors. These are buffers, with the names ``temperature``, ``free_bits``, ``to_posterior`` and
-``to_prior`` (the last two of ``balance``). They move with the module and are saved with it, and a
-schedule changes them in place.
+``LearnedPrior`` owns parameters. The other modules have state only if options are given as 0-d
+tensors. These are buffers, named ``temperature``, ``free_bits``, ``to_posterior`` and ``to_prior``
+(the last two for ``balance``). They move with the module and are saved with it, and a schedule
+changes them in place.
 
-Sampling and KL in one launch is a function, ``vf.reparameterize_kl``: pass its KL to ``ELBOLoss``
+Sampling and KL in one launch is a function, ``vf.reparameterize_kl``. Pass its KL to ``ELBOLoss``
 as ``kl=``.
 """
 
@@ -48,7 +48,7 @@ __all__ = [
     "SigmoidSchedule",
 ]
 
-# Reconstructions by a name of their own, as likelihoods. A Gaussian of variance 1/2 without
+# Further names for reconstructions, as likelihoods. A Gaussian of variance 1/2 without
 # constants is the squared error.
 _ALIASES: dict[str, Likelihood] = {
     "bce_with_logits": Bernoulli(),
@@ -60,10 +60,10 @@ Output: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 class _WithOptions(Module):
-    """A module with options of the functions. Those that are 0-d tensors are its buffers."""
+    """A module that stores options of the functions. Options that are 0-d tensors are buffers."""
 
     def _keep(self, **options: Any) -> None:
-        """Check the options, now and not at the first call, and keep those that are no defaults."""
+        """Check the options at construction, and store those that differ from their defaults."""
         given, posterior = chosen(options, LatentOptions), torch.empty(1, device="meta")
         on_meta = {name: _each(value, lambda t: t.to("meta")) for name, value in given.items()}
         check_call(posterior, posterior, on_meta, LatentOptions)
@@ -75,7 +75,7 @@ class _WithOptions(Module):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that are no defaults, as the functions take them."""
+        """The options that differ from their defaults, in the form that the functions take."""
         if not self._buffers:
             return self._numbers
         options = {name: self._buffers.get(name, value) for name, value in self._numbers.items()}
@@ -86,21 +86,21 @@ class _WithOptions(Module):
 
 
 def _each(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """An option with a function applied to it, or to its parts, where these are tensors."""
+    """Apply a function to an option, or to each of its parts, where these are tensors."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_each(part, function) for part in value)
     return function(value) if isinstance(value, Tensor) else value
 
 
 class Reparameterize(_WithOptions):
-    """Samples a diagonal Gaussian in training, returns its mean in evaluation.
+    """Samples a diagonal Gaussian in training and returns its mean in evaluation.
 
     Args:
         scale, mu_soft_clamp, temperature: As in :func:`vae_fused.reparameterize`.
 
     Shape:
-        ``mu`` and ``logvar``, or what ``scale`` says: any that broadcast; the result has their
-        broadcast shape, after ``sample_shape``, and their promoted dtype in both modes.
+        ``mu`` and ``logvar`` (or the quantity of ``scale``): any shapes that broadcast. The result
+        has their broadcast shape, after ``sample_shape``, and their promoted dtype in both modes.
 
     Raises:
         TypeError, ValueError: A bad argument.
@@ -150,12 +150,12 @@ class GaussianKL(_WithOptions):
     """KL divergence of a diagonal Gaussian from a prior, by default the standard normal, in nats.
 
     Args:
-        reduction, dim: As in :func:`vae_fused.gaussian_kl`: ``"batchmean"`` by default, the KL of a
-            sample, averaged over dimension 0.
-        scale, mu_soft_clamp, free_bits, balance: As there.
+        reduction, dim: As in :func:`vae_fused.gaussian_kl`. The default ``"batchmean"`` is the KL
+            of a sample, averaged over dimension 0.
+        scale, mu_soft_clamp, free_bits, balance: As in :func:`vae_fused.gaussian_kl`.
 
     Raises:
-        TypeError, ValueError: A bad argument; a ``dim`` out of range raises when called.
+        TypeError, ValueError: A bad argument. A ``dim`` out of range raises in the call instead.
     """
 
     def __init__(
@@ -200,27 +200,30 @@ def _repr(options: dict[str, Any]) -> str:
 class ELBOLoss(_WithOptions):
     r"""The negative evidence lower bound, :math:`-\ln p(x|z) + \beta\,\mathrm{KL}(q(z|x)\|p(z))`.
 
-    :func:`vae_fused.elbo_loss` with its options kept. Both terms are **sums over the dimensions of
-    a sample, averaged over the batch**, dimension 0, so that their ratio is the model's. Averaging
-    the reconstruction over pixels and summing the KL, or the reverse, is a beta of thousands in
-    disguise. (Kingma and Welling 2014, equation 10; Higgins et al. 2017 for beta.)
+    This is :func:`vae_fused.elbo_loss` as a module that stores the options. Both terms are **sums
+    over the dimensions of a sample, averaged over the batch**, dimension 0, so their ratio is that
+    of the model. If you average the reconstruction over pixels and sum the KL, or the reverse, you
+    use a beta of thousands without seeing it. (Kingma and Welling 2014, equation 10; Higgins et al.
+    2017 for beta.)
 
     Args:
         reconstruction: The term :math:`-\ln p(x|z)` of a sample:
 
             - a kind of :mod:`vae_fused.likelihoods`, or its name, as in :func:`vae_fused.nll`.
               ``"gaussian"`` also takes one tensor, the mean, for variance 1;
-            - ``"bce_with_logits"``: another name for ``"bernoulli"``: ``output`` are logits;
+            - ``"bce_with_logits"``: another name for ``"bernoulli"``, whose ``output`` are logits;
             - ``"mse"``: the sum of squared errors, a Gaussian of variance 1/2 up to a constant;
-            - a callable of ``(output, target)``: returns either a tensor whose dimension 0 is the
-              batch, which is summed over the others and averaged, or a 0-d tensor, which is taken
-              as it is and must itself be a mean over the batch of sums. (``F.mse_loss`` is not: it
-              divides by the number of pixels. Give it ``reduction="none"``.)
+            - a callable of ``(output, target)``. It returns a tensor whose dimension 0 is the
+              batch, and the module sums it over the other dimensions and averages it. Or it returns
+              a 0-d tensor, which is used unchanged and must be a mean over the batch of sums.
+              (``F.mse_loss`` is not, as it divides by the number of pixels. Give it
+              ``reduction="none"``.)
         beta: Weight of the KL: a number, a 0-d tensor, or a module that returns one, such as a
-            schedule. For a warm-up pass ``beta=`` to each call.
+            schedule. For a warm-up you can also pass ``beta=`` to each call.
         capacity, free_bits_per, grad: As in :func:`vae_fused.elbo_loss`. A callable has no
             ``grad``.
-        scale, mu_soft_clamp, free_bits, balance: Of the KL, as in :func:`vae_fused.gaussian_kl`.
+        scale, mu_soft_clamp, free_bits, balance: Options of the KL, as in
+            :func:`vae_fused.gaussian_kl`.
 
     Raises:
         TypeError, ValueError: An unknown ``reconstruction``, a ``beta`` that is not one number, or
@@ -283,30 +286,30 @@ class ELBOLoss(_WithOptions):
         """The loss of a batch, with its terms.
 
         Args:
-            output: What the decoder returned, ``(B, ...)``, or a tuple as the likelihood says.
+            output: The decoder's output, ``(B, ...)``, or a tuple as the likelihood describes it.
             target: The data, in the shape of ``output``.
             mu: Posterior mean, ``(B, ...)``.
-            logvar: ``ln sigma^2``, or what ``scale`` says, broadcastable with ``mu``.
+            logvar: ``ln sigma^2``, or the quantity of ``scale``, broadcastable with ``mu``.
             prior: p(z), a :class:`vae_fused.Prior` or a module that returns one, such as
                 :class:`LearnedPrior`; by default the standard normal.
-            mask: Which latents count, a bool tensor that broadcasts to the posterior's shape.
-            kl: Instead of ``mu``, ``logvar`` and all that belongs to them: a KL that is there
-                already, 0-d (a mean over the batch, such as ``"batchmean"``) or with the batch as
+            mask: Which latents count: a bool tensor that broadcasts to the posterior's shape.
+            kl: A KL that is already computed, instead of ``mu``, ``logvar`` and their options. It
+                is 0-d (a mean over the batch, such as ``"batchmean"``) or has the batch as
                 dimension 0 (``"sample"``, ``"none"``).
-            beta: Instead of the module's.
-            target_mask, weight, library: Of the likelihood, as in :func:`vae_fused.elbo_loss`.
+            beta: Replaces the module's ``beta``.
+            target_mask, weight, library: For the likelihood, as in :func:`vae_fused.elbo_loss`.
 
         Raises:
-            TypeError: No tensor where one is wanted; both or neither of ``mu, logvar`` and ``kl``;
-                a ``prior`` or ``mask`` beside ``kl``.
-            ValueError: ``target`` is not of the shape of ``output``, ``kl`` not of its batch.
+            TypeError: An argument that is not a tensor where one is required; both or neither of
+                ``mu, logvar`` and ``kl``; a ``prior`` or ``mask`` beside ``kl``.
+            ValueError: ``target`` does not have the shape of ``output``, or ``kl`` not its batch.
         """
         if beta is None:
             beta = self.beta() if isinstance(self.beta, Module) else self.beta
         options: dict[str, Any] = self.options
         if kl is not None:
-            # The options that the module keeps belong to mu and logvar. Free bits apply to this KL,
-            # unless it has been summed over what they are for.
+            # The stored options belong to mu and logvar. Free bits also apply to a given KL, unless
+            # it has already been summed over the elements that they limit.
             is_summed = self.free_bits_per == "element" and isinstance(kl, Tensor) and kl.dim() < 2
             floors = "free_bits" in options and not is_summed
             options = {"free_bits": options["free_bits"]} if floors else {}
@@ -322,7 +325,7 @@ class ELBOLoss(_WithOptions):
                 raise TypeError(f"{', '.join(given)} must come with a likelihood, got a callable")
             reconstruction = self.reconstruction(output, target)
             check_tensor("reconstruction", reconstruction)
-            # What a callable makes of a target without a batch is its own affair.
+            # A callable may accept a target without a batch, so only others are checked.
             if reconstruction.dim() > 0 and isinstance(target, Tensor) and target.dim() > 0:
                 check_batch("reconstruction", reconstruction, target, "target")
             return elbo_of_reconstruction(reconstruction, mu, logvar, kl=kl, **more, **options)
@@ -343,7 +346,7 @@ class ELBOLoss(_WithOptions):
 def _likelihood_of(
     reconstruction: str | Likelihood, output: Output, target: Tensor
 ) -> tuple[str | Likelihood, Output]:
-    """The likelihood of a reconstruction. Those with a name of their own do not broadcast."""
+    """The likelihood of a reconstruction. A name in ``_ALIASES`` requires equal shapes."""
     if isinstance(reconstruction, Likelihood) or reconstruction not in _ALIASES:
         return reconstruction, output
     is_pair = isinstance(output, tuple)

@@ -1,9 +1,9 @@
-"""What a call may choose beyond mu and its raw scale: how sigma is read, and what the prior is.
+"""The options of a call beyond mu and its raw scale: how sigma is read, and the prior.
 
-``Scale`` and ``Prior`` are what a user gives; they check themselves, reading no tensor.
+Users construct ``Scale`` and ``Prior``, which check themselves without reading a tensor.
 ``Options`` is a checked call. The operators take its numbers as one flat list, packed in the order
-of the names that the extension exports, and its tensors as arguments of their own. A ``Scale``
-packs itself once.
+of the names that the extension exports, and its tensors as separate arguments. A ``Scale`` packs
+itself once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vae_fused._restored import Restored
 
 __all__ = ["Prior", "Scale"]
 
-# The operators' numbers that a call may give as 0-d tensors instead.
+# The numbers of the operators that a call may also give as 0-d tensors.
 SCALARS = ("temperature", "free_bits", "to_posterior", "to_prior")
 
-# The operators know a kind by its place here.
+# The operators identify a kind by its index here.
 KINDS = ("logvar", "logstd", "std", "var", "softplus", "sigmoid2")
 
-# The names of the operators' numbers, in their order: those of the posterior's scale, the same of
-# the prior's, and the others. Without compiled code there is nothing to pack for.
+# The names of the operators' numbers, in their order: those of the posterior's scale, the same
+# names for the prior's scale, and the others. Without compiled code the lists are empty.
 _SCOPES, _NAMES, _DEFAULT_NUMBERS = (
     torch.ops.vae_fused.latent_options() if _ext.available else ([], [], [])
 )
@@ -41,9 +41,9 @@ _DEFAULT_OTHERS = _DEFAULT_NUMBERS[2 * len(_SCALE_NUMBERS) :]
 
 
 def pairs(numbers: Iterable[float], defaults: Iterable[float], first: int = 0) -> list[float]:
-    """The operators' ``options``: place and value of each number that is no default.
+    """The operators' ``options``: index and value of each number that is not its default.
 
-    ``first`` is the place of the first of these numbers.
+    ``first`` is the index of the first of these numbers.
     """
     both = enumerate(zip(numbers, defaults, strict=True), first)
     return [float(x) for k, (n, default) in both if n != default for x in (k, n)]
@@ -77,25 +77,25 @@ class Scale(Restored):
     ``"sigmoid2"``  :math:`2 / (1 + e^{-x/2})`           Dreamer
     ==============  ===================================  ==================================
 
-    softplus and sigmoid2 are stable for any x: where sigma itself underflows, its logarithm, which
-    the KL needs, and the gradients of that are still right.
+    softplus and sigmoid2 are stable for any x. Where sigma itself underflows, its logarithm, which
+    the KL needs, and the gradients of the logarithm are still correct.
 
     Args:
         kind: One of the above.
-        clamp: ``(lo, hi)``, either may be None: C clamps raw. The gradient is 0 outside and passes
-            at the bounds, with every torch. diffusers' (-30, 20), say.
+        clamp: ``(lo, hi)``, either of which may be None: C clamps raw. The gradient is 0 outside
+            and passes at the bounds, with every version of torch. diffusers uses (-30, 20).
         soft_clamp: Instead of ``clamp``: ``C(raw) = c tanh(raw / c)``, as in NVAE.
-        gain, shift: Factor and summand of what C returns.
-        beta: Of softplus alone.
-        std_floor, var_floor: What is added to sigma and to its square: Dreamer's 0.1 and
-            scvi-tools' 1e-4. With a ``var_floor`` the gradient of a ``"var"`` at 0 is finite; below
+        gain, shift: Factor and summand that are applied to C(raw).
+        beta: Parameter of softplus alone.
+        std_floor, var_floor: Summands of sigma and of its square: Dreamer uses 0.1 and scvi-tools
+            1e-4. With a ``var_floor`` the gradient of a ``"var"`` at 0 is finite. Below
             ``-var_floor`` it is NaN.
-        std_min: The least sigma. The gradient is 0 below and passes at equality.
+        std_min: The least sigma. The gradient is 0 below it and passes at equality.
 
     Raises:
         TypeError: A value of the wrong type.
         ValueError: An unknown kind, ``lo > hi``, a number that is not finite or out of range, both
-            clamps, or a ``beta`` for another kind than softplus.
+            clamps, or a ``beta`` for a kind other than softplus.
     """
 
     kind: str = "logvar"
@@ -110,7 +110,7 @@ class Scale(Restored):
 
     if TYPE_CHECKING:
         _packed: ClassVar[tuple[float, ...]]
-        _pairs: ClassVar[tuple[list[float], list[float]]]  # of a posterior, of a prior
+        _pairs: ClassVar[tuple[list[float], list[float]]]  # for a posterior, for a prior
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -134,17 +134,17 @@ class Scale(Restored):
 
     @property
     def raw_name(self) -> str:
-        """What messages call a raw scale: the quantity that it is, if it is one."""
+        """The name of the raw scale in messages: its quantity, or ``raw`` if it is none."""
         return "raw" if self.kind in ("softplus", "sigmoid2") else self.kind
 
     @property
     def _bounds(self) -> tuple[float, float]:
-        """Those of the hard clamp, infinite where there is none."""
+        """The bounds of the hard clamp, infinite where it has none."""
         lo, hi = self.clamp or (None, None)
         return -math.inf if lo is None else lo, math.inf if hi is None else hi
 
     def argument(self, raw: float) -> float:
-        """What sigma is a function of, x, for a number; of a ``"var"`` with its floor."""
+        """x, the argument of sigma, for a number. For ``"var"`` it includes the floor."""
         if self.soft_clamp is not None:
             raw = self.soft_clamp * math.tanh(raw / self.soft_clamp)
         low, high = self._bounds
@@ -152,7 +152,7 @@ class Scale(Restored):
         return self.gain * raw + self.shift + (self.var_floor if self.kind == "var" else 0.0)
 
     def _pack(self) -> tuple[float, ...]:
-        """The numbers that the operators take. Those not named here are fields of that name."""
+        """The numbers that the operators take. Names that are missing here are names of fields."""
         low, high = self._bounds
         values = {
             "kind": KINDS.index(self.kind),
@@ -166,11 +166,11 @@ class Scale(Restored):
         )
 
     def pairs(self, scope: str) -> list[float]:
-        """What a scale contributes to the operators' ``options`` as a posterior's or a prior's."""
+        """The entries of the operators' ``options`` for the scale of a posterior or a prior."""
         return self._pairs[1 if scope == "prior" else 0]
 
     def numbers(self, scope: str) -> dict[str, float]:
-        """The numbers by their names in another family's list."""
+        """The numbers, by their names in another family's list."""
         names = (f"{scope}.{name}" for name in _SCALE_NUMBERS)
         return dict(zip(names, self._packed, strict=True))
 
@@ -181,7 +181,7 @@ class Scale(Restored):
 
     @staticmethod
     def unpacked(numbers: Sequence[float]) -> Scale:
-        """The scale that these numbers belong to."""
+        """The scale that packs to these numbers."""
         fields: dict[str, Any] = dict(zip(_SCALE_NUMBERS, numbers, strict=True))
         lo, hi = (b if math.isfinite(b) else None for b in (fields.pop("low"), fields.pop("high")))
         clamp = None if lo is None and hi is None else (lo, hi)
@@ -205,7 +205,7 @@ _SCALES = {kind: Scale(kind) for kind in KINDS}
 
 
 def as_scale(scale: str | Scale) -> Scale:
-    """The ``Scale`` that a ``scale`` argument means."""
+    """The ``Scale`` for a ``scale`` argument."""
     if isinstance(scale, Scale):
         return scale
     if not isinstance(scale, str):
@@ -217,21 +217,21 @@ def as_scale(scale: str | Scale) -> Scale:
 
 @dataclass(frozen=True, eq=False)
 class Prior(Restored):
-    """A diagonal Gaussian prior N(m, tau^2), fixed or learned: gradients reach its tensors.
+    """A diagonal Gaussian prior N(m, tau^2), fixed or learned. Gradients reach its tensors.
 
     Args:
         mean: m, a number or a tensor that broadcasts to the posterior's shape.
-        raw: The prior's raw scale, likewise.
+        raw: The prior's raw scale, a number or a tensor like ``mean``.
         scale: How tau is read from ``raw``.
 
     Tensors are floating point, on the device of the posterior. All dtypes of a call promote
-    together. For a prior that shall not learn give ``mean.detach()`` and ``raw.detach()``. A prior
-    keeps these tensors, even if a module replaces its own: there use ``vf.nn.LearnedPrior``.
+    together. For a prior that must not learn, pass ``mean.detach()`` and ``raw.detach()``. A prior
+    keeps these tensors, even if a module replaces its own; use ``vf.nn.LearnedPrior`` in that case.
 
     Raises:
         TypeError: ``mean`` or ``raw`` is neither a tensor nor a number.
-        ValueError: A number that is not finite, or that is no standard deviation or variance where
-            ``scale`` reads it as one; a bad ``scale``.
+        ValueError: A number that is not finite, or that is not a valid standard deviation or
+            variance where ``scale`` reads it as one; a bad ``scale``.
 
     Example:
         >>> prior = vf.Prior(torch.zeros(20), torch.zeros(20), "logstd")
@@ -260,11 +260,11 @@ class Prior(Restored):
                     )
 
 
-torch.serialization.add_safe_globals([Scale, Prior])  # so that torch.load reads a model's options
+torch.serialization.add_safe_globals([Scale, Prior])  # for weights_only=True
 
 
 class CheckedPrior(NamedTuple):
-    """A prior whose tensors are in the posterior's shape and dtype."""
+    """A prior whose tensors have the posterior's shape and dtype."""
 
     mean: Tensor | float = 0.0
     raw: Tensor | float = 0.0
@@ -272,11 +272,11 @@ class CheckedPrior(NamedTuple):
 
 
 class Options(NamedTuple):
-    """A checked call, but for mu, raw, the reduction and the noise.
+    """A checked call without mu, raw, the reduction and the noise.
 
-    Its tensors come first: those of the prior are in the posterior's shape and dtype, the mask is
-    as it was given. All that follows ``sample_shape`` is numbers. A number of ``SCALARS`` that is
-    given as a tensor is in ``scalars``, by its name, and has its default among the numbers.
+    The tensors come first. Those of the prior have the posterior's shape and dtype, and the mask is
+    unchanged. All fields after ``sample_shape`` are numbers. If a number of ``SCALARS`` is given as
+    a tensor, ``scalars`` contains it by name, and the number has its default value.
     """
 
     scale: Scale = _SCALES["logvar"]
@@ -307,7 +307,7 @@ class Options(NamedTuple):
         return number
 
     def packed(self) -> list[float] | None:
-        """The operators' ``options``; None if all are defaults."""
+        """The operators' ``options``, or None if all have their default values."""
         prior = self.prior or STANDARD
         found = [*self.scale.pairs("posterior"), *prior.scale.pairs("prior")]
         if self[_NUMBERS] != _PLAIN_NUMBERS or (
@@ -317,7 +317,7 @@ class Options(NamedTuple):
         return found or None
 
     def _pack_others(self, prior: CheckedPrior) -> list[float]:
-        """Those that belong to no scale. Those not named here are fields of that name."""
+        """The numbers that belong to no scale. Names that are missing here are names of fields."""
         values = {
             "mu_soft_clamp": self.mu_soft_clamp or 0.0,
             "prior_mean": 0.0 if isinstance(prior.mean, Tensor) else prior.mean,
@@ -341,7 +341,7 @@ class Options(NamedTuple):
         mask: Tensor | None = None,
         scalars: dict[str, Tensor] | None = None,
     ) -> Options:
-        """The inverse of :meth:`packed`, with the tensors that go with the numbers."""
+        """The inverse of :meth:`packed`, with the tensors that belong to the numbers."""
         numbers, count = unpaired(numbers, _DEFAULT_NUMBERS), len(_SCALE_NUMBERS)
         fields: dict[str, Any] = dict(zip(_OTHER_NUMBERS, numbers[2 * count :], strict=True))
         mean, raw = fields.pop("prior_mean"), fields.pop("prior_raw")
@@ -367,7 +367,7 @@ class Options(NamedTuple):
         )
 
     def arguments(self, mu: Tensor) -> dict[str, Any]:
-        """The operators' keyword arguments, without those that are defaults."""
+        """The operators' keyword arguments, without those that have their default values."""
         if self is PLAIN:
             return {}
         numbers, prior, mask = self.packed(), self.prior, self.mask
@@ -389,6 +389,6 @@ class Options(NamedTuple):
 _NUMBERS = slice(Options._fields.index("sample_shape") + 1, None)
 PLAIN, STANDARD = Options(), CheckedPrior()
 _PLAIN_NUMBERS = PLAIN[_NUMBERS]
-# The pairs of these options alone.
+# The operators' ``options`` with only these options set.
 AT_SAMPLE = Options(estimator="sample").packed() or []
 STOP_Q = Options(stop_q=True).packed() or []

@@ -1,11 +1,11 @@
-"""The public functions in plain PyTorch: the oracle of the tests and the fallback.
+"""The public functions in eager PyTorch: the oracle of the tests and the fallback.
 
-Each is the function of that name in ``vae_fused.functional``, ``vae_fused.lists``,
-``vae_fused.losses``, ``vae_fused.elbo`` or ``vae_fused.stats``, with its arguments, checks, dtypes
-and shapes, computed without operators: on any device, differentiable to any order in reverse mode.
-``iwae_loss`` has no operators and is the same function in both.
-Without a key the noise is ``torch.randn``'s, bit for bit what eager code draws; with one it is the
-stateless Philox stream.
+Each function is the one of that name in ``vae_fused.functional``, ``vae_fused.lists``,
+``vae_fused.losses``, ``vae_fused.elbo`` or ``vae_fused.stats``, with the same arguments, checks,
+dtypes and shapes. It runs without our operators on any device and is differentiable to any order in
+reverse mode. ``iwae_loss`` uses no operators and is the same function in both.
+Without a key the noise comes from ``torch.randn``, bit for bit as in eager code. With a key it is
+the stateless Philox stream.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _twin(function: F) -> F:
-    """The function without operators."""
+    """The eager version of a function."""
 
     @functools.wraps(function)
     def twin(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 r"""Schedules of a weight: a 0-d tensor that follows a formula from one training step to the next.
 
 A schedule is a module. Its value is a buffer, so it moves with ``.to(device)``, and :meth:`step`
-computes the next value on that device: the host neither waits for the device nor copies to it. The
+computes the next value on that device. The host neither waits for the device nor copies to it. The
 value changes in place, so a compiled function that reads it is not compiled again.
 
     >>> import torch, vae_fused as vf
@@ -12,14 +12,14 @@ value changes in place, so a compiled function that reads it is not compiled aga
     ...     loss = beta() * kl
     ...     _ = beta.step()
 
-The value serves wherever this package takes a 0-d tensor: ``beta=``, ``temperature=``,
-``free_bits=`` and the weights of ``balance=``. Three rules follow from its being one tensor:
+You can pass the value wherever this package accepts a 0-d tensor: ``beta=``, ``temperature=``,
+``free_bits=`` and the weights of ``balance=``. Because it is one tensor, three rules apply:
 
 - Pass ``schedule()`` to each call. A module that received the tensor in its constructor loses the
   connection when it moves to another device.
-- Call ``step()`` after ``backward()``, where you call ``optimizer.step()``. Autograd keeps the
-  weight of a product, and raises an error if it has changed before ``backward()``.
-- Read the value for a log with ``float(schedule())``, which does wait for the device.
+- Call ``step()`` after ``backward()``, where you call ``optimizer.step()``. Autograd saves the
+  weight of a product, and raises an error if the weight has changed before ``backward()``.
+- Read the value for a log with ``float(schedule())``, which waits for the device.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Schedule(Module):
 
     .. math:: v_t = \text{start} + (\text{end} - \text{start})\, r(t),
 
-    and a subclass defines the ramp :math:`r` by overriding :meth:`ramp`. From :math:`t = T`, the
+    where a subclass overrides :meth:`ramp` to define the ramp :math:`r`. From :math:`t = T`, the
     number of steps, on the value is ``end``.
 
-    The state is the number of steps that were made. The value is computed from it, also after
+    The state is the number of steps so far. The value is computed from it, also after
     ``load_state_dict``, so a schedule with other options continues at the same step. The value is
-    computed in its own dtype, and in float32 if that has 16 bits.
+    computed in its own dtype, or in float32 if that dtype has 16 bits.
 
     Args:
         steps: T, the number of steps after which the value is ``end``, at least 1.
@@ -57,7 +57,7 @@ class Schedule(Module):
 
     Attributes:
         value: The current value, a 0-d tensor that :meth:`step` changes in place.
-        step_count: The number of steps that were made, a 0-d int64 tensor.
+        step_count: The number of steps so far, a 0-d int64 tensor.
 
     Raises:
         TypeError, ValueError: A bad argument.
@@ -87,7 +87,7 @@ class Schedule(Module):
         self.register_load_state_dict_post_hook(_recompute)  # type: ignore[no-untyped-call]
 
     def ramp(self, step: Tensor) -> Tensor:
-        """What part of the way from ``start`` to ``end`` is made before T, 0-d.
+        """The fraction of the way from ``start`` to ``end`` at a step before T, 0-d.
 
         Args:
             step: The number of steps, a 0-d int64 tensor below T.
@@ -118,7 +118,7 @@ class Schedule(Module):
         count = self.step_count.clamp(max=self.steps)
         wide = torch.float64 if self.value.dtype == torch.float64 else torch.float32
         made = self.ramp(count).to(wide)
-        # Exact at both ends, which start + (end - start) * made is not.
+        # Unlike start + (end - start) * made, this is exact at both ends.
         value = self.start * (1.0 - made) + self.end * made
         return self.value.copy_(torch.where(count >= self.steps, self.end, value))
 
@@ -134,8 +134,8 @@ class Schedule(Module):
 class LinearSchedule(Schedule):
     r"""A straight line: :math:`r(t) = t / T`.
 
-    The usual warm-up of the KL's weight (Sønderby et al. 2016, "Ladder Variational Autoencoders";
-    ``n_steps_kl_warmup`` of scvi-tools).
+    This is the usual warm-up of the KL's weight (Sønderby et al. 2016, "Ladder Variational
+    Autoencoders"; ``n_steps_kl_warmup`` of scvi-tools).
 
     Args:
         steps, start, end, device, dtype: As in :class:`Schedule`.
@@ -163,7 +163,7 @@ class LinearSchedule(Schedule):
 
 
 class CyclicalSchedule(Schedule):
-    r"""A line that starts again in each of M cycles, and rests at ``end`` for the rest of a cycle:
+    r"""A line that starts again in each of M cycles and stays at ``end`` for the rest of a cycle:
 
     .. math:: r(t) = \min(1, \tau / R), \qquad \tau = \frac{(t M) \bmod T}{T}.
 
@@ -171,7 +171,7 @@ class CyclicalSchedule(Schedule):
     equations 6 and 7, which round the length of a cycle up to whole steps.)
 
     Args:
-        steps: T, of all cycles together.
+        steps: T, the number of steps of all cycles together.
         cycles: M, at least 1.
         ramp_share: R, the share of a cycle in which the value rises, above 0 and at most 1.
         start, end, device, dtype: As in :class:`Schedule`.
@@ -204,7 +204,7 @@ class CyclicalSchedule(Schedule):
 
 
 class SigmoidSchedule(Schedule):
-    r"""A logistic curve around the middle of the steps, that reaches both ends:
+    r"""A logistic curve around the middle of the steps that reaches both ends:
 
     .. math::
 
@@ -236,7 +236,7 @@ class SigmoidSchedule(Schedule):
         self.reset()
 
     def ramp(self, step: Tensor) -> Tensor:
-        # s(t) - 1/2 is half of tanh(a (2 t/T - 1)) with a = k / 4, which is odd, so that
+        # s(t) - 1/2 is half of tanh(a (2 t/T - 1)) with a = k / 4. tanh is odd, so that
         # r = (1 + tanh(a (2 t/T - 1)) / tanh(a)) / 2.
         a = self._fraction(torch.full_like(step, self.steps), self.steps) * (self.steepness / 4)
         centred = 2 * self._fraction(step, self.steps) - 1
@@ -255,6 +255,6 @@ def _check_count(name: str, value: int) -> int:
 
 
 def _recompute(schedule: Any, _: Any) -> None:
-    """After ``load_state_dict``: the value of the step count that was loaded."""
+    """Compute the value of a loaded step count; runs after ``load_state_dict``."""
     with torch.no_grad():
         schedule._compute()

@@ -1,4 +1,4 @@
-"""Statistics of a latent, to see in training which dimensions are in use."""
+"""Statistics of a latent that show during training which dimensions are in use."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class LatentStats(NamedTuple):
     """The result of :func:`latent_stats`, with one value for each latent dimension.
 
     Attributes:
-        kl: Mean KL divergence over the batch, in nats. It is near 0 where the posterior collapsed.
+        kl: Mean KL divergence over the batch, in nats. It is near 0 if the posterior has collapsed.
         mean: Mean of the posterior's mean over the batch.
         variance: Variance of the posterior's mean over the batch, divided by the number of
-            elements. A dimension counts as active where it is above 0.01 (Burda et al. 2016,
+            elements. A dimension counts as active if it is above 0.01 (Burda et al. 2016,
             arXiv:1509.00519).
         clamped: Number of elements whose ``raw`` is outside the bounds of the scale's clamp, hard
             or soft.
@@ -66,10 +66,10 @@ def _latent_stats(
     if call.mu_soft_clamp is not None:
         location = soft_clamped(location, call.mu_soft_clamp)
     location = latent.unmasked(location, mask)
-    # The difference of a number and itself is 0, and NaN where the number is not finite.
+    # A finite number minus itself is 0. For other numbers the difference is NaN.
     is_bad = ((mu - mu) + (raw - raw)).isnan()
     is_clamped = _beyond(raw, call.scale)
-    if mask is None and mu.numel() > 0:  # of an empty batch var_mean warns
+    if mask is None and mu.numel() > 0:  # var_mean warns for an empty batch
         variance, mean = torch.var_mean(location, dims, correction=0)
         count: int | Tensor = math.prod([mu.shape[d] for d in dims])
     else:
@@ -88,7 +88,7 @@ def _latent_stats(
 
 
 def _beyond(raw: Tensor, scale: Scale) -> Tensor | None:
-    """Which raw scales are outside the bounds of the clamp; None if there is no clamp."""
+    """Which raw scales are outside the bounds of the clamp, or None if there is no clamp."""
     if scale.soft_clamp is not None:
         return raw.abs() > scale.soft_clamp
     if scale.clamp is None:
@@ -111,27 +111,27 @@ def latent_stats(
     _reference: bool = False,
     **options: Unpack[kw.StatsOptions],
 ) -> LatentStats:
-    """Statistics of a batch of posteriors, for each latent dimension, to be logged in training.
+    """Statistics of a batch of posteriors, for each latent dimension, for logging during training.
 
-    The results are tensors on the device and have no gradient. No value is read by the host, so a
-    training loop may collect them in each step and read them once in a while.
+    The results are tensors on the device and have no gradient. The host reads no value, so a
+    training loop can compute them in each step and read them occasionally.
 
-    All of it is one launch, which reads ``mu`` and ``raw`` once.
+    One launch computes all of them and reads ``mu`` and ``raw`` once.
 
     Args:
         mu: Mean of the posterior, ``(B, ...)``; float32, float64, float16 or bfloat16.
         raw: Raw scale, broadcastable with ``mu``; by default ``ln sigma^2``.
-        scale, mu_soft_clamp, prior, mask: As in :func:`reparameterize_kl`. Masked elements are in
-            no sum and in no count.
-        dim: The dimension or dimensions of the batch: ``(0, 1)`` for sequences ``(B, T, D)``, for
-            example. The others remain.
+        scale, mu_soft_clamp, prior, mask: As in :func:`reparameterize_kl`. Masked elements count in
+            no sum and in no number.
+        dim: The dimension or dimensions of the batch, for example ``(0, 1)`` for sequences
+            ``(B, T, D)``. The others remain.
 
     Returns:
         :class:`LatentStats`: ``kl`` in nats, ``mean`` and ``variance``, float32 (float64 for
         float64 inputs), ``clamped`` and ``non_finite``, int64. All have the shape of ``mu`` without
         ``dim``. A NaN or an infinity in ``mu`` makes ``kl``, ``mean`` and ``variance`` of its
-        dimension not finite, one in ``raw`` makes ``kl`` so, unless a clamp removes it;
-        ``non_finite`` counts it in any case.
+        dimension non-finite. One in ``raw`` makes ``kl`` non-finite, unless a clamp removes it.
+        ``non_finite`` counts both.
 
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; ``mu`` is 0-d, or
