@@ -1,9 +1,9 @@
-"""The messages of a bad call: what the argument is, what it got, what it wants.
+"""The checks of arguments, and the messages for invalid ones.
 
-Every public function, compiled or not, checks its arguments here, before anything is launched and
-before any generator is advanced. Shapes and dtypes that torch would broadcast or promote pass. No
-value of a tensor is looked at: that would wait for the GPU. A ``Scale`` and a ``Prior`` check their
-numbers when they are made, in ``options.py``.
+Every public function, compiled or not, checks its arguments here before it launches a kernel or
+advances a generator. Shapes and dtypes that torch would broadcast or promote are accepted. No check
+reads the value of a tensor, because that would wait for the GPU. ``Scale`` and ``Prior`` check
+their numbers at construction, in ``options.py``.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from vae_fused.options import (
 REDUCTIONS = ("batchmean", "sum", "mean", "sample", "none")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# A reduction, or dimensions to sum; and what the sum is to be divided by.
+# A reduction or the dimensions to sum, and the divisor of the sum.
 Reduced: TypeAlias = tuple[str, tuple[int, ...] | None, Tensor | None]
 
 
 # --------------------------------------------------------------------------------------------------
-# What is computed: tensors and options
+# Tensors and options
 # --------------------------------------------------------------------------------------------------
 
 
@@ -57,10 +57,10 @@ def check_call(
     mu_name: str = "mu",
     linear: float | None = None,
 ) -> tuple[Tensor, Tensor, Options]:
-    """Check all but reduction and noise; return mu and raw in one shape and dtype, and the rest.
+    """Check all but reduction and noise. Return mu and raw in one shape and dtype, and the options.
 
-    ``options`` are those that the caller gives, ``kind`` the typed dictionary of those that the
-    function takes. What is not given, or given as the default, costs next to nothing.
+    ``options`` are those that the caller passes. ``kind`` is the typed dictionary of the options
+    that the function accepts. An option that is missing or has its default costs almost nothing.
     """
     given = chosen(options, kind) if options else {}
     if linear is not None:
@@ -89,7 +89,7 @@ def check_call(
 def check_density(
     value: Tensor, mu: Tensor, raw: Tensor, options: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, Scale, Tensor | None]:
-    """Check the arguments of a log density. Return its tensors in one shape, its scale and mask."""
+    """Check the arguments of a log density. Return tensors of one shape, the scale and the mask."""
     given = chosen(options, DensityOptions)
     scale, mask = as_scale(given.get("scale", "logvar")), given.get("mask")
     mu, raw = check_posterior(mu, raw, scale.raw_name)
@@ -103,10 +103,10 @@ def check_density(
 def check_posterior(
     mu: Tensor, raw: Tensor, name: str = "logvar", mu_name: str = "mu"
 ) -> tuple[Tensor, Tensor]:
-    """Check ``mu`` and ``raw``, called ``name``; return them in one shape and dtype.
+    """Check ``mu`` and ``raw``, called ``name``, and return them in one shape and dtype.
 
-    Broadcasting and promotion are torch's own operators, so autograd sums and casts the gradients
-    back. Equal shapes and dtypes, the rule, pass through untouched.
+    Torch's own operators broadcast and promote, so autograd sums and casts the gradients back. In
+    the common case of equal shapes and dtypes, both tensors pass unchanged.
     """
     check_tensor(mu_name, mu)
     check_tensor(name, raw)
@@ -126,7 +126,7 @@ def check_posterior(
 
 
 def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
-    """Check ``h`` and where it is packed; return its halves, as views, and ``dim`` from 0 on."""
+    """Check ``h`` and ``dim``. Return the halves of ``h``, as views, and a nonnegative ``dim``."""
     check_tensor("h", h)
     dim, ndim = _index(dim, "dim must be an int"), h.dim()
     if not -ndim <= dim < ndim:
@@ -139,9 +139,9 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
 
 
 def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, CheckedPrior]:
-    """Bring the posterior's and the prior's tensors to one dtype, and the latter to its shape.
+    """Convert the posterior's and the prior's tensors to one dtype, and expand the prior's.
 
-    What has them already is not touched: even that takes a microsecond.
+    A tensor that already has the dtype and shape is not touched, as even that takes 1 us.
     """
     prior = as_prior(prior)
     dtype, device, shape = mu.dtype, mu.device, mu.shape
@@ -181,7 +181,7 @@ def check_shape(name: str, sample_shape: int | Sequence[int]) -> tuple[int, ...]
     return sizes
 
 
-# How the options that are no tensors and have none are checked.
+# How each option that is not a tensor, and cannot contain one, is checked.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "mu_soft_clamp": check_positive,
     "free_bits": check_free_bits,
@@ -219,7 +219,7 @@ def check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> N
 def check_expands(
     name: str, value: Tensor, shape: Sequence[int], owner: str = "the posterior's"
 ) -> None:
-    """One direction: a mask or a prior does not enlarge the latent."""
+    """Check that a mask or a prior broadcasts to ``shape`` without enlarging it."""
     if not expands(value.shape, shape):
         got, wanted = tuple(value.shape), tuple(shape)
         raise ValueError(f"{name} has shape {got}, which does not broadcast to {owner} {wanted}")
@@ -227,7 +227,7 @@ def check_expands(
 
 def expands(shape: Sequence[int], whole: Sequence[int]) -> bool:
     """Whether a tensor of this shape broadcasts to ``whole``."""
-    if shape == whole[len(whole) - len(shape) :]:  # the rule, and the fastest
+    if shape == whole[len(whole) - len(shape) :]:  # the common case, and the fastest
         return True
     sizes = zip(shape[::-1], whole[::-1], strict=False)
     return len(shape) <= len(whole) and all(s == w or s == 1 for s, w in sizes)
@@ -258,10 +258,10 @@ def check_reduction(
     default: str = "batchmean",
     tensor: str = "mu",
 ) -> Reduced:
-    """Check ``reduction`` and ``dim``, called ``name``, of a ``tensor``; return what to compute.
+    """Check ``reduction`` and ``dim``, called ``name``, for a ``tensor``. Return the reduction.
 
-    That is a reduction, or dimensions to sum, and for the mean over unmasked elements what their
-    sum is to be divided by.
+    That is the name of a reduction or the dimensions to sum, and for the mean over unmasked
+    elements the divisor of their sum.
     """
     if dim is None:
         if not isinstance(reduction, str):
@@ -280,7 +280,7 @@ def check_reduction(
     dims = _indices(name, dim)
     if not dims:
         raise ValueError(f'{name} is empty: name the dimensions to sum, or use reduction="none"')
-    ndim = max(mu.dim(), 1)  # as in torch, a 0-d tensor has a dimension 0 for the asking
+    ndim = max(mu.dim(), 1)  # as in torch, a 0-d tensor accepts dim=0
     seen = set()
     for d in dims:
         if not -ndim <= d < ndim:
@@ -298,7 +298,7 @@ def _indices(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _index(value: SupportsIndex, wanted: str) -> int:
-    """An int, or what stands for one, like numpy's; but neither a bool nor a tensor."""
+    """Convert an int or an equivalent, such as numpy's, but neither a bool nor a tensor."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, bool | Tensor) and hasattr(value, "__index__"):
@@ -313,7 +313,7 @@ def check_noise(
     key: Tensor | None,
     sample_shape: tuple[int, ...] = (),
 ) -> Tensor | None:
-    """Check where the noise comes from; return eps, if given, in the dtype of mu."""
+    """Check the source of the noise. Return eps, if given, in the dtype of mu."""
     if eps is None and generator is None and key is None:
         return None
     sources = {"eps": eps, "generator": generator, "key": key}
@@ -351,7 +351,7 @@ def check_key(mu: Tensor, key: Tensor) -> None:
 
 
 def check_value(value: Tensor, shape: Sequence[int]) -> None:
-    """Check a point at which a density of batch shape ``shape`` is asked for."""
+    """Check a point for a density of batch shape ``shape``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"value must be a Tensor, got {kind_of(value)}")
     sizes = zip(tuple(value.shape)[::-1], tuple(shape)[::-1], strict=False)

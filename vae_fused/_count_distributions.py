@@ -1,6 +1,6 @@
-"""The distributions of counts that torch does not have in terms of a mean.
+"""Distributions of counts, parametrized by the mean, which torch lacks.
 
-``vae_fused.likelihoods`` makes them. Their densities are those of ``vae_fused.losses``.
+``vae_fused.likelihoods`` constructs them. Their densities are those of ``vae_fused.losses``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class NegativeBinomial(_Counts):
     """The negative binomial with mean mu and variance mu + mu^2 / theta.
 
     A sample is a Poisson count whose rate is drawn from a gamma distribution of concentration
-    theta. ``torch.distributions.NegativeBinomial`` is the same family by its number of failures.
+    theta. ``torch.distributions.NegativeBinomial`` is the same family, parametrized differently.
     """
 
     arg_constraints = {  # noqa: RUF012
@@ -78,14 +78,15 @@ class NegativeBinomial(_Counts):
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
-            # A gamma variable of a huge concentration is its mean. That of inf would be NaN.
+            # A gamma variable of a huge concentration equals its mean. An infinite one would give
+            # NaN.
             theta = self.theta.clamp(max=1e30)
             unit = torch._standard_gamma(theta.expand(shape)) / theta
             return torch.poisson(unit * self.mu)
 
 
 class ZeroInflatedNegativeBinomial(_Counts):
-    """A negative binomial of mu and theta, replaced by 0 with the probability of ``logits``."""
+    """A negative binomial of mu and theta, replaced by 0 with probability sigmoid(``logits``)."""
 
     arg_constraints = {  # noqa: RUF012
         **NegativeBinomial.arg_constraints,

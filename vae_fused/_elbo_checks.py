@@ -1,4 +1,4 @@
-"""The messages of a bad argument of ``elbo_loss``: the argument, what it is, what is expected."""
+"""The checks of the arguments of ``elbo_loss``, and the messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_elbo(
     weight: Tensor | None,
     library: Tensor | None,
 ) -> Call:
-    """Check the arguments of the likelihood. A mean becomes a sum, and what it is divided by."""
+    """Check the arguments of the likelihood. A mean becomes a sum and a divisor."""
     check_choice("reduction", reduction, REDUCTIONS)
     call = check_nll(
         output, target, likelihood, reduction=reduction, mask=mask, weight=weight, library=library,
@@ -48,7 +48,7 @@ def check_elbo(
 
 
 def check_samples(first: Tensor, target: Tensor) -> None:
-    """Refuse K samples in front of the batch, over which the KL would not be averaged."""
+    """Refuse K samples in front of the batch, because the KL would not be averaged over them."""
     if target.dim() < first.dim():
         raise ValueError(
             f"target has {target.dim()} dimensions, wants output's {first.dim()}, of which the "
@@ -60,9 +60,9 @@ def check_kl(
     first: Tensor | None, mu: Tensor | None, raw: Tensor | None, kl: Tensor | None,
     options: dict[str, Any], free_bits_per: str, reduction: str,
 ) -> None:  # fmt: skip
-    """Check how the KL is given, and that it allows what is asked of it.
+    """Check how the KL is given, and that its shape allows the options.
 
-    ``first`` is the first output, which has the batch; None: the batch is not known.
+    ``first`` is the first output, which has the batch. None means that the batch is unknown.
     """
     check_choice("free_bits_per", free_bits_per, FREE_BITS_PER)
     if (mu is None) != (raw is None) or (mu is None) == (kl is None):
@@ -102,7 +102,7 @@ def check_kl(
 def check_term(
     first: Tensor, kl: Tensor, beta: float | Tensor, capacity: float | Tensor | None
 ) -> KlTerm:
-    """Check the weight and the capacity, and bring all to the dtype of the loss."""
+    """Check the weight and the capacity, and convert all to the dtype of the loss."""
     beta = _placed("beta", check_weight("beta", beta), first)
     if capacity is not None:
         capacity = _placed("capacity", check_weight("capacity", capacity), first)
@@ -123,7 +123,7 @@ def check_batch(name: str, value: Tensor, first: Tensor, of: str = "output") -> 
 
 
 def check_weight(name: str, value: float | Tensor) -> float | Tensor:
-    """A number of at least 0, or a 0-d tensor, whose value is not read."""
+    """Check a number of at least 0, or a 0-d tensor, whose value is not read."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, Real):
             hint = "; call it and pass what it returns" if callable(value) else ""
@@ -139,7 +139,7 @@ def check_weight(name: str, value: float | Tensor) -> float | Tensor:
 
 
 def _placed(name: str, value: float | Tensor, first: Tensor) -> float | Tensor:
-    """A tensor on the device of the loss and in its dtype."""
+    """A tensor, moved to the device of the loss and converted to its dtype."""
     value = without_symbol(value, first)
     if not isinstance(value, Tensor):
         return value

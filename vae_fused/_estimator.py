@@ -1,4 +1,4 @@
-"""The checks of ``estimator`` and ``stop_q``: how a KL is computed, and how its gradient is."""
+"""The checks of ``estimator`` and ``stop_q``: how a KL and its gradient are computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ESTIMATORS = ("analytic", "sample")
 
 
 def check_estimator(given: Mapping[str, Any]) -> None:
-    """Check both among the options that a call gives, and the options that they rule out."""
+    """Check both options, and refuse other options that are incompatible with them."""
     estimator, stop_q = given.get("estimator", "analytic"), given.get("stop_q", False)
     check_choice("estimator", estimator, ESTIMATORS)
     if not isinstance(stop_q, bool):

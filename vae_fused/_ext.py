@@ -1,18 +1,18 @@
-"""Loads the compiled part. The one place that knows whether it is there, and why not.
+"""Loads the compiled part, and records whether it is available and why not.
 
-Nothing is compiled here and importing never fails: without `_C` the package computes the same
-functions in plain PyTorch and says so, once and aloud. Two variables, read at import, decide
-what that means:
+Importing never compiles and never fails: without `_C` the package computes the same functions in
+eager PyTorch and warns once. Two environment variables, read at import, control this:
 
-    VAE_FUSED_BACKEND   auto    compiled code where there is some, else plain PyTorch (default)
+    VAE_FUSED_BACKEND   auto    compiled code if available, else eager PyTorch (default)
                         native  compiled code, or a RuntimeError from the function called
-                        torch   plain PyTorch, on purpose and without a word
+                        torch   eager PyTorch, without a warning
     VAE_FUSED_STRICT=1  a RuntimeError wherever auto would fall back
 
-A third one is for the compiled code; if it cannot heed it, importing raises a ValueError:
+A third variable configures the compiled code. Importing raises a ValueError if the value is not
+supported:
 
     VAE_FUSED_CPU_CAPABILITY   the instruction set of the CPU kernels: avx512, avx2 or default (any
-                               machine of the architecture); without it, the best of the machine
+                               machine of the architecture); if unset, the best of the machine
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def _numbers(version: str | None) -> list[str]:
 
 
 def _mismatch(info: dict[str, Any]) -> str:
-    """Why a `_C` built as `info` says cannot serve the running torch; '' if it can.
+    """Why a `_C` built as `info` records is incompatible with the running torch; '' if it is not.
 
-    Asked before `_C` is loaded: torch's C++ interface changes with every minor release, and not
-    each change shows as an undefined symbol; some crash later.
+    This runs before `_C` is loaded. Torch's C++ interface changes with every minor release, and not
+    every change shows as an undefined symbol. Some crash later.
     """
     built, running = info.get("torch"), str(torch.__version__)
     if built and _numbers(built) != _numbers(running):
@@ -64,7 +64,7 @@ def _mismatch(info: dict[str, Any]) -> str:
 
 
 def _load(info: dict[str, Any]) -> str:
-    """Imports `_C`, which registers `torch.ops.vae_fused`. Returns '' or, in one line, why not."""
+    """Import `_C`, which registers `torch.ops.vae_fused`. Return '' or one line with the error."""
     if info.get("mode") == "none":
         return (
             f"installed without compiled code ({info.get('why')}); to compile it, "
@@ -100,8 +100,8 @@ available: bool = not reason
 cpu_capability: str = _read_cpu_capability() if available else "none"
 has_cuda: bool = available and build_info.get("mode") == "cuda"
 
-# One dictionary look-up per call, and nothing that torch.compile cannot trace. "meta" is the
-# device of tensors without data, for which the operators compute shapes.
+# A call costs one dictionary look-up, and torch.compile can trace it. "meta" is the device of
+# tensors without data, for which the operators compute shapes.
 _served: dict[str, bool] = {"cpu": available, "meta": available, "cuda": has_cuda}
 _warned: set[str] = set()
 
@@ -113,13 +113,13 @@ def use_native(device_type: str) -> bool:
         device_type: `tensor.device.type`.
 
     Returns:
-        True if so. False if plain PyTorch is to be used, after one RuntimeWarning per type of
-        device, unless VAE_FUSED_BACKEND=torch asked for it. False in an export to ONNX, whose
-        runtime has no kernels of ours.
+            True if so. False if eager PyTorch must be used, after one RuntimeWarning per type of device
+        unless VAE_FUSED_BACKEND=torch. False in an export to ONNX, whose runtime does not have our
+        kernels.
 
     Raises:
-        RuntimeError: not served, and VAE_FUSED_STRICT=1 or VAE_FUSED_BACKEND=native forbids to
-            fall back.
+        RuntimeError: the device is not served, and VAE_FUSED_STRICT=1 or VAE_FUSED_BACKEND=native
+            forbids the fallback.
     """
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         return False
@@ -138,12 +138,12 @@ def _complaint(device_type: str) -> str:
 
 
 def _decline(device_type: str) -> bool:
-    """Says, or raises, that this type of device is not served. Always False."""
+    """Warn or raise because this type of device is not served. Always returns False."""
     if backend == "torch":
         return False
     if strict or backend == "native":
         raise RuntimeError(_complaint(device_type))
-    # Without `_C` the warning at import has said it all. A traced function has no warnings.
+    # Without `_C` the import has already warned. A traced function cannot warn.
     if available and device_type not in _warned and not torch.compiler.is_compiling():
         _warned.add(device_type)
         warnings.warn(

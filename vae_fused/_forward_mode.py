@@ -1,4 +1,4 @@
-"""Forward mode of autograd functions, also where levels of it are nested."""
+"""Forward mode for autograd functions, including nested levels."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _RULES = ("forward", "setup_context", "backward", "vmap", "generate_vmap_rule")
 
 
 def without_jvp(function: Any) -> Any:
-    """The same autograd function without ``jvp``: Dynamo traces none that has one."""
+    """The same autograd function without ``jvp``, because Dynamo traces none that has one."""
     rules = {name: value for name, value in vars(function).items() if name in _RULES}
     metaclass: Any = type(torch.autograd.Function)
     return metaclass(function.__name__, (torch.autograd.Function,), rules)
 
 
 def tangents(jvp: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the ``jvp`` of an autograd function from one that gets ``(ctx, saved, *tangents)``.
+    """Make the ``jvp`` of an autograd function from a function of ``(ctx, saved, *tangents)``.
 
-    Torch calls a ``jvp`` with forward mode off, which would lose the tangents of outer levels, so
-    this turns it on again. What was saved loses its tangents of this level, and only these.
+    Torch calls a ``jvp`` with forward mode disabled, which would lose the tangents of outer levels.
+    This enables it again. Saved tensors lose their tangents of this level and keep all others.
     """
 
     @functools.wraps(jvp)

@@ -1,4 +1,4 @@
-"""The discretized logistic distribution, which torch does not have, as ``torch.distributions``."""
+"""The discretized logistic distribution, which ``torch.distributions`` lacks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class DiscretizedLogistic(Distribution):
     """A logistic distribution, rounded to a grid of 2^bits values in [-1, 1].
 
     Its mean and variance are sums over the grid, which evaluate the sigmoid 2^bits times for each
-    element. They are meant for few elements, and 16 bits take 256 times as long as 8.
+    element. Use them for few elements: 16 bits take 256 times as long as 8.
 
     Args:
-        location: The location of the logistic distribution; ``mean`` is that of the grid's values.
+        location: The location of the logistic distribution. ``mean`` is that of the grid's values.
         log_scale: The logarithm of its scale, of the shape and dtype of ``location``.
         bits: The number of bits of a value.
     """
@@ -51,12 +51,12 @@ class DiscretizedLogistic(Distribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log probability of values of the grid, in nats, by :func:`vae_fused.nll`."""
+        """The log probability of grid values, in nats, computed by :func:`vae_fused.nll`."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self._batch_shape)
         output = (self.location.expand(shape), self.log_scale.expand(shape))
-        kind: Any = KINDS["discretized_logistic"]  # with a floor below all that the kind may have
+        kind: Any = KINDS["discretized_logistic"]  # with the lowest floor that the kind accepts
         likelihood = kind(self.bits, log_scale_min=-50.0)
         return -losses.nll(output, value, likelihood, reduction="none")
 
@@ -72,9 +72,10 @@ class DiscretizedLogistic(Distribution):
         return result
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """The sums of P(x > e) and of 2 (e - mean) P(x > e) over the edges e between values.
+        """The mean and the mean square, from sums over the edges e between values.
 
-        By parts: the mean is that of the first value and a step for each edge that is below x.
+        Summation by parts gives the mean as the first value plus a step for each edge below x, so
+        it needs the sum of P(x > e). The mean square needs the sum of 2 e P(x > e).
         """
         steps, inverse = 2**self.bits - 1, torch.exp(-self.log_scale)
         first = second = torch.zeros_like(self.location)

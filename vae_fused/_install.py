@@ -1,7 +1,7 @@
 """How a copy of the package was built and installed, and the command that installs it again.
 
-The module imports only the standard library. `python -m vae_fused.env` uses it where torch is
-broken.
+The module imports only the standard library, so that `python -m vae_fused.env` can use it when
+torch is broken.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from urllib.request import url2pathname
 
 from vae_fused._version import __version__
 
-# Both tools cache a wheel under the address of its sources, whichever torch it was compiled for.
-# An isolated build does not see the torch that is in use.
+# pip and uv cache a wheel under the address of its sources, for any version of torch. An isolated
+# build does not see the installed torch.
 _OPTIONS = "--no-build-isolation --no-deps"
 _COMMANDS = {
     "pip": f"pip install {_OPTIONS} --force-reinstall --no-cache-dir",
@@ -26,7 +26,7 @@ _COMMANDS = {
 
 
 def read_build_info(package: Path) -> dict[str, Any]:
-    """Returns the record that setup.py has written into the folder `package`; {} without one."""
+    """Return the record that setup.py has written into the folder `package`; {} without one."""
     try:
         text = (package / "_build_info.json").read_text(encoding="utf-8")
         info: dict[str, Any] = json.loads(text)
@@ -36,7 +36,7 @@ def read_build_info(package: Path) -> dict[str, Any]:
 
 
 def reinstall_command(package: Path) -> str:
-    """Returns the command that compiles a copy of the package for the torch that is installed.
+    """Return the command that compiles a copy of the package for the installed torch.
 
     The command names the sources that the copy was installed from, and never a package of an
     index. pip and uv record these sources in `direct_url.json`, as the specification of direct
@@ -46,7 +46,7 @@ def reinstall_command(package: Path) -> str:
         package: the folder of the copy.
 
     Returns:
-        One line. It names a folder with the sources if the record does not tell where they are.
+        One line. It names a folder as a placeholder if the record does not contain the sources.
     """
     try:
         installer, source = _installer_and_source(package)
@@ -60,7 +60,7 @@ def reinstall_command(package: Path) -> str:
 
 
 def _installer_and_source(package: Path) -> tuple[str, str]:
-    """The tool that installed `package`, and what to pass to it; "" if that is not recorded."""
+    """The tool that installed `package`, and its argument; "" if that is not recorded."""
     for distribution in importlib.metadata.distributions(name="vae_fused"):
         recorded = json.loads(distribution.read_text("direct_url.json") or "{}")
         editable = recorded.get("dir_info", {}).get("editable", False)
@@ -78,7 +78,7 @@ def _local_path(recorded: dict[str, Any]) -> Path:
 
 
 def _source(recorded: dict[str, Any]) -> str:
-    """The argument of an installer for what `direct_url.json` records; "" for a wheel."""
+    """The installer's argument for the sources that `direct_url.json` records; "" for a wheel."""
     url = recorded.get("url", "")
     if "dir_info" in recorded:
         path = _local_path(recorded)
@@ -94,4 +94,4 @@ def _source(recorded: dict[str, Any]) -> str:
 
 
 _info = read_build_info(Path(__file__).parent)
-version: str = _info.get("version", __version__)  # the label of a build included
+version: str = _info.get("version", __version__)  # includes the label of a build

@@ -19,7 +19,8 @@ class IWAELoss(Module):
 
     Args:
         dim, groups, gradient, reduction: As in :func:`vae_fused.iwae_loss`.
-        elbo_weight: As there, or a module that returns the weight, such as a schedule.
+        elbo_weight: As in :func:`vae_fused.iwae_loss`, or a module that returns it, such as a
+            schedule.
 
     Raises:
         TypeError, ValueError: A bad argument. A ``dim`` out of range raises when the module is

@@ -1,7 +1,7 @@
 """The options of the public functions, each named and typed once.
 
-A typed dictionary holds the options that a function takes, ``DEFAULTS`` the value of those that are
-not given. The functions take them as ``**options``, and :func:`named` shows them to ``help`` and
+A typed dictionary contains the options of a function, and ``DEFAULTS`` contains their default
+values. The functions take them as ``**options``, and :func:`named` shows them to ``help`` and
 ``inspect`` as keywords.
 """
 
@@ -78,7 +78,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def chosen(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """The options that are no defaults, in a dictionary of their own. Tensors are not compared."""
+    """A new dictionary of the options that are not defaults. Tensors are not compared."""
     given = {}
     for name, value in options.items():
         if name not in kind.__annotations__:
@@ -90,7 +90,7 @@ def chosen(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 
 def named(options: type) -> Callable[[F], F]:
-    """Shows the keywords of a typed dictionary in a signature, in place of ``**options``."""
+    """Show the keywords of a typed dictionary in a signature, in place of ``**options``."""
     shown = [name for name in DEFAULTS if name in options.__annotations__]
 
     def decorate(function: F) -> F:

@@ -1,4 +1,4 @@
-"""The check that a tensor is a strided one, which the operators and the formulas can read."""
+"""The check that a tensor is strided, as the operators and the formulas require."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ __all__ = ["check_layout"]
 def check_layout(name: str, value: Tensor) -> None:
     """Raise TypeError for a nested, sparse or wrapped tensor, and name what to do instead."""
     if type(value).__name__ == "ExpandedWeight":
-        # This subclass has a rule for each layer of torch.nn and no other function. Even the
-        # attributes below raise, and its message names neither the tensor nor a remedy.
+        # This subclass has a rule for each layer of torch.nn and for no other function. Even
+        # reading the attributes below raises, with a message that names neither the tensor nor a
+        # remedy.
         raise TypeError(
             f"{name} must be a plain tensor, got an ExpandedWeight of call_for_per_sample_grads, "
             "which has no rule for sampled weights; use torch.func.vmap(torch.func.grad(...)), or "

@@ -1,4 +1,4 @@
-"""A prior whose mean and scale are parameters, which ``vf.nn`` exports; and priors of modules."""
+"""A prior whose mean and scale are parameters, which ``vf.nn`` exports, and priors of modules."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ __all__ = ["LearnedPrior", "as_prior"]
 class LearnedPrior(Module):
     """A diagonal Gaussian prior N(m, tau^2) whose parameters are learned.
 
-    A :class:`vae_fused.Prior` holds the tensors it was made of. If a module makes one of its
-    parameters in ``__init__``, the prior keeps the old tensors when the parameters are replaced,
-    for example by ``load_state_dict(assign=True)``, ``torch.func.functional_call`` or FSDP. This
-    module owns the parameters and makes a new :class:`vae_fused.Prior` of them in each call.
+    A :class:`vae_fused.Prior` keeps the tensors that it was constructed from. If a module
+    constructs one from its parameters in ``__init__``, the prior keeps the old tensors when the
+    parameters are replaced, for example by ``load_state_dict(assign=True)``,
+    ``torch.func.functional_call`` or FSDP. This module owns the parameters and constructs a new
+    :class:`vae_fused.Prior` in each call.
 
-    Every ``prior=`` accepts the module itself, and calls it.
+    Every ``prior=`` accepts the module itself and calls it.
 
     Args:
         shape: The shape of m and tau, which broadcasts to that of the posterior: ``20`` or
             ``(20,)`` for latents ``(B, 20)``, ``(4, 1, 1)`` for one Gaussian per channel.
         scale: How tau is read from the parameter ``raw``.
         mean: The initial value of m.
-        std: The initial value of tau, a standard deviation, whatever ``scale`` is.
+        std: The initial value of tau, a standard deviation for any ``scale``.
         learn_mean, learn_scale: Whether m and tau are parameters. One that is not learned keeps
-            its initial value, which is a number and no part of ``state_dict``.
+            its initial value, which is a number and not part of ``state_dict``.
         device, dtype: Of the parameters.
 
     Attributes:
         mean: m, a parameter in ``shape``, or a number if it is not learned.
-        raw: The raw scale of tau, likewise.
+        raw: The raw scale of tau, a parameter or a number like ``mean``.
 
     Raises:
         TypeError: A number or a ``scale`` of the wrong type.
@@ -83,7 +84,7 @@ class LearnedPrior(Module):
                 tensor.fill_(value)
 
     def forward(self) -> Prior:
-        """The prior of the current parameters; gradients reach them."""
+        """The prior of the current parameters. Gradients reach them."""
         return Prior(self.mean, self.raw, self.scale)
 
     def extra_repr(self) -> str:
@@ -100,7 +101,7 @@ class LearnedPrior(Module):
 
 
 def as_prior(prior: Any) -> Prior:
-    """The prior that a ``prior`` argument means: itself, or what a module returns."""
+    """The prior for a ``prior`` argument: the argument itself, or the result of a module."""
     if isinstance(prior, Module):
         prior = prior()
     if not isinstance(prior, Prior):
@@ -112,7 +113,7 @@ def as_prior(prior: Any) -> Prior:
 
 
 def _raw_of(scale: Scale, std: float) -> float:
-    """The raw scale that is read as ``std``: the inverse of a :class:`vae_fused.Scale`."""
+    """The raw scale for the sigma ``std``: the inverse of a :class:`vae_fused.Scale`."""
     check_positive("std", std)
     error = ValueError(f"std is {std}, which {scale!r} cannot represent; give another std or scale")
     square = (std - scale.std_floor) ** 2 - scale.var_floor
@@ -134,7 +135,7 @@ def _inverse_of_sigmoid2(sigma: float, _: float) -> float:
     return 2.0 * math.log(sigma / (2.0 - sigma)) if sigma < 2.0 else math.inf
 
 
-# Each kind's x as a function of sigma and of softplus' beta.
+# For each kind, x as a function of sigma and of softplus' beta.
 _INVERSES: dict[str, Callable[[float, float], float]] = {
     "logvar": lambda sigma, _: 2.0 * math.log(sigma),
     "logstd": lambda sigma, _: math.log(sigma),

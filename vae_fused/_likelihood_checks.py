@@ -1,4 +1,4 @@
-"""The messages of a bad call of a likelihood: the argument, what it is, what is expected."""
+"""The checks of the arguments of a likelihood, and the messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def check_nll(
     library: Tensor | None = None,
     mask_name: str = "mask",
 ) -> Call:
-    """Check the arguments of :func:`vae_fused.nll` and return what it computes from.
+    """Check the arguments of :func:`vae_fused.nll` and return a checked call.
 
-    No value of a tensor is read, except by ``validate=True``.
+    No value of a tensor is read, except with ``validate=True``.
     """
     kind = as_likelihood(likelihood)
     outputs, library = check_outputs(output, library, kind)
@@ -55,7 +55,7 @@ def check_nll(
 
 
 def check_grad(grad: str, call: Call) -> bool:
-    """Whether the gradients are computed with the loss; raise where they cannot be."""
+    """Whether the gradients are computed with the loss. Raise if they cannot be."""
     check_choice("grad", grad, ("backward", "forward"))
     if grad == "backward":
         return False
@@ -74,7 +74,7 @@ def check_grad(grad: str, call: Call) -> bool:
 def check_outputs(
     output: Tensor | Sequence[Tensor], library: Tensor | None, kind: Likelihood
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Check what a network returns for ``kind``; bring its tensors to one dtype."""
+    """Check a network's output for ``kind``, and convert its tensors to one dtype."""
     names = kind.outputs
     wanted = "a Tensor" if len(names) == 1 else f"{len(names)} tensors: ({', '.join(names)})"
     if isinstance(output, Tensor):
@@ -105,14 +105,14 @@ def check_outputs(
 
 
 def named_outputs(output: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
-    """The tensors of an ``output`` by the names that messages have for them."""
+    """The tensors of an ``output``, by their names in messages."""
     if isinstance(output, Sequence):
         return {f"output[{k}]": value for k, value in enumerate(output)}
     return {"output": output}
 
 
 def _with_common_shape(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The first in the shape that all of them broadcast to, if there is one."""
+    """Expand the first output to the shape that all of them broadcast to, if there is one."""
     try:
         shape = torch.broadcast_shapes(*(value.shape for value in outputs))
     except RuntimeError:
@@ -150,7 +150,7 @@ def _check_library(library: Tensor, first: Tensor, kind: Likelihood) -> None:
 
 
 def _check_values(target: Tensor, mask: Tensor | None, kind: Likelihood) -> None:
-    """The one check that reads the device."""
+    """Check the values of a target. This is the only check that reads the device."""
     valid = kind.is_valid(target)
     if mask is not None:
         valid = valid | ~mask

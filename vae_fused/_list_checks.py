@@ -1,4 +1,4 @@
-"""The messages of a bad call for a list of tensors, and the arguments that its priors become."""
+"""The checks of calls for a list of tensors, and the operators' arguments for their priors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vae_fused.options import STANDARD, CheckedPrior, Options, Prior
 
 
 class CheckedList(NamedTuple):
-    """A list of calls that have their options in common, but for the priors."""
+    """A list of calls that share all options except for the priors."""
 
     mu: list[Tensor]
     raw: list[Tensor]
-    call: Options  # of the first tensor
+    call: Options  # for the first tensor
     priors: list[CheckedPrior]
 
     @property
     def learns_prior(self) -> bool:
-        """Whether a gradient goes to the tensor of a prior."""
+        """Whether a gradient goes to a tensor of a prior."""
         return torch.is_grad_enabled() and any(
             t.requires_grad
             for prior in self.priors if has_tensors(prior)
@@ -31,7 +31,7 @@ class CheckedList(NamedTuple):
         )  # fmt: skip
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that the operators of lists have in common."""
+        """The keyword arguments that the operators for lists have in common."""
         return {
             "options": self.call.packed(),
             **(self.call.scalars or {}),
@@ -46,7 +46,7 @@ def check_list(
     kind: type,
     reduction: str,
 ) -> CheckedList:
-    """Check a list of calls; ``kind`` is the typed dictionary of their options."""
+    """Check a list of calls. ``kind`` is the typed dictionary of their options."""
     check_lengths(mus, mus=mus, raws=raws)
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction is {reduction!r}, wants sum or mean")
@@ -56,7 +56,7 @@ def check_list(
     calls: list[Options] = []
     for k, (m, r) in enumerate(zip(mus, raws, strict=True)):
         if k > 0 and priors[k] is priors[0] and not has_tensors(calls[0].prior):
-            call = calls[0]  # All its options are numbers and have been checked.
+            call = calls[0]  # all its options are numbers and have been checked
             m, r = check_posterior(m, r, call.scale.raw_name)
         else:
             given["prior"] = priors[k]
@@ -84,7 +84,7 @@ def check_list_noise(
     generator: torch.Generator | None,
     key: Tensor | None,
 ) -> list[Tensor] | None:
-    """Check where the noise of a list comes from; return eps, if given, in the dtype of mu."""
+    """Check the source of the noise of a list. Return eps, if given, in the dtype of mu."""
     if eps is None:
         check_noise(mu[0], None, generator, key)
         return None
@@ -106,7 +106,7 @@ def check_lengths(like: Sequence[Tensor], /, **lists: Sequence[Tensor]) -> None:
 
 
 def priors_of(given: Any, count: int) -> list[Prior | None]:
-    """A prior for each tensor of a list, from one for all of them or from a sequence."""
+    """A prior for each tensor of a list, from one for all tensors or from a sequence."""
     if not isinstance(given, Sequence):
         return [None if given is None else as_prior(given)] * count
     if len(given) != count:
@@ -115,7 +115,7 @@ def priors_of(given: Any, count: int) -> list[Prior | None]:
 
 
 def prior_arguments(priors: list[CheckedPrior]) -> dict[str, Any]:
-    """The operators' arguments for priors: tensors, and numbers where the priors differ."""
+    """The operators' arguments for priors: tensors, and numbers if the priors differ."""
     means, raws = [p.mean for p in priors], [p.raw for p in priors]
     tensors = {"prior_mean": _tensors(means), "prior_raw": _tensors(raws)}
     numbers: list[float] = []
@@ -126,7 +126,7 @@ def prior_arguments(priors: list[CheckedPrior]) -> dict[str, Any]:
 
 
 def _tensors(values: list[Tensor | float]) -> list[Tensor | None]:
-    """Those that are tensors, and None for the others; an empty list if none is."""
+    """The values with None in place of numbers, or an empty list if none is a tensor."""
     if not any(isinstance(value, Tensor) for value in values):
         return []
     return [value if isinstance(value, Tensor) else None for value in values]

@@ -1,10 +1,10 @@
-"""Calls that something else than a tensor takes over, by torch's protocol for that.
+"""Calls that a value other than a tensor overrides, by torch's protocol.
 
-A ``torch.fx.Proxy`` stands for a tensor in ``torch.fx.symbolic_trace`` and implements
+A ``torch.fx.Proxy`` represents a tensor in ``torch.fx.symbolic_trace`` and implements
 ``__torch_function__``, which records one node for a call of a public function.
 
-Subclasses of ``Tensor`` and modes do not come here: they see the calls of the operators and of
-torch, as they do for any function that is composed of these.
+Subclasses of ``Tensor`` and modes are not handled here. They see the calls of our operators and of
+torch's, as for any function that is composed of operators.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ Result = TypeVar("Result")
 
 
 def is_proxy(value: Any) -> bool:
-    """Whether a value stands for a tensor and is none."""
+    """Whether a value represents a tensor without being one."""
     return hasattr(type(value), "__torch_function__") and not isinstance(value, Tensor)
 
 
 def parts(value: Any) -> Sequence[Any]:
-    """The parts of a list or tuple of tensors, or the value alone."""
+    """The parts of a list or tuple of tensors, or a tuple of the value alone."""
     return value if isinstance(value, tuple | list) else (value,)
 
 
 def has_override(*values: Any) -> bool:
-    """Whether one of the values takes the call over."""
+    """Whether one of the values overrides the call."""
     return has_torch_function(values) and any(is_proxy(value) for value in values)
 
 
 def call_override(function: Callable[..., Result], given: Mapping[str, Any]) -> Result:
-    """What the values make of a call.
+    """The result of a call that a value overrides.
 
     Args:
         function: The public function.
-        given: Its local variables, before it changes any argument. Those that are no arguments
-            are left out.
+        given: Its local variables, before it changes any argument. Variables that are not
+            arguments are ignored.
     """
     given = {**given, **given.get("options", {})}
     arguments, keywords = [], {}

@@ -1,4 +1,4 @@
-"""What messages say about an argument of another type than they want, and what to pass instead."""
+"""The part of a message that describes an argument of the wrong type and names a remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def kind_of(value: object) -> str:
     """The type of a value, and what to pass instead if it is known to contain a tensor."""
     name = type(value).__name__
     is_of_keras = any(c.__module__.partition(".")[0] == "keras" for c in type(value).__mro__)
-    if is_of_keras and isinstance(getattr(value, "value", None), Tensor):  # of the torch backend
+    if is_of_keras and isinstance(getattr(value, "value", None), Tensor):  # with the torch backend
         return f"{name}; pass its .value, which is a Tensor"
     if type(value).__module__ == "numpy" and hasattr(value, "__array__"):
         return f"{name}; pass torch.as_tensor of it"

@@ -1,4 +1,4 @@
-"""How the classes of options are pickled: by their fields, and checked again when they are read."""
+"""How the classes of options are pickled: as their fields, which are checked again on loading."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Restored"]
 
 
 class Restored:
-    """Base of dataclasses whose pickles hold the fields and nothing that is derived from them.
+    """Base of dataclasses whose pickles contain the fields and no derived values.
 
-    A field that a pickle lacks gets its default, so files of older versions can be read. A field
-    that the class lacks is an error.
+    A field that is missing in a pickle gets its default, so files of older versions can be read. An
+    unknown field is an error.
     """
 
     __slots__ = ()
@@ -34,7 +34,7 @@ class Restored:
 
 
 def _plain(value: Any) -> Any:
-    """A number of Python for one of NumPy, which ``torch.load`` refuses."""
+    """Convert NumPy numbers to Python's, because ``torch.load`` refuses NumPy's."""
     if isinstance(value, tuple):
         return tuple(_plain(part) for part in value)
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -19,18 +19,18 @@ __all__ = [
 
 MAY_BE_SCALARS = frozenset(("temperature", "free_bits", "balance"))
 
-# The two numbers of ``balance``, by the names that the operators and that messages have for them.
+# The two weights of ``balance``: the names in the operators and the names in messages.
 _OF_BALANCE = (("to_posterior", "balance's wq"), ("to_prior", "balance's wp"))
 
-# What has a value for each element, or a gradient, instead.
+# Remedies if an option needs a value for each element, or a gradient.
 _OF_ELEMENTS = {"temperature": "; pass eps=temperature * torch.randn_like(mu) for many values"}
 _LEARNED = {"temperature": ", or eps=temperature * torch.randn_like(mu) to learn it"}
 
 
 def take_scalars(given: dict[str, Any], mu: Tensor) -> None:
-    """Move options that are tensors from where they were given to ``given["scalars"]``, checked.
+    """Check the options that are tensors, and move them from ``given`` to ``given["scalars"]``.
 
-    They are then on the device of ``mu`` and of the dtype that the arithmetic has there.
+    They are moved to the device of ``mu`` and converted to the dtype of its arithmetic.
     """
     scalars: dict[str, Tensor] = {}
     for name, check in (("temperature", check_not_negative), ("free_bits", check_free_bits)):
@@ -56,9 +56,9 @@ def check_free_bits(name: str, value: float) -> float:
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether the operators take an option as a tensor: if it is one, or a number that changes.
+    """Whether the operators take an option as a tensor: a tensor, or a number that changes.
 
-    After a number has changed, torch.compile traces the function again with a symbol in its place.
+    When a number has changed, torch.compile traces the function again with a symbol in its place.
     In an operator's list of numbers the symbol would become a constant, and each new number would
     be compiled anew.
     """
@@ -80,7 +80,7 @@ def _as_scalar(
 def without_symbol(value: float | Tensor, like: Tensor) -> Any:
     """A number that changes as a 0-d tensor, in the dtype of the arithmetic on ``like``.
 
-    A product is what torch.compile can compute from a symbol without making it a constant.
+    torch.compile can compute a product with a symbol without making the symbol a constant.
     """
     if isinstance(value, Tensor) or not is_scalar(value):
         return value

@@ -1,9 +1,9 @@
 """Calls with DTensors: each rank computes its rows of the batch, and the results are DTensors.
 
 A call whose tensors are sharded on dimension 0 or replicated runs as an ordinary call on the local
-tensors. ``to_local`` and ``from_local`` of DTensor carry the gradients, so operators need no
-sharding strategies. The values are those of the same call on unsharded tensors: the noise of a rank
-is its part of the noise of the whole batch, and means divide by the sizes of the whole batch.
+tensors. ``to_local`` and ``from_local`` of DTensor propagate the gradients, so the operators need
+no sharding strategies. The values equal those of the same call on unsharded tensors: each rank uses
+its part of the noise of the whole batch, and means divide by the sizes of the whole batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 
 def refuse(function: str, *values: Any) -> None:
-    """Raise for a DTensor where ``function`` takes none."""
+    """Raise if a DTensor is passed to ``function``, which does not support it."""
     if found(*values):
         raise TypeError(
             f"{function} must be called with plain tensors, got a DTensor; pass .to_local(), or "
@@ -55,16 +55,16 @@ def call_latent(
     noise: tuple[Any, torch.Generator | None, Tensor | None] | None = None,
     reference: bool = False,
 ) -> Result:
-    """A function of the latent, called with DTensors.
+    """Call a function of the latent with DTensors.
 
     Args:
-        function: What computes the call on local tensors.
+        function: Computes the call on local tensors.
         operands: Its positional tensors, by name. One of them is a DTensor.
         options: Its options.
-        packed: The dimension where ``h`` is packed, of a call of moments.
+        packed: The dimension along which ``h`` is packed, for a call of moments.
         reduced: ``(name of dim, reduction, dim)``, if it returns a KL.
         noise: ``(eps, generator, key)``, if it returns a sample.
-        reference: Whether plain PyTorch computes it.
+        reference: Whether eager PyTorch computes it.
     """
     options = dict(options)
     if options.get("prior") is not None:
@@ -115,13 +115,13 @@ def call_likelihood(
     dim: int | Sequence[int] | None,
     has_softmax: bool = False,
 ) -> Tensor:
-    """``nll`` or a log density, called with DTensors.
+    """Call ``nll`` or a log density with DTensors.
 
     Args:
         function: Computes the call from the local outputs in a list, ``reduction``, ``dim`` and
             the local ``others`` by name.
-        outputs: The tensors that have the shape of the call together.
-        others: Tensors that broadcast to it, ``mask`` among them, or None.
+        outputs: The tensors whose common shape is that of the call.
+        others: Tensors that broadcast to it, including ``mask``, or None.
         reduction, dim: Of the call.
         has_softmax: Whether the last dimension of a call is normalized together.
     """
@@ -140,5 +140,5 @@ def call_likelihood(
 
 
 def unmasked_count(outputs: Mapping[str, Tensor], mask: Tensor | None) -> Tensor | float:
-    """What ``reduction="mean"`` of a call with DTensors divides by."""
+    """The divisor of ``reduction="mean"`` of a call with DTensors."""
     return spread_of(common_shape(outputs), outputs, {"mask": mask}).unmasked(mask)

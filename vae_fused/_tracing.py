@@ -1,9 +1,10 @@
-"""What a tracer must know: an operator that reserves a key must never run twice.
+"""Registrations for tracers: an operator that reserves a key must never run twice.
 
 With ``torch._functorch.config.activation_memory_budget < 1`` the partitioner of torch.compile may
-recompute random operators in backward, with fresh noise, and silently corrupt the gradients
-(pytorch issue 190758). The tag ``nondeterministic_seeded`` bans that only for a budget of 1; a node
-marked MUST_SAVE is kept at every budget above 0. Operators given a key are pure and need no mark.
+recompute random operators in backward with fresh noise, which silently corrupts the gradients
+(pytorch issue 190758). The tag ``nondeterministic_seeded`` prevents this only for a budget of 1. A
+node marked MUST_SAVE is kept at every budget above 0. Operators that are given a key are pure and
+need no mark.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ RESERVING = (
 
 
 def register() -> None:
-    """Mark the operators of ``RESERVING`` wherever they are traced."""
+    """Mark the operators of ``RESERVING`` in every trace."""
     for name in RESERVING:
         torch.library.register_torch_dispatch(name, ProxyTorchDispatchMode, _trace_and_save)
 
@@ -31,8 +32,8 @@ def register() -> None:
 def break_at_generator() -> None:
     """Break the graph of torch.compile at a call with a generator, and name the remedy.
 
-    Dynamo has no representation of a ``torch.Generator``. Without this it would break the graph at
-    the operator and say so in terms of its own. With ``fullgraph=True`` a break is an error.
+    Dynamo cannot represent a ``torch.Generator``. Without this function it would break the graph at
+    the operator, with a message of its own. With ``fullgraph=True`` a break is an error.
     """
     if torch.compiler.is_dynamo_compiling():
         torch._dynamo.graph_break(
