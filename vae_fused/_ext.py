@@ -113,7 +113,7 @@ def use_native(device_type: str) -> bool:
         device_type: `tensor.device.type`.
 
     Returns:
-            True if so. False if eager PyTorch must be used, after one RuntimeWarning per type of device
+        True if so. False if eager PyTorch must be used, after one RuntimeWarning per type of device
         unless VAE_FUSED_BACKEND=torch. False in an export to ONNX, whose runtime does not have our
         kernels.
 

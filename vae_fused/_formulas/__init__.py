@@ -1,1 +1,1 @@
-"""The formulas in plain PyTorch: of the Gaussian, of likelihoods, and of checked calls."""
+"""The formulas in eager PyTorch: of the Gaussian, of the likelihoods, and of checked calls."""

@@ -1,4 +1,4 @@
-"""The log probability of a negative binomial by the logits of its successes, in nats."""
+"""The log probability of a negative binomial from the logits of its successes, in nats."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def negative_binomial(x: Tensor, logit: Tensor, total: Tensor) -> Tensor:
         \ln p = -r \ln(1 + e^l) - x \ln(1 + e^{-l})
             + \ln\Gamma(r + x) - \ln\Gamma(r) - \ln x!
 
-    For x > 0 it is that of :func:`vae_fused._formulas.likelihood.negative_binomial` with the mean
-    r e^l and theta = r, where nothing of the size of r cancels. A mean that is extreme has the same
-    Stirling's series with the terms above. Derivatives:
+    For x > 0 it equals :func:`vae_fused._formulas.likelihood.negative_binomial` with the mean r e^l
+    and theta = r, in which no terms of the size of r cancel. For extreme means the Stirling series
+    is combined with the terms above. Derivatives:
 
     .. math::
         \partial_l = x s(-l) - r s(l), \qquad
         \partial_r = -\ln(1 + e^l) + \sum_{k=0}^{x-1} \frac{1}{r + k}
 
-    The sum's first term is kept. With u = r + 1 and n = x + r the others are, by digamma(z) =
-    ln z - 1 / (2 z) + S'(z), ln(1 + (x - 1) / u) + (x - 1) / (2 n u) + S'(n) - S'(u).
+    The first term of the sum is kept. With u = r + 1 and n = x + r, digamma(z) = ln z - 1 / (2 z) +
+    S'(z) gives the others as ln(1 + (x - 1) / u) + (x - 1) / (2 n u) + S'(n) - S'(u).
     """
     return _negative_binomial(x, logit, total)
 
@@ -56,7 +56,7 @@ def _value(x: Tensor, logit: Tensor, total: Tensor) -> Tensor:
     direct = direct + ((stirling_error(n) - stirling_error(r)) - stirling_error(k))
     direct = direct + 0.5 * (torch.log(r / n) - torch.log(k) - LOG_2PI)
     value = torch.where(ordinary, saddle, direct)
-    value = torch.where(total == 0.0, -math.inf, value)  # no distribution, but the limit of one
+    value = torch.where(total == 0.0, -math.inf, value)  # the limit of the distribution
     value = torch.where(zero, -total * plus, value)
     value = torch.where(total == math.inf, -math.inf, value)
     return torch.where((total < 0.0) | (x < 0.0), math.nan, value)

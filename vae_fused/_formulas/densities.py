@@ -1,7 +1,7 @@
 """Log densities of real data and of data in an interval, elementwise and in nats.
 
-As in ``vae_fused._formulas.likelihood``, E(v) = v - ln(1 + v) is :func:`log1p_excess`. The
-derivations are with the formulas of the kernels, in ``csrc/math/likelihood``.
+As in ``vae_fused._formulas.likelihood``, E(v) = v - ln(1 + v) is :func:`log1p_excess`. The formulas
+of the kernels in ``csrc/math/likelihood`` have the same derivations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vae_fused._formulas.special import (
     student_excess_slope,
 )
 
-# More degrees of freedom than these are a Gaussian to the last digit.
+# With more degrees of freedom the distribution equals a Gaussian to the last digit.
 _MOST_DEGREES = 1e30
 
 
@@ -39,28 +39,28 @@ def student_t(
 
     .. math:: -\tfrac{n + 1}2 \ln(1 + d^2 / n) - \ln \sigma - k(n)
 
-    where k is what the log-gammas have beyond the Gaussian's 1/2 ln 2 pi (:func:`student_excess`).
-    It is left out without ``constants``. Derivatives:
+    k is the sum of the log-gammas minus the Gaussian's 1/2 ln 2 pi (:func:`student_excess`).
+    Without ``constants`` it is omitted. Derivatives:
 
     .. math::
         \partial_d = -\frac{(n + 1)\,d}{n + d^2}, \qquad
         \partial_{\ln \sigma} = \frac{n (d^2 - 1)}{n + d^2}, \qquad
         \partial_n = -\tfrac12 E\Big(\frac{-d^2}{n + d^2}\Big) + \frac{d^2}{2 n (n + d^2)} - k'(n)
 
-    Where |d| > 1 the quotients are taken over d^2, which may overflow. The gradient of sigma is
-    that of its logarithm; sigma itself only carries derivatives of the gradients.
+    Where |d| > 1, numerators and denominators are divided by d^2, which may overflow. The gradient
+    of sigma is that of its logarithm. sigma itself only carries derivatives of the gradients.
     """
     return _student_t(distance, sigma, log_sigma, df, constants)
 
 
 def _degrees(df: Tensor) -> Tensor:
-    """Within what has finite quotients; NaN where no distribution has so many."""
+    """Clamp df to a range with finite quotients. A negative df gives NaN."""
     inside = clamped(df, torch.finfo(df.dtype).tiny * 2.0**40, _MOST_DEGREES)
     return torch.where(df < 0.0, math.nan, inside)
 
 
 def _log_growth(d: Tensor, n: Tensor) -> Tensor:
-    """ln(1 + d^2 / n), where d^2 / n may overflow."""
+    """ln(1 + d^2 / n), also where d^2 / n overflows."""
     ratio = (d / n) * d
     far = 2.0 * torch.log(d.abs()) - torch.log(n)
     return torch.where(ratio > 1e20, far, torch.log1p(ratio))
@@ -107,8 +107,8 @@ _student_t = elementwise(_student_t_value, _student_t_slopes)
 # Continuous Bernoulli
 # --------------------------------------------------------------------------------------------------
 
-# (-1)^n zeta(2 n + 2) / ((n + 1) (2 pi)^(2 n + 2)): ln(sinh(l/2) / (l/2)) in powers of l^2. Up to
-# |l| = 1 the first 5 are enough for float32, and 12 for float64.
+# Coefficients of ln(sinh(l/2) / (l/2)) in powers of l^2: (-1)^n zeta(2 n + 2) / ((n + 1)
+# (2 pi)^(2 n + 2)). Up to |l| = 1, 5 terms are enough for float32 and 12 for float64.
 _SINHC = (
     1 / 24, -1 / 2880, 5.5114638447971781305e-6, -1.0333994708994708995e-7,
     2.0876756987868098979e-9, -4.403491782239577654e-11, 9.558954664774770595e-13,
@@ -121,8 +121,9 @@ _SINHC_TERMS = {torch.float32: 5, torch.float64: 12}
 def continuous_bernoulli(x: Tensor, logit: Tensor) -> Tensor:
     r"""The value ln p = x l - ln((e^l - 1) / l), for a target x in [0, 1].
 
-    Near l = 0 it is l (x - 1/2) - ln(sinh(l/2) / (l/2)), by a series; elsewhere, with w = 1 - x for
-    l > 0 and w = x for l < 0, it is -|l| w + ln(|l| / (1 - e^-|l|)). Derivatives:
+    Near l = 0 this is l (x - 1/2) - ln(sinh(l/2) / (l/2)), whose last term is a series. Elsewhere
+    it is -|l| w + ln(|l| / (1 - e^-|l|)), with w = 1 - x for l > 0 and w = x for l < 0.
+    Derivatives:
 
     .. math:: \partial_l = (x - \tfrac12) - \tfrac12 \coth\tfrac l2 + \tfrac1l, \quad \partial_x = l
     """
@@ -166,7 +167,7 @@ _continuous_bernoulli = elementwise(_continuous_bernoulli_value, _continuous_ber
 
 
 def floored(log_scale: Tensor, least: float) -> Tensor:
-    """The log scale, at least ``least``; the gradient is 0 below and passes at the bound."""
+    """The log scale, at least ``least``. The gradient is 0 below it and passes at the bound."""
     return clamped(log_scale, least)
 
 
@@ -181,7 +182,7 @@ def discretized_logistic(
     .. math::
         \ln p(x) = -\ln(1 + e^{-p}) - \ln(1 + e^q) + \ln(1 - e^{q - p})
 
-    of which the first value of the grid has the first term and the last value the second one.
+    The first value of the grid has only the first term, and the last value only the second.
     Derivatives, with S the sigmoid and d = p - q:
 
     .. math::

@@ -1,7 +1,7 @@
-"""The formulas of ``csrc/math/latent/gaussian.h``, which derives them, in plain PyTorch.
+"""The formulas of ``csrc/math/latent/gaussian.h``, which derives them, in eager PyTorch.
 
-Elementwise, in the dtype of what comes in, and differentiable to any order. Where autograd would
-differentiate a formula with less accuracy than the formula has, the derivative is written out.
+They are elementwise, compute in the dtype of their arguments and are differentiable to any order.
+Derivatives are written out where autograd would lose accuracy that the formula has.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vae_fused.options import Scale
 
 
 def _apply(function: Any, traced: Any, *inputs: Tensor | float) -> Tensor:
-    """An autograd function of this file, or the one that Dynamo traces in its place."""
+    """Apply an autograd function of this file, or the version of it that Dynamo can trace."""
     chosen = traced if torch.compiler.is_compiling() else function
     result: Tensor = chosen.apply(*inputs)  # torch leaves ``apply`` untyped
     return result
 
 
 def _save(ctx: Any, *tensors: Tensor) -> None:
-    """What backward and forward mode need."""
+    """Save the tensors that backward and forward mode need."""
     ctx.save_for_backward(*tensors)
     if not torch.compiler.is_compiling():
         ctx.save_for_forward(*tensors)
@@ -38,16 +38,16 @@ def _save(ctx: Any, *tensors: Tensor) -> None:
 
 
 def _log_softplus(u: Tensor) -> Tensor:
-    """The logarithm of ln(1 + e^u): to rounding u below -37, before that underflows."""
+    """The logarithm of ln(1 + e^u), which equals u to rounding below -37, before underflow."""
     return torch.where(u < -37.0, u, torch.log(-logsigmoid(-clamped(u, -37.0, None))))
 
 
 def _sigmoid(u: Tensor) -> Tensor:
-    """Torch's derivative, s (1 - s), cancels where s is near 1: there it is that of 1 - s(-u)."""
+    """1 / (1 + e^-u). Torch's derivative s (1 - s) cancels near s = 1, so u > 0 uses 1 - s(-u)."""
     return torch.where(u > 0.0, 1.0 - torch.sigmoid(-u), torch.sigmoid(u))
 
 
-# By kind: sigma_0 of x and beta, and the logarithm of its square.
+# For each kind, sigma_0 as a function of x and beta. The next table has ln sigma_0^2.
 _SIGMA: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logvar": lambda x, _: torch.exp(0.5 * x),
     "logstd": lambda x, _: torch.exp(x),
@@ -67,23 +67,23 @@ _LOG_VARIANCE: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 class Gaussian:
-    """A mean and a raw scale, and the sigma that ``scale`` reads from it."""
+    """A mean and a raw scale, from which ``scale`` reads sigma."""
 
     def __init__(self, mean: Tensor, raw: Tensor, scale: Scale) -> None:
         self.mean, self.scale = mean, scale
-        self.noise: Tensor | None = None  # T eps of a sample, for the formulas that take one
+        self.noise: Tensor | None = None  # T eps, for formulas at a sample
         x = clamped(raw, *(scale.clamp or (None, None)))
         x = soft_clamped(x, scale.soft_clamp)
         unit = scale.gain == 1.0 and scale.shift == 0.0
         self.x = x if unit else scale.gain * x + scale.shift
         self.var_floor = scale.var_floor
-        if scale.kind == "std":  # negative is NaN: by a product, for the gradient to be, too
+        if scale.kind == "std":  # a product makes the gradient of x < 0 NaN too
             self.x = (self.x + 0.0) * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
-        elif scale.kind == "var":  # sqrt(sqrt(x)^2 + v) has no derivative at 0, sqrt(x + v) has
+        elif scale.kind == "var":  # unlike sqrt(sqrt(x)^2 + v), differentiable at 0
             self.x, self.var_floor = self.x + scale.var_floor, 0.0
 
     def detach(self) -> Gaussian:
-        """The same numbers, constant."""
+        """The same numbers as constants."""
         other = object.__new__(Gaussian)  # torch 2.11 does not trace copy.copy
         other.scale, other.var_floor = self.scale, self.var_floor
         other.mean, other.x = _constant(self.mean), _constant(self.x)
@@ -96,9 +96,9 @@ class Gaussian:
 
     @property
     def divisor(self) -> Tensor:
-        """Sigma within the normal numbers: nothing divided by it is nothing, and so its gradient.
+        """Sigma clamped to the normal numbers, so that 0 divided by it, and the gradient, is 0.
 
-        An exponential is bounded before it is taken: behind it a gradient would be 0 * inf.
+        An exponential is bounded before it is computed. Otherwise its gradient would be 0 * inf.
         """
         info, x = torch.finfo(self.x.dtype), self.x
         if self.scale.kind in ("logvar", "logstd"):
@@ -108,7 +108,7 @@ class Gaussian:
 
     def _sigma_of(self, x: Tensor) -> Tensor:
         sigma, least = self._floored(x), self.scale.std_min
-        if least > 0.0:  # selected twice, as an infinite derivative times 0 would be NaN
+        if least > 0.0:  # select twice, because 0 times an infinite derivative is NaN
             low = sigma.detach() < least
             sigma = torch.where(low, least, self._floored(torch.where(low, 1.0, x)))
         return sigma
@@ -116,21 +116,21 @@ class Gaussian:
     def _floored(self, x: Tensor) -> Tensor:
         scale = self.scale
         sigma = _SIGMA[scale.kind](x, scale.beta)
-        if self.var_floor > 0.0:  # of the square of sigma, which would overflow before
-            lost = sigma.detach().isinf()  # the floor, whose derivative would be inf / inf
+        if self.var_floor > 0.0:  # hypot, because sigma^2 overflows earlier than sigma
+            lost = sigma.detach().isinf()  # no effect of the floor, but a derivative inf / inf
             root = sigma.new_full((), math.sqrt(self.var_floor))
             sigma = torch.where(lost, sigma, torch.hypot(torch.where(lost, 1.0, sigma), root))
         return sigma + scale.std_floor if scale.std_floor > 0.0 else sigma
 
     @property
     def log_variance(self) -> Tensor:
-        """The logarithm of sigma^2: finite where sigma itself under- or overflows."""
+        """The logarithm of sigma^2, which is finite where sigma itself under- or overflows."""
         log_variance = _LOG_VARIANCE[self.scale.kind]
         if not self.has_floor:
             return log_variance(self.x, self.scale.beta)
         if self.scale.kind not in ("logvar", "logstd"):
             return 2.0 * torch.log(self.sigma)
-        # An infinite sigma has absorbed the floor, and its logarithm's derivative is inf / inf.
+        # In an infinite sigma the floor has no effect, and the derivative of ln sigma is inf / inf.
         lost = self.sigma.detach().isinf()
         floored = 2.0 * torch.log(self._sigma_of(torch.where(lost, 0.0, self.x)))
         exact = log_variance(torch.where(lost, self.x, 0.0), self.scale.beta)
@@ -142,12 +142,12 @@ class Gaussian:
 
     @property
     def is_exponential(self) -> bool:
-        """Whether sigma comes from its logarithm, not the reverse."""
+        """Whether sigma is computed from its logarithm, and not the reverse."""
         return self.scale.kind in ("logvar", "logstd") and not self.has_floor
 
 
 def clamped(x: Tensor, lo: float | Tensor | None, hi: float | None = None) -> Tensor:
-    """``torch.clamp``, but the gradient passes at the bounds: there it does so until 2.13 only."""
+    """``torch.clamp`` whose gradient passes at the bounds. Torch's does so only until 2.13."""
     x = x if lo is None else torch.where(x < lo, lo, x)
     return x if hi is None else torch.where(x > hi, hi, x)
 
@@ -158,7 +158,7 @@ def soft_clamped(x: Tensor, bound: float | None) -> Tensor:
 
 
 class _SoftClamp(torch.autograd.Function):
-    """The derivative of the tanh, 1 - tanh^2, cancels: sech^2 = 4 s / (1 + s)^2, s = e^-2|x/c|."""
+    """c tanh(x / c). 1 - tanh^2 cancels, so use sech^2 = 4 s / (1 + s)^2 with s = e^-2|x/c|."""
 
     generate_vmap_rule = True
 
@@ -189,7 +189,7 @@ class _SoftClamp(torch.autograd.Function):
 
 
 # --------------------------------------------------------------------------------------------------
-# KL and its linear form; without p, against N(0, 1)
+# KL and its linear form. Without p, the prior is N(0, 1)
 # --------------------------------------------------------------------------------------------------
 
 
@@ -200,17 +200,17 @@ def kl(q: Gaussian, p: Gaussian | None) -> Tensor:
 
 
 def linear(q: Gaussian, p: Gaussian | None, constant: float) -> Tensor:
-    """``1/2 (d^2 + c - x)``, which is linear in x: a KL from a sample, a log density."""
+    """``1/2 (d^2 + c - x)``, which is linear in x: for a KL from a sample or a log density."""
     d, x = _relative(q, p)
     return 0.5 * (d * d + constant - x)
 
 
 def log_ratio(q: Gaussian, p: Gaussian | None, *, stop_q: bool) -> Tensor:
-    """``ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)`` at ``z = mu + sigma w``, w being ``q.noise``.
+    """``ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)`` at ``z = mu + sigma w``, where w is ``q.noise``.
 
-    With ``stop_q``, the mean and the scale in ln q(z) are constants: w is a function of z alone,
-    ``(z - constant mu) / constant sigma``. It is written with the quotient of both sigmas, which is
-    1 even where sigma underflows.
+    With ``stop_q``, the mean and the scale in ln q(z) are constants, so w is a function of z alone:
+    ``(z - constant mu) / constant sigma``. The code uses the quotient of both sigmas, which is 1
+    even where sigma underflows.
     """
     assert q.noise is not None
     w, x = q.noise, q.log_variance
@@ -224,12 +224,12 @@ def log_ratio(q: Gaussian, p: Gaussian | None, *, stop_q: bool) -> Tensor:
         x = _constant(x)
     if p is not None:
         x = x - p.log_variance
-    w = torch.where(d.isinf(), _constant(w), w)  # whose derivative would be a difference of infs
+    w = torch.where(d.isinf(), _constant(w), w)  # avoids inf - inf in the derivative
     return 0.5 * ((d - w) * (d + w) - clamped(x, None, torch.finfo(x.dtype).max / 4))
 
 
 def _moved(x: Tensor) -> Tensor:
-    """0 with the derivative of x; an infinite x has none."""
+    """0 with the derivative of x, or without a derivative if x is infinite."""
     constant = _constant(x)
     return torch.where(constant.isinf(), 0.0, x - constant)
 
@@ -241,9 +241,9 @@ def balanced(
     to_q: float | Tensor,
     to_p: float | Tensor,
 ) -> Tensor:
-    """A divergence with its gradient times a weight toward q, and times another toward p.
+    """A divergence whose gradient has one weight toward q and another toward p.
 
-    That of two divergences, in each of which the other Gaussian is constant.
+    It is the gradient of two divergences, in each of which the other Gaussian is constant.
     """
     if not isinstance(to_q, Tensor) and not isinstance(to_p, Tensor) and to_q == to_p == 1.0:
         return divergence(q, p)
@@ -261,10 +261,10 @@ def _relative(q: Gaussian, p: Gaussian | None) -> tuple[Tensor, Tensor]:
 
 
 def _growth(x: Tensor, q: Gaussian, p: Gaussian | None) -> Tensor:
-    """e^x - 1 as :class:`_Excess` takes it: right for |x| > 1, and a value without gradient.
+    """e^x - 1 for :class:`_Excess`: used only where |x| > 1, and without a gradient.
 
-    Where x comes from a sigma, e^x would magnify the rounding of the logarithm: there it is r^2 - 1
-    with r = sigma / tau. But where one of these leaves the normal range, only x can tell.
+    If x comes from a sigma, e^x would magnify the rounding of the logarithm. Then this returns
+    r^2 - 1 with r = sigma / tau, unless sigma or tau leaves the normal range.
     """
     growth = torch.expm1(x.detach())
     if q.is_exponential and (p is None or p.is_exponential):
@@ -284,13 +284,13 @@ class _Excess(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, growth: Tensor) -> Tensor:
-        # The series sum x^(n+2) / (n+2)! to the term below 2^-53 at |x| = 1.
+        # The series is the sum of x^(n+2) / (n+2)!, up to the term below 2^-53 at |x| = 1.
         series = torch.zeros_like(x)
         for n in range(19, 1, -1):
             series = 1.0 + series * x / (n + 1)
         series = 0.5 * x * x * series
-        # x clipped, as math::clip does: inf at x = inf, where inf - inf would be nan. Else no
-        # difference, as growth absorbs x from 64 on.
+        # Clipping x as in math::clip_for_exp gives inf at x = inf, where inf - inf would be NaN.
+        # Elsewhere it changes nothing, because growth absorbs x from x = 64 on.
         return torch.where(x.abs() <= 1.0, series, growth - x.clamp(max=178.0))
 
     @staticmethod
@@ -331,7 +331,7 @@ class _Growth(torch.autograd.Function):
 
 
 class _Balanced(torch.autograd.Function):
-    """The first of two equal values, whose gradient goes to both, times a weight each."""
+    """The first of two equal values, with the gradient going to both, each times its weight."""
 
     generate_vmap_rule = True
 
@@ -359,12 +359,12 @@ class _Balanced(torch.autograd.Function):
 
 
 def _constant(x: Tensor) -> Tensor:
-    """The value, of which neither a gradient nor a tangent is taken."""
+    """A value without gradient and tangent."""
     return _apply(_Constant, _TracedConstant, x.detach())
 
 
 class _Constant(torch.autograd.Function):
-    """The value without its tangent, which ``detach`` lets pass."""
+    """A value without its tangent. ``detach`` would keep the tangent."""
 
     generate_vmap_rule = True
 

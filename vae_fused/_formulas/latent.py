@@ -1,8 +1,8 @@
-"""What a checked call computes, in plain PyTorch, and the stateless stream of noise.
+"""The computation of a checked call in eager PyTorch, and the stateless stream of noise.
 
-On any device, differentiable to any order in both modes. Without a key the noise is
-``torch.randn``'s, bit for bit what eager code draws; with one it is the Philox stream, computed
-here in integer tensors.
+It runs on any device and is differentiable to any order in both modes. Without a key the noise
+comes from ``torch.randn``, bit for bit as in eager code. With a key it is the Philox stream,
+computed here with integer tensors.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _sampled(mu: Tensor, raw: Tensor, options: Options, noise: Tensor) -> Tensor
 
 
 def mean(mu: Tensor, options: Options) -> Tensor:
-    """The sample at temperature 0; no noise is drawn for it."""
+    """The sample at temperature 0, computed without noise."""
     if options.mu_soft_clamp is not None:
         mu = soft_clamped(widen(mu), options.mu_soft_clamp).to(mu.dtype)
     z = unmasked(mu, options.mask)
@@ -75,7 +75,7 @@ def divergence(
 ) -> Tensor:
     """The KL, its linear form, or its estimate at the sample of ``noise``.
 
-    Reduced, then divided by ``count``. Without ``raw`` sigma is 1.
+    The result is reduced and then divided by ``count``. Without ``raw`` sigma is 1.
     """
     q, p = _posterior(mu, raw, options), _prior(mu, options)
     form = gaussian.kl
@@ -109,24 +109,24 @@ def _prior(mu: Tensor, options: Options) -> Gaussian | None:
 
 
 def _prepared(value: Tensor | float, mu: Tensor, mask: Tensor | None) -> Tensor:
-    """In the dtype of the arithmetic, and without masked garbage."""
+    """A value in the dtype of the arithmetic, with 0 for masked elements."""
     if not isinstance(value, Tensor):
         value = mu.new_full((), value, dtype=torch.promote_types(mu.dtype, torch.float32))
     return widen(unmasked(value, mask))
 
 
 def unmasked(x: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:
-    """0 for masked elements: of results, and of inputs, as the gradients of garbage may be NaN."""
+    """Set masked elements to 0, in results and in inputs, whose gradients could be NaN there."""
     return x if mask is None else torch.where(mask, x, fill)
 
 
 def widen(x: Tensor) -> Tensor:
-    """16-bit types compute in float32."""
+    """Convert 16-bit types to float32 for the arithmetic."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def summed(reduction: str, dims: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
-    """The dimensions that a reduction sums, or those that a call names instead of one."""
+    """The dimensions that a reduction sums, or ``dims`` if a call gives these instead."""
     if dims is not None:
         return tuple(d % ndim for d in dims)
     every = tuple(range(ndim))
@@ -134,7 +134,7 @@ def summed(reduction: str, dims: tuple[int, ...] | None, ndim: int) -> tuple[int
 
 
 def reduce(kl: Tensor, reduction: str, dims: tuple[int, ...] | None, samples: int = 0) -> Tensor:
-    """Sum and divide. The first dimensions, as many as ``samples``, are kept and not counted."""
+    """Sum and divide. The first ``samples`` dimensions are kept and not counted."""
     over = [samples + d for d in summed(reduction, dims, kl.dim() - samples)]
     if not over:
         return kl
@@ -161,7 +161,7 @@ def _noise(
     shape = (*sample_shape, *mu.shape)
     if key is not None:
         return normal(key, shape, dtype=torch.promote_types(mu.dtype, torch.float32))
-    # torch 2.13 cannot trace randn of a symbolic shape once it is given a generator, were it None.
+    # torch 2.13 cannot trace randn of a symbolic shape if a generator is passed, even None.
     if generator is None:
         return torch.randn(shape, dtype=mu.dtype, device=mu.device)
     return torch.randn(shape, generator=generator, dtype=mu.dtype, device=mu.device)
@@ -173,7 +173,7 @@ def noise_of_multi(
     generator: torch.Generator | None,
     key: Tensor | None,
 ) -> list[dict[str, Any]]:
-    """The arguments that give each tensor of a list its noise: with a key, block after block."""
+    """The arguments for the noise of each tensor of a list. With a key, blocks are consecutive."""
     if eps is not None:
         return [{"eps": e} for e in eps]
     if key is None:
@@ -190,13 +190,13 @@ def noise_of_multi(
 def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normals of the stateless stream of ``key``: ``torch.func._random.normal``.
 
-    Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter = offset + block, then
-    Box-Muller on the words of a block: four normals in float32, two in float64. 16-bit types are
-    drawn in float32, then rounded.
+    This is Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter = offset + block,
+    followed by Box-Muller on the words of a block: four normals in float32, two in float64. 16-bit
+    types are drawn in float32 and then rounded.
 
     Args:
-        key: ``(seed, offset)``, a uint64 or int64 tensor of shape (2,); its device is the result's.
-        shape: Shape of the result; element ``i`` in row-major order is normal ``i`` of the stream.
+        key: ``(seed, offset)``, a uint64 or int64 tensor of shape (2,), on the result's device.
+        shape: Shape of the result. Element ``i`` in row-major order is normal ``i`` of the stream.
         dtype: float32, float64, float16 or bfloat16.
 
     Returns:
@@ -219,7 +219,7 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.floa
 
 
 def _signed(key: Tensor) -> Tensor:
-    """The words of a key as int64, which has the arithmetic that uint64 lacks."""
+    """The words of a key as int64, because uint64 lacks arithmetic."""
     return key if key.dtype == torch.int64 else key.view(torch.int64)
 
 
@@ -238,7 +238,7 @@ def philox(seed: Tensor, counter: Tensor) -> list[Tensor]:
 
 
 def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper and lower half of the 64-bit product of 32-bit words: int64 has room for 48 bits."""
+    """Upper and lower half of a product of 32-bit words, from 48-bit products that fit int64."""
     low = a * (b & 0xFFFF)
     high = a * (b >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

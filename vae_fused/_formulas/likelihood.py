@@ -3,7 +3,7 @@
 Counts use Loader's saddle-point form (Loader 2000, "Fast and accurate computation of binomial
 probabilities"), which writes the log probability as a sum of terms of one sign. It keeps relative
 accuracy where the textbook form subtracts log-gammas that are millions of times larger than their
-difference. Counts need not be whole: the formulas interpolate as lgamma does.
+difference. Counts need not be integers: the formulas interpolate as lgamma does.
 
 In all formulas E(v) = v - ln(1 + v) (:func:`log1p_excess`) and S is the error of Stirling's formula
 (:func:`stirling_error`).
@@ -29,8 +29,8 @@ from vae_fused._formulas.special import (
     stirling_error_slope,
 )
 
-# At this value of theta every negative binomial is a Poisson distribution to the last digit, and
-# squares and quotients of such numbers are still representable in float32.
+# At this theta every negative binomial equals a Poisson distribution to the last digit, and squares
+# and quotients of such numbers are still representable in float32.
 LARGEST = 1e30
 
 
@@ -44,9 +44,9 @@ def mean_of(
 ) -> tuple[Tensor, Tensor | None]:
     """The mean and, if ``kind`` has one that does not underflow, its logarithm.
 
-    Where a logarithm is returned, the gradient of a likelihood is that of the logarithm, and the
-    mean only carries derivatives of that gradient. So a mean that underflows to 0 has a gradient.
-    Masked elements take no part in a softmax.
+    If a logarithm is returned, the gradient of a likelihood is that of the logarithm, and the mean
+    only carries derivatives of that gradient. So even a mean that underflows to 0 has a gradient.
+    Masked elements do not take part in a softmax.
     """
     if kind == "identity":
         return raw, None
@@ -61,14 +61,14 @@ def mean_of(
 
 
 def log_softplus(u: Tensor) -> Tensor:
-    """The logarithm of ln(1 + e^u): u to rounding below -37, before the softplus underflows."""
+    """The logarithm of ln(1 + e^u), which equals u to rounding below -37, before underflow."""
     return torch.where(u < -37.0, u, torch.log(softplus(clamped(u, -37.0))))
 
 
 def theta_of(raw: Tensor, kind: str, largest: float | None) -> Tensor:
-    """The inverse dispersion, at most ``largest``; the gradient is 0 above and passes there.
+    """The inverse dispersion, at most ``largest``. The gradient is 0 above and passes at the bound.
 
-    An exponential is bounded before it is taken: otherwise its gradient would be 0 * inf.
+    An exponential is bounded before it is computed. Otherwise its gradient would be 0 * inf.
     """
     if kind == "exp":
         low = math.log(torch.finfo(raw.dtype).tiny)
@@ -86,8 +86,8 @@ def theta_of(raw: Tensor, kind: str, largest: float | None) -> Tensor:
 def bernoulli(x: Tensor, logit: Tensor) -> Tensor:
     r"""The value ln p = -((1 - x) ln(1 + e^l) + x ln(1 + e^-l)), for a target x in [0, 1].
 
-    This is the usual -(ln(1 + e^l) - x l) with both terms of one sign. The term of a factor 0 is 0,
-    so logits of -inf and inf are exact wherever the truth is finite. Derivatives:
+    This equals -(ln(1 + e^l) - x l), with both terms of one sign. A term with the factor 0 is 0, so
+    logits of -inf and inf are exact wherever the true value is finite. Derivatives:
 
     .. math:: \partial_l = x s(-l) - (1 - x) s(l), \quad \partial_x = l
     """
@@ -116,7 +116,7 @@ _bernoulli = elementwise(_bernoulli_value, _bernoulli_slopes)
 def poisson(x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: bool) -> Tensor:
     r"""The value ln p = x ln m - m - ln x!, or x ln m - m without ``constants``.
 
-    For x > 0 the first is, with v = (m - x) / x,
+    For x > 0 the former is, with v = (m - x) / x,
 
     .. math:: \ln p = -x E(v) - S(x) - \tfrac12 \ln(2 \pi x)
 
@@ -141,7 +141,7 @@ def _poisson_value(x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: 
 def _poisson_slopes(
     _: Any, x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: bool
 ) -> tuple[Tensor | None, ...]:
-    """With respect to the logarithm of the mean if there is one, which the mean is made of."""
+    """Slopes by the logarithm of the mean if it exists, because the mean is computed from it."""
     if log_mean is not None:
         return None, None, x - mean, None
     return None, _relative_excess(x, mean, 0.0), None, None
@@ -164,16 +164,16 @@ def negative_binomial(
         \ln p = -\theta \ln(1 + m/t) + x \ln(m_e / s)
             + \ln\Gamma(x + \theta) - \ln\Gamma(\theta) - \ln x!
 
-    with t = theta + eps, m_e = m + eps and s = t + m. That is scvi-tools' formula with its eps, and
-    the distribution itself for eps = 0. For x > 0 it is, with n = x + theta,
+    with t = theta + eps, m_e = m + eps and s = t + m. This is scvi-tools' formula with its eps, and
+    the exact distribution for eps = 0. For x > 0 it equals, with n = x + theta,
 
     .. math::
         \ln p = -x E(v_1) - \theta E(v_2) + S(n) - S(\theta) - S(x)
             + \tfrac12 \ln\frac{\theta}{2 \pi x n} + \frac{n\,\mathrm{eps}}{s}
 
     where v1 = theta (m_e - x) / (s x), so that 1 + v1 = n m_e / (s x), and v2 = (x t / theta - m)
-    / s, so that 1 + v2 = n t / (s theta). As theta grows all but the Poisson distribution's terms
-    vanish. Derivatives:
+    / s, so that 1 + v2 = n t / (s theta). As theta grows, all terms vanish except for those of the
+    Poisson distribution. Derivatives:
 
     .. math::
         \partial_m = \frac{\theta}{s} \frac{x - m_e}{m_e}, \qquad
@@ -181,8 +181,8 @@ def negative_binomial(
         \partial_\theta = -E\Big(\frac{-m}{s}\Big) - \frac{\mathrm{eps}}{t} \frac{m}{s}
             + \sum_{k=0}^{x-1} \frac{m_e - k}{(\theta + k)\,s}
 
-    The sum is 0 for x = 0. Otherwise its first term is kept, which is all of it for x = 1, and the
-    others are, by digamma(z) = ln z - 1 / (2 z) + S'(z), with u = theta + 1,
+    The sum is 0 for x = 0. Otherwise its first term, which is the whole sum for x = 1, is kept.
+    With u = theta + 1, digamma(z) = ln z - 1 / (2 z) + S'(z) gives the others as
 
     .. math::
         E\Big(\frac{1 - m_e}{s}\Big) - E\Big(\frac{x - m_e}{s}\Big)
@@ -200,7 +200,7 @@ def _negative_binomial_value(
     me, t = m + eps, c + eps
     s, n = t + m, c + x
     r = m / t
-    # Below rounding ln(1 + r) is r, and c * r would underflow with r.
+    # If r is below rounding, ln(1 + r) is r, and c * r would underflow with r.
     tail = torch.where(r < torch.finfo(r.dtype).eps, m * (c / t), c * torch.log1p(r))
 
     share = n / s
@@ -214,7 +214,7 @@ def _negative_binomial_value(
     value = value + 0.5 * (torch.log(c / n) - torch.log(x) - LOG_2PI)
     if eps:
         value = value + share * eps
-    value = torch.where(theta == 0.0, -math.inf, value)  # no distribution, but the limit of one
+    value = torch.where(theta == 0.0, -math.inf, value)  # the limit of the distribution
     value = torch.where(zero, -tail, value)
     return _in_domain(_in_domain(value, mean), theta, infinite=False)
 
@@ -227,7 +227,7 @@ def _negative_binomial_slopes(
     theta: Tensor,
     eps: float,
 ) -> tuple[Tensor | None, ...]:
-    """With respect to the logarithm of the mean if there is one, and to theta."""
+    """Slopes by the mean, or by its logarithm if it exists, and by theta."""
     m, c = clamped(mean, None, LARGEST), _clipped(theta)
     t = c + eps
     s = t + m
@@ -250,7 +250,7 @@ _negative_binomial = elementwise(_negative_binomial_value, _negative_binomial_sl
 
 
 def _count_slope(x: Tensor, mean: Tensor, eps: float, theta: Tensor, s: Tensor) -> Tensor:
-    """The part of the derivative by theta that a count of 0 does not have."""
+    """The part of the derivative by theta that is 0 for a count of 0."""
     zero = x == 0.0
     x = torch.where(zero, 1.0, x)
     n, following = theta + x, theta + 1.0
@@ -268,17 +268,17 @@ def _count_slope(x: Tensor, mean: Tensor, eps: float, theta: Tensor, s: Tensor) 
 
 
 def zero_inflated(x: Tensor, log_prob: Tensor, inflation: Tensor, kind: str) -> Tensor:
-    r"""A mixture of a point mass at 0, of probability pi, and of a distribution of counts.
+    r"""A mixture of a point mass at 0, with probability pi, and a distribution of counts.
 
     .. math::
         \ln p(0) = \ln(\pi + (1 - \pi) e^{-T}) = \ln(1 - (1 - \pi)(1 - e^{-T})), \qquad
         \ln p(x) = \ln(1 - \pi) + \ln p_0(x)
 
-    where -T = ln p_0(0) is the log probability of a 0 without inflation. ``inflation`` is pi, or
-    its logit. The second form of ln p(0) keeps its digits for small T, the first for large T.
+    where -T = ln p_0(0) is the log probability of a 0 without inflation. ``inflation`` is pi or its
+    logit. The second form of ln p(0) is accurate for small T, the first for large T.
     """
     zero = x == 0.0
-    tail = torch.where(zero, -log_prob, 0.0)  # elsewhere its mixture is not used, but has gradients
+    tail = torch.where(zero, -log_prob, 0.0)  # elsewhere unused, but it has gradients
     if kind == "logits":
         at_zero = _zero_by_logit(tail, inflation)
         return torch.where(zero, at_zero, log_prob - softplus(inflation))
@@ -287,14 +287,14 @@ def zero_inflated(x: Tensor, log_prob: Tensor, inflation: Tensor, kind: str) -> 
 
 
 def _zero_by_logit_value(tail: Tensor, logit: Tensor) -> Tensor:
-    r"""The value ln p(0) by the logit l of pi, with u = -l - T.
+    r"""The value ln p(0) from the logit l of pi, with u = -l - T.
 
     .. math:: \partial_T = -s(u), \qquad \partial_l = s(-l) - s(u) = s(-l) s(-u) (1 - e^{-T})
     """
     u = -logit - tail
     small = torch.log1p(torch.sigmoid(-logit) * torch.expm1(-tail))
-    # ln(1 + e^u) - ln(1 + e^-l). For u > 0 its two parts are large and near each other, and
-    # u is taken out of both.
+    # ln(1 + e^u) - ln(1 + e^-l). For u > 0 both parts are large and close to each other, so
+    # u is subtracted from both.
     inflated = softplus(u) - softplus(-logit)
     rare = (softplus(-u) - softplus(logit)) - tail
     return torch.where(tail <= 1.0, small, torch.where(u > 0.0, rare, inflated))
@@ -309,7 +309,7 @@ _zero_by_logit = elementwise(_zero_by_logit_value, _zero_by_logit_slopes)
 
 
 def _zero_by_probability_value(tail: Tensor, probability: Tensor) -> Tensor:
-    r"""The value ln p(0) by pi itself.
+    r"""The value ln p(0) from pi itself.
 
     .. math:: \partial_T = -(1 - \pi) e^{-T} / p(0), \qquad \partial_\pi = (1 - e^{-T}) / p(0)
     """
@@ -320,7 +320,7 @@ def _zero_by_probability_value(tail: Tensor, probability: Tensor) -> Tensor:
 
 def _zero_by_probability_slopes(_: Any, tail: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
     log_prob = _zero_by_probability(tail, probability)
-    # e^-T / p(0) as one exponential: both underflow where a 0 is impossible without inflation.
+    # e^-T / p(0) as one exponential, because both underflow if a 0 without inflation is impossible.
     by_tail = -(1.0 - probability) * torch.exp(-tail - log_prob)
     return by_tail, -torch.expm1(-tail) * torch.exp(-log_prob)
 
@@ -342,7 +342,7 @@ def _log_or(value: Tensor, log: Tensor | None, other: Any) -> Tensor:
 
 
 def _relative_excess(x: Tensor, mean: Tensor, eps: float) -> Tensor:
-    """(x - m) / m for m = ``mean`` + eps: -1 at x = 0 for any m, and without inf / inf."""
+    """(x - m) / m for m = ``mean`` + eps: -1 at x = 0 for any m, and never inf / inf."""
     me = mean + eps
     divisor = torch.where(x == 0.0, 1.0, me)
     ratio = torch.where(me > 2.0 * x, x / divisor - 1.0, ((x - mean) - eps) / divisor)
@@ -350,12 +350,12 @@ def _relative_excess(x: Tensor, mean: Tensor, eps: float) -> Tensor:
 
 
 def _clipped(theta: Tensor) -> Tensor:
-    """Theta where its quotients are finite; beyond, the distribution is its limit to rounding."""
+    """Clip theta to finite quotients. Beyond, the distribution equals its limit to rounding."""
     return clamped(theta, torch.finfo(theta.dtype).tiny, LARGEST)
 
 
 def _in_domain(value: Tensor, parameter: Tensor, infinite: bool = True) -> Tensor:
-    """NaN for a negative parameter, -inf for an ``infinite`` one: no count has a probability."""
+    """NaN for a negative parameter. With ``infinite``, -inf for an infinite one."""
     if infinite:
         value = torch.where(parameter == math.inf, -math.inf, value)
     return torch.where(parameter < 0.0, math.nan, value)

@@ -1,4 +1,4 @@
-"""What a checked call of a likelihood computes, in plain PyTorch, and what a KL adds to it."""
+"""The computation of a checked call of a likelihood in eager PyTorch, and of an added KL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vae_fused._likelihood import Call, KlTerm
 
 def negative_log_likelihood(call: Call) -> Tensor:
     """The loss of each element, weighted and reduced."""
-    # At 1/2 every parameter of a likelihood has finite gradients.
+    # Masked elements become 1/2, where every parameter of a likelihood has finite gradients.
     outputs = tuple(unmasked(widen(value), call.mask, 0.5) for value in call.outputs)
     target = unmasked(call.target.to(outputs[0].dtype), call.mask)
     library = None if call.library is None else unmasked(call.library, call.mask, 0.5)
@@ -23,7 +23,7 @@ def negative_log_likelihood(call: Call) -> Tensor:
 
 
 def with_kl(call: Call, term: KlTerm) -> tuple[Tensor, Tensor, Tensor]:
-    """``(loss, reconstruction, kl)`` of an evidence lower bound, before the division of a mean."""
+    """``(loss, reconstruction, kl)`` of an evidence lower bound, before the division for a mean."""
     reconstruction = negative_log_likelihood(call._replace(divisor=None))
     loss, kl = plus_kl(reconstruction, term, call.reduction, call.dims)
     return loss, reconstruction, kl
@@ -32,7 +32,7 @@ def with_kl(call: Call, term: KlTerm) -> tuple[Tensor, Tensor, Tensor]:
 def plus_kl(
     reconstruction: Tensor, term: KlTerm, reduction: str, dims: tuple[int, ...] | None
 ) -> tuple[Tensor, Tensor]:
-    """The loss and the reduced KL, as csrc/math/likelihood/kl_term.h has them."""
+    """The loss and the reduced KL, as in csrc/math/likelihood/kl_term.h."""
     kl = term.kl
     penalty = kl if term.capacity is None else (kl - term.capacity).abs()
     if kl.dim() > 0:

@@ -1,8 +1,8 @@
-"""Special functions that keep their digits where the textbook form cancels.
+"""Special functions that stay accurate where the textbook form cancels.
 
 All functions are elementwise, compute in the dtype of their arguments (float32 or float64), and are
-differentiable to any order in both modes. Derivatives are written out wherever autograd would
-differentiate a formula with less accuracy than the formula has.
+differentiable to any order in both modes. Derivatives are written out where autograd would lose
+accuracy that the formula has.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ LOG_2PI = 1.8378770664093453
 def elementwise(
     value: Callable[..., Tensor], slopes: Callable[..., tuple[Tensor | None, ...]]
 ) -> Callable[..., Tensor]:
-    """An elementwise function of tensors that broadcast, with its partial derivatives written out.
+    """Make an elementwise function of tensors that broadcast, with explicit partial derivatives.
 
     Args:
-        value: The function. Arguments that are no tensors are passed on.
-        slopes: Its derivatives: ``slopes(wanted, *inputs)`` returns one for each input, None for
+        value: The function. Arguments that are not tensors are passed unchanged.
+        slopes: Its derivatives: ``slopes(wanted, *inputs)`` returns one for each input, or None for
             inputs without one or not ``wanted``. It consists of differentiable operations.
     """
 
     class Elementwise(torch.autograd.Function):
         generate_vmap_rule = True
-        forward = staticmethod(value)  # with its own signature, which Dynamo looks at
+        forward = staticmethod(value)  # keeps its signature, which Dynamo inspects
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -76,7 +76,7 @@ def _merged(tensors: Sequence[Tensor | None], others: list[Any]) -> list[Any]:
 
 
 def summed_to(grad: Tensor, like: Tensor) -> Tensor:
-    """A gradient in the shape of what it belongs to, which may have been broadcast."""
+    """Sum a gradient to the shape of its tensor, which may have been broadcast."""
     return grad if grad.shape == like.shape else grad.sum_to_size(like.shape)
 
 
@@ -98,12 +98,12 @@ def softplus(u: Tensor) -> Tensor:
 # Excess of a logarithm
 # --------------------------------------------------------------------------------------------------
 
-# The logarithm of rounding, which tells how many terms a series needs.
+# ln 2 times the bits of the significand, from which follows how many terms a series needs.
 _DIGITS = {torch.float32: 24.0 * math.log(2.0), torch.float64: 53.0 * math.log(2.0)}
 
 
 def _terms(dtype: torch.dtype, largest: float) -> int:
-    """How many terms leave a remainder below rounding, in powers of s^2 for |s| <= ``largest``."""
+    """The number of terms in s^2 that leave a remainder below rounding for |s| <= ``largest``."""
     return math.ceil(-0.5 * _DIGITS[dtype] / math.log(largest))
 
 
@@ -119,9 +119,9 @@ def log1p_excess(v: Tensor, log_growth: Tensor) -> Tensor:
 
     Args:
         v: The argument.
-        log_growth: ln(1 + v), computed by the caller from what v was computed from, because v
-            itself has few digits of 1 + v near -1. It is used outside of the series, and its
-            gradient is not: E'(v) = v / (1 + v) is the whole derivative.
+        log_growth: ln(1 + v), which the caller computes from the inputs of v, because near -1 v
+            itself has few digits of 1 + v. It is used outside of the series. It gets no gradient,
+            because E'(v) = v / (1 + v) is the whole derivative.
     """
     return _log1p_excess(v, log_growth)
 
@@ -137,7 +137,7 @@ def _log1p_excess_value(v: Tensor, log_growth: Tensor) -> Tensor:
 
 
 def _log1p_excess_slopes(_: Any, v: Tensor, log_growth: Tensor) -> tuple[Tensor, None]:
-    # Near -1 only the logarithm tells 1 + v. It has the digits of its argument there.
+    # Near -1 only the logarithm has the digits of 1 + v.
     growth = torch.where(v < -0.5, torch.exp(log_growth), 1.0 + v)
     return v / growth, None
 
@@ -150,8 +150,8 @@ _log1p_excess = elementwise(_log1p_excess_value, _log1p_excess_slopes)
 # --------------------------------------------------------------------------------------------------
 
 # Stieltjes' continued fraction S(z) = a0 / (z + a1 / (z + a2 / (z + ...))). Its error at the
-# smallest z that is used, _SHIFT, is 2e-9 in float32 (z = 3, five terms) and 9e-18 in float64
-# (z = 5, twelve terms).
+# smallest z in use, _SHIFT, is 2e-9 in float32 (z = 3, five terms) and 9e-18 in float64 (z = 5,
+# twelve terms).
 _FRACTION = (
     1 / 12, 1 / 30, 53 / 210, 195 / 371, 22999 / 22737, 29944523 / 19733142,
     109535241009 / 48264275462, 3.0099173832593981701, 4.0268871923439012261,
@@ -171,7 +171,7 @@ def stirling_error(z: Tensor) -> Tensor:
               = s^2/3 + s^4/5 + s^6/7 + \dots
 
     All terms are positive, so nothing cancels. (Loader 2000, "Fast and accurate computation of
-    binomial probabilities", has S for the same purpose.)
+    binomial probabilities", uses S for the same purpose.)
     """
     return _stirling_error(z)
 
@@ -179,7 +179,7 @@ def stirling_error(z: Tensor) -> Tensor:
 def stirling_error_slope(z: Tensor) -> Tensor:
     r"""S'(z) = digamma(z) - ln z + 1 / (2 z), which is negative, for z > 0.
 
-    It is computed as S is. The shift has the derivative
+    It is computed like S. The shift has the derivative
 
     .. math:: c'(z) = \ln(1 + 1/z) - (z + 1/2) / (z (z + 1))
               = -2 s \sum_{n \ge 1} \frac{2 n}{2 n + 1} s^{2 n}
@@ -188,7 +188,7 @@ def stirling_error_slope(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether z is shifted, and the argument of the continued fraction."""
+    """Whether z is shifted, and the argument for the continued fraction."""
     shift = _SHIFT[z.dtype]
     small = z < shift
     return small, torch.where(small, z + shift, z)
@@ -232,7 +232,7 @@ _stirling_error_slope = elementwise(_stirling_error_slope_value, _stirling_error
 def _shift_term(z: Tensor, k: int) -> Tensor:
     """c(z) of :func:`stirling_error` for z >= ``k``.
 
-    Below 1 its closed form loses few digits that the sum would have.
+    Below 1 the closed form is used, which loses few digits there.
     """
     s = 1.0 / (2.0 * z + 1.0)
     square, series = s * s, torch.zeros_like(z)
@@ -254,11 +254,11 @@ def _shift_slope(z: Tensor, k: int) -> Tensor:
 
 
 def _stirling_error_curvature(z: Tensor) -> Tensor:
-    """S''(z) = trigamma(z) - 1 / z - 1 / (2 z^2), by operators that autograd differentiates.
+    """S''(z) = trigamma(z) - 1 / z - 1 / (2 z^2), from operators that autograd differentiates.
 
     Large z use the second derivative of Stirling's series, whose terms are B_2n / z^(2 n + 1). The
-    first omitted one is below 1e-7 S'' in float32 and below 1e-12 S'' in float64. ``torch.digamma``
-    has a derivative of ten digits only, so trigamma is computed as zeta(2, z).
+    first omitted term is below 1e-7 S'' in float32 and below 1e-12 S'' in float64. The derivative
+    of ``torch.digamma`` has only ten digits, so trigamma is computed as zeta(2, z).
     """
     smallest = 8.0 if z.dtype == torch.float64 else 4.0
     small = z < smallest
@@ -275,7 +275,7 @@ def _stirling_error_curvature(z: Tensor) -> Tensor:
 # The normalizer of Student's t
 # --------------------------------------------------------------------------------------------------
 
-# (4^k - 1) B_2k / (2 k (2 k - 1)), how many of them a dtype needs, and from which n on.
+# (4^k - 1) B_2k / (2 k (2 k - 1)), the number of terms for each dtype, and the smallest n.
 _STUDENT = (
     1 / 4, -1 / 24, 1 / 20, -255 / 1680, 5115 / 5940, -2829645 / 360360, 114681 / 1092,
     -237040095 / 122400,
@@ -287,8 +287,8 @@ _STUDENT_SHIFT = {torch.float32: 8, torch.float64: 26}
 def student_excess(n: Tensor) -> Tensor:
     r"""k(n) = ln Gamma(n/2) - ln Gamma((n + 1)/2) + 1/2 ln(n/2), for n > 0.
 
-    It is positive, vanishes as n grows, and is what the log-gammas of a Student-t have beyond the
-    Gaussian's constant. Large n use Stirling's series, 1 / (4 n) - 1 / (24 n^3) + ... Small n are
+    It is positive and vanishes as n grows. The log-gammas of a Student-t exceed the Gaussian's
+    constant by k(n). Large n use Stirling's series, 1 / (4 n) - 1 / (24 n^3) + ... Small n are
     raised in steps of 2, by
 
     .. math:: k(n) = k(n + 2) + \tfrac12 \ln(1 + 1 / (n (n + 2)))
@@ -297,12 +297,12 @@ def student_excess(n: Tensor) -> Tensor:
 
 
 def student_excess_slope(n: Tensor) -> Tensor:
-    """k'(n), which is negative: computed as k is, with k'(n) = k'(n + 2) - 1 / (n (n+1) (n+2))."""
+    """k'(n), which is negative, from k'(n) = k'(n + 2) - 1 / (n (n+1) (n+2)) as for k."""
     return _student_excess_slope(n)
 
 
 def _student_shifted(n: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Whether n is raised, the argument of the series, and those of the steps."""
+    """Whether n is raised, the argument of the series, and the arguments of the steps."""
     shift = _STUDENT_SHIFT[n.dtype]
     small = n < shift
     near = torch.where(small, n, 1.0)
@@ -341,7 +341,7 @@ def _student_excess_slope_value(n: Tensor) -> Tensor:
 
 
 def _student_excess_slope_slopes(_: Any, n: Tensor) -> tuple[Tensor]:
-    """k''(n), by operators that autograd differentiates."""
+    """k''(n), from operators that autograd differentiates."""
     small, far, steps = _student_shifted(n)
     curvature = _student_series(far, 2)
     for m in steps:
