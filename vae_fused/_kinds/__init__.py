@@ -1,1 +1,1 @@
-"""The kinds of likelihoods, in a file for each sort of data. ``vae_fused.likelihoods`` has them."""
+"""The kinds of likelihoods, one file for each sort of data; public in ``vae_fused.likelihoods``."""

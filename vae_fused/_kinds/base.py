@@ -21,7 +21,7 @@ Outputs: TypeAlias = tuple[Tensor, ...]
 
 @dataclass(frozen=True, repr=False)
 class Kind(Likelihood):
-    """The public methods, which every kind has."""
+    """Base class with the public methods of every kind."""
 
     def log_prob(
         self,
@@ -37,7 +37,7 @@ class Kind(Likelihood):
             output, target, mask, library: As for :func:`vae_fused.nll`.
 
         Returns:
-            A tensor in the shape of the first output, float32, or float64 for float64 outputs.
+            A tensor in the shape of the first output, float32 (float64 for float64 outputs).
         """
         return -losses.nll(output, target, self, reduction="none", mask=mask, library=library)
 
@@ -46,8 +46,8 @@ class Kind(Likelihood):
     ) -> Distribution:
         """The distribution of a target, with ``sample``, ``mean``, ``variance`` and ``log_prob``.
 
-        Its parameters are float32, or float64 for float64 outputs, and gradients reach ``output``
-        through them. It checks values if ``validate`` is True. ``eps`` has no part in it.
+        Its parameters are float32 (float64 for float64 outputs), and gradients reach ``output``
+        through them. It checks values if ``validate`` is True, and it ignores ``eps``.
 
         Args:
             output, library: As for :func:`vae_fused.nll`.
@@ -58,4 +58,4 @@ class Kind(Likelihood):
 
     @abstractmethod
     def distribution_of(self, outputs: Outputs, library: Tensor | None) -> Distribution:
-        """The distribution that belongs to checked outputs of one shape and dtype."""
+        """The distribution for checked outputs of one shape and dtype."""

@@ -18,7 +18,7 @@ from vae_fused._numbers import check_number
 
 
 class _OfUnitInterval(Kind):
-    """Distributions of a target in [0, 1], from logits."""
+    """Base class for distributions of a target in [0, 1], parametrized by logits."""
 
     target_has_gradient: ClassVar[bool] = True
     target_is: ClassVar[str] = "numbers in [0, 1]"
@@ -33,12 +33,12 @@ class _OfUnitInterval(Kind):
 
 @dataclass(frozen=True, repr=False)
 class Bernoulli(_OfUnitInterval, name="bernoulli"):
-    r"""Bernoulli distribution of a target in [0, 1], from logits l.
+    r"""Bernoulli distribution of a target in [0, 1], parametrized by logits l.
 
     .. math:: -\ln p = (1 - x) \ln(1 + e^l) + x \ln(1 + e^{-l})
 
-    ``output`` is the logits. Those of -inf and inf are exact wherever the loss is finite. There are
-    no constants to leave out.
+    ``output`` is the logits. Infinite logits are exact wherever the loss is finite. There are no
+    constants to leave out.
 
     Args:
         constants, validate: As for every kind (:class:`Likelihood`).
@@ -53,21 +53,21 @@ class Bernoulli(_OfUnitInterval, name="bernoulli"):
 
 @dataclass(frozen=True, repr=False)
 class ContinuousBernoulli(_OfUnitInterval, name="continuous_bernoulli"):
-    r"""Continuous Bernoulli distribution of a target in [0, 1], from logits l.
+    r"""Continuous Bernoulli distribution of a target in [0, 1], parametrized by logits l.
 
     .. math:: -\ln p = \ln\frac{e^l - 1}{l} - x l
 
     This is :class:`Bernoulli` normalized as a density of grey values: its
-    :math:`\ln(1 + e^l) - x l` less the constant :math:`C = \ln(l / \tanh(l / 2))` (Loaiza-Ganem
+    :math:`\ln(1 + e^l) - x l` minus the constant :math:`C = \ln(l / \tanh(l / 2))` (Loaiza-Ganem
     and Cunningham 2019, "The continuous Bernoulli: fixing a pervasive error in variational
     autoencoders"). It is a density, so the loss may be negative.
 
-    ``output`` is the logits. There is no loss of digits near l = 0, where the uniform distribution
-    is, and none for large logits. An infinite logit is the limit: all of the density is at one end.
+    ``output`` is the logits. No digits are lost near l = 0, the uniform distribution, or for large
+    logits. An infinite logit gives the limit, in which all of the density is at one end.
 
     Args:
         constants, validate: As for every kind (:class:`Likelihood`). There are no constants to
-            leave out, as C depends on the logits.
+            leave out, because C depends on the logits.
     """
 
     def elements(self, call: Call) -> Tensor:
@@ -82,27 +82,28 @@ class ContinuousBernoulli(_OfUnitInterval, name="continuous_bernoulli"):
 class DiscretizedLogistic(Kind, name="discretized_logistic"):
     r"""Discretized logistic distribution of pixels on a grid of 2^bits values in [-1, 1].
 
-    With half of the grid's step, :math:`h = 1 / (2^{bits} - 1)`, and
+    With half a step of the grid, :math:`h = 1 / (2^{bits} - 1)`, and
     :math:`s = \max(\mathrm{log\_scale}, \mathrm{log\_scale\_min})`:
 
     .. math::
         p(x) = \sigma\big(e^{-s} (x - m + h)\big) - \sigma\big(e^{-s} (x - m - h)\big)
 
-    The first and the last value of the grid have all that is beyond them, too: a target within half
-    a step of -1 or 1 is that value (Salimans et al. 2017, "PixelCNN++"; vdvae's ``vae_helpers``).
-    No switch to the density is needed where the difference is small: the loss is the sum of
-    :math:`\ln(1 + e^{-p})`, :math:`\ln(1 + e^q)` and :math:`-\ln(1 - e^{q - p})`, with p and q
-    the two arguments. vdvae uses the density times the step where the difference is below 1e-5,
-    which is off by a factor of up to :math:`\sinh(d/2) / (d/2)`, d = p - q. It takes targets beyond
-    0.999 as the ends, whatever the number of bits.
+    The first and the last value of the grid also have the probability of everything beyond them,
+    and a target within half a step of -1 or 1 counts as that value (Salimans et al. 2017,
+    "PixelCNN++"; vdvae's ``vae_helpers``). The loss is the sum of :math:`\ln(1 + e^{-p})`,
+    :math:`\ln(1 + e^q)` and :math:`-\ln(1 - e^{q - p})`, with p and q the two arguments. It stays
+    accurate where the difference is small, so it never switches to the density. vdvae uses the
+    density times the step where the difference is below 1e-5, which is wrong by a factor of up to
+    :math:`\sinh(d/2) / (d/2)`, d = p - q. It treats targets beyond 0.999 as the ends, for any
+    number of bits.
 
-    ``output`` is ``(mean, log_scale)``, and ``log_scale`` broadcasts to the mean. A target of 8-bit
-    pixels is ``pixels / 127.5 - 1``, in float32 or wider. It has no gradient.
+    ``output`` is ``(mean, log_scale)``, and ``log_scale`` broadcasts to the mean. For 8-bit pixels
+    the target is ``pixels / 127.5 - 1``, in float32 or wider. The target gets no gradient.
 
     Args:
         bits: The number of bits of a pixel, 1 to 16.
-        log_scale_min: The least log scale, between -50 and 50. The gradient is 0 below and passes
-            at the bound.
+        log_scale_min: The least log scale, between -50 and 50. The gradient is 0 below it and
+            passes at the bound.
         constants, validate: As for every kind (:class:`Likelihood`). There are no constants to
             leave out.
     """

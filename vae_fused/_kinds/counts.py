@@ -1,4 +1,4 @@
-"""Counts."""
+"""Count data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Poisson(_Counts, name="poisson"):
     .. math:: -\ln p = m - x \ln m + \ln x!
 
     Args:
-        rate: How m is read from ``output``: ``"exp"``, so that the output is a log rate (default),
+        rate: How m is read from ``output``: ``"exp"`` (default; the output is a log rate),
             ``"identity"``, ``"softplus"``, or ``"softmax"`` over the last dimension, times
             ``exp(library)``.
         constants: Whether ln x! is part of the value.
@@ -70,7 +70,7 @@ class Poisson(_Counts, name="poisson"):
 
 @dataclass(frozen=True, repr=False)
 class _NegativeBinomials(_Counts):
-    """A mean and theta."""
+    """Base class for distributions with a mean and theta."""
 
     mean: str = "identity"
     dispersion: str = field(default="identity", kw_only=True)
@@ -121,7 +121,7 @@ class NegativeBinomial(_NegativeBinomials, name="negative_binomial"):
         dispersion: How theta, the inverse dispersion, is read from its output: ``"identity"``
             (default), ``"exp"`` or ``"softplus"``.
         dispersion_max: An upper bound of theta. The gradient is 0 above and passes at the bound.
-        eps: What scvi-tools adds inside of its logarithms, 1e-8. Leave it at 0, unless you have to
+        eps: The 1e-8 that scvi-tools adds inside of its logarithms. Leave it at 0, unless you must
             reproduce the values of scvi-tools.
         constants: Whether ln x! is part of the value.
         validate: As for every kind (:class:`Likelihood`).
@@ -145,12 +145,12 @@ class ZeroInflatedNegativeBinomial(_NegativeBinomials, name="zero_inflated_negat
     .. math::
         p(0) = \pi + (1 - \pi)\, p_0(0), \qquad p(x) = (1 - \pi)\, p_0(x)
 
-    ``output`` is ``(mean, theta, zero_inflation)``; the latter two broadcast to the mean.
+    ``output`` is ``(mean, theta, zero_inflation)``. theta and zero_inflation broadcast to the mean.
 
     Args:
         mean, dispersion, dispersion_max, eps, constants, validate: As for
             :class:`NegativeBinomial`.
-        zero_inflation: What its output is: ``"logits"`` of pi (default) or ``"probs"``, pi itself.
+        zero_inflation: How pi is given: ``"logits"`` (default), or ``"probs"`` for pi itself.
     """
 
     zero_inflation: str = field(default="logits", kw_only=True)
@@ -180,17 +180,18 @@ class ZeroInflatedNegativeBinomial(_NegativeBinomials, name="zero_inflated_negat
 
 @dataclass(frozen=True, repr=False)
 class NegativeBinomialLogits(_Counts, name="negative_binomial_logits"):
-    r"""Negative binomial distribution of counts, as ``torch.distributions`` parametrizes it.
+    r"""Negative binomial distribution of counts, parametrized as in ``torch.distributions``.
 
     .. math::
         -\ln p = r \ln(1 + e^l) + x \ln(1 + e^{-l})
             - \ln\Gamma(r + x) + \ln\Gamma(r) + \ln x!
 
-    x is the number of successes, of logit l each, before the r-th failure. The mean is r e^l. So
-    this is :class:`NegativeBinomial` of mean r e^l and theta = r.
+    x is the number of successes, each with logit l, before the r-th failure. The mean is r e^l, so
+    this is :class:`NegativeBinomial` with mean r e^l and theta = r.
 
     ``output`` is ``(total_count, logits)``: r and l. The two broadcast together, and their common
-    shape is that of the call. ``total_count`` may be ``(G,)`` beside logits of ``(B, G)``.
+    shape is that of the call. For example, ``total_count`` may be ``(G,)`` beside logits of
+    ``(B, G)``.
 
     Args:
         constants: Whether ln x! is part of the value.

@@ -1,4 +1,4 @@
-"""Real data: a location and a scale."""
+"""Real-valued data: distributions with a location and a scale."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vae_fused.options import Scale, as_scale
 
 @dataclass(frozen=True, repr=False)
 class _Real(Kind):
-    """A location and a scale."""
+    """Base class for distributions with a location and a scale."""
 
     scale: str | Scale = "logvar"
     sigma: float | None = field(default=None, kw_only=True)
@@ -34,7 +34,7 @@ class _Real(Kind):
     def check(self) -> None:
         super().check()
         scale = as_scale(self.scale)
-        if scale == as_scale(scale.kind):  # one notation for one thing, so that equal kinds compare
+        if scale == as_scale(scale.kind):  # one notation, so that equal kinds compare equal
             object.__setattr__(self, "scale", scale.kind)
         if self.sigma is not None:
             object.__setattr__(self, "sigma", check_positive("sigma", self.sigma))
@@ -60,15 +60,15 @@ class Gaussian(_Real, name="gaussian"):
 
     .. math:: -\ln p = \tfrac12 \big((x - m)^2 / \sigma^2 + \ln \sigma^2 + \ln 2 \pi\big)
 
-    ``output`` is ``(mean, raw)``, where sigma is read from ``raw``, or the mean alone if ``sigma``
+    ``output`` is ``(mean, raw)``, where sigma is read from ``raw``, or only the mean if ``sigma``
     is given. ``raw`` broadcasts to the mean: it may be elementwise, per channel or one number.
 
     Args:
         scale: How sigma is read from ``raw``: ``"logvar"``, ``"std"``, ``"softplus"``, ...,
             or a :class:`vae_fused.Scale`.
-        sigma: Instead of ``scale``: a fixed number. ``sigma=0.5 ** 0.5, constants=False`` is the
+        sigma: Instead of ``scale``: a fixed number. ``sigma=0.5 ** 0.5, constants=False`` gives the
             squared error.
-        constants: Whether ln 2 pi, and ln sigma^2 of a fixed sigma, are part of the value.
+        constants: Whether ln 2 pi, and ln sigma^2 for a fixed sigma, are part of the value.
         validate: As for every kind (:class:`Likelihood`).
     """
 
@@ -94,15 +94,15 @@ class Laplace(_Real, name="laplace"):
 
     .. math:: -\ln p = |x - m| / b + \ln 2 b
 
-    ``output`` is ``(mean, raw)``, or the mean alone, as for :class:`Gaussian`.
+    ``output`` is ``(mean, raw)``, or only the mean, as for :class:`Gaussian`.
 
     Args:
-        scale: How b is read from ``raw``: the sigma of that kind or :class:`vae_fused.Scale` is b,
-            as in ``torch.distributions.Laplace``; the standard deviation is b times the square root
+        scale: How b is read from ``raw``: b is the sigma of that kind or :class:`vae_fused.Scale`,
+            as in ``torch.distributions.Laplace``. The standard deviation is b times the square root
             of 2. Default: ``"logstd"``, b = e^raw.
-        sigma: Instead of ``scale``: b itself, a fixed number. ``sigma=1.0, constants=False`` is the
-            absolute error.
-        constants: Whether ln 2, and ln b of a fixed b, are part of the value.
+        sigma: Instead of ``scale``: b itself, a fixed number. ``sigma=1.0, constants=False`` gives
+            the absolute error.
+        constants: Whether ln 2, and ln b for a fixed b, are part of the value.
         validate: As for every kind (:class:`Likelihood`).
     """
 
@@ -127,24 +127,24 @@ class Laplace(_Real, name="laplace"):
 
 @dataclass(frozen=True, repr=False)
 class StudentT(_Real, name="student_t"):
-    r"""Student's t distribution of real data, with heavy tails: n degrees of freedom.
+    r"""Student's t distribution of real data, with n degrees of freedom and heavy tails.
 
     .. math::
         -\ln p = \tfrac{n + 1}{2} \ln\Big(1 + \frac{(x - m)^2}{n \sigma^2}\Big) + \ln \sigma
             + \tfrac12 \ln n \pi + \ln\Gamma(\tfrac n2) - \ln\Gamma(\tfrac{n + 1}2)
 
-    ``output`` is ``(mean, raw, df)``, ``(mean, raw)`` if ``df`` is given, or the mean alone if
+    ``output`` is ``(mean, raw, df)``, ``(mean, raw)`` if ``df`` is given, or only the mean if
     ``sigma`` is given as well. ``raw`` and ``df`` broadcast to the mean. As in
-    ``torch.distributions.StudentT``, sigma is the scale; the variance is sigma^2 n / (n - 2). An
-    infinite output df is the Gaussian, to the last digit, and so is the limit of large ones. A
+    ``torch.distributions.StudentT``, sigma is the scale, and the variance is sigma^2 n / (n - 2).
+    An infinite output df gives the Gaussian to the last digit, and large ones converge to it. A
     negative df gives NaN.
 
     Args:
-        scale, sigma: As for :class:`Gaussian`. ``sigma`` needs ``df``.
+        scale, sigma: As for :class:`Gaussian`. ``sigma`` requires ``df``.
         df: The degrees of freedom, a fixed number. Default: the third output.
         freedom: How the degrees of freedom are read from the third output: ``"identity"``
             (default), ``"exp"`` or ``"softplus"``.
-        constants: Whether 1/2 ln 2 pi, ln sigma of a fixed sigma and the last three terms for a
+        constants: Whether 1/2 ln 2 pi, ln sigma for a fixed sigma, and the last three terms for a
             fixed df are part of the value.
         validate: As for every kind (:class:`Likelihood`).
     """
@@ -180,7 +180,7 @@ class StudentT(_Real, name="student_t"):
         return densities.student_t(distance, read.divisor, log_sigma, df, has_excess) - constant
 
     def degrees(self, outputs: Outputs) -> Tensor:
-        """The degrees of freedom, as the formulas take them."""
+        """The degrees of freedom for the formulas."""
         if self.df is not None:
             return torch.full_like(outputs[0], self.df)
         return formulas.theta_of(outputs[2], self.freedom, None)
