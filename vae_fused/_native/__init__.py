@@ -1,1 +1,1 @@
-"""The operators as the public functions call them, and their derivatives."""
+"""Calls of the operators by the public functions, and the derivatives of the operators."""

@@ -1,19 +1,19 @@
-"""Derivatives of the operators beyond a plain backward, for which there is a node in C++.
+"""Derivatives of the operators beyond an ordinary backward, which a node in C++ handles.
 
 ``Latent`` computes a sample, a KL or both with one operator, and ``Gradient`` computes their
-gradients with another. Both are autograd functions that forward mode and every transform of
-``torch.func`` accept:
+gradients with another. Both are autograd functions that support forward mode and every transform
+of ``torch.func``:
 
 - The backward of ``Latent`` is ``Gradient``. The backward of ``Gradient`` differentiates the
   reference, which has every formula in differentiable PyTorch, with noise regenerated from the key.
-- A tangent is a sum of gradients times tangents, because each element of an output depends on the
-  same element of the inputs alone.
-- The batch of a vmap is one more dimension of the call: one launch computes all slices.
+- A tangent is a sum of gradients times tangents, because each element of an output depends only on
+  the same element of the inputs.
+- The batch of a vmap is one more dimension of the call, so one launch computes all slices.
 
 **Noise under vmap.** A key that does not depend on the batch gives every slice the same noise, and
-a batch of keys gives each slice its own. If each slice draws, one stream runs on through all of
-them, and the key that the call returns is expanded along the batch: its stride there is 0. Keys
-that users give are copied before they get here, so their strides are never 0.
+a batch of keys gives each slice its own. If each slice draws, one stream continues through all
+slices, and the returned key is expanded along the batch, with stride 0. The keys that users give
+are copied before they reach this file, so their strides are never 0.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def apply(function: Any, *inputs: Any) -> tuple[Tensor, ...]:
 
 
 class Latent(torch.autograd.Function):
-    """z, the KL, or both, and the reserved key if ``draw`` is given.
+    """z, the KL, or both, and also the reserved key if ``draw`` is given.
 
-    ``draw`` has no elements. Under vmap it depends on the batch if each slice draws its own noise.
+    ``draw`` has no elements. Under vmap it has a batch if each slice draws its own noise.
     """
 
     @staticmethod
@@ -111,7 +111,7 @@ class Latent(torch.autograd.Function):
             z = _tangent(call, ones, None, elements, [mu, raw, eps, None, None])
             out.append(None if z is None else z.to(x.mu.dtype))
         if call.divergence:
-            # Each sample has a KL, or all have one.
+            # The KL is either one for each sample or one for all samples.
             shape, noise = x.mu.shape, None
             if call.is_at_sample:
                 shape, noise = (*call.sample_shape, *shape), _noise(call, wide)
@@ -156,7 +156,7 @@ class Latent(torch.autograd.Function):
 
 
 class Gradient(torch.autograd.Function):
-    """The gradients that are ``wanted``, out of those of mu, raw, eps and the prior's tensors."""
+    """The ``wanted`` ones of the gradients of mu, raw, eps and the prior's tensors."""
 
     @staticmethod
     def forward(
@@ -228,7 +228,7 @@ class Gradient(torch.autograd.Function):
 def gradients(
     call: Call, wanted: Sequence[bool], grad_z: Maybe, grad_kl: Maybe, x: Operands
 ) -> list[Maybe]:
-    """The wanted gradients of mu, raw, eps and the prior's tensors; None where there is none."""
+    """The wanted gradients of mu, raw, eps and the prior's tensors, or None without one."""
     by_z, by_kl = grad_z is not None, grad_kl is not None
     by_noise = by_z or (by_kl and call.is_at_sample)
     reached = (by_z or by_kl, by_z or by_kl, by_noise, by_kl, by_kl)
@@ -244,7 +244,7 @@ def gradients(
 def _tangent(
     call: Call, grad_z: Maybe, grad_kl: Maybe, x: Operands, tangents: list[Maybe]
 ) -> Maybe:
-    """The tangent of each element of one output, of which the gradient is 1."""
+    """The tangent of each element of one output. The gradient of that output must be 1."""
     elementwise = call._replace(reduction="none", dims=None, sample_shape=())
     got = gradients(elementwise, [t is not None for t in tangents], grad_z, grad_kl, x)
     terms = [
@@ -258,7 +258,7 @@ def _tangent(
 def _second(
     call: Call, grad_z: Maybe, grad_kl: Maybe, x: Operands, cotangents: Sequence[Maybe]
 ) -> list[Maybe]:
-    """The vjp of :func:`gradients`, by the reference: with respect to both gradients, then x."""
+    """The vjp of :func:`gradients` from the reference: for both output gradients, then for x."""
     which = [k for k, t in enumerate(cotangents) if t is not None]
     if not which:
         return [None] * 7
@@ -297,7 +297,7 @@ def _second(
 def _pulled(
     function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Any], cotangents: Sequence[Any]
 ) -> tuple[Tensor, ...]:
-    """The vjp of a function, itself differentiable."""
+    """The vjp of a function, which is differentiable itself."""
     if torch._C._are_functorch_transforms_active():
         pull: Callable[..., tuple[Tensor, ...]] = torch.func.vjp(function, *inputs)[1]
         return pull(tuple(cotangents))
@@ -321,7 +321,7 @@ def _sum(terms: Sequence[Maybe]) -> Maybe:
 
 
 def _draw(call: Call, generator: Any, draw: Maybe, key: Maybe, like: Tensor) -> tuple[Tensor, ...]:
-    """The noise of a call whose mu is ``like``, in the dtype of the arithmetic, and a drawn key."""
+    """The noise of a call with mu like ``like``, in the arithmetic's dtype, and a drawn key."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     zeros = torch.zeros(like.shape, dtype=dtype, device=like.device)
     noise = Call(sample=True, divergence=False, sample_shape=call.sample_shape)
@@ -329,34 +329,34 @@ def _draw(call: Call, generator: Any, draw: Maybe, key: Maybe, like: Tensor) -> 
 
 
 def _noise(call: Call, x: Operands) -> Tensor:
-    """The explicit noise, or that of the key."""
+    """The explicit noise, or the noise of the key."""
     return _draw(call, None, None, x.key, x.mu)[0] if x.eps is None else x.eps
 
 
 def _front(t: Any, dim: int | None, size: int) -> Any:
-    """With the batch in front; expanded where there is none."""
+    """Move the batch to the front, or expand a tensor without one."""
     if t is None:
         return None
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
 def _after_samples(call: Call, t: Tensor) -> Tensor:
-    """With the first dimension behind those of the samples, as z has it."""
+    """Move the first dimension behind those of the samples, as in z."""
     return t.movedim(0, len(call.sample_shape))
 
 
 def _slice(t: Tensor, dim: int | None) -> Tensor:
-    """What has the shape of a slice."""
+    """A tensor in the shape of one slice."""
     return t if dim is None else t.select(dim, 0)
 
 
 def _dims(in_dims: Sequence[Any]) -> Any:
-    """Where each operand has the batch."""
+    """The batch dimension of each operand."""
     return Operands(*in_dims)
 
 
 def _lift(size: int, x: Operands, dims: Any) -> Operands:
-    """The operands with the batch in front, but for the noise and for what all slices share."""
+    """The operands with the batch in front, without the noise and with the scalars unchanged."""
     for name in SCALARS:
         if getattr(dims, name) is not None:
             raise RuntimeError(
@@ -368,7 +368,7 @@ def _lift(size: int, x: Operands, dims: Any) -> Operands:
 
 
 def _lift_noise(call: Call, size: int, x: Operands, dims: Any, lifted: Operands) -> Operands:
-    """The lifted operands with their noise."""
+    """The lifted operands with their noise added."""
     if x.eps is not None:
         return lifted._replace(eps=_after_samples(call, _front(x.eps, dims.eps, size)))
     assert x.key is not None

@@ -1,4 +1,4 @@
-"""A call of an operator as data: what is no tensor, and its tensors."""
+"""The data of an operator call: its tensors, and everything else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Maybe = Tensor | None
 
 
 class Call(NamedTuple):
-    """What an operator computes, except for its tensors and its generator."""
+    """What an operator computes, without its tensors and its generator."""
 
     sample: bool
     divergence: bool
@@ -27,16 +27,16 @@ class Call(NamedTuple):
 
     @property
     def is_at_sample(self) -> bool:
-        """Whether the KL is estimated at the sample, so that each sample has one."""
+        """Whether the KL is estimated at the sample, so that each sample has its own."""
         return self.divergence and Options.unpacked(self.numbers).is_at_sample
 
     @property
     def kl_samples(self) -> int:
-        """The number of dimensions of samples that the KL has in front."""
+        """The number of leading dimensions of samples in the KL."""
         return len(self.sample_shape) if self.is_at_sample else 0
 
     def lifted(self) -> Call:
-        """The same call with one more dimension in front, which its KL keeps."""
+        """The same call with one more leading dimension, which its KL keeps."""
         return self._replace(dims=self.dims and tuple(d + 1 for d in self.dims))
 
 
@@ -56,7 +56,7 @@ class Operands(NamedTuple):
     to_prior: Maybe = None
 
     def family(self) -> dict[str, Tensor]:
-        """What the operators take by name alone."""
+        """The operands that the operators only take by name."""
         return self._present("prior_mean", "prior_raw", "mask", *SCALARS)
 
     def scalars(self) -> dict[str, Tensor]:
@@ -68,24 +68,24 @@ class Operands(NamedTuple):
         return {name: t for name, t in named.items() if t is not None}
 
     def expanded(self, shape: Sequence[int]) -> Operands:
-        """With all but the noise and the scalars in this shape."""
+        """The operands, expanded to this shape except for the noise and the scalars."""
         names = ("mu", "raw", "prior_mean", "prior_raw", "mask")
         present = self._present(*names)
         return self._replace(**{name: t.expand(shape) for name, t in present.items()})
 
     def widened(self) -> Operands:
-        """In the dtype of the arithmetic."""
+        """The operands in the dtype of the arithmetic."""
         return Operands(*(widened(t) for t in self))  # type: ignore[arg-type]
 
 
 def differentiable(x: Sequence[Any]) -> list[Any]:
-    """What belongs to the operands that may have a gradient, in the order of the gradients."""
+    """Select the items of the operands that may have a gradient, in the order of the gradients."""
     mu, raw, eps, _, prior_mean, prior_raw, *_ = x
     return [mu, raw, eps, prior_mean, prior_raw]
 
 
 def in_place(grads: Sequence[Maybe]) -> tuple[Maybe, ...]:
-    """The gradients of all operands; the inverse of :func:`differentiable`."""
+    """Arrange the gradients by operands. This is the inverse of :func:`differentiable`."""
     mu, raw, eps, prior_mean, prior_raw = grads
     others = [None] * (len(Operands._fields) - 6)
     return mu, raw, eps, None, prior_mean, prior_raw, *others
@@ -96,6 +96,6 @@ def widened(t: Maybe) -> Maybe:
 
 
 def scattered(values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
-    """The values in the places where the mask is True, and None elsewhere."""
+    """The values at the places where the mask is True, and None elsewhere."""
     each = iter(values)
     return [next(each) if there else None for there in mask]

@@ -1,7 +1,7 @@
-"""The operators as the public functions call them: with a checked call, as tensors and options.
+"""The latent operators for the public functions, which pass a checked call.
 
-A plain call goes to the operator, whose node is in C++. Where forward mode or a transform of
-``torch.func`` is active, ``Latent`` stands between.
+An ordinary call goes directly to the operator, whose node is in C++. If forward mode or a transform
+of ``torch.func`` is active, the call goes through ``Latent``.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def is_transformed() -> bool:
 # --------------------------------------------------------------------------------------------------
 # Calls whose tensors need no preparation
 #
-# A call whose options the operator takes as they are goes to it at once. The operator checks what
-# Python checks, with short messages. The functions return None for other calls, and for those that
-# the operator refuses: their callers run the checks in Python, which raise the full message. These
-# checks take 4 us, and twice that in a training step.
+# If the operator accepts the options of a call unchanged, the call goes to it at once. The operator
+# makes the same checks as Python, with short messages. The functions return None for other calls
+# and for those that the operator refuses. Their callers then run the checks in Python, which raise
+# the full message. These checks take 4 us, and twice that in a training step.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -64,7 +64,7 @@ def try_moments(
     h: Tensor, dim: int, options: Mapping[str, Any], generator: torch.Generator | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-    # Tensors among the options have the shape of a half, so that they are never passed on here.
+    # Tensors among the options have the shape of a half, so they are never accepted here.
     more = _unprepared(h, h, options, reduction) if type(dim) is int else None
     if more is None:
         return None
@@ -117,12 +117,12 @@ def try_stats(
 def may_call_directly(t: Tensor) -> bool:
     """Whether an operator may be called with tensors like ``t`` before they are checked.
 
-    It may not while something records or replaces the operators that are called: a call that the
-    operator refuses would leave an operator behind that nothing uses.
+    This is not allowed while a mode records or replaces operator calls, because a call that the
+    operator refuses would be recorded without being used.
     """
     try:
         is_served = t.is_cpu or (t.is_cuda and _ext.has_cuda)
-    except RuntimeError:  # a tensor subclass without these attributes, which the checks name
+    except RuntimeError:  # a subclass without these attributes; the checks raise
         return False
     return (
         _ext.available
@@ -137,7 +137,7 @@ def may_call_directly(t: Tensor) -> bool:
 def _unprepared(
     mu: Tensor, raw: Tensor, options: Mapping[str, Any], reduction: str | None
 ) -> dict[str, Any] | None:
-    """The arguments of the operator for the options; None if something needs preparation."""
+    """The operator's arguments for the options, or None if something needs preparation."""
     if not isinstance(mu, Tensor) or not isinstance(raw, Tensor) or mu.dtype is not raw.dtype:
         return None
     if not may_call_directly(mu):
@@ -207,7 +207,7 @@ def moments(
     """The sample and the KL of ``mu`` and ``raw``, which are the halves of ``h``."""
     if is_transformed():
         return sample_and_kl(mu, raw, options, eps, generator, key, reduction, dims)
-    if h.dtype != mu.dtype:  # a prior's is wider
+    if h.dtype != mu.dtype:  # the prior's dtype is wider
         h = h.to(mu.dtype)
     more = options.arguments(mu)
     if eps is not None or key is not None:
@@ -257,7 +257,7 @@ def _transformed(
     has_sample: bool, mu: Tensor, raw: Maybe, options: Options, eps: Maybe,
     generator: torch.Generator | None, key: Maybe, reduction: str | None, dims: Dims,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The outputs of a call that a transform may batch: a sample, a KL if there is a reduction."""
+    """The outputs of a call that a transform may batch: a sample, and a KL given a reduction."""
     arguments: dict[str, Any] = options.arguments(mu)
     dims, divisor = _summed(mu, reduction, dims)
     call = Call(
@@ -276,7 +276,7 @@ def _transformed(
 
 
 def _summed(mu: Tensor, reduction: str | None, dims: Dims) -> tuple[Dims, int]:
-    """A reduction as the dimensions to sum, from 0 on, and a divisor."""
+    """A reduction as the nonnegative dimensions to sum and a divisor."""
     ndim = mu.dim()
     if dims is not None:
         return tuple(d % ndim for d in dims), 1

@@ -1,8 +1,8 @@
-"""The likelihood operators: a checked call as their arguments, and their derivatives.
+"""The likelihood operators: their arguments for a checked call, and their derivatives.
 
 The backward of ``nll`` is the operator ``nll_backward``, which a node in C++ calls, and likewise
-for ``elbo_loss``. The backward of these differentiates the plain PyTorch formulas, which have every
-derivative. The transforms of ``torch.func`` and forward mode use these formulas throughout.
+for ``elbo_loss``. The backward of these two differentiates the eager PyTorch formulas, which have
+every derivative. The transforms of ``torch.func`` and forward mode always use these formulas.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = [
 ]  # fmt: skip
 
 _ops = torch.ops.vae_fused
-_NO_GRADIENTS = [False] * 5  # that the forward launch writes
+_NO_GRADIENTS = [False] * 5  # written by the forward launch
 
 
 def serves(call: Call) -> bool:
-    """Whether the operators compute a call: not under a transform, nor for a class of a user's."""
+    """Whether the operators compute a call. They serve neither transforms nor users' classes."""
     device = call.outputs[0].device.type
     return (
         call.likelihood.has_operator
@@ -53,13 +53,13 @@ def negative_log_likelihood(call: Call) -> Tensor:
 
 
 def loss_with_gradients(call: Call) -> Tensor:
-    """The reduced loss, whose launch writes the gradients as well, where any is required."""
+    """The reduced loss. Its launch also writes the gradients if any is required."""
     loss = _elbo(call, None, in_forward=True)[0]
     return loss if call.divisor is None else loss / call.divisor
 
 
 def loss_with_kl(call: Call, term: KlTerm, in_forward: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """``(loss, reconstruction, kl)`` of an evidence lower bound, before the division of a mean."""
+    """``(loss, reconstruction, kl)`` of an evidence lower bound, before the division for a mean."""
     return _elbo(call, term, in_forward)
 
 
@@ -75,7 +75,7 @@ def _launch_elbo(
     outputs: Sequence[Maybe], target: Tensor, others: tuple[Maybe, Maybe, Maybe],
     term: KlTerm | None, in_forward: bool, **numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Call ``elbo_loss``. ``others``: library, mask and weight."""
+    """Call ``elbo_loss``. ``others`` are library, mask and weight."""
     kl, beta, capacity = term or (None, 1.0, None)
     grad_mask = _NO_GRADIENTS
     if in_forward and torch.is_grad_enabled():
@@ -97,11 +97,11 @@ def try_unprepared(
     output: Tensor | Sequence[Tensor], target: Tensor, likelihood: str | Likelihood,
     reduction: str, grad: str,
 ) -> Tensor | None:  # fmt: skip
-    """The loss of a call whose tensors the operator takes as they are.
+    """The loss of a call whose tensors the operator accepts unchanged.
 
     The checks in Python take 10 us, as long as the operator itself at 16 x 16. The operator checks
-    the same, but its messages are short. Returns None if the call needs preparation, or if the
-    operator refuses it. The caller then runs the checks, which raise the full message.
+    the same but has short messages. Returns None if the call needs preparation or if the operator
+    refuses it. The caller then runs the checks, which raise the full message.
     """
     if grad != "backward":
         out = try_unprepared_with_kl(output, target, likelihood, reduction, None, grad)
@@ -124,7 +124,7 @@ def try_unprepared_with_kl(
     output: Tensor | Sequence[Tensor], target: Tensor, likelihood: str | Likelihood,
     reduction: str, term: KlTerm | None, grad: str,
 ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
-    """``(loss, reconstruction, kl)``, as :func:`try_unprepared`. The term is not checked yet."""
+    """``(loss, reconstruction, kl)``, like :func:`try_unprepared`. The term is still unchecked."""
     kl, beta, capacity = term or (None, 1.0, None)
     if grad not in ("backward", "forward"):
         return None
@@ -164,7 +164,7 @@ def _dim_of(output: Tensor | Sequence[Tensor]) -> int:
 def _unprepared(
     output: Tensor | Sequence[Tensor], likelihood: str | Likelihood, reduction: str
 ) -> tuple[Tensor, Maybe, Maybe, list[float] | None] | None:
-    """The outputs and the options as operators take them; None if something needs preparation."""
+    """The outputs and options for the operators, or None if something needs preparation."""
     kind = as_likelihood(likelihood)
     if not kind.has_operator or kind.validate:
         return None
@@ -189,12 +189,12 @@ def _unprepared(
 
 
 def recorded_backward(*tensors: Maybe, **numbers: Any) -> tuple[Maybe, ...]:
-    """``nll_backward`` where autograd records it."""
+    """``nll_backward`` with an autograd graph."""
     return apply(_Gradient, _OF_NLL, numbers, *tensors)
 
 
 def recorded_elbo_backward(*tensors: Maybe, **numbers: Any) -> tuple[Maybe, ...]:
-    """``elbo_loss_backward`` where autograd records it."""
+    """``elbo_loss_backward`` with an autograd graph."""
     return apply(_Gradient, _OF_ELBO, numbers, *tensors)
 
 
@@ -203,10 +203,10 @@ class _Backward(NamedTuple):
 
     Attributes:
         operator: Its name.
-        results: How many gradients of results there are.
-        inputs: The places of the tensors that it has gradients for, in the order of these.
-        compute: The results of the forward operator in plain PyTorch, given the tensors after the
-            gradients, and the numbers.
+        results: The number of gradients of results.
+        inputs: The indices of the tensors that get gradients, in the order of the gradients.
+        compute: Computes the results of the forward operator in eager PyTorch from the tensors
+            after the gradients, and the numbers.
     """
 
     operator: str
@@ -216,7 +216,7 @@ class _Backward(NamedTuple):
 
 
 class _Gradient(torch.autograd.Function):
-    """A backward operator, whose derivatives are those of the formulas' gradients."""
+    """A backward operator. Its derivatives are those of the formulas' gradients."""
 
     @staticmethod
     def forward(
@@ -248,7 +248,7 @@ def _pulled(
     of: _Backward, tensors: list[Maybe], numbers: dict[str, Any], cotangents: Sequence[Maybe],
     places: list[int], needed: Sequence[bool],
 ) -> list[Maybe]:  # fmt: skip
-    """The gradients of the tensors at ``places``, given those of the gradients of the inputs."""
+    """The gradients of the tensors at ``places``, from the gradients of the inputs' gradients."""
     none: list[Maybe] = [None] * len(places)
     with torch.enable_grad():
         pairs = [
@@ -290,7 +290,7 @@ def _call_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> Call:
 
 
 def nll_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The loss that ``nll`` computes, in plain PyTorch, from the arguments of the operator."""
+    """The loss that ``nll`` computes, in eager PyTorch, from the operator's arguments."""
     return (reconstruction.negative_log_likelihood(_call_of(tensors, numbers)),)
 
 
@@ -310,7 +310,7 @@ _OF_ELBO = _Backward("elbo_loss_backward", 3, (3, 4, 5, 6, 7, 10, 11), elbo_of)
 
 
 def _leaf(t: Maybe) -> Maybe:
-    """What the formulas are differentiated by: a part of the graph if that is differentiated."""
+    """A tensor by which to differentiate: in the graph if it requires grad, else a new leaf."""
     if t is None or not t.is_floating_point():
         return t
     if torch.is_grad_enabled() and t.requires_grad:

@@ -1,7 +1,7 @@
-"""The backward operators where autograd records them, registered with the dispatcher.
+"""The backward operators with an autograd graph, registered with the dispatcher.
 
-A plain backward does not come here. The operators call their overloads ``recorded``, which these
-functions implement, where a gradient or a tangent is to go through them.
+An ordinary backward does not reach this file. If a gradient or a tangent must pass through an
+operator, the operator calls its overload ``recorded``, which these functions implement.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def _multi_backward(
 def values_of_priors(
     mu: Sequence[Tensor], tensors: Sequence[Maybe], numbers: Sequence[float]
 ) -> Sequence[Maybe]:
-    """The means or raw scales of a list's priors, as tensors; none if the options have them."""
+    """The means or raw scales of a list's priors as tensors; none if the options contain them."""
     if not numbers:
         return tensors or [None] * len(mu)
     found = zip(mu, tensors or [None] * len(mu), numbers, strict=True)
     return [torch.full_like(m, number) if t is None else t for m, t, number in found]
 
 
-_library = torch.library.Library("vae_fused", "IMPL")  # which unregisters its kernels when it dies
+_library = torch.library.Library("vae_fused", "IMPL")  # unregisters its kernels when it is deleted
 _KERNELS = {
     "reparameterize_kl_backward": _backward,
     "reparameterize_kl_moments_backward": _moments_backward,
