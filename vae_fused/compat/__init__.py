@@ -1,1 +1,1 @@
-"""Stand-ins for classes of other libraries, none of which has to be installed."""
+"""Replacements for classes of other libraries, which need not be installed."""

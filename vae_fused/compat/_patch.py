@@ -1,7 +1,7 @@
 """Replaces the methods of a class of another library by those of a stand-in, and restores them.
 
-The class remains the library's own: whoever holds it by name has the new methods, ``isinstance`` is
-as before, and so is what a pickle refers to.
+The class object remains the library's own. So code that imported it by name gets the new methods,
+``isinstance`` works as before, and pickles refer to the same class.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ABSENT = object()
 
 
 def install(original: type, stand_in: type) -> dict[str, Any]:
-    """Give ``original`` the methods of ``stand_in``; return what :func:`restore` needs."""
+    """Give ``original`` the methods of ``stand_in``. Return the argument for :func:`restore`."""
     saved: dict[str, Any] = {}
     for base in reversed(stand_in.__mro__[:-1]):
         for name, value in vars(base).items():
@@ -40,20 +40,20 @@ def restore(original: type, saved: dict[str, Any]) -> None:
 
 
 def live_instances(classes: Iterable[type]) -> Iterator[Any]:
-    """All objects of these classes. Looking through every object takes some 0.1 s."""
+    """All objects of these classes. The search visits every object and takes about 0.1 s."""
     found = tuple(classes)
     for candidate in gc.get_objects():
-        # The type, not __class__: proxies compute theirs.
+        # type() and not __class__, which proxies compute.
         if issubclass(type(candidate), found):
             yield candidate
 
 
 def difference(original: type, stand_in: type, count: int) -> str:
-    """What differs between two classes of posteriors on a small batch; '' if nothing does.
+    """What differs between two classes of posteriors on a small batch, or '' if nothing does.
 
     Args:
         original: The class of the library.
-        stand_in: The class whose methods are to replace its own.
+        stand_in: The class whose methods replace those of ``original``.
         count: How many tensors the constructor takes: one packed tensor, or the mean and the scale.
     """
     try:
@@ -68,7 +68,7 @@ def difference(original: type, stand_in: type, count: int) -> str:
 
 
 def _results(cls: Callable[..., Any], count: int) -> list[tuple[str, Tensor]]:
-    """Values and gradients of everything that a posterior has, with names."""
+    """Values and gradients of all attributes and methods of a posterior, with names."""
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> list[Tensor]:

@@ -1,9 +1,9 @@
-"""What the stand-ins for diffusers' posteriors share: their attributes, their samples, their noise.
+"""The common part of the stand-ins for diffusers' posteriors: attributes, samples and noise.
 
-In diffusers, each attribute of a posterior is computed when the posterior is made, and is an
+In diffusers, each attribute of a posterior is computed when the posterior is constructed, and is an
 ordinary attribute from then on. Users assign to it and modify it in place, and ``sample``, ``kl``
 and ``nll`` use its current value. Here, an attribute is computed when it is first read. As long as
-the attributes that a method depends on have not been changed, the method is one fused call on the
+the attributes that a method depends on have not changed, the method is one fused call on the
 encoder's output. Otherwise it evaluates diffusers' formula on the attributes.
 """
 
@@ -42,14 +42,14 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Read(NamedTuple):
-    """An attribute as it was computed, by which a later change is recognised."""
+    """An attribute as it was computed, from which later changes are recognised."""
 
     value: Tensor
-    version: int | None  # of the tensor's memory; None if changes cannot be seen
+    version: int | None  # of the tensor's memory; None if not available
 
 
 class State:
-    """What a posterior was made of, and what has been computed from it."""
+    """The inputs of a posterior, and the values that have been computed from them."""
 
     __slots__ = ("deterministic", "grad", "halves", "kl", "packed", "read", "shares_launch")
 
@@ -70,11 +70,11 @@ class State:
 
 
 class Posterior:
-    """A diagonal Gaussian with ordinary attributes, and fused functions where these are unchanged.
+    """A diagonal Gaussian with ordinary attributes that uses fused functions while they are unchanged.
 
-    The methods are also installed in diffusers' own classes, whose instances may have been made
-    before that, by diffusers' constructor, or by unpickling. These have no ``_state`` and have all
-    attributes.
+    The methods are also installed in diffusers' own classes. Their instances may have been
+    constructed earlier, by diffusers' constructor or by unpickling. Such instances have no
+    ``_state`` and have all attributes.
     """
 
     _LAW: ClassVar[Scale]
@@ -91,7 +91,7 @@ class Posterior:
     deterministic: bool
 
     def __getattr__(self, name: str) -> Any:
-        """Compute an attribute that is read for the first time; from then on it is ordinary."""
+        """Compute an attribute on its first read. From then on it is an ordinary attribute."""
         state = self.__dict__.get("_state")
         if state is None or name not in self._ATTRIBUTES:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -100,7 +100,8 @@ class Posterior:
             value = mean if name == "mean" else raw
             state.read[name] = Read(value, 0)
         else:
-            # With the gradient that it would have, had it been computed in advance.
+            # The attribute gets the gradient that it would have if it had been computed at
+            # construction.
             with torch.set_grad_enabled(state.grad):
                 value = self._derived(name, mean, raw)
             state.read[name] = Read(value, _version(value))
@@ -116,7 +117,7 @@ class Posterior:
         return found
 
     def _halves(self) -> tuple[Tensor, Tensor]:
-        """Mean and raw scale as they were given: views, made once."""
+        """Mean and raw scale as they were given: views, which are created once."""
         state = self._state
         if state.halves is None:
             assert state.packed is not None
@@ -129,9 +130,10 @@ class Posterior:
         return state.halves
 
     def _is_touched(self, *names: str) -> bool:
-        """Whether one of these attributes may not be what it was made as.
+        """Whether one of these attributes may have changed since it was computed.
 
-        A mean that is modified in place remains the memory that the fused functions read.
+        A mean that is modified in place does not count, because the fused functions read its
+        memory.
         """
         attributes = self.__dict__
         state = attributes.get("_state")
@@ -149,12 +151,12 @@ class Posterior:
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes of diffusers' class, so that a pickle needs neither patch nor package."""
+        """The attributes of diffusers' class, so that unpickling needs neither patch nor package."""
         self._compute_all()
         return {name: value for name, value in self.__dict__.items() if name != "_state"}
 
     def _compute_all(self) -> None:
-        """Compute what has not been read, so that diffusers' own methods find it."""
+        """Compute all missing attributes, so that diffusers' own methods find them."""
         if "_state" in self.__dict__:
             for name in self._ATTRIBUTES:
                 getattr(self, name)
@@ -163,12 +165,12 @@ class Posterior:
         """A reparameterized sample, ``(B, C, ...)`` in the dtype of ``parameters``.
 
         Args:
-            generator: A generator on the device of ``parameters`` or on the CPU, from where the
-                noise is then copied; or a list with one for each item of the batch, or with one
-                alone.
+            generator: A generator on the device of ``parameters``, or on the CPU, from which the
+                noise is then copied; or a list with one generator for each item of the batch, or
+                with a single one.
 
         Raises:
-            TypeError: ``generator`` is neither of these.
+            TypeError: ``generator`` has another type.
             ValueError: A generator on a GPU for parameters elsewhere, or a list of wrong length.
         """
         if self._is_touched("mean", "std"):
@@ -191,7 +193,7 @@ class Posterior:
             and torch.is_grad_enabled()
             and self._packed().requires_grad
         ):
-            # The operator of both, for the sake of its gradient: that of the packed tensor.
+            # This operator computes both, but its gradient is that of the packed tensor.
             return self._sample_and_kl(None)[0]
         mean, raw = self._halves()
         return functional.reparameterize(mean, raw, scale=self._LAW, eps=eps)
@@ -204,7 +206,7 @@ class Posterior:
         raise NotImplementedError
 
     def _shape(self) -> tuple[int, ...]:
-        """The shape of the mean, which need not be made for it."""
+        """The shape of the mean, without computing the mean."""
         state = self.__dict__.get("_state")
         if state is None or state.packed is None or "mean" in self.__dict__:
             return tuple(self.mean.shape)
@@ -212,13 +214,13 @@ class Posterior:
         return (batch, channels // 2, *sizes)
 
     def _packed(self) -> Tensor:
-        """``parameters`` as given, without their gradient if it was off when they were."""
+        """``parameters`` as given, detached if gradients were disabled at construction."""
         state = self._state
         assert state.packed is not None
         return state.packed if state.grad else state.packed.detach()
 
     def _take_kl(self) -> Tensor | None:
-        """The KL from the launch of the last sample, for one use; None if it lacks a gradient."""
+        """The KL from the launch of the last sample, for one use, or None if it lacks a gradient."""
         state = self._state
         kl, state.kl = state.kl, None
         if kl is None or kl.requires_grad != (
@@ -234,7 +236,7 @@ class Posterior:
 
 
 def widen(x: Any) -> Any:
-    """16-bit types are summed in float32; a number may have been assigned, too."""
+    """Convert 16-bit types to float32 for sums. Other values, such as assigned numbers, pass."""
     is_narrow = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
     return x.float() if is_narrow else x
 
@@ -245,7 +247,7 @@ def _split(h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _version(value: Tensor) -> int | None:
-    """How often a tensor's memory was written to. A compiler and inference mode do not count."""
+    """The number of writes to a tensor's memory; None when compiling or in inference mode."""
     if torch.compiler.is_compiling() or value.is_inference():
         return None
     return value._version
@@ -257,7 +259,7 @@ def _version(value: Tensor) -> int | None:
 
 
 def moments(q: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and log variance, in the dtype in which they are summed."""
+    """Mean, variance and log variance, in the dtype of their sums."""
     mean = widen(q.mean)
     is_narrow = mean.dtype != q.mean.dtype
     if is_narrow and (wide := _widened(q)) is not None:
@@ -266,7 +268,7 @@ def moments(q: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _widened(q: Any) -> DiagonalGaussian | None:
-    """The law in float32, as a variance may overflow float16; None if that is assigned."""
+    """The law in float32, as a variance may overflow float16; None if an attribute was assigned."""
     if not hasattr(type(q), "_is_touched") or q._is_touched("var", "logvar"):
         return None
     if q._state.deterministic:
@@ -293,7 +295,7 @@ def is_point(other: Any) -> bool:
 
 
 def untouched(other: Any) -> DiagonalGaussian | None:
-    """``other`` as it was made; None if an attribute may have been assigned since."""
+    """``other`` as it was constructed; None if an attribute may have been assigned since."""
     if hasattr(type(other), "_is_touched"):
         if other._is_touched("mean", "logvar", "var"):
             return None
@@ -335,7 +337,7 @@ def as_tuple(dims: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def randn(shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
-    """Noise of the dtype and device of ``like``."""
+    """Noise in the dtype and on the device of ``like``."""
     if generator is None:
         return torch.randn(shape, dtype=like.dtype, device=like.device)
     if isinstance(generator, torch.Generator):

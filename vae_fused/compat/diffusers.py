@@ -1,7 +1,7 @@
 """The posteriors of diffusers' autoencoders, on the fused functions.
 
-Each class has the name, the defaults and the formulas of diffusers' class, so that code written for
-it can use it unchanged. diffusers itself is not needed:
+Each class has the name, the defaults and the formulas of diffusers' class, so code written for that
+class can use it unchanged. diffusers itself is not required:
 
     from vae_fused.compat.diffusers import DiagonalGaussianDistribution
 
@@ -14,31 +14,33 @@ it can use it unchanged. diffusers itself is not needed:
                                                ``autoencoder_kl_minimax_h3_audio.py`` there
 =============================================  =====================================================
 
-They are different laws: the same numbers mean another sigma in each. ``IdentityDistribution``, the
-remaining posterior of diffusers, has neither noise nor a KL, so that there is nothing to replace.
+The classes are different laws: the same numbers mean another sigma in each.
+``IdentityDistribution``, the remaining posterior of diffusers, has neither noise nor a KL, so there
+is nothing to replace.
 
-Where diffusers is installed, :func:`patch` gives each of its classes the methods of the stand-in of
+If diffusers is installed, :func:`patch` gives each of its classes the methods of the stand-in with
 the same name:
 
     import vae_fused.compat.diffusers
 
     vae_fused.compat.diffusers.patch()
 
-The classes remain diffusers' own. Therefore every module that holds one of them uses the new
-methods, whenever it was imported, and ``isinstance`` and pickles work as before.
+The class objects remain diffusers' own. Therefore every module that imported one of them, at any
+time, uses the new methods, and ``isinstance`` and pickles work as before.
 
 Where results differ from diffusers':
 
-- KL and nll of 16-bit moments are computed and returned in float32. There they are 16-bit, and the
-  sum over a latent overflows float16.
+- KL and nll of 16-bit moments are computed and returned in float32. diffusers computes them in 16
+  bits, and the sum over a latent overflows float16.
 - ``sample()`` without a generator keeps no noise for backward. It obeys ``torch.manual_seed``, but
-  its noise does not have the same numbers as ``torch.randn``. With a generator it has, so that
-  seeded pipelines draw the same latents.
-- The KL of a deterministic posterior is a zero of shape (1,), as there, but on the device of
+  its noise differs from that of ``torch.randn``. With a generator the noise is the same, so seeded
+  pipelines draw the same latents.
+- The KL of a deterministic posterior is a zero of shape (1,), as in diffusers, but on the device of
   ``parameters``.
 
-Attributes may be assigned and modified in place, as there: ``q.mean = 0.2 * q.mean``. Methods that
-depend on such an attribute then evaluate diffusers' formula, with the noise of ``torch.randn``.
+You can assign attributes and modify them in place, as in diffusers: ``q.mean = 0.2 * q.mean``.
+Methods that depend on such an attribute then evaluate diffusers' formula, with the noise of
+``torch.randn``.
 """
 
 from __future__ import annotations
@@ -86,19 +88,20 @@ class DiagonalGaussianDistribution(Posterior):
     """Posterior over latents, from an encoder's packed output.
 
     ``kl()`` and ``nll()`` sum the dimensions (1, 2, 3), as in diffusers. Latents with fewer
-    dimensions, an error there, are summed over all but the first. Latents with more dimensions keep
-    the remaining ones, as there: the KL of a video, (B, C, T, H, W), has shape (B, W), and its mean
-    is W times too small. A warning says so; ``dim=(1, 2, 3, 4)`` gives the KL of each sample.
+    dimensions, an error in diffusers, are summed over all but the first. Latents with more
+    dimensions
+    keep the remaining ones, as in diffusers: the KL of a video, (B, C, T, H, W), has shape (B, W),
+    and its mean is W times too small. A warning reports this, and ``dim=(1, 2, 3, 4)`` gives the KL
+    of each sample.
 
     Args:
         parameters: Mean and log variance, packed along dimension 1: ``(B, 2C, ...)``, float32,
-            float64, float16 or bfloat16. It must not be modified in place while the posterior is in
-            use.
+            float64, float16 or bfloat16. Do not modify it in place while the posterior is in use.
         deterministic: Whether the variance is 0.
-        share_launch: Whether ``sample()`` also computes the KL, in the same launch, for the first
-            ``kl()`` that follows. Both then belong to one node of the graph: a backward pass
-            through one of them without ``retain_graph=True`` frees the node, so that a second pass
-            through the other raises. Default: False, or the argument of :func:`patch`.
+        share_launch: Whether ``sample()`` also computes the KL, in the same launch, for the next
+            ``kl()``. Both then belong to one node of the graph. A backward pass through one of them
+            without ``retain_graph=True`` frees the node, so a second pass through the other raises.
+            Default: False, or the argument of :func:`patch`.
 
     Attributes:
         parameters: As given.
@@ -127,8 +130,8 @@ class DiagonalGaussianDistribution(Posterior):
         """KL from the standard normal or from ``other``, in nats, ``(B,)`` for images.
 
         Args:
-            other: What has ``mean`` and ``logvar``, such as another of this class or of diffusers'.
-                The KL from a deterministic one is inf.
+            other: An object with ``mean`` and ``logvar``, such as another instance of this class or
+                of diffusers'. The KL from a deterministic one is inf.
             dim: The dimensions to sum; default: diffusers' (1, 2, 3), see the class.
         """
         if self.deterministic:
@@ -180,7 +183,7 @@ class OobleckDiagonalGaussianDistribution(Posterior):
 
     Args:
         parameters: Mean and scale, packed along dimension 1: ``(B, 2C, T)``, float32, float64,
-            float16 or bfloat16. It must not be modified in place while the posterior is in use.
+            float16 or bfloat16. Do not modify it in place while the posterior is in use.
         deterministic: Whether the KL is 0. As in diffusers, samples are random in any case.
         share_launch: As in :class:`DiagonalGaussianDistribution`.
 
@@ -209,12 +212,12 @@ class OobleckDiagonalGaussianDistribution(Posterior):
         )
 
     def kl(self, other: Any = None) -> Tensor:
-        """Twice the KL in nats, summed over dimension 1; of that the mean over the others, 0-d.
+        """Twice the KL in nats, summed over dimension 1 and averaged over the others, 0-d.
 
         Args:
             other: A posterior with ``mean``, ``var`` and ``logvar``; default: the standard normal.
-                diffusers' formula for it is kept, although its logarithms have the opposite sign,
-                so that it is not a KL and may be negative.
+                diffusers' formula for it is kept, although its logarithms have the opposite sign.
+                So the result is not a KL and may be negative.
         """
         if self.deterministic:
             return self._zero()
@@ -233,7 +236,7 @@ class OobleckDiagonalGaussianDistribution(Posterior):
         return kl * self._weight()
 
     def _weight(self) -> float:
-        """Of a sum over all elements: 2 over what the mean is taken of."""
+        """The factor of a sum over all elements: 2 divided by the number of averaged values."""
         shape = self._shape()
         columns = math.prod((shape[0], *shape[2:]))
         return 2.0 / columns if columns else math.nan
@@ -249,7 +252,7 @@ class MiniMaxH3AudioDiagonalGaussianDistribution(Posterior):
 
     Args:
         mean: ``(B, C, T)``, float32, float64, float16 or bfloat16.
-        logs: ``ln sigma``, in the shape of ``mean``. Neither may be modified in place while the
+        logs: ``ln sigma``, in the shape of ``mean``. Do not modify either in place while the
             posterior is in use.
 
     Attributes:
@@ -271,7 +274,7 @@ class MiniMaxH3AudioDiagonalGaussianDistribution(Posterior):
 
 
 def _packed_state(parameters: Tensor, deterministic: bool, share_launch: bool) -> State:
-    # A shape that fits is the rule, and its check takes no time.
+    # The common case is a valid shape, and checking it here takes no time.
     if not isinstance(parameters, Tensor) or parameters.dim() < 2 or parameters.shape[1] % 2:
         check_moments(parameters, 1)
     return State(parameters, deterministic=deterministic, shares_launch=share_launch)
@@ -282,35 +285,37 @@ def _packed_state(parameters: Tensor, deterministic: bool, share_launch: bool) -
 # --------------------------------------------------------------------------------------------------
 
 PACKAGE = "diffusers.models.autoencoders"
-# The stand-in for a class, by the module that defines it, and how many tensors it is made of.
+# For each module of diffusers: the stand-in for its class, and the number of constructor tensors.
 STAND_INS: dict[str, tuple[type[Posterior], int]] = {
     "vae": (DiagonalGaussianDistribution, 1),
     "autoencoder_oobleck": (OobleckDiagonalGaussianDistribution, 1),
     "autoencoder_kl_minimax_h3_audio": (MiniMaxH3AudioDiagonalGaussianDistribution, 2),
 }
 
-_patched: dict[type, dict[str, Any]] = {}  # diffusers' classes, with what they had
+_patched: dict[type, dict[str, Any]] = {}  # diffusers' classes, with their own methods
 _declined: set[type] = set()
 
 
 def patch(*, share_launch: bool = False) -> bool:
     """Replace the methods of diffusers' posteriors by those of this module.
 
-    Each class is compared with its stand-in before: values and gradients of attributes, samples, KL
-    and nll on a small batch in float64. A class that computes something else, as that of a future
-    version may, is left alone, and a warning says so once. So is a class that this version lacks.
+    Each class is first compared with its stand-in: values and gradients of attributes, samples, KL
+    and nll on a small batch in float64. A class that computes something else, such as that of a
+    future version, is not changed, and a warning reports it once. A class that the installed
+    version lacks is skipped.
 
-    Posteriors that exist already keep their attributes. Compiled code that has made a posterior has
-    to be compiled anew (``torch.compiler.reset()``).
+    Existing posteriors keep their attributes. Compiled code that has constructed a posterior must
+    be compiled again (``torch.compiler.reset()``).
 
     Args:
-        share_launch: Whether ``sample()`` also computes the KL, in the same launch, for the first
-            ``kl()`` that follows. Then separate backward passes through the two need
-            ``retain_graph=True``; see :class:`DiagonalGaussianDistribution`. A second call of
-            ``patch`` changes only this setting.
+        share_launch: Whether ``sample()`` also computes the KL, in the same launch, for the next
+            ``kl()``. Separate backward passes through the two then require ``retain_graph=True``;
+            see :class:`DiagonalGaussianDistribution`. A second call of ``patch`` changes only this
+            setting.
 
     Returns:
-        Whether every posterior that has a stand-in is replaced.
+        Whether every posterior that the installed version has, and that has a stand-in, is
+        replaced.
 
     Raises:
         ImportError: diffusers is not installed.
@@ -335,9 +340,9 @@ def patch(*, share_launch: bool = False) -> bool:
 
 
 def unpatch() -> None:
-    """Restore what :func:`patch` has replaced, and forget what it has declined.
+    """Restore the classes that :func:`patch` replaced, and let it compare declined classes again.
 
-    Posteriors that exist get all attributes that diffusers' methods expect.
+    Existing posteriors get all attributes that diffusers' methods expect.
     """
     _declined.clear()
     if not _patched:
@@ -356,7 +361,7 @@ def is_patched() -> bool:
 
 
 def _class_of_diffusers(module: str, name: str) -> Any:
-    """A class of diffusers; None if this version lacks it."""
+    """A class of diffusers, or None if this version lacks it."""
     importlib.import_module("diffusers")
     try:
         return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name, None)

@@ -1,8 +1,8 @@
-"""A replacement for ``torch.distributions.Normal``, on the fused functions.
+"""A replacement for ``torch.distributions.Normal``, based on the fused functions.
 
     from vae_fused.compat.distributions import Normal
 
-It has the constructor of torch's class, so that code written for that one can use it unchanged.
+It has the constructor of torch's class, so code written for that class can use it unchanged.
 """
 
 from __future__ import annotations
@@ -25,28 +25,27 @@ __all__ = ["Normal"]
 class Normal(FusedNormal):
     """Independent normals, given by their mean and standard deviation.
 
-    It is a ``torch.distributions.Normal``, and has the methods of
-    :class:`vae_fused.DiagonalGaussian`, such as ``rsample_kl``. ``type(q)(q.loc, q.scale)`` is the
-    same distribution.
+    It is a ``torch.distributions.Normal`` and has the methods of
+    :class:`vae_fused.DiagonalGaussian`, such as ``rsample_kl``. ``type(q)(q.loc, q.scale)`` gives
+    the same distribution.
 
-    Where it differs from torch's class:
+    It differs from torch's class as follows:
 
-    - Samples obey ``torch.manual_seed``, but their noise does not have the numbers of
-      ``torch.normal``.
+    - Samples obey ``torch.manual_seed``, but their noise differs from that of ``torch.normal``.
     - Densities, entropies and KLs of 16-bit parameters are float32.
     - Parameters must be floating-point tensors or numbers. Mixed dtypes promote when the
       distribution is made.
-    - A negative ``scale`` makes results NaN, if values are not validated.
+    - A negative ``scale`` makes results NaN if values are not validated.
 
     Args:
         loc: Mean, any shape; float32, float64, float16 or bfloat16, any strides; or a number.
         scale: Standard deviation, above 0, broadcastable with ``loc``; or a number.
         validate_args: Whether to check values. Default: that of ``torch.distributions``, which is
             True unless ``Distribution.set_default_validate_args(False)`` was called. Each check
-            waits for a GPU.
+            waits for the GPU.
 
     Attributes:
-        loc, scale: As given, broadcast. They may be assigned.
+        loc, scale: As given, broadcast. You can assign them.
 
     Raises:
         TypeError: A parameter that is neither tensor nor number, or is not floating point.
@@ -70,7 +69,7 @@ class Normal(FusedNormal):
         Distribution.__init__(self, self.mu.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Normal:
-        """The same distribution with its batch expanded to ``batch_shape``; nothing is copied."""
+        """The same distribution with its batch expanded to ``batch_shape``, without a copy."""
         new: Normal = self._get_checked_instance(Normal, _instance)  # type: ignore[no-untyped-call]
         return self._expanded(batch_shape, new)
 
@@ -98,7 +97,7 @@ class Normal(FusedNormal):
         return self.raw.pow(2)
 
     def _point(self, value: Any) -> Tensor:
-        """As torch has it: a number is a point if values are not validated."""
+        """Check a point. As in torch, a number is a point if values are not validated."""
         if self._validate_args:
             self._validate_sample(value)
         elif isinstance(value, Real):

@@ -1,8 +1,8 @@
 """The distributions of this package as sites of Pyro.
 
-``pyro.sample`` takes distributions with Pyro's own methods, such as ``mask`` and ``to_event``. The
-distributions of torch lack them. :func:`site` adds them to a distribution, and the classes here
-have them:
+``pyro.sample`` requires distributions with Pyro's own methods, such as ``mask`` and ``to_event``,
+which the distributions of torch lack. :func:`site` adds these methods to a distribution, and the
+classes in this file have them:
 
     import pyro
     from vae_fused.compat.pyro import DiagonalGaussian, site
@@ -10,8 +10,8 @@ have them:
     pyro.sample("z", DiagonalGaussian(mu, logvar).to_event(1))
     pyro.sample("z", site(q))
 
-Samples and KLs are the fused ones, also those of ``TraceMeanField_ELBO``. Importing this module
-requires Pyro.
+Samples and KLs are computed by the fused functions, including the KLs of ``TraceMeanField_ELBO``.
+Importing this module requires Pyro.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ class Normal(drop_in.Normal, _Mixin):  # type: ignore[misc]
 
 
 def site(q: FusedNormal) -> Any:
-    """The same distribution as an argument of ``pyro.sample``; it shares the parameters of ``q``.
+    """The same distribution as an argument of ``pyro.sample``, sharing the parameters of ``q``.
 
     Args:
         q: A :class:`vae_fused.DiagonalGaussian` or a
-            :class:`vae_fused.compat.distributions.Normal`. One of Pyro's is returned as it is.
+            :class:`vae_fused.compat.distributions.Normal`. One with Pyro's methods is returned
+            unchanged.
 
     Raises:
         TypeError: ``q`` is another distribution.

@@ -1,24 +1,24 @@
-"""The negative binomials of scvi-tools, on the fused functions.
+"""The negative binomials of scvi-tools, based on the fused functions.
 
     import vae_fused.compat.scvi
 
     vae_fused.compat.scvi.patch()
 
 From then on every model of scvi-tools computes its negative binomial and zero-inflated negative
-binomial log likelihoods with :func:`vae_fused.nll`: the functions ``log_nb_positive`` and
-``log_zinb_positive`` of ``scvi.distributions._negative_binomial`` are replaced, and so are
+binomial log likelihoods with :func:`vae_fused.nll`. The patch replaces the functions
+``log_nb_positive`` and ``log_zinb_positive`` of ``scvi.distributions._negative_binomial``, and
 ``__init__`` and ``log_prob`` of the classes ``NegativeBinomial`` and
-``ZeroInflatedNegativeBinomial``. The classes remain scvi's own, so sampling, moments,
+``ZeroInflatedNegativeBinomial``. The class objects remain scvi's own, so sampling, moments,
 ``isinstance`` and classes that were imported by name are not affected.
 
-Where results differ:
+Results differ as follows:
 
 - They are accurate where scvi's formula cancels: for theta above 1e4 in float32.
 - 16-bit inputs give float32 results.
 - ``ZeroInflatedNegativeBinomial.log_prob`` checks its argument only if ``validate_args=True``, as
-  ``NegativeBinomial.log_prob`` does. scvi's checks always, which waits for a GPU.
-- The gradient of a theta that is shared between cells is not written for each of them.
-- A negative count is NaN, where scvi's functions return minus infinity.
+  ``NegativeBinomial.log_prob`` does. scvi always checks it, which waits for the GPU.
+- The gradient of a theta that is shared between cells is not written for each cell.
+- A negative count gives NaN, where scvi's functions return minus infinity.
 
 Calls that :func:`vae_fused.nll` does not serve, such as those with functions of another library in
 ``log_fn``, go to scvi's functions.
@@ -42,7 +42,7 @@ from vae_fused.likelihoods import NegativeBinomial, ZeroInflatedNegativeBinomial
 __all__ = ["is_patched", "patch", "unpatch"]
 
 MODULE = "scvi.distributions._negative_binomial"
-EPS = 1e-8  # scvi's own
+EPS = 1e-8  # the default in scvi
 
 _originals: dict[str, Any] = {}  # by name in scvi's module; empty if nothing is patched
 _declined = False
@@ -51,9 +51,9 @@ _declined = False
 def patch() -> bool:
     """Replace scvi's negative binomials, after comparing them with those of this package.
 
-    The comparison is on a small batch in float64: values and gradients of both functions, and
-    ``log_prob`` of both classes. If scvi computes something else, as a future version may, this
-    warns once and changes nothing.
+    The comparison covers values and gradients of both functions, and ``log_prob`` of both classes,
+    on a small batch in float64. If scvi computes something else, as a future version may, this
+    function warns once and changes nothing.
 
     Returns:
         Whether scvi is patched. A second call changes nothing.
@@ -86,7 +86,7 @@ def patch() -> bool:
 
 
 def unpatch() -> None:
-    """Restore what :func:`patch` has replaced, and forget that it has declined."""
+    """Restore what :func:`patch` replaced, and let it compare scvi again if it declined before."""
     global _declined
     _declined = False
     module = importlib.import_module(MODULE) if _originals else None
@@ -148,7 +148,7 @@ def _zero_inflated(eps: float) -> Likelihood:
 
 
 def _is_served(eps: Any, x: Any, *parameters: Any) -> bool:
-    """Whether the fused function takes these arguments and gives what scvi's gives."""
+    """Whether the fused function supports these arguments and gives the result of scvi."""
     if type(eps) not in (int, float) or eps < 0:
         return False
     tensors = (x, *parameters)
@@ -163,7 +163,7 @@ def _is_served(eps: Any, x: Any, *parameters: Any) -> bool:
 
 
 def _log_prob(kind: Likelihood, x: Tensor, mu: Tensor, *others: Tensor) -> Tensor:
-    """The log likelihood in the shape that all arguments broadcast to, as scvi's formula has it."""
+    """The log likelihood in the shape that all arguments broadcast to, as in scvi's formula."""
     shape = torch.broadcast_shapes(x.shape, mu.shape, *(t.shape for t in others))
     return -losses.nll((mu.expand(shape), *others), x, kind, reduction="none")
 
@@ -187,7 +187,7 @@ def _keeping_theta(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
         by_count = kwargs.get("total_count", args[0] if args else None) is not None
         theta = kwargs.get("theta", args[4] if len(args) > 4 else None)
-        # With the broadcast one, by which a later assignment of ``theta`` is recognised.
+        # Store the broadcast theta too, from which a later assignment of ``theta`` is recognised.
         keep = isinstance(theta, Tensor) and not by_count
         self._given_theta = (self.theta, theta) if keep else None
 
@@ -195,7 +195,7 @@ def _keeping_theta(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _theta(self: Any) -> Tensor:
-    """What was given, unless ``theta`` has been assigned since."""
+    """The theta as given, unless ``theta`` has been assigned since."""
     kept = getattr(self, "_given_theta", None)
     theta: Tensor = self.theta if kept is None or kept[0] is not self.theta else kept[1]
     return theta
@@ -217,7 +217,7 @@ def _zinb_log_prob(self: Any, value: Tensor) -> Tensor:
 
 
 def _original_log_prob(name: str, distribution: Any, value: Tensor) -> Tensor:
-    """The method of scvi, which validates, and which calls the functions that are replaced."""
+    """Call scvi's own method, which validates and then calls the replaced functions."""
     result: Tensor = _originals[name][2](distribution, value)
     return result
 
@@ -229,12 +229,12 @@ _METHODS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 # --------------------------------------------------------------------------------------------------
-# Whether scvi computes what is expected of it
+# Comparison with scvi
 # --------------------------------------------------------------------------------------------------
 
 
 def _difference(module: Any) -> str:
-    """What differs between scvi and this package on a small batch; '' if nothing does."""
+    """What differs between scvi and this package on a small batch, or '' if nothing does."""
     try:
         for got, wanted, name in _comparisons(module):
             if not torch.allclose(got, wanted, rtol=1e-6, atol=1e-9):
@@ -246,7 +246,7 @@ def _difference(module: Any) -> str:
 
 
 def _comparisons(module: Any) -> list[tuple[Tensor, Tensor, str]]:
-    """Pairs of what is computed here and by scvi, with a name."""
+    """Pairs of results of this package and of scvi, with a name."""
     dtype = torch.float64
     x = torch.tensor([[0.0, 0.0, 1.0, 2.0], [3.0, 0.0, 17.0, 400.0]], dtype=dtype)
     mu = torch.tensor([[1e-3, 2.0, 0.5, 30.0], [3.0, 50.0, 1.0, 300.0]], dtype=dtype)
