@@ -181,7 +181,7 @@ def check_shape(name: str, sample_shape: int | Sequence[int]) -> tuple[int, ...]
     return sizes
 
 
-# How each option that is not a tensor, and cannot contain one, is checked.
+# The checks of the options that neither are nor contain tensors.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "mu_soft_clamp": check_positive,
     "free_bits": check_free_bits,

@@ -78,8 +78,7 @@ class NegativeBinomial(_Counts):
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
-            # A gamma variable of a huge concentration equals its mean. An infinite one would give
-            # NaN.
+            # A gamma variable of a huge concentration equals its mean, but inf would give NaN.
             theta = self.theta.clamp(max=1e30)
             unit = torch._standard_gamma(theta.expand(shape)) / theta
             return torch.poisson(unit * self.mu)

@@ -11,9 +11,8 @@ __all__ = ["check_layout"]
 def check_layout(name: str, value: Tensor) -> None:
     """Raise TypeError for a nested, sparse or wrapped tensor, and name what to do instead."""
     if type(value).__name__ == "ExpandedWeight":
-        # This subclass has a rule for each layer of torch.nn and for no other function. Even
-        # reading the attributes below raises, with a message that names neither the tensor nor a
-        # remedy.
+        # This subclass has a rule for each layer of torch.nn and for no other function. Reading
+        # the attributes below would raise with a message that names no tensor and no remedy.
         raise TypeError(
             f"{name} must be a plain tensor, got an ExpandedWeight of call_for_per_sample_grads, "
             "which has no rule for sampled weights; use torch.func.vmap(torch.func.grad(...)), or "

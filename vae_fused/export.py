@@ -32,11 +32,11 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         default decompositions, which that method would use without a table. Without compiled code
         there are no operators to decompose, and the table contains only the defaults.
 
-        Values agree with those of the operators up to rounding. The noise of a call with ``eps`` or
-        ``key`` remains the same. The noise of other calls comes from ``torch.randn``.
+    Values agree with those of the operators up to rounding. The noise of a call with ``eps`` or
+    ``key`` remains the same. The noise of other calls comes from ``torch.randn``.
 
-        The table is for inference. Decomposing a program that contains gradients raises a
-        ``RuntimeError``.
+    The table is for inference. Decomposing a program that contains gradients raises a
+    ``RuntimeError``.
 
     Example:
         >>> class Encoder(torch.nn.Module):

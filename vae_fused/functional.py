@@ -179,7 +179,7 @@ def reparameterize_kl_moments(
     """:func:`reparameterize_kl` of ``mu, raw = h.chunk(2, dim)``, without unpacking ``h``.
 
     The kernels read the halves of ``h`` in place and write the gradient of ``h`` as one tensor. So
-    neither the chunks are copied nor, in backward, their gradients concatenated.
+    the chunks are not copied, and in backward their gradients are not concatenated.
 
     Args:
         h: ``mu`` and the raw scale, packed as the halves along ``dim``, as encoders return them,

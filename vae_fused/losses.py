@@ -65,7 +65,6 @@ def nll(
             and all gradients are 0, even if a tensor contains NaN there, and a softmax omits the
             element. ``"mean"`` divides by the number of unmasked elements, and ``"batchmean"``
             still divides by the size of dimension 0.
-            of dimension 0 as ever.
         weight: Floating-point tensor that broadcasts to the shape of ``output`` and multiplies the
             elements. It gets no gradient, and no reduction divides by it.
         library: For a likelihood with a softmax: the *logarithm* of the factor that multiplies each
@@ -73,8 +72,9 @@ def nll(
         grad: ``"forward"`` computes the gradients in the launch of the loss: see
             :func:`elbo_loss`. The loss must be 0-d.
 
-    The loss, float32 (float64 for float64 outputs), shaped by ``reduction`` or ``dim``. It is a
-    DTensor if ``output`` is one: see ``docs/processes.md``.
+    Returns:
+        The loss, float32 (float64 for float64 outputs), shaped by ``reduction`` or ``dim``. It is a
+        DTensor if ``output`` is one: see ``docs/processes.md``.
 
     Raises:
         TypeError: An argument of the wrong type or dtype.

@@ -39,8 +39,8 @@ def student_t(
 
     .. math:: -\tfrac{n + 1}2 \ln(1 + d^2 / n) - \ln \sigma - k(n)
 
-    k is the sum of the log-gammas minus the Gaussian's 1/2 ln 2 pi (:func:`student_excess`).
-    Without ``constants`` it is omitted. Derivatives:
+    where k(n) is the excess of the log normalizer over the Gaussian's 1/2 ln 2 pi
+    (:func:`student_excess`). Without ``constants`` it is omitted. Derivatives:
 
     .. math::
         \partial_d = -\frac{(n + 1)\,d}{n + d^2}, \qquad

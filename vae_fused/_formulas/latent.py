@@ -116,7 +116,7 @@ def _prepared(value: Tensor | float, mu: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def unmasked(x: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:
-    """Set masked elements to 0, in results and in inputs, whose gradients could be NaN there."""
+    """Set masked elements to ``fill``, also in inputs, as their gradients could be NaN there."""
     return x if mask is None else torch.where(mask, x, fill)
 
 

@@ -287,8 +287,8 @@ _STUDENT_SHIFT = {torch.float32: 8, torch.float64: 26}
 def student_excess(n: Tensor) -> Tensor:
     r"""k(n) = ln Gamma(n/2) - ln Gamma((n + 1)/2) + 1/2 ln(n/2), for n > 0.
 
-    It is positive and vanishes as n grows. The log-gammas of a Student-t exceed the Gaussian's
-    constant by k(n). Large n use Stirling's series, 1 / (4 n) - 1 / (24 n^3) + ... Small n are
+    It is positive and vanishes as n grows. The log normalizer of a Student-t exceeds the Gaussian's
+    1/2 ln 2 pi by k(n). Large n use Stirling's series, 1 / (4 n) - 1 / (24 n^3) + ... Small n are
     raised in steps of 2, by
 
     .. math:: k(n) = k(n + 2) + \tfrac12 \ln(1 + 1 / (n (n + 2)))

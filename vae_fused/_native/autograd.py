@@ -156,7 +156,7 @@ class Latent(torch.autograd.Function):
 
 
 class Gradient(torch.autograd.Function):
-    """The ``wanted`` ones of the gradients of mu, raw, eps and the prior's tensors."""
+    """The ``wanted`` gradients of mu, raw, eps and the prior's tensors."""
 
     @staticmethod
     def forward(

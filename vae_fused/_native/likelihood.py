@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 _ops = torch.ops.vae_fused
-_NO_GRADIENTS = [False] * 5  # written by the forward launch
+_NO_GRADIENTS = [False] * 5  # the mask of the gradients that forward writes
 
 
 def serves(call: Call) -> bool:
@@ -189,12 +189,12 @@ def _unprepared(
 
 
 def recorded_backward(*tensors: Maybe, **numbers: Any) -> tuple[Maybe, ...]:
-    """``nll_backward`` with an autograd graph."""
+    """``nll_backward``, recorded by autograd."""
     return apply(_Gradient, _OF_NLL, numbers, *tensors)
 
 
 def recorded_elbo_backward(*tensors: Maybe, **numbers: Any) -> tuple[Maybe, ...]:
-    """``elbo_loss_backward`` with an autograd graph."""
+    """``elbo_loss_backward``, recorded by autograd."""
     return apply(_Gradient, _OF_ELBO, numbers, *tensors)
 
 

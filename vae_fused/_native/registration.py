@@ -1,4 +1,4 @@
-"""The backward operators with an autograd graph, registered with the dispatcher.
+"""The backward operators for calls that autograd records, registered with the dispatcher.
 
 An ordinary backward does not reach this file. If a gradient or a tangent must pass through an
 operator, the operator calls its overload ``recorded``, which these functions implement.

@@ -70,7 +70,7 @@ class State:
 
 
 class Posterior:
-    """A diagonal Gaussian with ordinary attributes that uses fused functions while they are unchanged.
+    """A diagonal Gaussian that uses fused functions while its attributes are unchanged.
 
     The methods are also installed in diffusers' own classes. Their instances may have been
     constructed earlier, by diffusers' constructor or by unpickling. Such instances have no
@@ -100,8 +100,7 @@ class Posterior:
             value = mean if name == "mean" else raw
             state.read[name] = Read(value, 0)
         else:
-            # The attribute gets the gradient that it would have if it had been computed at
-            # construction.
+            # The attribute has a gradient if it would have had one when computed at construction.
             with torch.set_grad_enabled(state.grad):
                 value = self._derived(name, mean, raw)
             state.read[name] = Read(value, _version(value))
@@ -132,8 +131,7 @@ class Posterior:
     def _is_touched(self, *names: str) -> bool:
         """Whether one of these attributes may have changed since it was computed.
 
-        A mean that is modified in place does not count, because the fused functions read its
-        memory.
+        A mean modified in place does not count, because the fused functions read its memory.
         """
         attributes = self.__dict__
         state = attributes.get("_state")
@@ -151,7 +149,7 @@ class Posterior:
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes of diffusers' class, so that unpickling needs neither patch nor package."""
+        """The attributes of diffusers' class, so unpickling needs neither patch nor package."""
         self._compute_all()
         return {name: value for name, value in self.__dict__.items() if name != "_state"}
 
@@ -193,7 +191,7 @@ class Posterior:
             and torch.is_grad_enabled()
             and self._packed().requires_grad
         ):
-            # This operator computes both, but its gradient is that of the packed tensor.
+            # Use the operator of sample and KL, because its gradient is one packed tensor.
             return self._sample_and_kl(None)[0]
         mean, raw = self._halves()
         return functional.reparameterize(mean, raw, scale=self._LAW, eps=eps)
@@ -220,7 +218,7 @@ class Posterior:
         return state.packed if state.grad else state.packed.detach()
 
     def _take_kl(self) -> Tensor | None:
-        """The KL from the launch of the last sample, for one use, or None if it lacks a gradient."""
+        """The KL from the launch of the last sample, for one use; None if it lacks a gradient."""
         state = self._state
         kl, state.kl = state.kl, None
         if kl is None or kl.requires_grad != (

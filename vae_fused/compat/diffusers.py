@@ -89,10 +89,9 @@ class DiagonalGaussianDistribution(Posterior):
 
     ``kl()`` and ``nll()`` sum the dimensions (1, 2, 3), as in diffusers. Latents with fewer
     dimensions, an error in diffusers, are summed over all but the first. Latents with more
-    dimensions
-    keep the remaining ones, as in diffusers: the KL of a video, (B, C, T, H, W), has shape (B, W),
-    and its mean is W times too small. A warning reports this, and ``dim=(1, 2, 3, 4)`` gives the KL
-    of each sample.
+    dimensions keep the remaining ones, as in diffusers: the KL of a video, (B, C, T, H, W), has
+    shape (B, W), and its mean is W times too small. A warning reports this, and
+    ``dim=(1, 2, 3, 4)`` gives the KL of each sample.
 
     Args:
         parameters: Mean and log variance, packed along dimension 1: ``(B, 2C, ...)``, float32,
@@ -314,8 +313,7 @@ def patch(*, share_launch: bool = False) -> bool:
             setting.
 
     Returns:
-        Whether every posterior that the installed version has, and that has a stand-in, is
-        replaced.
+        Whether every posterior of the installed version that has a stand-in is replaced.
 
     Raises:
         ImportError: diffusers is not installed.
