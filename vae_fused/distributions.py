@@ -162,7 +162,7 @@ class DiagonalGaussian(FusedNormal):
 
 
 # --------------------------------------------------------------------------------------------------
-# Sigmas that may not serve as log variances
+# Sigmas that are recognised when passed as log variances
 # --------------------------------------------------------------------------------------------------
 
 
