@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class LearnedPrior(Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.shape = torch.Size((shape,) if isinstance(shape, int) else shape)
+        self.shape = torch.Size(shape if isinstance(shape, Sequence) else (operator.index(shape),))
         self.scale = scale
         self._initial = check_number("mean", mean), _raw_of(as_scale(scale), std)
         self._std = std

@@ -66,7 +66,10 @@ def check_list(
         raw.append(r)
         calls.append(call)
         if m.dtype != mu[0].dtype:
-            raise TypeError(f"mus[{k}] has dtype {m.dtype}, mus[0] {mu[0].dtype}; want one")
+            raise TypeError(
+                f"mus[{k}] has dtype {m.dtype}, mus[0] {mu[0].dtype}; want one, "
+                "after promotion with the raw scales and the priors"
+            )
         check_device(f"mus[{k}]", m, mu[0], "mus[0]")
     found = [call.prior or STANDARD for call in calls]
     scale = found[0].scale
@@ -99,19 +102,19 @@ def has_tensors(prior: CheckedPrior | None) -> bool:
 
 def check_lengths(like: Sequence[Tensor], /, **lists: Sequence[Tensor]) -> None:
     for name, values in lists.items():
-        if not isinstance(values, Sequence):
+        if isinstance(values, Tensor | str | Mapping) or not hasattr(values, "__len__"):
             raise TypeError(f"{name} must be a sequence of Tensors, got {type(values).__name__}")
-        if not values or len(values) != len(like):
+        if len(values) == 0 or len(values) != len(like):
             raise ValueError(f"{name} has {len(values)} tensors, wants those of mus: {len(like)}")
 
 
 def priors_of(given: Any, count: int) -> list[Prior | None]:
     """A prior for each tensor of a list, from one for all tensors or from a sequence."""
-    if not isinstance(given, Sequence):
+    if not hasattr(given, "__len__"):  # neither a sequence nor an nn.ModuleList
         return [None if given is None else as_prior(given)] * count
     if len(given) != count:
         raise ValueError(f"prior has {len(given)} priors, wants one for each of {count} tensors")
-    return [as_prior(prior) for prior in given]
+    return [None if prior is None else as_prior(prior) for prior in given]
 
 
 def prior_arguments(priors: list[CheckedPrior]) -> dict[str, Any]:
@@ -127,6 +130,7 @@ def prior_arguments(priors: list[CheckedPrior]) -> dict[str, Any]:
 
 def _tensors(values: list[Tensor | float]) -> list[Tensor | None]:
     """The values with None in place of numbers, or an empty list if none is a tensor."""
-    if not any(isinstance(value, Tensor) for value in values):
+    # The file of an AOTInductor package has no notation for an empty list of optional tensors.
+    if not any(isinstance(v, Tensor) for v in values) and not torch.compiler.is_exporting():
         return []
     return [value if isinstance(value, Tensor) else None for value in values]

@@ -38,7 +38,8 @@ class FusedNormal(Normal):
     mu: Tensor
     raw: Tensor
     _scale: Scale  # how sigma is read from raw; ``scale`` is sigma itself
-    _packed: tuple[Tensor, int] | None = None  # the tensor of both halves, and dim
+    # The tensor of both halves, its dimension, and the halves, which an assignment may replace.
+    _packed: tuple[Tensor, int, Tensor, Tensor] | None = None
 
     def _expanded(self: Self, batch_shape: Sequence[int], new: Self) -> Self:
         batch_shape = torch.Size(batch_shape)
@@ -178,9 +179,9 @@ class FusedNormal(Normal):
             "sample_shape": sample_shape, "estimator": estimator, "stop_q": stop_q, "eps": eps,
             "generator": generator, "key": key,
         }  # fmt: skip
-        if self._packed is None:
+        h, packed_dim, mu, raw = self._packed or (None, 0, None, None)
+        if h is None or mu is not self.mu or raw is not self.raw:
             return functional.reparameterize_kl(self.mu, self.raw, dim=dim, **options)
-        h, packed_dim = self._packed
         return functional.reparameterize_kl_moments(h, dim=packed_dim, kl_dim=dim, **options)
 
     def kl(

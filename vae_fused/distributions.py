@@ -130,7 +130,7 @@ class DiagonalGaussian(FusedNormal):
         """
         mu, raw, dim = check_moments(h, dim)
         new = cls(mu, raw, validate_args=validate_args, scale=scale)
-        new._packed = (h, dim)
+        new._packed = (h, dim, new.mu, new.raw)
         return new
 
     @classmethod

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from vae_fused._checks import DTYPES, check_key, check_shape
 from vae_fused._formulas.latent import philox
+from vae_fused._overrides import has_override
 from vae_fused.functional import reparameterize
 
 __all__ = ["key", "normal"]
@@ -37,7 +40,8 @@ def key(
             are different keys.
         device: The device of the key; default: the device of the tensors, or else the CPU. Use a
             key on its own device. Nothing is copied to the host, so a 0-d tensor that a step
-            increments in place also works in compiled code and in a CUDA graph.
+            increments in place also works in compiled code and in a CUDA graph. With a tensor the
+            key takes some 300 small operations for each counter, which a compiler fuses.
 
     Returns:
         ``(seed, offset)``, an int64 tensor of shape ``(2,)``.
@@ -50,14 +54,23 @@ def key(
         >>> for step in range(2):
         ...     z, kl = vf.reparameterize_kl(torch.zeros(2), torch.zeros(2), key=vf.key(0, step))
     """
+    if has_override(seed, *counters):
+        found: Tensor = handle_torch_function(
+            key, (seed, *counters), seed, *counters, device=device
+        )
+        return found
     tensors = [t for t in (seed, *counters) if isinstance(t, Tensor)]
     if device is None:
         device = tensors[0].device if tensors else "cpu"
-    state = _integer("seed", seed, device) ^ _DOMAIN
-    offset = torch.zeros_like(state)
+    # The host computes integers, in a few microseconds. A compiler may make symbols of them.
+    on_device = device if tensors or torch.compiler.is_compiling() else None
+    state = _integer("seed", seed, on_device) ^ _DOMAIN
+    offset = state - state
     for counter in (len(counters), *counters):
-        w0, w1, w2, w3 = philox(state, offset + _integer("counter", counter, device))
+        w0, w1, w2, w3 = philox(state, offset + _integer("counter", counter, on_device))
         state, offset = w0 | (w1 << 32), w2 | (w3 << 32)
+    if on_device is None:
+        return torch.tensor([_signed(state), _signed(offset)], device=device)
     return torch.stack([state, offset])
 
 
@@ -92,17 +105,25 @@ def normal(
     return reparameterize(zero, zero, key=key)
 
 
-def _integer(name: str, value: int | Tensor, device: torch.device | str) -> Tensor:
+def _integer(name: str, value: int | Tensor, device: torch.device | str | None) -> Any:
+    """The low 64 bits of a value: an int64 tensor on ``device``, or a signed int if it is None."""
     if isinstance(value, Tensor):
         if value.dtype not in _INTEGERS:
             raise TypeError(f"{name} must be an integer tensor, got {value.dtype}")
         if value.dim() != 0:
             raise ValueError(f"{name} must be a 0-d tensor, got shape {tuple(value.shape)}")
         return value.to(device=device, dtype=torch.int64)
+    if torch.compiler.is_compiling() and isinstance(value, int):  # it may be a symbol without bits
+        return torch.full((), value, dtype=torch.int64, device=device)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     number = operator.index(value)
     if not -(2**63) <= number < 2**64:
         raise ValueError(f"{name} must be between -2**63 and 2**64 - 1, got {number}")
-    signed = number - 2**64 if number >= 2**63 else number
-    return torch.full((), signed, dtype=torch.int64, device=device)
+    number = _signed(number)
+    return number if device is None else torch.full((), number, dtype=torch.int64, device=device)
+
+
+def _signed(word: int) -> int:
+    """The int64 that has the bits of ``word``, an integer from -2^63 to 2^64 - 1."""
+    return word - 2**64 if word >= 2**63 else word

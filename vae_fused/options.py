@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -247,9 +248,10 @@ class Prior(Restored):
         for name, value in (("mean", self.mean), ("raw", self.raw)):
             if isinstance(value, Tensor) or is_proxy(value):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, Real):  # a NumPy scalar is one
                 raise TypeError(f"prior.{name} must be a Tensor or a number, got {kind_of(value)}")
-            check_number(f"prior.{name}", value)
+            value = check_number(f"prior.{name}", value)
+            object.__setattr__(self, name, value)
             if name == "raw" and scale.kind in ("std", "var"):
                 x = scale.argument(value)
                 added = scale.std_floor + (scale.var_floor if scale.kind == "std" else 0.0)

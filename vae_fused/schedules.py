@@ -24,6 +24,7 @@ You can pass the value wherever this package accepts a 0-d tensor: ``beta=``, ``
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -247,11 +248,12 @@ class SigmoidSchedule(Schedule):
 
 
 def _check_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, wants at least 1")
-    return value
+    count = operator.index(value)
+    if count < 1:
+        raise ValueError(f"{name} is {count}, wants at least 1")
+    return count
 
 
 def _recompute(schedule: Any, _: Any) -> None:

@@ -168,3 +168,44 @@ def test_bad_noise(arguments, error, message):
     key, shape, *dtype = arguments
     with pytest.raises(error, match=message):
         vf.normal(key, shape, **({"dtype": dtype[0]} if dtype else {}))
+
+
+def test_a_number_that_changes_compiles_twice(device):
+    calls = []
+
+    def backend(module, _):
+        calls.append(1)
+        return module.forward
+
+    def draw(mu: torch.Tensor, step: int) -> torch.Tensor:
+        return vf.reparameterize(mu, mu, key=vf.key(5, step, device=device))
+
+    compiled, mu = torch.compile(draw, fullgraph=True, backend=backend), torch.zeros(8).to(device)
+    for step in range(5):
+        assert torch.equal(compiled(mu, step), draw(mu, step))
+    assert len(calls) <= 2
+
+
+def test_integers_are_computed_without_operators():
+    class Counter(torch.utils._python_dispatch.TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    with Counter() as counter:
+        vf.key(1, 2, 3)
+    assert counter.count <= 4
+
+
+def test_fx_records_a_key_as_one_node():
+    def draw(mu, step):
+        return vf.reparameterize(mu, mu, key=vf.key(5, step))
+
+    graph = torch.fx.symbolic_trace(draw)
+    assert [n.target for n in graph.graph.nodes if n.op == "call_function"] == [
+        vf.key, vf.reparameterize,
+    ]  # fmt: skip
+    step = torch.tensor(3)
+    assert torch.equal(graph(torch.zeros(4), step), draw(torch.zeros(4), step))

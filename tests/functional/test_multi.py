@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from conftest import make_key, native, random
 
 import vae_fused as vf
@@ -340,3 +341,32 @@ def test_opcheck_kl_alone_and_priors():
     learned = {**given, "prior_mean": [m.detach().requires_grad_() for m in mus]}
     with pytest.raises(ValueError, match="compute no gradient of a prior"):
         torch.ops.vae_fused.gaussian_kl_multi(mus, raws, reduction="sum", **learned)
+
+
+def test_lists_without_gradients_take_a_prior_that_learns(device):
+    mus, raws = tensors(device)
+    learned = vf.nn.LearnedPrior(std=0.5, device=device)
+    want = vf.gaussian_kl_multi(mus, raws, prior=vf.Prior(0.0, learned.raw.item()))
+    with torch.no_grad():
+        kl = vf.gaussian_kl_multi(mus, raws, prior=learned)
+        _, same = vf.reparameterize_kl_multi(mus, raws, prior=learned)
+    torch.testing.assert_close(kl, want.detach())
+    torch.testing.assert_close(same, kl)
+    run = torch.utils.checkpoint.checkpoint(
+        lambda *ts: vf.gaussian_kl_multi(ts[:1], ts[1:], prior=learned), mus[0], raws[0],
+        use_reentrant=True,
+    )  # fmt: skip
+    (got,) = torch.autograd.grad(vf.gaussian_kl(mus[0], raws[0], prior=learned, reduction="sum"),
+                                 learned.raw)  # fmt: skip
+    run.backward()
+    torch.testing.assert_close(learned.raw.grad, got)
+
+
+def test_modules_of_priors_and_of_parameters_are_lists(device):
+    mus, raws = tensors(device)
+    priors = torch.nn.ModuleList([vf.nn.LearnedPrior(std=0.5, device=device) for _ in mus])
+    kl = vf.gaussian_kl_multi(torch.nn.ParameterList(mus), raws, prior=priors)
+    want = vf.gaussian_kl_multi(mus, raws, prior=vf.Prior(0.0, 0.5, "std"))
+    torch.testing.assert_close(kl, want)
+    kl = vf.gaussian_kl_multi(mus, raws, prior=[None] * len(mus))
+    torch.testing.assert_close(kl, vf.gaussian_kl_multi(mus, raws))

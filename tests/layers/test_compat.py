@@ -241,3 +241,12 @@ BAD = [
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_shared_launch_is_not_used_for_a_mean_that_has_changed():
+    h = torch.randn(2, 8, 4, 4)
+    q = DiagonalGaussianDistribution(h, share_launch=True)
+    q.sample()
+    q.mean.mul_(0)
+    want = DiagonalGaussianDistribution(torch.cat([q.mean, h[:, 4:]], 1)).kl()
+    torch.testing.assert_close(q.kl(), want)

@@ -366,3 +366,12 @@ def test_pickle_deepcopy_and_save(device):
         assert torch.equal(twin.mu, q.mu) and torch.equal(twin.logvar, q.logvar)
         assert twin.batch_shape == q.batch_shape and twin._validate_args
     assert repr(q) == "DiagonalGaussian(mu: torch.Size([3, 4]), logvar: torch.Size([3, 4]))"
+
+
+@pytest.mark.parametrize("name", ["mu", "raw"])
+def test_a_parameter_that_is_assigned_replaces_the_packed_one(name):
+    q = vf.DiagonalGaussian.from_moments(torch.randn(4, 6))
+    setattr(q, name, 0.5 * getattr(q, name))
+    _, kl = q.rsample_kl(reduction="sum")
+    torch.testing.assert_close(kl, vf.gaussian_kl(q.mu, q.raw, reduction="sum"))
+    torch.testing.assert_close(kl, q.kl(reduction="sum"))

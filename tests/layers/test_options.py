@@ -225,3 +225,17 @@ def test_modules_and_distributions_compile_whole():
     inputs = (*random(4, 3, 5), random(3, 5, seed=3) > 0, make_key(1))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs), function(*inputs))
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int64", "int32"])
+def test_numpy_scalars_are_numbers_of_priors_and_schedules(kind):
+    numpy = pytest.importorskip("numpy")
+    scalar = getattr(numpy, kind)
+    prior = vf.Prior(scalar(1), scalar(2), "std")
+    assert type(prior.mean) is float and type(prior.raw) is float and prior.raw == 2.0
+    mu = torch.zeros(3)
+    want = vf.gaussian_kl(mu, mu, prior=vf.Prior(1.0, 2.0, "std"))
+    assert torch.equal(vf.gaussian_kl(mu, mu, prior=prior), want)
+    if "int" in kind:
+        assert vf.nn.LinearSchedule(scalar(10), start=0.0, end=1.0).steps == 10
+        assert vf.nn.LearnedPrior(scalar(3)).mean.shape == (3,)

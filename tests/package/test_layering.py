@@ -134,7 +134,7 @@ MAY_IMPORT = {
         "_sharding",
         "functional",
     ],
-    "keys": ["_checks", r"_formulas\.latent", "functional"],
+    "keys": ["_checks", r"_formulas\.latent", "_overrides", "functional"],
     "losses": [
         "_checks",
         "_formulas",

@@ -223,12 +223,15 @@ def _signed(key: Tensor) -> Tensor:
     return key if key.dtype == torch.int64 else key.view(torch.int64)
 
 
-def philox(seed: Tensor, counter: Tensor) -> list[Tensor]:
-    """Philox4x32-10: the four 32-bit words of each 64-bit ``counter``, as int64 tensors."""
+def philox(seed: Any, counter: Any) -> list[Any]:
+    """Philox4x32-10: the four 32-bit words of each 64-bit ``counter``.
+
+    Both are int64 tensors, and so are the words, or all are Python integers.
+    """
     low = 0xFFFFFFFF
     k0, k1 = seed & low, (seed >> 32) & low
     c0, c1 = counter & low, (counter >> 32) & low
-    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    c2, c3 = c0 - c0, c0 - c0
     for _ in range(10):
         hi0, lo0 = _mulhilo(0xD2511F53, c0)
         hi1, lo1 = _mulhilo(0xCD9E8D57, c2)
@@ -237,7 +240,7 @@ def philox(seed: Tensor, counter: Tensor) -> list[Tensor]:
     return [c0, c1, c2, c3]
 
 
-def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+def _mulhilo(a: int, b: Any) -> tuple[Any, Any]:
     """Upper and lower half of a product of 32-bit words, from 48-bit products that fit int64."""
     low = a * (b & 0xFFFF)
     high = a * (b >> 16) + (low >> 16)

@@ -66,7 +66,7 @@ class State:
         self.shares_launch = shares_launch
         self.grad = torch.is_grad_enabled()  # diffusers computes everything in this mode
         self.read: dict[str, Read] = {}
-        self.kl: Tensor | None = None  # computed with the last sample, for the next kl()
+        self.kl: Read | None = None  # of the last sample's launch, and the version of `packed`
 
 
 class Posterior:
@@ -183,7 +183,8 @@ class Posterior:
         if state.deterministic:
             return self.mean.clone()
         if state.shares_launch and state.packed is not None:
-            z, state.kl = self._sample_and_kl(eps)
+            z, kl = self._sample_and_kl(eps)
+            state.kl = Read(kl, _version(state.packed))
             return z
         if (
             eps is None
@@ -218,14 +219,14 @@ class Posterior:
         return state.packed if state.grad else state.packed.detach()
 
     def _take_kl(self) -> Tensor | None:
-        """The KL from the launch of the last sample, for one use; None if it lacks a gradient."""
+        """The KL of the last sample's launch, once; None if it is stale or lacks a gradient."""
         state = self._state
-        kl, state.kl = state.kl, None
-        if kl is None or kl.requires_grad != (
-            torch.is_grad_enabled() and self._packed().requires_grad
-        ):
+        found, state.kl = state.kl, None
+        packed = self._packed()
+        if found is None or found.version != _version(packed):
             return None
-        return kl
+        wants_grad = torch.is_grad_enabled() and packed.requires_grad
+        return found.value if found.value.requires_grad == wants_grad else None
 
     def _zero(self) -> Tensor:
         """The KL of a deterministic posterior."""

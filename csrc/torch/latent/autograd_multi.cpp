@@ -127,7 +127,7 @@ class LatentMultiBackward : public SavingNode<LatentMultiBackward, SavedListArgu
 
 void refuse_gradient(const Tensor& t) {
   refuse_tangent(t);
-  TORCH_CHECK_VALUE(!t.requires_grad(),
+  TORCH_CHECK_VALUE(!at::GradMode::is_enabled() || !t.requires_grad(),
                     "vae_fused: the operators of lists compute no gradient of a prior; call the "
                     "function of the same name in vae_fused");
 }
