@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from conftest import DTYPES, make_key, random
@@ -229,8 +230,7 @@ def test_modules_and_distributions_compile_whole():
 
 @pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int64", "int32"])
 def test_numpy_scalars_are_numbers_of_priors_and_schedules(kind):
-    numpy = pytest.importorskip("numpy")
-    scalar = getattr(numpy, kind)
+    scalar = getattr(np, kind)
     prior = vf.Prior(scalar(1), scalar(2), "std")
     assert type(prior.mean) is float and type(prior.raw) is float and prior.raw == 2.0
     mu = torch.zeros(3)

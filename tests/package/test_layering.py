@@ -134,7 +134,7 @@ MAY_IMPORT = {
         "_sharding",
         "functional",
     ],
-    "keys": ["_checks", r"_formulas\.latent", "_overrides", "functional"],
+    "keys": ["_checks", r"_formulas\.latent", "_overrides", "functional", r"torch\.overrides"],
     "losses": [
         "_checks",
         "_formulas",
