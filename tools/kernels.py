@@ -251,11 +251,11 @@ def measure(extension: Path) -> dict[str, Any]:
 
 # --- the hot path, for reading -------------------------------------------------------------------
 
-# Cycles for which an instruction occupies a pipe of one of an SM's four parts, each of which has one
-# pipe of a kind, from compute capability 8.6 to 9.0 (CUDA C++ Programming Guide, throughput of
-# arithmetic instructions; Nsight Compute, pipelines). A part issues one instruction per cycle, so a
-# pipe is the limit if its cycles exceed the instructions. Both FMA pipes execute FP32, and only the
-# heavy one integers. IMAD.WIDE has no published figure and counts twice. FP64 is that of 9.0.
+# Cycles for which an instruction occupies a pipe. Each of an SM's four parts has one pipe of each
+# kind, from compute capability 8.6 to 9.0 (CUDA C++ Programming Guide, throughput of arithmetic
+# instructions; Nsight Compute, pipelines). A part issues one instruction per cycle, so a pipe is
+# the limit if its cycles exceed the instructions. Both FMA pipes execute FP32, and only the heavy
+# one integers. IMAD.WIDE has no published figure and counts twice. FP64 is that of 9.0.
 CYCLES = {"ALU": 2, "FMA heavy": 2, "XU": 8, "FP64": 2}
 
 # Class: its instructions, and their pipe if it is one of those above.
