@@ -1,16 +1,16 @@
-"""Times the fused latent against what else computes it, and writes down what it found.
+"""Times the fused latent against other implementations, and records the results.
 
     python -m benchmarks                        everything, some minutes; table, JSON
     python -m benchmarks --quick                under a minute
     python -m benchmarks --case plain rssm --dtype bfloat16 --contender vae_fused eager
-    python -m benchmarks --compare old.json     what has changed since
-    python -m benchmarks --show old.json        an older table again, nothing is measured
+    python -m benchmarks --compare old.json     the changes since an older run
+    python -m benchmarks --show old.json        prints an older table, without measuring
     python -m benchmarks.plot FILE.json         figures
 
-Every contender is checked against float64 before it is timed; one that computes wrong is named and
-left out. The JSON goes to benchmarks/results, or to --json; that of a selection to --json alone. It
-is written anew after each case. Exit status: 0; 1 if vae_fused computes wrong or was asked for and
-not measured; 2 for bad arguments; 130 if stopped.
+Every contender is checked against float64 before it is timed. A contender with wrong results is
+reported and not timed. The JSON is written to benchmarks/results or to --json, and rewritten after
+each case. With a selection of cases it is written only if --json is given. The exit status is 0, or
+1 if vae_fused is wrong or was selected but not measured, 2 for bad arguments, 130 if interrupted.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Progress:
-    """A bar on standard error, if that is a terminal."""
+    """A progress bar on standard error, shown only on a terminal."""
 
     def __init__(self, total: int) -> None:
         self.total, self.began, self.drawn = total, time.perf_counter(), sys.stderr.isatty()
@@ -81,13 +81,13 @@ class Progress:
             print(f"{text[:WIDTH]:{WIDTH}}", end="", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """On standard output, in place of the bar."""
+        """Print to standard output in place of the bar."""
         if self.drawn:
             print(f"\r{'':{WIDTH}}\r", end="", file=sys.stderr, flush=True)
         print(text, flush=True)
 
 
-WIDTH = report.WIDTH - 1  # of the bar: a full line would break
+WIDTH = report.WIDTH - 1  # width of the bar: a line that fills the terminal would wrap
 
 
 def default_device() -> str:
@@ -95,7 +95,7 @@ def default_device() -> str:
 
 
 def chosen(args: argparse.Namespace) -> list[Case | Training]:
-    """What --case, --quick, --dtype and --largest ask for, in an order that suits a budget."""
+    """The cases that --case, --quick, --dtype and --largest select, ordered for a time budget."""
     first, others = [], []
     for dtype in args.dtype or ["float32"]:
         found = cases.cases(args.largest, dtype)
@@ -114,7 +114,7 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
 
 
 def run(args: argparse.Namespace, data: dict[str, Any], path: Path | None) -> int:
-    """Measures what is asked for, printing and writing as it goes."""
+    """Measure the selected cases, and print and write each result as it arrives."""
     jobs, against, clock = chosen(args), contenders(args), measuring.clock_for(args.device)
     fewest = 3 if args.quick else measuring.FEWEST
     progress = Progress(len(jobs))
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace, data: dict[str, Any], path: Path | None) -> in
         except KeyboardInterrupt:
             progress.say("stopped")
             return 130
-        except Exception as error:  # noted; the other cases go on
+        except Exception as error:  # recorded; the other cases continue
             data["not_run"][job.name] = running.reason(error)
             progress.say(report.not_run(job.name, data["not_run"][job.name]) + "\n")
         data["seconds"] = round(progress.elapsed, 1)
@@ -167,7 +167,7 @@ def show_list() -> None:
 
 
 def complete(args: argparse.Namespace, found: argparse.ArgumentParser) -> None:
-    """Fills in what was not given; refuses what cannot be."""
+    """Fill in defaults, and reject invalid combinations."""
     args.device = args.device or default_device()
     if args.device == "cuda" and not torch.cuda.is_available():
         found.error("torch sees no GPU here")
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     if (share := others.share() or 0.0) > report.DISTURBED:
         print(f"Other work takes {share:.0%} of the processors, for which several threads wait")
         print("in each operator: measure at rest, or with --threads 1.\n")
-    with warnings.catch_warnings():  # of other packages, in the middle of the bar
+    with warnings.catch_warnings():  # warnings of other packages would break the bar
         warnings.simplefilter("ignore")
         code = run(args, data, path)
     if old:

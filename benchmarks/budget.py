@@ -1,17 +1,17 @@
-"""What each CUDA kernel costs, read from the compiled extension and held to a recorded budget.
+"""Reads the cost of each CUDA kernel from the compiled extension and compares it with a budget.
 
-    python benchmarks/budget.py [EXTENSION]             what it costs, architecture by architecture
+    python benchmarks/budget.py [EXTENSION]             the cost for each architecture
     python benchmarks/budget.py [EXTENSION] --check     violations of budget.json; status 1 if any
     python benchmarks/budget.py [EXTENSION] --update    writes budget.json and docs/budget.md
-    python benchmarks/budget.py --table                 docs/budget.md again, from budget.json alone
+    python benchmarks/budget.py --table                 writes docs/budget.md from budget.json alone
     python benchmarks/budget.py --hot 'forward<float, (Access)0>'       lists a hot path
-    python benchmarks/budget.py --executed              what the hot kernels execute; with --check
-                                                        or --update against, or into, budget.json
+    python benchmarks/budget.py --executed              instructions that hot kernels execute; with
+                                                        --check or --update, as for the budget
 
-EXTENSION is a `_C*.so` or a .cubin; without it, the `_C*.so` of the installed package. Needs no GPU
-and no torch, but cuobjdump: from PATH, the CUDA toolkit, or the triton that torch's CUDA wheels
-come with.
-tools/kernels.py says what is counted, tools/hot_path.py what the hot path is.
+EXTENSION is a `_C*.so` or a .cubin. The default is the `_C*.so` of the installed package. This
+needs no GPU and no torch, but it needs cuobjdump: from PATH, the CUDA toolkit, or the triton that
+torch's CUDA wheels depend on.
+tools/kernels.py defines the counts, and tools/hot_path.py defines the hot path.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ TABLE = ROOT / "docs" / "budget.md"
 MORE_REGISTERS = 4
 MORE_PER_ELEMENT = (1.05, 1.0)  # times the recorded number, plus
 MORE_BYTES = 1.1
-# Bytes of an architecture's cubins. On sm_120 they are 3.9 MB of the latent and 5.6 MB of the
-# likelihoods: ten kinds of eight kernels each, two of which compute the loss and its gradients in
-# one pass, and all kinds in one for double.
+# Limit for the bytes of an architecture's cubins. On sm_120 the latent takes 3.9 MB and the
+# likelihoods 5.6 MB: ten kinds of eight kernels each, two of which compute the loss and its
+# gradients in one pass, and one kernel with all kinds for double.
 LARGEST = 10_000_000
 
-# KB of loads that all threads of an SM have in flight at least, on the hot path of contiguous
-# tensors. An SM's share of an H200 is 32.6 bytes a nanosecond, and a load under load takes some
-# 660: 21 KB, of which two thirds are loads. That suffices only if loads never pause. A thread that
-# loads and computes in turn pauses for about half of the time, and CUB's tuning for Hopper asks
-# for 48 KB. Backward has that: three vectors of 16 bytes in each of 1024 threads. Forward loads
-# two: it has 32 KB unless one load waits for the other.
+# The least KB of loads that all threads of an SM have in flight on the hot path of contiguous
+# tensors. An SM's share of an H200's bandwidth is 32.6 bytes/ns, and a load takes about 660 ns
+# under load. The product is 21 KB, two thirds of which are loads. That suffices only if loads never
+# pause. A thread that loads and computes in turn pauses for about half of the time, and CUB's
+# tuning for Hopper targets 48 KB. Backward reaches this with three vectors of 16 bytes in each of
+# 1024 threads. Forward loads two and has 32 KB, unless one load waits for the other.
 FLOORS = {
     "sm_90": {
         f"{kernel}<{dtype}, (Access)0>": kilobytes
@@ -72,7 +72,7 @@ def load() -> Budget:
 
 
 def dump(budget: Budget) -> str:
-    """JSON with a line for each kernel and architecture, in a fixed order: small diffs."""
+    """JSON in a fixed order with one line for each kernel and architecture, so diffs are small."""
     order = archs_of(budget)
     kernels = []
     for name in sorted(budget["kernels"]):
@@ -90,7 +90,7 @@ def dump(budget: Budget) -> str:
 
 
 def updated(old: Budget, new: Budget) -> Budget:
-    """`new` recorded over `old`: architectures that `new` lacks stay, and so do known reasons."""
+    """`old` updated by `new`: architectures missing from `new` and recorded reasons remain."""
     kernels: dict[str, dict[str, Row]] = {}
     for name in sorted({*old["kernels"], *new["kernels"]}):
         kept = {a: r for a, r in old["kernels"].get(name, {}).items() if a not in new["sizes"]}
@@ -98,7 +98,7 @@ def updated(old: Budget, new: Budget) -> Budget:
             kernels[name] = rows
         for arch, row in new["kernels"].get(name, {}).items():
             before = old["kernels"].get(name, {}).get(arch, {})
-            for what in (EXECUTED, EXECUTED_IN_FLIGHT):  # which are counted by themselves
+            for what in (EXECUTED, EXECUTED_IN_FLIGHT):  # which are counted separately
                 if what in before:
                     row.setdefault(what, before[what])
     sizes = old["sizes"] | new["sizes"]
@@ -117,7 +117,7 @@ def updated(old: Budget, new: Budget) -> Budget:
 
 
 def violations(budget: Budget, found: Budget) -> list[str]:
-    """One line for each thing in `found` that `budget` does not allow."""
+    """One line for each violation of `budget` in `found`."""
     same = same_nvcc(budget, found)
     lines = [
         f"budget.json: {what}: {name}: without a reason"
@@ -149,7 +149,7 @@ def violations(budget: Budget, found: Budget) -> list[str]:
 
 
 def compare(where: str, old: Row, new: Row, same: bool, may_spill: bool) -> Iterator[str]:
-    """What is wrong with one kernel; `same`: compiled by the nvcc of the record."""
+    """Violations of one kernel. `same`: the nvcc version is that of the record."""
     for what in ("load", "store"):
         if new[what] < old[what]:
             yield excess(where, what, old[what], old[what], new[what], "at least")
@@ -189,7 +189,7 @@ def fewer_in_flight(budget: Budget, flying: dict[str, float]) -> Iterator[str]:
 
 
 def below_floor(arch: str, name: str, new: Row) -> list[str]:
-    """What a kernel lacks of the bytes in flight that FLOORS asks for, whatever the record has."""
+    """The shortfall of a kernel's bytes in flight against FLOORS, independent of the record."""
     floor = FLOORS.get(arch, {}).get(name)
     found = new.get("in_flight_kb")
     if floor is None or (found is not None and found >= floor):
@@ -234,7 +234,7 @@ def check(extension: Path) -> int:
 
 
 def table(budget: Budget) -> str:
-    """docs/budget.md."""
+    """The text of docs/budget.md."""
     return document(budget, LARGEST)
 
 
@@ -242,7 +242,7 @@ def table(budget: Budget) -> str:
 
 
 def executed(asked: argparse.Namespace) -> int:
-    """Counts what the hot kernels execute for an element, as tools/machine_code/count.py says."""
+    """Count the instructions per element of the hot kernels with tools/machine_code/count.py."""
     sys.path.insert(0, str(ROOT))
     from machine_code.count import count, is_hot
 

@@ -1,4 +1,4 @@
-"""docs/budget.md, written from budget.json: see budget.py."""
+"""Writes docs/budget.md from budget.json; see budget.py."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from occupancy import resident_threads  # noqa: E402
 
 Budget = dict[str, Any]
 
-# These are counted for sm_90. tools/machine_code/count.py describes the calls that it counts.
+# These are counted for sm_90. tools/machine_code/count.py describes the counted calls.
 EXECUTED = "executed_per_element"
-EXECUTED_IN_FLIGHT = "executed_in_flight"  # bytes of a thread; of likelihoods
+EXECUTED_IN_FLIGHT = "executed_in_flight"  # bytes of each thread, for likelihoods
 
 
 def archs_of(budget: Budget) -> list[str]:
@@ -60,7 +60,7 @@ the SM have to fill that time.
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table with the first column flush left."""
+    """A table with a left-aligned first column."""
     widths = [max(len(r[c]) for r in [head, *rows]) for c in range(len(head))]
 
     def line(cells: list[str]) -> str:
@@ -89,7 +89,7 @@ def overview(budget: Budget, what: str) -> str:
 
 
 def in_flight(budget: Budget) -> list[str]:
-    """The part on bytes in flight; nothing of a record that is older than this column."""
+    """The section on bytes in flight; empty for a record that is older than this column."""
     archs = archs_of(budget)
     rows = []
     for name, of in sorted(budget["kernels"].items()):
@@ -108,7 +108,7 @@ def _in_flight_cell(row: Row) -> str:
 
 
 def executed_part(budget: Budget) -> list[str]:
-    """The part on executed instructions; nothing of a record without any."""
+    """The section on executed instructions; empty for a record without them."""
     rows = []
     for name, of in sorted(budget["kernels"].items()):
         row = of.get("sm_90", {})
@@ -140,7 +140,7 @@ def reasons(exceptions: dict[str, str]) -> str:
 
 
 def document(budget: Budget, largest: int) -> str:
-    """docs/budget.md; `largest`: the limit of the bytes of an architecture."""
+    """The text of docs/budget.md. `largest` is the limit of an architecture's bytes."""
     sizes = [[arch, cell(budget["sizes"][arch])] for arch in archs_of(budget)]
     parts = [
         INTRODUCTION.format(nvcc=budget["nvcc"]),

@@ -1,8 +1,8 @@
-"""Small latents, where the call itself takes most of the time: what options and integrations cost.
+"""The cost of options and integrations for small latents, where call overhead dominates.
 
-``OPTIONS`` compares calls with an option to the default call, ``CONTESTS`` what users of other
-libraries write today to what they write with this one. Each function makes its steps, which need no
-arguments.
+``OPTIONS`` compares calls with an option to the default call. ``CONTESTS`` compares the code that
+users of other libraries write today with its equivalent here. Each function returns its steps as
+functions without arguments.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def options() -> dict[str, Function]:
     }
 
 
-# At most so many times the default call.
+# The largest allowed time, in multiples of the default call's.
 OPTIONS = {
     "kind of scale": 1.5, "Scale": 1.5, "mask": 1.5, "prior of tensors": 2.0, "estimate": 1.5,
 }  # fmt: skip
 
 
 def kl_of_distributions() -> tuple[Function, Function]:
-    """``kl_divergence`` of distributions that exist already."""
+    """``kl_divergence`` of existing distributions."""
     mu, sigma = torch.randn(SHAPE), torch.rand(SHAPE) + 0.1
     ours, theirs = vf.DiagonalGaussian(mu, sigma, scale="std"), Normal(mu, sigma)
     p = Normal(torch.zeros(SHAPE), torch.ones(SHAPE))
@@ -57,7 +57,7 @@ def kl_of_distributions() -> tuple[Function, Function]:
 
 
 def kl_of_new_distributions() -> tuple[Function, Function]:
-    """``kl_divergence`` of distributions that are made for it."""
+    """``kl_divergence`` of distributions that are constructed for each call."""
     mu, sigma = torch.randn(SHAPE), torch.rand(SHAPE) + 0.1
     mean, std = torch.zeros(SHAPE), torch.ones(SHAPE)
 
@@ -68,7 +68,7 @@ def kl_of_new_distributions() -> tuple[Function, Function]:
 
 
 def rssm_step(scale: str | vf.Scale, sigma_of: Callable[[Any], Any]) -> tuple[Function, Function]:
-    """The sample of one time step and its gradients; ``sigma_of`` is what ``scale`` computes."""
+    """The sample of one time step and its gradients. ``sigma_of`` computes ``scale``'s sigma."""
     mu = torch.randn(50, 30, requires_grad=True)
     raw = torch.rand(50, 30).add(0.1).requires_grad_()
 
@@ -83,7 +83,7 @@ def rssm_step(scale: str | vf.Scale, sigma_of: Callable[[Any], Any]) -> tuple[Fu
 
 
 def scvi_latent() -> tuple[Function, Function]:
-    """The latent of scvi-tools, sample, KL and gradients, through ``torch.distributions``."""
+    """The latent of scvi-tools: sample, KL and gradients, through ``torch.distributions``."""
     mu, raw = torch.randn(128, 10, requires_grad=True), torch.randn(128, 10, requires_grad=True)
 
     def step(q: Normal) -> None:
@@ -97,7 +97,7 @@ def scvi_latent() -> tuple[Function, Function]:
     )
 
 
-# How many times as long theirs takes, at least.
+# The least time of theirs, in multiples of ours.
 CONTESTS: dict[str, tuple[Callable[[], tuple[Function, Function]], float]] = {
     "KL of distributions": (kl_of_distributions, 1.0),
     "KL of new distributions": (kl_of_new_distributions, 1.0),
@@ -108,7 +108,7 @@ CONTESTS: dict[str, tuple[Callable[[], tuple[Function, Function]], float]] = {
 
 
 def steps(functions: dict[str, Function], calls: int = 50) -> dict[str, Step]:
-    """Each function so many times in a row: one call is too short for the clock."""
+    """Steps that repeat each function ``calls`` times: one call is too short for the clock."""
 
     def repeated(function: Function) -> Callable[[], None]:
         def loop() -> None:

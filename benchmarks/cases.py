@@ -1,4 +1,4 @@
-"""What is computed: families of latents, their sizes, their inputs, the least bytes they move."""
+"""The cases: workloads with a latent, their sizes, their inputs, and their least memory traffic."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ DTYPES = {
     "float64": torch.float64,
 }
 SAMPLES = 8
-PRIOR_STD = 0.1  # of the weights of Bayesian layers
+PRIOR_STD = 0.1  # for the weights of Bayesian layers
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the cases of a kind share.
+    """The properties that the cases of one workload share.
 
-    ``streams``: tensors of the posterior's size that forward and backward read and write at the
-    least. ``needed``: bytes for each element that checking and timing want at once; the check in
-    float64 wants most. ``shapes``: the most telling first, as what no time is left for is not
-    measured.
+    ``streams``: the least number of tensors of the posterior's size that forward and backward read
+    and write. ``needed``: bytes of memory per element for the check and the timing; the check in
+    float64 uses the most. ``shapes``: the most informative shapes come first, because shapes for
+    which no time remains are not measured.
     """
 
     what: str
@@ -81,8 +81,8 @@ FAMILIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A latent of one family, shape and dtype. ``shape`` is that of mu, of packed moments, or the
-    number and width of layers."""
+    """A latent of one workload, shape and dtype. ``shape`` is that of mu or of packed moments, or
+    the number and width of layers."""
 
     family: str
     shape: tuple[int, ...]
@@ -113,8 +113,8 @@ class Case:
 
     @property
     def bytes(self) -> tuple[int, int]:
-        """Forward and backward: inputs, incoming gradients and mask read once, outputs written
-        once. No noise, and nothing kept."""
+        """The least bytes of forward and backward: each input, incoming gradient and mask is read
+        once, and each output is written once. Noise and saved tensors do not count."""
         size = DTYPES[self.dtype].itemsize * self.elements
         forward, backward = (streams * size for streams in FAMILIES[self.family].streams)
         mask = self.elements // self.shape[-1] if self.family == "masked" else 0
@@ -122,13 +122,13 @@ class Case:
 
     @property
     def needed(self) -> int:
-        """Bytes of free memory that a measurement wants."""
+        """Bytes of free memory that a measurement requires."""
         return FAMILIES[self.family].needed * self.elements
 
 
 @dataclasses.dataclass
 class Inputs:
-    """The tensors of a case. Contenders are called with ``arguments``; backward begins with the
+    """The tensors of a case. Contenders are called with ``arguments``. Backward starts from the
     gradients of z and KL and ends at the leaves."""
 
     leaves: list[Tensor]
@@ -138,13 +138,13 @@ class Inputs:
 
 
 def outputs(pair: tuple[Any, Tensor]) -> list[Tensor]:
-    """``(z, kl)`` or ``(zs, kl)`` in a row."""
+    """``(z, kl)`` or ``(zs, kl)`` as a flat list."""
     z, kl = pair
     return [*([z] if isinstance(z, Tensor) else z), kl]
 
 
 def inputs(case: Case, device: str, seed: int = 0) -> Inputs:
-    """Random inputs, drawn on the device."""
+    """Random inputs, generated on the device."""
     generator = torch.Generator(device).manual_seed(seed)
     dtype, shape = DTYPES[case.dtype], case.shape
 
@@ -180,15 +180,15 @@ def inputs(case: Case, device: str, seed: int = 0) -> Inputs:
 
 
 def cases(largest: int, dtype: str = "float32") -> list[Case]:
-    """Those of at most 2^largest elements: one of each family, then the next of each."""
+    """Cases of at most 2^largest elements: the first of each workload, then the second, etc."""
     rows = itertools.zip_longest(*([(f, s) for s in FAMILIES[f].shapes] for f in FAMILIES))
     found = [Case(family, shape, dtype) for row in rows for family, shape in filter(None, row)]
     return [case for case in found if case.elements <= 2**largest]
 
 
-QUICK = len(FAMILIES) + 1  # the first cases: one of each family, and another size of the first
+QUICK = len(FAMILIES) + 1  # the first case of each workload, and another size of the first workload
 
 
 def few(largest: int, dtype: str) -> list[Case]:
-    """Enough to see what another dtype changes."""
+    """A few cases that show the effect of another dtype."""
     return [case for case in cases(largest, dtype) if case.family in ("plain", "moments")][:5]

@@ -1,4 +1,4 @@
-"""Who computes the latents. A contender makes, for a case, a function of the case's arguments."""
+"""Implementations of the latents. A contender returns a function of a case's arguments."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from benchmarks import formulas
 from benchmarks.cases import PRIOR_STD, Case
 from vae_fused import _ext
 
-Latent = Callable[..., tuple[Any, Tensor]]  # z, or a list of them, and the KL
+Latent = Callable[..., tuple[Any, Tensor]]  # returns z, or a list of them, and the KL
 
 
 class Unable(Exception):
-    """Why a contender does not compute a case; no defect."""
+    """A contender does not support a case. The message gives the reason; this is not a defect."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A name for the command line, what it is, and how to get its function.
+    """The command-line name of an implementation, its description, and a factory of its function.
 
-    Only what is known to be capturable is captured in a CUDA graph: a capture that fails may spoil
-    the generator for the rest of the process.
+    Only contenders that are known to support CUDA graphs are captured, because a failed capture may
+    leave the generator unusable for the rest of the process.
     """
 
     name: str
     what: str
     make: Callable[[Case, str], Latent]
     graph: bool = False
-    slow_start: bool = False  # left out of quick runs, unless asked for
-    traced: bool = False  # its operators are not what runs: dispatches are not counted
+    slow_start: bool = False  # quick runs skip it unless it is selected
+    traced: bool = False  # by torch.compile, so dispatches are not counted
 
 
 # --- this library --------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ _WEIGHTS = {"scale": "softplus", "prior": vf.Prior(0.0, PRIOR_STD, "std"), "redu
 
 
 def library(functions: Any, family: str) -> Latent:
-    """A family's call, by ``vae_fused`` or by ``vae_fused.reference``."""
+    """The call of a workload in ``vae_fused`` or in ``vae_fused.reference``."""
     call = functions.reparameterize_kl
 
     def rssm(mu: Tensor, raw: Tensor, prior_mu: Tensor, prior_raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def _stand_in(case: Case, device: str) -> Latent:
     return _posterior_class(module.DiagonalGaussianDistribution, case)
 
 
-# --- plain PyTorch -------------------------------------------------------------------------------
+# --- eager PyTorch -------------------------------------------------------------------------------
 
 
 def _eager(case: Case, device: str) -> Latent:
@@ -101,7 +101,7 @@ def _compiled(mode: str | None, case: Case, device: str) -> Latent:
         return compiled
 
     def latent(*arguments: Any) -> tuple[Tensor, Tensor]:
-        torch.compiler.cudagraph_mark_step_begin()  # the last step's outputs may be overwritten
+        torch.compiler.cudagraph_mark_step_begin()  # allows reuse of the last step's outputs
         z, kl = compiled(*arguments)
         return z, kl
 
@@ -114,7 +114,7 @@ def _compiled(mode: str | None, case: Case, device: str) -> Latent:
 def _distributions(normal: Callable[..., Any], family: str, validate: bool = True) -> Latent:
     """``rsample`` and ``kl_divergence`` of a class like ``torch.distributions.Normal``.
 
-    To validate is the default there, but torch.compile turns that off for the whole process.
+    torch.distributions validates by default, but torch.compile disables that process-wide.
     """
     kl_divergence = torch.distributions.kl_divergence
     make = functools.partial(normal, validate_args=validate)
@@ -162,7 +162,7 @@ def _torch_distributions(validate: bool, case: Case, device: str) -> Latent:
     return _distributions(torch.distributions.Normal, case.family, validate)
 
 
-# --- other packages, where they are installed ----------------------------------------------------
+# --- other packages, if they are installed -------------------------------------------------------
 
 
 def _other(module: str) -> Any:
@@ -170,7 +170,7 @@ def _other(module: str) -> Any:
         raise Unable("not installed")
     try:
         return importlib.import_module(module)
-    except Exception as error:  # whatever another package's import may raise
+    except Exception as error:  # another package's import may raise anything
         raise Unable(f"does not import: {error}") from error
 
 

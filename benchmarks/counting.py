@@ -1,4 +1,4 @@
-"""What does not vary from run to run: bytes kept for backward, peak memory, operators, launches."""
+"""Deterministic counts: bytes kept for backward, peak memory, operators and launches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.measuring import Step
 
 
 def _storages(tensors: Any) -> dict[int, int]:
-    """Address and bytes of what the tensors, in whatever lists, lie in."""
+    """Address and bytes of the storages of all tensors in a nested structure."""
     found = {}
     for tensor in tree_leaves(tensors):
         if isinstance(tensor, Tensor):
@@ -29,7 +29,7 @@ def _storages(tensors: Any) -> dict[int, int]:
 
 
 def kept_bytes(step: Step, inputs: Any) -> int:
-    """Bytes that autograd saves between the passes, beside the inputs and the outputs."""
+    """Bytes that autograd saves between the passes, without the inputs and the outputs."""
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def kept_bytes(step: Step, inputs: Any) -> int:
 
 
 def peak_bytes(step: Step, device: str) -> int:
-    """The most that a step has allocated at once, results included, inputs not."""
+    """The peak memory that a step allocates, with its results but without its inputs."""
     step()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -65,7 +65,7 @@ def peak_bytes(step: Step, device: str) -> int:
 
 
 class _Count(TorchDispatchMode):
-    """Operators that compute or copy: not those that allocate or make a view."""
+    """Counts operators that compute or copy, but not those that allocate or return a view."""
 
     SKIPPED = ("empty", "detach", "alias", "_unsafe_view", "new_empty", "lift_fresh")
 
@@ -83,10 +83,10 @@ class _Count(TorchDispatchMode):
 
 
 def dispatches(step: Step) -> dict[str, int]:
-    """Operators of each pass, and values read back to the host, for which a GPU would be awaited.
+    """Operators of each pass, and reads of values on the host, which wait for a GPU.
 
-    They are launches on a GPU, or nearly: few operators launch two kernels. torch.compile stands
-    aside for such a mode, so what it compiled cannot be counted this way.
+    On a GPU this is close to the number of launches, because few operators launch two kernels.
+    torch.compile is inactive in such a mode, so compiled functions cannot be counted this way.
     """
     with _Count() as forward:
         result = step.forward()
@@ -105,8 +105,8 @@ SPINS = 20
 def launches(step: Step) -> int | None:
     """Kernels, copies and fills of a step on the GPU; None if the profiler loses some.
 
-    CUPTI may lose the first kernels of a session, so others go ahead: as long as the last of those
-    are seen, nothing behind them is lost.
+    CUPTI may lose the first kernels of a session, so extra kernels run first. If the last of these
+    is recorded, all later kernels are recorded too.
     """
     step()
     for _ in range(3):
@@ -125,12 +125,12 @@ def launches(step: Step) -> int | None:
     return None
 
 
-NO_WORK = ("Sync", "Wait", "Buffer", "Lazy")  # what else CUPTI reports of a device
+NO_WORK = ("Sync", "Wait", "Buffer", "Lazy")  # other device activities that CUPTI reports
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the profiler's library writes to standard error, past Python."""
+    """Suppress messages of the profiler's library, which bypass Python's standard error."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
@@ -143,7 +143,7 @@ def _quiet() -> Iterator[None]:
 
 
 def counts(step: Step, inputs: Any, device: str, *, traced: bool) -> dict[str, Any]:
-    """All of them; None for what cannot be counted here."""
+    """All counts; None for those that are not available here."""
     return {
         "kept_bytes": _or_none(kept_bytes, step, inputs),
         "peak_bytes": _or_none(peak_bytes, step, device),
@@ -153,7 +153,7 @@ def counts(step: Step, inputs: Any, device: str, *, traced: bool) -> dict[str, A
 
 
 def _or_none(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A profiler or a hook that fails is no reason not to time."""
+    """The function's result, or None if it fails: a failing profiler must not prevent timing."""
     try:
         return function(*arguments)
     except Exception as error:

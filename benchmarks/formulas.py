@@ -1,6 +1,6 @@
-"""The latents as people write them in plain PyTorch; each returns ``(z, kl)``.
+"""The latents as users write them in eager PyTorch; each function returns ``(z, kl)``.
 
-Nothing is imported but torch: other programs load this file by its path.
+This file imports only torch, because other programs load it by its path.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def masked(mu: Tensor, logvar: Tensor, mask: Tensor) -> Pair:
 
 
 def samples(mu: Tensor, logvar: Tensor, count: int) -> Pair:
-    """Several samples of each posterior, as importance-weighted bounds want; nats per item."""
+    """Several samples of each posterior, as for importance-weighted bounds; nats per item."""
     std = torch.exp(0.5 * logvar)
     eps = torch.randn(count, *mu.shape, dtype=mu.dtype, device=mu.device)
     z = mu + std * eps
@@ -56,7 +56,7 @@ def samples(mu: Tensor, logvar: Tensor, count: int) -> Pair:
 
 
 def layers(mus: list[Tensor], rhos: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Weights of Bayesian layers (Blundell et al. 2015), prior N(0, 0.1^2); nats of all."""
+    """Weights of Bayesian layers (Blundell et al. 2015), prior N(0, 0.1^2); nats of all weights."""
     prior_std = 0.1
     zs, kls = [], []
     for mu, rho in zip(mus, rhos, strict=True):

@@ -1,4 +1,4 @@
-"""The loss of an importance-weighted model behind its decoder, against what people write today."""
+"""The loss of an importance-weighted model after its decoder, against common eager code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EAGER = "torch.distributions"
 def iwae(noise: Noise) -> tuple[list[Tensor], dict[str, Callable[[], Tensor]]]:
     """Samples, their log ratios, the likelihoods of given logits, and the bound.
 
-    The decoder is not part of it, so that z leads to the log ratio alone.
+    The decoder is not part of the loss, so z affects only the log ratio.
     """
     mu, logvar = torch.randn(BATCH, LATENT), 0.3 * torch.randn(BATCH, LATENT)
     logits, pixels = torch.randn(SAMPLES, BATCH, PIXELS), torch.rand(BATCH, PIXELS)

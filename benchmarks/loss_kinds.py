@@ -1,6 +1,6 @@
-"""Losses of real data, grey values and pixels: ours, and what people write for them in torch.
+"""Losses of real data, grey values and pixels: ours, and common torch code for the same losses.
 
-Each function returns the leaves of a loss, and the loss by contender: see ``benchmarks.losses``.
+Each function returns the leaves of a loss, and the loss of each contender: see benchmarks.losses.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def continuous_bernoulli() -> Losses:
 
 
 def negative_binomial_logits() -> Losses:
-    """Counts of which 11 % are not 0."""
+    """Counts, 11 % of which are not 0."""
     total, logits = 0.5 + torch.rand(MILLION), torch.randn(MILLION)
     counts = torch.poisson(torch.full((MILLION,), 2.0)) + 1
     counts *= torch.rand(MILLION) < 0.11

@@ -1,4 +1,4 @@
-"""Losses whose gradients are computed in backward, and in forward: see ``grad=`` of ``vf.nll``."""
+"""Losses with gradients computed in backward or in forward: see ``grad=`` of ``vf.nll``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORWARD, SCALED = 'grad="forward"', 'grad="forward", scaled'
 
 
 def ways(outputs: list[Tensor], target: Tensor, likelihood: Any, **options: Any) -> Losses:
-    """The loss by default, with gradients in forward, and multiplied by what a GradScaler does."""
+    """The loss by default, with gradients in forward, and multiplied by a GradScaler's factor."""
 
     def loss(grad: str) -> Tensor:
         return vf.nll(tuple(outputs), target, likelihood, grad=grad, **options)

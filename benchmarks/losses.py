@@ -1,13 +1,13 @@
-"""What a likelihood costs, forward and backward, against what people write today.
+"""The time of a likelihood's forward and backward, against common code for the same loss.
 
     python -m benchmarks.losses                     table, and a JSON in benchmarks/results
     python -m benchmarks.losses --case nb scvi      cases whose names contain one of these
     python -m benchmarks.losses --json FILE         another place for the JSON
 
-All contenders of a case compute the same loss, which is compared before it is timed. They run in
-turn in this process. A machine that does something else hits all of them, and most of all their
-medians. So the table has the median of the rounds' ratios, the ratio of the minima by the wall
-clock, and the ratio of the minima of processor time. ``CASES`` has the promised ratios.
+All contenders of a case compute the same loss. Their losses are compared before they are timed.
+They run in turn in this process. Other work on the machine slows all of them, and affects their
+medians most. The table therefore has the median of the rounds' ratios, and the ratios of the minima
+of wall-clock time and of processor time. ``CASES`` has the promised ratios.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SOFTMAX_ZINB = L.ZeroInflatedNegativeBinomial("softmax", dispersion="exp")
 
 
 class Contest:
-    """Losses of the same leaves, by contender; ours is one of them."""
+    """Losses of the same leaves for each contender, one of which is ours."""
 
     def __init__(self, leaves: list[Tensor], losses: dict[str, Loss]) -> None:
         self.leaves = [leaf.requires_grad_() for leaf in leaves]
@@ -50,19 +50,19 @@ class Contest:
         return Step(self.losses[name], lambda loss: torch.autograd.grad(loss, self.leaves))
 
     def check(self) -> None:
-        """Raise if a contender computes another loss, or other gradients."""
+        """Raise if a contender's loss or gradients differ."""
         expected = [self.losses[OURS](), *self.step(OURS)()]
         for name in self.losses:
             found = [self.losses[name](), *self.step(name)()]
             if name == loss_ways.SCALED:
                 continue
             for ours, theirs in zip(expected, found, strict=True):
-                close = torch.allclose(theirs, ours, rtol=5e-3, atol=2e-2)  # theirs cancels
+                close = torch.allclose(theirs, ours, rtol=5e-3, atol=2e-2)  # for cancellation
                 assert close, f"{name} differs by {(theirs - ours).abs().max()}"
 
 
 class DrawingContest(Contest):
-    """Losses that draw noise. To be compared, all draw that of torch from one seed."""
+    """Losses that draw noise. For the comparison all draw torch's noise from one seed."""
 
     def __init__(self, make: Callable[[Noise], tuple[list[Tensor], dict[str, Loss]]]) -> None:
         self.noise = Noise()
@@ -143,7 +143,7 @@ def cells() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def negative_binomial(zero_inflated: bool) -> Contest:
-    """One theta for each gene, as SCVI has it, against scvi-tools' classes and functions."""
+    """One theta for each gene, as in SCVI, against scvi-tools' classes and functions."""
     from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
     from scvi.distributions._negative_binomial import log_nb_positive, log_zinb_positive
 
@@ -238,7 +238,7 @@ def scvi_step(likelihood: str) -> Contest:
 
 
 NB_TARGETS = {"scvi's class": 10.0, "scvi's function": 7.0, "its torch.compile": 5.0}
-# What each contender takes over what we take, at least.
+# The least time of each contender, in multiples of ours.
 CASES: dict[str, tuple[Callable[[], Contest], dict[str, float]]] = {
     "bernoulli 16x16": (lambda: bernoulli(16, 16), {"F.binary_cross_entropy_with_logits": 1.0}),
     "bernoulli 256x784": (lambda: bernoulli(256, 784), {"F.binary_cross_entropy_with_logits": 1.7}),
@@ -267,7 +267,7 @@ CASES: dict[str, tuple[Callable[[], Contest], dict[str, float]]] = {
         {"NegativeBinomial.log_prob": 4.0},
     ),
     "iwae 50x128": (lambda: DrawingContest(loss_bounds.iwae), {loss_bounds.EAGER: 3.5}),
-    # How long gradients in forward take in terms of the default; below 1 is faster.
+    # The time with gradients in forward, in multiples of the default; below 1 is faster.
     "ways: bernoulli 16x16": (lambda: Contest(*loss_ways.bernoulli(16, 16)), {}),
     "ways: bernoulli 256x784": (lambda: Contest(*loss_ways.bernoulli(256, 784)), {}),
     "ways: bernoulli 256x12288": (lambda: Contest(*loss_ways.bernoulli(256, 12_288)), {}),
@@ -289,7 +289,7 @@ CASES: dict[str, tuple[Callable[[], Contest], dict[str, float]]] = {
 
 
 def measure(name: str, seconds: float) -> list[dict[str, Any]]:
-    """A row for each contender of a case: its times and what they are of ours."""
+    """A row for each contender of a case: its times and their ratios to ours."""
     make, targets = CASES[name]
     torch.manual_seed(0)
     contest = make()

@@ -1,4 +1,4 @@
-"""Where and of what something was measured: device, versions, commit."""
+"""The origin of a measurement: device, versions, commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGE = Path(vf.__file__).resolve().parent
 
 
 def _output(*command: str) -> str:
-    """What a program prints; '' if it cannot."""
+    """A program's output; '' if it fails."""
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -62,31 +62,31 @@ def machine(device: str) -> dict[str, Any]:
 
 
 class Others:
-    """How much of the processors' time other work took, from here on.
+    """Measures the share of processor time that other processes take from now on.
 
-    An operator on several threads waits for the slowest of them: what shares their processors
-    makes it many times slower, and not all contenders alike.
+    An operator with several threads waits for the slowest of them. A process that shares their
+    processors makes it many times slower, and does not slow all contenders equally.
     """
 
     def __init__(self) -> None:
         self.began = self._seconds()
 
     def share(self) -> float | None:
-        """Of the time of all processors; None where nobody knows."""
+        """The share of the time of all processors; None if it is not available."""
         if self.began is None or (now := self._seconds()) is None or now[1] <= self.began[1]:
             return None
         return round(max(0.0, (now[0] - self.began[0]) / (now[1] - self.began[1])), 2)
 
     @staticmethod
     def _seconds() -> tuple[float, float] | None:
-        """That processors have worked, but not for this process; and that there were."""
+        """Processor seconds spent outside this process, and the total available seconds."""
         try:
             words = Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]
         except OSError:
             return None
         tick = os.sysconf("SC_CLK_TCK")
         user, nice, system, idle, waiting, *rest = (int(word) / tick for word in words)
-        busy = user + nice + system + sum(rest)  # interrupts, and what a hypervisor took
+        busy = user + nice + system + sum(rest)  # interrupts, and time taken by a hypervisor
         mine = os.times()
         return busy - mine.user - mine.system, busy + idle + waiting
 
@@ -109,10 +109,10 @@ def versions() -> dict[str, Any]:
 
 
 def commit() -> tuple[str, bool]:
-    """The commit of this checkout, and whether it has been edited since, or the package in use is
-    not that of the checkout.
+    """The commit of this checkout, and whether it has uncommitted changes or differs from the
+    package in use.
 
-    VAE_FUSED_COMMIT stands in for it where there is no git; "-dirty" at its end says edited.
+    Without git, VAE_FUSED_COMMIT gives the commit. The suffix "-dirty" marks uncommitted changes.
     """
     git = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12")
     given = os.environ.get("VAE_FUSED_COMMIT", "").strip()
@@ -121,7 +121,7 @@ def commit() -> tuple[str, bool]:
 
 
 def package_differs() -> bool:
-    """Whether the Python files of the package in use are others than the checkout's."""
+    """Whether the Python files of the package in use differ from those of the checkout."""
     here = ROOT / "vae_fused"
 
     def sources(folder: Path) -> dict[str, bytes]:
@@ -131,7 +131,7 @@ def package_differs() -> bool:
 
 
 def package() -> str:
-    """Which vae_fused is in use, for the terminal."""
+    """A description of the vae_fused in use, for the terminal."""
     where = "this checkout's sources" if PACKAGE.parent == ROOT else str(PACKAGE)
     code = _ext.build_info.get("mode") or "compiled"
     if not _ext.available:
@@ -141,7 +141,7 @@ def package() -> str:
 
 
 def free_bytes(device: str) -> float:
-    """Memory that can be had; inf where nobody knows."""
+    """Available memory; inf if it is not known."""
     if device == "cuda":
         return float(torch.cuda.mem_get_info()[0])
     try:
@@ -152,6 +152,6 @@ def free_bytes(device: str) -> float:
 
 
 def slug(name: str) -> str:
-    """'NVIDIA H200' -> 'h200', for a file's name."""
+    """The name for use in file names: 'NVIDIA H200' becomes 'h200'."""
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return words.removeprefix("nvidia-") or "unknown"

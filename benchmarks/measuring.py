@@ -1,14 +1,14 @@
-"""Time, in interleaved rounds: in each one every contender has its turn, in a new order.
+"""Times contenders in interleaved rounds: each contender has one turn per round, in a new order.
 
-Drift and other work hit all alike then, and contenders are compared within each round: a ratio is
-the median of the rounds' ratios, which holds still where the medians of both jump.
+Drift and other work then affect all contenders alike. Contenders are compared within each round. A
+ratio is the median of the rounds' ratios, which stays stable even if both medians fluctuate.
 
-On a CPU a turn is one step by the wall clock, forward and backward apart. On a GPU it is
+On a CPU a turn is one step by the wall clock, with separate times for both passes. On a GPU it has
 
-    cold, warm   forward and backward by CUDA events, the queue filled ahead so that the host's time
-                 does not count; "cold" with a write over twice the L2 cache before each pass, as
-                 a decoder runs between them. forward, backward and step are the cold ones
-    wall         steps in a row by the wall clock, host and device together
+    cold, warm   forward and backward by CUDA events. The queue is filled ahead, so that host time
+                 does not count. "cold" first overwrites twice the L2 cache before each pass, like a
+                 decoder between the passes. forward, backward and step are the cold times
+    wall         consecutive steps by the wall clock, host and device together
     graph        the step replayed from a CUDA graph
 """
 
@@ -30,15 +30,15 @@ from benchmarks.cases import Case, Inputs, outputs
 from benchmarks.contenders import Latent
 
 FEWEST, MOST = 7, 3000  # rounds
-AWAY = 0.5  # seconds after which a step is made once before it is timed
-WALL = 2e-3  # seconds of steps in a row, at the least
-GRAPHED = 2**22  # elements; above, launches do not matter
-AHEAD_MOST = 5e-3  # seconds for which the device is kept waiting; its queue fills up in that time
+AWAY = 0.5  # seconds since its last step after which a contender runs one untimed step first
+WALL = 2e-3  # seconds that a series of steps takes at least
+GRAPHED = 2**22  # elements; above this, launches do not matter
+AHEAD_MOST = 5e-3  # seconds that the device waits at most while its queue is filled
 
 
 @dataclasses.dataclass
 class Step:
-    """A forward pass, and a backward pass that takes what it returned."""
+    """A forward pass, and a backward pass that takes the outputs of forward."""
 
     forward: Callable[[], Any]
     backward: Callable[[Any], Any]
@@ -48,7 +48,7 @@ class Step:
 
 
 def latent_step(latent: Latent, data: Inputs) -> Step:
-    """Forward and backward of a latent. Outputs are fresh in each step, as in training."""
+    """Forward and backward of a latent. Each step allocates new outputs, as in training."""
 
     def backward(pair: tuple[Any, Tensor]) -> tuple[Tensor, ...]:
         *zs, kl = outputs(pair)
@@ -59,11 +59,11 @@ def latent_step(latent: Latent, data: Inputs) -> Step:
 
 
 def copy_step(case: Case, device: str) -> Step:
-    """Copies that read and write as many bytes as the passes have to, in memory that is there."""
+    """Copies of the least bytes that the passes read and write, in preallocated memory."""
     sizes = [max(1, n // 2) for n in case.bytes]
     source, target = (
         torch.zeros(max(sizes), dtype=torch.uint8, device=device) for _ in range(2)
-    )  # zeros: pages that nothing was written to would all be one
+    )  # zeros: untouched pages would all map to one page
     source.fill_(1)
 
     def copy(size: int) -> None:
@@ -73,22 +73,22 @@ def copy_step(case: Case, device: str) -> Step:
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles in microseconds, and how many there were."""
+    """Median and quartiles in microseconds, and the number of samples."""
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
     us = {"median": statistics.median(seconds), "q1": low, "q3": high}
     return {k: float(f"{1e6 * v:.5g}") for k, v in us.items()} | {"rounds": len(seconds)}
 
 
-Samples = dict[str, list[float]]  # seconds in each round, by each kind of time
+Samples = dict[str, list[float]]  # seconds in each round, for each kind of time
 
 
 def paired(samples: Sequence[float], base: Sequence[float]) -> list[float]:
-    """What multiple of the base each is, round by round."""
+    """The ratios of the samples to the base, round by round."""
     return [mine / other for mine, other in zip(samples, base, strict=True)]
 
 
 def summary(samples: Samples, base: Samples | None) -> dict[str, Any]:
-    """Of each kind of time the spread, and the ratio to the base's."""
+    """The spread of each kind of time, and its ratio to the base."""
     found: dict[str, Any] = {"times": {k: spread(v) for k, v in samples.items()}}
     if base:
         found["ratio"] = {
@@ -103,7 +103,7 @@ class Clock:
     """The wall clock."""
 
     def prepare(self, step: Step) -> Any:
-        """What a step needs beside itself; called once, before the rounds."""
+        """State that a step requires; called once, before the rounds."""
         return None
 
     def turn(self, step: Step, prepared: Any, into: Samples) -> None:
@@ -122,7 +122,7 @@ class Clock:
 
 
 class ProcessorClock(Clock):
-    """The wall clock and the processor's."""
+    """The wall clock and the processor's clock."""
 
     def turn(self, step: Step, prepared: Any, into: Samples) -> None:
         processor = time.process_time()
@@ -131,7 +131,7 @@ class ProcessorClock(Clock):
 
 
 class CudaClock(Clock):
-    """Events, and the wall clock around steps in a row."""
+    """CUDA events, and the wall clock around consecutive steps."""
 
     def __init__(self) -> None:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -140,7 +140,7 @@ class CudaClock(Clock):
         self.cycles = 1e3 * getattr(properties, "clock_rate", 2_000_000)  # kHz -> Hz
 
     def prepare(self, step: Step) -> tuple[float, int]:
-        """For how long the host is busy with a step, and how many steps make a wall sample."""
+        """How long the host is busy with a step, and the number of steps in a wall sample."""
         seconds = []
         for _ in range(5):
             torch.cuda.synchronize()
@@ -196,14 +196,14 @@ def interleaved(
     tick: Callable[[float], None] = lambda _: None,
     fewest: int = FEWEST,
 ) -> dict[str, Samples]:
-    """Each step's times, in rounds for as long as told. ``tick`` gets the share of that which is
-    over.
+    """Times of each step, in rounds for ``seconds``. ``tick`` receives the elapsed fraction.
 
-    A training loop never rests, but a step whose turn comes after those of many slow ones has. A
-    virtual machine may have handed its free memory back to the host by then, which takes two
-    seconds: 2^24 elements, 330 ms instead of 48. So after a while ``AWAY`` one step is not timed.
+    A training loop never rests, but a step rests while many slow ones take their turns. Meanwhile a
+    virtual machine may return its free memory to the host, and getting it back takes two seconds:
+    a step of 2^24 elements takes 330 ms instead of 48 ms. Therefore a step that has rested for
+    longer than ``AWAY`` runs once without being timed.
     """
-    last = {}  # when each was made
+    last = {}  # the time of each step's last run
     for name, step in steps.items():
         for _ in range(2):
             step()
@@ -234,13 +234,13 @@ def interleaved(
 
 
 def graph_times(steps: dict[str, Step], rounds: int = 15) -> dict[str, list[float] | str]:
-    """Each step captured in a CUDA graph and replayed, interleaved; or why it could not be."""
+    """Times of each step replayed from a CUDA graph, interleaved, or why capture failed."""
     found: dict[str, list[float] | str] = {}
     graphs: dict[str, tuple[torch.cuda.CUDAGraph, Any]] = {}
     for name, step in steps.items():
         try:
             graphs[name] = _capture(step)
-        except Exception as error:  # noted: nothing else depends on it
+        except Exception as error:  # recorded; nothing else depends on it
             found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
     calls, times = 20, dict[str, list[float]]()
     for _ in range(rounds):

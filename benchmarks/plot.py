@@ -3,14 +3,14 @@
     python -m benchmarks.plot FILE.json [--out FOLDER] [--dtype float32]
 
     NAME-time      time of a step against the latent's size
-    NAME-wall      the same by the wall clock, of a GPU
+    NAME-wall      the same by the wall clock, for a GPU
     NAME-ratio     how many times as long the others take, at the smallest and largest sizes
-    NAME-roofline  least bytes per second against those of a copy, which is the roof
+    NAME-roofline  least bytes per second against those of a copy, which is the upper limit
     NAME-training  a whole training step, with the latent as the only difference
 
-Only what the JSON has is drawn. Colours are those of Okabe and Ito, which the colour-blind can tell
-apart; markers and dashes tell the lines apart in print without colour. An SVG keeps its text as
-text, a tenth of the bytes of its outlines.
+Figures show only results that the JSON contains. The colours are Okabe and Ito's, which are
+distinguishable with colour blindness. Markers and dashes distinguish the lines in black and white.
+An SVG keeps its text as text, which takes a tenth of the bytes of outlines.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from benchmarks import report
 from benchmarks.readme import telling
 from benchmarks.training import NONE
 
-# Label, colour, marker and dashes of each contender that is drawn; the reference is an oracle, not
-# meant to be fast.
+# Label, colour, marker and dashes of each contender in the figures. The reference is an oracle and
+# is not meant to be fast.
 STYLES: dict[str, tuple[str, str, str, str]] = {
     "vae_fused": ("vae_fused", "#0072B2", "o", "-"),
     "compat-diffusers": ("vae_fused.compat", "#0072B2", "X", ":"),
@@ -47,8 +47,8 @@ STYLES: dict[str, tuple[str, str, str, str]] = {
     "pyro": ("pyro", "#E69F00", "*", "-."),
     NONE: (NONE, "#BBBBBB", "", "-"),
 }
-RIVALS = ("eager", "compile", "compile-reduce-overhead", "distributions", "diffusers")  # of bars
-WIDTH = 6.4  # inches: a column of a page, and a phone held upright
+RIVALS = ("eager", "compile", "compile-reduce-overhead", "distributions", "diffusers")  # bars
+WIDTH = 6.4  # inches: a column of a page, or a phone in portrait format
 SETTINGS: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -59,7 +59,7 @@ SETTINGS: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "legend.frameon": False,
-    "svg.hashsalt": "vae_fused",  # the same figure is the same file
+    "svg.hashsalt": "vae_fused",  # makes the file deterministic
     "svg.fonttype": "none",
 }
 Data = dict[str, Any]
@@ -90,7 +90,7 @@ def caption(data: Data) -> str:
 
 
 def clock(data: Data, kind: str) -> str:
-    """How a kind of time was taken."""
+    """The method behind a kind of time."""
     if kind == "step_wall":
         return "wall clock, steps in a row"
     cuda = data["machine"]["kind"] == "cuda"
@@ -112,7 +112,7 @@ def _power(n: float, _: Any = None) -> str:
 
 
 def _sizes(data: Data, dtype: str) -> list[Data]:
-    """The family of which there are sizes enough for a line."""
+    """Rows of the workload that has enough sizes for a line."""
     found = [r for r in data["results"] if r["family"] == "plain" and r["dtype"] == dtype]
     return sorted(found, key=lambda row: row["elements"])
 
@@ -128,7 +128,7 @@ def _figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def _against_elements(axes: Axes, rows: list[Data]) -> None:
-    """Both scales logarithmic, powers of two below."""
+    """Make both axes logarithmic, with powers of two on the x axis."""
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(_power))
@@ -139,7 +139,7 @@ def _against_elements(axes: Axes, rows: list[Data]) -> None:
 
 
 def _legend(axes: Axes, below: float = 0.6, **more: Any) -> None:
-    """So many inches below the axes."""
+    """Draw the legend ``below`` inches under the axes."""
     down = ScaledTranslation(0, -below, axes.figure.dpi_scale_trans)
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.45, 0), bbox_transform=axes.transAxes + down, ncols=2,
@@ -172,7 +172,7 @@ def time_figure(data: Data, dtype: str, kind: str = "step") -> Figure | None:
 
 
 def ratio_figure(data: Data, dtype: str) -> Figure | None:
-    """Bars: times as long as vae_fused, for the cases of one dtype."""
+    """Bars: times in multiples of vae_fused's, for the cases of one dtype."""
     rows = telling(data, dtype)
     if not rows:
         return None
@@ -213,7 +213,7 @@ def ratio_figure(data: Data, dtype: str) -> Figure | None:
 
 
 def roofline_figure(data: Data, dtype: str) -> Figure | None:
-    """Least bytes over time, under the rate of a copy."""
+    """Least bytes over time, below the rate of a copy."""
     rows = _sizes(data, dtype)
     if len(rows) < 2:
         return None
@@ -236,7 +236,7 @@ def roofline_figure(data: Data, dtype: str) -> Figure | None:
 
 
 def training_figure(data: Data, dtype: str) -> Figure | None:
-    """Bars: a whole training step with each latent; grey is what is not the latent."""
+    """Bars: a whole training step with each latent; the rest of the step is grey."""
     rows = [row for row in data["training"] if NONE in row["contenders"]]
     if not rows:
         return None
@@ -275,7 +275,7 @@ FIGURES: dict[str, Callable[[Data, str], Figure | None]] = {
 
 
 def draw(data: Data, stem: Path, dtype: str) -> list[Path]:
-    """All figures that the data suffice for; the files written."""
+    """Draw all figures for which the data suffice; returns the written files."""
     written = []
     stem.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(SETTINGS):

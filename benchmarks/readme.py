@@ -1,11 +1,11 @@
-"""Writes the measured parts of README.md from JSONs, so that each of their figures has one.
+"""Writes the measured parts of README.md from JSONs, so that each figure has a record.
 
     python -m benchmarks.readme benchmarks/results/FILE.json [MORE.json ...]
 
-Each part stands between two comments. JSONs of ``python -m benchmarks`` make the part about the
-latent, which shows NAME-time.svg, drawn beside the JSON by ``python -m benchmarks.plot``. Those of
-``python -m benchmarks.steps`` make the part about whole steps, and its details in docs/steps.md.
-A part without a JSON remains as it is.
+Two comments delimit each part. JSONs of ``python -m benchmarks`` produce the part about the latent,
+which shows NAME-time.svg, drawn beside the JSON by ``python -m benchmarks.plot``. JSONs of
+``python -m benchmarks.steps`` produce the part about whole steps, and its details in docs/steps.md.
+A part without a JSON remains unchanged.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Data = dict[str, Any]
 
 
 def ends(rows: list[Data]) -> list[Data]:
-    """The smallest, the middle and the largest of more than four, the ends of fewer."""
+    """The smallest, the middle and the largest of more than four rows, else the two ends."""
     rows = sorted(rows, key=lambda row: row["elements"])
     picked = {0, len(rows) // 2, len(rows) - 1} if len(rows) > 4 else {0, len(rows) - 1}
     return [row for i, row in enumerate(rows) if i in picked]
 
 
 def telling(data: Data, dtype: str) -> list[Data]:
-    """A few sizes of each family, where vae_fused was measured."""
+    """A few representative sizes of each workload, for which vae_fused was measured."""
     rows = [r for r in data["results"] if r["dtype"] == dtype and r["base"] == "vae_fused"]
     return [row for family in FAMILIES for row in ends([r for r in rows if r["family"] == family])]
 
@@ -59,7 +59,7 @@ def wrapped(text: str, indent: str = "") -> list[str]:
 
 
 def table(rows: list[Data], kind: str, how: str) -> list[str]:
-    """Times of vae_fused, and the others' as multiples of them."""
+    """Times of vae_fused, and the others' times as multiples of them."""
     rivals = [name for name in RIVALS if any(name in row["contenders"] for row in rows)]
     lines = [
         f"| latent | `vae_fused`{how} | " + " | ".join(RIVALS[name] for name in rivals) + " |",
@@ -74,7 +74,7 @@ def table(rows: list[Data], kind: str, how: str) -> list[str]:
 
 
 def slower(rows: list[Data], kind: str) -> list[str]:
-    """The cases that the eager formula wins."""
+    """The cases in which the eager formula is faster."""
     eager = [(name_of(row), row["contenders"].get("eager")) for row in rows]
     lost = [name for name, figures in eager if figures and figures["ratio"][kind] < 1.0]
     if not lost:
@@ -83,7 +83,7 @@ def slower(rows: list[Data], kind: str) -> list[str]:
 
 
 def training(rows: list[Data]) -> list[str]:
-    """What a whole step saves."""
+    """The time saved in a whole step."""
     lines = []
     for row in rows:
         if saved := row["saved_of_eager_step"]:
@@ -98,7 +98,7 @@ def training(rows: list[Data]) -> list[str]:
 
 
 def head(path: Path, data: Data, page: Path) -> list[str]:
-    """Where, when and of what a JSON is."""
+    """The machine, date and versions of a JSON."""
     m, cuda = data["machine"], data["machine"]["kind"] == "cuda"
     threads = f", {m['threads']} thread{'s' * (m['threads'] > 1)}"
     others = report.others(data)
@@ -113,7 +113,7 @@ def head(path: Path, data: Data, page: Path) -> list[str]:
 
 
 def section(path: Path, data: Data) -> list[str]:
-    """What README says of one JSON."""
+    """README's section for one JSON."""
     m, cuda = data["machine"], data["machine"]["kind"] == "cuda"
     threads = f", {m['threads']} thread{'s' * (m['threads'] > 1)}"
     device = m["device"] + threads * (not cuda)
@@ -137,7 +137,7 @@ def section(path: Path, data: Data) -> list[str]:
 
 
 def measured(paths: list[Path]) -> str:
-    """The whole part, with its comments."""
+    """The whole part with its delimiting comments."""
     found = [report.read(path) for path in paths]
     lines = [line for path, data in zip(paths, found, strict=True) for line in section(path, data)]
     if not any(data["machine"]["kind"] == "cuda" for data in found):
@@ -146,7 +146,7 @@ def measured(paths: list[Path]) -> str:
 
 
 def whole_steps(paths: list[Path], page: Path) -> str:
-    """The part about whole steps, with its comments: README's table or the details beside it."""
+    """The part about whole steps with its comments: README's table, or the details for docs."""
     lines = []
     for path in paths:
         data = steps_table.read(path)
@@ -156,7 +156,7 @@ def whole_steps(paths: list[Path], page: Path) -> str:
 
 
 def replaced(text: str, part: str) -> str:
-    """A page with its measured part anew. The part begins and ends with its comments."""
+    """The page with a new measured part, which begins and ends with its comments."""
     begin, end = part.split("\n", 1)[0], part.rsplit("\n", 1)[1]
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
@@ -165,7 +165,7 @@ def replaced(text: str, part: str) -> str:
 
 
 def sources(text: str, begin: str = BEGIN, end: str = END) -> list[Path]:
-    """The JSONs that a measured part is from, in their order."""
+    """The JSONs behind a measured part, in order."""
     part = text[text.index(begin) : text.index(end)]
     links = re.findall(r"\[commit [^]]+\]\((?:\.\./)?([^)]+\.json)\)", part)
     return [ROOT / link for link in links]
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write(page: Path, part: str) -> None:
-    """Replace a part of a page, and name the JSONs that it no longer shows."""
+    """Replace a part of a page, and report the JSONs that the page no longer shows."""
     before = page.read_text(encoding="utf-8")
     text = replaced(before, part)
     page.write_text(text, encoding="utf-8")

@@ -18,13 +18,13 @@ SCHEMA = 1
 KIND = "vae_fused benchmarks"
 STEPS = "vae_fused whole steps"  # of python -m benchmarks.steps
 WIDTH = 100
-DISTURBED = 0.1  # by other work; more than this is told
+DISTURBED = 0.1  # share of other work above which the report contains a remark
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = ("--json", "--compare")  # options that change nothing about what is measured
+FILES = ("--json", "--compare")  # options that do not affect the measurement
 
 
 def kept(argv: Sequence[str]) -> list[str]:
-    """The arguments that matter to what is measured, without the names of files."""
+    """The arguments that affect the measurement, without the names of files."""
     found: list[str] = []
     words = iter(argv)
     for word in words:
@@ -36,7 +36,7 @@ def kept(argv: Sequence[str]) -> list[str]:
 
 
 def command(argv: Sequence[str]) -> str:
-    """The command line to repeat a run."""
+    """The command line that repeats a run."""
     return shlex.join(["python", "-m", "benchmarks", *kept(argv)])
 
 
@@ -69,24 +69,24 @@ def default_path(data: dict[str, Any], quick: bool) -> Path:
 
 
 def others(data: dict[str, Any]) -> float:
-    """What other work took of the processors while half of the cases were timed."""
+    """The median over the cases of the share of processor time that other work took."""
     rows = [row for name in ("results", "training", "steps") for row in data.get(name, ())]
     shares = [row["others"] or 0.0 for row in rows]
     return statistics.median(shares) if shares else 0.0
 
 
 def write(data: dict[str, Any], path: Path) -> None:
-    """The whole file anew: what is on disk is complete, whenever the run ends."""
+    """Rewrite the whole file, so that it is complete whenever the run ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
     text = json.dumps(data, indent=1)
-    text = re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text)  # leaves in a line
+    text = re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text)  # a line per leaf
     scratch.write_text(text + "\n", encoding="utf-8")
     scratch.replace(path)
 
 
 class NotAReport(Exception):
-    """A file that is none of these JSONs."""
+    """A file that is not one of these JSONs."""
 
 
 def read(path: Path, kinds: Sequence[str] = (KIND,)) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def number(value: float) -> str:
 
 
 def uncertainty(stat: dict[str, float]) -> str:
-    """Half the distance of the quartiles, of the median; what is more than that is no better."""
+    """Half the interquartile range over the median; smaller differences mean nothing."""
     return f"{min(999, 50 * (stat['q3'] - stat['q1']) / stat['median']):.0f}%"
 
 
@@ -163,8 +163,8 @@ TRAINING_COLUMNS = (("", 26), ("step", 9), ("±", 5), ("ratio", 7), ("latent", 9
 
 
 def aligned(columns: Columns, rows: Sequence[Sequence[str]]) -> list[str]:
-    """The titles, then the rows. The first cell is to the left, too long a name is cut; a column
-    that nobody fills is left out."""
+    """The titles, then the rows. The first cell is left-aligned, long names are cut, and columns
+    without entries are left out."""
     filled = [i for i in range(1, len(columns)) if any(row[i] for row in rows)]
     lines = []
     for cells in ([title for title, _ in columns], *rows):
@@ -202,8 +202,8 @@ def _contender(name: str, row: Row, elements: int) -> list[str]:
 
 
 def _remarks(row: Row) -> list[str]:
-    """Whether the machine was at rest; who is wrong, and who is unable but for not being there or
-    not being meant."""
+    """Remarks on other work on the machine, on contenders with wrong results, and on contenders
+    that cannot compute the case, except those that are not installed or not meant for it."""
     lines = []
     if (row["others"] or 0.0) > DISTURBED:
         lines.append(f"  other work took {row['others']:.0%} of the processors meanwhile")
@@ -214,7 +214,7 @@ def _remarks(row: Row) -> list[str]:
 
 
 def table(row: Row) -> str:
-    """A case: a line for each contender, one for the copy."""
+    """The table of a case: a line for each contender, and one for the copy."""
     size = f"{row['elements']:,} elements".replace(",", " ")
     copied = row["copy"]
     rate = f"{number(copied['gb_per_s']['step'])} GB/s"
@@ -233,7 +233,7 @@ def table(row: Row) -> str:
 
 
 def training_table(row: Row) -> str:
-    """A training step: what it takes with each latent, and what share of that is the latent's."""
+    """The table of a training step: its time with each latent, and the latent's share of it."""
     kind = row["clock"]
     cells = []
     for name, figures in row["contenders"].items():
@@ -267,7 +267,7 @@ def tables(data: dict[str, Any]) -> str:
 
 
 def _steps(data: dict[str, Any]) -> dict[tuple[str, str], tuple[dict[str, float], float | None]]:
-    """Of each case and contender the step's time, and that as a share of eager's."""
+    """The step time of each case and contender, and its ratio to eager's."""
     found = {}
     for row in (*data["results"], *data["training"]):
         case = row["case"] if "case" in row else f"training {row['training']}"
@@ -280,7 +280,7 @@ def _steps(data: dict[str, Any]) -> dict[tuple[str, str], tuple[dict[str, float]
 
 
 def comparison(new: dict[str, Any], old: dict[str, Any]) -> str:
-    """Steps of both, and those over eager's, which compare between machines, too."""
+    """Step times of both runs, and their ratios to eager's, comparable across machines."""
     lines = ["compared with", *(f"  {text}"[:WIDTH] for text in head(old).split("\n"))]
     differ = [
         f"{key}: was {old[part].get(key)}, is {new[part].get(key)}"

@@ -1,4 +1,4 @@
-"""A case from its inputs to its row of results: check, count, time."""
+"""Takes one case from its inputs to its row of results: check, count, time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from benchmarks.measuring import (
     summary,
 )
 
-BASES = ("vae_fused", "eager")  # the first that was measured is what all are compared with
+BASES = ("vae_fused", "eager")  # the baseline is the first of these that was measured
 COPY = "copy"
 Row = dict[str, Any]
 
@@ -37,7 +37,7 @@ def reason(error: Exception) -> str:
 def admitted(
     contenders: Sequence[Contender], case: Case, device: str, data: Inputs
 ) -> tuple[dict[str, Latent], dict[str, str], dict[str, str]]:
-    """Who computes the case and computes it right; why others cannot; who is wrong, and where."""
+    """Contenders with correct results, the reasons of those without support, and the failures."""
     latents, unable, wrong = dict[str, Latent](), dict[str, str](), dict[str, str]()
     for contender in contenders:
         try:
@@ -45,7 +45,7 @@ def admitted(
             truth.check(latent, case, data)
         except truth.Wrong as error:
             wrong[contender.name] = str(error)
-        except Exception as error:  # whatever it is: the others go on
+        except Exception as error:  # the other contenders continue after any failure
             unable[contender.name] = reason(error)
         else:
             latents[contender.name] = latent
@@ -53,7 +53,7 @@ def admitted(
 
 
 def tidy(device: str, *, reset: bool = False) -> None:
-    """Gives memory back; with ``reset``, what torch.compile has made too."""
+    """Free memory. With ``reset``, discard torch.compile's results, too."""
     if reset and "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
     if reset and "torch._inductor.cudagraph_trees" in sys.modules:
@@ -71,7 +71,7 @@ def counted(
     device: str,
     unable: dict[str, str],
 ) -> tuple[dict[str, Step], dict[str, Row]]:
-    """The steps that run, and what is counted of them; why the others do not goes to ``unable``."""
+    """The steps that run, and their counts. Reasons of the others are added to ``unable``."""
     steps, figures = dict[str, Step](), dict[str, Row]()
     traced = {c.name: c.traced for c in contenders}
     for name, latent in latents.items():
@@ -96,7 +96,7 @@ def measure(
     tick: Callable[[float], None] = lambda _: None,
     fewest: int = 7,
 ) -> Row:
-    """Everything about one case. Raises Unable if there is not the memory for it."""
+    """The whole row of one case. Raises Unable if the memory does not suffice."""
     tidy(device, reset=True)
     if case.needed > 0.9 * machine.free_bytes(device):
         raise Unable(f"wants {case.needed / 1e9:.1f} GB of free memory to be checked and measured")

@@ -1,9 +1,9 @@
-"""Ratios that must not be lost: what the eager formula takes over what this library takes.
+"""Lower limits for the ratio of the eager formula's time to this library's time.
 
 Both run in turn in this process, on one thread, and are compared round by round, so that a busy or
-slow machine hits both. The floors are far below what was measured, except for those of small calls,
-which are promises. A ratio below its floor gets two more tries. No absolute time is judged.
-pytest-benchmark keeps the library's own times, for those who save and compare them:
+slow machine affects both. The floors are far below the measured ratios, except for those of small
+calls, which are promises. A ratio below its floor gets two more tries. No test checks an absolute
+time. pytest-benchmark stores the library's own times, which you can save and compare:
 
     pytest benchmarks/test_regressions.py --benchmark-autosave
 """
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 SECONDS, TRIES = 0.8, 3
-# Half of what AVX-512 showed, two thirds of AVX2; more of the smallest, where calls are most of it.
-# A floor below 1 grants that the formula wins somewhere, and still tells of a path that was lost.
+# Half of the ratio measured with AVX-512, two thirds of AVX2's, and more for the smallest cases, in
+# which calls dominate. A floor below 1 still detects the loss of a fast path.
 FLOORS = {
     Case("plain", (128, 20)): 1.2,
     Case("plain", (512, 512)): 1.6,
@@ -78,7 +78,7 @@ def test_a_step_keeps_its_lead(case: Case, benchmark: Any) -> None:
 
 
 def slowdown(functions: dict[str, calls.Function], name: str, base: str) -> float:
-    """How many times as long a function takes as another."""
+    """The ratio of a function's time to the base's time."""
     pair = calls.steps({n: functions[n] for n in (name, base)})
     samples = interleaved(pair, Clock(), SECONDS)
     return statistics.median(paired(samples[name]["step"], samples[base]["step"]))
@@ -102,14 +102,14 @@ def test_a_small_call_keeps_its_lead(name: str) -> None:
     assert max(ratios) >= floor, f"theirs over ours, {TRIES} tries: {ratios}"
 
 
-# Small calls are noisy, and a compiled contender takes half a minute to begin with.
+# Small calls are noisy, and a compiled contender takes half a minute to start.
 LOSSES = [name for name in losses.CASES if name.split()[0] in ("bernoulli", "gaussian", "laplace")]
 LOSSES += ["poisson 1M"]
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_likelihood_keeps_its_lead(name: str) -> None:
-    """Half of what is promised."""
+    """The ratio is at least half of the promised one."""
     promised = losses.CASES[name][1]
     best = dict.fromkeys(promised, 0.0)
     for _ in range(TRIES):
@@ -121,9 +121,9 @@ def test_a_likelihood_keeps_its_lead(name: str) -> None:
     assert all(best[contender] >= promised[contender] / 2 for contender in promised), best
 
 
-# Whole steps, and their latent and loss alone on the shapes of the step: what the untouched package
-# takes over what it takes with this library, by processor time. A floor is at most two thirds of
-# what was measured, or 0.9 where that was below 1.4: such a floor says that nothing is lost.
+# Whole steps, and their latent and loss alone with the step's shapes: the ratio of the package's
+# processor time to this library's. A floor is at most two thirds of the measured ratio, or 0.9 if
+# the ratio was below 1.4. The latter only ensures that nothing is lost.
 STEPS = {
     "pytorch-example": {"step": 0.9, "latent": 1.2, "loss": 1.5},
     "pyro": {"step": 0.9, "latent": 0.9, "loss": 1.5},
@@ -138,7 +138,7 @@ def test_a_training_step_keeps_its_lead(name: str) -> None:
     floors = STEPS[name]
     best = dict.fromkeys(floors, 0.0)
     for _ in range(TRIES):
-        row = measure_step(case, 3 * SECONDS)  # compares the losses of both first
+        row = measure_step(case, 3 * SECONDS)  # first compares the losses of both
         assert set(row["parts"]) == set(floors) - {"step"}
         for key in floors:
             ratio = (row if key == "step" else row["parts"][key])["ratio"]["processor"]

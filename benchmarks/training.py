@@ -1,8 +1,8 @@
-"""Whole training steps, with the latent as the only difference: what it is worth to a model.
+"""Whole training steps with the latent as the only difference: its effect on a model's step time.
 
-``no latent`` decodes the mean and has no KL: what of a step is not the latent's, and the most that
-any latent could save. All latents train one model, so that not even addresses differ. Images are
-random; no time here depends on what they show.
+``no latent`` decodes the mean and has no KL. Its time is the step without the latent, and so the
+bound of any saving. All latents train one model, so that even addresses agree. Images are
+random, because no time here depends on their content.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from benchmarks.measuring import Clock, Samples, Step, interleaved, paired, summ
 from benchmarks.running import BASES, Row, admitted, reason, tidy
 
 NONE = "no latent"
-LONGER = 3  # times as long as a case: the differences are small
+LONGER = 3  # factor on a case's time, because the differences are small
 CONTENDERS = ("vae_fused", "eager", "distributions", "compile", "diffusers")
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A model and its batch. ``latent`` is the case that its encoder's output makes."""
+    """A model and its batch. ``latent`` is the case that matches its encoder's output."""
 
     name: str
     what: str
@@ -59,7 +59,7 @@ class Digits(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """A small autoencoder with packed moments, a quarter of the image's side."""
+    """A small autoencoder with packed moments at a quarter of the image's side length."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def measure(
     tick: Callable[[float], None] = lambda _: None,
     fewest: int = 7,
 ) -> Row:
-    """Times of the whole step with each latent, and the share of it that is the latent's."""
+    """Times of the whole step with each latent, and the latent's share of each."""
     tidy(device, reset=True)
     chosen = [c for c in contenders if c.name in CONTENDERS]
     data = inputs(training.latent, device)
@@ -166,11 +166,11 @@ def measure(
 
 
 def saved(samples: dict[str, Samples], kind: str) -> dict[str, float] | None:
-    """What share of the step with the eager formula this library saves, and how sure that is."""
+    """The share of the eager step that this library saves, and its uncertainty."""
     if not {"vae_fused", "eager"} <= set(samples):
         return None
     shares = [1 - ratio for ratio in paired(samples["vae_fused"][kind], samples["eager"][kind])]
     low, median, high = statistics.quantiles(shares, n=4)
-    # A median's standard error, as of a normal: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
+    # The standard error of a normal's median: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
     error = 0.93 * (high - low) / math.sqrt(len(shares))
     return {"share": round(median, 5), "standard_error": round(error, 5)}

@@ -1,8 +1,8 @@
-"""Whether a contender computes what it should. Nobody is timed before that.
+"""Checks the results of a contender, before it is timed.
 
-Each contender draws its own noise, so the noise is solved for: eps = (z - mean) / sigma in float64.
-It has to look standard normal, and with it fixed the KL and every gradient have to be those of the
-formula in float64. A backward pass that regenerates other noise than forward drew would fail.
+Each contender draws its own noise, so the check solves for it: eps = (z - mean) / sigma in float64.
+The noise must look standard normal. With this noise, the KL and every gradient must agree with the
+formula in float64. A backward pass that regenerates different noise from forward's would fail.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 4e-2, "float16": 1e-2
 
 
 class Wrong(Exception):
-    """A contender's result is not that of the formula."""
+    """A contender's result differs from the formula's."""
 
 
 def joined(tensors: list[Tensor]) -> Tensor:
-    """One tensor as it is, several as one."""
+    """A single tensor unchanged, or several joined into one."""
     return tensors[0] if len(tensors) == 1 else torch.cat([t.flatten() for t in tensors])
 
 
@@ -57,7 +57,7 @@ def divergence(case: Case, data: Inputs, leaves: list[Tensor], mu: Tensor, sigma
 
 
 def check(latent: Latent, case: Case, data: Inputs) -> None:
-    """Raises Wrong, with what differs, if the contender does not compute the case."""
+    """Raise Wrong, with the quantity that differs, if the contender's results are wrong."""
     *zs, kl = outputs(latent(*data.arguments))
     found = [(tuple(z.shape), z.dtype) for z in zs]
     if found != [(s, data.leaves[0].dtype) for s in case.z_shapes] or kl.numel() != 1:
@@ -89,14 +89,14 @@ def check(latent: Latent, case: Case, data: Inputs) -> None:
 
 
 def close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
-    """Relative to the largest: a sum's rounding is in proportion to its terms."""
+    """Compare relative to the largest: the rounding of a sum is proportional to its terms."""
     error = (got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)
-    if not float(error) <= tolerance:  # nor is NaN
+    if not float(error) <= tolerance:  # also rejects NaN
         raise Wrong(f"{name} is off by {float(error):.1e}, allowed {tolerance:.0e}")
 
 
 def check_noise(eps: Tensor, tolerance: float) -> None:
-    """Moments of a standard normal, each within six of its standard errors; two halves apart."""
+    """Check the moments, each within six standard errors, and that the two halves differ."""
     n = max(1, eps.numel())
     moments = {"mean": (1, 0.0, 1.0), "variance": (2, 1.0, 2.0), "fourth moment": (4, 3.0, 96.0)}
     for name, (power, want, variance) in moments.items():

@@ -1,4 +1,4 @@
-"""What the examples share: the command line, a network, the axes of a figure, and its file."""
+"""Shared code of the examples: the command line, a network, the axes of a figure, and its file."""
 
 import argparse
 import itertools

@@ -73,7 +73,7 @@ def log_predictive(model: BayesianMLP, x: Tensor, y: Tensor, networks: int) -> f
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Train and draw; returns the loss before and after, and what the report says."""
+    """Train and draw; returns the loss before and after, and the figures of the report."""
     args = parse(__doc__, argv, out="bayesian_mlp.png", steps=10000, quick=3000)
     data = torch.from_numpy(load_iris().data).float()
     data = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))]

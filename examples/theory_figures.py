@@ -102,7 +102,7 @@ def draw_evidence(quick: bool) -> Figure:
 
 
 def draw_bound(quick: bool) -> Figure:
-    """Gradient ascent where a Gaussian can be the posterior, and the gap where none can."""
+    """Gradient ascent if a Gaussian can be the posterior, and the gap if none can."""
     figure, (left, right) = panels(2)
     mu, logvar = (torch.full((2,), v, dtype=F64, requires_grad=True) for v in (-1.0, 1.0))
     bounds, optimizer = [], torch.optim.SGD((mu, logvar), lr=0.02)
@@ -162,7 +162,7 @@ def draw_closed_form(quick: bool) -> Figure:
 
 
 def draw_log_variance(quick: bool) -> Figure:
-    """What a small change of the raw number does to sigma and to the KL."""
+    """The effect of a small change of the raw number on sigma and on the KL."""
     figure, (left, right) = panels(2)
     sigma = torch.logspace(-4, 2, 30 if quick else 200, dtype=F64)
     for kind, raw, color in (
@@ -212,7 +212,7 @@ def draw_gradient(quick: bool) -> Figure:
 
 
 def draw_samples(quick: bool) -> Figure:
-    """The importance-weighted bound, and what share of the samples is effective."""
+    """The importance-weighted bound, and the share of the samples that is effective."""
     figure, (left, right) = panels(2)
     mean, logvar = posterior()
     mu, logvar = mean + 0.6, logvar + 0.6

@@ -1,4 +1,4 @@
-"""Train a VAE on scikit-learn's digits, with `vae_fused` or with formulas as people write them.
+"""Train a VAE on scikit-learn's digits, with `vae_fused` or with the usual eager formulas.
 
 The model maximises the evidence lower bound (Kingma and Welling 2014, arXiv:1312.6114), a lower
 bound on ln p(x), here in nats per image:
@@ -12,7 +12,7 @@ The pixels x are grey levels in [0, 1], not bits, so even a perfect reconstructi
 
     python examples/train_digits.py                       # train, write digits.png, time a step
     python examples/train_digits.py --compare             # both implementations in one figure
-    python examples/train_digits.py --same-noise          # both fed one noise: curves coincide
+    python examples/train_digits.py --same-noise          # both with the same noise: equal curves
     python examples/train_digits.py --seeds 0 1 2 3 4     # both with their own noise: statistics
 """
 
@@ -42,7 +42,7 @@ EVAL_SAMPLES = 4  # posterior samples per image when the ELBO is evaluated
 
 
 def eager_latent(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sample z [B, L] and KL (summed over L, mean over B) as most code bases spell them out."""
+    """Sample z [B, L] and KL (summed over L, mean over B) as in most code bases."""
     std = torch.exp(0.5 * logvar)
     if eps is None:
         eps = torch.randn_like(std)
@@ -104,7 +104,7 @@ class VAE(nn.Module):
 
 @dataclass(frozen=True)
 class Config:
-    """What a run depends on; two runs of one config on one machine give the same bits."""
+    """The settings of a run. Two runs with equal settings on one machine are bitwise equal."""
 
     seed: int = 0
     epochs: int = 150
@@ -116,7 +116,7 @@ class Config:
 
 @dataclass
 class History:
-    """A trained model and how it got there; every number in nats per image."""
+    """A trained model and the course of its training; every number is in nats per image."""
 
     model: VAE
     step_loss: list[float] = field(default_factory=list)  # minus the ELBO of each batch
@@ -156,8 +156,8 @@ def training_step(
 
 
 def train(name: str, config: Config, progress: bool = True) -> History:
-    """Train with IMPLEMENTATIONS[name]. Reproducible: the initial weights and the noise follow
-    torch.manual_seed, the order of the images a generator of its own."""
+    """Train with IMPLEMENTATIONS[name]. Runs are reproducible: torch.manual_seed determines the
+    initial weights and the noise, and a separate generator the order of the images."""
     impl = IMPLEMENTATIONS[name]
     x, heldout_x = load_images(config.device)
     torch.manual_seed(config.seed)
@@ -184,7 +184,7 @@ def train(name: str, config: Config, progress: bool = True) -> History:
 
 
 def report_seeds(runs: dict[str, list[History]]) -> None:
-    """Print the final held-out ELBO; runs of a seed share weights and image order: pair them."""
+    """Print the final held-out ELBO, paired: runs of a seed share weights and image order."""
     final = {impl: [h.heldout_elbo[-1] for h in histories] for impl, histories in runs.items()}
     print(f"\nFinal held-out ELBO over {len(final['fused'])} seeds, nats per image")
     for impl, elbo in final.items():
@@ -196,8 +196,8 @@ def report_seeds(runs: dict[str, list[History]]) -> None:
 
 
 def interleaved_ms(tasks: dict[str, Task], rounds: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each task. They take turns, and take turns at being first, so that
-    whatever else the machine does disturbs them alike."""
+    """Median milliseconds of each task. The tasks take turns, also at being first, so that other
+    processes disturb all of them alike."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for i in range(-10, rounds):  # the first ten warm up
@@ -268,7 +268,7 @@ def draw(impl: str, runs: dict[str, History], path: Path) -> None:
         mosaic = tiles.transpose(1, 2).reshape(-1, tiles.shape[1] * tiles.shape[3])
         axes.imshow(mosaic.numpy(), cmap="gray_r", vmin=0, vmax=1)
         axes.set_axis_off()
-    # What a decoder reaches that ignores z (so KL = 0) and knows each pixel's mean.
+    # The result of a decoder that ignores z (so KL = 0) and returns each pixel's mean.
     means = train_x.mean(0).clamp(1e-4, 1 - 1e-4).expand_as(heldout_x)
     floor = -F.binary_cross_entropy(means, heldout_x, reduction="sum").item() / len(heldout_x)
     untrained = runs[impl].heldout_elbo[0]
@@ -289,7 +289,7 @@ def draw(impl: str, runs: dict[str, History], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[History]]:
-    """Train, report and draw as the command line says; the histories by implementation."""
+    """Train, report and draw as the options select; returns the histories by implementation."""
     parser = argparse.ArgumentParser(description="Train a VAE on 8 x 8 handwritten digits.")
     parser.add_argument("--impl", choices=tuple(IMPLEMENTATIONS), default="fused")
     parser.add_argument("--compare", action="store_true", help="train both implementations")

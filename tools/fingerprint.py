@@ -1,12 +1,12 @@
-"""Tells whether a change has moved anything: hashes of results, and of the kernels' machine code.
+"""Shows whether a change affects results or machine code, by hashes of both.
 
     python tools/fingerprint.py results                      of the vae_fused that is imported
     python tools/fingerprint.py code forward.cubin ...       of each kernel in these cubins
 
-A line for each call or kernel. A refactoring leaves both lists as they were, which `diff` shows.
+Each call or kernel has one line. A refactoring leaves both lists unchanged, which `diff` shows.
 The results are those of the CPU kernels, bit for bit, for the instruction set in use
-(VAE_FUSED_CPU_CAPABILITY chooses another). Of the machine code, instructions and their operands are
-hashed, but neither names nor addresses.
+(VAE_FUSED_CPU_CAPABILITY selects another). The hash of machine code covers instructions and their
+operands, but neither names nor addresses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def digest(data: bytes) -> str:
 
 
 def options(vf: Any, torch: Any, like: Any) -> dict[str, dict[str, Any]]:
-    """Recipes of options for a posterior of this shape and dtype."""
+    """Sets of options for a posterior of this shape and dtype."""
     rng = torch.Generator().manual_seed(1)
     half = torch.randn(like.shape, generator=rng).to(like.dtype)
     row = half[0] if half.numel() > 1 else half
@@ -89,7 +89,7 @@ def results() -> Iterator[tuple[str, str]]:
 def outcome(
     vf: Any, torch: Any, mu: Any, raw: Any, key: Any, reduction: str, asked: dict[str, Any]
 ) -> str:
-    """z, the KL and every gradient of a call; or the type of the error that it raises."""
+    """z, the KL and every gradient of a call, or the type of the error that it raises."""
     asked, leaves = dict(asked), [t.detach().requires_grad_() for t in (mu, raw)]
     prior = asked.get("prior")
     if prior is not None:

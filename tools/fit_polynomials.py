@@ -1,4 +1,4 @@
-"""Where the polynomial coefficients in csrc/math come from.
+"""Computes the polynomial coefficients in csrc/math.
 
 Run with mpmath installed: ``python tools/fit_polynomials.py``. Each fit is a Remez exchange in
 60-digit arithmetic on the relative error of the *function* (not of the polynomial), after which
@@ -62,7 +62,7 @@ def report(name: str, target: Fn, weight: Fn, lo: float, hi: float, degree: int,
 
 
 def series(coefficient: Callable[[int], mp.mpf], x: mp.mpf, terms: int = 48) -> mp.mpf:
-    """A Taylor series: the closed forms below cancel at 0."""
+    """A Taylor series, because the closed forms below suffer from cancellation at 0."""
     return mp.fsum(coefficient(n) * x**n for n in range(terms))
 
 
@@ -107,7 +107,7 @@ def excess_of_log1p(w: mp.mpf) -> mp.mpf:  # 2 z^3 / E, the tail's weight in E; 
     return 2 * z**3 / (mp.log1p(y) - y / (1 + y)) if y > 1e-3 else z
 
 
-# What Stirling's series leaves, and minus its derivative, over t = 1 / (z^2 + shift).
+# The remainder of Stirling's series, and minus its derivative, over t = 1 / (z^2 + shift).
 def stirling_z(t: mp.mpf, shift: float) -> mp.mpf:
     return mp.sqrt(1 / t - mp.mpf(shift))
 

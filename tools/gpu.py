@@ -1,12 +1,12 @@
-"""Holds vae_fused to its promises on a machine with a GPU, and records what it measured.
+"""Checks the promises of vae_fused on a machine with a GPU, and records the measurements.
 
     python tools/gpu.py [first]     everything, in 240 s, offline
-    python tools/gpu.py again       what failed or was not run, in 200 s
-    python tools/gpu.py bundle      without a GPU: what such a machine needs and cannot make
+    python tools/gpu.py again       the steps that failed or were not run, in 200 s
+    python tools/gpu.py bundle      without a GPU: prepares the files that such a machine lacks
 
 The steps, in this order, each with its share of the time:
 
-    machine             what the machine is: GPU, driver, clocks, versions
+    machine             a description of the machine: GPU, driver, clocks, versions
     probe correctness   a program without torch: kernels against the host's formulas
     probe bandwidth     the same program: the kernels and variants of them, beside yardsticks
     counters            ncu on the headline kernels, stall reasons included; the report file is kept
@@ -44,7 +44,7 @@ BUDGETS = {"first": 240.0, "again": 200.0}
 
 
 def failed_tests(found: Report, most: int = 25) -> list[str]:
-    """A line for each test that failed, beyond the one that the table has."""
+    """A line for each failed test, in addition to the one in the table."""
     lines = [
         f"{test.split('/')[-1]}: {reason}"[:WIDTH]
         for step in found.data["steps"].values()
@@ -55,7 +55,7 @@ def failed_tests(found: Report, most: int = 25) -> list[str]:
 
 
 def remaining(steps: list[Step], found: Report) -> list[Step]:
-    """The steps that an earlier call has not seen pass, and the one that describes the machine."""
+    """The steps that did not pass in an earlier call, and the description of the machine."""
     done = found.data["steps"]
 
     def passed(step: Step) -> bool:
@@ -66,7 +66,7 @@ def remaining(steps: list[Step], found: Report) -> list[Step]:
 
 
 def results_folder(args: argparse.Namespace, made: bundle.Bundle, place: Place) -> Path | None:
-    """The folder of this call's results; None, after saying why, if there is nothing to do."""
+    """The folder of this call's results; None, after printing why, if nothing has to be done."""
     name = machine.gpu_name()
     if not name:
         answer = ask(place)
@@ -85,7 +85,7 @@ def results_folder(args: argparse.Namespace, made: bundle.Bundle, place: Place) 
 
 
 def call(args: argparse.Namespace, scratch: Path) -> int:
-    """The first call, or another one that goes on with the results of an earlier one."""
+    """The first call, or a later call that continues with the results of an earlier one."""
     made = bundle.load()
     place = Place(scratch, scratch, args.device)
     folder = results_folder(args, made, place)

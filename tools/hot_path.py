@@ -1,25 +1,26 @@
 """The hot path of a kernel: the sequence of instructions that its budget counts.
 
-  region  Of all loops the one that holds the most additions (FADD, FFMA, DADD, DFMA), loops inside
-          it not counted; of several with nearly as many, which are forms of one (for whole vectors
-          and for others), the one whose path is shortest. Or, if at least twice as many are in no
-          loop at all, what is in none: then the compiler has unrolled the loop away. About as many
-          are a first round in front of its loop.
+  region  The loop with the most additions (FADD, FFMA, DADD, DFMA), without those in inner loops.
+          Several loops with nearly as many are forms of one loop (for whole vectors and for
+          others), and the one with the shortest path counts. If at least twice as many additions
+          are outside of all loops, the region is the code outside: the compiler has unrolled the
+          loop completely. About as many outside are a peeled first iteration.
   path    Once around that loop, or once through the kernel, passing each inner loop at most once:
             1. with the fewest calls of functions that return,
             2. among those with the most additions,
             3. among those the one that stores the most bits to global memory,
             4. among those the shortest.
 
-Why so: a kernel skips by a branch what a call does not ask for (an output, the KL) or has from a
-cheaper source (explicit noise), and the plainly shortest path would skip it all. With the most
-additions the noise is drawn, and the KL is computed and summed: polynomials and sums consist of
-additions, while what an option brings is multiplied at most. With the most stores the results are
-written. The shortest has whole vectors, which are one access instead of several, and computes no
-index. In a kernel without such branches it is the shortest path through the loads and stores.
+A kernel branches around work that a call does not need (an output, the KL) or takes from a cheaper
+source (explicit noise). The shortest path alone would skip all such work. The path with the most
+additions generates noise and computes and sums the KL, because polynomials and sums consist of
+additions, while options add at most multiplications. The path with the most stores writes the
+results. The shortest path has whole vectors, which are one access instead of several, and computes
+no index. In a kernel without such branches it is the shortest path through the loads and stores.
 
 Predicated instructions are counted (they issue), and so are the instructions of a function that is
-called on the path, by its shortest way to RET; its additions are not, because calls are slow paths.
+called on the path, by its shortest way to RET. Additions in it do not count, because calls are slow
+paths.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from sass import Block, Graph, Instruction, graph, loops, postorder, returns, wi
 ADDITIONS = dict.fromkeys(("FADD", "FFMA", "DADD", "DFMA"), 1)
 ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from sm_100 on
 
-# The share of the most additions from which a loop is another form of the same one: where a kernel
-# asks what becomes of the KL, the additions of each answer are in its loop.
+# The share of the most additions from which a loop is another form of the same one. A kernel that
+# branches on how the KL is reduced has the additions of each case in its loop.
 ALIKE = 0.7
-# Minus the calls, additions, bits stored, minus the instructions.
+# Minus the calls, the additions, the bits stored, and minus the instructions.
 Weight = tuple[int, int, int, int]
 
 
@@ -42,7 +43,7 @@ Weight = tuple[int, int, int, int]
 class HotPath:
     instructions: list[Instruction]
     in_loop: bool
-    called: int  # instructions of the functions that it calls, by their shortest way
+    called: int  # instructions of called functions, by their shortest way
 
     @property
     def length(self) -> int:
@@ -60,7 +61,7 @@ def hot_path(code: list[Instruction]) -> HotPath:
         for start, block in flow.blocks.items()
     }
     bodies = loops(flow)
-    kernel = set(postorder(flow, flow.entry, lambda _: True))  # without what is only called
+    kernel = set(postorder(flow, flow.entry, lambda _: True))  # without called functions
 
     def own(body: set[int]) -> int:
         return sum(additions[b] for b in body.difference(*(b for b in bodies.values() if b < body)))
@@ -86,12 +87,12 @@ def _path(
         return -sum(n > 0 for n in lengths), additions[b], 0, -len(inside) - sum(lengths)
 
     def left(b: int, to: int | None) -> Weight:
-        """The weight of the best path to the end of a block that is left for another."""
+        """The weight of the best path to the end of a block whose successor is `to`."""
         calls, done, stored, length = best[b][0]
         return calls, done, stored + _stored(flow.blocks[b], to), length
 
-    # Reverse postorder without the edges that lead back: a DAG, through which the best path follows
-    # from the best paths to each block's predecessors.
+    # Reverse postorder without back edges is a DAG, in which the best path to a block follows from
+    # the best paths to its predecessors.
     order = postorder(flow, start, lambda b: b in body)[::-1]
     position = {b: n for n, b in enumerate(order)}
     best: dict[int, tuple[Weight, int | None]] = {start: (weight(start), None)}
@@ -117,10 +118,10 @@ def _path(
 
 
 def _stored(block: Block, to: int | None) -> int:
-    """Bits that a block stores if it is left for the block `to`.
+    """Bits that a block stores if its successor is `to`.
 
-    A predicate that decides both a store and the branch decides them alike: in `@P0 STG; @P0 BRA`
-    nothing is stored unless the branch is taken.
+    A predicate that guards both a store and the branch has the same value for both: in
+    `@P0 STG; @P0 BRA` nothing is stored unless the branch is taken.
     """
     branch = block.instructions[-1]
     never = ""
@@ -142,9 +143,9 @@ def _called(flow: Graph, call: Instruction, known: dict[int, int]) -> int:
     if entry not in flow.blocks or not returns(flow, entry):
         return 0
     if entry not in known:
-        known[entry] = 0  # of a recursive call
+        known[entry] = 0  # for a recursive call
         done: set[int] = set()
-        work = {entry: 0}  # blocks, and the instructions before each
+        work = {entry: 0}  # blocks, and the number of instructions before each
         while work:
             block = min(work, key=lambda b: (work[b], b))
             inside = flow.blocks[block].instructions

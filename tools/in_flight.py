@@ -1,19 +1,20 @@
-"""Bytes that a kernel has in flight: asked of global memory, and not there yet.
+"""Bytes that a kernel has in flight: requested from global memory, but not yet arrived.
 
-A thread runs in order until it uses a loaded value that has not arrived. Whatever it has asked for
-by then travels together, and takes one latency. So the loads of a hot path fall into rounds:
+A thread runs in order until it uses a loaded value that has not arrived. All loads that it has
+issued by then are in flight together and take one latency. The loads of a hot path therefore form
+rounds:
 
-  A round begins with the first load after the end of the round before it. It ends where the value
-  of any of its loads is first used, be it by a move or a store. What was loaded until then belongs
-  to it, also in front of the loop and in earlier passes: a loop that asks for the values of the
-  next pass before it uses those of this one has both in flight.
+  A round begins with the first load after the end of the previous round. It ends where an
+  instruction, be it a move or a store, first uses the value of any of its loads. All loads until
+  then belong to it, also those before the loop and in earlier passes: a loop that loads the values
+  of the next pass before it uses those of this one has both in flight.
 
-A path may also be what a warp has executed: `rounds_of_trace` is for kernels whose loads and
+A path may also be a warp's executed instructions. `rounds_of_trace` is for kernels whose loads and
 arithmetic are in different loops, with barriers between, so that no single loop is hot.
 
-`bytes_in_flight` is the mean of the rounds' bytes, once the loop has settled. Two loads of 16 bytes
-that are issued together are 32, two of which one waits for the other are 16. A store never counts:
-nobody waits for it.
+`bytes_in_flight` is the mean of the rounds' bytes in a loop's steady state. Two loads of 16 bytes
+count 32 if they are issued together, and 16 if one waits for the other. Stores never count, because
+no instruction waits for them.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from collections.abc import Sequence
 from registers import use
 from sass import Instruction, width
 
-# How often a loop is passed to settle, and then to count.
+# The number of passes before the steady state, and the number of counted ones.
 SETTLE, COUNT = 8, 24
 
 
 def bytes_in_flight(path: Sequence[Instruction], *, in_loop: bool) -> float:
-    """Of a thread on a hot path; 0 if it loads nothing, or uses nothing that it loads."""
+    """Of a thread on a hot path; 0 if it loads nothing or uses none of its loads."""
     if not in_loop:
         rounds = _rounds(list(path), 1)[0]
     else:
@@ -38,7 +39,7 @@ def bytes_in_flight(path: Sequence[Instruction], *, in_loop: bool) -> float:
 
 
 def rounds_of_trace(trace: Sequence[Instruction]) -> list[int]:
-    """The bytes of each round of a thread that has executed these instructions."""
+    """The bytes of each round of a thread that executed these instructions."""
     return _rounds(list(trace), 1)[0]
 
 

@@ -1,25 +1,25 @@
-"""What the kernels of a compiled extension cost, as cuobjdump and their SASS tell.
+"""The cost of the kernels of a compiled extension, from cuobjdump and their SASS.
 
-  registers, stack, shared   as cuobjdump --dump-resource-usage has them. Stack is bytes a thread,
-                             shared bytes a block, 1 KiB of which is the driver's from sm_90 on.
+  registers, stack, shared   from cuobjdump --dump-resource-usage. Stack is bytes per thread, shared
+                             is bytes per block, 1 KiB of which is the driver's from sm_90 on.
   spills                     local loads and stores (LDL, STL) on the hot path, and in the whole
                              kernel: spilled registers, and arrays that are not in registers.
-  instructions               of the whole kernel, padding included.
-  per element                instructions of the hot path over the elements it serves.
-  in_flight                  bytes that a thread has asked for before it waits (in_flight.py), and
-                             KB of all threads that an SM holds at once (occupancy.py).
-  load, store                bits of the widest global load and store on the hot path; of the whole
-                             kernel where a family decides what is on the path.
-  size                       of an architecture: the bytes of its cubins.
+  instructions               of the whole kernel, including padding.
+  per element                instructions of the hot path divided by its elements.
+  in_flight                  bytes that a thread requests before it waits (in_flight.py), and
+                             KB of all resident threads of an SM (occupancy.py).
+  load, store                bits of the widest global load and store on the hot path, or in the
+                             whole kernel if options determine the path.
+  size                       bytes of all cubins of an architecture.
 
 The kernels of likelihoods have no hot path in this sense. A block loads a piece into shared memory,
-meets at a barrier, computes the piece and meets again; counts that are not 0 and gradients have
-loops of their own. What they cost is counted by executing them (machine_code/count.py), and their
-load and store are those of the whole kernel.
+waits at a barrier, computes the piece and waits again. Counts that are not 0 and gradients have
+their own loops. Their cost is counted by executing them (machine_code/count.py), and their load and
+store are those of the whole kernel.
 
-hot_path.py defines the hot path. It serves V elements, the first integer among the kernel's
-template arguments, or else what its widest global load brings; times the copies of the loop body
-that the compiler has unrolled into one: as many as both its loads and its stores suffice for.
+hot_path.py defines the hot path. Its elements are V, the first integer among the kernel's template
+arguments, or else the elements of its widest global load, multiplied by the number of unrolled
+copies of the loop body, for which both its loads and its stores suffice.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from occupancy import resident_threads
 from sass import Instruction, functions, widest, width
 from toolchain import cuda_home
 
-# How many tensors of the element type a kernel reads and writes: mu, logvar, and z; in backward the
-# gradient of z, too, and those of mu and logvar. Other kernels are not counted by element.
+# The number of tensors that a kernel reads and writes: mu, logvar and z; in backward also the
+# gradients of z, mu and logvar. Other kernels are not counted per element.
 TENSORS = {"forward": (2, 1), "backward": (3, 2)}
 ELEMENT_BITS = {"float": 32, "double": 64, "Half": 16, "BFloat16": 16}
 
@@ -94,7 +94,7 @@ def installed_extension() -> Path:
 
 
 def build_info(extension: Path) -> dict[str, Any]:
-    """What setup.py has recorded beside the extension."""
+    """The record that setup.py has written beside the extension."""
     record = extension.parent / "_build_info.json"
     return json.loads(record.read_text()) if record.exists() else {}
 
@@ -119,7 +119,7 @@ def demangled(name: str) -> str:
 def short_name(signature: str) -> str:
     """``void ns::forward_kernel<ns::Half, 8>(ns::Params)`` -> ``forward<Half, 8>``.
 
-    The family is named without its type, and DefaultOptions not at all.
+    The short name omits the types of option families, and omits DefaultOptions entirely.
     """
     text = signature.replace("(anonymous namespace)::", "")
     depth, start, end = 0, 0, len(text)
@@ -137,7 +137,7 @@ def short_name(signature: str) -> str:
 
 
 def template_arguments(name: str) -> list[str]:
-    """Those of a short name, without arguments of their own."""
+    """The template arguments of a short name, without their own arguments."""
     arguments = name.partition("<")[2].rpartition(">")[0]
     while (outer := re.sub(r"<[^<>]*>", "", arguments)) != arguments:
         arguments = outer
@@ -146,7 +146,7 @@ def template_arguments(name: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """What a kernel of a likelihood computes."""
+    """The computation of a likelihood's kernel."""
 
     direction: str  # or "both": the loss and its gradients in one pass
     element: str  # a key of ELEMENT_BITS
@@ -154,7 +154,7 @@ class Likelihood:
 
 
 def likelihood(name: str) -> Likelihood | None:
-    """Which likelihood a kernel computes; None if it computes the latent, or no elements."""
+    """The likelihood of a kernel; None for kernels of the latent or without elements."""
     direction = LIKELIHOODS.get(name.partition("<")[0])
     if direction is None:
         return None
@@ -165,7 +165,7 @@ def likelihood(name: str) -> Likelihood | None:
 
 
 def elements(name: str, path: HotPath) -> int | None:
-    """How many elements the hot path of this kernel serves."""
+    """The number of elements of the kernel's hot path."""
     arguments = template_arguments(name)
     bits = ELEMENT_BITS.get(arguments[0])
     loads = [width(i) for i in path.instructions if i.base == "LDG"]
@@ -173,7 +173,7 @@ def elements(name: str, path: HotPath) -> int | None:
     tensors = TENSORS.get(name.partition("<")[0])
     if tensors is None or bits is None or not loads:
         return None
-    if "(Access)2" in arguments:  # kChannelsLast: a step is two blocks of noise
+    if "(Access)2" in arguments:  # kChannelsLast: a step has two blocks of noise
         vector = 4 if bits == 64 else 8
     else:
         vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
@@ -183,7 +183,7 @@ def elements(name: str, path: HotPath) -> int | None:
 
 
 def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
-    """Architecture and file of each cubin in an extension; of a cubin itself."""
+    """Architecture and file of each cubin in an extension, or of a single cubin."""
     if extension.suffix == ".cubin":
         code_for = re.search(r"code for (sm_\w+)", cuobjdump("--dump-sass", extension))
         if code_for is None:
@@ -200,8 +200,8 @@ def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
 
 def row(name: str, arch: str, usage: dict[str, int], code: list[Instruction]) -> Row:
     path = hot_path(code)
-    # The family's kernels have a road for each option: what a call takes of it no path can tell.
-    # Those of likelihoods have several loops.
+    # Kernels of option families have a path for each option, and no static path shows which ones a
+    # call takes. Kernels of likelihoods have several loops.
     general = "LatentOptions" in name or "_multi" in name or likelihood(name) is not None
     served = None if general else elements(name, path)
     accesses = code if general else path.instructions
@@ -223,13 +223,13 @@ def row(name: str, arch: str, usage: dict[str, int], code: list[Instruction]) ->
 
 
 def usages(text: str) -> dict[str, dict[str, int]]:
-    """The answer of `cuobjdump --dump-resource-usage`, by mangled name."""
+    """The output of `cuobjdump --dump-resource-usage`, by mangled name."""
     found = re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", text)
     return {name: {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", u)} for name, u in found}
 
 
 def measure(extension: Path) -> dict[str, Any]:
-    """What the kernels of an extension cost, in the form of budget.json."""
+    """The cost of an extension's kernels, in the form of budget.json."""
     sizes: Counter[str] = Counter()
     kernels: dict[str, dict[str, Row]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -251,14 +251,14 @@ def measure(extension: Path) -> dict[str, Any]:
 
 # --- the hot path, for reading -------------------------------------------------------------------
 
-# Cycles that an instruction takes of a pipe, of which each of an SM's four parts has one, from
-# compute capability 8.6 to 9.0 (CUDA C++ Programming Guide, throughput of arithmetic instructions;
-# Nsight Compute, pipelines). A part issues one instruction a cycle: a pipe is in the way if its
-# cycles are more than the instructions. FP32 goes by either FMA pipe, integers by the heavy one
-# alone. For want of a published figure IMAD.WIDE counts twice. FP64 is that of 9.0.
+# Cycles for which an instruction occupies a pipe. Each of an SM's four parts has one pipe of each
+# kind, from compute capability 8.6 to 9.0 (CUDA C++ Programming Guide, throughput of arithmetic
+# instructions; Nsight Compute, pipelines). A part issues one instruction per cycle, so a pipe is
+# the limit if its cycles exceed the instructions. Both FMA pipes execute FP32, and only the heavy
+# one integers. IMAD.WIDE has no published figure and counts twice. FP64 is that of 9.0.
 CYCLES = {"ALU": 2, "FMA heavy": 2, "XU": 8, "FP64": 2}
 
-# Class: which instructions, and their pipe where it is one of those above.
+# Class: its instructions, and their pipe if it is one of those above.
 CLASSES = {
     "FFMA FMUL FADD": (r"(FFMA|FMUL|FADD)2?$", None),
     "DFMA DMUL DADD": (r"(DFMA|DMUL|DADD|DSETP)$", "FP64"),
@@ -293,7 +293,7 @@ def class_of(instruction: Instruction) -> str:
 
 
 def busy(instructions: list[Instruction]) -> dict[str, int]:
-    """Cycles that these instructions of a warp take of each pipe, and of issuing."""
+    """Cycles for which a warp's instructions occupy each pipe and the issue slot."""
     found = {"issue": len(instructions)} | dict.fromkeys(CYCLES, 0)
     for instruction in instructions:
         name = class_of(instruction)

@@ -4,9 +4,9 @@
     VAE_FUSED_BUILD=none python tools/matrix.py python3.10:2.13.0
 
 A pair is an interpreter and a version of torch. The interpreter is a command, a path, or a version
-that is looked for as `pythonX.Y` and in pyenv. VAE_FUSED_BUILD is `cpu` unless it is set. Each pair
-has an environment of its own in `build/matrix`, of several GB if pip chooses a torch with CUDA,
-which the next run uses again. The output is printed and kept in a log beside it.
+that is searched as `pythonX.Y` and in pyenv. VAE_FUSED_BUILD defaults to `cpu`. Each pair has its
+own environment in `build/matrix`, of several GB if pip chooses a torch with CUDA, which the next
+run reuses. The output is printed and also written to a log in the same folder.
 The exit status is the number of pairs that failed.
 """
 
@@ -33,7 +33,7 @@ def runs(python: str) -> bool:
 
 
 def find_python(name: str) -> str:
-    """The interpreter of a command, a path or a version such as 3.12."""
+    """The interpreter for a command, a path or a version such as 3.12."""
     versions = sorted(str(path) for path in PYENV.glob(f"versions/{name}*/bin/python"))
     for python in (name, f"python{name}", *versions):
         if runs(python):
@@ -42,7 +42,7 @@ def find_python(name: str) -> str:
 
 
 def make(target: str, log: Path, variables: list[str]) -> tuple[bool, float]:
-    """Whether `make target` succeeds, and its seconds. Its output goes to the log and on."""
+    """Whether `make target` succeeds, and its seconds. The output is printed and logged."""
     began = time.monotonic()
     command = ["make", target, *variables]
     with log.open("a") as file:

@@ -1,9 +1,9 @@
 """Rewrites the formulas of a copy so that an environment variable makes one of them wrong by 1 %.
 
 All mutants are compiled together: each formula becomes `(formula) * mutated<7>()` in C++, where the
-factor is 1.01 if VAE_FUSED_MUTANT is 7, and `_mutated(7, formula)` in Python. A formula is
-what a function returns, a component of what it returns, or what it assigns to a result or to a
-variable of floating-point type. Integers, truth values, bit casts and constants are left alone, and
+factor is 1.01 if VAE_FUSED_MUTANT is 7, and `_mutated(7, formula)` in Python. A formula is an
+expression that a function returns, a component of it, or an expression assigned to a result or to a
+variable of floating-point type. Integers, truth values, bit casts and constants are unchanged, and
 so are the steps of a polynomial: 1 % of a high coefficient is below rounding, and the polynomial's
 value is a formula itself.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Files of csrc/math without formulas: integers, and what the host derives from options.
+# Files of csrc/math without formulas: integers, and values that the host derives from options.
 WITHOUT_FORMULAS = {
     "csrc/math/philox.h", "csrc/math/options.h", "csrc/math/scale_options.h",
     "csrc/math/latent/options.h", "csrc/math/likelihood/options.h",
@@ -67,18 +67,18 @@ def mutated(number, value):
 
 @dataclass(frozen=True)
 class Site:
-    """A formula that can be made wrong."""
+    """A formula that a mutant can change."""
 
     file: str
     line: int
     function: str
-    part: str  # "return", or the name that is assigned to; with the number of the component
+    part: str  # "return" or the assigned name; with the index of the component
     text: str
 
 
 @dataclass(frozen=True)
 class Span:
-    """A formula's place in a text."""
+    """The position of a formula in a text."""
 
     start: int
     end: int
@@ -88,7 +88,7 @@ class Span:
 
 def rewritten(text: str, file: str, spans: list[Span], known: list[Site]) -> str:
     """The text with a factor for each span; appends the sites to ``known``."""
-    edits: list[tuple[int, int, str]] = []  # of those at one place the shorter span is inside
+    edits: list[tuple[int, int, str]] = []  # at equal positions the shorter span is the inner one
     for span in spans:
         line = text.count("\n", 0, span.start) + 1
         shown = " ".join(text[span.start : span.end].split())
@@ -113,9 +113,9 @@ def rewritten(text: str, file: str, spans: list[Span], known: list[Site]) -> str
 # --------------------------------------------------------------------------------------------------
 
 SCALARS = ("F", "T", "float", "double", "auto")
-# Functions of truth values and of bits.
+# Functions that return truth values or bits.
 NO_FLOAT = ("is_near", "beyond", "with_base", "bits", "real", "mulhi", "words_of_pair")
-# Components and values that are structures, whose fields have formulas of their own.
+# Components and values that are structures, whose fields are separate formulas.
 STRUCTURES = re.compile(r"scale|exps\[j\]|mean|theta|far|q\.exponentials\.excess\(q\.scale\.x\)")
 CONSTANT = re.compile(r"(?:[FT]\()?0(?:\.0*)?f?\)?|true|false|real\(0x7.*|beyond\(.*", re.S)
 STEP = re.compile(r"(?:p|sine|cosine) \* |-?[\d.]+(?:e-?\d+)?f?$|k \* -?[\d.e-]+f$|1\.0 / 23$")
@@ -132,7 +132,7 @@ STATEMENT = re.compile(
 
 
 def blanked(text: str) -> str:
-    """C++ without comments, preprocessor lines and device code, in as many characters."""
+    """C++ with comments, preprocessor lines and device code replaced by blanks."""
 
     def blank(match: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", match[0])
@@ -158,7 +158,7 @@ def blanked(text: str) -> str:
 
 
 def closing(text: str, start: int, stops: str = "") -> int:
-    """Where the bracket at ``start`` closes, or the first of ``stops`` outside of brackets is."""
+    """The end of the bracket at ``start``, or the first of ``stops`` outside of brackets."""
     depth = 0
     for i in range(start, len(text)):
         if depth == 0 and text[i] in stops:
@@ -170,7 +170,7 @@ def closing(text: str, start: int, stops: str = "") -> int:
 
 
 def components(code: str, start: int, end: int, part: str) -> Iterator[tuple[int, int, str]]:
-    """The formulas of an expression: itself, or those in its braces."""
+    """The formulas of an expression: the expression itself, or those in its braces."""
     while start < end and code[start].isspace():
         start += 1
     while end > start and code[end - 1].isspace():
@@ -216,7 +216,7 @@ def body_spans(code: str, start: int, end: int, scalar: bool, name: str) -> Iter
         while True:
             stop = closing(code, at, ",;" if match["type"] else ";")
             value = code[at:stop]
-            chained = re.match(r"[\w.\[\]]+ = ", value)  # a = b = value: of b
+            chained = re.match(r"[\w.\[\]]+ = ", value)  # a = b = value: assigned to b
             at += chained.end() if chained else 0
             skipped = left and (STEP.match(code[at:stop]) or NO_RESULT.match(f"{left} {name}"))
             if not skipped and (not struct or code[at] == "{"):
@@ -255,7 +255,7 @@ class PythonFormulas(ast.NodeVisitor):
             self.returns_numbers = not returns.startswith(("Callable", "Distribution"))
             self.inside(node.name, node.body)
             self.returns_numbers = outer
-        else:  # functions within it
+        else:  # nested functions
             self.inside(node.name, [n for n in node.body if isinstance(n, ast.ClassDef)])
 
     def inside(self, name: str, body: list[ast.stmt]) -> None:
@@ -334,7 +334,7 @@ def python_spans(text: str) -> Iterator[Span]:
 
 
 def rewrite(root: Path) -> list[Site]:
-    """Rewrite the tree in place; the number of a site is its place in the result, from 1."""
+    """Rewrite the tree in place. The number of a site is its position in the result, from 1."""
     sites: list[Site] = []
     headers = [p for p in sorted((root / "csrc/math").rglob("*.h"))
                if str(p.relative_to(root)) not in WITHOUT_FORMULAS]  # fmt: skip
@@ -353,7 +353,7 @@ def rewrite(root: Path) -> list[Site]:
         added = "; from vae_fused._mutant import mutated as _mutated"
         path.write_text(text.replace(future, future + added, 1))
     (package / "_mutant.py").write_text(MODULE)
-    room = (len(sites) // 1000 + 1) * 1000  # so that few more formulas compile nothing again
+    room = (len(sites) // 1000 + 1) * 1000  # a few more formulas then recompile nothing
     (root / "csrc/math/mutated.h").write_text(HEADER % room)
     platform = root / "csrc/math/platform.h"
     include = "#include <cstring>\n"

@@ -1,17 +1,17 @@
-"""Makes every formula wrong by 1 %, one at a time, and tells which of them no test notices.
+"""Makes every formula wrong by 1 %, one at a time, and reports those that no test detects.
 
     python tools/mutations.py                        report on standard output
     python tools/mutations.py --locals --out FILE    variables of formulas as well; report in FILE
-    python tools/mutations.py --only 'special.py'    some of them: a pattern of `file:function part`
+    python tools/mutations.py --only 'special.py'    selected ones, by `file:function part`
 
 The script copies the tree, rewrites the formulas of the copy (tools/mutants.py) and builds it once:
 the CPU extension, the package without an extension, and the native test module. It runs the tests
-without a mutant, and records which formulas each test evaluates and how long it takes. Then it runs
-for each mutant the tests that evaluate it, until one fails: first those that have found other
-mutants of the same file, then the fastest. A process that has collected the tests once forks for
+without a mutant, and records which formulas each test evaluates and how long it takes. For each
+mutant it then runs the tests that evaluate it until one fails. Tests that have caught other mutants
+of the same file run first, then the fastest. A process that has collected the tests once forks for
 each run. torch and the requirements of the tests must be installed. `--folder` keeps the copy and
-the results, and a second run continues there with the tests as they are then: it runs the mutants
-that nothing has caught.
+the results. A second run with the same folder copies the current tests and runs the mutants that
+no test has caught.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from typing import Any
 from mutants import Site, rewrite
 
 ROOT = Path(__file__).resolve().parents[1]
-# By name: the package that is imported, and the tests: those that know the values. Those of the
-# mathematics do not need the package, and see most formulas of csrc/math.
+# By name: the imported package, and the tests that check values. The tests of the mathematics do
+# not need the package, and evaluate most formulas of csrc/math.
 MATH_TESTS = [f"tests/native/test_{name}.py" for name in (
     "math", "scale", "likelihood_math", "family", "kernels",
 )]  # fmt: skip
@@ -75,10 +75,10 @@ SUITES = {
     "compiled": ("cpu", KERNEL_TESTS),
     "eager": ("none", PACKAGE_TESTS),
 }
-# CUDA kernels that are other instances of the same templates, and take minutes to compile.
+# CUDA kernels that are other instances of the same templates and take minutes to compile.
 OTHER_KERNELS = ("nll_half.cu", "nll_bfloat16.cu", "nll_double.cu")
 
-# Mutants that no test can notice: patterns of `file:function part = formula`, and why.
+# Mutants that no test can detect: patterns of `file:function part = formula`, and the reason.
 INFINITE = "The value is infinite or NaN where it is used, and stays so."
 EQUIVALENT: dict[str, str] = {
     r"csrc/math/elementary\.h:log_any local special": INFINITE,
@@ -115,7 +115,7 @@ def name_of(site: Site) -> str:
 
 
 def reason_of(site: Site) -> str:
-    """Why this mutant cannot be noticed; empty if it can."""
+    """Why this mutant cannot be detected; empty if it can."""
     whole = f"{name_of(site)} = {site.text}"
     return next((why for pattern, why in EQUIVALENT.items() if re.match(pattern, whole)), "")
 
@@ -174,7 +174,7 @@ class Runs:
         return True
 
     def run(self, mutant: int, names: list[str], limit: float) -> Any:
-        """What :meth:`in_child` returns, computed in a fork; the reason if it has not ended."""
+        """The result of :meth:`in_child` from a fork, or the reason why the fork did not end."""
         answer = self.folder / "answer.json"
         answer.unlink(missing_ok=True)
         child = os.fork()
@@ -192,7 +192,7 @@ class Runs:
         return json.loads(answer.read_text()) if answer.exists() else f"status {done[1]}"
 
     def in_child(self, mutant: int, names: list[str]) -> Any:
-        """The first test that fails, or what each test reaches and the seconds that it takes."""
+        """The first failing test, or the formulas that each test reaches and its seconds."""
         os.environ["VAE_FUSED_MUTANT"] = str(mutant)
         sys.modules["vae_fused._mutant"].SELECTED = mutant
         self.libraries = [ctypes.CDLL(path) for path in self.mapped()]
@@ -238,7 +238,7 @@ class Runs:
 
 
 def run_suite(copy: Path, suite: str, sites: list[Site], chosen: list[int], limit: float) -> None:
-    """In a fork of this process, which has imported neither package under test."""
+    """Run in a fork of this process, which has imported neither package under test."""
     child = os.fork()
     if child == 0:
         package, paths = SUITES[suite]
@@ -284,7 +284,7 @@ def copied(copy: Path, names: tuple[str, ...]) -> None:
 
 
 def prepared(copy: Path) -> list[Site]:
-    """Copy and rewrite; of a copy that is there already only the tests are copied."""
+    """Copy and rewrite the tree; in an existing copy only replace the tests."""
     record = copy / "sites.json"
     if record.exists():
         copied(copy, ("tests", "docs", "README.md"))
@@ -300,7 +300,7 @@ def prepared(copy: Path) -> list[Site]:
 
 
 def variables_of(suite: str) -> dict[str, str]:
-    """The environment of a suite, whose tests look for the build of the same compiler."""
+    """The environment of a suite, whose tests look for a build by the same compiler."""
     package, compiler = SUITES[suite][0], os.environ.get("CXX", "g++")
     native = {"CXX": f"{compiler} -DVAE_FUSED_FLOAT_LIKELIHOODS"} if suite == "native" else {}
     baseline = {"VAE_FUSED_BUILD": package, "CFLAGS": "-DVAE_FUSED_CPU_BASELINE"}
@@ -308,7 +308,7 @@ def variables_of(suite: str) -> dict[str, str]:
 
 
 def build(copy: Path, suite: str) -> None:
-    """What a suite needs. Other instruction sets than the baseline have the same formulas."""
+    """Build for a suite. All instruction sets have the same formulas, so the baseline suffices."""
     commands = [["setup.py", "--quiet", "build", "--build-lib", SUITES[suite][0]]]
     if suite == "native":
         commands.append(["tests/native/build.py", "module"])
@@ -323,7 +323,7 @@ def build(copy: Path, suite: str) -> None:
 
 
 def report(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
-    """All mutants, and what has caught them."""
+    """All mutants, and the test that caught each."""
     yield "| file | line | function | part | formula | caught by |"
     yield "|---|---|---|---|---|---|"
     for number, site in enumerate(sites, 1):
@@ -335,7 +335,7 @@ def report(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
 
 
 def summary(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
-    """Their number by file, those that cannot be noticed, and those that nothing has caught."""
+    """Their number by file, the undetectable ones, and those that no test caught."""
     totals: dict[str, Counter[str]] = {}
     others: dict[str, list[str]] = {}
     for number, site in enumerate(sites, 1):

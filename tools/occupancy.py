@@ -1,7 +1,7 @@
 """How many threads of a kernel an SM holds at once, by architecture.
 
-Sources: CUDA C++ Programming Guide, technical specifications per compute capability; the register
-allocation is by warp in units of 256 registers, as in the CUDA occupancy calculator.
+Sources: CUDA C++ Programming Guide, technical specifications per compute capability. Registers are
+allocated per warp in units of 256 registers, as in the CUDA occupancy calculator.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-REGISTERS = 65536  # of an SM, on every architecture here
+REGISTERS = 65536  # per SM, on every architecture here
 REGISTER_UNIT = 256  # a warp's registers are rounded up to this
 SHARED_UNIT = 128  # a block's shared memory is rounded up to this
 WARP = 32
@@ -18,7 +18,7 @@ THREADS_OF_BLOCK = 256  # kThreads in csrc/cuda/launch.cuh
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What an SM holds at most. `reserved`: bytes of shared memory that the driver takes a block,
+    """The limits of an SM. `reserved`: bytes of shared memory per block that the driver takes,
     unless cuobjdump already counts them, as it does from sm_90 on."""
 
     threads: int
@@ -48,12 +48,12 @@ def number(arch: str) -> int:
 
 
 def limits(arch: str) -> Limits:
-    """Those of the newest known architecture that is not newer."""
+    """The limits of the newest known architecture that is not newer than this one."""
     return LIMITS[max((n for n in LIMITS if n <= number(arch)), default=min(LIMITS))]
 
 
 def resident_blocks(arch: str, registers: int, shared: int, threads: int = THREADS_OF_BLOCK) -> int:
-    """Blocks that an SM holds at once; `shared`: bytes a block, as cuobjdump counts them."""
+    """Blocks that an SM holds at once. `shared`: bytes per block, as cuobjdump counts them."""
     most = limits(arch)
     of_warp = -(-registers * WARP // REGISTER_UNIT) * REGISTER_UNIT
     of_block = -(-(shared + most.reserved) // SHARED_UNIT) * SHARED_UNIT

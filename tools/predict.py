@@ -1,16 +1,16 @@
-"""Predicts which share of a copy's bandwidth each kernel reaches, from its machine code alone.
+"""Predicts each kernel's share of a copy's bandwidth from its machine code alone.
 
     python tools/predict.py FILE...                          .cubin files or a _C*.so
-    python tools/predict.py FILE... --kernel 'forward<BF'    of the kernels whose names hold this
+    python tools/predict.py FILE... --kernel 'forward<BF'    kernels whose names contain this
     python tools/predict.py FILE... --chip b200 --latency 530 660 --clock 1.9 --elements 2^22
     python tools/predict.py FILE... --markdown               a table by kernel, chip and latency
     python tools/predict.py FILE... --json > RECORD          a record of the predictions
     python tools/predict.py FILE... --compare RECORD         ratios to a record; status 1 if slower
 
-`share` is that of a whole launch, `loop` what the hot loop alone would reach, with every resident
-warp in it. These are predictions: no GPU has confirmed the model, whose assumptions are in the head
-of tools/prediction/__init__.py. Without --chip, each architecture is predicted for all its chips.
-Needs cuobjdump, as the budget does, and a C++ compiler; no GPU and no torch.
+`share` is that of a whole launch. `loop` is that of the hot loop alone with all resident warps in
+it. These are predictions: no GPU has confirmed the model. tools/prediction/__init__.py documents
+its assumptions. Without --chip, each architecture is predicted for all its chips. You need
+cuobjdump, as for the budget, and a C++ compiler, but neither a GPU nor torch.
 """
 
 from __future__ import annotations

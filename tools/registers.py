@@ -2,14 +2,14 @@
 
 Registers are named as in the listing: R0, UR0, P0, UP0. RZ, URZ, PT and UPT hold constants and are
 never reported. A 64-bit operand is reported as two registers, a 128-bit operand as four. The guard
-is read. A guarded instruction that does not run leaves its destination alone, so the destination is
-written, but not read.
+is read. A guarded instruction that does not run leaves its destination unchanged, so the
+destination is written, but not read.
 
 In a listing the destinations come first:
 
   [predicates] register [predicates] sources      ISETP has two predicates and no register;
-                                                  IADD3 and LEA have their carries behind it
-  sources                                         of a store, a branch or a barrier
+                                                  IADD3 and LEA have their carries after it
+  sources                                         for a store, a branch or a barrier
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def use(instruction: Instruction) -> Use:
 
 
 def split(operands: str) -> list[str]:
-    """The operands between commas outside of brackets; a label that follows a blank stays."""
+    """The operands between commas outside of brackets, including a label after a blank."""
     parts: list[str] = []
     depth, part = 0, ""
     for character in operands:
@@ -86,7 +86,7 @@ def split(operands: str) -> list[str]:
 
 
 def _destinations(instruction: Instruction, operands: list[str]) -> int:
-    """How many of the operands, from the first on, are written."""
+    """The number of leading operands that are written."""
     base = instruction.base
     if base in NO_DESTINATION or not operands:
         return 0
@@ -100,7 +100,7 @@ def _destinations(instruction: Instruction, operands: list[str]) -> int:
     if count < len(operands) and _GENERAL.match(operands[count]):
         count += 1
         behind = 2 if CARRIES.match(base) else 1 if base in VOTES else 0
-        if "ENL2" in instruction.opcode:  # a load of 256 bits names two groups of four
+        if "ENL2" in instruction.opcode:  # a 256-bit load names two groups of four
             count += 1
         while behind and count < len(operands) - 1 and _PREDICATE.match(operands[count]):
             count += 1
@@ -131,7 +131,7 @@ def _of_64_bits(base: str, modifiers: list[str]) -> bool:
 
 
 def _converted(base: str, modifiers: list[str]) -> tuple[int, int]:
-    """Words of the result and of the source of a conversion; of anything else, one and one."""
+    """Words of a conversion's result and of its source; one and one for other instructions."""
     wide = {kind: kind + "64" in modifiers for kind in "FSU"}
     integer = wide["S"] or wide["U"]
     if base == "I2F":
@@ -141,7 +141,7 @@ def _converted(base: str, modifiers: list[str]) -> tuple[int, int]:
     if base == "FRND":
         return 1 + wide["F"], 1 + wide["F"]
     types = [m for m in modifiers if re.fullmatch(r"F(16|32|64)", m)]
-    if base == "F2F" and len(types) == 2:  # the type of the result comes first
+    if base == "F2F" and len(types) == 2:  # the result's type comes first
         return 1 + (types[0] == "F64"), 1 + (types[1] == "F64")
     return 1, 1
 
@@ -157,7 +157,7 @@ def _source(instruction: Instruction, place: int, operand: str) -> set[str]:
     elif base not in LOADS and _of_64_bits(base, modifiers):
         words = 2
     elif base in ("IMAD", "UIMAD") and {"WIDE", "HI"} & set(modifiers):
-        words = 2 if place == 2 else 1  # the addend alone has 64 bits
+        words = 2 if place == 2 else 1  # only the addend has 64 bits
     elif base in ("RET", "BRX", "JMX", "CALL"):
         words = 2
     else:
@@ -179,7 +179,7 @@ def _address(instruction: Instruction, operand: str) -> set[str]:
 
 
 def _named(operand: str, words: int) -> set[str]:
-    """An operand's registers, if it is `words` of 32 bits wide; predicates are single."""
+    """An operand's registers if it has `words` 32-bit words; predicates are single."""
     found = set(_NAMED.findall(operand))
     for kind, number, suffix in _REGISTER.findall(operand):
         count = 2 if ".64" in suffix else words

@@ -1,4 +1,4 @@
-"""SASS listings as `cuobjdump --dump-sass` writes them: instructions, their flow, loops."""
+"""SASS listings in the format of `cuobjdump --dump-sass`: instructions, control flow, loops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable
 
-# What ends a block.
+# Instructions that end a block.
 ENDS = ("BRA", "BRX", "JMP", "JMX", "CALL", "RET", "EXIT", "BSYNC", "WARPSYNC")
 
 _LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;(?:\s*/\* 0x([0-9a-f]{16}) \*/)?")
@@ -19,11 +19,11 @@ _FUNCTION = re.compile(r"^\s*Function : (\S+)")
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     address: int
-    guard: str  # "@P0", "@!UP1"; "" when it always runs
+    guard: str  # "@P0", "@!UP1"; "" if it always runs
     opcode: str  # with modifiers: "LDG.E.128"
     operands: str
     targets: tuple[int, ...] = ()  # the addresses that a branch, call, BSSY or WARPSYNC names
-    encoding: int | None = None  # its first 64 bits, of which the upper half is an immediate
+    encoding: int | None = None  # its first 64 bits; the upper half is an immediate
 
     @property
     def base(self) -> str:
@@ -36,13 +36,13 @@ class Instruction:
             return True
         if self.base != "BRA":
             return False
-        # BRA P1, target; BRA.U !UP0, target; BRA.DIV UR5, target (and without operand on sm_75)
+        # BRA P1, target; BRA.U !UP0, target; BRA.DIV UR5, target (without operand on sm_75)
         return "," in self.operands or bool({"DIV", "CONV"} & set(self.opcode.split(".")))
 
 
 @dataclasses.dataclass
 class Block:
-    """Instructions without a branch between them, and where the last one may lead."""
+    """Instructions without a branch between them, and the successors of the last one."""
 
     instructions: list[Instruction]
     successors: list[int] = dataclasses.field(default_factory=list)  # addresses of blocks
@@ -88,7 +88,7 @@ def _instruction(address: int, text: str, bits: str | None, labels: dict[str, in
     targets: list[int] = []
     base = opcode.split(".")[0]
     if base == "WARPSYNC" and "COLLECTIVE" not in opcode:
-        base = ""  # its operand is a mask of lanes
+        base = ""  # its operand is a lane mask
     if base in ("BRA", "BRX", "JMP", "JMX", "CALL", "BSSY", "WARPSYNC"):
         # BRX R4 -0x170 (*"BRANCH_TARGETS .L_x_1,.L_x_2"*): only the list counts
         where = operands.partition("BRANCH_TARGETS")[2] if base in ("BRX", "JMX") else operands
@@ -102,7 +102,7 @@ def _instruction(address: int, text: str, bits: str | None, labels: dict[str, in
 
 
 def width(instruction: Instruction) -> int:
-    """Bits that a thread moves in a load or store."""
+    """Bits per thread of a load or store."""
     for modifier in instruction.opcode.split(".")[1:]:
         if re.fullmatch(r"[US]?(8|16|32|64|128|256)", modifier):
             return int(modifier.lstrip("US"))
@@ -110,7 +110,7 @@ def width(instruction: Instruction) -> int:
 
 
 def widest(instructions: Iterable[Instruction], base: str) -> int:
-    """Bits of the widest of these loads (LDG) or stores (STG); 0 without any."""
+    """Bits of the widest of these loads (LDG) or stores (STG); 0 if there is none."""
     return max((width(i) for i in instructions if i.base == base), default=0)
 
 
@@ -120,16 +120,16 @@ def widest(instructions: Iterable[Instruction], base: str) -> int:
 @dataclasses.dataclass
 class Graph:
     entry: int
-    blocks: dict[int, Block]  # by address: all that is reached from the entry, calls included
+    blocks: dict[int, Block]  # by address: all reachable from the entry, including calls
 
 
 def graph(code: list[Instruction]) -> Graph:
     """Blocks and edges.
 
-    BSYNC leads to where the BSSY that set its barrier says; which one that was, is followed along
-    the edges. A CALL leads to the next instruction, unless nothing behind its target returns: the
-    compiler also writes long jumps as calls. RET and EXIT lead nowhere. An indirect branch whose
-    targets are not listed leads to every block that nothing else leads to.
+    BSYNC leads to the target of the BSSY that set its barrier, which is tracked along the edges. A
+    CALL leads to the next instruction, unless no code at its target returns: the compiler also
+    writes long jumps as calls. RET and EXIT have no successor. An indirect branch without listed
+    targets leads to every block that has no other predecessor.
     """
     jumps: frozenset[int] = frozenset()
     while True:
@@ -142,7 +142,7 @@ def graph(code: list[Instruction]) -> Graph:
 
 
 def _graph(code: list[Instruction], jumps: frozenset[int]) -> Graph:
-    """The graph, if the calls of `jumps` never return."""
+    """The graph under the assumption that the calls in `jumps` never return."""
     following = {a.address: b.address for a, b in itertools.pairwise(code)}
     known = {i.address for i in code}
     leaders = {code[0].address}
@@ -193,7 +193,7 @@ def _call(instruction: Instruction) -> tuple[int, ...]:
 
 
 def returns(flow: Graph, entry: int) -> bool:
-    """Whether a RET is within reach; a function outside the listing is taken to return."""
+    """Whether a RET is reachable. A function outside the listing is assumed to return."""
     if entry not in flow.blocks:
         return True
     reach = postorder(flow, entry, lambda _: True)
@@ -222,7 +222,7 @@ def _successors(
 
 
 def loops(flow: Graph) -> dict[int, set[int]]:
-    """Natural loops: the blocks of each, by the address of its header."""
+    """Natural loops: the blocks of each loop, by the address of its header."""
     order = postorder(flow, flow.entry, lambda _: True)[::-1]
     known = set(order)
     predecessors: dict[int, list[int]] = {b: [] for b in order}

@@ -1,6 +1,6 @@
-"""What there is to build with: torch, a C++ compiler, a CUDA toolkit; and why one is missing.
+"""Finds torch, a C++ compiler and a CUDA toolkit, or the reason why one is missing.
 
-For setup.py, which decides what to make of it. Nothing here needs more than Python.
+setup.py uses this to choose a build. This file requires only Python.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from pathlib import Path
 from typing import NoReturn
 
 MIN_TORCH = (2, 11)
-# What torch's CUDA headers include beyond the core of the toolkit. A slim toolkit leaves these to
-# the nvidia wheels that torch itself depends on.
+# Libraries whose headers torch's CUDA headers include, beyond the toolkit's core. A slim toolkit
+# relies on the nvidia wheels that torch itself depends on.
 TORCH_CUDA_HEADERS = ("cuda_runtime_api.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h")
 
 
 @dataclasses.dataclass(frozen=True)
 class Toolkit:
-    """The CUDA toolkit that nvcc belongs to."""
+    """The CUDA toolkit of nvcc."""
 
     home: Path
     version: str  # "13.0"
-    archs: tuple[str, ...]  # what nvcc can compile for: ("7.5", "8.0", ...)
+    archs: tuple[str, ...]  # compilation targets of nvcc: ("7.5", "8.0", ...)
 
 
 def die(message: str) -> NoReturn:
-    """Ends the build with one line: setuptools and pip pass it on without a traceback."""
+    """End the build with one line, which setuptools and pip print without a traceback."""
     raise SystemExit(f"vae_fused: error: {message}")
 
 
@@ -42,7 +42,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def output_of(*command: str | Path, env: dict[str, str] | None = None) -> str:
-    """stdout and stderr of a command; '' if it cannot be run."""
+    """stdout and stderr of a command; '' if it cannot run."""
     try:
         return subprocess.run(
             [str(c) for c in command],
@@ -58,7 +58,7 @@ def output_of(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 
 def import_torch():
-    """The torch to compile against; ends the build if it cannot be had."""
+    """The torch to compile against; ends the build if torch cannot be imported."""
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -82,7 +82,7 @@ def compiler_command() -> list[str]:
 
 
 def compiler_version() -> str:
-    """First line of `c++ --version`, '' without a compiler."""
+    """First line of `c++ --version`; '' without a compiler."""
     command = compiler_command()
     if not command or shutil.which(command[0]) is None:
         return ""
@@ -90,16 +90,16 @@ def compiler_version() -> str:
 
 
 def compiler_is_gcc() -> bool:
-    """True for GCC itself; clang defines __GNUC__, too."""
+    """Whether the compiler is GCC itself; clang also defines __GNUC__."""
     macros = output_of(*compiler_command(), "-dM", "-E", "-x", "c++", os.devnull)
     return "__GNUC__" in macros and "__clang__" not in macros
 
 
 def cuda_home() -> Path | None:
-    """Root of the toolkit: CUDA_HOME, CUDA_PATH, or where the nvcc on PATH says it lives.
+    """Root of the toolkit: CUDA_HOME, CUDA_PATH, or the root that the nvcc on PATH reports.
 
-    The folder above a `nvcc` on PATH is not it when that is a wrapper script or a link (/usr/bin,
-    /usr/local/bin), so nvcc is asked: `--dryrun` prints the TOP that it takes its own files from.
+    If the `nvcc` on PATH is a wrapper script or a link (in /usr/bin or /usr/local/bin), the folder
+    above it is not the root. `nvcc --dryrun` prints TOP, the root of nvcc's own files.
     """
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if os.environ.get(name):
@@ -114,7 +114,7 @@ def cuda_home() -> Path | None:
 
 
 def find_toolkit() -> Toolkit | str:
-    """The toolkit, or why there is none."""
+    """The toolkit, or why none was found."""
     home = cuda_home()
     if home is None:
         return "there is no nvcc on PATH and CUDA_HOME is not set"
@@ -133,7 +133,7 @@ def wheel_dirs(torch, kind: str) -> list[Path]:
 
 
 def why_no_cuda(torch, toolkit: Toolkit | str) -> str:
-    """'' if a CUDA build is possible, else what stands in its way."""
+    """'' if a CUDA build is possible, else the obstacle."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if isinstance(toolkit, str):
@@ -151,7 +151,7 @@ def why_no_cuda(torch, toolkit: Toolkit | str) -> str:
 
 
 def why_no_cpu() -> str:
-    """'' if C++ can be compiled, else what stands in its way."""
+    """'' if C++ can be compiled, else the obstacle."""
     if sys.platform == "win32":
         return "compiled builds are for Linux and macOS"
     if not compiler_version():

@@ -1,15 +1,15 @@
-"""Times whole training steps of released packages, untouched and with ``vae_fused`` in them.
+"""Times whole training steps of released packages, unmodified and with ``vae_fused``.
 
     python -m benchmarks.steps                       all cases, ten minutes; table, JSON
     python -m benchmarks.steps --cases scvi,pythae   cases whose names contain one of these
-    python -m benchmarks.steps --list                the cases; nothing is measured
-    python -m benchmarks.steps --show FILE.json      an older table again
+    python -m benchmarks.steps --list                the cases, without measuring
+    python -m benchmarks.steps --show FILE.json      prints an older table
 
-Before they are timed, the losses and all gradients of both variants are compared for the same
-noise. They then run in turn in this process, with the latent and the likelihood alone beside them.
-A package that is not installed is named in the table: ``pip install -r requirements/steps.txt``.
-The JSON goes to benchmarks/results, or to --json; that of a selection to --json alone. Exit status:
-0, or 1 if a case computes another loss than its package or fails.
+Before timing, the losses and all gradients of both variants are compared for the same noise. The
+variants then run in turn in this process, as do the latent and the likelihood alone. The table
+names packages that are not installed: ``pip install -r requirements/steps.txt``. The JSON is
+written to benchmarks/results or to --json. With a selection it is written only if --json is given.
+The exit status is 0, or 1 if a case fails or its loss differs from its package's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Autoencoders of images: the example of PyTorch, pythae, Pyro, diffusers."""
+"""Autoencoders of images: PyTorch's example, pythae, Pyro, diffusers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HALF_SQUARED_ERROR = vf.likelihoods.Gaussian(sigma=1.0, constants=False)
 ABSOLUTE_ERROR = vf.likelihoods.Laplace(sigma=1.0, constants=False)
 
 
-# --- pytorch/examples, which is an example and no package: written here anew ---------------------
+# --- pytorch/examples, which is an example and not a package: reimplemented here -----------------
 
 
 class Example(nn.Module):
@@ -46,7 +46,7 @@ def example_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def released_loss(logits: Tensor, x: Tensor) -> Tensor:
-    """The decoder's last layer is a sigmoid there, and the loss takes probabilities."""
+    """The original loss takes probabilities, because the decoder ends in a sigmoid."""
     return F.binary_cross_entropy(torch.sigmoid(logits), x, reduction="sum")
 
 
@@ -110,7 +110,7 @@ def pythae_vae() -> Work:
 
     def latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         z, _ = model._sample_gauss(mu, torch.exp(0.5 * logvar))
-        empty = mu.new_zeros(len(mu), 1)  # a reconstruction that costs nothing
+        empty = mu.new_zeros(len(mu), 1)  # a reconstruction with zero loss
         return z, model.loss_function(empty, empty, mu, logvar, z)[0]
 
     parts = {
@@ -125,7 +125,7 @@ def pythae_vae() -> Work:
 
 
 def pythae_iwae(samples: int = 10) -> Work:
-    """The samples come first here, (S, B, D), so that mu and the images need no copies."""
+    """The samples are the first dimension, (S, B, D), so mu and the images need no copies."""
     from pythae.models import IWAE, IWAEConfig
 
     config = IWAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT, number_samples=samples)
@@ -134,7 +134,7 @@ def pythae_iwae(samples: int = 10) -> Work:
     flat, zero = x.reshape(BATCH, PIXELS), torch.zeros(())
 
     def our_latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples, and ln q(z|x) - ln p(z) at each."""
+        """Samples, and ln q(z|x) - ln p(z) of each."""
         eps = noise(BATCH, samples, LATENT)
         given = None if eps is None else eps.transpose(0, 1)
         z = vf.reparameterize(mu, logvar, sample_shape=samples, eps=given)
@@ -233,7 +233,7 @@ def pyro_svi() -> Work:
     mu, logstd = encoder(x).chunk(2, dim=-1)
 
     def latent(q: Any) -> tuple[Tensor, Tensor]:
-        """As Pyro calls a site and its KL: two calls, not one."""
+        """Pyro evaluates a site and its KL in two calls, not one."""
         return q.rsample(), dist.kl.kl_divergence(q, dist.Normal(zero, one).to_event(1)).sum()
 
     def their_latent(mu: Tensor, logstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +267,7 @@ def pyro_svi() -> Work:
 
 
 def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Work:
-    """``AutoencoderKL``, absolute error and KL summed over an image, as CompVis weighs them."""
+    """``AutoencoderKL`` with absolute error and KL summed over an image, with CompVis's weights."""
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders import autoencoder_kl as module
 

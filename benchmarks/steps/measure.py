@@ -1,4 +1,4 @@
-"""A case from its check to its row of figures."""
+"""Takes a case from its check to its row of figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Wrong(Exception):
 
 
 def version(package: str) -> str | None:
-    """The version of a package; raises NotInstalled without it."""
+    """The version of a package; raises NotInstalled if it is missing."""
     if not package:
         return None
     try:
@@ -42,8 +42,8 @@ def _loss_and_gradients(work: Work, name: str) -> list[Tensor]:
 def check(work: Work) -> dict[str, float]:
     """Compare losses and gradients of both variants for the same noise; raise Wrong if they differ.
 
-    Differences of a tensor are relative to its largest gradient, or to a thousandth of the largest
-    one of the model: a gradient that is zero but for rounding has no relative accuracy.
+    Differences in a tensor are relative to its largest gradient, but at least to a thousandth of
+    the model's largest: a gradient that is zero except for rounding has no relative accuracy.
     """
     work.noise.is_given = True
     theirs, ours = (_loss_and_gradients(work, name) for name in (THEIRS, OURS))
@@ -58,7 +58,7 @@ def check(work: Work) -> dict[str, float]:
         for mine, other in zip(ours[1:], grads, strict=True)
     )
     found = {"loss": float(loss), "loss_difference": of_loss, "gradient_difference": of_grads}
-    if not max(of_loss, of_grads) <= work.tolerance:  # not: NaN is wrong, too
+    if not max(of_loss, of_grads) <= work.tolerance:  # `not`, because NaN is wrong, too
         raise Wrong(f"the variants differ: {found}, tolerance {work.tolerance}")
     return {name: float(f"{value:.3g}") for name, value in found.items()}
 
@@ -70,7 +70,7 @@ def figures(samples: Samples) -> Row:
 
 
 def ratio(theirs: Samples, ours: Samples) -> dict[str, float]:
-    """How many times as long theirs takes."""
+    """The ratios of their times to ours."""
     return {
         "median": round(statistics.median(paired(theirs["step"], ours["step"])), 3),
         "minima": round(min(theirs["step"]) / min(ours["step"]), 3),
@@ -79,7 +79,7 @@ def ratio(theirs: Samples, ours: Samples) -> dict[str, float]:
 
 
 def measure(case: Case, seconds: float, fewest: int = 7) -> Row:
-    """Both variants and their isolated parts, in turn. Raises NotInstalled or Wrong."""
+    """Time both variants and their isolated parts in turn. Raises NotInstalled or Wrong."""
     release = version(case.package)
     tidy("cpu", reset=True)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Models of sequences: Dreamer's world model of torchrl, a forecaster with a Student-t head."""
+"""Models of sequences: torchrl's Dreamer world model, and a forecaster with a Student-t head."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SQUARED_ERROR = vf.likelihoods.Gaussian(sigma=0.5**0.5, constants=False)
 
 
 class FusedPrior(nn.Module):
-    """torchrl's RSSMPrior with a fused sample; it returns the raw sigma in place of sigma."""
+    """torchrl's RSSMPrior with a fused sample; it returns the raw scale in place of sigma."""
 
     def __init__(self, prior: Any, noise: Noise) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class FusedPrior(nn.Module):
 
 
 class FusedPosterior(nn.Module):
-    """torchrl's RSSMPosterior, likewise."""
+    """torchrl's RSSMPosterior with the same change."""
 
     def __init__(self, posterior: Any, noise: Noise) -> None:
         super().__init__()
@@ -102,14 +102,14 @@ def dreamer() -> Work:
         },
         shape,
     )
-    networks(batch.clone())  # makes the lazy layers
+    networks(batch.clone())  # initializes the lazy layers
     fused = world_model(
         encoder, decoder, FusedPrior(prior, noise), FusedPosterior(posterior, noise), reward
     )
     loss = DreamerModelLoss(networks)
 
     def free_nats() -> float:
-        """The KL of untrained networks is below torchrl's three, where it has no gradient."""
+        """An untrained network's KL is below torchrl's three free nats, so it has no gradient."""
         return noise.weight(3.0, compared=0.0)
 
     def lambda_kl() -> float:
@@ -132,10 +132,10 @@ def dreamer() -> Work:
 
     td = networks(batch.clone())["next"]
     moments = [td[f"{q}_{part}"] for q in ("posterior", "prior") for part in MOMENTS]
-    raws = [t.expm1().log() if i % 2 else t for i, t in enumerate(moments)]  # softplus reversed
+    raws = [t.expm1().log() if i % 2 else t for i, t in enumerate(moments)]  # inverse of softplus
 
     def their_latent(*leaves: Tensor) -> Tensor:
-        """Samples one time step after the other, then the KL of all, as the rollout does."""
+        """Draw one time step after the other, then compute the KL of all, as the rollout does."""
         q_mean, q_raw, p_mean, p_raw = leaves
         q_std, p_std = (F.softplus(raw).clamp_min(0.1) for raw in (q_raw, p_raw))
         states = [

@@ -1,4 +1,4 @@
-"""SCVI of scvi-tools, untouched and with ``vae_fused.compat.scvi.patch()``."""
+"""SCVI of scvi-tools, unmodified and with ``vae_fused.compat.scvi.patch()``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CELLS, NONZERO = 128, 0.11
 
 
 def counts_of(genes: int) -> Tensor:
-    """A batch of cells, of whose counts a share that is common in data is not zero."""
+    """A batch of cells with a share of nonzero counts that is typical of real data."""
     counts = torch.poisson(torch.full((CELLS, genes), 2.0)) + 1
     return counts * (torch.rand(CELLS, genes) < NONZERO)
 
@@ -70,7 +70,7 @@ def scvi(likelihood: str, genes: int) -> Work:
 
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-5, eps=0.01, weight_decay=1e-6)
     parts = {"loss": Part(leaves, loss, patched)}
-    # scvi's formula cancels: see docs/likelihoods.md.
+    # scvi's formula suffers from cancellation: see docs/likelihoods.md.
     return Work(list(module.parameters()), theirs, ours, Noise(), parts, 5e-3, optimizer)
 
 

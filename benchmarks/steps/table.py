@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks import machine, report
 from benchmarks.steps.work import OURS, THEIRS
 
-NOTICEABLE = 0.03  # of a step; less than this is called no gain
-EXPLAINED = 0.01  # of a step, that the parts alone have to save where it gains
+NOTICEABLE = 0.03  # share of a step; a smaller gain counts as none
+EXPLAINED = 0.01  # share of a step that the parts alone must save if the step gains
 Data = dict[str, Any]
 
 LEGEND = """\
@@ -49,7 +49,7 @@ def default_path(data: Data) -> Path:
 
 
 def saved_by_parts(row: Data) -> float:
-    """What share of the package's step its latent and its loss alone save."""
+    """The share of the package's step that its latent and its loss alone save."""
     parts = [part["minima"] for part in row["parts"].values()]
     saved = sum(part[THEIRS]["step"] - part[OURS]["step"] for part in parts)
     return float(saved / row["variants"][THEIRS]["minima"]["step"])
@@ -58,7 +58,7 @@ def saved_by_parts(row: Data) -> float:
 def verdict(row: Data) -> str:
     """Whether the step gains. All three ratios must agree, and the parts must explain a gain.
 
-    Both guard against noise: only the latent and the loss differ, so no other part can gain.
+    Both conditions guard against noise: only the latent and the loss differ, so nothing else gains.
     """
     ratios = row["ratio"].values()
     if min(ratios) > 1 + NOTICEABLE and saved_by_parts(row) > EXPLAINED:
@@ -71,7 +71,7 @@ def least(row: Data, name: str) -> str:
 
 
 def share(row: Data, part: str, arrow: str) -> str:
-    """'12.1% -> 3.4%': of the package's step, and of that with vae_fused; '' without this part."""
+    """'12.1% -> 3.4%': a part's share of both steps, package first; '' without this part."""
     if part not in row["parts"]:
         return ""
     found = row["parts"][part]["share_of_step"]
@@ -101,14 +101,14 @@ def _name(row: Data) -> str:
 
 
 def gain(row: Data, kind: str) -> str:
-    """The ratio, in bold where the step gains."""
+    """The ratio, in bold if the step gains."""
     number = report.number(row["ratio"][kind])
     found = verdict(row)
     return f"**{number}**" if found == "gains" else f"{number}, {found}"
 
 
 def markdown(data: Data) -> list[str]:
-    """README's table: the step, how many times as long it takes without vae_fused, the shares."""
+    """README's table: the step, the ratio of the package's time to ours, and the shares."""
     lines = [
         "| training step | untouched | times as long as with `vae_fused` "
         "| latent, before and after | loss, before and after |",
@@ -128,7 +128,7 @@ def missing(data: Data) -> list[str]:
 
 
 def details(data: Data) -> list[str]:
-    """The table of docs/steps.md: every ratio, the parts alone, and how well the losses agree."""
+    """The table of docs/steps.md: every ratio, the isolated parts, and how well losses agree."""
     lines = [
         "| case | step: median | minima | processor | from the parts | latent alone | loss alone "
         "| difference of losses | of gradients |",

@@ -1,4 +1,4 @@
-"""A network of Bayesian layers, whose weights are the latent."""
+"""A network of Bayesian layers. Its weights are the latent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import vae_fused as vf
 from benchmarks.steps.work import Case, Noise, Part, Work
 
 BATCH, WIDTH, LAYERS = 128, 512, 3
-DATA = 50_000  # over how many items the KL of the weights is spread
+DATA = 50_000  # number of items over which the KL of the weights is averaged
 OPTIONS = {
     "prior_mu": 0.0,
     "prior_sigma": 1.0,
@@ -24,11 +24,11 @@ OPTIONS = {
 
 
 def bayesian_torch(converted: bool) -> Work:
-    """The two ways that bayesian-torch documents; ours is one call for all weights.
+    """Both documented uses of bayesian-torch. Ours is one call for all weights.
 
     Args:
-        converted: Whether ``dnn_to_bnn`` makes the layers of linear ones, whose KL ``get_kl_loss``
-            then computes. Otherwise the layers return it from ``forward``.
+        converted: Whether ``dnn_to_bnn`` converts linear layers, whose KL ``get_kl_loss`` then
+            computes. Otherwise the layers return it from ``forward``.
     """
     from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
 
@@ -69,7 +69,7 @@ def bayesian_torch(converted: bool) -> Work:
         return total(y, kl)
 
     def their_latent(*leaves: Tensor) -> list[Tensor]:
-        """What ``LinearReparameterization.forward`` computes, by its own function of the KL."""
+        """The computation of ``LinearReparameterization.forward``, with its own KL function."""
         results = []
         for i, layer in enumerate(layers):
             for k, name in enumerate(("weight", "bias")):

@@ -1,4 +1,4 @@
-"""What a case consists of: two losses of one model, the optimizer, and the isolated parts."""
+"""The parts of a case: two losses of one model, the optimizer, and the isolated parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import vae_fused as vf
 from benchmarks.measuring import Step
 
 THEIRS, OURS = "theirs", "ours"
-LR = 1e-5  # small: parameters, and with them the work of a step, hardly change while it is timed
+LR = 1e-5  # small, so parameters and the work of a step hardly change during timing
 
 Loss: TypeAlias = Callable[[], Tensor]
 
@@ -23,10 +23,10 @@ class NotInstalled(Exception):
 
 
 class Noise:
-    """The noise of the fused latent: its own, or in the check that of ``torch.randn``.
+    """The noise of the fused latent: its own, or ``torch.randn``'s during the check.
 
-    Packages draw ``torch.randn_like``. In the check ours draws the same after the same seed, so
-    that both variants compute one loss. When a step is timed, ours generates the noise itself.
+    Packages draw ``torch.randn_like``. In the check our variant draws the same after the same seed,
+    so both variants compute one loss. In timed steps our variant generates the noise itself.
     """
 
     def __init__(self) -> None:
@@ -36,23 +36,23 @@ class Noise:
         return torch.randn(shape) if self.is_given else None
 
     def weight(self, timed: float, compared: float = 1.0) -> float:
-        """A KL's weight. A tiny one would hide from the check a KL that is wrong."""
+        """A KL's weight, larger in the check: a tiny weight would hide a wrong KL."""
         return compared if self.is_given else timed
 
 
 def negative_elbo(
     output: Any, target: Tensor, likelihood: Any, kl: Tensor, reduction: str = "batchmean"
 ) -> Tensor:
-    """The loss of every case that is an ELBO. ``kl`` is the mean over the batch."""
+    """The loss of every case with an ELBO. ``kl`` is the mean over the batch."""
     return vf.elbo_loss(output, target, kl=kl, likelihood=likelihood, reduction=reduction).loss
 
 
 @dataclasses.dataclass
 class Part:
-    """The latent or the loss alone, on detached inputs of the shapes that the step has."""
+    """The latent or the loss alone, on detached inputs with the step's shapes."""
 
     leaves: Sequence[Tensor]
-    theirs: Callable[..., Any]  # of the leaves; returns a tensor or several
+    theirs: Callable[..., Any]  # a function of the leaves; returns one or several tensors
     ours: Callable[..., Any]
 
     def __post_init__(self) -> None:
@@ -75,8 +75,8 @@ class Part:
 class Work:
     """One model with two losses, which train the same parameters.
 
-    ``theirs`` is the package untouched. ``ours`` takes its noise from ``noise`` or, like theirs,
-    from torch. ``tolerance`` bounds the relative difference of the losses and of the gradients.
+    ``theirs`` is the unmodified package. ``ours`` takes its noise from ``noise``, or from torch as
+    ``theirs`` does. ``tolerance`` bounds the relative difference of the losses and gradients.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -107,10 +107,10 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A case before anything of its package is imported."""
+    """A case, which imports its package only when it runs."""
 
     name: str
-    package: str  # as pip names it, "" if the model is written here
+    package: str  # pip's name, or "" if the model is written here
     what: str
     make: Callable[[], Work]
-    target: float | None = None  # how many times as long theirs takes, at least
+    target: float | None = None  # least ratio of their time to ours

@@ -1,4 +1,4 @@
-"""Every bad call says which argument is wrong, before anything is launched or drawn."""
+"""Every bad call names the wrong argument before it launches a kernel or draws noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNT = len(_NAMES)
 
 
 def numbers(changes: dict[str, float]) -> list[float]:
-    """The operators' `options`: places of these names and their values."""
+    """The operators' `options`: these values at the places of their names."""
     names = [f"{scope}.{name}" for scope, name in zip(_SCOPES, _NAMES, strict=True)]
     if not names:
         return []
@@ -75,7 +75,7 @@ NOISE: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 def refuses(call: Callable[[], Any], error: type[Exception], message: str) -> None:
-    """The call raises, and neither the default nor any other generator has moved."""
+    """The call raises, and the state of neither the default nor another generator changes."""
     state = torch.get_rng_state()
     with pytest.raises(error, match=message):
         call()
@@ -143,7 +143,7 @@ def test_the_two_tensors_are_positional_only(name):
 
 @pytest.mark.skipif(not vf.functional._ext.available, reason="no compiled part")
 class TestOperatorsKeepKernelsWithinMemory:
-    """Whoever calls ``torch.ops.vae_fused`` directly gets an exception, never a bad access."""
+    """Bad direct calls of ``torch.ops.vae_fused`` raise and never access memory out of bounds."""
 
     OPS = torch.ops.vae_fused
 

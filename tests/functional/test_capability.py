@@ -1,4 +1,4 @@
-"""One binary, several instruction sets: what VAE_FUSED_CPU_CAPABILITY promises."""
+"""One binary serves several instruction sets: documented effects of VAE_FUSED_CPU_CAPABILITY."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ pytestmark = native
 NAMES = ["default", "avx2", "avx512"]
 HERE = NAMES[: NAMES.index(_ext.cpu_capability) + 1] if _ext.available else []
 TOP = 2**64 - 1
-# The second: the counter's high word changes within the tensor, where no vector begins.
+# In the second, the counter's high word changes within the tensor, where no vector begins.
 KEYS = [(42, 0), (7, 2**32 - 100), (3, TOP - 555)]
 N = 9001
 
-# Everything that a call computes, on tensors without order and with tails.
+# All results of a call, on non-contiguous tensors and tensors with tails.
 SCRIPT = f"""
 import sys, torch, vae_fused as vf
 from vae_fused import _ext
@@ -49,7 +49,7 @@ torch.save(results, sys.argv[1])
 
 def run(*args: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **variables}
-    # Here, not in the root of a checkout, whose sources would be imported.
+    # Run here and not in the root of a checkout, whose sources would be imported.
     return subprocess.run(
         [sys.executable, *args],
         env=environment,
@@ -62,7 +62,7 @@ def run(*args: str, check: bool = True, **variables: str) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What each instruction set computes."""
+    """The results of each instruction set."""
     folder = tmp_path_factory.mktemp("capability")
     for name in HERE:
         run("-c", SCRIPT, str(folder / name), VAE_FUSED_CPU_CAPABILITY=name)
@@ -77,7 +77,7 @@ def test_the_variable_forces_an_instruction_set(results):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_words_are_the_same_on_every_instruction_set(results, key):
-    """In float64 all four words of a block show, and what becomes of them is the C library's."""
+    """In float64 all four words of a block are visible; the C library computes the rest."""
     want = vf.reference.normal(make_key(*key), (N,), dtype=torch.float64)
     for name, result in results.items():
         got = result["torch.float64", key]["noise"]

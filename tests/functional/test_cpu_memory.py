@@ -1,4 +1,4 @@
-"""What the compiled CPU path asks of the system's memory."""
+"""The memory settings of the compiled CPU path."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import vae_fused as vf
 
 SMAPS = Path("/proc/self/smaps")
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-ELEMENTS = 9 << 20  # 36 MiB: from 32 MiB on the C library maps a tensor anew
+ELEMENTS = 9 << 20  # 36 MiB: from 32 MiB on the C library maps each tensor separately
 
 
 def advised(tensor: torch.Tensor) -> bool:
-    """Whether the middle of the tensor lies where huge pages have been asked for."""
+    """Whether the middle of the tensor is in memory that is advised to use huge pages."""
     middle = tensor.data_ptr() + tensor.nbytes // 2
     inside = False
     for line in SMAPS.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Bit for bit the same, whatever runs it; and nothing kept, shared or drawn that need not be."""
+"""Results are bitwise reproducible, and no memory or noise is kept, shared or drawn needlessly."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_bits_do_not_depend_on_the_threads(shape, dtype, threads):
 @native
 @pytest.mark.parametrize("extreme", [87.5, -87.5, 150.0, -150.0, 1e30, float("inf"), float("nan")])
 def test_bits_of_an_element_do_not_depend_on_its_neighbours(extreme, device):
-    """Where one of a vector's elements leaves the usual range, all of the vector go another way."""
+    """If one element of a vector leaves the ordinary range, the whole vector takes another path."""
     mu, logvar = posterior((7, 61), device=device)
     logvar[0, :5] = torch.tensor([86.999, -86.999, 0.35, -0.35, 1e-6])
     want = step(mu, logvar, make_key(1, device=device), reduction="none")
@@ -68,7 +68,7 @@ def test_bits_of_strided_sums_do_not_depend_on_the_threads(dim, threads):
 
 @native
 def test_bits_of_a_list_do_not_depend_on_the_threads(threads):
-    """Tasks begin and end within tensors and between them."""
+    """Tasks begin and end within tensors and at their boundaries."""
     sizes = [5000 * k % 29_989 for k in range(1, 40)]
     mus, raws = ([random(n, seed=s + n) for n in sizes] for s in (0, 1))
     mus, raws = ([t.requires_grad_() for t in ts] for ts in (mus, raws))
@@ -103,7 +103,7 @@ def test_bits_of_the_kl_do_not_depend_on_the_sample(reduction, device):
 
 @native
 def test_bits_of_a_sample_do_not_depend_on_its_batch(device):
-    """A row's KL is summed in an order of its own: batching, slicing, sharding change nothing."""
+    """The order of a row's KL sum depends only on the row, not on batching, slicing or sharding."""
     for cols in (20, 257, 5000):
         mu, logvar = posterior((64, cols), device=device)
         whole = vf.gaussian_kl(mu, logvar, reduction="sample")
@@ -131,7 +131,7 @@ def test_manual_seed_rules_all(dtype, device):
     first, second, other = run(3), run(3), run(4)
     assert_same_bits(first, second)
     assert not torch.equal(first[0], other[0]) and not torch.equal(first[0], first[2])
-    assert torch.equal(first[1], other[1])  # the KL knows no noise
+    assert torch.equal(first[1], other[1])  # the KL does not depend on the noise
 
 
 def test_each_call_draws_fresh_noise(device):
@@ -202,7 +202,7 @@ def normal_without_key(n, device):
 
 
 # --------------------------------------------------------------------------------------------------
-# What is kept
+# Saved memory
 # --------------------------------------------------------------------------------------------------
 
 
@@ -274,8 +274,8 @@ def test_nothing_is_saved_without_grad(device):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("generator", [False, True])
 def test_checkpoint_redraws_the_same_noise(use_reentrant, generator, device):
-    """torch restores its default generators, and not one that the model holds: there the gradient
-    follows the noise drawn anew, as with torch.randn."""
+    """torch restores its default generators, but not a generator of the model. With the latter the
+    gradient follows the redrawn noise, as with torch.randn."""
     x = random(6, 8, device=device).requires_grad_()
     weight = random(8, 8, seed=1, device=device).requires_grad_()
     own = torch.Generator(device).manual_seed(1) if generator else None
@@ -319,7 +319,7 @@ def test_checkpoint_with_a_key_needs_no_generator(use_reentrant, device):
 
 
 # --------------------------------------------------------------------------------------------------
-# What is shared
+# Shared memory
 # --------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""elbo_loss against its terms, computed apart in float64 by the reference."""
+"""elbo_loss against its terms, which the reference computes separately in float64."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def terms_apart(
     inputs: nll_cases.Inputs, kind: k.Likelihood, kl: dict[str, Tensor], beta: Any, capacity: Any,
     reduction: str, mask: Tensor | None, weight: Tensor | None,
 ) -> vf.ELBOTerms:  # fmt: skip
-    """The terms as a user would write them, in float64 throughout."""
+    """The terms as a user would write them, all in float64."""
 
     def reduced(value: Tensor) -> Tensor:
         if reduction == "sample":
@@ -58,7 +58,7 @@ def terms_apart(
     else:
         of_sample = kl["kl"] if kl["kl"].dim() < 2 else kl["kl"].flatten(1).sum(1)
     is_mean = of_sample.dim() == 0 or ("mu" in kl and reduction != "sample")
-    if is_mean:  # the penalty of the mean, for each of the batch
+    if is_mean:  # the penalty of the mean, for each item of the batch
         of_sample = of_sample if of_sample.dim() == 0 else of_sample.mean()
         penalty = (of_sample if capacity is None else (of_sample - capacity).abs()).expand(BATCH)
         of_sample = of_sample.expand(BATCH)
@@ -68,13 +68,13 @@ def terms_apart(
 
 
 def gradients(terms: vf.ELBOTerms, leaves: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
-    """Of all three results, each with a factor of its own."""
+    """Gradients of all three results, each with its own factor."""
     factors = (1.0, 0.3, -0.7)
     total = sum(f * term.sum() for f, term in zip(factors, terms, strict=True))
     return torch.autograd.grad(total, leaves, **options)  # type: ignore[arg-type]
 
 
-# test_bad_input has the combinations that are refused.
+# test_bad_input has the invalid combinations.
 WAYS = [
     (how, reduction, grad)
     for how in KLS
@@ -268,7 +268,7 @@ def test_hooks_see_the_gradients_and_keep_their_tensors() -> None:
 
 @native
 def test_the_buffer_is_handed_over_where_nothing_else_can_see_it() -> None:
-    """Neither a multiplication nor a copy follows, whatever the gradient of the loss is."""
+    """No multiplication or copy follows, for any gradient of the loss."""
     logits, target, kl = bernoulli()
     for factor in (torch.ones(()), torch.tensor(3.0)):
         want, loss = losses(logits, target, kl)
@@ -445,7 +445,7 @@ def test_masked_garbage_reaches_neither_loss_nor_gradients(name: str, grad: str)
     case = nll_cases.CASES[name]
     inputs = nll_cases.make(case)
     mask = random(*case.shapes[0], seed=50) > 0
-    mask[1] = False  # a row of a softmax without an element
+    mask[1] = False  # a softmax row without elements
     outputs = tuple(
         torch.where(mask, t.detach(), torch.nan).requires_grad_() if t.shape == mask.shape else t
         for t in inputs.outputs

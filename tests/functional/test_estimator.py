@@ -300,7 +300,7 @@ def test_functions_without_a_sample_or_a_kl_do_not_take_them(module, name, optio
 
 
 def test_a_large_mean_leaves_the_estimate_accurate(device):
-    """The rounding of z is not divided by tau: q is the prior, so the estimate is 0."""
+    """The rounding of z is not divided by tau. q is the prior, so the estimate is 0."""
     mu, raw = (torch.full((1000, 1), v, device=device) for v in (100.0, -9.21034))
     prior = vf.Prior(mu, raw)
     _, kl = vf.reparameterize_kl(mu, raw, prior=prior, reduction="none", **SAMPLE)
@@ -309,7 +309,7 @@ def test_a_large_mean_leaves_the_estimate_accurate(device):
 
 @MODULES
 def test_a_small_tau_is_not_clipped(module, device):
-    """ln sigma^2 - ln tau^2 may be above what exponentials are clipped at."""
+    """ln sigma^2 - ln tau^2 may exceed the bound at which exponentials are clipped."""
     mu, raw = torch.zeros(1, device=device), torch.full((1,), 85.0, device=device)
     prior = vf.Prior(0.0, -110.0)
     _, kl = module.reparameterize_kl(mu, raw, prior=prior, temperature=0.0, **SAMPLE)

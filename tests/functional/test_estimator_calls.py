@@ -1,4 +1,4 @@
-"""The KL estimated at the sample, in every way that autograd, transforms and compilers call it."""
+"""The KL estimated at the sample, under all uses by autograd, transforms and compilers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_gradcheck(name, device):
 @WAYS
 @MODULES
 def test_transforms(module, way):
-    """Per-item gradients and tangents of a batch are those of the oracle, item by item."""
+    """Per-item gradients and tangents of a batch agree with the oracle's for each item."""
     mu, raw = random(2, 3, 4, dtype=F64)
     eps = random(3, 2, 4, seed=2, dtype=F64)
 
@@ -172,7 +172,7 @@ def test_the_direct_call_is_the_checked_call(name, dtype, way, device, monkeypat
         torch.manual_seed(6)
         with monkeypatch.context() as patch:
             if closed == "check_call":
-                patch.setattr(vf.functional, "check_call", None)  # the direct call needs none
+                patch.setattr(vf.functional, "check_call", None)  # the direct call does not need it
             else:
                 patch.setattr(vf._native.latent, "try_sample_and_kl", lambda *_: None)
             z, kl = vf.reparameterize_kl(*leaves, reduction="sample", **options, **way)

@@ -1,4 +1,4 @@
-"""No fast path ignores an option: not one that exists, and not one that is added."""
+"""No fast path ignores an option, neither an existing nor a new one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vae_fused import _checks, _keywords, options
 MU, RAW = torch.randn(4, 6), torch.randn(4, 6)
 KEY = make_key(1)
 
-# A value for each that is no default.
+# A non-default value for each option.
 CALL: dict[str, Any] = {
     "scale": "logstd", "mu_soft_clamp": 1.0, "prior": vf.Prior(0.5), "mask": MU > 0,
     "free_bits": 0.5, "balance": (0.5, 0.5), "temperature": 0.5, "sample_shape": (2,),
     "estimator": "sample", "stop_q": True,
 }  # fmt: skip
-# An option that acts along with another one alone.
+# An option that has an effect only together with another one.
 BESIDE: dict[str, dict[str, Any]] = {"stop_q": {"estimator": "sample"}}
 SCALE: dict[str, Any] = {
     "kind": "logstd", "clamp": (-0.5, 0.5), "soft_clamp": 1.0, "gain": 2.0, "shift": 0.5,
@@ -37,12 +37,12 @@ NUMBER = {
     "linear": 1.0,
     "at_sample": 1.0,
 }  # 0.5 for the others
-# Numbers that act through others alone: on a prior's tensors, in the linear form, or by a factor of
-# the prior's raw scale, which is 0, or on a KL at its sample.
+# Numbers that have an effect only through others: on a prior's tensors, in the linear form, as a
+# factor of the prior's raw scale, which is 0, or on a KL at its sample.
 SILENT, SILENT_IN_PRIORS = {"to_prior", "constant", "stop_q"}, {"kind", "gain", "soft_clamp"}
 
 
-# The tensors of the operators that replace numbers, with the numbers that they replace.
+# The operators' tensors that replace numbers, and the numbers that they replace.
 SCALAR = {
     name: torch.tensor({"to_posterior": 0.25, "to_prior": 0.25}.get(name, 0.5))
     for name in options.SCALARS
@@ -146,7 +146,7 @@ def test_numbers_unpack_to_what_was_packed():
 
 
 # --------------------------------------------------------------------------------------------------
-# An option that is added, `fake`
+# A new option, `fake`
 # --------------------------------------------------------------------------------------------------
 
 

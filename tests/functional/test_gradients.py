@@ -1,4 +1,4 @@
-"""Gradients: by finite differences, against float64, and in every way autograd may ask for them."""
+"""Gradients: by finite differences, against float64, and with all features of autograd."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sample_and_kl(device: str, **kwargs: Any) -> Any:
 
 
 def random_shapes(n: int) -> list[tuple[int, ...]]:
-    """Of at most 12 elements: gradgradcheck's cost is their square."""
+    """Shapes of at most 12 elements, because gradgradcheck's cost is quadratic."""
     rng, shapes = python_random.Random(5), set()
     while len(shapes) < n:
         shape = tuple(rng.choice((1, 2, 3, 5)) for _ in range(rng.randint(1, 4)))
@@ -117,7 +117,7 @@ def test_gradcheck_of_the_single_functions(device):
 
 
 def test_gradcheck_where_the_kl_changes_formula(device):
-    """g(x) is a polynomial up to |x| = 1 and direct beyond: no step in value or slope."""
+    """g(x) is a polynomial up to |x| = 1 and direct beyond. Value and slope have no step."""
     x = torch.tensor([-1.0, 1.0, -1 + 1e-7, 1 - 1e-7, -1 - 1e-7, 1 + 1e-7, 0.0, 64.0], dtype=F64)
     x = x.to(device).requires_grad_()
     zeros = torch.zeros_like(x).requires_grad_()
@@ -203,7 +203,7 @@ def test_half_gradients_err_at_most_twice_as_much_as_eager(dtype, reduction, dev
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_of_the_noise_that_was_drawn(dtype, device):
-    """dz/dlogvar = 1/2 (z - mu): the key that was reserved is the one that backward uses."""
+    """dz/dlogvar = 1/2 (z - mu): backward uses the key that was reserved."""
     mu = torch.zeros(70, 65, dtype=dtype, device=device).requires_grad_()
     logvar = random(70, 65, device=device).to(dtype).requires_grad_()
     z = vf.reparameterize(mu, logvar)
@@ -217,7 +217,7 @@ def test_gradients_are_those_of_the_noise_that_was_drawn(dtype, device):
 
 
 # --------------------------------------------------------------------------------------------------
-# What autograd may ask for
+# Features of autograd
 # --------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +264,7 @@ def test_only_what_requires_grad_gets_one(needs, device):
 
 @pytest.mark.parametrize("module", [vf, vf.reference])
 def test_what_depends_on_no_gradient_needs_none(module, device):
-    """A decoder sends none back through z, then."""
+    """A decoder may return no gradient of z."""
     for used, needs in {"q": (True, True), "eps": (True, False), "p": (False, True)}.items():
         q, eps, p = (random(3, 4, device=device).requires_grad_(name == used) for name in
                      ("q", "eps", "p"))  # fmt: skip
@@ -286,7 +286,7 @@ def test_retained_graph_gives_the_same_bits_twice(device):
     z, kl = vf.reparameterize_kl(*inputs)
     loss = z.square().sum() + kl
     first = torch.autograd.grad(loss, inputs, retain_graph=True)
-    torch.rand(10, device=device)  # the generator moves on; the key does not
+    torch.rand(10, device=device)  # the generator advances, but the key does not change
     second = torch.autograd.grad(loss, inputs)
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
     with pytest.raises(RuntimeError, match="second time"):
@@ -305,7 +305,7 @@ def test_a_modified_input_is_noticed(device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("logvar", [11.5, 23.0])
 def test_create_graph_computes_in_float_too(logvar, dtype, device):
-    """e^11.5 is inf in float16, and so is sigma^2 at logvar = 23; the gradients are not."""
+    """e^11.5 is inf in float16, and so is sigma^2 at logvar = 23, but the gradients are finite."""
     mu = torch.full((64,), 0.5, dtype=dtype, device=device, requires_grad=True)
     x = torch.full((64,), logvar, dtype=dtype, device=device, requires_grad=True)
 
@@ -392,7 +392,7 @@ def test_the_mean_may_change_in_place_after_a_sample(options, noise, module, dev
     assert torch.equal(got[0], torch.ones_like(leaf))
     slope = 0.5 if not options else torch.sigmoid(raw.detach()) / math.log(2)
     torch.testing.assert_close(got[1].detach(), moved * slope)
-    again = torch.autograd.grad(got[1].sum(), raw)[0]  # the second derivative does without it, too
+    again = torch.autograd.grad(got[1].sum(), raw)[0]  # nor does the second derivative
     if not options:
         torch.testing.assert_close(again, moved * 0.25)
 

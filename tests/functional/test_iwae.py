@@ -1,4 +1,4 @@
-"""iwae_loss: values, gradients, infinities, and the model whose evidence is known."""
+"""iwae_loss: values, gradients, infinities, and a model with known evidence."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def oracle(nll: list[float], log_ratio: list[float], groups: int, beta: float) -
 
 
 def slopes(log_w: Tensor, groups: int, beta: float, power: int) -> Tensor:
-    """Minus the derivative by the log weights (K, B): powers of the normalised weights."""
+    """Minus the derivative by the log weights (K, B): powers of the normalized weights."""
     weights = torch.cat([part.softmax(0) for part in log_w.chunk(groups)])
     return beta / len(log_w) + (1.0 - beta) * weights**power / groups
 
@@ -221,7 +221,7 @@ def test_compiles_to_one_graph_for_every_value_of_the_weight(gradient: str) -> N
 
 
 def test_no_value_is_read_by_the_host() -> None:
-    """A read of a meta tensor raises."""
+    """Reading a meta tensor raises."""
     nll = torch.empty(6, 4, device="meta", requires_grad=True)
     weight = torch.empty((), device="meta")
     for gradient in ("standard", "doubly"):
@@ -288,7 +288,7 @@ def test_an_item_without_likelihood_leaves_the_others_alone() -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# A model whose evidence is known
+# A model with known evidence
 # --------------------------------------------------------------------------------------------------
 
 
@@ -330,7 +330,7 @@ def standard(model: Any, eps: Tensor, mu: Tensor, logvar: Tensor, bias: Tensor) 
 
 
 def by_densities(model: Any, eps: Tensor, mu: Tensor, logvar: Tensor, bias: Tensor) -> Gradients:
-    """Of both passes, from log densities in which q is detached."""
+    """Gradients of both passes, from log densities with a detached q."""
     z = vf.reparameterize(mu, logvar, eps=eps, sample_shape=4)
     pair = model.nll(z), model.log_ratio(z, mu.detach(), logvar.detach())
     loss = vf.iwae_loss(*pair, gradient="doubly", reduction="sum").loss
@@ -368,7 +368,7 @@ def test_the_doubly_reparameterized_gradient_is_unbiased_and_less_noisy() -> Non
     both = draws_of_gradients(standard), draws_of_gradients(two_passes)
     for index, (plain, doubly) in enumerate(zip(*both, strict=True)):
         difference = plain - doubly
-        if index == 2:  # the decoder's is the same in each draw
+        if index == 2:  # the decoder's gradient is the same in each draw
             torch.testing.assert_close(plain, doubly, rtol=1e-12, atol=1e-12)
             continue
         assert (difference.mean(0).abs() < 5.0 * standard_error(difference)).all()
@@ -376,7 +376,7 @@ def test_the_doubly_reparameterized_gradient_is_unbiased_and_less_noisy() -> Non
 
 
 def test_a_gradient_without_squared_weights_would_be_biased() -> None:
-    """The test above would notice if the stopped parameters met the standard weights."""
+    """The test above would fail if the stopped parameters received the standard weights."""
 
     def wrong(model: Any, eps: Tensor, mu: Tensor, logvar: Tensor, bias: Tensor) -> Gradients:
         z, log_ratio = at_sample(eps, mu, logvar, stop_q=True)

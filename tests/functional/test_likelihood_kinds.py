@@ -1,5 +1,5 @@
-"""The kinds as values: they check themselves, print, compare, hash, pickle and load; and their
-distributions.
+"""Kinds as values: they validate arguments, print, compare, hash, pickle and load. Their
+distributions are also tested.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def test_a_bad_option(make: Any, error: type[Exception], message: str) -> None:
 def test_samples_have_the_moments_of_the_distribution(case: Case) -> None:
     kind, inputs = case.kind, make(case)
     outputs = inputs.outputs
-    if isinstance(kind, k.StudentT):  # with degrees of freedom for which moments exist
+    if isinstance(kind, k.StudentT):  # with degrees of freedom for which the moments exist
         if kind.df is None:
             outputs = (*outputs[:2], outputs[2] + (3.0 if kind.freedom == "exp" else 20.0))
         else:
@@ -160,7 +160,7 @@ def test_samples_have_the_moments_of_the_distribution(case: Case) -> None:
 
 
 def constants_of(kind: Any, x: Tensor) -> Tensor:
-    """What minus the log likelihood has beside the terms that depend on an output."""
+    """The terms of minus the log likelihood that do not depend on an output."""
     if isinstance(kind, k.Laplace):
         return x.new_tensor(math.log(2.0 * (kind.sigma or 1.0)))
     if isinstance(kind, (k.Gaussian, k.StudentT)):
@@ -196,7 +196,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_required(case: Case) -> 
 
 
 def test_samples_of_counts_have_their_mean_to_a_permille() -> None:
-    """With parameters for which the mean of so many counts is known to 1e-4."""
+    """The parameters are such that the mean of so many counts is known to 1e-4."""
     mean, theta = torch.full((20_000,), 1e4), torch.tensor([1e6])
     for kind, outputs in (
         (k.NegativeBinomial(), (mean, theta)),
@@ -209,7 +209,7 @@ def test_samples_of_counts_have_their_mean_to_a_permille() -> None:
 
 
 def test_samples_of_counts_have_their_variance_to_half_a_percent() -> None:
-    """Its standard error is 0.13 %."""
+    """The standard error is 0.13 %."""
     q = k.NegativeBinomial().distribution((torch.full((2_000_000,), 1e3), torch.tensor([4.0])))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -288,7 +288,7 @@ def test_16_bit_outputs_have_float32_distributions() -> None:
 
 
 def test_a_kind_may_be_defined_again() -> None:
-    """As a cell of a notebook that runs twice."""
+    """This happens when a cell of a notebook runs twice."""
 
     def define(factor: float) -> None:
         class Fixed(k.Bernoulli, name="of a notebook"):

@@ -1,4 +1,4 @@
-"""Masked elements are 0, whatever they hold; and a call may draw several samples."""
+"""Masked elements are 0 for any input, and a call may draw several samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODULES = pytest.mark.parametrize("module", [vf, vf.reference], ids=["vf", "refe
 
 
 def call(recipe, leaves, **kwargs):
-    """z, kl and the gradients of all leaves, for gradients of z and kl that are no zeros."""
+    """z, kl and the gradients of all leaves, for nonzero gradients of z and kl."""
     z, kl = vf.reparameterize_kl(
         leaves["mu"], leaves["raw"], eps=leaves["eps"], **arguments(recipe, leaves), **kwargs
     )
@@ -160,7 +160,7 @@ def test_temperature_scales_the_noise_and_not_the_kl(module, temperature, device
     key = make_key(2, device=device)
     z, kl = module.reparameterize_kl(mu, raw, temperature=temperature, key=key)
     at_one, same = module.reparameterize_kl(mu, raw, key=key)
-    torch.testing.assert_close(kl, same, rtol=1e-6, atol=0.0)  # other kernels, other roundings
+    torch.testing.assert_close(kl, same, rtol=1e-6, atol=0.0)  # other kernels round differently
     torch.testing.assert_close(z - mu, temperature * (at_one - mu), rtol=1e-5, atol=1e-6)
     if temperature == 0:
         assert torch.equal(z, mu)

@@ -1,4 +1,4 @@
-"""Packed moments: the same results as from the halves, read where they lie, with one gradient."""
+"""Packed moments: the same results as from the halves, read in place, with one gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A list of tensors in one call is a call for each."""
+"""A call with a list of tensors equals one call for each tensor."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_values_and_gradients(reduction, options, dtype, device):
     key = make_key(3, 5, device)
     zs, kl = vf.reparameterize_kl_multi(mus, raws, reduction=reduction, key=key, **options)
     wide = [[t.detach().double().requires_grad_() for t in ts] for ts in (mus, raws)]
-    # the noise of the float stream, whatever the precision of the rest
+    # the noise of the float stream, in any precision
     noise = [
         {"eps": vf.reference.normal(n["key"], m.shape, dtype=torch.promote_types(
             dtype, torch.float32)).double()}
@@ -224,7 +224,7 @@ def test_bad_input(mus, raws, options, error, message):
 
 
 # --------------------------------------------------------------------------------------------------
-# Priors of their own, and the KL alone
+# A prior for each tensor, and the KL alone
 # --------------------------------------------------------------------------------------------------
 
 

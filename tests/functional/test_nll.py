@@ -1,4 +1,4 @@
-"""What holds for every likelihood: reductions, masks, weights, dtypes, layouts and transforms."""
+"""Properties of all likelihoods: reductions, masks, weights, dtypes, layouts and transforms."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_masked_elements_are_0_whatever_they_hold(case: Case, mask: Tensor) -> N
     hidden = ~mask.expand(SHAPE)
 
     def spoilt(value: Tensor) -> Tensor:
-        """NaN wherever only masked elements read it."""
+        """NaN in elements that only masked elements read."""
         expanded = hidden
         while expanded.dim() > value.dim():
             expanded = expanded.all(0)
@@ -334,7 +334,7 @@ def test_torch_func(case: Case) -> None:
 
     dims = (0, 0, None if library is None else 0)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch warns where it calls an operator slice by slice
+        warnings.simplefilter("error")  # torch warns if it calls an operator slice by slice
         value = torch.vmap(one, dims)(outputs[0], inputs.target, library)
     slope = torch.vmap(torch.func.grad(one), dims)(outputs[0], inputs.target, library)
     curvature = torch.vmap(

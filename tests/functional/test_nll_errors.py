@@ -1,4 +1,4 @@
-"""A bad call of a likelihood names the argument, what it got and what it wants."""
+"""A bad call of a likelihood raises an error with the argument, the value and the requirement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels of the likelihoods against the formulas in plain PyTorch, and their bits."""
+"""The kernels of the likelihoods against the formulas in eager PyTorch, and bitwise equality."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = native
 
 L = vf.likelihoods
 INF = math.inf
-# A kind, and how each of its outputs is made from uniform numbers in (0, 1).
+# A kind, and the computation of each of its outputs from uniform numbers in (0, 1).
 POSITIVE, REAL, PROBS = (lambda u: 0.1 + 2 * u), (lambda u: 3 * u - 1.5), (lambda u: u)
 KINDS: dict[str, tuple[L.Likelihood, list[Callable[[Tensor], Tensor]]]] = {
     "bernoulli": (L.Bernoulli(), [REAL]),
@@ -68,7 +68,7 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 def make(
     name: str, shape: tuple[int, ...], second: tuple[int, ...] | None = None
 ) -> tuple[L.Likelihood, list[Tensor], Tensor, dict[str, Any]]:
-    """A kind, its outputs and target in double, and the keywords that it can have."""
+    """A kind, its outputs and target in double, and the keywords that it accepts."""
     kind, makers = KINDS[name]
     outputs = [
         maker(uniform(*(shape if k == 0 or second is None else second), seed=k))
@@ -137,7 +137,7 @@ def test_counts_of_any_dtype_are_the_same_counts(name: str, dtype: torch.dtype) 
     assert torch.equal(whole, other)
 
 
-# The shape of the parameters after the first. The last two are no sum along rows or columns.
+# The shape of the parameters after the first. The last two are not sums along rows or columns.
 @pytest.mark.parametrize(
     ("shape", "second"),
     [
@@ -240,7 +240,7 @@ def test_all_optional_tensors_together(name: str) -> None:
 
 
 def test_a_checkpoint_may_end_with_a_loss() -> None:
-    """It stops the recomputation by an exception, which nothing may catch."""
+    """A checkpoint stops recomputation by an exception, which must not be caught."""
     logits = torch.randn(4, 5, requires_grad=True)
     x = torch.rand(4, 5)
     loss = checkpoint(lambda o: vf.nll(o, x, "bernoulli"), logits, use_reentrant=False)
@@ -258,7 +258,7 @@ def test_the_gradient_of_a_target_has_the_digits_of_the_target() -> None:
 
 @pytest.mark.parametrize("log_theta", [-50.0, -60.0, -80.0, -100.0, -500.0, -INF])
 def test_a_tiny_theta_contributes_its_logarithm(log_theta: float) -> None:
-    """ln Gamma(theta) is -ln theta to rounding."""
+    """ln Gamma(theta) is -ln theta up to rounding."""
     raw = torch.tensor([log_theta], requires_grad=True)
     outputs, three = (torch.ones(1), raw), torch.tensor([3.0])
     loss = vf.nll(outputs, three, L.NegativeBinomial(dispersion="exp"), reduction="sum")
@@ -287,7 +287,7 @@ def test_a_cell_without_counts_has_no_gradient(name: str, library: float) -> Non
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_operators_are_what_they_declare(name: str) -> None:
-    """By ``opcheck``: schema, registrations, shapes of fake tensors, and tracing with gradients."""
+    """``opcheck`` tests schema, registrations, shapes of fake tensors, and traced gradients."""
     kind, outputs, target, more = make(name, (3, 5))
     leaves = [t.requires_grad_() for t in kind.ordered(outputs)]
     output, second, third = (*leaves, None, None)[:3]
@@ -338,7 +338,7 @@ def test_the_operator_refuses_numbers_that_no_kind_has(
 def test_sums_of_a_bernoulli_keep_the_digits_of_small_values(
     dtype: torch.dtype, masked: bool, spread: float, columns: int, device: str
 ) -> None:
-    """Long rows take one logarithm for four elements; of a confident model each is about 1e-13."""
+    """Long rows take one logarithm for four elements, each about 1e-13 for a confident model."""
     generator = torch.Generator().manual_seed(columns)
     logits = spread * torch.randn(5, columns, generator=generator, dtype=torch.float64).sign()
     logits = logits + torch.randn(5, columns, generator=generator, dtype=torch.float64)
@@ -368,7 +368,7 @@ def test_an_infinite_or_nan_logit_of_a_long_row_is_that_of_its_element(columns, 
 
 
 def test_the_logarithm_of_a_softplus_keeps_double_precision(device):
-    """ln ln(1 + e^u) = u + ln(1 - e^u / 2 + ...), which is u to rounding below -37 alone."""
+    """ln ln(1 + e^u) = u + ln(1 - e^u / 2 + ...), which rounds to u only below -37."""
     raw = torch.tensor([-16.0, -18.0, -25.0, -36.0, -38.0], dtype=torch.float64, device=device)
     counts = torch.full((5,), 1e6, dtype=torch.float64, device=device)
     kind = L.Poisson("softplus", constants=False)

@@ -1,4 +1,4 @@
-"""Likelihoods against mpmath, with the errors that are promised."""
+"""Likelihoods against mpmath, with the promised error bounds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vae_fused.likelihoods import (
 
 SIZE = 1500
 INF = math.inf
-FLUSHED = mp.mpf(1e-30)  # so that a result may be 0 where float32 has no normal number for it
+FLUSHED = mp.mpf(1e-30)  # a result may be 0 where the exact value is subnormal in float32
 
 # The largest relative error in units of rounding, 2^-24 or 2^-53.
 FLOATS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -48,7 +48,7 @@ slack = 1.0
 
 @pytest.fixture(params=SLACK, autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The formulas in plain PyTorch, and the kernels where there are any."""
+    """The formulas in eager PyTorch, and the kernels if they are compiled."""
     if request.param == "formulas":
         monkeypatch.setattr(native, "serves", lambda call: False)
         monkeypatch.setattr(native, "try_unprepared", lambda *call: None)
@@ -64,7 +64,7 @@ def bounded(errors: list[float], dtype: torch.dtype, c: float) -> None:
 
 
 def slope_terms(x: float, mean: float, theta: float) -> mp.mpf:
-    """What the error of theta's gradient is measured by: the magnitudes of a sum without scale."""
+    """The error scale of theta's gradient: the term magnitudes of a sum without a scale."""
     m, theta, count = mp.mpf(mean), mp.mpf(theta), int(x)
     s = theta + m
     terms = mp.log1p(m / theta) - m / s
@@ -120,7 +120,7 @@ def test_zero_inflation_has_all_digits(dtype: torch.dtype) -> None:
     value.sum().backward()
     wanted = truth.truths(truth.zero_inflated, x, mean, theta, logit)
     bounded(truth.relative(value, wanted[0]), dtype, 15.0)
-    # The probability that a 0 is not an inflated one is an exponential of all of this.
+    # The probability of a 0 that is not inflated is an exponential of this sum.
     lost = [1 + abs(v) + abs(p) for v, p in zip(wanted[0], logit.tolist(), strict=True)]
     tail = truth.truths(lambda *p: truth.negative_binomial(*p)[:1], x, mean, theta)[0]
     lost = [a + (abs(b) if not k else 0) for a, b, k in zip(lost, tail, x.tolist(), strict=True)]
@@ -228,7 +228,7 @@ def test_a_student_t_has_all_digits(dtype: torch.dtype) -> None:
         return value, by_mean, n * (1 + square) / (n + square), by_df
 
     magnitudes = truth.truths(terms, *given)
-    # d = (x - mean) / sigma has the rounding of sigma, an exponential of up to 6.
+    # d = (x - mean) / sigma has the rounding error of sigma, an exponential of up to 6.
     for got, exact, size, bound in zip(
         (value, m.grad, r.grad, n.grad), wanted, magnitudes, (10.0, 10.0, 16.0, 16.0), strict=True
     ):
@@ -561,7 +561,7 @@ def test_a_target_within_half_a_step_of_an_end_is_that_end(bits: int) -> None:
     value = kind.log_prob(output, ends)
     one_sided = torch.nn.functional.logsigmoid(ends * torch.tensor([1.0, 1.0, -1.0, -1.0]) + half)
     torch.testing.assert_close(value, one_sided)
-    if bits > 1:  # the second value and the last but one are inner ones
+    if bits > 1:  # the second value and the last but one are inner values
         inner = kind.log_prob(output, ends + 1.02 * half * torch.tensor([2.0, 1.0, -1.0, -2.0]))
         assert (inner < -math.log(1.0 / half) + 1.0).all()
 

@@ -1,8 +1,8 @@
 """The noise is PyTorch's stateless stream, and that stream is good noise.
 
-Errors in the words (a wrong round, a wrong constant) are the known answers' to find: even seven
-rounds of Philox pass any statistic of this size. Statistics find errors in what becomes of the
-words: the last test shows which, with the very checks that the package's noise passes.
+The known answers detect errors in the words (a wrong round, a wrong constant): even seven rounds of
+Philox pass any statistic of this size. Statistics detect errors in the mapping from words to
+normals. The last test shows which ones, with the checks that the package's noise passes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ try:
     import torch.func._random as stateless
 
     stateless.normal(make_key(0), 1)
-except (ImportError, NotImplementedError):  # torch 2.13 has the names, not yet the CPU kernel
+except (ImportError, NotImplementedError):  # torch 2.13 has the names, but not the CPU kernel
     stateless = None
 
 TOP = 2**64 - 1
@@ -35,7 +35,7 @@ KEYS = [
     (TOP, TOP),
 ]
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
-COARSE = {"cpu": 4e-6, "cuda": 1e-5}  # of 16 bits, before they are rounded
+COARSE = {"cpu": 4e-6, "cuda": 1e-5}  # for 16 bits, before rounding
 
 # Words and normals of the first two blocks of a key, recorded from torch 2.15's stateless stream.
 GOLDEN = {
@@ -92,7 +92,7 @@ def words(text: str) -> list[int]:
 
 
 def reference_words(seed: int, offset: int, blocks: int) -> Tensor:
-    """[blocks, 4] words of vae_fused.reference."""
+    """[blocks, 4] words from vae_fused.reference."""
     s, o = make_key(seed, offset).view(torch.int64)
     return torch.stack(vf.reference.philox(s, o + torch.arange(blocks)), dim=1)
 
@@ -138,7 +138,7 @@ def test_noise_is_the_stateless_stream_of_torch(key, shape, dtype, device):
 @pytest.mark.skipif(stateless is None, reason="torch.func._random on CPU came with torch 2.14")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_noise_is_the_stateless_stream_of_torch(dtype, device):
-    """Rounded after normals that agree to 2e-6: a few fall on the other side of a rounding."""
+    """The normals agree to 2e-6 before they are rounded, so a few round differently."""
     want = stateless.normal(make_key(42), 20000, dtype=dtype)
     got = normal(make_key(42, device=device), (20000,), dtype).cpu()
     assert (got != want).float().mean() < (3e-2 if device == "cuda" else 2e-3)
@@ -187,7 +187,7 @@ def test_noise_does_not_depend_on_the_shape(shape, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_noise_does_not_depend_on_the_strides(layout, dtype, device):
-    """Element i in row-major order gets normal i, wherever it lies in memory."""
+    """Element i in row-major order gets normal i, for any strides."""
     key, zeros = make_key(3, 4, device), torch.zeros(6, 5, 37, 3, dtype=dtype, device=device)
     strided = LAYOUTS[layout](zeros)
     want = normal(key, zeros.shape, dtype)
@@ -229,7 +229,7 @@ BINS = 2**16
 
 
 class Statistics:
-    """Of a stream that comes in chunks: what the limits below are about."""
+    """Statistics of a stream that arrives in chunks, for the limits below."""
 
     def __init__(self):
         self.n = 0
@@ -298,7 +298,7 @@ def test_double_precision_noise_is_standard_normal(device):
 
 
 def test_keys_are_independent_of_each_other(device):
-    """Neighbouring seeds, seeds that differ in one bit, the same seed further along."""
+    """Neighbouring seeds, seeds that differ in one bit, and later offsets of the same seed."""
     n = 2**18
     keys = [(0, 0), (1, 0), (2, 0), (2**31, 0), (2**32, 0), (2**63, 0), (0, n), (0, 2**32), (1, n)]
     drawn = torch.stack([normal(make_key(*key, device=device), (n,)) for key in keys])
@@ -316,7 +316,7 @@ def mutant(w: Tensor, what: str) -> Tensor:
         u[:, 2] = u[:, 0]
     elif what == "shared angle":
         u[:, 3] = u[:, 1]
-    elif what == "float rounding to 1":  # as a division by the largest word would
+    elif what == "float rounding to 1":  # like a division by the largest word
         u = (w >> 20).float() / (2**12 - 1)
         u[:, ::2].clamp_(min=2.0**-33)
     elif what == "words overlap":

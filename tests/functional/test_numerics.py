@@ -1,4 +1,4 @@
-"""The numerics contract: accuracy, signs, extremes, dtypes. Gradients' are in test_gradients.py."""
+"""The numerics contract: accuracy, signs, extremes, dtypes. test_gradients.py tests gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INF, NAN = math.inf, math.nan
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 HALF = (torch.bfloat16, torch.float16)
 
-# Relative error of an element's KL. fp32: the contract's. fp64: a few roundings.
+# Relative error of an element's KL. fp32: the documented bound. fp64: a few roundings.
 KL_TOLERANCE = {torch.float32: 1e-6, torch.float64: 4e-15}
 
 
@@ -43,7 +43,7 @@ def elementwise(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def any_bits(n: int, dtype: torch.dtype, seed: int, device: str) -> Tensor:
-    """Every exponent equally often: denormals, tiny, huge; the infinities and NaN, too."""
+    """Every exponent equally often, including denormals, infinities and NaN."""
     generator = torch.Generator().manual_seed(seed)
     integer = BITS[dtype.itemsize]
     words = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator)
@@ -63,13 +63,13 @@ def test_kl_is_never_negative(dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kl_is_never_negative_near_posterior_collapse(dtype, device):
-    """Where e^x - 1 - x, as written, is rounding error alone, of either sign."""
+    """Here e^x - 1 - x, evaluated directly, is only rounding error, of either sign."""
     x = 10.0 ** torch.linspace(-12, 0, 2**17, dtype=torch.float64)
     logvar = torch.cat([x, -x]).to(dtype).to(device)
     mu = torch.zeros_like(logvar)
     kl = elementwise(mu, logvar)
     assert bool((kl >= 0).all())
-    assert bool((logvar.exp() - 1 - logvar < 0).any())  # else this test tests nothing
+    assert bool((logvar.exp() - 1 - logvar < 0).any())  # otherwise this test proves nothing
     for reduction in REDUCTIONS:
         assert bool((vf.gaussian_kl(mu, logvar, reduction=reduction) >= 0).all())
 
@@ -85,7 +85,7 @@ def test_kl_of_the_prior_is_zero(reduction, dtype, device):
 # Accuracy of an element
 # --------------------------------------------------------------------------------------------------
 
-SIZES = [0.0, *(10.0 ** (e / 4) for e in range(-24, 6))]  # to 1e-6, the contract's end
+SIZES = [0.0, *(10.0 ** (e / 4) for e in range(-24, 6))]  # down to 1e-6, the documented limit
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -127,12 +127,12 @@ def results(function, mu, logvar, grad_z, grad_kl) -> Results:
 
 
 def wide(t: Tensor) -> np.ndarray:
-    """In more digits than float64 has, where the platform has any."""
+    """More digits than float64 has, if the platform has such a type."""
     return t.cpu().double().numpy().astype(np.longdouble)
 
 
 def truth(*inputs: Tensor) -> tuple[Results, Results]:
-    """The results, and the sum of the magnitudes of each one's terms: errors are relative to it."""
+    """The results, and for each the sum of its terms' magnitudes, to which errors are relative."""
     mu, x, eps, grad_z, grad_kl = map(wide, inputs)
     noise, h = np.exp(x / 2) * eps, np.expm1(x)
     series = sum((x**n / math.factorial(n) for n in range(25, 1, -1)), np.zeros_like(x))
@@ -141,7 +141,7 @@ def truth(*inputs: Tensor) -> tuple[Results, Results]:
     return Results(*map(sum, parts)), Results(*(sum(map(abs, part)) for part in parts))
 
 
-# [low, high) of logvar, and the scale of mu.
+# [low, high) of logvar, and the factor of mu.
 REGIMES = {
     "clamped low": (-30, -10, 1.0),
     "low": (-10, -1, 3.0),
@@ -156,7 +156,7 @@ REGIMES = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
-    """At worst and on average, in each of 16 ranges of logvar; the noise is given."""
+    """The maximum and the mean error in each of 16 ranges of logvar, with given noise."""
     low, high, spread = REGIMES[regime]
     if dtype == torch.float16 and low >= 10:
         pytest.skip("e^logvar is beyond float16, and so eager is")
@@ -185,7 +185,7 @@ def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
 @native
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_nothing_jumps_where_the_usual_range_ends(sign, device):
-    """From |logvar| = 87 on sigma is e^(x/2), where below it is the root of e^x."""
+    """From |logvar| = 87 on sigma is e^(x/2). Below, it is the root of e^x."""
     logvar = sign * torch.linspace(86.9, 87.1, 4001, device=device)
     zeros = torch.zeros_like(logvar)
     sigma = vf.reparameterize(zeros, logvar, eps=torch.ones_like(logvar))
@@ -195,7 +195,7 @@ def test_nothing_jumps_where_the_usual_range_ends(sign, device):
 
 @native
 def test_kl_error_beyond_one_is_within_three_roundings(device):
-    """Element by element: sigma^2 is not the square of a rounded sigma."""
+    """Holds for each element: sigma^2 is not the square of a rounded sigma."""
     logvar = torch.linspace(1, 80, 2**17, device=device)
     zeros = torch.zeros_like(logvar)
     assert relative(elementwise(zeros, logvar), exact_kl(zeros, logvar)) < 3.5e-7
@@ -211,11 +211,11 @@ LONG = [((2**24,), "sum"), ((1, 2**24), "batchmean"), ((2**23, 2), "sum"), ((409
 
 @pytest.mark.parametrize(("shape", "reduction"), LONG)
 def test_long_sums_are_exact(shape, reduction, device):
-    """Constant terms are the hard case: their roundings do not cancel."""
+    """Constant terms are the hard case, because their roundings do not cancel."""
     n, divisor = 2**24, {"batchmean": shape[0], "sum": 1, "mean": 2**24}[reduction]
     mu, logvar = torch.tensor(0.3), torch.tensor(-0.7)
     pairs = [(mu.expand(n), logvar.expand(n), n * exact_kl(mu, logvar))]
-    mu, logvar = random(4096), random(4096, seed=1)  # one varies along rows, one along columns
+    mu, logvar = random(4096), random(4096, seed=1)  # along rows, and along columns
     want = 4096 * (exact_kl(mu, torch.zeros(1)) + exact_kl(torch.zeros(1), logvar)).sum()
     pairs.append((mu.expand(4096, -1), logvar[:, None].expand(-1, 4096), want))
     for mu, logvar, want in pairs:
@@ -234,9 +234,9 @@ def test_long_rows_and_columns_are_exact(dim, device):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_inputs_lose_nothing_in_the_kl(dtype, device):
-    """16-bit in, float32 out: as accurate as if the inputs had been float32, and no overflow.
+    """16-bit inputs and float32 results: as accurate as for float32 inputs, and no overflow.
 
-    CUDA's exponential for 16-bit inputs is the hardware's: 3e-6.
+    For 16-bit inputs CUDA uses the hardware's exponential, with an error of 3e-6.
     """
     bound = 3e-6 if device == "cuda" else 1e-6
     mu = (random(200, 300, device=device) * 100).to(dtype)  # mu^2 is beyond float16
@@ -253,8 +253,8 @@ def test_half_inputs_lose_nothing_in_the_kl(dtype, device):
 # Extremes
 # --------------------------------------------------------------------------------------------------
 
-# mu, logvar -> kl, dkl/dmu, dkl/dlogvar. Eager agrees but for logvar = +inf, where it computes
-# inf - inf: the limit, +inf, is the choice made here.
+# mu, logvar -> kl, dkl/dmu, dkl/dlogvar. Eager agrees except for logvar = +inf, where it computes
+# inf - inf. Our result is the limit, +inf.
 EXTREMES = [
     (0.0, INF, INF, 0.0, INF),
     (1.0, INF, INF, 1.0, INF),
@@ -277,7 +277,7 @@ EXTREMES = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("mu", "logvar", "kl", "grad_mu", "grad_logvar"), EXTREMES)
 def test_extreme_kl(mu, logvar, kl, grad_mu, grad_logvar, dtype, device):
-    """In a row of ordinary neighbours, which must not notice."""
+    """The ordinary neighbours in the same row must not be affected."""
     if dtype == torch.float64 and logvar == 3e38:
         logvar = 1e300
     m, x = (t.to(dtype).requires_grad_() for t in random(2, 37, device=device))
@@ -308,7 +308,7 @@ def test_nan_and_inf_reach_their_own_sum_alone(reduction, dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extreme_samples_are_those_of_eager(dtype, device):
-    """-inf is certainty: z = mu. The rest is what IEEE arithmetic gives, in eager, too."""
+    """-inf means certainty: z = mu. All other results follow IEEE arithmetic, as in eager."""
     values = [0.0, -0.0, 1.5, -3.0, 1e4, 6e4, INF, -INF, NAN, 1e-7, -88.0, -150.0, 22.0, 200.0]
     grid = torch.tensor(values, dtype=torch.float64)
     mu, logvar, eps = (
@@ -329,7 +329,7 @@ def test_extreme_samples_are_those_of_eager(dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_denormals_are_kept(dtype):
-    """On the CPU: GPUs may flush them."""
+    """Only on the CPU, because GPUs may flush denormals."""
     info = torch.finfo(dtype)
     tiny = info.smallest_normal
     steps = torch.tensor([1.0, 0.5, 0.25, -0.125, 2 * info.eps, -6 * info.eps], dtype=torch.float64)
@@ -342,7 +342,7 @@ def test_denormals_are_kept(dtype):
     kl = vf.gaussian_kl(mu, logvar, reduction="sum")
     kl.backward()
     assert torch.equal(mu.grad, mu.detach())  # a denormal gradient
-    # sigma is denormal in the dtype; in the arithmetic's, it is 0 instead: docs/numerics.md
+    # sigma is denormal in the dtype, but 0 in the arithmetic: see docs/numerics.md
     if dtype in (torch.float64, torch.float16):
         spread = torch.full_like(logvar, 2 * math.log(tiny / 8))
         noise = vf.reparameterize(torch.zeros_like(mu), spread, eps=torch.ones_like(mu))
@@ -350,7 +350,7 @@ def test_denormals_are_kept(dtype):
 
 
 def test_import_leaves_the_floating_point_state_alone():
-    """A library linked with -ffast-math flushes denormals in the whole process as it loads."""
+    """A library linked with -ffast-math disables denormals in the whole process when it loads."""
     code = """
 import torch
 tiny = torch.full((2**20,), 1e-39)

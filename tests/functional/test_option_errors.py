@@ -1,4 +1,4 @@
-"""Every bad option is named before anything is drawn; good ones reach the operators, and trace."""
+"""Bad options raise before noise is drawn; good options reach the operators and can be traced."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_bad_prior_is_refused_when_it_is_made(args, error, message):
 
 
 def test_a_prior_of_numbers_is_judged_by_what_its_scale_reads():
-    """Each is tau = 1."""
+    """Each of these priors has tau = 1."""
     for raw, scale in ((-1.0, vf.Scale("var", var_floor=2.0)), (0.0, vf.Scale("std", std_floor=1))):
         kl = vf.gaussian_kl(MU, RAW, prior=vf.Prior(0.0, raw, scale))
         torch.testing.assert_close(kl, vf.gaussian_kl(MU, RAW))
@@ -213,12 +213,12 @@ def test_the_reference_has_the_same_signatures():
 
 
 # --------------------------------------------------------------------------------------------------
-# What the operators are given
+# Arguments of the operators
 # --------------------------------------------------------------------------------------------------
 
 
 class Recorder:
-    """Stands in for the operators: notes the keyword arguments of each call."""
+    """Replaces the operators, and records the keyword arguments of each call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []

@@ -1,7 +1,7 @@
-"""Calls drawn at random: compiled, in plain PyTorch, and in float64 they are one function.
+"""Random calls agree between compiled code, eager PyTorch and float64.
 
-Values and gradients of everything that a call may combine; `drawn.py` tells what is drawn, and what
-error its condition allows. Derandomised: every run draws the same calls.
+The tests compare values and gradients for all combinations of options. `drawn.py` documents the
+random calls and the error that each call's condition allows. Every run draws the same calls.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_compiled_reference_and_float64_agree(call, device):
 @settings(DETERMINISTIC, max_examples=60)
 @given(call=calls(dtypes=(F64,)))
 def test_finite_differences(call, device):
-    """Of calls of few elements, with what is no derivative of the value taken away."""
+    """Tests calls with few elements, without the terms that are no derivative of the value."""
     options = {k: v for k, v in call.options.items() if k not in ("balance", "stop_q")}
     call = call._replace(options=options)
     if not 0 < math.prod(call.shape) <= 40 or math.prod(call.samples) > 2:
@@ -80,7 +80,7 @@ def test_finite_differences(call, device):
     def results(*values):
         return drawn.call_of(call, vf, {**dict(zip(names, values, strict=True)), **fixed}, **more)
 
-    # gradcheck takes nothing else; and the mean of nothing is NaN.
+    # gradcheck accepts nothing else, and the mean of no elements is NaN.
     smooth = [i for i, out in enumerate(results(*inputs)) if out.requires_grad]
     if not smooth or any(out.isnan().any() for out in results(*inputs)):
         return
@@ -94,7 +94,7 @@ def test_finite_differences(call, device):
 
 
 # --------------------------------------------------------------------------------------------------
-# float16 over all of its range
+# float16 over its whole range
 # --------------------------------------------------------------------------------------------------
 
 EVERY_LOGVAR = torch.arange(-60.0, 60.25, 0.25, dtype=F64)
@@ -108,14 +108,14 @@ WIDE = {
 }
 
 
-# The difference of two saturated soft clamps has cancelled: an error of their rounding in float32.
+# The difference of two saturated soft clamps cancels: the remaining error is float32 rounding.
 ABSOLUTE = {"soft clamp": 1e-5}
 
 
 def assert_right_where_finite(
     name: str, got: torch.Tensor, truth: torch.Tensor, atol: float
 ) -> None:
-    """No NaN anywhere; and where float16 has room for the truth, the truth."""
+    """No NaN, and the true value wherever float16 can represent it."""
     assert not got.isnan().any(), f"{name}: {int(got.isnan().sum())} NaN"
     finite = truth.abs() <= torch.finfo(torch.float16).max / 1.001
     torch.testing.assert_close(
@@ -126,7 +126,7 @@ def assert_right_where_finite(
 @pytest.mark.parametrize("prior", ["none", "number", "tensors", "far tensors"])
 @pytest.mark.parametrize("scale", WIDE)
 def test_float16_is_right_wherever_the_truth_is_finite(scale, prior, device):
-    """logvar from -60 to 60, where e^logvar overflows from 11.1 on and underflows from -17 on."""
+    """logvar from -60 to 60: e^logvar overflows from 11.1 on and underflows from -17 on."""
     n, every = len(EVERY_LOGVAR), EVERY_LOGVAR.repeat(4)
     tensors = {
         "mu": torch.tensor([0.0, -0.5, 3.0, 100.0]).repeat_interleave(n),

@@ -1,4 +1,4 @@
-"""Messages that name a remedy, and that each remedy works."""
+"""Error messages name a remedy, and each remedy works."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vae_fused.compat.distributions import Normal
 MU, RAW = random(4, 6, seed=1), random(4, 6, seed=2)
 EPS = random(4, 6, seed=3)
 
-# Calls with something in place of a tensor.
+# Calls with another object in place of a tensor.
 TENSORS: dict[str, Callable[[Any], Any]] = {
     "mu": lambda v: vf.reparameterize_kl(v, RAW),
     "logvar": lambda v: vf.gaussian_kl(MU, v),

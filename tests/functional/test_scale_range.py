@@ -1,4 +1,4 @@
-"""Scales at the ends of their range: what is stable, clamped, or NaN."""
+"""Scales at the ends of their range: stable, clamped, or NaN."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INF, NAN = math.inf, math.nan
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 @pytest.mark.parametrize("beta", [1.0, 2.0])
 def test_softplus_is_stable_for_any_input(beta, dtype, device):
-    """The logarithm of sigma, and its gradient, stay right where sigma itself underflows."""
+    """The logarithm of sigma and its gradient are correct even where sigma underflows."""
     raw = torch.tensor([-1000.0, -200.0, -60.0, 60.0, 1000.0], dtype=dtype, device=device)
     raw.requires_grad_()
     scale = vf.Scale("softplus", beta=beta)
@@ -70,7 +70,7 @@ def test_sigmoid2_is_stable_for_any_input(dtype, device):
 @pytest.mark.parametrize("floors", [{}, {"std_floor": 3.0}, {"var_floor": 0.5}], ids=str)
 @pytest.mark.parametrize("kind", ["std", "var"])
 def test_negative_std_and_variance_are_nan(kind, floors, module, create_graph, device):
-    """And so are their gradients; a floor of the variance absorbs what is above minus itself."""
+    """Gradients are NaN, too. A floor of the variance absorbs values above minus the floor."""
     raw = torch.tensor([-1.0, -0.25, NAN, 2.0], device=device, requires_grad=True)
     mu, scale = torch.zeros_like(raw), vf.Scale(kind, **floors)
     absorbs = kind == "var" and "var_floor" in floors
@@ -84,7 +84,7 @@ def test_negative_std_and_variance_are_nan(kind, floors, module, create_graph, d
 
 @pytest.mark.parametrize("gain", [1 / 3, 0.1, 0.7])
 def test_a_floor_absorbs_what_a_clamp_rounds_below_zero(gain, device):
-    """The clamped variance is gain * -3 + 3 gain, which a fused multiply-add has below 0."""
+    """The clamped variance is gain * -3 + 3 gain, which is below 0 with a fused multiply-add."""
     scale = vf.Scale("var", clamp=(-3.0, 3.0), gain=gain, shift=3 * gain, var_floor=1e-4)
     raw = torch.full((3,), -5.0, device=device)
     for function in (vf, vf.reference):
@@ -99,7 +99,7 @@ def test_a_floor_absorbs_what_a_clamp_rounds_below_zero(gain, device):
 def test_the_gradients_of_a_variance_of_zero_are_those_of_its_floor(
     floor, shift, dtype, module, device
 ):
-    """As behind a ReLU: sigma = sqrt(variance + v)."""
+    """As after a ReLU: sigma = sqrt(variance + v)."""
     raw = torch.tensor([0.0, 2**-20, 0.25, 1.0], dtype=dtype, device=device) - shift
     raw.requires_grad_()
     scale = vf.Scale("var", shift=shift, var_floor=floor)
@@ -146,7 +146,7 @@ def test_a_clamp_passes_the_gradient_at_its_bounds_and_none_outside(device):
 
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_the_gradient_of_a_soft_clamp_does_not_cancel(create_graph, device):
-    """1 - tanh^2 has no digit left in float32 from 9 bounds on, where sech^2 is 6e-8."""
+    """In float32, 1 - tanh^2 has no correct digit from 9 bounds on, where sech^2 is 6e-8."""
     x = torch.linspace(-14.0, 14.0, 29, device=device, requires_grad=True)
     z = vf.reparameterize(2 * x, torch.zeros_like(x), mu_soft_clamp=2.0, eps=torch.zeros_like(x))
     (grad,) = torch.autograd.grad(z.sum(), x, create_graph=create_graph)
@@ -165,7 +165,7 @@ FAR = {  # raw scales of q whose sigma leaves the range of float32, where ln sig
 @pytest.mark.parametrize("module", [vf, vf.reference])
 @pytest.mark.parametrize("kind", FAR, ids=str)
 def test_sigma_and_tau_may_leave_the_range_of_float32(kind, module, device):
-    """Their quotient does not; and mu is the prior's mean, or far from it for so small a sigma."""
+    """Their quotient stays in range. mu is the prior's mean, or many sigmas away from it."""
     near = torch.tensor([-3.0, -0.5, 0.0, 1e-3, 2.0])
     raw = torch.tensor(FAR[kind]).repeat_interleave(len(near))
     raws = {"raw": raw, "prior": (raw + near.repeat(len(FAR[kind])))}
@@ -178,7 +178,7 @@ def test_sigma_and_tau_may_leave_the_range_of_float32(kind, module, device):
         grads = torch.autograd.grad(kl.sum(), [mu, prior.mean, *leaves.values()])
         results.append([kl.detach().double(), *(g.double() for g in grads)])
     for got, truth in zip(*results, strict=True):
-        # The logarithms' difference is rounded in units of their size.
+        # The difference of the logarithms has rounding errors in proportion to their size.
         torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-6)
 
 
@@ -218,7 +218,7 @@ def test_beyond_a_clamp_not_even_an_infinite_gradient_passes(
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("module", [vf, vf.reference])
 def test_nan_passes_a_clamp_and_so_does_its_gradient(module, create_graph, device):
-    """That of torch.clamp is 0, which hides it."""
+    """The gradient of torch.clamp is 0 there, which would hide the NaN."""
     raw = torch.full((1,), NAN, device=device, requires_grad=True)
     mu, scale = torch.zeros(1, device=device), vf.Scale(clamp=(-30, 20))
     for value in module.reparameterize_kl(mu, raw, scale=scale):
@@ -244,7 +244,7 @@ def test_a_floor_of_the_variance_does_not_square_a_large_sigma(module, device):
 @pytest.mark.parametrize("module", [vf, vf.reference])
 @pytest.mark.parametrize("kind", ["std", "var"])
 def test_a_least_sigma_passes_the_gradient_at_equality_and_none_below(kind, module, device):
-    """Nor the infinite one of a variance of 0; sigma and its logarithm are those of the least."""
+    """A variance of 0 passes no infinite gradient. sigma and its logarithm are at the minimum."""
     sigma = torch.tensor([0.0, 0.5, 1.0, 2.0], device=device)
     raw = (sigma if kind == "std" else sigma**2).requires_grad_()
     z, kl = module.reparameterize_kl(
@@ -289,7 +289,7 @@ def test_a_least_sigma_has_derivatives_of_two_orders(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("bounds", [(-2.0, 1.0), (-30.0, 20.0), (None, 3.0), (-4.0, None)])
 def test_the_gradient_ends_where_the_clamp_does(bounds, dtype, device):
-    """Just beyond a bound, which a clamp that is wrong by 1 % would let pass."""
+    """The points are just beyond a bound. A clamp that is wrong by 1 % would pass the gradient."""
     ends = [bound for bound in bounds if bound is not None]
     values = [end + step for end in ends for step in (-0.005, 0.0, 0.005)]
     raw = torch.tensor(values, dtype=dtype, device=device, requires_grad=True)
@@ -324,7 +324,7 @@ def test_the_gradient_ends_where_the_clamp_does(bounds, dtype, device):
 def test_an_infinite_sigma_has_an_infinite_gradient_with_a_floor_as_without(
     dtype, kind, floors, with_prior, estimator, module, device
 ):
-    """A floor is lost in an infinite sigma, and sigma' / sigma must not become inf / inf."""
+    """A floor vanishes in an infinite sigma, and sigma' / sigma must not become inf / inf."""
     largest = math.log(torch.finfo(dtype).max) * (2 if kind == "logvar" else 1)
     raw = torch.tensor([1.005 * largest, 2 * largest, 1.0], dtype=dtype, device=device)
     raw.requires_grad_()

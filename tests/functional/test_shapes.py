@@ -1,5 +1,5 @@
-"""Every shape class: the compiled part, the reference and the closed form agree; outputs have the
-shapes, dtypes and layouts that are promised."""
+"""For all classes of shapes the compiled code, the reference and the closed form agree, and outputs
+have the documented shapes, dtypes and layouts."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ KEY = (2**40 + 3, 2**33 + 1)
 ROWS = (1, 2, 3, 20, 255, 256, 257, 1000)
 COLS = (1, 2, 3, 20, 2047, 2048, 2049, 5000)  # about the tile of 2048 elements
 
-# Noise is drawn to 2e-6 absolute; the rest are roundings.
+# Noise is accurate to 2e-6 absolute; other errors are roundings.
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-12, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 @functools.cache
 def pool(seed):
-    """Normals to cut every shape from."""
+    """Normals from which all inputs are cut."""
     return random(1000 * 5000, seed=seed)
 
 
@@ -95,7 +95,7 @@ def check(mu, logvar, *, dim=None, reduction="batchmean", gradients=True):
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows_by_columns(rows, cols, device):
     mu, logvar = cut((rows, cols), 0, device=device), cut((rows, cols), 1, device=device)
-    large = rows * cols > 300_000  # there the gradient's truth is what takes the time
+    large = rows * cols > 300_000  # there the exact gradient takes most of the time
     check(mu, logvar, reduction="sample", gradients=not large or cols == 2049)
     if not large:
         check(mu, logvar, reduction="batchmean")
@@ -120,7 +120,7 @@ def test_sums_down_the_columns(rows, cols, device):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 255, 257])
 def test_vector_tails(n, device):
-    """Ends at every place of a vector and of a block of noise, in contiguous and odd places."""
+    """Ends at every position of a vector and of a block of noise, aligned and unaligned."""
     for first in (0, 1, 3):
         mu, logvar = cut((n + first,), 0, device=device), cut((n + first,), 1, device=device)
         check(mu[first:], logvar[first:], reduction="sum")
@@ -171,7 +171,7 @@ def test_strided_views(layout, logvar_layout, dim, device):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("reduction", ["sample", "sum"])
 def test_long_strided_views(layout, reduction, device):
-    """Rows of several tiles, and runs that end within them."""
+    """Rows of several tiles, and contiguous runs that end within tiles."""
     shape = (3, 4, 50, 33)
     mu, logvar = (LAYOUTS[layout](cut(shape, seed, device=device)) for seed in (0, 1))
     check(mu, logvar, reduction=reduction)
@@ -179,7 +179,7 @@ def test_long_strided_views(layout, reduction, device):
 
 @pytest.mark.parametrize("dims", [20, 40, 64])
 def test_many_dimensions(dims, device):
-    """Neighbours merge: only alternation costs."""
+    """Neighbouring dimensions merge, so only alternation costs time."""
     shape = [1] * dims
     for d in (0, 3, 8, 9, 10, 17, 18, 19):
         shape[d] = 2 + d % 2
@@ -189,7 +189,7 @@ def test_many_dimensions(dims, device):
 
 
 def test_views_of_more_than_16_unmergeable_dims(device):
-    """Beyond what the kernels walk: made contiguous."""
+    """The kernels do not support so many dimensions, so the call makes them contiguous."""
     shape = (2,) * 12 + (1,) * 12
     order = tuple(reversed(range(12))) + tuple(range(12, 24))
     mu = cut((2,) * 18, 0, device=device)
@@ -232,7 +232,7 @@ def test_broadcasting_is_that_of_torch(mu_shape, logvar_shape, device):
 
 
 # --------------------------------------------------------------------------------------------------
-# Nothing, and one
+# Zero elements and one element
 # --------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +252,7 @@ def test_one_element(shape, reduction, device):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (0, 0), (3, 0, 2), (0, 4, 1, 2)], ids=str)
 def test_empty_inputs_give_what_torch_gives(shape, reduction, noise, device):
-    """An empty sum is 0, a mean over nothing NaN; autograd still has a graph."""
+    """An empty sum is 0, and a mean over no elements is NaN. autograd still has a graph."""
     mu, logvar = posterior(shape, device=device, requires_grad=True)
     kwargs = {
         "default": {},
@@ -279,7 +279,7 @@ def test_empty_sums_over_dims(dim, device):
 
 
 # --------------------------------------------------------------------------------------------------
-# The three ways agree; layouts
+# The three implementations agree; layouts
 # --------------------------------------------------------------------------------------------------
 
 
@@ -305,7 +305,7 @@ def test_compiled_and_reference_agree(layout, dtype, device):
 @pytest.mark.parametrize("shape", [(4, 5, 6, 3), (1, 5, 6, 3), (4, 1, 6, 3)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_z_has_the_layout_of_mu(layout, shape, device):
-    """As torch.empty_like: dense strides are kept, gaps are closed, expansions are made dense."""
+    """As with torch.empty_like: dense strides are kept, gaps are removed, expansions made dense."""
     mu = LAYOUTS[layout](cut(shape, 0, device=device))
     logvar = cut(shape, 1, device=device)
     want = torch.empty_like(mu).stride()

@@ -1,4 +1,4 @@
-"""latent_stats: against the same statistics of each dimension alone."""
+"""latent_stats against the same statistics of each dimension."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def batch(*shape: int, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(mu: Tensor, raw: Tensor, **options: Any) -> tuple[float, float, float]:
-    """Of one dimension, (B,): its KL, and mean and variance of mu."""
+    """KL, mean of mu and variance of mu for one dimension, (B,)."""
     kl = vf.reference.gaussian_kl(mu, raw, reduction="mean", **options)
     mean = math.fsum(mu.tolist()) / len(mu)
     return kl.item(), mean, math.fsum((m - mean) ** 2 for m in mu.tolist()) / len(mu)
@@ -77,7 +77,7 @@ CLAMPS = {
 
 @pytest.mark.parametrize("name", CLAMPS)
 def test_clamped_elements_are_counted(name: str) -> None:
-    """A bound itself passes the gradient, and is not counted."""
+    """A value at a bound passes the gradient and does not count."""
     scale, want = CLAMPS[name]
     raw = torch.tensor([[-3.0, -1.0], [2.0, 2.0], [3.0, 2.5]])
     stats = vf.latent_stats(torch.zeros(3, 2), raw, scale=scale)
@@ -116,7 +116,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
-# Short rows, one column, rows of several parts, dimensions of the batch around others.
+# Short rows, one column, rows of several parts, batch dimensions around others.
 @pytest.mark.parametrize(
     ("shape", "dim"),
     [((700, 20), 0), ((30_000, 1), 0), ((9, 3000), 0), ((6, 8, 5, 4), (0, 2, 3)), ((1, 33), 0)],
@@ -143,7 +143,7 @@ def test_every_device_and_shape(shape: Any, dim: Any, dtype: torch.dtype, device
 
 
 def test_no_value_is_read_by_the_host() -> None:
-    """A read of a meta tensor raises."""
+    """Reading a meta tensor raises."""
     mu = torch.empty(5, 3, device="meta")
     scale = vf.Scale(clamp=(-1.0, 1.0))
     for options in ({}, {"mask": mu > 0}):
@@ -177,7 +177,7 @@ def launches(mu: Tensor, raw: Tensor, **options: Any) -> int:
 def test_a_masked_item_has_no_part_in_the_variance(
     module: Any, dtype: torch.dtype, far: float
 ) -> None:
-    """Not even as the first one, nor as the first of a task."""
+    """Not even if it is the first item, or the first item of a task."""
     x = torch.randn(5000, 7, dtype=dtype, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(5000, 7, dtype=torch.bool)
     mask[::512] = False

@@ -1,4 +1,4 @@
-"""The stand-in for diffusers' DiagonalGaussianDistribution: its formulas, its noise, its quirks.
+"""The stand-in for diffusers' DiagonalGaussianDistribution: formulas, noise and special cases.
 
 ``tests/usage/test_diffusers.py`` compares all stand-ins with the installed package.
 """
@@ -21,7 +21,7 @@ SHAPE = (2, 6, 4, 5)
 
 
 def moments(*shape: int, dtype: torch.dtype = F64, device: str = "cpu", seed: int = 0) -> Tensor:
-    """Wide enough that some log variances are clamped at either end."""
+    """Moments wide enough that some log variances are clamped at either end."""
     h = random(*(shape or SHAPE), seed=seed, dtype=dtype, device=device)
     h[:, h.shape[1] // 2 :] *= 3
     h[0, -1], h[1, -1] = -40.0, 25.0
@@ -133,7 +133,7 @@ def test_a_generator_draws_the_noise_of_randn(dtype, device):
     want = mean + torch.exp(0.5 * logvar) * noise
     assert_same_value_and_gradient(q.sample(generator(1, device)), want, h)
     assert_same_value_and_gradient(q.sample(generator=[generator(1, device)]), want, h)
-    # A generator on the CPU serves every device.
+    # A CPU generator works for every device.
     noise = torch.randn(mean.shape, generator=generator(1), dtype=dtype).to(device)
     torch.testing.assert_close(q.sample(generator(1)), mean + torch.exp(0.5 * logvar) * noise)
 
@@ -156,7 +156,7 @@ def test_without_a_generator_the_seed_rules(device):
 
 
 # --------------------------------------------------------------------------------------------------
-# Quirks
+# Special cases
 # --------------------------------------------------------------------------------------------------
 
 
@@ -198,7 +198,7 @@ def test_video_keeps_its_last_dimension_and_says_so():
 
 
 def test_the_grad_mode_of_the_constructor_counts():
-    """As in diffusers, which computes all attributes there."""
+    """As in diffusers, which computes all attributes in the constructor."""
     q = DiagonalGaussianDistribution(moments())
     with torch.no_grad():
         assert q.std.requires_grad and not q.sample().requires_grad

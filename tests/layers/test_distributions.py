@@ -1,4 +1,4 @@
-"""DiagonalGaussian: everything torch.distributions.Normal does, and what it does better."""
+"""DiagonalGaussian implements all of torch.distributions.Normal, with improvements."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_moments_are_views_of_the_packed_tensor(dim, device):
 
 
 # --------------------------------------------------------------------------------------------------
-# What torch's own tests ask of a distribution
+# Requirements of torch's own tests of distributions
 # --------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +281,7 @@ def test_kl_keeps_its_relative_accuracy_near_the_prior(size, device):
 
 
 def test_kl_keeps_its_relative_accuracy_near_another_prior(device):
-    """The inputs' differences are exact there, so nothing is lost (Sterbenz)."""
+    """The differences of the inputs are exact (Sterbenz), so no accuracy is lost."""
     m, prior_logvar = posterior((1000,), device=device, seed=1)
     mu, logvar = (t * (1 + 1e-4) for t in (m, prior_logvar))
     d = (mu.double() - m.double()) * torch.exp(-0.5 * prior_logvar.double())
@@ -298,7 +298,7 @@ def test_kl_of_a_distribution_from_itself_is_zero_with_zero_gradients(device):
 
 
 # --------------------------------------------------------------------------------------------------
-# Among the other distributions
+# Interaction with other distributions
 # --------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""DiagonalGaussian's promises beyond Normal's: extremes, dtypes, validation, compilers."""
+"""DiagonalGaussian's properties beyond Normal's: extremes, dtypes, validation, compilers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METHODS = {
 
 
 class Reads(TorchDispatchMode):
-    """Counts what makes the host wait for the device: values read into Python."""
+    """Counts reads of values into Python, for which the host waits for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_nothing_waits_for_the_device(method):
     with Reads() as reads:
         METHODS[method](DiagonalGaussian(mu, logvar), value)
     assert reads.count == 0
-    if method in ("log_prob", "cdf"):  # the count does see what validation reads
+    if method in ("log_prob", "cdf"):  # the count includes reads by validation
         with Reads() as reads:
             METHODS[method](DiagonalGaussian(mu, logvar, validate_args=True), value)
         assert reads.count >= 3
@@ -232,7 +232,7 @@ def test_every_method_compiles_whole():
     torch._dynamo.reset()
     mu, logvar = posterior((3, 4))
     arguments = mu, logvar, random(3, 4, seed=2)
-    # First: Dynamo of torch 2.14 traces torch's choice of a KL only where torch remembers it.
+    # First: Dynamo of torch 2.14 traces torch's dispatch of a KL only if torch has cached it.
     eager = everything(*arguments)
     compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")(*arguments)
     for name, got, want in zip(METHODS, compiled, eager, strict=True):

@@ -1,4 +1,4 @@
-"""compat.distributions.Normal beside torch.distributions.Normal, over its whole public surface."""
+"""compat.distributions.Normal against torch.distributions.Normal, for all public names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ F64 = torch.float64
 
 @pytest.fixture(autouse=True)
 def validated() -> Iterator[None]:
-    """torch's default, which torch.compile turns off in the whole process."""
+    """torch's default, which torch.compile disables for the whole process."""
     before = Distribution._validate_args
     Distribution.set_default_validate_args(True)
     yield
@@ -72,7 +72,7 @@ def raised(function: Callable[[], Any]) -> tuple[type[BaseException], str] | Non
 
 
 VALUE = random(2, 3, 4, seed=3, dtype=F64)
-# How to compare each public name of torch's class.
+# The comparison for each public name of torch's class.
 SURFACE: dict[str, Callable[[Any], Any]] = {
     "arg_constraints": lambda d: dict(d.arg_constraints),
     "batch_shape": lambda d: d.batch_shape,
@@ -324,7 +324,7 @@ def test_a_sigma_is_no_log_variance(scale: Any) -> None:
             type(q)(q.loc, sigma)
     copied = type(q).from_std(q.loc, q.scale)
     torch.testing.assert_close(copied.log_prob(q.loc), want.log_prob(q.loc))
-    # Neither the raw scale nor memory that was written to since is a sigma.
+    # Neither the raw scale nor memory that was overwritten since is a sigma.
     type(q)(q.loc, q.raw)
     type(q)(q.loc, q.scale.log_().mul_(2.0))
     type(q)(q.loc, 2.0 * q.scale.log())

@@ -20,7 +20,7 @@ Q = posterior((5, 3), dtype=F64, seed=4)
 
 
 def exact(mean, std):
-    """The KL of ``Q`` from N(mean, std^2) as torch.distributions computes it."""
+    """The KL of ``Q`` from N(mean, std^2) by torch.distributions."""
     return kl_divergence(Normal(Q[0], (Q[1] / 2).exp()), Normal(mean, std)).sum(-1).mean()
 
 
@@ -34,7 +34,7 @@ class Model(nn.Module):
 
 
 def gradients_are_exact(model: Model):
-    """Whether the parameters that the module has now get the gradient of the exact KL."""
+    """Whether the module's current parameters receive the gradient of the exact KL."""
     model.zero_grad()
     loss = model()
     loss.backward()
@@ -55,7 +55,7 @@ def drawn(model: Model) -> Model:
 
 
 def test_gradients_reach_the_parameters_after_they_are_replaced():
-    """A vf.Prior that is made in __init__ keeps the tensors that load_state_dict replaces."""
+    """A vf.Prior that is created in __init__ keeps the tensors that load_state_dict replaces."""
     model, state = Model(), drawn(Model()).state_dict()
     gradients_are_exact(drawn(model))
     model.load_state_dict(state, assign=True)
@@ -113,7 +113,7 @@ def test_what_is_not_learned_is_a_number():
 
 
 def test_every_function_takes_the_module():
-    """As it takes the prior that the module returns."""
+    """The result is the same as for the prior that the module returns."""
     prior = drawn(Model()).prior
     mu, raw = Q
     options = {"prior": prior}, {"prior": prior()}

@@ -1,4 +1,4 @@
-"""The modules: the functions behind them, and the ELBO that a user expects."""
+"""The modules agree with their functions, and with the ELBO that a user expects."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_modules_have_no_state():
 # ELBOLoss
 # --------------------------------------------------------------------------------------------------
 
-# The negative log likelihood of a batch, in torch's words: the sum over a sample, averaged.
+# The negative log likelihood of a batch in torch operations: summed over a sample, then averaged.
 LIKELIHOODS = {
     "bce_with_logits": lambda output, x: (
         -Bernoulli(logits=output, validate_args=False).log_prob(x).sum() / len(x)
@@ -105,7 +105,7 @@ def test_elbo_is_likelihood_plus_weighted_kl(name, shape):
 
 
 def test_elbo_bounds_the_evidence_of_a_model_that_has_one():
-    """z ~ N(0, 1), x | z ~ N(z, 1): ln p(x) = ln N(x; 0, 2), reached by q = N(x/2, 1/2)."""
+    """z ~ N(0, 1), x | z ~ N(z, 1): ln p(x) = ln N(x; 0, 2), attained by q = N(x/2, 1/2)."""
     x = random(2000, 1, dtype=F64)
     evidence = Normal(0.0, math.sqrt(2.0)).log_prob(x).mean()
     for shift, tight in ((0.0, True), (0.5, False)):
@@ -249,7 +249,7 @@ def test_bad_input_is_named(call, error, message):
 
 
 # --------------------------------------------------------------------------------------------------
-# ELBOLoss and what elbo_loss has
+# ELBOLoss with the options of elbo_loss
 # --------------------------------------------------------------------------------------------------
 
 

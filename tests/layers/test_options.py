@@ -1,4 +1,4 @@
-"""Distributions and modules take the options of the functions: scales, priors, masks and so on."""
+"""Distributions and modules accept the options of the functions: scales, priors, masks etc."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECIPES = [name for name, recipe in OPTIONS.items() if "mu_soft_clamp" not in re
 
 
 def gaussian(name, dtype=F64, device="cpu", seed=0):
-    """A DiagonalGaussian, the Normal that it is, and their leaves."""
+    """A DiagonalGaussian, the equal Normal, and their leaves."""
     leaves = tensors({"scale": SCALES[name]}, dtype, device, seed)
     mu, raw = leaves["mu"], leaves["raw"]
     normal = Normal(mu.double(), sigma_of(raw, SCALES[name]), validate_args=False)

@@ -17,7 +17,7 @@ CLASSES = (nn.LinearSchedule, nn.CyclicalSchedule, nn.SigmoidSchedule)
 
 
 def values(schedule, steps):
-    """Before the first step and after each."""
+    """The value before the first step and after each step."""
     return [float(schedule())] + [float(schedule.step()) for _ in range(steps)]
 
 
@@ -104,7 +104,7 @@ def test_a_step_reads_nothing_back(cls):
     with Calls() as calls:
         schedule.step()
     assert not {"aten::_local_scalar_dense", "aten::item", "aten::nonzero"} & set(calls.names)
-    meta = cls(8, device="meta")  # where reading a value raises an error
+    meta = cls(8, device="meta")  # on which reading a value raises an error
     assert meta.step().device.type == "meta"
     with pytest.raises(RuntimeError):
         float(meta())

@@ -1,4 +1,4 @@
-"""The promises of setup.py: it decides as documented, says so in one line, and never pretends."""
+"""setup.py selects builds as documented, reports the choice in one line, and hides no failure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ esac
 
 @pytest.fixture
 def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """setup.py as a module, in an environment without any of the variables that it reads."""
+    """setup.py as a module, in an environment without the variables that it reads."""
     for name in (*VARIABLES, "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location("vae_fused_setup", ROOT / "setup.py")
@@ -56,7 +56,7 @@ def fake_torch(cuda: str | None, gpus: list[tuple[int, int]] | None = None) -> S
 
 @pytest.fixture
 def toolkit(tmp_path: Path) -> Path:
-    """A CUDA 13.0 toolkit: its nvcc answers questions and has the headers that torch includes."""
+    """A CUDA 13.0 toolkit with a stub of nvcc and the headers that torch includes."""
     home = tmp_path / "toolkit"
     for folder in ("bin", "include"):
         (home / folder).mkdir(parents=True)
@@ -168,7 +168,7 @@ def test_the_version_says_what_the_wheel_fits(setup, mode, torch_version, cuda, 
     plan = setup.Plan(mode, "because", toolkit)
     version = setup.version(plan, SimpleNamespace(__version__=torch_version))
     assert version == setup.release() + label
-    # The label is in the normal form of the specification of versions: no index or tool alters it.
+    # The label is in the normal form of the version specification, so no index or tool changes it.
     assert re.fullmatch(r"\d+(\.\d+)*(\+[a-z0-9]+(\.[a-z0-9]+)*)?", version)
 
 
@@ -207,7 +207,7 @@ def test_versioned_cudart_is_linked_where_there_is_no_other(setup, tmp_path) -> 
         ("", [(9, 0), (8, 0), (9, 0)], "8.0;9.0+PTX"),
         ("native", [(8, 0)], "8.0+PTX"),
         ("", [(12, 0)], "10.0+PTX"),  # newer than nvcc
-        ("", [], "7.5;8.0;9.0;10.0+PTX"),  # the portable ones that this nvcc knows
+        ("", [], "7.5;8.0;9.0;10.0+PTX"),  # the portable ones that this nvcc supports
         ("Hopper", [], "Hopper"),
     ],
 )
@@ -223,7 +223,7 @@ def test_archs_are_those_asked_for_or_visible_or_portable(
     "gpu", ["7.5", "8.6", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1"]
 )
 def test_the_portable_build_has_code_for_every_gpu_that_nvcc_knows(setup, monkeypatch, gpu) -> None:
-    """Machine code runs within its major version, PTX on anything at least as new."""
+    """Machine code runs within its major version. PTX runs on any GPU that is at least as new."""
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     known = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
     toolkit = setup.Toolkit(Path("/nowhere"), "13.0", known)
@@ -251,7 +251,7 @@ def test_numerics_are_never_relaxed_and_std_is_left_to_torch(setup, monkeypatch)
         assert ("-O0" in flags) == (debug == "1")
 
 
-# --- as pip runs it ------------------------------------------------------------------------------
+# --- builds with pip -----------------------------------------------------------------------------
 
 
 def run_setup(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -316,7 +316,7 @@ def test_pure_python_build_needs_no_torch_and_records_itself(tree: Path) -> None
 
 
 def test_an_sdist_and_what_is_built_from_one_have_the_version_of_the_sources(tree: Path) -> None:
-    """Installers refuse a wheel whose version is not that of the sdist that they have chosen."""
+    """Installers reject a wheel whose version differs from that of its sdist."""
     variables = {"VAE_FUSED_BUILD": "none", "PWD": str(tree)}
     assert run_setup("--version", **variables).stdout.strip().endswith("+none")
     assert run_setup("-q", "sdist", "--formats=tar", **variables).returncode == 0
@@ -347,5 +347,5 @@ def test_build_info_names_no_place_on_this_machine(setup) -> None:
 
 
 def test_tests_import_the_installed_package() -> None:
-    """An __init__.py here would make pytest put the sources before the installed package."""
+    """An __init__.py would make pytest put the sources before the installed package."""
     assert not (ROOT / "tests" / "__init__.py").exists()

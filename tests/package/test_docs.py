@@ -1,4 +1,4 @@
-"""Links between the pages of the documentation, and the length of those about performance."""
+"""Checks links between the pages of the documentation, and the length of performance pages."""
 
 from __future__ import annotations
 

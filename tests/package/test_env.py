@@ -1,4 +1,4 @@
-"""The promises of `python -m vae_fused.env`: it always prints, and what it prints is true."""
+"""`python -m vae_fused.env` always prints, and its output is correct."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECTIONS = ["vae_fused", "torch", "gpu", "tools", "system", "variables"]
 
 
 def run(cwd: Path, *args: str, **variables: str) -> str:
-    """What Python prints, in a folder without sources that would hide the installed package."""
+    """Python's output in a folder without sources, which would hide the installed package."""
     done = subprocess.run(
         [sys.executable, *args],
         cwd=cwd,
@@ -79,7 +79,7 @@ def test_report_survives_probes_that_fail(monkeypatch: pytest.MonkeyPatch) -> No
     ("archs", "capability", "runs"),
     [
         (["9.0"], (9, 0), True),
-        (["8.0"], (8, 6), True),  # machine code: later minor versions of its major version
+        (["8.0"], (8, 6), True),  # machine code also runs on later minor versions
         (["8.6"], (8, 0), False),
         (["8.0"], (9, 0), False),
         (["8.0+PTX"], (12, 0), True),  # PTX: anything newer

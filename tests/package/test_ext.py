@@ -1,4 +1,4 @@
-"""The promises of `vae_fused._ext`: it knows what is there, says what is not, and never blocks."""
+"""`vae_fused._ext` finds the compiled code, reports missing code, and never blocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Make = Callable[..., ModuleType]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Imports a copy of `_ext` beside a given `_C` and record of the build, as another package."""
+    """Import a copy of `_ext` with a given `_C` and record of the build, as another package."""
     monkeypatch.delenv("VAE_FUSED_BACKEND", raising=False)
     monkeypatch.delenv("VAE_FUSED_STRICT", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -54,7 +54,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 
 def make_warned(make: Make, *args: Any, **variables: str) -> tuple[Any, str]:
-    """The module, and the one warning that importing it gives."""
+    """The module, and the one warning that its import raises."""
     with pytest.warns(RuntimeWarning, match="using plain PyTorch") as caught:
         ext = make(*args, **variables)
     assert len(caught) == 1
@@ -83,7 +83,7 @@ def test_cpu_build_says_once_that_it_serves_no_gpu(make: Make) -> None:
 
 
 def test_cuda_build_serves_both(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", "13.2")  # another minor version will do
+    monkeypatch.setattr(torch.version, "cuda", "13.2")  # another minor version is accepted
     ext = make(CUDA_BUILD)
     assert ext.has_cuda and ext.use_native("cuda") and ext.use_native("cpu")
 
@@ -186,14 +186,14 @@ def test_use_native_traces_without_a_graph_break(make: Make, compiled: str | Non
 
     @torch.compile(backend="eager", fullgraph=True)
     def traced(x: torch.Tensor) -> torch.Tensor:
-        cuda = ext.use_native("cuda")  # declines: the warning must not break the graph either
+        cuda = ext.use_native("cuda")  # declines; the warning must not break the graph
         return x + 1 if ext.use_native(x.device.type) and not cuda else x - 1
 
     assert traced(torch.zeros(())).item() == (1 if compiled else -1)
 
 
 def test_installed_package_is_what_its_record_says() -> None:
-    """Runs against the package under test: a compiled build that does not load fails here."""
+    """Check the package under test: a compiled build that does not load fails here."""
     mode = _ext.build_info.get("mode")
     if mode is None:
         pytest.skip(f"{Path(vae_fused.__file__).parent} is a source tree")

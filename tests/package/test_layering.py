@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 
-# What the files of a folder may include, beside the C++ standard library. `*` is a name without a
-# slash, `**` any path. The design document has the same rows.
+# The files that each folder may include, besides the C++ standard library. `*` is a name without a
+# slash, and `**` is any path. The design document has the same rows.
 MAY_INCLUDE = {
     "math": ["math/*.h"],
     "iteration": ["math/platform.h", "iteration/*.h"],
@@ -41,8 +41,8 @@ MAY_INCLUDE = {
         "Python.h",
     ],
 }
-# A family has files of its own in each layer. Beside what all files of the layer may include, they
-# may include these. So shared files include no family, and families do not include each other.
+# A family has its own files in each layer. In addition to the layer's includes they may include
+# these. Shared files therefore include no family, and families do not include each other.
 FAMILIES = ("latent", "likelihood")
 MAY_INCLUDE_OF_FAMILY = {
     "math": ["math/<family>/*.h"],
@@ -53,8 +53,8 @@ MAY_INCLUDE_OF_FAMILY = {
 }
 STANDARD = re.compile(r"^(c?[a-z_]+)$")  # <cmath>, <vector>: no slash, no suffix
 
-# What the Python modules may import of the package, and of torch beside `torch` itself. __init__
-# gathers the public names, env.py is the diagnosis: both are read before all else.
+# The modules of the package, and of torch besides `torch` itself, that each Python module may
+# import. __init__ collects the public names and env.py is the diagnosis: both are listed first.
 MAY_IMPORT = {
     "_remedies": [],
     "_numbers": ["_remedies"],
@@ -269,7 +269,7 @@ def includes(path: Path) -> list[str]:
 
 
 def layer_of(path: Path) -> tuple[str, str | None]:
-    """The folder of csrc that a file belongs to, and its family, if it has one."""
+    """The folder of csrc that contains a file, and the file's family, if any."""
     layer, *family = path.parent.relative_to(CSRC).parts
     if layer == "params":  # a file or two for each family
         family = [f for f in FAMILIES if path.stem.startswith(f)]
@@ -372,7 +372,7 @@ def test_extension_binds_nothing_with_pybind11() -> None:
 
 
 def test_one_name_for_one_concept_on_both_devices() -> None:
-    """Beside each device's own: the CPU's files per instruction set, the GPU's per dtype."""
+    """Exceptions are the CPU's files per instruction set and the GPU's files per dtype."""
     for family in FAMILIES:
         cpu = {p.stem for p in (CSRC / "cpu" / family).glob("*.cpp")}
         cpu -= {"tiles", "tiles_avx2", "tiles_avx512"}
@@ -382,7 +382,7 @@ def test_one_name_for_one_concept_on_both_devices() -> None:
 
 
 def test_files_stay_readable() -> None:
-    """Tests are exempt: a test belongs to its promise, however many that has."""
+    """Tests are exempt: all tests of one promise are in one file."""
     folders = ("vae_fused", "examples", "tools", "benchmarks")
     python = [p for folder in folders for p in (ROOT / folder).rglob("*.py")]
     for path in [*SOURCES, *python]:

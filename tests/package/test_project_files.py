@@ -1,4 +1,4 @@
-"""Files for contributors agree with what they repeat: versions, commands, forms of reports."""
+"""Files for contributors agree with the versions, commands and report forms that they repeat."""
 
 from __future__ import annotations
 

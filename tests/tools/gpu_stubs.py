@@ -1,8 +1,8 @@
-"""Programs in place of the driver's and of NVIDIA's tools, and of the probe, to test tools/gpu.py.
+"""Stubs of the driver, of NVIDIA's tools and of the probe, for the tests of tools/gpu.py.
 
-`install(folder)` puts them on a path. They note each call in the file GPU_STUBS_LOG, and the
-variable GPU_STUBS_FAULT names what goes wrong: "hang NAME", "fail NAME" or "crash NAME", where NAME
-is that of a program or of a section of the probe.
+`install(folder)` puts them on a path. They record each call in the file GPU_STUBS_LOG. The variable
+GPU_STUBS_FAULT selects a fault: "hang NAME", "fail NAME" or "crash NAME", where NAME is a program
+or a section of the probe.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(name: str, arguments: list[str]) -> int:
 
 
 def faulty(name: str) -> int:
-    """Hangs with a child of its own, in another session; or the exit status of the fault, or 0."""
+    """Hang with a child in another session, or return the exit status of the fault, or 0."""
     kind, _, what = os.environ.get("GPU_STUBS_FAULT", "").partition(" ")
     if what != name:
         return 0
@@ -93,7 +93,7 @@ def nvidia_smi(arguments: list[str]) -> int:
 
 
 def program_of(arguments: list[str]) -> list[str]:
-    """What follows the options of a tool: a command that begins with an absolute path."""
+    """The command after the options of a tool, which begins with an absolute path."""
     start = next(i for i, a in enumerate(arguments) if os.access(a, os.X_OK) and os.path.isabs(a))
     return arguments[start:]
 
@@ -131,7 +131,7 @@ def sanitizer(arguments: list[str]) -> int:
     if any(a.startswith("planted-") for a in command):
         print("========= Invalid __global__ read of size 4 bytes\n========= ERROR SUMMARY: 1 error")
         return 86
-    if "sanitize" in command:  # other tests run this program, which takes seconds
+    if "sanitize" in command:  # other tests run this program, because it takes seconds
         print("gpu_checks: done")
         status = 0
     else:

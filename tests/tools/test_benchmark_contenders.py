@@ -1,4 +1,4 @@
-"""The promises of the benchmarks' contenders: who computes wrong is not timed; what is counted."""
+"""The benchmarks do not time contenders with wrong results, and their counts are correct."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def names(values):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The noise is judged by its moments, at sizes where chance would now and then refuse it."""
+    """Fixed noise, because random moments would sometimes fail the check at these sizes."""
     torch.manual_seed(0)
 
 
-# --- nobody is timed who computes wrong ----------------------------------------------------------
+# --- contenders with wrong results are not timed -------------------------------------------------
 
 
 def half_kl(mu, logvar):

@@ -1,4 +1,4 @@
-"""The promises of `python -m benchmarks`: what it writes, prints, compares and draws."""
+"""The output of `python -m benchmarks`: JSON, tables, comparisons and figures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from benchmarks.contenders import Unable  # noqa: E402
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """The JSON of a short run of everything, what it printed, and its exit status."""
+    """The JSON of a short run of all cases, its output, and its exit status."""
     path = tmp_path_factory.mktemp("bench") / "results.json"
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr(cli.Progress, "say", lambda self, text: printed.append(text))
         options = ["--quick", "--device", "cpu", "--seconds", "0.02", "--budget", "300"]
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # with more, small tensors wait for busy processors
+        torch.set_num_threads(1)  # with more threads, small tensors wait for busy processors
         code = cli.main([*options, "--json", str(path)])
         torch.set_num_threads(threads)
     return json.loads(path.read_text()), "\n".join(printed), code
@@ -99,13 +99,13 @@ def test_what_hits_all_alike_changes_no_ratio():
 
 @pytest.mark.parametrize(("away", "untimed"), [(-1.0, 5), (1e9, 0)])
 def test_a_step_that_has_rested_is_made_once_before_it_is_timed(away, untimed, monkeypatch):
-    """Memory that lay idle may be the host's by then: no training loop sees that."""
+    """A host may reclaim idle memory, which does not happen in a training loop."""
     monkeypatch.setattr(measuring, "AWAY", away)
     clock, calls = measuring.Clock(), []
     step = measuring.Step(lambda: calls.append("forward"), lambda _: None)
     times = measuring.interleaved({"a": step}, clock, 0.0, fewest=5)
     assert len(times["a"]["step"]) == 5
-    assert len(calls) == 2 + untimed + 5  # two to begin with
+    assert len(calls) == 2 + untimed + 5  # two initial calls
 
 
 def test_other_work_is_a_share_of_the_processors():
@@ -240,7 +240,7 @@ def test_figures_are_drawn(quick, tmp_path):
     assert commit in plot.caption(quick[0]) and quick[0]["machine"]["device"] in plot.caption(
         quick[0]
     )
-    assert plot.main([str(path), "--dtype", "float64"]) == 0  # the training steps are there
+    assert plot.main([str(path), "--dtype", "float64"]) == 0  # the file has the training steps
     empty = quick[0] | {"results": [], "training": []}
     path.write_text(json.dumps(empty))
     assert plot.main([str(path)]) == 1

@@ -1,6 +1,6 @@
-"""The budget's promises: it reads the kernels as built, and says plainly what exceeds the record.
+"""The budget reads compiled kernels, and reports every kernel that exceeds the record.
 
-All but the last test work on planted records; that one reads the installed extension.
+All tests except the last use planted records. The last test reads the installed extension.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def test_names_are_demangled() -> None:
     [
         ("forward<float, 4>", "128 128", "128", 4),
         ("forward<float, (Access)0>", "128 128", "128", 4),
-        ("forward<float, (Access)0>", "128 128", "32 32 32 32", 4),  # a vector torn apart
+        ("forward<float, (Access)0>", "128 128", "32 32 32 32", 4),  # a vector in 4 accesses
         ("forward<float, (Access)0>", "128 128 128 128", "128 128", 8),  # unrolled
         ("forward<float, (Access)0>", "128 128 128 128", "128", 4),  # shifted vectors: two loads
         ("backward<Half, true>", "128 128 128", "128 128", 8),
@@ -120,7 +120,7 @@ RECORD: dict[str, Any] = {
 
 
 def found(**changes: Any) -> dict[str, Any]:
-    """The record's extension, built for sm_90, its one kernel changed."""
+    """The record's extension, built for sm_90, with changes to its one kernel."""
     return {
         "nvcc": "13.0",
         "sizes": {"sm_90": 1_000_000},
@@ -256,7 +256,7 @@ def test_a_few_kernels_are_counted_by_executing_them(name: str, is_counted: bool
 
 
 def test_the_widths_of_a_likelihood_are_those_of_all_its_loops() -> None:
-    """The loop with most additions neither loads nor stores."""
+    """The loop with the most additions neither loads nor stores."""
     texts = [
         *("LDG.E.128 R4, desc[UR4][R2.64]", "STS.128 [R0], R4", "BAR.SYNC 0x0"),
         *("LDS R4, [R0]", "FADD R4, R4, R4", "@P0 BRA 0x30", "STG.E.64 desc[UR4][R2.64], R4"),
@@ -290,7 +290,7 @@ def test_the_record_keeps_the_floors_since_it_has_bytes_in_flight() -> None:
         (arch, name): budget.load()["kernels"][name][arch]
         for arch, floors in budget.FLOORS.items()
         for name in floors
-    }  # a kernel that has been renamed fails here
+    }  # fails for a kernel that was renamed
     if any("in_flight_kb" in row for row in rows.values()):
         assert [budget.below_floor(*key, row) for key, row in rows.items()] == [[]] * len(rows)
 

@@ -1,6 +1,6 @@
-"""What tools/gpu.py measures: the right cases and bytes, judged by the worst of them.
+"""tools/gpu.py measures the right cases and bytes, and judges by the worst of them.
 
-The drivers run here on the CPU, at tiny sizes: to show that they run, not for their figures.
+The drivers run here on the CPU at tiny sizes, to show that they run. Their figures are irrelevant.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def test_a_wrong_likelihood_is_not_timed(monkeypatch):
 
 
 def test_yardsticks_move_the_streams_of_a_call():
-    """Forward reads two tensors and writes one; backward reads three and writes two."""
+    """Forward reads two tensors and writes one. Backward reads three and writes two."""
     case = cases.Case("contiguous", "contiguous", (8, 8), "sum", "float32")
     made = measure.streams(case, 2, "cpu")
     assert {name: len(runs) for name, runs in made.items()} == {"forward": 2, "backward": 2}
@@ -203,7 +203,7 @@ def test_drivers_run_on_the_cpu(name, tmp_path, monkeypatch, capsys):
         rows = json.loads(out.read_text())
         assert len(rows) == 16 and not any("error" in r for r in rows)
         promises = judge.judge_likelihoods(rows)
-        assert len(promises) == 4 + 8  # a dtype and direction each; and each case beside eager
+        assert len(promises) == 4 + 8  # each dtype and direction; each case against eager
         assert all(not r["unable"] and set(r["us"]) == {"vae_fused", "eager"} for r in rows[1::2])
     if name == "step":
         rows = json.loads(out.read_text())

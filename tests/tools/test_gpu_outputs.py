@@ -1,4 +1,4 @@
-"""What tools/gpu.py makes of the outputs of the probe, compute-sanitizer and ncu."""
+"""tools/gpu.py parses the outputs of the probe, compute-sanitizer and ncu."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_what_ncu_says_is_understood():
     assert len(ncu.judge([*launches, *launches])) == 2  # one line for each kernel
     ncu.name_cases(launches, [{"case": "a", "launches": 1}, {"case": "b", "launches": 1}])
     assert [p.promise.partition(":")[0] for p in ncu.judge(launches)] == ["a", "b"]
-    ncu.name_cases(launches, [{"case": "c", "launches": 3}])  # not these launches
+    ncu.name_cases(launches, [{"case": "c", "launches": 3}])  # does not match these launches
     assert [launch["case"] for launch in launches] == ["a", "b"]
     (wide,) = ncu.parse(NCU_WIDE)
     assert wide["launch__registers_per_thread"] == 70

@@ -1,8 +1,8 @@
-"""The GPU run as a whole, with stubs in place of the GPU's tools: nothing is lost, nobody survives.
+"""A whole GPU run with stubs of the GPU's tools: it loses no result and leaves no process behind.
 
-The runs use an unpacked bundle, so what is tested here is what a machine with a GPU receives. The
-tests look for processes by name, so two of them cannot run at the same time: with several workers,
-a file's tests belong to one (``--dist loadfile``).
+The runs use an unpacked bundle, which is what a machine with a GPU receives. The tests find
+processes by name, so two tests cannot run at the same time: with several workers, one worker runs
+all tests of a file (``--dist loadfile``).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def wait_for(condition, seconds: float = 60.0) -> bool:
 # Processes
 # --------------------------------------------------------------------------------------------------
 
-# A child and two grandchildren, one of them in a session of its own, that sleep for `{}` seconds.
+# A child and two grandchildren, one of them in its own session, that sleep for `{}` seconds.
 FAMILY = """
 import subprocess, sys, time
 subprocess.Popen(["sleep", "{0}"])
@@ -95,7 +95,7 @@ def test_a_command_that_is_missing_or_crashes_tells_so(tmp_path):
 # The suite
 # --------------------------------------------------------------------------------------------------
 
-# A sticky error is simulated as a test sees it: from then on, the process cannot use its device.
+# Simulates a sticky error: after it, the process cannot use its device.
 PLANTED = """
 import sys, time, types
 import pytest
@@ -237,7 +237,7 @@ class Machine:
         self.tests = str(tests.parent)
 
     def command(self, *arguments: str) -> list[str]:
-        """Without the site's packages: neither torch nor vae_fused can be imported."""
+        """The command without site packages: neither torch nor vae_fused can be imported."""
         command = [sys.executable, "-I", "-S", str(self.script), *arguments]
         command += ["--device", "cpu", "--exponent", "8", "--tests", self.tests]
         return [*command, "--out", str(self.out)]
@@ -325,7 +325,7 @@ def test_the_first_call_does_everything_and_the_second_what_failed(fresh):
     assert not any("sanitizer --tool" in line for line in fresh.log.read_text().splitlines())
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) <= 8 and all(path.stat().st_size < 16e6 for path in files)
-    assert len([line for line in output.splitlines() if "two" in line]) == 1  # it is still told
+    assert len([line for line in output.splitlines() if "two" in line]) == 1  # still printed
 
 
 @git

@@ -1,4 +1,4 @@
-"""What tools/gpu.py promises without a GPU: it judges rightly, keeps its budget, loses nothing."""
+"""tools/gpu.py without a GPU: correct verdicts, a budget that is kept, and no lost results."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def test_a_step_gets_what_earlier_ones_left_and_takes_nothing_from_later_ones():
     deadlines = schedule.Deadlines(steps, 200 + schedule.RESERVE, clock)
     assert [deadlines.left(i) for i in range(3)] == [20, 80, 200]
     clock.now = 5
-    assert deadlines.left(1) == 75  # the 15 s that `a` left, and its own 60
-    clock.now = 90  # `b` took 10 s more than it had
+    assert deadlines.left(1) == 75  # the 15 s that remained from `a`, plus its own 60
+    clock.now = 90  # `b` exceeded its time by 10 s
     assert deadlines.left(2) == 110
 
 

@@ -1,4 +1,4 @@
-"""What a budget counts: SASS is followed as the GPU runs it, on small planted listings."""
+"""The budget's hot path follows the GPU's execution, on small planted SASS listings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hot_path import hot_path
 
 
 def planted(text: str) -> list[sass.Instruction]:
-    """Instructions as cuobjdump writes them: an address, the text, the encoding."""
+    """Instructions in cuobjdump's format: an address, the text, the encoding."""
     lines = []
     address = 0
     for line in map(str.strip, text.strip().splitlines()):

@@ -1,4 +1,4 @@
-"""What tools/in_flight.py and tools/occupancy.py promise, on small planted loops."""
+"""tools/in_flight.py and tools/occupancy.py on small planted loops."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_a_guard_and_an_address_are_uses() -> None:
 
 
 def test_what_the_next_pass_uses_is_in_flight_beside_what_this_one_loads() -> None:
-    # Asked for in front of the loop; in it, before the pass uses what the pass before it loaded.
+    # Loads before the loop, and in it before a pass uses the loads of the previous pass.
     moves = ["MOV R8, R16", "MOV R9, R17"]
     assert in_loop("LDG.E.64 R16, desc[UR4][R2.64]", USE_A, *moves) == 8
-    # Two sets of registers: each load is used a pass later, behind the next load.
+    # Two sets of registers: each load is used one pass later, after the next load.
     ahead = ["LDG.E.128 R8, desc[UR4][R2.64]", "FADD R20, R12, R1"]
     behind = ["LDG.E.128 R12, desc[UR4][R2.64]", "FADD R20, R8, R1"]
     assert in_loop(*ahead, *behind) == 32
@@ -92,13 +92,13 @@ def test_code_without_a_loop_is_passed_once() -> None:
     [
         ("sm_90", 32, 1024, 8),  # 2048 threads
         ("sm_90", 64, 1120, 4),
-        ("sm_90", 65, 1120, 3),  # registers go in eights: 72
+        ("sm_90", 65, 1120, 3),  # registers are rounded up to a multiple of 8: 72
         ("sm_90", 80, 1120, 3),
         ("sm_90", 81, 1120, 2),
         ("sm_90", 128, 1120, 2),
         ("sm_90", 255, 1120, 1),
         ("sm_90", 32, 60 << 10, 3),  # 228 KB of shared memory
-        ("sm_80", 32, 60 << 10, 2),  # 164 KB, of which a block takes one more
+        ("sm_80", 32, 60 << 10, 2),  # 164 KB, and the driver takes one more KB per block
         ("sm_89", 32, 96, 6),  # 1536 threads
         ("sm_75", 32, 96, 4),  # 1024 threads
         ("sm_120", 40, 1120, 6),
@@ -113,7 +113,7 @@ def test_registers_shared_memory_and_threads_bound_what_an_sm_holds(
 
 
 def test_each_part_of_an_sm_holds_whole_warps() -> None:
-    # 96 registers of 32 lanes: a part's 16384 hold five such warps and a third, an SM not 21.
+    # A warp takes 96 registers for 32 lanes. A part's 16384 hold 5.33 warps, so an SM holds 20.
     assert resident_blocks("sm_90", 96, 0, threads=32) == 20
 
 

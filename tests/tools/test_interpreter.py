@@ -1,7 +1,7 @@
-"""The interpreter of machine code: what instructions do, and no silent mistakes.
+"""The interpreter of machine code: instructions work as defined, and mistakes raise errors.
 
-Small programs are written out here. What the project's kernels compute is in
-`tests/native/test_machine_code.py`.
+These tests use small programs. `tests/native/test_machine_code.py` tests the results of the
+project's kernels.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from machine_code.errors import (
 )
 from machine_code.program import decode_instructions
 
-PARAMETERS = 0x210  # where they begin in constant bank 0
+PARAMETERS = 0x210  # offset in constant bank 0
 THREADS = 256
 
 
 def planted(text: str) -> tuple[sass.Instruction, ...]:
-    """Instructions as cuobjdump lists them; a label is a line that ends with a colon."""
+    """Instructions in cuobjdump's format; a label is a line that ends with a colon."""
     lines, address = [], 0
     for line in filter(None, map(str.strip, text.splitlines())):
         if line.endswith(":"):
@@ -67,7 +67,7 @@ EPILOGUE = "STG.E desc[UR4][R2.64], R4\nEXIT\n"
 def run(
     text: str, data: np.ndarray, shared: int = 0, blocks: int = 1, seed: int = 1
 ) -> tuple[np.ndarray, Launched]:
-    """The array after each thread's word, in R4, went through these instructions."""
+    """The array after these instructions have processed each thread's word in R4."""
     device = Device([], seed)
     device.add(kernel(PREAMBLE + text + "\n" + EPILOGUE, shared))
     out = np.array(data)
@@ -132,7 +132,7 @@ def test_64_bit_sums_carry() -> None:
 
 
 def test_a_nan_is_the_one_of_the_encoding() -> None:
-    """The listing writes the upper half of the double NaN, 0x7ff80000, as +QNAN, too."""
+    """The listing also writes the upper half of the double NaN, 0x7ff80000, as +QNAN."""
     line = "/*0000*/ FSEL R4, RZ, +QNAN , !PT ; /* 0x7ff80000ff047808 */"
     (select,) = sass.parse([line])
     code = [*planted(PREAMBLE), dataclasses.replace(select, address=0x70), *planted(EPILOGUE)]
@@ -184,7 +184,7 @@ def test_integers_of_other_sizes_become_floats() -> None:
     found = run("MOV R5, R4\nMOV R4, RZ\nI2F.S64 R4, R4", x)[0].view(np.float32)
     wide = x.view(np.int32).astype(np.int64) << np.int64(32)
     np.testing.assert_array_equal(found, wide.astype(np.float32))
-    text = "I2F.U16 R4, R4"  # whatever the upper half has
+    text = "I2F.U16 R4, R4"  # ignores the upper half
     np.testing.assert_array_equal(
         run(text, x)[0].view(np.float32), (x & np.uint32(0xFFFF)).astype(np.float32)
     )
@@ -217,7 +217,7 @@ def test_a_comparison_is_a_number() -> None:
     np.testing.assert_array_equal(found, np.where(x.view(np.float32) > 0, 1.0, 0.0))
     not_equal = run("FSET.BF.NEU.AND R4, R4, RZ, PT", x)[0].view(np.float32)
     number = x.view(np.float32)
-    np.testing.assert_array_equal(not_equal, np.where(number != 0, 1.0, 0.0))  # NaN counts
+    np.testing.assert_array_equal(not_equal, np.where(number != 0, 1.0, 0.0))  # true for NaN
 
 
 @pytest.mark.parametrize(("extreme", "function"), [("MIN", np.fmin), ("MAX", np.fmax)])
@@ -293,7 +293,7 @@ STS.U8 [R6], R4
 
 
 def test_bytes_beside_each_other_are_not_the_same_memory() -> None:
-    """Eight warps write neighbouring bytes, which a load of a word reads together."""
+    """Eight warps write neighbouring bytes, and a load of a word reads them together."""
     run(NEIGHBOURS, words(), 0x600)
     with pytest.raises(RaceError):
         run(NEIGHBOURS + "LDS R7, [0x400]", words(), 0x600)
@@ -342,12 +342,12 @@ SHFL.BFLY PT, R4, R4, 0x1, 0x1f
 def test_lanes_that_part_meet_again() -> None:
     found, launched = run(DIVERGED, words())
     assert found.tolist() == [0x20, 0x10] * (THREADS // 2)
-    # Both sides were issued to each of the 8 warps; the shuffle once.
+    # Both branches were issued to each of the 8 warps, and the shuffle once.
     assert launched.by_opcode()["SHFL.BFLY"] == 8
     assert launched.by_opcode()["MOV"] == 16
 
 
-# Both branches use barrier B1, and its lanes part again in each.
+# Both branches use barrier B1, and their lanes diverge again in each.
 NESTED = """
 LOP3.LUT R5, R0, 0x1, RZ, 0xc0, !PT
 ISETP.NE.AND P1, PT, R5, RZ, PT
@@ -427,11 +427,11 @@ def test_threads_that_wait_forever_are_reported() -> None:
     text = "ISETP.GE.AND P1, PT, R0, 0x20, PT\n@P1 WARPSYNC.ALL\n@P1 BAR.SYNC.DEFER_BLOCKING 0x0"
     with pytest.raises(DeadlockError, match=r"B0 at 0x[0-9a-f]+, BAR at|BAR at 0x[0-9a-f]+, B0 at"):
         run(DIVERGED.replace("BRA `(.L_meet)", "BAR.SYNC.DEFER_BLOCKING 0x0"), words())
-    assert run(text, words())[1].blocks == 1  # a warp that has left does not keep the others
+    assert run(text, words())[1].blocks == 1  # a warp that has exited does not block the others
 
 
 def test_blocks_run_in_any_order_and_count_on_tickets() -> None:
-    """The last block to take a ticket writes what it got."""
+    """The last block to take a ticket writes the ticket."""
     counter = np.zeros(64, np.uint32)
     text = """
     S2R R1, SR_CTAID.X
@@ -480,7 +480,7 @@ def test_blocks_run_in_any_order_and_count_on_tickets() -> None:
     ],
 )
 def test_what_is_not_known_is_named(text: str, name: str) -> None:
-    """Even where it would not be executed."""
+    """Even if the instruction would not be executed."""
     with pytest.raises(UnknownInstructionError, match=name):
         decode_instructions("planted", planted("EXIT\n" + text))
 

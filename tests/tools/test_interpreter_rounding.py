@@ -1,4 +1,4 @@
-"""The interpreter of machine code rounds as the hardware, and approximates within its bounds."""
+"""The interpreter rounds like the hardware, and approximates within documented bounds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def nearest(exact: Fraction, kind: type[np.floating]) -> np.floating:
 
 
 def hard_sums(kind: type[np.floating]) -> tuple[np.ndarray, ...]:
-    """Products and addends whose sum lies beside a tie, is subnormal, or cancels."""
+    """Products and addends whose sum is next to a tie, is subnormal, or cancels."""
     rng = np.random.default_rng(3)
     digits, low = (24, -126) if kind is np.float32 else (53, -1022)
     scale = 2.0 ** rng.integers(-20, 20, 2000)
@@ -62,7 +62,7 @@ def test_a_fused_multiply_add_rounds_once(
     triples = zip(a.tolist(), b.tolist(), c.tolist(), strict=True)
     exact = [nearest(Fraction(x) * Fraction(y) + Fraction(z), kind) for x, y, z in triples]
     np.testing.assert_array_equal(found, np.array(exact, kind))
-    assert (twice != found).sum() > 400  # else these arguments prove nothing
+    assert (twice != found).sum() > 400  # otherwise these arguments would prove nothing
     special = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0], kind)
     x, y, z = (part.ravel() for part in np.meshgrid(special, special, special))
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""What tools/mutants.py finds in C++ and in Python, and that nothing changes without a mutant."""
+"""tools/mutants.py finds formulas in C++ and Python, and changes nothing without a mutant."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the predictions promise: pipelines that can be computed by hand come out as computed.
+"""Predictions agree with pipelines that can be computed by hand.
 
-The simulation needs a C++ compiler; what is only read from listings does not.
+The simulation needs a C++ compiler. Tests that only read listings do not.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ def planted(*texts: str, registers: int = 64, arch: str = "sm_90", name: str = N
 LOADS = ["LDG.E.128 R8, desc[UR4][R2.64]", "LDG.E.128 R12, desc[UR4][R4.64]"]
 USES = ["FADD R20, R8, R8", "FADD R21, R12, R12"]
 STORE = "STG.E.128 desc[UR4][R6.64], R20"
-# A warp waits for each result, as in real code, and eight warps fill every slot. A warp that never
-# waits keeps the slot, and makes the others' loads late.
+# A warp waits for each result, as in real code, and eight warps fill every issue slot. A warp that
+# never waits would keep the slot and delay the loads of the others.
 WORK = ["FADD R30, R30, R1", "IADD3 R31, R30, R1, RZ", "NOP"]
 
 
 def loop(*body: str, registers: int = 64, name: str = NAME) -> Program:
-    """A kernel that is all loop: instruction 1 is its first."""
+    """A kernel that consists of a loop, which begins with instruction 1."""
     return planted("NOP", *body, "@P0 BRA 0x10", "EXIT", registers=registers, name=name)
 
 
 def simulated(program: Program, passes: int, **changes: float) -> Outcome:
-    """The loop alone, in one block of two warps unless told otherwise; memory is free and idle."""
+    """The loop alone, by default in one block of two warps, with free and idle memory."""
     run = Run(2, 1, 1, 1, passes, 100.0, 1e9, 1 << 40, 0)
     alone = dataclasses.replace(program, prologue=[], between=[], epilogue=[])
     return simulate(alone, [dataclasses.replace(run, **changes)])[0]
 
 
 def cycles_of_pass(program: Program, **changes: float) -> float:
-    """Of one pass, without what precedes the first and follows the last."""
+    """Cycles of one pass, without those before the first pass and after the last."""
     few, many = (simulated(program, n, **changes).cycles for n in (50, 150))
     return (many - few) / 100
 
@@ -71,7 +71,7 @@ def cycles_of_pass(program: Program, **changes: float) -> float:
 
 @needs_compiler
 def test_independent_instructions_issue_one_a_cycle() -> None:
-    # No pipe is asked for more than two of three cycles.
+    # No pipe is busy in more than two of three cycles.
     program = loop(*LOADS, *(WORK * 200), STORE)
     assert len(program.body) == 604
     assert cycles_of_pass(program, warps=8) == pytest.approx(8 * 604, rel=0.01)
@@ -117,8 +117,8 @@ def test_a_barrier_waits_for_the_last_warp() -> None:
     free = loop(*LOADS, *USES, STORE)
     bound = loop(*LOADS, *USES, "BAR.SYNC.DEFER_BLOCKING 0x0", STORE)
     assert simulated(bound, 100).issued == simulated(free, 100).issued + 2 * 100
-    # A load returns within a fifth of the latency of its middle. The last of n does so on average
-    # (n - 1) / (n + 1) of that fifth late: each warp waits for its own two, the block for all 16.
+    # A load returns within a fifth of the latency around its middle. The last of n is on average
+    # (n - 1) / (n + 1) of that fifth late. Each warp waits for its own two, the block for all 16.
     once, all_ = (cycles_of_pass(p, warps=8, latency=4000.0) for p in (free, bound))
     assert once == pytest.approx(4000 * (1 + 0.2 / 3), rel=0.05)
     assert all_ == pytest.approx(4000 * (1 + 0.2 * 15 / 17), rel=0.05)
@@ -200,7 +200,7 @@ def test_more_latency_never_gives_a_higher_share(registers: int) -> None:
     found = shares(loop(*LOADS, *USES, *work, STORE, registers=registers), 200, 400, 800, 1600)
     for figures in ([f.share for f in found], [f.loop for f in found]):
         for less, more in itertools.pairwise(figures):
-            assert more <= 1.002 * less  # where memory is the bound, both are 1
+            assert more <= 1.002 * less  # both are 1 if memory is the bound
     assert found[-1].share < 0.8 * found[0].share
 
 
@@ -234,12 +234,12 @@ TICKET = [
 def test_the_end_of_a_block_costs_the_launch_but_not_the_loop() -> None:
     body = ["NOP", *LOADS, *USES, STORE, "@P0 BRA 0x10"]
     plain, fenced = planted(*body, "EXIT"), planted(*body, *TICKET)
-    assert len(fenced.epilogue) == 4  # the last block is another path
+    assert len(fenced.epilogue) == 4  # the last block takes another path
     (a,), (b,) = shares(plain, 700.0), shares(fenced, 700.0)
     assert a.loop == b.loop and b.share < 0.99 * a.share
 
 
-# --- what is simulated of a kernel ---------------------------------------------------------------
+# --- the simulated parts of a kernel -------------------------------------------------------------
 
 
 def test_a_step_in_front_of_the_loop_is_not_passed_again() -> None:
@@ -260,7 +260,7 @@ def test_a_launch_has_the_passes_that_are_left(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(model, "simulate", simulate)
     first = [*LOADS, *USES, STORE]
     for code, passes in (
-        (loop(*first), 8),  # 8192 elements of a block, by 256 threads and 4 elements
+        (loop(*first), 8),  # 8192 elements per block, over 256 threads with 4 elements each
         (planted(*first, *first, "@P0 BRA 0x50", "EXIT"), 7),
     ):
         seen.clear()
@@ -268,13 +268,13 @@ def test_a_launch_has_the_passes_that_are_left(monkeypatch: pytest.MonkeyPatch) 
         assert {run.passes for run in seen} == {passes}
         assert {(r.blocks, r.resident, r.load_bytes) for r in seen} == {(16, 4, 8 * 1024)}
         assert seen[0].latency == pytest.approx(660 * 1.755)
-        # 2048 blocks share the bandwidth, and the four parts of an SM that of its 16 blocks.
+        # 2048 blocks share the bandwidth. The four parts of an SM share that of its 16 blocks.
         assert seen[0].bandwidth == pytest.approx(4.3e12 / 1.755e9 * 16 / 2048 / 4)
 
 
 def test_the_prologue_makes_the_keys_and_loads_what_the_first_step_needs() -> None:
     code = planted(
-        "@P1 BRA 0x20",  # threads that make no key
+        "@P1 BRA 0x20",  # threads without a key
         "STS [R1], R2",
         "@P2 BRA 0x50",  # nothing to load
         *LOADS,
@@ -366,7 +366,7 @@ def test_the_way_to_and_from_the_hot_loop_passes_no_other() -> None:
     ("text", "load", "store", "expected"),
     [
         ("LDG.E.128 R8, desc[UR4][R2.64]", 128, 128, True),
-        ("@!P0 LDG.E.128 R8, desc[UR4][R2.64]", 128, 128, True),  # what the first step needs
+        ("@!P0 LDG.E.128 R8, desc[UR4][R2.64]", 128, 128, True),  # the first step's loads
         ("LDG.E.64 R8, desc[UR4][R2.64]", 128, 128, False),
         ("LDG.E.64 R8, desc[UR4][R2.64]", 64, 64, True),
         ("@P0 LDG.E.64 R8, desc[UR4][R2.64]", 64, 64, False),  # the key, if it is a tensor

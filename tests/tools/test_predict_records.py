@@ -1,6 +1,6 @@
-"""What records of predictions promise: they compare what can be compared, and say what is slower.
+"""Records of predictions: comparable rows are compared, and slower ones are reported.
 
-All but the last test need no CUDA build; test_predict.py has the model itself.
+All tests except the last need no CUDA build. test_predict.py tests the model itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def planted(name: str = NAME) -> Program:
-    """A kernel that is a loop of two loads, their use and a store."""
+    """A kernel that consists of a loop with two loads, their use and a store."""
     texts = [
         "NOP",
         "LDG.E.128 R8, desc[UR4][R2.64]",
@@ -107,7 +107,7 @@ def test_the_tables_call_predictions_by_their_name() -> None:
     high, low = (f"{r['share']:.2f}" for r in (fast, slow))
     loops = f"{slow['loop']:.2f} to {fast['loop']:.2f}"
     assert row == f"| `{NAME}` | {high} | {low} | {low} to {high} | {loops} |"
-    assert "B200" not in text  # whose machine code is another
+    assert "B200" not in text  # it has other machine code
 
 
 @needs_compiler

@@ -1,4 +1,4 @@
-"""What tools/registers.py promises: which registers an instruction reads and writes."""
+"""tools/registers.py returns the registers that an instruction reads and writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The promises of `python -m benchmarks.steps`: checks before timing, named gaps, tables."""
+"""`python -m benchmarks.steps` checks before it times, names missing packages, prints tables."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def one_thread():
 
 
 def small(ours=lambda x: x.sum() * 2, noise=None, **more):
-    """A model of one parameter: 2 * the sum, or what `ours` makes of it."""
+    """A model of one parameter, whose loss is 2 * the sum for theirs and `ours` for ours."""
     parameter = nn.Parameter(torch.ones(5))
     part = Part([parameter], lambda x: x * 2, lambda x: (x * 2, x.sum()))
     return Work(
@@ -89,7 +89,7 @@ def test_our_timed_step_draws_its_own_noise():
     torch.manual_seed(0)
     first = float(work.ours().detach())
     torch.manual_seed(0)
-    assert float(work.ours().detach()) == first  # torch.manual_seed rules it
+    assert float(work.ours().detach()) == first  # torch.manual_seed determines it
     assert float(work.ours().detach()) != first
 
 
@@ -97,7 +97,7 @@ def test_our_timed_step_draws_its_own_noise():
     "ours",
     [
         lambda x: 2.01 * x.sum(),  # another loss
-        lambda x: 2 * x.sum().detach() + 0 * x.sum(),  # the same, without its gradient
+        lambda x: 2 * x.sum().detach() + 0 * x.sum(),  # the same value, without its gradient
         lambda x: x.sum() * torch.nan,
     ],
 )
@@ -118,7 +118,7 @@ def test_a_small_gradient_counts_as_much_as_a_large_one():
 
 
 def test_the_comparison_gives_a_kl_of_small_weight_a_larger_one():
-    """A KL that is wrong by a factor is noticed, as it would not be with its weight in training."""
+    """The check detects a KL that is wrong by a factor, which its training weight would hide."""
     noise = Noise()
     parameter = nn.Parameter(torch.ones(2))
 
@@ -184,7 +184,7 @@ def test_a_row_has_times_ratios_and_shares():
 
 
 def row_of(ratios, part=(0.0, 0.0)):
-    """A row whose package takes 100 us, with a part that takes these times, theirs and ours."""
+    """A row whose package takes 100 us, with the times of a part, theirs and ours."""
     minima = {name: {"step": us} for name, us in zip(("theirs", "ours"), part, strict=True)}
     return {
         "ratio": dict(zip(("median", "minima", "processor"), ratios, strict=True)),
@@ -197,7 +197,7 @@ def row_of(ratios, part=(0.0, 0.0)):
     ("ratios", "part", "verdict"),
     [
         ((1.5, 1.4, 1.3), (40.0, 10.0), "gains"),
-        ((1.5, 1.4, 1.3), (0.5, 0.1), "no gain"),  # noise: the parts cannot save so much
+        ((1.5, 1.4, 1.3), (0.5, 0.1), "no gain"),  # noise: the parts cannot save that much
         ((1.5, 1.4, 1.01), (40.0, 10.0), "no gain"),
         ((1.0, 1.0, 1.0), (40.0, 10.0), "no gain"),
         ((0.9, 1.1, 0.9), (40.0, 10.0), "no gain"),

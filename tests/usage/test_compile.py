@@ -20,7 +20,7 @@ KEY = torch.tensor([3, 5], dtype=torch.uint64)
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """No caches: a cached graph would hide what the tracer does today."""
+    """Disable caches: a cached graph would hide the tracer's current behaviour."""
     torch._dynamo.reset()
     with torch._inductor.config.patch(force_disable_caches=True):
         yield
@@ -35,7 +35,7 @@ def posterior(rows=6, cols=5, dtype=torch.float32):
 
 
 def model(x, weight):
-    """Encoder, latent, decoder: z is needed in backward, so a budget may want to recompute it."""
+    """Encoder, latent, decoder. Backward needs z, so a memory budget may recompute it."""
     mu, logvar = (x @ weight).chunk(2, dim=1)
     z, kl = vf.reparameterize_kl(mu, logvar)
     return torch.tanh(torch.sin(2 * z) @ weight[: z.shape[1]]).square().sum() + kl
@@ -48,7 +48,7 @@ def model_inputs(rows=64):
 
 
 def assert_same(got, want):
-    """To rounding: compiled code contracts otherwise. Other noise would be off by 10 and more."""
+    """Equal up to rounding: compiled code fuses differently. Other noise differs by 10 or more."""
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-3)
 
@@ -62,7 +62,7 @@ def loss_and_grad(function, x, weight, seed=7):
 
 @native
 class TestOpcheck:
-    """Schema, autograd registration, fake kernels and AOT dispatch of every operator."""
+    """Tests schema, autograd registration, fake kernels and AOT dispatch of every operator."""
 
     OPS = torch.ops.vae_fused
 
@@ -212,7 +212,7 @@ def test_activation_checkpoint_redraws_the_same_noise(compiled, use_reentrant):
     loss = function(x, weight)
     loss.backward()
     want_loss, want_grad = loss_and_grad(model, x, weight)
-    if AVAILABLE or not compiled:  # inductor draws torch.randn its own way
+    if AVAILABLE or not compiled:  # inductor implements torch.randn differently
         assert_same((loss.detach(), weight.grad), (want_loss, want_grad))
 
 
@@ -229,7 +229,7 @@ def test_memory_budget_does_not_corrupt_gradients(budget):
 @pytest.mark.slow
 @native
 def test_memory_budget_would_corrupt_gradients_without_the_mark():
-    """The mark is what does it: if torch mends its partitioner, this fails and the mark can go."""
+    """The mark is necessary: if torch fixes its partitioner, this fails and the mark can go."""
     x, weight = model_inputs()
     _, want_grad = loss_and_grad(model, x, weight)
 
@@ -304,7 +304,7 @@ def drawn_as_list(mu, logvar):
 @native
 @pytest.mark.parametrize("call", [drawn, drawn_as_list])
 def test_compiled_autograd_takes_the_nodes(call):
-    """It refuses a node that marks an output as not differentiable; a key need not be marked."""
+    """Compiled autograd rejects nodes with a non-differentiable output; a key needs no mark."""
     gradients = []
     for context in (nullcontext(), compiled_autograd._enable(lambda module: module)):
         mu, logvar = posterior()
@@ -324,7 +324,7 @@ def test_meta_tensors_give_shapes_without_data():
 
 @native
 def test_operators_refuse_forward_mode_which_they_would_drop():
-    """The functions serve it, see test_func.py."""
+    """The functions support forward mode, see test_func.py."""
     mu, logvar = (t.detach() for t in posterior())
     ops, reduction = torch.ops.vae_fused, {"reduction": "sum", "dim": None}
     with torch.autograd.forward_ad.dual_level():

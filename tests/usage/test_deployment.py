@@ -1,4 +1,4 @@
-"""What leaves Python or this machine: packages of AOTInductor, ONNX, fx graphs, files."""
+"""Models outside of Python or of this machine: AOTInductor packages, ONNX, fx graphs, files."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def same(got, want, **tolerance) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# A model with every option, of which each test exports a part
+# A model with every option, parts of which the tests export
 # --------------------------------------------------------------------------------------------------
 
 
 class Sampling(nn.Module):
-    """Samples and KLs. A clamp with one bound, a prior of numbers, and numbers that a user anneals.
+    """Samples and KLs, with a one-sided clamp, a prior of numbers, and numbers that users anneal.
 
-    The standard form of each argument is the number; `scalar` is given as a tensor of the device.
+    Each argument is a number by default. `scalar` is passed as a tensor on the device.
     """
 
     def forward(self, mu, raw, key, mask, scalar):
@@ -74,7 +74,7 @@ class Sampling(nn.Module):
 
 
 class Losses(nn.Module):
-    """Likelihoods, one of whose options is infinite inside, and a bound with and without a KL."""
+    """Likelihoods, one of which has an infinite internal option; a bound with and without KL."""
 
     def forward(self, mu, raw, x, scalar):
         gaussian = kinds.Gaussian(vf.Scale("logstd", clamp=(-3.0, None)))
@@ -112,7 +112,7 @@ MODELS = {"sampling": (Sampling, sampling_inputs), "losses": (Losses, losses_inp
 
 
 class Numbers(TorchDispatchMode):
-    """The numbers that operators get beside their tensors."""
+    """Records the numbers that operators receive besides their tensors."""
 
     def __init__(self):
         super().__init__()
@@ -128,7 +128,7 @@ class Numbers(TorchDispatchMode):
 @native
 @pytest.mark.parametrize("name", OPTIONS)
 def test_operators_get_finite_numbers(name):
-    """The file of a package holds them as JSON, which has no infinities."""
+    """A package's file stores them as JSON, which has no infinities."""
     recipe = OPTIONS[name]
     leaves = option_recipes.tensors(recipe)
     with Numbers() as numbers:
@@ -217,7 +217,7 @@ def run_onnx(model, inputs, path, **how):
     ort = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.onnx, about its own
+        warnings.simplefilter("ignore")  # warnings of torch.onnx about itself
         program = torch.onnx.export(model, inputs, dynamo=True, verbose=False, **how)
     program.save(path)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -287,7 +287,7 @@ def test_onnx_has_the_noise_of_a_key_and_every_option(tmp_path, name):
 
 
 class Traced(nn.Module):
-    """Each public function, and modules on them."""
+    """All public functions, and modules that use them."""
 
     def __init__(self):
         super().__init__()
@@ -335,7 +335,7 @@ def test_symbolic_trace_records_one_node_for_each_call(training):
     called = [n.target.__name__ for n in traced.graph.nodes if n.op == "call_function"]
     assert set(PUBLIC) <= set(called)
     assert called.count("reparameterize_kl") == called.count("iwae_loss") - 1 == 1
-    assert called.count("reparameterize") == 1 + training  # in evaluation the module has a mean
+    assert called.count("reparameterize") == 1 + training  # evaluation returns the mean
 
 
 def test_a_type_that_takes_over_no_call():
@@ -354,7 +354,7 @@ def test_a_list_that_is_none_has_its_message():
 
 
 def test_subclasses_and_modes_see_operators_as_before():
-    """A mode that sees the public function would see no operator of torch that it calls."""
+    """A mode that intercepted the public function would miss the torch operators that it calls."""
 
     class Named(Tensor):
         pass
@@ -417,7 +417,7 @@ SAVED = {
 
 
 def values_of(x):
-    """What dataclasses and named tuples hold, with tensors as lists."""
+    """The contents of dataclasses and named tuples, with tensors as lists."""
     names = getattr(x, "_fields", None) or getattr(x, "__dataclass_fields__", None)
     if names is None:
         return x.tolist() if isinstance(x, Tensor) else x
@@ -437,7 +437,7 @@ def test_torch_load_reads_options(name):
 
 @pytest.mark.parametrize("name", ["scale", "prior", "likelihood"])
 def test_a_pickle_of_another_version(name):
-    """A field that the pickle lacks has its default; one that is unknown is not dropped."""
+    """A field that the pickle lacks gets its default. An unknown field is not dropped."""
     value = SAVED[name]
     cls, old = type(value), object.__new__(type(value))
     old.__setstate__({})

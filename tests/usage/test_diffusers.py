@@ -1,4 +1,4 @@
-"""diffusers as installed: each posterior beside its stand-in, and training with ``patch()``."""
+"""The installed diffusers: each posterior against its stand-in, and training with ``patch()``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BEFORE = {name: dict(vars(cls)) for name, cls in CLASSES.items()}
 
 
 def untouched(name: str) -> Any:
-    """diffusers' class as it is without a patch: a copy, which no patch reaches."""
+    """diffusers' class without a patch: a copy that patches do not reach."""
     kept = {k: v for k, v in BEFORE[name].items() if k not in ("__dict__", "__weakref__")}
     return type(name, (), kept)
 
@@ -62,7 +62,7 @@ def restored() -> Iterator[None]:
 def inputs(
     name: str, seed: int = 0, shape: tuple[int, ...] = (2, 3, 4, 5), dtype: torch.dtype = F64
 ) -> list[Tensor]:
-    """What the constructor takes. Some raw scales are outside of the image posterior's clamp."""
+    """Arguments of the constructor. Some raw scales are outside of the image posterior's clamp."""
     mean, raw = random(2, *shape, seed=seed, dtype=dtype)
     raw = 3.0 * raw
     raw[0, 0], raw[1, 0] = -40.0, 25.0
@@ -115,7 +115,7 @@ def attributes(name: str) -> set[str]:
 
 
 def test_every_posterior_of_diffusers_has_a_stand_in_or_needs_none() -> None:
-    """Whatever has a sample and a mode is a posterior. A new one fails here."""
+    """A class with a sample and a mode is a posterior. A new one makes this test fail."""
     found = set()
     for info in pkgutil.iter_modules(autoencoders.__path__):
         module = importlib.import_module(f"{autoencoders.__name__}.{info.name}")
@@ -143,7 +143,7 @@ def test_attributes_and_results_are_those_of_diffusers(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fused_noise_gives_the_same_law(name: str) -> None:
-    """Without a generator: the mean and the standard deviation of many samples."""
+    """Without a generator: compares the mean and the standard deviation of many samples."""
     leaves = inputs(name, shape=(2, 3, 4, 1))
     with torch.no_grad():
         many = [t[:1].clamp(-2.0, 2.0).expand(20_000, *t.shape[1:]) for t in leaves]
@@ -164,7 +164,7 @@ def test_deterministic_posteriors_are_those_of_diffusers(name: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Attributes that are assigned
+# Assigned attributes
 # --------------------------------------------------------------------------------------------------
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -271,7 +271,7 @@ def test_assignments_compile_whole() -> None:
 @native
 def test_sample_and_kl_can_share_a_launch(name: str, shape: tuple[int, ...]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the dimensions of video
+        warnings.simplefilter("ignore")  # warnings about the dimensions of video
         (h,) = inputs(name, shape=shape)
         q, alone = OURS[name](h, share_launch=True), OURS[name](h)
         with Calls() as calls:
@@ -279,10 +279,10 @@ def test_sample_and_kl_can_share_a_launch(name: str, shape: tuple[int, ...]) -> 
         assert sum("vae_fused" in n for n in calls.names) == 1
         same(z, alone.sample(generator()), [h])
         same(kl, alone.kl(), [h])
-        same(q.kl(), alone.kl(), [h])  # a second one is computed anew
+        same(q.kl(), alone.kl(), [h])  # a second KL is computed again
         with torch.no_grad():
             q.sample()
-        same(q.kl(), alone.kl(), [h])  # and so is one that needs a gradient
+        same(q.kl(), alone.kl(), [h])  # and so is one that requires a gradient
         first, second = q.sample(), q.sample()
         assert not torch.equal(first, second)
         q.mean = 0.5 * q.mean

@@ -1,7 +1,7 @@
 """Training in two processes: calls with DTensors, DDP, FSDP2, and the examples of processes.md.
 
 One group of two processes runs all checks, because a process takes many seconds to import torch.
-Each check is a test, which reads what both ranks have written about it.
+Each check is a test, which reads the reports of both ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHECKS = {}
 
 
 def check(function):
-    """A function of the mesh that both ranks run."""
+    """Register a function of the mesh that both ranks run."""
     CHECKS[function.__name__] = function
     return function
 
@@ -45,7 +45,7 @@ def check(function):
 
 
 class Given:
-    """A tensor of a call, and how it is placed on the mesh; None: a plain tensor on all ranks."""
+    """A tensor of a call, and its placement on the mesh; None: a plain tensor on all ranks."""
 
     def __init__(self, value, placements="rows", grad=True):
         self.value, self.placements = value, placements
@@ -77,7 +77,7 @@ def full(value):
 
 
 def assert_same(mesh, call, atol=2e-6, rtol=2e-5, **given):
-    """The outputs and gradients of ``call`` are those of the call with whole tensors."""
+    """The outputs and gradients of ``call`` equal those of the call with whole tensors."""
     whole = {name: g.whole() for name, g in given.items()}
     placed = {name: g.placed(mesh) for name, g in given.items()}
     wanted, got = call(**whole), call(**placed)
@@ -101,7 +101,7 @@ def assert_same(mesh, call, atol=2e-6, rtol=2e-5, **given):
 def every_reduction_of_any_shards(mesh):
     from torch.distributed.tensor import Partial, Shard
 
-    # Two ranks have whole blocks, parts of a block, one row more than the other, or none.
+    # Two ranks have whole blocks, parts of a block, unequal numbers of rows, or no rows.
     for shape in ((8, 6), (6, 5), (5, 3), (3, 2, 2), (1, 3), (7,)):
         for reduction in ("batchmean", "sum", "mean", "sample", "none"):
             z, kl = assert_same(
@@ -257,7 +257,7 @@ def explicit_noise(mesh):
 
 @check
 def ranks_seeded_alike_draw_the_noise_of_one_call(mesh):
-    """And shards draw different noise, whereas replicas draw the same."""
+    """Shards draw different noise, whereas replicas draw the same."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     mu, raw = torch.zeros(4, 4), torch.zeros(4, 4)
@@ -270,7 +270,7 @@ def ranks_seeded_alike_draw_the_noise_of_one_call(mesh):
             z = vf.reparameterize(*placed, generator=generator).full_tensor()
             after = state()
             assert not torch.equal(z[:2], z[2:])
-            if AVAILABLE:  # plain PyTorch draws with torch.randn where it has no key
+            if AVAILABLE:  # eager PyTorch without a key draws with torch.randn
                 source(3)
                 assert torch.equal(z, vf.reparameterize(mu, raw, generator=generator))
                 assert torch.equal(after, state())
@@ -381,7 +381,7 @@ def evidence_lower_bounds(mesh):
     ):  # fmt: skip
         assert_same(mesh, loss(**how), output=output, target=target, **latent)
         assert_same(mesh, loss(**how), output=output, target=target, target_mask=mask, **latent)
-    # The KL as the launch of the sample has computed it.
+    # The KL that the launch of the sample has computed.
     kls = (
         Given(torch.tensor(1.3), "same"), Given(torch.tensor(1.3), None), rows(5, seed=4),
         rows(5, 2, seed=4), rows(5, 2, seed=4, placements=None),
@@ -419,7 +419,7 @@ def a_partial_loss_starts_backward(mesh):
 
 @check
 def compiled_without_graph_breaks(mesh):
-    """And the noise is that of eager code, from a key or from the generator."""
+    """The noise equals that of eager code, from a key or from the generator."""
     from torch.distributed.tensor import Shard, distribute_tensor
 
     leaves = [
@@ -459,7 +459,7 @@ def what_is_refused(mesh):
             vf.nll(sharded, bad, "bernoulli")
         with pytest.raises(ValueError, match="output " + wanted.format(shown)):
             vf.elbo_loss(bad, sharded, sharded, sharded, likelihood="bernoulli")
-    # The remedy that the message names.
+    # The remedy in the message.
     mended = columns.redistribute(placements=[Shard(0)])
     torch.testing.assert_close(
         vf.gaussian_kl(mended, mended).full_tensor(), vf.gaussian_kl(whole, whole)
@@ -490,7 +490,7 @@ def what_is_refused(mesh):
     kind = NegativeBinomial(mean="softmax", dispersion="softplus")
     with pytest.raises(ValueError, match="softmax"):
         vf.nll((flat, flat), flat.detach().abs(), kind)
-    # What an ordinary call refuses.
+    # Calls that are also invalid with ordinary tensors.
     for error, how in (
         (ValueError, {"reduction": "median"}), (ValueError, {"dim": 2}), (TypeError, {"scal": 1}),
         (ValueError, {"eps": sharded, "key": KEY}), (TypeError, {"key": KEY.float()}),
@@ -530,7 +530,7 @@ def trained(model, wrapped, part, key_of_step):
 
 
 def is_as_in_one_process(wrap):
-    """Four steps with half a batch on each rank are those with the whole batch."""
+    """Four steps with half a batch on each rank equal four steps with the whole batch."""
     rank = torch.distributed.get_rank()
 
     def key(step, rank):  # 4 rows of 6 elements are 6 blocks of noise
@@ -577,7 +577,7 @@ def of_all_ranks(value):
 
 @check
 def plain_tensors_draw_as_torch_randn_does(mesh):
-    """Equal noise on ranks that are seeded alike; a key of the rank makes it differ."""
+    """Ranks with equal seeds draw equal noise. A key for each rank makes it differ."""
     mu = torch.zeros(64)
     for draw in (lambda: torch.randn(64), lambda: vf.reparameterize(mu, mu)):
         torch.manual_seed(5)
@@ -597,7 +597,7 @@ def plain_tensors_draw_as_torch_randn_does(mesh):
 
 
 def examples():
-    """Each section's name and code."""
+    """The name and code of each section."""
     sections = re.split(r"^## ", EXAMPLES.read_text(), flags=re.MULTILINE)[1:]
     found = [
         (s.splitlines()[0], re.findall(r"^```python\n(.*?)^```", s, re.M | re.S)) for s in sections
@@ -614,7 +614,7 @@ def report_of(function, *arguments):
 
 
 def run_checks(rank, package, port, results):
-    """One of two processes. The first example makes the group."""
+    """One of two processes. The first example creates the group."""
     assert vf.__file__ == package
     torch.set_num_threads(1)
     more = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -637,7 +637,7 @@ def run_checks(rank, package, port, results):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """What each rank says about each check."""
+    """The report of each rank about each check."""
     results = str(tmp_path_factory.mktemp("distributed") / "reports")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -647,7 +647,7 @@ def reports(tmp_path_factory):
 
 
 class MeshOfSizes:
-    """What the rows of a rank depend on: the sizes of a mesh, and the rank along each dimension."""
+    """The inputs of a rank's rows: the sizes of a mesh, and the rank along each dimension."""
 
     def __init__(self, sizes, ranks):
         self.sizes, self.ranks = sizes, ranks

@@ -1,4 +1,4 @@
-"""The promises of examples/: they run, they learn, and they are reproducible."""
+"""The examples run, learn, and are reproducible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """The models are small: more threads only wait for each other."""
+    """The models are small, so more threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -70,8 +70,8 @@ def test_a_seed_reproduces_a_run_bit_for_bit(digits: ModuleType, impl: str) -> N
 @pytest.mark.parametrize("impl", ["fused", "eager"])
 def test_training_improves_the_elbo_and_uses_the_latent(digits: ModuleType, impl: str) -> None:
     history = digits.train(impl, digits.Config(epochs=10), progress=False)
-    # About -44.5 untrained and -25.3 after these epochs. A decoder that ignores z, and so pays no
-    # KL, gets to -27.2 with the mean of each pixel.
+    # About -44.5 untrained and -25.3 after these epochs. A decoder that ignores z, and thus has no
+    # KL, reaches -27.2 with the mean of each pixel.
     for curve in (history.train_elbo, history.heldout_elbo):
         assert curve[0] < -40
         assert curve[-1] > -26.2

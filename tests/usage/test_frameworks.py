@@ -1,7 +1,7 @@
-"""docs/frameworks.md: every block runs, and its training step is that of the untouched framework.
+"""Every block of docs/frameworks.md runs, and its training step equals the unmodified framework's.
 
-The untouched step draws the same noise: torch's functions that draw normals are given the noise
-that a call of the package draws from the same state of torch's generator.
+The unmodified step draws the same noise: torch's functions for normals are replaced, and return the
+noise that a call of the package draws from the same state of torch's generator.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ BLOCKS = blocks()
 
 
 def run(title: str) -> Names:
-    """What a block defines, after the lines that all begin with."""
+    """The names that a block defines, after the lines that all blocks begin with."""
     pytest.importorskip(IMPORTS.get(title, title.lower()))
     torch.manual_seed(0)
     names: Names = {"__name__": "frameworks"}
@@ -74,7 +74,7 @@ def drawn(shape: Any) -> Tensor:
 
 @contextlib.contextmanager
 def noise(draw: Callable[[Any], Tensor] = drawn) -> Iterator[None]:
-    """torch's functions that draw normals return `draw` of a shape, but not within `draw`."""
+    """Make torch's functions for normals return `draw` of a shape, except within `draw`."""
     is_drawing = False
 
     def replaced(original: Callable[..., Tensor], function: Callable[..., Tensor]) -> Any:
@@ -129,12 +129,12 @@ def assert_same(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: floa
 
 
 # --------------------------------------------------------------------------------------------------
-# The untouched steps
+# The unmodified steps
 # --------------------------------------------------------------------------------------------------
 
 
 class PlainVAE(nn.Module):
-    """The VAE of the page in PyTorch alone, with the parameters of another."""
+    """The page's VAE in eager PyTorch, with the parameters of another model."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def pytorch_geometric(names: Names) -> Tensor:
 
 
 def monai(names: Names) -> Tensor:
-    """With the KL as MONAI's tutorials compute it."""
+    """The KL as in MONAI's tutorials."""
     from monai.networks.nets import AutoencoderKL
 
     images = names["images"]
@@ -221,7 +221,7 @@ def test_a_step_is_that_of_the_untouched_framework(title):
     state = copy.deepcopy(names["model"].state_dict())
     ours = step(names, names["ours"])
     names["model"].load_state_dict(state)
-    # scvi-tools draws its latent itself in both.
+    # scvi-tools itself draws the latent in both.
     same = contextlib.nullcontext() if title == "scvi-tools" else noise()
     with same:
         theirs = step(names, lambda: UNTOUCHED[title](names))
@@ -288,10 +288,10 @@ def test_torchrl():
         },
         (2, 3),
     )
-    networks(batch.clone())  # makes the lazy layers
+    networks(batch.clone())  # initializes the lazy layers
     found = []
     for kind in (names["FusedModelLoss"], names["FusedModelLoss"].__bases__[0]):
-        # Without free nats: the KL of untrained networks is below them and has no gradient.
+        # Without free nats: an untrained network's KL is below them and has no gradient.
         loss = kind(networks, free_nats=0, lambda_kl=1e3)
         networks.zero_grad()
         torch.manual_seed(1)
@@ -310,7 +310,7 @@ def test_bayesian_torch():
     ours = step(names, names["ours"])
     torch.manual_seed(1)
     zeros = [torch.zeros_like(t) for layer in model for t in (layer.mu_weight, layer.mu_bias)]
-    left = vf.reparameterize_kl_multi(zeros, zeros)[0]  # the noise of the one call for all weights
+    left = vf.reparameterize_kl_multi(zeros, zeros)[0]  # the noise of one call for all weights
 
     def theirs() -> Tensor:
         loss = F.cross_entropy(model(names["x"]), names["labels"]) + get_kl_loss(model) / 100
@@ -369,7 +369,7 @@ def test_opacus():
 
 @native
 def test_opacus_without_a_grad_sampler_raises_with_the_remedy():
-    """It runs the layer under a vmap that forbids randomness, as it does for torch.randn."""
+    """Opacus runs the layer under a vmap without randomness, which also rejects torch.randn."""
     names = run("Opacus")
 
     class Layer(nn.Module):
@@ -386,7 +386,7 @@ def test_opacus_without_a_grad_sampler_raises_with_the_remedy():
 
 
 def test_the_page_names_the_versions_that_are_required():
-    """Those of the requirements, which are installed here, and a section for each."""
+    """They equal the requirements, which are installed here, and each has a section."""
     rows = re.findall(r"^\| \[(.*?)\]\(#.*?\) \| (\S+) \|", TEXT, re.MULTILINE)
     files = ("packages", "steps", "steps-without-dependencies")
     pins = "\n".join((ROOT / "requirements" / f"{name}.txt").read_text() for name in files)

@@ -1,4 +1,4 @@
-"""Transforms of torch.func and forward mode, against those of the reference with the same key."""
+"""Transforms of torch.func and forward mode, against the reference with the same key."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_every_transform_of_every_function(function, transform):
 @pytest.mark.parametrize("transform", ["grad", "jvp", "forward mode"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option(name, transform):
-    """Those of second order are in the test of each function."""
+    """The tests of each function cover second-order transforms."""
     named = {k: t.detach() for k, t in tensors(OPTIONS[name]).items()}
 
     def function(module, *leaves):
@@ -172,7 +172,7 @@ def test_a_list_of_tensors():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype):
-    """Below float32 the reference rounds elsewhere, so the truth is that of plain autograd."""
+    """Below float32 the reference rounds differently, so the oracle is ordinary autograd."""
     mu, raw = (random(4, 6, seed=i).to(dtype) for i in (0, 1))
 
     def function(mu, raw):
@@ -203,7 +203,7 @@ BATCH = 3
 
 
 def slices(function, in_dims, inputs):
-    """What vmap promises, one slice after the other."""
+    """The definition of vmap: one slice after the other."""
     outputs = []
     for b in range(BATCH):
         pairs = zip(inputs, in_dims, strict=True)
@@ -280,7 +280,7 @@ def test_nested_vmap():
 
 
 def test_jacobians_of_slices():
-    """vmap outside and inside of gradients, which is what jacrev and jacfwd are made of."""
+    """vmap outside and inside of gradients, as in jacrev and jacfwd."""
     mu, raw = (random(BATCH, 4, seed=i, dtype=F64) for i in (0, 1))
 
     def function(mu, raw):
@@ -353,7 +353,7 @@ def bayesian_linear(name, parameters):
 @pytest.mark.parametrize("randomness", ["same", "different"])
 @pytest.mark.parametrize("name", ["list", "pairs", "samples"])
 def test_per_sample_gradients_of_a_bayesian_layer(name, randomness):
-    """The gradients for each item of a batch are autograd's for the noise that was drawn."""
+    """The gradients for each item of a batch equal autograd's for the drawn noise."""
     shapes = (3, 4), (3, 4), (3,), (3,)
     parameters = [random(*shape, seed=i, dtype=F64) for i, shape in enumerate(shapes)]
     x, y = random(BATCH, 4, seed=8, dtype=F64), random(BATCH, 3, seed=9, dtype=F64)
@@ -387,7 +387,7 @@ def test_a_bayesian_layer_draws_nothing_if_the_randomness_is_an_error(name):
 
 
 def test_an_expanded_weight_is_named_with_the_remedy():
-    """torch's hooks for per-sample gradients have no rule for a function of a weight."""
+    """torch's hooks for per-sample gradients do not support functions of a weight."""
 
     class Layer(torch.nn.Module):
         def __init__(self):
@@ -442,7 +442,7 @@ def test_derivatives_are_those_of_the_noise_that_was_drawn(in_dims, randomness, 
 
 
 def test_per_sample_gradients_of_a_model():
-    """Of a VAE's weights, each with its own noise: those of a loop over the same samples."""
+    """A VAE's weights, with noise for each sample: equal to a loop over the same samples."""
     weight, x = random(6, 4), random(BATCH, 6, seed=1)
 
     def loss(weight, x):
@@ -511,7 +511,7 @@ def test_a_batch_is_one_launch(size):
 
 @native
 def test_a_plain_call_does_not_come_here(monkeypatch):
-    """Forward mode and transforms leave it as it is once they have ended."""
+    """After forward mode and transforms have ended, an ordinary call is as before."""
 
     def fail(*_):
         raise AssertionError

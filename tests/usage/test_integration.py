@@ -15,7 +15,7 @@ from vae_fused import _ext
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "integration.md"
 OPTIONAL = ("onnxruntime",)
 NEEDS_A_GPU = "# needs a GPU\n"
-# Examples whose assertions are about the operators and not about values.
+# Examples whose assertions check the operators and not the values.
 OF_OPERATORS = ("Saved-tensor hooks", "torch.compile", "torch.export", "Autocast and GradScaler")
 
 
@@ -28,7 +28,7 @@ class Example(NamedTuple):
 
 
 def examples() -> dict[str, Example]:
-    """Of the page, by heading."""
+    """The examples of the page, by heading."""
     found: dict[str, Example] = {}
     page, title = PAGE.read_text(), ""
     for part in re.finditer(r"^```python\n(.*?)^```|^#+ (.*?)$", page, re.MULTILINE | re.DOTALL):

@@ -1,4 +1,4 @@
-"""Every option traces: torch.compile, make_fx, meta tensors, and torch.vmap of the reference."""
+"""Every option works with torch.compile, make_fx, meta tensors, and torch.vmap of the reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import vae_fused as vf
 
-# Of options that differ only in the formula one stands for all.
+# One of several options that differ only in the formula represents all of them.
 TRACED = (
     "softplus", "everything", "clamp from below", "mu soft clamp", "prior of numbers",
     "prior that broadcasts", "prior with a scale alone", "prior, std", "mask",
@@ -28,13 +28,13 @@ def fresh_compiler():
 
 
 def inputs_of(name):
-    """The tensors of a call, its mask among them."""
+    """The tensors of a call, including its mask."""
     named = {k: v.detach() for k, v in tensors(OPTIONS[name]).items()}
     return named if (mask := mask_of(OPTIONS[name])) is None else {**named, "mask": mask}
 
 
 def step(name):
-    """A function of tensors that makes its prior itself, as a model does."""
+    """A function of tensors that creates its prior itself, as a model does."""
     recipe = {k: v for k, v in OPTIONS[name].items() if k != "mask"}
 
     def function(named):
@@ -68,7 +68,7 @@ def test_scales_and_priors_may_be_made_inside(dynamic):
     def function(mu, raw, m, s, mask, temperature):
         scale = vf.Scale("softplus", clamp=(-3.0, 5.0), std_floor=0.1)
         prior = vf.Prior(m, s, vf.Scale("logstd", soft_clamp=4.0))
-        fixed = vf.Prior(torch.zeros(5), torch.ones(3, 1), "std")  # sizes known beside unknown ones
+        fixed = vf.Prior(torch.zeros(5), torch.ones(3, 1), "std")  # known and unknown sizes
         z, kl = vf.reparameterize_kl(
             mu, raw, scale=scale, prior=prior, mask=mask, reduction="mean",
             temperature=temperature, eps=m,
@@ -78,7 +78,7 @@ def test_scales_and_priors_may_be_made_inside(dynamic):
 
     inputs = (*random(4, 3, 5), random(3, 5, seed=9) > 0)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for temperature in (0.5, 0.7):  # one that is annealed
+    for temperature in (0.5, 0.7):  # as when it is annealed
         torch.testing.assert_close(compiled(*inputs, temperature), function(*inputs, temperature))
 
 

@@ -1,8 +1,8 @@
 """Recipes of docs/cookbook.md against the installed packages, called with their own defaults.
 
-`ours` is that of the recipe. In place of `theirs` stands the package itself, so that a restatement
-that is wrong, or a default that a release changes, fails here. What draws noise gets it from the
-recipe's `eps`: torch's functions that draw normals return it while the package runs.
+`ours` is the recipe's. The package itself replaces `theirs`, so that a wrong restatement or a
+changed default of a release fails here. All noise comes from the recipe's `eps`: torch's functions
+for normals return it while the package runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ F64 = torch.float64
 
 @contextlib.contextmanager
 def noise(*tensors: Tensor) -> Iterator[None]:
-    """What draws normals returns these tensors, one after the other, and all of them."""
+    """Make functions that draw normals return these tensors in turn, and require all to be used."""
     left = list(tensors)
 
     def draw(*_: Any, **__: Any) -> Tensor:
@@ -48,7 +48,7 @@ def noise(*tensors: Tensor) -> Iterator[None]:
 
 
 class Returns(nn.Module):
-    """Stands in a package's model for a network that returns these values."""
+    """Replaces a network of a package's model, and returns these values."""
 
     def __init__(self, values: Any) -> None:
         super().__init__()
@@ -59,14 +59,14 @@ class Returns(nn.Module):
 
 
 def with_parameters(module: nn.Module, **tensors: Tensor) -> nn.Module:
-    """A module with tensors of a graph in place of its parameters."""
+    """A module whose parameters are replaced by tensors of a graph."""
     assert tensors.keys() <= module._parameters.keys()
     module._parameters.update(tensors)  # type: ignore[arg-type]
     return module
 
 
 def weight_and_bias(layer: Callable[[Tensor], Tensor], width: int) -> tuple[Tensor, Tensor]:
-    """Those of a linear layer, from one call."""
+    """The weight and the bias of a linear layer, from one call."""
     bias, *rows = layer(torch.cat([torch.zeros(1, width), torch.eye(width)]).double())
     return (torch.stack(rows) - bias).T, bias
 
@@ -102,7 +102,7 @@ def diffusers_oobleck(h, eps):
 
 
 def monai_autoencoder(mu, logvar, eps):
-    """MONAI leaves the KL to its user."""
+    """MONAI leaves the KL to the user."""
     nets = pytest.importorskip("monai.networks.nets")
     model = nets.AutoencoderKL(
         3, channels=(4,), attention_levels=(False,), num_res_blocks=1, norm_num_groups=1
@@ -143,7 +143,7 @@ def scvi_vae(mu, raw, eps, weight):
 
 
 def rssm_moments(mu: Tensor, raw: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
-    """torchrl's posterior network with these outputs before its last layer, and what it reads."""
+    """torchrl's posterior network with these outputs before its last layer, and its input."""
     modules = pytest.importorskip("torchrl.modules")
     posterior = modules.RSSMPosterior()
     extractor = posterior.obs_rnn_to_post_projector[-1]
@@ -154,7 +154,7 @@ def rssm_moments(mu: Tensor, raw: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
 
 
 def rssm_kl(mu, raw, m, prior_raw, **options):
-    """The KL of `DreamerModelLoss` as it is by default, and with `delayed_clamp`."""
+    """The KL of `DreamerModelLoss` by default, and with `delayed_clamp`."""
     objectives = pytest.importorskip("torchrl.objectives")
     prior = pytest.importorskip("torchrl.modules").RSSMPrior(action_spec=torch.zeros(2))
     prior_moments = prior.rnn_to_prior_projector[-1](torch.cat([m, prior_raw], dim=-1))
@@ -212,7 +212,7 @@ def vits_posterior(m, logs, eps, mask):
 
 
 def vits_prior(m, logs, eps):
-    """The sample that inference sends through the flow, with a duration of 1 for each token."""
+    """The sample that inference passes to the flow, with a duration of 1 for each token."""
     model = tiny_vits()
     batch, _, steps = m.shape
     model.text_encoder.forward = lambda **_: SimpleNamespace(
@@ -330,7 +330,7 @@ def geometric_vgae(mu, logstd, eps):
 
 
 def keras_example(z_mean, z_log_var, eps):
-    """What the example's layer and its step compute, by Keras' operations."""
+    """The computation of the example's layer and step, with Keras' operations."""
     with mock.patch.dict(os.environ, KERAS_BACKEND="torch"):
         keras = pytest.importorskip("keras")
     ops = keras.ops
@@ -362,10 +362,10 @@ PACKAGES: dict[str, Callable[..., Any]] = {
     "PyTorch Geometric": geometric_vgae,
     "Keras": keras_example,
 }
-# Where a package computes a part in float32: tensordict its shift, torchbnn the sum of its KLs,
-# Keras a mean.
+# Packages that compute a part in float32: tensordict its shift, torchbnn the sum of its KLs, Keras
+# a mean.
 TOLERANCE = {f"{RSSM}, 3": 1e-6, "torchbnn": 1e-6, "Keras": 1e-6}
-# Recipes that clamp: inputs this many times as large reach the bounds.
+# Factors on the inputs of recipes with a clamp, so that they reach the bounds.
 LARGE = {
     "diffusers, CompVis": 12.0, "diffusers, CompVis, 2": 12.0, "Video": 12.0, "MONAI": 12.0,
     RSSM: 3.0, f"{RSSM}, 2": 3.0, "PyTorch Geometric": 8.0,
@@ -389,7 +389,7 @@ def test_the_package_computes_ours(name, factor):
 
 
 def test_oobleck_between_two_posteriors_is_no_divergence():
-    """The sign of its logarithm is the other one, as docs/cookbook.md says."""
+    """The sign of its logarithm is opposite, as documented in docs/cookbook.md."""
     module = pytest.importorskip("diffusers.models.autoencoders.autoencoder_oobleck")
     h, other = RECIPES["Oobleck"].arguments(F64, "cpu")["h"].detach().split(1)
     q, p = (module.OobleckDiagonalGaussianDistribution(t) for t in (h, other))
@@ -402,7 +402,7 @@ def test_oobleck_between_two_posteriors_is_no_divergence():
 
 @pytest.mark.parametrize("use_mean", [False, True])
 def test_monai_in_evaluation(use_mean):
-    """VarAutoEncoder returns mu + sigma unless it is told to use the mean."""
+    """VarAutoEncoder returns mu + sigma by default, and mu with `use_mean`."""
     nets = pytest.importorskip("monai.networks.nets")
     model = nets.VarAutoEncoder(
         2, (1, 8, 8), 1, latent_size=3, channels=(2,), strides=(2,), use_mean_at_inference=use_mean

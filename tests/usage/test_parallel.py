@@ -1,4 +1,4 @@
-"""Data-parallel training: processes with a part of the batch each, and the noise of their part."""
+"""Data-parallel training: each process has a part of the batch, and the noise of its part."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def train_in_parallel(rank, package, store, results):
     dist = torch.distributed
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     torch.save(gradients_of_half(rank), f"{results}{rank}")
-    # The wrapped encoder is in reference cycles and holds the group. Where it outlives this
-    # function, gloo's threads do, and one that still frees a Python object while the interpreter
-    # ends aborts the process (8 of 80, torch 2.13).
+    # The wrapped encoder is in reference cycles and holds the group. If the group outlives this
+    # function, so do gloo's threads. A thread that frees a Python object while the interpreter
+    # exits aborts the process (8 of 80 runs, torch 2.13).
     gc.collect()
     dist.destroy_process_group()
 

@@ -1,6 +1,6 @@
-"""In Pyro: a guide of DiagonalGaussians, by samples and by KLs in closed form.
+"""Pyro: a guide of DiagonalGaussians, trained by samples and by KLs in closed form.
 
-Pyro's own Independent makes a site of one as it is; Pyro's mixin makes a site of each element.
+Pyro's own Independent makes one site of a distribution. Pyro's mixin makes a site per element.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_the_closed_form_elbo_of_a_prior_alone_is_the_fused_kl():
 
 @pytest.mark.parametrize("form", ["site", "class", "site of a Normal", "class Normal"])
 def test_the_adapters_make_sites(form):
-    """`pyro.sample` of a bare distribution of torch raises, that of an adapted one is a site."""
+    """`pyro.sample` of torch's bare distribution raises; with the adapter it is a site."""
     from vae_fused.compat import pyro as compat
 
     raw = torch.full((N, DIM), -0.25)

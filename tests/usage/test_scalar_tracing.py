@@ -1,4 +1,4 @@
-"""Options that are 0-d tensors under tracers and transforms: a new value compiles nothing anew."""
+"""0-d tensor options under tracers and transforms: a new value does not cause a recompilation."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ CHANGING = {
 @pytest.mark.parametrize("name", CHANGING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_number_that_changes_is_compiled_twice(name, dtype):
-    """Once as a constant and once, after it has changed, as an argument."""
+    """First as a constant, and after it has changed, as an argument."""
     function, inputs = CHANGING[name], leaves(dtype)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(function, fullgraph=True, backend=counter)
@@ -249,7 +249,7 @@ def test_transforms_share_a_scalar():
 
 
 def test_a_scalar_for_each_slice():
-    """The kernels refuse it and name the reference, which takes it."""
+    """The kernels raise an error that names the reference, which supports it."""
     mu, raw, _ = (t.detach() for t in leaves())
     eps, temperatures = random(4, 6, seed=9), torch.tensor([0.0, 0.3, 0.7, 1.0])
 

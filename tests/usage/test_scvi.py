@@ -1,4 +1,4 @@
-"""scvi-tools with its negative binomials replaced: same numbers, same classes, and a way back."""
+"""scvi-tools with replaced negative binomials: same numbers, same classes, and reversible."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_classes_that_were_imported_before_have_the_same_values(
     after = distributions(theta_shape)
     for old, new, value, moment in zip(before, after, wanted, moments, strict=True):
         torch.testing.assert_close(new.log_prob(counts()), value, rtol=1e-6, atol=1e-7)
-        # Those that were made before have the new methods, too.
+        # Existing objects have the new methods, too.
         torch.testing.assert_close(old.log_prob(counts()), value, rtol=1e-6, atol=1e-7)
         assert torch.equal(new.mean, moment[0]) and torch.equal(new.variance, moment[1])
         assert isinstance(new, theirs.NegativeBinomial) and repr(new) == repr(old)
@@ -193,7 +193,7 @@ def test_theta_is_kept_before_it_is_broadcast(monkeypatch: pytest.MonkeyPatch) -
         value = d.log_prob(counts())
         assert seen.pop() == (7,)
         assert torch.autograd.grad(value.sum(), given["theta"])[0].shape == (7,)
-    d.theta = 2.0 * d.theta  # an assignment counts
+    d.theta = 2.0 * d.theta  # an assignment takes effect
     assert not torch.equal(d.log_prob(counts()), value) and seen.pop() == (5, 7)
 
 

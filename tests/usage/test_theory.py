@@ -1,8 +1,8 @@
-"""The statements of docs/theory.md, each by the public functions alone.
+"""The statements of docs/theory.md, verified with the public functions alone.
 
-Random numbers have fixed seeds, and a mean is compared with its exact value within 5 standard
-errors. Each comparison of that kind has a second one that shows that the error bars are small
-enough to see a wrong formula.
+Random numbers have fixed seeds. A mean is compared with its exact value within 5 standard errors.
+Each such comparison has a second one, which shows that the error bars are small enough to detect a
+wrong formula.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def test_the_kl_is_never_negative_and_is_0_only_at_equality(dtype: torch.dtype) 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 def test_the_kl_of_neighbouring_floats_is_above_0(dtype: torch.dtype) -> None:
-    """Against a prior that is the same Gaussian to the last bit, or to all but the last bit."""
+    """The prior is the same Gaussian exactly, or differs in the last bit."""
     mu, logvar = (t.to(dtype) for t in (scattered(10_000, 1e-3, 5.0, s) for s in (3, 4)))
     prior = vf.Prior(mu, logvar)
     assert (vf.gaussian_kl(mu, logvar, prior=prior, reduction="none") == 0).all()
@@ -80,7 +80,7 @@ def test_the_kl_of_neighbouring_floats_is_above_0(dtype: torch.dtype) -> None:
 
 
 def test_the_usual_formula_is_negative_near_the_prior() -> None:
-    """The two tests above can fail."""
+    """This shows that the two tests above can fail."""
     mu, x = (scattered(100_000, 1e-6, 1e-3, seed).float() for seed in (5, 6))
     usual = 0.5 * (mu.square() + x.exp() - 1.0 - x)
     assert (usual < 0).double().mean() > 0.1
@@ -113,18 +113,18 @@ def test_the_evidence_is_the_elbo_plus_the_kl_from_the_true_posterior() -> None:
     gap = vf.gaussian_kl(*q, prior=vf.Prior(*model.posterior()), dim=-1)
     evidence = model.log_evidence()
     error = (exact_elbo(model, *q) + gap - evidence).abs()
-    # Far from the posterior both terms are large and the sum is not.
+    # Far from the posterior both terms are large, but their sum is small.
     assert (error / (1.0 + gap)).max() < 1e-12
     assert error[gap < 1e3].max() < 1e-6 and (gap < 1e3).double().mean() > 0.8
     assert gap.max() > 1e3 and gap.min() < 1e-3
     posterior = (t.expand_as(q[0]) for t in model.posterior())
     wrong_way = vf.gaussian_kl(*posterior, prior=vf.Prior(*q), dim=-1)
     wrong = (exact_elbo(model, *q) + wrong_way - evidence).abs()
-    assert wrong[gap > 0.1].median() > 0.1  # nearer, both directions are the same
+    assert wrong[gap > 0.1].median() > 0.1  # closer, both directions are equal
 
 
 def test_the_identity_holds_for_each_single_sample() -> None:
-    """ln p(x) = ln p(x, z) - ln p(z|x) for any z: the expectation adds nothing."""
+    """ln p(x) = ln p(x, z) - ln p(z|x) for any z, so it does not depend on the expectation."""
     model = linear_gaussian(16)
     z = 3.0 * random(50, 16, 3, seed=2, dtype=F64)
     log_posterior = vf.gaussian_log_prob(z, *model.posterior(), dim=-1)
@@ -215,7 +215,7 @@ def log_ratio(z: Tensor, pairs: Tensor) -> Tensor:
 
 
 def test_the_closed_form_is_the_integral() -> None:
-    """By the trapezoidal rule, which is exact to rounding for such integrands."""
+    """The trapezoidal rule is exact up to rounding for such integrands."""
     mu, logvar = PAIRS[:, 0], PAIRS[:, 1]
     points = torch.linspace(-12, 12, 2001, dtype=F64).unsqueeze(-1)
     z = mu + (logvar / 2).exp() * points
@@ -245,7 +245,7 @@ def test_the_estimate_at_the_sample_is_the_difference_of_the_densities() -> None
     )  # fmt: skip
     torch.testing.assert_close(estimate, log_ratio(z, PAIRS), rtol=1e-11, atol=1e-11)
     assert_within_error_bars(estimate[:, 1:], closed_form(PAIRS[1:]))
-    assert (estimate[:, 1:] < 0).any(0).all()  # other than a KL
+    assert (estimate[:, 1:] < 0).any(0).all()  # unlike a KL
     assert not estimate[:, 0].any()  # q is p
 
 
@@ -253,7 +253,7 @@ def test_the_estimate_at_the_sample_is_the_difference_of_the_densities() -> None
 # Networks output the log-variance
 # --------------------------------------------------------------------------------------------------
 
-# How each kind reads a raw number that gives a sigma.
+# How each kind computes sigma from a raw number.
 RAW_OF = {
     "logvar": lambda s: 2.0 * s.log(),
     "std": lambda s: s,
@@ -277,7 +277,7 @@ def test_every_real_number_is_a_log_variance() -> None:
 
 
 def slopes_at(sigma: float, scale: str) -> tuple[float, float]:
-    """By the raw number: the derivative of ln sigma, and that of the KL."""
+    """Derivatives by the raw number: that of ln sigma, and that of the KL."""
     raw = RAW_OF[scale](torch.tensor([sigma], dtype=F64)).requires_grad_()
     value = sigma_of(raw, scale)
     assert value.item() == pytest.approx(sigma, rel=1e-10)
@@ -346,7 +346,7 @@ def test_where_the_other_forms_lose_their_digits() -> None:
 
 
 def test_the_reparameterized_gradient_is_unbiased() -> None:
-    """Of the expected -ln p(x|z) of the linear model, whose exact gradient is known."""
+    """The gradient of the linear model's expected -ln p(x|z), whose exact value is known."""
     model, draws = linear_gaussian(1), 100_000
     mu, logvar = (t + 0.4 for t in model.posterior())
     leaves = [t.clone().requires_grad_() for t in (mu, logvar)]
@@ -357,16 +357,16 @@ def test_the_reparameterized_gradient_is_unbiased() -> None:
     for samples, want in zip(got, exact, strict=True):
         assert_within_error_bars(samples, want.squeeze(0))
         assert (SIGMAS * standard_error(samples) < 0.1 * want.abs().max()).all()
-    # By the log-variance, half the gradient by mu times the noise. Without the noise it is biased.
+    # By the log-variance: half the gradient by mu, times the noise. Without the noise it is biased.
     wrong = 0.5 * got[0]
     off = (wrong.mean(0) - exact[1].squeeze(0)).abs() / standard_error(wrong)
     assert (off > SIGMAS).any()
 
 
 def squared_errors(dims: int, draws: int, key: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the gradient of E[|z|^2 / 2] by mu at mu = 1, sigma = 1, in each draw.
+    """Squared errors of the gradient of E[|z|^2 / 2] by mu at mu = 1, sigma = 1, for each draw.
 
-    By reparameterization, by the score function, and by that with the best constant baseline.
+    By reparameterization, by the score function, and by the latter with the best baseline.
     """
     mu = torch.ones(draws, dims, dtype=F64, requires_grad=True)
     logvar = torch.zeros(draws, dims, dtype=F64)
@@ -381,7 +381,7 @@ def squared_errors(dims: int, draws: int, key: int) -> tuple[Tensor, Tensor, Ten
 
 
 def variance_of_score(dims: int, baseline: float) -> float:
-    """Exact, of one element: f = (A + B) / 2, B = (1 + e)^2 with the element's own noise e."""
+    """The exact value for one element: f = (A + B) / 2, B = (1 + e)^2 with its own noise e."""
     mean = 2.0 * (dims - 1)
     square = mean**2 + 6.0 * (dims - 1)
     f2 = (square + 2.0 * mean * 4.0 + 34.0) / 4.0  # E[f^2 e^2]
@@ -408,7 +408,7 @@ def test_the_score_function_has_a_far_larger_variance(dims: int, draws: int) -> 
 
 
 def gradients_off_the_posterior(u: float, *, stop_q: bool) -> tuple[Tensor, Tensor]:
-    """Of minus the ELBO of one sample by mu and ln sigma^2, which is off by u, in many draws."""
+    """Gradients of many one-sample -ELBOs by mu and ln sigma^2, which is off by u."""
     model, draws = linear_gaussian(1), 100_000
     exact_mu, exact_logvar = model.posterior()
     leaves = [t.expand(draws, 3).clone().requires_grad_() for t in (exact_mu, exact_logvar + u)]
@@ -430,7 +430,7 @@ def gradients_off_the_posterior(u: float, *, stop_q: bool) -> tuple[Tensor, Tens
 def test_the_path_derivative_has_little_variance_near_the_posterior(
     u: float, factor: float, words: str
 ) -> None:
-    """By mu the exact variances are e^u / sigma_0^2 and (1 - e^-u)^2 times that."""
+    """By mu the exact variances are e^u / sigma_0^2 and (1 - e^-u)^2 times that value."""
     exact_factor = math.expm1(-u) ** 2
     sigma_0 = (0.5 * linear_gaussian(1).posterior()[1]).exp().squeeze(0)
     means = torch.zeros(3, dtype=F64), torch.full((3,), math.expm1(u) / 2, dtype=F64)
@@ -453,7 +453,7 @@ def test_the_path_derivative_has_little_variance_near_the_posterior(
 
 
 def log_weights(draws: int, samples: int) -> tuple[LinearGaussian, Tensor, Tensor, Tensor]:
-    """A posterior that is off, its exact ELBO, and nll and log q/p of its samples (K, draws)."""
+    """An inexact posterior, its exact ELBO, and nll and log q/p of its samples (K, draws)."""
     model = linear_gaussian(1)
     mu, logvar = (t + 0.5 for t in model.posterior())
     z = vf.reparameterize(mu, logvar, sample_shape=(samples, draws), key=make_key(13)).squeeze(-2)
@@ -480,7 +480,7 @@ def test_the_importance_weighted_bound_rises_to_the_evidence() -> None:
     assert gaps[0] > 0.3 and gaps[-1] < 0.03 * gaps[0]
     variance = (-nll - log_ratio - evidence).exp().var().item()
     assert gaps[-1] == pytest.approx(variance / (2 * 64), rel=0.1)
-    # Without the division by K the bound would pass the evidence, and the test would see it.
+    # Without the division by K the bound would exceed the evidence, and the test would fail.
     too_high = bounds[2] + math.log(4.0)
     assert too_high.mean() > evidence + SIGMAS * standard_error(too_high)
 

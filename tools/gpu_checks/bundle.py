@@ -1,4 +1,4 @@
-"""What a GPU run needs and cannot make there: prepared without a GPU, and found again on one.
+"""The files that a GPU run needs and cannot make: prepared without a GPU and checked on one.
 
 The bundle is a folder of the checkout, `build/gpu-bundle/`:
 
@@ -28,15 +28,15 @@ from typing import Any
 from gpu_checks.report import ROOT, commit
 
 FOLDER = ROOT / "build" / "gpu-bundle"
-LIMIT = 64 * 10**6  # bytes, packed and unpacked: what a machine may accept
+LIMIT = 64 * 10**6  # bytes, packed and unpacked: an upload limit that a machine may have
 GPU_PYTHON = "3.12"
-# Not mpmath: torch brings the version that its sympy needs, and these come before torch's.
+# Without mpmath: torch brings the version that its sympy requires, and these come before torch's.
 WHEELS = ("pytest", "pytest-xdist", "hypothesis", "expecttest", "pybind11", "pytest-benchmark")
 LITTER = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 class BundleError(RuntimeError):
-    """Why there is no bundle."""
+    """The reason why no bundle was made."""
 
 
 # --- digests -------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def digest(path: Path) -> str:
 
 
 def sources_digest(root: Path = ROOT) -> str:
-    """Of everything that the package and the probe are compiled from."""
+    """The digest of all sources of the package and the probe."""
     whole = hashlib.sha256()
     for part in ("csrc", "vae_fused", "tools/gpu_probe", "setup.py"):
         files = [root / part] if (root / part).is_file() else sorted((root / part).rglob("*"))
@@ -65,7 +65,7 @@ def sources_digest(root: Path = ROOT) -> str:
 
 
 def glibc_of(folder: Path) -> str:
-    """The glibc that the binaries need at least: the other machine may have an older one."""
+    """The least glibc that the binaries require: the other machine may have an older one."""
     versions = [(0, 0)]
     for path in [folder / "probe", *folder.rglob("*.so")]:
         found = re.findall(rb"GLIBC_(\d+)\.(\d+)", path.read_bytes())
@@ -78,7 +78,7 @@ def glibc_of(folder: Path) -> str:
 
 @dataclasses.dataclass
 class Bundle:
-    """The parts that are there and intact, and what is wrong with the others."""
+    """The intact parts of a bundle, and the defects of the others."""
 
     manifest: dict[str, Any] = dataclasses.field(default_factory=dict)
     probe: Path | None = None
@@ -88,7 +88,7 @@ class Bundle:
 
 
 def load(folder: Path = FOLDER) -> Bundle:
-    """A part that was changed, or was made of other sources than these, is not used."""
+    """Load the bundle. Parts that were changed or made from other sources are not used."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -120,7 +120,7 @@ def run(command: list[str]) -> str:
 
 
 def installed_package() -> Path:
-    """The compiled package of this Python, which must serve a GPU."""
+    """The compiled package of this Python, which must support a GPU."""
     code = "from vae_fused import _ext; print(_ext.has_cuda, _ext.__file__, sep='\\n')"
     has_cuda, file = run([sys.executable, "-I", "-W", "ignore", "-c", code]).splitlines()[-2:]
     folder = Path(file).parent
@@ -154,7 +154,7 @@ def tracked_files() -> list[Path]:
 
 @dataclasses.dataclass
 class Parts:
-    """What the bundle is made of. The parts that are not given are built or downloaded."""
+    """The contents of the bundle. Missing parts are built or downloaded."""
 
     package: Path | None = None
     probe: Path | None = None
@@ -192,7 +192,7 @@ def lay_out(folder: Path, parts: Parts) -> None:
 
 
 def make(out: Path, folder: Path, parts: Parts, limit: int = LIMIT) -> str:
-    """Makes the folder and the archive. Returns a line with their sizes."""
+    """Make the folder and the archive. Returns a line with their sizes."""
     lay_out(folder, parts)
     files = {path: path.relative_to(ROOT) for path in tracked_files()}
     home = FOLDER.relative_to(ROOT)

@@ -1,4 +1,4 @@
-"""What is measured: shapes, strides, and the bytes that must move at the least."""
+"""The measured cases: shapes, strides, and the least bytes that must move."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILIES = ("clamp", "mask", "prior", "softplus")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A posterior of one shape and layout, and what becomes of its KL."""
+    """A posterior of one shape and layout, and how its KL is reduced."""
 
     group: str  # a key of judge.TARGETS, or "small", which has no target
     layout: str  # contiguous | chunk(dim) | channels_last | channels_last chunk
@@ -62,9 +62,9 @@ class Case:
 def cases(
     exponent: int, dtypes: tuple[str, ...], big: int | None = None, small: int | None = None
 ) -> list[Case]:
-    """Everything at 2^exponent elements, and what may differ there at 2^small and at 2^big.
+    """All cases at 2^exponent elements, and those that differ in size at 2^small and at 2^big.
 
-    At 2^22 elements a kernel takes some ten microseconds, so its start and its end count.
+    At 2^22 elements a kernel takes some ten microseconds, so its start and end are significant.
     """
     found: list[Case] = []
 

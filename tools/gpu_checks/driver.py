@@ -1,4 +1,4 @@
-"""Programs that run in a process of their own, where a crash or a leak costs no other program.
+"""Programs that run in separate processes, so that a crash or a leak affects no other program.
 
 ``python tools/gpu.py --driver NAME`` runs one, which writes JSON to ``--out``. Only these programs
 import torch and vae_fused.
@@ -26,7 +26,7 @@ from vae_fused import _ext
 
 
 def write(path: Path | None, data: Any) -> None:
-    """All that is known so far, in place of what was there."""
+    """Replace the file by all data collected so far."""
     if path:
         scratch = path.with_suffix(".tmp")
         scratch.write_text(json.dumps(data), encoding="utf-8")
@@ -34,7 +34,7 @@ def write(path: Path | None, data: Any) -> None:
 
 
 def eager_formula() -> measure.Latent:
-    """The usual formula, from the benchmarks."""
+    """The eager formula of the benchmarks."""
     path = ROOT / "benchmarks" / "formulas.py"
     spec = importlib.util.spec_from_file_location("benchmark_formulas", path)
     assert spec is not None and spec.loader is not None
@@ -44,7 +44,7 @@ def eager_formula() -> measure.Latent:
     return latent
 
 
-# --- what is here --------------------------------------------------------------------------------
+# --- this machine --------------------------------------------------------------------------------
 
 
 def smoke(args: argparse.Namespace) -> None:
@@ -73,7 +73,7 @@ def smoke(args: argparse.Namespace) -> None:
     print(f"largest difference from the CPU: {difference:.2g}")
 
 
-# --- a step beside that of the CPU ---------------------------------------------------------------
+# --- a step compared with the CPU ----------------------------------------------------------------
 
 Tensors = tuple[Tensor, ...]
 
@@ -88,7 +88,7 @@ def sample_step(
 ) -> tuple[Tensors, Tensors]:
     """Results of one step on the device and on the CPU.
 
-    No kernel but ours runs on the device: inputs come by copies, which initcheck sees.
+    Only our kernels run on the device. Inputs are copied there, and initcheck sees the copies.
     """
     generator = torch.Generator().manual_seed(len(shape) + shape[0])
     kind = cases.DTYPES[dtype]
@@ -129,7 +129,7 @@ def sample_step(
 
 
 def compare(got: Tensors, want: Tensors) -> float:
-    """The largest difference, in units of the largest value or of 1; raises where it is large."""
+    """The largest difference relative to max(1, the largest value). Raises if it is large."""
     worst = 0.0
     for g, w in zip(got, want, strict=True):
         bound = {torch.float64: 1e-12, torch.float32: 1e-5}.get(g.dtype, 2e-2)
@@ -141,7 +141,7 @@ def compare(got: Tensors, want: Tensors) -> float:
 
 
 SANITIZED = [
-    # Odd sizes, on both sides of a tile and of a vector; every layout, kind of noise and dtype.
+    # Odd sizes on both sides of a tile and of a vector; every layout, kind of noise and dtype.
     ((3, 5), "sum", "float32", "contiguous", "key"),
     ((1, 1), "mean", "bfloat16", "contiguous", "key"),
     ((128, 20), "batchmean", "float32", "contiguous", "generator"),
@@ -160,7 +160,7 @@ SANITIZED = [
 
 
 def sanitize(args: argparse.Namespace) -> None:
-    """The short list, each step twice: a ticket that is not handed back shows in the second."""
+    """Run the short list, each step twice: the second run fails if a ticket was not reset."""
     for shape, reduction, dtype, layout, noise in SANITIZED:
         for _ in range(2):
             compare(*sample_step(shape, reduction, dtype, args.device, layout, noise))
@@ -174,7 +174,7 @@ def sanitize(args: argparse.Namespace) -> None:
 
 
 class Overlong:
-    """What claims to be an array of more elements than its memory has."""
+    """An array interface that claims more elements than its memory has."""
 
     def __init__(self, tensor: Tensor, numel: int) -> None:
         self.__cuda_array_interface__ = {
@@ -187,7 +187,7 @@ class Overlong:
 
 
 def planted_memcheck(args: argparse.Namespace) -> None:
-    """Reads out of bounds, on purpose: memcheck has to tell."""
+    """Read out of bounds on purpose: memcheck must report it."""
     numel = 2**24
     logvar = torch.zeros(numel).to(args.device)
     mu = torch.as_tensor(Overlong(torch.zeros(1024).to(args.device), numel), device=args.device)
@@ -197,7 +197,7 @@ def planted_memcheck(args: argparse.Namespace) -> None:
 
 
 def planted_initcheck(args: argparse.Namespace) -> None:
-    """Reads what nothing has written, on purpose: initcheck has to tell."""
+    """Read uninitialized memory on purpose: initcheck must report it."""
     mu, logvar = (torch.empty(100_000, device=args.device) for _ in range(2))
     vf.reparameterize_kl(mu, logvar, key=torch.tensor([1, 0]).to(args.device))
     torch.cuda.synchronize()
@@ -212,7 +212,7 @@ def bandwidth(args: argparse.Namespace) -> None:
     small = args.exponent < 20
     dtypes = ("float32", "bfloat16")
     chosen = cases.cases(args.exponent, dtypes, args.exponent + 4, args.exponent - 2)
-    # What is promised most comes first: contiguous, then the rest, then the large.
+    # The most important promises come first: contiguous tensors, then the rest, then large ones.
     order = ["contiguous", "small", *judge.TARGETS]
     chosen.sort(key=lambda c: (c.numel > 2 ** (args.exponent + 1), order.index(c.group)))
     warm_up(args.device)
@@ -232,7 +232,7 @@ def bandwidth(args: argparse.Namespace) -> None:
 
 
 def likelihood(args: argparse.Namespace) -> None:
-    """Each case by the rates of its operators, then beside eager code."""
+    """Measure the rates of each case's operators, then compare its loss with eager code."""
     measure.quiet()
     rows: list[dict[str, Any]] = []
     repeats = 3 if args.exponent < 20 else measure.REPEATS
@@ -257,7 +257,7 @@ def likelihood(args: argparse.Namespace) -> None:
 
 
 def warm_up(device: str, seconds: float = 0.5) -> None:
-    """Brings the clocks up."""
+    """Bring the clocks up to full speed."""
     if device == "cpu":
         return
     x = torch.randn(2**26, device=device)
@@ -285,7 +285,7 @@ def step(args: argparse.Namespace) -> None:
 
 
 def profile(args: argparse.Namespace) -> None:
-    """Two launches a dtype, for ncu."""
+    """Two launches for each dtype, for ncu."""
     side = 2 ** (args.exponent // 2)
     for dtype in ("float32", "bfloat16"):
         case = cases.Case("contiguous", "contiguous", (side, side), "batchmean", dtype)

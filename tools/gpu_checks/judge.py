@@ -1,4 +1,4 @@
-"""Verdicts on what the driver programs measured, from their figures alone."""
+"""Verdicts on the results of the driver programs, from their figures alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from gpu_checks.report import FAIL, NOT_RUN, PASS, Promise, at_least
 
-# The share of a copy's rate that each group of cases has to reach. That of the family is a guess:
-# no GPU has told yet what an option costs.
+# The share of a copy's rate that each group of cases must reach. The target of the option families
+# is a guess, because the cost of options has not been measured on a GPU.
 TARGETS = {
     "contiguous": 0.90, "rows": 0.80, "chunked": 0.80, "channels_last": 0.80, "family": 0.50,
 }  # fmt: skip
@@ -25,7 +25,7 @@ def judge_bandwidth(rows: list[dict[str, Any]]) -> list[Promise]:
 
 
 def judge_group(name: str, target: float | None, rows: list[dict[str, Any]], way: str) -> Promise:
-    """Without a target the ratio is for the record, and the promise is only that it is measured."""
+    """Without a target the ratio is only recorded, and the promise is that it was measured."""
     done = [row for row in rows if way in row]
     errors = [row["error"] for row in rows if "error" in row]
     bound = f">= {target}" if target else ""
@@ -56,13 +56,13 @@ def judge_group(name: str, target: float | None, rows: list[dict[str, Any]], way
 
 
 def judge_likelihoods(rows: list[dict[str, Any]]) -> list[Promise]:
-    """Their share of a copy's rate, for the record, and their speed beside eager code."""
+    """The likelihoods' share of a copy's rate, for the record, and their speedup over eager."""
     steps = [row for row in rows if "step" in row]
     return judge_bandwidth([row for row in rows if "step" not in row]) + judge_steps(steps)
 
 
 def judge_steps(rows: list[dict[str, Any]]) -> list[Promise]:
-    """How many times faster than each rival a step is, and what it keeps for backward."""
+    """The speedup of a step over each rival, and the bytes that it keeps for backward."""
     promises = []
     for row in rows:
         us = row["us"]

@@ -1,4 +1,4 @@
-"""What is measured of likelihoods: headline cases, their bytes, and eager code to compare with."""
+"""The measured likelihoods: headline cases, their bytes, and eager code for comparison."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import vae_fused as vf
 from gpu_checks.cases import DTYPES
 from gpu_checks.measure import REPEATS, Run, elapsed, in_turn
 
-NONZERO = 0.11  # of counts, as in single-cell data
+NONZERO = 0.11  # share of nonzero counts, as in single-cell data
 Outputs = tuple[Tensor, ...]
 Formula = Callable[[Outputs, Tensor, Tensor | None], Tensor]
 
 
-# --- what people write today ---------------------------------------------------------------------
-# Of outputs as float32, and without the division by the size of the batch.
+# --- common eager code ---------------------------------------------------------------------------
+# These losses take float32 outputs and are not divided by the batch size.
 
 
 def eager_bernoulli(outputs: Outputs, x: Tensor, library: Tensor | None) -> Tensor:
@@ -50,7 +50,7 @@ def eager_zinb(outputs: Outputs, x: Tensor, library: Tensor | None) -> Tensor:
 
 
 def _of_counts(outputs: Outputs, x: Tensor, library: Tensor | None) -> tuple[Tensor, ...]:
-    """ln p in two parts, the second of which is 0 where the count is."""
+    """ln p in two parts. The second part is 0 where the count is 0."""
     assert library is not None
     logits, raw = outputs
     log_mean = torch.log_softmax(logits, -1) + library
@@ -72,7 +72,7 @@ class Kind:
     full: int
     has_theta: bool
     eager: Formula
-    target: float  # how many times as fast as eager code; a guess, as no GPU has told yet
+    target: float  # speedup over eager code; a guess, because it has not been measured on a GPU
 
 
 KINDS = {
@@ -108,8 +108,8 @@ class LikelihoodCase:
     def bytes(self, direction: str) -> int:
         """Outputs and target are read, and in backward the gradients of outputs are written.
 
-        A softmax reads its logits more than once, which does not have to be and is not counted.
-        Theta and library, one value for each column and for each row, are left out.
+        A softmax reads its logits more than once. This is avoidable, so it does not count. Theta
+        and library are left out, because they have one value for each column and row.
         """
         kind = KINDS[self.kind]
         streams = kind.full + 1 + (kind.full if direction == "backward" else 0)
@@ -117,7 +117,7 @@ class LikelihoodCase:
 
 
 def cases(exponent: int, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> list[LikelihoodCase]:
-    """Each kind at about 2^exponent elements; counts with 20,000 genes where that many fit."""
+    """Each kind at about 2^exponent elements; counts have 20,000 genes if that many fit."""
     side = 2 ** (exponent // 2)
     square = (side, 2**exponent // side)
     genes = min(20_000, 2 ** (exponent - exponent // 3))
@@ -165,7 +165,7 @@ class Inputs:
         )
 
     def eager(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The loss by the formulas above, of tensors that are converted to this dtype first."""
+        """The loss by the formulas above, with all tensors first converted to this dtype."""
         outputs = tuple(t.to(dtype) for t in self.outputs)
         library = None if self.library is None else self.library.to(dtype)
         formula = KINDS[self.case.kind].eager
@@ -194,11 +194,11 @@ def inputs(case: LikelihoodCase, device: str, seed: int = 0) -> Inputs:
     return Inputs(case, tuple(outputs), counts, library)
 
 
-# --- beside eager code ---------------------------------------------------------------------------
+# --- comparison with eager code ------------------------------------------------------------------
 
 
 def check(made: Inputs, loss: Callable[[], Tensor]) -> None:
-    """The loss and its gradients are those of the formula in double."""
+    """Check that the loss and its gradients agree with the formula in double."""
     tolerance = 1e-4 if made.case.dtype == "float32" else 2e-2
 
     def exact() -> Tensor:
@@ -211,7 +211,7 @@ def check(made: Inputs, loss: Callable[[], Tensor]) -> None:
 
 
 def measure_loss(case: LikelihoodCase, device: str, repeats: int = REPEATS) -> dict[str, Any]:
-    """Median time of the loss and its gradients, ours and of eager code."""
+    """Median times of the loss and its gradients, for ours and for eager code."""
     made = inputs(case, device)
     made.outputs = tuple(t.requires_grad_() for t in made.outputs)
     contenders: dict[str, Callable[[], Tensor]] = {"vae_fused": made.loss, "eager": made.eager}

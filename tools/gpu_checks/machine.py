@@ -1,4 +1,4 @@
-"""What the machine is: the GPU as the driver describes it, its clocks, the versions of tools."""
+"""A description of the machine: the GPU by its driver, its clocks, the versions of tools."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOOL_PLACES = {
 
 
 def find(name: str) -> str | None:
-    """A tool on the PATH or where toolkits put it; the newest if there are several."""
+    """A tool on the PATH or in a toolkit's usual folder; the newest if there are several."""
     found = shutil.which(name)
     if found:
         return found
@@ -46,10 +46,9 @@ def find(name: str) -> str | None:
 
 
 def query(fields: tuple[str, ...]) -> dict[str, str]:
-    """What nvidia-smi says of the first GPU; empty without a GPU.
+    """nvidia-smi's answer for the first GPU; empty without a GPU.
 
-    The fields are asked one at a time if it refuses them all together, as it does when it does not
-    know one of them.
+    nvidia-smi rejects a query that has an unknown field. The fields are then queried one at a time.
     """
     answer = smi(fields)
     if answer is None and len(fields) > 1 and smi(fields[:1]) is not None:
@@ -73,8 +72,8 @@ def gpu_name() -> str:
 
 
 def watch(log: Path) -> Running | None:
-    """Records clocks, power and temperature twice a second for as long as the run lasts."""
-    fields = query(WATCHED)  # it knows these; the names of some change with its version
+    """Record clocks, power and temperature twice a second during the run."""
+    fields = query(WATCHED)  # the supported ones: some names depend on the version
     if not fields:
         return None
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv", "-lms", "500"]
@@ -91,7 +90,7 @@ def version(place: Place, tool: str) -> str:
 
 
 def describe(place: Place) -> Outcome:
-    """The figures are the GPU's and the host's; all that nvidia-smi tells is in the log."""
+    """The figures describe the GPU and the host; the log has nvidia-smi's whole output."""
     device = query(FIELDS)
     place.run(["nvidia-smi", "-q"], 15, "nvidia-smi")
     place.run(["nvidia-smi", "topo", "-m"], 15, "topology")

@@ -1,7 +1,7 @@
 """Times: bandwidth against a copy and against the same streams, a step against eager code.
 
-All contenders of a case run in turn within each repeat, so that drift of the clocks hits all alike;
-medians are compared. On a CPU the same code runs with the wall clock, to be tested there.
+All contenders of a case run in turn within each repeat, so that clock drift affects all alike.
+Medians are compared. On a CPU the same code runs with the wall clock, which serves its tests.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from gpu_checks.cases import DTYPES, inputs
 
-L2_FACTOR = 8  # tensors that are cycled through exceed the L2 cache that many times
-SAMPLE = 1e-3  # seconds of work between two clock readings, at the least
+L2_FACTOR = 8  # size of all tensor sets in multiples of the L2 cache
+SAMPLE = 1e-3  # least seconds of work between two clock readings
 REPEATS = 11
 Run = Callable[[], object]
 
@@ -35,10 +35,10 @@ def synchronize(device: str) -> None:
 
 
 def elapsed(run: Run, times: int, device: str) -> float:
-    """Seconds of one of `times` runs in a row.
+    """Seconds of each of `times` consecutive runs.
 
-    On a GPU a run goes ahead: while it keeps the GPU busy the host queues the timed ones, and none
-    waits for the host.
+    On a GPU an untimed run goes first. While it keeps the GPU busy, the host queues the timed runs,
+    so that none of them waits for the host.
     """
     if device == "cpu":
         start = time.perf_counter()
@@ -56,7 +56,7 @@ def elapsed(run: Run, times: int, device: str) -> float:
 
 
 def wall(run: Run, times: int, device: str) -> float:
-    """Seconds of one of `times` runs in a row by the wall clock, host and device together."""
+    """Wall-clock seconds of each of `times` consecutive runs, host and device together."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(times):
@@ -72,7 +72,7 @@ def in_turn(
     repeats: int = REPEATS,
     sample: float = SAMPLE,
 ) -> dict[str, float]:
-    """The median seconds of each, the runs interleaved."""
+    """The median seconds of each function, with interleaved runs."""
     counts = {}
     for name, run in runs.items():
         run()
@@ -87,16 +87,16 @@ def in_turn(
 
 @dataclasses.dataclass
 class Loop:
-    """Calls that a run makes in a row, on one set of tensors after the other."""
+    """Consecutive calls of a run, which cycle through the sets of tensors."""
 
     run: Run
     calls: int
     mode: str
-    keep: object = None  # a graph and what it writes to
+    keep: object = None  # keeps a graph and its outputs alive
 
 
 def loop(functions: list[Run], calls: int, device: str, graph: bool = True) -> Loop:
-    """As a CUDA graph, where the host's time for a call does not count; else one after another."""
+    """Capture the calls in a CUDA graph, which excludes host time, or else call one by one."""
     calls = max(calls, len(functions))
     results: list[object] = [None] * len(functions)
 
@@ -123,7 +123,7 @@ def loop(functions: list[Run], calls: int, device: str, graph: bool = True) -> L
 
 
 def copies(sizes: list[int], count: int, device: str) -> dict[int, list[Run]]:
-    """Copies that read and write `size` bytes in all, `count` of each size, in shared buffers."""
+    """`count` copies for each size, in shared buffers. `size` is the bytes read plus written."""
     most = max(sizes) // 2
     buffers = [
         [torch.randint(256, (most,), dtype=torch.uint8, device=device) for _ in range(2)]
@@ -140,7 +140,7 @@ def copy_bytes(target: Tensor, source: Tensor, size: int) -> None:
 
 
 def add_and_copy(a: Tensor, b: Tensor, c: Tensor, x: Tensor, y: Tensor) -> None:
-    """Reads three tensors and writes two, in two kernels."""
+    """Read three tensors and write two, in two kernels."""
     torch.add(a, b, out=x)
     y.copy_(c)
 
@@ -149,11 +149,11 @@ FUSED = "template <typename T> void fused(T a, T b, T c, T& x, T& y) { x = a + b
 
 
 def streams(case: Measured, count: int, device: str) -> dict[str, list[Run]]:
-    """Yardsticks with the streams of a call and next to no arithmetic, in PyTorch's own kernels.
+    """Yardsticks with the streams of a call and almost no arithmetic, in PyTorch's own kernels.
 
-    Forward reads two tensors and writes one; backward reads three and writes two. Some GPUs move
-    that mixture at another rate than a copy. One kernel with two results is compiled at run time,
-    which may fail; two kernels in a row always serve.
+    Forward reads two tensors and writes one. Backward reads three and writes two. Some GPUs move
+    such a mixture at another rate than a copy. One kernel with two results is compiled at run time,
+    which may fail. Two consecutive kernels always work.
     """
     found: dict[str, list[Run]] = {"forward": [], "backward": [], "backward, one kernel": []}
     fused = None
@@ -189,7 +189,7 @@ class Measured(Protocol):
 
 
 def spread(case: Measured, device: str) -> int:
-    """Sets of tensors to cycle through, so that none is in the L2 cache when its turn comes."""
+    """The number of tensor sets to cycle through, so that no set is in the L2 cache when used."""
     if device == "cpu":
         return 1
     cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 0) or 64 * 2**20
@@ -204,8 +204,8 @@ def measure_case(
 ) -> dict[str, Any]:
     """Times, bytes per second, and their ratio to those of a copy and of the same streams.
 
-    `make` returns an object with the methods `forward` and `backward`. The streams are those of the
-    latent, whatever the case: a yardstick for kernels that read more than they write.
+    `make` returns an object with the methods `forward` and `backward`. The streams are always those
+    of the latent: a yardstick for kernels that read more than they write.
     """
     sets = spread(case, device)
     row: dict[str, Any] = {"case": case.name, "group": case.group, "dtype": case.dtype}
@@ -215,7 +215,7 @@ def measure_case(
         return row | {"skipped": f"less than {1.2 * needed / 1e9:.0f} GB of memory are free"}
     tensors = [make(case, device, seed) for seed in range(sets)]
     moved = {way: case.bytes(way) for way in ("forward", "backward")}
-    plain = {"forward": 3, "backward": 5}  # tensors that the streams' yardstick moves
+    plain = {"forward": 3, "backward": 5}  # number of tensors that the yardstick moves
     plain = {way: count * DTYPES[case.dtype].itemsize * case.numel for way, count in plain.items()}
     copiers = copies(list(moved.values()), sets, device)
     yardsticks = streams(case, sets, device)
@@ -223,7 +223,7 @@ def measure_case(
     for way, size in moved.items():
         calls = 1 if device == "cpu" else math.ceil(SAMPLE * 4e12 / size)
         loops[way] = loop([getattr(t, way) for t in tensors], calls, device)
-        # A graph may copy by other means than a stream does. The faster one is the yardstick.
+        # A graph may copy by another method than a stream. The faster one is the yardstick.
         loops[f"copy {way}"] = loop(copiers[size], calls, device)
         loops[f"copy {way}, calls"] = loop(copiers[size], calls, device, graph=False)
         for name in (name for name in yardsticks if name.startswith(way)):
@@ -254,7 +254,7 @@ Latent = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A training step's latent, and how many times faster than its contenders it has to be."""
+    """A training step's latent, and the required speedup over its contenders."""
 
     shape: tuple[int, int]
     dtype: str
@@ -267,7 +267,7 @@ class Step:
 
 
 def steps(exponent: int = 24) -> list[Step]:
-    """Large ones by the GPU's time, the small one by the wall's: there the host is what counts."""
+    """Large steps by GPU time, the small step by wall-clock time: there host time dominates."""
     shape = (2 ** (exponent // 2), 2 ** (exponent - exponent // 2))
     return [
         Step((128, 20), "float32", "wall", {"eager": 3.0, "torch.compile": 2.0}),
@@ -277,7 +277,7 @@ def steps(exponent: int = 24) -> list[Step]:
 
 
 def check(latent: Latent, mu: Tensor, logvar: Tensor) -> None:
-    """A contender computes what it should: the KL and its gradients, and unit noise."""
+    """Check a contender's KL, its gradients, and the variance of its noise."""
     z, kl = latent(mu, logvar)
     m, x = (t.detach().double() for t in (mu, logvar))
     tolerance = 1e-4 if mu.dtype == torch.float32 else 5e-2
@@ -303,7 +303,7 @@ def contenders(eager: Latent, compiled: bool) -> tuple[dict[str, Latent], dict[s
 
 
 def kept_bytes(latent: Latent, mu: Tensor, logvar: Tensor) -> int | None:
-    """Bytes that stay for backward beside inputs and outputs; None where torch does not count."""
+    """Bytes kept for backward in addition to inputs and outputs; None if torch cannot count."""
     if mu.device.type != "cuda":
         return None
     now = "requested_bytes.all.current"
@@ -316,7 +316,7 @@ def kept_bytes(latent: Latent, mu: Tensor, logvar: Tensor) -> int | None:
 def measure_step(
     step: Step, eager: Latent, device: str, compiled: bool = True, repeats: int = REPEATS
 ) -> dict[str, Any]:
-    """Median time of forward and backward of each contender, and what it keeps between them."""
+    """Median time of each contender's forward and backward, and the bytes it keeps for backward."""
     dtype = getattr(torch, step.dtype)
     mu, logvar = (
         (0.5 * torch.randn(step.shape, device=device)).to(dtype).requires_grad_() for _ in range(2)

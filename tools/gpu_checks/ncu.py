@@ -42,9 +42,9 @@ SECTIONS = (
     *("MemoryWorkloadAnalysis_Tables", "LaunchStats", "Occupancy", "InstructionStats"),
     "SourceCounters",
 )
-# What is attempted in turn: another version of ncu ends at a name that it does not know.
+# Sets of sections to try in turn: a version of ncu stops at a name that it does not support.
 ATTEMPTS = ((SECTIONS, METRICS), (("WarpStateStats",), METRICS), ((), METRICS), ((), BASIC))
-# The metrics that the JSON has of each launch; the report file has all of them.
+# The metrics of each launch in the JSON; the report file has all metrics.
 KEPT = re.compile(
     r"issue_stalled|issue_active|lts__t_sector|op_local|dram__bytes|dram__throughput|time_duration"
     r"|registers_per_thread|inst_executed.sum$|warps_active|sm__throughput|global_op_(ld|st).sum"
@@ -58,7 +58,7 @@ def collect_command(
     metrics: tuple[str, ...],
     program: list[str],
 ) -> list[str]:
-    """The clocks stay as they are: other programs may share them, and other steps measure time."""
+    """The clocks are not locked: other programs may share them, and other steps measure time."""
     command = [binary, "--force-overwrite", "--export", str(report), "--clock-control", "none"]
     for section in sections:
         command += ["--section", section]
@@ -77,10 +77,10 @@ def number(text: str) -> float | None:
 
 
 def parse(output: str) -> list[dict[str, object]]:
-    """A dict for each launch: its kernel, and its metrics, None where one has no value.
+    """A dict for each launch: its kernel and its metrics, None for a metric without a value.
 
-    The table starts at the line that begins with "ID"; lines of ncu and of the program may come
-    before, between and after its rows. A metric has a row or, with `--page raw`, a column.
+    The table starts at the line that begins with "ID". Lines of ncu and of the program may occur
+    before, between and after its rows. Each metric has a row or, with `--page raw`, a column.
     """
     lines = output.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
@@ -90,7 +90,7 @@ def parse(output: str) -> list[dict[str, object]]:
     launches: dict[str, dict[str, object]] = {}
     for row in csv.DictReader(table):
         if number(row.get("ID") or "") is None:
-            continue  # the units of a table by columns
+            continue  # the row of units in a table with a column for each metric
         launch = launches.setdefault(row["ID"], {"kernel": row.get("Kernel Name", "")})
         if row.get("Metric Name"):
             launch[row["Metric Name"]] = number(row.get("Metric Value") or "")
@@ -112,7 +112,7 @@ def short(kernel: str) -> str:
 
 
 def name_cases(launches: list[dict[str, object]], rows: list[dict[str, Any]]) -> None:
-    """Names the case of each launch, from the probe's lines, if their numbers agree."""
+    """Set the case of each launch from the probe's lines, if their numbers agree."""
     cases = [row["case"] for row in rows for _ in range(row.get("launches", 0)) if "case" in row]
     if len(cases) == len(launches):
         for launch, case in zip(launches, cases, strict=True):
@@ -120,7 +120,7 @@ def name_cases(launches: list[dict[str, object]], rows: list[dict[str, Any]]) ->
 
 
 def judge(launches: list[dict[str, object]]) -> list[Promise]:
-    """One line for each case or kernel; its launches differ in nothing that is judged."""
+    """One line for each case or kernel; the judged figures of its launches are equal."""
     promises = []
     titles = [str(launch.get("case") or short(str(launch["kernel"]))) for launch in launches]
     for title in dict.fromkeys(titles):

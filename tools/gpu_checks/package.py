@@ -1,7 +1,7 @@
-"""The package under test: compiled, from the bundle or installed or built here, never the sources.
+"""The compiled package under test: from the bundle, installed or built here, never the sources.
 
-Nothing here imports torch or vae_fused. Only child processes do, so this process works wherever
-they do not import, and an error in a child costs that child alone.
+Only child processes import torch or vae_fused. This process therefore also works if the imports
+fail, and an error affects only one child.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpu_checks.processes import Finished, Running, execute
 from gpu_checks.report import ROOT
 
 TOOLS = ROOT / "tools"
-# What the tests import; hypothesis and the like may be missing on a machine without a network.
+# The modules that the tests import. Some may be missing on a machine without a network.
 TEST_MODULES = (
     *("pytest", "xdist", "mpmath", "hypothesis", "expecttest", "pybind11", "pytest_benchmark"),
 )
@@ -50,17 +50,17 @@ print("ANSWER" + json.dumps(answer))
 
 @dataclasses.dataclass
 class Place:
-    """Where child processes run, what they import, and where their logs go."""
+    """The working folder, the import paths and the log folder of child processes."""
 
-    scratch: Path  # also their working directory: no sources are beside it
+    scratch: Path  # also their working directory, which contains no sources
     logs: Path
-    device: str = "cuda"  # or, to test all this without a GPU, "cpu"
+    device: str = "cuda"  # or "cpu", to test these tools without a GPU
     package: Path | None = None  # the folder with the compiled package, unless it is installed
-    modules: Path | None = None  # the bundle's folder of test modules, where some are missing
+    modules: Path | None = None  # the bundle's folder of test modules, if some are missing
 
     def env(self, **more: str) -> dict[str, str]:
-        # A pytest that started this run has variables of its own. With that of an xdist worker, the
-        # suite's processes would leave their records to a parent that they do not have.
+        # Remove variables of a pytest that started this run. With those of an xdist worker, the
+        # suite's processes would send their records to a parent that they do not have.
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
         inherited = env.get("PYTHONPATH", "").split(os.pathsep)
         kept = [p for p in inherited if os.path.isabs(p) and Path(p).resolve() != ROOT]
@@ -68,7 +68,7 @@ class Place:
         env["PYTHONPATH"] = os.pathsep.join([*ours, *kept, str(TOOLS)])
         env.setdefault("CUDA_MODULE_LOADING", "LAZY")
         env["PYTHONDONTWRITEBYTECODE"] = "1"
-        env["VAE_FUSED_STRICT"] = "1"  # plain PyTorch in place of a kernel is no result
+        env["VAE_FUSED_STRICT"] = "1"  # the fallback to eager PyTorch is no result
         return env | more
 
     def run(
@@ -78,12 +78,12 @@ class Place:
         return execute(command, timeout, env=env or self.env(), cwd=self.scratch, log=log)
 
     def drive(self, name: str, *arguments: str) -> list[str]:
-        """A program of driver.py as a command."""
+        """The command line of a program in driver.py."""
         script = str(TOOLS / "gpu.py")
         return [sys.executable, script, "--driver", name, "--device", self.device, *arguments]
 
     def run_driver(self, name: str, timeout: float, *arguments: str) -> tuple[Any, Finished]:
-        """Runs a driver program. What it wrote, or None, however it ended."""
+        """Run a driver program. Returns its output, or None if it wrote none."""
         out = self.scratch / f"{name}.json"
         out.unlink(missing_ok=True)
         done = self.run(self.drive(name, "--out", str(out), *arguments), timeout, name)
@@ -94,7 +94,7 @@ class Place:
 
 
 def ask(place: Place, timeout: float = 90.0) -> dict[str, Any]:
-    """What a fresh interpreter imports as torch and vae_fused, or the `reason` why it fails.
+    """The torch and vae_fused that a fresh interpreter imports, or the `reason` for a failure.
 
     On a machine that has just started, importing torch may take half a minute.
     """
@@ -109,7 +109,7 @@ def ask(place: Place, timeout: float = 90.0) -> dict[str, Any]:
 
 
 def problem_with(answer: dict[str, Any], device: str) -> str:
-    """Why the package that was found cannot be tested, or ''."""
+    """Why the package cannot be tested, or ''."""
     file = answer.get("file")
     if not file:
         return str(answer.get("reason"))
@@ -128,7 +128,7 @@ def build_command(target: Path) -> list[str]:
 
 
 class Package:
-    """The package under test. It is looked for, and if need be compiled, in the background."""
+    """The package under test. A background thread finds it, and compiles it if necessary."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -141,12 +141,12 @@ class Package:
         self.search: threading.Thread | None = None
 
     def begin(self, bundle: Bundle) -> None:
-        """Steps that need no package go on meanwhile."""
+        """Start the search. Steps that need no package run meanwhile."""
         self.search = threading.Thread(target=self.find, args=(bundle,), daemon=True)
         self.search.start()
 
     def find(self, bundle: Bundle) -> None:
-        """Takes the bundle's package, else the installed one, else starts to build one."""
+        """Use the bundle's package, else the installed one, else start to build one."""
         reasons = []
         choices = [("bundle", bundle.package)] if bundle.package else []
         for origin, folder in [*choices, ("installed", None)]:
@@ -169,20 +169,20 @@ class Package:
     def start_build(self) -> None:
         env = self.place.env(VAE_FUSED_BUILD="cpu" if self.place.device == "cpu" else "cuda")
         env.setdefault("TORCH_CUDA_ARCH_LIST", str(self.answer.get("capability", "9.0")))
-        # ninja and the like lie beside an interpreter that may not be on the PATH.
+        # ninja etc. are beside the interpreter, which may not be on the PATH.
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
         log = self.place.scratch / "build.log"
         command = build_command(self.target)
         self.build = Running(command, env=env, cwd=self.place.scratch, log=log)
 
     def look(self, timeout: float) -> str:
-        """Waits for the search, but not for a build. Why there is no package yet, or ''."""
+        """Wait for the search, but not for a build. Returns why no package is ready, or ''."""
         if self.search is not None:
             self.search.join(max(0.0, timeout))
         return self.wait(0.0)
 
     def wait(self, timeout: float) -> str:
-        """Waits for the search and the build. Why there is no package to test, or ''."""
+        """Wait for the search and the build. Returns why no package is available, or ''."""
         until = time.monotonic() + timeout
         if self.search is not None:
             self.search.join(max(0.0, timeout))

@@ -1,14 +1,14 @@
-"""A pytest plugin for tests on a GPU: nothing that one test does may cost the results of another.
+"""A pytest plugin for tests on a GPU, which keeps a test from spoiling the results of another.
 
-- Each result is written down at once, so a run that is stopped keeps what it had. Workers of xdist
-  report to the process that started them, which writes.
-- A test that passed in an earlier call, by that record, is not run again.
-- After some errors every later CUDA call of a process fails. The test in which that happened is
-  reported as failed, and the process ends, so that xdist starts another for the remaining tests.
+- Each result is recorded at once, so an interrupted run keeps its results. xdist workers report to
+  their parent process, which writes the record.
+- A test that the record lists as passed in an earlier call does not run again.
+- After some errors every later CUDA call of a process fails. The test that caused the error fails,
+  and its process ends, so that xdist starts another one for the remaining tests.
 - A test that exceeds its time limit ends its process, with the traceback of each thread.
 
-The environment has the parameters: GPU_CHECKS_RECORD is the file of records, a JSON object a line;
-GPU_CHECKS_HANGS the file for tracebacks; GPU_CHECKS_LIMIT the seconds that a test may take.
+Environment variables are the parameters: GPU_CHECKS_RECORD is the file of records, a JSON object
+per line, GPU_CHECKS_HANGS the file for tracebacks, and GPU_CHECKS_LIMIT a test's limit in seconds.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _write(**record: Any) -> None:
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     text = report.longrepr
-    if isinstance(text, tuple):  # of a skip: file, line, reason
+    if isinstance(text, tuple):  # a skip's file, line and reason
         return str(text[2]).removeprefix("Skipped: ")
     crash = getattr(text, "reprcrash", None)
     message = str(getattr(crash, "message", None) or text or "").strip()
@@ -90,12 +90,12 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Writes one record for a test: its call, unless it ended in setup or teardown."""
+    """Write one record for each test: its call, unless it ended in setup or teardown."""
     if report.when != "call" and report.outcome == "passed":
         return
     outcome = report.outcome
     if hasattr(report, "wasxfail"):
-        outcome = "passed"  # an unexpected pass is a failure already, because xfail is strict
+        outcome = "passed"  # an unexpected pass counts as a failure, because xfail is strict
     reason = "" if outcome == "passed" else _reason(report)
     took = time.monotonic() - _begun.get(report.nodeid, time.monotonic())
     if LIMIT and took >= LIMIT and "crashed while running" in reason:
@@ -108,7 +108,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def context_error() -> str:
-    """The error that every CUDA call of this process raises from now on, or ''."""
+    """The error that every further CUDA call of this process raises, or ''."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return ""
@@ -148,5 +148,5 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         if LIMIT and WORKER:
             faulthandler.cancel_dump_traceback_later()
             hangs.close()
-        if _lost and WORKER:  # what the test reported has been sent already
+        if _lost and WORKER:  # the test's report has been sent already
             os._exit(LOST_STATUS)

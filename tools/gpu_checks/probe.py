@@ -1,6 +1,6 @@
-"""The steps that run the torch-free probe, and what its lines say.
+"""The steps that run the torch-free probe, and the parser of its output.
 
-The probe writes one JSON object per result, so a run that crashes or is stopped keeps what it had.
+The probe writes one JSON object per result, so a run that crashes or is stopped keeps its results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gpu_checks.schedule import Outcome
 
 NO_DEVICE = 2  # exit status
 HEADLINE = ("contender", "us", "gb_s", "share_of_copy", "share_of_roof")
-MOST = 45  # seconds after which the probe's figures are worth less than those of later steps
+MOST = 45  # seconds after which later steps are more valuable than the probe's figures
 TITLES = {
     "correctness": "the probe's kernels agree with the host's formulas",
     "bandwidth": "the probe measures its kernels, each checked before it is timed",
@@ -32,7 +32,7 @@ def command(place: Place, bundle: Bundle, section: str, *options: str) -> list[s
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """pass, fail or info; '' of a line that is no result, such as the one about the device."""
+    """pass, fail or info; '' for a line without a result, such as the one about the device."""
     if row.get("kind") in ("device", "skipped", "summary"):
         return ""
     return str(row.get("verdict") or row.get("status") or "info").lower()
@@ -44,9 +44,9 @@ def name_of(row: dict[str, Any]) -> str:
 
 
 def headlines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each case that was timed: the shipped kernel, and the fastest of the other kernels.
+    """The shipped kernel and the fastest other kernel of each timed case.
 
-    All rows are in the file that the probe wrote.
+    The probe's own file has all rows.
     """
     found = []
     timed = [
@@ -65,7 +65,7 @@ def headlines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(figures: dict[str, Any]) -> list[str]:
-    """The shares of a copy's rate, a line for each case."""
+    """The shares of a copy's rate, one line for each case."""
     lines = []
     for line in figures.get("headlines", []):
         shares = [line[group].get("share_of_copy") for group in ("shipped", "roof", "variant")]
@@ -99,7 +99,7 @@ def judge(section: str, rows: list[dict[str, Any]], done: Finished) -> Promise:
 
 
 def run(place: Place, bundle: Bundle, section: str, seconds: float, out: Path) -> Outcome:
-    """One section of the probe. Its lines stay as a file beside the report."""
+    """Run one section of the probe. Its output is kept as a file in the report's folder."""
     if bundle.probe is None:
         reason = f"not run: {bundle.problem or 'the bundle has no probe'}"
         return Outcome([Promise(TITLES[section], NOT_RUN, detail=reason)], reason=reason)

@@ -1,6 +1,6 @@
-"""Commands with a time limit and a log file, each under `supervise.py`: none outlives this process.
+"""Commands with a time limit and a log file. `supervise.py` ends each of them with this process.
 
-The output goes to the file, so a grandchild that keeps a pipe open cannot hold this process up.
+The output goes to a file, so a grandchild that keeps a pipe open cannot block this process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 SUPERVISOR = Path(__file__).with_name("supervise.py")
-# What the supervisor needs at most to end everything, and a little more.
+# The supervisor's longest time to end all processes, and a margin.
 PATIENCE = 8.0
 
 
@@ -40,7 +40,7 @@ class Finished:
 
 
 class Running:
-    """A command that has been started and whose end somebody waits for, now or later."""
+    """A command that was started and will be waited for."""
 
     def __init__(
         self, command: list[str], *, env: dict[str, str] | None, cwd: Path | None, log: Path
@@ -50,7 +50,7 @@ class Running:
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(SUPERVISOR), *command],
-                stdin=subprocess.PIPE,  # the end that we hold is closed in every other child
+                stdin=subprocess.PIPE,  # our end is closed in all other children
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 env=env,
@@ -59,7 +59,7 @@ class Running:
             )
 
     def stop(self) -> None:
-        """Ends the command with all that it has started."""
+        """End the command and all processes that it has started."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:

@@ -19,13 +19,13 @@ SCHEMA = 2
 WIDTH = 100
 
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
-# Exit status. 2 is also what argparse ends with: nothing was tried.
+# Exit status. argparse also exits with 2, which means that nothing was tried.
 STATUS = {PASS: 0, FAIL: 1, "no gpu": 2, NOT_RUN: 3}
 
 
 @dataclasses.dataclass
 class Promise:
-    """One line of the table. If an optional promise was not run, the run can pass all the same."""
+    """One line of the table. A run can pass even if an optional promise was not run."""
 
     promise: str
     verdict: str
@@ -37,11 +37,11 @@ class Promise:
 
 
 def at_least(promise: str, target: float, measured: float | None, detail: str = "") -> Promise:
-    """A figure with a lower bound. None: it could not be measured, and `detail` says why."""
+    """A figure with a lower bound. None means not measured, and `detail` gives the reason."""
     bound = f">= {target:.2f}"
     if measured is None:
         return Promise(promise, NOT_RUN, bound, "", detail)
-    # A figure that is not a number is not a pass.
+    # NaN does not pass.
     verdict = PASS if measured >= target else FAIL
     return Promise(promise, verdict, bound, f"{measured:.3g}", detail)
 
@@ -52,7 +52,7 @@ def exactly(promise: str, target: object, measured: object, detail: str = "") ->
 
 
 def overall(promises: list[Promise]) -> str:
-    """Fail if anything failed; pass if something and everything that is not optional passed."""
+    """Fail if any failed. Pass if at least one passed and no required one was not run."""
     if any(p.verdict == FAIL for p in promises):
         return FAIL
     if any(p.verdict == NOT_RUN and not p.optional for p in promises):
@@ -61,7 +61,7 @@ def overall(promises: list[Promise]) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a line that was cut off in the middle is left out."""
+    """The objects of a JSON-lines file, without a last line that was cut off."""
     rows = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
@@ -78,15 +78,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def commit(bundled: str = "") -> tuple[str, bool]:
-    """The commit of this checkout, and whether it has been edited since.
+    """The commit of this checkout, and whether it has uncommitted changes.
 
-    Where there is no git, VAE_FUSED_COMMIT or the bundle's manifest names the commit, and a
-    "-dirty" at its end says that files were edited.
+    Without git, VAE_FUSED_COMMIT or the bundle's manifest gives the commit, and the suffix "-dirty"
+    marks uncommitted changes.
     """
     given = os.environ.get("VAE_FUSED_COMMIT", "").strip()
     if not given:
         command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-        command += ["--exclude", "*"]  # no tag: the bare commit
+        command += ["--exclude", "*"]  # no tags, only the commit
         try:
             run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
             given = run.stdout.strip()
@@ -102,7 +102,7 @@ def slug(name: str) -> str:
 
 
 def new_folder(parent: Path, device: str, name: str, dirty: bool) -> Path:
-    """A folder for the results of a run; those of an earlier run stay."""
+    """A new folder for the results of a run; earlier results are kept."""
     base = f"gpu-{slug(device)}-{name[:12]}{'-dirty' if dirty else ''}"
     for number in range(1, 100):
         folder = parent / (base if number == 1 else f"{base}-{number}")
@@ -118,10 +118,10 @@ def newest_folder(parent: Path) -> Path | None:
 
 
 class Report:
-    """Everything that the calls of a run have found, in one folder of at most eight files.
+    """All results of a run's calls, in one folder of at most eight files.
 
     `report.json` and `logs.tar.gz` are replaced after each step, so the results of finished steps
-    survive whatever happens. The logs of the step that runs are in `running/`.
+    are always kept. The logs of the current step are in `running/`.
     """
 
     def __init__(self, folder: Path, scratch: Path) -> None:
@@ -152,7 +152,7 @@ class Report:
         self.running.mkdir(exist_ok=True)
 
     def begin(self, command: str, budget: float) -> None:
-        """Notes that a call of the command line starts here."""
+        """Record that a call of the command line starts here."""
         self.file_logs()  # of an earlier call that was killed
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         call = {"command": command, "date": date, "budget_s": budget, "seconds": 0.0, "steps": []}
@@ -171,7 +171,7 @@ class Report:
         reason: str = "",
         figures: Any = None,
     ) -> None:
-        """Replaces what an earlier call found for this step, unless it is kept here again."""
+        """Replace an earlier call's results of this step, except those that are passed again."""
         for promise in promises:
             promise.step = step
         self.data["steps"][step] = {
@@ -188,13 +188,13 @@ class Report:
 
     @property
     def call_logs(self) -> Path:
-        """The folder, outside of the results, whose contents go to the archive."""
+        """A folder outside of the results, whose contents are added to the archive."""
         folder = self.logs / f"call-{len(self.data['calls'])}"
         folder.mkdir(exist_ok=True)
         return folder
 
     def file_logs(self) -> None:
-        """Moves the logs of the step that has ended to the archive."""
+        """Move the logs of the finished step to the archive."""
         call = self.call_logs
         for log in sorted(self.running.iterdir()):
             (call / log.name).write_bytes(log.read_bytes())
@@ -207,12 +207,12 @@ class Report:
             log.unlink()
 
     def log(self, name: str) -> Path | None:
-        """The newest log of that name that an earlier step or call has left."""
+        """The newest log of that name from an earlier step or call."""
         found = sorted(self.logs.glob(f"call-*/{name}"))
         return found[-1] if found else None
 
     def write(self, seconds: float) -> None:
-        """Replaces whole files, so that what is on disk is complete whenever the run ends."""
+        """Replace whole files, so that the files are complete whenever the run ends."""
         self.file_logs()
         self.data["calls"][-1]["seconds"] = round(seconds, 1)
         self.data["verdict"] = overall(self.promises)

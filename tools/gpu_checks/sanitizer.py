@@ -1,4 +1,4 @@
-"""compute-sanitizer: how it is called, side by side on several programs, and what it says."""
+"""Calls compute-sanitizer on several programs in parallel, and reads its output."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gpu_checks.processes import Finished
 from gpu_checks.report import FAIL, NOT_RUN, PASS, Promise, exactly
 from gpu_checks.schedule import Outcome
 
-ERROR_STATUS = 86  # of compute-sanitizer when it has found something
+ERROR_STATUS = 86  # of compute-sanitizer if it has found an error
 DONE = "gpu_checks: done"  # the last line of a driver program
-WRONG = "differs from the CPU by"  # what a driver program raises if a result does
+WRONG = "differs from the CPU by"  # raised by a driver program if a result is wrong
 FAILED = '"status": "FAIL"'  # in a line of the probe
-# The tool, the program under it, and whether that program makes an error on purpose. memcheck and
-# racecheck come first and use the probe, which starts in a second where torch takes ten.
+# The tool, its program, and whether the program makes an error on purpose. memcheck and racecheck
+# come first and use the probe, which starts in a second, while torch takes ten.
 JOBS = (
     ("memcheck", "probe", False),
     ("racecheck", "probe", False),
@@ -36,9 +36,9 @@ def title(tool: str, plant: bool) -> str:
 
 
 def command_line(binary: str, tool: str, help_text: str, program: list[str]) -> list[str]:
-    """Kernels are filtered by the option that this version has; without one it is only slower.
+    """Filter kernels by the option that this version supports. Without a filter it is slower.
 
-    The driver programs initialise all memory by copies, which initcheck sees under any filter.
+    The driver programs initialize all memory by copies, which initcheck sees under any filter.
     """
     command = [binary, "--tool", tool, "--error-exitcode", str(ERROR_STATUS), "--print-limit", "20"]
     for option in ("--kernel-name", "--kernel-regex"):
@@ -46,14 +46,14 @@ def command_line(binary: str, tool: str, help_text: str, program: list[str]) -> 
             command += [option, "kns=vae_fused"]
             break
     if "--launch-timeout" in help_text:
-        command += ["--launch-timeout", "0"]  # importing torch may take longer than it waits for
+        command += ["--launch-timeout", "0"]  # importing torch may take longer than the default
     if tool == "memcheck" and "--report-api-errors" in help_text:
-        command += ["--report-api-errors", "no"]  # torch probes; ours are checked after each launch
+        command += ["--report-api-errors", "no"]  # torch probes the API; our launches are checked
     return [*command, *program]
 
 
 def findings(output: str) -> int | None:
-    """How many errors or hazards the last summary counts; None without a summary."""
+    """The number of errors or hazards in the last summary; None without a summary."""
     counts = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)", output)
     return int(counts[-1]) if counts else None
 
@@ -62,7 +62,7 @@ def first_complaint(output: str) -> str:
     """The first line that names an error, without the tool's prefix."""
     prefix = re.compile(r"^=+ ?")
     lines = [prefix.sub("", line).strip() for line in output.splitlines()]
-    lines = [line for line in lines if '"status": "PASS"' not in line]  # of the probe
+    lines = [line for line in lines if '"status": "PASS"' not in line]  # lines of the probe
     for words in (
         "Invalid|Uninitialized|hazard|Race reported|Barrier error",
         "FAIL|rror|not supported",
@@ -74,7 +74,7 @@ def first_complaint(output: str) -> str:
 
 
 def judge(tool: str, done: Finished, complete: bool) -> Promise:
-    """`complete` says that the program itself came to its end without a complaint."""
+    """`complete`: the program itself finished without an error."""
     name = title(tool, False)
     found = findings(done.output)
     if found:
@@ -89,7 +89,7 @@ def judge(tool: str, done: Finished, complete: bool) -> Promise:
 
 
 def planted(tool: str, done: Finished) -> Promise:
-    """Whether the tool reports the error that the program makes, so that it does see kernels."""
+    """Whether the tool reports the program's deliberate error, which shows that it sees kernels."""
     name = title(tool, True)
     words = {"memcheck": "Invalid __global__ read", "initcheck": "Uninitialized __global__"}[tool]
     if words in done.output:
@@ -109,7 +109,7 @@ def check(
     command = command_line(binary, tool, text, program)
     env = place.env()
     if tool in ("memcheck", "initcheck"):
-        # Each tensor is an allocation of its own, and the bytes beside it are out of bounds.
+        # Each tensor is a separate allocation, so the bytes beside it are out of bounds.
         env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     done = place.run(command, timeout, name, env)
     complete = DONE in done.output or (program[0].endswith("probe") and done.status == 0)
@@ -127,9 +127,9 @@ def check(
 def run(
     place: Place, bundle: Bundle, timeout: float, no_package: str, before: list[Promise]
 ) -> Outcome:
-    """All jobs side by side, except those that an earlier call has seen pass.
+    """Run all jobs in parallel, except those that passed in an earlier call.
 
-    Without a probe, or without a package, the jobs use what is there.
+    Without a probe or a package, the jobs use the other one.
     """
     binary = find("compute-sanitizer")
     kept = {p.promise: p for p in before if p.verdict == PASS}

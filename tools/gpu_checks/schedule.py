@@ -1,4 +1,4 @@
-"""Steps in turn, each with a share of the budget; the results are written after each of them."""
+"""Runs steps in turn, each with a share of the budget, and writes the results after each step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from gpu_checks.report import NOT_RUN, Promise, Report, summary
 
-RESERVE = 10.0  # seconds kept for the table, the files, and processes that end slowly
-LEAST = 2.0  # seconds without which no step is begun
+RESERVE = 10.0  # seconds reserved for the table, the files, and processes that end slowly
+LEAST = 2.0  # seconds that must remain to start a step
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a step found."""
+    """The result of a step."""
 
     promises: list[Promise]
     figures: Any = None
@@ -24,10 +24,10 @@ class Outcome:
 
 @dataclasses.dataclass
 class Step:
-    """A part of the run. `share` is its part of the budget; the unit is a second of 240.
+    """A part of the run. `share` is its part of the budget, in seconds of 240.
 
-    `action` gets the seconds that the step may take. If an optional step is not run, the run can
-    pass all the same.
+    `action` receives the seconds that the step may take. A run can pass even if an optional step
+    was not run.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Step:
 
 
 class Deadlines:
-    """When each step has to end, in seconds since the start.
+    """The deadline of each step, in seconds since the start.
 
-    A step that ends early leaves its time to the next one; a step that hangs takes none of the
-    later ones' time.
+    A step that ends early leaves its time to the next one. A step that hangs does not reduce the
+    time of later ones.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Deadlines:
 
 
 def guarded(step: Step, seconds: float) -> Outcome:
-    """The step's outcome; an error inside it costs this step alone."""
+    """The step's outcome. An error affects only this step."""
     try:
         outcome = step.action(seconds)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The steps of the run, in the order of what a first run on a GPU must not miss."""
+"""The steps of the run, the most important ones for a first run on a GPU first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpu_checks.schedule import LEAST, Outcome, Step
 
 @dataclasses.dataclass
 class Run:
-    """What all steps share. `tests` replaces the suite where this tool itself is tested."""
+    """The state that all steps share. `tests` replaces the suite in tests of this tool."""
 
     place: Place
     report: Report
@@ -25,10 +25,10 @@ class Run:
     exponent: int = 24
     tests: str = ""
 
-    # Each step takes the seconds that it may use.
+    # Each step receives the seconds that it may take.
 
     def machine(self, seconds: float) -> Outcome:
-        """The package is looked for first: if it has to be built, that starts at once."""
+        """Look for the package first, so that a necessary build starts at once."""
         self.package.begin(self.bundle)
         outcome = machine.describe(self.place)
         self.report.data["device"] |= outcome.figures["gpu"]
@@ -65,9 +65,9 @@ class Run:
     def with_package(
         self, name: str, seconds: float, action: Callable[[float], Outcome]
     ) -> Outcome:
-        """Waits for the package; the action gets the seconds that are left.
+        """Wait for the package. The action receives the remaining seconds.
 
-        A build that failed fails the step: without it the promises of the package are not kept.
+        A failed build fails the step, because the package's promises are then not kept.
         """
         until = time.monotonic() + seconds
         missing = self.package.wait(seconds - LEAST)
@@ -116,7 +116,7 @@ class Run:
         return self.pytest("rest", seconds, arguments, 120)
 
     def measure(self, name: str, seconds: float) -> Outcome:
-        """A driver program, judged by what it has measured before it ended."""
+        """Run a driver program, and judge the results that it wrote before it ended."""
         judges = {
             "bandwidth": judge.judge_bandwidth,
             "likelihood": judge.judge_likelihoods,
@@ -137,7 +137,7 @@ class Run:
         return self.with_package(f"{name}: all measured", seconds, action)
 
     def steps(self) -> list[Step]:
-        """In 240 s: 10 s are kept in reserve, and each step also gets what earlier ones left."""
+        """Shares of 240 s, 10 s of which are reserved. A step also gets time that others left."""
         return [
             Step("machine", 12, self.machine),
             Step("probe correctness", 18, self.correctness),

@@ -1,4 +1,4 @@
-"""The test suite on the device: a line for each file or, for the tests of a GPU, for each test."""
+"""Runs the test suite on the device: a line per file, or per test for tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from gpu_checks.report import FAIL, NOT_RUN, PASS, ROOT, Promise, read_lines
 from gpu_checks.schedule import Outcome
 
 TESTS = ROOT / "tests"
-# Folders of tests of what users call. Those of the package itself and of the native code do not
-# need a device. Those of the tools, this one among them, run where the tools are developed.
+# Folders of tests of the public functions. Tests of the package and of the native code need no
+# device. Tests of the tools, including this one, run where the tools are developed.
 ON_DEVICE = ("functional", "layers", "usage")
-RESTARTS = 50  # more processes lost than that, and the GPU itself is lost
+RESTARTS = 50  # after more lost processes, the GPU itself is considered lost
 
 Results = dict[str, dict[str, Any]]
 
 
 def device_arguments() -> list[str]:
-    """The tests that only a GPU can run come first, then all others that take a device."""
+    """Tests that only a GPU can run come first, then all others that take a device."""
     return [str(TESTS / "gpu"), *(str(TESTS / name) for name in ON_DEVICE), "-k", "cuda"]
 
 
 def rest_arguments() -> list[str]:
-    """Everything else. The native tests compile for minutes and come last."""
+    """All other tests. The native tests compile for minutes and come last."""
     package = sorted((TESTS / "package").glob("test_*.py"))  # some have "cuda" in their names
     folders = (*ON_DEVICE, "package", "native")
     chosen = " or ".join(["not cuda", *(path.stem for path in package)])
@@ -39,8 +39,7 @@ def rest_arguments() -> list[str]:
 
 
 def group_of(test: str) -> str:
-    """The file of a test; of the tests that only a GPU can run, the test itself.
-
+    """The file of a test; for tests that only a GPU can run, the test itself.
     'tests/functional/test_shapes.py::test_x[1]' -> 'test_shapes.py'
     'tests/gpu/test_streams.py::test_a_second_gpu[x]' -> 'a second gpu'
     """
@@ -51,9 +50,9 @@ def group_of(test: str) -> str:
 
 
 def read(record: Path) -> tuple[list[str], Results]:
-    """What was collected, and the result of each test that ended.
+    """The collected tests, and the result of each test that ended.
 
-    A failure stays, with the reason that came first: what follows it is the end of the process.
+    A failure keeps its first reason, because later ones only report the end of the process.
     """
     collected: list[str] = []
     results: Results = {}
@@ -68,7 +67,7 @@ def read(record: Path) -> tuple[list[str], Results]:
 
 
 def resume(earlier: Path | None, record: Path) -> None:
-    """Begins the record with what passed in an earlier call, so that it is not run again."""
+    """Start the record with the tests that passed in an earlier call, which then do not rerun."""
     collected, results = read(earlier) if earlier else ([], {})
     lines: list[dict[str, Any]] = [{"collected": collected}] if collected else []
     passed = [result for result in results.values() if result["outcome"] == "passed"]
@@ -77,7 +76,7 @@ def resume(earlier: Path | None, record: Path) -> None:
 
 
 def excuse(results: Results, missing: list[str]) -> None:
-    """A test that fails because a module is not installed here counts as not run."""
+    """Count a test that fails because of a module that is not installed as not run."""
     for result in results.values():
         needed = re.search(r"No module named '(\w+)", result["reason"])
         if result["outcome"] == "failed" and needed and needed[1] in missing:
@@ -144,21 +143,21 @@ def run(
     earlier: Path | None = None,
     test_limit: float = 45.0,
 ) -> Outcome:
-    """Runs pytest in several processes; what was found, however it ended.
+    """Run pytest in several processes. Returns the results, however the run ended.
 
-    Even a single test goes to a worker of xdist, which is replaced when a test ends it.
+    Even a single test runs in an xdist worker, which is replaced if a test ends it.
     """
     record = place.logs / f"{name}.jsonl"
     resume(earlier, record)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    workers = max(1, min(8, cores // 2))  # each has a context of its own and compiles for itself
+    workers = max(1, min(8, cores // 2))  # each has its own context and compiles separately
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml")]
     command += ["--rootdir", str(ROOT), "-q", "--tb=short", "-p", "no:cacheprovider"]
     command += ["-p", "xdist.plugin", "--continue-on-collection-errors", "-n", str(workers)]
-    # In short portions, tests start in their order, and a hang keeps few others waiting.
+    # With small portions, tests start in order, and a hang delays few others.
     command += [f"--max-worker-restart={RESTARTS}", "--dist=load", "--maxschedchunk=4", *arguments]
     env = place.env(
-        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",  # those of other projects take seconds to import
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",  # plugins of other projects take seconds to import
         PYTEST_PLUGINS="gpu_checks.plugin",
         GPU_CHECKS_RECORD=str(record),
         GPU_CHECKS_HANGS=str(place.logs / f"{name}-hangs.txt"),

@@ -1,8 +1,8 @@
 """Runs one command that cannot outlive the process that started it: `supervise.py COMMAND...`
 
 Standard input is a pipe. The starter keeps its other end open and writes nothing, so this process
-reads an end of file when the starter closes the pipe or dies, by SIGKILL too. It then ends the
-command with everything that the command has started, processes in other sessions included, because
+reads an end of file when the starter closes the pipe or dies, even by SIGKILL. It then ends the
+command and all processes that the command has started, including those in other sessions, because
 as a "child subreaper" it inherits every orphan. The exit status is that of the command, or 128 plus
 the signal that killed it.
 """
@@ -20,12 +20,12 @@ from collections.abc import Callable
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 PATIENCE = 1.5  # seconds between SIGTERM and SIGKILL
-LAST_RESORT = 4.0  # seconds until a process that even SIGKILL does not end is left alone
+LAST_RESORT = 4.0  # seconds until a process that survives SIGKILL is given up
 POLL = 0.05
 
 
 def descendants(root: int) -> list[int]:
-    """All live processes below `root`, by the parents that /proc names."""
+    """All live processes below `root`, by their parents in /proc."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -47,7 +47,7 @@ def descendants(root: int) -> list[int]:
 
 
 def reap(child: int) -> int | None:
-    """Collects every process that has ended; the wait status of `child` if it is among them."""
+    """Collect every ended process. Returns the wait status of `child` if it is among them."""
     status = None
     while True:
         try:
@@ -61,7 +61,7 @@ def reap(child: int) -> int | None:
 
 
 def end_all(child: int, running: bool) -> None:
-    """Ends whatever is left below this process, politely while the command still runs."""
+    """End all processes below this one, with SIGTERM first while the command still runs."""
     start = time.monotonic()
     polite = PATIENCE if running else 0.0
     if running:
@@ -83,7 +83,7 @@ def signal_all(number: int) -> None:
 
 
 def start(command: list[str], prctl: Callable[..., int]) -> int:
-    """Starts the command, which the kernel kills should this process be killed."""
+    """Start the command. The kernel kills it if this process is killed."""
     pid = os.fork()
     if pid:
         return pid
@@ -105,7 +105,7 @@ def main(command: list[str]) -> int:
     while status is None:
         ready, _, _ = select.select([0], [], [], POLL)
         status = reap(child)
-        if ready and not os.read(0, 1):  # the starter is gone, or wants an end
+        if ready and not os.read(0, 1):  # the starter died or closed the pipe
             break
     end_all(child, running=status is None)
     if status is None:

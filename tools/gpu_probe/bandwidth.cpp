@@ -121,7 +121,7 @@ class Runner {
 
   void run(const Contest& contest) {
     if (!scene_ || scene_->spec().name() != contest.spec.name()) {
-      scene_.reset();  // its memory is free before the next one's is taken
+      scene_.reset();  // frees its memory before the next allocation
       scene_ = std::make_unique<Scene>(contest.spec, settings_.device, settings_.sizes(),
                                        settings_.faults.variant);
     }
@@ -202,7 +202,7 @@ class Runner {
   std::unique_ptr<Scene> scene_;
 };
 
-// Brings the clocks up.
+// Brings the clocks up to full speed.
 void warm_up(const Settings& settings) {
   const Clock clock;
   const SceneSpec spec{kForward, kFloat, View::kContiguous, settings.tiny ? 14 : 22};

@@ -1,10 +1,10 @@
-"""Builds the probe, a static program that needs a driver and nothing else.
+"""Builds the probe, a static program that needs only a driver.
 
     python tools/gpu_probe/build.py --out FOLDER [--arch sm_90] [--verbose]
 
-`FOLDER/probe` is the program and `FOLDER/objects` holds what it was linked from. Objects are
-compiled again if a flag or a source that they may include has changed. `--verbose` prints what
-ptxas says about each kernel.
+`FOLDER/probe` is the program, and `FOLDER/objects` contains its objects. An object is compiled
+again if a flag or a source that it may include has changed. `--verbose` prints ptxas's messages
+about each kernel.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from toolchain import cuda_home  # noqa: E402
 
 CSRC = ROOT / "csrc"
 SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
-LARGEST = 8_000_000  # bytes of the program, a part of a bundle that is carried to a GPU
+LARGEST = 8_000_000  # bytes of the program, which is part of a bundle for a machine with a GPU
 
 
 def kernels_in(folder: str, suffix: str) -> list[Path]:
-    """The project's kernels but for the likelihoods, which would make the program too large."""
+    """The project's kernels except the likelihoods, which would make the program too large."""
     found = sorted((CSRC / folder).rglob(f"*{suffix}"))
     return [path for path in found if path.parent.name != "likelihood"]
 
@@ -40,31 +40,31 @@ def device_sources() -> list[Path]:
 
 
 def host_sources() -> list[Path]:
-    """The probe's host code, and the CPU kernels that are its oracle."""
+    """The probe's host code, and the CPU kernels, which are its oracle."""
     return [*sorted(HERE.glob("*.cpp")), *kernels_in("cpu", ".cpp")]
 
 
 def flags_of(source: Path, arch: str) -> list[str]:
     flags = ["-std=c++17", f"-I{CSRC}", f"-I{HERE}"]
     if source.suffix == ".cu":
-        # Machine code alone: PTX for later architectures would be a third of the program.
+        # Only machine code: PTX for later architectures would be a third of the program.
         code = f"arch={arch.replace('sm_', 'compute_')},code={arch}"
         return [*flags, "-O3", "-gencode", code, "-Xptxas", "-v"]
-    # The oracle's noise is defined without fused multiply-adds, and the baseline instruction set is
-    # the same on every machine.
+    # Without fused multiply-adds, as the oracle's noise is defined, and with the baseline
+    # instruction set, so that results are equal on every machine.
     host = "-ffp-contract=off,-Wall,-Wextra"
     return [*flags, "-O1", "-DVAE_FUSED_CPU_BASELINE", "-Xcompiler", host]
 
 
 def digest_of(*folders: Path) -> str:
-    """One digest for all sources in these folders, but for csrc/torch."""
+    """One digest for all sources in these folders, except csrc/torch."""
     files = [p for folder in folders for p in folder.rglob("*") if p.suffix in SUFFIXES]
     texts = (p.read_bytes() for p in sorted(files) if "torch" not in p.parts)
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
 
 def run(command: list[str]) -> str:
-    """Runs a command and returns its stderr. If it fails, its output ends the build."""
+    """Run a command and return its stderr. If it fails, print its output and end the build."""
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise SystemExit(f"{shlex.join(command)}\n{result.stdout}{result.stderr}")
@@ -72,7 +72,7 @@ def run(command: list[str]) -> str:
 
 
 def compile_object(nvcc: str, source: Path, flags: list[str], digest: str, objects: Path) -> Path:
-    """The object of `source`, with what ptxas says about its kernels beside it, as a .log."""
+    """Compile `source` to an object, and write ptxas's messages to a .log file beside it."""
     name = "-".join(source.relative_to(ROOT).with_suffix("").parts)
     state = hashlib.sha256(f"{digest} {shlex.join(flags)}".encode()).hexdigest()[:16]
     target = objects / f"{name}-{state}.o"
@@ -88,15 +88,15 @@ def compile_object(nvcc: str, source: Path, flags: list[str], digest: str, objec
 
 
 def build(out: Path, arch: str = "sm_90") -> Path:
-    """Compiles what is missing in `out` and returns the program."""
+    """Compile missing or outdated objects in `out`, and return the program."""
     home = cuda_home()
     if home is None:
         raise SystemExit("there is no nvcc on PATH and CUDA_HOME is not set")
     nvcc = str(home / "bin" / "nvcc")
     objects = out / "objects"
     objects.mkdir(parents=True, exist_ok=True)
-    # csrc includes nothing of the probe, so its kernels, the slowest to compile, are kept while the
-    # probe changes.
+    # csrc includes no file of the probe. Its kernels, which are the slowest to compile, therefore
+    # remain valid when the probe changes.
     digests = {True: digest_of(CSRC, HERE), False: digest_of(CSRC)}
     sources = [*device_sources(), *host_sources()]  # the slowest first
 
@@ -116,7 +116,7 @@ def build(out: Path, arch: str = "sm_90") -> Path:
 
 
 def ptxas_log(out: Path) -> str:
-    """What ptxas said about every kernel of the program in `out`."""
+    """ptxas's messages about every kernel of the program in `out`."""
     return "".join(path.read_text() for path in sorted((out / "objects").glob("*.log")))
 
 

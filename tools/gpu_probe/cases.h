@@ -30,7 +30,7 @@ struct Case {
 // `tiny` is for the emulated device, whose kernels are compiled to merge tiles from 12 blocks on.
 inline std::vector<Case> correctness_cases(bool tiny) {
   using L = Layout;
-  const int64_t enough = tiny ? 12 : 2048;  // blocks from which on tiles are merged
+  const int64_t enough = tiny ? 12 : 2048;  // number of blocks from which tiles are merged
   const auto pixels = [&](int64_t n) { return tiny ? n : 4 * n; };
   std::vector<Case> cases = {
       {"sum", "contiguous", {{3, 2051}, {true, true}}, {}},

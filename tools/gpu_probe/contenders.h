@@ -28,7 +28,7 @@ enum class Lineup : int {
   kRoofs,    // all roofs
   kKeys,     // where the round keys are, by blocks per SM
   kLoads,    // how tensors are read, by blocks per SM
-  kGrid,     // a persistent grid, which has as many blocks on an SM as a variant says
+  kGrid,     // a persistent grid with a variant's number of blocks per SM
   kTickets,  // how the last block is found
   kPatches,  // channels_last
 };

@@ -1,5 +1,5 @@
-// Times contenders in turn, in a new order in each round, so that whatever else changes in the
-// meantime (clocks, temperature) changes for all of them.
+// Times contenders in turn, in a new order in each round, so that changes of the machine (clocks,
+// temperature) affect all of them.
 #pragma once
 
 #include <algorithm>
@@ -45,9 +45,9 @@ struct Racing {
   cudaStream_t stream;
   Mode mode;
   int sets;          // that launches rotate over
-  int launches;      // of a batch
+  int launches;      // per batch
   double seconds;    // for all rounds
-  int least_rounds;  // are made, however long they take
+  int least_rounds;  // the minimum, regardless of the time
   int most_rounds;
   std::function<int(cudaStream_t)> spacer;
 };
@@ -56,9 +56,9 @@ struct Racing {
 using Launch = std::function<int(int, cudaStream_t)>;
 
 // Microseconds of a launch, by contender and round. The time of a batch is taken between two
-// events. Before the first of them a copy keeps the device busy, so that launches wait for the
-// device and not the device for launches. What that copy leaves unwritten in the L2 cache makes up
-// for what the batch leaves there.
+// events. Before the first event a copy keeps the device busy, so that the launches are queued
+// before the device needs them. The unwritten data that the copy leaves in the L2 cache compensate
+// for the data that the batch leaves there.
 inline std::vector<std::vector<double>> race(const std::vector<Launch>& contenders,
                                              const Racing& how) {
   const auto batch = [&](const Launch& launch) {

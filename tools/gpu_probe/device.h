@@ -50,7 +50,7 @@ inline Device find_device() {
   return device;
 }
 
-// Device memory between two guards. `intact` returns whether nothing was written to them.
+// Device memory between two guards. `intact` returns whether the guards are unmodified.
 class Memory {
  public:
   static constexpr size_t kGuard = 512;

@@ -15,7 +15,7 @@ namespace vae_fused::probe {
 
 using cuda::kThreads;
 
-constexpr int kChunk = 4;  // normals of a block
+constexpr int kChunk = 4;  // normals per block of noise
 
 template <typename S>
 constexpr int kPerVector = 16 / sizeof(S);

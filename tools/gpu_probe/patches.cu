@@ -79,8 +79,8 @@ __device__ __forceinline__ void load(const PatchArgs& p, const char* data, uint3
   }
 }
 
-// A store of 16 bytes writes half a sector of 32, so neighbouring threads, whose patches lie one
-// behind the other, exchange halves and each store instruction writes whole sectors.
+// A store of 16 bytes writes half a 32-byte sector. Neighbouring threads have consecutive patches
+// and exchange halves, so that each store instruction writes whole sectors.
 template <typename S>
 __device__ __forceinline__ void store_of_pair(char* data, uint32_t byte, const Patch<S>& patch) {
   constexpr uint32_t kBytes = sizeof patch.words;
@@ -122,7 +122,7 @@ __device__ __forceinline__ void store(const PatchArgs& p, char* data, uint32_t b
   }
 }
 
-// Block `k` of a patch's noise is that of its channel k.
+// Block `k` of a patch's noise belongs to its channel k.
 template <typename S>
 __device__ __forceinline__ float sample_patch(const PatchArgs& p, const Options& f,
                                               const math::RoundKeys& keys, uint32_t low,

@@ -1,5 +1,5 @@
-// Writes one JSON object per line and counts what passed and failed. Every line is flushed at once,
-// so that a run that is cut short keeps the results it had.
+// Writes one JSON object per line and counts passed and failed rows. Every line is flushed at once,
+// so that a run that is cut short keeps its results.
 #pragma once
 
 #include <cmath>

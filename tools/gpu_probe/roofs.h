@@ -1,6 +1,6 @@
 // Roofs of the bandwidth: kernels that read and write as many tensors as the shipped ones and
-// compute next to nothing. They differ in the bytes that an SM has requested at a time. The fastest
-// of them shows what the memory can do, and all of them show how many bytes in flight that takes.
+// compute almost nothing. They differ in the bytes that an SM requests at a time. The fastest of
+// them measures the memory's rate, and all of them show how many bytes in flight it requires.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,7 +30,7 @@ struct Roof {
 // The roofs that read 1, 2 or 3 tensors; they write 1, 1 or 2.
 std::vector<Roof> roofs(int reads);
 
-// What a roof writes to output `k`, for a check: the exclusive or of all it reads, plus k.
+// The value that a roof writes to output `k`, for a check: the exclusive or of its inputs, plus k.
 inline uint32_t roof_word(uint32_t of_inputs, int k) {
   return of_inputs + static_cast<uint32_t>(k);
 }

@@ -1,5 +1,5 @@
-// The tensors of a timed call and everything that can be launched on them. There are so many sets
-// of tensors that the L2 cache holds nothing of a set when it is used again. Set 0 is only used for
+// The tensors of a timed call and everything that can be launched on them. There are enough sets of
+// tensors that no part of a set is in the L2 cache when it is used again. Set 0 is only used for
 // checks, because the timed copy overwrites a part of the inputs.
 #pragma once
 
@@ -45,7 +45,7 @@ struct SceneSpec {
   int reads() const { return forward() ? 2 : 3; }
   int writes() const { return forward() ? 1 : 2; }
   int64_t rows() const { return view == View::kRows256 ? elements() / 256 : 1; }
-  // The least that the call has to move. The KL and its gradient are float.
+  // The least bytes that the call moves. The KL and its gradient are float.
   int64_t bytes() const { return elements() * element_bytes() * (reads() + writes()) + rows() * 4; }
   int64_t channels() const { return view == View::kChannelsLast64 ? 64 : 4; }
   // The pixels of an image. Small tensors have small images.
@@ -63,7 +63,7 @@ inline std::string SceneSpec::name() const {
          std::to_string(log2_elements) + " " + name_of(view);
 }
 
-// How the results of a launch compare with those of the shipped kernel.
+// The difference between the results of a launch and those of the shipped kernel.
 struct Agreement {
   bool identical = false;  // every bit of z, or of the gradients
   Worst worst;             // of these
@@ -83,15 +83,15 @@ class Scene {
                      cudaStream_t stream) const;
   int launch_patches(const PatchVariant& variant, int set, cudaStream_t stream) const;
   int launch_roof(const Roof& roof, int set, cudaStream_t stream) const;
-  // Copies half as many bytes as the call moves, and so moves as many.
+  // Copies half as many bytes as the call moves, so that both move equally many.
   int launch_copy(int set, cudaStream_t stream) const;
-  // Keeps the device busy while the host gets ahead with its launches.
+  // Keeps the device busy while the host queues its launches.
   int launch_spacer(cudaStream_t stream) const;
 
   // Compares results of the shipped kernel at a few hundred places with the formulas in double. The
   // normals are those of the float stream.
   Worst spot_check() const;
-  // Runs `launch` on set 0 and compares what it writes with what the shipped kernel wrote there.
+  // Runs `launch` on set 0 and compares its outputs with those of the shipped kernel.
   template <typename Launch>
   Agreement agreement(const Launch& launch) const {
     clear();
@@ -104,9 +104,9 @@ class Scene {
   struct Strides {
     std::vector<int64_t> sizes, in, out;
     std::vector<bool> summed;
-    int64_t raw = 0;  // from mu to raw, where both lie in one tensor; 0: tensors of their own
+    int64_t raw = 0;  // from mu to raw in a shared tensor; 0: separate tensors
   };
-  // One block of memory: the inputs, and behind them the outputs.
+  // One block of memory: the inputs, followed by the outputs.
   struct Set {
     std::unique_ptr<Memory> memory;
     Streams of;

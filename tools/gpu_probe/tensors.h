@@ -61,7 +61,7 @@ double widened(S x) {
   }
 }
 
-// How far a device's value may be from the oracle's: `absolute + relative * |oracle|`. The relative
+// The tolerance of a device's value: `absolute + relative * |oracle|`. The relative
 // part of 16-bit types is their rounding to nearest, the absolute one covers approximations of the
 // hardware, which are within 1e-5 of a normal before sigma multiplies them.
 struct Tolerance {
@@ -102,7 +102,7 @@ enum class Layout {
   kContiguous,
   kChunked,       // the second half of a tensor of twice the size, along dimension 1
   kChannelsLast,  // dimension 1 is innermost in memory
-  kShifted,       // begins an element behind an aligned address
+  kShifted,       // begins one element after an aligned address
 };
 
 struct Shape {
@@ -122,7 +122,7 @@ struct Shape {
   }
 };
 
-// Where a tensor of a shape lies in its storage, in elements.
+// The place of a tensor of a shape in its storage, in elements.
 struct Placement {
   std::vector<int64_t> strides;
   int64_t begin = 0, size = 0;
@@ -148,13 +148,13 @@ struct Placement {
   }
 };
 
-constexpr double kUnwritten = 77;  // exact in every dtype, and no result
+constexpr double kUnwritten = 77;  // exact in every dtype, and never a result
 
 // S on the device, O on the host.
 template <typename S, typename O>
 class Twin {
  public:
-  // Holds `samples` tensors one behind the other. Their values are in [-2, 2) and depend on `seed`.
+  // Holds `samples` consecutive tensors. Their values are in [-2, 2) and depend on `seed`.
   // A tensor with the seed 0 is an output.
   Twin(const Shape& shape, Layout layout, uint64_t seed, int64_t samples = 1)
       : place_(shape, layout),
@@ -178,9 +178,9 @@ class Twin {
   Binding binding(bool on_device, Operand& operand) {
     return {data(on_device), place_.strides.data(), &operand};
   }
-  int64_t step() const { return place_.size; }  // from a sample to the next
+  int64_t step() const { return place_.size; }  // distance of two samples
 
-  // Compares the whole storage, in which elements between those of the tensor must be unwritten,
+  // Compares the whole storage, in which elements outside of the tensor must be unwritten,
   // and checks the guards around it.
   Worst compare(const Tolerance& tolerance) const {
     std::vector<S> stored(host_.size());

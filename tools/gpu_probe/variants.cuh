@@ -1,5 +1,5 @@
-// One family of kernels for contiguous tensors, whose template parameters are what the variants
-// differ in: the place of the round keys, the way of loading, and the blocks on an SM.
+// One family of kernels for contiguous tensors. The variants differ in the template parameters: the
+// place of the round keys, the way of loading, and the blocks per SM.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -15,8 +15,8 @@ constexpr uint32_t kStepBytes = kThreads * 16;  // of one tensor, that a block r
 // Round keys
 // ------------------------------------------------------------------------------------------------
 
-// Ten threads of the block compute the keys in shared memory. If the compiler knew how they follow
-// from the seed, it would compute them again for each block of noise. Contains a barrier.
+// Ten threads of the block compute the keys in shared memory. If the compiler could derive the keys
+// from the seed, it would recompute them for each block of noise. Contains a barrier.
 __device__ __forceinline__ const math::RoundKeys* shared_keys(uint64_t seed) {
   struct alignas(16) Aligned : math::RoundKeys {};
   __shared__ Aligned keys;
@@ -68,7 +68,7 @@ class KeySource<Keys::kShared> {
   const math::RoundKeys* shared_;
 };
 
-// The keys are operands in constant memory, which requires that the host knows the key.
+// The keys are operands in constant memory, so the host must have the key.
 template <>
 class KeySource<Keys::kParameters> {
  public:
@@ -138,7 +138,7 @@ class Reader<kReads, Loads::kPrefetch> {
   uint4 held_[kReads];
 };
 
-// Each thread copies what it reads itself, so it never waits for other threads.
+// Each thread copies only data that it reads itself, so it never waits for other threads.
 template <int kReads>
 class Reader<kReads, Loads::kRing> {
  public:
@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-// Launch bounds mean nothing to the emulated device, so kernels that differ in them alone are
+// Launch bounds have no effect on the emulated device, so kernels that differ only in them are
 // compiled once for it.
 #if defined(VAE_FUSED_EMULATOR)
 constexpr int bound(int) { return 1; }

@@ -1,5 +1,5 @@
 // The variants of the contiguous kernels that the probe times beside the shipped ones. This header
-// says in what they differ and how one is launched; variants.cuh contains the kernels.
+// defines how they differ and how to launch one; variants.cuh contains the kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,7 +31,7 @@ enum class Loads : int {
 enum class Ticket : int {
   kFences,          // fence, atomicInc, fence
   kAcquireRelease,  // one atom.acq_rel.gpu.inc
-  kSecondLaunch,    // there is none: a second kernel adds up
+  kSecondLaunch,    // a second kernel adds up the sums
 };
 
 enum class Grid : int {
@@ -80,7 +80,7 @@ struct VariantCall {
   bool wrong_key;  // a planted fault
 };
 
-// What a launch depends on beside its call: the number of multiprocessors, the number of blocks
+// The parameters of a launch besides its call: the number of multiprocessors, the number of blocks
 // from which on tiles are merged, and the elements of a tile of a persistent grid.
 struct Sizes {
   int sms;
@@ -93,8 +93,8 @@ struct Variant {
   DType dtype;
   Keys keys;
   Loads loads;
-  // The blocks per SM in __launch_bounds__. Registers allow at least so many, and a persistent grid
-  // has exactly so many.
+  // The blocks per SM in __launch_bounds__. Registers allow at least this many. A persistent grid
+  // has exactly this many.
   int blocks;
   int (*launch)(const VariantArgs& args, int64_t blocks, cudaStream_t stream);
   KernelCost (*cost)();

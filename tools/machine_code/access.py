@@ -22,7 +22,7 @@ def _bytes(f: Fields) -> int:
 
 
 def _hints(f: Fields) -> None:
-    """Takes the modifiers that affect only caching and ordering."""
+    """Consume the modifiers that affect only caching and ordering."""
     for hint in ("E", "STRONG", "GPU", "SYS", "CONSTANT", "EF", "EL", "NA"):
         f.flag(hint)
 
@@ -36,12 +36,12 @@ def _register(f: Fields, register: Register, wide: bool) -> Read:
 
 
 def _address(f: Fields, address: Address) -> Read:
-    """Addresses, as 64-bit integers."""
+    """The addresses as 64-bit integers."""
     parts: list[Read] = []
     if address.base is not None:
         parts.append(_register(f, address.base, address.wide))
     if address.uniform is not None:
-        # Beside a 64-bit base a uniform register would be a pair; none of the kernels has that.
+        # With a 64-bit base a uniform register would be a pair, which no kernel uses.
         if address.wide:
             raise f.unknown("a uniform register beside a 64-bit address")
         parts.append(_register(f, address.uniform, False))
@@ -104,7 +104,7 @@ def stg(f: Fields) -> Execute:
 
 @instruction("ATOMG")
 def atomg(f: Fields) -> Execute:
-    """INC: a counter that wraps to 0 behind its limit. Lanes come in random order."""
+    """INC: a counter that wraps to 0 after its limit. Lanes execute in random order."""
     f.choice("INC")
     _hints(f)
     done = f.result_predicate()
@@ -134,7 +134,7 @@ def atomg(f: Fields) -> Execute:
 
 
 def _shared(s: Warps, f: Fields, addresses: Any, active: np.ndarray, size: int) -> np.ndarray:
-    """The lanes' indices among the bytes of all blocks' shared memory."""
+    """The lanes' indices into the bytes of all blocks' shared memory."""
     at = s.full(addresses)[active]
     shared = s.shared
     good = (at >= Shared.RESERVED) & (at + size <= shared.size) & (at % size == 0)
@@ -148,7 +148,7 @@ def _shared(s: Warps, f: Fields, addresses: Any, active: np.ndarray, size: int) 
 
 
 def _check_races(s: Warps, f: Fields, first: np.ndarray, active: np.ndarray, size: int) -> None:
-    """`first`: where the lanes' accesses begin, which write in a store."""
+    """`first`: the first byte of each lane's access, which a store writes."""
     warp, slot = s.full(s.warp)[active], s.full(s.slot)[active]
     for offset in range(0, size, s.shared.unit):
         races = s.shared.races(
@@ -204,7 +204,7 @@ def sts(f: Fields) -> Execute:
 
 @instruction("ATOMS")
 def atoms(f: Fields) -> Execute:
-    """ADD of a word. Lanes come in random order."""
+    """ADD of a word. Lanes execute in random order."""
     f.choice("ADD")
     write, address, addend = f.result(), _address(f, f.address()), f.integer()
     f.done()

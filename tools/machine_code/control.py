@@ -1,4 +1,4 @@
-"""Instructions that decide which threads go on, and where: branches, barriers, reconvergence."""
+"""Instructions that determine where threads continue: branches, barriers, reconvergence."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .warps import LANES
 if TYPE_CHECKING:
     from .schedule import Group
 
-# What an instruction does with the lanes that execute it: it sends each on, or keeps it waiting.
+# The effect of an instruction on the lanes that execute it: each lane continues or waits.
 Effect = Callable[["Group", np.ndarray], None]
 
 _BIT = U32(1) << np.arange(LANES, dtype=U32)
-# WARPSYNC.COLLECTIVE, what it is for, ENDCOLLECTIVE: three instructions.
+# WARPSYNC.COLLECTIVE, its instruction, ENDCOLLECTIVE: three instructions.
 _COLLECTIVE = 3
-_BYTES = 16  # of an instruction
+_BYTES = 16  # per instruction
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an instruction is in the decoded program, and how addresses become places."""
+    """The place of an instruction in the decoded program; converts addresses to places."""
 
     at: int
     index_of: dict[int, int]
@@ -95,15 +95,15 @@ def _bra(i: Instruction, place: Place) -> Effect:
 @_control("BRX")
 @_control("BRXU")
 def _brx(i: Instruction, place: Place) -> Effect:
-    """To an address that a pair of registers has, counted from the next instruction.
+    """Branch to an address in a pair of registers, relative to the next instruction.
 
-    The pair comes from a table of a `switch` in constant bank 2.
+    The pair comes from the table of a `switch` in constant bank 2.
     """
     _modifiers(i)
     register, _, offset = i.operands.partition(" ")
     if not re.fullmatch(r"-?0x[0-9a-f]+", offset):
         raise _unknown(i, "no offset")
-    # The register is one of threads or, of BRXU, one of the warp: either may be read here.
+    # BRX reads a register of threads and BRXU one of the warp. Both can be read here.
     distance = Fields(dataclasses.replace(i, operands=register)).pair()
     origin = i.address + _BYTES + int(offset, 16)
 
@@ -117,7 +117,7 @@ def _brx(i: Instruction, place: Place) -> Effect:
 def _go_each(
     i: Instruction, place: Place, group: Group, lanes: np.ndarray, places: np.ndarray
 ) -> None:
-    """Sends each lane to an address of its own."""
+    """Send each lane to its own address."""
     for to in np.unique(places[lanes]).tolist():
         if to not in place.index_of:
             raise ConvergenceError(f"{i.base} at {i.address:#x} to {to:#x}")
@@ -125,9 +125,9 @@ def _go_each(
 
 
 def _diverged(mask: Read, place: Place, target: int) -> Effect:
-    """BRA.DIV: branches if not all lanes of the mask are together.
+    """BRA.DIV: branch if not all lanes of the mask are converged.
 
-    Both paths compute the same values. A warp whose lanes are together takes either at random,
+    Both paths compute the same values. A warp whose lanes are converged takes one at random,
     because the path for divergent warps would otherwise never run.
     """
 
@@ -145,7 +145,7 @@ def _diverged(mask: Read, place: Place, target: int) -> Effect:
 
 @_control("BSSY")
 def _bssy(i: Instruction, place: Place) -> Effect:
-    """Records the lanes that will meet at the BSYNC in front of its target."""
+    """Record the lanes that will meet at the BSYNC before its target."""
     _modifiers(i)
     barrier, target = split(i.operands)[0], _target(i, place)
     before = place.instructions[target - 1]
@@ -208,7 +208,7 @@ def _exit(i: Instruction, place: Place) -> Effect:
 
 @_control("CALL")
 def _call(i: Instruction, place: Place) -> Effect:
-    """A jump: the caller has put the return address into registers."""
+    """A jump: the caller has stored the return address in registers."""
     _modifiers(i, "REL", "NOINC")
     target = _target(i, place)
     return lambda group, lanes: group.go(target, lanes)
@@ -216,7 +216,7 @@ def _call(i: Instruction, place: Place) -> Effect:
 
 @_control("RET")
 def _ret(i: Instruction, place: Place) -> Effect:
-    """To the address in a pair of registers, counted from the kernel's first instruction."""
+    """Branch to the address in a pair of registers, relative to the kernel's first instruction."""
     _modifiers(i, "REL", "NODEC")
     register, _, base = i.operands.partition(" ")
     if base.strip() != "0x0":

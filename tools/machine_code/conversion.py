@@ -23,7 +23,7 @@ def i2fp(f: Fields) -> Execute:
 
 @instruction("I2F")
 def i2f(f: Fields) -> Execute:
-    """Without a modifier to nearest; divisions round up. Of U16 the upper half does not count."""
+    """Rounds to nearest by default; divisions round up. U16 ignores the upper half."""
     double = f.flag("F64")
     if f.flag("S64"):
         write, pair = f.result_double() if double else f.result_float(), f.pair()
@@ -40,7 +40,7 @@ def i2f(f: Fields) -> Execute:
         return lambda s, w: write_double(s, w, word(s).view(kind).astype(F64))
     wide = f.flag("U64")
     kind = U32 if f.flag("U32") else I32
-    f.choice("RP")  # rounding up, all that divisions use
+    f.choice("RP")  # rounding up is the only mode that divisions use
     write = f.result_float()
     if wide:
         pair = f.pair()
@@ -61,7 +61,7 @@ def i2f(f: Fields) -> Execute:
 def f2i(f: Fields) -> Execute:
     kind = f.choice("U32", "S64", "U64")
     rounded = np.trunc if f.flag("TRUNC") else np.rint
-    f.flag("FTZ")  # a subnormal becomes 0 all the same
+    f.flag("FTZ")  # a subnormal becomes 0 with or without it
     to_zero = f.flag("NTZ")
     double = f.flag("F64")
     bits, lowest = int(kind[1:]), 0 if kind[0] == "U" else -(2**63)
@@ -112,7 +112,7 @@ def float16(x: np.ndarray) -> np.ndarray:
 
 @instruction("F2FP")
 def f2fp(f: Fields) -> Execute:
-    """Two floats to 16 bits each, the first in the upper half."""
+    """Convert two floats to 16 bits each, the first in the upper half."""
     narrowed = bfloat16 if f.choice("BF16", "F16") == "BF16" else float16
     f.choice("F32")
     f.choice("PACK_AB")
@@ -128,7 +128,7 @@ def f2fp(f: Fields) -> Execute:
 
 @instruction("HADD2")
 def hadd2(f: Fields) -> Execute:
-    """As the conversion of a half to float: -0 + x."""
+    """Used only to convert a half to float: -0 + x."""
     f.choice("F32")
     write, zero, half = f.result_float(), f.take(Register), f.take(Register)
     f.done()
@@ -146,7 +146,7 @@ def hadd2(f: Fields) -> Execute:
 
 @instruction("HFMA2")
 def hfma2(f: Fields) -> Execute:
-    """As a move of two constants of 16 bits: -0 * 0 + x."""
+    """Used only to move two 16-bit constants: -0 * 0 + x."""
     f.flag("MMA")
     write, a, b = f.result(), f.take(Register), f.take(Register)
     parts = [f.take(Number).value for _ in range(2)]

@@ -1,20 +1,20 @@
-"""How many instructions the hot kernels issue for an element, counted by executing them.
+"""Counts the instructions that the hot kernels issue per element by executing them.
 
-The count is that of a call which has everything computed and written, on whole tiles: what
-`per_element` of the budget is, but measured instead of found on a path through the listing.
-Instructions are those that a warp issues, those skipped by their guard and slow paths included; one
-of a warp serves 32 threads, so the numbers are 32 times the instructions over the elements.
+The counted call has all outputs, on whole tiles. This corresponds to `per_element` of the budget,
+but is measured instead of derived from a path through the listing. The count has all instructions
+that a warp issues, including predicated-off ones and slow paths. An instruction of a warp serves 32
+threads, so the numbers are 32 times the instructions divided by the elements.
 
-  loop   what further tiles of a block cost: the difference of two calls with as many blocks
-  whole  of a call with 4 tiles to a block, as 2^24 elements have: what blocks do before and after
-         their elements, the sum over the block and the last block's work included
+  loop   the cost of further tiles of a block: the difference of two calls with as many blocks
+  whole  a call with 4 tiles per block, as for 2^24 elements: includes the work of blocks before and
+         after their elements, the sum over the block and the last block's work
 
 The call of a likelihood has contiguous outputs and a target of the same dtype. It sums rows of 2048
-elements, or all elements where it computes the loss and its gradients together. It computes every
+elements, or all elements if it computes the loss and its gradients together. It computes every
 output's gradient, without a mask and without weights. A tenth of the counts is not 0. Bytes in
-flight are those of the rounds (in_flight.py) that further tiles add to what a warp executes.
+flight are those of the rounds (in_flight.py) that further tiles add to a warp's execution.
 
-They need the native module of the tests, whose host code launches the kernels, and nvcc.
+Both need nvcc and the native module of the tests, whose host code launches the kernels.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from kernels import Likelihood, likelihood, template_arguments
 
 from .device import Launched
 
-# With this many blocks at most, further tiles are merged into those of a block: the limit that the
-# native tests compile with.
+# With at most this many blocks, further tiles are merged into existing blocks. The native tests are
+# compiled with this limit.
 BLOCKS, TILE = 12, 2048
-FEW, MANY = 4, 8  # tiles to a block; of likelihoods, which take longer, half of that
+FEW, MANY = 4, 8  # tiles per block; likelihoods, which take longer, use half as many
 DTYPES = {"float": "float32", "double": "float64", "Half": "float16", "BFloat16": "bfloat16"}
-# For each kind, in the order of LikelihoodKind: its options, and which of its outputs are positive.
+# For each kind, in the order of LikelihoodKind: its options, and which outputs are positive.
 LIKELIHOODS: dict[str, tuple[dict[str, Any], tuple[bool, ...]]] = {
     "Bernoulli": ({}, (False,)),
     "Gaussian": ({"scale": {"base": "exp", "gain": 0.5}}, (False, False)),
@@ -57,14 +57,14 @@ COUNTS = (
 class Executed:
     loop: float
     whole: float
-    in_flight: float | None = None  # bytes of a thread; counted of likelihoods
+    in_flight: float | None = None  # bytes of a thread; counted only for likelihoods
 
 
 def is_hot(kernel: str) -> bool:
     """Whether `count` can call a kernel.
 
-    These are the ones of the default options, except for lists, and those of one likelihood: all in
-    float, and a few in bfloat16, whose arithmetic is the same. A count takes 4 s.
+    These are the kernels of default options, except for lists, and those of one likelihood: all in
+    float, and a few in bfloat16, which has the same arithmetic. A count takes 4 s.
     """
     if found := likelihood(kernel):
         return found.element == "float" or (
@@ -74,9 +74,9 @@ def is_hot(kernel: str) -> bool:
 
 
 def _tensors(access: int, tiles: int, dtype: np.dtype) -> tuple[list[np.ndarray], tuple[int, ...]]:
-    """Six tensors of BLOCKS * tiles whole tiles that kernels access so, and the summed dimensions.
+    """Six tensors of BLOCKS * tiles whole tiles for a kernel's access, and the summed dimensions.
 
-    Contiguous; the chunks of packed ones; channels_last images of four channels.
+    Contiguous tensors, chunks of packed ones, or channels_last images of four channels.
     """
     n = BLOCKS * tiles * TILE
     if access == 0:
@@ -89,14 +89,14 @@ def _tensors(access: int, tiles: int, dtype: np.dtype) -> tuple[list[np.ndarray]
 
 
 def _stored(machine: Any, element: str, values: np.ndarray) -> np.ndarray:
-    """Float32 values in the dtype of a kernel."""
+    """Float32 values converted to the dtype of a kernel."""
     if element == "BFloat16":
         return machine.probes.to_bfloat16(values).astype(np.uint16)
     return values.astype(DTYPES[element])
 
 
 def _launch_likelihood(machine: Any, of: Likelihood, tiles: int) -> int:
-    """Calls the kernel and returns the number of elements."""
+    """Call the kernel and return the number of elements."""
     options, positive = LIKELIHOODS[of.kind]
     kind = list(LIKELIHOODS).index(of.kind)
     rng = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def _launch_likelihood(machine: Any, of: Likelihood, tiles: int) -> int:
 
 
 def _launch_latent(machine: Any, kernel: str, tiles: int) -> int:
-    """The same for a kernel of the latent."""
+    """Call a kernel of the latent and return the number of elements."""
     direction, (name, access, *_) = kernel.partition("<")[0], template_arguments(kernel)
     stored = np.dtype({"BFloat16": np.uint16}.get(name, DTYPES.get(name)))
     total = np.float64 if name == "double" else np.float32
@@ -161,7 +161,7 @@ def _launch(machine: Any, kernel: str, tiles: int) -> tuple[Launched, int]:
 
 
 def count(machine: Any, kernel: str) -> Executed:
-    """What a kernel executes for an element; `machine`: the native module on machine code."""
+    """A kernel's instructions per element. `machine`: the native module on machine code."""
     if not is_hot(kernel):
         raise ValueError(f"{kernel} is not a hot kernel")
     of_likelihood = likelihood(kernel) is not None

@@ -1,12 +1,12 @@
 """Reads a cubin: each kernel's parameters, memory and instructions.
 
-The listing is cuobjdump's. The rest is in the ELF file:
+The listing is cuobjdump's. The ELF file contains the rest:
 
-  .nv.info.KERNEL     where each parameter lies among the parameters
-  .nv.shared.KERNEL   the size of shared memory, with what the system keeps of it
+  .nv.info.KERNEL     the place of each parameter in the parameter block
+  .nv.shared.KERNEL   the size of shared memory, including the system's part
   .nv.global          the module's variables
   .nv.constant2.KERNEL  the kernel's tables of branch targets, which are offsets in its code
-  .nv.constant4       addresses of variables, which relocations name
+  .nv.constant4       addresses of variables, given by relocations
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sass import Instruction, functions
 
 from .errors import LaunchError
 
-# The attributes of .nv.info that are read, and the format whose values have a size of their own.
+# The attributes of .nv.info that are read, and the format whose values include their size.
 _PARAMETER, _PARAMETER_V2, _PARAMETER_BANK = 0x17, 0x45, 0x0A
 _SIZED = 4
 
@@ -30,7 +30,7 @@ RELOCATION_64 = 2  # R_CUDA_64
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    offset: int  # among the parameters
+    offset: int  # in the parameter block
     size: int
 
 
@@ -41,14 +41,14 @@ class Kernel:
     parameters: tuple[Parameter, ...]
     parameter_base: int  # in constant bank 0
     parameter_bytes: int
-    shared: int  # bytes, those of the system included
+    shared: int  # bytes, including the system's
     tables: bytes = b""  # constant bank 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Cubin:
     kernels: tuple[Kernel, ...]
-    variables: int  # bytes of .nv.global, which are 0 when the module is loaded
+    variables: int  # bytes of .nv.global, which are 0 after the module is loaded
     constants: bytes  # bank 4
     addresses: tuple[tuple[int, int], ...]  # (offset in bank 4, offset in .nv.global)
 
@@ -83,7 +83,7 @@ def _sections(elf: bytes) -> list[_Section]:
 
 
 def _attributes(data: bytes) -> list[tuple[int, bytes]]:
-    """Attribute and value; empty values for those that have no size."""
+    """Attributes and values; the value is empty for formats without a size."""
     found = []
     at = 0
     while at < len(data):
@@ -98,14 +98,14 @@ def _attributes(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def _parameters(info: bytes) -> tuple[tuple[Parameter, ...], int, int]:
-    """The parameters in order, where the first lies in bank 0, and the bytes of all."""
+    """The parameters in order, the offset of the first in bank 0, and the bytes of all."""
     found: dict[int, Parameter] = {}
     base = size = 0
     for attribute, value in _attributes(info):
         if attribute == _PARAMETER:
             _, ordinal, offset, packed = struct.unpack("<IHHI", value)
             found[ordinal] = Parameter(offset, packed >> 18)
-        elif attribute == _PARAMETER_V2:  # where a kernel has large ones
+        elif attribute == _PARAMETER_V2:  # in kernels with large ones
             _, ordinal, offset, length, _ = struct.unpack("<IHHHH", value)
             found[ordinal] = Parameter(offset, length)
         elif attribute == _PARAMETER_BANK:
@@ -114,7 +114,7 @@ def _parameters(info: bytes) -> tuple[tuple[Parameter, ...], int, int]:
 
 
 def _addresses(sections: list[_Section], table: _Section) -> list[tuple[int, int]]:
-    """What the relocations of constant bank 4 put there: offsets within .nv.global."""
+    """The relocations of constant bank 4: its offsets, and the offsets within .nv.global."""
     found = []
     symbols = sections[table.link].data
     for at in range(0, len(table.data), 24):

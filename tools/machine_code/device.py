@@ -18,24 +18,24 @@ from .program import Program, decode, decode_instructions
 from .schedule import run_blocks
 from .warps import LANES, Environment, Shared, Warps
 
-THREADS = 256  # of every block of the kernels
-# Blocks that are resident together, and the groups that their warps are dealt to. numpy takes as
-# long for 100 lanes as for 1000, so more lanes at a time are cheaper.
+THREADS = 256  # per block, in all kernels
+# The number of blocks resident together, and of the groups that their warps are assigned to. numpy
+# takes as long for 100 lanes as for 1000, so larger groups are cheaper.
 RESIDENT, GROUPS = 16, 2
 
-# Constant bank 0 of sm_90: the sizes of block and grid, the stack's end, the descriptor of global
-# memory, whose value no instruction here reads.
+# Constant bank 0 of sm_90: the sizes of block and grid, the stack's end, and the descriptor of
+# global memory, whose value no instruction here reads.
 _BLOCK_SIZE, _STACK, _DESCRIPTOR, _DESCRIPTOR_BYTES = 0x0, 0x28, 0x208, 8
 
 
 @dataclasses.dataclass
 class Launched:
-    """What a launch has issued, instructions of warps."""
+    """The issued instructions of a launch, counted per warp."""
 
     program: Program
     blocks: int
     counts: np.ndarray  # for each instruction
-    trace: list[Instruction]  # what one warp has executed, if the device traces launches
+    trace: list[Instruction]  # one warp's executed instructions, if the device traces launches
 
     @property
     def issued(self) -> int:
@@ -50,7 +50,7 @@ class Launched:
 
 
 class Device:
-    """The kernels of some cubins, and the memory that they share with this process."""
+    """The kernels of some cubins, which share the memory of this process."""
 
     def __init__(self, paths: list[Path], seed: int = 1, perturb: bool = True) -> None:
         self.memory = GlobalMemory()
@@ -76,7 +76,7 @@ class Device:
             self.add(kernel, bytes(constants))
 
     def add(self, kernel: cubin.Kernel, constants: bytes = b"") -> None:
-        """Adds a kernel, with the constant bank 4 of its module."""
+        """Add a kernel, with the constant bank 4 of its module."""
         if kernel.name in self._kernels:
             raise LaunchError(f"two kernels are named {kernel.name}")
         self._kernels[kernel.name] = kernel, constants
@@ -86,7 +86,7 @@ class Device:
         return sorted(self._kernels)
 
     def program(self, name: str) -> Program:
-        """Decoded at its first use."""
+        """The decoded kernel, which is decoded at its first use."""
         if name not in self._kernels:
             raise LaunchError(f"no kernel {name}; there are {', '.join(self.names)}")
         if name not in self._programs:
@@ -94,7 +94,7 @@ class Device:
         return self._programs[name]
 
     def plant(self, name: str, code: list[Instruction]) -> None:
-        """Puts other instructions in the place of a kernel's, to see whether a fault is noticed."""
+        """Replace a kernel's instructions, to test whether a fault is detected."""
         self._programs[name] = decode_instructions(name, code)
 
     def _constants(
@@ -117,7 +117,7 @@ class Device:
         return {0: bank, 2: of_kernel, 4: of_module}
 
     def launch(self, name: str, blocks: int, arguments: list[bytes]) -> Launched:
-        """Runs a grid of blocks in random order."""
+        """Run a grid of blocks in random order."""
         program = self.program(name)
         kernel, module_constants = self._kernels[name]
         constants = self._constants(kernel, module_constants, blocks, arguments)

@@ -1,4 +1,4 @@
-"""What can go wrong while machine code is read or executed."""
+"""Exceptions of reading and executing machine code."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ class UnknownInstructionError(MachineCodeError):
 
 
 class BadAccessError(MachineCodeError):
-    """A load or store outside of the memory that it may touch, or one that is not aligned."""
+    """A load or store outside of the permitted memory, or one that is not aligned."""
 
 
 class ConvergenceError(MachineCodeError):
-    """Lanes that must execute an instruction together do not."""
+    """Lanes that must execute an instruction together have diverged."""
 
 
 class DeadlockError(MachineCodeError):
-    """Threads wait for each other, and none can go on."""
+    """Threads wait for each other, and none can continue."""
 
 
 class LaunchError(MachineCodeError):
-    """A launch that does not fit the kernel: another size of a parameter, a missing kernel."""
+    """A launch that does not fit the kernel: a parameter's size is wrong, or no such kernel."""
 
 
 class RaceError(MachineCodeError):
-    """Two warps of a block access the same shared memory, one writes, and no barrier is between."""
+    """Two warps access the same shared memory without a barrier, and at least one writes."""

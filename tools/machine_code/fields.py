@@ -1,7 +1,7 @@
-"""One instruction's modifiers and operands, taken one after the other by the function defining it.
+"""The modifiers and operands of an instruction, consumed in turn by the function that defines it.
 
-Such a function runs once, when a kernel is decoded, and returns what executes the instruction. A
-modifier or operand that it does not take is an error, so nothing is ever ignored.
+Such a function runs once, when a kernel is decoded, and returns a function that executes the
+instruction. A modifier or operand that it does not consume is an error, so nothing is ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TABLE: dict[str, Define] = {}
 
 
 def instruction(*bases: str) -> Callable[[Define], Define]:
-    """Enters the function that defines these opcodes, without modifiers, into the table."""
+    """Register the function that defines these opcodes, without modifiers, in the table."""
 
     def enter(define: Define) -> Define:
         TABLE.update(dict.fromkeys(bases, define))
@@ -41,7 +41,7 @@ def instruction(*bases: str) -> Callable[[Define], Define]:
 
 
 def join(low: Any, high: Any) -> Any:
-    """Two words as one of 64 bits."""
+    """Two words as a 64-bit integer."""
     return low.astype(U64) | (high.astype(U64) << U64(32))
 
 
@@ -49,10 +49,10 @@ class Fields:
     def __init__(self, source: Instruction) -> None:
         self.source = source
         self.base, *self._modifiers = source.opcode.split(".")
-        # Instructions of the uniform datapath work on registers and predicates of the warp.
+        # Instructions of the uniform datapath use registers and predicates of the warp.
         self.uniform = self.base.startswith("U")
         self._operands = [operands.parse(text) for text in operands.split(source.operands)]
-        self.constants: set[tuple[int, int, int]] = set()  # bank, offset, bytes: read at any rate
+        self.constants: set[tuple[int, int, int]] = set()  # bank, offset, bytes: always read
 
     def unknown(self, what: str) -> UnknownInstructionError:
         text = f"{self.source.guard} {self.source.opcode} {self.source.operands}".strip()
@@ -63,7 +63,7 @@ class Fields:
     # --- modifiers -------------------------------------------------------------------------------
 
     def flag(self, *names: str) -> bool:
-        """Takes these modifiers and returns True if the instruction has all of them."""
+        """Consume these modifiers and return whether the instruction has all of them."""
         if not set(names) <= set(self._modifiers):
             return False
         for name in names:
@@ -71,7 +71,7 @@ class Fields:
         return True
 
     def choice(self, *names: str, default: str | None = None) -> str:
-        """Takes and returns the one of these modifiers that the instruction has."""
+        """Consume and return the one of these modifiers that the instruction has."""
         for name in names:
             if self.flag(name):
                 return name
@@ -118,12 +118,12 @@ class Fields:
         return register
 
     def result(self) -> Write:
-        """A register, written as an integer."""
+        """A result register, written as an integer."""
         register = self._destination()
         return self.writer(register.number, register.uniform)
 
     def writer(self, number: int, uniform: bool) -> Write:
-        """Writes a register."""
+        """A function that writes a register."""
         if number == (URZ if uniform else RZ):
             return lambda s, w, value: None
         if uniform:
@@ -137,7 +137,7 @@ class Fields:
         return lambda s, w, value: np.copyto(s.rf[number], value, where=w)
 
     def result_words(self, count: int) -> list[Write]:
-        """Neighbouring registers."""
+        """Consecutive result registers."""
         register = self._destination()
         zero = URZ if register.uniform else RZ
         if register.number != zero and register.number % min(count, 4) != 0:
@@ -146,7 +146,7 @@ class Fields:
         return [self.writer(n, register.uniform) for n in numbers]
 
     def result_pair(self) -> Write:
-        """A pair of registers, from a word of 64 bits."""
+        """A pair of result registers, written as a 64-bit integer."""
         low, high = self.result_words(2)
 
         def write(s: Warps, w: Where, value: Any) -> None:
@@ -171,7 +171,7 @@ class Fields:
         return lambda s, w, value: np.copyto(s.p[number], value, where=w)
 
     def results_predicate(self) -> list[Write]:
-        """As many predicates as there are."""
+        """All predicates that follow."""
         found = []
         while self.peek(Predicate):
             found.append(self.result_predicate())
@@ -227,7 +227,7 @@ class Fields:
         return bits
 
     def addend(self) -> Read:
-        """An integer as a summand of 64 bits; a negated one is ~x + 1, which carries."""
+        """A 64-bit integer summand; a negated one is ~x + 1, which carries."""
         operand, negated, _, inverted = self._signed()
         bits = self.bits(operand)
         if negated:
@@ -244,7 +244,7 @@ class Fields:
         return negated, self.bits(operand)
 
     def pair(self) -> Read:
-        """64 bits, of two registers."""
+        """64 bits from two registers."""
         operand, negated, absolute, inverted = self._signed()
         if negated or absolute or inverted:
             raise self.unknown("a signed pair")
@@ -254,13 +254,13 @@ class Fields:
         return lambda s: join(low(s), high(s))
 
     def words(self, count: int) -> list[Read]:
-        """Neighbouring registers."""
+        """Consecutive registers."""
         register = self.take(Register)
         zero = register.number == (URZ if register.uniform else RZ)
         return [self.bits(register, 0 if zero else k) for k in range(count)]
 
     def single(self) -> Read:
-        """A float."""
+        """A float operand."""
         operand, negated, absolute, inverted = self._signed()
         if inverted:
             raise self.unknown("an inverted float")
@@ -278,9 +278,9 @@ class Fields:
         return signed(lambda s: bits(s).view(F32), negated, absolute)
 
     def _number(self, value: float) -> np.float32:
-        """A float as it is written, or if it is a NaN, as it is encoded.
+        """A float from its decimal text, or for a NaN from its encoding.
 
-        The upper half of a double NaN or infinity is a NaN of float, too, and not the usual one.
+        The upper half of a double NaN or infinity is a float NaN, too, but not the default one.
         """
         if not np.isnan(value):
             return F32(value)

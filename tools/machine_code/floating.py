@@ -1,4 +1,4 @@
-"""Arithmetic and comparisons of float and double. FTZ and MUFU alone flush subnormals to zero."""
+"""Arithmetic and comparisons of float and double. Only FTZ and MUFU flush subnormals to zero."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def dfma(f: Fields) -> Execute:
 
 @instruction("FMNMX")
 def fmnmx(f: Fields) -> Execute:
-    """The smaller or the greater; -0 is below 0. NAN: of a NaN a NaN, else of two the number."""
+    """Minimum or maximum; -0 is below 0. With NAN a NaN propagates, else the number is returned."""
     propagates = f.flag("NAN")
     write, a, b, minimum = f.result_float(), f.single(), f.single(), f.predicate()
     f.done()
@@ -121,7 +121,7 @@ def _or_unordered(opposite: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
     return lambda x, y: ~opposite(x, y)
 
 
-# numpy's comparisons are false of a NaN, but for !=. The forms with U are true of one.
+# numpy's comparisons with a NaN are false, except for !=. The forms with U are then true.
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "LT": np.less,
     "EQ": np.equal,
@@ -168,8 +168,8 @@ def fsetp(f: Fields) -> Execute:
 def _dsetp_extreme(f: Fields) -> Execute:
     """Half of `fmin` or `fmax`: whether `a` is the result, and whether both are NaN.
 
-    No document has it. The code around it selects the words of `a` or `b` by the first predicate,
-    and makes a quiet NaN of the result by the second one.
+    This is undocumented. The code around it selects the words of `a` or `b` by the first predicate,
+    and makes the result a quiet NaN by the second one.
     """
     is_minimum = ".MIN." in f.source.opcode
     f.choice("AND")
@@ -191,7 +191,7 @@ def _dsetp_extreme(f: Fields) -> Execute:
 
 @instruction("FSET")
 def fset(f: Fields) -> Execute:
-    """A comparison as a number: 1.0 where it holds, else 0.0."""
+    """A comparison as a number: 1.0 if it is true, else 0.0."""
     f.choice("BF")
     compare = COMPARISONS[f.choice(*COMPARISONS)]
     f.choice("AND")
@@ -226,7 +226,7 @@ def mufu_(f: Fields) -> Execute:
 
 @instruction("FRND")
 def frnd(f: Fields) -> Execute:
-    """To an integer, as a floating-point number."""
+    """Round to an integer in floating-point format."""
     double = f.flag("F64")
     function = np.trunc if f.flag("TRUNC") else np.rint
     write = f.result_double() if double else f.result_float()

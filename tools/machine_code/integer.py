@@ -1,4 +1,4 @@
-"""Integer arithmetic, shifts and logic. Carries are those of the hardware: -x is ~x + 1."""
+"""Integer arithmetic, shifts and logic. Carries are as in hardware: -x is ~x + 1."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def imad(f: Fields) -> Execute:
         return _imad_wide(f)
     if f.flag("HI"):
         return _imad_high(f)
-    # MOV, SHL and IADD are names for special products.
+    # MOV, SHL and IADD are special cases of a product.
     f.choice("MOV", "SHL", "IADD", default="")
     extended = f.flag("X")
-    f.flag("U32")  # the low word is the same
+    f.flag("U32")  # signedness does not affect the low word
     write, a, b = f.result(), f.integer(), f.integer()
     c = f.integer()
     carry = f.predicate() if extended else None
@@ -113,7 +113,7 @@ def _product(f: Fields, unsigned: bool) -> Read:
 
 
 def _imad_wide(f: Fields) -> Execute:
-    """64 bits: a b + c, c a pair of registers."""
+    """64 bits of a b + c; c is a pair of registers."""
     unsigned, extended = f.flag("U32"), f.flag("X")
     write = f.result_pair()
     carries = f.results_predicate()
@@ -136,7 +136,7 @@ def _imad_wide(f: Fields) -> Execute:
 
 
 def _imad_high(f: Fields) -> Execute:
-    """The high word of a b + c, c a pair of registers."""
+    """The high word of a b + c; c is a pair of registers."""
     if not f.flag("U32"):
         raise f.unknown("a signed product")
     write = f.result()
@@ -156,9 +156,9 @@ def _imad_high(f: Fields) -> Execute:
 
 @instruction("LEA", "ULEA")
 def lea(f: Fields) -> Execute:
-    """(a << shift) + b, or with HI the high word of (high : a) << shift, + b.
+    """(a << shift) + b, or with HI the high word of (high : a) << shift, plus b.
 
-    The shifted `a` is negated as ~x + 1, whose carry is part of the result's: -0 carries.
+    The shifted `a` is negated as ~x + 1, whose carry is part of the result's carry: -0 carries.
     """
     high, extended, from_signed = f.flag("HI"), f.flag("X"), f.flag("SX32")
     write = f.result()
@@ -204,7 +204,7 @@ def shf(f: Fields) -> Execute:
     def execute(s: Warps, w: Where) -> None:
         value = join(a(s), b(s))
         by = np.minimum(distance(s).astype(U64), most)
-        beyond = by > U64(63)  # where numpy's shifts are not defined
+        beyond = by > U64(63)  # numpy's shifts are undefined here
         inside = np.where(beyond, U64(63), by)
         if left:
             shifted = np.where(beyond, U64(0), value << inside)
@@ -218,7 +218,7 @@ def shf(f: Fields) -> Execute:
 
 
 def truth_table(table: int, a: Any, b: Any, c: Any) -> Any:
-    """The function of three bits whose value is bit 4a + 2b + c of the table, on whole words."""
+    """The bitwise function of three words whose value is bit 4a + 2b + c of the table."""
     result = a & ~a
     for k in range(8):
         if table >> k & 1:
@@ -226,7 +226,7 @@ def truth_table(table: int, a: Any, b: Any, c: Any) -> Any:
     return result
 
 
-# The functions that compilers use most, as fewer operations.
+# The most common functions, with fewer operations.
 SHORT = {
     0xC0: lambda a, b, c: a & b,
     0xFC: lambda a, b, c: a | b,
@@ -281,7 +281,7 @@ def plop3(f: Fields) -> Execute:
 
 @instruction("ISETP", "UISETP")
 def isetp(f: Fields) -> Execute:
-    """A comparison, with EX of the high words, where `low` compared the words below."""
+    """A comparison; with EX of the high words, where `low` is the result for the low words."""
     name = f.choice(*COMPARISONS)
     unsigned = f.flag("U32")
     combine = {"AND": np.logical_and, "OR": np.logical_or}[f.choice("AND", "OR")]
@@ -292,7 +292,7 @@ def isetp(f: Fields) -> Execute:
     f.done()
     kind = U32 if unsigned else I32
     compare = COMPARISONS[name]
-    # The low words decide where the high ones are equal.
+    # The low words decide if the high words are equal.
     strictly = COMPARISONS[{"LE": "LT", "GE": "GT"}.get(name, name)]
 
     def execute(s: Warps, w: Where) -> None:
@@ -315,13 +315,13 @@ def isetp(f: Fields) -> Execute:
 
 @instruction("FLO")
 def flo(f: Fields) -> Execute:
-    """The number of the highest 1; all ones if there is none."""
+    """The index of the highest 1; all ones for 0."""
     f.choice("U32")
     write, a = f.result(), f.integer()
     f.done()
 
     def execute(s: Warps, w: Where) -> None:
-        # The exponent of a double that holds the word exactly.
+        # The exponent of the double that represents the word exactly.
         bits = a(s).astype(np.float64).view(U64) >> U64(52)
         write(s, w, np.where(bits == U64(0), U32(0xFFFFFFFF), (bits - U64(1023)).astype(U32)))
 

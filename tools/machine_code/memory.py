@@ -1,4 +1,4 @@
-"""Memory that machine code may touch: registered buffers, constant banks."""
+"""Memory that machine code may access: registered buffers and constant banks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from .errors import BadAccessError
 
-# A view of all addresses that a process may have; only checked ones are ever touched.
+# A view of all addresses of a process, of which only checked ones are accessed.
 _LOWEST, _HIGHEST = 1 << 16, 1 << 48
 _SPACE = np.frombuffer((ctypes.c_uint8 * (_HIGHEST - _LOWEST)).from_address(_LOWEST), np.uint8)
 _WORDS = {1: _SPACE, 2: _SPACE.view(np.uint16), 4: _SPACE.view(np.uint32)}
 
 
 class GlobalMemory:
-    """The memory of this process, as far as buffers of it are registered."""
+    """The memory of this process, limited to registered buffers."""
 
     def __init__(self) -> None:
         self._buffers: list[tuple[int, int]] = []
@@ -25,7 +25,7 @@ class GlobalMemory:
 
     @contextmanager
     def buffers(self, extents: list[tuple[int, int]]) -> Iterator[None]:
-        """Makes [start, end) of each accessible for a while. They may overlap."""
+        """Make each [start, end) accessible within a context. They may overlap."""
         before = self._buffers
         self._set(before + extents)
         try:
@@ -58,7 +58,7 @@ class GlobalMemory:
             raise BadAccessError(f"global access of {size} bytes at {worst:#x} is in no buffer")
 
     def load(self, addresses: np.ndarray, size: int) -> np.ndarray:
-        """Words of the elements at these addresses, [word, element]; of 1 or 2 bytes widened."""
+        """Elements at these addresses as words, [word, element]; 1 and 2 bytes are widened."""
         self._check(addresses, size)
         unit = min(size, 4)
         first = (addresses - _LOWEST) // unit
@@ -74,7 +74,7 @@ class GlobalMemory:
 
 
 class ConstantBank:
-    """A constant bank; bytes that a launch does not define cannot be read."""
+    """A constant bank. Bytes that a launch does not define cannot be read."""
 
     def __init__(self, size: int) -> None:
         self.bytes = np.zeros(-(-size // 16) * 16, np.uint8)
@@ -86,11 +86,11 @@ class ConstantBank:
         self._defined[offset : offset + len(data)] = True
 
     def allow(self, offset: int, size: int) -> None:
-        """Padding between parameters, which may be read along."""
+        """Allow reads of padding between parameters, which wide loads include."""
         self._defined[offset : offset + size] = True
 
     def check(self, offsets: np.ndarray, size: int) -> None:
-        """Raises unless every byte at these offsets is defined."""
+        """Raise unless every byte at these offsets is defined."""
         if (offsets % size).any():
             raise BadAccessError(f"constant access of {size} bytes at {int(offsets.max()):#x}")
         for k in range(size):

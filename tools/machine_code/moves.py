@@ -1,4 +1,4 @@
-"""Moves, selections, special registers, and what the lanes of a warp exchange."""
+"""Moves, selections, special registers, and exchange between the lanes of a warp."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sel(f: Fields) -> Execute:
 
 @instruction("PRMT")
 def prmt(f: Fields) -> Execute:
-    """Selects four bytes of (b : a) by four digits; a digit above 7 repeats the byte's sign."""
+    """Select four bytes of (b : a) by four digits; a digit above 7 replicates the byte's sign."""
     write, a, digits, b = f.result(), f.integer(), f.integer(), f.integer()
     f.done()
 
@@ -48,7 +48,7 @@ def prmt(f: Fields) -> Execute:
 
 @instruction("P2R")
 def p2r(f: Fields) -> Execute:
-    """The predicates of a mask; the other bits are those of the register."""
+    """Write the predicates of a mask; the other bits are the register's."""
     write = f.result()
     if f.name() != "PR":
         raise f.unknown("other flags")
@@ -90,7 +90,7 @@ SPECIAL: dict[str, Read] = {
     "SR_TID.Y": lambda s: ZERO,
     "SR_TID.Z": lambda s: ZERO,
     "SR_LANEID": lambda s: s.thread & U32(LANES - 1),
-    "SR_LTMASK": lambda s: (U32(1) << (s.thread & U32(LANES - 1))) - U32(1),  # the lanes before
+    "SR_LTMASK": lambda s: (U32(1) << (s.thread & U32(LANES - 1))) - U32(1),  # the lower lanes
     "SR_CTAID.X": lambda s: s.block,
     "SR_CTAID.Y": lambda s: ZERO,
     "SR_CTAID.Z": lambda s: ZERO,
@@ -113,7 +113,7 @@ def s2r(f: Fields) -> Execute:
 
 @instruction("CS2R")
 def cs2r(f: Fields) -> Execute:
-    """Only of SRZ, as the zero of a pair."""
+    """Only SRZ is supported, as a pair of zeros."""
     writes = f.result_words(1 if f.flag("32") else 2)
     if f.take(Register) != Register(RZ):
         raise f.unknown("a special register")
@@ -128,7 +128,7 @@ def cs2r(f: Fields) -> Execute:
 
 @instruction("R2UR")
 def r2ur(f: Fields) -> Execute:
-    """The hardware takes one lane's value; code that is right has the same in all."""
+    """The hardware takes one lane's value; in correct code all lanes have the same value."""
     write, a = f.result(), f.integer()
     f.done()
 
@@ -147,7 +147,7 @@ def r2ur(f: Fields) -> Execute:
 
 @instruction("SHFL")
 def shfl(f: Fields) -> Execute:
-    """As the PTX ISA defines shfl.sync. Reading from a lane that takes no part is an error."""
+    """shfl.sync of the PTX ISA. A read from a lane that does not participate is an error."""
     mode = f.choice("BFLY", "IDX", "UP", "DOWN")
     inside, write = f.result_predicate(), f.result()
     a, lanes, clamp = f.integer(), f.integer(), f.integer()
@@ -183,7 +183,7 @@ def shfl(f: Fields) -> Execute:
 
 @instruction("VOTE")
 def vote(f: Fields) -> Execute:
-    """Over the lanes that execute it: a mask of those that bring true, and any or all."""
+    """Over the executing lanes: a mask of those whose argument is true, and any or all."""
     mode = f.choice("ANY", "ALL")
     number = f.result()
     result = f.result_predicate()
@@ -203,7 +203,7 @@ def vote(f: Fields) -> Execute:
 
 @instruction("VOTEU")
 def voteu(f: Fields) -> Execute:
-    """Only ANY of true: the mask of the lanes that execute it, in a uniform register."""
+    """Only ANY of true: the mask of the executing lanes, in a uniform register."""
     f.choice("ANY")
     number, result, brings = f.result(), f.take(Predicate), f.take(Predicate)
     f.done()
@@ -219,7 +219,7 @@ def voteu(f: Fields) -> Execute:
 
 # --- nothing -------------------------------------------------------------------------------------
 
-# Instructions that change no value where memory is sequentially consistent; their modifiers.
+# Instructions without effect if memory is sequentially consistent, and their modifiers.
 NOTHING: dict[str, set[str]] = {
     "NOP": set(),
     "MEMBAR": {"SC", "ALL", "GPU", "CTA", "SYS"},

@@ -1,25 +1,25 @@
 """MUFU, the approximate functions: exact values, perturbed within NVIDIA's documented error.
 
-No document states the bits that the hardware returns, so a test must hold for any value within the
-bound. Here the error is drawn for each argument. As on the hardware it depends on nothing else in a
-launch: divisions of uniform numbers rely on that. The next launch draws again.
+The hardware's exact bits are not documented, so a test must pass for any value within the bound.
+Here each argument has a random error. As in hardware it depends only on the argument within a
+launch: divisions of uniform numbers rely on that. The next launch has other errors.
 
-The bounds are those of the PTX ISA for the instructions of which ptxas makes a single MUFU, the
+The bounds are those of the PTX ISA for the instructions that ptxas compiles to a single MUFU, the
 `.approx.ftz` forms ("Floating Point Instructions", `rcp`, `sqrt`, `rsqrt`, `sin`, `cos`, `lg2`,
-`ex2`; the CUDA C++ Programming Guide's table of intrinsic functions agrees). They are
-`.ftz`: subnormal arguments and results are zeros of the same sign.
+`ex2`; the CUDA C++ Programming Guide's table of intrinsic functions agrees). Because of `.ftz`,
+subnormal arguments and results are zeros of the same sign.
 
   RCP     1 ulp
   SQRT    2^-23 of the result
   RSQ     2^-22.9 of the result
-  EX2     2^-22 of the result, and 0 for an integer: the double functions of CUDA's own library,
-          `tanh` for one, take powers of 2 from it and keep 53 bits of their result
+  EX2     2^-22 of the result, and 0 for an integer: CUDA's own double functions, such as `tanh`,
+          take powers of 2 from it and rely on 53 correct bits
   LG2     2^-22 absolute for arguments in (0.5, 2), 2^-22 of the result otherwise
-  SIN     2^-20.5 absolute, which includes the multiplication by 1 / 2 pi in front of the MUFU
+  SIN     2^-20.5 absolute, which includes the multiplication by 1 / 2 pi before the MUFU
   COS     the same
-  RCP64H, RSQ64H   the high word of a double; the low one counts as 0. The PTX ISA names no bound
-          for `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64`, which return 20 bits of mantissa:
-          here one unit of them, 2^-20 of the result.
+  RCP64H, RSQ64H   the high word of a double; the low word counts as 0. The PTX ISA gives no bound
+          for `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64`, which return 20 bits of mantissa. The
+          bound here is one unit of these bits, 2^-20 of the result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ F32, F64, I64, U32 = np.float32, np.float64, np.int64, np.uint32
 TINY = F32(2.0**-126)
 TINY64 = F64(2.0**-1022)
 CANONICAL_NAN = U32(0x7FFFFFFF)
-HALF_ULP = 2.0**-24  # what rounding to float may add to a relative error
+HALF_ULP = 2.0**-24  # the relative error that rounding to float may add
 
 Noise = Callable[[np.ndarray], np.ndarray]  # for the bits of each argument, uniform in [-1, 1]
 
@@ -47,7 +47,7 @@ def _relative(bound: float) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np
 
 
 def _absolute(bound: float) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-    # The results are at most 1, whose half ulp below is 2^-25.
+    # The results are at most 1, and half an ulp below 1 is 2^-25.
     return lambda x, exact, noise: np.clip(exact + (bound - HALF_ULP / 2) * noise, -1, 1)
 
 
@@ -63,13 +63,13 @@ def _of_power(x: np.ndarray, exact: np.ndarray, noise: np.ndarray) -> np.ndarray
 
 
 def _of_ulp(x: np.ndarray, exact: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Half an ulp, and half of one by the rounding."""
+    """Half an ulp of error, and half an ulp of rounding."""
     spacing = np.spacing(np.abs(exact).astype(F32)).astype(F64)
     moved = exact + np.where(np.isfinite(spacing), 0.499 * spacing, 0.0) * noise
     return np.where(np.isfinite(exact), moved, exact)
 
 
-# Function: its exact value, and that perturbed.
+# Function: its exact value, and its perturbed value.
 FUNCTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[..., np.ndarray]]] = {
     "RCP": (lambda x: 1 / x, _of_ulp),
     "SQRT": (np.sqrt, _relative(2.0**-23)),
@@ -95,7 +95,7 @@ def mufu(function: str, x: np.ndarray, noise: Noise) -> np.ndarray:
 
 
 def mufu_high(function: str, high: np.ndarray, noise: Noise) -> np.ndarray:
-    """The high word of the result for the doubles with this high word."""
+    """The high word of the result for doubles with this high word."""
     argument = flushed((high.astype(I64) << I64(32)).view(F64), TINY64)
     exact = HIGH_WORDS[function](argument)
     moved = np.where(np.isfinite(exact), exact * (1 + 2.0**-21 * noise(high)), exact)

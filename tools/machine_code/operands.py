@@ -1,4 +1,4 @@
-"""The text of one operand, as cuobjdump writes it, taken apart."""
+"""Parses the text of one operand in cuobjdump's format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Register:
     negated: bool = False
     absolute: bool = False
     inverted: bool = False
-    half: int | None = None  # which 16 bits are meant
+    half: int | None = None  # the half that is selected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Integer:
-    """Bits, written in hexadecimal, and without a sign of their own."""
+    """Bits in hexadecimal, without a sign."""
 
     value: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A floating-point value, written in decimal."""
+    """A floating-point value in decimal."""
 
     value: float
 
@@ -83,7 +83,7 @@ Operand = Register | Predicate | Constant | Integer | Number | Address | Name
 
 
 def split(text: str) -> list[str]:
-    """The operands of an instruction, without hints that do not change values."""
+    """The operands of an instruction, without hints that do not affect values."""
     text = text.replace(".reuse", "")
     return [part.strip() for part in text.split(",")] if text.strip() else []
 
@@ -100,7 +100,7 @@ def _register(text: str) -> Register | None:
 
 @functools.lru_cache(maxsize=1 << 16)
 def parse(text: str) -> Operand:
-    """Raises UnknownInstructionError for any other form."""
+    """The parsed operand. Raises UnknownInstructionError for unknown forms."""
     if match := _PREDICATE.match(text):
         negated, uniform, number = match.groups()
         return Predicate(PT if number == "T" else int(number), bool(uniform), bool(negated))

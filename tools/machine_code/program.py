@@ -1,4 +1,4 @@
-"""A kernel's instructions, decoded once: what executes each, and where straight lines end."""
+"""A kernel's instructions, decoded once into functions, and the ends of straight-line code."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .fields import TABLE, Execute, Fields, Read, predicate_reader
 from .operands import Predicate, parse
 from .warps import Warps, Where
 
-# Importing them has filled the table.
+# The imports have filled the table.
 DEFINITIONS = (access, conversion, floating, integer, moves)
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """An instruction that ends a straight line. Lanes whose guard is false go on behind it."""
+    """An instruction that ends straight-line code. Lanes with a false guard fall through."""
 
     effect: control.Effect
     guard: Read | None
@@ -31,10 +31,10 @@ class Control:
 class Program:
     name: str
     instructions: list[Instruction]
-    executes: list[Execute]  # of control instructions: nothing
+    executes: list[Execute]  # no-ops for control instructions
     guards: list[Read | None]
     controls: dict[int, Control]
-    line_ends: list[int]  # for each instruction the next control instruction
+    line_ends: list[int]  # the next control instruction of each instruction
     constants: set[tuple[int, int, int]]
 
     @functools.cached_property
@@ -45,7 +45,7 @@ class Program:
 
 
 def decode(kernel: Kernel) -> Program:
-    """Raises UnknownInstructionError also for an instruction that would never run."""
+    """Decode a kernel. Unknown instructions raise UnknownInstructionError even if unreachable."""
     return decode_instructions(kernel.name, kernel.code)
 
 
@@ -73,7 +73,7 @@ def decode_instructions(name: str, code: Sequence[Instruction]) -> Program:
 
 
 def _without_padding(code: Sequence[Instruction]) -> list[Instruction]:
-    """A function ends with a branch to itself and NOPs."""
+    """The code without the branch to itself and the NOPs at the end of a function."""
     end = len(code)
     while end > 0 and (
         code[end - 1].base == "NOP" or code[end - 1].targets == (code[end - 1].address,)
@@ -113,7 +113,7 @@ def _for_warps(execute: Execute) -> Execute:
 def _guarded(execute: Execute, guard: Read) -> Execute:
     def run(s: Warps, w: Where) -> None:
         condition = guard(s)
-        # A copy, as the instruction may write its own guard.
+        # A copy, because the instruction may write its own guard.
         where = condition.copy() if w is True else condition & w
         if where.any():
             execute(s, where)

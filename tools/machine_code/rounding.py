@@ -1,12 +1,12 @@
-"""Fused multiply-add and directed rounding on arrays, with one rounding as the hardware has.
+"""Fused multiply-add and directed rounding on arrays, rounded once as in hardware.
 
-numpy rounds to nearest after each operation. What it cannot do is derived from two facts:
+numpy rounds to nearest after each operation. The other operations are derived from two facts:
 
 * The error of a sum, and of a product that neither overflows nor underflows, is a number of the
   same format, and a few operations compute it (Knuth's TwoSum, Dekker's product).
 * A result that is first rounded to odd, with at least two bits more than the result has, and then
-  to nearest is rounded as if once (Boldo and Melquiond, "Emulation of FMA and correctly rounded
-  sums: proved algorithms using rounding to odd", 2008).
+  to nearest equals the result of a single rounding (Boldo and Melquiond, "Emulation of FMA and
+  correctly rounded sums: proved algorithms using rounding to odd", 2008).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy as np
 F32, F64, I64, U64 = np.float32, np.float64, np.int64, np.uint64
 
 _TINY32 = F64(2.0**-126)  # the smallest normal float
-_BELOW = I64((1 << 29) - 1)  # the bits of a double that a float lacks
+_BELOW = I64((1 << 29) - 1)  # the bits of a double that a float does not have
 _TIE = I64(1 << 28)  # these bits, halfway between two floats
 
 
 def two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum as rounded, and its error."""
+    """The rounded sum and its error."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
 
 
 def to_odd(total: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """`total`, which was rounded to nearest with this error, rounded to odd instead."""
+    """The exact sum rounded to odd, from `total`, the sum rounded to nearest, and its error."""
     bits = total.view(I64)
     outward = np.signbit(total) == np.signbit(error)
     odd = bits + np.where(outward, I64(1), I64(-1))
@@ -44,8 +44,8 @@ def to_odd(total: np.ndarray, error: np.ndarray) -> np.ndarray:
 def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """a b + c of floats, rounded once to nearest.
 
-    In double the product is exact. Rounding the sum to double and then to float goes wrong only
-    where the double lies halfway between two floats, or is subnormal as a float.
+    The product is exact in double. Rounding the sum to double and then to float is wrong only if
+    the double is halfway between two floats, or subnormal as a float.
     """
     product = np.multiply(a, b, dtype=F64)
     addend = np.asarray(c, F64)
@@ -61,9 +61,9 @@ def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def directed32(a: np.ndarray, b: np.ndarray, c: np.ndarray, upward: bool) -> np.ndarray:
     """a b + c of floats, rounded up or down.
 
-    The exact result is the sum of a double and of an error that is below half of the double's last
-    bit. So it is on the same side of every float as the double, or as the error where the double
-    is a float.
+    The exact result is the sum of a double and an error below half of the double's last bit. It is
+    therefore on the same side of every float as the double, or, if the double is a float, on the
+    side of the error.
     """
     product = np.atleast_1d(np.multiply(a, b, dtype=F64))
     total, error = two_sum(product, np.atleast_1d(np.asarray(c, F64)))
@@ -77,14 +77,14 @@ def directed32(a: np.ndarray, b: np.ndarray, c: np.ndarray, upward: bool) -> np.
 
 
 def toward_zero32(exact: np.ndarray) -> np.ndarray:
-    """A double, which is the exact result, rounded to float towards 0."""
+    """An exact result in double, rounded to float towards 0."""
     nearest = exact.astype(F32)
     too_far = np.abs(nearest.astype(F64)) > np.abs(exact)
     return np.where(too_far, np.nextafter(nearest, F32(0)), nearest)
 
 
 def upward32(low: np.ndarray, high: np.ndarray | None = None) -> np.ndarray:
-    """Unsigned or signed integers, rounded to float upwards; `high`: of 64 bits, in two words."""
+    """Unsigned or signed integers, rounded up to float. `high`: the upper words of 64 bits."""
     if high is None:
         exact = np.asarray(low, F64)
         nearest = exact.astype(F32)
@@ -104,7 +104,7 @@ def _round_up(x: int) -> np.float32:
 # --- double --------------------------------------------------------------------------------------
 
 _SPLITTER = F64(2**27 + 1)
-# Within these bounds no step of the algorithm overflows, and no error is lost below 2^-1074.
+# Within these bounds no step of the algorithm overflows, and no error below 2^-1074 is lost.
 _LARGE, _SMALL = F64(2.0**990), F64(2.0**-960)
 
 _libm = ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6")
@@ -113,7 +113,7 @@ _libm.fma.argtypes = [ctypes.c_double] * 3
 
 
 def two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The product as rounded, and its error."""
+    """The rounded product and its error."""
 
     def halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scaled = _SPLITTER * x
@@ -138,7 +138,7 @@ def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         hard = ~easy
         triples = zip(a[hard].tolist(), b[hard].tolist(), c[hard].tolist(), strict=True)
         result[hard] = [_libm.fma(*triple) for triple in triples]
-    # 0 b + c keeps the sign of c, which the sums above may lose.
+    # 0 b + c has the sign of c, which the sums above may lose.
     zero = easy & (product == 0)
     return np.where(zero, product + c, result)
 
@@ -146,7 +146,7 @@ def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def directed64(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, upward: bool, wanted: np.ndarray | bool
 ) -> np.ndarray:
-    """a b + c of doubles, rounded up or down, where `wanted`. By fractions: for rare paths."""
+    """a b + c of doubles, rounded up or down, where `wanted`. Uses fractions, for rare paths."""
     result = fma64(a, b, c)
     for at in zip(*np.nonzero(np.broadcast_to(wanted, a.shape)), strict=True):
         x, y, z, nearest = float(a[at]), float(b[at]), float(c[at]), float(result[at])

@@ -1,11 +1,11 @@
-"""Which threads execute next.
+"""Selects the threads that execute next.
 
-The warps of the blocks that are resident together are dealt to groups at random. A group is
-executed as one: all of its lanes that are at the same instruction, those of the lowest address
-first. Groups take turns at random, so that a missing barrier or a broken ticket shows.
+The warps of the blocks that are resident together are assigned to groups at random. In each step a
+group executes all of its lanes that are at the same instruction, the one with the lowest address.
+Groups take turns at random, so that a missing barrier or a broken ticket has an effect.
 
-Lanes that have diverged converge as on the hardware, where BSYNC and WARPSYNC make them wait for
-each other. They also converge when they reach the same instruction.
+Diverged lanes converge as in hardware, where BSYNC and WARPSYNC make them wait for each other. They
+also converge when they reach the same instruction.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class Group:
         everyone = np.ones((warps.count, LANES), bool)
         self.live = everyone.copy()
         self.fragments = {0: Fragment(everyone)}
-        self.members: dict[str, np.ndarray] = {}  # of each BSSY's barrier: a mask for each lane
+        self.members: dict[str, np.ndarray] = {}  # for each BSSY's barrier: a mask per lane
         self.meeting: dict[Key, tuple[np.ndarray, Callable[[], np.ndarray]]] = {}
-        self.at_barrier: dict[int, np.ndarray] = {}  # waiting lanes, by where they go on
-        self.changed = False  # whether a block's barrier may now be complete
+        self.at_barrier: dict[int, np.ndarray] = {}  # waiting lanes, by their next instruction
+        self.changed = False  # whether a block's barrier may be complete
         self._current: Fragment | None = None
-        self.traced: int | None = None  # the warp whose instructions are written down
+        self.traced: int | None = None  # the warp whose instructions are recorded
         self.trace: list[int] = []
 
-    # --- what control instructions do ------------------------------------------------------------
+    # --- effects of control instructions ---------------------------------------------------------
 
     def go(self, to: int, lanes: np.ndarray) -> None:
-        """Sends lanes to an instruction, where others may already be."""
+        """Send lanes to an instruction, where other lanes may be already."""
         current = self._current
         if current is not None and lanes is current.lanes:
             fragment = current
@@ -61,7 +61,7 @@ class Group:
         self.fragments[to] = Fragment(there.lanes | lanes) if there else fragment
 
     def remember(self, barrier: str, lanes: np.ndarray) -> None:
-        """The lanes that each of these will wait for at a BSYNC of this barrier.
+        """Record the lanes that each of these will wait for at a BSYNC of this barrier.
 
         A warp's lanes may be in both branches of an `if`, each of which uses the same barrier.
         """
@@ -69,7 +69,7 @@ class Group:
         np.copyto(members, mask_of(lanes), where=lanes)
 
     def meet(self, key: Key, lanes: np.ndarray, wanted: Callable[[], np.ndarray]) -> None:
-        """Keeps each lane until the live ones of a mask are at the same place, key[1].
+        """Hold each lane until the live lanes of its mask are at the same place, key[1].
 
         `wanted` returns the masks, one for each lane or for each warp.
         """
@@ -95,7 +95,7 @@ class Group:
             self.meet(key, *self.meeting.pop(key))
 
     def release(self, slots: np.ndarray) -> None:
-        """Sends on the lanes of blocks whose barrier is complete."""
+        """Release the lanes of blocks whose barrier is complete."""
         chosen = np.isin(self.warps.slot, slots)
         for then in list(self.at_barrier):
             lanes = self.at_barrier.pop(then)
@@ -106,7 +106,7 @@ class Group:
     # --- execution -------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """One straight line of the lanes at the lowest address."""
+        """Execute the straight-line code of the lanes at the lowest address."""
         program, warps = self.program, self.warps
         start = min(self.fragments)
         if start == len(program.instructions):
@@ -129,7 +129,7 @@ class Group:
         self._current = None
 
     def _step_traced(self, start: int, end: int, fragment: Fragment) -> None:
-        """Writes down what is not skipped by its guard."""
+        """Record the instructions that are not predicated off."""
         for at in range(start, end):
             guard = self.program.guards[at]
             taken = fragment.lanes if guard is None else fragment.lanes & guard(self.warps)
@@ -159,9 +159,9 @@ def run_blocks(
     warps_of_block: int, shared: Shared, random: np.random.Generator, groups: int,
     trace: list[int] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Runs these blocks together. Returns how often each instruction was issued to a warp.
+    """Run these blocks together. Returns how often each instruction was issued to a warp.
 
-    `trace` receives what the first warp of the first block executes, in order.
+    `trace` receives the executed instructions of the first block's first warp, in order.
     """
     counts = np.zeros(len(program.instructions), np.int64)
     dealt = _dealt(len(blocks), warps_of_block, random, groups)
@@ -180,7 +180,7 @@ def run_blocks(
             waiting = sorted({text for group in all_groups for text in group.where_lanes_wait()})
             raise DeadlockError(f"{program.name}: threads wait forever: {', '.join(waiting)}")
         group = ready[random.integers(len(ready))]
-        for _ in range(1 << random.integers(0, 11)):  # a step, or to the end, or in between
+        for _ in range(1 << random.integers(0, 11)):  # one step, to the end, or in between
             group.step()
             if not group.fragments:
                 break
@@ -191,7 +191,7 @@ def run_blocks(
 def _dealt(
     blocks: int, warps_of_block: int, random: np.random.Generator, groups: int
 ) -> list[np.ndarray]:
-    """The warps of each group. Some blocks stay together: one block may end while another waits."""
+    """The warps of each group. Some blocks stay whole: one block may end while another waits."""
     group_of = random.integers(groups, size=(blocks, warps_of_block))
     together = random.random((blocks, 1)) < 0.5
     group_of = np.where(together, group_of[:, :1], group_of).ravel()

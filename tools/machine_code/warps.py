@@ -1,7 +1,7 @@
-"""The state of warps that run together: registers, predicates, what each launch gives them.
+"""The state of warps that run together: registers, predicates and the data of their launch.
 
-Values of a register are arrays of (warps, 32); those of a uniform register (warps, 1), so that
-numpy broadcasts them. Row 255 of the registers, and 63 of the uniform ones, are always 0.
+A register's values are an array of (warps, 32). A uniform register's are (warps, 1), so that numpy
+broadcasts them. Row 255 of the registers and row 63 of the uniform ones are always 0.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def mask_of(lanes: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """What all warps of a launch have in common."""
+    """The data that all warps of a launch share."""
 
     memory: GlobalMemory
     constants: dict[int, ConstantBank]
     random: np.random.Generator
-    perturb: bool  # results of MUFU, within their error
+    perturb: bool  # perturb results of MUFU within their error
     salt: np.uint32  # of the perturbation
 
     def noise(self, bits: np.ndarray) -> np.ndarray:
@@ -46,35 +46,35 @@ class Environment:
 
 
 class Shared:
-    """The shared memory of several blocks, one behind the other.
+    """The shared memory of several blocks, stored consecutively.
 
-    It begins as NaN in every format, so that a value which was never written is noticed. The
-    accesses since the block's last barrier are recorded, so that a missing barrier is noticed in
-    any order of the warps, and even if the values happen to be right. Lanes of one warp count as
-    ordered.
+    It is initialized to values that are NaN in every format, so that reads of unwritten memory are
+    noticed. Accesses since the block's last barrier are recorded, so that a missing barrier is
+    noticed in any order of the warps, even if the values happen to be right. Lanes of one warp
+    count as ordered.
     """
 
-    # The system has the first KiB of a block's; a kernel's variables begin behind it.
+    # The first KiB of a block's memory belongs to the system; a kernel's variables follow it.
     RESERVED = 0x400
-    _SEVERAL, _ATOMIC = -2, -3  # instead of a warp: several, and any number of atomics
+    _SEVERAL, _ATOMIC = -2, -3  # in place of a warp: several warps, or any number of atomics
 
     def __init__(self, blocks: int, size: int, unit: int = 4) -> None:
-        """`unit`: bytes of the narrowest access, in steps of which accesses are recorded."""
+        """`unit`: the bytes of the narrowest access, which is the granularity of the record."""
         self.size, self.unit = size, min(unit, 4)
         self.stride = -(-size // 16) * 16
         total = max(blocks * self.stride, 16)
         self.bytes = np.full(total, 0xFF, np.uint8)
-        self.epoch = np.zeros(blocks, np.int64)  # barriers that a block has completed
-        # For each unit that was accessed, at its first byte: the last warp, and the epoch of that.
+        self.epoch = np.zeros(blocks, np.int64)  # number of barriers that a block has completed
+        # For each accessed unit, at its first byte: the last warp, and the epoch of its access.
         self._writer, self._reader = np.full((2, total), -1, np.int64)
         self._written, self._read = np.full((2, total), -1, np.int64)
 
     def races(
         self, at: np.ndarray, warp: np.ndarray, slot: np.ndarray, writes: bool, atomic: bool = False
     ) -> np.ndarray:
-        """Enters accesses of blocks' warps, and returns which meet one of another warp.
+        """Record accesses of blocks' warps, and return those that conflict with another warp's.
 
-        Atomics may meet each other, and nothing else.
+        Only atomics do not conflict with each other.
         """
         now = self.epoch[slot]
         found = (self._written[at] == now) & (self._writer[at] != warp)
@@ -95,7 +95,7 @@ class Shared:
 
 
 class Warps:
-    """A group of warps: of each its block, and all that its threads see."""
+    """A group of warps: the block of each warp, and all state that its threads can read."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Warps:
         blocks: np.ndarray,
         warp_of_block: np.ndarray,
     ) -> None:
-        """`slots`: which of the shared memories; `blocks`: the blocks' indices in the grid."""
+        """`slots`: indices of the shared memories; `blocks`: the blocks' indices in the grid."""
         count = len(blocks)
         self.environment, self.shared = environment, shared
         self.constants = environment.constants
@@ -115,11 +115,11 @@ class Warps:
         self.block = blocks.astype(np.uint32).reshape(-1, 1)
         lane = np.arange(LANES, dtype=np.uint32)
         self.thread = warp_of_block.astype(np.uint32).reshape(-1, 1) * np.uint32(LANES) + lane
-        self.warp = warp_of_block.reshape(-1, 1)  # within its block
+        self.warp = warp_of_block.reshape(-1, 1)  # its index within the block
         self.shared_base = (slots.astype(np.int64) * shared.stride).reshape(-1, 1)
         registers = np.zeros((256, count, LANES), np.uint32)
         uniform = np.zeros((64, count, 1), np.uint32)
-        # Lists of rows, as integers and as floats: indexing a list is the cheapest access there is.
+        # Lists of rows, as integers and as floats, because indexing a list is the fastest access.
         self.r, self.rf = list(registers), list(registers.view(np.float32))
         self.u, self.uf = list(uniform), list(uniform.view(np.float32))
         predicates = np.zeros((8, count, LANES), bool)
@@ -129,13 +129,13 @@ class Warps:
         self.present: Where = True  # the warps that execute now, as (warps, 1)
 
     def all(self, where: Where) -> np.ndarray:
-        """The mask of lanes."""
+        """The mask of lanes, with all lanes expanded."""
         if where is True:
             return self.everyone
         return self.full(where)
 
     def full(self, value: Any) -> np.ndarray:
-        """A value for each lane, not to be written to."""
+        """A value for each lane; read-only."""
         if np.shape(value) == self.shape:  # broadcast_to would take longer than most instructions
             return value
         return np.broadcast_to(value, self.shape)

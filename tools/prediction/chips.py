@@ -1,10 +1,10 @@
-"""The chips that predictions are made for, and where each figure comes from.
+"""The chips of the predictions, and the source of each figure.
 
-SMs, clocks and the bandwidth of the memory are the vendor's, as `source` names them; the files were
-not at hand when this was written. What a copy reaches has been measured on none of the chips: it is
-an assumption, 0.9 of the memory's bandwidth, as 4.3 TB/s are of the 4.8 of an H200. The clock is
-the rated boost clock, but for H200 and H100, which power holds below it: 1.755 GHz is assumed.
-"""
+The numbers of SMs, the clocks and the memory bandwidths are the vendor's, as named by `source`. The
+documents were not available for a check. A copy's rate has been measured on none of the chips. The
+model assumes 0.9 of the memory's bandwidth, the ratio of 4.3 TB/s to the 4.8 TB/s of an H200. The
+clock is the rated boost clock, except for H200 and H100, whose power limit keeps it lower: 1.755
+GHz is assumed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Chip:
     ghz: float
     memory_tb_s: float  # the data sheet's
     copy_tb_s: float  # assumed
-    source: str  # of the others but the clock of Hopper, which is assumed
+    source: str  # of the other figures, except the assumed clock of Hopper
 
     @property
     def copy_bytes_a_cycle(self) -> float:
-        """Of the whole chip."""
+        """Bytes per cycle of the whole chip."""
         return self.copy_tb_s * 1e12 / (self.ghz * 1e9)
 
 

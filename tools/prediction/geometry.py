@@ -1,14 +1,14 @@
-"""How a call becomes blocks, with the numbers of csrc/iteration and csrc/cuda/select.cuh."""
+"""Divides a call into blocks, with the numbers of csrc/iteration and csrc/cuda/select.cuh."""
 
 from __future__ import annotations
 
 import dataclasses
 
 TILE = 2048  # kTile: elements of a tile before tiles are merged
-ENOUGH_BLOCKS = 2048  # VAE_FUSED_ENOUGH_BLOCKS: from here on tiles are merged
-TILES_OF_BLOCK = 4  # kTilesOfBlock: tiles that a block goes through, at most
+ENOUGH_BLOCKS = 2048  # VAE_FUSED_ENOUGH_BLOCKS: with more blocks, tiles are merged
+TILES_OF_BLOCK = 4  # kTilesOfBlock: the most tiles of a block
 
-# Tensors that are read and written, and so bytes an element over the size of one.
+# The number of tensors read and written, which is the bytes per element over the dtype's size.
 STREAMS = {"forward": (2, 1), "backward": (3, 2)}
 ELEMENT_BYTES = {"float": 4, "double": 8, "Half": 2, "BFloat16": 2}
 
@@ -21,7 +21,7 @@ class Grid:
 
 
 def grid(elements: int, *, has_loop: bool) -> Grid:
-    """Of a call whose rows are long: their tiles merge freely.
+    """The grid of a call with long rows, whose tiles merge freely.
 
     `has_loop`: the kernel has a loop over tiles, in which it keeps a sum for each of them.
     """
@@ -33,6 +33,6 @@ def grid(elements: int, *, has_loop: bool) -> Grid:
 
 
 def bytes_of_element(name: str) -> int:
-    """Of a short name such as ``forward<BFloat16, (Access)0>``."""
+    """Bytes per element of a short name such as ``forward<BFloat16, (Access)0>``."""
     kernel, _, rest = name.partition("<")
     return sum(STREAMS[kernel]) * ELEMENT_BYTES[rest.partition(",")[0].rstrip(">")]

@@ -1,4 +1,4 @@
-"""From a program, a chip and a latency to the predicted share of a copy's bandwidth."""
+"""Computes the share of a copy's bandwidth from a program, a chip and a latency."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from prediction.geometry import bytes_of_element, grid
 from prediction.program import Program
 from prediction.simulation import Run, simulate
 
-# A single launch varies by up to 4 %, with what its last blocks happen to share an SM with; the
-# loop alone by 1 %. With these numbers of seeds the averages vary by less than 1 %.
+# A single launch varies by up to 4 %, depending on the blocks that share an SM with its last ones.
+# The loop alone varies by 1 %. With these numbers of seeds the averages vary by less than 1 %.
 SEEDS, LOOP_SEEDS = 32, 4
 PARTS = 4  # of an SM
-WARPS_OF_PART = THREADS_OF_BLOCK // WARP // PARTS  # of a block
-MOST_BYTES_A_CYCLE = 64.0  # that an SM takes from L2, however few SMs have work
+WARPS_OF_PART = THREADS_OF_BLOCK // WARP // PARTS  # per block
+MOST_BYTES_A_CYCLE = 64.0  # the most that an SM takes from L2, even if few SMs have work
 
-# The loop alone is timed between these passes: by then the warps no longer go in step.
+# The loop alone is timed between these passes, when the warps are no longer in lockstep.
 WARM, LONG = 16, 80
 
 
@@ -76,7 +76,7 @@ def predict(
 
 
 def _loop_shares(program: Program, chip: Chip, latencies_ns: Sequence[float]) -> list[float]:
-    """Of the bandwidth, by the loop alone in all resident warps, one for each latency."""
+    """Shares of the bandwidth for the loop alone in all resident warps, one per latency."""
     alone = dataclasses.replace(program, prologue=[], between=[], epilogue=[])
     bandwidth = chip.copy_bytes_a_cycle / chip.sms / PARTS
     resident = program.resident_blocks

@@ -1,17 +1,17 @@
-"""The way of a warp through a kernel: to the hot loop, around it, to the next tile, to the exit.
+"""The path of a warp through a kernel: to the hot loop, around it, to the next tile, to the exit.
 
-  body      What hot_path.py calls the hot path.
+  body      The hot path of hot_path.py.
   prologue  The path from the entry to the loop with the most of these: stores to shared memory
-            (the keys of the noise), loads and stores as wide as those of the loop (a step in front
-            of it, or what the first step loads). Of those the shortest.
-  between   If the hot loop is inside a loop over tiles: from its end to its beginning, the path
-            with the most stores to shared memory (a thread's sums), of those the shortest.
+            (the keys of the noise), and loads and stores as wide as those of the loop (a step
+            before it, or the first step's loads). Among those the shortest.
+  between   If the hot loop is inside a loop over tiles: the path from its end to its beginning with
+            the most stores to shared memory (a thread's sums), among those the shortest.
   epilogue  If a path from the loop reaches a global atomic: the path to it with the most additions
-            (the block's sum), of those the shortest, and from there the shortest way to an exit
-            (this block is not the last). Else the shortest way to an exit.
+            (the block's sum), among those the shortest, and from there the shortest path to an exit
+            (this block is not the last). Else the shortest path to an exit.
 
-None of them enters a loop that does not hold the hot one, unless there is no other way, and none
-goes back.
+No path enters a loop that does not contain the hot one unless it must, and no path takes a back
+edge.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Way:
 
 
 def way(code: list[Instruction]) -> Way:
-    """The way through a kernel. Without a hot loop, the body is all of it."""
+    """The path through a kernel. Without a hot loop, the body is the whole path."""
     hot = hot_path(code)
     if not hot.in_loop:
         return Way([], hot.instructions, [], [], False)
@@ -70,7 +70,7 @@ def way(code: list[Instruction]) -> Way:
 def _to_next_tile(
     flow: Graph, bodies: dict[int, set[int]], header: int, exits: Iterable[int], free: set[int]
 ) -> list[int]:
-    """From the end of the hot loop to its header, around the loop over tiles; empty without one."""
+    """From the end of the hot loop to its header, around the loop over tiles; else empty."""
     around = [(len(b), h) for h, b in bodies.items() if header in b and h != header]
     if not around:
         return []
@@ -90,10 +90,10 @@ def _to_next_tile(
 
 
 def is_of_step(instruction: Instruction, load: int, store: int) -> bool:
-    """Whether it moves elements, in a kernel whose loop has loads and stores of these bits.
+    """Whether an access moves elements, in a kernel whose loop has loads and stores of these bits.
 
-    In front of the loop a guarded access is taken for one only if it has 128 bits. Narrower ones
-    are those of the key and of the gradient of the KL.
+    Before the loop a guarded access counts only if it has 128 bits. Narrower ones belong to the key
+    and to the gradient of the KL.
     """
     bits = {"LDG": load, "STG": store}.get(instruction.base, 0)
     if not bits or width(instruction) != bits:
@@ -102,14 +102,14 @@ def is_of_step(instruction: Instruction, load: int, store: int) -> bool:
 
 
 def _epilogue(flow: Graph, exits: Iterable[int], inside: set[int]) -> list[int]:
-    """`exits`: where the loop may be left to, the usual one first."""
+    """`exits`: possible successors of the loop, the usual one first."""
     order = _order(flow)
     atomics = [b for b in inside if any(i.base in ATOMICS for i in flow.blocks[b].instructions)]
     leaving = [
         b for b in inside if any(i.base in ("EXIT", "RET") for i in flow.blocks[b].instructions)
     ]
     for start in (b for b in exits if b in inside):
-        # The first atomic in reverse postorder is the ticket; others are in what follows it.
+        # The first atomic in reverse postorder is the ticket; later code contains others.
         for ticket in sorted(atomics, key=lambda b: order[b]):
             head = _best(flow, start, [ticket], inside, _additions)
             tail = _best(flow, ticket, leaving, inside, _nothing)
@@ -127,9 +127,9 @@ def _best(
     inside: set[int],
     worth: Callable[[list[Instruction]], int],
 ) -> list[int]:
-    """Blocks of the path of the most worth, then the fewest instructions; empty without one.
+    """Blocks of the path with the highest value, then the fewest instructions; empty without one.
 
-    A path ends at the first of `ends` that it meets.
+    A path ends at the first of `ends` that it reaches.
     """
     last = set(ends)
     order = _order(flow)
@@ -160,7 +160,7 @@ def _best(
 
 
 def _order(flow: Graph) -> dict[int, int]:
-    """The place of each block in reverse postorder: edges to an earlier place lead back."""
+    """The index of each block in reverse postorder: edges to a smaller index are back edges."""
     blocks = postorder(flow, flow.entry, lambda _: True)[::-1]
     return {block: place for place, block in enumerate(blocks)}
 

@@ -1,16 +1,16 @@
-"""The pipe of each instruction: how long it is occupied, and when the result is there.
+"""The pipe of each instruction: for how many cycles it is occupied, and the result's latency.
 
-Each of an SM's four parts has one pipe of a kind. Cycles follow from the throughputs in the CUDA
-C++ Programming Guide (arithmetic instructions): 128 results a cycle and SM take a warp's 32 lanes
-one cycle of a part, 64 take two, 16 take eight. Latencies are rounded from
-microbenchmarks that were published for Volta to Hopper. The model uses the same latencies for every
+Each of an SM's four parts has one pipe of each kind. Cycles follow from the throughputs in the CUDA
+C++ Programming Guide (arithmetic instructions): at 128 results per cycle and SM the 32 lanes of a
+warp take one cycle of a part, at 64 two, at 16 eight. Latencies are rounded from published
+microbenchmarks of Volta to Hopper. The model uses the same latencies for every
 architecture. The throughput of IMAD.WIDE is not published; the model assumes half that of IMAD.
 
-  sm_75, 80    One FMA pipe of 16 lanes for floats and integer products (64 a cycle and SM).
-  sm_86, 89    Two FMA pipes, of which one multiplies integers; a double takes 64 cycles.
-  sm_90        The same, and 64 doubles a cycle and SM.
+  sm_75, 80    One FMA pipe of 16 lanes for floats and integer products (64 per cycle and SM).
+  sm_86, 89    Two FMA pipes, one of which multiplies integers; a double takes 64 cycles.
+  sm_90        The same, and 64 doubles per cycle and SM.
   sm_100       As sm_90. FADD2, FMUL2 and FFMA2 take both FMA pipes for two cycles.
-  sm_120       As sm_89, with FADD2 and its like as on sm_100.
+  sm_120       As sm_89, with FADD2, FMUL2 and FFMA2 as on sm_100.
 
 For sm_100 and sm_120 this is little more than a guess.
 """
@@ -26,7 +26,7 @@ from sass import Instruction, width
 
 
 class Pipe(enum.IntEnum):
-    """Numbered as simulate.cpp numbers them."""
+    """The numbers agree with those of simulate.cpp."""
 
     FMA = 0  # either of the two
     FMA_HEAVY = 1
@@ -40,7 +40,7 @@ class Pipe(enum.IntEnum):
 
 
 class Kind(enum.IntEnum):
-    """What an instruction does beside computing. Numbered as in simulate.cpp."""
+    """The effect of an instruction besides computing. The numbers agree with simulate.cpp."""
 
     COMPUTE = 0
     LOAD = 1  # global
@@ -126,5 +126,5 @@ def _memory(instruction: Instruction, base: str, modifiers: list[str]) -> Timing
 
 
 def bytes_of_warp(instruction: Instruction) -> int:
-    """What the 32 lanes move between registers and memory."""
+    """Bytes that the 32 lanes move between registers and memory."""
     return 32 * max(1, width(instruction) // 8)

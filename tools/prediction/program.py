@@ -1,4 +1,4 @@
-"""A kernel as the simulation runs it: each instruction a line of numbers."""
+"""A kernel in the format of the simulation: each instruction is a line of numbers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Program:
     arch: str
     prologue: list[str]
     body: list[str]
-    between: list[str]  # two tiles of a block; empty if a block has one tile
+    between: list[str]  # the path between two tiles; empty if a block has one tile
     epilogue: list[str]
     elements: int  # of a thread in one pass of the loop
-    peeled: int  # passes that stand outside of the loop
+    peeled: int  # passes that are outside of the loop
     in_loop: bool
     load_bytes: int  # of a warp in one pass
     other_bytes: int  # that a warp loads once: the gradient of the KL
@@ -36,7 +36,7 @@ class Program:
 
 
 def program(name: str, arch: str, usage: dict[str, int], code: list[Instruction]) -> Program | None:
-    """None for a kernel that has no elements to count (see kernels.py)."""
+    """The program; None for a kernel without countable elements (see kernels.py)."""
     served = elements(name, hot_path(code))
     if served is None:
         return None
@@ -71,9 +71,9 @@ def program(name: str, arch: str, usage: dict[str, int], code: list[Instruction]
 
 
 def _line(instruction: Instruction, arch: str, *, off: bool) -> str:
-    """Pipe, cycles of it, latency, kind, bytes, then the registers written and those read.
+    """Pipe, its cycles, latency, kind, bytes, then the registers written and those read.
 
-    `off`: a guarded global access does nothing.
+    `off`: guarded global accesses have no effect.
     """
     how = timing(instruction, arch)
     kind, moved = how.kind, bytes_of_warp(instruction)

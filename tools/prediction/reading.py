@@ -13,11 +13,11 @@ from prediction.program import Program, program
 
 
 def programs(file: Path, kernel: str = "", archs: Collection[str] = ()) -> Iterator[Program]:
-    """Of the kernels whose short name holds `kernel` and that have one hot path.
+    """The programs of kernels whose short name contains `kernel` and that have one hot path.
 
-    `archs`: of these architectures alone, unless there are none.
+    `archs`: only these architectures, or all if it is empty.
 
-    The kernels of a family have a path for each option, so that no single one is hot.
+    Kernels of option families have a path for each option, so that no single one is hot.
     """
     with tempfile.TemporaryDirectory() as folder:
         for arch, cubin in cubins(file, folder):

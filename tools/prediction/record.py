@@ -11,7 +11,7 @@ from prediction.chips import Chip
 from prediction.model import predict
 from prediction.program import Program
 
-SLOWER = 0.98  # what a change may cost
+SLOWER = 0.98  # the least ratio that is not reported as slower
 SHARES: tuple[Literal["share", "loop"], ...] = ("share", "loop")
 
 
@@ -27,7 +27,7 @@ class Row(TypedDict):
 
 
 class Record(TypedDict):
-    """`model` is MODEL_VERSION; the chips' figures are those that were used."""
+    """`model` is MODEL_VERSION; `chips` has the figures that were used."""
 
     model: int
     commit: str
@@ -81,7 +81,7 @@ def dump(record: Record) -> str:
 
 
 def compared(old: Record, new: Record) -> tuple[list[str], list[str]]:
-    """A line for each row that both have, and the lines of those that have become slower."""
+    """A line for each row that both have, and the lines of rows that became slower."""
     was = {_key(row): row for row in old["predictions"]}
     lines, slower = [], []
     for row in new["predictions"]:

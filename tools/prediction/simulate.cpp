@@ -1,11 +1,11 @@
 // Simulates one of the four parts of an SM; the head of __init__.py describes the model.
 //
-// Reads a program and then runs from the standard input, writes a line for each run:
+// Reads a program and then runs from standard input, and writes a line for each run:
 //   program PROLOGUE BODY BETWEEN EPILOGUE   instructions, then as many lines as program.py writes
 //   run WARPS BLOCKS RESIDENT TILES PASSES LATENCY BYTES_A_CYCLE LOAD_BYTES SEED
-// WARPS of each block are in this part. A block has TILES, each of PASSES of the body, and BETWEEN
-// stands between two tiles. A warp loads LOAD_BYTES in all. Answers with the cycles of
-// the run, the instructions issued, and the mean of the bytes requested and not there yet.
+// WARPS of each block are in this part. A block has TILES, each with PASSES of the body, and runs
+// BETWEEN between two tiles. A warp loads LOAD_BYTES in total. The output line has the cycles of
+// the run, the instructions issued, and the mean of the bytes in flight.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -18,7 +18,7 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr int kRegisters = 528;
 constexpr double kSharedBytesACycle = 32;
-constexpr double kStartWithin = 400, kReplacedAfter = 100;  // cycles: blocks at first, and later
+constexpr double kStartWithin = 400, kReplacedAfter = 100;  // cycles: first blocks, later blocks
 constexpr double kJitter = 0.4;                             // of the latency, in all
 
 enum Pipe { kFma, kFmaHeavy, kFmaBoth, kAlu, kXu, kFp64, kLsu, kUniform, kBranchUnit, kPipes };
@@ -40,7 +40,7 @@ struct Run {
   uint64_t seed;
 };
 
-// SplitMix64: the same numbers with every standard library.
+// SplitMix64, which gives the same numbers with every standard library.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 1) {}
@@ -58,13 +58,13 @@ class Random {
 struct Warp {
   int slot = 0, at = 0, passed = 0;
   bool done = true;
-  double ready = kNever;  // when its next instruction has its operands
+  double ready = kNever;  // when the operands of its next instruction are available
   double to_load = 0;     // bytes
   std::vector<double> there = std::vector<double>(kRegisters, 0.0);
 };
 
 struct Slot {
-  int running = 0, waiting = 0;  // warps; of these, at a barrier
+  int running = 0, waiting = 0;  // warps; the latter wait at a barrier
 };
 
 class Part {
@@ -151,7 +151,7 @@ class Part {
     return data_free_;
   }
 
-  // Returns when the answer of memory is back.
+  // Returns when the data arrive from memory.
   double request(double now, int bytes) {
     memory_free_ = std::max(memory_free_, now + run_.latency / 2) + bytes / run_.bandwidth;
     const double jitter = (random_.uniform() - 0.5) * kJitter;
@@ -215,7 +215,7 @@ class Part {
     }
   }
 
-  // The time at which the next instruction of a warp has its operands.
+  // The time at which the operands of a warp's next instruction are available.
   void step_over(Warp& w, double next) {
     const Instruction& i = instruction(w);
     for (const int r : i.reads) next = std::max(next, w.there[r]);

@@ -19,16 +19,16 @@ SOURCE = Path(__file__).with_name("simulate.cpp")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Of one part of an SM; `warps` of each block are in it."""
+    """The work of one part of an SM, which has `warps` of each block."""
 
     warps: int
     blocks: int
     resident: int
-    tiles: int  # of each block
-    passes: int  # of each tile
+    tiles: int  # per block
+    passes: int  # per tile
     latency: float  # cycles
-    bandwidth: float  # bytes a cycle
-    load_bytes: int  # of a warp
+    bandwidth: float  # bytes per cycle
+    load_bytes: int  # per warp
     seed: int
 
 
@@ -57,7 +57,7 @@ def _binary() -> Path:
     folder = tempfile.mkdtemp(prefix="issue-model-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     binary = Path(folder) / "simulate"
-    # Without contraction and extended precision the digits are the same on every machine.
+    # Without contraction and extended precision the results are equal on every machine.
     flags = ["-std=c++17", "-O2", "-ffp-contract=off"]
     subprocess.run([found, *flags, "-o", binary, SOURCE], check=True)
     return binary
