@@ -12,8 +12,8 @@ WANTS_BOOL = "bool; pass mask.bool(), or multiply the result of reduction='none'
 def kind_of(value: object) -> str:
     """The type of a value, and what to pass instead if it is known to contain a tensor."""
     name = type(value).__name__
-    is_of_keras = any(c.__module__.partition(".")[0] == "keras" for c in type(value).__mro__)
-    if is_of_keras and isinstance(getattr(value, "value", None), Tensor):  # with the torch backend
+    # A keras.Variable of the torch backend. A schedule has a value as well, and is called.
+    if isinstance(getattr(value, "value", None), Tensor) and not callable(value):
         return f"{name}; pass its .value, which is a Tensor"
     if type(value).__module__ == "numpy" and hasattr(value, "__array__"):
         return f"{name}; pass torch.as_tensor of it"
