@@ -141,6 +141,8 @@ VAE_FUSED_HD double exponent_of(double t) { return t; }
 VAE_FUSED_HD double from_exponential(double, double e) { return e; }
 
 template <typename T>
+constexpr T kLargest = std::numeric_limits<T>::max();
+template <typename T>
 constexpr T kTiny = sizeof(T) == 8 ? T(1e-16) : T(1e-7);
 template <typename T>
 constexpr T kAbsorbs = sizeof(T) == 8 ? T(0x1p+300) : T(0x1p+60);
@@ -219,7 +221,7 @@ VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool fl
       dtaken = select(tiny, dx, dtaken);
     }
     if (floored) {
-      const F largest = F(std::numeric_limits<T>::max());
+      const F largest = F(kLargest<T>);
       dtaken = select((s > largest) & (abs(ds) > largest), dx, dtaken);
     }
     x = taken;

@@ -32,9 +32,6 @@
 
 namespace vae_fused::math {
 
-template <typename T>
-constexpr T kLargest = std::numeric_limits<T>::max();
-
 template <typename Options, typename F>
 VAE_FUSED_HD F relative_sample(const Options& f, F mu, F sigma, const Prior<F>& p, F eps) {
   return (mu - p.mean) * p.precision + sigma * (f.temperature * eps) * p.precision;
