@@ -20,6 +20,7 @@ class CheckedList(NamedTuple):
     raw: list[Tensor]
     call: Options  # for the first tensor
     priors: list[CheckedPrior]
+    given: list[Prior | None]  # the priors before they were brought to the shapes of the list
 
     @property
     def learns_prior(self) -> bool:
@@ -78,7 +79,7 @@ def check_list(
             raise ValueError(
                 f"prior[{k}] has another scale than prior[0]; the priors of a list share one scale"
             )
-    return CheckedList(mu, raw, calls[0], found)
+    return CheckedList(mu, raw, calls[0], found, priors)
 
 
 def check_list_noise(

@@ -15,7 +15,7 @@ from torch import Tensor
 from vae_fused import _ext, _sharding
 from vae_fused import _keywords as kw
 from vae_fused._formulas import latent
-from vae_fused._list_checks import CheckedList, check_list, check_list_noise, priors_of
+from vae_fused._list_checks import CheckedList, check_list, check_list_noise
 from vae_fused._native import latent as native
 from vae_fused._overrides import call_override, has_override, parts
 from vae_fused.functional import gaussian_kl, reparameterize_kl
@@ -160,5 +160,4 @@ def _is_one_launch(checked: CheckedList, reference: bool) -> bool:
 
 def _options_of_each(checked: CheckedList, options: Any) -> list[dict[str, Any]]:
     """The options of the call for each tensor of a list."""
-    priors = priors_of(options.get("prior"), len(checked.mu))
-    return [{**options, "prior": prior} for prior in priors]
+    return [{**options, "prior": prior} for prior in checked.given]
