@@ -147,14 +147,17 @@ def iwae_loss(
     check_iwae_options(groups, elbo_weight, gradient, reduction)
     dim = _check_samples(nll, log_ratio, dim, groups)
     dtype = promoted(nll, log_ratio)
-    log_w = -widen(nll.to(dtype)) - widen(log_ratio.to(dtype))
-    log_w = log_w.unflatten(dim, (groups, log_w.shape[dim] // groups))
-    bound, weights = _bound(log_w, dim + 1, gradient)
-    bound = bound.mean(dim)
+    cost = widen(nll.to(dtype)) + widen(log_ratio.to(dtype))
+    if groups > 1:
+        cost = cost.unflatten(dim, (groups, cost.shape[dim] // groups))
+    samples = dim + (groups > 1)
+    bound, ess, weights = _bound(cost, samples, gradient)
+    if groups > 1:
+        bound, ess, weights = bound.mean(dim), ess.mean(dim), weights.flatten(dim, dim + 1)
     if isinstance(elbo_weight, Tensor) or elbo_weight != 0.0:
-        bound = _combined(bound, log_w.mean((dim, dim + 1)), elbo_weight)
-    ess = _effective_sample_size(weights, dim + 1).mean(dim)
-    return IWAETerms(_reduced(-bound, reduction), ess, weights.flatten(dim, dim + 1))
+        all_samples = (dim, samples) if groups > 1 else dim
+        bound = _combined(bound, -cost.mean(all_samples), elbo_weight)
+    return IWAETerms(_reduced(-bound, reduction), ess, weights)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -162,31 +165,37 @@ def iwae_loss(
 # --------------------------------------------------------------------------------------------------
 
 
-def _bound(log_w: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor]:
-    """The logarithm of the mean weight, and the normalised weights without a gradient.
+def _bound(cost: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The logarithm of the mean weight, the effective sample size, and the normalised weights.
 
-    The largest log weight is subtracted first. The derivative of log-sum-exp is computed from its
-    rounded result, and in float32 the result for losses of 1e5 nats has a rounding error of 0.004.
+    ``cost`` is minus the log weight. The least cost is subtracted first, so the largest share is 1
+    and their total is between 1 and K. The derivative of ``torch.logsumexp`` would be computed from
+    its rounded result, and in float32 the result for losses of 1e5 nats has a rounding error of
+    0.004.
 
-    If the largest log weight is infinite, log-sum-exp would subtract infinities. It gets zeros
-    instead, which have no gradient, and the infinity is restored afterwards.
+    If the least cost is infinite, the bound is that infinity and has no gradient. The shares of the
+    samples of infinite weight are then 1, and the other shares are 0.
     """
-    top = log_w.detach().amax(dim, keepdim=True)
-    is_infinite = top.isinf()
-    finite = torch.where(is_infinite, 0.0, log_w - top)
-    ties = torch.where(log_w.detach() == top, 0.0, -math.inf)
-    weights = torch.where(top == math.inf, ties, finite.detach()).softmax(dim)
-    weights = torch.where(top == -math.inf, 0.0, weights)
+    samples = cost.shape[dim]
+    least = cost.detach().amin(dim, keepdim=True)
+    is_infinite = least.isinf()
+    moved = torch.where(is_infinite, 0.0, least - cost)
+    relative = moved.exp()
+    has_infinite_weight = (cost.detach() == -math.inf).to(cost.dtype)
+    shares = torch.where(is_infinite, has_infinite_weight, relative.detach())
+    # Only if all shares are 0 are the sums below 1. The results are then 0.
+    total, squares = shares.sum(dim, keepdim=True), shares.square().sum(dim)
+    weights = shares / total.clamp_min(1.0)
+    ess = total.squeeze(dim).square() / squares.clamp_min(1.0)
     if gradient == "doubly":
         # The difference is 0 and carries the gradient. A weight of 0 would make it inf - inf.
-        moved = torch.where(finite.detach() == -math.inf, 0.0, finite - finite.detach())
-        value = finite.detach().logsumexp(dim) + (weights.square() * moved).sum(dim)
+        change = torch.where(moved.detach() == -math.inf, 0.0, moved - moved.detach())
+        log_sum = relative.detach().sum(dim).log() + (weights.square() * change).sum(dim)
     else:
-        value = finite.logsumexp(dim)
-    top = top.squeeze(dim)
-    return torch.where(
-        is_infinite.squeeze(dim), top, value - math.log(log_w.shape[dim]) + top
-    ), weights
+        log_sum = relative.sum(dim).log()
+    least = least.squeeze(dim)
+    bound = torch.where(is_infinite.squeeze(dim), -least, log_sum - math.log(samples) - least)
+    return bound, ess, weights
 
 
 def _combined(bound: Tensor, elbo: Tensor, weight: float | Tensor) -> Tensor:
@@ -196,12 +205,6 @@ def _combined(bound: Tensor, elbo: Tensor, weight: float | Tensor) -> Tensor:
         mixed = weight * elbo + (1.0 - weight) * bound
         return torch.where(weight == 0.0, bound, torch.where(weight == 1.0, elbo, mixed))
     return elbo if weight == 1.0 else weight * elbo + (1.0 - weight) * bound
-
-
-def _effective_sample_size(weights: Tensor, dim: int) -> Tensor:
-    """1 / sum w^2, or 0 if all weights are 0."""
-    squares = weights.square().sum(dim)
-    return torch.where(squares == 0.0, 0.0, 1.0 / squares)
 
 
 def _reduced(loss: Tensor, reduction: str) -> Tensor:

@@ -90,6 +90,7 @@ VAE_FUSED_HD void pad(const Piece& piece, T* buffer) {
   for (int j = piece.n; j < piece.whole(); ++j) buffer[j] = T(0);
 }
 
+using math::all;
 using math::arithmetic_t;
 using math::BFloat16;
 using math::Half;

@@ -161,10 +161,12 @@ struct Float {
     return z;
   }
   friend VAE_FUSED_HD Float abs(Float x) { return (f32)((u32)x.v & 0x7FFFFFFFu); }
+  friend VAE_FUSED_HD Float minus_abs(Float x) { return (f32)((u32)x.v | 0x80000000u); }
   friend VAE_FUSED_HD Float sqrt(Float x) { return root(x.v); }
   friend VAE_FUSED_HD Float sqrt_any(Float x) { return root(x.v); }
   friend VAE_FUSED_HD Float sqrt_normal(Float x) { return root(x.v); }
   friend VAE_FUSED_HD Float reciprocal(Float x) { return 1.0f / x.v; }
+  friend VAE_FUSED_HD Float quotient(Float x, Float y) { return x.v / y.v; }
 };
 
 struct Word {

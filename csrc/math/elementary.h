@@ -46,21 +46,46 @@ struct Exponential {
   F q, f, u, t;
 };
 
-// For x in [-88.2, 89]. There n is in [-127, 128], and q is 0 and inf at the ends. NaN stays NaN.
+// q and f of x in [-88.2, 89]. There n is in [-127, 128], and q is 0 and inf at the ends. NaN stays
+// NaN, in f.
 template <typename F>
-VAE_FUSED_HD Exponential<F> exponential(F x) {
+struct Reduced {
+  F q, f;
+};
+
+template <typename F>
+VAE_FUSED_HD Reduced<F> reduced_exponent(F x) {
   constexpr float kMagic = kRoundingMagic + 127;  // the bias of an exponent: 2^n is a shift
   const F shifted = x * 1.44269504f + kMagic;
   const F n = shifted - kMagic;
   // ln 2 in two parts. The first has 9 significant bits, so its product with n is exact.
-  const F f = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  return {real(bits(shifted) << 23), (x - n * 0.693359375f) - n * -2.12194440e-4f};
+}
+
+// (e^f - 1 - f) / f^2
+template <typename F>
+VAE_FUSED_HD F excess_polynomial(F f) {
   F p = 1.39012886e-3f;
   p = p * f + 8.36314633e-3f;
   p = p * f + 4.16668542e-2f;
   p = p * f + 1.66665778e-1f;
-  p = p * f + 0.5f;
-  const F u = rounded_product(f * f, p);
-  return {real(bits(shifted) << 23), f, u, f + u};
+  return p * f + 0.5f;
+}
+
+// For x in [-88.2, 89].
+template <typename F>
+VAE_FUSED_HD Exponential<F> exponential(F x) {
+  const Reduced<F> r = reduced_exponent(x);
+  const F u = rounded_product(r.f * r.f, excess_polynomial(r.f));
+  return {r.q, r.f, u, r.f + u};
+}
+
+// e^x for x in [-88.2, 89]. Horner's rule takes two instructions less than 1 + t with the parts of
+// `exponential`, and has no larger error.
+template <typename F>
+VAE_FUSED_HD F exp_in_range(F x) {
+  const Reduced<F> r = reduced_exponent(x);
+  return ((excess_polynomial(r.f) * r.f + 1.0f) * r.f + 1.0f) * r.q;
 }
 
 // Clamps any argument to the domain of `exponential`.
@@ -71,18 +96,21 @@ VAE_FUSED_HD F within_exponents(F x) {
 
 template <typename F>
 VAE_FUSED_HD F exp(F x) {
-  const Exponential<F> e = exponential(within_exponents(x));
-  return (1.0f + e.t) * e.q;
+  return exp_in_range(within_exponents(x));
 }
 VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
 
-// e^-|x|, which needs only the lower bound.
+// e^x for x <= 0, which needs only the lower bound.
+template <typename F>
+VAE_FUSED_HD F exp_of_negative(F x) {
+  return exp_in_range(larger(F(-88.2f), x));
+}
+VAE_FUSED_HD double exp_of_negative(double x) { return exp_libm(x); }
+
 template <typename F>
 VAE_FUSED_HD F exp_minus_abs(F x) {
-  const Exponential<F> e = exponential(larger(F(-88.2f), -abs(x)));
-  return (1.0f + e.t) * e.q;
+  return exp_of_negative(minus_abs(x));
 }
-VAE_FUSED_HD double exp_minus_abs(double x) { return exp_libm(-abs(x)); }
 
 // Whether e^x is a normal number. Then e^(x/2) can be computed as its square root, which halves the
 // error and lets one polynomial serve both.
@@ -149,6 +177,12 @@ VAE_FUSED_HD double log_any(double x) { return log_libm(x); }
 
 VAE_FUSED_HD float reciprocal(float x) { return reciprocal_libm(x); }
 VAE_FUSED_HD double reciprocal(double x) { return 1.0 / x; }
+
+// x / y. A GPU multiplies by an approximate reciprocal, and a CPU divides.
+template <typename T>
+VAE_FUSED_HD T quotient(T x, T y) {
+  return x * reciprocal(y);
+}
 
 VAE_FUSED_HD float sqrt_any(float x) { return sqrt_any_libm(x); }
 VAE_FUSED_HD double sqrt_any(double x) { return sqrt_libm(x); }

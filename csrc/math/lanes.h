@@ -4,7 +4,7 @@
 //   number_t           the type of one lane
 //   select             a choice
 //   smaller, larger    x < y ? x : y and x > y ? x : y; a NaN in y is returned
-//   abs                the magnitude
+//   abs, minus_abs     the magnitude, and minus the magnitude
 //   all                whether a condition holds in every lane; then the alternative is skipped
 #pragma once
 
@@ -37,6 +37,9 @@ VAE_FUSED_HD double larger(double x, double y) { return x > y ? x : y; }
 
 VAE_FUSED_HD float abs(float x) { return std::fabs(x); }
 VAE_FUSED_HD double abs(double x) { return std::fabs(x); }
+
+VAE_FUSED_HD float minus_abs(float x) { return -std::fabs(x); }
+VAE_FUSED_HD double minus_abs(double x) { return -std::fabs(x); }
 
 VAE_FUSED_HD bool all(bool condition) { return condition; }
 

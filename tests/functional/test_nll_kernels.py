@@ -338,7 +338,7 @@ def test_the_operator_refuses_numbers_that_no_kind_has(
 def test_sums_of_a_bernoulli_keep_the_digits_of_small_values(
     dtype: torch.dtype, masked: bool, spread: float, columns: int, device: str
 ) -> None:
-    """Long rows take one logarithm for four elements, each about 1e-13 for a confident model."""
+    """Long rows take one logarithm for eight elements, each about 1e-13 for a confident model."""
     generator = torch.Generator().manual_seed(columns)
     logits = spread * torch.randn(5, columns, generator=generator, dtype=torch.float64).sign()
     logits = logits + torch.randn(5, columns, generator=generator, dtype=torch.float64)
@@ -356,7 +356,7 @@ def test_sums_of_a_bernoulli_keep_the_digits_of_small_values(
     torch.testing.assert_close(total.cpu().double(), want.sum(), rtol=bound, atol=0.0)
 
 
-@pytest.mark.parametrize("columns", [64, 784, 5000])
+@pytest.mark.parametrize("columns", [64, 128, 784, 5000])
 def test_an_infinite_or_nan_logit_of_a_long_row_is_that_of_its_element(columns, device):
     logits, x = torch.zeros(4, columns, device=device), torch.ones(4, columns, device=device)
     logits[0, 7], logits[1, 7], logits[2, 7], x[1, 7] = INF, INF, math.nan, 0.0

@@ -7,9 +7,9 @@
 // are exact or nearly so: s(-|l|) = e^-|l| / (1 + e^-|l|) <= 1/2. Where an infinite logit is
 // multiplied by 0, the product is 0, its limit, because x is then exactly 0 or 1.
 //
-// A sum of values needs fewer logarithms. With the first term as `linear` and e^-|l| as `excess`,
+// A sum of values needs fewer logarithms:
 //
-//   sum of -ln p = sum of linear + ln(product of (1 + excess))
+//   sum of ln(1 + e^-|l|) = ln(product of (1 + e^-|l|))
 //
 // so one logarithm serves as many elements as the product may have without overflow.
 //
@@ -17,6 +17,7 @@
 // gradient. For x of 0 and 1 the latter is 6 * 2^-24 of the gradient itself.
 #pragma once
 
+#include "math/likelihood/log_terms.h"
 #include "math/likelihood/options.h"
 #include "math/special.h"
 
@@ -28,21 +29,19 @@ struct Bernoulli {
 
   template <typename F>
   static VAE_FUSED_HD LogTerms<F> log_terms(const F (&in)[kInputs]) {
-    const F magnitude = abs(in[0]);
-    const F weight = select(in[0] > F(0), F(1) - in[1], in[1]);
-    return {select(weight == F(0), F(0), magnitude * weight), exp_minus_abs(in[0])};
+    return {minus_abs(in[0]), select(in[0] > F(0), F(1) - in[1], in[1])};
   }
 
   template <typename Options, typename F>
   static VAE_FUSED_HD F value(const Options&, const F (&in)[kInputs]) {
     const LogTerms<F> terms = log_terms(in);
-    return terms.linear + log1p_unit(terms.excess);
+    return log1p_unit(exp_of_negative(terms.exponent)) - linear_term(terms);
   }
 
   template <typename Options, typename F>
   static VAE_FUSED_HD void adjoint(const Options&, const F (&in)[kInputs], F grad,
                                    F (&out)[kInputs]) {
-    const F e = exp_minus_abs(in[0]), s = e * reciprocal(F(1) + e);
+    const F e = exp_minus_abs(in[0]), s = quotient(e, F(1) + e);
     out[0] = grad * select(in[0] > F(0), (F(1) - in[1]) - s, s - in[1]);
     out[1] = -grad * in[0];
   }

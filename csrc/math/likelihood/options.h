@@ -9,7 +9,7 @@
 //   kIsCount                                whether x is a count, which is 0 for most elements
 //   of_count(o, in)                         what x > 0 adds to `value`
 //   of_count_adjoint(o, in, grad, out)      what x > 0 adds to `out`
-//   log_terms(in)                           value as linear + ln(1 + excess), if kHasLogTerms
+//   log_terms(in)                           the terms of a value, if kHasLogTerms
 //
 // A kernel calls `value` and `adjoint` for every element. It collects the elements where x is not 0
 // and calls `of_count` and `of_count_adjoint` for them, without gaps. The gradient of a target that
@@ -31,19 +31,6 @@ enum class Data : int32_t {
   kCount,        // 0 for most elements; no gradient
   kCountOfMean,  // the same, and the first output is a mean, which may be a softmax
 };
-
-namespace math {
-
-// A value of the form linear + ln(1 + excess), excess >= 0. A sum of such values needs one
-// logarithm for several of them.
-template <typename F>
-struct LogTerms {
-  F linear, excess;
-};
-template <class L>
-constexpr bool kHasLogTerms = false;
-
-}  // namespace math
 
 // Every kind, in the order of the numbers by which Python selects them. The kernels, their tables
 // and the native tests are generated from this list: KIND(name, data) stands for the struct
