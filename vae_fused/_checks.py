@@ -19,8 +19,8 @@ from vae_fused._estimator import check_estimator
 from vae_fused._keywords import DensityOptions, chosen
 from vae_fused._layouts import check_layout
 from vae_fused._learned_prior import as_prior
-from vae_fused._numbers import check_not_negative, check_positive
-from vae_fused._remedies import WANTS_BOOL, kind_of
+from vae_fused._numbers import check_choice, check_not_negative, check_positive
+from vae_fused._remedies import kind_of
 from vae_fused._scalar_checks import (
     MAY_BE_SCALARS,
     check_balance,
@@ -38,6 +38,8 @@ from vae_fused.options import (
 
 REDUCTIONS = ("batchmean", "sum", "mean", "sample", "none")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_AS_BOOL = "; pass {}.bool(), or multiply the result of reduction='none' by weights"
 
 # A reduction or the dimensions to sum, and the divisor of the sum.
 Reduced: TypeAlias = tuple[str, tuple[int, ...] | None, Tensor | None]
@@ -118,8 +120,8 @@ def check_posterior(
         sizes = zip(mu.shape[::-1], raw.shape[::-1], strict=False)
         if any(m != r and m != 1 and r != 1 for m, r in sizes):
             raise ValueError(
-                f"{name} has shape {tuple(raw.shape)}, which does not broadcast with {mu_name}'s "
-                f"{tuple(mu.shape)}"
+                f"{name} must broadcast with the shape of {mu_name}, {tuple(mu.shape)}, got "
+                f"{tuple(raw.shape)}"
             )
         mu, raw = torch.broadcast_tensors(mu, raw)
     return mu, raw
@@ -130,10 +132,12 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
     check_tensor("h", h)
     dim, ndim = _index(dim, "dim must be an int"), h.dim()
     if not -ndim <= dim < ndim:
-        raise ValueError(f"dim {dim} is out of range for h of {ndim} dimensions")
-    size = h.shape[dim]
-    if size % 2 != 0:
-        raise ValueError(f"h has size {size} in dimension {dim}, wants an even one: mu and logvar")
+        raise ValueError(f"dim must be a dimension of h, of shape {tuple(h.shape)}, got {dim}")
+    if h.shape[dim] % 2 != 0:
+        raise ValueError(
+            f"h must have an even size in dimension {dim}, for mu and logvar, got shape "
+            f"{tuple(h.shape)}"
+        )
     mu, raw = h.chunk(2, dim)  # one node, whose backward writes one gradient
     return mu, raw, dim % ndim
 
@@ -167,9 +171,13 @@ def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, C
 
 
 def check_mask(
-    mu: Tensor, mask: Tensor, name: str = "mu", owner: str = "the posterior's", called: str = "mask"
+    mu: Tensor,
+    mask: Tensor,
+    name: str = "mu",
+    owner: str = "the shape of the posterior",
+    called: str = "mask",
 ) -> None:
-    check_tensor(called, mask, (torch.bool,), WANTS_BOOL)
+    check_tensor(called, mask, (torch.bool,), "bool", _AS_BOOL)
     check_device(called, mask, mu, name)
     check_expands(called, mask, mu.shape, owner)
 
@@ -177,7 +185,7 @@ def check_mask(
 def check_shape(name: str, sample_shape: int | Sequence[int]) -> tuple[int, ...]:
     sizes = _indices(name, sample_shape)
     if any(size < 0 for size in sizes):
-        raise ValueError(f"{name} is {sizes}, wants sizes of at least 0")
+        raise ValueError(f"{name} must have sizes of at least 0, got {sizes}")
     return sizes
 
 
@@ -200,29 +208,30 @@ def check_tensor(
     name: str,
     value: Tensor,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
-    wants: str = "float32, float64, float16 or bfloat16",
+    requirement: str = "a floating-point tensor of 16, 32 or 64 bits",
+    remedy: str = "",
 ) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {kind_of(value)}")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name} has dtype {value.dtype}, wants {wants}")
+        raise TypeError(f"{name} must be {requirement}, got {value.dtype}{remedy.format(name)}")
     check_layout(name, value)
 
 
 def check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> None:
     if value.device != mu.device:
         raise RuntimeError(
-            f"{name} is on {value.device}, {mu_name} on {mu.device}; want one device"
+            f"{name} must be on the device of {mu_name}, {mu.device}, got {value.device}"
         )
 
 
 def check_expands(
-    name: str, value: Tensor, shape: Sequence[int], owner: str = "the posterior's"
+    name: str, value: Tensor, shape: Sequence[int], owner: str = "the shape of the posterior"
 ) -> None:
-    """Check that a mask or a prior broadcasts to ``shape`` without enlarging it."""
+    """Check that a mask or a prior broadcasts to ``shape``, that of ``owner``."""
     if not expands(value.shape, shape):
-        got, wanted = tuple(value.shape), tuple(shape)
-        raise ValueError(f"{name} has shape {got}, which does not broadcast to {owner} {wanted}")
+        whole, got = tuple(shape), tuple(value.shape)
+        raise ValueError(f"{name} must broadcast to {owner}, {whole}, got {got}")
 
 
 def expands(shape: Sequence[int], whole: Sequence[int]) -> bool:
@@ -264,46 +273,49 @@ def check_reduction(
     elements the divisor of their sum.
     """
     if dim is None:
-        if not isinstance(reduction, str):
-            raise TypeError(f"reduction must be a str, got {type(reduction).__name__}")
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction is {reduction!r}, wants one of {', '.join(REDUCTIONS)}")
+        check_choice("reduction", reduction, REDUCTIONS)
         if reduction == "sample" and mu.dim() == 0:
-            raise ValueError(f'reduction="sample" keeps dimension 0, but {tensor} is 0-d')
+            raise ValueError(
+                f'{tensor} must have at least 1 dimension for reduction="sample", got shape ()'
+            )
         if reduction == "mean" and mask is not None:
             return "sum", None, mask.sum() * (mu.numel() // max(mask.numel(), 1))
         return reduction, None, None
     if reduction != default:
         raise ValueError(
-            f"{name} replaces reduction: give {name}={dim!r} or reduction={reduction!r}"
+            f"reduction must have its default, {default!r}, where {name} is given, got "
+            f"{reduction!r}"
         )
     dims = _indices(name, dim)
     if not dims:
-        raise ValueError(f'{name} is empty: name the dimensions to sum, or use reduction="none"')
+        raise ValueError(
+            f'{name} must contain a dimension, got none; pass reduction="none" to keep all'
+        )
     ndim = max(mu.dim(), 1)  # as in torch, a 0-d tensor accepts dim=0
     seen = set()
     for d in dims:
         if not -ndim <= d < ndim:
-            raise ValueError(f"{name} {d} is out of range for {tensor} of {mu.dim()} dimensions")
+            shape = tuple(mu.shape)
+            raise ValueError(f"{name} must be a dimension of {tensor}, of shape {shape}, got {d}")
         if d % ndim in seen:
-            raise ValueError(f"{name} {d} appears twice in {dims}")
+            raise ValueError(f"{name} must contain each dimension once, got {dims}")
         seen.add(d % ndim)
     return ("none", None, None) if mu.dim() == 0 else ("sum", dims, None)
 
 
 def _indices(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_index(v, f"{name} must hold ints") for v in value)
+        return tuple(_index(v, f"{name} must contain ints") for v in value)
     return (_index(value, f"{name} must be an int or a sequence of ints"),)
 
 
-def _index(value: SupportsIndex, wanted: str) -> int:
+def _index(value: SupportsIndex, requirement: str) -> int:
     """Convert an int or an equivalent, such as numpy's, but neither a bool nor a tensor."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, bool | Tensor) and hasattr(value, "__index__"):
         return operator.index(value)
-    raise TypeError(f"{wanted}, got {type(value).__name__}")
+    raise TypeError(f"{requirement}, got {type(value).__name__}")
 
 
 def check_noise(
@@ -319,7 +331,9 @@ def check_noise(
     sources = {"eps": eps, "generator": generator, "key": key}
     given = [name for name, value in sources.items() if value is not None]
     if len(given) > 1:
-        raise ValueError(f"give one of eps, generator and key, got {' and '.join(given)}")
+        raise ValueError(
+            f"eps, generator and key must not be given together, got {' and '.join(given)}"
+        )
     if eps is not None:
         return _check_eps(mu, eps, sample_shape)
     if generator is not None:
@@ -327,7 +341,9 @@ def check_noise(
             raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         theirs, index = generator.device, mu.device.index
         if theirs.type != mu.device.type or not (theirs.index is None or theirs.index == index):
-            raise RuntimeError(f"generator is for {generator.device}, mu is on {mu.device}")
+            raise RuntimeError(
+                f"generator must be on the device of mu, {mu.device}, got {generator.device}"
+            )
         break_at_generator()
     if key is not None:
         check_key(mu, key)
@@ -337,16 +353,18 @@ def check_noise(
 def _check_eps(mu: Tensor, eps: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
     check_tensor("eps", eps)
     if eps.shape != (shape := (*sample_shape, *mu.shape)):
-        raise ValueError(f"eps has shape {tuple(eps.shape)}, wants z's {shape}")
+        raise ValueError(f"eps must have the shape of z, {shape}, got {tuple(eps.shape)}")
     check_device("eps", eps, mu)
     return eps if eps.dtype == mu.dtype else eps.to(mu.dtype)
 
 
 def check_key(mu: Tensor, key: Tensor) -> None:
     """Check a key for noise in the shape of ``mu``."""
-    check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64: (seed, offset)")
+    check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64")
     if tuple(key.shape) != (2,):
-        raise ValueError(f"key has shape {tuple(key.shape)}, wants (2,): (seed, offset)")
+        raise ValueError(
+            f"key must have shape (2,), for a seed and an offset, got {tuple(key.shape)}"
+        )
     check_device("key", key, mu)
 
 
@@ -357,6 +375,5 @@ def check_value(value: Tensor, shape: Sequence[int]) -> None:
     sizes = zip(tuple(value.shape)[::-1], tuple(shape)[::-1], strict=False)
     if any(v != s and v != 1 and s != 1 for v, s in sizes):
         raise ValueError(
-            f"value has shape {tuple(value.shape)}, which does not broadcast with the batch shape "
-            f"{tuple(shape)}"
+            f"value must broadcast with the batch shape, {tuple(shape)}, got {tuple(value.shape)}"
         )

@@ -21,11 +21,12 @@ def check_estimator(given: Mapping[str, Any]) -> None:
     if estimator == "analytic":
         if stop_q:
             raise ValueError(
-                "stop_q=True requires estimator='sample': the analytic KL does not depend on z"
+                "stop_q must be False for estimator='analytic', whose KL does not depend on z, got "
+                "True; pass estimator='sample'"
             )
         return
     if "free_bits" in given or "free_bits" in (given.get("scalars") or {}):
         raise ValueError(
-            "free_bits is given with estimator='sample', whose elements may be negative by chance; "
-            "use estimator='analytic'"
+            "estimator must be 'analytic' for free_bits, because elements of a KL at a sample may "
+            "be negative by chance, got 'sample'"
         )

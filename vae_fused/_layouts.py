@@ -19,5 +19,8 @@ def check_layout(name: str, value: Tensor) -> None:
             "with Opacus a grad sampler: see docs/frameworks.md"
         )
     if value.layout != torch.strided or value.is_nested:
-        layout = "nested" if value.is_nested else str(value.layout)
-        raise TypeError(f"{name} has layout {layout}, wants torch.strided")
+        if value.is_nested:
+            got, remedy = "a nested one", "nested.to_padded_tensor(0.0)"
+        else:
+            got, remedy = str(value.layout), f"{name}.to_dense()"
+        raise TypeError(f"{name} must be a strided tensor, got {got}; pass {remedy}")

@@ -116,7 +116,9 @@ def as_prior(prior: Any) -> Prior:
 def _raw_of(scale: Scale, std: float) -> float:
     """The raw scale for the sigma ``std``: the inverse of a :class:`vae_fused.Scale`."""
     check_positive("std", std)
-    error = ValueError(f"std is {std}, which {scale!r} cannot represent; give another std or scale")
+    error = ValueError(
+        f"std must be a sigma that {scale!r} can return, got {std}; pass another std or scale"
+    )
     square = (std - scale.std_floor) ** 2 - scale.var_floor
     if std < max(scale.std_min, scale.std_floor) or square <= 0.0 or scale.gain == 0.0:
         raise error

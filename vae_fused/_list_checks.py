@@ -50,7 +50,7 @@ def check_list(
     """Check a list of calls. ``kind`` is the typed dictionary of their options."""
     check_lengths(mus, mus=mus, raws=raws)
     if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction is {reduction!r}, wants sum or mean")
+        raise ValueError(f"reduction must be one of sum, mean, got {reduction!r}")
     priors, given = priors_of(options.get("prior"), len(mus)), dict(options)
     mu: list[Tensor] = []
     raw: list[Tensor] = []
@@ -68,8 +68,8 @@ def check_list(
         calls.append(call)
         if m.dtype != mu[0].dtype:
             raise TypeError(
-                f"mus[{k}] has dtype {m.dtype}, mus[0] {mu[0].dtype}; want one, "
-                "after promotion with the raw scales and the priors"
+                f"mus[{k}] must have the dtype of mus[0], {mu[0].dtype}, after promotion with the "
+                f"raw scale and the prior, got {m.dtype}"
             )
         check_device(f"mus[{k}]", m, mu[0], "mus[0]")
     found = [call.prior or STANDARD for call in calls]
@@ -77,7 +77,7 @@ def check_list(
     for k, prior in enumerate(found):
         if prior.scale is not scale and prior.scale != scale:
             raise ValueError(
-                f"prior[{k}] has another scale than prior[0]; the priors of a list share one scale"
+                f"prior[{k}] must have the scale of prior[0], {scale!r}, got {prior.scale!r}"
             )
     return CheckedList(mu, raw, calls[0], found, priors)
 
@@ -105,8 +105,12 @@ def check_lengths(like: Sequence[Tensor], /, **lists: Sequence[Tensor]) -> None:
     for name, values in lists.items():
         if isinstance(values, Tensor | str | Mapping) or not hasattr(values, "__len__"):
             raise TypeError(f"{name} must be a sequence of Tensors, got {type(values).__name__}")
-        if len(values) == 0 or len(values) != len(like):
-            raise ValueError(f"{name} has {len(values)} tensors, wants those of mus: {len(like)}")
+        if len(like) == 0:
+            raise ValueError(f"{name} must contain at least 1 tensor, got none")
+        if len(values) != len(like):
+            raise ValueError(
+                f"{name} must contain {len(like)} tensors, as many as mus, got {len(values)}"
+            )
 
 
 def priors_of(given: Any, count: int) -> list[Prior | None]:
@@ -114,7 +118,10 @@ def priors_of(given: Any, count: int) -> list[Prior | None]:
     if not hasattr(given, "__len__"):  # neither a sequence nor an nn.ModuleList
         return [None if given is None else as_prior(given)] * count
     if len(given) != count:
-        raise ValueError(f"prior has {len(given)} priors, wants one for each of {count} tensors")
+        raise ValueError(
+            f"prior must contain {count} priors, as many as mus, got {len(given)}; pass one "
+            "vf.Prior for all tensors"
+        )
     return [None if prior is None else as_prior(prior) for prior in given]
 
 

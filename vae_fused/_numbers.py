@@ -8,32 +8,41 @@ from numbers import Real
 
 from vae_fused._remedies import kind_of
 
-__all__ = ["check_choice", "check_not_negative", "check_number", "check_positive"]
+__all__ = ["check_choice", "check_not_negative", "check_number", "check_pair", "check_positive"]
 
 
-def check_number(
-    name: str, value: float, wants: str = "a finite number", low: float = -math.inf
-) -> float:
-    """Check a finite number of at least ``low``. A tensor is refused, as reading it would wait."""
-    if type(value) is float and low <= value and -math.inf < value < math.inf:
+def check_number(name: str, value: float, requirement: str = "a finite number") -> float:
+    """Check a finite number. A tensor is refused, as reading it would wait."""
+    if type(value) is float and -math.inf < value < math.inf:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):  # a NumPy scalar is one
         raise TypeError(f"{name} must be a number, got {kind_of(value)}")
-    if not (low <= value and -math.inf < value < math.inf):  # also refuses NaN
-        raise ValueError(f"{name} is {value}, wants {wants}")
+    if not -math.inf < value < math.inf:  # also refuses NaN
+        raise ValueError(f"{name} must be {requirement}, got {value}")
     return float(value)
 
 
 def check_not_negative(name: str, value: float) -> float:
     """Check a finite number of at least 0."""
-    return check_number(name, value, "a number of at least 0", low=0.0)
+    number = check_number(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return number
 
 
 def check_positive(name: str, value: float) -> float:
     """Check a finite number above 0."""
     if check_number(name, value) <= 0:
-        raise ValueError(f"{name} is {value}, wants a number above 0")
+        raise ValueError(f"{name} must be above 0, got {value}")
     return float(value)
+
+
+def check_pair(name: str, value: object, parts: str) -> None:
+    """Check a sequence of two values. A tensor is refused, as reading it would wait."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a pair {parts}, got {kind_of(value)}")
+    if len(value) != 2:
+        raise TypeError(f"{name} must be a pair {parts}, got {len(value)} values")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -41,4 +50,4 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {type(value).__name__}")
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}, wants one of {', '.join(choices)}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["WANTS_BOOL", "kind_of"]
-
-WANTS_BOOL = "bool; pass mask.bool(), or multiply the result of reduction='none' by weights"
+__all__ = ["kind_of"]
 
 
 def kind_of(value: object) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from vae_fused._numbers import check_not_negative, check_number
+from vae_fused._numbers import check_not_negative, check_number, check_pair
 
 __all__ = [
     "MAY_BE_SCALARS", "check_balance", "check_free_bits", "is_scalar", "take_scalars",
@@ -46,13 +46,15 @@ def take_scalars(given: dict[str, Any], mu: Tensor) -> None:
 
 
 def check_balance(name: str, balance: tuple[float, float]) -> tuple[float, float]:
-    if isinstance(balance, str) or not isinstance(balance, Sequence) or len(balance) != 2:
-        raise TypeError(f"{name} must be a pair (wq, wp), got {balance!r}")
+    check_pair(name, balance, "(wq, wp)")
     return check_number(f"{name}'s wq", balance[0]), check_number(f"{name}'s wp", balance[1])
 
 
 def check_free_bits(name: str, value: float) -> float:
-    return check_number(name, value, "a number of nats, at least 0", low=0.0)
+    number = check_number(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must be at least 0 nats, got {value}")
+    return number
 
 
 def is_scalar(value: Any) -> bool:
@@ -107,7 +109,9 @@ def _check_scalar(name: str, value: Tensor, mu: Tensor) -> Tensor:
     dtype = _dtype_of_scalars(mu)
     if value.device != mu.device:
         if value.device.type != "cpu":
-            raise RuntimeError(f"{name} is on {value.device}, mu on {mu.device}; want one device")
+            raise RuntimeError(
+                f"{name} must be on the device of mu, {mu.device}, or on cpu, got {value.device}"
+            )
         return value.to(mu.device, dtype, non_blocking=True)
     return value if value.dtype == dtype else value.to(dtype)
 

@@ -230,11 +230,10 @@ def check_iwae_options(
     if isinstance(groups, bool) or not isinstance(groups, int):
         raise TypeError(f"groups must be an int, got {type(groups).__name__}")
     if groups < 1:
-        raise ValueError(f"groups is {groups}, wants an int of at least 1")
+        raise ValueError(f"groups must be at least 1, got {groups}")
     if not isinstance(elbo_weight, Tensor):
-        wants = "a number between 0 and 1"
-        if check_number("elbo_weight", elbo_weight, wants, low=0.0) > 1.0:
-            raise ValueError(f"elbo_weight is {elbo_weight}, wants {wants}")
+        if not 0.0 <= check_number("elbo_weight", elbo_weight) <= 1.0:
+            raise ValueError(f"elbo_weight must be between 0 and 1, got {elbo_weight}")
         return
     if not elbo_weight.is_floating_point():
         raise TypeError(
@@ -253,22 +252,21 @@ def check_iwae_options(
 def _check_samples(nll: Tensor, log_ratio: Tensor, dim: int, groups: int) -> int:
     """Check the tensors and ``dim``, and return ``dim`` as a nonnegative index."""
     for name, value in (("nll", nll), ("log_ratio", log_ratio)):
-        if isinstance(value, Tensor) and not value.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
         check_tensor(name, value)
     check_device("log_ratio", log_ratio, nll, "nll")
     if nll.shape != log_ratio.shape:
         ours, theirs = tuple(log_ratio.shape), tuple(nll.shape)
-        raise ValueError(f"log_ratio has shape {ours}, wants nll's {theirs}")
+        raise ValueError(f"log_ratio must have the shape of nll, {theirs}, got {ours}")
     if nll.dim() == 0:
-        raise ValueError("nll is 0-d, wants a dimension of samples")
+        raise ValueError("nll must have a dimension of samples, got shape ()")
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
     check_reduction(nll, "batchmean", dim, tensor="nll")
     dim %= nll.dim()
     samples = nll.shape[dim]
     if samples == 0:
-        raise ValueError(f"nll has shape {tuple(nll.shape)}, wants a sample in dimension {dim}")
+        shape = tuple(nll.shape)
+        raise ValueError(f"nll must have at least 1 sample in dimension {dim}, got shape {shape}")
     if samples % groups:
-        raise ValueError(f"groups is {groups}, wants a divisor of the {samples} samples")
+        raise ValueError(f"groups must divide the {samples} samples, got {groups}")
     return dim

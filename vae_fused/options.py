@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from vae_fused import _ext
-from vae_fused._numbers import check_choice, check_not_negative, check_number, check_positive
+from vae_fused._numbers import (
+    check_choice,
+    check_not_negative,
+    check_number,
+    check_pair,
+    check_positive,
+)
 from vae_fused._overrides import is_proxy
 from vae_fused._remedies import kind_of
 from vae_fused._restored import Restored
@@ -120,12 +126,12 @@ class Scale(Restored):
         if self.soft_clamp is not None:
             check_positive("soft_clamp", self.soft_clamp)
             if self.clamp is not None:
-                raise ValueError("give one of clamp and soft_clamp, got both")
+                raise ValueError("clamp and soft_clamp must not be given together, got both")
         check_number("gain", self.gain)
         check_number("shift", self.shift)
         check_positive("beta", self.beta)
         if self.beta != 1.0 and self.kind != "softplus":
-            raise ValueError(f"beta is {self.beta}, but belongs to softplus, not to {self.kind}")
+            raise ValueError(f"beta must be 1 unless kind is 'softplus', got {self.beta}")
         for name in ("std_floor", "var_floor", "std_min"):
             check_not_negative(name, getattr(self, name))
         object.__setattr__(self, "_packed", self._pack())
@@ -191,14 +197,13 @@ class Scale(Restored):
 
 
 def _check_clamp(clamp: Sequence[float | None]) -> tuple[float | None, float | None]:
-    if isinstance(clamp, str) or not isinstance(clamp, Sequence) or len(clamp) != 2:
-        raise TypeError(f"clamp must be a pair (lo, hi), got {clamp!r}")
+    check_pair("clamp", clamp, "(lo, hi)")
     lo, hi = clamp
     for name, bound in (("clamp's lo", lo), ("clamp's hi", hi)):
         if bound is not None:
             check_number(name, bound, "a finite number or None")
     if lo is not None and hi is not None and lo > hi:
-        raise ValueError(f"clamp is ({lo}, {hi}), wants lo <= hi")
+        raise ValueError(f"clamp must have lo <= hi, got ({lo}, {hi})")
     return lo, hi
 
 
@@ -212,7 +217,7 @@ def as_scale(scale: str | Scale) -> Scale:
     if not isinstance(scale, str):
         raise TypeError(f"scale must be a str or a vf.Scale, got {type(scale).__name__}")
     if scale not in _SCALES:
-        raise ValueError(f"scale is {scale!r}, wants one of {', '.join(KINDS)}, or a vf.Scale")
+        raise ValueError(f"scale must be one of {', '.join(KINDS)} or a vf.Scale, got {scale!r}")
     return _SCALES[scale]
 
 
@@ -256,10 +261,8 @@ class Prior(Restored):
                 x = scale.argument(value)
                 added = scale.std_floor + (scale.var_floor if scale.kind == "std" else 0.0)
                 if x < 0.0 or max(x + added, scale.std_min) == 0.0:
-                    read = "" if x == value else f", read as {x:.6g}"
-                    raise ValueError(
-                        f"prior.raw is {value}{read}, wants a number above 0 for a {scale.kind}"
-                    )
+                    got = f"{value}" if x == value else f"{value}, which is read as {x:.6g}"
+                    raise ValueError(f"prior.raw must be above 0 for a {scale.kind}, got {got}")
 
 
 torch.serialization.add_safe_globals([Scale, Prior])  # for weights_only=True

@@ -193,7 +193,7 @@ class CyclicalSchedule(Schedule):
         self.cycles = _check_count("cycles", cycles)
         self.ramp_share = check_positive("ramp_share", ramp_share)
         if ramp_share > 1:
-            raise ValueError(f"ramp_share is {ramp_share}, wants a number of at most 1")
+            raise ValueError(f"ramp_share must be at most 1, got {ramp_share}")
         self.reset()
 
     def ramp(self, step: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ def _check_count(name: str, value: int) -> int:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     count = operator.index(value)
     if count < 1:
-        raise ValueError(f"{name} is {count}, wants at least 1")
+        raise ValueError(f"{name} must be at least 1, got {count}")
     return count
 
 

@@ -57,7 +57,7 @@ def _latent_stats(
         raise TypeError("dim must be an int or a sequence of ints, got NoneType")
     _, dims, _ = check_reduction(mu, "batchmean", dim)
     if dims is None:
-        raise ValueError("mu is 0-d, wants a batch to average over")
+        raise ValueError("mu must have a batch to average over, got shape ()")
     if not reference and _ext.use_native(mu.device.type) and not native.is_transformed():
         return LatentStats(*native.stats(mu, raw, call, dims))
     kl = latent.divergence(mu, raw, call, "sum", dims, None)

@@ -119,10 +119,10 @@ class DiscretizedLogistic(Kind, name="discretized_logistic"):
         if isinstance(self.bits, bool) or not isinstance(self.bits, int):
             raise TypeError(f"bits must be an int, got {type(self.bits).__name__}")
         if not 1 <= self.bits <= 16:
-            raise ValueError(f"bits is {self.bits}, wants a number from 1 to 16")
+            raise ValueError(f"bits must be between 1 and 16, got {self.bits}")
         least = check_number("log_scale_min", self.log_scale_min)
         if abs(least) > 50.0:
-            raise ValueError(f"log_scale_min is {least}, wants a number from -50 to 50")
+            raise ValueError(f"log_scale_min must be between -50 and 50, got {least}")
         object.__setattr__(self, "log_scale_min", least)
 
     @property

@@ -16,7 +16,7 @@ from vae_fused._formulas import count_logits
 from vae_fused._formulas import likelihood as formulas
 from vae_fused._kinds.base import Kind, Outputs
 from vae_fused._likelihood import INFLATIONS, MEANS, Call
-from vae_fused._numbers import check_choice, check_number, check_positive
+from vae_fused._numbers import check_choice, check_not_negative, check_positive
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,8 +84,7 @@ class _NegativeBinomials(_Counts):
         if self.dispersion_max is not None:
             top = check_positive("dispersion_max", self.dispersion_max)
             object.__setattr__(self, "dispersion_max", top)
-        eps = check_number("eps", self.eps, "a number of at least 0", low=0.0)
-        object.__setattr__(self, "eps", eps)
+        object.__setattr__(self, "eps", check_not_negative("eps", self.eps))
 
     @property
     def has_library(self) -> bool:

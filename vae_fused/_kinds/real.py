@@ -39,7 +39,9 @@ class _Real(Kind):
         if self.sigma is not None:
             object.__setattr__(self, "sigma", check_positive("sigma", self.sigma))
             if self.scale != type(self).scale:
-                raise ValueError(f"give one of scale and sigma, got {scale!r} and {self.sigma}")
+                raise ValueError(
+                    f"scale and sigma must not be given together, got {scale!r} and {self.sigma}"
+                )
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -158,9 +160,13 @@ class StudentT(_Real, name="student_t"):
         if self.df is not None:
             object.__setattr__(self, "df", check_positive("df", self.df))
             if self.freedom != "identity":
-                raise ValueError(f"give one of df and freedom, got {self.df} and {self.freedom!r}")
+                raise ValueError(
+                    f"df and freedom must not be given together, got {self.df} and {self.freedom!r}"
+                )
         elif self.sigma is not None:
-            raise ValueError("give df as well as sigma: no output has only a df")
+            raise ValueError(
+                "df must be a number where sigma is one, because no output has only a df, got None"
+            )
 
     @property
     def outputs(self) -> tuple[str, ...]:
