@@ -39,7 +39,7 @@ def check_elbo(
     )  # fmt: skip
     first = call.outputs[0]
     if first.dim() == 0 or first.numel() == 0:
-        raise ValueError(f"output has shape {tuple(first.shape)}, wants a batch in dimension 0")
+        raise ValueError(f"output must have a batch in dimension 0, got shape {tuple(first.shape)}")
     check_grad(grad, call)
     check_samples(first, call.target)
     if call.reduction == "mean":
@@ -51,8 +51,9 @@ def check_samples(first: Tensor, target: Tensor) -> None:
     """Refuse K samples in front of the batch, because the KL would not be averaged over them."""
     if target.dim() < first.dim():
         raise ValueError(
-            f"target has {target.dim()} dimensions, wants output's {first.dim()}, of which the "
-            "first is the batch; flatten K samples of a batch, (K, B, ...), to (K * B, ...)"
+            f"target must have {first.dim()} dimensions, like output, and the batch in the first, "
+            f"got shape {tuple(target.shape)}; flatten K samples of a batch, (K, B, ...), to "
+            "(K * B, ...)"
         )
 
 
@@ -67,14 +68,14 @@ def check_kl(
     check_choice("free_bits_per", free_bits_per, FREE_BITS_PER)
     if (mu is None) != (raw is None) or (mu is None) == (kl is None):
         given = {"mu": mu, "raw": raw, "kl": kl}
-        got = " and ".join(name for name, value in given.items() if value is not None) or "none"
+        got = " and ".join(name for name, value in given.items() if value is not None)
         hint = "; pass kl by name" if raw is None and kl is None and mu is not None else ""
-        raise TypeError(f"elbo_loss takes mu and raw, or kl, and not both, got {got}{hint}")
+        raise TypeError(f"either mu and raw or kl must be given, got {got or 'none'}{hint}")
     if kl is None:
         return
     beside = sorted(name for name in options if name != "free_bits")
     if beside:
-        raise TypeError(f"{', '.join(beside)} must come with mu and raw, got kl")
+        raise TypeError(f"{' and '.join(beside)} must come with mu and raw, got kl")
     check_tensor("kl", kl)
     shape = tuple(kl.shape)
     if first is not None:
@@ -83,20 +84,26 @@ def check_kl(
         if first is not None:
             check_batch("kl", kl, first)
     elif reduction == "sample":
-        raise ValueError('kl is 0-d, wants one value for each sample where reduction="sample"')
+        raise ValueError(
+            'kl must have one value for each sample, (B,), for reduction="sample", got shape ()'
+        )
     least = {"element": 2, "dimension": 2, "sample": 1}[free_bits_per]
     if "free_bits" in options and kl.dim() < least:
-        per = {2: "elements (B, ...)", 1: "one value for each sample (B,)"}[least]
+        one = {2: "element, (B, ...),", 1: "sample, (B,),"}[least]
         raise ValueError(
-            f"kl has shape {shape}, wants {per} for free_bits per {free_bits_per}; "
-            "or give mu and raw"
+            f'kl must have one value for each {one} for free_bits_per="{free_bits_per}", got shape '
+            f"{shape}; or pass mu and raw"
         )
     if free_bits_per == "sample" and kl.dim() > 1 and "free_bits" in options:
         raise ValueError(
-            f"kl has shape {shape}, wants one value for each sample (B,) for free_bits per sample"
+            'kl must have one value for each sample, (B,), for free_bits_per="sample", got shape '
+            f"{shape}"
         )
     if free_bits_per == "dimension" and "free_bits" in options and reduction == "sample":
-        raise ValueError('free_bits per dimension is of the batch, got reduction="sample"')
+        raise ValueError(
+            'reduction must be batchmean, sum or mean for free_bits_per="dimension", which limits '
+            'the mean over the batch, got "sample"'
+        )
 
 
 def check_term(
@@ -117,8 +124,8 @@ def check_term(
 def check_batch(name: str, value: Tensor, first: Tensor, of: str = "output") -> None:
     if value.dim() == 0 or value.shape[0] != first.shape[0]:
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}, wants the batch of {of}, "
-            f"{first.shape[0]}, in dimension 0"
+            f"{name} must have the batch of {of}, {first.shape[0]}, in dimension 0, got shape "
+            f"{tuple(value.shape)}"
         )
 
 
@@ -126,7 +133,7 @@ def check_weight(name: str, value: float | Tensor) -> float | Tensor:
     """Check a number of at least 0, or a 0-d tensor, whose value is not read."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, Real):
-            hint = "; call it and pass what it returns" if callable(value) else ""
+            hint = "; call it and pass the result" if callable(value) else ""
             got = kind_of(value) + hint
             raise TypeError(f"{name} must be a number or a 0-d tensor, got {got}")
         number = check_not_negative(name, value)
@@ -144,7 +151,9 @@ def _placed(name: str, value: float | Tensor, first: Tensor) -> float | Tensor:
     if not isinstance(value, Tensor):
         return value
     if value.device != first.device and value.device.type != "cpu":
-        raise RuntimeError(f"{name} is on {value.device}, output on {first.device}")
+        raise RuntimeError(
+            f"{name} must be on the device of output, {first.device}, or on cpu, got {value.device}"
+        )
     return value.to(first.device, _wide(first), non_blocking=True)
 
 

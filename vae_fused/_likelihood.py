@@ -112,7 +112,9 @@ class Likelihood(Restored):
         cls.has_operator = _ext.available and name in _KINDS_OF_OPERATORS
         if name is not None:
             if name in _KINDS_OF_OPERATORS and name in KINDS:
-                raise ValueError(f"name is {name!r}, the name of {KINDS[name]}")
+                raise ValueError(
+                    f"name must differ from that of {KINDS[name].__name__}, got {name!r}"
+                )
             cls.name = name
             KINDS[name] = cls
             _DEFAULT_KINDS.pop(name, None)
@@ -234,14 +236,21 @@ class KlTerm(NamedTuple):
         return KlTerm(self.kl * batch, self.beta, capacity)
 
 
+def class_or_type(value: object) -> str:
+    """A value that is no likelihood, in a message: its type, or a class and the remedy."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}; pass an instance of it"
+    return type(value).__name__
+
+
 def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
     """The kind for a ``likelihood`` argument. A string selects a kind with its defaults."""
     if isinstance(likelihood, Likelihood):
         return likelihood
     if not isinstance(likelihood, str):
-        what = likelihood.__name__ if isinstance(likelihood, type) else type(likelihood).__name__
         raise TypeError(
-            f"likelihood must be a str or an instance of a class of vf.likelihoods, got {what}"
+            "likelihood must be a str or an instance of a class of vf.likelihoods, got "
+            f"{class_or_type(likelihood)}"
         )
     if likelihood not in _DEFAULT_KINDS:
         check_choice("likelihood", likelihood, tuple(KINDS))

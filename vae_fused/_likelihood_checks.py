@@ -45,7 +45,7 @@ def check_nll(
     first = outputs[0]
     _check_target(target, first, kind)
     if mask is not None:
-        check_mask(first, mask, "output", "output's", mask_name)
+        check_mask(first, mask, "output", "the shape of output", mask_name)
     if weight is not None:
         weight = _check_weight(weight, first)
     reduced = check_reduction(first, reduction, dim, mask, tensor="output")
@@ -61,13 +61,15 @@ def check_grad(grad: str, call: Call) -> bool:
         return False
     if call.outputs[0].dtype == torch.float16:
         raise TypeError(
-            'grad must be "backward" for float16 outputs, got "forward": gradients that no '
-            "GradScaler has scaled yet underflow in float16"
+            'grad must be "backward" for float16 outputs, because gradients that no GradScaler has '
+            'scaled yet underflow, got "forward"'
         )
     keeps_some = call.dims is not None and len(call.dims) < call.outputs[0].dim()
     if keeps_some or (call.dims is None and call.reduction in ("sample", "none")):
         how = f"dim={call.dims}" if call.dims is not None else f"reduction={call.reduction!r}"
-        raise ValueError(f'grad="forward" needs a 0-d loss, got {how}')
+        raise ValueError(
+            f'grad must be "backward" unless the loss is 0-d, got "forward" with {how}'
+        )
     return True
 
 
@@ -76,14 +78,14 @@ def check_outputs(
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Check a network's output for ``kind``, and convert its tensors to one dtype."""
     names = kind.outputs
-    wanted = "a Tensor" if len(names) == 1 else f"{len(names)} tensors: ({', '.join(names)})"
+    requirement = "a Tensor" if len(names) == 1 else f"{len(names)} tensors ({', '.join(names)})"
     if isinstance(output, Tensor):
         output = (output,)
     elif isinstance(output, str) or not isinstance(output, Sequence):
-        raise TypeError(f"output must be {wanted}, got {kind_of(output)}")
+        raise TypeError(f"output must be {requirement}, got {kind_of(output)}")
     if len(output) != len(names):
         given = "1 tensor" if len(output) == 1 else f"{len(output)} tensors"
-        raise ValueError(f"output has {given}, wants {wanted} for {kind!r}")
+        raise ValueError(f"output must be {requirement} for {kind!r}, got {given}")
     called = tuple("output" if len(names) == 1 else f"output's {name}" for name in names)
     for name, value in zip(called, output, strict=True):
         check_tensor(name, value)
@@ -93,11 +95,11 @@ def check_outputs(
         outputs = _with_common_shape(outputs)
     first = outputs[0]
     for name, value in zip(called, outputs, strict=True):
-        check_expands(name, value, first.shape, f"{called[0]}:")
+        check_expands(name, value, first.shape, f"the shape of {called[0]}")
     if library is not None:
         _check_library(library, first, kind)
     if kind.has_library and first.dim() == 0:
-        raise ValueError(f"{called[0]} is 0-d, wants a last dimension for the softmax")
+        raise ValueError(f"{called[0]} must have a last dimension for the softmax, got shape ()")
     dtype = promoted(*outputs)
     if library is not None:
         library = library.to(torch.promote_types(dtype, torch.float32))
@@ -122,31 +124,37 @@ def _with_common_shape(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _check_target(target: Tensor, first: Tensor, kind: Likelihood) -> None:
-    wants = "float32, float64, float16, bfloat16, uint8, int32 or int64"
-    check_tensor("target", target, TARGET_DTYPES, wants)
+    requirement = "float32, float64, float16, bfloat16, uint8, int32 or int64"
+    check_tensor("target", target, TARGET_DTYPES, requirement)
     check_device("target", target, first, "output")
-    check_expands("target", target, first.shape, "output's")
+    check_expands("target", target, first.shape, "the shape of output")
     if target.requires_grad and not kind.target_has_gradient:
-        raise ValueError(f"target requires grad, but that of {kind!r} has no gradient: detach it")
+        raise ValueError(
+            f"target must not require a gradient for {kind!r}, because none is computed; pass it "
+            "with .detach()"
+        )
 
 
 def _check_weight(weight: Tensor, first: Tensor) -> Tensor:
     check_tensor("weight", weight)
     check_device("weight", weight, first, "output")
-    check_expands("weight", weight, first.shape, "output's")
+    check_expands("weight", weight, first.shape, "the shape of output")
     if weight.requires_grad:
         raise ValueError(
-            'weight requires grad, wants a constant: multiply what reduction="none" returns'
+            "weight must not require a gradient, because none is computed; pass it with .detach(), "
+            'or multiply the result of reduction="none" by it'
         )
     return weight.to(torch.promote_types(first.dtype, torch.float32))
 
 
 def _check_library(library: Tensor, first: Tensor, kind: Likelihood) -> None:
     if not kind.has_library:
-        raise ValueError(f"library is the size factor of a softmax, which {kind!r} does not have")
+        raise ValueError(
+            f"library must be None for {kind!r}, which has no softmax, got {kind_of(library)}"
+        )
     check_tensor("library", library)
     check_device("library", library, first, "output")
-    check_expands("library", library, (*first.shape[:-1], 1), "one factor for each softmax:")
+    check_expands("library", library, (*first.shape[:-1], 1), "one factor for each softmax")
 
 
 def _check_values(target: Tensor, mask: Tensor | None, kind: Likelihood) -> None:
@@ -155,4 +163,4 @@ def _check_values(target: Tensor, mask: Tensor | None, kind: Likelihood) -> None
     if mask is not None:
         valid = valid | ~mask
     if not bool(valid.all()):
-        raise ValueError(f"target holds a value that is invalid, wants {kind.target_is}")
+        raise ValueError(f"target must contain only {kind.target_is}, got other values")

@@ -26,7 +26,7 @@ from vae_fused._formulas import latent
 from vae_fused._iwae_module import IWAELoss
 from vae_fused._keywords import LatentOptions, SampleOptions, chosen
 from vae_fused._learned_prior import LearnedPrior
-from vae_fused._likelihood import Likelihood, as_likelihood
+from vae_fused._likelihood import Likelihood, as_likelihood, class_or_type
 from vae_fused._numbers import check_choice
 from vae_fused._overrides import call_override, has_override
 from vae_fused._remedies import kind_of
@@ -257,8 +257,8 @@ class ELBOLoss(_WithOptions):
             isinstance(reconstruction, Likelihood) or callable(reconstruction)
         ):
             raise TypeError(
-                "reconstruction must be a str, a likelihood or callable, got "
-                f"{type(reconstruction).__name__}"
+                "reconstruction must be a str, a likelihood or a callable, got "
+                f"{class_or_type(reconstruction)}"
             )
         check_choice("free_bits_per", free_bits_per, FREE_BITS_PER)
         check_choice("grad", grad, ("backward", "forward"))
@@ -322,7 +322,10 @@ class ELBOLoss(_WithOptions):
             of_likelihood = {"target_mask": target_mask, "weight": weight, "library": library}
             given = [name for name, value in of_likelihood.items() if value is not None]
             if given:
-                raise TypeError(f"{', '.join(given)} must come with a likelihood, got a callable")
+                raise TypeError(
+                    f"{' and '.join(given)} must come with a likelihood, got a callable as "
+                    "reconstruction"
+                )
             reconstruction = self.reconstruction(output, target)
             check_tensor("reconstruction", reconstruction)
             # A callable may accept a target without a batch, so only others are checked.
@@ -351,7 +354,10 @@ def _likelihood_of(
         return reconstruction, output
     is_pair = isinstance(output, tuple)
     if is_pair and reconstruction != "gaussian":
-        raise TypeError(f"output is a pair, which only 'gaussian' reads, not {reconstruction!r}")
+        raise TypeError(
+            f"output must be a Tensor for {reconstruction!r}, got a pair; pass "
+            "reconstruction='gaussian'"
+        )
     first = output[0] if isinstance(output, tuple) else output
     if has_override(first, target):
         return ("gaussian" if is_pair else _ALIASES[reconstruction]), output
@@ -360,6 +366,6 @@ def _likelihood_of(
             raise TypeError(f"{name} must be a Tensor, got {kind_of(value)}")
     if first.shape != target.shape:
         raise ValueError(
-            f"target has shape {tuple(target.shape)}, wants output's {tuple(first.shape)}"
+            f"target must have the shape of output, {tuple(first.shape)}, got {tuple(target.shape)}"
         )
     return ("gaussian" if is_pair else _ALIASES[reconstruction]), output
