@@ -29,13 +29,13 @@ from vae_fused import _install
 
 BACKENDS = ("auto", "native", "torch")
 PACKAGE = Path(__file__).parent
-DIAGNOSE = "`python -m vae_fused.env` tells more"
+DIAGNOSE = "see `python -m vae_fused.env`"
 
 
 def _read_backend() -> str:
     value = os.environ.get("VAE_FUSED_BACKEND", "").lower() or "auto"
     if value not in BACKENDS:
-        raise ValueError(f"VAE_FUSED_BACKEND={value!r} is not one of {', '.join(BACKENDS)}")
+        raise ValueError(f"VAE_FUSED_BACKEND must be one of {', '.join(BACKENDS)}, got {value!r}")
     return value
 
 
@@ -67,7 +67,7 @@ def _load(info: dict[str, Any]) -> str:
     """Import `_C`, which registers `torch.ops.vae_fused`. Return '' or one line with the error."""
     if info.get("mode") == "none":
         return (
-            f"installed without compiled code ({info.get('why')}); to compile it, "
+            f"installed without compiled code ({info.get('why')}); to compile it, run "
             f"VAE_FUSED_BUILD=auto {_install.reinstall_command(PACKAGE)}"
         )
     problem = _mismatch(info)
@@ -131,8 +131,8 @@ def _complaint(device_type: str) -> str:
         return f"vae_fused has no compiled code: {reason}; {DIAGNOSE}"
     if device_type == "cuda":
         return (
-            f"vae_fused was built without CUDA ({build_info.get('why')}); to build it with, "
-            f"VAE_FUSED_BUILD=cuda {_install.reinstall_command(PACKAGE)}; {DIAGNOSE}"
+            f"vae_fused was built without CUDA ({build_info.get('why')}); to build it with "
+            f"CUDA, run VAE_FUSED_BUILD=cuda {_install.reinstall_command(PACKAGE)}; {DIAGNOSE}"
         )
     return f"vae_fused has no compiled code for {device_type} tensors, only for CPU and CUDA"
 
@@ -147,10 +147,10 @@ def _decline(device_type: str) -> bool:
     if available and device_type not in _warned and not torch.compiler.is_compiling():
         _warned.add(device_type)
         warnings.warn(
-            f"{_complaint(device_type)}; using plain PyTorch", RuntimeWarning, stacklevel=4
+            f"{_complaint(device_type)}; using eager PyTorch", RuntimeWarning, stacklevel=4
         )
     return False
 
 
 if not available and backend != "torch":
-    warnings.warn(f"{_complaint('cpu')}; using plain PyTorch", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"{_complaint('cpu')}; using eager PyTorch", RuntimeWarning, stacklevel=3)

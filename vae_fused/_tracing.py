@@ -49,9 +49,9 @@ def _trace_and_save(mode: Any, func: Any, types: Any, args: Any, kwargs: Any) ->
 
     if functorch_config.activation_memory_budget == 0:
         raise RuntimeError(
-            "vae_fused: with activation_memory_budget = 0 torch.compile draws the noise anew in "
-            "backward, which corrupts gradients (pytorch issue 190758); set a budget above 0, "
-            "1e-6 say, or pass a key"
+            "vae_fused: activation_memory_budget must be above 0, because torch.compile would draw "
+            "the noise anew in backward and corrupt gradients (pytorch issue 190758), got 0; set "
+            "1e-6 or pass a key"
         )
     out = proxy_call(mode, func, mode.pre_dispatch, args, kwargs)
     for node in reversed(mode.tracer.graph.nodes):

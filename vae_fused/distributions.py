@@ -81,8 +81,9 @@ class DiagonalGaussian(FusedNormal):
         # The check is here and not in __init__, so that the signature shows only valid arguments.
         if "loc" in names or isinstance(names.get("scale"), Tensor | int | float):
             raise TypeError(
-                "loc and scale are the parameters of torch.distributions.Normal, but "
-                f"{cls.__name__} has mu and logvar; use {cls.__name__}.from_std(loc, scale)"
+                f"{cls.__name__} must be constructed with mu and logvar, got loc or scale, the "
+                "parameters of torch.distributions.Normal; call "
+                f"{cls.__name__}.from_std(loc, scale)"
             )
         new: DiagonalGaussian = super().__new__(cls)
         return new
@@ -98,9 +99,8 @@ class DiagonalGaussian(FusedNormal):
         self._scale = as_scale(scale)
         if self._scale.kind != "std" and is_sigma(logvar):
             raise ValueError(
-                f"{self._scale.raw_name} must not be the sigma of a {type(self).__name__}, as "
-                "type(q)(q.loc, q.scale) passes it; use from_std(q.loc, q.scale), q.detach() or "
-                "q.expand(shape)"
+                f"{self._scale.raw_name} must not be the sigma of a {type(self).__name__}, got "
+                "q.scale; call from_std(q.loc, q.scale), q.detach() or q.expand(shape)"
             )
         self.mu, self.raw = check_posterior(
             as_tensor(mu, logvar), as_tensor(logvar, mu), self._scale.raw_name

@@ -152,15 +152,15 @@ def _setting() -> str:
 
 def _cpu_backend() -> str:
     ext = _ext()
-    return "compiled" if ext.available else f"plain PyTorch: {ext.reason}"
+    return "compiled" if ext.available else f"eager PyTorch: {ext.reason}"
 
 
 def _cuda_backend() -> str:
     ext = _ext()
     if not ext.available:
-        return f"plain PyTorch: {ext.reason}"
+        return f"eager PyTorch: {ext.reason}"
     if not ext.has_cuda:
-        return f"plain PyTorch: built without CUDA ({ext.build_info.get('why')})"
+        return f"eager PyTorch: built without CUDA ({ext.build_info.get('why')})"
     cuda = _torch().cuda
     if not cuda.is_available():
         return "compiled, but torch sees no GPU here"

@@ -61,7 +61,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 def _refuse(name: str, *_: Any, **__: Any) -> Any:
     raise RuntimeError(
-        f"vae_fused: the program must not hold gradients, got the operator {name}, which has no "
+        f"vae_fused: the program must not contain gradients, got the operator {name}, which has no "
         "decomposition; export the module under torch.no_grad()"
     )
 

@@ -360,8 +360,9 @@ def _lift(size: int, x: Operands, dims: Any) -> Operands:
     for name in SCALARS:
         if getattr(dims, name) is not None:
             raise RuntimeError(
-                f"vae_fused: {name} differs between the slices of torch.vmap, but one launch "
-                "computes them all; call the function of the same name in vae_fused.reference"
+                f"vae_fused: {name} must be equal for all slices of torch.vmap, because one launch "
+                "computes them all, got a batched tensor; call the function of the same name in "
+                "vae_fused.reference"
             )
     lifted = [_front(t, dim, size) for t, dim in zip(x, dims, strict=True)]
     return Operands(*lifted)._replace(eps=None, key=None, **x.scalars())

@@ -294,7 +294,7 @@ def _check_randomness() -> None:
             vmap = torch._C._functorch.CVmapInterpreterPtr(interpreter)
             if vmap.randomness() == torch._C._functorch.RandomnessType.Error:
                 raise RuntimeError(
-                    "vae_fused: a sample is drawn under torch.vmap, whose randomness is 'error'; "
-                    "pass randomness='different' or 'same' to vmap, or a key or eps to the call "
+                    "vae_fused: randomness of torch.vmap must be 'different' or 'same' where a "
+                    "sample is drawn, got 'error'; pass it to vmap, or a key or eps to the call "
                     "(under Opacus a key: see docs/frameworks.md)"
                 )

@@ -63,7 +63,7 @@ def difference(original: type, stand_in: type, count: int) -> str:
         return f"{type(error).__name__}: {error}"
     for (name, got), (_, wanted) in zip(*results, strict=True):
         if got.shape != wanted.shape or not torch.allclose(got, wanted, rtol=1e-6, atol=1e-9):
-            return f"{name} of {original.__name__} differs from what it should be"
+            return f"{name} of {original.__name__} differs from that of vae_fused"
     return ""
 
 

@@ -312,8 +312,8 @@ def untouched(other: Any) -> DiagonalGaussian | None:
 def default_dims(ndim: int, name: str) -> tuple[int, ...]:
     if ndim > 4 and not torch.compiler.is_compiling():
         warnings.warn(
-            f"latents of {ndim} dimensions are summed over {LATENT_DIMS}, as diffusers does, "
-            f"which is not the sum over a sample; pass {name}={tuple(range(1, ndim))} for that",
+            f"latents of {ndim} dimensions are summed over {LATENT_DIMS}, as in diffusers, and not "
+            f"over all dimensions of a sample; pass {name}={tuple(range(1, ndim))} for that",
             stacklevel=3,
         )
     return LATENT_DIMS if ndim >= 4 else tuple(range(1, ndim))
@@ -346,8 +346,8 @@ def randn(shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
         return _randn(shape, like, generators[0])
     if len(generators) != shape[0]:
         raise ValueError(
-            f"generator must be a list with one for each of the batch's {shape[0]} items, or with "
-            f"one alone, got {len(generators)}"
+            f"generator must contain {shape[0]} generators, one for each item of the batch, or "
+            f"only one, got {len(generators)}"
         )
     return torch.cat([_randn((1, *shape[1:]), like, g) for g in generators])
 
@@ -360,7 +360,7 @@ def _randn(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Te
     device = like.device if generator.device.type == like.device.type else generator.device
     if device.type not in ("cpu", like.device.type):
         raise ValueError(
-            f"generator must be on {like.device}, as parameters are, or on cpu, got "
+            f"generator must be on the device of parameters, {like.device}, or on cpu, got "
             f"{generator.device}"
         )
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

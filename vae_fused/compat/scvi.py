@@ -239,7 +239,7 @@ def _difference(module: Any) -> str:
         for got, wanted, name in _comparisons(module):
             if not torch.allclose(got, wanted, rtol=1e-6, atol=1e-9):
                 error = float((got - wanted).abs().max())
-                return f"{name} differs by {error:.1e} from what it should be"
+                return f"{name} differs by {error:.1e} from that of vae_fused"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
