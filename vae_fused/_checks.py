@@ -135,7 +135,7 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
         raise ValueError(f"dim must be a dimension of h, of shape {tuple(h.shape)}, got {dim}")
     if h.shape[dim] % 2 != 0:
         raise ValueError(
-            f"h must have an even size in dimension {dim}, for mu and logvar, got shape "
+            f"h must have an even size in dimension {dim}, for mu and the raw scale, got shape "
             f"{tuple(h.shape)}"
         )
     mu, raw = h.chunk(2, dim)  # one node, whose backward writes one gradient

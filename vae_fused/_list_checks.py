@@ -108,9 +108,7 @@ def check_lengths(like: Sequence[Tensor], /, **lists: Sequence[Tensor]) -> None:
         if len(like) == 0:
             raise ValueError(f"{name} must contain at least 1 tensor, got none")
         if len(values) != len(like):
-            raise ValueError(
-                f"{name} must contain {len(like)} tensors, as many as mus, got {len(values)}"
-            )
+            raise ValueError(f"{name} must have the length of mus, {len(like)}, got {len(values)}")
 
 
 def priors_of(given: Any, count: int) -> list[Prior | None]:
@@ -119,8 +117,8 @@ def priors_of(given: Any, count: int) -> list[Prior | None]:
         return [None if given is None else as_prior(given)] * count
     if len(given) != count:
         raise ValueError(
-            f"prior must contain {count} priors, as many as mus, got {len(given)}; pass one "
-            "vf.Prior for all tensors"
+            f"prior must have the length of mus, {count}, got {len(given)}; pass one vf.Prior for "
+            "all tensors"
         )
     return [None if prior is None else as_prior(prior) for prior in given]
 
