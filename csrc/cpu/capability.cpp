@@ -43,12 +43,12 @@ Capability choose() {
   for (int level = 0; level < 3; ++level) {
     if (std::string(value) != kNames[level]) continue;
     if (level <= static_cast<int>(has)) return static_cast<Capability>(level);
-    throw std::invalid_argument(std::string(kVariable) + "=" + value +
-                                ": this machine and build have " + kNames[static_cast<int>(has)] +
-                                " at best");
+    throw std::invalid_argument(std::string(kVariable) + " must be at most " +
+                                kNames[static_cast<int>(has)] + " on this machine and build, got " +
+                                value);
   }
-  throw std::invalid_argument(std::string(kVariable) + "='" + value +
-                              "' is not one of avx512, avx2, default");
+  throw std::invalid_argument(std::string(kVariable) +
+                              " must be one of avx512, avx2, default, got '" + value + "'");
 }
 
 }  // namespace

@@ -13,18 +13,20 @@ DType dtype_of(const Tensor& t) {
     case at::kBFloat16:
       return DType::kBFloat16;
     default:
-      TORCH_CHECK_TYPE(false, "vae_fused: unsupported dtype ", t.scalar_type());
+      TORCH_CHECK_TYPE(
+          false, "vae_fused: tensors must be floating-point tensors of 16, 32 or 64 bits, got ",
+          t.scalar_type());
   }
 }
 
 void check_tensor(const Tensor& t, const char* name, c10::SymIntArrayRef shape,
                   at::ScalarType dtype, const Tensor& mu) {
-  TORCH_CHECK_VALUE(t.sym_sizes() == shape, "vae_fused: ", name, " has shape ", t.sym_sizes(),
-                    ", wants ", shape);
-  TORCH_CHECK_TYPE(t.scalar_type() == dtype, "vae_fused: ", name, " has dtype ", t.scalar_type(),
-                   ", wants ", dtype);
-  TORCH_CHECK(t.device() == mu.device(), "vae_fused: ", name, " is on ", t.device(), ", mu on ",
-              mu.device());
+  TORCH_CHECK_VALUE(t.sym_sizes() == shape, "vae_fused: ", name, " must have shape ", shape,
+                    ", got ", t.sym_sizes());
+  TORCH_CHECK_TYPE(t.scalar_type() == dtype, "vae_fused: ", name, " must have dtype ", dtype,
+                   ", got ", t.scalar_type());
+  TORCH_CHECK(t.device() == mu.device(), "vae_fused: ", name, " must be on ", mu.device(), ", got ",
+              t.device());
 }
 
 void check_like(const Tensor& t, const char* name, const Tensor& like) {

@@ -45,9 +45,10 @@ Space CallTensors::bind_to(const Operands& operands, const Tensor& like, DimSet 
     }
     if (make_space(like.sizes().vec(), summed, bindings, space)) return space;
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "vae_fused: summed and kept dimensions alternate more than ",
-                              kMaxDims, " times in a ", like.dim(),
-                              "-d tensor; move the summed dimensions to the end");
+  TORCH_CHECK_NOT_IMPLEMENTED(false,
+                              "vae_fused: summed and kept dimensions must alternate at most ",
+                              kMaxDims, " times, got more in a tensor with ", like.dim(),
+                              " dimensions; move the summed dimensions to the end");
 }
 
 void CallTensors::copy_back() const {

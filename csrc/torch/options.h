@@ -44,12 +44,12 @@ Given given_options(OptionList pairs) {
   given.visit_numbers(
       [&](const char*, const char*, double& number) { numbers.push_back(&number); });
   const size_t size = pairs->size();
-  TORCH_CHECK_VALUE(size % 2 == 0, "vae_fused: options has ", size, " numbers, wants pairs");
+  TORCH_CHECK_VALUE(size % 2 == 0, "vae_fused: options must contain pairs, got ", size, " numbers");
   for (size_t k = 0; k < size; k += 2) {
     const double place = (*pairs)[k];
     const bool is_place = place >= 0 && place < static_cast<double>(numbers.size());
-    TORCH_CHECK_VALUE(is_place, "vae_fused: options has a place ", place, ", wants one below ",
-                      numbers.size());
+    TORCH_CHECK_VALUE(is_place, "vae_fused: options must contain positions below ", numbers.size(),
+                      ", got ", place);
     *numbers[static_cast<size_t>(place)] = (*pairs)[k + 1];
   }
   return given;

@@ -5,12 +5,13 @@
 namespace vae_fused {
 
 Reduction parse_reduction(std::string_view reduction, at::OptionalIntArrayRef dim, int64_t ndim) {
-  TORCH_CHECK_VALUE(ndim <= 64, "vae_fused: tensors have 64 dimensions at most, got ", ndim);
+  TORCH_CHECK_VALUE(ndim <= 64, "vae_fused: tensors must have at most 64 dimensions, got ", ndim);
   Reduction result;
   if (dim.has_value()) {
-    for (int64_t d : *dim) {
-      d += d < 0 ? ndim : 0;
-      TORCH_CHECK_INDEX(d >= 0 && d < ndim, "vae_fused: dim out of range for ", ndim, "-d mu");
+    for (const int64_t given : *dim) {
+      const int64_t d = given + (given < 0 ? ndim : 0);
+      TORCH_CHECK_INDEX(d >= 0 && d < ndim, "vae_fused: dim must be a dimension of a tensor with ",
+                        ndim, ", got ", given);
       result.summed.set(d);
     }
     return result;
@@ -26,11 +27,16 @@ Reduction parse_reduction(std::string_view reduction, at::OptionalIntArrayRef di
     result.summed = all;
     result.divisor = Divisor::kNumel;
   } else if (reduction == "sample") {
-    TORCH_CHECK_VALUE(ndim > 0, "vae_fused: reduction 'sample' keeps dimension 0 of a 0-d tensor");
+    TORCH_CHECK_VALUE(
+        ndim > 0,
+        "vae_fused: tensors must have at least 1 dimension for reduction=\"sample\", got none");
     result.summed = all;
     result.summed.reset(0);
   } else {
-    TORCH_CHECK_VALUE(reduction == "none", "vae_fused: unknown reduction '", reduction, "'");
+    TORCH_CHECK_VALUE(
+        reduction == "none",
+        "vae_fused: reduction must be one of batchmean, sum, mean, sample, none, got '", reduction,
+        "'");
   }
   return result;
 }

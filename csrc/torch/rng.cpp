@@ -59,7 +59,8 @@ RngKey reserve_key(const OptionalGenerator& generator, at::Device device,
 #ifdef VAE_FUSED_WITH_CUDA
   if (device.is_cuda()) return reserve_cuda(generator, device, static_cast<uint64_t>(blocks));
 #endif
-  TORCH_CHECK(device.is_cpu(), "vae_fused: no compiled kernels for device ", device);
+  TORCH_CHECK(device.is_cpu(), "vae_fused: tensors must be on a device with compiled kernels, got ",
+              device);
   return reserve_cpu(generator);
 }
 

@@ -33,11 +33,14 @@ math::ScaleOptions<double> derived_scale(const math::GivenScale& given) {
   // The kind is checked as a double, because casting NaN or a value out of range is undefined.
   TORCH_CHECK_VALUE(
       given.kind >= 0 && given.kind < std::size(kKinds) && given.kind == std::floor(given.kind),
-      "vae_fused: unknown kind of scale ", given.kind);
-  TORCH_CHECK_VALUE(given.low <= given.high, "vae_fused: clamp is (", given.low, ", ", given.high,
+      "vae_fused: kind of a scale must be an integer between 0 and ", std::size(kKinds) - 1,
+      ", got ", given.kind);
+  TORCH_CHECK_VALUE(given.low <= given.high, "vae_fused: clamp must have lo <= hi, got (",
+                    given.low, ", ", given.high,
                     ")");  // also raised for NaN
-  TORCH_CHECK_VALUE(given.beta > 0 && given.soft_clamp >= 0, "vae_fused: beta is ", given.beta,
-                    ", soft clamp ", given.soft_clamp);
+  TORCH_CHECK_VALUE(given.beta > 0, "vae_fused: beta must be above 0, got ", given.beta);
+  TORCH_CHECK_VALUE(given.soft_clamp >= 0, "vae_fused: soft_clamp must be at least 0, got ",
+                    given.soft_clamp);
   const Kind& kind = kKinds[static_cast<size_t>(given.kind)];
   math::ScaleOptions<double> s = math::underived(given);
   s.base = kind.base;

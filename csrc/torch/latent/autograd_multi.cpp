@@ -128,8 +128,8 @@ class LatentMultiBackward : public SavingNode<LatentMultiBackward, SavedListArgu
 void refuse_gradient(const Tensor& t) {
   refuse_tangent(t);
   TORCH_CHECK_VALUE(!at::GradMode::is_enabled() || !t.requires_grad(),
-                    "vae_fused: the operators of lists compute no gradient of a prior; call the "
-                    "function of the same name in vae_fused");
+                    "vae_fused: prior must not require a gradient, because the operators of lists "
+                    "compute none; call the function of the same name in vae_fused");
 }
 
 Outputs apply(at::TensorList mu, at::TensorList raw, const Arguments& a) {

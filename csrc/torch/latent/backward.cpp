@@ -40,7 +40,7 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   const bool at_sample = params.of.options.at_sample && grad_kl.defined();
   const bool has_samples = grad_z.defined() || at_sample;
   TORCH_CHECK_VALUE(has_samples || !grad.eps.defined(),
-                    "vae_fused: grad_eps is asked for, but there is no grad_z");
+                    "vae_fused: grad_z must be given for a gradient of eps, got none");
   std::vector<c10::SymInt> kl_shape = reduction.shape(mu);
   c10::SymDimVector samples;  // the shape of the samples
   if (grad_z.defined()) {

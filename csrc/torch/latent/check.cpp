@@ -3,7 +3,8 @@
 namespace vae_fused {
 
 Noise Noise::given(const OptionalTensor& eps, const OptionalTensor& key) {
-  TORCH_CHECK_VALUE(eps.has_value() != key.has_value(), "vae_fused: give one of eps and key");
+  TORCH_CHECK_VALUE(eps.has_value() != key.has_value(),
+                    "vae_fused: either eps or key must be given, got ", eps ? "both" : "none");
   Noise noise;
   if (eps) noise.eps = *eps;
   if (key) noise.key = key->contiguous();

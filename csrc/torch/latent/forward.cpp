@@ -24,7 +24,9 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
   params.dtype = dtype_of(mu);
   params.of.options = parse_options(of.options.numbers);
   const bool at_sample = params.of.options.at_sample && reduction;
-  TORCH_CHECK_VALUE(!at_sample || noise, "vae_fused: a KL at a sample wants a sample");
+  TORCH_CHECK_VALUE(
+      !at_sample || noise,
+      "vae_fused: estimator must be 'analytic' for a KL without a sample, got 'sample'");
 
   Outputs out;
   c10::SymDimVector shape(mu.sym_sizes());
@@ -40,8 +42,8 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
   const double scale = reduction && !mu.is_meta() ? reduction->scale(mu) : 1.0;
   if (at_sample && sample_shape.has_value()) {
     // Each sample has its own KL, so the samples become elements of the call.
-    TORCH_CHECK_VALUE(shape.size() <= 64, "vae_fused: tensors have 64 dimensions at most, got ",
-                      shape.size());
+    TORCH_CHECK_VALUE(shape.size() <= 64,
+                      "vae_fused: tensors must have at most 64 dimensions, got ", shape.size());
     reduction = reduction->after(static_cast<int64_t>(sample_shape->size()));
     mu = mu.expand_symint(shape);
     of = of.expanded(shape);
@@ -86,11 +88,12 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
 
 std::pair<Tensor, Tensor> unpack(const Tensor& h, int64_t packed_dim) {
   const int64_t d = packed_dim + (packed_dim < 0 ? h.dim() : 0);
-  TORCH_CHECK_INDEX(d >= 0 && d < h.dim(), "vae_fused: packed_dim out of range for ", h.dim(),
-                    "-d h");
+  TORCH_CHECK_INDEX(d >= 0 && d < h.dim(),
+                    "vae_fused: packed_dim must be a dimension of h, of shape ", h.sym_sizes(),
+                    ", got ", packed_dim);
   const c10::SymInt size = h.sym_size(d);
-  TORCH_CHECK_VALUE(size % 2 == 0, "vae_fused: h has size ", size, " in dimension ", d,
-                    ", wants an even one: mu and raw");
+  TORCH_CHECK_VALUE(size % 2 == 0, "vae_fused: h must have an even size in dimension ", packed_dim,
+                    ", for mu and the raw scale, got shape ", h.sym_sizes());
   return {h.narrow_symint(d, 0, size / 2), h.narrow_symint(d, size / 2, size / 2)};
 }
 

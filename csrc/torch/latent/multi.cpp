@@ -16,6 +16,11 @@
 namespace vae_fused {
 namespace {
 
+void check_length(size_t found, const char* name, size_t count) {
+  TORCH_CHECK_VALUE(found == count, "vae_fused: ", name, " must have the length of mu, ", count,
+                    ", got ", found);
+}
+
 // A checked list with contiguous tensors.
 struct List {
   std::vector<Tensor> mu, raw;
@@ -30,11 +35,12 @@ struct List {
 
   List(at::TensorList mus, at::TensorList raws, const GivenPriors& priors,
        const math::LatentOptions<double>& options, std::string_view reduction) {
-    TORCH_CHECK_VALUE(!mus.empty() && mus.size() == raws.size(), "vae_fused: ", mus.size(),
-                      " tensors mu and ", raws.size(), " tensors raw");
-    TORCH_CHECK_VALUE(reduction == "sum" || reduction == "mean", "vae_fused: unknown reduction '",
-                      reduction, "' of a list");
-    TORCH_CHECK_VALUE(!options.at_sample, "vae_fused: lists have no KL at a sample");
+    TORCH_CHECK_VALUE(!mus.empty(), "vae_fused: mu must contain at least 1 tensor, got none");
+    check_length(raws.size(), "raw", mus.size());
+    TORCH_CHECK_VALUE(reduction == "sum" || reduction == "mean",
+                      "vae_fused: reduction must be one of sum, mean, got '", reduction, "'");
+    TORCH_CHECK_VALUE(!options.at_sample,
+                      "vae_fused: estimator must be 'analytic' for a list, got 'sample'");
     for (size_t k = 0; k < mus.size(); ++k) {
       check_tensor(mus[k], "mu", mus[k].sym_sizes(), mus[0].scalar_type(), mus[0]);
       check_like(raws[k], "raw", mus[k]);
@@ -57,8 +63,7 @@ struct List {
   // The tensors of the priors. A list has one for each item, or none at all.
   std::vector<Tensor> tensors_of(const OptionalTensors& given, const char* name) const {
     std::vector<Tensor> result(size());
-    TORCH_CHECK_VALUE(given.empty() || given.size() == size(), "vae_fused: ", given.size(),
-                      " tensors ", name, ", wants ", size());
+    if (!given.empty()) check_length(given.size(), name, size());
     for (size_t k = 0; k < given.size(); ++k) {
       const OptionalTensor t = given.get(k);
       if (!t || !t->defined()) continue;
@@ -71,7 +76,8 @@ struct List {
   // Sets the numbers of the priors: a mean and a raw scale for each item, or those of the options.
   void set_numbers(c10::ArrayRef<double> numbers, const math::LatentOptions<double>& options) {
     TORCH_CHECK_VALUE(numbers.empty() || numbers.size() == 2 * size(),
-                      "vae_fused: ", numbers.size(), " prior_numbers, wants ", 2 * size());
+                      "vae_fused: prior_numbers must contain ", 2 * size(),
+                      " numbers, two for each tensor of mu, got ", numbers.size());
     const bool is_double = mu[0].scalar_type() == at::kDouble;
     math::FixedPrior one = {options.prior_mean, options.prior_precision, options.prior_x};
     for (size_t k = 0; k < size(); ++k) {
@@ -208,8 +214,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_bac
   const List list(mu, raw, VAE_FUSED_GIVEN_PRIORS, params.options, reduction);
   const Tensor& first = list.mu[0];
   given.check(first);
-  TORCH_CHECK_VALUE(grad_z.size() == list.size(), "vae_fused: ", grad_z.size(),
-                    " gradients of z, wants ", list.size());
+  check_length(grad_z.size(), "grad_z", list.size());
   if (key) check_key(*key, first);
   std::vector<Tensor> grad_mu, grad_raw, gz(list.size());
   for (size_t k = 0; k < list.size(); ++k) {
@@ -217,7 +222,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_bac
     grad_raw.push_back(with_huge_pages(at::empty_like(list.raw[k])));
     const OptionalTensor of_z = grad_z.get(k);
     if (!of_z || !of_z->defined()) continue;
-    TORCH_CHECK_VALUE(key, "vae_fused: a gradient of z, but no key");
+    TORCH_CHECK_VALUE(key, "vae_fused: key must be given with grad_z, got none");
     check_like(*of_z, "grad_z", list.mu[k]);
     gz[k] = of_z->contiguous();
   }

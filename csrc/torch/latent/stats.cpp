@@ -29,7 +29,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu
   WithScalars<StatsParams> params;
   params.dtype = dtype_of(mu);
   params.of.options = parse_options(of.options.numbers);
-  TORCH_CHECK_VALUE(!params.of.options.at_sample, "vae_fused: statistics have no KL at a sample");
+  TORCH_CHECK_VALUE(!params.of.options.at_sample,
+                    "vae_fused: estimator must be 'analytic' for statistics, got 'sample'");
   if (mu.is_meta()) return {kl, mean, variance, clamped, non_finite};
 
   const c10::DeviceGuard guard(mu.device());

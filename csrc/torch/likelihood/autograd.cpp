@@ -48,7 +48,8 @@ class NllBackward : public SavingNode<NllBackward> {
 void check_target_grad(const Tensor& target, OptionList options) {
   TORCH_CHECK_VALUE(
       !target.requires_grad() || data_of(OptionNumbers(options).kind()) == Data::kReal,
-      "vae_fused: target requires grad, but that of this likelihood has no gradient");
+      "vae_fused: target must not require a gradient for this likelihood, because none is "
+      "computed; pass it with .detach()");
 }
 
 std::tuple<Tensor, Tensor> nll(VAE_FUSED_OBSERVATIONS, VAE_FUSED_NUMBERS_OF_LOSS) {

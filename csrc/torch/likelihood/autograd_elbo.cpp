@@ -139,10 +139,10 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
 
   static variable_list backward(const SavedCallWith<ElboArguments>& call,
                                 const variable_list& grads) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        !at::GradMode::is_enabled(),
-        "vae_fused: grad='forward' has no second derivatives; call with grad='backward', the "
-        "default, where create_graph=True");
+    TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(),
+                                "vae_fused: grad must be \"backward\", the default, for "
+                                "create_graph=True, got \"forward\", "
+                                "which has no second derivatives");
     variable_list result(kEdges);
     const OptionalTensor of_loss = grad_of(grads, 0), of_nll = grad_of(grads, 1),
                          of_kl = grad_of(grads, 2);

@@ -18,13 +18,15 @@ OptionalTensor sum_of(const OptionalTensor& a, const OptionalTensor& b) {
 }
 
 void check_kl(const Tensor& kl, const Tensor& output) {
-  TORCH_CHECK(kl.device() == output.device(), "vae_fused: kl is on ", kl.device(), ", output on ",
-              output.device());
-  TORCH_CHECK_VALUE(output.dim() > 0, "vae_fused: output is 0-d, so there is no batch");
+  TORCH_CHECK(kl.device() == output.device(), "vae_fused: kl must be on the device of output, ",
+              output.device(), ", got ", kl.device());
+  TORCH_CHECK_VALUE(output.dim() > 0,
+                    "vae_fused: output must have a batch in dimension 0, got shape ",
+                    output.sym_sizes());
   if (kl.dim() == 0) return;
   const bool fits = kl.sym_size(0) == output.sym_size(0);
-  TORCH_CHECK_VALUE(fits, "vae_fused: kl has shape ", kl.sym_sizes(), ", output ",
-                    output.sym_sizes());
+  TORCH_CHECK_VALUE(fits, "vae_fused: kl must have the batch of output, ", output.sym_size(0),
+                    ", in dimension 0, got shape ", kl.sym_sizes());
 }
 
 }  // namespace
@@ -35,15 +37,21 @@ ElboResults elbo_loss(VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBE
   const Reduction reduced = parse_reduction(reduction, dim, output.dim());
   const bool has_grads = std::any_of(grad_mask.begin(), grad_mask.end(), [](bool b) { return b; });
   TORCH_CHECK_TYPE(!has_grads || output.scalar_type() != at::kHalf,
-                   "vae_fused: gradients that are computed in forward would underflow in float16");
+                   "vae_fused: grad must be \"backward\" for float16 outputs, because gradients "
+                   "that no GradScaler has scaled yet underflow, got \"forward\"");
   const auto shape = reduced.shape(output);
-  TORCH_CHECK_VALUE(!has_grads || shape.empty(),
-                    "vae_fused: gradients are computed in forward where the loss is 0-d");
+  TORCH_CHECK_VALUE(
+      !has_grads || shape.empty(),
+      "vae_fused: grad must be \"backward\" unless the loss is 0-d, got \"forward\" with shape ",
+      c10::SymIntArrayRef(shape));
   const auto new_result = [&] { return at::empty_symint(shape, call.arithmetic_options()); };
   const Tensor loss = new_result(), rows = at::empty_symint(call.rows_sizes(), loss.options());
   Tensor reconstruction, reduced_kl;
   if (kl.has_value()) {
-    TORCH_CHECK_VALUE(shape.size() <= 1, "vae_fused: a loss with a KL is 0-d or per sample");
+    TORCH_CHECK_VALUE(
+        shape.size() <= 1,
+        "vae_fused: the loss must be 0-d or have one dimension where kl is given, got shape ",
+        c10::SymIntArrayRef(shape));
     check_kl(*kl, output);
     reconstruction = new_result();
     reduced_kl = new_result();
@@ -60,7 +68,9 @@ ElboResults elbo_loss(VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBE
   Gradients grads;
   if (!output.is_meta() && output.numel() == 0) {
     nll.fill_(0.0 * reduced.scale(output));
-    TORCH_CHECK_VALUE(!kl.has_value(), "vae_fused: output is empty, so there is no batch");
+    TORCH_CHECK_VALUE(!kl.has_value(),
+                      "vae_fused: output must have a batch in dimension 0, got shape ",
+                      output.sizes());
   }
   if (has_grads) {
     NllBackwardParams both;

@@ -8,13 +8,15 @@ namespace vae_fused {
 
 KlTerm bind_kl(const Tensor& kl, const KlNumbers& numbers, const Reduction& reduced,
                int64_t results, at::ScalarType dtype) {
-  TORCH_CHECK_VALUE(kl.dim() <= 1, "vae_fused: kl is ", kl.dim(), "-d, wants 0 or 1 dimensions");
-  TORCH_CHECK_VALUE(results == 1 || results == kl.numel(), "vae_fused: kl has ", kl.numel(),
-                    " values for ", results, " results");
-  TORCH_CHECK_TYPE(kl.scalar_type() == dtype, "vae_fused: kl is ", kl.scalar_type(), ", wants ",
-                   dtype);
+  TORCH_CHECK_VALUE(kl.dim() <= 1, "vae_fused: kl must have 0 or 1 dimensions, got shape ",
+                    kl.sizes());
+  TORCH_CHECK_VALUE(results == 1 || results == kl.numel(), "vae_fused: kl must have ", results,
+                    " values, one for each loss, got ", kl.numel());
+  TORCH_CHECK_TYPE(kl.scalar_type() == dtype, "vae_fused: kl must have dtype ", dtype, ", got ",
+                   kl.scalar_type());
   TORCH_CHECK_VALUE(reduced.divisor != Reduction::Divisor::kNumel,
-                    "vae_fused: a mean over elements has no KL; divide the sum");
+                    "vae_fused: reduction must be batchmean, sum or sample where kl is given, got "
+                    "'mean'; divide the sum");
   KlTerm term;
   term.samples = kl.const_data_ptr();
   term.count = kl.numel();

@@ -25,7 +25,10 @@ TargetType target_type_of(const Tensor& t) {
     case at::kLong:
       return TargetType::kInt64;
     default:
-      TORCH_CHECK_TYPE(false, "vae_fused: unsupported dtype of target ", t.scalar_type());
+      TORCH_CHECK_TYPE(false,
+                       "vae_fused: target must be float32, float64, float16, bfloat16, uint8, "
+                       "int32 or int64, got ",
+                       t.scalar_type());
   }
 }
 
@@ -43,8 +46,9 @@ ObservedTensors::ObservedTensors(VAE_FUSED_OBSERVATIONS, OptionList options)
       option_list(options) {
   const at::ScalarType wide = arithmetic_dtype(output);
   const size_t outputs = 1 + this->second.defined() + this->third.defined();
-  TORCH_CHECK_VALUE(this->options.accepts(outputs), "vae_fused: got ", outputs,
-                    " outputs for the likelihood's kind ", static_cast<int>(this->options.kind()));
+  TORCH_CHECK_VALUE(this->options.accepts(outputs),
+                    "vae_fused: output must be as many tensors as the likelihood of kind ",
+                    static_cast<int>(this->options.kind()), " has, got ", outputs);
   for (const auto& [name, t] : {std::pair("second", this->second), {"third", this->third}}) {
     if (t.defined()) check_like(t, name, output);
   }
@@ -56,9 +60,11 @@ ObservedTensors::ObservedTensors(VAE_FUSED_OBSERVATIONS, OptionList options)
     check_tensor(this->library, "library", row_sizes(), wide, output);
   }
   TORCH_CHECK_VALUE(!this->options.is_softmax() || output.dim() > 0,
-                    "vae_fused: a softmax needs a last dimension, output has none");
-  TORCH_CHECK(target.device() == output.device(), "vae_fused: target is on ", target.device(),
-              ", output on ", output.device());
+                    "vae_fused: output must have a last dimension for the softmax, got shape ",
+                    output.sym_sizes());
+  TORCH_CHECK(target.device() == output.device(),
+              "vae_fused: target must be on the device of output, ", output.device(), ", got ",
+              target.device());
 }
 
 c10::SymDimVector ObservedTensors::row_sizes() const {

@@ -17,7 +17,8 @@ constexpr double kLargestLogScale = 50;
 template <typename E>
 E enumerator(const char* name, double value, E last) {
   TORCH_CHECK_VALUE(value >= 0 && value <= static_cast<double>(last) && value == std::floor(value),
-                    "vae_fused: unknown ", name, " of a likelihood: ", value);
+                    "vae_fused: ", name, " of a likelihood must be an integer between 0 and ",
+                    static_cast<int>(last), ", got ", value);
   return static_cast<E>(value);
 }
 
@@ -28,12 +29,15 @@ OptionNames likelihood_options() { return names_of_options<math::GivenLikelihood
 OptionNumbers::OptionNumbers(OptionList options)
     : given_(given_options<math::GivenLikelihood>(options)) {
   enumerator("kind", given_.kind, static_cast<LikelihoodKind>(kLikelihoodKinds - 1));
-  TORCH_CHECK_VALUE(given_.sigma > 0, "vae_fused: sigma is ", given_.sigma);
-  TORCH_CHECK_VALUE(given_.eps >= 0 && given_.dispersion_max > 0, "vae_fused: eps is ", given_.eps,
-                    ", dispersion_max ", given_.dispersion_max);
-  TORCH_CHECK_VALUE(given_.df >= 0 && given_.bits >= 1 && given_.bits <= 16 &&
-                        std::abs(given_.log_scale_min) <= kLargestLogScale,
-                    "vae_fused: df is ", given_.df, ", bits ", given_.bits, ", log_scale_min ",
+  TORCH_CHECK_VALUE(given_.sigma > 0, "vae_fused: sigma must be above 0, got ", given_.sigma);
+  TORCH_CHECK_VALUE(given_.eps >= 0, "vae_fused: eps must be at least 0, got ", given_.eps);
+  TORCH_CHECK_VALUE(given_.dispersion_max > 0, "vae_fused: dispersion_max must be above 0, got ",
+                    given_.dispersion_max);
+  TORCH_CHECK_VALUE(given_.df >= 0, "vae_fused: df must be at least 0, got ", given_.df);
+  TORCH_CHECK_VALUE(given_.bits >= 1 && given_.bits <= 16,
+                    "vae_fused: bits must be between 1 and 16, got ", given_.bits);
+  TORCH_CHECK_VALUE(std::abs(given_.log_scale_min) <= kLargestLogScale,
+                    "vae_fused: log_scale_min must be between -50 and 50, got ",
                     given_.log_scale_min);
 }
 
