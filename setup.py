@@ -94,8 +94,8 @@ def choose_archs(torch, toolkit: Toolkit) -> str:
         for arch in re.findall(r"(?<![\w.])\d+\.\d+", asked):
             if arch not in known:
                 die(
-                    f"TORCH_CUDA_ARCH_LIST asks for {arch}, which nvcc {toolkit.version} cannot "
-                    f"compile; it knows {' '.join(known)}"
+                    f"TORCH_CUDA_ARCH_LIST must contain only architectures of nvcc "
+                    f"{toolkit.version}, {', '.join(known)}, got {arch}"
                 )
         return asked
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -115,7 +115,7 @@ def decide(torch) -> Plan:
     """Chooses what to build. Only this function acts on VAE_FUSED_BUILD."""
     asked = os.environ.get("VAE_FUSED_BUILD", "").lower() or "auto"
     if asked not in MODES:
-        die(f"VAE_FUSED_BUILD={asked} is not one of {', '.join(MODES)}")
+        die(f"VAE_FUSED_BUILD must be one of {', '.join(MODES)}, got {asked!r}")
     why = f"VAE_FUSED_BUILD={asked}"
     if asked == "none":
         return Plan("none", why)
@@ -223,7 +223,7 @@ def link_cudart(extension: setuptools.Extension, torch) -> None:
     places = [Path(d) for d in extension.library_dirs] + wheel_dirs(torch, "lib")
     versioned = [lib for place in places for lib in sorted(place.glob("libcudart.so.*"))]
     if not versioned:
-        die("libcudart.so is neither in the CUDA toolkit nor in the nvidia wheels beside torch")
+        die("libcudart.so must be in the CUDA toolkit or the nvidia wheels beside torch, got none")
     extension.libraries.remove("cudart")
     extension.extra_objects.append(str(versioned[0]))
 
@@ -328,7 +328,10 @@ def commands(plan: Plan, info: dict[str, object]) -> dict[str, type]:
 
 def main() -> None:
     if numbers(setuptools.__version__) < MIN_SETUPTOOLS:
-        die(f"setuptools {setuptools.__version__} is too old: pip install -U 'setuptools>=77'")
+        die(
+            f"setuptools must be 77 or later, got {setuptools.__version__}; run pip install -U "
+            "'setuptools>=77'"
+        )
     os.chdir(ROOT)
     # A build without compiled code does not need torch, which remains a runtime dependency.
     torch = None if os.environ.get("VAE_FUSED_BUILD", "").lower() == "none" else import_torch()

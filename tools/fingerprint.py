@@ -118,7 +118,7 @@ def code(cubins: list[str]) -> Iterator[tuple[str, str]]:
 
     tool = find_cuobjdump()
     if tool is None:
-        raise SystemExit("no cuobjdump: not on PATH, in a CUDA toolkit or in triton")
+        raise SystemExit("cuobjdump must be on PATH, in a CUDA toolkit or in triton, got none")
     for cubin in cubins:
         listing = subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=True)
         for part in listing.stdout.split("Function : ")[1:]:

@@ -76,7 +76,7 @@ def find_cuobjdump() -> Path | None:
 def cuobjdump(*arguments: str | Path, cwd: str | Path | None = None) -> str:
     tool = find_cuobjdump()
     if tool is None:
-        die("there is no cuobjdump: not on PATH, not in the CUDA toolkit, not in triton")
+        die("cuobjdump must be on PATH, in the CUDA toolkit or in triton, got none")
     done = subprocess.run([tool, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         die(f"cuobjdump {arguments[0]}: {(done.stderr or done.stdout).strip()}")
@@ -86,10 +86,13 @@ def cuobjdump(*arguments: str | Path, cwd: str | Path | None = None) -> str:
 def installed_extension() -> Path:
     spec = importlib.util.find_spec("vae_fused")
     if spec is None or spec.origin is None:
-        die("vae_fused is not installed; name an extension")
+        die("vae_fused must be installed, got no package; install it or name an extension")
     found = sorted(Path(spec.origin).parent.glob("_C*.so"))
     if not found:
-        die(f"{Path(spec.origin).parent} has no compiled part; name an extension")
+        die(
+            f"vae_fused must have a compiled part, got none in {Path(spec.origin).parent}; name an "
+            "extension"
+        )
     return found[0]
 
 
@@ -187,7 +190,7 @@ def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
     if extension.suffix == ".cubin":
         code_for = re.search(r"code for (sm_\w+)", cuobjdump("--dump-sass", extension))
         if code_for is None:
-            die(f"{extension.name} has no code")
+            die(f"the cubin must contain code, got none in {extension.name}")
         yield code_for[1], extension
         return
     cuobjdump("--extract-elf", "all", extension.resolve(), cwd=folder)
@@ -244,7 +247,7 @@ def measure(extension: Path) -> dict[str, Any]:
                     name = f"{plain} ({count})"
                 kernels[name][arch] = row(plain, arch, resources[mangled], code)
     if not sizes:
-        die(f"{extension.name} has no CUDA code")
+        die(f"the extension must contain CUDA code, got none in {extension.name}")
     info = build_info(extension)
     return {"nvcc": info.get("cuda"), "sizes": dict(sizes), "kernels": kernels}
 
@@ -329,4 +332,4 @@ def show_hot_path(extension: Path, kernel: str, arch: str | None) -> None:
                 for pipe, cycles in busy(path.instructions).items():
                     print(f"{cycles / served:6.1f}  cycles of {pipe} an element")
     if kernel not in names:
-        die(f"no kernel {kernel}; there are {', '.join(sorted(names))}")
+        die(f"the kernel must be one of {', '.join(sorted(names))}, got {kernel}")

@@ -38,7 +38,9 @@ def find_python(name: str) -> str:
     for python in (name, f"python{name}", *versions):
         if runs(python):
             return python
-    raise SystemExit(f"matrix: there is no interpreter {name}")
+    raise SystemExit(
+        f"matrix: python must be a command, a path or an installed version, got {name}"
+    )
 
 
 def make(target: str, log: Path, variables: list[str]) -> tuple[bool, float]:

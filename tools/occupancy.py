@@ -43,7 +43,7 @@ def number(arch: str) -> int:
     """``sm_90a`` -> 90."""
     found = re.search(r"\d+", arch)
     if found is None:
-        raise ValueError(f"{arch!r} names no architecture")
+        raise ValueError(f"arch must contain a number, as sm_90 does, got {arch!r}")
     return int(found[0])
 
 

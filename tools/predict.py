@@ -58,7 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
     found = [p for file in asked.files for p in programs(file, asked.kernel, archs)]
     record: Record = make_record(found, chips, asked.latency, asked.elements, asked.commit)
     if not record["predictions"]:
-        print("predict: error: no kernel of these chips' architectures", file=sys.stderr)
+        print(
+            "predict: error: the files must contain a kernel for these chips, got none",
+            file=sys.stderr,
+        )
         return 2
     if asked.json:
         print(dump(record), end="")
@@ -67,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     elif asked.compare:
         old: Record = json.loads(asked.compare.read_text())
         if old["model"] != MODEL_VERSION:
-            print(f"predict: error: {asked.compare} is of model {old['model']}", file=sys.stderr)
+            wrong = f"{asked.compare} must be of model {MODEL_VERSION}, got {old['model']}"
+            print(f"predict: error: {wrong}", file=sys.stderr)
             return 2
         lines, slower = compared(old, record)
         print("\n".join(lines))

@@ -65,14 +65,14 @@ def import_torch():
         if error.name != "torch":
             die(f"torch is installed, but importing it fails: {error}")
         die(
-            "torch is not visible to this build. Install torch and 'setuptools>=77', then add "
-            "--no-build-isolation to the command, as in `pip install --no-build-isolation .` "
-            "(VAE_FUSED_BUILD=none installs without compiled code)"
+            "torch must be visible to this build, got no module; install torch and "
+            "'setuptools>=77', then add --no-build-isolation to the command, as in `pip install "
+            "--no-build-isolation .` (VAE_FUSED_BUILD=none installs without compiled code)"
         )
     except (ImportError, OSError) as error:  # one of its shared libraries is missing or broken
         die(f"torch is installed, but importing it fails: {error}")
     if numbers(torch.__version__) < MIN_TORCH:
-        die(f"torch {torch.__version__} is too old, 2.11 or later is needed: pip install -U torch")
+        die(f"torch must be 2.11 or later, got {torch.__version__}; run pip install -U torch")
     return torch
 
 

@@ -288,7 +288,7 @@ def test_old_torch_is_one_line(tmp_path: Path) -> None:
     run = run_setup("--version", PYTHONPATH=str(tmp_path))
     assert run.returncode != 0
     (line,) = run.stderr.splitlines()
-    assert "2.3.1 is too old" in line
+    assert "torch must be 2.11 or later, got 2.3.1" in line
 
 
 @pytest.fixture

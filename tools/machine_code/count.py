@@ -156,14 +156,14 @@ def _launch(machine: Any, kernel: str, tiles: int) -> tuple[Launched, int]:
         machine.device.traces = False
     found, launched = machine.launched.pop()
     if found != kernel:
-        raise ValueError(f"the call for {kernel} launches {found}")
+        raise ValueError(f"the call for {kernel} must launch it, got {found}")
     return launched, n
 
 
 def count(machine: Any, kernel: str) -> Executed:
     """A kernel's instructions per element. `machine`: the native module on machine code."""
     if not is_hot(kernel):
-        raise ValueError(f"{kernel} is not a hot kernel")
+        raise ValueError(f"kernel must be a hot one, got {kernel}")
     of_likelihood = likelihood(kernel) is not None
     sizes = (FEW // 2, MANY // 2) if of_likelihood else (FEW, MANY)
     (few, n), (many, m) = (_launch(machine, kernel, tiles) for tiles in sizes)

@@ -78,7 +78,7 @@ class Device:
     def add(self, kernel: cubin.Kernel, constants: bytes = b"") -> None:
         """Add a kernel, with the constant bank 4 of its module."""
         if kernel.name in self._kernels:
-            raise LaunchError(f"two kernels are named {kernel.name}")
+            raise LaunchError(f"kernels must have different names, got {kernel.name} twice")
         self._kernels[kernel.name] = kernel, constants
 
     @property
@@ -88,7 +88,7 @@ class Device:
     def program(self, name: str) -> Program:
         """The decoded kernel, which is decoded at its first use."""
         if name not in self._kernels:
-            raise LaunchError(f"no kernel {name}; there are {', '.join(self.names)}")
+            raise LaunchError(f"the kernel must be one of {', '.join(self.names)}, got {name}")
         if name not in self._programs:
             self._programs[name] = decode(self._kernels[name][0])
         return self._programs[name]
@@ -103,7 +103,7 @@ class Device:
         sizes = [parameter.size for parameter in kernel.parameters]
         if [len(argument) for argument in arguments] != sizes:
             given = [len(argument) for argument in arguments]
-            raise LaunchError(f"{kernel.name} takes arguments of {sizes} bytes, not {given}")
+            raise LaunchError(f"arguments of {kernel.name} must have {sizes} bytes, got {given}")
         bank = ConstantBank(kernel.parameter_base + kernel.parameter_bytes)
         bank.allow(kernel.parameter_base, kernel.parameter_bytes)
         bank.define(_BLOCK_SIZE, struct.pack("<6I", THREADS, 1, 1, blocks, 1, 1))

@@ -173,7 +173,7 @@ def shfl(f: Fields) -> Execute:
             warp, lane = np.argwhere(active & ~taking_part)[0]
             raise ConvergenceError(
                 f"SHFL at {f.source.address:#x}: lane {lane} reads from lane "
-                f"{source[warp, lane]}, which takes no part"
+                f"{source[warp, lane]}, which does not participate"
             )
         write(s, w, value)
         inside(s, w, valid)

@@ -53,7 +53,9 @@ def compiler() -> str | None:
 def _binary() -> Path:
     found = compiler()
     if found is None:
-        raise NoCompilerError("the simulation needs a C++ compiler: CXX, c++, g++ or clang++")
+        raise NoCompilerError(
+            "a C++ compiler must be installed as CXX, c++, g++ or clang++, got none"
+        )
     folder = tempfile.mkdtemp(prefix="issue-model-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     binary = Path(folder) / "simulate"
