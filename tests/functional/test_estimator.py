@@ -271,14 +271,22 @@ FLOOR = "free_bits is given with estimator='sample', whose elements may be negat
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"stop_q": True}, ValueError, "stop_q=True requires estimator='sample': the analytic KL"),
     ({"stop_q": True, "estimator": "analytic"}, ValueError, "stop_q=True requires estimator="),
-    ({"estimator": "mc"}, ValueError, "estimator is 'mc', wants one of analytic, sample"),
+    ({"estimator": "mc"}, ValueError, "estimator must be one of analytic, sample.*, got 'mc'"),
     ({"estimator": None}, TypeError, "estimator must be a str, got NoneType"),
     ({**SAMPLE, "stop_q": 1}, TypeError, "stop_q must be a bool, got int"),
     ({**SAMPLE, "stop_q": None}, TypeError, "stop_q must be a bool, got NoneType"),
     ({**SAMPLE, "free_bits": 0.5}, ValueError, FLOOR),
     ({**SAMPLE, "free_bits": torch.tensor(0.5)}, ValueError, FLOOR),
-    ({**SAMPLE, "eps": X, "sample_shape": 2}, ValueError, r"eps has shape \(4, 6\), wants z's"),
-    ({**SAMPLE, "sample_shape": -1}, ValueError, r"sample_shape is \(-1,\)"),
+    (
+        {**SAMPLE, "eps": X, "sample_shape": 2},
+        ValueError,
+        r"eps must have the shape of z, .* got \(4, 6\)",
+    ),
+    (
+        {**SAMPLE, "sample_shape": -1},
+        ValueError,
+        r"sample_shape must have sizes of at least 0, got \(-1,\)",
+    ),
 ]
 
 
@@ -286,8 +294,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 @pytest.mark.parametrize(("options", "error", "message"), BAD, ids=lambda v: str(v)[:40])
 def test_bad_options_are_named(module, options, error, message):
     refuses(lambda: module.reparameterize_kl(X, X, **options), error, message)
-    refuses(lambda: module.reparameterize_kl_moments(X, **options), error, message if (
-        "eps has" not in message) else "eps has shape")  # fmt: skip
+    refuses(lambda: module.reparameterize_kl_moments(X, **options), error, message)
     if module is vf:
         refuses(lambda: vf.DiagonalGaussian(X, X).rsample_kl(**options), error, message)
 

@@ -96,34 +96,58 @@ def test_one_scale_has_one_notation() -> None:
     [
         (lambda: k.Bernoulli(constants=1), TypeError, "constants must be a bool, got int"),
         (lambda: k.Poisson(validate="yes"), TypeError, "validate must be a bool, got str"),
-        (lambda: k.Poisson("log"), ValueError, "rate is 'log', wants one of identity, exp, soft"),
+        (
+            lambda: k.Poisson("log"),
+            ValueError,
+            "rate must be one of identity, exp, softplus, softmax, got 'log'",
+        ),
         (lambda: k.Poisson(None), TypeError, "rate must be a str, got NoneType"),
-        (lambda: k.Gaussian("sigma"), ValueError, "scale is 'sigma', wants one of logvar"),
-        (lambda: k.Gaussian(sigma=0.0), ValueError, "sigma is 0.0, wants a number above 0"),
+        (lambda: k.Gaussian("sigma"), ValueError, "scale must be one of logvar.*, got 'sigma'"),
+        (lambda: k.Gaussian(sigma=0.0), ValueError, "sigma must be above 0, got 0.0"),
         (lambda: k.Laplace(sigma="1"), TypeError, "sigma must be a number, got str"),
-        (lambda: k.Gaussian("std", sigma=1.0), ValueError, "give one of scale and sigma, got"),
-        (lambda: k.NegativeBinomial("log"), ValueError, "mean is 'log', wants one of identity"),
+        (
+            lambda: k.Gaussian("std", sigma=1.0),
+            ValueError,
+            "scale and sigma must not be given together, got",
+        ),
+        (
+            lambda: k.NegativeBinomial("log"),
+            ValueError,
+            "mean must be one of identity.*, got 'log'",
+        ),
         (
             lambda: k.NegativeBinomial(dispersion="softmax"),
             ValueError,
-            "dispersion is 'softmax', wants one of identity, exp, softplus",
+            "dispersion must be one of identity, exp, softplus.*, got 'softmax'",
         ),
         (lambda: k.NegativeBinomial(dispersion_max=-1.0), ValueError, "dispersion_max is -1.0"),
-        (lambda: k.NegativeBinomial(eps=-1.0), ValueError, "eps is -1.0, wants a number of at"),
+        (lambda: k.NegativeBinomial(eps=-1.0), ValueError, "eps must be at least 0, got -1.0"),
         (lambda: k.NegativeBinomial(eps=math.nan), ValueError, "eps is nan"),
         (
             lambda: k.ZeroInflatedNegativeBinomial(zero_inflation="logit"),
             ValueError,
-            "zero_inflation is 'logit', wants one of logits, probs",
+            "zero_inflation must be one of logits, probs.*, got 'logit'",
         ),
         (lambda: k.Poisson(rate="exp", mean="exp"), TypeError, "unexpected keyword"),
-        (lambda: k.StudentT(df=0.0), ValueError, "df is 0.0, wants a number above 0"),
-        (lambda: k.StudentT(df=math.inf), ValueError, "df is inf, wants a finite number"),
-        (lambda: k.StudentT(sigma=1.0), ValueError, "give df as well as sigma"),
-        (lambda: k.StudentT(df=3.0, freedom="exp"), ValueError, "give one of df and freedom, got"),
-        (lambda: k.StudentT(freedom="softmax"), ValueError, "freedom is 'softmax', wants one of"),
-        (lambda: k.DiscretizedLogistic(0), ValueError, "bits is 0, wants a number from 1 to 16"),
-        (lambda: k.DiscretizedLogistic(17), ValueError, "bits is 17, wants a number from 1 to 16"),
+        (lambda: k.StudentT(df=0.0), ValueError, "df must be above 0, got 0.0"),
+        (lambda: k.StudentT(df=math.inf), ValueError, "df must be a finite number, got inf"),
+        (
+            lambda: k.StudentT(sigma=1.0),
+            ValueError,
+            "df must be a number where sigma is one, .*, got None",
+        ),
+        (
+            lambda: k.StudentT(df=3.0, freedom="exp"),
+            ValueError,
+            "df and freedom must not be given together, got",
+        ),
+        (
+            lambda: k.StudentT(freedom="softmax"),
+            ValueError,
+            "freedom must be one of identity.*, got 'softmax'",
+        ),
+        (lambda: k.DiscretizedLogistic(0), ValueError, "bits must be between 1 and 16, got 0"),
+        (lambda: k.DiscretizedLogistic(17), ValueError, "bits must be between 1 and 16, got 17"),
         (lambda: k.DiscretizedLogistic(8.0), TypeError, "bits must be an int, got float"),
         (lambda: k.DiscretizedLogistic(log_scale_min=-51), ValueError, "log_scale_min is -51"),
     ],
@@ -298,7 +322,9 @@ def test_a_kind_may_be_defined_again() -> None:
     for factor in (1.0, 2.0):
         define(factor)
         assert vf.nll(torch.zeros(3), torch.zeros(3), "of a notebook", reduction="mean") == factor
-    with pytest.raises(ValueError, match="name is 'bernoulli'"):
+    with pytest.raises(
+        ValueError, match="name must differ from that of Bernoulli, got 'bernoulli'"
+    ):
         type("Other", (k.Bernoulli,), {}, name="bernoulli")
 
 

@@ -26,46 +26,70 @@ MODULES = pytest.mark.parametrize("module", [vf, vf.reference], ids=["vf", "refe
 # --------------------------------------------------------------------------------------------------
 
 SCALE: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"kind": "log_var"}, ValueError, "kind is 'log_var', wants one of logvar, logstd, std, var"),
+    (
+        {"kind": "log_var"},
+        ValueError,
+        "kind must be one of logvar, logstd, std, var.*, got 'log_var'",
+    ),
     ({"kind": 1}, TypeError, "kind must be a str, got int"),
     ({"clamp": 3.0}, TypeError, r"clamp must be a pair \(lo, hi\), got 3.0"),
     ({"clamp": (1, 2, 3)}, TypeError, "clamp must be a pair"),
     ({"clamp": "ab"}, TypeError, "clamp must be a pair"),
-    ({"clamp": (1.0, -1.0)}, ValueError, r"clamp is \(1.0, -1.0\), wants lo <= hi"),
-    ({"clamp": (NAN, 1.0)}, ValueError, "clamp's lo is nan, wants a finite number or None"),
+    ({"clamp": (1.0, -1.0)}, ValueError, r"clamp must have lo <= hi, got \(1.0, -1.0\)"),
+    ({"clamp": (NAN, 1.0)}, ValueError, "clamp's lo must be a finite number or None, got nan"),
     ({"clamp": (0.0, INF)}, ValueError, "clamp's hi is inf"),
     ({"clamp": ("a", 1.0)}, TypeError, "clamp's lo must be a number, got str"),
-    ({"soft_clamp": 0.0}, ValueError, "soft_clamp is 0.0, wants a number above 0"),
-    ({"soft_clamp": -1}, ValueError, "soft_clamp is -1, wants a number above 0"),
+    ({"soft_clamp": 0.0}, ValueError, "soft_clamp must be above 0, got 0.0"),
+    ({"soft_clamp": -1}, ValueError, "soft_clamp must be above 0, got -1"),
     ({"soft_clamp": NAN}, ValueError, "soft_clamp is nan"),
     ({"soft_clamp": "5"}, TypeError, "soft_clamp must be a number, got str"),
-    ({"soft_clamp": 5.0, "clamp": (0, 1)}, ValueError, "give one of clamp and soft_clamp"),
-    ({"gain": INF}, ValueError, "gain is inf, wants a finite number"),
+    (
+        {"soft_clamp": 5.0, "clamp": (0, 1)},
+        ValueError,
+        "clamp and soft_clamp must not be given together",
+    ),
+    ({"gain": INF}, ValueError, "gain must be a finite number, got inf"),
     ({"gain": True}, TypeError, "gain must be a number, got bool"),
-    ({"shift": NAN}, ValueError, "shift is nan, wants a finite number"),
+    ({"shift": NAN}, ValueError, "shift must be a finite number, got nan"),
     ({"shift": torch.tensor(1.0)}, TypeError, "shift must be a number, got Tensor"),
-    ({"kind": "softplus", "beta": 0}, ValueError, "beta is 0, wants a number above 0"),
-    ({"kind": "logstd", "beta": 2.0}, ValueError, "beta is 2.0, but belongs to softplus"),
-    ({"std_floor": -0.1}, ValueError, "std_floor is -0.1, wants a number of at least 0"),
-    ({"var_floor": INF}, ValueError, "var_floor is inf, wants a number of at least 0"),
-    ({"std_min": -1.0}, ValueError, "std_min is -1.0, wants a number of at least 0"),
+    ({"kind": "softplus", "beta": 0}, ValueError, "beta must be above 0, got 0"),
+    (
+        {"kind": "logstd", "beta": 2.0},
+        ValueError,
+        "beta must be 1 unless kind is 'softplus', got 2.0",
+    ),
+    ({"std_floor": -0.1}, ValueError, "std_floor must be at least 0, got -0.1"),
+    ({"var_floor": INF}, ValueError, "var_floor must be a finite number, got inf"),
+    ({"std_min": -1.0}, ValueError, "std_min must be at least 0, got -1.0"),
 ]
 
 PRIOR: list[tuple[tuple[Any, ...], type[Exception], str]] = [
     (("0",), TypeError, "prior.mean must be a Tensor or a number, got str"),
     ((0.0, None), TypeError, "prior.raw must be a Tensor or a number, got NoneType"),
-    ((NAN,), ValueError, "prior.mean is nan, wants a finite number"),
+    ((NAN,), ValueError, "prior.mean must be a finite number, got nan"),
     ((0.0, -INF), ValueError, "prior.raw is -inf"),
-    ((0.0, 0.0, "std"), ValueError, "prior.raw is 0.0, wants a number above 0 for a std"),
-    ((0.0, -1.0, "var"), ValueError, "prior.raw is -1.0, wants a number above 0 for a var"),
-    ((0.0, -1.0, vf.Scale("std", std_floor=2.0)), ValueError, "prior.raw is -1.0, wants a number"),
-    ((0.0, -2.0, vf.Scale("var", var_floor=2.0)), ValueError, "prior.raw is -2.0, read as 0"),
+    ((0.0, 0.0, "std"), ValueError, "prior.raw must be above 0 for a std, got 0.0"),
+    ((0.0, -1.0, "var"), ValueError, "prior.raw must be above 0 for a var, got -1.0"),
+    (
+        (0.0, -1.0, vf.Scale("std", std_floor=2.0)),
+        ValueError,
+        "prior.raw must be above 0 for a std, got -1.0",
+    ),
+    (
+        (0.0, -2.0, vf.Scale("var", var_floor=2.0)),
+        ValueError,
+        "prior.raw must be above 0 for a var, got -2.0, which is read as 0",
+    ),
     (
         (0.0, 2.0, vf.Scale("var", clamp=(0, 2), gain=-1, shift=1)),
         ValueError,
-        "prior.raw is 2.0, read as -1, wants a number above 0 for a var",
+        "prior.raw must be above 0 for a var, got 2.0, which is read as -1",
     ),
-    ((0.0, 0.0, "sigma"), ValueError, "scale is 'sigma', wants one of logvar, .* or a vf.Scale"),
+    (
+        (0.0, 0.0, "sigma"),
+        ValueError,
+        "scale must be one of logvar, .* or a vf.Scale.*, got 'sigma'",
+    ),
     ((0.0, 0.0, 3), TypeError, "scale must be a str or a vf.Scale, got int"),
 ]
 
@@ -106,47 +130,67 @@ def test_scales_are_values_and_priors_hold_tensors():
 # --------------------------------------------------------------------------------------------------
 
 CALL: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"scale": "Std"}, ValueError, "scale is 'Std', wants one of logvar, logstd, std, var"),
+    ({"scale": "Std"}, ValueError, "scale must be one of logvar, logstd, std, var.*, got 'Std'"),
     ({"scale": None}, TypeError, "scale must be a str or a vf.Scale, got NoneType"),
     ({"scale": vf.Scale}, TypeError, "scale must be a str or a vf.Scale, got type"),
-    ({"mu_soft_clamp": 0}, ValueError, "mu_soft_clamp is 0, wants a number above 0"),
+    ({"mu_soft_clamp": 0}, ValueError, "mu_soft_clamp must be above 0, got 0"),
     ({"mu_soft_clamp": "1"}, TypeError, "mu_soft_clamp must be a number, got str"),
-    ({"mask": MASK.float()}, TypeError, "mask has dtype torch.float32, wants bool"),
+    ({"mask": MASK.float()}, TypeError, "mask must be bool, got torch.float32"),
     ({"mask": [True]}, TypeError, "mask must be a Tensor, got list"),
-    ({"mask": MASK[:3]}, ValueError, r"mask has shape \(3, 6\).*the posterior's \(4, 6\)"),
-    ({"mask": MASK[None]}, ValueError, r"mask has shape \(1, 4, 6\), which does not broadcast to"),
-    ({"mask": MASK.to("meta")}, RuntimeError, "mask is on meta, mu on cpu; want one device"),
+    (
+        {"mask": MASK[:3]},
+        ValueError,
+        r"mask must broadcast to the shape of the posterior, \(4, 6\), got \(3, 6\)",
+    ),
+    ({"mask": MASK[None]}, ValueError, r"mask must broadcast to .* got \(1, 4, 6\)"),
+    ({"mask": MASK.to("meta")}, RuntimeError, "mask must be on the device of mu, cpu, got meta"),
     ({"mask": MASK.to_sparse()}, TypeError, "mask has layout torch.sparse_coo"),
 ]
 
 SAMPLE: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"temperature": -1.0}, ValueError, "temperature is -1.0, wants a number of at least 0"),
+    ({"temperature": -1.0}, ValueError, "temperature must be at least 0, got -1.0"),
     ({"temperature": NAN}, ValueError, "temperature is nan"),
     ({"temperature": torch.ones(2)}, ValueError, "temperature must be a number or a 0-d tensor"),
-    ({"sample_shape": -1}, ValueError, r"sample_shape is \(-1,\), wants sizes of at least 0"),
+    ({"sample_shape": -1}, ValueError, r"sample_shape must have sizes of at least 0, got \(-1,\)"),
     ({"sample_shape": (2, -3)}, ValueError, r"sample_shape is \(2, -3\)"),
     ({"sample_shape": 2.0}, TypeError, "sample_shape must be an int or a sequence of ints, got fl"),
     ({"sample_shape": "2"}, TypeError, "sample_shape must be an int or a sequence of ints, got st"),
-    ({"sample_shape": (2, True)}, TypeError, "sample_shape must hold ints, got bool"),
+    ({"sample_shape": (2, True)}, TypeError, "sample_shape must contain ints, got bool"),
     ({"sample_shape": torch.tensor(2)}, TypeError, "sample_shape must be an int or a sequence"),
-    ({"sample_shape": 2, "eps": MU}, ValueError, r"eps has shape \(4, 6\), wants z's \(2, 4, 6\)"),
+    (
+        {"sample_shape": 2, "eps": MU},
+        ValueError,
+        r"eps must have the shape of z, \(2, 4, 6\), got \(4, 6\)",
+    ),
 ]
 
 KL: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"prior": (MU, RAW)}, TypeError, "prior must be a vf.Prior, a module .*, got tuple"),
     ({"prior": torch.distributions.Normal(0.0, 1.0)}, TypeError, "got Normal"),
-    ({"prior": vf.Prior(MU[None])}, ValueError, r"prior.mean has shape \(1, 4, 6\).*to the poste"),
-    ({"prior": vf.Prior(0.0, RAW[:, :3])}, ValueError, r"prior.raw has shape \(4, 3\)"),
-    ({"prior": vf.Prior(MU.long())}, TypeError, "prior.mean has dtype torch.int64"),
-    ({"prior": vf.Prior(0.0, RAW.to("meta"))}, RuntimeError, "prior.raw is on meta, mu on cpu"),
+    (
+        {"prior": vf.Prior(MU[None])},
+        ValueError,
+        r"prior.mean must broadcast to the shape of the posterior, .* got \(1, 4, 6\)",
+    ),
+    ({"prior": vf.Prior(0.0, RAW[:, :3])}, ValueError, r"prior.raw must broadcast .* got \(4, 3\)"),
+    (
+        {"prior": vf.Prior(MU.long())},
+        TypeError,
+        "prior.mean must be a floating-point tensor .* got torch.int64",
+    ),
+    (
+        {"prior": vf.Prior(0.0, RAW.to("meta"))},
+        RuntimeError,
+        "prior.raw must be on the device of mu, cpu, got meta",
+    ),
     ({"prior": vf.Prior(MU.to_sparse())}, TypeError, "prior.mean has layout torch.sparse_coo"),
-    ({"free_bits": -0.5}, ValueError, "free_bits is -0.5, wants a number of nats, at least 0"),
+    ({"free_bits": -0.5}, ValueError, "free_bits must be at least 0 nats, got -0.5"),
     ({"free_bits": INF}, ValueError, "free_bits is inf"),
     ({"free_bits": True}, TypeError, "free_bits must be a number, got bool"),
     ({"free_bits": torch.zeros(1)}, ValueError, "free_bits must be a number or a 0-d tensor"),
     ({"balance": 0.8}, TypeError, r"balance must be a pair \(wq, wp\), got 0.8"),
     ({"balance": (1, 2, 3)}, TypeError, r"balance must be a pair \(wq, wp\)"),
-    ({"balance": (0.2, NAN)}, ValueError, "balance's wp is nan, wants a finite number"),
+    ({"balance": (0.2, NAN)}, ValueError, "balance's wp must be a finite number, got nan"),
     ({"balance": ("0.2", 1)}, TypeError, "balance's wq must be a number, got str"),
 ]
 
@@ -189,7 +233,7 @@ def test_messages_call_a_raw_scale_what_it_is(module, scale, called):
     refuses(
         lambda: module.gaussian_kl(MU, RAW[:, :5], scale=scale),
         ValueError,
-        rf"{called} has shape \(4, 5\), which does not broadcast with mu's \(4, 6\)",
+        rf"{called} must broadcast with the shape of mu, \(4, 6\), got \(4, 5\)",
     )
 
 
@@ -197,13 +241,29 @@ def test_messages_call_a_raw_scale_what_it_is(module, scale, called):
 def test_bad_tensors_of_densities_are_named(module):
     log_prob, sampled = module.gaussian_log_prob, module.sampled_kl
     refuses(lambda: log_prob(1.0, MU, RAW), TypeError, "value must be a Tensor, got float")
-    refuses(lambda: log_prob(MU.long(), MU, RAW), TypeError, "value has dtype torch.int64")
-    refuses(lambda: log_prob(MU[:3], MU, RAW), ValueError, r"does not broadcast with value's \(3,")
-    refuses(lambda: log_prob(MU, MU, RAW.to("meta")), RuntimeError, "logvar is on meta, mu on cpu")
-    refuses(lambda: log_prob(MU, MU, RAW, dim=2), ValueError, "dim 2 is out of range")
+    refuses(
+        lambda: log_prob(MU.long(), MU, RAW),
+        TypeError,
+        "value must be a floating-point tensor .* got torch.int64",
+    )
+    refuses(
+        lambda: log_prob(MU[:3], MU, RAW),
+        ValueError,
+        r"must broadcast with the shape of value, \(3,",
+    )
+    refuses(
+        lambda: log_prob(MU, MU, RAW.to("meta")),
+        RuntimeError,
+        "logvar must be on the device of mu, cpu, got meta",
+    )
+    refuses(
+        lambda: log_prob(MU, MU, RAW, dim=2), ValueError, "dim must be a dimension of .*, got 2"
+    )
     refuses(lambda: log_prob(MU, MU, RAW, reduction="sum", dim=1), ValueError, "dim replaces")
     refuses(lambda: sampled([1.0], RAW), TypeError, "z must be a Tensor, got list")
-    refuses(lambda: sampled(MU, RAW[:3]), ValueError, r"does not broadcast with z's \(4, 6\)")
+    refuses(
+        lambda: sampled(MU, RAW[:3]), ValueError, r"must broadcast with the shape of z, \(4, 6\)"
+    )
 
 
 def test_the_reference_has_the_same_signatures():

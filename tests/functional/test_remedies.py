@@ -88,7 +88,7 @@ def test_a_variable_of_keras(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_mask_of_numbers(call: Callable[[Tensor], Any], dtype: torch.dtype) -> None:
     weights = torch.tensor([1, 0, 1, 1, 0, 1]).to(dtype)
-    message = f"mask has dtype {dtype}, wants bool; pass mask.bool(), or multiply the result of "
+    message = f"mask must be bool, got {dtype}; pass mask.bool(), or multiply the result of "
     with pytest.raises(TypeError, match=re.escape(message + "reduction='none' by weights")):
         call(weights)
     call(weights.bool())

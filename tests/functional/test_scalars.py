@@ -175,7 +175,11 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (torch.tensor(True), TypeError, "must be a floating-point tensor or a number, got torch.bool"),
     (LEAF, ValueError, r"must not require a gradient, because none is computed; .*\.detach\(\)"),
     (2 * LEAF, ValueError, r"must not require a gradient, .*\.detach\(\)"),
-    (torch.ones((), device="meta"), RuntimeError, "is on meta, mu on cpu; want one device"),
+    (
+        torch.ones((), device="meta"),
+        RuntimeError,
+        "must be on the device of mu, cpu, or on cpu, got meta",
+    ),
 ]
 NAMES: dict[str, Any] = {
     "temperature": lambda v: {"temperature": v},

@@ -131,26 +131,30 @@ def test_values_are_checked_on_request():
 BAD = [
     (lambda: DiagonalGaussian([0.0], 0.0), TypeError, "mu must be a Tensor, got list"),
     (lambda: DiagonalGaussian(0.0, True), TypeError, "logvar must be a Tensor, got bool"),
-    (lambda: DiagonalGaussian(torch.arange(3), 0.0), TypeError, "mu has dtype torch.int64"),
+    (
+        lambda: DiagonalGaussian(torch.arange(3), 0.0),
+        TypeError,
+        "mu must be a floating-point tensor .* got torch.int64",
+    ),
     (
         lambda: DiagonalGaussian(torch.zeros(3), torch.zeros(4)),
         ValueError,
-        r"logvar has shape \(4,\), which does not broadcast with mu's \(3,\)",
+        r"logvar must broadcast with the shape of mu, \(3,\), got \(4,\)",
     ),
     (
         lambda: DiagonalGaussian(torch.zeros(3), torch.zeros(3, device="meta")),
         RuntimeError,
-        "logvar is on meta, mu on cpu",
+        "logvar must be on the device of mu, cpu, got meta",
     ),
     (
         lambda: DiagonalGaussian.from_moments(torch.zeros(2, 5)),
         ValueError,
-        "h has size 5 in dimension 1, wants an even one",
+        "h must have an even size in dimension 1, .* got shape",
     ),
     (
         lambda: DiagonalGaussian.from_moments(torch.zeros(4)),
         ValueError,
-        "dim 1 is out of range for h of 1 dimensions",
+        "dim must be a dimension of h, of shape .*, got 1",
     ),
     (lambda: DiagonalGaussian.from_moments([1.0]), TypeError, "h must be a Tensor, got list"),
     (
@@ -161,17 +165,17 @@ BAD = [
     (
         lambda: DiagonalGaussian(torch.zeros(3), 0.0).cdf(torch.zeros(4)),
         ValueError,
-        r"value has shape \(4,\), which does not broadcast with the batch shape \(3,\)",
+        r"value must broadcast with the batch shape, \(3,\), got \(4,\)",
     ),
     (
         lambda: DiagonalGaussian(torch.zeros(3), 0.0).rsample((2,), eps=torch.zeros(3)),
         ValueError,
-        r"eps has shape \(3,\), wants z's \(2, 3\)",
+        r"eps must have the shape of z, \(2, 3\), got \(3,\)",
     ),
     (
         lambda: DiagonalGaussian(torch.zeros(3), 0.0).nll(torch.zeros(3), 1),
         ValueError,
-        "dim 1 is out of range",
+        "dim must be a dimension of .*, got 1",
     ),
 ]
 

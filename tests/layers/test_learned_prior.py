@@ -95,7 +95,7 @@ def test_std_is_the_initial_scale_of_every_kind(name, std):
     reached = vf.DiagonalGaussian(torch.zeros_like(raws), raws, scale=scale).stddev
     reached = reached[reached.isfinite()]
     if not reached.min() <= std <= reached.max():
-        with pytest.raises(ValueError, match=rf"std is {std}, which .* cannot represent"):
+        with pytest.raises(ValueError, match=rf"std must be a sigma that .* can return, got {std}"):
             vf.nn.LearnedPrior(3, scale, std=std)
         return
     prior = vf.nn.LearnedPrior(3, scale, mean=0.25, std=std, dtype=F64)
@@ -174,12 +174,37 @@ class Tuple(nn.Module):
         ((3, "log_var"), {}, ValueError, "scale is 'log_var'"),
         ((3,), {"mean": math.nan}, ValueError, "mean is nan"),
         ((3,), {"mean": torch.zeros(3)}, TypeError, "mean must be a number, got Tensor"),
-        ((3,), {"std": 0.0}, ValueError, "std is 0.0, wants a number above 0"),
-        ((3, "sigmoid2"), {"std": 2.5}, ValueError, "std is 2.5, which Scale.*cannot represent"),
-        ((3, vf.Scale(clamp=(0.0, 1.0))), {"std": 0.5}, ValueError, "cannot represent"),
-        ((3, vf.Scale(std_min=0.5)), {"std": 0.2}, ValueError, "cannot represent"),
-        ((3, vf.Scale("std", std_floor=0.5)), {"std": 0.2}, ValueError, "cannot represent"),
-        ((3, vf.Scale(soft_clamp=1.0)), {"std": 9.0}, ValueError, "cannot represent"),
+        ((3,), {"std": 0.0}, ValueError, "std must be above 0, got 0.0"),
+        (
+            (3, "sigmoid2"),
+            {"std": 2.5},
+            ValueError,
+            "std must be a sigma that Scale.* can return, got 2.5",
+        ),
+        (
+            (3, vf.Scale(clamp=(0.0, 1.0))),
+            {"std": 0.5},
+            ValueError,
+            "std must be a sigma that .* can return",
+        ),
+        (
+            (3, vf.Scale(std_min=0.5)),
+            {"std": 0.2},
+            ValueError,
+            "std must be a sigma that .* can return",
+        ),
+        (
+            (3, vf.Scale("std", std_floor=0.5)),
+            {"std": 0.2},
+            ValueError,
+            "std must be a sigma that .* can return",
+        ),
+        (
+            (3, vf.Scale(soft_clamp=1.0)),
+            {"std": 9.0},
+            ValueError,
+            "std must be a sigma that .* can return",
+        ),
     ],
 )
 def test_bad_arguments(args, options, error, text):

@@ -250,7 +250,7 @@ def test_memory_budget_would_corrupt_gradients_without_the_mark():
 def test_memory_budget_of_zero_is_refused_and_a_key_lifts_it():
     x, weight = model_inputs()
     with functorch_config.patch(activation_memory_budget=0):
-        with pytest.raises(Exception, match="set a budget above 0"):
+        with pytest.raises(Exception, match="activation_memory_budget must be above 0"):
             torch.compile(model, fullgraph=True)(x, weight)
 
         def pure(x, weight):
