@@ -39,6 +39,7 @@ from vae_fused.options import (
 REDUCTIONS = ("batchmean", "sum", "mean", "sample", "none")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
+_AS_KEY = "; pass vf.key(seed, offset)"
 _AS_BOOL = "; pass {}.bool(), or multiply the result of reduction='none' by weights"
 
 # A reduction or the dimensions to sum, and the divisor of the sum.
@@ -360,10 +361,10 @@ def _check_eps(mu: Tensor, eps: Tensor, sample_shape: tuple[int, ...]) -> Tensor
 
 def check_key(mu: Tensor, key: Tensor) -> None:
     """Check a key for noise in the shape of ``mu``."""
-    check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64")
+    check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64", _AS_KEY)
     if tuple(key.shape) != (2,):
         raise ValueError(
-            f"key must have shape (2,), for a seed and an offset, got {tuple(key.shape)}"
+            f"key must have shape (2,), for a seed and an offset, got {tuple(key.shape)}{_AS_KEY}"
         )
     check_device("key", key, mu)
 

@@ -20,7 +20,7 @@ def check_layout(name: str, value: Tensor) -> None:
         )
     if value.layout != torch.strided or value.is_nested:
         if value.is_nested:
-            got, remedy = "a nested one", "nested.to_padded_tensor(0.0)"
+            got, remedy = "a nested one", "to_padded_tensor(0.0)"
         else:
-            got, remedy = str(value.layout), f"{name}.to_dense()"
-        raise TypeError(f"{name} must be a strided tensor, got {got}; pass {remedy}")
+            got, remedy = str(value.layout), "to_dense()"
+        raise TypeError(f"{name} must be a strided tensor, got {got}; pass its .{remedy}")

@@ -27,8 +27,9 @@ class Restored:
         unknown = sorted(state.keys() - names)
         if unknown:
             raise TypeError(
-                f"a pickled {type(self).__name__} must have fields of this version of vae_fused, "
-                f"got {', '.join(unknown)}; install the version that wrote the file, or a newer one"
+                f"a pickled {type(self).__name__} must have only fields of this version of "
+                f"vae_fused, got {', '.join(unknown)}; install the version that wrote the file, or "
+                "a newer one"
             )
         type(self).__init__(self, **state)
 

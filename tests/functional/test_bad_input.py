@@ -98,7 +98,11 @@ NOISE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"eps": MU.to_sparse()}, TypeError, "eps has layout torch.sparse_coo"),
     ({"key": KEY.long().to_sparse()}, TypeError, "key has layout torch.sparse_coo"),
     ({"key": (1, 2)}, TypeError, "key must be a Tensor"),
-    ({"key": KEY.to(torch.int32)}, TypeError, "key must be uint64 or int64, got torch.int32"),
+    (
+        {"key": KEY.to(torch.int32)},
+        TypeError,
+        "key must be uint64 or int64, got torch.int32; pass vf.key",
+    ),
     (
         {"key": KEY[:1]},
         ValueError,

@@ -429,7 +429,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"nll": X.to_sparse()},
         TypeError,
-        "nll must be a strided tensor, got torch.sparse_coo; pass nll.to_dense",
+        "nll must be a strided tensor, got torch.sparse_coo; pass its .to_dense",
     ),
     (
         {"log_ratio": X[:, :1]},

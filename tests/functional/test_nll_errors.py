@@ -68,7 +68,7 @@ BAD: dict[str, tuple[Any, Any, Any, dict[str, Any], type[Exception], str]] = {
     ),
     "sparse": (
         X.to_sparse(), X, "poisson", {}, TypeError,
-        r"output must be a strided tensor, got torch.sparse_coo; pass output.to_dense\(\)",
+        r"output must be a strided tensor, got torch.sparse_coo; pass its \.to_dense\(\)",
     ),
     "theta's shape": (
         (MEAN, torch.ones(5)), X, "negative_binomial", {}, ValueError,
