@@ -48,8 +48,8 @@ Given given_options(OptionList pairs) {
   for (size_t k = 0; k < size; k += 2) {
     const double place = (*pairs)[k];
     const bool is_place = place >= 0 && place < static_cast<double>(numbers.size());
-    TORCH_CHECK_VALUE(is_place, "vae_fused: options must contain positions below ", numbers.size(),
-                      ", got ", place);
+    TORCH_CHECK_VALUE(is_place, "vae_fused: options must contain positions between 0 and ",
+                      numbers.size() - 1, ", got ", place);
     *numbers[static_cast<size_t>(place)] = (*pairs)[k + 1];
   }
   return given;

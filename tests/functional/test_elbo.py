@@ -541,7 +541,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"beta": -1.0}, ValueError, "beta must be at least 0, got -1.0"),
     ({"beta": KL}, ValueError, r"beta must be a number or a 0-d tensor, got shape \(4,\)"),
     ({"beta": torch.tensor(1)}, TypeError, "beta must be a floating-point tensor or a number"),
-    ({"capacity": -1.0}, ValueError, "capacity is -1.0"),
+    ({"capacity": -1.0}, ValueError, "capacity must be at least 0, got -1.0"),
     ({"capacity": torch.tensor(1.0, requires_grad=True)}, ValueError, "must not require a grad"),
     (
         {"free_bits": 1.0},
@@ -562,7 +562,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
         "unless the loss is 0-d, got .* with reduction=",
     ),
     ({"target_mask": X}, TypeError, "target_mask must be bool, got torch.float32"),
-    ({"likelihood": "normal"}, ValueError, "likelihood is 'normal'"),
+    ({"likelihood": "normal"}, ValueError, "likelihood must be one of .*, got 'normal'"),
     ({"nonsense": 1}, TypeError, "unexpected keyword argument 'nonsense'"),
 ]
 

@@ -120,9 +120,17 @@ def test_one_scale_has_one_notation() -> None:
             ValueError,
             "dispersion must be one of identity, exp, softplus.*, got 'softmax'",
         ),
-        (lambda: k.NegativeBinomial(dispersion_max=-1.0), ValueError, "dispersion_max is -1.0"),
+        (
+            lambda: k.NegativeBinomial(dispersion_max=-1.0),
+            ValueError,
+            "dispersion_max must be above 0, got -1.0",
+        ),
         (lambda: k.NegativeBinomial(eps=-1.0), ValueError, "eps must be at least 0, got -1.0"),
-        (lambda: k.NegativeBinomial(eps=math.nan), ValueError, "eps is nan"),
+        (
+            lambda: k.NegativeBinomial(eps=math.nan),
+            ValueError,
+            "eps must be a finite number, got nan",
+        ),
         (
             lambda: k.ZeroInflatedNegativeBinomial(zero_inflation="logit"),
             ValueError,
@@ -149,7 +157,11 @@ def test_one_scale_has_one_notation() -> None:
         (lambda: k.DiscretizedLogistic(0), ValueError, "bits must be between 1 and 16, got 0"),
         (lambda: k.DiscretizedLogistic(17), ValueError, "bits must be between 1 and 16, got 17"),
         (lambda: k.DiscretizedLogistic(8.0), TypeError, "bits must be an int, got float"),
-        (lambda: k.DiscretizedLogistic(log_scale_min=-51), ValueError, "log_scale_min is -51"),
+        (
+            lambda: k.DiscretizedLogistic(log_scale_min=-51),
+            ValueError,
+            "log_scale_min must be between -50 and 50, got -51",
+        ),
     ],
 )
 def test_a_bad_option(make: Any, error: type[Exception], message: str) -> None:

@@ -307,13 +307,13 @@ def test_the_operators_are_what_they_declare(name: str) -> None:
 @pytest.mark.parametrize(
     ("number", "value", "outputs", "message"),
     [
-        ("df", 0.0, 2, "got 2 outputs for the likelihood's kind 6"),
-        ("df", 3.0, 3, "got 3 outputs for the likelihood's kind 6"),
-        ("df", -1.0, 3, "df is -1"),
-        ("bits", 17.0, 2, "bits 17"),
-        ("bits", 0.0, 2, "bits 0"),
-        ("log_scale_min", 60.0, 2, "log_scale_min 60"),
-        ("kind", 10.0, 2, "unknown kind of a likelihood: 10"),
+        ("df", 0.0, 2, "as many tensors as the likelihood of kind 6 has, got 2"),
+        ("df", 3.0, 3, "as many tensors as the likelihood of kind 6 has, got 3"),
+        ("df", -1.0, 3, "df must be at least 0, got -1"),
+        ("bits", 17.0, 2, "bits must be between 1 and 16, got 17"),
+        ("bits", 0.0, 2, "bits must be between 1 and 16, got 0"),
+        ("log_scale_min", 60.0, 2, "log_scale_min must be between -50 and 50, got 60"),
+        ("kind", 10.0, 2, "kind of a likelihood must be an integer between 0 and 9, got 10"),
     ],
 )
 def test_the_operator_refuses_numbers_that_no_kind_has(

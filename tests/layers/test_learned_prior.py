@@ -171,8 +171,8 @@ class Tuple(nn.Module):
 @pytest.mark.parametrize(
     ("args", "options", "error", "text"),
     [
-        ((3, "log_var"), {}, ValueError, "scale is 'log_var'"),
-        ((3,), {"mean": math.nan}, ValueError, "mean is nan"),
+        ((3, "log_var"), {}, ValueError, "scale must be one of .*, got 'log_var'"),
+        ((3,), {"mean": math.nan}, ValueError, "mean must be a finite number, got nan"),
         ((3,), {"mean": torch.zeros(3)}, TypeError, "mean must be a number, got Tensor"),
         ((3,), {"std": 0.0}, ValueError, "std must be above 0, got 0.0"),
         (

@@ -189,11 +189,15 @@ def test_half_precision_means_are_rounded_once():
 
 X, Q = torch.rand(4, 3), (torch.zeros(4, 2), torch.zeros(4, 2))
 BAD = [
-    (lambda: vf.nn.Reparameterize("sigma"), ValueError, "scale is 'sigma'"),
-    (lambda: vf.nn.Reparameterize(temperature=-1), ValueError, "temperature is -1"),
+    (lambda: vf.nn.Reparameterize("sigma"), ValueError, "scale must be one of .*, got 'sigma'"),
+    (
+        lambda: vf.nn.Reparameterize(temperature=-1),
+        ValueError,
+        "temperature must be at least 0, got -1",
+    ),
     (lambda: vf.nn.GaussianKL(free_bits="1"), TypeError, "free_bits must be a number, got str"),
     (lambda: vf.nn.GaussianKL(balance=0.5), TypeError, "balance must be a pair"),
-    (lambda: vf.nn.ELBOLoss(mu_soft_clamp=0), ValueError, "mu_soft_clamp is 0"),
+    (lambda: vf.nn.ELBOLoss(mu_soft_clamp=0), ValueError, "mu_soft_clamp must be above 0, got 0"),
     (
         lambda: vf.nn.ELBOLoss(scale="std")(X, X, Q[0], Q[1][:3]),
         ValueError,

@@ -144,16 +144,32 @@ def test_it_moves_with_its_module_and_keeps_its_options():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: nn.LinearSchedule(0), ValueError, "steps is 0"),
+        (lambda: nn.LinearSchedule(0), ValueError, "steps must be at least 1, got 0"),
         (lambda: nn.LinearSchedule(2.5), TypeError, "steps must be an int"),
         (lambda: nn.LinearSchedule(True), TypeError, "steps must be an int"),
-        (lambda: nn.LinearSchedule(5, math.nan), ValueError, "start is nan"),
+        (
+            lambda: nn.LinearSchedule(5, math.nan),
+            ValueError,
+            "start must be a finite number, got nan",
+        ),
         (lambda: nn.LinearSchedule(5, end="1"), TypeError, "end must be a number"),
         (lambda: nn.LinearSchedule(5, dtype=torch.int64), TypeError, "dtype must be a floating"),
-        (lambda: nn.CyclicalSchedule(5, cycles=0), ValueError, "cycles is 0"),
-        (lambda: nn.CyclicalSchedule(5, ramp_share=0.0), ValueError, "ramp_share is 0"),
-        (lambda: nn.CyclicalSchedule(5, ramp_share=1.5), ValueError, "ramp_share is 1.5"),
-        (lambda: nn.SigmoidSchedule(5, steepness=0.0), ValueError, "steepness is 0"),
+        (lambda: nn.CyclicalSchedule(5, cycles=0), ValueError, "cycles must be at least 1, got 0"),
+        (
+            lambda: nn.CyclicalSchedule(5, ramp_share=0.0),
+            ValueError,
+            "ramp_share must be above 0, got 0",
+        ),
+        (
+            lambda: nn.CyclicalSchedule(5, ramp_share=1.5),
+            ValueError,
+            "ramp_share must be at most 1, got 1.5",
+        ),
+        (
+            lambda: nn.SigmoidSchedule(5, steepness=0.0),
+            ValueError,
+            "steepness must be above 0, got 0",
+        ),
     ],
 )
 def test_a_bad_argument_is_named(make, error, message):
