@@ -68,7 +68,7 @@ def check_kl(
     check_choice("free_bits_per", free_bits_per, FREE_BITS_PER)
     if (mu is None) != (raw is None) or (mu is None) == (kl is None):
         given = {"mu": mu, "raw": raw, "kl": kl}
-        got = " and ".join(name for name, value in given.items() if value is not None)
+        got = ", ".join(name for name, value in given.items() if value is not None)
         hint = "; pass kl by name" if raw is None and kl is None and mu is not None else ""
         raise TypeError(f"either mu and raw or kl must be given, got {got or 'none'}{hint}")
     if kl is None:

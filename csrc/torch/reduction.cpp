@@ -10,8 +10,8 @@ Reduction parse_reduction(std::string_view reduction, at::OptionalIntArrayRef di
   if (dim.has_value()) {
     for (const int64_t given : *dim) {
       const int64_t d = given + (given < 0 ? ndim : 0);
-      TORCH_CHECK_INDEX(d >= 0 && d < ndim, "vae_fused: dim must be a dimension of a tensor with ",
-                        ndim, ", got ", given);
+      TORCH_CHECK_INDEX(d >= 0 && d < ndim, "vae_fused: dim must be a dimension of a ", ndim,
+                        "-d tensor, got ", given);
       result.summed.set(d);
     }
     return result;

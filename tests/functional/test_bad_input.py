@@ -303,5 +303,5 @@ class TestOperatorsKeepKernelsWithinMemory:
             ValueError, match=r"reduction must be one of batchmean, sum, .*, got 'x'"
         ):
             self.OPS.gaussian_kl.default(MU, LOGVAR, reduction="x", dim=None)
-        with pytest.raises(IndexError, match="dim must be a dimension of a tensor with 2, got 7"):
+        with pytest.raises(IndexError, match="dim must be a dimension of a 2-d tensor, got 7"):
             self.OPS.gaussian_kl.default(MU, LOGVAR, reduction="sum", dim=[7])

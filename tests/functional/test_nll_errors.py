@@ -23,7 +23,7 @@ both = pytest.mark.parametrize("nll", [vf.nll, vf.reference.nll], ids=["nll", "r
 BAD: dict[str, tuple[Any, Any, Any, dict[str, Any], type[Exception], str]] = {
     "unknown kind": (
         X, X, "nb", {}, ValueError,
-        "likelihood must be one of bernoulli, .*gaussian, laplace, student_t, .*, got 'nb'",
+        "likelihood must be one of bernoulli, .*gaussian, laplace, student_t.*, got 'nb'",
     ),
     "no kind": (X, X, None, {}, TypeError, "likelihood must be a str or an instance .*, got NoneT"),
     "a class": (

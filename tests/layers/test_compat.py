@@ -229,11 +229,15 @@ BAD = [
         ValueError,
         "dim must be a dimension of .*, got 1",
     ),
-    (lambda: DiagonalGaussianDistribution(torch.zeros(2, 5)), ValueError, "h has size 5"),
+    (
+        lambda: DiagonalGaussianDistribution(torch.zeros(2, 5)),
+        ValueError,
+        r"h must have an even size in dimension 1, .* got shape \(2, 5\)",
+    ),
     (
         lambda: DiagonalGaussianDistribution(torch.zeros(3, 2)).sample([generator(1)] * 2),
         ValueError,
-        "generator must be a list with one for each of the batch's 3 items",
+        "generator must contain 3 generators, one for each item of the batch, or .* got 2",
     ),
     (
         lambda: DiagonalGaussianDistribution(torch.zeros(1, 2)).sample([1]),
