@@ -95,7 +95,7 @@ def choose_archs(torch, toolkit: Toolkit) -> str:
             if arch not in known:
                 die(
                     f"TORCH_CUDA_ARCH_LIST must contain only architectures of nvcc "
-                    f"{toolkit.version}, {', '.join(known)}, got {arch}"
+                    f"{toolkit.version} ({' '.join(known)}), got {arch}"
                 )
         return asked
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
