@@ -518,7 +518,7 @@ def test_execution_ends_with_exit() -> None:
 def test_a_launch_fits_the_parameters() -> None:
     device = Device([])
     device.add(kernel("EXIT"))
-    with pytest.raises(LaunchError, match=r"\[8\] bytes, not \[4\]"):
+    with pytest.raises(LaunchError, match=r"\[8\] bytes, got \[4\]"):
         device.launch("planted", 1, [bytes(4)])
     with pytest.raises(LaunchError, match=r"the kernel must be one of .*, got other"):
         device.launch("other", 1, [])
