@@ -34,7 +34,7 @@ class Prefetcher {
   }
 
  private:
-  uintptr_t from_[kMaxBindings];
+  uintptr_t from_[kMaxOperands];
   int count_ = 0, bytes_, done_ = 0;
 };
 

@@ -270,7 +270,7 @@ VAE_FUSED_HD void store(const Space& space, const Operand& operand, const Piece&
 
 // The operand for one of the samples.
 template <typename S>
-VAE_FUSED_HD Operand of_sample(const Sampled& operand, int64_t sample) {
+VAE_FUSED_HD Operand of_sample(const SampledOperand& operand, int64_t sample) {
   Operand result = operand;
   if (result.data) result.data = static_cast<S*>(operand.data) + sample * operand.step;
   return result;
@@ -295,7 +295,7 @@ VAE_FUSED_NOINLINE void fill_runs(const Space& space, const Key& key, int64_t fi
 
 // The noise of a piece and a sample: explicit, or regenerated from the key.
 template <typename S, typename T>
-VAE_FUSED_HD const T* load_noise(const Space& space, const Sampled& eps, const Key& key,
+VAE_FUSED_HD const T* load_noise(const Space& space, const SampledOperand& eps, const Key& key,
                                  int64_t sample, const Piece& piece, T* buffer,
                                  Prefetcher& prefetcher) {
   if (eps.data) return load<S>(space, of_sample<S>(eps, sample), piece, buffer, prefetcher);

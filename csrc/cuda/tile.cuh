@@ -242,7 +242,7 @@ __device__ __forceinline__ void load(const Space& space, const Operand& operand,
 
 // Loads chunk b of a step of sample s > 0. Calls with several samples never use patches.
 template <typename S, Access kAccess, bool kWhole>
-__device__ __forceinline__ void load_chunk(const Space& space, const Sampled& operand,
+__device__ __forceinline__ void load_chunk(const Space& space, const SampledOperand& operand,
                                            int64_t offset, int64_t sample, int b,
                                            const Span<kWhole>& span,
                                            Pack<S, kChunk<S, kAccess>>& pack) {
@@ -257,8 +257,8 @@ __device__ __forceinline__ void load_chunk(const Space& space, const Sampled& op
 }
 
 template <typename S, Access kAccess, bool kWhole>
-__device__ __forceinline__ void store_chunk(const Sampled& operand, int64_t offset, int64_t sample,
-                                            int b, const Span<kWhole>& span,
+__device__ __forceinline__ void store_chunk(const SampledOperand& operand, int64_t offset,
+                                            int64_t sample, int b, const Span<kWhole>& span,
                                             const Pack<S, kChunk<S, kAccess>>& pack) {
   constexpr int C = kChunk<S, kAccess>;
   S* const data = static_cast<S*>(operand.data) + offset + sample * operand.step;

@@ -15,7 +15,7 @@ namespace vae_fused {
 using DimSet = std::bitset<64>;  // torch's tensors have at most 64 dimensions
 
 // A tensor of a call and the operand that it becomes. Null data means that it is absent.
-struct Binding {
+struct BoundTensor {
   void* data;
   const int64_t* strides;  // in elements, one for each dimension
   Operand* operand;
@@ -27,7 +27,7 @@ namespace space_detail {
 // array, because vectors were most of the allocations of a small call.
 struct Dim {
   int64_t size;
-  std::array<int64_t, 1 + kMaxBindings> strides;
+  std::array<int64_t, 1 + kMaxOperands> strides;
 };
 
 // Whether one step along `outer` equals all steps along `inner`, in the noise and in every operand.
@@ -48,7 +48,7 @@ inline bool linear(const std::vector<Dim>& dims, size_t k) {
 }
 
 inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
-                              const std::vector<Binding>& present) {
+                              const std::vector<BoundTensor>& present) {
   int64_t numel = 1;
   for (const int64_t size : sizes) numel *= size;
 
@@ -104,12 +104,12 @@ inline bool is_small(const std::vector<Dim>& dims, size_t operand) {
 // Makes the space that visits every bound tensor with the summed dimensions last. All tensors have
 // the shape `sizes`, and none is empty. Returns false if more than kMaxDims dimensions remain.
 inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
-                       const std::vector<Binding>& bindings, Space& space) {
+                       const std::vector<BoundTensor>& bound_tensors, Space& space) {
   using namespace space_detail;
-  std::vector<Binding> present;
-  present.reserve(bindings.size());
-  for (const Binding& b : bindings) {
-    if (b.data) present.push_back(b);
+  std::vector<BoundTensor> present;
+  present.reserve(bound_tensors.size());
+  for (const BoundTensor& tensor : bound_tensors) {
+    if (tensor.data) present.push_back(tensor);
   }
   const std::vector<Dim> dims = merge(sizes, summed, present);
   if (dims.size() > static_cast<size_t>(kMaxDims)) return false;

@@ -14,7 +14,7 @@ enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 constexpr int kMaxDims = 16;
 // The most tensors of a call. The backward of a zero-inflated negative binomial with a softmax, a
 // mask and a weight has 13.
-constexpr int kMaxBindings = 14;
+constexpr int kMaxOperands = 14;
 
 // A tensor over the iteration space. Its data is null if the call has no such tensor. Strides count
 // elements.
@@ -25,7 +25,7 @@ struct Operand {
 };
 
 // A tensor with a value for each sample: sample s is `step` elements after sample s - 1.
-struct Sampled : Operand {
+struct SampledOperand : Operand {
   int64_t step = 0;
 };
 
@@ -42,11 +42,11 @@ struct OperandRef {
   Operand* operand;
   int bytes;                // bytes of an element
   bool written = false;     // otherwise it is read and may be broadcast along a vector
-  int64_t* step = nullptr;  // the step of a Sampled
+  int64_t* step = nullptr;  // the step of a SampledOperand
 
   OperandRef(std::string_view name, Operand& operand, int bytes, bool written)
       : name(name), operand(&operand), bytes(bytes), written(written) {}
-  OperandRef(std::string_view name, Sampled& operand, int bytes, bool written)
+  OperandRef(std::string_view name, SampledOperand& operand, int bytes, bool written)
       : name(name), operand(&operand), bytes(bytes), written(written), step(&operand.step) {}
 };
 

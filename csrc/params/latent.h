@@ -35,8 +35,8 @@ struct ForwardParams {
   Space space;
   RngKey key;
   Gaussians of;
-  Sampled eps;                  // explicit noise instead of the key
-  Sampled z;                    // absent: no sample
+  SampledOperand eps;           // explicit noise instead of the key
+  SampledOperand z;             // absent: no sample
   RowSums kl;                   // partials hold twice the KL
   uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not required
 };
@@ -48,11 +48,11 @@ struct BackwardParams {
   Space space;
   RngKey key;
   Gaussians of;
-  Sampled eps;
-  Sampled grad_z;  // absent: z has no gradient
+  SampledOperand eps;
+  SampledOperand grad_z;  // absent: z has no gradient
   RowGrads grad_kl;
   Operand grad_mu, grad_raw, grad_prior_mean, grad_prior_raw;  // absent: not required
-  Sampled grad_eps;
+  SampledOperand grad_eps;
 };
 
 inline math::LatentOptions<double>& family_of(ForwardParams& p) { return p.of.options; }

@@ -20,7 +20,7 @@ Tensor flatten_samples(const Tensor& t, const Tensor& like) {
 }  // namespace
 
 Space CallTensors::bind_to(const Operands& operands, const Tensor& like, DimSet summed) {
-  c10::SmallVector<std::pair<Entry*, const OperandRef*>, kMaxBindings> present;
+  c10::SmallVector<std::pair<Entry*, const OperandRef*>, kMaxOperands> present;
   for (Entry& entry : entries_) {
     const auto of = std::find_if(operands.begin(), operands.end(),
                                  [&](const OperandRef& o) { return o.name == entry.name; });
@@ -30,20 +30,20 @@ Space CallTensors::bind_to(const Operands& operands, const Tensor& like, DimSet 
     entry.written = of->written;
     present.emplace_back(&entry, of);
   }
-  TORCH_INTERNAL_ASSERT(present.size() <= kMaxBindings, present.size(), " operands");
+  TORCH_INTERNAL_ASSERT(present.size() <= kMaxOperands, present.size(), " operands");
   Space space;
   for (const bool copy : {false, true}) {
-    std::vector<Binding> bindings;
-    bindings.reserve(present.size());
+    std::vector<BoundTensor> bound_tensors;
+    bound_tensors.reserve(present.size());
     for (const auto& [entry, of] : present) {
       Tensor& t = entry->bound;
       if (copy) t = t.contiguous();
       void* data = of->written ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
       const int64_t before = t.dim() - like.dim();
-      bindings.push_back({data, t.strides().data() + before, of->operand});
+      bound_tensors.push_back({data, t.strides().data() + before, of->operand});
       if (before > 0) *of->step = t.stride(0);
     }
-    if (make_space(like.sizes().vec(), summed, bindings, space)) return space;
+    if (make_space(like.sizes().vec(), summed, bound_tensors, space)) return space;
   }
   TORCH_CHECK_NOT_IMPLEMENTED(false,
                               "vae_fused: summed and kept dimensions must alternate at most ",

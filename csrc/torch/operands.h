@@ -34,11 +34,11 @@ class CallTensors {
 
     Entry(std::string_view name, const Tensor& tensor) : name(name), tensor(tensor) {}
   };
-  using Operands = c10::SmallVector<OperandRef, kMaxBindings>;
+  using Operands = c10::SmallVector<OperandRef, kMaxOperands>;
 
   Space bind_to(const Operands& operands, const Tensor& like, DimSet summed);
 
-  c10::SmallVector<Entry, kMaxBindings> entries_;
+  c10::SmallVector<Entry, kMaxOperands> entries_;
 };
 
 // Prepares a new tensor that a kernel is about to write: see cpu/pages.cpp.

@@ -25,12 +25,12 @@ inline Space make_space(const std::vector<int64_t>& sizes, const std::vector<boo
                         const std::vector<std::pair<const Array*, Operand*>>& arrays) {
   DimSet dims;
   for (size_t d = 0; d < summed.size(); ++d) dims[d] = summed[d];
-  std::vector<Binding> bindings;
+  std::vector<BoundTensor> bound_tensors;
   for (const auto& [array, operand] : arrays) {
-    bindings.push_back({array->data, array->strides.data(), operand});
+    bound_tensors.push_back({array->data, array->strides.data(), operand});
   }
   Space space;
-  if (!vae_fused::make_space(sizes, dims, bindings, space)) {
+  if (!vae_fused::make_space(sizes, dims, bound_tensors, space)) {
     throw std::invalid_argument("too many dimensions");
   }
   space.small = space.small && !large;

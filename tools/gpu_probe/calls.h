@@ -152,18 +152,18 @@ class Call {
     }
     p.of.options = family_of(case_.request);
     p.of.samples = case_.request.sample ? case_.request.samples : 1;
-    std::vector<Binding> bindings;
+    std::vector<BoundTensor> bound_tensors;
     for_each_operand(p, [&](const OperandRef& of) {
       if (of.name == "mask") {
-        if (mask_) bindings.push_back(mask_->binding(on_device, *of.operand));
+        if (mask_) bound_tensors.push_back(mask_->binding(on_device, *of.operand));
         return;
       }
       const auto found = tensors_.find(std::string(of.name));
       if (found == tensors_.end()) return;
-      bindings.push_back(found->second->binding(on_device, *of.operand));
+      bound_tensors.push_back(found->second->binding(on_device, *of.operand));
       if (of.step) *of.step = found->second->step();
     });
-    if (!make_space(case_.shape.sizes, case_.shape.dims(), bindings, p.space)) {
+    if (!make_space(case_.shape.sizes, case_.shape.dims(), bound_tensors, p.space)) {
       throw std::runtime_error("too many dimensions");
     }
   }

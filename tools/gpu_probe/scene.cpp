@@ -102,9 +102,9 @@ void Scene::bind(Set& set) const {
   DimSet summed;
   for (size_t d = 0; d < strides_.summed.size(); ++d) summed[d] = strides_.summed[d];
   const auto binding = [](const char* data, const std::vector<int64_t>& strides, Operand& operand) {
-    return Binding{const_cast<char*>(data), strides.data(), &operand};
+    return BoundTensor{const_cast<char*>(data), strides.data(), &operand};
   };
-  const auto prepare = [&](auto& p, std::vector<Binding> others) {
+  const auto prepare = [&](auto& p, std::vector<BoundTensor> others) {
     p.dtype = spec_.dtype;
     p.key.seed = kSeed;
     p.key.offset = kOffset;

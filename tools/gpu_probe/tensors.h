@@ -175,7 +175,7 @@ class Twin {
     if (!on_device) return host_.data() + place_.begin;
     return static_cast<S*>(memory_.data()) + place_.begin;
   }
-  Binding binding(bool on_device, Operand& operand) {
+  BoundTensor binding(bool on_device, Operand& operand) {
     return {data(on_device), place_.strides.data(), &operand};
   }
   int64_t step() const { return place_.size; }  // distance of two samples

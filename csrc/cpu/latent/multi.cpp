@@ -18,10 +18,10 @@ Params params_of(const MultiParams& list, const Item& item) {
   p.of.options.prior_mean = item.prior.mean;
   p.of.options.prior_precision = item.prior.precision;
   p.of.options.prior_x = item.prior.x;
-  std::vector<Binding> bindings;
+  std::vector<BoundTensor> bound_tensors;
   for_each_operand(p, [&](const OperandRef& of) {
     for_each_tensor(item, [&](std::string_view name, const void* data) {
-      if (name == of.name) bindings.push_back({const_cast<void*>(data), kStride, of.operand});
+      if (name == of.name) bound_tensors.push_back({const_cast<void*>(data), kStride, of.operand});
     });
   });
   if constexpr (std::is_same_v<Params, ForwardParams>) {
@@ -29,7 +29,7 @@ Params params_of(const MultiParams& list, const Item& item) {
   } else {
     p.grad_kl = {list.grad_kl, 0, item.weight};
   }
-  make_space({item.n}, 1, bindings, p.space);
+  make_space({item.n}, 1, bound_tensors, p.space);
   return p;
 }
 
