@@ -329,7 +329,7 @@ class Options(NamedTuple):
             "prior_raw": 0.0 if isinstance(prior.raw, Tensor) else prior.raw,
             "to_posterior": self.balance[0],
             "to_prior": self.balance[1],
-            "linear": self.linear is not None,
+            "is_linear_form": self.linear is not None,
             "constant": self.linear or 0.0,
             "at_sample": self.is_at_sample,
         }
@@ -356,7 +356,7 @@ class Options(NamedTuple):
             Scale.unpacked(numbers[count : 2 * count]),
         )
         is_standard = prior_mean is None and prior_raw is None and prior == STANDARD
-        linear, constant = fields.pop("linear"), fields.pop("constant")
+        is_linear_form, constant = fields.pop("is_linear_form"), fields.pop("constant")
         estimator = "sample" if fields.pop("at_sample") else "analytic"
         return Options(
             scale=Scale.unpacked(numbers[:count]),
@@ -365,7 +365,7 @@ class Options(NamedTuple):
             scalars=scalars,
             mu_soft_clamp=fields.pop("mu_soft_clamp") or None,
             balance=(fields.pop("to_posterior"), fields.pop("to_prior")),
-            linear=constant if linear else None,
+            linear=constant if is_linear_form else None,
             estimator=estimator,
             stop_q=bool(fields.pop("stop_q")),
             **fields,

@@ -140,7 +140,7 @@ VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, const 
 template <typename S>
 VAE_FUSED_HD S* dense(const Space& space, const Operand& operand, const Piece& piece) {
   S* const data = static_cast<S*>(operand.data);
-  if (operand.linear) return data + piece.begin;
+  if (operand.is_contiguous) return data + piece.begin;
   const int inner = space.ndim - 1;
   if (operand.stride[inner] != 1 || space.size[inner] < piece.n) return nullptr;
   int64_t coordinate[kMaxDims];
@@ -184,7 +184,7 @@ VAE_FUSED_NOINLINE void copy_in(const Space& space, const Operand& operand, Piec
   const auto copy = [&](int at, int64_t offset, int64_t step, int len) {
     copy_run(data + offset, step, len, buffer + at);
   };
-  if (operand.linear) {
+  if (operand.is_contiguous) {
     copy(0, piece.begin, 1, piece.n);
   } else {
     for_each_run(space, operand.stride, piece, copy);
@@ -203,7 +203,7 @@ VAE_FUSED_NOINLINE void copy_out(const Space& space, const Operand& operand, Pie
       for (int j = 0; j < len; ++j) narrow(buffer[at + j], data[offset + j * step]);
     }
   };
-  if (operand.linear) {
+  if (operand.is_contiguous) {
     copy(0, piece.begin, 1, piece.n);
   } else {
     for_each_run(space, operand.stride, piece, copy);
@@ -300,7 +300,7 @@ VAE_FUSED_HD const T* load_noise(const Space& space, const SampledOperand& eps, 
                                  Prefetcher& prefetcher) {
   if (eps.data) return load<S>(space, of_sample<S>(eps, sample), piece, buffer, prefetcher);
   const int64_t first = sample * space.rows * space.cols;
-  if (space.noise_linear) {
+  if (space.has_contiguous_noise) {
     fill(key, first + piece.begin, piece.n, buffer, prefetcher);
   } else {
     fill_runs(space, key, first, piece, buffer, prefetcher);

@@ -24,7 +24,7 @@ __device__ __forceinline__ constexpr int place_of(int b, int j) {
 // pack that may have been assembled from single elements.
 template <typename S, Access kAccess, bool kWhole>
 constexpr bool kByTwos =
-    sizeof(S) == 2 && (kAccess == Access::kLinear || kAccess == Access::kChannelsLast ||
+    sizeof(S) == 2 && (kAccess == Access::kContiguous || kAccess == Access::kChannelsLast ||
                        (kAccess == Access::kStrided && kWhole));
 
 // Elements i and i + 1 of a pack, where i is even.

@@ -152,20 +152,20 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
   }
   // If all tensors are contiguous, the space has one dimension, whose size need not be a multiple
   // of v.
-  const auto vectors = [&](const int64_t* stride, bool linear) {
-    return space.ndim == 1 ? linear : whole_runs(space, stride, v);
+  const auto vectors = [&](const int64_t* stride, bool is_contiguous) {
+    return space.ndim == 1 ? is_contiguous : whole_runs(space, stride, v);
   };
   const bool whole = space.ndim == 1 || space.size[inner] % v == 0;
   if (whole && vectors_aligned && all([&](const OperandRef& l) {
-        return broadcasts_inner(l) || vectors(l.operand->stride, l.operand->linear);
+        return broadcasts_inner(l) || vectors(l.operand->stride, l.operand->is_contiguous);
       }) &&
-      (!call.key_noise || vectors(space.noise_stride, space.noise_linear))) {
+      (!call.key_noise || vectors(space.noise_stride, space.has_contiguous_noise))) {
     const bool is_default =
         call.is_default && !std::any_of(operands.begin(), operands.end(), broadcasts_inner);
     const bool complete = is_default && call.complete;
-    if (complete && space.ndim == 1) return {Access::kLinear, true, true};
+    if (complete && space.ndim == 1) return {Access::kContiguous, true, true};
     const bool usual = space.ndim == kFastDims<Access::kStrided>;
-    return {Access::kStrided, is_default, complete && usual && space.noise_linear};
+    return {Access::kStrided, is_default, complete && usual && space.has_contiguous_noise};
   }
   constexpr int patch_v = kVector<S, Access::kChannelsLast>,
                 patch_c = kChunk<S, Access::kChannelsLast>;
@@ -241,14 +241,14 @@ cudaError_t with_storage(DType dtype, const Visit& visit) {
 // Calls launch(access, is_default) with the constants of the chosen kernel's instance.
 template <typename S, typename Launch>
 cudaError_t with_kernel(const KernelChoice& choice, const Launch& launch) {
-  constexpr std::integral_constant<Access, Access::kLinear> linear;
+  constexpr std::integral_constant<Access, Access::kContiguous> contiguous;
   constexpr std::integral_constant<Access, Access::kStrided> strided;
   constexpr std::integral_constant<Access, Access::kChannelsLast> patched;
   constexpr std::integral_constant<Access, Access::kScalar> scalar;
   constexpr std::true_type with_defaults;
   constexpr std::false_type general;
   if (choice.access == Access::kScalar) return launch(scalar, general);
-  if (choice.access == Access::kLinear) return launch(linear, with_defaults);
+  if (choice.access == Access::kContiguous) return launch(contiguous, with_defaults);
   const bool patches = choice.access == Access::kChannelsLast;
   if constexpr (kGeneralHasVectors<S>) {
     if (!choice.is_default) return patches ? launch(patched, general) : launch(strided, general);

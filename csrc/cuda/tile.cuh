@@ -82,7 +82,7 @@ __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
 // elements (`merge_tiles`).
 template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWhole>& span) {
-  if constexpr (kAccess == Access::kLinear && kWhole) {
+  if constexpr (kAccess == Access::kContiguous && kWhole) {
     char* const tile = static_cast<char*>(data) + span.first * int64_t{sizeof(S)};
     return reinterpret_cast<S*>(tile + span.slot * uint32_t{sizeof(S)});
   } else {
@@ -134,7 +134,7 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
     for (int k = 0; k < N; ++k) offsets[k] = at.sums[k];
   };
   const int last = space.ndim - (kChannelsLast ? 2 : 1);
-  if (kAccess == Access::kLinear) {
+  if (kAccess == Access::kContiguous) {
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e;
   } else if (kNarrow && !kFast && !kChannelsLast && last == 0) {

@@ -38,7 +38,7 @@ inline bool merges(const Dim& outer, const Dim& inner, size_t operands) {
   return true;
 }
 
-inline bool linear(const std::vector<Dim>& dims, size_t k) {
+inline bool is_contiguous(const std::vector<Dim>& dims, size_t k) {
   int64_t expected = 1;
   for (auto dim = dims.rbegin(); dim != dims.rend(); ++dim) {
     if (dim->strides[k] != expected) return false;
@@ -118,7 +118,7 @@ inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
   space.ndim = static_cast<int32_t>(dims.size());
   space.rows = space.cols = 1;
   for (size_t d = 0; d < sizes.size(); ++d) (summed[d] ? space.cols : space.rows) *= sizes[d];
-  space.noise_linear = linear(dims, 0);
+  space.has_contiguous_noise = is_contiguous(dims, 0);
   for (size_t d = 0; d < dims.size(); ++d) {
     space.size[d] = dims[d].size;
     space.by_size[d] = divisor(dims[d].size);
@@ -129,7 +129,7 @@ inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
     space.small = space.small && is_small(dims, k + 1);
     Operand& operand = *present[k].operand;
     operand.data = present[k].data;
-    operand.linear = linear(dims, k + 1);
+    operand.is_contiguous = is_contiguous(dims, k + 1);
     for (size_t d = 0; d < dims.size(); ++d) operand.stride[d] = dims[d].strides[k + 1];
   }
   tile(space);

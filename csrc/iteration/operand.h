@@ -21,7 +21,7 @@ constexpr int kMaxOperands = 14;
 struct Operand {
   void* data = nullptr;
   int64_t stride[kMaxDims] = {};
-  bool linear = false;  // element e is data[e]
+  bool is_contiguous = false;  // element e is data[e]
 };
 
 // A tensor with a value for each sample: sample s is `step` elements after sample s - 1.

@@ -27,9 +27,9 @@ struct Space {
   // The strides that give i, the row-major index of z. If a call has an explicit eps, CUDA launches
   // replace them with the strides of that tensor.
   int64_t noise_stride[kMaxDims] = {};
-  bool noise_linear = false;  // i == e everywhere
-  bool small = false;         // elements and offsets are all below 2^31
-  bool pixel_pairs = false;   // in CUDA kernels: `store_pixels` stores patches
+  bool has_contiguous_noise = false;  // i == e everywhere
+  bool small = false;                 // elements and offsets are all below 2^31
+  bool pixel_pairs = false;           // in CUDA kernels: `store_pixels` stores patches
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;

@@ -34,7 +34,7 @@ NUMBER = {
     "low": 0.25,
     "high": -0.25,
     "kind": 1.0,
-    "linear": 1.0,
+    "is_linear_form": 1.0,
     "at_sample": 1.0,
 }  # 0.5 for the others
 # Numbers that have an effect only through others: on a prior's tensors, in the linear form, as a

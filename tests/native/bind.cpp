@@ -269,10 +269,10 @@ vae_fused::math::LatentOptions<double> family_of(const py::dict& fields) {
   read(fields, "to_posterior", f.to_posterior);
   read(fields, "to_prior", f.to_prior);
   read(fields, "constant", f.constant);
-  f.linear = fields.contains("linear");
+  f.is_linear_form = fields.contains("is_linear_form");
   f.at_sample = fields.contains("at_sample");
   f.stop_q = fields.contains("stop_q");
-  if (f.linear || f.at_sample) f.free_bits = -std::numeric_limits<double>::infinity();
+  if (f.is_linear_form || f.at_sample) f.free_bits = -std::numeric_limits<double>::infinity();
   return f;
 }
 

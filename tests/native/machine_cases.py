@@ -56,7 +56,7 @@ OPTIONS = (
     ("free bits", "mask", "images", "channels last"),
     ("balance", "every", "images", "misaligned"),
     ("temperature", "none", "(B, D) none", "dense"),
-    ("linear", "none", "odd", "channels last"),
+    ("linear form", "none", "odd", "channels last"),
     ("at sample", "none", "(B, D)", "dense"),
     ("at sample, stopped", "every", "(B, D)", "dense"),
     ("at sample, stopped", "samples of eps", "odd", "dense"),

@@ -46,7 +46,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "free bits": {"free_bits": 0.3},
     "balance": {"to_posterior": 0.2, "to_prior": 0.8},
     "temperature": {"temperature": 0.7},
-    "linear": {"linear": True, "constant": -1.0},
+    "linear form": {"is_linear_form": True, "constant": -1.0},
     "scalars": {"temperature": 0.7, "free_bits": 0.3, "to_posterior": 0.2, "to_prior": 0.8},
     "scalars beside others": {
         "posterior": {"base": "softplus", "std_floor": 0.1},
@@ -71,7 +71,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "to_prior": 0.8,
         "mu_soft_clamp": 1.5,
     },
-    "scalars of a linear form": {"linear": True, "constant": -1.0, "to_posterior": 0.3},
+    "scalars of a linear form": {"is_linear_form": True, "constant": -1.0, "to_posterior": 0.3},
 }
 # The tensors of a call beside mu and raw. `every` has a prior of another scale, a mask and samples.
 TENSORS = ("none", "prior", "prior mean", "mask", "samples", "eps", "samples of eps", "every")

@@ -57,7 +57,7 @@ __device__ __forceinline__ void sample_chunk(const Options& f, const RoundKeys& 
   VAE_FUSED_UNROLL
   for (int j = 0; j < kChunk; ++j) {
     z[j] = math::sample(f, q[j].mu, q[j].scale.sigma, z[j]);
-    const float kl = math::kl_times_two(f, f.linear, math::relative(f, q[j], {}));
+    const float kl = math::kl_times_two(f, f.is_linear_form, math::relative(f, q[j], {}));
     sum = begins && j == 0 ? kl : sum + kl;
   }
 }
@@ -77,7 +77,8 @@ __device__ __forceinline__ void gradients_of_chunk(const Options& f, const Round
   VAE_FUSED_UNROLL
   for (int j = 0; j < kChunk; ++j) {
     graw[j] = math::sample_adjoint(f, gz[j] * eps[j], q[j].scale.dsigma);
-    const auto adjoint = math::kl_adjoint(f, f.linear, math::relative(f, q[j], {}), 1.0f, grad_kl);
+    const auto adjoint =
+        math::kl_adjoint(f, f.is_linear_form, math::relative(f, q[j], {}), 1.0f, grad_kl);
     gz[j] = (gz[j] + adjoint.mu) * q[j].dmu;
     graw[j] = math::undo_doubling(f, graw[j] + math::chain(adjoint.x, q[j].scale.dx));
     if (q[j].beyond) graw[j] = 0;

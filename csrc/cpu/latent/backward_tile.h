@@ -183,15 +183,15 @@ VAE_FUSED_NOINLINE void add_direct(const GaussianPiece<math::LatentOptions<T>, t
   }
 }
 
-template <bool linear, bool scaled, bool learned, typename T>
+template <bool is_linear_form, bool scaled, bool learned, typename T>
 VAE_FUSED_NOINLINE void add_kl_adjoint(const GaussianPiece<math::LatentOptions<T>, true>& gaussians,
                                        math::LatentOptions<T> f, const T* gk, Gradients<T> g,
                                        int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const auto q = gaussians.posterior(j);
     const auto prior = gaussians.template prior<scaled>(j);
-    const auto of_kl =
-        math::kl_adjoint(f, linear, math::relative(f, q, prior), prior.precision, get(gk + j));
+    const auto of_kl = math::kl_adjoint(f, is_linear_form, math::relative(f, q, prior),
+                                        prior.precision, get(gk + j));
     put(get(g.mu + j) + of_kl.mu, g.mu + j);
     put(get(g.raw + j) + math::chain(of_kl.x, q.scale.dx), g.raw + j);
     if constexpr (learned) {
@@ -268,10 +268,10 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
     add_direct(gaussians, direct, g.raw, n);
   } else if (with_kl) {
     load_row_grads(p.space, p.grad_kl, tile, piece, gk);
-    const auto add_adjoint = [&](auto linear, auto scaled, auto learned) {
-      add_kl_adjoint<linear, scaled, learned>(gaussians, f, gk, g, n);
+    const auto add_adjoint = [&](auto is_linear_form, auto scaled, auto learned) {
+      add_kl_adjoint<is_linear_form, scaled, learned>(gaussians, f, gk, g, n);
     };
-    with_flags(add_adjoint, f.linear, p.of.prior_raw.data, is_learned);
+    with_flags(add_adjoint, f.is_linear_form, p.of.prior_raw.data, is_learned);
   }
   gaussians.chain_mu(g.mu, n);
   for (int k = 0; k < 4; ++k) {

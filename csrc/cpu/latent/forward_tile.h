@@ -77,13 +77,13 @@ VAE_FUSED_NOINLINE void sample(const GaussianPiece<math::LatentOptions<T>, false
   }
 }
 
-template <bool linear, bool scaled, typename T>
+template <bool is_linear_form, bool scaled, typename T>
 VAE_FUSED_NOINLINE void kl_of(const GaussianPiece<math::LatentOptions<T>, false>& gaussians,
                               math::LatentOptions<T> f, T* kl, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const auto relative =
         math::relative(f, gaussians.posterior(j), gaussians.template prior<scaled>(j));
-    put(math::kl_times_two(f, linear, relative), kl + j);
+    put(math::kl_times_two(f, is_linear_form, relative), kl + j);
   }
 }
 
@@ -127,8 +127,9 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::LatentOption
   }
   if (!p.kl.data) return;
   if (!at_sample) {
-    with_flags([&](auto linear, auto scaled) { kl_of<linear, scaled>(gaussians, f, kl, n); },
-               f.linear, p.of.prior_raw.data);
+    with_flags([&](auto is_linear_form,
+                   auto scaled) { kl_of<is_linear_form, scaled>(gaussians, f, kl, n); },
+               f.is_linear_form, p.of.prior_raw.data);
   }
   gaussians.mask(kl, n);
 }

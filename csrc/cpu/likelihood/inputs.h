@@ -89,7 +89,7 @@ VAE_FUSED_HD bool is_constant(const Space& space, const Operand& operand) {
 // Whether all elements of a piece read the same value.
 VAE_FUSED_HD bool is_one_value(const Space& space, const Operand& operand, const Piece& piece) {
   const int inner = space.ndim - 1;
-  return operand.stride[inner] == 0 && !operand.linear &&
+  return operand.stride[inner] == 0 && !operand.is_contiguous &&
          static_cast<int64_t>(piece.begin % space.size[inner]) + piece.n <= space.size[inner];
 }
 // Returns a pointer to the value that the first element of a piece reads.

@@ -17,7 +17,7 @@ class BackwardCall;
 template <typename S, Access kAccess, class F, bool kFast>
 class BackwardStep {
   using T = arithmetic_t<S>;
-  static constexpr bool kComplete = kFast || kAccess == Access::kLinear, kAll = kGeneral<F>;
+  static constexpr bool kComplete = kFast || kAccess == Access::kContiguous, kAll = kGeneral<F>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   // The slots after those of the Gaussians. Only kernels for general options have the last three.
   enum : int { kGradZ = kGaussianSlots<F>, kGradMu, kGradRaw, kGradEps, kGradMean, kGradPriorRaw };
@@ -80,7 +80,7 @@ class BackwardStep {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
           const auto adjoint =
-              math::kl_adjoint(weights, weights.linear, math::relative(f, q[j], prior[j]),
+              math::kl_adjoint(weights, weights.is_linear_form, math::relative(f, q[j], prior[j]),
                                prior[j].precision, gk[j]);
           gz[j] += adjoint.mu;
           graw[j] += math::chain(adjoint.x, q[j].scale.dx);
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<F>, S, kA
   const Tile tile = tile_of(p.space, blockIdx.x);
   const T of_tile = grad_of_tile<T>(p.grad_kl, source, tile);
   BackwardCall<S, kAccess, F> call(p, f);
-  constexpr bool kServesRows = kAccess != Access::kLinear || kLinearServesRows<S>;
+  constexpr bool kServesRows = kAccess != Access::kContiguous || kContiguousServesRows<S>;
   run_tile<S, kAccess, kHasFast, kServesRows>(call, p.space, tile, p.grad_kl, source, of_tile,
                                               has_fast_path);
 }
@@ -315,7 +315,7 @@ cudaError_t backward_as(WithScalars<BackwardParams> p, cudaStream_t stream) {
   call.rows_misaligned = p.space.cols == 1 && p.grad_kl.stride != 0 && !aligned(p.grad_kl.data, 16);
   const GradSource source = grad_source_of(p.space, p.grad_kl);
   call.complete = sampled && p.grad_kl.data && p.grad_mu.data &&
-                  (kLinearServesRows<S> || source == GradSource::kOne);
+                  (kContiguousServesRows<S> || source == GradSource::kOne);
   call.key_noise = sampled && !p.eps.data;
   call.samples = p.of.samples;
   merge_tiles(p.space);

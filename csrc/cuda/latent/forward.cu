@@ -17,7 +17,7 @@ class ForwardCall;
 template <typename S, Access kAccess, class F, bool kFast>
 class ForwardStep {
   using T = arithmetic_t<S>;
-  static constexpr bool kComplete = kFast || kAccess == Access::kLinear;
+  static constexpr bool kComplete = kFast || kAccess == Access::kContiguous;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   static constexpr int kZ = kGaussianSlots<F>, kOffsets = kZ + 1;
 
@@ -82,7 +82,7 @@ class ForwardStep {
       const T d = math::relative_sample(weights, q.mu, q.scale.sigma, prior, eps);
       return math::log_ratio_times_two(weights, d, q.scale.x - prior.x, eps);
     } else {
-      return math::kl_times_two(weights, weights.linear, math::relative(f, q, prior));
+      return math::kl_times_two(weights, weights.is_linear_form, math::relative(f, q, prior));
     }
   }
 

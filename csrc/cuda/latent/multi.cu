@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kForwardMulti, S>
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         z[j] = math::sample(weights, q[j].mu, q[j].scale.sigma, z[j]);
-        const T kl = math::kl_times_two(weights, weights.linear, math::relative(f, q[j], prior[j]));
+        const T kl =
+            math::kl_times_two(weights, weights.is_linear_form, math::relative(f, q[j], prior[j]));
         if (span.has(b * C + j)) of_step += kl;
       }
       narrow<Access::kStrided, false, C>(z, b, step.mu);
@@ -169,8 +170,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
         graw[j] =
             item.grad_z ? math::sample_adjoint(weights, gz[j] * eps[j], q[j].scale.dsigma) : T(0);
         if (p.grad_kl) {
-          const auto adjoint = math::kl_adjoint(
-              weights, weights.linear, math::relative(f, q[j], prior[j]), prior[j].precision, gk);
+          const auto adjoint =
+              math::kl_adjoint(weights, weights.is_linear_form, math::relative(f, q[j], prior[j]),
+                               prior[j].precision, gk);
           gz[j] += adjoint.mu;
           graw[j] += math::chain(adjoint.x, q[j].scale.dx);
         }

@@ -60,24 +60,24 @@ constexpr PolicyRow kPolicies[] = {
     // The default forward kernels. Patches keep more addresses in registers, hence three blocks.
     {{Kernel::kForward},
      {2, 4},
-     {Access::kLinear, Access::kStrided},
+     {Access::kContiguous, Access::kStrided},
      {4, KeySource::kShared, true}},
     {{Kernel::kForward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kShared, true}},
     // The arithmetic of double takes four times as long as that of float and hides more of the
     // loads, so two blocks are enough. Patches keep the addresses of two more vectors, so they have
     // one.
-    {{Kernel::kForward}, {8}, {Access::kLinear, Access::kStrided}, {2, KeySource::kRegisters}},
+    {{Kernel::kForward}, {8}, {Access::kContiguous, Access::kStrided}, {2, KeySource::kRegisters}},
     {{Kernel::kForward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
     // The default backward kernels of float. Views would spill with the keys in registers.
-    {{Kernel::kBackward}, {4}, {Access::kLinear}, {4, KeySource::kRegisters, true}},
+    {{Kernel::kBackward}, {4}, {Access::kContiguous}, {4, KeySource::kRegisters, true}},
     {{Kernel::kBackward}, {4}, {Access::kStrided}, {4, KeySource::kSeed, true}},
     // Kernels of 16 bits would spill with the keys in registers. Views keep two gradients, three
     // inputs and offsets in registers, hence three blocks.
-    {{Kernel::kBackward}, {2}, {Access::kLinear}, {4, KeySource::kShared, true}},
+    {{Kernel::kBackward}, {2}, {Access::kContiguous}, {4, KeySource::kShared, true}},
     {{Kernel::kBackward}, {2}, {Access::kStrided}, {3, KeySource::kShared, true}},
     {{Kernel::kBackward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kRegisters, true}},
-    {{Kernel::kBackward}, {8}, {Access::kLinear}, {2, KeySource::kRegisters}},
+    {{Kernel::kBackward}, {8}, {Access::kContiguous}, {2, KeySource::kRegisters}},
     {{Kernel::kBackward}, {8}, {Access::kStrided}, {2, KeySource::kSeed}},
     {{Kernel::kBackward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
@@ -131,6 +131,6 @@ constexpr Kernel kBackwardKernel = kAtSample<F>  ? Kernel::kBackwardAtSample
 // bits this kernel has 64 registers and would spill up to 36 bytes in that loop on four
 // architectures. The kernel of views, which has 80 registers, serves these calls instead.
 template <typename S>
-constexpr bool kLinearServesRows = sizeof(S) != 2;
+constexpr bool kContiguousServesRows = sizeof(S) != 2;
 
 }  // namespace vae_fused::cuda

@@ -346,8 +346,9 @@ VAE_FUSED_HD Relative<F> relative(const LatentOptions<T>&, const Posterior<F>& q
 // Linear form: 1/2 (d^2 + c - x), for a mu that is a point at which p is evaluated. Then d^2
 // contains r^2 = e^x on average, and h(x) = -1. For sigma = 1 and c = ln 2 pi it is -ln p(mu).
 //
-// The KL of an element is at least free_bits. Below that bound its gradient is 0. `linear` is an
-// argument beside the options (f.linear or a constant), so that loops are compiled for both.
+// The KL of an element is at least free_bits. Below that bound its gradient is 0. `is_linear_form`
+// is an argument beside the options (f.is_linear_form or a constant), so that loops are compiled
+// for both.
 //
 // The functions for elements return twice the KL and, with DefaultOptions, twice the gradient of x.
 // The factor 1/2 is exact and is applied once, to a sum.
@@ -359,8 +360,8 @@ VAE_FUSED_HD F kl_times_two(const DefaultOptions<T>&, bool, const Relative<F>& r
 }
 
 template <typename Options, typename F>
-VAE_FUSED_HD F kl_times_two(const Options& f, bool linear, const Relative<F>& r) {
-  const F g = linear ? f.constant - r.x : r.excess.g;
+VAE_FUSED_HD F kl_times_two(const Options& f, bool is_linear_form, const Relative<F>& r) {
+  const F g = is_linear_form ? f.constant - r.x : r.excess.g;
   return larger(F(2 * f.free_bits), r.d * r.d + g);
 }
 
@@ -377,9 +378,10 @@ VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const DefaultOptions<T>&, bool, const Relat
 }
 
 template <typename Options, typename F>
-VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Options& f, bool linear, const Relative<F>& r,
+VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Options& f, bool is_linear_form, const Relative<F>& r,
                                      F precision, F grad) {
-  const F g = linear ? f.constant - r.x : r.excess.g, h = linear ? F(-1) : r.excess.h;
+  const F g = is_linear_form ? f.constant - r.x : r.excess.g,
+          h = is_linear_form ? F(-1) : r.excess.h;
   grad = select(r.d * r.d + g < F(2 * f.free_bits), F(0), grad);
   const F q = f.to_posterior * grad, p = f.to_prior * grad, d = r.d * precision;
   return {q * d, F(0.5) * q * h, -p * d, F(-0.5) * p * (h + r.d * r.d)};

@@ -13,21 +13,21 @@ namespace vae_fused::math {
 
 // The options beside those of the posterior's and the prior's scale. The prior's mean and raw scale
 // are used where the prior has no tensors for them.
-#define VAE_FUSED_LATENT_OPTIONS(OPTION, GIVEN, DERIVED)                   \
-  OPTION(T, mu_soft_clamp, 0)                                              \
-  DERIVED(T, per_mu_soft_clamp, 0)                                         \
-  OPTION(T, prior_mean, 0)                                                 \
-  GIVEN(prior_raw, 0)                                                      \
-  DERIVED(T, prior_precision, 1) /* 1 / tau */                             \
-  DERIVED(T, prior_x, 0)         /* ln tau^2 */                            \
-  OPTION(T, temperature, 1)                                                \
-  OPTION(T, free_bits, 0)    /* the least value of an element's KL */      \
-  OPTION(T, to_posterior, 1) /* weights of the KL's gradient */            \
-  OPTION(T, to_prior, 1)                                                   \
-  OPTION(bool, linear, 0) /* 1/2 (d^2 + constant - x) instead of the KL */ \
-  OPTION(T, constant, 0)                                                   \
-  OPTION(bool, at_sample, 0) /* ln q(z) - ln p(z) instead of the KL */     \
-  OPTION(bool, stop_q, 0)    /* its gradient passes only through z */      \
+#define VAE_FUSED_LATENT_OPTIONS(OPTION, GIVEN, DERIVED)                           \
+  OPTION(T, mu_soft_clamp, 0)                                                      \
+  DERIVED(T, per_mu_soft_clamp, 0)                                                 \
+  OPTION(T, prior_mean, 0)                                                         \
+  GIVEN(prior_raw, 0)                                                              \
+  DERIVED(T, prior_precision, 1) /* 1 / tau */                                     \
+  DERIVED(T, prior_x, 0)         /* ln tau^2 */                                    \
+  OPTION(T, temperature, 1)                                                        \
+  OPTION(T, free_bits, 0)    /* the least value of an element's KL */              \
+  OPTION(T, to_posterior, 1) /* weights of the KL's gradient */                    \
+  OPTION(T, to_prior, 1)                                                           \
+  OPTION(bool, is_linear_form, 0) /* 1/2 (d^2 + constant - x) instead of the KL */ \
+  OPTION(T, constant, 0)                                                           \
+  OPTION(bool, at_sample, 0) /* ln q(z) - ln p(z) instead of the KL */             \
+  OPTION(bool, stop_q, 0)    /* its gradient passes only through z */              \
   VAE_FUSED_EXTRA_LATENT_OPTIONS(OPTION)
 
 // The options of this list that a call may pass on the device, as 0-d tensors, because they change
@@ -109,7 +109,7 @@ struct Weights {
 #define VAE_FUSED_WEIGHT(name) T name;
   VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_WEIGHT)
 #undef VAE_FUSED_WEIGHT
-  bool linear;
+  bool is_linear_form;
   T constant;
 
   VAE_FUSED_HD Weights(const LatentOptions<T>& f, const DeviceScalars& scalars)
@@ -117,7 +117,7 @@ struct Weights {
 #define VAE_FUSED_COPY(name) name(f.name),
         VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_COPY)
 #undef VAE_FUSED_COPY
-            linear(f.linear),
+            is_linear_form(f.is_linear_form),
         constant(f.constant) {
     read_scalars<T>(scalars, *this);
   }
@@ -130,7 +130,7 @@ struct Weights {
 template <typename T>
 struct DefaultOptions {
   static constexpr T temperature = 1, mu_soft_clamp = 0;
-  static constexpr bool linear = false;
+  static constexpr bool is_linear_form = false;
   T low, high;
   T top;  // the lesser of high and the bound beyond which exponentials no longer change
 

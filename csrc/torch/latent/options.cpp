@@ -17,7 +17,7 @@ math::LatentOptions<double> derived(const math::GivenLatent& given) {
   const math::FixedPrior prior = fixed_prior(f, given.prior_mean, given.prior_raw);
   f.prior_precision = prior.precision;
   f.prior_x = prior.x;
-  if (f.linear || f.at_sample) f.free_bits = -std::numeric_limits<double>::infinity();
+  if (f.is_linear_form || f.at_sample) f.free_bits = -std::numeric_limits<double>::infinity();
   return f;
 }
 
@@ -53,7 +53,8 @@ math::DeviceScalars GivenOptions::pointers(const math::LatentOptions<double>& op
   if (name) result.name = name->const_data_ptr();
   VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_POINTER_TO)
 #undef VAE_FUSED_POINTER_TO
-  if (options.linear || options.at_sample) result.free_bits = nullptr;  // their floor is -inf
+  if (options.is_linear_form || options.at_sample)
+    result.free_bits = nullptr;  // their floor is -inf
   return result;
 }
 
