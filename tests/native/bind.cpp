@@ -431,15 +431,16 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
 }
 
 // Returns the kernel that serves a forward call of these tensors, with a KL and noise from a key.
-py::dict way_of(const py::array& mu, const py::array& raw, const py::array& z,
-                const std::vector<int>& dims) {
+py::dict select_kernel(const py::array& mu, const py::array& raw, const py::array& z,
+                       const std::vector<int>& dims) {
   vae_fused::ForwardParams params;
   params.dtype = dtype_of(mu);
   const Shape shape(mu, dims);
   vae_fused::testing::bind(params, shape.sizes, shape.summed,
                            {{"mu", view(mu, mu)}, {"raw", view(raw, mu)}, {"z", view(z, mu)}});
-  const auto way = probes::way_of(params);
-  return py::dict("access"_a = way.access, "plain"_a = way.plain, "usual"_a = way.usual,
+  const auto choice = probes::select_kernel(params);
+  return py::dict("access"_a = choice.access, "is_default"_a = choice.is_default,
+                  "has_fast_path"_a = choice.has_fast_path,
                   "pixel_pairs"_a = params.space.pixel_pairs);
 }
 
@@ -895,7 +896,7 @@ PYBIND11_MODULE(_native, m) {
         "variance"_a, "clamped"_a, "non_finite"_a, "partials"_a, "prior_mean"_a = py::none(),
         "prior_raw"_a = py::none(), "mask"_a = py::none(), "family"_a = py::dict(),
         "scalars"_a = py::dict(), "stream"_a = nullptr);
-  m.def("way_of", &way_of, "mu"_a, "raw"_a, "z"_a, "dims"_a);
+  m.def("select_kernel", &select_kernel, "mu"_a, "raw"_a, "z"_a, "dims"_a);
   m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,
         "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "scalars"_a = py::dict(),
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "stream"_a = nullptr);

@@ -156,13 +156,13 @@ void from_bfloat16(const uint16_t* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = __bfloat162float(__ushort_as_bfloat16(x[i]));
 }
 
-Way way_of(vae_fused::ForwardParams& params) {
+KernelChoice select_kernel(vae_fused::ForwardParams& params) {
   using namespace vae_fused;
-  constexpr const char* kNames[] = {"linear", "strided", "patched", "scalar"};
+  constexpr const char* kNames[] = {"contiguous", "strided", "channels_last", "scalar"};
   cuda::CallShape call;
   call.is_default = cuda::has_default_options<ForwardParams>(params);
   call.rows = call.complete = call.key_noise = true;
-  Way result{};
+  KernelChoice result{};
   cuda::with_storage(params.dtype, [&](auto s) {
     const auto choice =
         cuda::select_kernel<decltype(s)>(params.space, cuda::operands_of(params), call);

@@ -48,11 +48,11 @@ void coarse_normals(uint64_t seed, float* out, int64_t n);
 void coarse_exponentials(const float* x, float* out, int64_t n);
 
 // The kernel that serves a forward call with a KL and noise from a key: see cuda/select.cuh.
-struct Way {
+struct KernelChoice {
   const char* access;
-  bool plain, usual;
+  bool is_default, has_fast_path;
 };
-Way way_of(vae_fused::ForwardParams& params);
+KernelChoice select_kernel(vae_fused::ForwardParams& params);
 
 // The conversions of the shadow headers on n values.
 void to_half(const float* x, uint16_t* out, int64_t n);

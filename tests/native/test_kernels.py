@@ -125,8 +125,8 @@ def test_offsets_are_the_same_as_those_of_large_tensors(
     large = run(kernels, "cuda", shape, dtype, layout)
     sizes, dims = SHAPES[shape]
     mu, raw, *_ = inputs(kernels, sizes, dtype, layout)
-    is_linear = kernels.way_of(mu, raw, empty_like(mu), dims)["access"] == "linear"
-    rtol = 0.0 if is_linear else 2e-6 if dtype == "float32" else 1e-2
+    is_contiguous = kernels.select_kernel(mu, raw, empty_like(mu), dims)["access"] == "contiguous"
+    rtol = 0.0 if is_contiguous else 2e-6 if dtype == "float32" else 1e-2
     for name in NAMES:
         a, b = (values(kernels, getattr(call, name)) for call in (large, small))
         np.testing.assert_allclose(a, b, rtol=min(rtol, 2e-6) if name == "kl" else rtol, atol=rtol)
@@ -136,36 +136,34 @@ def test_offsets_are_the_same_as_those_of_large_tensors(
 @pytest.mark.parametrize(
     ("shape", "layout", "access"),
     [
-        ("two columns", "dense", "linear"),
-        ("a row per sample", "dense", "linear"),
-        ("wide images", "dense", "linear"),
+        ("two columns", "dense", "contiguous"),
+        ("a row per sample", "dense", "contiguous"),
+        ("wide images", "dense", "contiguous"),
         ("long rows", "chunked", "strided"),
         ("wide images", "chunked", "strided"),
         ("summed latents", "chunked", "strided"),
-        ("wide images", "transposed", "patched"),
-        ("latents", "transposed", "patched"),
-        ("summed deep images", "transposed", "patched"),
+        ("wide images", "transposed", "channels_last"),
+        ("latents", "transposed", "channels_last"),
+        ("summed deep images", "transposed", "channels_last"),
     ],
 )
-def test_the_usual_layouts_have_the_usual_loops(
+def test_common_layouts_have_their_fast_path(
     kernels: ModuleType, dtype: str, shape: str, layout: str, access: str
 ) -> None:
     """Other loops would be slower with the same results, which no other test would detect."""
     sizes, dims = SHAPES[shape]
     mu, raw, *_ = inputs(kernels, sizes, dtype, layout)
-    way = {"access": access, "plain": True, "usual": True}
-    way["pixel_pairs"] = (shape, layout) == ("latents", "transposed") and dtype != "float32"
-    assert kernels.way_of(mu, raw, empty_like(mu), dims) == way
+    choice = {"access": access, "is_default": True, "has_fast_path": True}
+    choice["pixel_pairs"] = (shape, layout) == ("latents", "transposed") and dtype != "float32"
+    assert kernels.select_kernel(mu, raw, empty_like(mu), dims) == choice
     kernels.emulator.configure(large=True)
-    large = kernels.way_of(mu, raw, empty_like(mu), dims)
-    assert large["access"] == (access if access == "linear" else "scalar")
+    large = kernels.select_kernel(mu, raw, empty_like(mu), dims)
+    assert large["access"] == (access if access == "contiguous" else "scalar")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("images", [1, 3])
-def test_chunks_of_channels_last_tensors_are_patches(
-    kernels: ModuleType, dtype: str, images: int
-) -> None:
+def test_chunks_of_channels_last_tensors(kernels: ModuleType, dtype: str, images: int) -> None:
     """For latents with four channels the second half is aligned to 8 bytes only."""
     dims, rng = (1, 2, 3), np.random.default_rng(0)
     moments = rng.standard_normal((images, 8, 16, 8), dtype=np.float32)
@@ -178,8 +176,13 @@ def test_chunks_of_channels_last_tensors_are_patches(
         kl = np.zeros(images, np.float32)
         kernels.forward(device, mu, raw, dims=dims, z=z, kl=kl, key=KEY)
         results.append((values(kernels, z), kl))
-    way = {"access": "patched", "plain": True, "usual": True, "pixel_pairs": dtype == "bfloat16"}
-    assert kernels.way_of(mu, raw, z, dims) == way
+    choice = {
+        "access": "channels_last",
+        "is_default": True,
+        "has_fast_path": True,
+        "pixel_pairs": dtype == "bfloat16",
+    }
+    assert kernels.select_kernel(mu, raw, z, dims) == choice
     rtol = 1e-2 if dtype == "bfloat16" else 2e-6
     for (a, b), tolerance in zip(zip(*results, strict=True), (rtol, 2e-6), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
@@ -197,17 +200,18 @@ def test_pixels_are_stored_in_pairs_where_all_begin_so(kernels: ModuleType) -> N
         (pixels(offset=4), False),
         (pixels(offset=8), True),
     ):
-        way = kernels.way_of(pixels(), pixels(), z, (1, 2, 3))
-        assert (way["access"], way["usual"], way["pixel_pairs"]) == ("patched", True, paired)
+        choice = kernels.select_kernel(pixels(), pixels(), z, (1, 2, 3))
+        assert choice["access"] == "channels_last" and choice["has_fast_path"]
+        assert choice["pixel_pairs"] == paired
 
 
 def test_a_broadcast_tensor_has_to_be_aligned_as_the_others(kernels: ModuleType) -> None:
     """A value for each channel that is expanded over pixels is read in vectors of channels."""
     mu = np.moveaxis(np.zeros((2, 8, 16, 4), np.float32), -1, 1)
     channels = np.zeros(8, np.float32)
-    for offset, access in ((0, "patched"), (1, "scalar"), (2, "patched")):
+    for offset, access in ((0, "channels_last"), (1, "scalar"), (2, "channels_last")):
         raw = np.broadcast_to(channels[offset : offset + 4, None, None], mu.shape)
-        assert kernels.way_of(mu, raw, empty_like(mu), (1, 2, 3))["access"] == access
+        assert kernels.select_kernel(mu, raw, empty_like(mu), (1, 2, 3))["access"] == access
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
