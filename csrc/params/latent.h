@@ -55,8 +55,8 @@ struct BackwardParams {
   SampledOperand grad_eps;
 };
 
-inline math::LatentOptions<double>& family_of(ForwardParams& p) { return p.of.options; }
-inline math::LatentOptions<double>& family_of(BackwardParams& p) { return p.of.options; }
+inline math::LatentOptions<double>& options_of(ForwardParams& p) { return p.of.options; }
+inline math::LatentOptions<double>& options_of(BackwardParams& p) { return p.of.options; }
 
 // A call with pointers to the options that it passes on the device. The kernels for default options
 // have no parameter for these pointers.

@@ -50,7 +50,7 @@ struct MultiParams {
   Item item[kMaxItems];
 };
 
-inline math::LatentOptions<double>& family_of(MultiParams& p) { return p.options; }
+inline math::LatentOptions<double>& options_of(MultiParams& p) { return p.options; }
 
 namespace cpu {
 

@@ -53,7 +53,7 @@ struct StatsParams {
   double* partials = nullptr;                                // [kStats, groups, cols]
 };
 
-inline math::LatentOptions<double>& family_of(StatsParams& p) { return p.of.options; }
+inline math::LatentOptions<double>& options_of(StatsParams& p) { return p.of.options; }
 
 template <typename Visit>
 void for_each_operand(StatsParams& p, const Visit& visit) {

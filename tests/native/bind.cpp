@@ -255,7 +255,7 @@ vae_fused::math::ScaleOptions<double> scale_options(const py::dict& fields) {
   return o;
 }
 
-vae_fused::math::LatentOptions<double> family_of(const py::dict& fields) {
+vae_fused::math::LatentOptions<double> latent_options(const py::dict& fields) {
   vae_fused::math::LatentOptions<double> f;
   if (fields.contains("posterior")) f.posterior = scale_options(fields["posterior"]);
   if (fields.contains("prior")) f.prior = scale_options(fields["prior"]);
@@ -381,7 +381,7 @@ void stats(const std::string& device, const py::array& mu, const py::array& raw,
            const Stream* stream) {
   vae_fused::WithScalars<vae_fused::StatsParams> params;
   params.dtype = dtype_of(mu);
-  params.of.options = family_of(options);
+  params.of.options = latent_options(options);
   point_to(scalars, params);
   Shape shape(mu, dims);
   shape.summed.flip();
@@ -413,7 +413,7 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
   params.key = make_key(key, key_pointers, shift);
   params.kl.scale = kl_scale;
   params.of.samples = samples_of(z, mu);
-  params.of.options = family_of(options);
+  params.of.options = latent_options(options);
   point_to(scalars, params);
   const Shape shape(mu, dims);
   vae_fused::testing::bind(params, shape.sizes, shape.summed,
@@ -460,7 +460,7 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
   params.grad_kl.data = pointer<void>(grad_kl);
   params.grad_kl.stride = grad_kl_stride;
   params.of.samples = samples_of(grad_z, mu);
-  params.of.options = family_of(options);
+  params.of.options = latent_options(options);
   point_to(scalars, params);
   const Shape shape(mu, dims);
   vae_fused::testing::bind(params, shape.sizes, shape.summed,
@@ -494,7 +494,7 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
   vae_fused::WithScalars<vae_fused::MultiParams> params;
   params.dtype = dtype_of(mu.at(0));
   params.key = make_key(key, std::nullopt, 0);
-  params.options = family_of(options);
+  params.options = latent_options(options);
   point_to(scalars, params);
   const int64_t per = params.dtype == DType::kFloat64 ? 2 : 4;
   uint64_t blocks = 0;

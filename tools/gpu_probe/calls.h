@@ -20,7 +20,7 @@ struct Faults {
 
 inline void serial_for(int64_t n, int64_t, cpu::Body body, void* context) { body(context, 0, n); }
 
-inline math::LatentOptions<double> family_of(const Request& request) {
+inline math::LatentOptions<double> latent_options(const Request& request) {
   math::LatentOptions<double> options;
   if (request.clamped) {
     options.posterior.low = -0.5;
@@ -150,7 +150,7 @@ class Call {
       p.key.offset = 8 + (on_device && faults_.noise ? 4 : 0);
       p.key.shift = 2;
     }
-    p.of.options = family_of(case_.request);
+    p.of.options = latent_options(case_.request);
     p.of.samples = case_.request.sample ? case_.request.samples : 1;
     std::vector<BoundTensor> bound_tensors;
     for_each_operand(p, [&](const OperandRef& of) {

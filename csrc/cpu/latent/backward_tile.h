@@ -293,15 +293,15 @@ VAE_FUSED_HD void backward_tiles_of(const BackwardParams& p, const Options& f, c
   }
 }
 
-template <typename S, bool plain>
+template <typename S, bool is_default>
 void backward_tiles(void* context, int64_t begin, int64_t end) {
   const auto& task = *static_cast<const Task<BackwardParams>*>(context);
   using T = arithmetic_t<S>;
-  if constexpr (plain) {
+  if constexpr (is_default) {
     backward_tiles_of<S>(task.params, math::default_options<T>(task.params.of.options), task.key,
                          begin, end);
   } else {
-    backward_tiles_of<S>(task.params, task.family_of(T{}), task.key, begin, end);
+    backward_tiles_of<S>(task.params, task.options_of(T{}), task.key, begin, end);
   }
 }
 

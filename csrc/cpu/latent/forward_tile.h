@@ -149,15 +149,15 @@ VAE_FUSED_HD void forward_tiles_of(const ForwardParams& p, const Options& f, con
   }
 }
 
-template <typename S, bool plain>
+template <typename S, bool is_default>
 void forward_tiles(void* context, int64_t begin, int64_t end) {
   const auto& task = *static_cast<const Task<ForwardParams>*>(context);
   using T = arithmetic_t<S>;
-  if constexpr (plain) {
+  if constexpr (is_default) {
     forward_tiles_of<S>(task.params, math::default_options<T>(task.params.of.options), task.key,
                         begin, end);
   } else {
-    forward_tiles_of<S>(task.params, task.family_of(T{}), task.key, begin, end);
+    forward_tiles_of<S>(task.params, task.options_of(T{}), task.key, begin, end);
   }
 }
 

@@ -38,7 +38,8 @@ void stats(const WithScalars<StatsParams>& given, ParallelFor parallel_for) {
   with_numbers(given, [&](const StatsParams& params) {
     StatsTask task(params);
     const LatentBodies& bodies = VAE_FUSED_TABLE_IN_USE(kStats);
-    const Bodies& of_options = has_default_options(params.of) ? bodies.plain : bodies.general;
+    const Bodies& of_options =
+        has_default_options(params.of) ? bodies.with_defaults : bodies.general;
     parallel_for(params.tasks.tasks(), 1, of_options[params.dtype], &task);
   });
   given.dtype == DType::kFloat64 ? finish_as<double>(given) : finish_as<float>(given);

@@ -35,10 +35,10 @@ VAE_FUSED_NOINLINE void add_stats(math::ScaleOptions<T> o, const T* kl, const T*
   }
 }
 
-template <typename S, bool plain>
+template <typename S, bool is_default>
 class StatsWork {
   using T = arithmetic_t<S>;
-  using Options = std::conditional_t<plain, math::DefaultOptions<T>, math::LatentOptions<T>>;
+  using Options = std::conditional_t<is_default, math::DefaultOptions<T>, math::LatentOptions<T>>;
 
  public:
   explicit StatsWork(const StatsTask& task)
@@ -84,10 +84,10 @@ class StatsWork {
 
  private:
   static Options options_of(const StatsTask& task) {
-    if constexpr (plain) {
+    if constexpr (is_default) {
       return math::default_options<T>(task.params.of.options);
     } else {
-      return task.of_forward.family_of(T{});
+      return task.of_forward.options_of(T{});
     }
   }
 
@@ -119,7 +119,7 @@ class StatsWork {
   }
 
   const T* located(const T* mu, int n) {
-    const math::LatentOptions<T>& o = task_.of_forward.family_of(T{});
+    const math::LatentOptions<T>& o = task_.of_forward.options_of(T{});
     if (o.mu_soft_clamp == T(0)) return mu;
     for (int j = 0; j < n; j += kStep<T>) {
       put(math::soft_clamp(get(mu + j), o.mu_soft_clamp, o.per_mu_soft_clamp).x, location_ + j);
@@ -143,7 +143,7 @@ class StatsWork {
     const T* const location = located(mu, n);
     with_flags(
         [&](auto masked) {
-          add_stats<masked>(task_.of_forward.family_of(T{}).posterior, kl_, mu, raw, location,
+          add_stats<masked>(task_.of_forward.options_of(T{}).posterior, kl_, mu, raw, location,
                             shift_, mask_, sums_, n);
         },
         p.of.mask.data || n > piece.n);
@@ -175,9 +175,9 @@ class StatsWork {
   static_assert(StatsTasks::kCpuLine == kPiece);
 };
 
-template <typename S, bool plain>
+template <typename S, bool is_default>
 void stats_tiles(void* context, int64_t begin, int64_t end) {
-  StatsWork<S, plain> work(*static_cast<const StatsTask*>(context));
+  StatsWork<S, is_default> work(*static_cast<const StatsTask*>(context));
   for (int64_t t = begin; t < end; ++t) work.run(t);
 }
 

@@ -18,8 +18,8 @@ struct Task {
   Task(const Params& params, const Key& key)
       : params(params), key(key), options(math::narrowed<float>(params.of.options)) {}
 
-  VAE_FUSED_HD const math::LatentOptions<float>& family_of(float) const { return options; }
-  VAE_FUSED_HD const math::LatentOptions<double>& family_of(double) const {
+  VAE_FUSED_HD const math::LatentOptions<float>& options_of(float) const { return options; }
+  VAE_FUSED_HD const math::LatentOptions<double>& options_of(double) const {
     return params.of.options;
   }
 };
@@ -38,15 +38,15 @@ void with_numbers(const WithScalars<Params>& given, const Run& run) {
   if (!given.scalars.any()) return run(static_cast<const Params&>(given));
   Params params = given;
   if (params.dtype == DType::kFloat64) {
-    math::read_scalars<double>(given.scalars, family_of(params));
+    math::read_scalars<double>(given.scalars, options_of(params));
   } else {
-    math::read_scalars<float>(given.scalars, family_of(params));
+    math::read_scalars<float>(given.scalars, options_of(params));
   }
   run(params);
 }
 
 struct LatentBodies {
-  Bodies plain, general;
+  Bodies with_defaults, general;
 };
 VAE_FUSED_ISA_TABLE(LatentBodies, kForward)
 VAE_FUSED_ISA_TABLE(LatentBodies, kBackward)
@@ -58,10 +58,12 @@ inline const LatentBodies& bodies_of(const BackwardParams&) {
   return VAE_FUSED_TABLE_IN_USE(kBackward);
 }
 
-// Whether the loops of DefaultOptions can compute a call. They have no gradient of noise that also
+// Whether a call has a kernel with DefaultOptions. Its loops have no gradient of noise that also
 // estimates the KL.
-inline bool is_plain(const ForwardParams& params) { return has_default_options(params.of); }
-inline bool is_plain(const BackwardParams& params) {
+inline bool has_default_kernel(const ForwardParams& params) {
+  return has_default_options(params.of);
+}
+inline bool has_default_kernel(const BackwardParams& params) {
   const bool at_sample = params.of.options.at_sample && params.grad_kl.data;
   return has_default_options(params.of) && !(at_sample && params.grad_eps.data);
 }
@@ -70,7 +72,7 @@ inline bool is_plain(const BackwardParams& params) {
 template <typename Params>
 Body body_of(const Params& params) {
   const LatentBodies& bodies = bodies_of(params);
-  return (is_plain(params) ? bodies.plain : bodies.general)[params.dtype];
+  return (has_default_kernel(params) ? bodies.with_defaults : bodies.general)[params.dtype];
 }
 
 template <typename Params>
