@@ -890,22 +890,23 @@ PYBIND11_MODULE(_native, m) {
         "key_out"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),
         "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
-        "family"_a = py::dict(), "scalars"_a = py::dict(), "stream"_a = nullptr);
+        "latent_options"_a = py::dict(), "scalars"_a = py::dict(), "stream"_a = nullptr);
   m.def("stats_sizes", &stats_sizes, "device"_a, "mu"_a, "dims"_a);
   m.def("stats", &stats, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a, "kl"_a, "mean"_a,
         "variance"_a, "clamped"_a, "non_finite"_a, "partials"_a, "prior_mean"_a = py::none(),
-        "prior_raw"_a = py::none(), "mask"_a = py::none(), "family"_a = py::dict(),
+        "prior_raw"_a = py::none(), "mask"_a = py::none(), "latent_options"_a = py::dict(),
         "scalars"_a = py::dict(), "stream"_a = nullptr);
   m.def("select_kernel", &select_kernel, "mu"_a, "raw"_a, "z"_a, "dims"_a);
   m.def("multi", &multi, "device"_a, "mu"_a, "raw"_a, "out"_a, "grads"_a, "more"_a, "kl"_a,
-        "partials"_a, "weights"_a, "key"_a, "family"_a = py::dict(), "scalars"_a = py::dict(),
-        "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "stream"_a = nullptr);
+        "partials"_a, "weights"_a, "key"_a, "latent_options"_a = py::dict(),
+        "scalars"_a = py::dict(), "prior_mean"_a = py::none(), "prior_raw"_a = py::none(),
+        "stream"_a = nullptr);
   m.def("backward", &backward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "grad_z"_a = py::none(), "grad_kl"_a = py::none(),
         "grad_kl_stride"_a = 1, "grad_mu"_a = py::none(), "grad_raw"_a = py::none(),
         "grad_eps"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),
         "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
-        "grad_prior_mean"_a = py::none(), "grad_prior_raw"_a = py::none(), "family"_a = py::dict(),
-        "scalars"_a = py::dict(), "stream"_a = nullptr);
+        "grad_prior_mean"_a = py::none(), "grad_prior_raw"_a = py::none(),
+        "latent_options"_a = py::dict(), "scalars"_a = py::dict(), "stream"_a = nullptr);
 }

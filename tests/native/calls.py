@@ -48,9 +48,11 @@ SCALARS = ("temperature", "free_bits", "to_posterior", "to_prior")
 
 def with_scalars(options: dict[str, Any], mu: np.ndarray) -> dict[str, Any]:
     """Returns the options of the same call with the members of SCALARS as arrays."""
-    family = dict(options["family"])
-    scalars = {n: np.array(family.pop(n), total_dtype(mu)) for n in SCALARS if n in family}
-    return {**options, "family": family, "scalars": scalars}
+    latent_options = dict(options["latent_options"])
+    scalars = {
+        n: np.array(latent_options.pop(n), total_dtype(mu)) for n in SCALARS if n in latent_options
+    }
+    return {**options, "latent_options": latent_options, "scalars": scalars}
 
 
 def sampled_like(x: np.ndarray, samples: int) -> np.ndarray:

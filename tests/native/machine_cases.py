@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import test_family, test_kernels, test_multi, test_stats
+from . import test_kernels, test_latent_options, test_multi, test_stats
 from .calls import DTYPES, Call, backward, forward
 
 # These calls cover whole and partial tiles, whole rows that are written at once or staged in shared
@@ -133,7 +133,7 @@ CASES = [
 # and an eighth of an ulp of float16.
 TOLERANCE = {
     "default": {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2},
-    "options": test_family.TOLERANCE,
+    "options": test_latent_options.TOLERANCE,
 }
 
 
@@ -151,7 +151,7 @@ def results(native: Any, device: str, case: Case) -> dict[str, np.ndarray | None
         )
     if case.kind == "options":
         options, tensors, shape, layout = case.arguments
-        call = test_family.run(native, device, options, tensors, shape, case.dtype, layout)
+        call = test_latent_options.run(native, device, options, tensors, shape, case.dtype, layout)
     elif case.kind == "part":
         call = part(native, device, case.dtype, *case.arguments)
     elif case.kind == "key":
@@ -173,7 +173,7 @@ def part(native: Any, device: str, dtype: str, which: str, layout: str) -> Call:
         )
     grad_kl = np.linspace(-1, 1, sizes[0], dtype=np.float64 if dtype == "float64" else np.float32)
     if which == "of mu alone":
-        options["family"] = {"prior_mean": 0.5}
+        options["latent_options"] = {"prior_mean": 0.5}
         return backward(native, device, mu, None, grad_z=grad_z, grad_kl=grad_kl, **options)
     grads = {"grad_z": grad_z} if "of z" in which else {"grad_kl": grad_kl}
     return backward(native, device, mu, raw, **grads, **options)

@@ -256,7 +256,11 @@ def test_the_gradient_ends_at_the_clamp_and_not_where_exponentials_do(
     mu, grad_z = np.ones_like(raw), np.full_like(raw, 1e-30)
     if dtype == "bfloat16":
         mu, raw, grad_z = (kernels.probes.to_bfloat16(x) for x in (mu, raw, grad_z))
-    options = {"dims": (0,), "key": KEY, "family": {"posterior": {"low": -9.0, "high": high}}}
+    options = {
+        "dims": (0,),
+        "key": KEY,
+        "latent_options": {"posterior": {"low": -9.0, "high": high}},
+    }
     grad_kl = np.full(1, 1e-30, np.float32)
     cpu, cuda = (
         values(

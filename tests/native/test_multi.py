@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from .calls import DTYPES, total_dtype, with_scalars
-from .test_family import TOLERANCE, array, kernels, values
+from .test_latent_options import TOLERANCE, array, kernels, values
 
 KEY = (9, 2**32 - 3)
 SIZES = (1, 7, 2048, 2049, 640, 5000, 3, 4096, 12)
-FAMILIES: dict[str, dict[str, Any]] = {
+OPTION_RECIPES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "softplus, fixed prior": {
         "posterior": {"base": "softplus", "std_floor": 0.01}, "prior_mean": 0.1, "prior_x": -1.0,
@@ -28,7 +28,7 @@ __all__ = ["kernels"]  # a fixture
 
 
 def run(
-    native: ModuleType, device: str, dtype: str, layout: str, family: str, *,
+    native: ModuleType, device: str, dtype: str, layout: str, recipe: str, *,
     as_arrays: bool = False, has_z: bool = True, with_priors: bool = False,
 ) -> list[np.ndarray]:  # fmt: skip
     def made(seed: int) -> list[np.ndarray]:
@@ -39,7 +39,7 @@ def run(
     zs, grad_mu, grad_raw = empty
     kl = np.full(1, np.nan, total_dtype(mu[0]))
     common = {
-        "weights": [1.0 / n for n in SIZES], "key": KEY, "family": FAMILIES[family],
+        "weights": [1.0 / n for n in SIZES], "key": KEY, "latent_options": OPTION_RECIPES[recipe],
     }  # fmt: skip
     if as_arrays:
         common = with_scalars(common, mu[0])
@@ -56,9 +56,9 @@ def run(
 
 @pytest.mark.parametrize("layout", ["dense", "misaligned"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_devices_agree(kernels: ModuleType, family: str, dtype: str, layout: str) -> None:
-    cpu, cuda = (run(kernels, device, dtype, layout, family) for device in ("cpu", "cuda"))
+@pytest.mark.parametrize("recipe", OPTION_RECIPES)
+def test_the_devices_agree(kernels: ModuleType, recipe: str, dtype: str, layout: str) -> None:
+    cpu, cuda = (run(kernels, device, dtype, layout, recipe) for device in ("cpu", "cuda"))
     for a, b in zip(cuda, cpu, strict=True):
         tolerance = TOLERANCE[dtype]
         np.testing.assert_allclose(

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .calls import DTYPES, Call
-from .test_family import FAMILIES, KEY, NAMES, TOLERANCE, values
+from .test_latent_options import KEY, NAMES, OPTION_RECIPES, TOLERANCE, values
 
 SIZES = (1, 2, 3, 4, 5, 8, 12, 16, 24, 31)
 # The tensors that kernels write, and the tensor that each of them requires.
@@ -75,7 +75,7 @@ class Drawn(NamedTuple):
     shape: tuple[int, ...]
     dims: tuple[int, ...]
     dtype: str
-    family: str
+    recipe: str
     samples: int
     seed: int
     layouts: dict[str, Layout]  # layouts of the tensors that are present, read or written
@@ -96,8 +96,8 @@ def calls(draw: Any) -> Drawn:
     samples = draw(st.sampled_from((1, 1, 1, 2, 3, 5)))
     optional = draw(st.sets(st.sampled_from(("prior_mean", "prior_raw", "mask", "eps"))))
     sampled, kl = draw(st.sampled_from(((True, True), (True, True), (True, False), (False, True))))
-    family = draw(st.sampled_from([*FAMILIES]))
-    if "at_sample" in FAMILIES[family]:  # its samples are elements of the call
+    recipe = draw(st.sampled_from([*OPTION_RECIPES]))
+    if "at_sample" in OPTION_RECIPES[recipe]:  # its samples are elements of the call
         samples, sampled = 1, True
     wanted = draw(st.none() | st.sets(st.sampled_from([*WRITTEN]))) or {*WRITTEN}
     of: dict[str, Layout] = {}
@@ -127,7 +127,7 @@ def calls(draw: Any) -> Drawn:
             add(name, written=True)
     return Drawn(
         tuple(shape), tuple(sorted(dims)), draw(st.sampled_from([*DTYPES])),
-        family, samples, draw(st.integers(0, 999)), of, kl,
+        recipe, samples, draw(st.integers(0, 999)), of, kl,
         draw(st.sampled_from((0, 1, 2**40))), draw(st.booleans()),
     )  # fmt: skip
 
@@ -142,9 +142,9 @@ def run(native: ModuleType, device: str, call: Drawn) -> Call:
         made[name] = layout.array(native, shape, kind, 10 * call.seed + i)
     space = native.space(made["mu"], call.dims)
     options: dict[str, Any] = {"dims": call.dims, "key": (KEY[0], call.key), "kl_scale": 0.5}
-    options["family"] = {**FAMILIES[call.family]}
+    options["latent_options"] = {**OPTION_RECIPES[call.recipe]}
     if "prior_raw" in made:
-        options["family"]["prior"] = {"base": "softplus", "std_floor": 0.2}
+        options["latent_options"]["prior"] = {"base": "softplus", "std_floor": 0.2}
     for name in ("prior_mean", "prior_raw", "mask", "eps"):
         options[name] = made.get(name)
     kl = np.full(space["rows"], np.nan, total) if call.kl else None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from .calls import DTYPES, total_dtype
-from .test_family import FAMILIES, LAYOUTS, array
+from .test_latent_options import LAYOUTS, OPTION_RECIPES, array
 
 # These shapes have short rows that share a line, rows of several parts, many groups, a batch of one
 # item, and kept dimensions around those of the batch.
@@ -36,18 +36,21 @@ def kernels(native: ModuleType) -> ModuleType:
 
 
 def run(
-    native: ModuleType, device: str, family: str, shape: str, dtype: str, layout: str, every: bool
+    native: ModuleType, device: str, recipe: str, shape: str, dtype: str, layout: str, every: bool
 ) -> dict[str, np.ndarray]:
     sizes, dims = SHAPES[shape]
 
     def made(seed: int, wide: bool = False) -> np.ndarray:
         return array(native, sizes, dtype, layout, seed, wide)
 
-    options: dict[str, Any] = {"family": FAMILIES[family], "dims": dims}
+    options: dict[str, Any] = {"latent_options": OPTION_RECIPES[recipe], "dims": dims}
     if every:
         mask = np.random.default_rng(5).random(sizes) < 0.6
         options |= {"prior_mean": made(4), "prior_raw": made(3), "mask": mask.view(np.uint8)}
-        options["family"] = {**options["family"], "prior": {"base": "softplus", "std_floor": 0.2}}
+        options["latent_options"] = {
+            **options["latent_options"],
+            "prior": {"base": "softplus", "std_floor": 0.2},
+        }
     mu = made(1, wide=True).copy(order="K")
     if dtype != "bfloat16":
         mu[(0,) * mu.ndim] = np.nan
@@ -81,9 +84,11 @@ def test_layouts(kernels: ModuleType, layout: str) -> None:
         compare(kernels, "clamp", shape, "float32", layout, True)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if "sample" not in f and "linear" not in f])
-def test_families(kernels: ModuleType, family: str) -> None:
-    compare(kernels, family, "images", "float32", "channels last", True)
+@pytest.mark.parametrize(
+    "recipe", [f for f in OPTION_RECIPES if "sample" not in f and "linear" not in f]
+)
+def test_option_recipes(kernels: ModuleType, recipe: str) -> None:
+    compare(kernels, recipe, "images", "float32", "channels last", True)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

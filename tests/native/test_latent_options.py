@@ -1,7 +1,7 @@
 """General options: the CUDA kernels on the emulated device against the CPU kernels.
 
 `tests/functional/test_option_values.py` compares the CPU kernels with formulas. A new case is a
-line in FAMILIES, TENSORS or SHAPES.
+line in OPTION_RECIPES, TENSORS or SHAPES.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .calls import DTYPES, Call, backward, forward, with_scalars
 
 KEY = (0x0123456789ABCDEF, 11)
 
-FAMILIES: dict[str, dict[str, Any]] = {
+OPTION_RECIPES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "logstd": {"posterior": {"gain": 1.0}},
     "std": {"posterior": {"base": "identity", "gain": 0.1, "shift": 1.0}},
@@ -142,7 +142,7 @@ def forward_at_samples(
 def run(
     native: ModuleType,
     device: str,
-    family: str,
+    recipe: str,
     tensors: str,
     shape: str,
     dtype: str,
@@ -157,10 +157,10 @@ def run(
 
     samples = 3 if tensors in ("samples", "samples of eps", "every") else 1
     options: dict[str, Any] = {"dims": dims, "key": KEY, "kl_scale": 0.5}
-    options["family"] = {**FAMILIES[family]}
+    options["latent_options"] = {**OPTION_RECIPES[recipe]}
     if tensors in ("prior", "every"):
         options["prior_raw"] = made(3)
-        options["family"]["prior"] = {"base": "softplus", "std_floor": 0.2}
+        options["latent_options"]["prior"] = {"base": "softplus", "std_floor": 0.2}
     if tensors in ("prior", "prior mean", "every"):
         options["prior_mean"] = made(4)
     if tensors in ("mask", "every"):
@@ -173,7 +173,7 @@ def run(
     mu, raw = made(1, wide=True), made(2)
     if as_arrays:
         options = with_scalars(options, mu)
-    if "at_sample" in options["family"] and samples > 1:
+    if "at_sample" in options["latent_options"] and samples > 1:
         call = forward_at_samples(native, device, samples, mu, raw, options)
     else:
         call = forward(native, device, mu, raw, samples=samples, **options)
@@ -205,11 +205,11 @@ def compare(native: ModuleType, *case: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_families(kernels: ModuleType, family: str, dtype: str) -> None:
+@pytest.mark.parametrize("recipe", OPTION_RECIPES)
+def test_option_recipes(kernels: ModuleType, recipe: str, dtype: str) -> None:
     for tensors in ("none", "every"):
-        compare(kernels, family, tensors, "(B, D)", dtype, "dense")
-    compare(kernels, family, "prior", "images", dtype, "channels last")
+        compare(kernels, recipe, tensors, "(B, D)", dtype, "dense")
+    compare(kernels, recipe, "prior", "images", dtype, "channels last")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -223,16 +223,21 @@ def test_layouts(kernels: ModuleType, layout: str, tensors: str, dtype: str) -> 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    "family",
-    ["free bits", "balance", "temperature", *(name for name in FAMILIES if "scalars" in name)],
+    "recipe",
+    [
+        "free bits",
+        "balance",
+        "temperature",
+        *(name for name in OPTION_RECIPES if "scalars" in name),
+    ],
 )
 def test_options_on_the_device_are_the_numbers_bit_for_bit(
-    kernels: ModuleType, family: str, layout: str, dtype: str
+    kernels: ModuleType, recipe: str, layout: str, dtype: str
 ) -> None:
     """The call takes a general kernel in both cases. With other kernels the rounding may differ."""
     for shape in ("(B, D)", "images", "long rows", "odd"):
         for device in ("cpu", "cuda"):
-            case = (kernels, device, family, "every", shape, dtype, layout)
+            case = (kernels, device, recipe, "every", shape, dtype, layout)
             got, want = run(*case, as_arrays=True), run(*case)
             for name in NAMES:
                 np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
@@ -250,7 +255,7 @@ def test_a_graph_reads_a_changed_option(kernels: ModuleType) -> None:
         value[...] = temperature
         graph.replay(stream)
         want = forward(
-            kernels, "cpu", mu, mu, dims=(1,), key=KEY, family={"temperature": temperature}
+            kernels, "cpu", mu, mu, dims=(1,), key=KEY, latent_options={"temperature": temperature}
         )
         np.testing.assert_allclose(call.z, want.z, rtol=5e-6, atol=5e-6)
 
