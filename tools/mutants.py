@@ -114,10 +114,10 @@ def rewritten(text: str, file: str, spans: list[Span], known: list[Site]) -> str
 
 SCALARS = ("F", "T", "float", "double", "auto")
 # Functions that return truth values or bits.
-NO_FLOAT = ("is_near", "beyond", "with_base", "bits", "real", "mulhi", "words_of_pair")
+NO_FLOAT = ("is_near", "is_outside", "with_base", "bits", "real", "mulhi", "words_of_pair")
 # Components and values that are structures, whose fields are separate formulas.
 STRUCTURES = re.compile(r"scale|exps\[j\]|mean|theta|far|q\.exponentials\.excess\(q\.scale\.x\)")
-CONSTANT = re.compile(r"(?:[FT]\()?0(?:\.0*)?f?\)?|true|false|real\(0x7.*|beyond\(.*", re.S)
+CONSTANT = re.compile(r"(?:[FT]\()?0(?:\.0*)?f?\)?|true|false|real\(0x7.*|is_outside\(.*", re.S)
 STEP = re.compile(r"(?:p|sine|cosine) \* |-?[\d.]+(?:e-?\d+)?f?$|k \* -?[\d.e-]+f$|1\.0 / 23$")
 NO_RESULT = re.compile(r"\S*\.(?:u|is_\w+) |h narrow|far log_parts")  # bits and truth values
 HEAD = re.compile(

@@ -33,19 +33,19 @@ struct Scale {
 // ---------------------------------------------------------------------------------------------
 
 template <typename F>
-struct Limited {
+struct Clamped {
   F x, dx;
 };
 
-// Returns outer * inner, and 0 where inner is 0: beyond a clamp even an infinite outer derivative
-// has no effect.
+// Returns outer * inner, and 0 where inner is 0: outside of a clamp even an infinite outer
+// derivative has no effect.
 template <typename F>
 VAE_FUSED_HD F chain(F outer, F inner) {
   return select(inner == F(0), F(0), outer * inner);
 }
 
 template <typename T, typename F>
-VAE_FUSED_HD Limited<F> soft_clamp(F raw, T c, T per_c) {
+VAE_FUSED_HD Clamped<F> soft_clamp(F raw, T c, T per_c) {
   const Tanh<F> t = tanh(raw * per_c);
   return {c * t.value, t.derivative};
 }
@@ -56,27 +56,27 @@ VAE_FUSED_HD F clamp(F raw, T low, T high) {
 }
 
 template <typename T, typename F>
-VAE_FUSED_HD auto beyond(F raw, T low, T high) -> decltype(raw < raw) {
+VAE_FUSED_HD auto is_outside(F raw, T low, T high) -> decltype(raw < raw) {
   return (raw < F(low)) | (raw > F(high));
 }
 
 template <typename T, typename F>
-VAE_FUSED_HD Limited<F> hard_clamp(F raw, T low, T high) {
-  return {clamp(raw, low, high), select(beyond(raw, low, high), F(0), F(1))};
+VAE_FUSED_HD Clamped<F> hard_clamp(F raw, T low, T high) {
+  return {clamp(raw, low, high), select(is_outside(raw, low, high), F(0), F(1))};
 }
 
 template <typename T, typename F>
-VAE_FUSED_HD Limited<F> limit(const ScaleOptions<T>& o, F raw) {
+VAE_FUSED_HD Clamped<F> soft_or_hard_clamp(const ScaleOptions<T>& o, F raw) {
   return o.soft_clamp != T(0) ? soft_clamp(raw, o.soft_clamp, o.per_soft_clamp)
                               : hard_clamp(raw, o.low, o.high);
 }
 
 // 1 if the bounds of a clamp change the raw scale, else 0. A soft clamp changes every number, so
-// there the result is 1 if the raw scale is beyond the bound.
+// there the result is 1 if the raw scale is outside of the bound.
 template <typename T, typename F>
 VAE_FUSED_HD F is_clamped(const ScaleOptions<T>& o, F raw) {
   if (o.soft_clamp != T(0)) return select(abs(raw) > F(o.soft_clamp), F(1), F(0));
-  return select(beyond(raw, o.low, o.high), F(1), F(0));
+  return select(is_outside(raw, o.low, o.high), F(1), F(0));
 }
 
 // 1 if one of an element's inputs is infinite or NaN, else 0. Such a number minus itself is NaN.
@@ -232,14 +232,14 @@ VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool fl
 
 template <typename T, typename F>
 VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool floored,
-                               const Limited<F>& limited) {
-  const F t = argument(o, base, limited.x);
-  return finished(o, base, floored, t, base_of(o, base, t, limited.dx));
+                               const Clamped<F>& clamped) {
+  const F t = argument(o, base, clamped.x);
+  return finished(o, base, floored, t, base_of(o, base, t, clamped.dx));
 }
 
 template <typename T, typename F>
 VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, F raw) {
-  return scale_of(o, o.base, has_floor(o), limit(o, raw));
+  return scale_of(o, o.base, has_floor(o), soft_or_hard_clamp(o, raw));
 }
 
 template <ScaleBase base>

@@ -42,7 +42,7 @@ namespace math = vae_fused::math;
     o.gain = 1;                                                                                 \
     for (int64_t i = 0; i < n; ++i) {                                                           \
       const auto s = math::scale_of(o, static_cast<math::ScaleBase>(base), false,               \
-                                    math::Limited<T>{x[i], T(1)});                              \
+                                    math::Clamped<T>{x[i], T(1)});                              \
       const T results[] = {s.sigma, s.x, s.dsigma, s.dx};                                       \
       for (int j = 0; j < 4; ++j) out[4 * i + j] = results[j];                                  \
     }                                                                                           \

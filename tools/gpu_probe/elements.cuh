@@ -81,7 +81,7 @@ __device__ __forceinline__ void gradients_of_chunk(const Options& f, const Round
         math::kl_adjoint(f, f.is_linear_form, math::relative(f, q[j], {}), 1.0f, grad_kl);
     gz[j] = (gz[j] + adjoint.mu) * q[j].dmu;
     graw[j] = math::undo_doubling(f, graw[j] + math::chain(adjoint.x, q[j].scale.dx));
-    if (q[j].beyond) graw[j] = 0;
+    if (q[j].is_clamped) graw[j] = 0;
   }
 }
 

@@ -208,7 +208,7 @@ template <typename S, Direction kDirection, bool kFour, int kBlocks>
 PatchVariant variant_of(DType dtype) {
   const auto launch = [](const PatchArgs& args, int64_t blocks, cudaStream_t stream) -> int {
     Options options = math::default_options<float>(math::LatentOptions<double>());
-    if (kDirection == Direction::kBackward) options = math::unclipped(options);
+    if (kDirection == Direction::kBackward) options = math::without_clip(options);
     return cuda::launch(ab_patch_kernel<S, kDirection, kFour, bound(kBlocks)>, blocks, stream, args,
                         options);
   };

@@ -309,7 +309,7 @@ template <typename S, class Step, Keys kKeys, Loads kLoads, int kBlocks>
 Variant variant_of(Direction direction, DType dtype) {
   const auto launch = [](const VariantArgs& args, int64_t blocks, cudaStream_t stream) -> int {
     Options options = math::default_options<float>(math::LatentOptions<double>());
-    if (!Step::kReduces) options = math::unclipped(options);
+    if (!Step::kReduces) options = math::without_clip(options);
     return cuda::launch(ab_kernel<S, Step, kKeys, kLoads, bound(kBlocks)>, blocks, stream, args,
                         options);
   };

@@ -14,7 +14,7 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T*
                                 const T* gz, const T* eps, const T* gk, T* gmu, T* graw, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const Lanes<T> r = get(raw + j), g = get(gz + j);
-    const Lanes<T> x = math::limited<clamps>(f, r), nought = T(0);
+    const Lanes<T> x = math::clamp_raw<clamps>(f, r), nought = T(0);
     const auto exps = math::exponentials(x);
     Lanes<T> to_mu = g, to_x = nought;
     if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), exps.e);
@@ -25,7 +25,7 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T*
       to_x = to_x + of_kl.x;
     }
     to_x = math::undo_doubling(f, to_x);
-    if constexpr (clamps) to_x = select(math::beyond(r, f.low, f.high), nought, to_x);
+    if constexpr (clamps) to_x = select(math::is_outside(r, f.low, f.high), nought, to_x);
     put(zero_if_masked<masked>(mask, j, to_mu), gmu + j);
     put(zero_if_masked<masked>(mask, j, to_x), graw + j);
   }
@@ -38,14 +38,14 @@ VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> f, const T* mu
                                           T* gmu, T* graw, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const Lanes<T> r = get(raw + j), e = get(eps + j), nought = T(0);
-    const Lanes<T> sigma = math::exponentials(math::limited<clamps>(f, r)).e;
+    const Lanes<T> sigma = math::exponentials(math::clamp_raw<clamps>(f, r)).e;
     const Lanes<T> z = math::sample(f, get(mu + j), sigma, e);
     const auto adjoint =
         math::log_ratio_adjoint(f, stop_q, z, Lanes<T>(T(1)), sigma, e, get(gk + j));
     const Lanes<T> to_z = get(gz + j) + adjoint.z;
     Lanes<T> to_x = math::sample_adjoint(f, to_z * e, sigma) + adjoint.x;
     to_x = math::undo_doubling(f, to_x);
-    if constexpr (clamps) to_x = select(math::beyond(r, f.low, f.high), nought, to_x);
+    if constexpr (clamps) to_x = select(math::is_outside(r, f.low, f.high), nought, to_x);
     put(zero_if_masked<masked>(mask, j, to_z + adjoint.mu), gmu + j);
     put(zero_if_masked<masked>(mask, j, to_x), graw + j);
   }
@@ -55,7 +55,7 @@ template <bool masked, typename T>
 VAE_FUSED_NOINLINE void noise_adjoint(math::DefaultOptions<T> f, const T* raw, const T* mask,
                                       const T* gz, T* geps, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    const Lanes<T> sigma = math::exponentials(math::limited(f, get(raw + j))).e;
+    const Lanes<T> sigma = math::exponentials(math::clamp_raw(f, get(raw + j))).e;
     put(zero_if_masked<masked>(mask, j, math::noise_adjoint(f, get(gz + j), sigma)), geps + j);
   }
 }

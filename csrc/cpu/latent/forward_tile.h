@@ -14,7 +14,7 @@ template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void sample_and_kl(math::DefaultOptions<T> f, const T* mu, const T* raw,
                                       const T* mask, const T* eps, T* z, T* kl, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    const Lanes<T> m = get(mu + j), x = math::limited<clamps>(f, get(raw + j));
+    const Lanes<T> m = get(mu + j), x = math::clamp_raw<clamps>(f, get(raw + j));
     const auto exps = math::exponentials(x);
     if constexpr (sampled) {
       put(zero_if_masked<masked>(mask, j, math::sample(f, m, exps.e, get(eps + j))), z + j);
@@ -31,7 +31,7 @@ template <bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void sample_and_log_ratio(math::DefaultOptions<T> f, const T* mu, const T* raw,
                                              const T* mask, const T* eps, T* z, T* kl, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    const Lanes<T> x = math::limited<clamps>(f, get(raw + j)), e = get(eps + j);
+    const Lanes<T> x = math::clamp_raw<clamps>(f, get(raw + j)), e = get(eps + j);
     const Lanes<T> value = math::sample(f, get(mu + j), math::exponentials(x).e, e);
     put(zero_if_masked<masked>(mask, j, value), z + j);
     put(zero_if_masked<masked>(mask, j, math::log_ratio_times_two(f, value, x, e)), kl + j);

@@ -38,14 +38,14 @@ struct ScalePiece {
   // `raw` may be `x`. The options are passed by value, because the compiler would have to assume
   // that the loops write to a reference.
   VAE_FUSED_NOINLINE void compute(math::ScaleOptions<T> o, const T* raw, int n) {
-    if (o.soft_clamp != T(0)) return compute_limited<true>(o, raw, n);
-    if (math::is_clamp(o.low, o.high)) return compute_limited<false>(o, raw, n);
-    compute_free(o, raw, n);
+    if (o.soft_clamp != T(0)) return compute_clamped<true>(o, raw, n);
+    if (math::is_clamp(o.low, o.high)) return compute_clamped<false>(o, raw, n);
+    compute_unclamped(o, raw, n);
   }
 
  private:
   // Computes the scale without a clamp.
-  VAE_FUSED_HD void compute_free(const math::ScaleOptions<T>& o, const T* raw, int n) {
+  VAE_FUSED_HD void compute_unclamped(const math::ScaleOptions<T>& o, const T* raw, int n) {
     const bool floored = math::has_floor(o);
     math::with_base(o.base, [&](auto b) {
       constexpr math::ScaleBase base = decltype(b)::value;
@@ -64,7 +64,7 @@ struct ScalePiece {
   template <math::ScaleBase base>
   VAE_FUSED_NOINLINE void compute_as(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
-      set(j, math::scale_of(o, base, false, math::Limited<Lanes<T>>{get(raw + j), T(1)}));
+      set(j, math::scale_of(o, base, false, math::Clamped<Lanes<T>>{get(raw + j), T(1)}));
     }
   }
 
@@ -91,16 +91,16 @@ struct ScalePiece {
 
   // A clamp is a stage of its own, before the others.
   template <bool soft>
-  VAE_FUSED_NOINLINE void compute_limited(math::ScaleOptions<T> o, const T* raw, int n) {
+  VAE_FUSED_NOINLINE void compute_clamped(math::ScaleOptions<T> o, const T* raw, int n) {
     alignas(64) T slope[kPiece];
     for (int j = 0; j < n; j += kStep<T>) {
       const Lanes<T> r = get(raw + j);
-      const auto limited = soft ? math::soft_clamp(r, o.soft_clamp, o.per_soft_clamp)
+      const auto clamped = soft ? math::soft_clamp(r, o.soft_clamp, o.per_soft_clamp)
                                 : math::hard_clamp(r, o.low, o.high);
-      put(limited.x, x + j);
-      put(limited.dx, slope + j);
+      put(clamped.x, x + j);
+      put(clamped.dx, slope + j);
     }
-    compute_free(o, x, n);
+    compute_unclamped(o, x, n);
     if constexpr (kDerivatives) {
       for (int j = 0; j < n; j += kStep<T>) {
         put(math::chain(get(dsigma + j), get(slope + j)), dsigma + j);
@@ -173,9 +173,9 @@ class GaussianPiece<math::LatentOptions<T>, kDerivatives> {
  private:
   VAE_FUSED_NOINLINE void clamp_mu(T c, T per_c, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
-      const auto limited = math::soft_clamp(get(mu_ + j), c, per_c);
-      put(limited.x, mu_buffer_ + j);
-      if constexpr (kDerivatives) put(limited.dx, dmu_ + j);
+      const auto clamped = math::soft_clamp(get(mu_ + j), c, per_c);
+      put(clamped.x, mu_buffer_ + j);
+      if constexpr (kDerivatives) put(clamped.dx, dmu_ + j);
     }
     mu_ = mu_buffer_;
   }

@@ -97,7 +97,7 @@ class BackwardStep {
       for (int j = 0; j < C; ++j) {
         gz[j] *= q[j].dmu;
         graw[j] = math::undo_doubling(f, graw[j]);
-        if (q[j].beyond) graw[j] = 0;
+        if (q[j].is_clamped) graw[j] = 0;
         if (kAll && !gaussians_.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }
       grad_mu_.template set<kWhole>(b, gz);
@@ -293,14 +293,14 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<F>, S, kA
 }
 
 // Removes the clip of exponents from the options, because gradients would mistake it for the clamp:
-// see math::unclipped. LatentOptions have no clip.
-using math::unclipped;
+// see math::without_clip. LatentOptions have no clip.
+using math::without_clip;
 template <typename T>
-const OptionsOnDevice<T>& unclipped(const OptionsOnDevice<T>& f) {
+const OptionsOnDevice<T>& without_clip(const OptionsOnDevice<T>& f) {
   return f;
 }
 template <typename T>
-const OptionsAtSample<T>& unclipped(const OptionsAtSample<T>& f) {
+const OptionsAtSample<T>& without_clip(const OptionsAtSample<T>& f) {
   return f;
 }
 
@@ -322,7 +322,7 @@ cudaError_t backward_as(WithScalars<BackwardParams> p, cudaStream_t stream) {
   const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
   take_noise_from(p.space, p.eps);
   return with_options<S>(choice, p, at_sample, [&](auto access, const auto& given) {
-    const auto options = unclipped(given);
+    const auto options = without_clip(given);
     using F = std::decay_t<decltype(options)>;
     return launch(backward_kernel<S, access, F>, p.space.tiles, stream, p, options, source,
                   choice.has_fast_path);

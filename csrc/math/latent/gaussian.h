@@ -178,8 +178,8 @@ struct Posterior {
   T mu, dmu;  // derivatives with respect to the network's outputs
   Scale<T> scale;
   Exponentials<T>
-      exponentials;     // only for DefaultOptions; the KL of LatentOptions uses sigma / tau instead
-  bool beyond = false;  // only for unclipped DefaultOptions: the clamp makes the gradient of x 0
+      exponentials;  // only for DefaultOptions; the KL of LatentOptions uses sigma / tau instead
+  bool is_clamped = false;  // only for DefaultOptions without the clip: the gradient of x is 0
 };
 
 // The clip is part of the upper bound of the clamp, so it costs nothing.
@@ -189,16 +189,16 @@ VAE_FUSED_HD DefaultOptions<T> default_options(const LatentOptions<double>& f) {
   return {low, high, sizeof(T) == 8 ? high : smaller(high, T(kClipForExp))};
 }
 
-// For gradients, which do not need g. `beyond` must not be true for the clip alone.
+// For gradients, which do not need g. `is_clamped` must not be true for the clip alone.
 template <typename T>
-VAE_FUSED_HD DefaultOptions<T> unclipped(DefaultOptions<T> f) {
-  f.top = f.high;
+VAE_FUSED_HD DefaultOptions<T> without_clip(DefaultOptions<T> f) {
+  f.clip_high = f.high;
   return f;
 }
 
 template <bool clamps = true, typename T, typename F>
-VAE_FUSED_HD F limited(const DefaultOptions<T>& f, F raw) {
-  if constexpr (clamps) return clamp(raw, f.low, f.top);
+VAE_FUSED_HD F clamp_raw(const DefaultOptions<T>& f, F raw) {
+  if constexpr (clamps) return clamp(raw, f.low, f.clip_high);
   return raw;
 }
 
@@ -222,13 +222,13 @@ VAE_FUSED_HD void posterior(const DefaultOptions<T>& f, const T (&mu)[N], const 
                             Posterior<T> (&out)[N]) {
   T x[N];
   VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) x[j] = limited(f, raw[j]);
+  for (int j = 0; j < N; ++j) x[j] = clamp_raw(f, raw[j]);
   Exponentials<T> exps[N];
   exponentials_for<coarse>(x, exps);
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
     const Scale<T> scale = {exps[j].e, x[j], exps[j].e, T(1)};
-    out[j] = {mu[j], T(1), scale, exps[j], beyond(raw[j], x[j], x[j])};
+    out[j] = {mu[j], T(1), scale, exps[j], is_outside(raw[j], x[j], x[j])};
   }
 }
 
@@ -240,9 +240,9 @@ VAE_FUSED_HD void posterior(const LatentOptions<T>& f, const T (&mu)[N], const T
   if (f.mu_soft_clamp == T(0)) return;
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
-    const Limited<T> limited = soft_clamp(mu[j], f.mu_soft_clamp, f.per_mu_soft_clamp);
-    out[j].mu = limited.x;
-    out[j].dmu = limited.dx;
+    const Clamped<T> clamped = soft_clamp(mu[j], f.mu_soft_clamp, f.per_mu_soft_clamp);
+    out[j].mu = clamped.x;
+    out[j].dmu = clamped.dx;
   }
 }
 

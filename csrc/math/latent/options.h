@@ -132,7 +132,7 @@ struct DefaultOptions {
   static constexpr T temperature = 1, mu_soft_clamp = 0;
   static constexpr bool is_linear_form = false;
   T low, high;
-  T top;  // the lesser of high and the bound beyond which exponentials no longer change
+  T clip_high;  // the lesser of high and the bound above which exponentials no longer change
 
   VAE_FUSED_HD bool clamps() const { return is_clamp(low, high); }
 };

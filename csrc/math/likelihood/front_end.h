@@ -91,14 +91,14 @@ template <typename Options, typename F>
 VAE_FUSED_HD Positive<F> dispersion(const Options& o, F raw) {
   using T = number_t<F>;
   Positive<F> theta = positive(o.dispersion, raw);
-  const auto limited = theta.value > F(o.dispersion_max);
-  const T top = smaller(T(o.dispersion_max), kLargestTheta<T>);
-  theta.value = smaller(F(top), larger(F(kLeastTheta<T>), theta.value));
+  const auto is_clamped = theta.value > F(o.dispersion_max);
+  const T most = smaller(T(o.dispersion_max), kLargestTheta<T>);
+  theta.value = smaller(F(most), larger(F(kLeastTheta<T>), theta.value));
   if (o.dispersion == FrontEnd::kExp) theta.derivative = theta.value;
   if (o.dispersion == FrontEnd::kSoftplus) {
     theta.derivative = larger(F(kLeastTheta<T>), theta.derivative);
   }
-  theta.derivative = select(limited, F(0), theta.derivative);
+  theta.derivative = select(is_clamped, F(0), theta.derivative);
   return theta;
 }
 

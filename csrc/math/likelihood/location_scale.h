@@ -23,7 +23,7 @@ VAE_FUSED_HD Deviation<F> deviation(const Options& o, F mean, F raw, F x) {
   if (!o.has_raw) return {(x - mean) * F(o.precision), F(o.precision), F(0), F(0)};
   using T = number_t<F>;
   if (o.scale.base == ScaleBase::kExp && !has_floor(o.scale)) {
-    const Limited<F> c = limit(o.scale, raw);
+    const Clamped<F> c = soft_or_hard_clamp(o.scale, raw);
     const F t = o.scale.gain * c.x + o.scale.shift, e = exp(-t) * F(T(1) / o.scale.unit);
     const F p = smaller(F(T(1) / kLeastNormal<T>), e);
     return {(x - mean) * p, p, t + F(T(0.5) * o.scale.log_unit_squared), o.scale.gain * c.dx};
