@@ -121,7 +121,8 @@ CONSTANT = re.compile(r"(?:[FT]\()?0(?:\.0*)?f?\)?|true|false|real\(0x7.*|is_out
 STEP = re.compile(r"(?:p|sine|cosine) \* |-?[\d.]+(?:e-?\d+)?f?$|k \* -?[\d.e-]+f$|1\.0 / 23$")
 NO_RESULT = re.compile(r"\S*\.(?:u|is_\w+) |h narrow|far log_parts")  # bits and truth values
 HEAD = re.compile(
-    r"\b(?:VAE_FUSED_(?:HD|RARE|LIBM)|inline)\s+(?P<type>(?:constexpr )?[\w:]+(?:<[^;{}()]*?>)?)\s+"
+    r"\b(?:VAE_FUSED_(?:HD|NOINLINE_DEVICE|LIBM)|inline)\s+"
+    r"(?P<type>(?:constexpr )?[\w:]+(?:<[^;{}()]*?>)?)\s+"
     r"(?P<name>\w+)\s*\("
 )
 STATEMENT = re.compile(

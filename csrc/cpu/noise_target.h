@@ -20,9 +20,9 @@
 // Forces one body for all calls. Without noclone, GCC compiles another one for constant arguments.
 // clang has no such attribute.
 #if defined(__GNUC__) && !defined(__clang__)
-#define VAE_FUSED_ONE_BODY __attribute__((noinline, noclone))
+#define VAE_FUSED_NOCLONE __attribute__((noinline, noclone))
 #else
-#define VAE_FUSED_ONE_BODY __attribute__((noinline))
+#define VAE_FUSED_NOCLONE __attribute__((noinline))
 #endif
 
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
@@ -114,8 +114,8 @@ VAE_FUSED_HD void make_normals(const uint32_t (&from)[4][kLanes], double* out) {
 
 // All normals are computed here, because a compiler may round differently in another copy.
 template <typename T>
-VAE_FUSED_ONE_BODY static void make_normals(const Batch& batch, int steps, T* out,
-                                            Prefetcher& prefetcher) {
+VAE_FUSED_NOCLONE static void make_normals(const Batch& batch, int steps, T* out,
+                                           Prefetcher& prefetcher) {
   constexpr int kStep = math::kNormalsPerBlock<T> * kLanes;
   for (int i = 0; i < steps; ++i) {
     prefetcher.fetch<kLinesFetched>();

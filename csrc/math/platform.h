@@ -3,7 +3,8 @@
 //
 //   VAE_FUSED_HD       marks a formula: it compiles for host and device and is always inlined, so
 //                      that a CPU loop over a tile vectorises
-//   VAE_FUSED_RARE     marks a function that is rarely called; GPU kernels keep it out of line
+//   VAE_FUSED_NOINLINE_DEVICE   marks a function that is rarely called; GPU kernels keep it out of
+//                      line
 //   VAE_FUSED_UNROLL   unrolls the next loop, which must have a constant length; compilers do not
 //                      vectorise a loop that contains another loop
 //   mulhi              upper half of a product of twice the width
@@ -21,20 +22,20 @@
 
 #if defined(__CUDACC__)
 #define VAE_FUSED_HD __host__ __device__ __forceinline__
-#define VAE_FUSED_RARE __host__ __device__ __noinline__ inline
+#define VAE_FUSED_NOINLINE_DEVICE __host__ __device__ __noinline__ inline
 #elif defined(__GNUC__)
 #define VAE_FUSED_HD inline __attribute__((always_inline))
 #else
 #define VAE_FUSED_HD inline
 #endif
-#if !defined(VAE_FUSED_RARE)
-#define VAE_FUSED_RARE VAE_FUSED_HD
+#if !defined(VAE_FUSED_NOINLINE_DEVICE)
+#define VAE_FUSED_NOINLINE_DEVICE VAE_FUSED_HD
 #endif
 
 // A double precision kernel that calls the C library often defines VAE_FUSED_LIBM_OUT_OF_LINE, so
 // that it contains one copy of each function instead of many.
 #if defined(VAE_FUSED_LIBM_OUT_OF_LINE)
-#define VAE_FUSED_LIBM VAE_FUSED_RARE
+#define VAE_FUSED_LIBM VAE_FUSED_NOINLINE_DEVICE
 #else
 #define VAE_FUSED_LIBM VAE_FUSED_HD
 #endif

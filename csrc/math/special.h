@@ -178,7 +178,7 @@ VAE_FUSED_HD double stirling_series(int k) {  // B_2k / (2k (2k - 1)) for k = 1,
 }
 
 // Out of line on a GPU, because one double precision kernel calls each of these several times.
-VAE_FUSED_RARE double stirling_error(double z) {
+VAE_FUSED_NOINLINE_DEVICE double stirling_error(double z) {
   double s = 0;
   for (; z < 10; z += 1) s += (z + 0.5) * log1p_libm(1 / z) - 1;
   const double v = 1 / z;
@@ -187,7 +187,7 @@ VAE_FUSED_RARE double stirling_error(double z) {
   return s + p * v;
 }
 
-VAE_FUSED_RARE double stirling_error_slope(double z) {
+VAE_FUSED_NOINLINE_DEVICE double stirling_error_slope(double z) {
   double s = 0;
   for (; z < 10; z += 1) s += log1p_libm(1 / z) - (z + 0.5) / (z * (z + 1));
   const double v = 1 / z;

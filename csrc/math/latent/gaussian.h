@@ -129,7 +129,7 @@ VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
 // value, because from sm_100 on a reference keeps it in memory. The condition is computed from y:
 // reusing the caller's result of is_near would keep it live in registers.
 template <typename F>
-VAE_FUSED_RARE Exponentials<F> or_far_exponentials(F x, Exponentials<F> near) {
+VAE_FUSED_NOINLINE_DEVICE Exponentials<F> or_far_exponentials(F x, Exponentials<F> near) {
   const F y = F(0.5) * clip_for_exp(x);
   const Exponential<F> p = exponential(within_exponents(y));
   const F direct = (F(1) + p.t * (F(2) + p.t)) * p.q * p.q - F(1);  // in two factors of q

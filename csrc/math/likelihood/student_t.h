@@ -85,7 +85,7 @@ VAE_FUSED_HD double student_series(int k) {  // (4^k - 1) B_2k / (2k (2k - 1)) f
   return kTerms[k - 1];
 }
 
-VAE_FUSED_RARE double student_excess(double n) {
+VAE_FUSED_NOINLINE_DEVICE double student_excess(double n) {
   double sum = 0;
   for (; n < 26; n += 2) sum += 0.5 * log1p_libm(1 / (n * (n + 2)));
   const double v = 1 / n;
@@ -94,7 +94,7 @@ VAE_FUSED_RARE double student_excess(double n) {
   return sum + p * v;
 }
 
-VAE_FUSED_RARE double student_excess_slope(double n) {
+VAE_FUSED_NOINLINE_DEVICE double student_excess_slope(double n) {
   double sum = 0;
   for (; n < 26; n += 2) sum -= 1 / (n * (n + 1) * (n + 2));
   const double v = 1 / n;
