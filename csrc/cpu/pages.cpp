@@ -15,7 +15,7 @@
 
 namespace vae_fused::cpu {
 
-void prepare_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr size_t kMapped = size_t{32} << 20;
   if (bytes < kMapped) return;

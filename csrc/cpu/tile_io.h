@@ -27,13 +27,14 @@ constexpr int kStep = std::is_same_v<T, float> ? kWidth : 1;
 
 // Calls visit with std::true_type or std::false_type for each flag, so that loops are compiled for
 // each combination.
-template <bool... kKnown, typename Visit>
+template <bool... kConstants, typename Visit>
 VAE_FUSED_HD void with_flags(const Visit& visit) {
-  visit(std::bool_constant<kKnown>{}...);
+  visit(std::bool_constant<kConstants>{}...);
 }
-template <bool... kKnown, typename Visit, typename... Flags>
+template <bool... kConstants, typename Visit, typename... Flags>
 VAE_FUSED_HD void with_flags(const Visit& visit, bool flag, Flags... rest) {
-  flag ? with_flags<kKnown..., true>(visit, rest...) : with_flags<kKnown..., false>(visit, rest...);
+  flag ? with_flags<kConstants..., true>(visit, rest...)
+       : with_flags<kConstants..., false>(visit, rest...);
 }
 
 // Replaces std::fill_n, which the linker could merge with the copies of other instruction sets.
@@ -224,8 +225,8 @@ VAE_FUSED_NOINLINE void load_mask(const Space& space, const Operand& operand, Pi
 template <bool masked, typename T>
 VAE_FUSED_HD Lanes<T> zero_if_masked(const T* mask, int j, Lanes<T> value) {
   if constexpr (!masked) return value;
-  const Lanes<T> nought = T(0);
-  return select(get(mask + j) == nought, nought, value);
+  const Lanes<T> zero = T(0);
+  return select(get(mask + j) == zero, zero, value);
 }
 
 // Returns a dense run if the arithmetic can use it in place, else null. In place nothing is copied.

@@ -163,11 +163,11 @@ template <typename F>
 VAE_FUSED_HD F log_any(F x) {
   const F inf = real(0x7F800000u), nan = real(0x7FC00000u);
   const auto small = x < F(1.17549435e-38f);
-  const auto usual = (x > F(1.17549421e-38f)) & (x < inf);
+  const auto is_ordinary = (x > F(1.17549421e-38f)) & (x < inf);
   F normal = x;
-  if (!all(usual)) normal = select(small, x * 16777216.0f, x);
+  if (!all(is_ordinary)) normal = select(small, x * 16777216.0f, x);
   F y = log(normal);
-  if (!all(usual)) {
+  if (!all(is_ordinary)) {
     const F special = select(x == F(0.0f), -inf, select(x == inf, inf, nan));
     y = select((x > F(0.0f)) & (x < inf), y - select(small, F(16.6355324f), F(0.0f)), special);
   }

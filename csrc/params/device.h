@@ -14,7 +14,7 @@ using Body = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t n, int64_t grain, Body body, void* context);
 
 // Call it for memory before a kernel is the first to write there. See cpu/pages.cpp.
-void prepare_pages(void* data, size_t bytes);
+void advise_huge_pages(void* data, size_t bytes);
 
 // Returns the instruction set in use: avx512, avx2 or default. Throws std::invalid_argument if
 // VAE_FUSED_CPU_CAPABILITY has another value or one that is not available here.

@@ -60,7 +60,7 @@ void CallTensors::copy_back() const {
 }
 
 Tensor with_huge_pages(Tensor result) {
-  if (result.is_cpu()) cpu::prepare_pages(result.mutable_data_ptr(), result.nbytes());
+  if (result.is_cpu()) cpu::advise_huge_pages(result.mutable_data_ptr(), result.nbytes());
   return result;
 }
 

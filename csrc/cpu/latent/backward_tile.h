@@ -14,9 +14,9 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T*
                                 const T* gz, const T* eps, const T* gk, T* gmu, T* graw, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const Lanes<T> r = get(raw + j), g = get(gz + j);
-    const Lanes<T> x = math::clamp_raw<clamps>(f, r), nought = T(0);
+    const Lanes<T> x = math::clamp_raw<clamps>(f, r), zero = T(0);
     const auto exps = math::exponentials(x);
-    Lanes<T> to_mu = g, to_x = nought;
+    Lanes<T> to_mu = g, to_x = zero;
     if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), exps.e);
     if constexpr (with_kl) {
       const math::Relative<Lanes<T>> relative{get(mu + j), x, exps.excess(x)};
@@ -25,7 +25,7 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T*
       to_x = to_x + of_kl.x;
     }
     to_x = math::undo_doubling(f, to_x);
-    if constexpr (clamps) to_x = select(math::is_outside(r, f.low, f.high), nought, to_x);
+    if constexpr (clamps) to_x = select(math::is_outside(r, f.low, f.high), zero, to_x);
     put(zero_if_masked<masked>(mask, j, to_mu), gmu + j);
     put(zero_if_masked<masked>(mask, j, to_x), graw + j);
   }
@@ -37,7 +37,7 @@ VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> f, const T* mu
                                           const T* mask, const T* gz, const T* eps, const T* gk,
                                           T* gmu, T* graw, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    const Lanes<T> r = get(raw + j), e = get(eps + j), nought = T(0);
+    const Lanes<T> r = get(raw + j), e = get(eps + j), zero = T(0);
     const Lanes<T> sigma = math::exponentials(math::clamp_raw<clamps>(f, r)).e;
     const Lanes<T> z = math::sample(f, get(mu + j), sigma, e);
     const auto adjoint =
@@ -45,7 +45,7 @@ VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> f, const T* mu
     const Lanes<T> to_z = get(gz + j) + adjoint.z;
     Lanes<T> to_x = math::sample_adjoint(f, to_z * e, sigma) + adjoint.x;
     to_x = math::undo_doubling(f, to_x);
-    if constexpr (clamps) to_x = select(math::is_outside(r, f.low, f.high), nought, to_x);
+    if constexpr (clamps) to_x = select(math::is_outside(r, f.low, f.high), zero, to_x);
     put(zero_if_masked<masked>(mask, j, to_z + adjoint.mu), gmu + j);
     put(zero_if_masked<masked>(mask, j, to_x), graw + j);
   }

@@ -43,10 +43,10 @@ struct LatentStats {
 };
 
 template <typename T>
-VAE_FUSED_HD LatentStats<T> stats_of(double twice_kl, const Moments& all) {
+VAE_FUSED_HD LatentStats<T> stats_of(double kl_times_two, const Moments& all) {
   const double variance = all.squares / all.n;  // NaN without elements, like the other results
   const double mean = all.n == 0 ? variance : all.mean;
-  return {static_cast<T>(0.5 * twice_kl / all.n), static_cast<T>(mean),
+  return {static_cast<T>(0.5 * kl_times_two / all.n), static_cast<T>(mean),
           static_cast<T>(variance < 0 ? 0 : variance)};
 }
 
