@@ -13,7 +13,7 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
   S s[N];
 };
 
-// The index in a pack of element j of chunk b. A pack holds a patch in the order of memory.
+// The index in a pack of element j of chunk b. A pack holds a step in the order of memory.
 template <typename S, Access kAccess>
 __device__ __forceinline__ constexpr int place_of(int b, int j) {
   return kAccess == Access::kChannelsLast ? j * kVector<S, kAccess> + b
@@ -23,7 +23,7 @@ __device__ __forceinline__ constexpr int place_of(int b, int j) {
 // Whether 16-bit elements are converted two at a time. Converting one at a time is better for a
 // pack that may have been assembled from single elements.
 template <typename S, Access kAccess, bool kWhole>
-constexpr bool kByTwos =
+constexpr bool kConvertsPairs =
     sizeof(S) == 2 && (kAccess == Access::kContiguous || kAccess == Access::kChannelsLast ||
                        (kAccess == Access::kStrided && kWhole));
 
@@ -47,7 +47,7 @@ __device__ __forceinline__ void set_pair(Pack<S, N>& pack, int i, arithmetic_t<S
 // Converts chunk b of a pack to numbers.
 template <Access kAccess, bool kWhole, int C, typename S, int N>
 __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
-  if constexpr (!kByTwos<S, kAccess, kWhole>) {
+  if constexpr (!kConvertsPairs<S, kAccess, kWhole>) {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) out[j] = math::widen(in.s[place_of<S, kAccess>(b, j)]);
   } else if constexpr (kAccess == Access::kChannelsLast) {  // a word holds elements of two chunks
@@ -65,7 +65,7 @@ __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<
 
 template <Access kAccess, bool kWhole, int C, typename S, int N>
 __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pack<S, N>& out) {
-  if constexpr (kByTwos<S, kAccess, kWhole>) {
+  if constexpr (kConvertsPairs<S, kAccess, kWhole>) {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; j += 2) set_pair(out, b * C + j, in[j], in[j + 1]);
   } else {
@@ -74,8 +74,8 @@ __device__ __forceinline__ void narrow(const arithmetic_t<S> (&in)[C], int b, Pa
   }
 }
 
-// Collects the results of a step chunk by chunk. In a patch of 16-bit elements, a word holds
-// elements of two chunks, so results are narrowed when the second of these chunks is set.
+// Collects the results of a step chunk by chunk. With kChannelsLast, a word of 16-bit elements
+// holds elements of two chunks, so results are narrowed when the second of these chunks is set.
 template <typename S, Access kAccess>
 class Results {
   using T = arithmetic_t<S>;

@@ -33,7 +33,7 @@ struct Staged {
 
   T heads[2 * kTails];
 
-  // A row of a channels_last space consists of whole patches and has no tails.
+  // A row of a channels_last space consists of whole steps and has no tails.
   static __device__ __forceinline__ bool has_tails(const Space& space) {
     return kAccess != Access::kChannelsLast && cuda::has_tails(space, C);
   }

@@ -23,7 +23,7 @@ std::vector<OperandRef> operands_of(Params& params) {
 }
 
 // Whether the innermost runs of a tensor consist of whole vectors.
-inline bool whole_runs(const Space& space, const int64_t* stride, int v) {
+inline bool has_whole_runs(const Space& space, const int64_t* stride, int v) {
   const int inner = space.ndim - 1;
   if (stride[inner] != 1 || space.size[inner] % v != 0) return false;
   for (int d = 0; d < inner; ++d) {
@@ -32,18 +32,18 @@ inline bool whole_runs(const Space& space, const int64_t* stride, int v) {
   return true;
 }
 
-inline bool aligned(const void* data, int64_t bytes) {
+inline bool is_aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % std::min<int64_t>(bytes, 16) == 0;
 }
 
 // Prepares a channels_last call. Its channels (dimension i) are contiguous in memory, but its
 // pixels (dimension m) are contiguous in the noise. For noise in blocks of c, the new flat order is
-// (..., m / c, i, c). A step is then a patch of v = 2 channels by c pixels, which takes c small
-// vectors from memory and two whole blocks of noise. Larger vectors would leave most threads of a
-// tile without a step, and exclude 16-bit latents of 4 channels. A single image gets an outer
-// dimension of size 1. Returns false and changes nothing if the tensors have another layout, or if
-// the order of the kept dimensions, which is that of the KL's rows, would change.
-inline bool try_channels_last(Space& space, const std::vector<OperandRef>& operands, bool rows,
+// (..., m / c, i, c). A step is then v = 2 channels by c pixels, which takes c small vectors from
+// memory and two whole blocks of noise. Larger vectors would leave most threads of a tile without a
+// step, and exclude 16-bit latents of 4 channels. A single image gets an outer dimension of size 1.
+// Returns false and changes nothing if the tensors have another layout, or if the order of the kept
+// dimensions, which is that of the KL's rows, would change.
+inline bool try_channels_last(Space& space, const std::vector<OperandRef>& operands, bool has_rows,
                               int v, int c) {
   const auto broadcasts_inner = [](const OperandRef& l, int d) {
     return !l.written && l.operand->stride[d] == 0;
@@ -55,17 +55,17 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
            });
   };
   int i = -1, m = -1;
-  const bool no_rows = !rows && space.cols == 1;
+  const bool any_order = !has_rows && space.cols == 1;
   int64_t covered = 1;
   for (int d = space.ndim - 1; d >= 0; --d) {
     covered *= space.size[d];
-    if (covered > space.cols && !no_rows) break;
+    if (covered > space.cols && !any_order) break;
     if (is_inner(d)) i = d;
     if (space.noise_stride[d] == 1 && space.size[d] % c == 0) m = d;
   }
   if (i < 0 || m < 0 || i == m || space.ndim + 1 > kMaxDims) return false;
   for (const OperandRef& l : operands) {
-    if (!broadcasts_inner(l, i) && !aligned(l.operand->data, int64_t{l.bytes} * v)) return false;
+    if (!broadcasts_inner(l, i) && !is_aligned(l.operand->data, int64_t{l.bytes} * v)) return false;
   }
   for (int d = 0; d < space.ndim; ++d) {
     if (d != m && space.noise_stride[d] % c != 0) return false;
@@ -97,7 +97,7 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
 }
 
 // Elements that two neighbouring threads hold of latents with four channels: 4 whole pixels.
-constexpr int kOfTwoThreads = 16;
+constexpr int kElementsOfThreadPair = 16;
 
 // The kernel that serves a call.
 struct KernelChoice {
@@ -111,18 +111,18 @@ struct KernelChoice {
 
 // The inputs of the choice beside the tensors' layouts.
 struct CallShape {
-  bool is_default = false;       // has default options
-  bool rows = false;             // has a value for each row
-  bool rows_misaligned = false;  // rows are single elements whose values are not aligned to vectors
-  bool complete = false;         // has every tensor that a fast path reads or writes
-  bool key_noise = false;        // draws noise from a key
-  bool patches = true;           // has kernels for patches
+  bool is_default = false;           // has default options
+  bool has_rows = false;             // has a value for each row
+  bool has_misaligned_rows = false;  // these are of single elements and not aligned to vectors
+  bool has_all_operands = false;     // has every tensor that a fast path reads or writes
+  bool draws_noise = false;          // computes noise from a key
+  bool has_channels_last = true;     // has kernels for Access::kChannelsLast
   int64_t samples = 1;
 };
 
 // `operands` are the operands that are present. The function may rewrite the space and the
 // operands' strides, see `try_channels_last`. It sets `Space::pixel_pairs` if `store_pixels` can
-// store patches.
+// store the results.
 template <typename S>
 KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands,
                            const CallShape& call) {
@@ -143,9 +143,9 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
     return !l.written && l.operand->stride[inner] == 0;
   };
   const bool vectors_aligned = all([&](const OperandRef& l) {
-    return broadcasts_inner(l) || aligned(l.operand->data, int64_t{l.bytes} * v);
+    return broadcasts_inner(l) || is_aligned(l.operand->data, int64_t{l.bytes} * v);
   });
-  if (call.rows_misaligned || (space.ndim > 1 && !space.small)) return scalar;
+  if (call.has_misaligned_rows || (space.ndim > 1 && !space.small)) return scalar;
   if (call.samples > 1 && (space.rows * space.cols % v != 0 ||
                            !all([](const OperandRef& l) { return !l.step || *l.step % v == 0; }))) {
     return scalar;
@@ -153,46 +153,49 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
   // If all tensors are contiguous, the space has one dimension, whose size need not be a multiple
   // of v.
   const auto vectors = [&](const int64_t* stride, bool is_contiguous) {
-    return space.ndim == 1 ? is_contiguous : whole_runs(space, stride, v);
+    return space.ndim == 1 ? is_contiguous : has_whole_runs(space, stride, v);
   };
   const bool whole = space.ndim == 1 || space.size[inner] % v == 0;
   if (whole && vectors_aligned && all([&](const OperandRef& l) {
         return broadcasts_inner(l) || vectors(l.operand->stride, l.operand->is_contiguous);
       }) &&
-      (!call.key_noise || vectors(space.noise_stride, space.has_contiguous_noise))) {
+      (!call.draws_noise || vectors(space.noise_stride, space.has_contiguous_noise))) {
     const bool is_default =
         call.is_default && !std::any_of(operands.begin(), operands.end(), broadcasts_inner);
-    const bool complete = is_default && call.complete;
-    if (complete && space.ndim == 1) return {Access::kContiguous, true, true};
-    const bool usual = space.ndim == kFastDims<Access::kStrided>;
-    return {Access::kStrided, is_default, complete && usual && space.has_contiguous_noise};
+    const bool is_complete = is_default && call.has_all_operands;
+    if (is_complete && space.ndim == 1) return {Access::kContiguous, true, true};
+    const bool has_fast_dims =
+        space.ndim == kFastDims<Access::kStrided> && space.has_contiguous_noise;
+    return {Access::kStrided, is_default, is_complete && has_fast_dims};
   }
-  constexpr int patch_v = kVector<S, Access::kChannelsLast>,
-                patch_c = kChunk<S, Access::kChannelsLast>;
-  static_assert(patch_c == c);
-  if (!call.patches || call.samples > 1 ||
-      !try_channels_last(space, operands, call.rows, patch_v, patch_c)) {
+  constexpr int channels = kVector<S, Access::kChannelsLast>,
+                pixels = kChunk<S, Access::kChannelsLast>;
+  static_assert(pixels == c);
+  if (!call.has_channels_last || call.samples > 1 ||
+      !try_channels_last(space, operands, call.has_rows, channels, pixels)) {
     return scalar;
   }
   const bool is_default = call.is_default && all([&](const OperandRef& l) {
                             return l.operand->stride[space.ndim - 2] == 1;
                           });
-  const bool usual = is_default && call.complete && space.ndim == kFastDims<Access::kChannelsLast>;
+  const bool has_fast_path =
+      is_default && call.has_all_operands && space.ndim == kFastDims<Access::kChannelsLast>;
   // Two threads hold the four channels of a pixel. Tiles have to begin with the first of the two
   // and to end where a warp ends.
-  constexpr int warp = 32 * kStep<S, Access::kChannelsLast>;
-  space.pixel_pairs = usual && sizeof(S) == 2 && space.size[2] == 4 && space.cols % warp == 0 &&
-                      all([&](const OperandRef& l) {
-                        const int64_t* const stride = l.operand->stride;
-                        return !l.written || (stride[3] == 4 && stride[0] % kOfTwoThreads == 0 &&
-                                              aligned(l.operand->data, 16));
-                      });
-  return {Access::kChannelsLast, is_default, usual};
+  constexpr int warp_elements = 32 * kStep<S, Access::kChannelsLast>;
+  space.pixel_pairs =
+      has_fast_path && sizeof(S) == 2 && space.size[2] == 4 && space.cols % warp_elements == 0 &&
+      all([&](const OperandRef& l) {
+        const int64_t* const stride = l.operand->stride;
+        return !l.written || (stride[3] == 4 && stride[0] % kElementsOfThreadPair == 0 &&
+                              is_aligned(l.operand->data, 16));
+      });
+  return {Access::kChannelsLast, is_default, has_fast_path};
 }
 
 // Kernels have one slot for the offsets of the noise, so an explicit eps puts its strides there.
 // Call it after `select_kernel`, which reads both.
-inline void take_noise_from(Space& space, const Operand& eps) {
+inline void set_noise_strides(Space& space, const Operand& eps) {
   if (eps.data) std::copy_n(eps.stride, kMaxDims, space.noise_stride);
 }
 
@@ -207,18 +210,19 @@ inline void take_noise_from(Space& space, const Operand& eps) {
 inline int64_t tiles_to_merge(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
 
 // Merges tiles. If tiles consist of whole rows, merging does not change the order of summation
-// within a row. `most` then bounds the number of tiles that become one, for sums that are staged in
-// shared memory. The default is safe because row_in_tile is exact for up to 1024 merged tiles.
-inline void merge_tiles(Space& space, int64_t most = 512) {
-  const int64_t wanted = tiles_to_merge(space.tiles);
+// within a row. `max_merged` then bounds the number of tiles that become one, for sums that are
+// staged in shared memory. The default is safe because row_in_tile is exact for up to 1024 merged
+// tiles.
+inline void merge_tiles(Space& space, int64_t max_merged = 512) {
+  const int64_t count = tiles_to_merge(space.tiles);
   if (space.tiles_per_row > 1) {
-    const int64_t merged = std::min(wanted, space.tiles_per_row);
+    const int64_t merged = std::min(count, space.tiles_per_row);
     space.tile *= merged;
     space.tiles_per_row = (space.tiles_per_row - 1) / merged + 1;
     space.by_tiles_per_row = divisor_of(static_cast<uint32_t>(space.tiles_per_row));
     space.tiles = space.rows * space.tiles_per_row;
   } else {
-    space.rows_per_tile *= std::min(wanted, most);
+    space.rows_per_tile *= std::min(count, max_merged);
     space.tiles = (space.rows - 1) / space.rows_per_tile + 1;
   }
 }
@@ -243,17 +247,18 @@ template <typename S, typename Launch>
 cudaError_t with_kernel(const KernelChoice& choice, const Launch& launch) {
   constexpr std::integral_constant<Access, Access::kContiguous> contiguous;
   constexpr std::integral_constant<Access, Access::kStrided> strided;
-  constexpr std::integral_constant<Access, Access::kChannelsLast> patched;
+  constexpr std::integral_constant<Access, Access::kChannelsLast> channels_last;
   constexpr std::integral_constant<Access, Access::kScalar> scalar;
   constexpr std::true_type with_defaults;
   constexpr std::false_type general;
   if (choice.access == Access::kScalar) return launch(scalar, general);
   if (choice.access == Access::kContiguous) return launch(contiguous, with_defaults);
-  const bool patches = choice.access == Access::kChannelsLast;
+  const bool is_channels_last = choice.access == Access::kChannelsLast;
   if constexpr (kGeneralHasVectors<S>) {
-    if (!choice.is_default) return patches ? launch(patched, general) : launch(strided, general);
+    if (!choice.is_default)
+      return is_channels_last ? launch(channels_last, general) : launch(strided, general);
   }
-  return patches ? launch(patched, with_defaults) : launch(strided, with_defaults);
+  return is_channels_last ? launch(channels_last, with_defaults) : launch(strided, with_defaults);
 }
 
 }  // namespace vae_fused::cuda

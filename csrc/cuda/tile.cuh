@@ -1,7 +1,7 @@
 // Divides a tile into the steps of its threads: N neighbouring elements in registers.
 //
 // Steps access memory in vectors of 16 bytes (4 floats, 2 doubles or 8 elements of 16 bits), in
-// vectors of two elements for patches, or one element at a time.
+// vectors of two channels for channels_last, or one element at a time.
 #pragma once
 
 #include <cstring>
@@ -112,8 +112,9 @@ struct Offsets {
 // Computes the offsets of the step at element e. Views that are accessed in vectors have offsets
 // below 2^31 (`select_kernel`), for which each dimension costs about 20 instructions per step. With
 // 64 bits, which single elements may need, it costs 45. A single dimension costs none. The first
-// element of a patch has coordinate 0 in the last dimension, which is therefore skipped. On the
-// fast path the dimensions are unrolled, which takes a third of the instructions of a loop.
+// element of a kChannelsLast step has coordinate 0 in the last dimension, which is therefore
+// skipped. On the fast path the dimensions are unrolled, which takes a third of the instructions of
+// a loop.
 template <typename S, Access kAccess, bool kFast, int N>
 __device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
                                        int64_t e, int64_t (&offsets)[N]) {
@@ -197,7 +198,7 @@ __device__ __forceinline__ uint32_t low_word(const int64_t& number) {
   return low;
 }
 
-// The address of vector j of a patch. On the fast path all offsets are below 2^31.
+// The address of vector j of a kChannelsLast step. On the fast path all offsets are below 2^31.
 template <Access kAccess, bool kFast, typename E>
 __device__ __forceinline__ E* vector_of(const Space& space, const Operand& operand, int64_t offset,
                                         int j) {
@@ -209,16 +210,17 @@ __device__ __forceinline__ E* vector_of(const Space& space, const Operand& opera
   return data + offset + j * operand.stride[space.ndim - 1];
 }
 
-// Loads a step of an operand from its offset: a vector, or a patch of C vectors, one behind the
-// other. S is the storage type of the call, E that of the operand. With kSplats a value may be
-// broadcast along the vector.
-template <typename S, Access kAccess, bool kFast, bool kSplats = false, typename E = S, bool kWhole>
+// Loads a step of an operand from its offset: a vector, or with kChannelsLast the vectors of C
+// pixels. S is the storage type of the call, E that of the operand. With kMayBroadcast a value may
+// be broadcast along the vector.
+template <typename S, Access kAccess, bool kFast, bool kMayBroadcast = false, typename E = S,
+          bool kWhole>
 __device__ __forceinline__ void load(const Space& space, const Operand& operand, int64_t offset,
                                      const Span<kWhole>& span, Pack<E, kStep<S, kAccess>>& pack) {
   constexpr int V = kVector<S, kAccess>, C = kChunk<S, kAccess>;
   const E* const data = address<E, kAccess>(operand.data, offset, span);
   if constexpr (kAccess == Access::kChannelsLast) {
-    const bool broadcasts_inner = kSplats && operand.stride[space.ndim - 2] == 0;
+    const bool broadcasts_inner = kMayBroadcast && operand.stride[space.ndim - 2] == 0;
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
       const E* const at = vector_of<kAccess, kFast, E>(space, operand, offset, j);
@@ -231,7 +233,7 @@ __device__ __forceinline__ void load(const Space& space, const Operand& operand,
       }
       std::memcpy(pack.s + j * V, &vector, sizeof vector);
     }
-  } else if (kSplats && V > 1 && operand.stride[space.ndim - 1] == 0) {
+  } else if (kMayBroadcast && V > 1 && operand.stride[space.ndim - 1] == 0) {
     const E value = *data;
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) pack.s[j] = value;
@@ -240,7 +242,8 @@ __device__ __forceinline__ void load(const Space& space, const Operand& operand,
   }
 }
 
-// Loads chunk b of a step of sample s > 0. Calls with several samples never use patches.
+// Loads chunk b of a step of sample s > 0. Calls with several samples never use
+// kChannelsLast.
 template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ void load_chunk(const Space& space, const SampledOperand& operand,
                                            int64_t offset, int64_t sample, int b,
@@ -265,23 +268,24 @@ __device__ __forceinline__ void store_chunk(const SampledOperand& operand, int64
   store_vector<S, C>(data + b * C, span + b * C, pack);
 }
 
-// Stores the patch at `offset` of 16-bit latents with four channels. The thread holds two channels
-// of 4 pixels, and its neighbour holds the other two. Their kOfTwoThreads elements are contiguous
-// and start at a multiple of that number (`select_kernel`). Four stores of 4 bytes would write each
-// 32-byte sector a quarter at a time, and the L2 takes as long for a quarter as for a whole sector.
-// The two threads therefore exchange halves, and each stores two whole pixels, 16 bytes.
+// Stores the step at `offset` of 16-bit latents with four channels. The thread holds two channels
+// of 4 pixels, and its neighbour holds the other two. Their kElementsOfThreadPair elements are
+// contiguous and start at a multiple of that number (`select_kernel`). Four stores of 4 bytes would
+// write each 32-byte sector a quarter at a time, and the L2 takes as long for a quarter as for a
+// whole sector. The two threads therefore exchange halves, and each stores two whole pixels, 16
+// bytes.
 template <typename S>
 __device__ __forceinline__ void store_pixels(S* data, uint32_t offset, const Span<true>& span,
-                                             const Pack<S, 8>& patch) {
+                                             const Pack<S, 8>& pack) {
   uint32_t words[4], got[2];
-  std::memcpy(words, &patch, sizeof words);
+  std::memcpy(words, &pack, sizeof words);
   const bool second = span.slot & 8;
   VAE_FUSED_UNROLL
   for (int j = 0; j < 2; ++j) {
     got[j] = __shfl_xor_sync(0xFFFFFFFFu, second ? words[j] : words[j + 2], 1);
   }
-  constexpr uint32_t kWithin = kOfTwoThreads - 1;
-  store_16_bytes(data + ((offset & ~kWithin) | (span.slot & kWithin)),
+  constexpr uint32_t kMask = kElementsOfThreadPair - 1;
+  store_16_bytes(data + ((offset & ~kMask) | (span.slot & kMask)),
                  second ? uint4{got[0], words[2], got[1], words[3]}
                         : uint4{words[0], got[0], words[1], got[1]});
 }

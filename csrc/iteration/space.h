@@ -29,7 +29,7 @@ struct Space {
   int64_t noise_stride[kMaxDims] = {};
   bool has_contiguous_noise = false;  // i == e everywhere
   bool small = false;                 // elements and offsets are all below 2^31
-  bool pixel_pairs = false;           // in CUDA kernels: `store_pixels` stores patches
+  bool pixel_pairs = false;           // in CUDA kernels: `store_pixels` stores the results
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;

@@ -135,8 +135,8 @@ const Class kManyTiles[] = {
     {"many rows of three", {17003, 3}, {false, true}},
     {"many rows of four", {7001, 4}, {false, true}},
     {"many rows of eight", {13001, 8}, {false, true}},
-    {"many rows of patches", {90, 4, 256}, {false, true, true}, Class::kTransposed},
-    {"rows of patches", {12, 4, 1152}, {false, true, true}, Class::kTransposed},
+    {"many channels_last rows", {90, 4, 256}, {false, true, true}, Class::kTransposed},
+    {"channels_last rows", {12, 4, 1152}, {false, true, true}, Class::kTransposed},
 };
 
 int64_t count(const Class& c) {

@@ -161,7 +161,7 @@ KernelChoice select_kernel(vae_fused::ForwardParams& params) {
   constexpr const char* kNames[] = {"contiguous", "strided", "channels_last", "scalar"};
   cuda::CallShape call;
   call.is_default = cuda::has_default_options<ForwardParams>(params);
-  call.rows = call.complete = call.key_noise = true;
+  call.has_rows = call.has_all_operands = call.draws_noise = true;
   KernelChoice result{};
   cuda::with_storage(params.dtype, [&](auto s) {
     const auto choice =

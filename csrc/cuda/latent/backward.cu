@@ -17,7 +17,8 @@ class BackwardCall;
 template <typename S, Access kAccess, class F, bool kFast>
 class BackwardStep {
   using T = arithmetic_t<S>;
-  static constexpr bool kComplete = kFast || kAccess == Access::kContiguous, kAll = kGeneral<F>;
+  static constexpr bool kHasAllOperands = kFast || kAccess == Access::kContiguous,
+                        kAll = kGeneral<F>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   // The slots after those of the Gaussians. Only kernels for general options have the last three.
   enum : int { kGradZ = kGaussianSlots<F>, kGradMu, kGradRaw, kGradEps, kGradMean, kGradPriorRaw };
@@ -58,7 +59,7 @@ class BackwardStep {
     const F& f = call.options;
     const auto& weights = call.weights;
     const auto noise = call.stream.template for_step<kFast>();
-    const bool with_kl = kComplete || rows.is_present();
+    const bool with_kl = kHasAllOperands || rows.is_present();
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
@@ -108,16 +109,16 @@ class BackwardStep {
 
  private:
   static __device__ __forceinline__ bool used(const BackwardParams& p) {
-    return kComplete || p.grad_z.data;
+    return kHasAllOperands || p.grad_z.data;
   }
   static __device__ __forceinline__ bool given(const BackwardParams& p) {
     return kAll && p.eps.data;
   }
   static __device__ __forceinline__ bool wants_mu(const BackwardParams& p) {
-    return kComplete || p.grad_mu.data;
+    return kHasAllOperands || p.grad_mu.data;
   }
   static __device__ __forceinline__ bool wants_raw(const BackwardParams& p) {
-    return kComplete || p.grad_raw.data;
+    return kHasAllOperands || p.grad_raw.data;
   }
   static __device__ __forceinline__ bool wants_eps(const BackwardParams& p) {
     return kAll && p.grad_eps.data;
@@ -310,17 +311,18 @@ cudaError_t backward_as(WithScalars<BackwardParams> p, cudaStream_t stream) {
   const bool sampled = at_sample || (p.grad_z.data && p.grad_raw.data);
   CallShape call;
   call.is_default = has_default_options(p) && !p.eps.data && !p.grad_eps.data && !at_sample;
-  call.patches = !at_sample;
-  call.rows = p.grad_kl.data;
-  call.rows_misaligned = p.space.cols == 1 && p.grad_kl.stride != 0 && !aligned(p.grad_kl.data, 16);
+  call.has_channels_last = !at_sample;
+  call.has_rows = p.grad_kl.data;
+  call.has_misaligned_rows =
+      p.space.cols == 1 && p.grad_kl.stride != 0 && !is_aligned(p.grad_kl.data, 16);
   const GradSource source = grad_source_of(p.space, p.grad_kl);
-  call.complete = sampled && p.grad_kl.data && p.grad_mu.data &&
-                  (kContiguousServesRows<S> || source == GradSource::kOne);
-  call.key_noise = sampled && !p.eps.data;
+  call.has_all_operands = sampled && p.grad_kl.data && p.grad_mu.data &&
+                          (kContiguousServesRows<S> || source == GradSource::kOne);
+  call.draws_noise = sampled && !p.eps.data;
   call.samples = p.of.samples;
   merge_tiles(p.space);
   const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
-  take_noise_from(p.space, p.eps);
+  set_noise_strides(p.space, p.eps);
   return with_options<S>(choice, p, at_sample, [&](auto access, const auto& given) {
     const auto options = without_clip(given);
     using F = std::decay_t<decltype(options)>;

@@ -17,7 +17,7 @@ class ForwardCall;
 template <typename S, Access kAccess, class F, bool kFast>
 class ForwardStep {
   using T = arithmetic_t<S>;
-  static constexpr bool kComplete = kFast || kAccess == Access::kContiguous;
+  static constexpr bool kHasAllOperands = kFast || kAccess == Access::kContiguous;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   static constexpr int kZ = kGaussianSlots<F>, kOffsets = kZ + 1;
 
@@ -44,7 +44,8 @@ class ForwardStep {
     const F& f = call.options;
     const auto& weights = call.weights;
     const auto noise = call.stream.template for_step<kFast>();
-    const bool sampled = kComplete || p.z.data, with_kl = kComplete || rows.is_present();
+    const bool sampled = kHasAllOperands || p.z.data,
+               with_kl = kHasAllOperands || rows.is_present();
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
@@ -175,14 +176,14 @@ cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
   const bool at_sample = p.kl.data && p.of.options.at_sample;
   CallShape call;
   call.is_default = has_default_options(p) && !p.eps.data && !at_sample;
-  call.patches = !at_sample;
-  call.rows = p.kl.data;
-  call.rows_misaligned = p.kl.data && p.space.cols == 1 && !aligned(p.kl.data, 16);
-  call.complete = p.z.data && p.kl.data;
-  call.key_noise = p.z.data && !p.eps.data;
+  call.has_channels_last = !at_sample;
+  call.has_rows = p.kl.data;
+  call.has_misaligned_rows = p.kl.data && p.space.cols == 1 && !is_aligned(p.kl.data, 16);
+  call.has_all_operands = p.z.data && p.kl.data;
+  call.draws_noise = p.z.data && !p.eps.data;
   call.samples = p.of.samples;
   const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
-  take_noise_from(p.space, p.eps);
+  set_noise_strides(p.space, p.eps);
 
   p.kl.scale *= 0.5;  // the kernel computes twice the KL of an element
   RowPlan plan;

@@ -129,7 +129,7 @@ auto options_as(const math::LatentOptions<double>& options, const math::DeviceSc
 
 // Calls launch(access, options) with the constant of the chosen kernel's instance and the options
 // in the form that it takes. With `at_sample` the samples estimate the KL of the call. Such a call
-// has neither default options nor patches.
+// has neither default options nor kernels for kChannelsLast.
 template <typename S, class Params, typename Launch>
 cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& p, bool at_sample,
                          const Launch& launch) {

@@ -57,15 +57,16 @@ enum class Kernel {
 // Without a bound on the blocks the compiler interleaves the chunks of a 16-bit vector, takes 100
 // registers and halves the loads in flight. With five blocks some architecture spills.
 constexpr PolicyRow kPolicies[] = {
-    // The default forward kernels. Patches keep more addresses in registers, hence three blocks.
+    // The default forward kernels. A step of kChannelsLast keeps more addresses in registers, hence
+    // three blocks.
     {{Kernel::kForward},
      {2, 4},
      {Access::kContiguous, Access::kStrided},
      {4, KeySource::kShared, true}},
     {{Kernel::kForward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kShared, true}},
     // The arithmetic of double takes four times as long as that of float and hides more of the
-    // loads, so two blocks are enough. Patches keep the addresses of two more vectors, so they have
-    // one.
+    // loads, so two blocks are enough. A step of kChannelsLast keeps the addresses of two more
+    // vectors, so its kernels have one.
     {{Kernel::kForward}, {8}, {Access::kContiguous, Access::kStrided}, {2, KeySource::kRegisters}},
     {{Kernel::kForward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
@@ -81,8 +82,8 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kBackward}, {8}, {Access::kStrided}, {2, KeySource::kSeed}},
     {{Kernel::kBackward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
-    // The general kernels have branches for every option. Those of patches take up to 170
-    // registers, so they have one block, as double has.
+    // The general kernels have branches for every option. Those of kChannelsLast take up
+    // to 170 registers, so they have one block, as double has.
     {{Kernel::kForwardGeneral}, {2}, {Access::kStrided}, {2, KeySource::kShared}},
     {{Kernel::kForwardGeneral}, {2}, {Access::kChannelsLast}, {1, KeySource::kShared}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kChannelsLast}, {1}},

@@ -110,8 +110,9 @@ bool has_vectors(const Space& space, const std::vector<OperandRef>& operands) {
   for (const OperandRef& l : operands) {
     const int64_t* const stride = l.operand->stride;
     if (!l.written && stride[space.ndim - 1] == 0) continue;
-    const bool is_whole = space.ndim == 1 ? l.operand->is_contiguous : whole_runs(space, stride, V);
-    if (!is_whole || !aligned(l.operand->data, int64_t{l.bytes} * V)) return false;
+    const bool is_whole =
+        space.ndim == 1 ? l.operand->is_contiguous : has_whole_runs(space, stride, V);
+    if (!is_whole || !is_aligned(l.operand->data, int64_t{l.bytes} * V)) return false;
   }
   return space.ndim == 1 || space.size[space.ndim - 1] % V == 0;
 }
