@@ -54,11 +54,11 @@ inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
 
   std::vector<Dim> dims;
   dims.reserve(sizes.size() + 1);
-  for (const bool wanted : {false, true}) {  // kept dimensions first
+  for (const bool is_summed : {false, true}) {  // kept dimensions first
     int64_t noise = numel;
     for (size_t d = 0; d < sizes.size(); ++d) {
       noise /= sizes[d];
-      if (summed[d] != wanted || sizes[d] == 1) continue;
+      if (summed[d] != is_summed || sizes[d] == 1) continue;
       Dim dim{sizes[d], {noise}};
       for (size_t k = 0; k < present.size(); ++k) dim.strides[k + 1] = present[k].strides[d];
       if (!dims.empty() && merges(dims.back(), dim, present.size())) {

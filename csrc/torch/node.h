@@ -118,8 +118,8 @@ struct SavedArguments {
 // The inputs of a backward, in addition to the gradients of its outputs.
 template <typename Arguments>
 struct SavedCallWith {
-  variable_list tensors;     // by slot
-  std::vector<bool> wanted;  // which edges need a gradient
+  variable_list tensors;         // by slot
+  std::vector<bool> needs_grad;  // which edges need a gradient
   const Arguments& arguments;
 };
 using SavedCall = SavedCallWith<SavedArguments>;
@@ -187,9 +187,9 @@ class SavingNode : public Node {
     Call call{{}, {}, arguments_};
     call.tensors.reserve(saved_.size());
     for (const SavedVariable& s : saved_) call.tensors.push_back(s.unpack());
-    call.wanted.reserve(num_outputs());
+    call.needs_grad.reserve(num_outputs());
     for (uint32_t k = 0; k < num_outputs(); ++k) {
-      call.wanted.push_back(task_should_compute_output(k));
+      call.needs_grad.push_back(task_should_compute_output(k));
     }
     return call;
   }
@@ -197,7 +197,7 @@ class SavingNode : public Node {
   static std::vector<c10::IValue> pack(const Call& call) {
     PackedArgs packed;
     packed.pack(call.tensors);
-    packed.pack(call.wanted);
+    packed.pack(call.needs_grad);
     call.arguments.for_each([&](const auto& value) { packed.pack(value); });
     return std::move(packed).vec();
   }
@@ -206,11 +206,11 @@ class SavingNode : public Node {
                                           const std::vector<c10::IValue>& values) {
     PackedArgs packed(values);
     auto tensors = packed.unpack<variable_list>();
-    auto wanted = packed.unpack<std::vector<bool>>();
+    auto needs_grad = packed.unpack<std::vector<bool>>();
     Arguments arguments;
     arguments.for_each(
         [&](auto& value) { value = packed.unpack<std::remove_reference_t<decltype(value)>>(); });
-    return Derived::backward({std::move(tensors), std::move(wanted), arguments}, grads);
+    return Derived::backward({std::move(tensors), std::move(needs_grad), arguments}, grads);
   }
 
   c10::SmallVector<SavedVariable, 8> saved_;

@@ -63,10 +63,10 @@ def _value(x: Tensor, logit: Tensor, total: Tensor) -> Tensor:
 
 
 def _slopes(
-    wanted: Sequence[bool], x: Tensor, logit: Tensor, total: Tensor
+    needs_grad: Sequence[bool], x: Tensor, logit: Tensor, total: Tensor
 ) -> tuple[Tensor | None, ...]:
     by_logit = x * sigmoid(-logit) - total * sigmoid(logit)
-    if not wanted[2]:
+    if not needs_grad[2]:
         return None, by_logit, None
     zero, r = x == 0.0, _clipped(total)
     k = torch.where(zero, 1.0, x)

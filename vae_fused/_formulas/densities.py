@@ -75,7 +75,7 @@ def _student_t_value(
 
 
 def _student_t_slopes(
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
     distance: Tensor,
     sigma: Tensor,
     log_sigma: Tensor,
@@ -91,7 +91,7 @@ def _student_t_slopes(
     by_distance = -(n + 1.0) * torch.where(far, per_d, near_d) / whole / sigma
     by_log_sigma = n * (square - one) / whole
     by_df = None
-    if wanted[3]:
+    if needs_grad[3]:
         share = square / whole
         excess = log1p_excess(-share, -_log_growth(d.detach(), n.detach()))
         by_df = -0.5 * (excess - share / n)

@@ -220,7 +220,7 @@ def _negative_binomial_value(
 
 
 def _negative_binomial_slopes(
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
     x: Tensor,
     mean: Tensor,
     log_mean: Tensor | None,
@@ -232,12 +232,12 @@ def _negative_binomial_slopes(
     t = c + eps
     s = t + m
     for_mean = for_log = for_theta = None
-    if log_mean is not None and wanted[2]:
+    if log_mean is not None and needs_grad[2]:
         share = c / s if eps == 0.0 else c / s * (m / (m + eps))
         for_log = share * ((x - m) - eps)
-    if log_mean is None and wanted[1]:
+    if log_mean is None and needs_grad[1]:
         for_mean = c / s * _relative_excess(x, m, eps)
-    if wanted[3]:
+    if needs_grad[3]:
         q = m / s
         slope = -log1p_excess(-q, torch.log(t / s))
         if eps:

@@ -27,8 +27,8 @@ def elementwise(
 
     Args:
         value: The function. Arguments that are not tensors are passed unchanged.
-        slopes: Its derivatives: ``slopes(wanted, *inputs)`` returns one for each input, or None for
-            inputs without one or not ``wanted``. It consists of differentiable operations.
+        slopes: Its derivatives: ``slopes(needs_grad, *inputs)`` returns one for each input, or None
+            where an input has none or needs none. It consists of differentiable operations.
     """
 
     class Elementwise(torch.autograd.Function):

@@ -93,8 +93,8 @@ class Latent(torch.autograd.Function):
         call, x = ctx.call, Operands(*ctx.saved_tensors)
         grad_z = grads[0] if call.sample else None
         grad_kl = grads[call.sample] if call.divergence else None
-        wanted = differentiable(ctx.needs_input_grad[3:])
-        return None, None, None, *in_place(gradients(call, wanted, grad_z, grad_kl, x))
+        needs_grad = differentiable(ctx.needs_input_grad[3:])
+        return None, None, None, *in_place(gradients(call, needs_grad, grad_z, grad_kl, x))
 
     @staticmethod
     @forward_mode.tangents
@@ -156,23 +156,23 @@ class Latent(torch.autograd.Function):
 
 
 class Gradient(torch.autograd.Function):
-    """The ``wanted`` gradients of mu, raw, eps and the prior's tensors."""
+    """The gradients of mu, raw, eps and the prior's tensors that ``needs_grad`` selects."""
 
     @staticmethod
     def forward(
-        call: Call, wanted: Sequence[bool], grad_z: Maybe, grad_kl: Maybe, *tensors: Any
+        call: Call, needs_grad: Sequence[bool], grad_z: Maybe, grad_kl: Maybe, *tensors: Any
     ) -> tuple[Tensor, ...]:
         x = Operands(*tensors)
         with torch._C._AutoDispatchBelowAutograd():
             out = _ops.reparameterize_kl_backward.default(
                 grad_z, grad_kl, x.mu, x.raw, eps=x.eps, key=x.key, reduction=call.reduction,
-                dim=call.dims, options=call.numbers, output_mask=wanted, **x.family(),
+                dim=call.dims, options=call.numbers, output_mask=needs_grad, **x.family(),
             )  # fmt: skip
-        return tuple(grad for grad, is_wanted in zip(out, wanted, strict=True) if is_wanted)
+        return tuple(grad for grad, is_needed in zip(out, needs_grad, strict=True) if is_needed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.call, ctx.wanted, *tensors = inputs
+        ctx.call, ctx.needs_grad, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -180,7 +180,7 @@ class Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Maybe) -> tuple[Maybe, ...]:
         grad_z, grad_kl, *tensors = ctx.saved_tensors
-        full = scattered(cotangents, ctx.wanted)
+        full = scattered(cotangents, ctx.needs_grad)
         to_z, to_kl, *to_x = _second(ctx.call, grad_z, grad_kl, Operands(*tensors), full)
         return None, None, to_z, to_kl, *in_place(to_x)
 
@@ -191,20 +191,20 @@ class Gradient(torch.autograd.Function):
         call = ctx.call
         grad_z, grad_kl, *tensors = saved
         x = Operands(*tensors)
-        linear = gradients(call, ctx.wanted, tangents[2], tangents[3], x)
+        linear = gradients(call, ctx.needs_grad, tangents[2], tangents[3], x)
         _, _, *curved = _second(call, grad_z, grad_kl, x, differentiable(tangents[4:]))
-        terms = zip(linear, curved, ctx.wanted, strict=True)
-        return tuple(_sum([a, b]) for a, b, is_wanted in terms if is_wanted)
+        terms = zip(linear, curved, ctx.needs_grad, strict=True)
+        return tuple(_sum([a, b]) for a, b, is_needed in terms if is_needed)
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], call: Call, wanted: tuple[bool, ...],
+        info: Any, in_dims: tuple[Any, ...], call: Call, needs_grad: tuple[bool, ...],
         grad_z: Maybe, grad_kl: Maybe, *tensors: Any,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:  # fmt: skip
         size = info.batch_size
         x, dims = Operands(*tensors), _dims(in_dims[4:])
-        inputs = zip(differentiable(x), wanted, strict=True)
-        dtypes = [t.dtype for t, is_wanted in inputs if is_wanted]
+        inputs = zip(differentiable(x), needs_grad, strict=True)
+        dtypes = [t.dtype for t, is_needed in inputs if is_needed]
         lifted = _lift(size, x, dims)
         if grad_kl is not None:
             grad_kl = _front(grad_kl, in_dims[3], size).movedim(0, call.kl_samples)
@@ -212,11 +212,11 @@ class Gradient(torch.autograd.Function):
             lifted = _lift_noise(call, size, x, dims, lifted)
         if grad_z is not None:
             grad_z = _after_samples(call, _front(grad_z, in_dims[2], size).to(lifted.mu.dtype))
-        grads = apply(Gradient, call.lifted(), wanted, grad_z, grad_kl, *lifted)
+        grads = apply(Gradient, call.lifted(), needs_grad, grad_z, grad_kl, *lifted)
         out_dims = [0, 0, len(call.sample_shape), 0, 0]
         return (
             tuple(grad.to(dtype) for grad, dtype in zip(grads, dtypes, strict=True)),
-            tuple(d for d, is_wanted in zip(out_dims, wanted, strict=True) if is_wanted),
+            tuple(d for d, is_needed in zip(out_dims, needs_grad, strict=True) if is_needed),
         )
 
 
@@ -226,14 +226,14 @@ class Gradient(torch.autograd.Function):
 
 
 def gradients(
-    call: Call, wanted: Sequence[bool], grad_z: Maybe, grad_kl: Maybe, x: Operands
+    call: Call, needs_grad: Sequence[bool], grad_z: Maybe, grad_kl: Maybe, x: Operands
 ) -> list[Maybe]:
-    """The wanted gradients of mu, raw, eps and the prior's tensors, or None without one."""
+    """The gradients of mu, raw, eps and the prior's tensors, or None where none is needed."""
     by_z, by_kl = grad_z is not None, grad_kl is not None
     by_noise = by_z or (by_kl and call.is_at_sample)
     reached = (by_z or by_kl, by_z or by_kl, by_noise, by_kl, by_kl)
-    each = zip(wanted, reached, differentiable(x), strict=True)
-    mask = tuple(is_wanted and is_reached and t is not None for is_wanted, is_reached, t in each)
+    each = zip(needs_grad, reached, differentiable(x), strict=True)
+    mask = tuple(is_needed and is_reached and t is not None for is_needed, is_reached, t in each)
     if not any(mask):
         return [None] * 5
     if not by_noise:

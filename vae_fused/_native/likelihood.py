@@ -227,8 +227,10 @@ class _Gradient(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         with torch._C._AutoDispatchBelowAutograd():
             out = getattr(_ops, of.operator).default(*tensors, **numbers)
-        wanted = numbers["output_mask"]
-        return tuple(grad if asked else None for grad, asked in zip(out, wanted, strict=True))
+        needed = numbers["output_mask"]
+        return tuple(
+            grad if is_needed else None for grad, is_needed in zip(out, needed, strict=True)
+        )
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Maybe) -> tuple[Maybe, ...]:
@@ -257,8 +259,8 @@ def _pulled(
             if t is not None and outer is not None
         ]
         leaves = zip((tensors[place] for place in places), needed, strict=True)
-        wanted = [t for t, is_needed in leaves if t is not None and is_needed]
-        if not pairs or not wanted:
+        inputs = [t for t, is_needed in leaves if t is not None and is_needed]
+        if not pairs or not inputs:
             return none
         results = zip(of.compute(tensors[of.results :], numbers), tensors, strict=False)
         used = [(result, grad) for result, grad in results if grad is not None]
@@ -274,7 +276,7 @@ def _pulled(
     if not reached:
         return none
     second = torch.autograd.grad(
-        [grad for grad, _ in reached], wanted, [outer for _, outer in reached],
+        [grad for grad, _ in reached], inputs, [outer for _, outer in reached],
         create_graph=torch.is_grad_enabled(), allow_unused=True,
     )  # fmt: skip
     return scattered(second, needed)

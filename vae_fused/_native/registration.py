@@ -52,9 +52,9 @@ def _moments_backward(
     **more: Any,
 ) -> tuple[Maybe, ...]:  # fmt: skip
     mu, raw = h.chunk(2, packed_dim)
-    to_h, *wanted = output_mask
+    to_h, *others = output_mask
     grad_mu, grad_raw, *rest = _ops.reparameterize_kl_backward.default(
-        grad_z, grad_kl, mu, raw, output_mask=[to_h, to_h, *wanted], **more
+        grad_z, grad_kl, mu, raw, output_mask=[to_h, to_h, *others], **more
     )
     return torch.cat([grad_mu, grad_raw], packed_dim) if to_h else None, *rest
 

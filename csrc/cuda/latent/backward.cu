@@ -18,11 +18,11 @@ template <typename S, Access kAccess, class F, bool kFast>
 class BackwardStep {
   using T = arithmetic_t<S>;
   static constexpr bool kHasAllOperands = kFast || kAccess == Access::kContiguous,
-                        kAll = kGeneral<F>;
+                        kIsGeneral = kGeneral<F>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   // The slots after those of the Gaussians. Only kernels for general options have the last three.
   enum : int { kGradZ = kGaussianSlots<F>, kGradMu, kGradRaw, kGradEps, kGradMean, kGradPriorRaw };
-  static constexpr int kOffsets = 1 + (kAll ? kGradPriorRaw : kGradRaw);
+  static constexpr int kOffsets = 1 + (kIsGeneral ? kGradPriorRaw : kGradRaw);
 
  public:
   using Call = BackwardCall<S, kAccess, F>;
@@ -38,7 +38,7 @@ class BackwardStep {
     strides[kGradZ] = p.grad_z.stride;
     strides[kGradMu] = p.grad_mu.stride;
     strides[kGradRaw] = p.grad_raw.stride;
-    if constexpr (kAll) {
+    if constexpr (kIsGeneral) {
       strides[kGradEps] = p.grad_eps.stride;
       strides[kGradMean] = p.grad_prior_mean.stride;
       strides[kGradPriorRaw] = p.grad_prior_raw.stride;
@@ -47,9 +47,10 @@ class BackwardStep {
     const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
     gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
     if constexpr (kAtSample<F>) return;  // of_estimates loads the rest, one sample at a time
-    if (used(p)) cuda::load<S, kAccess, kFast, kAll>(p.space, p.grad_z, at_[kGradZ], span, gz_);
-    if (used(p) && given(p)) {
-      cuda::load<S, kAccess, kFast, kAll>(p.space, p.eps, at_[kNoise], span, eps_);
+    if (has_grad_z(p))
+      cuda::load<S, kAccess, kFast, kIsGeneral>(p.space, p.grad_z, at_[kGradZ], span, gz_);
+    if (has_grad_z(p) && has_eps(p)) {
+      cuda::load<S, kAccess, kFast, kIsGeneral>(p.space, p.eps, at_[kNoise], span, eps_);
     }
   }
 
@@ -72,7 +73,8 @@ class BackwardStep {
         of_samples(p, weights, noise, span, b, q, gz, graw);
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
-          graw[j] = used(p) ? math::sample_adjoint(weights, graw[j], q[j].scale.dsigma) : T(0);
+          graw[j] =
+              has_grad_z(p) ? math::sample_adjoint(weights, graw[j], q[j].scale.dsigma) : T(0);
         }
       }
       if (with_kl && !kAtSample<F>) {
@@ -87,9 +89,9 @@ class BackwardStep {
           graw[j] += math::chain(adjoint.x, q[j].scale.dx);
           gmean[j] = adjoint.mean;
           gprior[j] = math::chain(adjoint.prior_x, prior[j].dx);
-          if (kAll && !gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
+          if (kIsGeneral && !gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
         }
-        if constexpr (kAll) {
+        if constexpr (kIsGeneral) {
           of_prior_.mean.template set<kWhole>(b, gmean);
           of_prior_.raw.template set<kWhole>(b, gprior);
         }
@@ -99,7 +101,7 @@ class BackwardStep {
         gz[j] *= q[j].dmu;
         graw[j] = math::undo_doubling(f, graw[j]);
         if (q[j].is_clamped) graw[j] = 0;
-        if (kAll && !gaussians_.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
+        if (kIsGeneral && !gaussians_.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
       }
       grad_mu_.template set<kWhole>(b, gz);
       grad_raw_.template set<kWhole>(b, graw);
@@ -108,20 +110,20 @@ class BackwardStep {
   }
 
  private:
-  static __device__ __forceinline__ bool used(const BackwardParams& p) {
+  static __device__ __forceinline__ bool has_grad_z(const BackwardParams& p) {
     return kHasAllOperands || p.grad_z.data;
   }
-  static __device__ __forceinline__ bool given(const BackwardParams& p) {
-    return kAll && p.eps.data;
+  static __device__ __forceinline__ bool has_eps(const BackwardParams& p) {
+    return kIsGeneral && p.eps.data;
   }
-  static __device__ __forceinline__ bool wants_mu(const BackwardParams& p) {
+  static __device__ __forceinline__ bool needs_grad_mu(const BackwardParams& p) {
     return kHasAllOperands || p.grad_mu.data;
   }
-  static __device__ __forceinline__ bool wants_raw(const BackwardParams& p) {
+  static __device__ __forceinline__ bool needs_grad_raw(const BackwardParams& p) {
     return kHasAllOperands || p.grad_raw.data;
   }
-  static __device__ __forceinline__ bool wants_eps(const BackwardParams& p) {
-    return kAll && p.grad_eps.data;
+  static __device__ __forceinline__ bool needs_grad_eps(const BackwardParams& p) {
+    return kIsGeneral && p.grad_eps.data;
   }
 
   // Sums over the samples of chunk b: gz is the gradient of z, graw that gradient times eps.
@@ -132,9 +134,9 @@ class BackwardStep {
                                              T (&graw)[C]) {
     T eps[C];
     widen<kAccess, kWhole, C>(gz_, b, gz);
-    if (given(p)) {
+    if (has_eps(p)) {
       widen<kAccess, kWhole, C>(eps_, b, eps);
-    } else if (used(p) && wants_raw(p)) {
+    } else if (has_grad_z(p) && needs_grad_raw(p)) {
       draw<S, kAccess, kFast>(p.space, noise, span, at_[kNoise], b, eps);
     } else {
       VAE_FUSED_UNROLL
@@ -142,8 +144,8 @@ class BackwardStep {
     }
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) graw[j] = gz[j] * eps[j];
-    if constexpr (kAll) {
-      if (wants_eps(p)) {
+    if constexpr (kIsGeneral) {
+      if (needs_grad_eps(p)) {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
           eps[j] = math::noise_adjoint(weights, gz[j], q[j].scale.sigma);
@@ -152,15 +154,15 @@ class BackwardStep {
         grad_eps_.template set<kWhole>(b, eps);
       }
       constexpr bool kMany = kAccess != Access::kChannelsLast;  // see select_kernel
-      for (int64_t s = 1; kMany && used(p) && s < p.of.samples; ++s) {
+      for (int64_t s = 1; kMany && has_grad_z(p) && s < p.of.samples; ++s) {
         T further[C];
         Pack<S, C> pack;
         load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
         widen<kAccess, kWhole, C>(pack, 0, further);
-        if (given(p)) {
+        if (has_eps(p)) {
           load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
           widen<kAccess, kWhole, C>(pack, 0, eps);
-        } else if (wants_raw(p)) {
+        } else if (needs_grad_raw(p)) {
           const int64_t at = at_[kNoise] + s * (p.space.rows * p.space.cols);
           draw<S, kAccess, false>(p.space, noise, span, at, b, eps);
         }
@@ -171,7 +173,7 @@ class BackwardStep {
           eps[j] = math::noise_adjoint(weights, further[j], q[j].scale.sigma);
           if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
         }
-        if (!wants_eps(p)) continue;
+        if (!needs_grad_eps(p)) continue;
         narrow<kAccess, kWhole, C>(eps, 0, pack);
         store_chunk<S, kAccess>(p.grad_eps, at_[kGradEps], s, b, span, pack);
       }
@@ -191,11 +193,11 @@ class BackwardStep {
     for (int64_t s = 0; s < p.of.samples; ++s) {
       T of_z[C] = {}, eps[C], gk[C];
       Pack<S, C> pack;
-      if (used(p)) {
+      if (has_grad_z(p)) {
         load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
         widen<kAccess, kWhole, C>(pack, 0, of_z);
       }
-      if (given(p)) {
+      if (has_eps(p)) {
         load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
         widen<kAccess, kWhole, C>(pack, 0, eps);
       } else {
@@ -218,7 +220,7 @@ class BackwardStep {
         eps[j] = math::noise_adjoint(weights, of_z[j], sigma) + adjoint.eps;
         if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
       }
-      if (!wants_eps(p)) continue;
+      if (!needs_grad_eps(p)) continue;
       narrow<kAccess, kWhole, C>(eps, 0, pack);
       store_chunk<S, kAccess>(p.grad_eps, at_[kGradEps], s, b, span, pack);
     }
@@ -238,10 +240,10 @@ class BackwardStep {
     const auto put = [&](const Operand& to, int slot, const Results<S, kAccess>& results) {
       store<S, kAccess, kFast>(p.space, to, at_[slot], span, results.pack);
     };
-    if (wants_mu(p)) put(p.grad_mu, kGradMu, grad_mu_);
-    if (wants_raw(p)) put(p.grad_raw, kGradRaw, grad_raw_);
-    if constexpr (kAll) {
-      if (wants_eps(p) && !kAtSample<F>) put(p.grad_eps, kGradEps, grad_eps_);
+    if (needs_grad_mu(p)) put(p.grad_mu, kGradMu, grad_mu_);
+    if (needs_grad_raw(p)) put(p.grad_raw, kGradRaw, grad_raw_);
+    if constexpr (kIsGeneral) {
+      if (needs_grad_eps(p) && !kAtSample<F>) put(p.grad_eps, kGradEps, grad_eps_);
       if (p.grad_prior_mean.data) put(p.grad_prior_mean, kGradMean, of_prior_.mean);
       if (p.grad_prior_raw.data) put(p.grad_prior_raw, kGradPriorRaw, of_prior_.raw);
     }
@@ -256,7 +258,7 @@ class BackwardStep {
   GaussianStep<S, kAccess, F, kFast> gaussians_;
   Pack<S, N> gz_{}, eps_{};
   Results<S, kAccess> grad_mu_, grad_raw_, grad_eps_;
-  std::conditional_t<kAll, OfPrior, None> of_prior_;
+  std::conditional_t<kIsGeneral, OfPrior, None> of_prior_;
 };
 
 template <typename S, Access kAccess, class F>

@@ -33,7 +33,7 @@ class ForwardStep {
     strides[kZ] = p.z.stride;
     locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
     gaussians_.load(p.space, p.of, at_, span, true, rows.is_present());
-    if (given(p)) {
+    if (has_eps(p)) {
       cuda::load<S, kAccess, kFast, kGeneral<F>>(p.space, p.eps, at_[kNoise], span, eps_);
     }
   }
@@ -71,7 +71,7 @@ class ForwardStep {
   }
 
  private:
-  static __device__ __forceinline__ bool given(const ForwardParams& p) {
+  static __device__ __forceinline__ bool has_eps(const ForwardParams& p) {
     return kGeneral<F> && p.eps.data;
   }
 
@@ -91,7 +91,7 @@ class ForwardStep {
   template <bool kWhole, class Keys>
   __device__ __forceinline__ void first_noise(const ForwardParams& p, const Noise<Keys>& noise,
                                               const Span<kWhole>& span, int b, T (&eps)[C]) {
-    if (given(p)) {
+    if (has_eps(p)) {
       widen<kAccess, kWhole, C>(eps_, b, eps);
     } else {
       draw<S, kAccess, kFast>(p.space, noise, span, at_[kNoise], b, eps);
@@ -113,7 +113,7 @@ class ForwardStep {
     constexpr bool kMany = kGeneral<F> && kAccess != Access::kChannelsLast;  // see select_kernel
     for (int64_t s = 1; kMany && s < p.of.samples; ++s) {
       Pack<S, C> further;
-      if (given(p)) {
+      if (has_eps(p)) {
         load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, further);
         widen<kAccess, kWhole, C>(further, 0, z);
       } else {

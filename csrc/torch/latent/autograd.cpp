@@ -137,20 +137,21 @@ class LatentBackward : public SavingNode<LatentBackward> {
     if (!grad_z && !grad_kl) return result;
 
     const auto saved = [&](Slot slot) { return optional(call.tensors[slot]); };
-    const auto wanted = [&](Slot slot, bool reached = true) {
-      return reached && call.wanted[slot];
+    const auto needs_grad = [&](Slot slot, bool reached = true) {
+      return reached && call.needs_grad[slot];
     };
     const GivenOptions given = saved_options(call, kScalars);
-    const bool eps = wanted(kEps, grad_z.has_value() || depends_on_noise(given));
-    const bool prior_mean = wanted(kPriorMean, grad_kl.has_value());
-    const bool prior_raw = wanted(kPriorRaw, grad_kl.has_value());
+    const bool eps = needs_grad(kEps, grad_z.has_value() || depends_on_noise(given));
+    const bool prior_mean = needs_grad(kPriorMean, grad_kl.has_value());
+    const bool prior_raw = needs_grad(kPriorRaw, grad_kl.has_value());
     const BelowAutograd guard;
     if (call.tensors[kH].defined()) {
       VAE_FUSED_OP(reparameterize_kl_moments_backward, "reparameterize_kl_moments_backward", "");
-      std::tie(result[kH], result[kEps], result[kPriorMean], result[kPriorRaw]) = op(
-          grad_z, grad_kl, call.tensors[kH], a.packed_dim, saved(kEps), saved(kKey), a.reduction,
-          a.dim_ref(), saved(kPriorMean), saved(kPriorRaw), saved(kMask),
-          VAE_FUSED_OPTION_ARGUMENTS, std::array<bool, 4>{wanted(kH), eps, prior_mean, prior_raw});
+      std::tie(result[kH], result[kEps], result[kPriorMean], result[kPriorRaw]) =
+          op(grad_z, grad_kl, call.tensors[kH], a.packed_dim, saved(kEps), saved(kKey), a.reduction,
+             a.dim_ref(), saved(kPriorMean), saved(kPriorRaw), saved(kMask),
+             VAE_FUSED_OPTION_ARGUMENTS,
+             std::array<bool, 4>{needs_grad(kH), eps, prior_mean, prior_raw});
       return result;
     }
     // If the mean is not saved, raw stands in for it, with the same shape and dtype.
@@ -159,7 +160,7 @@ class LatentBackward : public SavingNode<LatentBackward> {
     std::tie(result[kMu], result[kRaw], result[kEps], result[kPriorMean], result[kPriorRaw]) =
         op(grad_z, grad_kl, mean, saved(kRaw), saved(kEps), saved(kKey), a.reduction, a.dim_ref(),
            saved(kPriorMean), saved(kPriorRaw), saved(kMask), VAE_FUSED_OPTION_ARGUMENTS,
-           std::array<bool, 5>{wanted(kMu), wanted(kRaw), eps, prior_mean, prior_raw});
+           std::array<bool, 5>{needs_grad(kMu), needs_grad(kRaw), eps, prior_mean, prior_raw});
     return result;
   }
 };

@@ -96,7 +96,7 @@ class LatentMultiBackward : public SavingNode<LatentMultiBackward, SavedListArgu
 
   static variable_list backward(const SavedCallWith<SavedListArguments>& call,
                                 const variable_list& grads) {
-    const size_t n = call.wanted.size() / 2;
+    const size_t n = call.needs_grad.size() / 2;
     const at::TensorList tensors = call.tensors;
     OptionalTensors grad_z;
     for (size_t k = 0; k < n; ++k) {

@@ -89,13 +89,13 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
 }
 
 // Allocates a gradient of `t` if it is required.
-Tensor wanted(bool wanted, const OptionalTensor& t) {
-  return wanted && t.has_value() ? with_huge_pages(at::empty_like(*t)) : Tensor();
+Tensor empty_grad(bool needs_grad, const OptionalTensor& t) {
+  return needs_grad && t.has_value() ? with_huge_pages(at::empty_like(*t)) : Tensor();
 }
 
 // Allocates the gradient of eps, in the layout of grad_z if there is one.
-Tensor wanted_of_eps(bool is_wanted, const OptionalTensor& grad_z, const OptionalTensor& eps) {
-  return wanted(is_wanted, grad_z.has_value() ? grad_z : eps);
+Tensor empty_grad_eps(bool needs_grad, const OptionalTensor& grad_z, const OptionalTensor& eps) {
+  return empty_grad(needs_grad, grad_z.has_value() ? grad_z : eps);
 }
 
 }  // namespace
@@ -104,9 +104,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> reparameterize_kl_backward(
     const OptionalTensor& grad_z, const OptionalTensor& grad_kl, const Tensor& mu,
     const OptionalTensor& raw, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
     std::array<bool, 5> output_mask) {
-  const Gradients grad{wanted(output_mask[0], mu), wanted(output_mask[1], raw),
-                       wanted_of_eps(output_mask[2], grad_z, eps),
-                       wanted(output_mask[3], prior_mean), wanted(output_mask[4], prior_raw)};
+  const Gradients grad{empty_grad(output_mask[0], mu), empty_grad(output_mask[1], raw),
+                       empty_grad_eps(output_mask[2], grad_z, eps),
+                       empty_grad(output_mask[3], prior_mean),
+                       empty_grad(output_mask[4], prior_raw)};
   backward_into(grad, grad_z, grad_kl, mu,
                 {raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS}, eps, key,
                 parse_reduction(reduction, dim, mu.dim()));
@@ -118,10 +119,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> reparameterize_kl_moments_backward(
     int64_t packed_dim, VAE_FUSED_NOISE, VAE_FUSED_REDUCTION, VAE_FUSED_PRIOR_AND_OPTIONS,
     std::array<bool, 4> output_mask) {
   const auto [mu, raw] = unpack(h, packed_dim);
-  Gradients grad{Tensor(), Tensor(), wanted_of_eps(output_mask[1], grad_z, eps),
-                 wanted(output_mask[2], prior_mean), wanted(output_mask[3], prior_raw)};
+  Gradients grad{Tensor(), Tensor(), empty_grad_eps(output_mask[1], grad_z, eps),
+                 empty_grad(output_mask[2], prior_mean), empty_grad(output_mask[3], prior_raw)};
   // This is one tensor, whose halves the kernel writes in place.
-  const Tensor grad_h = wanted(output_mask[0], h);
+  const Tensor grad_h = empty_grad(output_mask[0], h);
   if (grad_h.defined()) std::tie(grad.mu, grad.raw) = unpack(grad_h, packed_dim);
   backward_into(grad, grad_z, grad_kl, mu,
                 {raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS}, eps, key,

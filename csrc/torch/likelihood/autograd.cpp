@@ -31,14 +31,14 @@ class NllBackward : public SavingNode<NllBackward> {
     if (!grads[0].defined()) return result;
     const SavedArguments& a = call.arguments;
     const auto saved = [&](Slot slot) { return optional(call.tensors[slot]); };
-    std::array<bool, kEdges> wanted;
-    std::copy_n(call.wanted.begin(), kEdges, wanted.begin());
+    std::array<bool, kEdges> needs_grad;
+    std::copy_n(call.needs_grad.begin(), kEdges, needs_grad.begin());
     const BelowAutograd guard;
     VAE_FUSED_OP(nll_backward, "nll_backward", "");
     std::tie(result[kOutput], result[kSecond], result[kThird], result[kTarget], result[kLibrary]) =
         op(*dense(grads[0]), call.tensors[kOutput], saved(kSecond), saved(kThird),
            call.tensors[kTarget], saved(kLibrary), saved(kMask), saved(kWeight),
-           call.tensors[kRows], a.reduction, a.dim_ref(), a.options_ref(), wanted);
+           call.tensors[kRows], a.reduction, a.dim_ref(), a.options_ref(), needs_grad);
     return result;
   }
 };

@@ -95,8 +95,8 @@ class ElboBackward : public SavingNode<ElboBackward, ElboArguments> {
     if (!grad(0) && !grad(1) && !grad(2)) return result;
     const ElboArguments& a = call.arguments;
     const auto saved = [&](Slot slot) { return optional(call.tensors[slot]); };
-    std::array<bool, kEdges> wanted;
-    std::copy_n(call.wanted.begin(), kEdges, wanted.begin());
+    std::array<bool, kEdges> needs_grad;
+    std::copy_n(call.needs_grad.begin(), kEdges, needs_grad.begin());
     const BelowAutograd guard;
     VAE_FUSED_OP(elbo_loss_backward, "elbo_loss_backward", "");
     std::tie(result[kOutput], result[kSecond], result[kThird], result[kTarget], result[kLibrary],
@@ -104,7 +104,7 @@ class ElboBackward : public SavingNode<ElboBackward, ElboArguments> {
         op(grad(0), grad(1), grad(2), call.tensors[kOutput], saved(kSecond), saved(kThird),
            call.tensors[kTarget], saved(kLibrary), saved(kMask), saved(kWeight), saved(kKl),
            saved(kBeta), saved(kCapacity), call.tensors[kRows], a.reduction, a.dim_ref(),
-           a.options_ref(), a.beta_value, a.capacity_or_none(), wanted);
+           a.options_ref(), a.beta_value, a.capacity_or_none(), needs_grad);
     return result;
   }
 };
@@ -165,10 +165,10 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
   }
 
  private:
-  static std::array<bool, 2> wanted_of_kl(const SavedCallWith<ElboArguments>& call) {
+  static std::array<bool, 2> kl_needs_grad(const SavedCallWith<ElboArguments>& call) {
     const bool has_kl = call.tensors[kKl].defined();
-    return {has_kl && call.wanted[kKl],
-            has_kl && call.tensors[kBeta].defined() && call.wanted[kBeta]};
+    return {has_kl && call.needs_grad[kKl],
+            has_kl && call.tensors[kBeta].defined() && call.needs_grad[kBeta]};
   }
 
   static void multiply(const SavedCallWith<ElboArguments>& call, const OptionalTensor& of_loss,
@@ -177,15 +177,16 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
     const ElboArguments& a = call.arguments;
     for (int k = 0; k < kMaxBuffers && factor.has_value(); ++k) {
       const Tensor& buffer = call.tensors[kGrads + k];
-      if (buffer.defined() && call.wanted[k]) result[k] = buffer.mul(*factor);
+      if (buffer.defined() && call.needs_grad[k]) result[k] = buffer.mul(*factor);
     }
-    const auto wanted = wanted_of_kl(call);
-    if (!wanted[0] && !wanted[1]) return;
+    const auto needs_grad = kl_needs_grad(call);
+    if (!needs_grad[0] && !needs_grad[1]) return;
     const BelowAutograd guard;
     VAE_FUSED_OP(kl_term_backward, "kl_term_backward", "");
-    std::tie(result[kKl], result[kBeta]) = op(
-        of_loss, of_kl, call.tensors[kKl], optional(call.tensors[kBeta]),
-        optional(call.tensors[kCapacity]), a.reduction, a.beta_value, a.capacity_or_none(), wanted);
+    std::tie(result[kKl], result[kBeta]) =
+        op(of_loss, of_kl, call.tensors[kKl], optional(call.tensors[kBeta]),
+           optional(call.tensors[kCapacity]), a.reduction, a.beta_value, a.capacity_or_none(),
+           needs_grad);
   }
 
   static void scale_in_place(const SavedCallWith<ElboArguments>& call,
@@ -198,19 +199,19 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
     params.factor_dtype = dtype_of(factor);
     for (int k = 0; k < kMaxBuffers; ++k) {
       const Tensor& buffer = call.tensors[kGrads + k];
-      if (!buffer.defined() || !call.wanted[k]) continue;
+      if (!buffer.defined() || !call.needs_grad[k]) continue;
       params.buffers[k] = {buffer.mutable_data_ptr(), dtype_of(buffer), buffer.numel()};
       result[k] = buffer;
     }
-    const auto wanted = wanted_of_kl(call);
+    const auto needs_grad = kl_needs_grad(call);
     std::optional<KlGradients> kl_grads;
-    if (wanted[0] || wanted[1]) {
+    if (needs_grad[0] || needs_grad[1]) {
       const Tensor& kl = call.tensors[kKl];
       const KlNumbers numbers{optional(call.tensors[kBeta]), optional(call.tensors[kCapacity]),
                               a.beta_value, a.capacity_or_none()};
       params.kl = bind_kl(kl, numbers, parse_reduction(a.reduction, std::nullopt, kl.dim()), 1,
                           kl.scalar_type());
-      kl_grads.emplace(params.kl, of_loss, of_kl, kl, numbers, wanted);
+      kl_grads.emplace(params.kl, of_loss, of_kl, kl, numbers, needs_grad);
       result[kKl] = kl_grads->kl;
       result[kBeta] = kl_grads->beta;
     }
