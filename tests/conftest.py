@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 AVAILABLE = _ext.available
 native = pytest.mark.skipif(
-    not AVAILABLE, reason="plain PyTorch does not promise this, only the compiled part"
+    not AVAILABLE, reason="eager PyTorch does not promise this, only the compiled part"
 )
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

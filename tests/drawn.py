@@ -61,9 +61,9 @@ class Layout(NamedTuple):
 def layouts(draw: Any, shape: tuple[int, ...], expands: bool = True) -> Layout:
     ndim = len(shape)
 
-    def each(strategy: st.SearchStrategy[Any], usual: Any) -> tuple[Any, ...]:
+    def each(strategy: st.SearchStrategy[Any], default: Any) -> tuple[Any, ...]:
         given = draw(st.none() | st.tuples(*[strategy] * ndim))
-        return (usual,) * ndim if given is None else given
+        return (default,) * ndim if given is None else given
 
     order = draw(st.none() | st.permutations(range(ndim)))
     return Layout(

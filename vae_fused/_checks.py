@@ -29,7 +29,7 @@ from vae_fused._scalar_checks import (
 )
 from vae_fused._tracing import break_at_generator
 from vae_fused.options import (
-    PLAIN,
+    DEFAULT_OPTIONS,
     CheckedPrior,
     Options,
     Scale,
@@ -69,7 +69,7 @@ def check_call(
     if linear is not None:
         given["linear"] = linear
     if not given:
-        return *check_posterior(mu, raw), PLAIN
+        return *check_posterior(mu, raw), DEFAULT_OPTIONS
     scale = as_scale(given.get("scale", "logvar"))
     mu, raw = check_posterior(mu, raw, scale.raw_name, mu_name)
     given["scale"] = scale

@@ -67,7 +67,9 @@ _CROSSINGS = {
     "mean": _choice("mean", MEANS),
     "dispersion": _choice("dispersion", MEANS),
     "dispersion_max": _Crossing(
-        "dispersion_max", lambda top: top or math.inf, lambda top: None if top == math.inf else top
+        "dispersion_max",
+        lambda bound: bound or math.inf,
+        lambda bound: None if bound == math.inf else bound,
     ),
     "eps": _Crossing("eps", float, float),
     "zero_inflation": _choice("zero_inflation", INFLATIONS),

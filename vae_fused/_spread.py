@@ -17,7 +17,7 @@ from vae_fused import _ext
 from vae_fused._checks import check_noise, check_tensor
 from vae_fused._formulas import latent as formulas
 from vae_fused._native import latent as native
-from vae_fused.options import PLAIN, Prior
+from vae_fused.options import DEFAULT_OPTIONS, Prior
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -322,4 +322,4 @@ def _normals(key: Tensor, start: int, count: int, dtype: torch.dtype, reference:
     if reference or not _ext.use_native(key.device.type):
         return formulas.normal(key, (numel,), dtype=dtype)[skipped:]
     zero = torch.zeros((), dtype=dtype, device=key.device).expand(numel)
-    return native.sample(zero, zero, PLAIN, None, None, key)[skipped:]
+    return native.sample(zero, zero, DEFAULT_OPTIONS, None, None, key)[skipped:]

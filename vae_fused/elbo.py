@@ -142,13 +142,13 @@ def elbo_loss(
         >>> logits, x = torch.randn(128, 784), torch.rand(128, 784)
         >>> loss, reconstruction, _ = vf.elbo_loss(logits, x, kl=kl, likelihood="bernoulli")
     """
-    is_usual = target_mask is None and weight is None and library is None and not options
-    is_usual = is_usual and free_bits_per in FREE_BITS_PER and not _reference
-    if is_usual and kl is not None and mu is None and raw is None:
+    has_fast_path = target_mask is None and weight is None and library is None and not options
+    has_fast_path = has_fast_path and free_bits_per in FREE_BITS_PER and not _reference
+    if has_fast_path and kl is not None and mu is None and raw is None:
         term = KlTerm(kl, beta, capacity)
-        usual = _native.try_unprepared_with_kl(output, target, likelihood, reduction, term, grad)
-        if usual is not None:
-            return ELBOTerms(*usual)
+        result = _native.try_unprepared_with_kl(output, target, likelihood, reduction, term, grad)
+        if result is not None:
+            return ELBOTerms(*result)
     tensors = (target, mu, raw, kl, beta, capacity, target_mask, weight, library)
     if has_override(*parts(output), *tensors, *options.values()):
         return call_override(elbo_loss, locals())

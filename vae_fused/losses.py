@@ -91,8 +91,8 @@ def nll(
         >>> mean, theta = torch.rand(128, 2000), torch.ones(2000)
         >>> per_cell = vf.nll((mean, theta), counts, "negative_binomial", reduction="sample")
     """
-    is_usual = dim is None and mask is None and weight is None and library is None
-    if is_usual and not _reference:
+    has_fast_path = dim is None and mask is None and weight is None and library is None
+    if has_fast_path and not _reference:
         loss = _native.try_unprepared(output, target, likelihood, reduction, grad)
         if loss is not None:
             return loss

@@ -315,7 +315,7 @@ class Options(NamedTuple):
         """The operators' ``options``, or None if all have their default values."""
         prior = self.prior or STANDARD
         found = [*self.scale.pairs("posterior"), *prior.scale.pairs("prior")]
-        if self[_NUMBERS] != _PLAIN_NUMBERS or (
+        if self[_NUMBERS] != _DEFAULT_FIELDS or (
             self.prior and not (isinstance(prior.mean, Tensor) and isinstance(prior.raw, Tensor))
         ):
             found += pairs(self._pack_others(prior), _DEFAULT_OTHERS, 2 * len(_SCALE_NUMBERS))
@@ -373,7 +373,7 @@ class Options(NamedTuple):
 
     def arguments(self, mu: Tensor) -> dict[str, Any]:
         """The operators' keyword arguments, without those that have their default values."""
-        if self is PLAIN:
+        if self is DEFAULT_OPTIONS:
             return {}
         numbers, prior, mask = self.packed(), self.prior, self.mask
         arguments: dict[str, Any] = {} if numbers is None else {"options": numbers}
@@ -392,8 +392,8 @@ class Options(NamedTuple):
 
 
 _NUMBERS = slice(Options._fields.index("sample_shape") + 1, None)
-PLAIN, STANDARD = Options(), CheckedPrior()
-_PLAIN_NUMBERS = PLAIN[_NUMBERS]
+DEFAULT_OPTIONS, STANDARD = Options(), CheckedPrior()
+_DEFAULT_FIELDS = DEFAULT_OPTIONS[_NUMBERS]
 # The operators' ``options`` with only these options set.
 AT_SAMPLE = Options(estimator="sample").packed() or []
 STOP_Q = Options(stop_q=True).packed() or []

@@ -47,7 +47,7 @@ def _twin(function: F) -> F:
         return function(*args, **kwargs, _reference=True)
 
     twin.__module__ = __name__
-    same = "in plain PyTorch: same arguments, results and errors."
+    same = "in eager PyTorch: same arguments, results and errors."
     twin.__doc__ = f":func:`vae_fused.{function.__name__}` {same}"
     return twin  # type: ignore[return-value]
 

@@ -468,9 +468,9 @@ def test_a_gradient_that_torch_negates_lazily(grad: str) -> None:
     logits, target, kl = bernoulli()
     beta = torch.tensor(0.5, requires_grad=True)
     loss = vf.elbo_loss(logits, target, kl=kl, likelihood="bernoulli", beta=beta, grad=grad).loss
-    plain = torch.autograd.grad(loss, (logits, kl, beta), torch.tensor(-2.0), retain_graph=True)
+    expected = torch.autograd.grad(loss, (logits, kl, beta), torch.tensor(-2.0), retain_graph=True)
     negated = torch._neg_view(torch.tensor(2.0))
-    torch.testing.assert_close(torch.autograd.grad(loss, (logits, kl, beta), negated), plain)
+    torch.testing.assert_close(torch.autograd.grad(loss, (logits, kl, beta), negated), expected)
     loss = vf.nll(logits, target, "bernoulli", grad=grad)
     zero = torch._efficientzerotensor(())
     assert torch.autograd.grad(loss, logits, zero)[0].abs().max() == 0

@@ -22,7 +22,7 @@ F64 = torch.float64
 # --------------------------------------------------------------------------------------------------
 
 SECOND = {
-    "plain": {},
+    "default": {},
     "samples": {"sample_shape": (2,), "temperature": 0.7},
     "prior": {"prior_mean": SHAPE, "prior_raw": (5,), "scale": "softplus", "mask": SHAPE},
     "balance": {"balance": (0.2, 0.8), "prior_mean": (5,), "prior_raw": (3, 1)},
@@ -55,7 +55,7 @@ def test_second_derivatives(name, used, module, way, device):
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["plain", "samples", "prior"])
+@pytest.mark.parametrize("name", ["default", "samples", "prior"])
 def test_gradcheck(name, device):
     leaves = tensors(SECOND[name], F64, device)
 
@@ -159,7 +159,7 @@ def test_meta_and_empty_tensors(samples, batch, reduction, module, way, device):
 @native
 @WAYS
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("name", ["plain", "number of samples", "samples", "mask", "prior"])
+@pytest.mark.parametrize("name", ["default", "number of samples", "samples", "mask", "prior"])
 def test_the_direct_call_is_the_checked_call(name, dtype, way, device, monkeypatch):
     mu, raw, m, t = (random(4, 33, seed=i, dtype=dtype, device=device) for i in range(4))
     options = {

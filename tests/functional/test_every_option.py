@@ -138,7 +138,7 @@ def test_numbers_unpack_to_what_was_packed():
         scale, prior, mu_soft_clamp=8.0, free_bits=10.0, balance=(11.0, 12.0), temperature=9.0
     )
     assert options.Options.unpacked(call.packed()) == call
-    assert options.Options.unpacked(None) == options.PLAIN
+    assert options.Options.unpacked(None) == options.DEFAULT_OPTIONS
     tensors = options.Options.unpacked(None, MU, None, MU > 0)
     assert (
         tensors.prior.mean is MU and tensors.prior.raw == 0.0 and tensors.mask.dtype == torch.bool
@@ -168,7 +168,7 @@ def test_an_option_that_is_added_to_the_calls_reaches_the_operators(monkeypatch,
     longer = type("Options", (base,), {"__slots__": (), **methods})
     for module in (options, _checks):
         monkeypatch.setattr(module, "Options", longer)
-        monkeypatch.setattr(module, "PLAIN", longer())
+        monkeypatch.setattr(module, "DEFAULT_OPTIONS", longer())
     for name, more in (("OTHER", "fake"), ("DEFAULT", 0.0)):
         numbers = f"_{name}_NUMBERS"
         monkeypatch.setattr(options, numbers, [*getattr(options, numbers), more])

@@ -372,7 +372,7 @@ def test_gradients_keep_the_layout_of_their_input(device):
         assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "plain"])
+@pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "eager"])
 @pytest.mark.parametrize("noise", ["key", "eps", "generator"])
 @pytest.mark.parametrize("options", [{}, {"scale": "softplus", "temperature": 0.5}], ids=str)
 def test_the_mean_may_change_in_place_after_a_sample(options, noise, module, device):

@@ -366,13 +366,13 @@ def one_pass(model: Any, eps: Tensor, mu: Tensor, logvar: Tensor, bias: Tensor) 
 
 def test_the_doubly_reparameterized_gradient_is_unbiased_and_less_noisy() -> None:
     both = draws_of_gradients(standard), draws_of_gradients(two_passes)
-    for index, (plain, doubly) in enumerate(zip(*both, strict=True)):
-        difference = plain - doubly
+    for index, (single, doubly) in enumerate(zip(*both, strict=True)):
+        difference = single - doubly
         if index == 2:  # the decoder's gradient is the same in each draw
-            torch.testing.assert_close(plain, doubly, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(single, doubly, rtol=1e-12, atol=1e-12)
             continue
         assert (difference.mean(0).abs() < 5.0 * standard_error(difference)).all()
-        assert doubly.var(0).sum() < 0.6 * plain.var(0).sum()
+        assert doubly.var(0).sum() < 0.6 * single.var(0).sum()
 
 
 def test_a_gradient_without_squared_weights_would_be_biased() -> None:
@@ -389,7 +389,7 @@ def test_a_gradient_without_squared_weights_would_be_biased() -> None:
 
 def test_a_doubly_reparameterized_gradient_without_stop_q_would_be_biased() -> None:
     both = (draws_of_gradients(h) for h in (standard, partial(two_passes, stop_q=False)))
-    differences = [plain - wrong for plain, wrong in zip(*both, strict=True)][:2]
+    differences = [right - wrong for right, wrong in zip(*both, strict=True)][:2]
     for difference in differences:
         assert (difference.mean(0).abs() > 5.0 * standard_error(difference)).any()
 

@@ -79,7 +79,7 @@ def test_steps_have_independent_noise_which_a_counted_key_has_not():
     assert torch.equal(shifted[0][4:], shifted[1][:-4])  # the reason for the function
 
 
-@pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "plain"])
+@pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "eager"])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
 )

@@ -53,7 +53,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(native, "serves", lambda call: False)
         monkeypatch.setattr(native, "try_unprepared", lambda *call: None)
     elif not _ext.available:
-        pytest.skip("plain PyTorch has no kernels")
+        pytest.skip("eager PyTorch has no kernels")
     monkeypatch.setattr(sys.modules[__name__], "slack", SLACK[request.param])
     return str(request.param)
 

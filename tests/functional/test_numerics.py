@@ -184,7 +184,7 @@ def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
 
 @native
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_nothing_jumps_where_the_usual_range_ends(sign, device):
+def test_nothing_jumps_where_the_ordinary_range_ends(sign, device):
     """From |logvar| = 87 on sigma is e^(x/2). Below, it is the root of e^x."""
     logvar = sign * torch.linspace(86.9, 87.1, 4001, device=device)
     zeros = torch.zeros_like(logvar)

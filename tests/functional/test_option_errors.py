@@ -14,7 +14,7 @@ from conftest import make_key, native, random
 from test_bad_input import refuses
 
 import vae_fused as vf
-from vae_fused.options import KINDS, PLAIN, Options, unpaired
+from vae_fused.options import DEFAULT_OPTIONS, KINDS, Options, unpaired
 
 INF, NAN = math.inf, math.nan
 MU, RAW = random(4, 6, seed=1), random(4, 6, seed=2)  # parts of the names of tests
@@ -329,7 +329,7 @@ def operators(monkeypatch):
 
 
 @native
-def test_a_plain_call_gives_the_operators_nothing_more(operators):
+def test_a_default_call_gives_the_operators_nothing_more(operators):
     vf.reparameterize_kl(MU, RAW)
     vf.reparameterize_kl(MU, RAW, key=KEY)
     vf.reparameterize(MU, RAW)
@@ -337,7 +337,10 @@ def test_a_plain_call_gives_the_operators_nothing_more(operators):
     vf.reparameterize_kl_moments(torch.cat([MU, RAW], 1))
     known = {"eps", "key", "generator", "reduction", "dim", "packed_dim"}
     assert all({*kwargs} <= known for _, kwargs in operators)
-    assert PLAIN.packed() is None and Options()._replace(mu_soft_clamp=1.0).packed() != DEFAULTS
+    assert (
+        DEFAULT_OPTIONS.packed() is None
+        and Options()._replace(mu_soft_clamp=1.0).packed() != DEFAULTS
+    )
 
 
 @native

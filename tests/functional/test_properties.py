@@ -50,15 +50,15 @@ def compare(
 def test_compiled_reference_and_float64_agree(call, device):
     leaves = drawn.leaves_of(call, device)
     floor = drawn.free_bits_of(call, leaves)
-    compiled, plain, truth = (
+    compiled, eager, truth = (
         drawn.results_of(call, module, leaves, dtype, **floor)
         for module, dtype in ((vf, call.dtype), (vf.reference, call.dtype), (vf.reference, F64))
     )
     for name, value in compiled.items():
-        assert value.dtype == plain[name].dtype, name
+        assert value.dtype == eager[name].dtype, name
     compare(call, compiled, truth, 1)
-    compare(call, plain, truth, 1)
-    compare(call, compiled, plain, 2)
+    compare(call, eager, truth, 1)
+    compare(call, compiled, eager, 2)
 
 
 @settings(DETERMINISTIC, max_examples=60)
@@ -100,7 +100,7 @@ def test_finite_differences(call, device):
 EVERY_LOGVAR = torch.arange(-60.0, 60.25, 0.25, dtype=F64)
 WIDE = {
     **{kind: vf.Scale(kind) for kind in ("logvar", "logstd", "softplus", "sigmoid2")},
-    "usual clamp": vf.Scale(clamp=(-30.0, 20.0)),
+    "common clamp": vf.Scale(clamp=(-30.0, 20.0)),
     "soft clamp": vf.Scale("logstd", soft_clamp=20.0),
     "variance floor": vf.Scale(var_floor=1e-4),
     "std floor": vf.Scale("softplus", std_floor=0.1),

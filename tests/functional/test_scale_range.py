@@ -311,7 +311,7 @@ def test_the_gradient_ends_where_the_clamp_does(bounds, dtype, device):
         )
 
 
-@pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "plain"])
+@pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "eager"])
 @pytest.mark.parametrize("estimator", ["analytic", "sample"])
 @pytest.mark.parametrize("with_prior", [False, True])
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
         cases = (
             Case("default", dtype, ("long rows", "dense")),
             Case("list", dtype, ("dense", "defaults")),
-            Case("stats", dtype, ("clamp", "one column", "dense", "plain")),
+            Case("stats", dtype, ("clamp", "one column", "dense", "none")),
         )
         last = {"stream": streams[-1]}
         with machine.installed():

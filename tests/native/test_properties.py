@@ -58,9 +58,11 @@ class Layout(NamedTuple):
 
 @st.composite
 def layouts(draw: Any, ndim: int, written: bool = False) -> Layout:
-    usual = tuple(range(ndim))
-    orders = st.sampled_from((usual, (*usual[:1], *usual[2:], *usual[1:2])))  # channels last
-    order = draw(orders | st.permutations(usual))
+    contiguous = tuple(range(ndim))
+    orders = st.sampled_from(
+        (contiguous, (*contiguous[:1], *contiguous[2:], *contiguous[1:2]))
+    )  # channels last
+    order = draw(orders | st.permutations(contiguous))
     flags = draw(st.none() | st.tuples(*[st.booleans()] * ndim))
     return Layout(
         tuple(order),
@@ -101,17 +103,17 @@ def calls(draw: Any) -> Drawn:
         samples, sampled = 1, True
     wanted = draw(st.none() | st.sets(st.sampled_from([*WRITTEN]))) or {*WRITTEN}
     of: dict[str, Layout] = {}
-    usual = draw(st.booleans())  # one layout for all tensors, for the fast paths
+    shares_layout = draw(st.booleans())  # one layout for all tensors, for the fast paths
     shared = draw(layouts(ndim, written=True))
 
     def add(name: str, written: bool = False) -> None:
         if name in ("eps", "grad_z", "z", "grad_eps") and samples > 1:
-            inner = shared if usual else draw(layouts(ndim, written))
+            inner = shared if shares_layout else draw(layouts(ndim, written))
             outermost = (0, *(d + 1 for d in inner.order))
             expands = not written and draw(st.integers(0, 7)) == 7
             of[name] = inner._replace(order=outermost, expanded=(expands, *inner.expanded))
         else:
-            of[name] = shared if usual else draw(layouts(ndim, written))
+            of[name] = shared if shares_layout else draw(layouts(ndim, written))
 
     for name in ("mu", "raw", *sorted(optional)):
         if name != "eps" or sampled:

@@ -73,7 +73,7 @@ def compare(native: ModuleType, *case: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("every", [False, True], ids=["plain", "every"])
+@pytest.mark.parametrize("every", [False, True], ids=["none", "every"])
 def test_shapes(kernels: ModuleType, shape: str, dtype: str, every: bool) -> None:
     compare(kernels, "clamp", shape, dtype, "dense", every)
 

@@ -510,7 +510,7 @@ def test_a_batch_is_one_launch(size):
 
 
 @native
-def test_a_plain_call_does_not_come_here(monkeypatch):
+def test_a_call_without_transforms_does_not_come_here(monkeypatch):
     """After forward mode and transforms have ended, an ordinary call is as before."""
 
     def fail(*_):

@@ -79,11 +79,11 @@ def test_the_kl_of_neighbouring_floats_is_above_0(dtype: torch.dtype) -> None:
         assert (kl[moved > 1e-18] > 0).all() and (moved > 1e-18).sum() > 5_000
 
 
-def test_the_usual_formula_is_negative_near_the_prior() -> None:
+def test_the_direct_formula_is_negative_near_the_prior() -> None:
     """This shows that the two tests above can fail."""
     mu, x = (scattered(100_000, 1e-6, 1e-3, seed).float() for seed in (5, 6))
-    usual = 0.5 * (mu.square() + x.exp() - 1.0 - x)
-    assert (usual < 0).double().mean() > 0.1
+    direct = 0.5 * (mu.square() + x.exp() - 1.0 - x)
+    assert (direct < 0).double().mean() > 0.1
 
 
 # --------------------------------------------------------------------------------------------------

@@ -82,8 +82,8 @@ class _NegativeBinomials(_Counts):
         check_choice("mean", self.mean, MEANS)
         check_choice("dispersion", self.dispersion, MEANS[:-1])
         if self.dispersion_max is not None:
-            top = check_positive("dispersion_max", self.dispersion_max)
-            object.__setattr__(self, "dispersion_max", top)
+            dispersion_max = check_positive("dispersion_max", self.dispersion_max)
+            object.__setattr__(self, "dispersion_max", dispersion_max)
         object.__setattr__(self, "eps", check_not_negative("eps", self.eps))
 
     @property
