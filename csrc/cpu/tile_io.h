@@ -104,7 +104,7 @@ VAE_FUSED_HD int64_t locate(const Space& space, const int64_t* stride, int64_t e
                             int64_t (&coordinate)[kMaxDims]) {
   int64_t offset = 0;
   for (int d = space.ndim - 1; d >= 0; --d) {
-    const int64_t outer = element / space.by_size[d];
+    const int64_t outer = element / space.size_divisor[d];
     coordinate[d] = element - outer * space.size[d];
     element = outer;
     offset += coordinate[d] * stride[d];

@@ -92,7 +92,7 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
   reorder(space.noise_stride, 0, c, 1);
   reorder(space.size, 1, space.size[m] / c, c);
   space.ndim += space.ndim == 2 ? 2 : 1;
-  for (int d = 0; d < space.ndim; ++d) space.by_size[d] = divisor(space.size[d]);
+  for (int d = 0; d < space.ndim; ++d) space.size_divisor[d] = divisor(space.size[d]);
   return true;
 }
 
@@ -145,7 +145,7 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
   const bool vectors_aligned = all([&](const OperandRef& l) {
     return broadcasts_inner(l) || is_aligned(l.operand->data, int64_t{l.bytes} * v);
   });
-  if (call.has_misaligned_rows || (space.ndim > 1 && !space.small)) return scalar;
+  if (call.has_misaligned_rows || (space.ndim > 1 && !space.has_32_bit_offsets)) return scalar;
   if (call.samples > 1 && (space.rows * space.cols % v != 0 ||
                            !all([](const OperandRef& l) { return !l.step || *l.step % v == 0; }))) {
     return scalar;
@@ -219,7 +219,7 @@ inline void merge_tiles(Space& space, int64_t max_merged = 512) {
     const int64_t merged = std::min(count, space.tiles_per_row);
     space.tile *= merged;
     space.tiles_per_row = (space.tiles_per_row - 1) / merged + 1;
-    space.by_tiles_per_row = divisor_of(static_cast<uint32_t>(space.tiles_per_row));
+    space.tiles_per_row_divisor = divisor_of(static_cast<uint32_t>(space.tiles_per_row));
     space.tiles = space.rows * space.tiles_per_row;
   } else {
     space.rows_per_tile *= std::min(count, max_merged);

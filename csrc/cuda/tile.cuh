@@ -49,7 +49,7 @@ struct Span<true> {
 __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
   if (space.tiles_per_row == 1) return tile_of_rows(space, t);
   const uint32_t block = static_cast<uint32_t>(t);
-  const uint32_t row = quotient(block, space.by_tiles_per_row);
+  const uint32_t row = quotient(block, space.tiles_per_row_divisor);
   return tile_of_row(space, row, block - row * static_cast<uint32_t>(space.tiles_per_row));
 }
 
@@ -101,7 +101,7 @@ struct Offsets {
 
   __device__ __forceinline__ void along(const Space& space, const int64_t* const (&strides)[N],
                                         int d) {
-    const I outer = d > 0 ? rest / space.by_size[d] : I{0};
+    const I outer = d > 0 ? rest / space.size_divisor[d] : I{0};
     const I coordinate = d > 0 ? rest + outer * (I{0} - static_cast<I>(space.size[d])) : rest;
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) sums[k] += coordinate * static_cast<I>(strides[k][d]);
@@ -141,7 +141,7 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
   } else if (kNarrow && !kFast && !kChannelsLast && last == 0) {
     VAE_FUSED_UNROLL
     for (int k = 0; k < N; ++k) offsets[k] = e * strides[k][0];
-  } else if (kNarrow && (kAccess != Access::kScalar || space.small)) {
+  } else if (kNarrow && (kAccess != Access::kScalar || space.has_32_bit_offsets)) {
     by(static_cast<uint32_t>(e) / kInLast, last);
   } else {
     by(static_cast<int64_t>(static_cast<uint64_t>(e) / kInLast), last);

@@ -87,13 +87,14 @@ inline void tile(Space& space) {
     if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
   }
   if (space.cols > 1 && space.cols <= kTile) {
-    space.by_cols = static_cast<uint32_t>(((uint64_t{1} << 32) + space.cols - 1) / space.cols);
+    space.cols_reciprocal =
+        static_cast<uint32_t>(((uint64_t{1} << 32) + space.cols - 1) / space.cols);
   }
   space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile * space.tiles_per_row;
 }
 
 // Whether an operand's last element is less than 2^31 after its first. No stride is negative.
-inline bool is_small(const std::vector<Dim>& dims, size_t operand) {
+inline bool has_32_bit_offsets(const std::vector<Dim>& dims, size_t operand) {
   int64_t last = 0;
   for (const Dim& d : dims) last += (d.size - 1) * d.strides[operand];
   return last < int64_t{1} << 31;
@@ -121,12 +122,12 @@ inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
   space.has_contiguous_noise = is_contiguous(dims, 0);
   for (size_t d = 0; d < dims.size(); ++d) {
     space.size[d] = dims[d].size;
-    space.by_size[d] = divisor(dims[d].size);
+    space.size_divisor[d] = divisor(dims[d].size);
     space.noise_stride[d] = dims[d].strides[0];
   }
-  space.small = is_small(dims, 0);
+  space.has_32_bit_offsets = has_32_bit_offsets(dims, 0);
   for (size_t k = 0; k < present.size(); ++k) {
-    space.small = space.small && is_small(dims, k + 1);
+    space.has_32_bit_offsets = space.has_32_bit_offsets && has_32_bit_offsets(dims, k + 1);
     Operand& operand = *present[k].operand;
     operand.data = present[k].data;
     operand.is_contiguous = is_contiguous(dims, k + 1);

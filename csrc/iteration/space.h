@@ -23,18 +23,18 @@ inline int64_t tiles_of(int64_t elements) { return (elements + kTile - 1) / kTil
 struct Space {
   int32_t ndim = 0;
   int64_t size[kMaxDims] = {};  // outermost first
-  Divisor by_size[kMaxDims];
+  Divisor size_divisor[kMaxDims];
   // The strides that give i, the row-major index of z. If a call has an explicit eps, CUDA launches
   // replace them with the strides of that tensor.
   int64_t noise_stride[kMaxDims] = {};
   bool has_contiguous_noise = false;  // i == e everywhere
-  bool small = false;                 // elements and offsets are all below 2^31
+  bool has_32_bit_offsets = false;    // elements and offsets are all below 2^31
   bool pixel_pairs = false;           // in CUDA kernels: `store_pixels` stores the results
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;
-  DivisorOf<uint32_t> by_tiles_per_row;  // divides the number of a tile
-  uint32_t by_cols = 0;  // ceil(2^32 / cols) where 1 < cols <= kTile: see row_in_tile
+  DivisorOf<uint32_t> tiles_per_row_divisor;  // divides the number of a tile
+  uint32_t cols_reciprocal = 0;  // ceil(2^32 / cols) where 1 < cols <= kTile: see row_in_tile
 };
 
 // The flat elements of a tile, and its rows.
@@ -67,7 +67,7 @@ VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
 // The row of element `at` of a tile, counted from the tile's first row. The tile must consist of
 // whole rows of more than one column. The result is exact while at * cols < 2^32.
 VAE_FUSED_HD uint32_t row_in_tile(const Space& space, uint32_t at) {
-  return math::mulhi(at, space.by_cols);
+  return math::mulhi(at, space.cols_reciprocal);
 }
 
 }  // namespace vae_fused

@@ -33,7 +33,7 @@ inline Space make_space(const std::vector<int64_t>& sizes, const std::vector<boo
   if (!vae_fused::make_space(sizes, dims, bound_tensors, space)) {
     throw std::invalid_argument("too many dimensions");
   }
-  space.small = space.small && !large;
+  space.has_32_bit_offsets = space.has_32_bit_offsets && !large;
   return space;
 }
 

@@ -61,7 +61,7 @@ __device__ Row row_of(const Space& space, const Operand& operand, int64_t value,
   int64_t stride = 1;  // of a dimension, in rows
   for (int d = space.ndim - 2; d >= 0; --d) {
     const bool varies = operand.stride[d] != 0;
-    const int64_t rest = varies ? value : number, outer = rest / space.by_size[d];
+    const int64_t rest = varies ? value : number, outer = rest / space.size_divisor[d];
     const int64_t coordinate = rest - outer * space.size[d];
     if (varies) value = outer;
     if (!varies) number = outer;

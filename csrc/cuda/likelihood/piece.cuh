@@ -57,8 +57,9 @@ __device__ __forceinline__ void find_offsets(const Space& space, const int64_t* 
   for (int d = space.ndim - 1; d >= 0; --d) {
     int64_t outer = 0;
     if (d > 0) {
-      outer = space.small ? static_cast<int64_t>(static_cast<uint32_t>(e) / space.by_size[d])
-                          : e / space.by_size[d];
+      outer = space.has_32_bit_offsets
+                  ? static_cast<int64_t>(static_cast<uint32_t>(e) / space.size_divisor[d])
+                  : e / space.size_divisor[d];
     }
     const int64_t coordinate = e - outer * space.size[d];
     VAE_FUSED_UNROLL

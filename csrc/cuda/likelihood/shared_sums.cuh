@@ -34,12 +34,12 @@ struct SumPlan {
   int log_width = 0;  // a line has 2^log_width slots
   int lines = 0;      // lines of a piece
   Matrix matrix;
-  Divisor by_column_tiles;
+  Divisor column_tiles_divisor;
   SharedSum of[kMaxShared];
 
   explicit SumPlan(const NllBackwardParams& p);
 
-  __device__ __forceinline__ int64_t group_of(int64_t t) const { return t / by_column_tiles; }
+  __device__ __forceinline__ int64_t group_of(int64_t t) const { return t / column_tiles_divisor; }
   __device__ __forceinline__ int64_t part_of(int64_t t) const {
     return t - group_of(t) * matrix.column_tiles;
   }
@@ -83,7 +83,7 @@ inline SumPlan::SumPlan(const NllBackwardParams& p)
   while (int64_t{1} << log_width < matrix.columns_of_task) ++log_width;
   const bool is_double = p.dtype == DType::kFloat64;
   lines = (is_double ? kSlots<double> : kSlots<float>) >> log_width;
-  by_column_tiles = divisor(matrix.column_tiles);
+  column_tiles_divisor = divisor(matrix.column_tiles);
   const Operand* const operands[kMaxShared] = {&p.sum_second, &p.sum_third};
   double* partials = p.partials;
   for (int k = 0; k < kMaxShared; ++k) {
