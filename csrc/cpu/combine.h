@@ -13,7 +13,7 @@ void combine_as(const Space& space, const RowSums& sums) {
     for (int64_t t = 0; t < space.tiles_per_row; ++t) {
       total += sums.partials[row * space.tiles_per_row + t];
     }
-    static_cast<T*>(sums.data)[row] = static_cast<T>(sums.scale * total);
+    static_cast<T*>(sums.data)[row] = static_cast<T>(sums.factor * total);
   }
 }
 

@@ -81,20 +81,20 @@ VAE_FUSED_NOINLINE void sum_rows(const RowSums& sums, const Tile& tile, int64_t 
   }
   T* const out = static_cast<T*>(sums.data) + tile.row;
   const int cols = tile.n / tile.rows;
-  const double scale = sums.scale;
+  const double factor = sums.factor;
   if (cols == 1) {  // reduction="none": no sum, so keep the loop vectorisable
-    const T factor = static_cast<T>(scale);
-    for (int j = 0; j < tile.n; ++j) out[j] = factor * values[j];
+    const T narrow_factor = static_cast<T>(factor);
+    for (int j = 0; j < tile.n; ++j) out[j] = narrow_factor * values[j];
     return;
   }
   if (cols < 4 * kSums) {
     for (int r = 0; r < tile.rows; ++r) {
-      out[r] = static_cast<T>(scale * sum_short(values + r * cols, cols));
+      out[r] = static_cast<T>(factor * sum_short(values + r * cols, cols));
     }
     return;
   }
   for (int r = 0; r < tile.rows; ++r) {
-    out[r] = static_cast<T>(scale * sum(values + r * cols, cols));
+    out[r] = static_cast<T>(factor * sum(values + r * cols, cols));
   }
 }
 
@@ -108,15 +108,15 @@ VAE_FUSED_NOINLINE void load_row_grads(const Space& space, const RowGrads& grads
                                        Piece piece, RowsBuffer<T>& out) {
   const int at = static_cast<int>(piece.begin - tile.begin), n = piece.n;
   const T* const data = static_cast<const T*>(grads.data);
-  const T scale = static_cast<T>(grads.scale);
-  if (grads.stride == 0) return fill_with(scale * *data, out, piece.whole());
+  const T factor = static_cast<T>(grads.factor);
+  if (grads.stride == 0) return fill_with(factor * *data, out, piece.whole());
   if (space.cols == 1) {
-    for (int j = 0; j < n; ++j) out[j] = scale * data[tile.row + at + j];
+    for (int j = 0; j < n; ++j) out[j] = factor * data[tile.row + at + j];
     return pad(piece, out);
   }
   const int cols = tile.n / tile.rows;
   for (int r = at / cols, begin = 0; begin < n; ++r) {
-    const Lanes<T> grad = scale * data[tile.row + r];
+    const Lanes<T> grad = factor * data[tile.row + r];
     const int next = (r + 1) * cols - at, end = next < n ? next : n;
     for (int j = begin; j < end; j += kStep<T>) put(grad, out + j);
     begin = end;

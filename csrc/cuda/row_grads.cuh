@@ -26,7 +26,7 @@ template <typename T>
 __device__ __forceinline__ T grad_of_tile(const RowGrads& grads, const GradSource& source,
                                           const Tile& tile) {
   if (source != GradSource::kOne) return 0;
-  return static_cast<T>(grads.scale) * static_cast<const T*>(grads.data)[tile.row * grads.stride];
+  return static_cast<T>(grads.factor) * static_cast<const T*>(grads.data)[tile.row * grads.stride];
 }
 
 // Reads the gradients of elements. R is GradSource or a Constant of it.
@@ -44,21 +44,21 @@ class RowGradSource {
   template <int C, bool kWhole>
   __device__ __forceinline__ void get(const Span<kWhole>& part, T (&out)[C]) const {
     const T* const grads = static_cast<const T*>(grads_.data);
-    const T scale = static_cast<T>(grads_.scale);
+    const T factor = static_cast<T>(grads_.factor);
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) out[j] = of_tile_;
     if (source_ == GradSource::kElements) {
       Pack<T, C> pack;
       load_vector(grads + part.e(), part, pack);
       VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) out[j] = scale * pack.s[j];
+      for (int j = 0; j < C; ++j) out[j] = factor * pack.s[j];
     } else if (source_ == GradSource::kInTile) {
       // The tile's first row is computed from blockIdx and a parameter, which occupy no register.
       const T* const of_rows = grads + blockIdx.x * space_.rows_per_tile;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         const uint32_t at = static_cast<uint32_t>(part.in_tile() + j);
-        if (part.has(j)) out[j] = scale * of_rows[row_in_tile(space_, at)];
+        if (part.has(j)) out[j] = factor * of_rows[row_in_tile(space_, at)];
       }
     }
   }

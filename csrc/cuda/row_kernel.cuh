@@ -40,7 +40,7 @@ class RowSink {
       staged_->stage(space_, span + b * C, values);
     } else if (rows_ == RowDisposition::kDirect) {
       T* const out = static_cast<T*>(sums_.data);
-      store_rows<T, C>(space_, out, static_cast<T>(sums_.scale), span + b * C, values);
+      store_rows<T, C>(space_, out, static_cast<T>(sums_.factor), span + b * C, values);
     }
   }
 
@@ -76,7 +76,7 @@ __device__ void combine(const Space& space, const RowSums& sums) {
     const bool has_row = row < space.rows;
     double sum = sum_parts(sums.partials + row * per_row, has_row ? per_row : 0, lane, width);
     sum = by_block ? block_sum(sum) : group_sum(sum, log_width);
-    if (has_row && lane == 0) out[row] = static_cast<T>(sums.scale * sum);
+    if (has_row && lane == 0) out[row] = static_cast<T>(sums.factor * sum);
     if (by_block) __syncthreads();
   }
 }
@@ -139,7 +139,7 @@ __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const 
     }
     if (rows == RowDisposition::kStaged) {
       __syncthreads();
-      shared.staged.sum_rows(space, tile, log_width, sums.scale, static_cast<T*>(sums.data));
+      shared.staged.sum_rows(space, tile, log_width, sums.factor, static_cast<T*>(sums.data));
       __syncthreads();
     } else if (rows == RowDisposition::kOfTiles) {
       shared.sums[done][threadIdx.x] = sum;
@@ -153,7 +153,7 @@ __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const 
     const int64_t t = blockIdx.x + int64_t{warp} * gridDim.x;
     if (threadIdx.x % 32 == 0) {
       if (space.tiles_per_row == 1) {
-        static_cast<T*>(sums.data)[t] = static_cast<T>(sums.scale * sum);
+        static_cast<T*>(sums.data)[t] = static_cast<T>(sums.factor * sum);
       } else {
         sums.partials[t] = sum;
       }

@@ -57,9 +57,9 @@ struct Staged {
     if (has_tails(space)) heads[kTails + part.slot / C] = tail;
   }
 
-  // Writes scale times the sum of each row. 2^log_width lanes add up the chunks of a row.
+  // Writes `factor` times the sum of each row. 2^log_width lanes add up the chunks of a row.
   __device__ __forceinline__ void sum_rows(const Space& space, const Tile& tile, int log_width,
-                                           double scale, T* out) const {
+                                           double factor, T* out) const {
     constexpr uint32_t kRun = 4;  // sums that a lane adds in their own type, before double
     const auto cols = static_cast<uint32_t>(space.cols), rows = static_cast<uint32_t>(tile.rows);
     const uint32_t begin = tile.begin & (kStep<S, kAccess> - 1), width = 1u << log_width;
@@ -87,17 +87,17 @@ struct Staged {
         }
       }
       sum = group_sum(sum, log_width);
-      if (row < rows && lane == 0) out[tile.row + row] = static_cast<T>(scale * sum);
+      if (row < rows && lane == 0) out[tile.row + row] = static_cast<T>(factor * sum);
     }
   }
 };
 
-// Writes scale times the sums of the rows in a chunk of C elements. Rows have 1, 2 or C columns.
+// Writes `factor` times the sums of the rows in a chunk of C elements. Rows have 1, 2 or C columns.
 template <typename T, int C, bool kWhole>
-__device__ __forceinline__ void store_rows(const Space& space, T* out, T scale,
+__device__ __forceinline__ void store_rows(const Space& space, T* out, T factor,
                                            const Span<kWhole>& part, Pack<T, C> kl) {
   VAE_FUSED_UNROLL
-  for (int j = 0; j < C; ++j) kl.s[j] *= scale;
+  for (int j = 0; j < C; ++j) kl.s[j] *= factor;
   if (space.cols == 1) return store_vector<T, C>(out + part.e(), part, kl);
   const bool two = space.cols == 2;
   const Span<kWhole> rows = two ? part / 2 : part / C;

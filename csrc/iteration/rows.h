@@ -8,18 +8,18 @@
 
 namespace vae_fused {
 
-// data[row] = scale * sum over the row of the values that the kernel computes for its elements.
+// data[row] = factor * sum over the row of the values that the kernel computes for its elements.
 struct RowSums {
   void* data = nullptr;  // [rows]; absent: no sums
-  double scale = 1.0;
-  double* partials = nullptr;  // [tiles] if tiles_per_row > 1: sums of tiles without the scale
+  double factor = 1.0;
+  double* partials = nullptr;  // [tiles] if tiles_per_row > 1: sums of tiles without the factor
 };
 
-// An element of a row has the gradient scale * data[row * stride].
+// An element of a row has the gradient factor * data[row * stride].
 struct RowGrads {
   const void* data = nullptr;  // [rows]; absent: the sums have no gradient
   int64_t stride = 1;          // 0: one value for all rows
-  double scale = 1.0;
+  double factor = 1.0;
 };
 
 // The gradients of one sample if each has its own sums: `rows` values after those of the previous.

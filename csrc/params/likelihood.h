@@ -55,13 +55,13 @@ struct Observations {
 // The KL term of an evidence lower bound whose reconstruction is the row sums of nll. k is the KL
 // of a sample. Result r sums over all samples, or there is one result for each sample:
 //
-//   kl[r] = scale * sum of k       loss[r] = nll[r] + beta * scale * sum of p(k)
+//   kl[r] = factor * sum of k       loss[r] = nll[r] + beta * factor * sum of p(k)
 //
 // with p of math/likelihood/kl_term.h. All arrays are in the dtype of the arithmetic.
 struct KlTerm {
   const void* samples = nullptr;  // [count]: k; absent: there is no KL term
   int64_t count = 0, stride = 1;
-  double scale = 1.0;
+  double factor = 1.0;
   const void *beta = nullptr, *capacity = nullptr;  // one value each; absent: the numbers below
   double beta_value = 1.0, capacity_value = 0.0;
   bool has_capacity = false;
@@ -69,8 +69,8 @@ struct KlTerm {
 
   void *loss = nullptr, *kl = nullptr;  // [results]
 
-  // Backward: grad_samples[s] = scale * (beta p'(k) grad_loss[r] + grad_kl[r]), and the gradient of
-  // beta is the sum of scale * p(k) grad_loss[r].
+  // Backward: grad_samples[s] = factor * (beta p'(k) grad_loss[r] + grad_kl[r]), and the gradient
+  // of beta is the sum of factor * p(k) grad_loss[r].
   const void *grad_loss = nullptr, *grad_kl = nullptr;  // [results]; absent: 0
   void *grad_samples = nullptr, *grad_beta = nullptr;   // [count], one value; absent: not needed
 
@@ -97,7 +97,7 @@ struct NllBackwardParams {
   // The gradient of nll, in the dtype of the arithmetic, with stride 0 along summed dimensions.
   // Absent: 1.
   Operand grad;
-  double scale = 1.0;
+  double factor = 1.0;
   // For a softmax: the row's sum of d / d log mean, and the library, which is a part of the log
   // mean. The library is finite here. Where it was not, the mean is 0, and so is its gradient.
   Operand row_dot, library;
@@ -183,7 +183,7 @@ namespace cpu {
 void nll(const NllParams& params, ParallelFor parallel_for);
 void nll_backward(const NllBackwardParams& params, ParallelFor parallel_for);
 void softmax_rows(const SoftmaxParams& params, ParallelFor parallel_for);
-// dot[row] = the row's sum of d(scale * sum(grad * nll)) / d log mean. The rows of the space are
+// dot[row] = the row's sum of d(factor * sum(grad * nll)) / d log mean. The rows of the space are
 // those of the softmax.
 void softmax_dot(const NllBackwardParams& params, ParallelFor parallel_for);
 // Computes the gradients of the KL term if nll needs none.

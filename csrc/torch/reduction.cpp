@@ -49,7 +49,7 @@ std::vector<c10::SymInt> Reduction::shape(const Tensor& like) const {
   return kept;
 }
 
-double Reduction::scale(const Tensor& like) const {
+double Reduction::factor(const Tensor& like) const {
   switch (divisor) {
     case Divisor::kBatch:
       return like.dim() == 0 ? 1.0 : 1.0 / static_cast<double>(like.size(0));

@@ -21,7 +21,7 @@ struct Reduction {
   enum class Divisor { kOne, kBatch, kNumel } divisor = Divisor::kOne;
 
   std::vector<c10::SymInt> shape(const Tensor& like) const;
-  double scale(const Tensor& like) const;
+  double factor(const Tensor& like) const;
 
   // The same sums for tensors with `ndim` more dimensions in front. The caller applies the divisor,
   // which does not count those dimensions.

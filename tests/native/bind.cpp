@@ -405,13 +405,13 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
              const std::vector<int>& dims, const MaybeArray& eps, const MaybeArray& z,
              const MaybeArray& kl, const MaybeArray& partials, const MaybeArray& key_out,
              std::pair<uint64_t, uint64_t> key, const MaybeArray& key_pointers, uint32_t shift,
-             double kl_scale, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
+             double kl_factor, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
              const MaybeArray& mask, const py::dict& options, const py::dict& scalars,
              const Stream* stream) {
   vae_fused::WithScalars<vae_fused::ForwardParams> params;
   params.dtype = dtype_of(mu);
   params.key = make_key(key, key_pointers, shift);
-  params.kl.scale = kl_scale;
+  params.kl.factor = kl_factor;
   params.of.samples = samples_of(z, mu);
   params.of.options = latent_options(options);
   point_to(scalars, params);
@@ -449,14 +449,14 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
               const MaybeArray& grad_kl, int64_t grad_kl_stride, const MaybeArray& grad_mu,
               const MaybeArray& grad_raw, const MaybeArray& grad_eps,
               std::pair<uint64_t, uint64_t> key, const MaybeArray& key_pointers, uint32_t shift,
-              double kl_scale, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
+              double kl_factor, const MaybeArray& prior_mean, const MaybeArray& prior_raw,
               const MaybeArray& mask, const MaybeArray& grad_prior_mean,
               const MaybeArray& grad_prior_raw, const py::dict& options, const py::dict& scalars,
               const Stream* stream) {
   vae_fused::WithScalars<vae_fused::BackwardParams> params;
   params.dtype = dtype_of(mu);
   params.key = make_key(key, key_pointers, shift);
-  params.grad_kl.scale = kl_scale;
+  params.grad_kl.factor = kl_factor;
   params.grad_kl.data = pointer<void>(grad_kl);
   params.grad_kl.stride = grad_kl_stride;
   params.of.samples = samples_of(grad_z, mu);
@@ -618,8 +618,8 @@ vae_fused::KlTerm kl_term(const std::optional<py::dict>& fields) {
       term.samples = data;
       term.count = samples.size();
       if (samples.ndim() > 0) term.stride = samples.strides(0) / samples.itemsize();
-    } else if (name == "scale") {
-      term.scale = py::cast<double>(value);
+    } else if (name == "factor") {
+      term.factor = py::cast<double>(value);
     } else if (name == "results") {
       term.results = py::cast<int64_t>(value);
     } else if (name == "beta") {
@@ -647,13 +647,13 @@ vae_fused::KlTerm kl_term(const std::optional<py::dict>& fields) {
 }
 
 void nll(int kind, const py::dict& options, const NamedArrays& arrays, const std::vector<int>& dims,
-         double scale, const py::array& result, const std::optional<py::dict>& kl,
+         double factor, const py::array& result, const std::optional<py::dict>& kl,
          const Stream* stream) {
   vae_fused::NllParams params;
   describe(params.of, kind, options, arrays);
   bind_arrays(params, "output", arrays, dims);
   Scratch partials(params.space.tiles);
-  params.nll = {const_cast<void*>(result.data()), scale, nullptr};
+  params.nll = {const_cast<void*>(result.data()), factor, nullptr};
   if (params.space.tiles_per_row > 1) params.nll.partials = partials.data();
   params.kl = kl_term(kl);
   check(vae_fused::cuda::nll(params, handle_of(stream)));
@@ -662,12 +662,12 @@ void nll(int kind, const py::dict& options, const NamedArrays& arrays, const std
 // With `dot` it calls softmax_dot, whose rows extend along `dims`. With `value` it computes the
 // value of nll as well.
 void nll_backward(int kind, const py::dict& options, const NamedArrays& arrays,
-                  const std::vector<int>& dims, double scale, const MaybeArray& dot,
+                  const std::vector<int>& dims, double factor, const MaybeArray& dot,
                   const MaybeArray& value, const std::optional<py::dict>& kl,
                   const Stream* stream) {
   vae_fused::NllBackwardParams params;
   describe(params.of, kind, options, arrays);
-  params.scale = scale;
+  params.factor = factor;
   bind_arrays(params, "output", arrays, dims);
   Scratch partials(dot ? params.space.tiles : vae_fused::cuda::partials_of(params));
   if (!dot) {
@@ -716,10 +716,10 @@ void scale_gradients(const std::vector<py::array>& buffers, const py::array& fac
 }
 
 void bind_likelihoods(py::module_& m) {
-  m.def("nll", &nll, "kind"_a, "options"_a, "arrays"_a, py::kw_only(), "dims"_a, "scale"_a,
+  m.def("nll", &nll, "kind"_a, "options"_a, "arrays"_a, py::kw_only(), "dims"_a, "factor"_a,
         "result"_a, "kl"_a = py::none(), "stream"_a = nullptr);
   m.def("nll_backward", &nll_backward, "kind"_a, "options"_a, "arrays"_a, py::kw_only(), "dims"_a,
-        "scale"_a, "dot"_a = py::none(), "value"_a = py::none(), "kl"_a = py::none(),
+        "factor"_a, "dot"_a = py::none(), "value"_a = py::none(), "kl"_a = py::none(),
         "stream"_a = nullptr);
   m.def("kl_backward", &kl_backward, "dtype"_a, "kl"_a, py::kw_only(), "stream"_a = nullptr);
   m.def("scale_gradients", &scale_gradients, "buffers"_a, "factor"_a, py::kw_only(),
@@ -888,7 +888,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("forward", &forward, "device"_a, "mu"_a, "raw"_a, py::kw_only(), "dims"_a,
         "eps"_a = py::none(), "z"_a = py::none(), "kl"_a = py::none(), "partials"_a = py::none(),
         "key_out"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),
-        "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
+        "key_pointers"_a = py::none(), "shift"_a = 0, "kl_factor"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
         "latent_options"_a = py::dict(), "scalars"_a = py::dict(), "stream"_a = nullptr);
   m.def("stats_sizes", &stats_sizes, "device"_a, "mu"_a, "dims"_a);
@@ -905,7 +905,7 @@ PYBIND11_MODULE(_native, m) {
         "eps"_a = py::none(), "grad_z"_a = py::none(), "grad_kl"_a = py::none(),
         "grad_kl_stride"_a = 1, "grad_mu"_a = py::none(), "grad_raw"_a = py::none(),
         "grad_eps"_a = py::none(), "key"_a = std::pair<uint64_t, uint64_t>(0, 0),
-        "key_pointers"_a = py::none(), "shift"_a = 0, "kl_scale"_a = 1.0,
+        "key_pointers"_a = py::none(), "shift"_a = 0, "kl_factor"_a = 1.0,
         "prior_mean"_a = py::none(), "prior_raw"_a = py::none(), "mask"_a = py::none(),
         "grad_prior_mean"_a = py::none(), "grad_prior_raw"_a = py::none(),
         "latent_options"_a = py::dict(), "scalars"_a = py::dict(), "stream"_a = nullptr);

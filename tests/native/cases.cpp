@@ -310,7 +310,7 @@ void forward(DType dtype, const Class& c, const Options& options) {
     p.dtype = dtype;
     p.of = gaussians(options);
     p.key = key_for_test();
-    p.kl.scale = 0.25;
+    p.kl.factor = 0.25;
     std::map<std::string, Array> arrays = inputs(options, mu, logvar, others);
     if (options.eps) arrays["eps"] = eps.array;
     if (options.sample) arrays["z"] = z[device].array;
@@ -356,7 +356,7 @@ void backward(DType dtype, const Class& c, const Options& options) {
       p.dtype = dtype;
       p.of = gaussians(options);
       p.key = key_for_test();
-      p.grad_kl.scale = 0.25;
+      p.grad_kl.factor = 0.25;
       std::map<std::string, Array> arrays = inputs(options, mu, logvar, others);
       if (options.eps) arrays["eps"] = eps.array;
       if (options.sample) arrays["grad_z"] = grad_z.array;

@@ -44,10 +44,10 @@ def samples_of(batch: int, wide: np.dtype, strided: bool = False) -> np.ndarray:
 
 
 def term_of(
-    k: np.ndarray, results: int, scale: float, capacity: Any, beta: Any = 0.375
+    k: np.ndarray, results: int, factor: float, capacity: Any, beta: Any = 0.375
 ) -> dict[str, Any]:
     wide = k.dtype
-    term: dict[str, Any] = {"samples": k, "results": results, "scale": scale, "beta": beta}
+    term: dict[str, Any] = {"samples": k, "results": results, "factor": factor, "beta": beta}
     if isinstance(capacity, np.floating):  # it is passed on the device
         term["capacity"], term["beta"] = np.full((), capacity, wide), np.full((), beta, wide)
     elif capacity is not None:
@@ -87,7 +87,7 @@ def check_kl(
     nll = np.full(results, np.nan, problem.wide)
     native.nll(
         KIND_NAMES.index(problem.kind), problem.options, problem.arrays, dims=dims,
-        scale=problem.scale, result=nll, kl=term | out,
+        factor=problem.factor, result=nll, kl=term | out,
     )  # fmt: skip
     again = forward(native, problem).reshape(results)
     close(nll, again.astype(np.float64), 0.0 if is_exact else 1e-6, np.zeros(results))
@@ -103,7 +103,7 @@ def test_many_samples_are_added_by_one_block(native: ModuleType) -> None:
     k = samples_of(3000, problem.wide)
     loss, kl, nll = (np.full(1, np.nan, problem.wide) for _ in range(3))
     native.nll(
-        0, {}, problem.arrays, dims=(0, 1), scale=1.0, result=nll,
+        0, {}, problem.arrays, dims=(0, 1), factor=1.0, result=nll,
         kl=term_of(k, 1, 1 / 3000, 0.5) | {"loss": loss, "kl": kl},
     )  # fmt: skip
     wide = k.astype(np.float64)
@@ -155,7 +155,7 @@ def check_one_pass(native: ModuleType, problem: Problem, *, is_exact: bool = Tru
     if problem.is_softmax:
         dot = np.full((*problem.shape[:-1], 1), np.nan, problem.wide)
         native.nll_backward(
-            kind, problem.options, arrays, dims=(len(problem.shape) - 1,), scale=problem.scale,
+            kind, problem.options, arrays, dims=(len(problem.shape) - 1,), factor=problem.factor,
             dot=dot,
         )  # fmt: skip
         arrays["row_dot"] = np.broadcast_to(dot, problem.shape)
@@ -165,11 +165,11 @@ def check_one_pass(native: ModuleType, problem: Problem, *, is_exact: bool = Tru
     value, loss, kl = (np.full(1, np.nan, problem.wide) for _ in range(3))
     k = samples_of(problem.shape[0], problem.wide)
     native.nll_backward(
-        kind, problem.options, arrays | operands, dims=(), scale=problem.scale, value=value,
+        kind, problem.options, arrays | operands, dims=(), factor=problem.factor, value=value,
         kl=term_of(k, 1, 0.5, 1.25) | {"loss": loss, "kl": kl},
     )  # fmt: skip
-    want = problem.scale * expected.value.sum(keepdims=True).reshape(1)
-    terms = problem.scale * (1 + np.abs(expected.value)).sum(keepdims=True).reshape(1)
+    want = problem.factor * expected.value.sum(keepdims=True).reshape(1)
+    terms = problem.factor * (1 + np.abs(expected.value)).sum(keepdims=True).reshape(1)
     close(value, want, OF_ARITHMETIC[problem.dtype], terms)
     penalties = 0.375 * 0.5 * np.abs(k.astype(np.float64) - 1.25).sum()
     close(loss, value.astype(np.float64) + penalties, 1e-6, np.zeros(1))
@@ -177,7 +177,7 @@ def check_one_pass(native: ModuleType, problem: Problem, *, is_exact: bool = Tru
     again, others = grads_of(problem)
     one = np.broadcast_to(np.ones((), problem.wide), problem.shape)
     native.nll_backward(
-        kind, problem.options, arrays | others | {"grad": one}, dims=(), scale=problem.scale
+        kind, problem.options, arrays | others | {"grad": one}, dims=(), factor=problem.factor
     )
     for name, got in results.items():
         if is_exact:
@@ -221,7 +221,7 @@ def check_kl_gradients(
             "grad": np.broadcast_to(np.ones((), wide), problem.shape),
             "grad_output": np.zeros_like(problem.arrays["output"]),
         }
-        native.nll_backward(0, {}, arrays, dims=(), scale=1.0, kl=term)
+        native.nll_backward(0, {}, arrays, dims=(), factor=1.0, kl=term)
     wide_k = k.astype(np.float64)
     slope = np.ones(600) if capacity is None else np.sign(wide_k - float(capacity))
     full = np.broadcast_to(g_loss.astype(np.float64), 600)

@@ -89,7 +89,7 @@ def run(
 ) -> Call:
     sizes, dims = SHAPES[shape]
     mu, raw, _, grad_z = inputs(native, sizes, dtype, layout)
-    options = {"dims": dims, "key": KEY, "kl_scale": 0.5, **options}
+    options = {"dims": dims, "key": KEY, "kl_factor": 0.5, **options}
     call = forward(native, device, mu, raw, **options)
     assert call.kl is not None
     grad_kl = np.linspace(-1, 1, call.kl.size, dtype=call.kl.dtype)

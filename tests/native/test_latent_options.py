@@ -156,7 +156,7 @@ def run(
         return array(native, sizes, dtype, layout, seed, wide)
 
     samples = 3 if tensors in ("samples", "samples of eps", "every") else 1
-    options: dict[str, Any] = {"dims": dims, "key": KEY, "kl_scale": 0.5}
+    options: dict[str, Any] = {"dims": dims, "key": KEY, "kl_factor": 0.5}
     options["latent_options"] = {**OPTION_RECIPES[recipe]}
     if tensors in ("prior", "every"):
         options["prior_raw"] = made(3)

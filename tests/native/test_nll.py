@@ -157,7 +157,7 @@ class Problem:
     dtype: str
     dims: tuple[int, ...]
     arrays: dict[str, np.ndarray]
-    scale: float = 0.5
+    factor: float = 0.5
     library: np.ndarray | None = None
     keep: list[np.ndarray] = field(default_factory=list)
 
@@ -282,7 +282,7 @@ def forward(native: ModuleType, problem: Problem) -> np.ndarray:
     result = np.full(shape, np.nan, problem.wide)
     native.nll(
         KIND_NAMES.index(problem.kind), problem.options, problem.arrays, dims=problem.dims,
-        scale=problem.scale, result=result,
+        factor=problem.factor, result=result,
     )  # fmt: skip
     return result
 
@@ -299,8 +299,8 @@ def close(got: np.ndarray, want: np.ndarray, tolerance: float, terms: np.ndarray
 
 def check_forward(native: ModuleType, problem: Problem) -> None:
     expected = truth(native, problem)
-    want = problem.scale * expected.value.sum(problem.dims)
-    terms = problem.scale * (1 + np.abs(expected.value)).sum(problem.dims)
+    want = problem.factor * expected.value.sum(problem.dims)
+    terms = problem.factor * (1 + np.abs(expected.value)).sum(problem.dims)
     close(forward(native, problem), want, OF_ARITHMETIC[problem.dtype], terms)
 
 
@@ -322,7 +322,7 @@ def backward(native: ModuleType, problem: Problem, grad: np.ndarray, *, target: 
     if problem.is_softmax:
         dot = np.full((*problem.shape[:-1], 1), np.nan, problem.wide)
         native.nll_backward(
-            kind, problem.options, arrays, dims=(len(problem.shape) - 1,), scale=problem.scale,
+            kind, problem.options, arrays, dims=(len(problem.shape) - 1,), factor=problem.factor,
             dot=dot,
         )  # fmt: skip
         arrays["row_dot"] = np.broadcast_to(dot, problem.shape)
@@ -339,7 +339,7 @@ def backward(native: ModuleType, problem: Problem, grad: np.ndarray, *, target: 
     if target:
         results["grad_target"] = stored(np.full(problem.shape, 77.0), problem.dtype)
         arrays["grad_target"] = results["grad_target"]
-    native.nll_backward(kind, problem.options, arrays, dims=(), scale=problem.scale)
+    native.nll_backward(kind, problem.options, arrays, dims=(), factor=problem.factor)
     return Grads(results, dot)
 
 
@@ -349,7 +349,7 @@ def check_backward(native: ModuleType, problem: Problem) -> None:
     grad = np.random.default_rng(5).random(shape).astype(problem.wide) - 0.3
     target = problem.kind not in (*COUNTS, "logistic")
     got = backward(native, problem, grad, target=target)
-    full = problem.scale * np.broadcast_to(
+    full = problem.factor * np.broadcast_to(
         np.expand_dims(grad.astype(np.float64), problem.dims), problem.shape
     )
     grads = [full * g for g in expected.grads]

@@ -143,7 +143,7 @@ def run(native: ModuleType, device: str, call: Drawn) -> Call:
         kind = np.dtype(np.uint8) if name == "mask" else dtype
         made[name] = layout.array(native, shape, kind, 10 * call.seed + i)
     space = native.space(made["mu"], call.dims)
-    options: dict[str, Any] = {"dims": call.dims, "key": (KEY[0], call.key), "kl_scale": 0.5}
+    options: dict[str, Any] = {"dims": call.dims, "key": (KEY[0], call.key), "kl_factor": 0.5}
     options["latent_options"] = {**OPTION_RECIPES[call.recipe]}
     if "prior_raw" in made:
         options["latent_options"]["prior"] = {"base": "softplus", "std_floor": 0.2}

@@ -75,7 +75,7 @@ class Call {
     if (r.sample) output("z", r.samples);
     ForwardParams p;
     common(p, on_device);
-    p.kl.scale = kKlScale;
+    p.kl.factor = kKlScale;
     if (!r.kl) return p;
     if (!kl_) kl_ = rows(p.space.rows, 0);
     p.kl.data = kl_->data(on_device);
@@ -95,7 +95,7 @@ class Call {
     }
     BackwardParams p;
     common(p, on_device);
-    p.grad_kl.scale = kKlScale;
+    p.grad_kl.factor = kKlScale;
     if (!r.kl) return p;
     if (!grad_kl_) grad_kl_ = rows(r.one_grad_kl ? 1 : p.space.rows, 7);
     p.grad_kl.data = grad_kl_->data(on_device);

@@ -24,10 +24,10 @@ struct Task {
   }
 };
 
-// The values of elements are twice their KL, so the sums are multiplied by half of the scale.
+// The values of elements are twice their KL, so the sums are multiplied by half of the factor.
 VAE_FUSED_HD RowSums kl_sums(const ForwardParams& p) {
   RowSums sums = p.kl;
-  sums.scale *= 0.5;
+  sums.factor *= 0.5;
   return sums;
 }
 

@@ -55,8 +55,8 @@ VAE_FUSED_NOINLINE void add_count_adjoints(math::LikelihoodOptions<T> o, const I
 }
 
 template <typename T>
-VAE_FUSED_NOINLINE void scale_by(T scale, const T* x, T* out, int n) {
-  for (int j = 0; j < n; j += kStep<T>) put(scale * get(x + j), out + j);
+VAE_FUSED_NOINLINE void scale_by(T factor, const T* x, T* out, int n) {
+  for (int j = 0; j < n; j += kStep<T>) put(factor * get(x + j), out + j);
 }
 
 template <typename T>
@@ -75,18 +75,18 @@ VAE_FUSED_NOINLINE void through_softmax(const T* log_mean, const T* library, con
   }
 }
 
-// The gradient of each element's term: grad * scale * weight, and 0 where an element is masked.
+// The gradient of each element's term: grad * factor * weight, and 0 where an element is masked.
 template <typename T>
 VAE_FUSED_HD void load_grad(const NllBackwardParams& p, const Piece& piece, const T* mask,
                             T* weight, T* grad) {
   const int n = piece.whole();
   if (p.grad.data && is_one_value(p.space, p.grad, piece)) {
-    fill_with(static_cast<T>(p.scale) * *at_first<T>(p.space, p.grad, piece), grad, n);
+    fill_with(static_cast<T>(p.factor) * *at_first<T>(p.space, p.grad, piece), grad, n);
   } else if (p.grad.data) {
     copy_in<T>(p.space, p.grad, piece, grad);
-    scale_by(static_cast<T>(p.scale), grad, grad, n);
+    scale_by(static_cast<T>(p.factor), grad, grad, n);
   } else {
-    fill_with(static_cast<T>(p.scale), grad, n);
+    fill_with(static_cast<T>(p.factor), grad, n);
   }
   const bool masked = p.of.mask.data, weighted = p.of.weight.data;
   if (weighted) copy_in<T>(p.space, p.of.weight, piece, weight);
@@ -136,7 +136,7 @@ struct BackwardPiece {
   VAE_FUSED_HD explicit BackwardPiece(const NllBackwardParams& p)
       : has_one_grad(is_constant(p.space, p.grad) && !p.of.mask.data && !p.of.weight.data) {
     const T given = p.grad.data ? *static_cast<const T*>(p.grad.data) : T(1);
-    if (has_one_grad) fill_with(static_cast<T>(p.scale) * given, grad, kPiece);
+    if (has_one_grad) fill_with(static_cast<T>(p.factor) * given, grad, kPiece);
   }
 
   // Reads a piece and its gradients.

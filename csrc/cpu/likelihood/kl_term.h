@@ -23,16 +23,16 @@ class KlTermOf {
         penalty += penalty_of(sample(s));
       }
       const double reconstruction = static_cast<double>(static_cast<const T*>(nll)[r]);
-      put(term_.kl, r, term_.scale * kl);
-      put(term_.loss, r, reconstruction + beta_ * (term_.scale * penalty));
+      put(term_.kl, r, term_.factor * kl);
+      put(term_.loss, r, reconstruction + beta_ * (term_.factor * penalty));
     });
   }
 
   void write_gradients() const {
     double grad_beta = 0;
     for_each_result([&](int64_t r, int64_t begin, int64_t end) {
-      const double grad_loss = term_.scale * at(term_.grad_loss, r);
-      const double grad_kl = term_.scale * at(term_.grad_kl, r);
+      const double grad_loss = term_.factor * at(term_.grad_loss, r);
+      const double grad_kl = term_.factor * at(term_.grad_kl, r);
       for (int64_t s = begin; s < end; ++s) {
         const double k = sample(s);
         const double slope = math::kl_penalty_slope(term_.has_capacity, capacity_, k);

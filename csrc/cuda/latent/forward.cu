@@ -185,7 +185,7 @@ cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
   const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
   set_noise_strides(p.space, p.eps);
 
-  p.kl.scale *= 0.5;  // the kernel computes twice the KL of an element
+  p.kl.factor *= 0.5;  // the kernel computes twice the KL of an element
   RowPlan plan;
   cudaError_t error =
       plan_rows(p.space, p.kl, choice.access == Access::kScalar ? 1 : C, stream, plan);

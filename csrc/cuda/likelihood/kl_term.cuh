@@ -47,8 +47,8 @@ class KlTermOf {
     for (int64_t s = threadIdx.x; s < term_.count; s += kThreads) {
       const int64_t r = term_.results == 1 ? 0 : s;
       const double k = at(term_.samples, s * term_.stride);
-      const double grad_loss = term_.grad_loss ? term_.scale * at(term_.grad_loss, r) : 0;
-      const double grad_kl = term_.grad_kl ? term_.scale * at(term_.grad_kl, r) : 0;
+      const double grad_loss = term_.grad_loss ? term_.factor * at(term_.grad_loss, r) : 0;
+      const double grad_kl = term_.grad_kl ? term_.factor * at(term_.grad_kl, r) : 0;
       const double slope = math::kl_penalty_slope(term_.has_capacity, capacity_, k);
       if (term_.grad_samples) put(term_.grad_samples, s, beta_ * slope * grad_loss + grad_kl);
       grad_beta += penalty_of(k) * grad_loss;
@@ -62,8 +62,8 @@ class KlTermOf {
   __device__ __forceinline__ void write(int64_t r, const T* reconstruction, double kl,
                                         double penalty) const {
     const double nll = static_cast<double>(__ldcg(reconstruction + r));
-    put(term_.kl, r, term_.scale * kl);
-    put(term_.loss, r, nll + beta_ * (term_.scale * penalty));
+    put(term_.kl, r, term_.factor * kl);
+    put(term_.loss, r, nll + beta_ * (term_.factor * penalty));
   }
   __device__ __forceinline__ double penalty_of(double k) const {
     return math::kl_penalty(term_.has_capacity, capacity_, k);

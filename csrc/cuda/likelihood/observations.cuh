@@ -134,7 +134,7 @@ __device__ __forceinline__ void stage_step(const Params& p,
     if (of.row_max.data) x[0].s[j] -= largest.s[j];
     if (of.row_shift.data) x[0].s[j] += shift.s[j];
     if constexpr (kHasGrad<Params>) {
-      factor.s[j] = static_cast<T>(p.scale) * grad.s[j];
+      factor.s[j] = static_cast<T>(p.factor) * grad.s[j];
       if (of.weight.data) factor.s[j] *= weight.s[j];
       if (!kept.s[j]) factor.s[j] = 0;
     } else {

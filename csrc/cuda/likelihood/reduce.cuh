@@ -43,7 +43,7 @@ __device__ __forceinline__ void combine_parts(int64_t rows, int64_t per_row, con
 #pragma unroll 4
     for (int64_t i = lane; i < per_row; i += width) sum += __ldcg(parts + i);
     sum = by_block ? sum_of_block(sum) : sum_of_lanes(sum, 5);
-    if (lane == 0) static_cast<T*>(sums.data)[row] = static_cast<T>(sums.scale * sum);
+    if (lane == 0) static_cast<T*>(sums.data)[row] = static_cast<T>(sums.factor * sum);
   }
 }
 

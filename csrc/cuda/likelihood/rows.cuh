@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
 // and then those sums as doubles.
 template <typename T>
 __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile& tile,
-                                                  double scale, const T* values, T* out) {
+                                                  double factor, const T* values, T* out) {
   constexpr int kRun = 4;
   const int cols = static_cast<int>(space.cols), log_width = log_lanes(cols);
   const int width = 1 << log_width, lane = threadIdx.x & (width - 1);
@@ -63,7 +63,7 @@ __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile
       }
     }
     sum = sum_of_lanes(sum, log_width);
-    if (row < tile.rows && lane == 0) out[tile.row + row] = static_cast<T>(scale * sum);
+    if (row < tile.rows && lane == 0) out[tile.row + row] = static_cast<T>(factor * sum);
   }
 }
 
@@ -82,7 +82,7 @@ class RowTotals {
     } else if (rows_ == RowDisposition::kStaged) {
       values_[slot] = value;
     } else {
-      out()[piece.first + slot] = static_cast<T>(sums_.scale) * value;
+      out()[piece.first + slot] = static_cast<T>(sums_.factor) * value;
     }
   }
 
@@ -96,13 +96,13 @@ class RowTotals {
   __device__ __forceinline__ void end_tile(int64_t t) {
     const Tile tile = tile_of(space_, t);
     if (rows_ == RowDisposition::kStaged) {
-      sum_rows_of_piece(space_, tile, sums_.scale, values_, out());
+      sum_rows_of_piece(space_, tile, sums_.factor, values_, out());
     } else if (rows_ == RowDisposition::kOfTiles) {
       const double sum = sum_of_block(sum_);
       sum_ = 0;
       if (threadIdx.x != 0) {
       } else if (space_.tiles_per_row == 1) {
-        out()[tile.row] = static_cast<T>(sums_.scale * sum);
+        out()[tile.row] = static_cast<T>(sums_.factor * sum);
       } else {
         sums_.partials[t] = sum;
       }

@@ -72,7 +72,7 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
       params.grad_kl.stride = 0;
     }
     params.grad_kl.data = grad_kl.const_data_ptr();
-    params.grad_kl.scale = reduction.scale(mu);
+    params.grad_kl.factor = reduction.factor(mu);
   }
   CallTensors tensors = of.bindable(mu);
   tensors.add("eps", noise.eps);

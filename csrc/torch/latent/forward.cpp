@@ -39,7 +39,7 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
     noise->check(mu, sample_shape.value_or(c10::SymIntArrayRef{}));
     if (noise->reserve) out.key = at::empty({2}, mu.options().dtype(at::kUInt64));
   }
-  const double scale = reduction && !mu.is_meta() ? reduction->scale(mu) : 1.0;
+  const double factor = reduction && !mu.is_meta() ? reduction->factor(mu) : 1.0;
   if (at_sample && sample_shape.has_value()) {
     // Each sample has its own KL, so the samples become elements of the call.
     TORCH_CHECK_VALUE(shape.size() <= 64,
@@ -55,9 +55,9 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
 
   const c10::DeviceGuard guard(mu.device());
   params.scalars = of.options.pointers(params.of.options);
-  params.kl.scale = scale;
+  params.kl.factor = factor;
   if (mu.numel() == 0) {  // a sum is 0 and a mean is NaN, as in torch
-    if (out.kl.defined()) out.kl.fill_(0.0 * params.kl.scale);
+    if (out.kl.defined()) out.kl.fill_(0.0 * params.kl.factor);
     if (out.key.defined()) out.key.zero_();
     return out;
   }

@@ -67,7 +67,7 @@ ElboResults elbo_loss(VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBE
   const Tensor& nll = kl.has_value() ? reconstruction : loss;
   Gradients grads;
   if (!output.is_meta() && output.numel() == 0) {
-    nll.fill_(0.0 * reduced.scale(output));
+    nll.fill_(0.0 * reduced.factor(output));
     TORCH_CHECK_VALUE(!kl.has_value(),
                       "vae_fused: output must have a batch in dimension 0, got shape ",
                       output.sizes());

@@ -119,7 +119,7 @@ Gradients compute_gradients(const OptionalTensor& grad, const ObservedTensors& c
   }
 
   params.dtype = dtype_of(output);
-  params.scale = reduced.scale(output);
+  params.factor = reduced.factor(output);
   call.describe(params.of);
   CallTensors inputs = call.bindable();
   add_rows(inputs, call, rows);

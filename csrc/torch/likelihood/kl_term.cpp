@@ -21,7 +21,7 @@ KlTerm bind_kl(const Tensor& kl, const KlNumbers& numbers, const Reduction& redu
   term.samples = kl.const_data_ptr();
   term.count = kl.numel();
   term.stride = kl.dim() == 1 ? kl.stride(0) : 1;
-  term.scale = kl.dim() == 0 ? 1.0 : reduced.scale(kl);
+  term.factor = kl.dim() == 0 ? 1.0 : reduced.factor(kl);
   term.results = results;
   const auto value_of = [&](const OptionalTensor& t, const char* name) -> const void* {
     if (!t.has_value()) return nullptr;

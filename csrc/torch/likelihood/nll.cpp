@@ -12,7 +12,7 @@ void compute_nll(const ObservedTensors& call, const Tensor& rows, const Reductio
                  const Tensor& result, NllParams& params) {
   const Tensor& output = call.output;
   params.dtype = dtype_of(output);
-  params.nll.scale = reduced.scale(output);
+  params.nll.factor = reduced.factor(output);
   if (call.options.is_softmax()) compute_rows(call, rows);
   call.describe(params.of);
   CallTensors tensors = call.bindable();
@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor> nll(VAE_FUSED_OBSERVATIONS, VAE_FUSED_NUMBERS_OF_LOSS
   if (output.is_meta()) return {result, rows};
   const c10::DeviceGuard guard(output.device());
   if (output.numel() == 0) {  // a sum is 0 and a mean is NaN, as in torch
-    result.fill_(0.0 * reduced.scale(output));
+    result.fill_(0.0 * reduced.factor(output));
     return {result, rows};
   }
   NllParams params;
