@@ -68,20 +68,20 @@ struct Noise {
 };
 
 // The stream of a call's key, as a block keeps it. `for_step` returns the Noise of a step. With
-// kOnce the step reads all keys from shared memory before everything else. Loops with more branches
-// read them one by one, because some architecture would spill them.
+// kReadsKeysOnce the step reads all keys from shared memory before everything else. Loops with more
+// branches read them one by one, because some architecture would spill them.
 template <KeySource kSource>
-class Stream : public Counter {
+class NoiseStream : public Counter {
  public:
   // All threads of the block take part.
-  __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr)
-      : Stream(share(key, out)) {}
+  __device__ __forceinline__ explicit NoiseStream(const RngKey& key, uint64_t* out = nullptr)
+      : NoiseStream(share(key, out)) {}
 
-  template <bool kOnce>
+  template <bool kReadsKeysOnce>
   __device__ __forceinline__ auto for_step() const {
     if constexpr (kSource == KeySource::kRegisters) {
       return Noise<math::RoundKeys>{keys_, *this};
-    } else if constexpr (kOnce) {
+    } else if constexpr (kReadsKeysOnce) {
       return Noise<math::RoundKeys>{keys_.read(), *this};
     } else {
       return Noise<KeysInShared>{{keys_}, *this};
@@ -113,7 +113,7 @@ class Stream : public Counter {
     return shared;
   }
 
-  __device__ __forceinline__ explicit Stream(const Shared& shared) : Counter{shared.offset} {
+  __device__ __forceinline__ explicit NoiseStream(const Shared& shared) : Counter{shared.offset} {
     if constexpr (kSource == KeySource::kShared) {
       keys_ = SharedAddress<math::RoundKeys>(&shared.keys);
     }
@@ -125,14 +125,14 @@ class Stream : public Counter {
 };
 
 template <>
-class Stream<KeySource::kSeed> : public Counter {
+class NoiseStream<KeySource::kSeed> : public Counter {
  public:
-  __device__ __forceinline__ explicit Stream(const RngKey& key, uint64_t* out = nullptr)
+  __device__ __forceinline__ explicit NoiseStream(const RngKey& key, uint64_t* out = nullptr)
       : Counter{resolve(key).offset}, seed_(resolve(key).seed) {
     write_key(resolve(key), out);
   }
 
-  template <bool kOnce>
+  template <bool kReadsKeysOnce>
   __device__ __forceinline__ Noise<math::Seed> for_step() const {
     return {seed_, *this};
   }

@@ -11,10 +11,10 @@ namespace vae_fused::cuda {
 
 // How the values of a row are summed.
 enum class RowDisposition {
-  kNone,     // no sums are needed
-  kDirect,   // a chunk holds whole rows, whose sums are written at once
-  kStaged,   // a tile holds whole rows: see row_sums.cuh
-  kOfTiles,  // a row consists of whole tiles
+  kNone,    // no sums are needed
+  kDirect,  // a chunk holds whole rows, whose sums are written at once
+  kStaged,  // a tile holds whole rows: see row_sums.cuh
+  kTiled,   // a row consists of whole tiles
 };
 
 // Sums the values of elements over rows. R is RowDisposition or a Constant of it.
@@ -24,21 +24,23 @@ class RowSink {
   static constexpr int C = kChunk<S, kAccess>;
 
  public:
-  __device__ __forceinline__ RowSink(const Space& space, const RowSums& sums, R rows,
+  __device__ __forceinline__ RowSink(const Space& space, const RowSums& sums, R disposition,
                                      Staged<S, kAccess>* staged)
-      : space_(space), sums_(sums), rows_(rows), staged_(staged) {}
+      : space_(space), sums_(sums), disposition_(disposition), staged_(staged) {}
 
-  __device__ __forceinline__ bool is_present() const { return rows_ != RowDisposition::kNone; }
+  __device__ __forceinline__ bool is_present() const {
+    return disposition_ != RowDisposition::kNone;
+  }
 
   // Adds the values of chunk b of the step at `span`.
   template <bool kWhole>
   __device__ __forceinline__ void add(const Span<kWhole>& span, int b, const Pack<T, C>& values) {
-    if (rows_ == RowDisposition::kOfTiles) {  // the most common one first
+    if (disposition_ == RowDisposition::kTiled) {  // the most common one first
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) of_step_ = b + j ? of_step_ + values.s[j] : values.s[j];
-    } else if (rows_ == RowDisposition::kStaged) {
+    } else if (disposition_ == RowDisposition::kStaged) {
       staged_->stage(space_, span + b * C, values);
-    } else if (rows_ == RowDisposition::kDirect) {
+    } else if (disposition_ == RowDisposition::kDirect) {
       T* const out = static_cast<T*>(sums_.data);
       store_rows<T, C>(space_, out, static_cast<T>(sums_.factor), span + b * C, values);
     }
@@ -49,13 +51,13 @@ class RowSink {
     of_step_ = 0;
   }
 
-  // The thread's sum, for RowDisposition::kOfTiles.
+  // The thread's sum, for RowDisposition::kTiled.
   __device__ __forceinline__ double sum() const { return sum_; }
 
  private:
   const Space& space_;
   const RowSums& sums_;
-  R rows_;
+  R disposition_;
   Staged<S, kAccess>* staged_;
   T of_step_ = 0;
   double sum_ = 0;
@@ -89,7 +91,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // How a launch sums rows, see `plan_rows`.
 struct RowPlan {
-  RowDisposition rows = RowDisposition::kNone;
+  RowDisposition disposition = RowDisposition::kNone;
   int64_t blocks = 0;
   bool combines = false;   // whether partial sums have to be combined
   int ticket = kNoTicket;  // with a ticket the last block combines them, else a second launch does
@@ -104,48 +106,50 @@ union RowShared {
 // The body of a kernel with row sums. `has_fast_path` is that of KernelChoice.
 template <typename S, Access kAccess, bool kHasFast, class Call>
 __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const RowSums& sums,
-                                          const RowDisposition& rows, const bool& has_fast_path,
-                                          int ticket, RowShared<S, kAccess>& shared) {
+                                          const RowDisposition& disposition,
+                                          const bool& has_fast_path, int ticket,
+                                          RowShared<S, kAccess>& shared) {
   using T = arithmetic_t<S>;
   constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  constexpr Constant<RowDisposition::kStaged> in_tile;
-  constexpr Constant<RowDisposition::kOfTiles> of_tiles;
-  const auto sink = [&](auto disposition) {
-    return RowSink<S, kAccess, decltype(disposition)>(space, sums, disposition, &shared.staged);
+  constexpr Constant<RowDisposition::kStaged> staged;
+  constexpr Constant<RowDisposition::kTiled> tiled;
+  const auto sink = [&](auto value) {
+    return RowSink<S, kAccess, decltype(value)>(space, sums, value, &shared.staged);
   };
   const int log_width = log_lanes((space.cols + C - 1) / C);
   int done = 0;  // tiles that this block has computed
   for (int64_t t = blockIdx.x; t < space.tiles; t += gridDim.x, ++done) {
     const Tile tile = tile_of(space, t);
     double sum = 0;
-    bool is_fast = kHasFast && has_fast_path && is_whole<N>(tile) &&
-                   (rows == RowDisposition::kStaged || rows == RowDisposition::kOfTiles);
+    bool is_fast =
+        kHasFast && has_fast_path && is_whole<N>(tile) &&
+        (disposition == RowDisposition::kStaged || disposition == RowDisposition::kTiled);
     if constexpr (kHasFast) is_fast = is_fast && call.try_fast_tile(tile);
     if (!is_fast) {
       const auto begin = first_span<N, kAlwaysWhole<kAccess>>(tile);
-      auto to = sink(rows);
+      auto to = sink(disposition);
       run_steps<S, kAccess, false>(call, begin, to);
       sum = to.sum();
     } else if constexpr (kHasFast) {
       const auto begin = first_span<N, true>(tile);
-      if (rows == RowDisposition::kStaged) {
-        auto to = sink(in_tile);
+      if (disposition == RowDisposition::kStaged) {
+        auto to = sink(staged);
         run_steps<S, kAccess, true>(call, begin, to);
       } else {
-        auto to = sink(of_tiles);
+        auto to = sink(tiled);
         run_steps<S, kAccess, true>(call, begin, to);
         sum = to.sum();
       }
     }
-    if (rows == RowDisposition::kStaged) {
+    if (disposition == RowDisposition::kStaged) {
       __syncthreads();
       shared.staged.sum_rows(space, tile, log_width, sums.factor, static_cast<T*>(sums.data));
       __syncthreads();
-    } else if (rows == RowDisposition::kOfTiles) {
+    } else if (disposition == RowDisposition::kTiled) {
       shared.sums[done][threadIdx.x] = sum;
     }
   }
-  if (rows != RowDisposition::kOfTiles) return;
+  if (disposition != RowDisposition::kTiled) return;
   __syncthreads();
   const int warp = threadIdx.x / 32;  // each warp adds up the sums of one tile
   if (warp < done) {
@@ -167,29 +171,29 @@ __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const 
 inline RowDisposition disposition_of(const Space& space, const RowSums& sums, int chunk) {
   if (!sums.data) return RowDisposition::kNone;
   if (chunk % space.cols == 0) return RowDisposition::kDirect;
-  return space.tiles_per_row == 1 ? RowDisposition::kStaged : RowDisposition::kOfTiles;
+  return space.tiles_per_row == 1 ? RowDisposition::kStaged : RowDisposition::kTiled;
 }
 
 // Returns how many tiles a block computes one after the other. If rows consist of tiles, a block
 // gets up to four, as long as half of the blocks that fill any GPU remain. The end of a block, with
 // its barriers and its ticket, takes as long as two or three steps of 16-bit elements, and a tile
 // has only four such steps in a call of 2^24 elements.
-inline int64_t tiles_of_block(RowDisposition rows, int64_t tiles) {
-  if (rows == RowDisposition::kStaged) return tiles_to_merge(tiles);
-  if (rows != RowDisposition::kOfTiles) return 1;
+inline int64_t tiles_of_block(RowDisposition disposition, int64_t tiles) {
+  if (disposition == RowDisposition::kStaged) return tiles_to_merge(tiles);
+  if (disposition != RowDisposition::kTiled) return 1;
   return std::clamp<int64_t>(2 * tiles / VAE_FUSED_ENOUGH_BLOCKS, 1, kTilesOfBlock);
 }
 
 // Merges tiles and divides them among blocks. `chunk` is the number of elements of a chunk.
 inline cudaError_t plan_rows(Space& space, const RowSums& sums, int chunk, cudaStream_t stream,
                              RowPlan& plan) {
-  plan.rows = disposition_of(space, sums, chunk);
-  if (plan.rows == RowDisposition::kStaged) {
+  plan.disposition = disposition_of(space, sums, chunk);
+  if (plan.disposition == RowDisposition::kStaged) {
     merge_tiles(space, staged_tiles(space, chunk));
   } else {
     merge_tiles(space);
   }
-  plan.blocks = (space.tiles - 1) / tiles_of_block(plan.rows, space.tiles) + 1;
+  plan.blocks = (space.tiles - 1) / tiles_of_block(plan.disposition, space.tiles) + 1;
   plan.combines = sums.data && space.tiles_per_row > 1;
   return plan.combines ? ticket_slot(stream, &plan.ticket) : cudaSuccess;
 }

@@ -59,7 +59,7 @@ class BackwardStep {
     const BackwardParams& p = call.params;
     const F& f = call.options;
     const auto& weights = call.weights;
-    const auto noise = call.stream.template for_step<kFast>();
+    const auto noise = call.noise_stream.template for_step<kFast>();
     const bool with_kl = kHasAllOperands || rows.is_present();
     VAE_FUSED_UNROLL
     for (int b = 0; b < N / C; ++b) {
@@ -269,14 +269,14 @@ class BackwardCall {
 
   const BackwardParams& params;
   const F& options;
-  Stream<kKeySource<kBackwardKernel<F>, S, kAccess>> stream;
+  NoiseStream<kKeySource<kBackwardKernel<F>, S, kAccess>> noise_stream;
   weights_t<F> weights;
 
   __device__ __forceinline__ BackwardCall(const BackwardParams& params, const F& options)
-      : params(params), options(options), stream(params.key), weights(weights_of(options)) {}
+      : params(params), options(options), noise_stream(params.key), weights(weights_of(options)) {}
 
   __device__ __forceinline__ bool try_fast_tile(const Tile& tile) {
-    return try_share_high_word<S, kAccess>(params.space, tile, stream);
+    return try_share_high_word<S, kAccess>(params.space, tile, noise_stream);
   }
 };
 

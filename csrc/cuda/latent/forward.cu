@@ -43,7 +43,7 @@ class ForwardStep {
     const ForwardParams& p = call.params;
     const F& f = call.options;
     const auto& weights = call.weights;
-    const auto noise = call.stream.template for_step<kFast>();
+    const auto noise = call.noise_stream.template for_step<kFast>();
     const bool sampled = kHasAllOperands || p.z.data,
                with_kl = kHasAllOperands || rows.is_present();
     VAE_FUSED_UNROLL
@@ -144,29 +144,29 @@ class ForwardCall {
 
   const ForwardParams& params;
   const F& options;
-  Stream<kKeySource<kForwardKernel<F>, S, kAccess>> stream;
+  NoiseStream<kKeySource<kForwardKernel<F>, S, kAccess>> noise_stream;
   weights_t<F> weights;
 
   __device__ __forceinline__ ForwardCall(const ForwardParams& params, const F& options)
       : params(params),
         options(options),
-        stream(params.key, params.key_out),
+        noise_stream(params.key, params.key_out),
         weights(weights_of(options)) {}
 
   __device__ __forceinline__ bool try_fast_tile(const Tile& tile) {
-    return try_share_high_word<S, kAccess>(params.space, tile, stream);
+    return try_share_high_word<S, kAccess>(params.space, tile, noise_stream);
   }
 };
 
 template <typename S, Access kAccess, class F>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<kForwardKernel<F>, S, kAccess>)
     forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ F f,
-                   const __grid_constant__ RowDisposition rows,
+                   const __grid_constant__ RowDisposition disposition,
                    const __grid_constant__ bool has_fast_path, int ticket) {
   __shared__ RowShared<S, kAccess> shared;
   ForwardCall<S, kAccess, F> call(p, f);
-  run_tiles<S, kAccess, kHasFastPath<kForwardKernel<F>, S, kAccess>>(call, p.space, p.kl, rows,
-                                                                     has_fast_path, ticket, shared);
+  run_tiles<S, kAccess, kHasFastPath<kForwardKernel<F>, S, kAccess>>(
+      call, p.space, p.kl, disposition, has_fast_path, ticket, shared);
 }
 
 template <typename S>
@@ -192,7 +192,7 @@ cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   error = with_options<S>(choice, p, at_sample, [&](auto access, const auto& options) {
     using F = std::decay_t<decltype(options)>;
-    return launch(forward_kernel<S, access, F>, plan.blocks, stream, p, options, plan.rows,
+    return launch(forward_kernel<S, access, F>, plan.blocks, stream, p, options, plan.disposition,
                   choice.has_fast_path, plan.ticket);
   });
   return error == cudaSuccess ? combine_rest<T>(plan, p.space, p.kl, stream) : error;

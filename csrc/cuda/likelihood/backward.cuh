@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
     nll_backward_kernel(const __grid_constant__ NllBackwardParams p,
                         const __grid_constant__ KernelOptions<arithmetic_t<S>> o,
                         const __grid_constant__ SumPlan plan,
-                        const __grid_constant__ RowDisposition rows,
+                        const __grid_constant__ RowDisposition disposition,
                         const __grid_constant__ bool vectors, int64_t units, int ticket) {
   using T = arithmetic_t<S>;
   __shared__ InputsOfBackward<L, T, kWithValues> inputs;
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
   const Backward<L, S, kWithValues> backward(p, o, vectors, inputs);
   clear_list<L, T>(inputs);
   __syncthreads();
-  RowTotals<T> totals(p.space, p.dot, rows, inputs.in[0]);
+  RowTotals<T> totals(p.space, p.dot, disposition, inputs.in[0]);
   ColumnTotals<L, T> columns;
   T of_piece = 0;
   double of_unit = 0;
@@ -322,12 +322,14 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
 }
 
 template <typename S, bool kWithValues = false>
-cudaError_t launch_backward(const NllBackwardParams& p, const SumPlan& sums, const RowPlan& rows,
-                            int64_t units, bool vectors, cudaStream_t stream) {
+cudaError_t launch_backward(const NllBackwardParams& p, const SumPlan& sums,
+                            const RowPlan& row_plan, int64_t units, bool vectors,
+                            cudaStream_t stream) {
   const auto options = kernel_options<arithmetic_t<S>>(p.of);
   return launch_with_kind(p.of.kind, [&](auto kind) {
-    return launch(nll_backward_kernel<S, KernelKind<S, decltype(kind)>, kWithValues>, rows.blocks,
-                  stream, p, options, sums, rows.rows, vectors, units, rows.ticket);
+    return launch(nll_backward_kernel<S, KernelKind<S, decltype(kind)>, kWithValues>,
+                  row_plan.blocks, stream, p, options, sums, row_plan.disposition, vectors, units,
+                  row_plan.ticket);
   });
 }
 
@@ -339,10 +341,10 @@ cudaError_t nll_backward_as(NllBackwardParams p, cudaStream_t stream) {
   const bool vectors = has_vectors<S>(p.space, operands_of(p));
   p.dot = {};
   const SumPlan sums(p);
-  RowPlan rows;
+  RowPlan row_plan;
   const int64_t units = units_of<T>(p, sums);
-  rows.blocks = (units - 1) / tiles_to_merge(units) + 1;
-  const cudaError_t error = launch_backward<S>(p, sums, rows, units, vectors, stream);
+  row_plan.blocks = (units - 1) / tiles_to_merge(units) + 1;
+  const cudaError_t error = launch_backward<S>(p, sums, row_plan, units, vectors, stream);
   return error == cudaSuccess && sums.is_present ? combine_shared_sums(p.space, sums, stream)
                                                  : error;
 }
@@ -353,14 +355,14 @@ cudaError_t nll_and_backward_as(NllBackwardParams p, cudaStream_t stream) {
   const bool vectors = has_vectors<S>(p.space, operands_of(p));
   p.dot = {};
   const SumPlan sums(p);
-  RowPlan rows;
+  RowPlan row_plan;
   const int64_t units = units_of<T>(p, sums);
-  rows.blocks = (units - 1) / tiles_to_merge(units) + 1;
-  cudaError_t error = ticket_slot(stream, &rows.ticket);
+  row_plan.blocks = (units - 1) / tiles_to_merge(units) + 1;
+  cudaError_t error = ticket_slot(stream, &row_plan.ticket);
   if (error != cudaSuccess) return error;
-  error = launch_backward<S, true>(p, sums, rows, units, vectors, stream);
+  error = launch_backward<S, true>(p, sums, row_plan, units, vectors, stream);
   if (error != cudaSuccess) return error;
-  error = end_rows_later(p.dtype, {1, units, p.nll, p.kl}, rows.ticket, stream);
+  error = end_rows_later(p.dtype, {1, units, p.nll, p.kl}, row_plan.ticket, stream);
   if (error != cudaSuccess || !sums.is_present) return error;
   return combine_shared_sums(p.space, sums, stream);
 }
@@ -370,14 +372,14 @@ cudaError_t softmax_dot_as(NllBackwardParams p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
   p.sum_second = p.sum_third = p.grad_second = p.grad_third = p.row_dot = Operand{};
   const bool vectors = has_vectors<S>(p.space, operands_of(p));
-  RowPlan rows;
+  RowPlan row_plan;
   p.kl = {};
-  cudaError_t error = plan_row_sums<T>(p.space, p.dot, p.kl, stream, rows);
+  cudaError_t error = plan_row_sums<T>(p.space, p.dot, p.kl, stream, row_plan);
   if (error != cudaSuccess) return error;
-  error = launch_backward<S>(p, SumPlan(p), rows, p.space.tiles, vectors, stream);
+  error = launch_backward<S>(p, SumPlan(p), row_plan, p.space.tiles, vectors, stream);
   if (error != cudaSuccess) return error;
   const AfterRows after{p.space.rows, parts_of(p.space), p.dot, {}};
-  return end_rows_later(p.dtype, after, rows.ticket, stream);
+  return end_rows_later(p.dtype, after, row_plan.ticket, stream);
 }
 
 }  // namespace vae_fused::cuda

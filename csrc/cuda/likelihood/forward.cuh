@@ -29,13 +29,13 @@ template <typename S, class L>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Direction::kForward, S, L>)
     nll_kernel(const __grid_constant__ NllParams p,
                const __grid_constant__ KernelOptions<arithmetic_t<S>> o,
-               const __grid_constant__ RowDisposition rows, const __grid_constant__ bool vectors,
-               int ticket) {
+               const __grid_constant__ RowDisposition disposition,
+               const __grid_constant__ bool vectors, int ticket) {
   using T = arithmetic_t<S>;
   __shared__ Inputs<L, T> inputs;
   clear_list(inputs);
   __syncthreads();
-  RowTotals<T> totals(p.space, p.nll, rows, inputs.in[0]);
+  RowTotals<T> totals(p.space, p.nll, disposition, inputs.in[0]);
   for (int64_t t = blockIdx.x; t < p.space.tiles; t += gridDim.x) {
     const Tile tile = tile_of(p.space, t);
     const int64_t end = tile.begin + tile.n;
@@ -70,7 +70,7 @@ cudaError_t nll_as(NllParams p, cudaStream_t stream) {
   const auto options = kernel_options<T>(p.of);
   error = launch_with_kind(p.of.kind, [&](auto kind) {
     return launch(nll_kernel<S, KernelKind<S, decltype(kind)>>, plan.blocks, stream, p, options,
-                  plan.rows, vectors, plan.ticket);
+                  plan.disposition, vectors, plan.ticket);
   });
   if (error != cudaSuccess) return error;
   const AfterRows after{p.space.rows, parts_of(p.space), p.nll, p.kl};

@@ -3,7 +3,7 @@
 //
 //   kDirect   a row is an element: values are stored
 //   kStaged   rows of up to half a piece: a piece has whole rows, whose values are in shared memory
-//   kOfTiles  longer rows: a tile is a row or a part of one, in one or more pieces
+//   kTiled    longer rows: a tile is a row or a part of one, in one or more pieces
 #pragma once
 
 #include "cuda/likelihood/kl_term.cuh"
@@ -72,14 +72,14 @@ template <typename T>
 class RowTotals {
  public:
   // kStaged stores values in `values`, in the slots of their elements.
-  __device__ __forceinline__ RowTotals(const Space& space, const RowSums& sums, RowDisposition rows,
-                                       T* values)
-      : space_(space), sums_(sums), rows_(rows), values_(values) {}
+  __device__ __forceinline__ RowTotals(const Space& space, const RowSums& sums,
+                                       RowDisposition disposition, T* values)
+      : space_(space), sums_(sums), disposition_(disposition), values_(values) {}
 
   __device__ __forceinline__ void add(const Piece& piece, int slot, T value) {
-    if (rows_ == RowDisposition::kOfTiles) {
+    if (disposition_ == RowDisposition::kTiled) {
       of_piece_ += value;
-    } else if (rows_ == RowDisposition::kStaged) {
+    } else if (disposition_ == RowDisposition::kStaged) {
       values_[slot] = value;
     } else {
       out()[piece.first + slot] = static_cast<T>(sums_.factor) * value;
@@ -95,9 +95,9 @@ class RowTotals {
   // recomputed here, because registers are scarce where its values are computed.
   __device__ __forceinline__ void end_tile(int64_t t) {
     const Tile tile = tile_of(space_, t);
-    if (rows_ == RowDisposition::kStaged) {
+    if (disposition_ == RowDisposition::kStaged) {
       sum_rows_of_piece(space_, tile, sums_.factor, values_, out());
-    } else if (rows_ == RowDisposition::kOfTiles) {
+    } else if (disposition_ == RowDisposition::kTiled) {
       const double sum = sum_of_block(sum_);
       sum_ = 0;
       if (threadIdx.x != 0) {
@@ -120,7 +120,7 @@ class RowTotals {
 
   const Space& space_;
   const RowSums& sums_;
-  RowDisposition rows_;
+  RowDisposition disposition_;
   T* values_;
   T of_piece_ = 0;
   double sum_ = 0;
@@ -136,13 +136,13 @@ cudaError_t plan_row_sums(Space& space, const RowSums& sums, const KlTerm& kl, c
     space.tiles = (space.rows - 1) / rows_per_tile + 1;
   };
   if (space.cols == 1) {
-    plan.rows = RowDisposition::kDirect;
+    plan.disposition = RowDisposition::kDirect;
     of_rows(kSlots<T>);
   } else if (space.cols <= kSlots<T> / 2) {
-    plan.rows = RowDisposition::kStaged;
+    plan.disposition = RowDisposition::kStaged;
     of_rows(kSlots<T> / space.cols);
   } else {
-    plan.rows = RowDisposition::kOfTiles;
+    plan.disposition = RowDisposition::kTiled;
     if (space.tiles_per_row > 1) {
       merge_tiles(space);
     } else {
