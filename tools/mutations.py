@@ -84,7 +84,7 @@ EQUIVALENT: dict[str, str] = {
     r"csrc/math/elementary\.h:log_any local special": INFINITE,
     r"csrc/math/likelihood/front_end\.h:at_infinity local infinite": INFINITE,
     r"csrc/math/likelihood/continuous_bernoulli\.h:ContinuousBernoulli::value local end": INFINITE,
-    r"csrc/math/likelihood/negative_binomial_logits\.h:NegativeBinomialLogits::of_count p 4": (
+    r"csrc/math/likelihood/negative_binomial_logits\.h:NegativeBinomialLogits::count_term p 4": (
         "This field is read where eps is not 0, and this kind has no eps."
     ),
     r"csrc/math/platform\.h:rounded_product return = x \* y": (

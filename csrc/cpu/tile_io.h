@@ -271,7 +271,7 @@ VAE_FUSED_HD void store(const Space& space, const Operand& operand, const Piece&
 
 // The operand for one of the samples.
 template <typename S>
-VAE_FUSED_HD Operand of_sample(const SampledOperand& operand, int64_t sample) {
+VAE_FUSED_HD Operand operand_of_sample(const SampledOperand& operand, int64_t sample) {
   Operand result = operand;
   if (result.data) result.data = static_cast<S*>(operand.data) + sample * operand.step;
   return result;
@@ -299,7 +299,7 @@ template <typename S, typename T>
 VAE_FUSED_HD const T* load_noise(const Space& space, const SampledOperand& eps, const Key& key,
                                  int64_t sample, const Piece& piece, T* buffer,
                                  Prefetcher& prefetcher) {
-  if (eps.data) return load<S>(space, of_sample<S>(eps, sample), piece, buffer, prefetcher);
+  if (eps.data) return load<S>(space, operand_of_sample<S>(eps, sample), piece, buffer, prefetcher);
   const int64_t first = sample * space.rows * space.cols;
   if (space.has_contiguous_noise) {
     fill(key, first + piece.begin, piece.n, buffer, prefetcher);

@@ -33,10 +33,10 @@ __device__ __forceinline__ T grad_of_tile(const RowGrads& grads, const GradSourc
 template <typename T, class R>
 class RowGradSource {
  public:
-  // `of_tile`: see grad_of_tile.
+  // `tile_grad`: see grad_of_tile.
   __device__ __forceinline__ RowGradSource(const Space& space, const RowGrads& grads, R source,
-                                           T of_tile)
-      : space_(space), grads_(grads), source_(source), of_tile_(of_tile) {}
+                                           T tile_grad)
+      : space_(space), grads_(grads), source_(source), tile_grad_(tile_grad) {}
 
   __device__ __forceinline__ bool is_present() const { return source_ != GradSource::kNone; }
 
@@ -46,7 +46,7 @@ class RowGradSource {
     const T* const grads = static_cast<const T*>(grads_.data);
     const T factor = static_cast<T>(grads_.factor);
     VAE_FUSED_UNROLL
-    for (int j = 0; j < C; ++j) out[j] = of_tile_;
+    for (int j = 0; j < C; ++j) out[j] = tile_grad_;
     if (source_ == GradSource::kElements) {
       Pack<T, C> pack;
       load_vector(grads + part.e(), part, pack);
@@ -54,25 +54,25 @@ class RowGradSource {
       for (int j = 0; j < C; ++j) out[j] = factor * pack.s[j];
     } else if (source_ == GradSource::kInTile) {
       // The tile's first row is computed from blockIdx and a parameter, which occupy no register.
-      const T* const of_rows = grads + blockIdx.x * space_.rows_per_tile;
+      const T* const tile_grads = grads + blockIdx.x * space_.rows_per_tile;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         const uint32_t at = static_cast<uint32_t>(part.in_tile() + j);
-        if (part.has(j)) out[j] = factor * of_rows[row_in_tile(space_, at)];
+        if (part.has(j)) out[j] = factor * tile_grads[row_in_tile(space_, at)];
       }
     }
   }
 
   // The same for a sample, where each sample has row sums of its own.
   template <int C, bool kWhole>
-  __device__ __forceinline__ void get_of_sample(const Span<kWhole>& part, int64_t sample,
-                                                T (&out)[C]) const {
-    const RowGrads grads = of_sample<T>(grads_, space_.rows, sample);
-    T of_tile = 0;
+  __device__ __forceinline__ void get_for_sample(const Span<kWhole>& part, int64_t sample,
+                                                 T (&out)[C]) const {
+    const RowGrads grads = row_grads_of_sample<T>(grads_, space_.rows, sample);
+    T tile_grad = 0;
     if (source_ == GradSource::kOne) {
-      of_tile = grad_of_tile<T>(grads, GradSource::kOne, tile_of(space_, blockIdx.x));
+      tile_grad = grad_of_tile<T>(grads, GradSource::kOne, tile_of(space_, blockIdx.x));
     }
-    RowGradSource(space_, grads, source_, of_tile).get(part, out);
+    RowGradSource(space_, grads, source_, tile_grad).get(part, out);
   }
 
   __device__ __forceinline__ void end_step() const {}
@@ -81,7 +81,7 @@ class RowGradSource {
   const Space& space_;
   const RowGrads& grads_;
   R source_;
-  T of_tile_;
+  T tile_grad_;
 };
 
 // The body of a kernel that computes a tile. `has_fast_path` is that of KernelChoice. A kernel
@@ -89,11 +89,11 @@ class RowGradSource {
 template <typename S, Access kAccess, bool kHasFast, bool kServesRows, class Call>
 __device__ __forceinline__ void run_tile(Call& call, const Space& space, const Tile& tile,
                                          const RowGrads& grads, const GradSource& source,
-                                         arithmetic_t<S> of_tile, const bool& has_fast_path) {
+                                         arithmetic_t<S> tile_grad, const bool& has_fast_path) {
   constexpr int N = kStep<S, kAccess>;
   constexpr Constant<GradSource::kOne> one;
   const auto gradients = [&](auto from) {
-    return RowGradSource<arithmetic_t<S>, decltype(from)>(space, grads, from, of_tile);
+    return RowGradSource<arithmetic_t<S>, decltype(from)>(space, grads, from, tile_grad);
   };
   bool is_fast = kHasFast && has_fast_path && source == GradSource::kOne && is_whole<N>(tile);
   if constexpr (kHasFast) is_fast = is_fast && call.try_fast_tile(tile);

@@ -37,7 +37,7 @@ class RowSink {
   __device__ __forceinline__ void add(const Span<kWhole>& span, int b, const Pack<T, C>& values) {
     if (disposition_ == RowDisposition::kTiled) {  // the most common one first
       VAE_FUSED_UNROLL
-      for (int j = 0; j < C; ++j) of_step_ = b + j ? of_step_ + values.s[j] : values.s[j];
+      for (int j = 0; j < C; ++j) step_sum_ = b + j ? step_sum_ + values.s[j] : values.s[j];
     } else if (disposition_ == RowDisposition::kStaged) {
       staged_->stage(space_, span + b * C, values);
     } else if (disposition_ == RowDisposition::kDirect) {
@@ -47,8 +47,8 @@ class RowSink {
   }
 
   __device__ __forceinline__ void end_step() {
-    sum_ += static_cast<double>(of_step_);
-    of_step_ = 0;
+    sum_ += static_cast<double>(step_sum_);
+    step_sum_ = 0;
   }
 
   // The thread's sum, for RowDisposition::kTiled.
@@ -59,7 +59,7 @@ class RowSink {
   const RowSums& sums_;
   R disposition_;
   Staged<S, kAccess>* staged_;
-  T of_step_ = 0;
+  T step_sum_ = 0;
   double sum_ = 0;
 };
 

@@ -42,16 +42,16 @@ struct Staged {
   template <bool kWhole>
   __device__ __forceinline__ void stage(const Space& space, const Span<kWhole>& part,
                                         const Pack<T, C>& kl) {
-    int of_row = C;  // elements that belong to the row in which the chunk begins
+    int head_size = C;  // elements that belong to the row in which the chunk begins
     if (has_tails(space)) {
       const int at = part.in_tile(), cols = static_cast<int>(space.cols);
-      of_row = at < 0 ? -at : (static_cast<int>(row_in_tile(space, at)) + 1) * cols - at;
+      head_size = at < 0 ? -at : (static_cast<int>(row_in_tile(space, at)) + 1) * cols - at;
     }
     T head = kl.s[0], tail = 0;
     VAE_FUSED_UNROLL
     for (int j = 1; j < C; ++j) {
-      if (j < of_row) head += kl.s[j];
-      if (j >= of_row) tail += kl.s[j];
+      if (j < head_size) head += kl.s[j];
+      if (j >= head_size) tail += kl.s[j];
     }
     heads[part.slot / C] = head;
     if (has_tails(space)) heads[kTails + part.slot / C] = tail;

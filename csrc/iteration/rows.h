@@ -24,7 +24,7 @@ struct RowGrads {
 
 // The gradients of one sample if each has its own sums: `rows` values after those of the previous.
 template <typename T>
-VAE_FUSED_HD RowGrads of_sample(RowGrads grads, int64_t rows, int64_t sample) {
+VAE_FUSED_HD RowGrads row_grads_of_sample(RowGrads grads, int64_t rows, int64_t sample) {
   grads.data = static_cast<const T*>(grads.data) + sample * rows * grads.stride;
   return grads;
 }

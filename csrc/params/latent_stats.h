@@ -32,12 +32,12 @@ struct StatsTasks {
   // The sums and the values of a line fit into the L1 cache. 64 tasks are enough for the cores that
   // share a call.
   static constexpr int kCpuLine = 512;
-  static StatsTasks of_cpu(const Space& space) { return {space, kCpuLine, 32, 64}; }
+  static StatsTasks for_cpu(const Space& space) { return {space, kCpuLine, 32, 64}; }
 
   // A line has an element for each thread of a block. One block adds up the groups of all columns,
   // so the division aims at no more than 256 tasks, and at one group if there are 256 parts.
   static constexpr int kCudaLine = 256;
-  static StatsTasks of_cuda(const Space& space) { return {space, kCudaLine, 8, 256}; }
+  static StatsTasks for_cuda(const Space& space) { return {space, kCudaLine, 8, 256}; }
 
   VAE_FUSED_HD int64_t tasks() const { return groups * parts; }
   int64_t partials() const { return groups * math::kStats * cols; }

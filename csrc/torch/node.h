@@ -129,9 +129,9 @@ using SavedCall = SavedCallWith<SavedArguments>;
 template <typename Derived, typename Arguments = SavedArguments>
 class SavingNode : public Node {
  public:
-  template <typename... OfCall>
-  explicit SavingNode(size_t slots, OfCall&&... of_call)
-      : arguments_(std::forward<OfCall>(of_call)...) {
+  template <typename... CallArguments>
+  explicit SavingNode(size_t slots, CallArguments&&... call_arguments)
+      : arguments_(std::forward<CallArguments>(call_arguments)...) {
     saved_.resize(slots);
   }
 

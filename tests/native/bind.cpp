@@ -359,7 +359,7 @@ py::array_t<T> likelihood(const std::string& name, int kind, const py::dict& fie
 // The space of statistics, whose rows are the items of the batch, and its division into tasks.
 vae_fused::StatsTasks stats_tasks(const std::string& device, const vae_fused::Space& space) {
   using vae_fused::StatsTasks;
-  return device == "cuda" ? StatsTasks::of_cuda(space) : StatsTasks::of_cpu(space);
+  return device == "cuda" ? StatsTasks::for_cuda(space) : StatsTasks::for_cpu(space);
 }
 
 // Returns the numbers of columns and partial sums of a call.

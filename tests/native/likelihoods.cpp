@@ -44,8 +44,8 @@ void elements(const math::LikelihoodOptions<T>& o, const T* in, T* out) {
     const auto zero = inputs[Kind::kInputs - 1] == F(0);
     F with_count[Kind::kInputs];
     for (int k = 0; k < Kind::kInputs; ++k) with_count[k] = grads[k];
-    Kind::of_count_adjoint(o, inputs, F(1), with_count);
-    value = select(zero, value, value + Kind::of_count(o, inputs));
+    Kind::count_term_adjoint(o, inputs, F(1), with_count);
+    value = select(zero, value, value + Kind::count_term(o, inputs));
     for (int k = 0; k < Kind::kInputs; ++k) grads[k] = select(zero, grads[k], with_count[k]);
   }
   store(value, out);

@@ -20,9 +20,9 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T*
     if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), exps.e);
     if constexpr (with_kl) {
       const math::Relative<Lanes<T>> relative{get(mu + j), x, exps.excess(x)};
-      const auto of_kl = math::kl_adjoint(f, false, relative, Lanes<T>(T(1)), get(gk + j));
-      to_mu = to_mu + of_kl.mu;
-      to_x = to_x + of_kl.x;
+      const auto kl_grads = math::kl_adjoint(f, false, relative, Lanes<T>(T(1)), get(gk + j));
+      to_mu = to_mu + kl_grads.mu;
+      to_x = to_x + kl_grads.x;
     }
     to_x = math::undo_doubling(f, to_x);
     if constexpr (clamps) to_x = select(math::is_outside(r, f.low, f.high), zero, to_x);
@@ -151,11 +151,11 @@ VAE_FUSED_NOINLINE void scale_adjoint(const GaussianPiece<math::LatentOptions<T>
 }
 
 // Adds the gradients of a sample and of the KL that it estimates. `direct` receives the gradient of
-// ln sigma^2 that does not pass through z. `of_eps` receives the gradient of eps, or is null.
+// ln sigma^2 that does not pass through z. `geps` receives the gradient of eps, or is null.
 template <bool stop_q, bool scaled, bool learned, typename T>
 VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
     const GaussianPiece<math::LatentOptions<T>, true>& gaussians, math::LatentOptions<T> f,
-    const T* eps, const T* gk, const T* gz, T* direct, T* of_eps, Gradients<T> g, int n) {
+    const T* eps, const T* gk, const T* gz, T* direct, T* geps, Gradients<T> g, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const auto q = gaussians.posterior(j);
     const auto prior = gaussians.template prior<scaled>(j);
@@ -167,7 +167,7 @@ VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
     put(get(g.mu + j) + to_z + adjoint.mu, g.mu + j);
     put(get(g.raw + j) + to_z * e, g.raw + j);
     put(get(direct + j) + adjoint.x, direct + j);
-    if (of_eps) put(math::noise_adjoint(f, to_z, sigma) + adjoint.eps, of_eps + j);
+    if (geps) put(math::noise_adjoint(f, to_z, sigma) + adjoint.eps, geps + j);
     if constexpr (learned) {
       put(get(g.mean + j) + adjoint.mean, g.mean + j);
       put(get(g.prior + j) + math::chain(adjoint.prior_x, prior.dx), g.prior + j);
@@ -190,13 +190,13 @@ VAE_FUSED_NOINLINE void add_kl_adjoint(const GaussianPiece<math::LatentOptions<T
   for (int j = 0; j < n; j += kStep<T>) {
     const auto q = gaussians.posterior(j);
     const auto prior = gaussians.template prior<scaled>(j);
-    const auto of_kl = math::kl_adjoint(f, is_linear_form, math::relative(f, q, prior),
-                                        prior.precision, get(gk + j));
-    put(get(g.mu + j) + of_kl.mu, g.mu + j);
-    put(get(g.raw + j) + math::chain(of_kl.x, q.scale.dx), g.raw + j);
+    const auto kl_grads = math::kl_adjoint(f, is_linear_form, math::relative(f, q, prior),
+                                           prior.precision, get(gk + j));
+    put(get(g.mu + j) + kl_grads.mu, g.mu + j);
+    put(get(g.raw + j) + math::chain(kl_grads.x, q.scale.dx), g.raw + j);
     if constexpr (learned) {
-      put(of_kl.mean, g.mean + j);
-      put(math::chain(of_kl.prior_x, prior.dx), g.prior + j);
+      put(kl_grads.mean, g.mean + j);
+      put(math::chain(kl_grads.prior_x, prior.dx), g.prior + j);
     }
   }
 }
@@ -234,17 +234,17 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
   for (int64_t s = 0; has_samples && s < p.of.samples; ++s) {
     const T* gz = gz_buffer;
     if (p.grad_z.data) {
-      gz = load<S>(p.space, of_sample<S>(p.grad_z, s), piece, gz_buffer, prefetcher);
+      gz = load<S>(p.space, operand_of_sample<S>(p.grad_z, s), piece, gz_buffer, prefetcher);
     } else {
       fill_with(T(0), gz_buffer, n);
     }
     const T* const eps =
         needs_eps ? load_noise<S>(p.space, p.eps, key, s, piece, noise, prefetcher) : nullptr;
-    const Operand grad_eps = of_sample<S>(p.grad_eps, s);
+    const Operand grad_eps = operand_of_sample<S>(p.grad_eps, s);
     T* const geps =
         grad_eps.data ? target<S>(p.space, grad_eps, piece, geps_buffer, prefetcher) : nullptr;
     if (at_sample) {
-      load_row_grads(p.space, of_sample<T>(p.grad_kl, p.space.rows, s), tile, piece, gk);
+      load_row_grads(p.space, row_grads_of_sample<T>(p.grad_kl, p.space.rows, s), tile, piece, gk);
       with_flags(
           [&](auto stop_q, auto scaled, auto learned) {
             add_log_ratio_adjoint<stop_q, scaled, learned>(gaussians, f, eps, gk, gz, direct, geps,

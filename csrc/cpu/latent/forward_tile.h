@@ -112,7 +112,7 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::LatentOption
   gaussians.template prepare<S>(p.space, p.of, f, piece, p.kl.data, prefetcher);
   const bool at_sample = f.at_sample && p.kl.data;
   for (int64_t s = 0; p.z.data && s < p.of.samples; ++s) {
-    const Operand operand = of_sample<S>(p.z, s);
+    const Operand operand = operand_of_sample<S>(p.z, s);
     T* const z = target<S>(p.space, operand, piece, z_buffer, prefetcher);
     const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, z_buffer, prefetcher);
     if (at_sample) {

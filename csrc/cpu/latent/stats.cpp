@@ -19,9 +19,9 @@ void finish_as(const StatsParams& p) {
       all.mean += part(math::kCount, g) * part(math::kMean, g) / all.n;
     }
     for (int64_t g = 0; g < groups; ++g) {
-      const math::Moments of_group = {part(math::kCount, g), part(math::kMean, g),
-                                      part(math::kSquares, g)};
-      all.squares += math::squares_around(of_group, all.mean);
+      const math::Moments moments_of_group = {part(math::kCount, g), part(math::kMean, g),
+                                              part(math::kSquares, g)};
+      all.squares += math::squares_around(moments_of_group, all.mean);
     }
     const auto stats = math::stats_of<T>(total(math::kKlStat), all);
     static_cast<T*>(p.kl)[c] = stats.kl;
@@ -38,9 +38,9 @@ void stats(const WithScalars<StatsParams>& given, ParallelFor parallel_for) {
   with_numbers(given, [&](const StatsParams& params) {
     StatsTask task(params);
     const LatentBodies& bodies = VAE_FUSED_TABLE_IN_USE(kStats);
-    const Bodies& of_options =
+    const Bodies& bodies_for_options =
         has_default_options(params.of) ? bodies.with_defaults : bodies.general;
-    parallel_for(params.tasks.tasks(), 1, of_options[params.dtype], &task);
+    parallel_for(params.tasks.tasks(), 1, bodies_for_options[params.dtype], &task);
   });
   given.dtype == DType::kFloat64 ? finish_as<double>(given) : finish_as<float>(given);
 }

@@ -10,10 +10,10 @@ namespace vae_fused::cpu {
 struct StatsTask {
   const StatsParams& params;
   const ForwardParams forward;
-  const Task<ForwardParams> of_forward;
+  const Task<ForwardParams> forward_task;
 
   explicit StatsTask(const StatsParams& params)
-      : params(params), forward(forward_of(params)), of_forward(forward, Key{}) {}
+      : params(params), forward(forward_of(params)), forward_task(forward, Key{}) {}
 
  private:
   static ForwardParams forward_of(const StatsParams& params) {

@@ -87,7 +87,7 @@ class StatsWork {
     if constexpr (is_default) {
       return math::default_options<T>(task.params.of.options);
     } else {
-      return task.of_forward.options_of(T{});
+      return task.forward_task.options_of(T{});
     }
   }
 
@@ -119,7 +119,7 @@ class StatsWork {
   }
 
   const T* located(const T* mu, int n) {
-    const math::LatentOptions<T>& o = task_.of_forward.options_of(T{});
+    const math::LatentOptions<T>& o = task_.forward_task.options_of(T{});
     if (o.mu_soft_clamp == T(0)) return mu;
     for (int j = 0; j < n; j += kStep<T>) {
       put(math::soft_clamp(get(mu + j), o.mu_soft_clamp, o.per_mu_soft_clamp).x, location_ + j);
@@ -143,7 +143,7 @@ class StatsWork {
     const T* const location = located(mu, n);
     with_flags(
         [&](auto masked) {
-          add_stats<masked>(task_.of_forward.options_of(T{}).posterior, kl_, mu, raw, location,
+          add_stats<masked>(task_.forward_task.options_of(T{}).posterior, kl_, mu, raw, location,
                             shift_, mask_, sums_, n);
         },
         p.of.mask.data || n > piece.n);

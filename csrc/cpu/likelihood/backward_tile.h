@@ -45,7 +45,7 @@ VAE_FUSED_NOINLINE void add_count_adjoints(math::LikelihoodOptions<T> o, const I
       x[k] = get(dense[k] + j);
       dx[k] = T(0);
     }
-    L::of_count_adjoint(o, x, get(gradient[0] + j), dx);
+    L::count_term_adjoint(o, x, get(gradient[0] + j), dx);
     for (int k = 1; k < kTarget<L>; ++k) put(dx[k], added[k] + j);
   }
   for (int k = 1; k < kTarget<L>; ++k) {
@@ -101,7 +101,7 @@ struct SharedSums {
   bool by_column = false, by_row = false;
   T recent[kTile];      // by column: over the last few rows
   double total[kTile];  // by column
-  double of_row = 0;    // by row: over this task's columns
+  double row_sum = 0;   // by row: over this task's columns
 
   VAE_FUSED_HD void begin(const Space& space, const Operand& operand, int columns) {
     if (!operand.data) return;
@@ -257,7 +257,7 @@ void backward_tiles(void* context, int64_t begin, int64_t end) {
         for (int k = 1; k < kTarget<L>; ++k) {
           SharedSums<T>& s = shared[k - 1];
           if (s.by_column) add_to(out[k], s.recent + at, piece.n);
-          if (s.by_row) s.of_row += sum(out[k], piece.n);
+          if (s.by_row) s.row_sum += sum(out[k], piece.n);
         }
       }
       double* partials = task.partials;
@@ -275,8 +275,8 @@ void backward_tiles(void* context, int64_t begin, int64_t end) {
           partials += matrix.row_groups * matrix.columns;
         }
         if (s.by_row) {
-          partials[r * matrix.column_tiles + part] = s.of_row;
-          s.of_row = 0;
+          partials[r * matrix.column_tiles + part] = s.row_sum;
+          s.row_sum = 0;
           partials += matrix.rows * matrix.column_tiles;
         }
       }

@@ -98,7 +98,7 @@ VAE_FUSED_NOINLINE void add_counts(math::LikelihoodOptions<T> o, const Inputs<L,
   for (int j = 0; j < whole; j += kStep<T>) {
     Lanes<T> x[L::kInputs];
     for (int k = 0; k < L::kInputs; ++k) x[k] = get(dense[k] + j);
-    put(L::of_count(o, x), added + j);
+    put(L::count_term(o, x), added + j);
   }
   for (int j = 0; j < count; ++j) out[positions[j]] += added[j];
 }

@@ -46,7 +46,7 @@ class BackwardStep {
     locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
     const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
     gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
-    if constexpr (kAtSample<F>) return;  // of_estimates loads the rest, one sample at a time
+    if constexpr (kAtSample<F>) return;  // sum_estimates loads the rest, one sample at a time
     if (has_grad_z(p))
       cuda::load<S, kAccess, kFast, kIsGeneral>(p.space, p.grad_z, at_[kGradZ], span, gz_);
     if (has_grad_z(p) && has_eps(p)) {
@@ -68,9 +68,9 @@ class BackwardStep {
       gaussians_.template compute<kWhole>(p.of, f, b, with_kl, q, prior);
       T gz[C], graw[C];
       if constexpr (kAtSample<F>) {
-        of_estimates(p, f, weights, noise, span, b, rows, q, prior, gz, graw);
+        sum_estimates(p, f, weights, noise, span, b, rows, q, prior, gz, graw);
       } else {
-        of_samples(p, weights, noise, span, b, q, gz, graw);
+        sum_samples(p, weights, noise, span, b, q, gz, graw);
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
           graw[j] =
@@ -92,8 +92,8 @@ class BackwardStep {
           if (kIsGeneral && !gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
         }
         if constexpr (kIsGeneral) {
-          of_prior_.mean.template set<kWhole>(b, gmean);
-          of_prior_.raw.template set<kWhole>(b, gprior);
+          prior_grads_.mean.template set<kWhole>(b, gmean);
+          prior_grads_.raw.template set<kWhole>(b, gprior);
         }
       }
       VAE_FUSED_UNROLL
@@ -128,10 +128,10 @@ class BackwardStep {
 
   // Sums over the samples of chunk b: gz is the gradient of z, graw that gradient times eps.
   template <bool kWhole, class Keys>
-  __device__ __forceinline__ void of_samples(const BackwardParams& p, const weights_t<F>& weights,
-                                             const Noise<Keys>& noise, const Span<kWhole>& span,
-                                             int b, const math::Posterior<T> (&q)[C], T (&gz)[C],
-                                             T (&graw)[C]) {
+  __device__ __forceinline__ void sum_samples(const BackwardParams& p, const weights_t<F>& weights,
+                                              const Noise<Keys>& noise, const Span<kWhole>& span,
+                                              int b, const math::Posterior<T> (&q)[C], T (&gz)[C],
+                                              T (&graw)[C]) {
     T eps[C];
     widen<kAccess, kWhole, C>(gz_, b, gz);
     if (has_eps(p)) {
@@ -183,7 +183,7 @@ class BackwardStep {
   // Computes the gradients of chunk b if its samples estimate the KL: gz by mu, graw by the raw
   // scale, and those by the prior.
   template <bool kWhole, class Keys, class Rows>
-  __device__ __forceinline__ void of_estimates(
+  __device__ __forceinline__ void sum_estimates(
       const BackwardParams& p, const F& f, const weights_t<F>& weights, const Noise<Keys>& noise,
       const Span<kWhole>& span, int b, const Rows& rows, const math::Posterior<T> (&q)[C],
       const math::Prior<T> (&prior)[C], T (&gz)[C], T (&graw)[C]) {
@@ -191,11 +191,11 @@ class BackwardStep {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) gz[j] = graw[j] = direct[j] = gmean[j] = gprior[j] = 0;
     for (int64_t s = 0; s < p.of.samples; ++s) {
-      T of_z[C] = {}, eps[C], gk[C];
+      T sample_grad[C] = {}, eps[C], gk[C];
       Pack<S, C> pack;
       if (has_grad_z(p)) {
         load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
-        widen<kAccess, kWhole, C>(pack, 0, of_z);
+        widen<kAccess, kWhole, C>(pack, 0, sample_grad);
       }
       if (has_eps(p)) {
         load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, pack);
@@ -204,20 +204,20 @@ class BackwardStep {
         const int64_t at = at_[kNoise] + s * (p.space.rows * p.space.cols);
         draw<S, kAccess, false>(p.space, noise, span, at, b, eps);
       }
-      rows.get_of_sample(span + b * C, s, gk);
+      rows.get_for_sample(span + b * C, s, gk);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         const T sigma = q[j].scale.sigma;
         const T d = math::relative_sample(weights, q[j].mu, sigma, prior[j], eps[j]);
         const auto adjoint =
             math::log_ratio_adjoint(weights, f.stop_q, d, prior[j].precision, sigma, eps[j], gk[j]);
-        of_z[j] += adjoint.z;
-        gz[j] += of_z[j] + adjoint.mu;
-        graw[j] += of_z[j] * eps[j];
+        sample_grad[j] += adjoint.z;
+        gz[j] += sample_grad[j] + adjoint.mu;
+        graw[j] += sample_grad[j] * eps[j];
         direct[j] += adjoint.x;
         gmean[j] += adjoint.mean;
         gprior[j] += adjoint.prior_x;
-        eps[j] = math::noise_adjoint(weights, of_z[j], sigma) + adjoint.eps;
+        eps[j] = math::noise_adjoint(weights, sample_grad[j], sigma) + adjoint.eps;
         if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
       }
       if (!needs_grad_eps(p)) continue;
@@ -231,8 +231,8 @@ class BackwardStep {
       gprior[j] = math::chain(gprior[j], prior[j].dx);
       if (!gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
     }
-    of_prior_.mean.template set<kWhole>(b, gmean);
-    of_prior_.raw.template set<kWhole>(b, gprior);
+    prior_grads_.mean.template set<kWhole>(b, gmean);
+    prior_grads_.raw.template set<kWhole>(b, gprior);
   }
 
   template <bool kWhole>
@@ -244,13 +244,13 @@ class BackwardStep {
     if (needs_grad_raw(p)) put(p.grad_raw, kGradRaw, grad_raw_);
     if constexpr (kIsGeneral) {
       if (needs_grad_eps(p) && !kAtSample<F>) put(p.grad_eps, kGradEps, grad_eps_);
-      if (p.grad_prior_mean.data) put(p.grad_prior_mean, kGradMean, of_prior_.mean);
-      if (p.grad_prior_raw.data) put(p.grad_prior_raw, kGradPriorRaw, of_prior_.raw);
+      if (p.grad_prior_mean.data) put(p.grad_prior_mean, kGradMean, prior_grads_.mean);
+      if (p.grad_prior_raw.data) put(p.grad_prior_raw, kGradPriorRaw, prior_grads_.raw);
     }
   }
 
   struct None {};
-  struct OfPrior {
+  struct PriorGrads {
     Results<S, kAccess> mean, raw;
   };
 
@@ -258,7 +258,7 @@ class BackwardStep {
   GaussianStep<S, kAccess, F, kFast> gaussians_;
   Pack<S, N> gz_{}, eps_{};
   Results<S, kAccess> grad_mu_, grad_raw_, grad_eps_;
-  std::conditional_t<kIsGeneral, OfPrior, None> of_prior_;
+  std::conditional_t<kIsGeneral, PriorGrads, None> prior_grads_;
 };
 
 template <typename S, Access kAccess, class F>
@@ -288,10 +288,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<F>, S, kA
   using T = arithmetic_t<S>;
   constexpr bool kHasFast = kHasFastPath<kBackwardKernel<F>, S, kAccess>;
   const Tile tile = tile_of(p.space, blockIdx.x);
-  const T of_tile = grad_of_tile<T>(p.grad_kl, source, tile);
+  const T tile_grad = grad_of_tile<T>(p.grad_kl, source, tile);
   BackwardCall<S, kAccess, F> call(p, f);
   constexpr bool kServesRows = kAccess != Access::kContiguous || kContiguousServesRows<S>;
-  run_tile<S, kAccess, kHasFast, kServesRows>(call, p.space, tile, p.grad_kl, source, of_tile,
+  run_tile<S, kAccess, kHasFast, kServesRows>(call, p.space, tile, p.grad_kl, source, tile_grad,
                                               has_fast_path);
 }
 

@@ -30,8 +30,9 @@ struct Piece {
   Tile tile;
   bool aligned = true;
 
-  __device__ __forceinline__ Piece(const MultiParams& p, const Key& of_list, int64_t t)
-      : item(item_of(p, t)), noise{math::Seed(of_list.seed), {of_list.offset + item.first_block}} {
+  __device__ __forceinline__ Piece(const MultiParams& p, const Key& list_key, int64_t t)
+      : item(item_of(p, t)),
+        noise{math::Seed(list_key.seed), {list_key.offset + item.first_block}} {
     const int64_t begin = (t - item.first_tile) * p.tile, rest = item.n - begin;
     tile = {begin, 0, static_cast<int>(rest < p.tile ? rest : p.tile), 1};
     const void* const all[] = {item.mu, item.raw,    item.prior_mean, item.prior_raw,
@@ -113,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kForwardMulti, S>
   double sum = 0;
   for (Span<> span = first_span<V>(piece.tile); span.slot < span.end; span = span + kThreads * V) {
     auto step = piece.load_step(span);
-    T of_step = 0;
+    T step_sum = 0;
     VAE_FUSED_UNROLL
     for (int b = 0; b < V / C; ++b) {
       math::Posterior<T> q[C];
@@ -125,12 +126,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kForwardMulti, S>
         z[j] = math::sample(weights, q[j].mu, q[j].scale.sigma, z[j]);
         const T kl =
             math::kl_times_two(weights, weights.is_linear_form, math::relative(f, q[j], prior[j]));
-        if (span.has(b * C + j)) of_step += kl;
+        if (span.has(b * C + j)) step_sum += kl;
       }
       narrow<Access::kStrided, false, C>(z, b, step.mu);
     }
     if (item.z) piece.store(item.z, span, step.mu);
-    sum += static_cast<double>(of_step);
+    sum += static_cast<double>(step_sum);
   }
   const double total = block_sum(sum);
   if (threadIdx.x == 0) p.partials[blockIdx.x] = 0.5 * item.weight * total;

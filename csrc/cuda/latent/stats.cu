@@ -118,8 +118,9 @@ __device__ __forceinline__ void merge(int64_t n, int lane, int log_width, const 
   if (sums[math::kCount] != 0) sums[math::kMean] /= sums[math::kCount];
   double squares = 0;
   for (int64_t i = lane; i < n; i += width) {
-    const math::Moments of_group{at(math::kCount, i), at(math::kMean, i), at(math::kSquares, i)};
-    squares += math::squares_around(of_group, sums[math::kMean]);
+    const math::Moments moments_of_group{at(math::kCount, i), at(math::kMean, i),
+                                         at(math::kSquares, i)};
+    squares += math::squares_around(moments_of_group, sums[math::kMean]);
   }
   sums[math::kSquares] = group_sum(squares, log_width);
 }
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access
     stats_kernel(const __grid_constant__ StatsParams p,
                  const __grid_constant__ OptionsOnDevice<arithmetic_t<S>> f, int ticket) {
   using T = arithmetic_t<S>;
-  __shared__ double of_line[math::kStats][kThreads];
+  __shared__ double line_sums[math::kStats][kThreads];
   const StatsTasks& tasks = p.tasks;
   const StatsBlock block(tasks, blockIdx.x);
   const int thread = threadIdx.x;
@@ -173,11 +174,11 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access
     sums[math::kSquares] = moments.squares;
   }
   VAE_FUSED_UNROLL
-  for (int k = 0; k < math::kStats; ++k) of_line[k][thread] = sums[k];
+  for (int k = 0; k < math::kStats; ++k) line_sums[k][thread] = sums[k];
   __syncthreads();
   if (thread < block.columns) {
     const auto at = [&](int k, int64_t row) {
-      return of_line[k][thread + static_cast<int>(row) * block.columns];
+      return line_sums[k][thread + static_cast<int>(row) * block.columns];
     };
     merge(tasks.rows_of_line, 0, 0, at, sums);
     const int64_t column = block.first + thread;

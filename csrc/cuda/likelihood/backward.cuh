@@ -38,14 +38,14 @@ class Backward {
     if constexpr (kCountHasGradient<L>) {
       if (!is_count(o_.kind) || !(kWithValues || needs(1))) return;
       add_counts(p_.of, piece, inputs, [&](const T(&x)[L::kInputs], int slot) {
-        if constexpr (kWithValues) inputs_.of_count[slot] = L::of_count(o_, x);
+        if constexpr (kWithValues) inputs_.count_terms[slot] = L::count_term(o_, x);
         T dx[L::kInputs] = {};
-        L::of_count_adjoint(o_, x, inputs_.factor[slot], dx);
+        L::count_term_adjoint(o_, x, inputs_.factor[slot], dx);
         return dx[1];
       });
     } else if constexpr (kWithValues && L::kIsCount) {
       add_counts(p_.of, piece, inputs,
-                 [&](const T(&x)[L::kInputs], int) { return L::of_count(o_, x); });
+                 [&](const T(&x)[L::kInputs], int) { return L::count_term(o_, x); });
     }
   }
 
@@ -57,7 +57,7 @@ class Backward {
     if constexpr (L::kIsCount) {
       if (is_count(o_.kind) && x[kTarget<L>] != T(0)) {
         if constexpr (kCountHasGradient<L>) {
-          value += inputs_.of_count[slot];
+          value += inputs_.count_terms[slot];
         } else {
           value += inputs_.added[slot];
         }
@@ -109,12 +109,12 @@ class Backward {
       const int line = first + (threadIdx.x >> log_lanes);
       double sum = 0;
       if (line < piece.lines) {
-        const T* const of_line = inputs_.in[k + 1] + (line << plan.log_width);
+        const T* const line_values = inputs_.in[k + 1] + (line << plan.log_width);
         for (int at = lane; at < piece.n; at += 4 * width) {
           T run = 0;
           VAE_FUSED_UNROLL
           for (int j = 0; j < 4; ++j) {
-            if (at + j * width < piece.n) run += of_line[at + j * width];
+            if (at + j * width < piece.n) run += line_values[at + j * width];
           }
           sum += static_cast<double>(run);
         }
@@ -205,10 +205,10 @@ class ColumnTotals {
         sums[threadIdx.x] = total_[k];
         __syncthreads();
         if (static_cast<int>(threadIdx.x) < task.columns) {
-          double of_column = 0;
-          for (int i = threadIdx.x; i < kThreads; i += 1 << plan.log_width) of_column += sums[i];
+          double column_sum = 0;
+          for (int i = threadIdx.x; i < kThreads; i += 1 << plan.log_width) column_sum += sums[i];
           const int64_t at = plan.group_of(t) * plan.matrix.columns + task.column + threadIdx.x;
-          plan.of[k].partials[at] = of_column;
+          plan.of[k].partials[at] = column_sum;
         }
         __syncthreads();
       }
@@ -250,8 +250,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
   __syncthreads();
   RowTotals<T> totals(p.space, p.dot, disposition, inputs.in[0]);
   ColumnTotals<L, T> columns;
-  T of_piece = 0;
-  double of_unit = 0;
+  T piece_sum = 0;
+  double unit_sum = 0;
   for (int64_t t = blockIdx.x; t < units; t += gridDim.x) {
     Task task;
     int64_t first = t * kSlots<T>, end = p.space.rows * p.space.cols;
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
       const Piece piece = by_task ? task.next(plan) : flat_piece<T>(first + i * kSlots<T>, end);
       backward.prepare(piece);
       for_each_slot<T>(piece, [&](int slot) {
-        if constexpr (kWithValues) of_piece += backward.value(slot);
+        if constexpr (kWithValues) piece_sum += backward.value(slot);
         T dx[L::kInputs];
         backward.adjoint(slot, dx);
         if (is_dot) {
@@ -287,8 +287,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
         continue;
       }
       if constexpr (kWithValues) {
-        of_unit += static_cast<double>(of_piece);
-        of_piece = 0;
+        unit_sum += static_cast<double>(piece_sum);
+        piece_sum = 0;
       }
       columns.end_piece();
       backward.store(piece);
@@ -307,9 +307,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
       columns.end_task(plan, t, task, sums);
     }
     if constexpr (kWithValues) {
-      of_unit = sum_of_block(of_unit);
-      if (threadIdx.x == 0) p.nll.partials[t] = of_unit;
-      of_unit = 0;
+      unit_sum = sum_of_block(unit_sum);
+      if (threadIdx.x == 0) p.nll.partials[t] = unit_sum;
+      unit_sum = 0;
     }
   }
   if constexpr (kWithValues) {

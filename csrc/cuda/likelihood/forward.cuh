@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Direction::kForward, S, L
       if constexpr (L::kIsCount) {
         if (is_count(o.kind)) {
           add_counts(p.of, piece, inputs,
-                     [&](const T(&x)[L::kInputs], int) { return L::of_count(o, x); });
+                     [&](const T(&x)[L::kInputs], int) { return L::count_term(o, x); });
         }
       }
       for_each_slot<T>(piece,

@@ -62,11 +62,11 @@ struct AnyKind {
   }
 
   template <typename Options, typename F>
-  static __device__ __forceinline__ F of_count(const Options& o, const F (&in)[kInputs]) {
+  static __device__ __forceinline__ F count_term(const Options& o, const F (&in)[kInputs]) {
     return with_kind(o.kind, [&](auto kind) {
       using L = decltype(kind);
       if constexpr (L::kIsCount) {
-        return L::of_count(o, InputsOf<L, F>(in).in);
+        return L::count_term(o, InputsOf<L, F>(in).in);
       } else {
         return F(0);
       }
@@ -87,13 +87,14 @@ struct AnyKind {
   }
 
   template <typename Options, typename F>
-  static __device__ __forceinline__ void of_count_adjoint(const Options& o, const F (&in)[kInputs],
-                                                          F grad, F (&out)[kInputs]) {
+  static __device__ __forceinline__ void count_term_adjoint(const Options& o,
+                                                            const F (&in)[kInputs], F grad,
+                                                            F (&out)[kInputs]) {
     with_kind(o.kind, [&](auto kind) {
       using L = decltype(kind);
       if constexpr (L::kIsCount) {
         InputsOf<L, F> of(in), d(out);
-        L::of_count_adjoint(o, of.in, grad, d.in);
+        L::count_term_adjoint(o, of.in, grad, d.in);
         d.copy_to(out);
       }
     });

@@ -28,7 +28,7 @@ template <class L, typename T, bool kWithValues>
 struct InputsOfBackward : Inputs<L, T> {};
 template <class L, typename T>
 struct InputsOfBackward<L, T, true> : Inputs<L, T> {
-  T of_count[kCountHasGradient<L> ? kSlots<T> : 1];
+  T count_terms[kCountHasGradient<L> ? kSlots<T> : 1];
 };
 
 template <typename T, typename E>

@@ -19,13 +19,13 @@ __device__ __forceinline__ double sum_of_lanes(double x, int log_width) {
 // Returns the sum over the block in its first thread. It ends with a barrier.
 __device__ __forceinline__ double sum_of_block(double x) {
   constexpr int kWarps = kThreads / 32;
-  __shared__ double of_warp[kWarps];
+  __shared__ double warp_sums[kWarps];
   x = sum_of_lanes(x, 5);
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = x;
   __syncthreads();
   if (threadIdx.x == 0) {
 #pragma unroll 1
-    for (int w = 1; w < kWarps; ++w) x += of_warp[w];
+    for (int w = 1; w < kWarps; ++w) x += warp_sums[w];
   }
   __syncthreads();
   return x;

@@ -52,12 +52,12 @@ __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile
     const int row = first + (threadIdx.x >> log_width);
     double sum = 0;
     if (row < tile.rows) {
-      const T* const of_row = values + row * cols;
+      const T* const row_values = values + row * cols;
       for (int at = lane; at < cols; at += kRun * width) {
         T run = 0;
         VAE_FUSED_UNROLL
         for (int j = 0; j < kRun; ++j) {
-          if (at + j * width < cols) run += of_row[at + j * width];
+          if (at + j * width < cols) run += row_values[at + j * width];
         }
         sum += static_cast<double>(run);
       }
@@ -78,7 +78,7 @@ class RowTotals {
 
   __device__ __forceinline__ void add(const Piece& piece, int slot, T value) {
     if (disposition_ == RowDisposition::kTiled) {
-      of_piece_ += value;
+      piece_sum_ += value;
     } else if (disposition_ == RowDisposition::kStaged) {
       values_[slot] = value;
     } else {
@@ -87,8 +87,8 @@ class RowTotals {
   }
 
   __device__ __forceinline__ void end_piece() {
-    sum_ += static_cast<double>(of_piece_);
-    of_piece_ = 0;
+    sum_ += static_cast<double>(piece_sum_);
+    piece_sum_ = 0;
   }
 
   // Call after a barrier that follows the last value of tile t. It ends with a barrier. The tile is
@@ -122,7 +122,7 @@ class RowTotals {
   const RowSums& sums_;
   RowDisposition disposition_;
   T* values_;
-  T of_piece_ = 0;
+  T piece_sum_ = 0;
   double sum_ = 0;
 };
 
@@ -130,23 +130,23 @@ class RowTotals {
 template <typename T>
 cudaError_t plan_row_sums(Space& space, const RowSums& sums, const KlTerm& kl, cudaStream_t stream,
                           RowPlan& plan) {
-  const auto of_rows = [&](int64_t rows_per_tile) {
+  const auto set_whole_rows = [&](int64_t rows_per_tile) {
     space.rows_per_tile = rows_per_tile;
     space.tiles_per_row = 1;
     space.tiles = (space.rows - 1) / rows_per_tile + 1;
   };
   if (space.cols == 1) {
     plan.disposition = RowDisposition::kDirect;
-    of_rows(kSlots<T>);
+    set_whole_rows(kSlots<T>);
   } else if (space.cols <= kSlots<T> / 2) {
     plan.disposition = RowDisposition::kStaged;
-    of_rows(kSlots<T> / space.cols);
+    set_whole_rows(kSlots<T> / space.cols);
   } else {
     plan.disposition = RowDisposition::kTiled;
     if (space.tiles_per_row > 1) {
       merge_tiles(space);
     } else {
-      of_rows(1);
+      set_whole_rows(1);
     }
   }
   plan.combines = space.tiles_per_row > 1;

@@ -80,12 +80,12 @@ __device__ __forceinline__ ExpSum<T> block_total(ExpSum<T> x) {
   }
   __syncthreads();
   if (warp != 0) return x;
-  ExpSum<T> of_warp;
+  ExpSum<T> warp_sum;
   if (lane < kWarps) {
-    of_warp.largest = largest[lane];
-    of_warp.sum = sum[lane];
+    warp_sum.largest = largest[lane];
+    warp_sum.sum = sum[lane];
   }
-  return warp_total(of_warp);
+  return warp_total(warp_sum);
 }
 
 template <typename T>

@@ -92,10 +92,10 @@ struct DiscretizedLogistic {
     F within = e.width * w.exp * reciprocal(-w.m1);
     within = select(e.width > F(kLeastWidth<T>), within, F(1));
     within = select(e.is_first | e.is_last, F(0), within);
-    const F of_p = select(below == F(0), F(0), e.p * below);
-    const F of_q = select(above == F(0), F(0), e.q * above);
+    const F p_term = select(below == F(0), F(0), e.p * below);
+    const F q_term = select(above == F(0), F(0), e.q * above);
     out[0] = grad * (e.inverse * (below - above));
-    out[1] = select(e.is_floored, F(0), grad * ((of_p - of_q) + within));
+    out[1] = select(e.is_floored, F(0), grad * ((p_term - q_term) + within));
     out[2] = F(0);
   }
 

@@ -4,7 +4,7 @@
 //   -ln p = theta ln(s / T) + x ln(s / M) - ln Gamma(n) + ln Gamma(theta) + ln x!
 //
 // **x = 0**, the case of most counts, leaves theta ln(1 + m / T). A kernel computes this for every
-// element. It collects the elements whose x is not 0 and adds `of_count` for them.
+// element. It collects the elements whose x is not 0 and adds `count_term` for them.
 //
 // **x > 0.** Stirling's formula is used for all three Gammas, with S for its error
 // (math/special.h). With d = x - M, all terms of the size of x or theta combine to one deviance D,
@@ -159,7 +159,7 @@ struct NegativeBinomial {
   }
 
   template <typename Options, typename F>
-  static VAE_FUSED_HD F of_count(const Options& o, const F (&in)[kInputs]) {
+  static VAE_FUSED_HD F count_term(const Options& o, const F (&in)[kInputs]) {
     return nb_of_count(o, in[0], in[1], in[2]);
   }
 
@@ -174,8 +174,8 @@ struct NegativeBinomial {
 
   // Adds to the gradient of theta.
   template <typename Options, typename F>
-  static VAE_FUSED_HD void of_count_adjoint(const Options& o, const F (&in)[kInputs], F grad,
-                                            F (&out)[kInputs]) {
+  static VAE_FUSED_HD void count_term_adjoint(const Options& o, const F (&in)[kInputs], F grad,
+                                              F (&out)[kInputs]) {
     const NbParameters<F> p = nb_parameters(o, in[0], dispersion(o, in[1]));
     out[1] = out[1] + grad * (p.theta.derivative * nb_theta_adjoint_of_count(p, in[2]));
   }

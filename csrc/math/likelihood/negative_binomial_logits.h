@@ -58,7 +58,7 @@ struct NegativeBinomialLogits {
   }
 
   template <typename Options, typename F>
-  static VAE_FUSED_HD F of_count(const Options& o, const F (&in)[kInputs]) {
+  static VAE_FUSED_HD F count_term(const Options& o, const F (&in)[kInputs]) {
     using T = number_t<F>;
     const Positive<F> theta = dispersion(o, in[1]);
     const F x = select(in[2] < F(0), F(kNaN<T>), in[2]);
@@ -70,8 +70,8 @@ struct NegativeBinomialLogits {
     const auto ordinary = (mean.value > F(kTinyMean<T>)) & (mean.value < F(T(1) / kTinyMean<T>));
     const F value = nb_saddle_point(p, T(0), x, ordinary, [&](F inverse_n, const LogParts<F>&) {
       const LogitTerms<F> t = logit_terms(in[0]);
-      const F of_count = x * (math::log(x * inverse_n) + t.minus);
-      return of_count + p.theta.value * (t.plus - log1p(x * reciprocal(p.theta.value)));
+      const F count_term = x * (math::log(x * inverse_n) + t.minus);
+      return count_term + p.theta.value * (t.plus - log1p(x * reciprocal(p.theta.value)));
     });
     const F whole = o.constants ? value : value - log_factorial(x);
     return at_infinity(in[1], with_least_theta(o, in[1], whole));
@@ -89,8 +89,8 @@ struct NegativeBinomialLogits {
 
   // Adds to the gradient of total_count.
   template <typename Options, typename F>
-  static VAE_FUSED_HD void of_count_adjoint(const Options& o, const F (&in)[kInputs], F grad,
-                                            F (&out)[kInputs]) {
+  static VAE_FUSED_HD void count_term_adjoint(const Options& o, const F (&in)[kInputs], F grad,
+                                              F (&out)[kInputs]) {
     const Positive<F> r = dispersion(o, in[1]);
     const F r1 = r.value + F(1), x1 = in[2] - F(1), n = in[2] + r.value;
     const F per_r1 = reciprocal(r1), y = x1 * per_r1;

@@ -7,13 +7,13 @@
 //   value(o, in)                            the value
 //   adjoint(o, in, grad, out)               grad times the derivative with respect to each input
 //   kIsCount                                whether x is a count, which is 0 for most elements
-//   of_count(o, in)                         what x > 0 adds to `value`
-//   of_count_adjoint(o, in, grad, out)      what x > 0 adds to `out`
+//   count_term(o, in)                       what x > 0 adds to `value`
+//   count_term_adjoint(o, in, grad, out)    what x > 0 adds to `out`
 //   log_terms(in)                           the terms of a value, if kHasLogTerms
 //
 // A kernel calls `value` and `adjoint` for every element. It collects the elements where x is not 0
-// and calls `of_count` and `of_count_adjoint` for them, without gaps. The gradient of a target that
-// is a count is 0.
+// and calls `count_term` and `count_term_adjoint` for them, without gaps. The gradient of a target
+// that is a count is 0.
 //
 // The functions of math/likelihood are templates over the type of the options. A kernel that is
 // compiled for one value of an option passes a type derived from LikelihoodOptions that has a

@@ -1,7 +1,7 @@
 // x ~ Poisson(m), m the rate:  -ln p = m - x ln m + ln x!
 //
-// For x = 0 this is m. Counts are mostly 0, so a kernel collects the others and adds `of_count` for
-// them alone. There, with t = m / x and S of math/special.h,
+// For x = 0 this is m. Counts are mostly 0, so a kernel collects the others and adds `count_term`
+// for them alone. There, with t = m / x and S of math/special.h,
 //
 //   -ln p = x (t - 1 - ln t) + 1/2 ln 2 pi x + S(x)             (Loader 2000, the saddle point)
 //
@@ -33,7 +33,7 @@ struct Poisson {
   }
 
   template <typename Options, typename F>
-  static VAE_FUSED_HD F of_count(const Options& o, const F (&in)[kInputs]) {
+  static VAE_FUSED_HD F count_term(const Options& o, const F (&in)[kInputs]) {
     using T = number_t<F>;
     const F m = positive(o.mean, in[0]).value;
     const F x = select(in[1] < F(0), F(kNaN<T>), in[1]);
@@ -60,8 +60,8 @@ struct Poisson {
   }
 
   template <typename Options, typename F>
-  static VAE_FUSED_HD void of_count_adjoint(const Options&, const F (&)[kInputs], F,
-                                            F (&)[kInputs]) {}
+  static VAE_FUSED_HD void count_term_adjoint(const Options&, const F (&)[kInputs], F,
+                                              F (&)[kInputs]) {}
 };
 
 }  // namespace vae_fused::math

@@ -89,7 +89,7 @@ struct ZeroInflatedNegativeBinomial {
   }
 
   template <typename Options, typename F>
-  static VAE_FUSED_HD F of_count(const Options& o, const F (&in)[kInputs]) {
+  static VAE_FUSED_HD F count_term(const Options& o, const F (&in)[kInputs]) {
     return nb_of_count(o, in[0], in[1], in[3]) + inflation_of_count(o.zero_inflation, in[2]);
   }
 
@@ -110,8 +110,8 @@ struct ZeroInflatedNegativeBinomial {
 
   // Adds to the gradient of theta.
   template <typename Options, typename F>
-  static VAE_FUSED_HD void of_count_adjoint(const Options& o, const F (&in)[kInputs], F grad,
-                                            F (&out)[kInputs]) {
+  static VAE_FUSED_HD void count_term_adjoint(const Options& o, const F (&in)[kInputs], F grad,
+                                              F (&out)[kInputs]) {
     const NbParameters<F> p = nb_parameters(o, in[0], dispersion(o, in[1]));
     out[1] = out[1] + grad * (p.theta.derivative * nb_theta_adjoint_of_count(p, in[3]));
   }

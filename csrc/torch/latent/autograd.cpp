@@ -176,13 +176,13 @@ Outputs apply(const Inputs& q, const Arguments& a) {
   // An output that depends on no input with a gradient needs none. If only the prior is learned,
   // this is z, and the decoder then sends no gradient back. If only eps is learned, it is the KL.
   const bool posterior = any_requires_grad(q.mu, q.raw, q.h);
-  const bool of_z = posterior || any_requires_grad(q.eps);
-  const bool of_kl = posterior || any_requires_grad(q.prior_mean, q.prior_raw) ||
-                     (any_requires_grad(q.eps) && depends_on_noise(a.options));
-  if (!of_z && !of_kl) return out;
+  const bool z_has_grad = posterior || any_requires_grad(q.eps);
+  const bool kl_has_grad = posterior || any_requires_grad(q.prior_mean, q.prior_raw) ||
+                           (any_requires_grad(q.eps) && depends_on_noise(a.options));
+  if (!z_has_grad && !kl_has_grad) return out;
   const auto node = make_node<LatentBackward>(q, a, out);
-  if (out.z.defined()) set_output(node, out.z, of_z);
-  if (out.kl.defined()) set_output(node, out.kl, of_kl);
+  if (out.z.defined()) set_output(node, out.z, z_has_grad);
+  if (out.kl.defined()) set_output(node, out.kl, kl_has_grad);
   return out;
 }
 

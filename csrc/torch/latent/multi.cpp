@@ -29,7 +29,7 @@ struct List {
   std::vector<double> weight;         // of each tensor's KL
   std::vector<uint64_t> first_block;  // blocks of noise before each tensor
   int64_t blocks = 0;
-  double of_empty = 0;  // the KL of the empty tensors: a sum is 0, a mean NaN, as in torch
+  double empty_kl = 0;  // the KL of the empty tensors: a sum is 0, a mean NaN, as in torch
 
   size_t size() const { return mu.size(); }
 
@@ -55,7 +55,7 @@ struct List {
       weight.push_back(reduction == "mean" ? 1.0 / static_cast<double>(t.numel()) : 1.0);
       first_block.push_back(static_cast<uint64_t>(blocks));
       blocks += noise_blocks(t);
-      if (t.numel() == 0) of_empty += 0.0 * weight.back();
+      if (t.numel() == 0) empty_kl += 0.0 * weight.back();
     }
   }
 
@@ -150,7 +150,7 @@ MultiOutputs forward(at::TensorList mus, at::TensorList raws, Sampling sampling,
 
   const c10::DeviceGuard guard(first.device());
   if (list.blocks == 0) {
-    out.kl.fill_(list.of_empty);
+    out.kl.fill_(list.empty_kl);
     if (reserves) out.key.zero_();
     return out;
   }
@@ -173,7 +173,7 @@ MultiOutputs forward(at::TensorList mus, at::TensorList raws, Sampling sampling,
     VAE_FUSED_LAUNCH(forward_multi, p, first.device());
   });
   out.kl = parts.size() == 1 ? parts[0] : at::stack(parts).sum();
-  if (std::isnan(list.of_empty)) out.kl.fill_(list.of_empty);
+  if (std::isnan(list.empty_kl)) out.kl.fill_(list.empty_kl);
   return out;
 }
 
@@ -220,11 +220,11 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_bac
   for (size_t k = 0; k < list.size(); ++k) {
     grad_mu.push_back(with_huge_pages(at::empty_like(list.mu[k])));
     grad_raw.push_back(with_huge_pages(at::empty_like(list.raw[k])));
-    const OptionalTensor of_z = grad_z.get(k);
-    if (!of_z || !of_z->defined()) continue;
+    const OptionalTensor z_grad = grad_z.get(k);
+    if (!z_grad || !z_grad->defined()) continue;
     TORCH_CHECK_VALUE(key, "vae_fused: key must be given with grad_z, got none");
-    check_like(*of_z, "grad_z", list.mu[k]);
-    gz[k] = of_z->contiguous();
+    check_like(*z_grad, "grad_z", list.mu[k]);
+    gz[k] = z_grad->contiguous();
   }
   if (grad_kl) check_tensor(*grad_kl, "grad_kl", {}, arithmetic_dtype(first), first);
   if (first.is_meta()) return {grad_mu, grad_raw};

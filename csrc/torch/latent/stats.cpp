@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu
   // The rows are the items of the batch, so the latent dimensions are the "summed" ones.
   params.space = tensors.bind(params, mu, ~batch.summed & (~DimSet{} >> (64 - mu.dim())));
   params.tasks =
-      mu.is_cuda() ? StatsTasks::of_cuda(params.space) : StatsTasks::of_cpu(params.space);
+      mu.is_cuda() ? StatsTasks::for_cuda(params.space) : StatsTasks::for_cpu(params.space);
   const Tensor partials = at::empty({params.tasks.partials()}, mu.options().dtype(at::kDouble));
   params.kl = kl.mutable_data_ptr();
   params.mean = mean.mutable_data_ptr();

@@ -144,23 +144,23 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
                                 "create_graph=True, got \"forward\", "
                                 "which has no second derivatives");
     variable_list result(kEdges);
-    const OptionalTensor of_loss = grad_of(grads, 0), of_nll = grad_of(grads, 1),
-                         of_kl = grad_of(grads, 2);
-    const OptionalTensor factor = of_loss && of_nll ? OptionalTensor(of_loss->add(*of_nll))
-                                  : of_loss         ? of_loss
-                                                    : of_nll;
+    const OptionalTensor grad_loss = grad_of(grads, 0), grad_nll = grad_of(grads, 1),
+                         grad_kl = grad_of(grads, 2);
+    const OptionalTensor factor = grad_loss && grad_nll ? OptionalTensor(grad_loss->add(*grad_nll))
+                                  : grad_loss           ? grad_loss
+                                                        : grad_nll;
     // The buffers must not change if the graph is kept, because another backward will read them, or
     // if a hook may have kept a reference to the tensor.
     bool is_ours = !call.arguments.has_hooks && factor.has_value() &&
                    !torch::autograd::get_current_graph_task_keep_graph() && !is_lazy(factor) &&
-                   !is_lazy(of_loss) && !is_lazy(of_kl);
+                   !is_lazy(grad_loss) && !is_lazy(grad_kl);
     for (int k = 0; k < kSlots; ++k) {
       const Tensor& saved = call.tensors[k];
       if (!saved.defined()) continue;
       is_ours = is_ours && !is_lazy(saved) && (k >= kMaxBuffers || is_array(saved));
     }
-    is_ours ? scale_in_place(call, of_loss, *factor, of_kl, result)
-            : multiply(call, of_loss, factor, of_kl, result);
+    is_ours ? scale_in_place(call, grad_loss, *factor, grad_kl, result)
+            : multiply(call, grad_loss, factor, grad_kl, result);
     return result;
   }
 
@@ -171,8 +171,8 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
             has_kl && call.tensors[kBeta].defined() && call.needs_grad[kBeta]};
   }
 
-  static void multiply(const SavedCallWith<ElboArguments>& call, const OptionalTensor& of_loss,
-                       const OptionalTensor& factor, const OptionalTensor& of_kl,
+  static void multiply(const SavedCallWith<ElboArguments>& call, const OptionalTensor& grad_loss,
+                       const OptionalTensor& factor, const OptionalTensor& grad_kl,
                        variable_list& result) {
     const ElboArguments& a = call.arguments;
     for (int k = 0; k < kMaxBuffers && factor.has_value(); ++k) {
@@ -184,14 +184,14 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
     const BelowAutograd guard;
     VAE_FUSED_OP(kl_term_backward, "kl_term_backward", "");
     std::tie(result[kKl], result[kBeta]) =
-        op(of_loss, of_kl, call.tensors[kKl], optional(call.tensors[kBeta]),
+        op(grad_loss, grad_kl, call.tensors[kKl], optional(call.tensors[kBeta]),
            optional(call.tensors[kCapacity]), a.reduction, a.beta_value, a.capacity_or_none(),
            needs_grad);
   }
 
   static void scale_in_place(const SavedCallWith<ElboArguments>& call,
-                             const OptionalTensor& of_loss, const Tensor& factor,
-                             const OptionalTensor& of_kl, variable_list& result) {
+                             const OptionalTensor& grad_loss, const Tensor& factor,
+                             const OptionalTensor& grad_kl, variable_list& result) {
     const ElboArguments& a = call.arguments;
     const at::AutoDispatchBelowADInplaceOrView guard;
     GradientBuffers params;
@@ -211,7 +211,7 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
                               a.beta_value, a.capacity_or_none()};
       params.kl = bind_kl(kl, numbers, parse_reduction(a.reduction, std::nullopt, kl.dim()), 1,
                           kl.scalar_type());
-      kl_grads.emplace(params.kl, of_loss, of_kl, kl, numbers, needs_grad);
+      kl_grads.emplace(params.kl, grad_loss, grad_kl, kl, numbers, needs_grad);
       result[kKl] = kl_grads->kl;
       result[kBeta] = kl_grads->beta;
     }

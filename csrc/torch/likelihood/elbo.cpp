@@ -109,31 +109,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> elbo_loss_bac
   }
   const c10::DeviceGuard guard(output.device());
   const OptionalTensor grad = sum_of(grad_loss, grad_reconstruction);
-  std::array<bool, 5> of_nll{};
-  if (grad.has_value()) std::copy_n(output_mask.begin(), of_nll.size(), of_nll.begin());
-  const std::array<bool, 2> of_kl = {kl.has_value() && output_mask[5],
-                                     kl.has_value() && output_mask[6]};
+  std::array<bool, 5> nll_mask{};
+  if (grad.has_value()) std::copy_n(output_mask.begin(), nll_mask.size(), nll_mask.begin());
+  const std::array<bool, 2> kl_mask = {kl.has_value() && output_mask[5],
+                                       kl.has_value() && output_mask[6]};
   NllBackwardParams params;
   params.dtype = dtype_of(output);
   Tensor grad_of_kl, grad_of_beta;
   std::optional<KlGradients> kl_grads;
-  if (kl.has_value() && (of_kl[0] || of_kl[1])) {
+  if (kl.has_value() && (kl_mask[0] || kl_mask[1])) {
     const KlNumbers numbers{beta, capacity, beta_value, capacity_value};
     check_kl(*kl, output);
     if (output.is_meta()) {
-      if (of_kl[0]) grad_of_kl = at::empty_like(*kl);
-      if (of_kl[1] && beta.has_value()) grad_of_beta = at::empty_like(*beta);
+      if (kl_mask[0]) grad_of_kl = at::empty_like(*kl);
+      if (kl_mask[1] && beta.has_value()) grad_of_beta = at::empty_like(*beta);
     } else {
       int64_t results = 1;
       for (const c10::SymInt& size : shape) results *= size.expect_int();
       params.kl = bind_kl(*kl, numbers, reduced, results, wide);
-      kl_grads.emplace(params.kl, grad_loss, grad_kl, *kl, numbers, of_kl);
+      kl_grads.emplace(params.kl, grad_loss, grad_kl, *kl, numbers, kl_mask);
       grad_of_kl = kl_grads->kl;
       grad_of_beta = kl_grads->beta;
     }
   }
   const Gradients grads = compute_gradients(grad, call, output, second, third, target, library,
-                                            mask, weight, rows, reduced, of_nll, params);
+                                            mask, weight, rows, reduced, nll_mask, params);
   return std::tuple_cat(std::tuple_cat(grads), std::make_tuple(grad_of_kl, grad_of_beta));
 }
 

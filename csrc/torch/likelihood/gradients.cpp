@@ -129,13 +129,14 @@ Gradients compute_gradients(const OptionalTensor& grad, const ObservedTensors& c
   if ((call.options.is_softmax() && output_mask[0]) || (output_mask[4] && library.has_value())) {
     dot = at::empty_symint(call.row_sizes(), call.arithmetic_options());
     CallTensors tensors = inputs;
-    NllBackwardParams of_rows = params;
-    of_rows.nll = {};
-    of_rows.kl = {};
-    of_rows.space = tensors.bind(of_rows, output, last_dim(output));
-    of_rows.dot.data = dot.mutable_data_ptr();
-    const Tensor partials = partials_for(output, parts_of(of_rows.space), of_rows.dot.partials);
-    VAE_FUSED_LAUNCH(softmax_dot, of_rows, output.device());
+    NllBackwardParams dot_params = params;
+    dot_params.nll = {};
+    dot_params.kl = {};
+    dot_params.space = tensors.bind(dot_params, output, last_dim(output));
+    dot_params.dot.data = dot.mutable_data_ptr();
+    const Tensor partials =
+        partials_for(output, parts_of(dot_params.space), dot_params.dot.partials);
+    VAE_FUSED_LAUNCH(softmax_dot, dot_params, output.device());
     if (output_mask[4] && library.has_value()) grad_library = dot.sum_to_size(library->sizes());
   }
   const Tensor grad_output = output_mask[0] ? with_huge_pages(at::empty_like(output)) : Tensor();
