@@ -16,8 +16,8 @@ namespace vae_fused::cuda {
 template <class Params>
 std::vector<OperandRef> operands_of(Params& params) {
   std::vector<OperandRef> present;
-  for_each_operand(params, [&](const OperandRef& of) {
-    if (of.operand->data) present.push_back(of);
+  for_each_operand(params, [&](const OperandRef& ref) {
+    if (ref.operand->data) present.push_back(ref);
   });
   return present;
 }
@@ -45,13 +45,13 @@ inline bool is_aligned(const void* data, int64_t bytes) {
 // dimensions, which is that of the KL's rows, would change.
 inline bool try_channels_last(Space& space, const std::vector<OperandRef>& operands, bool has_rows,
                               int v, int c) {
-  const auto broadcasts_inner = [](const OperandRef& l, int d) {
-    return !l.written && l.operand->stride[d] == 0;
+  const auto broadcasts_inner = [](const OperandRef& ref, int d) {
+    return !ref.written && ref.operand->stride[d] == 0;
   };
   const auto is_inner = [&](int d) {
     return space.size[d] % v == 0 &&
-           std::all_of(operands.begin(), operands.end(), [&](const OperandRef& l) {
-             return l.operand->stride[d] == 1 || broadcasts_inner(l, d);
+           std::all_of(operands.begin(), operands.end(), [&](const OperandRef& ref) {
+             return ref.operand->stride[d] == 1 || broadcasts_inner(ref, d);
            });
   };
   int i = -1, m = -1;
@@ -64,13 +64,14 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
     if (space.noise_stride[d] == 1 && space.size[d] % c == 0) m = d;
   }
   if (i < 0 || m < 0 || i == m || space.ndim + 1 > kMaxDims) return false;
-  for (const OperandRef& l : operands) {
-    if (!broadcasts_inner(l, i) && !is_aligned(l.operand->data, int64_t{l.bytes} * v)) return false;
+  for (const OperandRef& ref : operands) {
+    if (!broadcasts_inner(ref, i) && !is_aligned(ref.operand->data, int64_t{ref.bytes} * v))
+      return false;
   }
   for (int d = 0; d < space.ndim; ++d) {
     if (d != m && space.noise_stride[d] % c != 0) return false;
-    for (const OperandRef& l : operands) {
-      if (d != i && !broadcasts_inner(l, i) && l.operand->stride[d] % v != 0) return false;
+    for (const OperandRef& ref : operands) {
+      if (d != i && !broadcasts_inner(ref, i) && ref.operand->stride[d] % v != 0) return false;
     }
   }
   const auto reorder = [&](int64_t (&values)[kMaxDims], int64_t image, int64_t outer,
@@ -86,8 +87,8 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
     ordered[at++] = last;
     std::copy_n(ordered, at, values);
   };
-  for (const OperandRef& l : operands) {
-    reorder(l.operand->stride, 0, l.operand->stride[m] * c, l.operand->stride[m]);
+  for (const OperandRef& ref : operands) {
+    reorder(ref.operand->stride, 0, ref.operand->stride[m] * c, ref.operand->stride[m]);
   }
   reorder(space.noise_stride, 0, c, 1);
   reorder(space.size, 1, space.size[m] / c, c);
@@ -132,22 +133,23 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
   };
   const KernelChoice scalar{Access::kScalar, false, false};
   const int inner = space.ndim - 1;
-  const auto expands = [&](const OperandRef& l) {
-    return !l.written && std::count(l.operand->stride, l.operand->stride + space.ndim, 0) > 0;
+  const auto expands = [&](const OperandRef& ref) {
+    return !ref.written && std::count(ref.operand->stride, ref.operand->stride + space.ndim, 0) > 0;
   };
   if (!kGeneralHasVectors<S> &&
       (!call.is_default || std::any_of(operands.begin(), operands.end(), expands))) {
     return scalar;
   }
-  const auto broadcasts_inner = [&](const OperandRef& l) {
-    return !l.written && l.operand->stride[inner] == 0;
+  const auto broadcasts_inner = [&](const OperandRef& ref) {
+    return !ref.written && ref.operand->stride[inner] == 0;
   };
-  const bool vectors_aligned = all([&](const OperandRef& l) {
-    return broadcasts_inner(l) || is_aligned(l.operand->data, int64_t{l.bytes} * v);
+  const bool vectors_aligned = all([&](const OperandRef& ref) {
+    return broadcasts_inner(ref) || is_aligned(ref.operand->data, int64_t{ref.bytes} * v);
   });
   if (call.has_misaligned_rows || (space.ndim > 1 && !space.has_32_bit_offsets)) return scalar;
-  if (call.samples > 1 && (space.rows * space.cols % v != 0 ||
-                           !all([](const OperandRef& l) { return !l.step || *l.step % v == 0; }))) {
+  if (call.samples > 1 && (space.rows * space.cols % v != 0 || !all([](const OperandRef& ref) {
+                             return !ref.step || *ref.step % v == 0;
+                           }))) {
     return scalar;
   }
   // If all tensors are contiguous, the space has one dimension, whose size need not be a multiple
@@ -156,8 +158,8 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
     return space.ndim == 1 ? is_contiguous : has_whole_runs(space, stride, v);
   };
   const bool whole = space.ndim == 1 || space.size[inner] % v == 0;
-  if (whole && vectors_aligned && all([&](const OperandRef& l) {
-        return broadcasts_inner(l) || vectors(l.operand->stride, l.operand->is_contiguous);
+  if (whole && vectors_aligned && all([&](const OperandRef& ref) {
+        return broadcasts_inner(ref) || vectors(ref.operand->stride, ref.operand->is_contiguous);
       }) &&
       (!call.draws_noise || vectors(space.noise_stride, space.has_contiguous_noise))) {
     const bool is_default =
@@ -175,8 +177,8 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
       !try_channels_last(space, operands, call.has_rows, channels, pixels)) {
     return scalar;
   }
-  const bool is_default = call.is_default && all([&](const OperandRef& l) {
-                            return l.operand->stride[space.ndim - 2] == 1;
+  const bool is_default = call.is_default && all([&](const OperandRef& ref) {
+                            return ref.operand->stride[space.ndim - 2] == 1;
                           });
   const bool has_fast_path =
       is_default && call.has_all_operands && space.ndim == kFastDims<Access::kChannelsLast>;
@@ -185,10 +187,10 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
   constexpr int warp_elements = 32 * kStep<S, Access::kChannelsLast>;
   space.pixel_pairs =
       has_fast_path && sizeof(S) == 2 && space.size[2] == 4 && space.cols % warp_elements == 0 &&
-      all([&](const OperandRef& l) {
-        const int64_t* const stride = l.operand->stride;
-        return !l.written || (stride[3] == 4 && stride[0] % kElementsOfThreadPair == 0 &&
-                              is_aligned(l.operand->data, 16));
+      all([&](const OperandRef& ref) {
+        const int64_t* const stride = ref.operand->stride;
+        return !ref.written || (stride[3] == 4 && stride[0] % kElementsOfThreadPair == 0 &&
+                                is_aligned(ref.operand->data, 16));
       });
   return {Access::kChannelsLast, is_default, has_fast_path};
 }

@@ -23,9 +23,9 @@ struct Gaussians {
 
 // Whether the kernels of math::DefaultOptions can serve these Gaussians. It does not check the
 // mask.
-inline bool has_default_options(const Gaussians& of) {
-  return of.raw.data && !of.prior_mean.data && !of.prior_raw.data && of.samples == 1 &&
-         math::is_default(of.options);
+inline bool has_default_options(const Gaussians& gaussians) {
+  return gaussians.raw.data && !gaussians.prior_mean.data && !gaussians.prior_raw.data &&
+         gaussians.samples == 1 && math::is_default(gaussians.options);
 }
 
 // z = mu + T sigma eps and the KL of each row. Either may be absent. If samples estimate the KL
@@ -34,7 +34,7 @@ struct ForwardParams {
   DType dtype = DType::kFloat32;
   Space space;
   RngKey key;
-  Gaussians of;
+  Gaussians gaussians;
   SampledOperand eps;           // explicit noise instead of the key
   SampledOperand z;             // absent: no sample
   RowSums kl;                   // partials hold twice the KL
@@ -47,7 +47,7 @@ struct BackwardParams {
   DType dtype = DType::kFloat32;
   Space space;
   RngKey key;
-  Gaussians of;
+  Gaussians gaussians;
   SampledOperand eps;
   SampledOperand grad_z;  // absent: z has no gradient
   RowGrads grad_kl;
@@ -55,8 +55,8 @@ struct BackwardParams {
   SampledOperand grad_eps;
 };
 
-inline math::LatentOptions<double>& options_of(ForwardParams& p) { return p.of.options; }
-inline math::LatentOptions<double>& options_of(BackwardParams& p) { return p.of.options; }
+inline math::LatentOptions<double>& options_of(ForwardParams& p) { return p.gaussians.options; }
+inline math::LatentOptions<double>& options_of(BackwardParams& p) { return p.gaussians.options; }
 
 // A call with pointers to the options that it passes on the device. The kernels for default options
 // have no parameter for these pointers.
@@ -70,19 +70,19 @@ struct WithScalars : Params {
 
 // See OperandRef.
 template <typename Visit>
-void for_each_operand(Gaussians& of, DType dtype, const Visit& visit) {
+void for_each_operand(Gaussians& gaussians, DType dtype, const Visit& visit) {
   const int bytes = size_of(dtype);
-  visit(OperandRef("mu", of.mu, bytes, false));
-  visit(OperandRef("raw", of.raw, bytes, false));
-  visit(OperandRef("prior_mean", of.prior_mean, bytes, false));
-  visit(OperandRef("prior_raw", of.prior_raw, bytes, false));
-  visit(OperandRef("mask", of.mask, 1, false));
+  visit(OperandRef("mu", gaussians.mu, bytes, false));
+  visit(OperandRef("raw", gaussians.raw, bytes, false));
+  visit(OperandRef("prior_mean", gaussians.prior_mean, bytes, false));
+  visit(OperandRef("prior_raw", gaussians.prior_raw, bytes, false));
+  visit(OperandRef("mask", gaussians.mask, 1, false));
 }
 
 template <typename Visit>
 void for_each_operand(ForwardParams& p, const Visit& visit) {
   const int bytes = size_of(p.dtype);
-  for_each_operand(p.of, p.dtype, visit);
+  for_each_operand(p.gaussians, p.dtype, visit);
   visit(OperandRef("eps", p.eps, bytes, false));
   visit(OperandRef("z", p.z, bytes, true));
 }
@@ -90,7 +90,7 @@ void for_each_operand(ForwardParams& p, const Visit& visit) {
 template <typename Visit>
 void for_each_operand(BackwardParams& p, const Visit& visit) {
   const int bytes = size_of(p.dtype);
-  for_each_operand(p.of, p.dtype, visit);
+  for_each_operand(p.gaussians, p.dtype, visit);
   visit(OperandRef("eps", p.eps, bytes, false));
   visit(OperandRef("grad_z", p.grad_z, bytes, false));
   visit(OperandRef("grad_mu", p.grad_mu, bytes, true));

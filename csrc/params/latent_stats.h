@@ -47,17 +47,17 @@ struct StatsParams {
   DType dtype = DType::kFloat32;
   Space space;
   StatsTasks tasks;
-  Gaussians of;
+  Gaussians gaussians;
   void *kl = nullptr, *mean = nullptr, *variance = nullptr;  // [cols], of the arithmetic's type
   int64_t *clamped = nullptr, *non_finite = nullptr;         // [cols]
   double* partials = nullptr;                                // [kStats, groups, cols]
 };
 
-inline math::LatentOptions<double>& options_of(StatsParams& p) { return p.of.options; }
+inline math::LatentOptions<double>& options_of(StatsParams& p) { return p.gaussians.options; }
 
 template <typename Visit>
 void for_each_operand(StatsParams& p, const Visit& visit) {
-  for_each_operand(p.of, p.dtype, visit);
+  for_each_operand(p.gaussians, p.dtype, visit);
 }
 
 namespace cpu {

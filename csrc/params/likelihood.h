@@ -81,7 +81,7 @@ struct KlTerm {
 struct NllParams {
   DType dtype = DType::kFloat32;  // of the outputs
   Space space;
-  Observations of;
+  Observations observations;
   RowSums nll;
   KlTerm kl;
 };
@@ -93,7 +93,7 @@ struct NllParams {
 struct NllBackwardParams {
   DType dtype = DType::kFloat32;
   Space space;
-  Observations of;
+  Observations observations;
   // The gradient of nll, in the dtype of the arithmetic, with stride 0 along summed dimensions.
   // Absent: 1.
   Operand grad;
@@ -140,27 +140,27 @@ struct GradientBuffers {
 };
 
 template <typename Visit>
-void for_each_operand(Observations& of, DType dtype, const Visit& visit) {
+void for_each_operand(Observations& observations, DType dtype, const Visit& visit) {
   const int bytes = size_of(dtype), wide = arithmetic_size_of(dtype);
-  visit(OperandRef("output", of.output, bytes, false));
-  visit(OperandRef("second", of.second, bytes, false));
-  visit(OperandRef("third", of.third, bytes, false));
-  visit(OperandRef("target", of.target, size_of(of.target_type), false));
-  visit(OperandRef("mask", of.mask, 1, false));
-  visit(OperandRef("weight", of.weight, wide, false));
-  visit(OperandRef("row_max", of.row_max, wide, false));
-  visit(OperandRef("row_shift", of.row_shift, wide, false));
+  visit(OperandRef("output", observations.output, bytes, false));
+  visit(OperandRef("second", observations.second, bytes, false));
+  visit(OperandRef("third", observations.third, bytes, false));
+  visit(OperandRef("target", observations.target, size_of(observations.target_type), false));
+  visit(OperandRef("mask", observations.mask, 1, false));
+  visit(OperandRef("weight", observations.weight, wide, false));
+  visit(OperandRef("row_max", observations.row_max, wide, false));
+  visit(OperandRef("row_shift", observations.row_shift, wide, false));
 }
 
 template <typename Visit>
 void for_each_operand(NllParams& p, const Visit& visit) {
-  for_each_operand(p.of, p.dtype, visit);
+  for_each_operand(p.observations, p.dtype, visit);
 }
 
 template <typename Visit>
 void for_each_operand(NllBackwardParams& p, const Visit& visit) {
   const int bytes = size_of(p.dtype), wide = arithmetic_size_of(p.dtype);
-  for_each_operand(p.of, p.dtype, visit);
+  for_each_operand(p.observations, p.dtype, visit);
   visit(OperandRef("grad", p.grad, wide, false));
   visit(OperandRef("row_dot", p.row_dot, wide, false));
   visit(OperandRef("library", p.library, wide, false));

@@ -22,26 +22,26 @@ Tensor flatten_samples(const Tensor& t, const Tensor& like) {
 Space CallTensors::bind_to(const Operands& operands, const Tensor& like, DimSet summed) {
   c10::SmallVector<std::pair<Entry*, const OperandRef*>, kMaxOperands> present;
   for (Entry& entry : entries_) {
-    const auto of = std::find_if(operands.begin(), operands.end(),
-                                 [&](const OperandRef& o) { return o.name == entry.name; });
-    TORCH_INTERNAL_ASSERT(of != operands.end(), "no operand ", entry.name);
+    const auto ref = std::find_if(operands.begin(), operands.end(),
+                                  [&](const OperandRef& o) { return o.name == entry.name; });
+    TORCH_INTERNAL_ASSERT(ref != operands.end(), "no operand ", entry.name);
     if (!entry.tensor.defined()) continue;
-    entry.bound = of->step ? flatten_samples(entry.tensor, like) : entry.tensor;
-    entry.written = of->written;
-    present.emplace_back(&entry, of);
+    entry.bound = ref->step ? flatten_samples(entry.tensor, like) : entry.tensor;
+    entry.written = ref->written;
+    present.emplace_back(&entry, ref);
   }
   TORCH_INTERNAL_ASSERT(present.size() <= kMaxOperands, present.size(), " operands");
   Space space;
   for (const bool copy : {false, true}) {
     std::vector<BoundTensor> bound_tensors;
     bound_tensors.reserve(present.size());
-    for (const auto& [entry, of] : present) {
+    for (const auto& [entry, ref] : present) {
       Tensor& t = entry->bound;
       if (copy) t = t.contiguous();
-      void* data = of->written ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
+      void* data = ref->written ? t.mutable_data_ptr() : const_cast<void*>(t.const_data_ptr());
       const int64_t before = t.dim() - like.dim();
-      bound_tensors.push_back({data, t.strides().data() + before, of->operand});
-      if (before > 0) *of->step = t.stride(0);
+      bound_tensors.push_back({data, t.strides().data() + before, ref->operand});
+      if (before > 0) *ref->step = t.stride(0);
     }
     if (make_space(like.sizes().vec(), summed, bound_tensors, space)) return space;
   }

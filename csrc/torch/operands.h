@@ -19,7 +19,7 @@ class CallTensors {
   template <typename Params>
   Space bind(Params& params, const Tensor& like, DimSet summed) {
     Operands operands;
-    for_each_operand(params, [&](const OperandRef& of) { operands.push_back(of); });
+    for_each_operand(params, [&](const OperandRef& ref) { operands.push_back(ref); });
     return bind_to(operands, like, summed);
   }
 

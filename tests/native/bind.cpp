@@ -381,7 +381,7 @@ void stats(const std::string& device, const py::array& mu, const py::array& raw,
            const Stream* stream) {
   vae_fused::WithScalars<vae_fused::StatsParams> params;
   params.dtype = dtype_of(mu);
-  params.of.options = latent_options(options);
+  params.gaussians.options = latent_options(options);
   point_to(scalars, params);
   Shape shape(mu, dims);
   shape.summed.flip();
@@ -412,8 +412,8 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
   params.dtype = dtype_of(mu);
   params.key = make_key(key, key_pointers, shift);
   params.kl.factor = kl_factor;
-  params.of.samples = samples_of(z, mu);
-  params.of.options = latent_options(options);
+  params.gaussians.samples = samples_of(z, mu);
+  params.gaussians.options = latent_options(options);
   point_to(scalars, params);
   const Shape shape(mu, dims);
   vae_fused::testing::bind(params, shape.sizes, shape.summed,
@@ -459,8 +459,8 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
   params.grad_kl.factor = kl_factor;
   params.grad_kl.data = pointer<void>(grad_kl);
   params.grad_kl.stride = grad_kl_stride;
-  params.of.samples = samples_of(grad_z, mu);
-  params.of.options = latent_options(options);
+  params.gaussians.samples = samples_of(grad_z, mu);
+  params.gaussians.options = latent_options(options);
   point_to(scalars, params);
   const Shape shape(mu, dims);
   vae_fused::testing::bind(params, shape.sizes, shape.summed,
@@ -595,11 +595,11 @@ void bind_arrays(Params& params, const std::string& first, const NamedArrays& ar
   vae_fused::testing::bind(params, shape.sizes, shape.summed, bound);
 }
 
-void describe(vae_fused::Observations& of, int kind, const py::dict& options,
+void describe(vae_fused::Observations& observations, int kind, const py::dict& options,
               const NamedArrays& arrays) {
-  of.kind = static_cast<vae_fused::LikelihoodKind>(kind);
-  of.options = likelihood_options(options);
-  of.target_type = target_type_of(arrays.at("target"));
+  observations.kind = static_cast<vae_fused::LikelihoodKind>(kind);
+  observations.options = likelihood_options(options);
+  observations.target_type = target_type_of(arrays.at("target"));
 }
 
 // Reads the fields of a KlTerm by their names. They are numbers or arrays, and beta and capacity
@@ -650,7 +650,7 @@ void nll(int kind, const py::dict& options, const NamedArrays& arrays, const std
          double factor, const py::array& result, const std::optional<py::dict>& kl,
          const Stream* stream) {
   vae_fused::NllParams params;
-  describe(params.of, kind, options, arrays);
+  describe(params.observations, kind, options, arrays);
   bind_arrays(params, "output", arrays, dims);
   Scratch partials(params.space.tiles);
   params.nll = {const_cast<void*>(result.data()), factor, nullptr};
@@ -666,7 +666,7 @@ void nll_backward(int kind, const py::dict& options, const NamedArrays& arrays,
                   const MaybeArray& value, const std::optional<py::dict>& kl,
                   const Stream* stream) {
   vae_fused::NllBackwardParams params;
-  describe(params.of, kind, options, arrays);
+  describe(params.observations, kind, options, arrays);
   params.factor = factor;
   bind_arrays(params, "output", arrays, dims);
   Scratch partials(dot ? params.space.tiles : vae_fused::cuda::partials_of(params));

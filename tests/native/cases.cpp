@@ -269,18 +269,18 @@ std::map<std::string, Array> inputs(const Options& options, const Tensor<S>& mu,
   return arrays;
 }
 
-Gaussians gaussians(const Options& options) {
-  Gaussians of;
+Gaussians gaussians_of(const Options& options) {
+  Gaussians gaussians;
   if (options.masked) {
-    of.options.posterior.low = -0.5;
-    of.options.posterior.high = 0.25;
+    gaussians.options.posterior.low = -0.5;
+    gaussians.options.posterior.high = 0.25;
   }
-  if (options.general == 0) return of;
-  of.samples = options.sample ? options.general : 1;
-  of.options.posterior.base = math::ScaleBase::kSoftplus;
-  of.options.posterior.std_floor = 0.1;
-  of.options.temperature = 0.7;
-  return of;
+  if (options.general == 0) return gaussians;
+  gaussians.samples = options.sample ? options.general : 1;
+  gaussians.options.posterior.base = math::ScaleBase::kSoftplus;
+  gaussians.options.posterior.std_floor = 0.1;
+  gaussians.options.temperature = 0.7;
+  return gaussians;
 }
 
 RngKey key_for_test() {
@@ -296,7 +296,7 @@ RngKey key_for_test() {
 template <typename S>
 void forward(DType dtype, const Class& c, const Options& options) {
   using T = math::arithmetic_t<S>;
-  const int64_t samples = gaussians(options).samples;
+  const int64_t samples = gaussians_of(options).samples;
   const Tensor<S> mu(c, 1), logvar(c, 2), eps(c, 3, samples);
   const Others<S> others(c);
   Tensor<S> z[2] = {Tensor<S>(c, 0, samples), Tensor<S>(c, 0, samples)};
@@ -308,7 +308,7 @@ void forward(DType dtype, const Class& c, const Options& options) {
   for (const int device : {0, 1}) {
     ForwardParams p;
     p.dtype = dtype;
-    p.of = gaussians(options);
+    p.gaussians = gaussians_of(options);
     p.key = key_for_test();
     p.kl.factor = 0.25;
     std::map<std::string, Array> arrays = inputs(options, mu, logvar, others);
@@ -342,7 +342,7 @@ void forward(DType dtype, const Class& c, const Options& options) {
 template <typename S>
 void backward(DType dtype, const Class& c, const Options& options) {
   using T = math::arithmetic_t<S>;
-  const int64_t samples = gaussians(options).samples;
+  const int64_t samples = gaussians_of(options).samples;
   const Tensor<S> mu(c, 1), logvar(c, 2), eps(c, 3, samples), grad_z(c, 4, samples);
   const Others<S> others(c);
   Tensor<S> grad_mu[2] = {Tensor<S>(c), Tensor<S>(c)};
@@ -354,7 +354,7 @@ void backward(DType dtype, const Class& c, const Options& options) {
     for (const int device : {0, 1}) {
       BackwardParams p;
       p.dtype = dtype;
-      p.of = gaussians(options);
+      p.gaussians = gaussians_of(options);
       p.key = key_for_test();
       p.grad_kl.factor = 0.25;
       std::map<std::string, Array> arrays = inputs(options, mu, logvar, others);

@@ -142,11 +142,12 @@ class Call {
     return last;
   }
 
-  void describe(Observations& of) const {
-    of.kind = kind_;
-    of.options.has_raw = true;
-    of.options.mean = kind_ == LikelihoodKind::kNegativeBinomial ? math::FrontEnd::kSoftmax
-                                                                 : math::FrontEnd::kIdentity;
+  void describe(Observations& observations) const {
+    observations.kind = kind_;
+    observations.options.has_raw = true;
+    observations.options.mean = kind_ == LikelihoodKind::kNegativeBinomial
+                                    ? math::FrontEnd::kSoftmax
+                                    : math::FrontEnd::kIdentity;
   }
 
   Arrays inputs() const {
@@ -172,7 +173,7 @@ class Call {
 
   int forward(const std::vector<bool>& summed, float* result) const {
     NllParams p;
-    describe(p.of);
+    describe(p.observations);
     testing::bind(p, shape_.sizes, summed, inputs());
     Block<double> partials(new double[p.space.tiles]);
     Block<float> exact(new float[p.space.rows]);
@@ -186,7 +187,7 @@ class Call {
   NllBackwardParams backward_params(Tensor<float>& grad, const std::vector<bool>& summed,
                                     const Arrays& more) const {
     NllBackwardParams p;
-    describe(p.of);
+    describe(p.observations);
     Arrays arrays = inputs();
     arrays["grad"] = grad.fill(0.5, 1, 9).array;
     arrays.insert(more.begin(), more.end());

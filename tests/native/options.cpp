@@ -29,10 +29,10 @@ void check(const char* scope, bool decides) {
   require(!(f == math::LatentOptions<double>{}), "by the comparison");
   require(math::is_default(f) != decides, "by is_default");
   float raw = 0;
-  Gaussians of;
-  of.raw.data = &raw;
-  of.options = f;
-  require(has_default_options(of) != decides, "by the choice of kernels");
+  Gaussians gaussians;
+  gaussians.raw.data = &raw;
+  gaussians.options = f;
+  require(has_default_options(gaussians) != decides, "by the choice of kernels");
 }
 
 // Checks `fake` as an option on the device.

@@ -42,11 +42,11 @@ template <typename Params>
 void bind(Params& params, const std::vector<int64_t>& sizes, const std::vector<bool>& summed,
           const std::map<std::string, Array>& arrays) {
   std::vector<std::pair<const Array*, Operand*>> bound;
-  for_each_operand(params, [&](const OperandRef& of) {
-    const auto found = arrays.find(std::string(of.name));
+  for_each_operand(params, [&](const OperandRef& ref) {
+    const auto found = arrays.find(std::string(ref.name));
     if (found == arrays.end()) return;
-    bound.emplace_back(&found->second, of.operand);
-    if (of.step) *of.step = found->second.step;
+    bound.emplace_back(&found->second, ref.operand);
+    if (ref.step) *ref.step = found->second.step;
   });
   if (bound.size() != arrays.size()) throw std::logic_error("an array of no operand");
   params.space = make_space(sizes, summed, bound);

@@ -150,18 +150,18 @@ class Call {
       p.key.offset = 8 + (on_device && faults_.noise ? 4 : 0);
       p.key.shift = 2;
     }
-    p.of.options = latent_options(case_.request);
-    p.of.samples = case_.request.sample ? case_.request.samples : 1;
+    p.gaussians.options = latent_options(case_.request);
+    p.gaussians.samples = case_.request.sample ? case_.request.samples : 1;
     std::vector<BoundTensor> bound_tensors;
-    for_each_operand(p, [&](const OperandRef& of) {
-      if (of.name == "mask") {
-        if (mask_) bound_tensors.push_back(mask_->binding(on_device, *of.operand));
+    for_each_operand(p, [&](const OperandRef& ref) {
+      if (ref.name == "mask") {
+        if (mask_) bound_tensors.push_back(mask_->binding(on_device, *ref.operand));
         return;
       }
-      const auto found = tensors_.find(std::string(of.name));
+      const auto found = tensors_.find(std::string(ref.name));
       if (found == tensors_.end()) return;
-      bound_tensors.push_back(found->second->binding(on_device, *of.operand));
-      if (of.step) *of.step = found->second->step();
+      bound_tensors.push_back(found->second->binding(on_device, *ref.operand));
+      if (ref.step) *ref.step = found->second->step();
     });
     if (!make_space(case_.shape.sizes, case_.shape.dims(), bound_tensors, p.space)) {
       throw std::runtime_error("too many dimensions");

@@ -108,8 +108,8 @@ void Scene::bind(Set& set) const {
     p.dtype = spec_.dtype;
     p.key.seed = kSeed;
     p.key.offset = kOffset;
-    others.push_back(binding(set.of.in[0], strides_.in, p.of.mu));
-    others.push_back(binding(set.of.in[1], strides_.in, p.of.raw));
+    others.push_back(binding(set.of.in[0], strides_.in, p.gaussians.mu));
+    others.push_back(binding(set.of.in[1], strides_.in, p.gaussians.raw));
     if (!make_space(strides_.sizes, summed, others, p.space)) {
       throw std::runtime_error("too many dimensions");
     }

@@ -70,10 +70,10 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOpt
   const int n = piece.whole();
   Prefetcher prefetcher(kPiece * sizeof(S));
   const T* const mu =
-      p.grad_kl.data ? load<S>(p.space, p.of.mu, piece, mu_buffer, prefetcher) : nullptr;
-  const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer, prefetcher);
-  const bool is_masked = p.of.mask.data;
-  if (is_masked) load_mask(p.space, p.of.mask, piece, mask);
+      p.grad_kl.data ? load<S>(p.space, p.gaussians.mu, piece, mu_buffer, prefetcher) : nullptr;
+  const T* const raw = load<S>(p.space, p.gaussians.raw, piece, raw_buffer, prefetcher);
+  const bool is_masked = p.gaussians.mask.data;
+  if (is_masked) load_mask(p.space, p.gaussians.mask, piece, mask);
   const T* gz = gz_buffer;
   if (p.grad_z.data) {
     gz = load<S>(p.space, p.grad_z, piece, gz_buffer, prefetcher);
@@ -88,7 +88,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOpt
   if (p.grad_kl.data) load_row_grads(p.space, p.grad_kl, tile, piece, gk);
   T* const gmu = target<S>(p.space, p.grad_mu, piece, gmu_buffer, prefetcher);
   T* const graw = target<S>(p.space, p.grad_raw, piece, graw_buffer, prefetcher);
-  const bool at_sample = p.grad_kl.data && p.of.options.at_sample;
+  const bool at_sample = p.grad_kl.data && p.gaussians.options.at_sample;
   const bool is_sampled = p.grad_z.data && p.grad_raw.data;
   const T* const eps = is_sampled || at_sample
                            ? load_noise<S>(p.space, p.eps, key, 0, piece, noise, prefetcher)
@@ -98,7 +98,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOpt
         [&](auto stop_q, auto clamps, auto masked) {
           log_ratio_adjoint<stop_q, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
         },
-        p.of.options.stop_q, f.clamps(), is_masked);
+        p.gaussians.options.stop_q, f.clamps(), is_masked);
   } else {
     with_flags(
         [&](auto sampled, auto with_kl, auto clamps, auto masked) {
@@ -210,7 +210,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
   alignas(64) RowsBuffer<T> gk;
   const int n = piece.whole();
   Prefetcher prefetcher(kPiece * sizeof(S));
-  gaussians.template prepare<S>(p.space, p.of, f, piece, p.grad_kl.data, prefetcher);
+  gaussians.template prepare<S>(p.space, p.gaussians, f, piece, p.grad_kl.data, prefetcher);
   const Operand* const operands[] = {&p.grad_mu, &p.grad_raw, &p.grad_prior_mean,
                                      &p.grad_prior_raw};
   T* grads[4];
@@ -231,7 +231,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
     fill_with(T(0), g.prior, n);
   }
   if (at_sample) fill_with(T(0), direct, n);
-  for (int64_t s = 0; has_samples && s < p.of.samples; ++s) {
+  for (int64_t s = 0; has_samples && s < p.gaussians.samples; ++s) {
     const T* gz = gz_buffer;
     if (p.grad_z.data) {
       gz = load<S>(p.space, operand_of_sample<S>(p.grad_z, s), piece, gz_buffer, prefetcher);
@@ -250,7 +250,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
             add_log_ratio_adjoint<stop_q, scaled, learned>(gaussians, f, eps, gk, gz, direct, geps,
                                                            g, n);
           },
-          f.stop_q, p.of.prior_raw.data, is_learned);
+          f.stop_q, p.gaussians.prior_raw.data, is_learned);
     } else {
       if (geps) noise_adjoint(gaussians, f, gz, geps, n);
       s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
@@ -271,7 +271,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
     const auto add_adjoint = [&](auto is_linear_form, auto scaled, auto learned) {
       add_kl_adjoint<is_linear_form, scaled, learned>(gaussians, f, gk, g, n);
     };
-    with_flags(add_adjoint, f.is_linear_form, p.of.prior_raw.data, is_learned);
+    with_flags(add_adjoint, f.is_linear_form, p.gaussians.prior_raw.data, is_learned);
   }
   gaussians.chain_mu(g.mu, n);
   for (int k = 0; k < 4; ++k) {
@@ -284,7 +284,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
 template <typename S, typename Options>
 VAE_FUSED_HD void backward_tiles_of(const BackwardParams& p, const Options& f, const Key& key,
                                     int64_t begin, int64_t end) {
-  GaussianPiece<Options, true> gaussians(p.of, f);
+  GaussianPiece<Options, true> gaussians(p.gaussians, f);
   for (int64_t t = begin; t < end; ++t) {
     const Tile tile = tile_at(p.space, t);
     for (int at = 0; at < tile.n; at += kPiece) {
@@ -298,8 +298,8 @@ void backward_tiles(void* context, int64_t begin, int64_t end) {
   const auto& task = *static_cast<const Task<BackwardParams>*>(context);
   using T = arithmetic_t<S>;
   if constexpr (is_default) {
-    backward_tiles_of<S>(task.params, math::default_options<T>(task.params.of.options), task.key,
-                         begin, end);
+    backward_tiles_of<S>(task.params, math::default_options<T>(task.params.gaussians.options),
+                         task.key, begin, end);
   } else {
     backward_tiles_of<S>(task.params, task.options_of(T{}), task.key, begin, end);
   }

@@ -45,25 +45,25 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::DefaultOptio
   alignas(64) T mu_buffer[kPiece], raw_buffer[kPiece], mask[kPiece], z_buffer[kPiece];
   const int n = piece.whole();
   Prefetcher prefetcher(kPiece * sizeof(S));
-  const T* const mu = load<S>(p.space, p.of.mu, piece, mu_buffer, prefetcher);
-  const T* const raw = load<S>(p.space, p.of.raw, piece, raw_buffer, prefetcher);
-  if (p.of.mask.data) load_mask(p.space, p.of.mask, piece, mask);
+  const T* const mu = load<S>(p.space, p.gaussians.mu, piece, mu_buffer, prefetcher);
+  const T* const raw = load<S>(p.space, p.gaussians.raw, piece, raw_buffer, prefetcher);
+  if (p.gaussians.mask.data) load_mask(p.space, p.gaussians.mask, piece, mask);
   const bool is_sampled = p.z.data;
   T* const z = target<S>(p.space, p.z, piece, z_buffer, prefetcher);
   const T* const eps =
       is_sampled ? load_noise<S>(p.space, p.eps, key, 0, piece, z_buffer, prefetcher) : nullptr;
-  if (p.kl.data && p.of.options.at_sample) {
+  if (p.kl.data && p.gaussians.options.at_sample) {
     with_flags(
         [&](auto clamps, auto masked) {
           sample_and_log_ratio<clamps, masked>(f, mu, raw, mask, eps, z, kl, n);
         },
-        f.clamps(), p.of.mask.data);
+        f.clamps(), p.gaussians.mask.data);
   } else {
     with_flags(
         [&](auto sampled, auto with_kl, auto clamps, auto masked) {
           sample_and_kl<sampled, with_kl, clamps, masked>(f, mu, raw, mask, eps, z, kl, n);
         },
-        is_sampled, p.kl.data, f.clamps(), p.of.mask.data);
+        is_sampled, p.kl.data, f.clamps(), p.gaussians.mask.data);
   }
   store<S>(p.space, p.z, piece, z, z_buffer);
 }
@@ -109,15 +109,15 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::LatentOption
   alignas(64) T z_buffer[kPiece];
   const int n = piece.whole();
   Prefetcher prefetcher(kPiece * sizeof(S));
-  gaussians.template prepare<S>(p.space, p.of, f, piece, p.kl.data, prefetcher);
+  gaussians.template prepare<S>(p.space, p.gaussians, f, piece, p.kl.data, prefetcher);
   const bool at_sample = f.at_sample && p.kl.data;
-  for (int64_t s = 0; p.z.data && s < p.of.samples; ++s) {
+  for (int64_t s = 0; p.z.data && s < p.gaussians.samples; ++s) {
     const Operand operand = operand_of_sample<S>(p.z, s);
     T* const z = target<S>(p.space, operand, piece, z_buffer, prefetcher);
     const T* const eps = load_noise<S>(p.space, p.eps, key, s, piece, z_buffer, prefetcher);
     if (at_sample) {
       with_flags([&](auto scaled) { sample_and_log_ratio<scaled>(gaussians, f, eps, z, kl, n); },
-                 p.of.prior_raw.data);
+                 p.gaussians.prior_raw.data);
     } else {
       sample(gaussians, f, eps, z, n);
     }
@@ -129,7 +129,7 @@ VAE_FUSED_HD void forward_piece(const ForwardParams& p, const math::LatentOption
   if (!at_sample) {
     with_flags([&](auto is_linear_form,
                    auto scaled) { kl_of<is_linear_form, scaled>(gaussians, f, kl, n); },
-               f.is_linear_form, p.of.prior_raw.data);
+               f.is_linear_form, p.gaussians.prior_raw.data);
   }
   gaussians.mask(kl, n);
 }
@@ -138,7 +138,7 @@ template <typename S, typename Options>
 VAE_FUSED_HD void forward_tiles_of(const ForwardParams& p, const Options& f, const Key& key,
                                    int64_t begin, int64_t end) {
   alignas(64) arithmetic_t<S> kl[kTile];
-  GaussianPiece<Options, false> gaussians(p.of, f);
+  GaussianPiece<Options, false> gaussians(p.gaussians, f);
   const RowSums sums = kl_sums(p);
   for (int64_t t = begin; t < end; ++t) {
     const Tile tile = tile_at(p.space, t);
@@ -154,8 +154,8 @@ void forward_tiles(void* context, int64_t begin, int64_t end) {
   const auto& task = *static_cast<const Task<ForwardParams>*>(context);
   using T = arithmetic_t<S>;
   if constexpr (is_default) {
-    forward_tiles_of<S>(task.params, math::default_options<T>(task.params.of.options), task.key,
-                        begin, end);
+    forward_tiles_of<S>(task.params, math::default_options<T>(task.params.gaussians.options),
+                        task.key, begin, end);
   } else {
     forward_tiles_of<S>(task.params, task.options_of(T{}), task.key, begin, end);
   }

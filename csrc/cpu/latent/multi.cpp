@@ -14,14 +14,15 @@ template <typename Params>
 Params params_of(const MultiParams& list, const Item& item) {
   Params p;
   p.dtype = list.dtype;
-  p.of.options = list.options;
-  p.of.options.prior_mean = item.prior.mean;
-  p.of.options.prior_precision = item.prior.precision;
-  p.of.options.prior_x = item.prior.x;
+  p.gaussians.options = list.options;
+  p.gaussians.options.prior_mean = item.prior.mean;
+  p.gaussians.options.prior_precision = item.prior.precision;
+  p.gaussians.options.prior_x = item.prior.x;
   std::vector<BoundTensor> bound_tensors;
-  for_each_operand(p, [&](const OperandRef& of) {
+  for_each_operand(p, [&](const OperandRef& ref) {
     for_each_tensor(item, [&](std::string_view name, const void* data) {
-      if (name == of.name) bound_tensors.push_back({const_cast<void*>(data), kStride, of.operand});
+      if (name == ref.name)
+        bound_tensors.push_back({const_cast<void*>(data), kStride, ref.operand});
     });
   });
   if constexpr (std::is_same_v<Params, ForwardParams>) {

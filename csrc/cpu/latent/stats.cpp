@@ -39,7 +39,7 @@ void stats(const WithScalars<StatsParams>& given, ParallelFor parallel_for) {
     StatsTask task(params);
     const LatentBodies& bodies = VAE_FUSED_TABLE_IN_USE(kStats);
     const Bodies& bodies_for_options =
-        has_default_options(params.of) ? bodies.with_defaults : bodies.general;
+        has_default_options(params.gaussians) ? bodies.with_defaults : bodies.general;
     parallel_for(params.tasks.tasks(), 1, bodies_for_options[params.dtype], &task);
   });
   given.dtype == DType::kFloat64 ? finish_as<double>(given) : finish_as<float>(given);

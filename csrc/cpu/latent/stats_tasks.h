@@ -20,7 +20,7 @@ struct StatsTask {
     ForwardParams forward;
     forward.dtype = params.dtype;
     forward.space = params.space;
-    forward.of = params.of;
+    forward.gaussians = params.gaussians;
     forward.kl.data = params.kl;  // requests the KL of each element
     return forward;
   }

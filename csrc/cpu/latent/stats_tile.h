@@ -42,7 +42,7 @@ class StatsWork {
 
  public:
   explicit StatsWork(const StatsTask& task)
-      : task_(task), options_(options_of(task)), gaussians_(task.forward.of, options_) {}
+      : task_(task), options_(options_of(task)), gaussians_(task.forward.gaussians, options_) {}
 
   void run(int64_t t) {
     const StatsTasks& tasks = task_.params.tasks;
@@ -70,7 +70,7 @@ class StatsWork {
     for (int k = 0; k < math::kStats; ++k) fold(totals_[k], columns, width_);
     for (int c = 0; c < columns; ++c) {
       double& n = totals_[math::kCount][c];
-      if (!task_.params.of.mask.data) n = static_cast<double>(rows);
+      if (!task_.params.gaussians.mask.data) n = static_cast<double>(rows);
       const math::Moments moments = math::moments(
           n, static_cast<double>(shift_[c]), totals_[math::kMean][c], totals_[math::kSquares][c]);
       totals_[math::kMean][c] = moments.mean;
@@ -85,7 +85,7 @@ class StatsWork {
  private:
   static Options options_of(const StatsTask& task) {
     if constexpr (is_default) {
-      return math::default_options<T>(task.params.of.options);
+      return math::default_options<T>(task.params.gaussians.options);
     } else {
       return task.forward_task.options_of(T{});
     }
@@ -103,12 +103,12 @@ class StatsWork {
     for (int64_t row = begin; row < end && missing > 0; ++row) {
       const Piece piece{row * task_.params.tasks.cols + first, columns};
       Prefetcher prefetcher(kPiece * sizeof(S));
-      const T* const mu = load<S>(p.space, p.of.mu, piece, mu_, prefetcher);
-      if (p.of.mask.data) load_mask(p.space, p.of.mask, piece, mask_);
+      const T* const mu = load<S>(p.space, p.gaussians.mu, piece, mu_, prefetcher);
+      if (p.gaussians.mask.data) load_mask(p.space, p.gaussians.mask, piece, mask_);
       const T* const location = located(mu, piece.whole());
       for (int j = 0; j < columns; ++j) {
         const T x = location[j];
-        const bool counts = !p.of.mask.data || mask_[j] != T(0);
+        const bool counts = !p.gaussians.mask.data || mask_[j] != T(0);
         if (has_shift_[j] || !counts || math::is_not_finite(x, x) != T(0)) continue;
         shift_[j] = x;
         has_shift_[j] = true;
@@ -131,11 +131,11 @@ class StatsWork {
     const ForwardParams& p = task_.forward;
     forward_piece<S>(p, options_, gaussians_, Key{}, piece, kl_);
     Prefetcher prefetcher(kPiece * sizeof(S));
-    const T* const mu = load<S>(p.space, p.of.mu, piece, mu_, prefetcher);
-    const T* const raw = load<S>(p.space, p.of.raw, piece, raw_, prefetcher);
+    const T* const mu = load<S>(p.space, p.gaussians.mu, piece, mu_, prefetcher);
+    const T* const raw = load<S>(p.space, p.gaussians.raw, piece, raw_, prefetcher);
     const int n = piece.whole();
-    if (p.of.mask.data) {
-      load_mask(p.space, p.of.mask, piece, mask_);
+    if (p.gaussians.mask.data) {
+      load_mask(p.space, p.gaussians.mask, piece, mask_);
     } else if (n > piece.n) {
       fill_with(T(1), mask_, piece.n);
     }
@@ -146,7 +146,7 @@ class StatsWork {
           add_stats<masked>(task_.forward_task.options_of(T{}).posterior, kl_, mu, raw, location,
                             shift_, mask_, sums_, n);
         },
-        p.of.mask.data || n > piece.n);
+        p.gaussians.mask.data || n > piece.n);
   }
 
   // Adds the sums to the double totals, and resets them.

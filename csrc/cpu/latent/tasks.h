@@ -16,11 +16,11 @@ struct Task {
   math::LatentOptions<float> options;
 
   Task(const Params& params, const Key& key)
-      : params(params), key(key), options(math::narrowed<float>(params.of.options)) {}
+      : params(params), key(key), options(math::narrowed<float>(params.gaussians.options)) {}
 
   VAE_FUSED_HD const math::LatentOptions<float>& options_of(float) const { return options; }
   VAE_FUSED_HD const math::LatentOptions<double>& options_of(double) const {
-    return params.of.options;
+    return params.gaussians.options;
   }
 };
 
@@ -61,11 +61,11 @@ inline const LatentBodies& bodies_of(const BackwardParams&) {
 // Whether a call has a kernel with DefaultOptions. Its loops have no gradient of noise that also
 // estimates the KL.
 inline bool has_default_kernel(const ForwardParams& params) {
-  return has_default_options(params.of);
+  return has_default_options(params.gaussians);
 }
 inline bool has_default_kernel(const BackwardParams& params) {
-  const bool at_sample = params.of.options.at_sample && params.grad_kl.data;
-  return has_default_options(params.of) && !(at_sample && params.grad_eps.data);
+  const bool at_sample = params.gaussians.options.at_sample && params.grad_kl.data;
+  return has_default_options(params.gaussians) && !(at_sample && params.grad_eps.data);
 }
 
 // The function that computes tiles of a call, given its Task.
@@ -78,7 +78,7 @@ Body body_of(const Params& params) {
 template <typename Params>
 void run(const Params& params, const Key& key, ParallelFor parallel_for) {
   Task<Params> task(params, key);
-  const int64_t grain = kGrain / std::clamp<int64_t>(params.of.samples, 1, kGrain);
+  const int64_t grain = kGrain / std::clamp<int64_t>(params.gaussians.samples, 1, kGrain);
   parallel_for(params.space.tiles, grain, body_of(params), &task);
 }
 

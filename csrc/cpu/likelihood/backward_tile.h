@@ -88,8 +88,8 @@ VAE_FUSED_HD void load_grad(const NllBackwardParams& p, const Piece& piece, cons
   } else {
     fill_with(static_cast<T>(p.factor), grad, n);
   }
-  const bool masked = p.of.mask.data, weighted = p.of.weight.data;
-  if (weighted) copy_in<T>(p.space, p.of.weight, piece, weight);
+  const bool masked = p.observations.mask.data, weighted = p.observations.weight.data;
+  if (weighted) copy_in<T>(p.space, p.observations.weight, piece, weight);
   if (masked || weighted) {
     with_flags([&](auto m, auto w) { weigh<m, w>(mask, weight, grad, n); }, masked, weighted);
   }
@@ -134,7 +134,8 @@ struct BackwardPiece {
   bool has_one_grad;  // all elements of the call have the same one
 
   VAE_FUSED_HD explicit BackwardPiece(const NllBackwardParams& p)
-      : has_one_grad(is_constant(p.space, p.grad) && !p.of.mask.data && !p.of.weight.data) {
+      : has_one_grad(is_constant(p.space, p.grad) && !p.observations.mask.data &&
+                     !p.observations.weight.data) {
     const T given = p.grad.data ? *static_cast<const T*>(p.grad.data) : T(1);
     if (has_one_grad) fill_with(static_cast<T>(p.factor) * given, grad, kPiece);
   }
@@ -142,7 +143,7 @@ struct BackwardPiece {
   // Reads a piece and its gradients.
   VAE_FUSED_HD void read(const NllBackwardParams& p, const Piece& piece) {
     Prefetcher prefetcher(kPiece * sizeof(S));
-    load_inputs<L, S>(p.space, p.of, piece, inputs, prefetcher);
+    load_inputs<L, S>(p.space, p.observations, piece, inputs, prefetcher);
     if (!has_one_grad) load_grad(p, piece, inputs.mask, inputs.scratch, grad);
   }
 
@@ -153,10 +154,11 @@ struct BackwardPiece {
                                          T** out) const {
     alignas(64) T values[kPiece];
     adjoints<L, true>(o, inputs.in, grad, out, values, piece.whole());
-    if constexpr (L::kIsCount) add_counts<L>(o, inputs, p.of.mask.data, values, piece.n);
+    if constexpr (L::kIsCount) add_counts<L>(o, inputs, p.observations.mask.data, values, piece.n);
     multiply_by(grad, values, piece.whole());
     // The gradient of a masked term is 0, but 0 times NaN is not.
-    if (p.of.mask.data) weigh<true, false>(inputs.mask, inputs.mask, values, piece.whole());
+    if (p.observations.mask.data)
+      weigh<true, false>(inputs.mask, inputs.mask, values, piece.whole());
     return sum(values, piece.n);
   }
 
@@ -171,7 +173,7 @@ struct BackwardPiece {
     } else {
       adjoints<L, false>(o, inputs.in, grad, out, static_cast<T*>(nullptr), n);
     }
-    const bool masked = p.of.mask.data;
+    const bool masked = p.observations.mask.data;
     if constexpr (L::kIsCount) {
       add_count_adjoints<L>(o, inputs, masked, grad, out, piece.n);
     }
@@ -303,7 +305,7 @@ void dot_tiles(void* context, int64_t begin, int64_t end) {
         for (int k = 1; k < L::kInputs; ++k) out[k] = nullptr;
         adjoints<L, false>(task.options_of(T{}), work.inputs.in, work.grad, out,
                            static_cast<T*>(nullptr), piece.whole());
-        if (p.of.mask.data) {
+        if (p.observations.mask.data) {
           weigh<true, false>(work.inputs.mask, work.inputs.mask, out[0], piece.whole());
         }
         total += sum(out[0], piece.n);

@@ -109,16 +109,16 @@ VAE_FUSED_HD int nll_piece(const NllParams& p, const math::LikelihoodOptions<T>&
                            const Piece& piece, bool grouped, T* out) {
   Inputs<L, T> inputs;
   Prefetcher prefetcher(kPiece * sizeof(S));
-  load_inputs<L, S>(p.space, p.of, piece, inputs, prefetcher);
+  load_inputs<L, S>(p.space, p.observations, piece, inputs, prefetcher);
   const int n = piece.whole();
-  const bool masked = p.of.mask.data, weighted = p.of.weight.data;
+  const bool masked = p.observations.mask.data, weighted = p.observations.weight.data;
   if constexpr (math::kHasLogTerms<L>) {
     if (grouped) return grouped_values(o, inputs, masked, piece.n, out);
   }
   values<L>(o, inputs.in, out, n);
   if constexpr (L::kIsCount) add_counts<L>(o, inputs, masked, out, piece.n);
   if (!masked && !weighted) return piece.n;
-  if (weighted) copy_in<T>(p.space, p.of.weight, piece, inputs.scratch);
+  if (weighted) copy_in<T>(p.space, p.observations.weight, piece, inputs.scratch);
   with_flags([&](auto m, auto w) { weigh<m, w>(inputs.mask, inputs.scratch, out, n); }, masked,
              weighted);
   return piece.n;
@@ -129,7 +129,7 @@ VAE_FUSED_HD int nll_piece(const NllParams& p, const math::LikelihoodOptions<T>&
 // only on the shape, as the order of summation does.
 template <class L>
 VAE_FUSED_HD bool has_groups(const NllParams& p) {
-  return math::kHasLogTerms<L> && !p.of.weight.data && p.space.cols >= kGroup &&
+  return math::kHasLogTerms<L> && !p.observations.weight.data && p.space.cols >= kGroup &&
          (p.space.tiles_per_row > 1 || p.space.cols % kSums == 0);
 }
 

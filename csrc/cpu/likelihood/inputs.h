@@ -52,10 +52,11 @@ VAE_FUSED_NOINLINE void shift(const T* output, const T* row_max, const T* row_sh
 }
 
 template <class L, typename S, typename T>
-VAE_FUSED_HD void load_inputs(const Space& space, const Observations& of, const Piece& piece,
-                              Inputs<L, T>& inputs, Prefetcher& prefetcher) {
+VAE_FUSED_HD void load_inputs(const Space& space, const Observations& observations,
+                              const Piece& piece, Inputs<L, T>& inputs, Prefetcher& prefetcher) {
   const int n = piece.whole();
-  const Operand* const outputs[] = {&of.output, &of.second, &of.third};
+  const Operand* const outputs[] = {&observations.output, &observations.second,
+                                    &observations.third};
   for (int k = 0; k < kTarget<L>; ++k) {
     if (outputs[k]->data) {
       inputs.in[k] = load<S>(space, *outputs[k], piece, inputs.buffers[k], prefetcher);
@@ -64,16 +65,17 @@ VAE_FUSED_HD void load_inputs(const Space& space, const Observations& of, const 
       inputs.in[k] = inputs.buffers[k];
     }
   }
-  inputs.in[kTarget<L>] =
-      load_target(space, of.target, of.target_type, piece, inputs.buffers[kTarget<L>], prefetcher);
-  if (of.mask.data) load_mask(space, of.mask, piece, inputs.mask);
-  if (of.row_shift.data) {
+  inputs.in[kTarget<L>] = load_target(space, observations.target, observations.target_type, piece,
+                                      inputs.buffers[kTarget<L>], prefetcher);
+  if (observations.mask.data) load_mask(space, observations.mask, piece, inputs.mask);
+  if (observations.row_shift.data) {
     // These are constant along a row, so nothing is prefetched for them.
     alignas(64) T shifts[kPiece];
-    copy_in<T>(space, of.row_shift, piece, shifts);
-    if (of.row_max.data) copy_in<T>(space, of.row_max, piece, inputs.scratch);
-    of.row_max.data ? shift<true>(inputs.in[0], inputs.scratch, shifts, inputs.buffers[0], n)
-                    : shift<false>(inputs.in[0], inputs.scratch, shifts, inputs.buffers[0], n);
+    copy_in<T>(space, observations.row_shift, piece, shifts);
+    if (observations.row_max.data) copy_in<T>(space, observations.row_max, piece, inputs.scratch);
+    observations.row_max.data
+        ? shift<true>(inputs.in[0], inputs.scratch, shifts, inputs.buffers[0], n)
+        : shift<false>(inputs.in[0], inputs.scratch, shifts, inputs.buffers[0], n);
     inputs.in[0] = inputs.buffers[0];
   }
 }

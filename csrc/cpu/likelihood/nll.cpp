@@ -14,7 +14,7 @@ namespace {
 
 template <typename Params>
 int index_of(const Params& params) {
-  return static_cast<int>(params.of.kind);
+  return static_cast<int>(params.observations.kind);
 }
 
 // Adds the partial sums that the tasks of backward have written for a parameter, in order, and

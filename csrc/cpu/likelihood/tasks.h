@@ -18,7 +18,7 @@ struct LikelihoodTask {
   explicit LikelihoodTask(const Params& params, double* partials = nullptr,
                           double* totals = nullptr)
       : params(params),
-        options(math::narrowed<float>(params.of.options)),
+        options(math::narrowed<float>(params.observations.options)),
         partials(partials),
         totals(totals) {}
 
@@ -26,7 +26,7 @@ struct LikelihoodTask {
 
   VAE_FUSED_HD const math::LikelihoodOptions<float>& options_of(float) const { return options; }
   VAE_FUSED_HD const math::LikelihoodOptions<double>& options_of(double) const {
-    return params.of.options;
+    return params.observations.options;
   }
 };
 

@@ -45,7 +45,7 @@ class BackwardStep {
     }
     locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
     const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
-    gaussians_.load(p.space, p.of, at_, span, needs_mu, with_kl);
+    gaussians_.load(p.space, p.gaussians, at_, span, needs_mu, with_kl);
     if constexpr (kAtSample<F>) return;  // sum_estimates loads the rest, one sample at a time
     if (has_grad_z(p))
       cuda::load<S, kAccess, kFast, kIsGeneral>(p.space, p.grad_z, at_[kGradZ], span, gz_);
@@ -65,7 +65,7 @@ class BackwardStep {
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
-      gaussians_.template compute<kWhole>(p.of, f, b, with_kl, q, prior);
+      gaussians_.template compute<kWhole>(p.gaussians, f, b, with_kl, q, prior);
       T gz[C], graw[C];
       if constexpr (kAtSample<F>) {
         sum_estimates(p, f, weights, noise, span, b, rows, q, prior, gz, graw);
@@ -89,7 +89,7 @@ class BackwardStep {
           graw[j] += math::chain(adjoint.x, q[j].scale.dx);
           gmean[j] = adjoint.mean;
           gprior[j] = math::chain(adjoint.prior_x, prior[j].dx);
-          if (kIsGeneral && !gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
+          if (kIsGeneral && !gaussians_.counts(p.gaussians, span, b, j)) gmean[j] = gprior[j] = 0;
         }
         if constexpr (kIsGeneral) {
           prior_grads_.mean.template set<kWhole>(b, gmean);
@@ -101,7 +101,7 @@ class BackwardStep {
         gz[j] *= q[j].dmu;
         graw[j] = math::undo_doubling(f, graw[j]);
         if (q[j].is_clamped) graw[j] = 0;
-        if (kIsGeneral && !gaussians_.counts(p.of, span, b, j)) gz[j] = graw[j] = 0;
+        if (kIsGeneral && !gaussians_.counts(p.gaussians, span, b, j)) gz[j] = graw[j] = 0;
       }
       grad_mu_.template set<kWhole>(b, gz);
       grad_raw_.template set<kWhole>(b, graw);
@@ -149,12 +149,12 @@ class BackwardStep {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
           eps[j] = math::noise_adjoint(weights, gz[j], q[j].scale.sigma);
-          if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+          if (!gaussians_.counts(p.gaussians, span, b, j)) eps[j] = 0;
         }
         grad_eps_.template set<kWhole>(b, eps);
       }
       constexpr bool kMany = kAccess != Access::kChannelsLast;  // see select_kernel
-      for (int64_t s = 1; kMany && has_grad_z(p) && s < p.of.samples; ++s) {
+      for (int64_t s = 1; kMany && has_grad_z(p) && s < p.gaussians.samples; ++s) {
         T further[C];
         Pack<S, C> pack;
         load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);
@@ -171,7 +171,7 @@ class BackwardStep {
           gz[j] += further[j];
           graw[j] += further[j] * eps[j];
           eps[j] = math::noise_adjoint(weights, further[j], q[j].scale.sigma);
-          if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+          if (!gaussians_.counts(p.gaussians, span, b, j)) eps[j] = 0;
         }
         if (!needs_grad_eps(p)) continue;
         narrow<kAccess, kWhole, C>(eps, 0, pack);
@@ -190,7 +190,7 @@ class BackwardStep {
     T direct[C], gmean[C], gprior[C];  // direct: by x, without the path through z
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) gz[j] = graw[j] = direct[j] = gmean[j] = gprior[j] = 0;
-    for (int64_t s = 0; s < p.of.samples; ++s) {
+    for (int64_t s = 0; s < p.gaussians.samples; ++s) {
       T sample_grad[C] = {}, eps[C], gk[C];
       Pack<S, C> pack;
       if (has_grad_z(p)) {
@@ -218,7 +218,7 @@ class BackwardStep {
         gmean[j] += adjoint.mean;
         gprior[j] += adjoint.prior_x;
         eps[j] = math::noise_adjoint(weights, sample_grad[j], sigma) + adjoint.eps;
-        if (!gaussians_.counts(p.of, span, b, j)) eps[j] = 0;
+        if (!gaussians_.counts(p.gaussians, span, b, j)) eps[j] = 0;
       }
       if (!needs_grad_eps(p)) continue;
       narrow<kAccess, kWhole, C>(eps, 0, pack);
@@ -229,7 +229,7 @@ class BackwardStep {
       graw[j] = math::sample_adjoint(weights, graw[j], q[j].scale.dsigma) +
                 math::chain(direct[j], q[j].scale.dx);
       gprior[j] = math::chain(gprior[j], prior[j].dx);
-      if (!gaussians_.counts(p.of, span, b, j)) gmean[j] = gprior[j] = 0;
+      if (!gaussians_.counts(p.gaussians, span, b, j)) gmean[j] = gprior[j] = 0;
     }
     prior_grads_.mean.template set<kWhole>(b, gmean);
     prior_grads_.raw.template set<kWhole>(b, gprior);
@@ -309,7 +309,7 @@ const OptionsAtSample<T>& without_clip(const OptionsAtSample<T>& f) {
 
 template <typename S>
 cudaError_t backward_as(WithScalars<BackwardParams> p, cudaStream_t stream) {
-  const bool at_sample = p.grad_kl.data && p.of.options.at_sample;
+  const bool at_sample = p.grad_kl.data && p.gaussians.options.at_sample;
   const bool sampled = at_sample || (p.grad_z.data && p.grad_raw.data);
   CallShape call;
   call.is_default = has_default_options(p) && !p.eps.data && !p.grad_eps.data && !at_sample;
@@ -321,7 +321,7 @@ cudaError_t backward_as(WithScalars<BackwardParams> p, cudaStream_t stream) {
   call.has_all_operands = sampled && p.grad_kl.data && p.grad_mu.data &&
                           (kContiguousServesRows<S> || source == GradSource::kOne);
   call.draws_noise = sampled && !p.eps.data;
-  call.samples = p.of.samples;
+  call.samples = p.gaussians.samples;
   merge_tiles(p.space);
   const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
   set_noise_strides(p.space, p.eps);

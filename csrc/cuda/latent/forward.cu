@@ -32,7 +32,7 @@ class ForwardStep {
     gaussian_strides<F>(p, strides);
     strides[kZ] = p.z.stride;
     locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
-    gaussians_.load(p.space, p.of, at_, span, true, rows.is_present());
+    gaussians_.load(p.space, p.gaussians, at_, span, true, rows.is_present());
     if (has_eps(p)) {
       cuda::load<S, kAccess, kFast, kGeneral<F>>(p.space, p.eps, at_[kNoise], span, eps_);
     }
@@ -56,14 +56,14 @@ class ForwardStep {
       // moves the noise to the front by itself.
       constexpr bool kNoiseFirst = !math::kCoarse<S>;
       if (kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
-      gaussians_.template compute<kWhole>(p.of, f, b, with_kl, q, prior);
+      gaussians_.template compute<kWhole>(p.gaussians, f, b, with_kl, q, prior);
       if (!kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
       if (sampled) sample(p, weights, noise, span, b, q, eps);
       Pack<T, C> kl;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         kl.s[j] = divergence(f, weights, q[j], prior[j], eps[j]);
-        if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) kl.s[j] = 0;
+        if (kGeneral<F> && !gaussians_.counts(p.gaussians, span, b, j)) kl.s[j] = 0;
       }
       rows.add(span, b, kl);
     }
@@ -107,11 +107,11 @@ class ForwardStep {
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
       z[j] = math::sample(weights, q[j].mu, q[j].scale.sigma, eps[j]);
-      if (kGeneral<F> && !gaussians_.counts(p.of, span, b, j)) z[j] = 0;
+      if (kGeneral<F> && !gaussians_.counts(p.gaussians, span, b, j)) z[j] = 0;
     }
     z_.template set<kWhole>(b, z);
     constexpr bool kMany = kGeneral<F> && kAccess != Access::kChannelsLast;  // see select_kernel
-    for (int64_t s = 1; kMany && s < p.of.samples; ++s) {
+    for (int64_t s = 1; kMany && s < p.gaussians.samples; ++s) {
       Pack<S, C> further;
       if (has_eps(p)) {
         load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, further);
@@ -123,7 +123,7 @@ class ForwardStep {
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         z[j] = math::sample(weights, q[j].mu, q[j].scale.sigma, z[j]);
-        if (!gaussians_.counts(p.of, span, b, j)) z[j] = 0;
+        if (!gaussians_.counts(p.gaussians, span, b, j)) z[j] = 0;
       }
       narrow<kAccess, kWhole, C>(z, 0, further);
       store_chunk<S, kAccess>(p.z, at_[kZ], s, b, span, further);
@@ -173,7 +173,7 @@ template <typename S>
 cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
   using T = arithmetic_t<S>;
   constexpr int C = kChunk<S, Access::kStrided>;
-  const bool at_sample = p.kl.data && p.of.options.at_sample;
+  const bool at_sample = p.kl.data && p.gaussians.options.at_sample;
   CallShape call;
   call.is_default = has_default_options(p) && !p.eps.data && !at_sample;
   call.has_channels_last = !at_sample;
@@ -181,7 +181,7 @@ cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
   call.has_misaligned_rows = p.kl.data && p.space.cols == 1 && !is_aligned(p.kl.data, 16);
   call.has_all_operands = p.z.data && p.kl.data;
   call.draws_noise = p.z.data && !p.eps.data;
-  call.samples = p.of.samples;
+  call.samples = p.gaussians.samples;
   const KernelChoice choice = select_kernel<S>(p.space, operands_of(p), call);
   set_noise_strides(p.space, p.eps);
 

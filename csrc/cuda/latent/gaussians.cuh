@@ -17,13 +17,13 @@ constexpr int kGaussianSlots = kGeneral<F> ? kSlots : kMean;
 // The strides of these slots.
 template <class F, class Params, int N>
 __device__ __forceinline__ void gaussian_strides(const Params& p, const int64_t* (&strides)[N]) {
-  strides[kMu] = p.of.mu.stride;
-  strides[kRaw] = p.of.raw.stride;
+  strides[kMu] = p.gaussians.mu.stride;
+  strides[kRaw] = p.gaussians.raw.stride;
   strides[kNoise] = p.space.noise_stride;
   if constexpr (kGeneral<F>) {
-    strides[kMean] = p.of.prior_mean.stride;
-    strides[kPriorRaw] = p.of.prior_raw.stride;
-    strides[kMask] = p.of.mask.stride;
+    strides[kMean] = p.gaussians.prior_mean.stride;
+    strides[kPriorRaw] = p.gaussians.prior_raw.stride;
+    strides[kMask] = p.gaussians.mask.stride;
   }
 }
 
@@ -37,48 +37,50 @@ class GaussianStep {
 
   // Reads mu only if `needs_mu`, and the prior only if `with_prior`.
   template <bool kWhole>
-  __device__ __forceinline__ void load(const Space& space, const Gaussians& of, const int64_t* at,
-                                       const Span<kWhole>& span, bool needs_mu, bool with_prior) {
+  __device__ __forceinline__ void load(const Space& space, const Gaussians& gaussians,
+                                       const int64_t* at, const Span<kWhole>& span, bool needs_mu,
+                                       bool with_prior) {
     mu = {};
     raw = {};
-    if (needs_mu) load_step(space, of.mu, at[kMu], span, mu);
-    if (!kGeneral<F> || of.raw.data) load_step(space, of.raw, at[kRaw], span, raw);
+    if (needs_mu) load_step(space, gaussians.mu, at[kMu], span, mu);
+    if (!kGeneral<F> || gaussians.raw.data) load_step(space, gaussians.raw, at[kRaw], span, raw);
     if constexpr (kGeneral<F>) {
-      if (with_prior && of.prior_mean.data) {
-        load_step(space, of.prior_mean, at[kMean], span, general.mean);
+      if (with_prior && gaussians.prior_mean.data) {
+        load_step(space, gaussians.prior_mean, at[kMean], span, general.mean);
       }
-      if (with_prior && of.prior_raw.data) {
-        load_step(space, of.prior_raw, at[kPriorRaw], span, general.prior_raw);
+      if (with_prior && gaussians.prior_raw.data) {
+        load_step(space, gaussians.prior_raw, at[kPriorRaw], span, general.prior_raw);
       }
-      if (of.mask.data) {
-        cuda::load<S, kAccess, kFast, true, uint8_t>(space, of.mask, at[kMask], span, general.mask);
+      if (gaussians.mask.data) {
+        cuda::load<S, kAccess, kFast, true, uint8_t>(space, gaussians.mask, at[kMask], span,
+                                                     general.mask);
       }
     }
   }
 
   // Computes the posteriors of chunk b and, if `with_prior`, its priors.
   template <bool kWhole>
-  __device__ __forceinline__ void compute(const Gaussians& of, const F& f, int b, bool with_prior,
-                                          math::Posterior<T> (&q)[C],
+  __device__ __forceinline__ void compute(const Gaussians& gaussians, const F& f, int b,
+                                          bool with_prior, math::Posterior<T> (&q)[C],
                                           math::Prior<T> (&p)[C]) const {
     T means[C], scales[C];
     widen<kAccess, kWhole, C>(mu, b, means);
     widen<kAccess, kWhole, C>(raw, b, scales);
     math::posterior<math::kCoarse<S>>(f, means, scales, q);
     if constexpr (kGeneral<F>) {
-      if (!of.raw.data) {
+      if (!gaussians.raw.data) {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) q[j].scale = {T(1), T(0), T(0), T(0)};
       }
       if (!with_prior) return;
-      if (of.prior_mean.data) {
+      if (gaussians.prior_mean.data) {
         widen<kAccess, kWhole, C>(general.mean, b, means);
       } else {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) means[j] = f.prior_mean;
       }
       widen<kAccess, kWhole, C>(general.prior_raw, b, scales);
-      math::prior(f, of.prior_raw.data, means, scales, p);
+      math::prior(f, gaussians.prior_raw.data, means, scales, p);
     }
   }
 
@@ -86,10 +88,11 @@ class GaussianStep {
   // the tile are 0. Kernels for default options need no check: they load 0 outside of the tile, and
   // the KL of that is 0.
   template <bool kWhole>
-  __device__ __forceinline__ bool counts(const Gaussians& of, const Span<kWhole>& span, int b,
-                                         int j) const {
+  __device__ __forceinline__ bool counts(const Gaussians& gaussians, const Span<kWhole>& span,
+                                         int b, int j) const {
     if constexpr (kGeneral<F>) {
-      return span.has(b * C + j) && (!of.mask.data || general.mask.s[place_of<S, kAccess>(b, j)]);
+      return span.has(b * C + j) &&
+             (!gaussians.mask.data || general.mask.s[place_of<S, kAccess>(b, j)]);
     }
     return true;
   }
@@ -114,7 +117,7 @@ class GaussianStep {
 // Whether the kernels for default options serve the Gaussians of a call.
 template <class Params>
 bool has_default_options(const WithScalars<Params>& p) {
-  return has_default_options(p.of) && !p.of.mask.data && !p.scalars.any();
+  return has_default_options(p.gaussians) && !p.gaussians.mask.data && !p.scalars.any();
 }
 
 // Converts the options to the form that a kernel takes.
@@ -135,7 +138,7 @@ cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& 
                          const Launch& launch) {
   using T = arithmetic_t<S>;
   if (at_sample) {
-    const OptionsAtSample<T> options{options_as<T, false>(p.of.options, p.scalars)};
+    const OptionsAtSample<T> options{options_as<T, false>(p.gaussians.options, p.scalars)};
     if constexpr (kGeneralHasVectors<S>) {
       constexpr std::integral_constant<Access, Access::kStrided> strided;
       if (choice.access == Access::kStrided) return launch(strided, options);
@@ -144,7 +147,7 @@ cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& 
     return launch(scalar, options);
   }
   return with_kernel<S>(choice, [&](auto access, auto is_default) {
-    return launch(access, options_as<T, is_default>(p.of.options, p.scalars));
+    return launch(access, options_as<T, is_default>(p.gaussians.options, p.scalars));
   });
 }
 

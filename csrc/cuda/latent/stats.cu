@@ -47,10 +47,10 @@ class StatsElement {
   __device__ __forceinline__ void add(int64_t e, T (&sums)[math::kStats]) {
     GaussianStep<S, Access::kScalar, F, false> step;
     const Span<true> span = read(step, e);
-    if (!step.counts(p_.of, span, 0, 0)) return;
+    if (!step.counts(p_.gaussians, span, 0, 0)) return;
     math::Posterior<T> q[1];
     math::Prior<T> prior[1];
-    step.template compute<true>(p_.of, f_, 0, true, q, prior);
+    step.template compute<true>(p_.gaussians, f_, 0, true, q, prior);
     T mu[1], raw[1];
     widen<Access::kScalar, true, 1>(step.mu, 0, mu);
     widen<Access::kScalar, true, 1>(step.raw, 0, raw);
@@ -73,7 +73,7 @@ class StatsElement {
     int64_t at[kSlots];
     gaussian_strides<F>(p_, strides);
     locate<S, Access::kScalar, false>(p_.space, strides, e, at);
-    step.load(p_.space, p_.of, at, span, true, true);
+    step.load(p_.space, p_.gaussians, at, span, true, true);
     return span;
   }
 
@@ -208,7 +208,7 @@ cudaError_t stats_as(const WithScalars<StatsParams>& p, cudaStream_t stream) {
   cudaError_t error = finishes ? ticket_slot(stream, &ticket) : cudaSuccess;
   if (error != cudaSuccess) return error;
   error = launch(stats_kernel<S>, p.tasks.tasks(), stream, p,
-                 options_as<T, false>(p.of.options, p.scalars), ticket);
+                 options_as<T, false>(p.gaussians.options, p.scalars), ticket);
   if (error != cudaSuccess || !finishes || ticket != kNoTicket) return error;
   return launch(finish_stats_kernel<T>, 1, stream, p);
 }

@@ -37,14 +37,14 @@ class Backward {
     stage<L, S>(p_, vectors_, piece, inputs);
     if constexpr (kCountHasGradient<L>) {
       if (!is_count(o_.kind) || !(kWithValues || needs(1))) return;
-      add_counts(p_.of, piece, inputs, [&](const T(&x)[L::kInputs], int slot) {
+      add_counts(p_.observations, piece, inputs, [&](const T(&x)[L::kInputs], int slot) {
         if constexpr (kWithValues) inputs_.count_terms[slot] = L::count_term(o_, x);
         T dx[L::kInputs] = {};
         L::count_term_adjoint(o_, x, inputs_.factor[slot], dx);
         return dx[1];
       });
     } else if constexpr (kWithValues && L::kIsCount) {
-      add_counts(p_.of, piece, inputs,
+      add_counts(p_.observations, piece, inputs,
                  [&](const T(&x)[L::kInputs], int) { return L::count_term(o_, x); });
     }
   }
@@ -63,7 +63,7 @@ class Backward {
         }
       }
     }
-    return p_.of.mask.data && !inputs_.kept[slot] ? T(0) : inputs_.factor[slot] * value;
+    return p_.observations.mask.data && !inputs_.kept[slot] ? T(0) : inputs_.factor[slot] * value;
   }
 
   // The gradients of an element. `through_softmax` still has to change the first one.
@@ -74,7 +74,7 @@ class Backward {
     if constexpr (kCountHasGradient<L>) {
       if (is_count(o_.kind) && needs(1) && x[kTarget<L>] != T(0)) dx[1] += inputs_.added[slot];
     }
-    if (p_.of.mask.data && !inputs_.kept[slot]) {
+    if (p_.observations.mask.data && !inputs_.kept[slot]) {
       VAE_FUSED_UNROLL
       for (int k = 0; k < L::kInputs; ++k) dx[k] = 0;
     }
@@ -122,7 +122,7 @@ class Backward {
       sum = sum_of_lanes(sum, log_lanes);
       if (line < piece.lines && lane == 0) {
         const int64_t row = task.row + task.done + line;
-        plan.of[k].partials[row * plan.matrix.column_tiles + plan.part_of(t)] = sum;
+        plan.sums[k].partials[row * plan.matrix.column_tiles + plan.part_of(t)] = sum;
       }
     }
   }
@@ -165,7 +165,7 @@ class Backward {
     const auto log_mean = *reinterpret_cast<const Pack<T, V>*>(&inputs_.factor[slot]);
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) {
-      const bool kept = !p_.of.mask.data || inputs_.kept[slot + j];
+      const bool kept = !p_.observations.mask.data || inputs_.kept[slot + j];
       const T share = math::exp(log_mean.s[j] - library.s[j]);
       dx.s[j] = kept ? dx.s[j] - share * dot.s[j] : T(0);
     }
@@ -201,14 +201,14 @@ class ColumnTotals {
     is_second_ = false;
     VAE_FUSED_UNROLL
     for (int k = 0; k < kParameters; ++k) {
-      if (plan.of[k].by_column) {
+      if (plan.sums[k].by_column) {
         sums[threadIdx.x] = total_[k];
         __syncthreads();
         if (static_cast<int>(threadIdx.x) < task.columns) {
           double column_sum = 0;
           for (int i = threadIdx.x; i < kThreads; i += 1 << plan.log_width) column_sum += sums[i];
           const int64_t at = plan.group_of(t) * plan.matrix.columns + task.column + threadIdx.x;
-          plan.of[k].partials[at] = column_sum;
+          plan.sums[k].partials[at] = column_sum;
         }
         __syncthreads();
       }
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
       if (by_task) {
 #pragma unroll 1
         for (int k = 0; k < kTarget<L> - 1; ++k) {
-          if (plan.of[k].by_line) backward.sum_lines(plan, k, piece, t, task);
+          if (plan.sums[k].by_line) backward.sum_lines(plan, k, piece, t, task);
         }
         task.done += piece.lines;
       }
@@ -325,8 +325,8 @@ template <typename S, bool kWithValues = false>
 cudaError_t launch_backward(const NllBackwardParams& p, const SumPlan& sums,
                             const RowPlan& row_plan, int64_t units, bool vectors,
                             cudaStream_t stream) {
-  const auto options = kernel_options<arithmetic_t<S>>(p.of);
-  return launch_with_kind(p.of.kind, [&](auto kind) {
+  const auto options = kernel_options<arithmetic_t<S>>(p.observations);
+  return launch_with_kind(p.observations.kind, [&](auto kind) {
     return launch(nll_backward_kernel<S, KernelKind<S, decltype(kind)>, kWithValues>,
                   row_plan.blocks, stream, p, options, sums, row_plan.disposition, vectors, units,
                   row_plan.ticket);

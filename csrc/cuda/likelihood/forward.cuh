@@ -13,7 +13,7 @@ namespace {
 
 // The value of an element whose inputs are in shared memory.
 template <class L, typename T>
-__device__ __forceinline__ T value_at(const Observations& of, const KernelOptions<T>& o,
+__device__ __forceinline__ T value_at(const Observations& observations, const KernelOptions<T>& o,
                                       const Inputs<L, T>& inputs, int slot) {
   T x[L::kInputs];
   inputs_at(inputs, slot, x);
@@ -21,8 +21,8 @@ __device__ __forceinline__ T value_at(const Observations& of, const KernelOption
   if constexpr (L::kIsCount) {
     if (is_count(o.kind) && x[kTarget<L>] != T(0)) value += inputs.added[slot];
   }
-  if (of.weight.data) value *= inputs.factor[slot];
-  return of.mask.data && !inputs.kept[slot] ? T(0) : value;
+  if (observations.weight.data) value *= inputs.factor[slot];
+  return observations.mask.data && !inputs.kept[slot] ? T(0) : value;
 }
 
 template <typename S, class L>
@@ -44,12 +44,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Direction::kForward, S, L
       stage<L, S>(p, vectors, piece, inputs);
       if constexpr (L::kIsCount) {
         if (is_count(o.kind)) {
-          add_counts(p.of, piece, inputs,
+          add_counts(p.observations, piece, inputs,
                      [&](const T(&x)[L::kInputs], int) { return L::count_term(o, x); });
         }
       }
-      for_each_slot<T>(piece,
-                       [&](int slot) { totals.add(piece, slot, value_at(p.of, o, inputs, slot)); });
+      for_each_slot<T>(piece, [&](int slot) {
+        totals.add(piece, slot, value_at(p.observations, o, inputs, slot));
+      });
       totals.end_piece();
       __syncthreads();
     }
@@ -67,8 +68,8 @@ cudaError_t nll_as(NllParams p, cudaStream_t stream) {
   RowPlan plan;
   cudaError_t error = plan_row_sums<T>(p.space, p.nll, p.kl, stream, plan);
   if (error != cudaSuccess) return error;
-  const auto options = kernel_options<T>(p.of);
-  error = launch_with_kind(p.of.kind, [&](auto kind) {
+  const auto options = kernel_options<T>(p.observations);
+  error = launch_with_kind(p.observations.kind, [&](auto kind) {
     return launch(nll_kernel<S, KernelKind<S, decltype(kind)>>, plan.blocks, stream, p, options,
                   plan.disposition, vectors, plan.ticket);
   });

@@ -14,8 +14,8 @@ struct KernelOptions : math::LikelihoodOptions<T> {
 };
 
 template <typename T>
-KernelOptions<T> kernel_options(const Observations& of) {
-  return {math::narrowed<T>(of.options), of.kind};
+KernelOptions<T> kernel_options(const Observations& observations) {
+  return {math::narrowed<T>(observations.options), observations.kind};
 }
 
 // Calls visit(L{}), where L is the kind of a call.
@@ -80,9 +80,9 @@ struct AnyKind {
     for (int k = 0; k < kInputs; ++k) out[k] = 0;
     with_kind(o.kind, [&](auto kind) {
       using L = decltype(kind);
-      InputsOf<L, F> of(in), d(out);
-      L::adjoint(o, of.in, grad, d.in);
-      d.copy_to(out);
+      InputsOf<L, F> x(in), dx(out);
+      L::adjoint(o, x.in, grad, dx.in);
+      dx.copy_to(out);
     });
   }
 
@@ -93,9 +93,9 @@ struct AnyKind {
     with_kind(o.kind, [&](auto kind) {
       using L = decltype(kind);
       if constexpr (L::kIsCount) {
-        InputsOf<L, F> of(in), d(out);
-        L::count_term_adjoint(o, of.in, grad, d.in);
-        d.copy_to(out);
+        InputsOf<L, F> x(in), dx(out);
+        L::count_term_adjoint(o, x.in, grad, dx.in);
+        dx.copy_to(out);
       }
     });
   }

@@ -13,7 +13,7 @@ namespace {
 
 // The launch after backward. Each block adds up some of the columns or values of a parameter.
 struct Finish {
-  SharedSum of;
+  SharedSum sum;
   int64_t blocks = 0;
   // For sums by line: the values of the parameter, and the rows that share each value.
   int64_t values = 0, rows_of_value = 0;
@@ -23,7 +23,7 @@ struct Finish {
 struct FinishParams {
   Space space;
   Matrix matrix;
-  Finish of[kMaxShared];
+  Finish finishes[kMaxShared];
 };
 
 constexpr int kColumnsOfBlock = 32;
@@ -39,7 +39,7 @@ __device__ void finish_columns(const FinishParams& p, const Finish& f, int64_t b
   if (column < m.columns) {
 #pragma unroll 4
     for (int64_t g = threadIdx.x / kColumnsOfBlock; g < m.row_groups; g += kParts) {
-      sum += f.of.partials[g * m.columns + column];
+      sum += f.sum.partials[g * m.columns + column];
     }
   }
   sums[threadIdx.x] = sum;
@@ -47,7 +47,7 @@ __device__ void finish_columns(const FinishParams& p, const Finish& f, int64_t b
   if (threadIdx.x >= kColumnsOfBlock || column >= m.columns) return;
   sum = 0;
   for (int i = threadIdx.x; i < kThreads; i += kColumnsOfBlock) sum += sums[i];
-  static_cast<double*>(f.of.out.data)[column * f.of.out.stride[p.space.ndim - 1]] = sum;
+  static_cast<double*>(f.sum.out.data)[column * f.sum.out.stride[p.space.ndim - 1]] = sum;
 }
 
 // A row of the matrix and the offset of its value in the parameter's sums. `value` encodes the
@@ -81,30 +81,30 @@ __device__ void finish_values(const FinishParams& p, const Finish& f, int64_t bl
   if (value < f.values) {
     int64_t number = lane / tiles, tile = lane - number * tiles;
     for (int64_t i = lane; i < parts; i += width) {
-      const Row row = row_of(p.space, f.of.out, value, number);
-      sum += f.of.partials[row.row * tiles + tile];
+      const Row row = row_of(p.space, f.sum.out, value, number);
+      sum += f.sum.partials[row.row * tiles + tile];
       for (tile += width; tile >= tiles; tile -= tiles) ++number;
     }
   }
   sum = by_block ? sum_of_block(sum) : sum_of_lanes(sum, f.log_width);
   if (value >= f.values || lane != 0) return;
-  static_cast<double*>(f.of.out.data)[row_of(p.space, f.of.out, value, 0).offset] = sum;
+  static_cast<double*>(f.sum.out.data)[row_of(p.space, f.sum.out, value, 0).offset] = sum;
 }
 
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ FinishParams p) {
-  const bool is_second = blockIdx.x >= p.of[0].blocks;
-  const Finish& f = is_second ? p.of[1] : p.of[0];
-  const int64_t block = is_second ? blockIdx.x - p.of[0].blocks : blockIdx.x;
-  f.of.by_column ? finish_columns(p, f, block) : finish_values(p, f, block);
+  const bool is_second = blockIdx.x >= p.finishes[0].blocks;
+  const Finish& f = is_second ? p.finishes[1] : p.finishes[0];
+  const int64_t block = is_second ? blockIdx.x - p.finishes[0].blocks : blockIdx.x;
+  f.sum.by_column ? finish_columns(p, f, block) : finish_values(p, f, block);
 }
 
-Finish finish_of(const Space& space, const Matrix& matrix, const SharedSum& of) {
-  Finish f{of};
-  if (of.by_column) f.blocks = (matrix.columns - 1) / kColumnsOfBlock + 1;
-  if (!of.by_line) return f;
+Finish finish_of(const Space& space, const Matrix& matrix, const SharedSum& sum) {
+  Finish f{sum};
+  if (sum.by_column) f.blocks = (matrix.columns - 1) / kColumnsOfBlock + 1;
+  if (!sum.by_line) return f;
   f.values = f.rows_of_value = 1;
   for (int d = 0; d + 1 < space.ndim; ++d) {
-    (of.out.stride[d] != 0 ? f.values : f.rows_of_value) *= space.size[d];
+    (sum.out.stride[d] != 0 ? f.values : f.rows_of_value) *= space.size[d];
   }
   const int64_t parts = f.rows_of_value * matrix.column_tiles;
   while (f.log_width < 5 && parts > int64_t{8} << f.log_width) ++f.log_width;
@@ -175,8 +175,8 @@ int with_dtype(DType dtype, const Visit& visit) {
 
 cudaError_t combine_shared_sums(const Space& space, const SumPlan& plan, cudaStream_t stream) {
   FinishParams p{space, plan.matrix, {}};
-  for (int k = 0; k < kMaxShared; ++k) p.of[k] = finish_of(space, plan.matrix, plan.of[k]);
-  return launch(finish_kernel, p.of[0].blocks + p.of[1].blocks, stream, p);
+  for (int k = 0; k < kMaxShared; ++k) p.finishes[k] = finish_of(space, plan.matrix, plan.sums[k]);
+  return launch(finish_kernel, p.finishes[0].blocks + p.finishes[1].blocks, stream, p);
 }
 
 cudaError_t end_rows_later(DType dtype, const AfterRows& after, int ticket, cudaStream_t stream) {
@@ -194,11 +194,11 @@ int nll(const NllParams& params, void* stream) {
 int nll_backward(const NllBackwardParams& params, void* stream) {
   return with_dtype(params.dtype, [&](auto s) {
     using S = decltype(s);
-    const auto of = static_cast<cudaStream_t>(stream);
+    const auto on = static_cast<cudaStream_t>(stream);
     if constexpr (kHasValues<S>) {
-      if (params.nll.data) return nll_and_backward_as<S>(params, of);
+      if (params.nll.data) return nll_and_backward_as<S>(params, on);
     }
-    return nll_backward_as<S>(params, of);
+    return nll_backward_as<S>(params, on);
   });
 }
 

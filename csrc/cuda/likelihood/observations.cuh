@@ -41,15 +41,15 @@ __device__ __forceinline__ T as_arithmetic(E x) {
 }
 
 template <int V, typename T>
-__device__ __forceinline__ void read_target(const Space& space, const Observations& of, int64_t at,
-                                            Pack<T, V>& out) {
+__device__ __forceinline__ void read_target(const Space& space, const Observations& observations,
+                                            int64_t at, Pack<T, V>& out) {
   const auto as = [&](auto e) {
     Pack<decltype(e), V> pack;
-    read(space, of.target, at, pack);
+    read(space, observations.target, at, pack);
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) out.s[j] = as_arithmetic<T>(pack.s[j]);
   };
-  switch (of.target_type) {
+  switch (observations.target_type) {
     case TargetType::kFloat32:
       return as(float{});
     case TargetType::kFloat64:
@@ -98,8 +98,9 @@ __device__ __forceinline__ void stage_step(const Params& p,
   using T = arithmetic_t<S>;
   using Order = OperandOrder<L>;
   constexpr int kOutputs = kTarget<L>;
-  const Observations& of = p.of;
-  const Operand* const outputs[] = {&of.output, &of.second, &of.third};
+  const Observations& observations = p.observations;
+  const Operand* const outputs[] = {&observations.output, &observations.second,
+                                    &observations.third};
 
   // All loads come first. The target is last, because the switch on its dtype waits for its load.
   Pack<S, V> raw[kOutputs];
@@ -110,20 +111,21 @@ __device__ __forceinline__ void stage_step(const Params& p,
   VAE_FUSED_UNROLL
   for (int k = 0; k < kOutputs; ++k) {
     const bool is_present = outputs[k]->data;
-    read(p.space, is_present ? *outputs[k] : of.output, is_present ? at[k] : at[0], raw[k]);
+    read(p.space, is_present ? *outputs[k] : observations.output, is_present ? at[k] : at[0],
+         raw[k]);
   }
   VAE_FUSED_UNROLL
   for (int j = 0; j < V; ++j) kept.s[j] = 1;
-  if (of.mask.data) read(p.space, of.mask, at[Order::kMask], kept);
-  if (of.weight.data) read(p.space, of.weight, at[Order::kWeight], weight);
-  if (of.row_max.data) read(p.space, of.row_max, at[Order::kMax], largest);
-  if (of.row_shift.data) read(p.space, of.row_shift, at[Order::kShift], shift);
+  if (observations.mask.data) read(p.space, observations.mask, at[Order::kMask], kept);
+  if (observations.weight.data) read(p.space, observations.weight, at[Order::kWeight], weight);
+  if (observations.row_max.data) read(p.space, observations.row_max, at[Order::kMax], largest);
+  if (observations.row_shift.data) read(p.space, observations.row_shift, at[Order::kShift], shift);
   if constexpr (kHasGrad<Params>) {
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) grad.s[j] = T(1);
     if (p.grad.data) read(p.space, p.grad, at[Order::kGrad], grad);
   }
-  read_target(p.space, of, at[kOutputs], x[kOutputs]);
+  read_target(p.space, observations, at[kOutputs], x[kOutputs]);
 
   VAE_FUSED_UNROLL
   for (int j = 0; j < V; ++j) {
@@ -131,11 +133,11 @@ __device__ __forceinline__ void stage_step(const Params& p,
     for (int k = 0; k < kOutputs; ++k) {
       x[k].s[j] = outputs[k]->data ? math::widen(raw[k].s[j]) : T(0);
     }
-    if (of.row_max.data) x[0].s[j] -= largest.s[j];
-    if (of.row_shift.data) x[0].s[j] += shift.s[j];
+    if (observations.row_max.data) x[0].s[j] -= largest.s[j];
+    if (observations.row_shift.data) x[0].s[j] += shift.s[j];
     if constexpr (kHasGrad<Params>) {
       factor.s[j] = static_cast<T>(p.factor) * grad.s[j];
-      if (of.weight.data) factor.s[j] *= weight.s[j];
+      if (observations.weight.data) factor.s[j] *= weight.s[j];
       if (!kept.s[j]) factor.s[j] = 0;
     } else {
       factor.s[j] = weight.s[j];
@@ -145,10 +147,10 @@ __device__ __forceinline__ void stage_step(const Params& p,
   for (int k = 0; k < L::kInputs; ++k) {
     *reinterpret_cast<Pack<T, V>*>(&inputs.in[k][slot]) = x[k];
   }
-  if (kHasGrad<Params> || of.weight.data) {
+  if (kHasGrad<Params> || observations.weight.data) {
     *reinterpret_cast<Pack<T, V>*>(&inputs.factor[slot]) = factor;
   }
-  if (of.mask.data) *reinterpret_cast<Pack<uint8_t, V>*>(&inputs.kept[slot]) = kept;
+  if (observations.mask.data) *reinterpret_cast<Pack<uint8_t, V>*>(&inputs.kept[slot]) = kept;
 }
 
 // Loads a piece. It ends with a barrier.
@@ -156,20 +158,21 @@ template <class L, typename S, class Params>
 __device__ __forceinline__ void stage(const Params& p, bool vectors, const Piece& piece,
                                       Inputs<L, arithmetic_t<S>>& inputs) {
   using Order = OperandOrder<L>;
-  const Observations& of = p.of;
-  const Operand* const outputs[] = {&of.output, &of.second, &of.third};
+  const Observations& observations = p.observations;
+  const Operand* const outputs[] = {&observations.output, &observations.second,
+                                    &observations.third};
   const int64_t* strides[Order::kCount];
   VAE_FUSED_UNROLL
   for (int k = 0; k < kTarget<L>; ++k) strides[k] = outputs[k]->stride;
-  strides[kTarget<L>] = of.target.stride;
-  strides[Order::kMask] = of.mask.stride;
-  strides[Order::kWeight] = of.weight.stride;
-  strides[Order::kMax] = of.row_max.stride;
-  strides[Order::kShift] = of.row_shift.stride;
+  strides[kTarget<L>] = observations.target.stride;
+  strides[Order::kMask] = observations.mask.stride;
+  strides[Order::kWeight] = observations.weight.stride;
+  strides[Order::kMax] = observations.row_max.stride;
+  strides[Order::kShift] = observations.row_shift.stride;
   if constexpr (kHasGrad<Params>) {
     strides[Order::kGrad] = p.grad.stride;
   } else {
-    strides[Order::kGrad] = of.target.stride;  // unused, as forward has no gradient
+    strides[Order::kGrad] = observations.target.stride;  // unused, as forward has no gradient
   }
   for_each_step<S>(p.space, piece, vectors, strides, [&](int slot, const auto& at, auto v) {
     stage_step<L, S, decltype(v)::value>(p, at, slot, inputs);
@@ -194,12 +197,12 @@ __device__ __forceinline__ void clear_list(Inputs<L, T>& inputs) {
 // Sets `added` to compute(x, slot) for the counts of a piece that are neither 0 nor masked. All
 // threads can read `added` when it returns.
 template <class L, typename T, typename Compute>
-__device__ __forceinline__ void add_counts(const Observations& of, const Piece& piece,
+__device__ __forceinline__ void add_counts(const Observations& observations, const Piece& piece,
                                            Inputs<L, T>& inputs, const Compute& compute) {
 #pragma unroll 1
   for (int j = 0; j < kSlotsOfThread<T>; ++j) {
     const int slot = threadIdx.x + j * kThreads;
-    const bool is_kept = piece.has(slot) && (!of.mask.data || inputs.kept[slot]);
+    const bool is_kept = piece.has(slot) && (!observations.mask.data || inputs.kept[slot]);
     collect(is_kept && inputs.in[kTarget<L>][slot] != T(0), slot, inputs);
   }
   __syncthreads();

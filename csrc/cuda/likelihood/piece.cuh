@@ -108,12 +108,12 @@ __device__ __forceinline__ void for_each_slot(const Piece& piece, const Visit& v
 template <typename S>
 bool has_vectors(const Space& space, const std::vector<OperandRef>& operands) {
   constexpr int V = kVectorOfPiece<S>;
-  for (const OperandRef& l : operands) {
-    const int64_t* const stride = l.operand->stride;
-    if (!l.written && stride[space.ndim - 1] == 0) continue;
+  for (const OperandRef& ref : operands) {
+    const int64_t* const stride = ref.operand->stride;
+    if (!ref.written && stride[space.ndim - 1] == 0) continue;
     const bool is_whole =
-        space.ndim == 1 ? l.operand->is_contiguous : has_whole_runs(space, stride, V);
-    if (!is_whole || !is_aligned(l.operand->data, int64_t{l.bytes} * V)) return false;
+        space.ndim == 1 ? ref.operand->is_contiguous : has_whole_runs(space, stride, V);
+    if (!is_whole || !is_aligned(ref.operand->data, int64_t{ref.bytes} * V)) return false;
   }
   return space.ndim == 1 || space.size[space.ndim - 1] % V == 0;
 }

@@ -35,7 +35,7 @@ struct SumPlan {
   int lines = 0;      // lines of a piece
   Matrix matrix;
   Divisor column_tiles_divisor;
-  SharedSum of[kMaxShared];
+  SharedSum sums[kMaxShared];
 
   explicit SumPlan(const NllBackwardParams& p);
 
@@ -87,10 +87,10 @@ inline SumPlan::SumPlan(const NllBackwardParams& p)
   const Operand* const operands[kMaxShared] = {&p.sum_second, &p.sum_third};
   double* partials = p.partials;
   for (int k = 0; k < kMaxShared; ++k) {
-    of[k].by_column = is_by_column(p.space, *operands[k]);
-    of[k].by_line = operands[k]->data && !of[k].by_column;
-    of[k].partials = partials;
-    of[k].out = *operands[k];
+    sums[k].by_column = is_by_column(p.space, *operands[k]);
+    sums[k].by_line = operands[k]->data && !sums[k].by_column;
+    sums[k].partials = partials;
+    sums[k].out = *operands[k];
     if (partials) partials += matrix.partials_of(p.space, *operands[k]);
   }
 }

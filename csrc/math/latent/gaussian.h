@@ -347,8 +347,7 @@ VAE_FUSED_HD Relative<F> relative(const LatentOptions<T>&, const Posterior<F>& q
 // contains r^2 = e^x on average, and h(x) = -1. For sigma = 1 and c = ln 2 pi it is -ln p(mu).
 //
 // The KL of an element is at least free_bits. Below that bound its gradient is 0. `is_linear_form`
-// is an argument beside the options (f.is_linear_form or a constant), so that loops are compiled
-// for both.
+// is an argument, the option or a constant, so that loops are compiled for both.
 //
 // The functions for elements return twice the KL and, with DefaultOptions, twice the gradient of x.
 // The factor 1/2 is exact and is applied once, to a sum.

@@ -28,16 +28,16 @@ c10::SymDimVector leading_sizes(const Tensor& t, int64_t ndim) {
 }
 
 void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
-                   const OptionalTensor& grad_kl_in, const Tensor& mu, const Tensors& of,
+                   const OptionalTensor& grad_kl_in, const Tensor& mu, const Tensors& inputs,
                    const OptionalTensor& eps_in, const OptionalTensor& key_in,
                    const Reduction& reduction) {
   Tensor grad_z = grad_z_in.value_or(Tensor()), grad_kl = grad_kl_in.value_or(Tensor());
-  of.check(mu);
+  inputs.check(mu);
   WithScalars<BackwardParams> params;
   params.dtype = dtype_of(mu);
-  params.of.options = parse_options(of.options.numbers);
+  params.gaussians.options = parse_options(inputs.options.numbers);
   // Without these gradients there is no sample to differentiate, and no noise is needed.
-  const bool at_sample = params.of.options.at_sample && grad_kl.defined();
+  const bool at_sample = params.gaussians.options.at_sample && grad_kl.defined();
   const bool has_samples = grad_z.defined() || at_sample;
   TORCH_CHECK_VALUE(has_samples || !grad.eps.defined(),
                     "vae_fused: grad_z must be given for a gradient of eps, got none");
@@ -61,7 +61,7 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   if (!grad.any() || mu.is_meta() || mu.numel() == 0) return;
 
   const c10::DeviceGuard guard(mu.device());
-  params.scalars = of.options.pointers(params.of.options);
+  params.scalars = inputs.options.pointers(params.gaussians.options);
   if (noise.key.defined()) params.key = key_of(noise.key);
   if (grad_kl.defined()) {
     // The gradient of a sum over the KLs of many rows is one value, expanded.
@@ -74,7 +74,7 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
     params.grad_kl.data = grad_kl.const_data_ptr();
     params.grad_kl.factor = reduction.factor(mu);
   }
-  CallTensors tensors = of.bindable(mu);
+  CallTensors tensors = inputs.bindable(mu);
   tensors.add("eps", noise.eps);
   tensors.add("grad_z", grad_z);
   tensors.add("grad_mu", grad.mu);
@@ -82,7 +82,7 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   tensors.add("grad_prior_mean", grad.prior_mean);
   tensors.add("grad_prior_raw", grad.prior_raw);
   tensors.add("grad_eps", grad.eps);
-  for (const c10::SymInt& size : samples) params.of.samples *= size.expect_int();
+  for (const c10::SymInt& size : samples) params.gaussians.samples *= size.expect_int();
   params.space = tensors.bind(params, mu, reduction.summed);
   VAE_FUSED_LAUNCH(backward, params, mu.device());
   tensors.copy_back();

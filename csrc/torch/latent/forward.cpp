@@ -17,13 +17,13 @@ struct Outputs {
 };
 
 // Without `noise` there is no sample, and without `reduction` no KL.
-Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
+Outputs forward(Tensor mu, Tensors inputs, std::optional<Noise> noise,
                 std::optional<Reduction> reduction, at::OptionalSymIntArrayRef sample_shape) {
-  of.check(mu);
+  inputs.check(mu);
   WithScalars<ForwardParams> params;
   params.dtype = dtype_of(mu);
-  params.of.options = parse_options(of.options.numbers);
-  const bool at_sample = params.of.options.at_sample && reduction;
+  params.gaussians.options = parse_options(inputs.options.numbers);
+  const bool at_sample = params.gaussians.options.at_sample && reduction;
   TORCH_CHECK_VALUE(
       !at_sample || noise,
       "vae_fused: estimator must be 'analytic' for a KL without a sample, got 'sample'");
@@ -46,7 +46,7 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
                       "vae_fused: tensors must have at most 64 dimensions, got ", shape.size());
     reduction = reduction->after(static_cast<int64_t>(sample_shape->size()));
     mu = mu.expand_symint(shape);
-    of = of.expanded(shape);
+    inputs = inputs.expanded(shape);
   }
   if (reduction) {
     out.kl = at::empty_symint(reduction->shape(mu), mu.options().dtype(arithmetic_dtype(mu)));
@@ -54,17 +54,17 @@ Outputs forward(Tensor mu, Tensors of, std::optional<Noise> noise,
   if (mu.is_meta()) return out;
 
   const c10::DeviceGuard guard(mu.device());
-  params.scalars = of.options.pointers(params.of.options);
+  params.scalars = inputs.options.pointers(params.gaussians.options);
   params.kl.factor = factor;
   if (mu.numel() == 0) {  // a sum is 0 and a mean is NaN, as in torch
     if (out.kl.defined()) out.kl.fill_(0.0 * params.kl.factor);
     if (out.key.defined()) out.key.zero_();
     return out;
   }
-  CallTensors tensors = of.bindable(mu);
+  CallTensors tensors = inputs.bindable(mu);
   if (noise) tensors.add("eps", noise->eps);
   tensors.add("z", out.z);
-  params.of.samples = samples_of(out.z, mu);
+  params.gaussians.samples = samples_of(out.z, mu);
   params.space = tensors.bind(params, mu, reduction.value_or(Reduction{}).summed);
   Tensor partials;
   if (out.kl.defined()) {

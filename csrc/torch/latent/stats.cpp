@@ -16,8 +16,8 @@ namespace vae_fused {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu, const Tensor& raw,
                                                                 at::IntArrayRef dim,
                                                                 VAE_FUSED_PRIOR_AND_OPTIONS) {
-  const Tensors of(raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS);
-  of.check(mu);
+  const Tensors inputs(raw, prior_mean, prior_raw, mask, VAE_FUSED_GIVEN_OPTIONS);
+  inputs.check(mu);
   const Reduction batch = parse_reduction("sum", dim, mu.dim());
   const auto shape = batch.shape(mu);
   const auto empty = [&](at::ScalarType dtype) {
@@ -28,8 +28,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu
   const Tensor clamped = empty(at::kLong), non_finite = empty(at::kLong);
   WithScalars<StatsParams> params;
   params.dtype = dtype_of(mu);
-  params.of.options = parse_options(of.options.numbers);
-  TORCH_CHECK_VALUE(!params.of.options.at_sample,
+  params.gaussians.options = parse_options(inputs.options.numbers);
+  TORCH_CHECK_VALUE(!params.gaussians.options.at_sample,
                     "vae_fused: estimator must be 'analytic' for statistics, got 'sample'");
   if (mu.is_meta()) return {kl, mean, variance, clamped, non_finite};
 
@@ -39,8 +39,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu
     for (const Tensor& t : {clamped, non_finite}) t.zero_();
     return {kl, mean, variance, clamped, non_finite};
   }
-  params.scalars = of.options.pointers(params.of.options);
-  CallTensors tensors = of.bindable(mu);
+  params.scalars = inputs.options.pointers(params.gaussians.options);
+  CallTensors tensors = inputs.bindable(mu);
   // The rows are the items of the batch, so the latent dimensions are the "summed" ones.
   params.space = tensors.bind(params, mu, ~batch.summed & (~DimSet{} >> (64 - mu.dim())));
   params.tasks =

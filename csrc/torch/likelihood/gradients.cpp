@@ -120,7 +120,7 @@ Gradients compute_gradients(const OptionalTensor& grad, const ObservedTensors& c
 
   params.dtype = dtype_of(output);
   params.factor = reduced.factor(output);
-  call.describe(params.of);
+  call.describe(params.observations);
   CallTensors inputs = call.bindable();
   add_rows(inputs, call, rows);
   if (grad.has_value()) inputs.add("grad", expanded(*grad, reduced, output));

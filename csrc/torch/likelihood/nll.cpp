@@ -14,7 +14,7 @@ void compute_nll(const ObservedTensors& call, const Tensor& rows, const Reductio
   params.dtype = dtype_of(output);
   params.nll.factor = reduced.factor(output);
   if (call.options.is_softmax()) compute_rows(call, rows);
-  call.describe(params.of);
+  call.describe(params.observations);
   CallTensors tensors = call.bindable();
   add_rows(tensors, call, rows);
   params.space = tensors.bind(params, output, reduced.summed);

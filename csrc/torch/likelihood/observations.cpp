@@ -91,10 +91,10 @@ CallTensors ObservedTensors::bindable() const {
   return tensors;
 }
 
-void ObservedTensors::describe(Observations& of) const {
-  of.kind = options.kind();
-  of.options = options.parsed(second.defined());
-  of.target_type = target_type_of(target);
+void ObservedTensors::describe(Observations& observations) const {
+  observations.kind = options.kind();
+  observations.options = options.parsed(second.defined());
+  observations.target_type = target_type_of(target);
 }
 
 at::TensorOptions ObservedTensors::arithmetic_options() const {

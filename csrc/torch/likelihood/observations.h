@@ -21,7 +21,7 @@ struct ObservedTensors {
   // The shape of the tensor that `compute_rows` writes.
   c10::SymDimVector rows_sizes() const;
   CallTensors bindable() const;
-  void describe(Observations& of) const;
+  void describe(Observations& observations) const;
   at::TensorOptions arithmetic_options() const;
 
  private:
