@@ -31,7 +31,7 @@ struct Dim {
 };
 
 // Whether one step along `outer` equals all steps along `inner`, in the noise and in every operand.
-inline bool merges(const Dim& outer, const Dim& inner, size_t operands) {
+inline bool is_mergeable(const Dim& outer, const Dim& inner, size_t operands) {
   for (size_t k = 0; k <= operands; ++k) {
     if (outer.strides[k] != inner.strides[k] * inner.size) return false;
   }
@@ -61,7 +61,7 @@ inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
       if (summed[d] != is_summed || sizes[d] == 1) continue;
       Dim dim{sizes[d], {noise}};
       for (size_t k = 0; k < present.size(); ++k) dim.strides[k + 1] = present[k].strides[d];
-      if (!dims.empty() && merges(dims.back(), dim, present.size())) {
+      if (!dims.empty() && is_mergeable(dims.back(), dim, present.size())) {
         dim.size *= dims.back().size;
         dims.back() = dim;
       } else {
@@ -76,7 +76,7 @@ inline std::vector<Dim> merge(const std::vector<int64_t>& sizes, DimSet summed,
   return dims;
 }
 
-inline void tile(Space& space) {
+inline void cut_into_tiles(Space& space) {
   space.rows_per_tile = space.tiles_per_row = 1;
   if (space.cols > kTile) {
     space.tiles_per_row = tiles_of(space.cols);
@@ -133,7 +133,7 @@ inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
     operand.is_contiguous = is_contiguous(dims, k + 1);
     for (size_t d = 0; d < dims.size(); ++d) operand.stride[d] = dims[d].strides[k + 1];
   }
-  tile(space);
+  cut_into_tiles(space);
   return true;
 }
 

@@ -7,10 +7,10 @@
 namespace vae_fused {
 
 // A task has up to `columns` columns and `rows_of_task` rows. The number of rows starts from
-// `most_rows` and is halved, down to `least_rows`, until there are `enough` tasks. It depends on
+// `max_rows` and is halved, down to `min_rows`, until there are `min_tasks` tasks. It depends on
 // the shape alone, and therefore the order of summation does as well.
 struct TaskShape {
-  int64_t columns, least_rows, most_rows, enough;
+  int64_t columns, min_rows, max_rows, min_tasks;
 };
 
 struct Matrix {
@@ -20,11 +20,11 @@ struct Matrix {
       : rows(1),
         columns(space.size[space.ndim - 1]),
         columns_of_task(shape.columns),
-        rows_of_task(shape.most_rows) {
+        rows_of_task(shape.max_rows) {
     for (int d = 0; d + 1 < space.ndim; ++d) rows *= space.size[d];
     column_tiles = (columns + columns_of_task - 1) / columns_of_task;
     const auto groups = [&] { return (rows + rows_of_task - 1) / rows_of_task; };
-    while (rows_of_task > shape.least_rows && groups() * column_tiles < shape.enough) {
+    while (rows_of_task > shape.min_rows && groups() * column_tiles < shape.min_tasks) {
       rows_of_task /= 2;
     }
     row_groups = groups();

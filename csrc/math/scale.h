@@ -88,7 +88,7 @@ VAE_FUSED_HD F is_not_finite(F mu, F raw) {
 // Returns t. A negative standard deviation is NaN, and so is a variance that is negative after its
 // floor has been added.
 template <typename T, typename F>
-VAE_FUSED_HD F argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
+VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
   F t = o.gain * x + o.shift;
   if (base == ScaleBase::kIdentity || base == ScaleBase::kSqrt) {
     t = t + o.root_floor;
@@ -145,7 +145,7 @@ constexpr T kLargest = std::numeric_limits<T>::max();
 template <typename T>
 constexpr T kTiny = sizeof(T) == 8 ? T(1e-16) : T(1e-7);
 template <typename T>
-constexpr T kAbsorbs = sizeof(T) == 8 ? T(0x1p+300) : T(0x1p+60);
+constexpr T kAbsorbsFloor = sizeof(T) == 8 ? T(0x1p+300) : T(0x1p+60);
 
 template <typename T>
 VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
@@ -192,11 +192,11 @@ VAE_FUSED_HD Scale<F> base_of(const ScaleOptions<T>& o, ScaleBase base, F t, F s
 
 // Applies the floors, and computes the logarithm unless the base provides it.
 template <typename T, typename F>
-VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool floored, F t,
-                               const Scale<F>& b) {
+VAE_FUSED_HD Scale<F> apply_floors(const ScaleOptions<T>& o, ScaleBase base, bool floored, F t,
+                                   const Scale<F>& b) {
   F s = b.sigma, x = b.x, ds = b.dsigma, dx = b.dx;
   const F variance = s * s + o.var_floor;
-  const auto large = s > F(kAbsorbs<T>), tiny = s < F(kTiny<T> * o.unit);
+  const auto large = s > F(kAbsorbsFloor<T>), tiny = s < F(kTiny<T> * o.unit);
   if (floored && o.var_floor != T(0)) {
     const F root = sqrt_any(variance);
     ds = select(large, ds, ds * (s * reciprocal(root)));
@@ -214,18 +214,18 @@ VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool fl
       square = floored ? select(large, s, variance) : t;
       factor = floored ? select(large, F(2), F(1)) : F(1);
     }
-    F taken = factor * log_any(square), dtaken = chain(F(2) * reciprocal(s), ds);
-    if (base == ScaleBase::kSqrt && !floored) taken = taken + o.log_unit_squared;
+    F log_variance = factor * log_any(square), dlog_variance = chain(F(2) * reciprocal(s), ds);
+    if (base == ScaleBase::kSqrt && !floored) log_variance = log_variance + o.log_unit_squared;
     if (base == ScaleBase::kSoftplus && !floored) {
-      taken = select(tiny, x, taken);
-      dtaken = select(tiny, dx, dtaken);
+      log_variance = select(tiny, x, log_variance);
+      dlog_variance = select(tiny, dx, dlog_variance);
     }
     if (floored) {
       const F largest = F(kLargest<T>);
-      dtaken = select((s > largest) & (abs(ds) > largest), dx, dtaken);
+      dlog_variance = select((s > largest) & (abs(ds) > largest), dx, dlog_variance);
     }
-    x = taken;
-    dx = dtaken;
+    x = log_variance;
+    dx = dlog_variance;
   }
   return {s, x, ds, dx};
 }
@@ -233,8 +233,8 @@ VAE_FUSED_HD Scale<F> finished(const ScaleOptions<T>& o, ScaleBase base, bool fl
 template <typename T, typename F>
 VAE_FUSED_HD Scale<F> scale_of(const ScaleOptions<T>& o, ScaleBase base, bool floored,
                                const Clamped<F>& clamped) {
-  const F t = argument(o, base, clamped.x);
-  return finished(o, base, floored, t, base_of(o, base, t, clamped.dx));
+  const F t = base_argument(o, base, clamped.x);
+  return apply_floors(o, base, floored, t, base_of(o, base, t, clamped.dx));
 }
 
 template <typename T, typename F>

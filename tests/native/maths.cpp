@@ -20,7 +20,7 @@ namespace math = vae_fused::math;
       const auto with = math::exponentials(x[i]);                                               \
       const auto both = with.excess(x[i]);                                                      \
       const auto from = math::excess(math::clip_for_exp(x[i]), math::exp(x[i]));                \
-      const T results[] = {with.e, both.g, both.h, from.g, from.h};                             \
+      const T results[] = {with.sigma, both.g, both.h, from.g, from.h};                         \
       for (int j = 0; j < 5; ++j) out[5 * i + j] = results[j];                                  \
     }                                                                                           \
   }                                                                                             \

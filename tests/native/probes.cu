@@ -138,7 +138,7 @@ void coarse_exponentials(const float* x, float* out, int64_t n) {
     const float clipped[] = {vae_fused::math::clip_for_exp(x[i])};
     vae_fused::math::Exponentials<float> exps[1];
     vae_fused::math::exponentials_for<true>(clipped, exps);
-    out[2 * i] = exps[0].e;
+    out[2 * i] = exps[0].sigma;
     out[2 * i + 1] = exps[0].excess(clipped[0]).g;
   }
 }

@@ -5,7 +5,7 @@ namespace vae_fused::cpu {
 
 void backward(const WithScalars<BackwardParams>& given, ParallelFor parallel_for) {
   const Key key = resolve(given.key);
-  with_numbers(given, [&](const BackwardParams& params) { run(params, key, parallel_for); });
+  with_scalars_read(given, [&](const BackwardParams& params) { run(params, key, parallel_for); });
 }
 
 }  // namespace vae_fused::cpu

@@ -17,7 +17,7 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T*
     const Lanes<T> x = math::clamp_raw<clamps>(f, r), zero = T(0);
     const auto exps = math::exponentials(x);
     Lanes<T> to_mu = g, to_x = zero;
-    if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), exps.e);
+    if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), exps.sigma);
     if constexpr (with_kl) {
       const math::Relative<Lanes<T>> relative{get(mu + j), x, exps.excess(x)};
       const auto kl_grads = math::kl_adjoint(f, false, relative, Lanes<T>(T(1)), get(gk + j));
@@ -38,7 +38,7 @@ VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> f, const T* mu
                                           T* gmu, T* graw, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const Lanes<T> r = get(raw + j), e = get(eps + j), zero = T(0);
-    const Lanes<T> sigma = math::exponentials(math::clamp_raw<clamps>(f, r)).e;
+    const Lanes<T> sigma = math::exponentials(math::clamp_raw<clamps>(f, r)).sigma;
     const Lanes<T> z = math::sample(f, get(mu + j), sigma, e);
     const auto adjoint =
         math::log_ratio_adjoint(f, stop_q, z, Lanes<T>(T(1)), sigma, e, get(gk + j));
@@ -55,7 +55,7 @@ template <bool masked, typename T>
 VAE_FUSED_NOINLINE void noise_adjoint(math::DefaultOptions<T> f, const T* raw, const T* mask,
                                       const T* gz, T* geps, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    const Lanes<T> sigma = math::exponentials(math::clamp_raw(f, get(raw + j))).e;
+    const Lanes<T> sigma = math::exponentials(math::clamp_raw(f, get(raw + j))).sigma;
     put(zero_if_masked<masked>(mask, j, math::noise_adjoint(f, get(gz + j), sigma)), geps + j);
   }
 }

@@ -8,7 +8,7 @@ namespace vae_fused::cpu {
 void forward(const WithScalars<ForwardParams>& given, ParallelFor parallel_for) {
   const Key key = resolve(given.key);
   write_key(key, given.key_out);
-  with_numbers(given, [&](const ForwardParams& params) { run(params, key, parallel_for); });
+  with_scalars_read(given, [&](const ForwardParams& params) { run(params, key, parallel_for); });
   combine(given.dtype, given.space, kl_sums(given));
 }
 

@@ -17,7 +17,7 @@ VAE_FUSED_NOINLINE void sample_and_kl(math::DefaultOptions<T> f, const T* mu, co
     const Lanes<T> m = get(mu + j), x = math::clamp_raw<clamps>(f, get(raw + j));
     const auto exps = math::exponentials(x);
     if constexpr (sampled) {
-      put(zero_if_masked<masked>(mask, j, math::sample(f, m, exps.e, get(eps + j))), z + j);
+      put(zero_if_masked<masked>(mask, j, math::sample(f, m, exps.sigma, get(eps + j))), z + j);
     }
     if constexpr (with_kl) {
       const math::Relative<Lanes<T>> relative{m, x, exps.excess(x)};
@@ -32,7 +32,7 @@ VAE_FUSED_NOINLINE void sample_and_log_ratio(math::DefaultOptions<T> f, const T*
                                              const T* mask, const T* eps, T* z, T* kl, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const Lanes<T> x = math::clamp_raw<clamps>(f, get(raw + j)), e = get(eps + j);
-    const Lanes<T> value = math::sample(f, get(mu + j), math::exponentials(x).e, e);
+    const Lanes<T> value = math::sample(f, get(mu + j), math::exponentials(x).sigma, e);
     put(zero_if_masked<masked>(mask, j, value), z + j);
     put(zero_if_masked<masked>(mask, j, math::log_ratio_times_two(f, value, x, e)), kl + j);
   }

@@ -74,7 +74,7 @@ struct ScalePiece {
   template <math::ScaleBase base>
   VAE_FUSED_NOINLINE void compute_base(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
-      const Lanes<T> t = math::argument(o, base, get(raw + j)), slope = T(1);
+      const Lanes<T> t = math::base_argument(o, base, get(raw + j)), slope = T(1);
       set(j, math::base_of(o, base, t, slope));
     }
   }
@@ -85,7 +85,7 @@ struct ScalePiece {
     constexpr auto base = floored ? math::ScaleBase::kIdentity : math::ScaleBase::kSoftplus;
     if constexpr (!rooted) o.var_floor = T(0);
     for (int j = 0; j < n; j += kStep<T>) {
-      set(j, math::finished(o, base, floored, Lanes<T>(T(0)), at(j)));
+      set(j, math::apply_floors(o, base, floored, Lanes<T>(T(0)), at(j)));
     }
   }
 

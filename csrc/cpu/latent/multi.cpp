@@ -56,7 +56,7 @@ void run_tiles(void* context, int64_t begin, int64_t end) {
 
 template <typename Params>
 void run_all(const WithScalars<MultiParams>& given, const Key& key, ParallelFor parallel_for) {
-  with_numbers(given, [&](const MultiParams& list) {
+  with_scalars_read(given, [&](const MultiParams& list) {
     ListTask task{list, key};
     parallel_for(list.tiles, kGrain, run_tiles<Params>, &task);
   });

@@ -35,7 +35,7 @@ void finish_as(const StatsParams& p) {
 }  // namespace
 
 void stats(const WithScalars<StatsParams>& given, ParallelFor parallel_for) {
-  with_numbers(given, [&](const StatsParams& params) {
+  with_scalars_read(given, [&](const StatsParams& params) {
     StatsTask task(params);
     const LatentBodies& bodies = VAE_FUSED_TABLE_IN_USE(kStats);
     const Bodies& bodies_for_options =

@@ -34,7 +34,7 @@ VAE_FUSED_HD RowSums kl_sums(const ForwardParams& p) {
 // Calls run(params), where the numbers that the call passes on the device are among the options. A
 // CPU can read them at any time, so the choice of a kernel depends only on the values.
 template <typename Params, typename Run>
-void with_numbers(const WithScalars<Params>& given, const Run& run) {
+void with_scalars_read(const WithScalars<Params>& given, const Run& run) {
   if (!given.scalars.any()) return run(static_cast<const Params&>(given));
   Params params = given;
   if (params.dtype == DType::kFloat64) {

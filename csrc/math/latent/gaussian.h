@@ -103,18 +103,18 @@ VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
 // h use the direct form.
 template <typename F>
 struct Exponentials {
-  F e;  // sigma
-  Excess<F> both;
-  VAE_FUSED_HD Excess<F> excess(F) const { return both; }
+  F sigma;
+  Excess<F> gh;
+  VAE_FUSED_HD Excess<F> excess(F) const { return gh; }
 };
 
 // In double, g and h use polynomials of degree 15, which are evaluated only where their values are
 // used. Earlier in a kernel they would occupy registers that everything else needs.
 template <>
 struct Exponentials<double> {
-  double e, square;
+  double sigma, variance;
   VAE_FUSED_HD Excess<double> excess(double x) const {
-    return math::excess(clip_for_exp(x), square);
+    return math::excess(clip_for_exp(x), variance);
   }
 };
 
@@ -129,13 +129,13 @@ VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
 // value, because from sm_100 on a reference keeps it in memory. The condition is computed from y:
 // reusing the caller's result of is_near would keep it live in registers.
 template <typename F>
-VAE_FUSED_NOINLINE_DEVICE Exponentials<F> or_far_exponentials(F x, Exponentials<F> near) {
+VAE_FUSED_NOINLINE_DEVICE Exponentials<F> near_or_far_exponentials(F x, Exponentials<F> near) {
   const F y = F(0.5) * clip_for_exp(x);
   const Exponential<F> p = exponential(within_exponents(y));
   const F direct = (F(1) + p.t * (F(2) + p.t)) * p.q * p.q - F(1);  // in two factors of q
-  const auto is = abs(y) < F(0.5f * kNear);
-  return {select(is, near.e, (F(1) + p.t) * p.q),
-          {select(is, near.both.g, direct - (y + y)), select(is, near.both.h, direct)}};
+  const auto is_near = abs(y) < F(0.5f * kNear);
+  return {select(is_near, near.sigma, (F(1) + p.t) * p.q),
+          {select(is_near, near.gh.g, direct - (y + y)), select(is_near, near.gh.h, direct)}};
 }
 
 // Several numbers at once, which is how a GPU thread holds them, with one branch for all of them.
@@ -149,7 +149,7 @@ VAE_FUSED_HD void exponentials(const F (&x)[N], Exponentials<F> (&out)[N]) {
   }
   if (near) return;
   VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) out[j] = or_far_exponentials(x[j], out[j]);
+  for (int j = 0; j < N; ++j) out[j] = near_or_far_exponentials(x[j], out[j]);
 }
 
 template <int N>
@@ -227,7 +227,7 @@ VAE_FUSED_HD void posterior(const DefaultOptions<T>& f, const T (&mu)[N], const 
   exponentials_for<coarse>(x, exps);
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
-    const Scale<T> scale = {exps[j].e, x[j], exps[j].e, T(1)};
+    const Scale<T> scale = {exps[j].sigma, x[j], exps[j].sigma, T(1)};
     out[j] = {mu[j], T(1), scale, exps[j], is_outside(raw[j], x[j], x[j])};
   }
 }
