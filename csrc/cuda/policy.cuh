@@ -70,11 +70,11 @@ struct LaunchPolicy {
 };
 
 // A set of enumerators or of numbers below 32.
-struct Set {
+struct EnumSet {
   unsigned bits = 0;
 
   template <typename... E>
-  constexpr Set(E... elements) : bits((0u | ... | (1u << static_cast<unsigned>(elements)))) {}
+  constexpr EnumSet(E... elements) : bits((0u | ... | (1u << static_cast<unsigned>(elements)))) {}
 
   template <typename E>
   constexpr bool has(E element) const {
@@ -84,7 +84,7 @@ struct Set {
 
 // The policy of some of a family's kernels, for elements of these sizes in bytes.
 struct PolicyRow {
-  Set kernels, bytes, accesses;
+  EnumSet kernels, bytes, accesses;
   LaunchPolicy policy;
 };
 

@@ -49,7 +49,7 @@ class RowGradSource {
     for (int j = 0; j < C; ++j) out[j] = tile_grad_;
     if (source_ == GradSource::kElements) {
       Pack<T, C> pack;
-      load_vector(grads + part.e(), part, pack);
+      load_vector(grads + part.element(), part, pack);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) out[j] = factor * pack.s[j];
     } else if (source_ == GradSource::kInTile) {

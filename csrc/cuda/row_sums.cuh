@@ -98,14 +98,14 @@ __device__ __forceinline__ void store_rows(const Space& space, T* out, T factor,
                                            const Span<kWhole>& part, Pack<T, C> kl) {
   VAE_FUSED_UNROLL
   for (int j = 0; j < C; ++j) kl.s[j] *= factor;
-  if (space.cols == 1) return store_vector<T, C>(out + part.e(), part, kl);
+  if (space.cols == 1) return store_vector<T, C>(out + part.element(), part, kl);
   const bool two = space.cols == 2;
   const Span<kWhole> rows = two ? part / 2 : part / C;
   T first = kl.s[0] + kl.s[C > 1], second = 0;
   VAE_FUSED_UNROLL
   for (int j = 2; j < C; ++j) second += kl.s[j];
-  if (rows.has(0)) out[rows.e()] = two ? first : first + second;
-  if (C > 2 && two && rows.has(1)) out[rows.e() + 1] = second;
+  if (rows.has(0)) out[rows.element()] = two ? first : first + second;
+  if (C > 2 && two && rows.has(1)) out[rows.element() + 1] = second;
 }
 
 }  // namespace vae_fused::cuda

@@ -19,7 +19,7 @@ struct Span {
   int64_t first;  // the element that begins slot 0
   int slot, begin, end;
 
-  __device__ __forceinline__ int64_t e() const { return first + slot; }
+  __device__ __forceinline__ int64_t element() const { return first + slot; }
   __device__ __forceinline__ int in_tile() const { return slot - begin; }
   __device__ __forceinline__ bool whole(int v) const { return slot >= begin && slot + v <= end; }
   __device__ __forceinline__ bool has(int j) const { return slot + j >= begin && slot + j < end; }
@@ -36,7 +36,7 @@ struct Span<true> {
   int64_t first;
   uint32_t slot, end;
 
-  __device__ __forceinline__ int64_t e() const { return first + slot; }
+  __device__ __forceinline__ int64_t element() const { return first + slot; }
   __device__ __forceinline__ int in_tile() const { return static_cast<int>(slot); }
   __device__ __forceinline__ bool whole(int) const { return true; }
   __device__ __forceinline__ bool has(int) const { return true; }

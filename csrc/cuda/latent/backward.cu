@@ -43,7 +43,7 @@ class BackwardStep {
       strides[kGradMean] = p.grad_prior_mean.stride;
       strides[kGradPriorRaw] = p.grad_prior_raw.stride;
     }
-    locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
+    locate<S, kAccess, kFast>(p.space, strides, span.element(), at_);
     const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
     gaussians_.load(p.space, p.gaussians, at_, span, needs_mu, with_kl);
     if constexpr (kAtSample<F>) return;  // sum_estimates loads the rest, one sample at a time
@@ -153,8 +153,8 @@ class BackwardStep {
         }
         grad_eps_.template set<kWhole>(b, eps);
       }
-      constexpr bool kMany = kAccess != Access::kChannelsLast;  // see select_kernel
-      for (int64_t s = 1; kMany && has_grad_z(p) && s < p.gaussians.samples; ++s) {
+      constexpr bool kSupportsSamples = kAccess != Access::kChannelsLast;  // see select_kernel
+      for (int64_t s = 1; kSupportsSamples && has_grad_z(p) && s < p.gaussians.samples; ++s) {
         T further[C];
         Pack<S, C> pack;
         load_chunk<S, kAccess>(p.space, p.grad_z, at_[kGradZ], s, b, span, pack);

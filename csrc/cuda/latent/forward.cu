@@ -31,7 +31,7 @@ class ForwardStep {
     const int64_t* strides[kOffsets];
     gaussian_strides<F>(p, strides);
     strides[kZ] = p.z.stride;
-    locate<S, kAccess, kFast>(p.space, strides, span.e(), at_);
+    locate<S, kAccess, kFast>(p.space, strides, span.element(), at_);
     gaussians_.load(p.space, p.gaussians, at_, span, true, rows.is_present());
     if (has_eps(p)) {
       cuda::load<S, kAccess, kFast, kGeneral<F>>(p.space, p.eps, at_[kNoise], span, eps_);
@@ -110,8 +110,9 @@ class ForwardStep {
       if (kGeneral<F> && !gaussians_.counts(p.gaussians, span, b, j)) z[j] = 0;
     }
     z_.template set<kWhole>(b, z);
-    constexpr bool kMany = kGeneral<F> && kAccess != Access::kChannelsLast;  // see select_kernel
-    for (int64_t s = 1; kMany && s < p.gaussians.samples; ++s) {
+    constexpr bool kSupportsSamples =
+        kGeneral<F> && kAccess != Access::kChannelsLast;  // see select_kernel
+    for (int64_t s = 1; kSupportsSamples && s < p.gaussians.samples; ++s) {
       Pack<S, C> further;
       if (has_eps(p)) {
         load_chunk<S, kAccess>(p.space, p.eps, at_[kNoise], s, b, span, further);

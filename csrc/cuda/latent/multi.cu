@@ -56,12 +56,12 @@ struct Piece {
 
   __device__ __forceinline__ Pack<S, V> load(const void* data, const Span<>& span) const {
     Pack<S, V> pack;
-    load_vector(static_cast<const S*>(data) + span.e(), span, pack, aligned);
+    load_vector(static_cast<const S*>(data) + span.element(), span, pack, aligned);
     return pack;
   }
   __device__ __forceinline__ void store(void* data, const Span<>& span,
                                         const Pack<S, V>& pack) const {
-    store_vector<S, V>(static_cast<S*>(data) + span.e(), span, pack, aligned);
+    store_vector<S, V>(static_cast<S*>(data) + span.element(), span, pack, aligned);
   }
 
   // Computes the Gaussians of chunk b of a step, and its normals if `has_noise`.
@@ -85,7 +85,7 @@ struct Piece {
       for (int j = 0; j < C; ++j) prior[j] = {mu[j], precision, x, T(0)};
     }
     if (has_noise) {
-      noise.template normals<S>(span.e() + b * C, eps);
+      noise.template normals<S>(span.element() + b * C, eps);
     } else {
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) eps[j] = T(0);

@@ -21,7 +21,7 @@ namespace {
 template <class L, typename S, bool kWithValues>
 class Backward {
   using T = arithmetic_t<S>;
-  using Staged = InputsOfBackward<L, T, kWithValues>;
+  using Staged = BackwardInputs<L, T, kWithValues>;
   // The indices of row_dot and library, which follow those of the gradients.
   static constexpr int kDot = L::kInputs, kLibrary = kDot + 1, kStored = kLibrary + 1;
 
@@ -63,7 +63,7 @@ class Backward {
         }
       }
     }
-    return p_.observations.mask.data && !inputs_.kept[slot] ? T(0) : inputs_.factor[slot] * value;
+    return p_.observations.mask.data && !inputs_.mask[slot] ? T(0) : inputs_.factor[slot] * value;
   }
 
   // The gradients of an element. `through_softmax` still has to change the first one.
@@ -74,7 +74,7 @@ class Backward {
     if constexpr (kCountHasGradient<L>) {
       if (is_count(o_.kind) && needs(1) && x[kTarget<L>] != T(0)) dx[1] += inputs_.added[slot];
     }
-    if (p_.observations.mask.data && !inputs_.kept[slot]) {
+    if (p_.observations.mask.data && !inputs_.mask[slot]) {
       VAE_FUSED_UNROLL
       for (int k = 0; k < L::kInputs; ++k) dx[k] = 0;
     }
@@ -83,12 +83,12 @@ class Backward {
   }
 
   // Overwrites the inputs of an element with its gradients.
-  __device__ __forceinline__ void keep(int slot, const T (&dx)[L::kInputs]) const {
+  __device__ __forceinline__ void stage_grads(int slot, const T (&dx)[L::kInputs]) const {
     VAE_FUSED_UNROLL
     for (int k = 0; k < L::kInputs; ++k) inputs_.in[k][slot] = dx[k];
   }
 
-  // Stores the kept gradients of a piece.
+  // Stores the gradients of a piece.
   __device__ __forceinline__ void store(const Piece& piece) const {
     const int64_t* strides[kStored];
     VAE_FUSED_UNROLL
@@ -165,9 +165,9 @@ class Backward {
     const auto log_mean = *reinterpret_cast<const Pack<T, V>*>(&inputs_.factor[slot]);
     VAE_FUSED_UNROLL
     for (int j = 0; j < V; ++j) {
-      const bool kept = !p_.observations.mask.data || inputs_.kept[slot + j];
+      const bool counts = !p_.observations.mask.data || inputs_.mask[slot + j];
       const T share = math::exp(log_mean.s[j] - library.s[j]);
-      dx.s[j] = kept ? dx.s[j] - share * dot.s[j] : T(0);
+      dx.s[j] = counts ? dx.s[j] - share * dot.s[j] : T(0);
     }
   }
 
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
                         const __grid_constant__ RowDisposition disposition,
                         const __grid_constant__ bool vectors, int64_t units, int ticket) {
   using T = arithmetic_t<S>;
-  __shared__ InputsOfBackward<L, T, kWithValues> inputs;
+  __shared__ BackwardInputs<L, T, kWithValues> inputs;
   __shared__ double sums[kThreads];
   const bool is_dot = !kWithValues && p.dot.data;
   const Backward<L, S, kWithValues> backward(p, o, vectors, inputs);
@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
           totals.add(piece, slot, dx[0]);
         } else {
           columns.add(dx);
-          backward.keep(slot, dx);
+          backward.stage_grads(slot, dx);
         }
       });
       __syncthreads();
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues)
   }
   if constexpr (kWithValues) {
     if (ticket == kNoTicket || !last_block(ticket)) return;
-    end_rows<T>(1, units, p.nll, p.kl);
+    run_epilogue<T>(1, units, p.nll, p.kl);
   } else {
     if (is_dot) totals.end_block(ticket, KlTerm{});
     if (blockIdx.x == 0) write_kl_gradients<T>(p.kl);
@@ -362,7 +362,7 @@ cudaError_t nll_and_backward_as(NllBackwardParams p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   error = launch_backward<S, true>(p, sums, row_plan, units, vectors, stream);
   if (error != cudaSuccess) return error;
-  error = end_rows_later(p.dtype, {1, units, p.nll, p.kl}, row_plan.ticket, stream);
+  error = launch_epilogue(p.dtype, {1, units, p.nll, p.kl}, row_plan.ticket, stream);
   if (error != cudaSuccess || !sums.is_present) return error;
   return combine_shared_sums(p.space, sums, stream);
 }
@@ -378,8 +378,8 @@ cudaError_t softmax_dot_as(NllBackwardParams p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   error = launch_backward<S>(p, SumPlan(p), row_plan, p.space.tiles, vectors, stream);
   if (error != cudaSuccess) return error;
-  const AfterRows after{p.space.rows, parts_of(p.space), p.dot, {}};
-  return end_rows_later(p.dtype, after, row_plan.ticket, stream);
+  const RowEpilogue epilogue{p.space.rows, parts_of(p.space), p.dot, {}};
+  return launch_epilogue(p.dtype, epilogue, row_plan.ticket, stream);
 }
 
 }  // namespace vae_fused::cuda

@@ -22,7 +22,7 @@ __device__ __forceinline__ T value_at(const Observations& observations, const Ke
     if (is_count(o.kind) && x[kTarget<L>] != T(0)) value += inputs.added[slot];
   }
   if (observations.weight.data) value *= inputs.factor[slot];
-  return observations.mask.data && !inputs.kept[slot] ? T(0) : value;
+  return observations.mask.data && !inputs.mask[slot] ? T(0) : value;
 }
 
 template <typename S, class L>
@@ -74,8 +74,8 @@ cudaError_t nll_as(NllParams p, cudaStream_t stream) {
                   plan.disposition, vectors, plan.ticket);
   });
   if (error != cudaSuccess) return error;
-  const AfterRows after{p.space.rows, parts_of(p.space), p.nll, p.kl};
-  return end_rows_later(p.dtype, after, plan.ticket, stream);
+  const RowEpilogue epilogue{p.space.rows, parts_of(p.space), p.nll, p.kl};
+  return launch_epilogue(p.dtype, epilogue, plan.ticket, stream);
 }
 
 }  // namespace vae_fused::cuda

@@ -179,10 +179,11 @@ cudaError_t combine_shared_sums(const Space& space, const SumPlan& plan, cudaStr
   return launch(finish_kernel, p.finishes[0].blocks + p.finishes[1].blocks, stream, p);
 }
 
-cudaError_t end_rows_later(DType dtype, const AfterRows& after, int ticket, cudaStream_t stream) {
-  if (!after.is_needed() || ticket != kNoTicket) return cudaSuccess;
-  return dtype == DType::kFloat64 ? launch(end_rows_kernel<double>, 1, stream, after)
-                                  : launch(end_rows_kernel<float>, 1, stream, after);
+cudaError_t launch_epilogue(DType dtype, const RowEpilogue& epilogue, int ticket,
+                            cudaStream_t stream) {
+  if (!epilogue.is_needed() || ticket != kNoTicket) return cudaSuccess;
+  return dtype == DType::kFloat64 ? launch(end_rows_kernel<double>, 1, stream, epilogue)
+                                  : launch(end_rows_kernel<float>, 1, stream, epilogue);
 }
 
 int nll(const NllParams& params, void* stream) {

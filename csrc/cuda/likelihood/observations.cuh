@@ -18,16 +18,16 @@ struct Inputs {
   alignas(16) T in[L::kInputs][kSlots<T>];  // backward overwrites them with gradients
   alignas(16) T factor[kSlots<T>];          // the weight; in backward the gradient of the term
   alignas(16) T added[L::kIsCount ? kSlots<T> : 1];  // the terms that counts add
-  alignas(16) uint8_t kept[kSlots<T>];               // the mask
-  uint16_t list[L::kIsCount ? kSlots<T> : 1];        // the slots of counts that are not 0
+  alignas(16) uint8_t mask[kSlots<T>];
+  uint16_t list[L::kIsCount ? kSlots<T> : 1];  // the slots of counts that are not 0
   int count;
 };
 
 // A kernel that computes values and gradients also stores the terms that counts add to the values.
 template <class L, typename T, bool kWithValues>
-struct InputsOfBackward : Inputs<L, T> {};
+struct BackwardInputs : Inputs<L, T> {};
 template <class L, typename T>
-struct InputsOfBackward<L, T, true> : Inputs<L, T> {
+struct BackwardInputs<L, T, true> : Inputs<L, T> {
   T count_terms[kCountHasGradient<L> ? kSlots<T> : 1];
 };
 
@@ -105,7 +105,7 @@ __device__ __forceinline__ void stage_step(const Params& p,
   // All loads come first. The target is last, because the switch on its dtype waits for its load.
   Pack<S, V> raw[kOutputs];
   Pack<T, V> x[L::kInputs], largest, shift, weight{}, grad, factor;
-  Pack<uint8_t, V> kept;
+  Pack<uint8_t, V> mask;
   // For an absent output the first output is read again, and the result is set to 0 below. Setting
   // it to 0 here would make the compiler unpack 16-bit words after each load, before the next one.
   VAE_FUSED_UNROLL
@@ -115,8 +115,8 @@ __device__ __forceinline__ void stage_step(const Params& p,
          raw[k]);
   }
   VAE_FUSED_UNROLL
-  for (int j = 0; j < V; ++j) kept.s[j] = 1;
-  if (observations.mask.data) read(p.space, observations.mask, at[Order::kMask], kept);
+  for (int j = 0; j < V; ++j) mask.s[j] = 1;
+  if (observations.mask.data) read(p.space, observations.mask, at[Order::kMask], mask);
   if (observations.weight.data) read(p.space, observations.weight, at[Order::kWeight], weight);
   if (observations.row_max.data) read(p.space, observations.row_max, at[Order::kMax], largest);
   if (observations.row_shift.data) read(p.space, observations.row_shift, at[Order::kShift], shift);
@@ -138,7 +138,7 @@ __device__ __forceinline__ void stage_step(const Params& p,
     if constexpr (kHasGrad<Params>) {
       factor.s[j] = static_cast<T>(p.factor) * grad.s[j];
       if (observations.weight.data) factor.s[j] *= weight.s[j];
-      if (!kept.s[j]) factor.s[j] = 0;
+      if (!mask.s[j]) factor.s[j] = 0;
     } else {
       factor.s[j] = weight.s[j];
     }
@@ -150,7 +150,7 @@ __device__ __forceinline__ void stage_step(const Params& p,
   if (kHasGrad<Params> || observations.weight.data) {
     *reinterpret_cast<Pack<T, V>*>(&inputs.factor[slot]) = factor;
   }
-  if (observations.mask.data) *reinterpret_cast<Pack<uint8_t, V>*>(&inputs.kept[slot]) = kept;
+  if (observations.mask.data) *reinterpret_cast<Pack<uint8_t, V>*>(&inputs.mask[slot]) = mask;
 }
 
 // Loads a piece. It ends with a barrier.
@@ -202,8 +202,8 @@ __device__ __forceinline__ void add_counts(const Observations& observations, con
 #pragma unroll 1
   for (int j = 0; j < kSlotsOfThread<T>; ++j) {
     const int slot = threadIdx.x + j * kThreads;
-    const bool is_kept = piece.has(slot) && (!observations.mask.data || inputs.kept[slot]);
-    collect(is_kept && inputs.in[kTarget<L>][slot] != T(0), slot, inputs);
+    const bool is_unmasked = piece.has(slot) && (!observations.mask.data || inputs.mask[slot]);
+    collect(is_unmasked && inputs.in[kTarget<L>][slot] != T(0), slot, inputs);
   }
   __syncthreads();
   const int count = inputs.count;

@@ -13,7 +13,7 @@
 namespace vae_fused::cuda {
 
 // The work of the last block of a launch, or of a second launch if there is no ticket.
-struct AfterRows {
+struct RowEpilogue {
   int64_t rows = 0, parts_per_row = 0;  // parts: partial sums of a row; 0: its sum is complete
   RowSums sums;
   KlTerm kl;
@@ -27,16 +27,16 @@ __host__ __device__ __forceinline__ int64_t parts_of(const Space& space) {
 }
 
 template <typename T>
-__device__ __forceinline__ void end_rows(int64_t rows, int64_t parts_per_row, const RowSums& sums,
-                                         const KlTerm& kl) {
+__device__ __forceinline__ void run_epilogue(int64_t rows, int64_t parts_per_row,
+                                             const RowSums& sums, const KlTerm& kl) {
   if (parts_per_row > 0) combine_parts<T>(rows, parts_per_row, sums);
   add_kl<T>(kl, sums.data);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    end_rows_kernel(const __grid_constant__ AfterRows after) {
-  end_rows<T>(after.rows, after.parts_per_row, after.sums, after.kl);
+    end_rows_kernel(const __grid_constant__ RowEpilogue epilogue) {
+  run_epilogue<T>(epilogue.rows, epilogue.parts_per_row, epilogue.sums, epilogue.kl);
 }
 
 // Sums the whole rows of a piece. 1 to 32 lanes sum a row: four values at a time in their own type,
@@ -112,7 +112,7 @@ class RowTotals {
 
   __device__ __forceinline__ void end_block(int ticket, const KlTerm& kl) const {
     if (ticket == kNoTicket || !last_block(ticket)) return;
-    end_rows<T>(space_.rows, parts_of(space_), sums_, kl);
+    run_epilogue<T>(space_.rows, parts_of(space_), sums_, kl);
   }
 
  private:
@@ -151,11 +151,12 @@ cudaError_t plan_row_sums(Space& space, const RowSums& sums, const KlTerm& kl, c
   }
   plan.combines = space.tiles_per_row > 1;
   plan.blocks = plan.combines ? space.tiles : (space.tiles - 1) / tiles_to_merge(space.tiles) + 1;
-  const AfterRows after{space.rows, parts_of(space), sums, kl};
-  return after.is_needed() ? ticket_slot(stream, &plan.ticket) : cudaSuccess;
+  const RowEpilogue epilogue{space.rows, parts_of(space), sums, kl};
+  return epilogue.is_needed() ? ticket_slot(stream, &plan.ticket) : cudaSuccess;
 }
 
 // Runs the work of the last block in a second launch if the first had no ticket. See nll.cu.
-cudaError_t end_rows_later(DType dtype, const AfterRows& after, int ticket, cudaStream_t stream);
+cudaError_t launch_epilogue(DType dtype, const RowEpilogue& epilogue, int ticket,
+                            cudaStream_t stream);
 
 }  // namespace vae_fused::cuda

@@ -39,10 +39,10 @@ KlTerm bind_kl(const Tensor& kl, const KlNumbers& numbers, const Reduction& redu
 KlGradients::KlGradients(KlTerm& term, const OptionalTensor& grad_loss,
                          const OptionalTensor& grad_kl, const Tensor& kl, const KlNumbers& numbers,
                          std::array<bool, 2> output_mask) {
-  const auto bind = [](const OptionalTensor& given, OptionalTensor& kept) -> const void* {
+  const auto bind = [](const OptionalTensor& given, OptionalTensor& contiguous) -> const void* {
     if (!given.has_value()) return nullptr;
-    kept = given->contiguous();
-    return kept->const_data_ptr();
+    contiguous = given->contiguous();
+    return contiguous->const_data_ptr();
   };
   term.grad_loss = bind(grad_loss, grad_loss_);
   term.grad_kl = bind(grad_kl, grad_kl_);
