@@ -10,22 +10,22 @@ namespace {
 // DefaultOptions: the gradients of mu and x, from those of z and the KL, either of which may be
 // absent.
 template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
-VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T* raw, const T* mask,
+VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> o, const T* mu, const T* raw, const T* mask,
                                 const T* gz, const T* eps, const T* gk, T* gmu, T* graw, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const Lanes<T> r = get(raw + j), g = get(gz + j);
-    const Lanes<T> x = math::clamp_raw<clamps>(f, r), zero = T(0);
+    const Lanes<T> x = math::clamp_raw<clamps>(o, r), zero = T(0);
     const auto exps = math::exponentials(x);
     Lanes<T> to_mu = g, to_x = zero;
-    if constexpr (sampled) to_x = math::sample_adjoint(f, g * get(eps + j), exps.sigma);
+    if constexpr (sampled) to_x = math::sample_adjoint(o, g * get(eps + j), exps.sigma);
     if constexpr (with_kl) {
       const math::Relative<Lanes<T>> relative{get(mu + j), x, exps.excess(x)};
-      const auto kl_grads = math::kl_adjoint(f, false, relative, Lanes<T>(T(1)), get(gk + j));
+      const auto kl_grads = math::kl_adjoint(o, false, relative, Lanes<T>(T(1)), get(gk + j));
       to_mu = to_mu + kl_grads.mu;
       to_x = to_x + kl_grads.x;
     }
-    to_x = math::undo_doubling(f, to_x);
-    if constexpr (clamps) to_x = select(math::is_outside(r, f.low, f.high), zero, to_x);
+    to_x = math::undo_doubling(o, to_x);
+    if constexpr (clamps) to_x = select(math::is_outside(r, o.low, o.high), zero, to_x);
     put(zero_if_masked<masked>(mask, j, to_mu), gmu + j);
     put(zero_if_masked<masked>(mask, j, to_x), graw + j);
   }
@@ -33,35 +33,35 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> f, const T* mu, const T*
 
 // The same, for the gradients of z and of the KL that the sample estimates.
 template <bool stop_q, bool clamps, bool masked, typename T>
-VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> f, const T* mu, const T* raw,
+VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> o, const T* mu, const T* raw,
                                           const T* mask, const T* gz, const T* eps, const T* gk,
                                           T* gmu, T* graw, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const Lanes<T> r = get(raw + j), e = get(eps + j), zero = T(0);
-    const Lanes<T> sigma = math::exponentials(math::clamp_raw<clamps>(f, r)).sigma;
-    const Lanes<T> z = math::sample(f, get(mu + j), sigma, e);
+    const Lanes<T> sigma = math::exponentials(math::clamp_raw<clamps>(o, r)).sigma;
+    const Lanes<T> z = math::sample(o, get(mu + j), sigma, e);
     const auto adjoint =
-        math::log_ratio_adjoint(f, stop_q, z, Lanes<T>(T(1)), sigma, e, get(gk + j));
+        math::log_ratio_adjoint(o, stop_q, z, Lanes<T>(T(1)), sigma, e, get(gk + j));
     const Lanes<T> to_z = get(gz + j) + adjoint.z;
-    Lanes<T> to_x = math::sample_adjoint(f, to_z * e, sigma) + adjoint.x;
-    to_x = math::undo_doubling(f, to_x);
-    if constexpr (clamps) to_x = select(math::is_outside(r, f.low, f.high), zero, to_x);
+    Lanes<T> to_x = math::sample_adjoint(o, to_z * e, sigma) + adjoint.x;
+    to_x = math::undo_doubling(o, to_x);
+    if constexpr (clamps) to_x = select(math::is_outside(r, o.low, o.high), zero, to_x);
     put(zero_if_masked<masked>(mask, j, to_z + adjoint.mu), gmu + j);
     put(zero_if_masked<masked>(mask, j, to_x), graw + j);
   }
 }
 
 template <bool masked, typename T>
-VAE_FUSED_NOINLINE void noise_adjoint(math::DefaultOptions<T> f, const T* raw, const T* mask,
+VAE_FUSED_NOINLINE void noise_adjoint(math::DefaultOptions<T> o, const T* raw, const T* mask,
                                       const T* gz, T* geps, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    const Lanes<T> sigma = math::exponentials(math::clamp_raw(f, get(raw + j))).sigma;
-    put(zero_if_masked<masked>(mask, j, math::noise_adjoint(f, get(gz + j), sigma)), geps + j);
+    const Lanes<T> sigma = math::exponentials(math::clamp_raw(o, get(raw + j))).sigma;
+    put(zero_if_masked<masked>(mask, j, math::noise_adjoint(o, get(gz + j), sigma)), geps + j);
   }
 }
 
 template <typename S, typename T>
-VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOptions<T>& f,
+VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOptions<T>& o,
                                  GaussianPiece<math::DefaultOptions<T>, true>&, const Key& key,
                                  const Tile& tile, const Piece& piece) {
   alignas(64) T mu_buffer[kPiece], raw_buffer[kPiece], gz_buffer[kPiece], noise[kPiece];
@@ -82,7 +82,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOpt
   }
   if (p.grad_eps.data) {
     T* const geps = target<S>(p.space, p.grad_eps, piece, noise, prefetcher);
-    with_flags([&](auto masked) { noise_adjoint<masked>(f, raw, mask, gz, geps, n); }, is_masked);
+    with_flags([&](auto masked) { noise_adjoint<masked>(o, raw, mask, gz, geps, n); }, is_masked);
     store<S>(p.space, p.grad_eps, piece, geps, noise);
   }
   if (p.grad_kl.data) load_row_grads(p.space, p.grad_kl, tile, piece, gk);
@@ -96,15 +96,15 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOpt
   if (at_sample) {
     with_flags(
         [&](auto stop_q, auto clamps, auto masked) {
-          log_ratio_adjoint<stop_q, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
+          log_ratio_adjoint<stop_q, clamps, masked>(o, mu, raw, mask, gz, eps, gk, gmu, graw, n);
         },
-        p.gaussians.options.stop_q, f.clamps(), is_masked);
+        p.gaussians.options.stop_q, o.clamps(), is_masked);
   } else {
     with_flags(
         [&](auto sampled, auto with_kl, auto clamps, auto masked) {
-          adjoint<sampled, with_kl, clamps, masked>(f, mu, raw, mask, gz, eps, gk, gmu, graw, n);
+          adjoint<sampled, with_kl, clamps, masked>(o, mu, raw, mask, gz, eps, gk, gmu, graw, n);
         },
-        is_sampled, p.grad_kl.data, f.clamps(), is_masked);
+        is_sampled, p.grad_kl.data, o.clamps(), is_masked);
   }
   store<S>(p.space, p.grad_mu, piece, gmu, gmu_buffer);
   store<S>(p.space, p.grad_raw, piece, graw, graw_buffer);
@@ -136,17 +136,17 @@ VAE_FUSED_NOINLINE void add_product(const T* x, const T* y, T* to, int n) {
 
 template <typename T>
 VAE_FUSED_NOINLINE void noise_adjoint(const GaussianPiece<math::LatentOptions<T>, true>& gaussians,
-                                      math::LatentOptions<T> f, const T* gz, T* geps, int n) {
+                                      math::LatentOptions<T> o, const T* gz, T* geps, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    put(math::noise_adjoint(f, get(gz + j), gaussians.posterior(j).scale.sigma), geps + j);
+    put(math::noise_adjoint(o, get(gz + j), gaussians.posterior(j).scale.sigma), geps + j);
   }
 }
 
 template <typename T>
 VAE_FUSED_NOINLINE void scale_adjoint(const GaussianPiece<math::LatentOptions<T>, true>& gaussians,
-                                      math::LatentOptions<T> f, T* graw, int n) {
+                                      math::LatentOptions<T> o, T* graw, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
-    put(math::sample_adjoint(f, get(graw + j), gaussians.posterior(j).scale.dsigma), graw + j);
+    put(math::sample_adjoint(o, get(graw + j), gaussians.posterior(j).scale.dsigma), graw + j);
   }
 }
 
@@ -154,20 +154,20 @@ VAE_FUSED_NOINLINE void scale_adjoint(const GaussianPiece<math::LatentOptions<T>
 // ln sigma^2 that does not pass through z. `geps` receives the gradient of eps, or is null.
 template <bool stop_q, bool scaled, bool learned, typename T>
 VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
-    const GaussianPiece<math::LatentOptions<T>, true>& gaussians, math::LatentOptions<T> f,
+    const GaussianPiece<math::LatentOptions<T>, true>& gaussians, math::LatentOptions<T> o,
     const T* eps, const T* gk, const T* gz, T* direct, T* geps, Gradients<T> g, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const auto q = gaussians.posterior(j);
     const auto prior = gaussians.template prior<scaled>(j);
     const Lanes<T> e = get(eps + j), sigma = q.scale.sigma;
-    const Lanes<T> d = math::relative_sample(f, q.mu, sigma, prior, e);
+    const Lanes<T> d = math::relative_sample(o, q.mu, sigma, prior, e);
     const auto adjoint =
-        math::log_ratio_adjoint(f, stop_q, d, prior.precision, sigma, e, get(gk + j));
+        math::log_ratio_adjoint(o, stop_q, d, prior.precision, sigma, e, get(gk + j));
     const Lanes<T> to_z = get(gz + j) + adjoint.z;
     put(get(g.mu + j) + to_z + adjoint.mu, g.mu + j);
     put(get(g.raw + j) + to_z * e, g.raw + j);
     put(get(direct + j) + adjoint.x, direct + j);
-    if (geps) put(math::noise_adjoint(f, to_z, sigma) + adjoint.eps, geps + j);
+    if (geps) put(math::noise_adjoint(o, to_z, sigma) + adjoint.eps, geps + j);
     if constexpr (learned) {
       put(get(g.mean + j) + adjoint.mean, g.mean + j);
       put(get(g.prior + j) + math::chain(adjoint.prior_x, prior.dx), g.prior + j);
@@ -185,12 +185,12 @@ VAE_FUSED_NOINLINE void add_direct(const GaussianPiece<math::LatentOptions<T>, t
 
 template <bool is_linear_form, bool scaled, bool learned, typename T>
 VAE_FUSED_NOINLINE void add_kl_adjoint(const GaussianPiece<math::LatentOptions<T>, true>& gaussians,
-                                       math::LatentOptions<T> f, const T* gk, Gradients<T> g,
+                                       math::LatentOptions<T> o, const T* gk, Gradients<T> g,
                                        int n) {
   for (int j = 0; j < n; j += kStep<T>) {
     const auto q = gaussians.posterior(j);
     const auto prior = gaussians.template prior<scaled>(j);
-    const auto kl_grads = math::kl_adjoint(f, is_linear_form, math::relative(f, q, prior),
+    const auto kl_grads = math::kl_adjoint(o, is_linear_form, math::relative(o, q, prior),
                                            prior.precision, get(gk + j));
     put(get(g.mu + j) + kl_grads.mu, g.mu + j);
     put(get(g.raw + j) + math::chain(kl_grads.x, q.scale.dx), g.raw + j);
@@ -202,7 +202,7 @@ VAE_FUSED_NOINLINE void add_kl_adjoint(const GaussianPiece<math::LatentOptions<T
 }
 
 template <typename S, typename T>
-VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOptions<T>& f,
+VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOptions<T>& o,
                                  GaussianPiece<math::LatentOptions<T>, true>& gaussians,
                                  const Key& key, const Tile& tile, const Piece& piece) {
   alignas(64) T gz_buffer[kPiece], buffers[4][kPiece];
@@ -210,7 +210,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
   alignas(64) RowsBuffer<T> gk;
   const int n = piece.whole();
   Prefetcher prefetcher(kPiece * sizeof(S));
-  gaussians.template prepare<S>(p.space, p.gaussians, f, piece, p.grad_kl.data, prefetcher);
+  gaussians.template prepare<S>(p.space, p.gaussians, o, piece, p.grad_kl.data, prefetcher);
   const Operand* const operands[] = {&p.grad_mu, &p.grad_raw, &p.grad_prior_mean,
                                      &p.grad_prior_raw};
   T* grads[4];
@@ -220,7 +220,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
   const Gradients<T> g = {grads[0], grads[1], grads[2], grads[3]};
 
   // The gradient of a KL that samples estimate passes through the samples.
-  const bool with_kl = p.grad_kl.data, at_sample = with_kl && f.at_sample;
+  const bool with_kl = p.grad_kl.data, at_sample = with_kl && o.at_sample;
   const bool has_samples = p.grad_z.data || at_sample;
   const bool needs_eps = at_sample || (p.grad_z.data && p.grad_raw.data);
   const bool is_learned = p.grad_prior_mean.data || p.grad_prior_raw.data;
@@ -247,12 +247,12 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
       load_row_grads(p.space, row_grads_of_sample<T>(p.grad_kl, p.space.rows, s), tile, piece, gk);
       with_flags(
           [&](auto stop_q, auto scaled, auto learned) {
-            add_log_ratio_adjoint<stop_q, scaled, learned>(gaussians, f, eps, gk, gz, direct, geps,
+            add_log_ratio_adjoint<stop_q, scaled, learned>(gaussians, o, eps, gk, gz, direct, geps,
                                                            g, n);
           },
-          f.stop_q, p.gaussians.prior_raw.data, is_learned);
+          o.stop_q, p.gaussians.prior_raw.data, is_learned);
     } else {
-      if (geps) noise_adjoint(gaussians, f, gz, geps, n);
+      if (geps) noise_adjoint(gaussians, o, gz, geps, n);
       s == 0 ? add<true>(gz, g.mu, n) : add<false>(gz, g.mu, n);
       if (eps)
         s == 0 ? add_product<true>(gz, eps, g.raw, n) : add_product<false>(gz, eps, g.raw, n);
@@ -263,15 +263,15 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
     }
     prefetcher.clear();
   }
-  if (has_samples && p.grad_raw.data) scale_adjoint(gaussians, f, g.raw, n);
+  if (has_samples && p.grad_raw.data) scale_adjoint(gaussians, o, g.raw, n);
   if (at_sample) {
     add_direct(gaussians, direct, g.raw, n);
   } else if (with_kl) {
     load_row_grads(p.space, p.grad_kl, tile, piece, gk);
     const auto add_adjoint = [&](auto is_linear_form, auto scaled, auto learned) {
-      add_kl_adjoint<is_linear_form, scaled, learned>(gaussians, f, gk, g, n);
+      add_kl_adjoint<is_linear_form, scaled, learned>(gaussians, o, gk, g, n);
     };
-    with_flags(add_adjoint, f.is_linear_form, p.gaussians.prior_raw.data, is_learned);
+    with_flags(add_adjoint, o.is_linear_form, p.gaussians.prior_raw.data, is_learned);
   }
   gaussians.chain_mu(g.mu, n);
   for (int k = 0; k < 4; ++k) {
@@ -282,13 +282,13 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
 }
 
 template <typename S, typename Options>
-VAE_FUSED_HD void backward_tiles_of(const BackwardParams& p, const Options& f, const Key& key,
+VAE_FUSED_HD void backward_tiles_of(const BackwardParams& p, const Options& o, const Key& key,
                                     int64_t begin, int64_t end) {
-  GaussianPiece<Options, true> gaussians(p.gaussians, f);
+  GaussianPiece<Options, true> gaussians(p.gaussians, o);
   for (int64_t t = begin; t < end; ++t) {
     const Tile tile = tile_at(p.space, t);
     for (int at = 0; at < tile.n; at += kPiece) {
-      backward_piece<S>(p, f, gaussians, key, tile, piece_of(tile, at));
+      backward_piece<S>(p, o, gaussians, key, tile, piece_of(tile, at));
     }
   }
 }

@@ -120,31 +120,31 @@ template <typename T, bool kDerivatives>
 class GaussianPiece<math::LatentOptions<T>, kDerivatives> {
  public:
   // Values without a tensor are the same for all pieces.
-  VAE_FUSED_HD GaussianPiece(const Gaussians& gaussians, const math::LatentOptions<T>& f) {
+  VAE_FUSED_HD GaussianPiece(const Gaussians& gaussians, const math::LatentOptions<T>& o) {
     if (!gaussians.raw.data) q_.fill(T(1), T(0));
     mean_ = mean_buffer_;
-    if (!gaussians.prior_mean.data) fill_with(f.prior_mean, mean_buffer_, kPiece);
-    if (!gaussians.prior_raw.data) p_.fill(f.prior_precision, f.prior_x);
+    if (!gaussians.prior_mean.data) fill_with(o.prior_mean, mean_buffer_, kPiece);
+    if (!gaussians.prior_raw.data) p_.fill(o.prior_precision, o.prior_x);
   }
 
   template <typename S>
   VAE_FUSED_NOINLINE void prepare(const Space& space, const Gaussians& gaussians,
-                                  const math::LatentOptions<T>& f, const Piece& piece,
+                                  const math::LatentOptions<T>& o, const Piece& piece,
                                   bool with_prior, Prefetcher& prefetcher) {
     const int n = piece.whole();
     const auto values = [&](const Operand& operand, T* buffer) {
       return load<S>(space, operand, piece, buffer, prefetcher);
     };
     mu_ = values(gaussians.mu, mu_buffer_);
-    soft_ = f.mu_soft_clamp != T(0);
-    if (soft_) clamp_mu(f.mu_soft_clamp, f.per_mu_soft_clamp, n);
-    if (gaussians.raw.data) q_.compute(f.posterior, values(gaussians.raw, q_.x), n);
+    soft_ = o.mu_soft_clamp != T(0);
+    if (soft_) clamp_mu(o.mu_soft_clamp, o.per_mu_soft_clamp, n);
+    if (gaussians.raw.data) q_.compute(o.posterior, values(gaussians.raw, q_.x), n);
     masked_ = gaussians.mask.data;
     if (masked_) load_mask(space, gaussians.mask, piece, mask_);
     if (!with_prior) return;
     if (gaussians.prior_mean.data) mean_ = values(gaussians.prior_mean, mean_buffer_);
     if (!gaussians.prior_raw.data) return;
-    p_.compute(f.prior, values(gaussians.prior_raw, p_.x), n);
+    p_.compute(o.prior, values(gaussians.prior_raw, p_.x), n);
   }
 
   VAE_FUSED_HD math::Posterior<Lanes<T>> posterior(int j) const {

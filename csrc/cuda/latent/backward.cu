@@ -9,32 +9,39 @@ namespace vae_fused::cuda {
 namespace {
 
 // The state that the threads of a block share.
-template <typename S, Access kAccess, class F>
+template <typename S, Access kAccess, class Options>
 class BackwardCall;
 
 // A step of a thread: `load` issues its loads, `finish` computes and stores. kFast selects the fast
 // path.
-template <typename S, Access kAccess, class F, bool kFast>
+template <typename S, Access kAccess, class Options, bool kFast>
 class BackwardStep {
   using T = arithmetic_t<S>;
   static constexpr bool kHasAllOperands = kFast || kAccess == Access::kContiguous,
-                        kIsGeneral = kGeneral<F>;
+                        kIsGeneral = kGeneral<Options>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
   // The slots after those of the Gaussians. Only kernels for general options have the last three.
-  enum : int { kGradZ = kGaussianSlots<F>, kGradMu, kGradRaw, kGradEps, kGradMean, kGradPriorRaw };
+  enum : int {
+    kGradZ = kGaussianSlots<Options>,
+    kGradMu,
+    kGradRaw,
+    kGradEps,
+    kGradMean,
+    kGradPriorRaw
+  };
   static constexpr int kOffsets = 1 + (kIsGeneral ? kGradPriorRaw : kGradRaw);
 
  public:
-  using Call = BackwardCall<S, kAccess, F>;
+  using Call = BackwardCall<S, kAccess, Options>;
 
   template <bool kWhole, class Rows>
   __device__ __forceinline__ void load(const Call& call, const Span<kWhole>& span,
                                        const Rows& rows) {
     const BackwardParams& p = call.params;
-    const F& f = call.options;
+    const Options& options = call.options;
     const bool with_kl = rows.is_present();
     const int64_t* strides[kOffsets];
-    gaussian_strides<F>(p, strides);
+    gaussian_strides<Options>(p, strides);
     strides[kGradZ] = p.grad_z.stride;
     strides[kGradMu] = p.grad_mu.stride;
     strides[kGradRaw] = p.grad_raw.stride;
@@ -44,9 +51,9 @@ class BackwardStep {
       strides[kGradPriorRaw] = p.grad_prior_raw.stride;
     }
     locate<S, kAccess, kFast>(p.space, strides, span.element(), at_);
-    const bool needs_mu = with_kl || f.mu_soft_clamp != T(0);
+    const bool needs_mu = with_kl || options.mu_soft_clamp != T(0);
     gaussians_.load(p.space, p.gaussians, at_, span, needs_mu, with_kl);
-    if constexpr (kAtSample<F>) return;  // sum_estimates loads the rest, one sample at a time
+    if constexpr (kAtSample<Options>) return;  // sum_estimates loads the rest, one sample at a time
     if (has_grad_z(p))
       cuda::load<S, kAccess, kFast, kIsGeneral>(p.space, p.grad_z, at_[kGradZ], span, gz_);
     if (has_grad_z(p) && has_eps(p)) {
@@ -57,7 +64,7 @@ class BackwardStep {
   template <bool kWhole, class Rows>
   __device__ __forceinline__ void finish(const Call& call, const Span<kWhole>& span, Rows& rows) {
     const BackwardParams& p = call.params;
-    const F& f = call.options;
+    const Options& options = call.options;
     const auto& weights = call.weights;
     const auto noise = call.noise_stream.template for_step<kFast>();
     const bool with_kl = kHasAllOperands || rows.is_present();
@@ -65,10 +72,10 @@ class BackwardStep {
     for (int b = 0; b < N / C; ++b) {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
-      gaussians_.template compute<kWhole>(p.gaussians, f, b, with_kl, q, prior);
+      gaussians_.template compute<kWhole>(p.gaussians, options, b, with_kl, q, prior);
       T gz[C], graw[C];
-      if constexpr (kAtSample<F>) {
-        sum_estimates(p, f, weights, noise, span, b, rows, q, prior, gz, graw);
+      if constexpr (kAtSample<Options>) {
+        sum_estimates(p, options, weights, noise, span, b, rows, q, prior, gz, graw);
       } else {
         sum_samples(p, weights, noise, span, b, q, gz, graw);
         VAE_FUSED_UNROLL
@@ -77,14 +84,14 @@ class BackwardStep {
               has_grad_z(p) ? math::sample_adjoint(weights, graw[j], q[j].scale.dsigma) : T(0);
         }
       }
-      if (with_kl && !kAtSample<F>) {
+      if (with_kl && !kAtSample<Options>) {
         T gk[C], gmean[C], gprior[C];
         rows.get(span + b * C, gk);
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) {
           const auto adjoint =
-              math::kl_adjoint(weights, weights.is_linear_form, math::relative(f, q[j], prior[j]),
-                               prior[j].precision, gk[j]);
+              math::kl_adjoint(weights, weights.is_linear_form,
+                               math::relative(options, q[j], prior[j]), prior[j].precision, gk[j]);
           gz[j] += adjoint.mu;
           graw[j] += math::chain(adjoint.x, q[j].scale.dx);
           gmean[j] = adjoint.mean;
@@ -99,7 +106,7 @@ class BackwardStep {
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         gz[j] *= q[j].dmu;
-        graw[j] = math::undo_doubling(f, graw[j]);
+        graw[j] = math::undo_doubling(options, graw[j]);
         if (q[j].is_clamped) graw[j] = 0;
         if (kIsGeneral && !gaussians_.counts(p.gaussians, span, b, j)) gz[j] = graw[j] = 0;
       }
@@ -128,7 +135,8 @@ class BackwardStep {
 
   // Sums over the samples of chunk b: gz is the gradient of z, graw that gradient times eps.
   template <bool kWhole, class Keys>
-  __device__ __forceinline__ void sum_samples(const BackwardParams& p, const weights_t<F>& weights,
+  __device__ __forceinline__ void sum_samples(const BackwardParams& p,
+                                              const weights_t<Options>& weights,
                                               const Noise<Keys>& noise, const Span<kWhole>& span,
                                               int b, const math::Posterior<T> (&q)[C], T (&gz)[C],
                                               T (&graw)[C]) {
@@ -183,10 +191,13 @@ class BackwardStep {
   // Computes the gradients of chunk b if its samples estimate the KL: gz by mu, graw by the raw
   // scale, and those by the prior.
   template <bool kWhole, class Keys, class Rows>
-  __device__ __forceinline__ void sum_estimates(
-      const BackwardParams& p, const F& f, const weights_t<F>& weights, const Noise<Keys>& noise,
-      const Span<kWhole>& span, int b, const Rows& rows, const math::Posterior<T> (&q)[C],
-      const math::Prior<T> (&prior)[C], T (&gz)[C], T (&graw)[C]) {
+  __device__ __forceinline__ void sum_estimates(const BackwardParams& p, const Options& options,
+                                                const weights_t<Options>& weights,
+                                                const Noise<Keys>& noise, const Span<kWhole>& span,
+                                                int b, const Rows& rows,
+                                                const math::Posterior<T> (&q)[C],
+                                                const math::Prior<T> (&prior)[C], T (&gz)[C],
+                                                T (&graw)[C]) {
     T direct[C], gmean[C], gprior[C];  // direct: by x, without the path through z
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) gz[j] = graw[j] = direct[j] = gmean[j] = gprior[j] = 0;
@@ -209,8 +220,8 @@ class BackwardStep {
       for (int j = 0; j < C; ++j) {
         const T sigma = q[j].scale.sigma;
         const T d = math::relative_sample(weights, q[j].mu, sigma, prior[j], eps[j]);
-        const auto adjoint =
-            math::log_ratio_adjoint(weights, f.stop_q, d, prior[j].precision, sigma, eps[j], gk[j]);
+        const auto adjoint = math::log_ratio_adjoint(weights, options.stop_q, d, prior[j].precision,
+                                                     sigma, eps[j], gk[j]);
         sample_grad[j] += adjoint.z;
         gz[j] += sample_grad[j] + adjoint.mu;
         graw[j] += sample_grad[j] * eps[j];
@@ -243,7 +254,7 @@ class BackwardStep {
     if (needs_grad_mu(p)) put(p.grad_mu, kGradMu, grad_mu_);
     if (needs_grad_raw(p)) put(p.grad_raw, kGradRaw, grad_raw_);
     if constexpr (kIsGeneral) {
-      if (needs_grad_eps(p) && !kAtSample<F>) put(p.grad_eps, kGradEps, grad_eps_);
+      if (needs_grad_eps(p) && !kAtSample<Options>) put(p.grad_eps, kGradEps, grad_eps_);
       if (p.grad_prior_mean.data) put(p.grad_prior_mean, kGradMean, prior_grads_.mean);
       if (p.grad_prior_raw.data) put(p.grad_prior_raw, kGradPriorRaw, prior_grads_.raw);
     }
@@ -255,24 +266,24 @@ class BackwardStep {
   };
 
   int64_t at_[kOffsets];
-  GaussianStep<S, kAccess, F, kFast> gaussians_;
+  GaussianStep<S, kAccess, Options, kFast> gaussians_;
   Pack<S, N> gz_{}, eps_{};
   Results<S, kAccess> grad_mu_, grad_raw_, grad_eps_;
   std::conditional_t<kIsGeneral, PriorGrads, None> prior_grads_;
 };
 
-template <typename S, Access kAccess, class F>
+template <typename S, Access kAccess, class Options>
 class BackwardCall {
  public:
   template <bool kFast>
-  using Step = BackwardStep<S, kAccess, F, kFast>;
+  using Step = BackwardStep<S, kAccess, Options, kFast>;
 
   const BackwardParams& params;
-  const F& options;
-  NoiseStream<kKeySource<kBackwardKernel<F>, S, kAccess>> noise_stream;
-  weights_t<F> weights;
+  const Options& options;
+  NoiseStream<kKeySource<kBackwardKernel<Options>, S, kAccess>> noise_stream;
+  weights_t<Options> weights;
 
-  __device__ __forceinline__ BackwardCall(const BackwardParams& params, const F& options)
+  __device__ __forceinline__ BackwardCall(const BackwardParams& params, const Options& options)
       : params(params), options(options), noise_stream(params.key), weights(weights_of(options)) {}
 
   __device__ __forceinline__ bool try_fast_tile(const Tile& tile) {
@@ -280,16 +291,17 @@ class BackwardCall {
   }
 };
 
-template <typename S, Access kAccess, class F>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<F>, S, kAccess>)
-    backward_kernel(const __grid_constant__ BackwardParams p, const __grid_constant__ F f,
+template <typename S, Access kAccess, class Options>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<Options>, S, kAccess>)
+    backward_kernel(const __grid_constant__ BackwardParams p,
+                    const __grid_constant__ Options options,
                     const __grid_constant__ GradSource source,
                     const __grid_constant__ bool has_fast_path) {
   using T = arithmetic_t<S>;
-  constexpr bool kHasFast = kHasFastPath<kBackwardKernel<F>, S, kAccess>;
+  constexpr bool kHasFast = kHasFastPath<kBackwardKernel<Options>, S, kAccess>;
   const Tile tile = tile_of(p.space, blockIdx.x);
   const T tile_grad = grad_of_tile<T>(p.grad_kl, source, tile);
-  BackwardCall<S, kAccess, F> call(p, f);
+  BackwardCall<S, kAccess, Options> call(p, options);
   constexpr bool kServesRows = kAccess != Access::kContiguous || kContiguousServesRows<S>;
   run_tile<S, kAccess, kHasFast, kServesRows>(call, p.space, tile, p.grad_kl, source, tile_grad,
                                               has_fast_path);
@@ -299,12 +311,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<F>, S, kA
 // see math::without_clip. LatentOptions have no clip.
 using math::without_clip;
 template <typename T>
-const OptionsOnDevice<T>& without_clip(const OptionsOnDevice<T>& f) {
-  return f;
+const OptionsOnDevice<T>& without_clip(const OptionsOnDevice<T>& options) {
+  return options;
 }
 template <typename T>
-const OptionsAtSample<T>& without_clip(const OptionsAtSample<T>& f) {
-  return f;
+const OptionsAtSample<T>& without_clip(const OptionsAtSample<T>& options) {
+  return options;
 }
 
 template <typename S>
@@ -327,8 +339,8 @@ cudaError_t backward_as(WithScalars<BackwardParams> p, cudaStream_t stream) {
   set_noise_strides(p.space, p.eps);
   return with_options<S>(choice, p, at_sample, [&](auto access, const auto& given) {
     const auto options = without_clip(given);
-    using F = std::decay_t<decltype(options)>;
-    return launch(backward_kernel<S, access, F>, p.space.tiles, stream, p, options, source,
+    using Options = std::decay_t<decltype(options)>;
+    return launch(backward_kernel<S, access, Options>, p.space.tiles, stream, p, options, source,
                   choice.has_fast_path);
   });
 }

@@ -9,39 +9,39 @@ namespace vae_fused::cuda {
 namespace {
 
 // The state that the threads of a block share.
-template <typename S, Access kAccess, class F>
+template <typename S, Access kAccess, class Options>
 class ForwardCall;
 
 // A step of a thread: `load` issues its loads, `finish` computes and stores. kFast selects the fast
 // path.
-template <typename S, Access kAccess, class F, bool kFast>
+template <typename S, Access kAccess, class Options, bool kFast>
 class ForwardStep {
   using T = arithmetic_t<S>;
   static constexpr bool kHasAllOperands = kFast || kAccess == Access::kContiguous;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  static constexpr int kZ = kGaussianSlots<F>, kOffsets = kZ + 1;
+  static constexpr int kZ = kGaussianSlots<Options>, kOffsets = kZ + 1;
 
  public:
-  using Call = ForwardCall<S, kAccess, F>;
+  using Call = ForwardCall<S, kAccess, Options>;
 
   template <bool kWhole, class Rows>
   __device__ __forceinline__ void load(const Call& call, const Span<kWhole>& span,
                                        const Rows& rows) {
     const ForwardParams& p = call.params;
     const int64_t* strides[kOffsets];
-    gaussian_strides<F>(p, strides);
+    gaussian_strides<Options>(p, strides);
     strides[kZ] = p.z.stride;
     locate<S, kAccess, kFast>(p.space, strides, span.element(), at_);
     gaussians_.load(p.space, p.gaussians, at_, span, true, rows.is_present());
     if (has_eps(p)) {
-      cuda::load<S, kAccess, kFast, kGeneral<F>>(p.space, p.eps, at_[kNoise], span, eps_);
+      cuda::load<S, kAccess, kFast, kGeneral<Options>>(p.space, p.eps, at_[kNoise], span, eps_);
     }
   }
 
   template <bool kWhole, class Rows>
   __device__ __forceinline__ void finish(const Call& call, const Span<kWhole>& span, Rows& rows) {
     const ForwardParams& p = call.params;
-    const F& f = call.options;
+    const Options& options = call.options;
     const auto& weights = call.weights;
     const auto noise = call.noise_stream.template for_step<kFast>();
     const bool sampled = kHasAllOperands || p.z.data,
@@ -56,14 +56,14 @@ class ForwardStep {
       // moves the noise to the front by itself.
       constexpr bool kNoiseFirst = !math::kCoarse<S>;
       if (kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
-      gaussians_.template compute<kWhole>(p.gaussians, f, b, with_kl, q, prior);
+      gaussians_.template compute<kWhole>(p.gaussians, options, b, with_kl, q, prior);
       if (!kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
       if (sampled) sample(p, weights, noise, span, b, q, eps);
       Pack<T, C> kl;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
-        kl.s[j] = divergence(f, weights, q[j], prior[j], eps[j]);
-        if (kGeneral<F> && !gaussians_.counts(p.gaussians, span, b, j)) kl.s[j] = 0;
+        kl.s[j] = divergence(options, weights, q[j], prior[j], eps[j]);
+        if (kGeneral<Options> && !gaussians_.counts(p.gaussians, span, b, j)) kl.s[j] = 0;
       }
       rows.add(span, b, kl);
     }
@@ -72,18 +72,19 @@ class ForwardStep {
 
  private:
   static __device__ __forceinline__ bool has_eps(const ForwardParams& p) {
-    return kGeneral<F> && p.eps.data;
+    return kGeneral<Options> && p.eps.data;
   }
 
   // Twice the KL of an element, or twice the estimate of its sample.
-  static __device__ __forceinline__ T divergence(const F& f, const weights_t<F>& weights,
+  static __device__ __forceinline__ T divergence(const Options& options,
+                                                 const weights_t<Options>& weights,
                                                  const math::Posterior<T>& q,
                                                  const math::Prior<T>& prior, T eps) {
-    if constexpr (kAtSample<F>) {
+    if constexpr (kAtSample<Options>) {
       const T d = math::relative_sample(weights, q.mu, q.scale.sigma, prior, eps);
       return math::log_ratio_times_two(weights, d, q.scale.x - prior.x, eps);
     } else {
-      return math::kl_times_two(weights, weights.is_linear_form, math::relative(f, q, prior));
+      return math::kl_times_two(weights, weights.is_linear_form, math::relative(options, q, prior));
     }
   }
 
@@ -100,18 +101,18 @@ class ForwardStep {
 
   // Computes chunk b of z. Samples after the first are stored at once.
   template <bool kWhole, class Keys>
-  __device__ __forceinline__ void sample(const ForwardParams& p, const weights_t<F>& weights,
+  __device__ __forceinline__ void sample(const ForwardParams& p, const weights_t<Options>& weights,
                                          const Noise<Keys>& noise, const Span<kWhole>& span, int b,
                                          const math::Posterior<T> (&q)[C], const T (&eps)[C]) {
     T z[C];
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) {
       z[j] = math::sample(weights, q[j].mu, q[j].scale.sigma, eps[j]);
-      if (kGeneral<F> && !gaussians_.counts(p.gaussians, span, b, j)) z[j] = 0;
+      if (kGeneral<Options> && !gaussians_.counts(p.gaussians, span, b, j)) z[j] = 0;
     }
     z_.template set<kWhole>(b, z);
     constexpr bool kSupportsSamples =
-        kGeneral<F> && kAccess != Access::kChannelsLast;  // see select_kernel
+        kGeneral<Options> && kAccess != Access::kChannelsLast;  // see select_kernel
     for (int64_t s = 1; kSupportsSamples && s < p.gaussians.samples; ++s) {
       Pack<S, C> further;
       if (has_eps(p)) {
@@ -132,23 +133,23 @@ class ForwardStep {
   }
 
   int64_t at_[kOffsets];
-  GaussianStep<S, kAccess, F, kFast> gaussians_;
+  GaussianStep<S, kAccess, Options, kFast> gaussians_;
   Pack<S, N> eps_;
   Results<S, kAccess> z_;
 };
 
-template <typename S, Access kAccess, class F>
+template <typename S, Access kAccess, class Options>
 class ForwardCall {
  public:
   template <bool kFast>
-  using Step = ForwardStep<S, kAccess, F, kFast>;
+  using Step = ForwardStep<S, kAccess, Options, kFast>;
 
   const ForwardParams& params;
-  const F& options;
-  NoiseStream<kKeySource<kForwardKernel<F>, S, kAccess>> noise_stream;
-  weights_t<F> weights;
+  const Options& options;
+  NoiseStream<kKeySource<kForwardKernel<Options>, S, kAccess>> noise_stream;
+  weights_t<Options> weights;
 
-  __device__ __forceinline__ ForwardCall(const ForwardParams& params, const F& options)
+  __device__ __forceinline__ ForwardCall(const ForwardParams& params, const Options& options)
       : params(params),
         options(options),
         noise_stream(params.key, params.key_out),
@@ -159,14 +160,14 @@ class ForwardCall {
   }
 };
 
-template <typename S, Access kAccess, class F>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<kForwardKernel<F>, S, kAccess>)
-    forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ F f,
+template <typename S, Access kAccess, class Options>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<kForwardKernel<Options>, S, kAccess>)
+    forward_kernel(const __grid_constant__ ForwardParams p, const __grid_constant__ Options options,
                    const __grid_constant__ RowDisposition disposition,
                    const __grid_constant__ bool has_fast_path, int ticket) {
   __shared__ RowShared<S, kAccess> shared;
-  ForwardCall<S, kAccess, F> call(p, f);
-  run_tiles<S, kAccess, kHasFastPath<kForwardKernel<F>, S, kAccess>>(
+  ForwardCall<S, kAccess, Options> call(p, options);
+  run_tiles<S, kAccess, kHasFastPath<kForwardKernel<Options>, S, kAccess>>(
       call, p.space, p.kl, disposition, has_fast_path, ticket, shared);
 }
 
@@ -192,9 +193,9 @@ cudaError_t forward_as(WithScalars<ForwardParams> p, cudaStream_t stream) {
       plan_rows(p.space, p.kl, choice.access == Access::kScalar ? 1 : C, stream, plan);
   if (error != cudaSuccess) return error;
   error = with_options<S>(choice, p, at_sample, [&](auto access, const auto& options) {
-    using F = std::decay_t<decltype(options)>;
-    return launch(forward_kernel<S, access, F>, plan.blocks, stream, p, options, plan.disposition,
-                  choice.has_fast_path, plan.ticket);
+    using Options = std::decay_t<decltype(options)>;
+    return launch(forward_kernel<S, access, Options>, plan.blocks, stream, p, options,
+                  plan.disposition, choice.has_fast_path, plan.ticket);
   });
   return error == cudaSuccess ? combine_rest<T>(plan, p.space, p.kl, stream) : error;
 }

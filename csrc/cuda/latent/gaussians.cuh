@@ -11,23 +11,23 @@ namespace vae_fused::cuda {
 // last three. The offset of the noise is in the stream of a key or in an explicit eps.
 enum Slot : int { kMu, kRaw, kNoise, kMean, kPriorRaw, kMask, kSlots };
 
-template <class F>
-constexpr int kGaussianSlots = kGeneral<F> ? kSlots : kMean;
+template <class Options>
+constexpr int kGaussianSlots = kGeneral<Options> ? kSlots : kMean;
 
 // The strides of these slots.
-template <class F, class Params, int N>
+template <class Options, class Params, int N>
 __device__ __forceinline__ void gaussian_strides(const Params& p, const int64_t* (&strides)[N]) {
   strides[kMu] = p.gaussians.mu.stride;
   strides[kRaw] = p.gaussians.raw.stride;
   strides[kNoise] = p.space.noise_stride;
-  if constexpr (kGeneral<F>) {
+  if constexpr (kGeneral<Options>) {
     strides[kMean] = p.gaussians.prior_mean.stride;
     strides[kPriorRaw] = p.gaussians.prior_raw.stride;
     strides[kMask] = p.gaussians.mask.stride;
   }
 }
 
-template <typename S, Access kAccess, class F, bool kFast>
+template <typename S, Access kAccess, class Options, bool kFast>
 class GaussianStep {
   using T = arithmetic_t<S>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
@@ -43,8 +43,10 @@ class GaussianStep {
     mu = {};
     raw = {};
     if (needs_mu) load_step(space, gaussians.mu, at[kMu], span, mu);
-    if (!kGeneral<F> || gaussians.raw.data) load_step(space, gaussians.raw, at[kRaw], span, raw);
-    if constexpr (kGeneral<F>) {
+    if (!kGeneral<Options> || gaussians.raw.data) {
+      load_step(space, gaussians.raw, at[kRaw], span, raw);
+    }
+    if constexpr (kGeneral<Options>) {
       if (with_prior && gaussians.prior_mean.data) {
         load_step(space, gaussians.prior_mean, at[kMean], span, general.mean);
       }
@@ -60,14 +62,14 @@ class GaussianStep {
 
   // Computes the posteriors of chunk b and, if `with_prior`, its priors.
   template <bool kWhole>
-  __device__ __forceinline__ void compute(const Gaussians& gaussians, const F& f, int b,
+  __device__ __forceinline__ void compute(const Gaussians& gaussians, const Options& options, int b,
                                           bool with_prior, math::Posterior<T> (&q)[C],
                                           math::Prior<T> (&p)[C]) const {
     T means[C], scales[C];
     widen<kAccess, kWhole, C>(mu, b, means);
     widen<kAccess, kWhole, C>(raw, b, scales);
-    math::posterior<math::kCoarse<S>>(f, means, scales, q);
-    if constexpr (kGeneral<F>) {
+    math::posterior<math::kCoarse<S>>(options, means, scales, q);
+    if constexpr (kGeneral<Options>) {
       if (!gaussians.raw.data) {
         VAE_FUSED_UNROLL
         for (int j = 0; j < C; ++j) q[j].scale = {T(1), T(0), T(0), T(0)};
@@ -77,10 +79,10 @@ class GaussianStep {
         widen<kAccess, kWhole, C>(general.mean, b, means);
       } else {
         VAE_FUSED_UNROLL
-        for (int j = 0; j < C; ++j) means[j] = f.prior_mean;
+        for (int j = 0; j < C; ++j) means[j] = options.prior_mean;
       }
       widen<kAccess, kWhole, C>(general.prior_raw, b, scales);
-      math::prior(f, gaussians.prior_raw.data, means, scales, p);
+      math::prior(options, gaussians.prior_raw.data, means, scales, p);
     }
   }
 
@@ -90,7 +92,7 @@ class GaussianStep {
   template <bool kWhole>
   __device__ __forceinline__ bool counts(const Gaussians& gaussians, const Span<kWhole>& span,
                                          int b, int j) const {
-    if constexpr (kGeneral<F>) {
+    if constexpr (kGeneral<Options>) {
       return span.has(b * C + j) &&
              (!gaussians.mask.data || general.mask.s[place_of<S, kAccess>(b, j)]);
     }
@@ -108,10 +110,10 @@ class GaussianStep {
   static __device__ __forceinline__ void load_step(const Space& space, const Operand& operand,
                                                    int64_t offset, const Span<kWhole>& span,
                                                    Pack<S, N>& pack) {
-    cuda::load<S, kAccess, kFast, kGeneral<F>>(space, operand, offset, span, pack);
+    cuda::load<S, kAccess, kFast, kGeneral<Options>>(space, operand, offset, span, pack);
   }
 
-  std::conditional_t<kGeneral<F>, General, None> general{};
+  std::conditional_t<kGeneral<Options>, General, None> general{};
 };
 
 // Whether the kernels for default options serve the Gaussians of a call.
@@ -154,14 +156,14 @@ cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& 
 // The part of a kernel's options that the formulas of samples and KLs take.
 template <typename T>
 __device__ __forceinline__ const math::DefaultOptions<T>& weights_of(
-    const math::DefaultOptions<T>& f) {
-  return f;
+    const math::DefaultOptions<T>& options) {
+  return options;
 }
 template <typename T>
-__device__ __forceinline__ math::Weights<T> weights_of(const OptionsOnDevice<T>& f) {
-  return {f, f.scalars};
+__device__ __forceinline__ math::Weights<T> weights_of(const OptionsOnDevice<T>& options) {
+  return {options, options.scalars};
 }
-template <class F>
-using weights_t = decltype(weights_of(std::declval<const F&>()));
+template <class Options>
+using weights_t = decltype(weights_of(std::declval<const Options&>()));
 
 }  // namespace vae_fused::cuda

@@ -65,20 +65,20 @@ struct Piece {
   }
 
   // Computes the Gaussians of chunk b of a step, and its normals if `has_noise`.
-  __device__ __forceinline__ void compute(const math::LatentOptions<T>& f, const Span<>& span,
+  __device__ __forceinline__ void compute(const math::LatentOptions<T>& options, const Span<>& span,
                                           int b, const Step& step, bool has_noise,
                                           math::Posterior<T> (&q)[C], math::Prior<T> (&prior)[C],
                                           T (&eps)[C]) const {
     T mu[C], raw[C];
     widen<Access::kStrided, false, C>(step.mu, b, mu);
     widen<Access::kStrided, false, C>(step.raw, b, raw);
-    math::posterior<math::kCoarse<S>>(f, mu, raw, q);
+    math::posterior<math::kCoarse<S>>(options, mu, raw, q);
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) mu[j] = static_cast<T>(item.prior.mean);
     if (item.prior_mean) widen<Access::kStrided, false, C>(step.prior_mean, b, mu);
     if (item.prior_raw) {
       widen<Access::kStrided, false, C>(step.prior_raw, b, raw);
-      math::prior(f, true, mu, raw, prior);
+      math::prior(options, true, mu, raw, prior);
     } else {
       const T precision = static_cast<T>(item.prior.precision), x = static_cast<T>(item.prior.x);
       VAE_FUSED_UNROLL
@@ -103,10 +103,11 @@ __device__ __forceinline__ void combine(const double* partials, int64_t tiles, T
 template <typename S>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kForwardMulti, S>)
     forward_multi_kernel(const __grid_constant__ MultiParams p,
-                         const __grid_constant__ OptionsOnDevice<arithmetic_t<S>> f, int ticket) {
+                         const __grid_constant__ OptionsOnDevice<arithmetic_t<S>> options,
+                         int ticket) {
   using T = arithmetic_t<S>;
   constexpr int V = Piece<S>::V, C = Piece<S>::C;
-  const math::Weights<T> weights = weights_of(f);
+  const math::Weights<T> weights = weights_of(options);
   const Key key = resolve(p.key);
   write_key(key, p.key_out);
   const Piece<S> piece(p, key, blockIdx.x);
@@ -120,12 +121,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kForwardMulti, S>
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
       T z[C];
-      piece.compute(f, span, b, step, item.z, q, prior, z);
+      piece.compute(options, span, b, step, item.z, q, prior, z);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
         z[j] = math::sample(weights, q[j].mu, q[j].scale.sigma, z[j]);
-        const T kl =
-            math::kl_times_two(weights, weights.is_linear_form, math::relative(f, q[j], prior[j]));
+        const T kl = math::kl_times_two(weights, weights.is_linear_form,
+                                        math::relative(options, q[j], prior[j]));
         if (span.has(b * C + j)) step_sum += kl;
       }
       narrow<Access::kStrided, false, C>(z, b, step.mu);
@@ -148,10 +149,10 @@ __global__ void __launch_bounds__(kThreads)
 template <typename S>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S>)
     backward_multi_kernel(const __grid_constant__ MultiParams p,
-                          const __grid_constant__ OptionsOnDevice<arithmetic_t<S>> f) {
+                          const __grid_constant__ OptionsOnDevice<arithmetic_t<S>> options) {
   using T = arithmetic_t<S>;
   constexpr int V = Piece<S>::V, C = Piece<S>::C;
-  const math::Weights<T> weights = weights_of(f);
+  const math::Weights<T> weights = weights_of(options);
   const Piece<S> piece(p, resolve(p.key), blockIdx.x);
   const Item& item = piece.item;
   const T gk = p.grad_kl ? static_cast<T>(item.weight) * *static_cast<const T*>(p.grad_kl) : T(0);
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
       T eps[C], gz[C], graw[C];
-      piece.compute(f, span, b, step, item.grad_z, q, prior, eps);
+      piece.compute(options, span, b, step, item.grad_z, q, prior, eps);
       widen<Access::kStrided, false, C>(gz_pack, b, gz);
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
@@ -172,8 +173,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
             item.grad_z ? math::sample_adjoint(weights, gz[j] * eps[j], q[j].scale.dsigma) : T(0);
         if (p.grad_kl) {
           const auto adjoint =
-              math::kl_adjoint(weights, weights.is_linear_form, math::relative(f, q[j], prior[j]),
-                               prior[j].precision, gk);
+              math::kl_adjoint(weights, weights.is_linear_form,
+                               math::relative(options, q[j], prior[j]), prior[j].precision, gk);
           gz[j] += adjoint.mu;
           graw[j] += math::chain(adjoint.x, q[j].scale.dx);
         }

@@ -22,13 +22,13 @@ struct OptionsOnDevice : math::LatentOptions<T> {
 template <typename T>
 struct OptionsAtSample : OptionsOnDevice<T> {};
 
-template <class F>
+template <class Options>
 constexpr bool kAtSample = false;
 template <typename T>
 constexpr bool kAtSample<OptionsAtSample<T>> = true;
 
-template <class F>
-constexpr bool kGeneral = kAtSample<F>;
+template <class Options>
+constexpr bool kGeneral = kAtSample<Options>;
 template <typename T>
 constexpr bool kGeneral<OptionsOnDevice<T>> = true;
 
@@ -119,14 +119,14 @@ constexpr KeySource kKeySource = kPolicy<kKernel, S, kAccess>.keys;
 template <Kernel kKernel, typename S, Access kAccess>
 constexpr bool kHasFastPath = kPolicy<kKernel, S, kAccess>.has_fast_path;
 
-template <class F>
-constexpr Kernel kForwardKernel = kAtSample<F>  ? Kernel::kForwardAtSample
-                                  : kGeneral<F> ? Kernel::kForwardGeneral
-                                                : Kernel::kForward;
-template <class F>
-constexpr Kernel kBackwardKernel = kAtSample<F>  ? Kernel::kBackwardAtSample
-                                   : kGeneral<F> ? Kernel::kBackwardGeneral
-                                                 : Kernel::kBackward;
+template <class Options>
+constexpr Kernel kForwardKernel = kAtSample<Options>  ? Kernel::kForwardAtSample
+                                  : kGeneral<Options> ? Kernel::kForwardGeneral
+                                                      : Kernel::kForward;
+template <class Options>
+constexpr Kernel kBackwardKernel = kAtSample<Options>  ? Kernel::kBackwardAtSample
+                                   : kGeneral<Options> ? Kernel::kBackwardGeneral
+                                                       : Kernel::kBackward;
 
 // Whether the backward kernel of contiguous tensors serves a KL whose rows are within a tile. In 16
 // bits this kernel has 64 registers and would spill up to 36 bytes in that loop on four

@@ -34,33 +34,34 @@ struct StatsBlock {
 template <typename S>
 class StatsElement {
   using T = arithmetic_t<S>;
-  using F = OptionsOnDevice<T>;
+  using Options = OptionsOnDevice<T>;
 
  public:
-  __device__ __forceinline__ StatsElement(const StatsParams& p, const F& f)
-      : p_(p), f_(f), weights_(weights_of(f)) {}
+  __device__ __forceinline__ StatsElement(const StatsParams& p, const Options& options)
+      : p_(p), options_(options), weights_(weights_of(options)) {}
 
   // The origin of the sums of means: the first mean that counts, if it is finite, or 0.
   __device__ __forceinline__ double shift() const { return static_cast<double>(shift_); }
 
   // Adds the values of element e. The sums of means and squares are relative to the shift.
   __device__ __forceinline__ void add(int64_t e, T (&sums)[math::kStats]) {
-    GaussianStep<S, Access::kScalar, F, false> step;
+    GaussianStep<S, Access::kScalar, Options, false> step;
     const Span<true> span = read(step, e);
     if (!step.counts(p_.gaussians, span, 0, 0)) return;
     math::Posterior<T> q[1];
     math::Prior<T> prior[1];
-    step.template compute<true>(p_.gaussians, f_, 0, true, q, prior);
+    step.template compute<true>(p_.gaussians, options_, 0, true, q, prior);
     T mu[1], raw[1];
     widen<Access::kScalar, true, 1>(step.mu, 0, mu);
     widen<Access::kScalar, true, 1>(step.raw, 0, raw);
     if (!has_shift_ && math::is_not_finite(q[0].mu, q[0].mu) == T(0)) shift_ = q[0].mu;
     has_shift_ = true;
     const T delta = q[0].mu - shift_;
-    sums[math::kKlStat] += math::kl_times_two(weights_, false, math::relative(f_, q[0], prior[0]));
+    sums[math::kKlStat] +=
+        math::kl_times_two(weights_, false, math::relative(options_, q[0], prior[0]));
     sums[math::kMean] += delta;
     sums[math::kSquares] += delta * delta;
-    sums[math::kClamped] += math::is_clamped(f_.posterior, raw[0]);
+    sums[math::kClamped] += math::is_clamped(options_.posterior, raw[0]);
     sums[math::kNotFinite] += math::is_not_finite(mu[0], raw[0]);
     sums[math::kCount] += T(1);
   }
@@ -71,15 +72,15 @@ class StatsElement {
     const Span<true> span{e, 0, 1};
     const int64_t* strides[kSlots];
     int64_t at[kSlots];
-    gaussian_strides<F>(p_, strides);
+    gaussian_strides<Options>(p_, strides);
     locate<S, Access::kScalar, false>(p_.space, strides, e, at);
     step.load(p_.space, p_.gaussians, at, span, true, true);
     return span;
   }
 
   const StatsParams& p_;
-  const F& f_;
-  weights_t<F> weights_;
+  const Options& options_;
+  weights_t<Options> weights_;
   T shift_ = 0;
   bool has_shift_ = false;
 };
@@ -146,7 +147,7 @@ __device__ void finish(const StatsParams& p) {
 template <typename S>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access::kScalar>)
     stats_kernel(const __grid_constant__ StatsParams p,
-                 const __grid_constant__ OptionsOnDevice<arithmetic_t<S>> f, int ticket) {
+                 const __grid_constant__ OptionsOnDevice<arithmetic_t<S>> options, int ticket) {
   using T = arithmetic_t<S>;
   __shared__ double line_sums[math::kStats][kThreads];
   const StatsTasks& tasks = p.tasks;
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access
   const int thread = threadIdx.x;
   double sums[math::kStats] = {};
   if (thread < block.width) {
-    StatsElement<S> element(p, f);
+    StatsElement<S> element(p, options);
 #pragma unroll 1
     for (int64_t begin = block.begin; begin < block.end; begin += kLinesOfSum) {
       T recent[math::kStats] = {};

@@ -184,21 +184,21 @@ struct Posterior {
 
 // The clip is part of the upper bound of the clamp, so it costs nothing.
 template <typename T>
-VAE_FUSED_HD DefaultOptions<T> default_options(const LatentOptions<double>& f) {
-  const T low = T(f.posterior.low), high = T(f.posterior.high);
+VAE_FUSED_HD DefaultOptions<T> default_options(const LatentOptions<double>& o) {
+  const T low = T(o.posterior.low), high = T(o.posterior.high);
   return {low, high, sizeof(T) == 8 ? high : smaller(high, T(kClipForExp))};
 }
 
 // For gradients, which do not need g. `is_clamped` must not be true for the clip alone.
 template <typename T>
-VAE_FUSED_HD DefaultOptions<T> without_clip(DefaultOptions<T> f) {
-  f.clip_high = f.high;
-  return f;
+VAE_FUSED_HD DefaultOptions<T> without_clip(DefaultOptions<T> o) {
+  o.clip_high = o.high;
+  return o;
 }
 
 template <bool clamps = true, typename T, typename F>
-VAE_FUSED_HD F clamp_raw(const DefaultOptions<T>& f, F raw) {
-  if constexpr (clamps) return clamp(raw, f.low, f.clip_high);
+VAE_FUSED_HD F clamp_raw(const DefaultOptions<T>& o, F raw) {
+  if constexpr (clamps) return clamp(raw, o.low, o.clip_high);
   return raw;
 }
 
@@ -218,11 +218,11 @@ VAE_FUSED_HD void exponentials_for(const T (&x)[N], Exponentials<T> (&out)[N]) {
 }
 
 template <bool coarse = false, int N, typename T>
-VAE_FUSED_HD void posterior(const DefaultOptions<T>& f, const T (&mu)[N], const T (&raw)[N],
+VAE_FUSED_HD void posterior(const DefaultOptions<T>& o, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
   T x[N];
   VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) x[j] = clamp_raw(f, raw[j]);
+  for (int j = 0; j < N; ++j) x[j] = clamp_raw(o, raw[j]);
   Exponentials<T> exps[N];
   exponentials_for<coarse>(x, exps);
   VAE_FUSED_UNROLL
@@ -233,14 +233,14 @@ VAE_FUSED_HD void posterior(const DefaultOptions<T>& f, const T (&mu)[N], const 
 }
 
 template <bool coarse = false, int N, typename T>
-VAE_FUSED_HD void posterior(const LatentOptions<T>& f, const T (&mu)[N], const T (&raw)[N],
+VAE_FUSED_HD void posterior(const LatentOptions<T>& o, const T (&mu)[N], const T (&raw)[N],
                             Posterior<T> (&out)[N]) {
   VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(f.posterior, raw[j]), {}, false};
-  if (f.mu_soft_clamp == T(0)) return;
+  for (int j = 0; j < N; ++j) out[j] = {mu[j], T(1), scale_of(o.posterior, raw[j]), {}, false};
+  if (o.mu_soft_clamp == T(0)) return;
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
-    const Clamped<T> clamped = soft_clamp(mu[j], f.mu_soft_clamp, f.per_mu_soft_clamp);
+    const Clamped<T> clamped = soft_clamp(mu[j], o.mu_soft_clamp, o.per_mu_soft_clamp);
     out[j].mu = clamped.x;
     out[j].dmu = clamped.dx;
   }
@@ -253,14 +253,14 @@ VAE_FUSED_HD void posterior(const LatentOptions<T>& f, const T (&mu)[N], const T
 // ---------------------------------------------------------------------------------------------
 
 template <typename Options, typename F>
-VAE_FUSED_HD F sample(const Options& f, F mu, F sigma, F eps) {
-  return mu + f.temperature * sigma * eps;
+VAE_FUSED_HD F sample(const Options& o, F mu, F sigma, F eps) {
+  return mu + o.temperature * sigma * eps;
 }
 
 // The gradient with respect to eps.
 template <typename Options, typename F>
-VAE_FUSED_HD F noise_adjoint(const Options& f, F grad_z, F sigma) {
-  return f.temperature * grad_z * sigma;
+VAE_FUSED_HD F noise_adjoint(const Options& o, F grad_z, F sigma) {
+  return o.temperature * grad_z * sigma;
 }
 
 // The gradient with respect to the raw scale.
@@ -270,8 +270,8 @@ VAE_FUSED_HD F sample_adjoint(const DefaultOptions<T>&, F grad_z_eps, F dsigma) 
 }
 
 template <typename Options, typename F>
-VAE_FUSED_HD F sample_adjoint(const Options& f, F grad_z_eps, F dsigma) {
-  return chain(f.temperature * grad_z_eps, dsigma);
+VAE_FUSED_HD F sample_adjoint(const Options& o, F grad_z_eps, F dsigma) {
+  return chain(o.temperature * grad_z_eps, dsigma);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -299,14 +299,14 @@ VAE_FUSED_HD F precision_of(F tau) {
 
 // A prior without a tensor for its scale uses the numbers of the options.
 template <int N, typename T>
-VAE_FUSED_HD void prior(const LatentOptions<T>& f, bool has_raw, const T (&mean)[N],
+VAE_FUSED_HD void prior(const LatentOptions<T>& o, bool has_raw, const T (&mean)[N],
                         const T (&raw)[N], Prior<T> (&out)[N]) {
   VAE_FUSED_UNROLL
-  for (int j = 0; j < N; ++j) out[j] = {mean[j], f.prior_precision, f.prior_x, T(0)};
+  for (int j = 0; j < N; ++j) out[j] = {mean[j], o.prior_precision, o.prior_x, T(0)};
   if (!has_raw) return;
   VAE_FUSED_UNROLL
   for (int j = 0; j < N; ++j) {
-    const Scale<T> tau = scale_of(f.prior, raw[j]);
+    const Scale<T> tau = scale_of(o.prior, raw[j]);
     out[j] = {mean[j], precision_of(tau.sigma), tau.x, tau.dx};
   }
 }
@@ -359,9 +359,9 @@ VAE_FUSED_HD F kl_times_two(const DefaultOptions<T>&, bool, const Relative<F>& r
 }
 
 template <typename Options, typename F>
-VAE_FUSED_HD F kl_times_two(const Options& f, bool is_linear_form, const Relative<F>& r) {
-  const F g = is_linear_form ? f.constant - r.x : r.excess.g;
-  return larger(F(2 * f.free_bits), r.d * r.d + g);
+VAE_FUSED_HD F kl_times_two(const Options& o, bool is_linear_form, const Relative<F>& r) {
+  const F g = is_linear_form ? o.constant - r.x : r.excess.g;
+  return larger(F(2 * o.free_bits), r.d * r.d + g);
 }
 
 // The derivatives with respect to mu, ln sigma^2, m and ln tau^2.
@@ -377,12 +377,12 @@ VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const DefaultOptions<T>&, bool, const Relat
 }
 
 template <typename Options, typename F>
-VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Options& f, bool is_linear_form, const Relative<F>& r,
+VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Options& o, bool is_linear_form, const Relative<F>& r,
                                      F precision, F grad) {
-  const F g = is_linear_form ? f.constant - r.x : r.excess.g,
+  const F g = is_linear_form ? o.constant - r.x : r.excess.g,
           h = is_linear_form ? F(-1) : r.excess.h;
-  grad = select(r.d * r.d + g < F(2 * f.free_bits), F(0), grad);
-  const F q = f.to_posterior * grad, p = f.to_prior * grad, d = r.d * precision;
+  grad = select(r.d * r.d + g < F(2 * o.free_bits), F(0), grad);
+  const F q = o.to_posterior * grad, p = o.to_prior * grad, d = r.d * precision;
   return {q * d, F(0.5) * q * h, -p * d, F(-0.5) * p * (h + r.d * r.d)};
 }
 

@@ -33,14 +33,14 @@
 namespace vae_fused::math {
 
 template <typename Options, typename F>
-VAE_FUSED_HD F relative_sample(const Options& f, F mu, F sigma, const Prior<F>& p, F eps) {
-  return (mu - p.mean) * p.precision + sigma * (f.temperature * eps) * p.precision;
+VAE_FUSED_HD F relative_sample(const Options& o, F mu, F sigma, const Prior<F>& p, F eps) {
+  return (mu - p.mean) * p.precision + sigma * (o.temperature * eps) * p.precision;
 }
 
 // `d` is that of z, and x is ln sigma^2 - ln tau^2. An infinite x would give inf - inf.
 template <typename Options, typename F>
-VAE_FUSED_HD F log_ratio_times_two(const Options& f, F d, F x, F eps) {
-  const F w = f.temperature * eps;
+VAE_FUSED_HD F log_ratio_times_two(const Options& o, F d, F x, F eps) {
+  const F w = o.temperature * eps;
   return (d - w) * (d + w) - smaller(F(kLargest<number_t<F>> / 4), x);
 }
 
@@ -51,13 +51,13 @@ struct LogRatioAdjoint {
 };
 
 template <typename Options, typename F>
-VAE_FUSED_HD LogRatioAdjoint<F> log_ratio_adjoint(const Options& f, bool stop_q, F d, F precision,
+VAE_FUSED_HD LogRatioAdjoint<F> log_ratio_adjoint(const Options& o, bool stop_q, F d, F precision,
                                                   F sigma, F eps, F grad) {
-  const F w = f.temperature * eps, slope = d * precision;
-  const F q = f.to_posterior * grad, p = f.to_prior * grad;
+  const F w = o.temperature * eps, slope = d * precision;
+  const F q = o.to_posterior * grad, p = o.to_prior * grad;
   const F mu = stop_q ? -q * w * precision_of(sigma) : F(0);
   const F x = F(-0.5) * (stop_q ? q * w * w : q);
-  return {q * slope, mu, -q * f.temperature * w, x, -p * slope, F(0.5) * p * (F(1) - d * d)};
+  return {q * slope, mu, -q * o.temperature * w, x, -p * slope, F(0.5) * p * (F(1) - d * d)};
 }
 
 // The derivative with respect to x is doubled, see `undo_doubling`.

@@ -112,13 +112,13 @@ struct Weights {
   bool is_linear_form;
   T constant;
 
-  VAE_FUSED_HD Weights(const LatentOptions<T>& f, const DeviceScalars& scalars)
+  VAE_FUSED_HD Weights(const LatentOptions<T>& o, const DeviceScalars& scalars)
       :
-#define VAE_FUSED_COPY(name) name(f.name),
+#define VAE_FUSED_COPY(name) name(o.name),
         VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_COPY)
 #undef VAE_FUSED_COPY
-            is_linear_form(f.is_linear_form),
-        constant(f.constant) {
+            is_linear_form(o.is_linear_form),
+        constant(o.constant) {
     read_scalars<T>(scalars, *this);
   }
 };
@@ -177,15 +177,15 @@ inline bool operator==(const LatentOptions<double>& a, const LatentOptions<doubl
 // - the options that act on the prior's tensors, because kernels of DefaultOptions have none
 // - the constant of the linear form, which those kernels do not have
 // - the estimator, which is selected separately
-inline bool is_default(LatentOptions<double> f) {
-  if (f.posterior.low <= 0) f.posterior.low = -kInfinity<double>;
-  if (f.posterior.high >= 0) f.posterior.high = kInfinity<double>;
-  f.prior = {};
-  f.to_prior = 1;
-  f.constant = 0;
-  if (f.at_sample) f.free_bits = 0;
-  f.at_sample = f.stop_q = false;
-  return f == LatentOptions<double>{};
+inline bool is_default(LatentOptions<double> o) {
+  if (o.posterior.low <= 0) o.posterior.low = -kInfinity<double>;
+  if (o.posterior.high >= 0) o.posterior.high = kInfinity<double>;
+  o.prior = {};
+  o.to_prior = 1;
+  o.constant = 0;
+  if (o.at_sample) o.free_bits = 0;
+  o.at_sample = o.stop_q = false;
+  return o == LatentOptions<double>{};
 }
 
 }  // namespace vae_fused::math

@@ -10,15 +10,15 @@ namespace vae_fused {
 namespace {
 
 math::LatentOptions<double> derived(const math::GivenLatent& given) {
-  math::LatentOptions<double> f = math::underived(given);
-  f.posterior = derived_scale(given.posterior);
-  f.prior = derived_scale(given.prior);
-  f.per_mu_soft_clamp = given.mu_soft_clamp > 0 ? 1 / given.mu_soft_clamp : 0;
-  const math::FixedPrior prior = fixed_prior(f, given.prior_mean, given.prior_raw);
-  f.prior_precision = prior.precision;
-  f.prior_x = prior.x;
-  if (f.is_linear_form || f.at_sample) f.free_bits = -std::numeric_limits<double>::infinity();
-  return f;
+  math::LatentOptions<double> o = math::underived(given);
+  o.posterior = derived_scale(given.posterior);
+  o.prior = derived_scale(given.prior);
+  o.per_mu_soft_clamp = given.mu_soft_clamp > 0 ? 1 / given.mu_soft_clamp : 0;
+  const math::FixedPrior prior = fixed_prior(o, given.prior_mean, given.prior_raw);
+  o.prior_precision = prior.precision;
+  o.prior_x = prior.x;
+  if (o.is_linear_form || o.at_sample) o.free_bits = -std::numeric_limits<double>::infinity();
+  return o;
 }
 
 }  // namespace
