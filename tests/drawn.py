@@ -309,18 +309,21 @@ def results_of(
         else random(*v.shape, seed=call.seed).to(v)
         for name, v in values.items()
     ]
-    wanted = {name: leaf for name, leaf in used.items() if leaf.requires_grad}
+    differentiable = {name: leaf for name, leaf in used.items() if leaf.requires_grad}
     outputs = [
         (v, g)
         for (name, v), g in zip(values.items(), grads, strict=True)
         if v.requires_grad and name != call.unused
     ]
-    found = (None,) * len(wanted)
+    found = (None,) * len(differentiable)
     if outputs:
         found = torch.autograd.grad(
-            [v for v, _ in outputs], [*wanted.values()], [g for _, g in outputs], allow_unused=True
+            [v for v, _ in outputs],
+            [*differentiable.values()],
+            [g for _, g in outputs],
+            allow_unused=True,
         )
-    for (name, leaf), grad in zip(wanted.items(), found, strict=True):
+    for (name, leaf), grad in zip(differentiable.items(), found, strict=True):
         values[f"grad_{name}"] = torch.zeros_like(leaf) if grad is None else grad
     return {name: v.detach() for name, v in values.items()}
 

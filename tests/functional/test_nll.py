@@ -81,9 +81,9 @@ def test_the_value_is_that_of_the_distribution(case: Case) -> None:
     target = inputs.target
     if isinstance(case.kind, vf.likelihoods.Bernoulli):
         target = (target > 0.5).double()
-    wanted = distribution.log_prob(target)
+    expected = distribution.log_prob(target)
     torch.testing.assert_close(
-        case.kind.log_prob(inputs.outputs, target, library=inputs.library), wanted
+        case.kind.log_prob(inputs.outputs, target, library=inputs.library), expected
     )
 
 
@@ -154,10 +154,10 @@ def test_masked_elements_are_0_whatever_they_hold(case: Case, mask: Tensor) -> N
     assert (elements[hidden] == 0.0).all()
     for reduction in REDUCTIONS:
         value = dirty.nll(case.kind, reduction=reduction, mask=mask)
-        wanted = reduced(elements, reduction)
+        expected = reduced(elements, reduction)
         if reduction == "mean":
-            wanted = elements.sum() / (~hidden).sum()
-        torch.testing.assert_close(value, wanted)
+            expected = elements.sum() / (~hidden).sum()
+        torch.testing.assert_close(value, expected)
         got = gradients(value.sum(), dirty)
         same = clean.nll(case.kind, reduction=reduction, mask=mask)
         for a, b in zip(got, gradients(same.sum(), clean), strict=True):
@@ -207,15 +207,15 @@ def test_samples_share_a_target(case: Case) -> None:
     assert value.shape == (3, 4)
     for i, factor in enumerate(factors):
         one = (inputs.outputs[0] * factor, *inputs.outputs[1:])
-        wanted = vf.nll(one, inputs.target, case.kind, dim=-1, library=inputs.library)
-        torch.testing.assert_close(value[i], wanted)
+        expected = vf.nll(one, inputs.target, case.kind, dim=-1, library=inputs.library)
+        torch.testing.assert_close(value[i], expected)
 
 
 @every
 def test_every_layout_has_the_same_values_and_gradients(case: Case) -> None:
-    wanted_inputs = make(case)
-    wanted = wanted_inputs.nll(case.kind, reduction="sample")
-    slopes = gradients(wanted.sum(), wanted_inputs)
+    expected_inputs = make(case)
+    expected = expected_inputs.nll(case.kind, reduction="sample")
+    slopes = gradients(expected.sum(), expected_inputs)
     for name in ("transposed", "chunked last", "every other", "misaligned", "reversed"):
         inputs = make(case)
         first = LAYOUTS[name](inputs.outputs[0])
@@ -223,7 +223,7 @@ def test_every_layout_has_the_same_values_and_gradients(case: Case) -> None:
             (first, *inputs.outputs[1:]), LAYOUTS[name](inputs.target), case.kind,
             reduction="sample", library=inputs.library,
         )  # fmt: skip
-        torch.testing.assert_close(value, wanted)
+        torch.testing.assert_close(value, expected)
         for a, b in zip(gradients(value.sum(), inputs), slopes, strict=True):
             torch.testing.assert_close(a, b)
 
@@ -279,10 +279,10 @@ TARGETS = (*DTYPES, torch.uint8, torch.int32, torch.int64)
 def test_targets_of_every_dtype(case: Case, dtype: torch.dtype) -> None:
     inputs = make(case, dtype)
     whole = torch.tensor([0, 1, 0, 1, 1, 0])  # a target of every kind
-    wanted = vf.nll(inputs.outputs, whole.to(dtype), case.kind, library=inputs.library)
+    expected = vf.nll(inputs.outputs, whole.to(dtype), case.kind, library=inputs.library)
     for other in TARGETS:
         value = vf.nll(inputs.outputs, whole.to(other), case.kind, library=inputs.library)
-        assert value.dtype == torch.float32 and value.item() == wanted.item()
+        assert value.dtype == torch.float32 and value.item() == expected.item()
 
 
 def test_mixed_dtypes_promote() -> None:
@@ -297,10 +297,10 @@ def test_mixed_dtypes_promote() -> None:
 @every
 def test_autocast_changes_nothing(case: Case) -> None:
     inputs = make(case, torch.float32)
-    wanted = inputs.nll(case.kind)
+    expected = inputs.nll(case.kind)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = inputs.nll(case.kind)
-    assert value.item() == wanted.item()
+    assert value.item() == expected.item()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -343,9 +343,9 @@ def test_torch_func(case: Case) -> None:
     for i in range(SHAPE[0]):
         arguments = (outputs[0][i], inputs.target[i], None if library is None else library[i])
         first = arguments[0].clone().requires_grad_()
-        wanted = one(first, *arguments[1:])
-        torch.testing.assert_close(value[i], wanted)
-        (by_first,) = torch.autograd.grad(wanted, first, create_graph=True)
+        expected = one(first, *arguments[1:])
+        torch.testing.assert_close(value[i], expected)
+        (by_first,) = torch.autograd.grad(expected, first, create_graph=True)
         torch.testing.assert_close(slope[i], by_first)
         if by_first.requires_grad:
             (twice,) = torch.autograd.grad(by_first.sum(), first)
@@ -365,10 +365,10 @@ def test_make_fx_traces_values_and_gradients(name: str) -> None:
     inputs = make(case, torch.float32)
     graph = make_fx(call)(inputs.outputs[0], inputs.target)
     other = make(case, torch.float32, seed=7)
-    for got, wanted in zip(
+    for got, expected in zip(
         graph(other.outputs[0], other.target), call(other.outputs[0], other.target), strict=True
     ):
-        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(got, expected)
 
 
 @traced
@@ -384,9 +384,9 @@ def test_compile_captures_one_graph(name: str) -> None:
     torch._dynamo.reset()
     inputs = make(case, torch.float32)
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    value, wanted = (f(inputs.outputs[0], inputs.target) for f in (compiled, call))
-    torch.testing.assert_close(value, wanted)
-    for a, b in zip(gradients(value.sum(), inputs), gradients(wanted.sum(), inputs), strict=True):
+    value, expected = (f(inputs.outputs[0], inputs.target) for f in (compiled, call))
+    torch.testing.assert_close(value, expected)
+    for a, b in zip(gradients(value.sum(), inputs), gradients(expected.sum(), inputs), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -401,9 +401,9 @@ def test_inductor_compiles_a_likelihood_of_counts() -> None:
 
     torch._dynamo.reset()
     inputs = make(case, torch.float32)
-    value, wanted = (
+    value, expected = (
         f(inputs.outputs[0], inputs.target) for f in (torch.compile(call, fullgraph=True), call)
     )
-    torch.testing.assert_close(value, wanted)
-    for a, b in zip(gradients(value.sum(), inputs), gradients(wanted.sum(), inputs), strict=True):
+    torch.testing.assert_close(value, expected)
+    for a, b in zip(gradients(value.sum(), inputs), gradients(expected.sum(), inputs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

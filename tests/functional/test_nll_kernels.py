@@ -98,10 +98,10 @@ def compared(
         if "library" in more:
             given["library"] = more["library"].detach().clone().requires_grad_()
         value = function(leaves if len(leaves) > 1 else leaves[0], x, kind, **given)
-        wanted = [
+        inputs_with_grad = [
             t for t in (*leaves, x, given.get("library")) if t is not None and t.requires_grad
         ]
-        grads = torch.autograd.grad(value, wanted, torch.ones_like(value))
+        grads = torch.autograd.grad(value, inputs_with_grad, torch.ones_like(value))
         found.append([value, *grads])
     for ours, theirs in zip(*found, strict=True):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype

@@ -61,7 +61,7 @@ def test_a_row(theirs: str, ours: str) -> None:
     (a, grads_a), (b, grads_b) = results
     assert a.shape == b.shape
     torch.testing.assert_close(a, b)
-    for wanted, got in zip(grads_a, grads_b, strict=True):
-        assert (wanted is None) == (got is None)
+    for expected, got in zip(grads_a, grads_b, strict=True):
+        assert (expected is None) == (got is None)
         if got is not None:
-            torch.testing.assert_close(got, wanted)
+            torch.testing.assert_close(got, expected)

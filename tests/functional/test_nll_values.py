@@ -83,11 +83,11 @@ def test_a_negative_binomial_has_all_digits(dtype: torch.dtype, eps: float) -> N
     m, t = leaf(mean, dtype), leaf(theta, dtype)
     value = NegativeBinomial(eps=eps).log_prob((m, t), x.to(dtype))
     value.sum().backward()
-    wanted = truth.truths(lambda *p: truth.negative_binomial(*p, eps=eps), x, mean, theta)
+    expected = truth.truths(lambda *p: truth.negative_binomial(*p, eps=eps), x, mean, theta)
     (terms,) = truth.truths(lambda *p: (slope_terms(*p),), x, mean, theta)
-    bounded(truth.relative(value, wanted[0]), dtype, 12.0)
-    bounded(truth.relative(m.grad, wanted[1]), dtype, 6.0)
-    bounded(truth.in_terms(t.grad, wanted[2], terms), dtype, 12.0)
+    bounded(truth.relative(value, expected[0]), dtype, 12.0)
+    bounded(truth.relative(m.grad, expected[1]), dtype, 6.0)
+    bounded(truth.in_terms(t.grad, expected[2], terms), dtype, 12.0)
 
 
 @float_types
@@ -106,9 +106,9 @@ def test_a_logarithm_of_the_mean_loses_what_its_exponential_loses(dtype: torch.d
         slope = mean * by_mean
         return value, slope, abs(value) + front, abs(slope) + share * (x + mean) * max(1, abs(raw))
 
-    wanted = truth.truths(exact, x, raw, theta)
-    bounded(truth.in_terms(value, wanted[0], wanted[2]), dtype, 12.0)
-    bounded(truth.in_terms(r.grad, wanted[1], wanted[3]), dtype, 12.0)
+    expected = truth.truths(exact, x, raw, theta)
+    bounded(truth.in_terms(value, expected[0], expected[2]), dtype, 12.0)
+    bounded(truth.in_terms(r.grad, expected[1], expected[3]), dtype, 12.0)
 
 
 @float_types
@@ -118,22 +118,22 @@ def test_zero_inflation_has_all_digits(dtype: torch.dtype) -> None:
     m, t, z = leaf(mean, dtype), leaf(theta, dtype), leaf(logit, dtype)
     value = ZeroInflatedNegativeBinomial().log_prob((m, t, z), x.to(dtype))
     value.sum().backward()
-    wanted = truth.truths(truth.zero_inflated, x, mean, theta, logit)
-    bounded(truth.relative(value, wanted[0]), dtype, 15.0)
+    expected = truth.truths(truth.zero_inflated, x, mean, theta, logit)
+    bounded(truth.relative(value, expected[0]), dtype, 15.0)
     # The probability of a 0 that is not inflated is an exponential of this sum.
-    lost = [1 + abs(v) + abs(p) for v, p in zip(wanted[0], logit.tolist(), strict=True)]
+    lost = [1 + abs(v) + abs(p) for v, p in zip(expected[0], logit.tolist(), strict=True)]
     tail = truth.truths(lambda *p: truth.negative_binomial(*p)[:1], x, mean, theta)[0]
     lost = [a + (abs(b) if not k else 0) for a, b, k in zip(lost, tail, x.tolist(), strict=True)]
-    for grad, exact in ((z.grad, wanted[3]), (m.grad, wanted[1])):
+    for grad, exact in ((z.grad, expected[3]), (m.grad, expected[1])):
         terms = [abs(w) * a + FLUSHED for w, a in zip(exact, lost, strict=True)]
         bounded(truth.in_terms(grad, exact, terms), dtype, 6.0)
     (slopes,) = truth.truths(lambda *p: (slope_terms(*p),), x, mean, theta)
     weights = [
         mp.mpf(1) if k else w / truth.negative_binomial(0, a, b)[1]
-        for k, w, a, b in zip(x.tolist(), wanted[1], mean.tolist(), theta.tolist(), strict=True)
+        for k, w, a, b in zip(x.tolist(), expected[1], mean.tolist(), theta.tolist(), strict=True)
     ]
     terms = [w * s * a + FLUSHED for w, s, a in zip(weights, slopes, lost, strict=True)]
-    bounded(truth.in_terms(t.grad, wanted[2], terms), dtype, 12.0)
+    bounded(truth.in_terms(t.grad, expected[2], terms), dtype, 12.0)
 
 
 @float_types
@@ -150,10 +150,10 @@ def test_an_inflation_by_probability_is_that_by_logit(dtype: torch.dtype) -> Non
         value, *_, by_logit = truth.zero_inflated(x, mean, theta, mp.log(p / (1 - p)))
         return value, by_logit / (p * (1 - p)), abs(value) + 1
 
-    wanted = truth.truths(exact, x, mean, theta, probs.double())
-    bounded(truth.relative(value, wanted[0]), dtype, 15.0)
-    terms = [abs(w) * lost for w, lost in zip(wanted[1], wanted[2], strict=True)]
-    bounded(truth.in_terms(p.grad, wanted[1], terms), dtype, 15.0)
+    expected = truth.truths(exact, x, mean, theta, probs.double())
+    bounded(truth.relative(value, expected[0]), dtype, 15.0)
+    terms = [abs(w) * lost for w, lost in zip(expected[1], expected[2], strict=True)]
+    bounded(truth.in_terms(p.grad, expected[1], terms), dtype, 15.0)
 
 
 @float_types
@@ -167,20 +167,20 @@ def test_a_poisson_distribution_has_all_digits(dtype: torch.dtype) -> None:
         value, slope = truth.poisson(x, mp.log(mean))
         return value, slope / mean
 
-    wanted = truth.truths(exact, x, mean)
-    bounded(truth.relative(value, wanted[0]), dtype, 12.0)
-    bounded(truth.relative(rate.grad, wanted[1]), dtype, 4.0)
+    expected = truth.truths(exact, x, mean)
+    bounded(truth.relative(value, expected[0]), dtype, 12.0)
+    bounded(truth.relative(rate.grad, expected[1]), dtype, 4.0)
 
     raw = leaf(torch.log(mean), dtype)
     value = Poisson().log_prob(raw, x.to(dtype))
     value.sum().backward()
     logs = raw.detach().double()
-    wanted = truth.truths(truth.poisson, x, logs)
-    front = [abs(s) * max(1, abs(r)) for s, r in zip(wanted[1], logs.tolist(), strict=True)]
-    terms = [abs(v) + f for v, f in zip(wanted[0], front, strict=True)]
-    bounded(truth.in_terms(value, wanted[0], terms), dtype, 12.0)
+    expected = truth.truths(truth.poisson, x, logs)
+    front = [abs(s) * max(1, abs(r)) for s, r in zip(expected[1], logs.tolist(), strict=True)]
+    terms = [abs(v) + f for v, f in zip(expected[0], front, strict=True)]
+    bounded(truth.in_terms(value, expected[0], terms), dtype, 12.0)
     terms = [f + mp.exp(r) * abs(r) for f, r in zip(front, logs.tolist(), strict=True)]
-    bounded(truth.in_terms(raw.grad, wanted[1], terms), dtype, 4.0)
+    bounded(truth.in_terms(raw.grad, expected[1], terms), dtype, 4.0)
 
 
 @float_types
@@ -191,12 +191,12 @@ def test_a_bernoulli_distribution_has_all_digits(dtype: torch.dtype) -> None:
     raw = leaf(logit, dtype)
     value = Bernoulli().log_prob(raw, x)
     value.sum().backward()
-    wanted = truth.truths(truth.bernoulli, x.double(), logit.double())
-    bounded(truth.relative(value, wanted[0]), dtype, 4.0)
+    expected = truth.truths(truth.bernoulli, x.double(), logit.double())
+    bounded(truth.relative(value, expected[0]), dtype, 4.0)
     bit = (x == 0.0) | (x == 1.0)
-    errors = truth.relative(raw.grad, wanted[1])
+    errors = truth.relative(raw.grad, expected[1])
     bounded([e for e, b in zip(errors, bit.tolist(), strict=True) if b], dtype, 4.0)
-    bounded(truth.in_terms(raw.grad, wanted[1], [mp.mpf(1)] * SIZE), dtype, 4.0)
+    bounded(truth.in_terms(raw.grad, expected[1], [mp.mpf(1)] * SIZE), dtype, 4.0)
 
 
 @float_types
@@ -214,7 +214,7 @@ def test_a_student_t_has_all_digits(dtype: torch.dtype) -> None:
     value = StudentT("logstd").log_prob((m, r, n), x)
     value.sum().backward()
     given = [t.double() for t in (x, mean, raw, df)]
-    wanted = truth.truths(truth.student_t, *given)
+    expected = truth.truths(truth.student_t, *given)
 
     def terms(x: float, mean: float, log_sigma: float, df: float) -> tuple[mp.mpf, ...]:
         x, mean, s, n = mp.mpf(x), mp.mpf(mean), mp.mpf(log_sigma), mp.mpf(df)
@@ -230,7 +230,7 @@ def test_a_student_t_has_all_digits(dtype: torch.dtype) -> None:
     magnitudes = truth.truths(terms, *given)
     # d = (x - mean) / sigma has the rounding error of sigma, an exponential of up to 6.
     for got, exact, size, bound in zip(
-        (value, m.grad, r.grad, n.grad), wanted, magnitudes, (10.0, 10.0, 16.0, 16.0), strict=True
+        (value, m.grad, r.grad, n.grad), expected, magnitudes, (10.0, 10.0, 16.0, 16.0), strict=True
     ):
         bounded(truth.in_terms(got, exact, size), dtype, bound)
 
@@ -245,7 +245,7 @@ def test_a_continuous_bernoulli_has_all_digits(dtype: torch.dtype) -> None:
     value = ContinuousBernoulli().log_prob(raw, x)
     value.sum().backward()
     given = x.double(), logit.double()
-    wanted = truth.truths(truth.continuous_bernoulli, *given)
+    expected = truth.truths(truth.continuous_bernoulli, *given)
 
     def terms(x: float, logit: float) -> tuple[mp.mpf, ...]:
         x, size = mp.mpf(x), abs(mp.mpf(logit))
@@ -256,8 +256,8 @@ def test_a_continuous_bernoulli_has_all_digits(dtype: torch.dtype) -> None:
         return size * weight + abs(rest - size / 2), weight + 1 / size + 1 / mp.expm1(size)
 
     magnitudes = truth.truths(terms, *given)
-    bounded(truth.in_terms(value, wanted[0], magnitudes[0]), dtype, 4.0)
-    bounded(truth.in_terms(raw.grad, wanted[1], magnitudes[1]), dtype, 4.0)
+    bounded(truth.in_terms(value, expected[0], magnitudes[0]), dtype, 4.0)
+    bounded(truth.in_terms(raw.grad, expected[1], magnitudes[1]), dtype, 4.0)
 
 
 @float_types
@@ -268,7 +268,7 @@ def test_a_negative_binomial_by_logits_has_all_digits(dtype: torch.dtype) -> Non
     value = NegativeBinomialLogits().log_prob((total, raw), x.to(dtype))
     value.sum().backward()
     given = x, logit.double(), theta
-    wanted = truth.truths(truth.negative_binomial_logits, *given)
+    expected = truth.truths(truth.negative_binomial_logits, *given)
 
     def terms(x: float, logit: float, total: float) -> tuple[mp.mpf, ...]:
         mean, r = mp.mpf(total) * mp.exp(mp.mpf(logit)), mp.mpf(total)
@@ -279,9 +279,9 @@ def test_a_negative_binomial_by_logits_has_all_digits(dtype: torch.dtype) -> Non
         return abs(value) + abs(x - mean), share * (mean + x), plus + harmonic
 
     magnitudes = truth.truths(terms, *given)
-    bounded(truth.in_terms(value, wanted[0], magnitudes[0]), dtype, 12.0)
-    bounded(truth.in_terms(raw.grad, wanted[1], magnitudes[1]), dtype, 6.0)
-    bounded(truth.in_terms(total.grad, wanted[2], magnitudes[2]), dtype, 6.0)
+    bounded(truth.in_terms(value, expected[0], magnitudes[0]), dtype, 12.0)
+    bounded(truth.in_terms(raw.grad, expected[1], magnitudes[1]), dtype, 6.0)
+    bounded(truth.in_terms(total.grad, expected[2], magnitudes[2]), dtype, 6.0)
 
 
 @float_types
@@ -299,7 +299,7 @@ def test_a_discretized_logistic_has_all_digits(dtype: torch.dtype, bits: int) ->
     value = DiscretizedLogistic(bits).log_prob((m, s), x)
     value.sum().backward()
     given = x.double(), mean.double(), log_scale.double()
-    wanted = truth.truths(lambda *p: truth.discretized_logistic(*p, bits), *given)
+    expected = truth.truths(lambda *p: truth.discretized_logistic(*p, bits), *given)
 
     def terms(x: float, mean: float, log_scale: float) -> tuple[mp.mpf, ...]:
         x, mean, inverse = mp.mpf(x), mp.mpf(mean), mp.exp(-mp.mpf(log_scale))
@@ -317,7 +317,7 @@ def test_a_discretized_logistic_has_all_digits(dtype: torch.dtype, bits: int) ->
         return value + flushed, by_mean + flushed, by_scale + (1 + d) * part + flushed
 
     magnitudes = truth.truths(terms, *given)
-    for got, exact, size in zip((value, m.grad, s.grad), wanted, magnitudes, strict=True):
+    for got, exact, size in zip((value, m.grad, s.grad), expected, magnitudes, strict=True):
         bounded(truth.in_terms(got, exact, size), dtype, 6.0)
 
 
@@ -329,9 +329,9 @@ def test_counts_up_to_16_have_a_pure_relative_error_of_1e_6_in_float32() -> None
     m = leaf(mean, torch.float32)
     value = NegativeBinomial().log_prob((m, theta.float()), x)
     value.sum().backward()
-    wanted = truth.truths(truth.negative_binomial, x, mean, theta)
-    assert max(truth.relative(value, wanted[0])) < 1e-6
-    assert max(truth.relative(m.grad, wanted[1])) < 1e-6
+    expected = truth.truths(truth.negative_binomial, x, mean, theta)
+    assert max(truth.relative(value, expected[0])) < 1e-6
+    assert max(truth.relative(m.grad, expected[1])) < 1e-6
 
 
 @pytest.mark.parametrize("front", ["exp", "softplus"])
@@ -339,7 +339,7 @@ def test_theta_and_degrees_of_freedom_are_what_their_front_end_says(front: str) 
     raw = torch.linspace(-3.0, 3.0, 60, dtype=torch.float64)
     mean, x = torch.linspace(0.2, 9.0, 60, dtype=torch.float64), torch.arange(60.0).double() % 7
     value = raw.exp() if front == "exp" else torch.log1p(raw.exp())
-    for got, wanted in (
+    for got, expected in (
         (
             NegativeBinomial(dispersion=front).log_prob((mean, raw), x),
             NegativeBinomial().log_prob((mean, value), x),
@@ -349,7 +349,7 @@ def test_theta_and_degrees_of_freedom_are_what_their_front_end_says(front: str) 
             StudentT().log_prob((mean, raw, value), x),
         ),
     ):
-        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
 
 
 @float_types
@@ -359,10 +359,10 @@ def test_counts_need_not_be_whole(dtype: torch.dtype) -> None:
     m, t = leaf(mean, dtype), leaf(theta, dtype)
     value = NegativeBinomial().log_prob((m, t), x.to(dtype))
     value.sum().backward()
-    wanted = truth.truths(truth.negative_binomial, x, mean, theta)
-    terms = [abs(v) + 1 for v in wanted[0]]
-    bounded(truth.in_terms(value, wanted[0], terms), dtype, 12.0)
-    bounded(truth.relative(m.grad, wanted[1]), dtype, 6.0)
+    expected = truth.truths(truth.negative_binomial, x, mean, theta)
+    terms = [abs(v) + 1 for v in expected[0]]
+    bounded(truth.in_terms(value, expected[0], terms), dtype, 12.0)
+    bounded(truth.relative(m.grad, expected[1]), dtype, 6.0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -384,8 +384,10 @@ def test_the_excess_of_a_student_t_and_its_derivatives(dtype: torch.dtype) -> No
     value = special.student_excess(n)
     (slope,) = torch.autograd.grad(value.sum(), n, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), n)
-    wanted = truth.truths(exact_student, n.detach().double())
-    for got, exact, bound in zip((value, slope, curvature), wanted, (8.0, 8.0, 64.0), strict=True):
+    expected = truth.truths(exact_student, n.detach().double())
+    for got, exact, bound in zip(
+        (value, slope, curvature), expected, (8.0, 8.0, 64.0), strict=True
+    ):
         bounded(truth.relative(got, exact), dtype, bound)
 
 
@@ -402,11 +404,11 @@ def test_the_error_of_stirlings_formula_and_its_derivatives(dtype: torch.dtype) 
     value = special.stirling_error(z)
     (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), z)
-    wanted = truth.truths(exact_stirling, z.detach().double())
+    expected = truth.truths(exact_stirling, z.detach().double())
     # Near 1 the closed form of the shift loses 0.08 / 1.04 of a value.
-    bounded(truth.relative(value, wanted[0]), dtype, 32.0)
-    bounded(truth.relative(slope, wanted[1]), dtype, 128.0)
-    bounded(truth.relative(curvature, wanted[2]), dtype, 16384.0)
+    bounded(truth.relative(value, expected[0]), dtype, 32.0)
+    bounded(truth.relative(slope, expected[1]), dtype, 128.0)
+    bounded(truth.relative(curvature, expected[2]), dtype, 16384.0)
 
 
 @float_types
@@ -414,8 +416,8 @@ def test_the_excess_of_a_logarithm(dtype: torch.dtype) -> None:
     spread = torch.logspace(-12, 6, 400, dtype=torch.float64)
     v = torch.cat([-spread[spread < 1.0], spread]).to(dtype)
     value = special.log1p_excess(v, torch.log1p(v))
-    (wanted,) = truth.truths(lambda v: (mp.mpf(v) - mp.log1p(mp.mpf(v)),), v.double())
-    bounded(truth.relative(value, wanted), dtype, 4.0)
+    (expected,) = truth.truths(lambda v: (mp.mpf(v) - mp.log1p(mp.mpf(v)),), v.double())
+    bounded(truth.relative(value, expected), dtype, 4.0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -436,8 +438,8 @@ def at(kind: vf.likelihoods.Likelihood, *outputs: float) -> tuple[list[float], .
 @pytest.mark.parametrize("theta", [1e9, 1e20, 1e38, INF])
 def test_without_dispersion_it_is_poisson(theta: float) -> None:
     value, by_mean, by_theta = at(NegativeBinomial(), 2.0, theta)
-    wanted, slope = at(Poisson("identity"), 2.0)
-    assert value == pytest.approx(wanted, rel=1e-6)
+    expected, slope = at(Poisson("identity"), 2.0)
+    assert value == pytest.approx(expected, rel=1e-6)
     assert by_mean == pytest.approx(slope, rel=1e-6)
     assert by_theta == pytest.approx([0.0, 0.0, 0.0], abs=1e-17)
 
@@ -471,14 +473,14 @@ def test_limits(
 def test_a_mean_that_underflows_has_a_value_and_a_gradient() -> None:
     for kind in (NegativeBinomial("exp"), NegativeBinomial("softplus")):
         value, slope, _ = at(kind, -200.0, 1e6)
-        wanted = [truth.negative_binomial(x, mp.exp(-200), 1e6)[0] for x in (0, 1, 5)]
-        assert value == pytest.approx([float(w) for w in wanted], rel=1e-6, abs=1e-30)
+        expected = [truth.negative_binomial(x, mp.exp(-200), 1e6)[0] for x in (0, 1, 5)]
+        assert value == pytest.approx([float(w) for w in expected], rel=1e-6, abs=1e-30)
         assert slope == pytest.approx([0.0, 1.0, 5.0])
     logits = torch.tensor([[0.0, -300.0, -400.0]], requires_grad=True)
     value = Poisson("softmax").log_prob(logits, COUNTS, library=torch.tensor(3.0))
     (slope,) = torch.autograd.grad(value.sum(), logits)
-    wanted = [-math.exp(3.0), -297.0, -5 * 397.0 - math.log(120.0)]
-    assert value[0].tolist() == pytest.approx(wanted)
+    expected = [-math.exp(3.0), -297.0, -5 * 397.0 - math.log(120.0)]
+    assert value[0].tolist() == pytest.approx(expected)
     assert slope[0].tolist() == pytest.approx([-6.0, 1.0, 5.0])
 
 
@@ -494,8 +496,8 @@ def test_logits_of_infinity_are_exact_wherever_the_truth_is_finite() -> None:
 def test_a_student_t_of_many_degrees_is_a_gaussian(df: float) -> None:
     value, by_mean, by_raw, by_df = at(StudentT(), 0.5, -1.0, df)
     gaussian = at(vf.likelihoods.Gaussian(), 0.5, -1.0)
-    for got, wanted in zip((value, by_mean, by_raw), gaussian, strict=True):
-        assert got == pytest.approx(wanted, rel=1e-6)
+    for got, expected in zip((value, by_mean, by_raw), gaussian, strict=True):
+        assert got == pytest.approx(expected, rel=1e-6)
     assert by_df == pytest.approx([0.0, 0.0, 0.0], abs=1e-18)
 
 
@@ -509,8 +511,8 @@ def test_a_student_t_of_far_data_does_not_overflow() -> None:
         grads = torch.autograd.grad(value.sum(), leaves)
         exact = truth.truths(truth.student_t, *(torch.tensor([v]) for v in (1e25, 0.0, 0.0, 3.0)))
         assert value.item() == pytest.approx(float(exact[0][0]), rel=1e-6)
-        for got, wanted in zip(grads, exact[1:], strict=False):
-            assert got.item() == pytest.approx(float(wanted[0]), rel=1e-5)
+        for got, expected in zip(grads, exact[1:], strict=False):
+            assert got.item() == pytest.approx(float(expected[0]), rel=1e-5)
 
 
 def test_an_infinite_logit_has_all_of_the_density_at_one_end() -> None:
@@ -530,8 +532,8 @@ def test_limits_of_a_negative_binomial_by_logits() -> None:
     assert at(kind, 0.0, 0.5)[0] == [0.0, -INF, -INF]
     assert at(kind, INF, 0.5)[0] == [-INF, -INF, -INF]
     value, _, slope = at(kind, 1e25, math.log(2.0 / 1e25))
-    wanted, by_log = at(Poisson(), math.log(2.0))
-    assert value == pytest.approx(wanted, rel=1e-5)
+    expected, by_log = at(Poisson(), math.log(2.0))
+    assert value == pytest.approx(expected, rel=1e-5)
     assert slope == pytest.approx(by_log, rel=1e-5)
     value, _, slope = at(kind, 2.0, 200.0)
     assert value == pytest.approx([-400.0, -400.0 + math.log(2.0), -400.0 + math.log(6.0)])
@@ -571,9 +573,9 @@ def test_an_inflation_of_0_or_1_is_a_limit(kind: str) -> None:
     likelihood = ZeroInflatedNegativeBinomial(zero_inflation=kind)
     never, always = (-INF, INF) if kind == "logits" else (0.0, 1.0)
     for mean, theta in ((2.0, 2.0), (2000.0, 1e6)):
-        wanted = at(NegativeBinomial(), mean, theta)
+        expected = at(NegativeBinomial(), mean, theta)
         got = at(likelihood, mean, theta, never)
-        for a, b in zip(got, wanted, strict=False):
+        for a, b in zip(got, expected, strict=False):
             assert a == pytest.approx(b, rel=1e-6)
         value, by_mean, by_theta, _ = at(likelihood, mean, theta, always)
         assert value == [0.0, -INF, -INF]

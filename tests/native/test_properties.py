@@ -101,7 +101,7 @@ def calls(draw: Any) -> Drawn:
     recipe = draw(st.sampled_from([*OPTION_RECIPES]))
     if "at_sample" in OPTION_RECIPES[recipe]:  # its samples are elements of the call
         samples, sampled = 1, True
-    wanted = draw(st.none() | st.sets(st.sampled_from([*WRITTEN]))) or {*WRITTEN}
+    written_names = draw(st.none() | st.sets(st.sampled_from([*WRITTEN]))) or {*WRITTEN}
     of: dict[str, Layout] = {}
     shares_layout = draw(st.booleans())  # one layout for all tensors, for the fast paths
     shared = draw(layouts(ndim, written=True))
@@ -123,7 +123,7 @@ def calls(draw: Any) -> Drawn:
         add("z", written=True)
     for name in WRITTEN:
         source = WRITTEN[name]
-        if name != "z" and name in wanted and source in of:
+        if name != "z" and name in written_names and source in of:
             if not kl and source.startswith("prior"):
                 continue
             add(name, written=True)

@@ -93,15 +93,15 @@ class TestOpcheck:
         )
 
     @pytest.mark.parametrize(
-        "wanted", [[True, True, False], [True, False, False], [False, True, True]]
+        "mask", [[True, True, False], [True, False, False], [False, True, True]]
     )
-    def test_backward(self, wanted):
+    def test_backward(self, mask):
         mu, logvar = (t.detach() for t in posterior())
-        noise = {"eps": mu, "key": None} if wanted[2] else {"eps": None, "key": KEY}
+        noise = {"eps": mu, "key": None} if mask[2] else {"eps": None, "key": KEY}
         torch.library.opcheck(
             self.OPS.reparameterize_kl_backward.default,
             (mu, torch.ones(6), mu, logvar),
-            {**noise, "reduction": "sample", "dim": None, "output_mask": [*wanted, False, False]},
+            {**noise, "reduction": "sample", "dim": None, "output_mask": [*mask, False, False]},
         )
 
     @pytest.mark.parametrize("samples", [None, [2, 1]])
@@ -128,11 +128,11 @@ class TestOpcheck:
         grad_z = torch.randn(*(samples or []), *mu.shape)
         args = tuple(t.detach() for t in args)
         family = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in family.items()}
-        wanted = [True, *([True] * (not packed)), False, True, True]
+        output_mask = [True, *([True] * (not packed)), False, True, True]
         torch.library.opcheck(
             backward,
             (grad_z, torch.ones(6), *args),
-            {**where, **key, **family, "output_mask": wanted},
+            {**where, **key, **family, "output_mask": output_mask},
         )
 
     @pytest.mark.parametrize("view", ["chunk", "channels_last", "transposed"])

@@ -135,10 +135,10 @@ def test_attributes_and_results_are_those_of_diffusers(name: str) -> None:
         q, want = OURS[name](*leaves), THEIRS[name](*leaves)
         same(getattr(q, attribute), getattr(want, attribute), leaves)
     results = everything(OURS[name](*leaves), OURS[name](*others))
-    wanted = everything(THEIRS[name](*leaves), THEIRS[name](*others))
-    assert results.keys() == wanted.keys()
+    expected = everything(THEIRS[name](*leaves), THEIRS[name](*others))
+    assert results.keys() == expected.keys()
     for result, call in results.items():
-        same(call(), wanted[result](), leaves + others)
+        same(call(), expected[result](), leaves + others)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -194,10 +194,10 @@ def test_assignments_act_as_in_diffusers(name: str, change: str) -> None:
             return
         CHANGES[change](q)
         pairs.append((everything(q, p), everything(p, q)))
-    for results, wanted in zip(*pairs, strict=True):
+    for results, expected in zip(*pairs, strict=True):
         for result, call in results.items():
             if change != "mean of another shape" or result in ("sample", "mode", "kl"):
-                same(call(), wanted[result](), leaves + others)
+                same(call(), expected[result](), leaves + others)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -308,11 +308,11 @@ def test_by_default_backward_goes_through_each_alone(name: str) -> None:
     q, want = OURS[name](h), THEIRS[name](h)
     z, kl = want.sample(generator()), want.kl()
     (z.sum() + kl.sum()).backward()
-    wanted, h.grad = h.grad, None
+    expected, h.grad = h.grad, None
     z, kl = q.sample(generator()), q.kl()
     z.sum().backward()
     kl.sum().backward()
-    torch.testing.assert_close(h.grad, wanted)
+    torch.testing.assert_close(h.grad, expected)
     z, kl = OURS[name](h).sample(), OURS[name](h).kl()  # with the fused noise
     z.sum().backward()
     kl.sum().backward()
@@ -417,7 +417,7 @@ def test_every_module_uses_it() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_posteriors_live_through_patch_and_unpatch(name: str) -> None:
     cls, leaves, others = CLASSES[name], inputs(name), inputs(name, seed=1)
-    wanted = everything(THEIRS[name](*leaves), THEIRS[name](*others))
+    expected = everything(THEIRS[name](*leaves), THEIRS[name](*others))
     q, p = cls(*leaves), cls(*others)
     assert compat.patch() and compat.patch() and compat.is_patched()
     assert isinstance(q, cls)
@@ -425,7 +425,7 @@ def test_posteriors_live_through_patch_and_unpatch(name: str) -> None:
     for a, b in ((q, p), (new, other), (q, other), (new, p)):
         assert isinstance(a, cls)
         for result, call in everything(a, b).items():
-            same(call(), wanted[result](), leaves + others)
+            same(call(), expected[result](), leaves + others)
     unread = cls(*leaves)
     compat.unpatch()
     compat.unpatch()
@@ -433,7 +433,7 @@ def test_posteriors_live_through_patch_and_unpatch(name: str) -> None:
     for a, b in ((q, p), (new, other), (unread, p)):
         assert isinstance(a, cls) and vars(a).keys() == vars(THEIRS[name](*leaves)).keys()
         for result, call in everything(a, b).items():
-            same(call(), wanted[result](), leaves + others)
+            same(call(), expected[result](), leaves + others)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -80,13 +80,13 @@ def assert_same(mesh, call, atol=2e-6, rtol=2e-5, **given):
     """The outputs and gradients of ``call`` equal those of the call with whole tensors."""
     whole = {name: g.whole() for name, g in given.items()}
     placed = {name: g.placed(mesh) for name, g in given.items()}
-    wanted, got = call(**whole), call(**placed)
-    wanted, got = ((out,) if isinstance(out, torch.Tensor) else out for out in (wanted, got))
-    assert len(wanted) == len(got)
-    for w, g in zip(wanted, got, strict=True):
+    expected, got = call(**whole), call(**placed)
+    expected, got = ((out,) if isinstance(out, torch.Tensor) else out for out in (expected, got))
+    assert len(expected) == len(got)
+    for w, g in zip(expected, got, strict=True):
         assert type(g).__name__ == "DTensor" and g.shape == w.shape and g.dtype == w.dtype
         torch.testing.assert_close(g.full_tensor(), w, atol=atol, rtol=rtol)
-    for outputs in (wanted, got):
+    for outputs in (expected, got):
         parts = [out.square().sum() * (k + 1) for k, out in enumerate(outputs)]
         full(sum(parts[1:], parts[0])).backward()
     for name, g in given.items():
@@ -182,9 +182,9 @@ def images_in_channels_last(mesh):
     whole = [random(4, 3, 2, 2, seed=k).to(memory_format=torch.channels_last) for k in range(2)]
     local = [t[2 * rank : 2 * rank + 2] for t in whole]
     z = vf.reparameterize(*(DTensor.from_local(t, mesh, [Shard(0)]) for t in local), key=KEY)
-    wanted = vf.reparameterize(*whole, key=KEY)
-    torch.testing.assert_close(z.full_tensor(), wanted)
-    assert z.stride() == wanted.stride() != wanted.contiguous().stride()
+    expected = vf.reparameterize(*whole, key=KEY)
+    torch.testing.assert_close(z.full_tensor(), expected)
+    assert z.stride() == expected.stride() != expected.contiguous().stride()
     assert z.to_local().is_contiguous(memory_format=torch.channels_last)
 
 
@@ -446,18 +446,20 @@ def what_is_refused(mesh):
 
     whole = random(4, 6)
     sharded, replica = (distribute_tensor(whole, mesh, [p]) for p in (Shard(0), Replicate()))
-    wanted = r"must be sharded on dimension 0 or replicated, got {}.*pass .*redistribute\(placement"
+    message = (
+        r"must be sharded on dimension 0 or replicated, got {}.*pass .*redistribute\(placement"
+    )
     columns = distribute_tensor(whole, mesh, [Shard(1)])
     partial = DTensor.from_local(whole, mesh, [Partial()])
     strided = DTensor.from_local(whole[:2], mesh, [_StridedShard(0, split_factor=2)])
     for bad, shown in ((columns, "S"), (partial, "P"), (strided, "_S")):
-        with pytest.raises(ValueError, match="mu " + wanted.format(shown)):
+        with pytest.raises(ValueError, match="mu " + message.format(shown)):
             vf.reparameterize_kl(bad, bad)
-        with pytest.raises(ValueError, match="raw " + wanted.format(shown)):
+        with pytest.raises(ValueError, match="raw " + message.format(shown)):
             vf.gaussian_kl(sharded, bad)
-        with pytest.raises(ValueError, match="target " + wanted.format(shown)):
+        with pytest.raises(ValueError, match="target " + message.format(shown)):
             vf.nll(sharded, bad, "bernoulli")
-        with pytest.raises(ValueError, match="output " + wanted.format(shown)):
+        with pytest.raises(ValueError, match="output " + message.format(shown)):
             vf.elbo_loss(bad, sharded, sharded, sharded, likelihood="bernoulli")
     # The remedy in the message.
     mended = columns.redistribute(placements=[Shard(0)])
@@ -538,14 +540,14 @@ def is_as_in_one_process(wrap):
 
     torch.manual_seed(0)
     alone = Model()
-    wanted = trained(alone, alone, slice(None), lambda step: key(step, 0))
+    expected = trained(alone, alone, slice(None), lambda step: key(step, 0))
     torch.manual_seed(0)
     model = Model()
     part = slice(4 * rank, 4 * rank + 4)
     got = trained(model, wrap(model), part, lambda step: key(step, rank))
     torch.manual_seed(0)
     before = dict(Model().named_parameters())
-    for name, value in wanted.items():
+    for name, value in expected.items():
         assert not torch.allclose(value, before[name], atol=0.05)
         torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-4)
         first = got[name].clone()
@@ -663,13 +665,13 @@ class MeshOfSizes:
 def test_the_rows_of_a_rank_are_chunks_of_chunks(size):
     for ranks in itertools.product(range(2), range(3), range(4)):
         for is_sharded in itertools.product((False, True), repeat=3):
-            wanted = torch.arange(size)
+            expected = torch.arange(size)
             for n, k, sharded in zip((2, 3, 4), ranks, is_sharded, strict=True):
                 if sharded:
-                    chunks = [*wanted.chunk(n), *[wanted[:0]] * n]
-                    wanted = chunks[k]
+                    chunks = [*expected.chunk(n), *[expected[:0]] * n]
+                    expected = chunks[k]
             first, rows = _spread._rows_of_rank(MeshOfSizes((2, 3, 4), ranks), is_sharded, size)
-            assert torch.equal(torch.arange(size)[first : first + rows], wanted)
+            assert torch.equal(torch.arange(size)[first : first + rows], expected)
 
 
 @gloo

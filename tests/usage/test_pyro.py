@@ -60,8 +60,8 @@ def test_the_closed_form_elbo_of_a_prior_alone_is_the_fused_kl():
     assert all(g is not None for g in found)
     kl = vf.gaussian_kl(mu, raw, scale="logstd", reduction="sum")
     torch.testing.assert_close(torch.tensor(loss), kl.detach(), rtol=1e-5, atol=0.0)
-    wanted = torch.autograd.grad(kl, [mu, raw])
-    torch.testing.assert_close(found, list(wanted), rtol=1e-5, atol=1e-6)
+    expected = torch.autograd.grad(kl, [mu, raw])
+    torch.testing.assert_close(found, list(expected), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["site", "class", "site of a Normal", "class Normal"])

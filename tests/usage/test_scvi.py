@@ -62,12 +62,12 @@ def counts(seed: int = 1) -> Tensor:
     return torch.floor(3.0 * torch.randn(5, 7, generator=generator, dtype=DTYPE).abs())
 
 
-def same(value: Tensor, wanted: Tensor, leaves: list[Tensor]) -> None:
-    torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-7)
-    weights = torch.arange(1.0, wanted.numel() + 1.0, dtype=wanted.dtype).view(wanted.shape)
+def same(value: Tensor, expected: Tensor, leaves: list[Tensor]) -> None:
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
+    weights = torch.arange(1.0, expected.numel() + 1.0, dtype=expected.dtype).view(expected.shape)
     for a, b in zip(
         torch.autograd.grad((value * weights).sum(), leaves),
-        torch.autograd.grad((wanted * weights).sum(), leaves),
+        torch.autograd.grad((expected * weights).sum(), leaves),
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
@@ -152,13 +152,13 @@ def test_classes_that_were_imported_before_have_the_same_values(
 ) -> None:
     before = distributions(theta_shape)
     moments = [(d.mean, d.variance) for d in before]
-    wanted = [d.log_prob(counts()) for d in before]
+    expected = [d.log_prob(counts()) for d in before]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         drawn = [d.sample((3,)) for d in before]
     assert compat.patch()
     after = distributions(theta_shape)
-    for old, new, value, moment in zip(before, after, wanted, moments, strict=True):
+    for old, new, value, moment in zip(before, after, expected, moments, strict=True):
         torch.testing.assert_close(new.log_prob(counts()), value, rtol=1e-6, atol=1e-7)
         # Existing objects have the new methods, too.
         torch.testing.assert_close(old.log_prob(counts()), value, rtol=1e-6, atol=1e-7)
@@ -228,17 +228,17 @@ def test_the_mixture_follows() -> None:
     mixture = NegativeBinomialMixture(mu, second, theta, pi)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wanted = mixture.log_prob(counts())
+        expected = mixture.log_prob(counts())
         assert compat.patch()
-        torch.testing.assert_close(mixture.log_prob(counts()), wanted, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(mixture.log_prob(counts()), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.usefixtures("patched")
 def test_digits_survive_a_large_theta() -> None:
     x, mu = torch.tensor([0.0, 3.0]), torch.tensor([2.0, 2.0])
     value = NegativeBinomial(mu=mu, theta=torch.tensor(1e7)).log_prob(x)
-    wanted = torch.distributions.Poisson(mu).log_prob(x)
-    torch.testing.assert_close(value, wanted, rtol=1e-5, atol=0.0)
+    expected = torch.distributions.Poisson(mu).log_prob(x)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=0.0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -320,6 +320,6 @@ def test_a_model_trains_to_the_same_loss(likelihood: str) -> None:
                         logger=False)  # fmt: skip
             return float(model.get_reconstruction_error()["reconstruction_loss"])
 
-    wanted = loss()
+    expected = loss()
     assert compat.patch()
-    assert loss() == pytest.approx(wanted, rel=1e-4)
+    assert loss() == pytest.approx(expected, rel=1e-4)

@@ -61,8 +61,8 @@ def difference(original: type, stand_in: type, count: int) -> str:
             results = [_results(cls, count) for cls in (stand_in, original)]
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    for (name, got), (_, wanted) in zip(*results, strict=True):
-        if got.shape != wanted.shape or not torch.allclose(got, wanted, rtol=1e-6, atol=1e-9):
+    for (name, got), (_, expected) in zip(*results, strict=True):
+        if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-6, atol=1e-9):
             return f"{name} of {original.__name__} differs from that of vae_fused"
     return ""
 

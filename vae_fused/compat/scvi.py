@@ -236,9 +236,9 @@ _METHODS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 def _difference(module: Any) -> str:
     """What differs between scvi and this package on a small batch, or '' if nothing does."""
     try:
-        for got, wanted, name in _comparisons(module):
-            if not torch.allclose(got, wanted, rtol=1e-6, atol=1e-9):
-                error = float((got - wanted).abs().max())
+        for got, expected, name in _comparisons(module):
+            if not torch.allclose(got, expected, rtol=1e-6, atol=1e-9):
+                error = float((got - expected).abs().max())
                 return f"{name} differs by {error:.1e} from that of vae_fused"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -262,9 +262,9 @@ def _comparisons(module: Any) -> list[tuple[Tensor, Tensor, str]]:
             with torch.inference_mode(False), torch.enable_grad():
                 leaves = [t.clone().requires_grad_() for t in values]
                 got = _log_prob(kind(eps), x, *leaves)
-                wanted = theirs(x, *leaves, eps=eps)
-                pairs = [torch.autograd.grad(value.sum(), leaves) for value in (got, wanted)]
-            results += [(got.detach(), wanted.detach(), name)]
+                expected = theirs(x, *leaves, eps=eps)
+                pairs = [torch.autograd.grad(value.sum(), leaves) for value in (got, expected)]
+            results += [(got.detach(), expected.detach(), name)]
             results += [(a, b, f"the gradient of {name}") for a, b in zip(*pairs, strict=True)]
         names = ("mu", "theta", "zi_logits")[: len(values)]
         distribution = getattr(module, cls)(**dict(zip(names, values, strict=True)))
