@@ -1,23 +1,32 @@
 """Benchmarks that you can repeat: ``python -m benchmarks --help``.
 
-cases.py       the cases: workloads with a latent, their sizes, inputs and least memory traffic
-formulas.py    each workload in eager PyTorch, as users write it
-contenders.py  the implementations: this library, the formulas, torch.distributions, other packages
-truth.py       checks the values, gradients and noise of a contender against float64
-measuring.py   times contenders in interleaved rounds
-counting.py    counts bytes kept for backward, peak memory, dispatches and launches
-calls.py       the cost of options and integrations for small latents
-losses.py      likelihoods, and training steps of scvi-tools: ``python -m benchmarks.losses``
-training.py    whole training steps, with the latent as the only difference
-steps/         whole training steps of released packages: ``python -m benchmarks.steps``
-running.py     takes one case from its inputs to its row of results
-machine.py     device, versions, commit
-report.py      the table, the JSON, and the comparison with an older JSON
-plot.py        figures of a JSON: ``python -m benchmarks.plot FILE.json``
-readme.py      writes the measured parts of README.md from JSONs
-budget.py      independent of the others: the cost of each CUDA kernel, from its machine code
+Three commands measure, and each compares results before it times anything:
 
-test_regressions.py compares ratios with floors in CI, with pytest-benchmark.
+    python -m benchmarks          latents, and training steps with the latent as the only difference
+    python -m benchmarks.losses   likelihoods
+    python -m benchmarks.steps    whole training steps of released packages
+
+They share these modules:
+
+    cases.py       a case: contenders that compute the same outputs of the same leaves
+    measuring.py   times contenders in interleaved rounds
+    counting.py    counts bytes kept for backward, peak memory, dispatches and launches
+    record.py      the JSON: machine, versions, commit, results
+    tables.py      the tables of the terminal, and the comparison of two JSONs
+    command.py     the options, and the loop over cases
+
+    latents.py     workloads with a latent: sizes, inputs, exact results, and least memory traffic
+    formulas.py    each workload in eager PyTorch, as users write it
+    contenders.py  the implementations: this library, the formulas, torch.distributions, packages
+    training.py    models whose latent is exchanged
+    running.py     takes a latent or such a model from its inputs to its row of results
+
+    losses.py      likelihoods and the code that they are compared with
+    steps/         the models of released packages: images, sequences, single cells, weights
+
+``python -m benchmarks.plot`` draws the figure of a JSON, and ``python -m benchmarks.readme`` writes
+the measured parts of README.md. test_regressions.py compares ratios with floors in CI, with
+pytest-benchmark. budget.py is independent: the cost of each CUDA kernel, from its machine code.
 """
 
 from __future__ import annotations

@@ -1,194 +1,165 @@
-"""The cases: workloads with a latent, their sizes, their inputs, and their least memory traffic."""
+"""A case: contenders that compute the same outputs of the same leaves, checked and then timed."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
-SAMPLES = 8
-PRIOR_STD = 0.1  # for the weights of Bayesian layers
+from benchmarks.measuring import Step, tidy
+
+OURS = "vae_fused"
+Row = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """The properties that the cases of one workload share.
+class Unable(Exception):
+    """A contender or a machine does not support a case. The message gives the reason; this is not
+    a defect."""
 
-    ``streams``: the least number of tensors of the posterior's size that forward and backward read
-    and write. ``needed``: bytes of memory per element for the check and the timing; the check in
-    float64 uses the most. ``shapes``: the most informative shapes come first, because shapes for
-    which no time remains are not measured.
+
+class Wrong(Exception):
+    """A contender's results differ."""
+
+
+def reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return text[:200] if isinstance(error, Unable) else f"{type(error).__name__}: {text}"[:200]
+
+
+class Noise:
+    """The noise of a fused latent: its own, or ``torch.randn``'s during the check.
+
+    Other code draws ``torch.randn_like``. In the check our variant draws the same after the same
+    seed, so all contenders compute one loss. In timed steps our variant generates the noise itself.
     """
 
-    what: str
-    streams: tuple[int, int]
-    needed: int
-    shapes: tuple[tuple[int, ...], ...]
+    def __init__(self) -> None:
+        self.is_given = False  # whether the contenders are being compared
+
+    def __call__(self, *shape: int) -> Tensor | None:
+        return torch.randn(shape) if self.is_given else None
+
+    def weight(self, timed: float, compared: float = 1.0) -> float:
+        """A KL's weight, larger in the check: a tiny weight would hide a wrong KL."""
+        return compared if self.is_given else timed
 
 
-FAMILIES = {
-    "plain": Family(
-        "mu and logvar, KL per item of the batch",
-        (3, 5),
-        220,
-        (
-            (128, 20), (1024, 1024), (4096, 4096), (256, 256), (16384, 16384), (64, 64),
-            (2048, 2048), (512, 512), (8192, 8192), (128, 128),
-        ),
-    ),
-    "moments": Family(
-        "images, mu and logvar packed on dimension 1, logvar clamped to (-30, 20)",
-        (3, 5),
-        220,
-        ((8, 8, 64, 64), (16, 8, 128, 128), (64, 8, 256, 256)),
-    ),
-    "rssm": Family(
-        "sigma = softplus(raw) + 0.1, a learned prior of that kind, KL per time step",
-        (5, 9),
-        400,
-        ((50, 50, 30), (64, 256, 256), (256, 256, 256)),
-    ),
-    "masked": Family(
-        "sequences with a mask, KL per unmasked element",
-        (3, 5),
-        220,
-        ((32, 100, 64), (64, 512, 128), (64, 1024, 256)),
-    ),
-    "samples": Family(
-        f"{SAMPLES} samples of each posterior, KL per item of the batch",
-        (2 + SAMPLES, 4 + SAMPLES),
-        900,
-        ((128, 20), (1024, 256), (8192, 512)),
-    ),
-    "layers": Family(
-        "so many Bayesian layers of a width, softplus, prior N(0, 0.1^2), summed KL",
-        (3, 5),
-        220,
-        ((20, 64), (3, 400), (8, 1024)),
-    ),
-}  # fmt: skip
+@dataclasses.dataclass
+class Contest:
+    """Functions of the same leaves, one for each contender, and their isolated parts.
+
+    A function returns a tensor or several. Backward starts from ``grads``, and from ones for the
+    outputs after these. With an optimizer the leaves are parameters, and a step trains them.
+    ``tolerance`` bounds the relative differences of losses and gradients.
+    """
+
+    leaves: Sequence[Tensor]
+    functions: Mapping[str, Callable[[], Any]]
+    noise: Noise = dataclasses.field(default_factory=Noise)
+    tolerance: float = 1e-4
+    optimizer: torch.optim.Optimizer | None = None
+    parts: dict[str, Contest] = dataclasses.field(default_factory=dict)
+    grads: Sequence[Tensor] = ()
+    factors: dict[str, float] = dataclasses.field(default_factory=dict)  # of losses, if not 1
+
+    def __post_init__(self) -> None:
+        if self.optimizer is None:
+            self.leaves = [leaf.requires_grad_() for leaf in self.leaves]
+        else:
+            self.leaves = [leaf for leaf in self.leaves if leaf.requires_grad]
+
+    def step(self, name: str) -> Step:
+        optimizer, grads = self.optimizer, list(self.grads)
+
+        def train(loss: Tensor) -> None:
+            assert optimizer is not None
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        def backward(results: Any) -> Any:
+            if isinstance(results, Tensor) and not results.dim():
+                return torch.autograd.grad(results, self.leaves)
+            outputs = [results] if isinstance(results, Tensor) else list(results)
+            grads.extend(torch.ones_like(output) for output in outputs[len(grads) :])
+            return torch.autograd.grad(outputs, self.leaves, grads)
+
+        return Step(self.functions[name], train if optimizer else backward)
+
+    def _loss_and_gradients(self, name: str) -> list[Tensor]:
+        torch.manual_seed(0)
+        loss: Tensor = self.functions[name]() / self.factors.get(name, 1.0)
+        grads = torch.autograd.grad(loss, self.leaves, allow_unused=True, materialize_grads=True)
+        return [loss.detach(), *grads]
+
+    def check(self) -> dict[str, float]:
+        """Compare losses and gradients of all contenders for the same noise, or raise Wrong.
+
+        Differences in a tensor are relative to its largest gradient, but at least to a thousandth
+        of the largest of all: a gradient that is zero except for rounding has no relative accuracy.
+        """
+        self.noise.is_given = True
+        (loss, *grads), *others = (self._loss_and_gradients(name) for name in self.functions)
+        self.noise.is_given = False
+        largest = max(float(grad.abs().max()) for grad in grads)
+        if not (largest > 0 and float(loss.abs()) > 0):
+            raise Wrong("the loss or all gradients are zero")
+        found = {"loss": float(loss), "loss_difference": 0.0, "gradient_difference": 0.0}
+        for name, (its_loss, *its_grads) in zip(list(self.functions)[1:], others, strict=True):
+            of_loss = abs(float(its_loss - loss)) / abs(float(loss))
+            of_grads = max(
+                float((its - grad).abs().max()) / max(float(grad.abs().max()), 1e-3 * largest)
+                for its, grad in zip(its_grads, grads, strict=True)
+            )
+            worst = max(of_loss, of_grads)
+            if not worst <= self.tolerance:  # `not`, because NaN is wrong, too
+                text = f"loss by {of_loss:.1e}, gradients by {of_grads:.1e}"
+                raise Wrong(f"{name}: its results differ, {text}, tolerance {self.tolerance}")
+            found["loss_difference"] = max(found["loss_difference"], of_loss)
+            found["gradient_difference"] = max(found["gradient_difference"], of_grads)
+        return {name: float(f"{value:.3g}") for name, value in found.items()}
+
+
+def part(leaves: Sequence[Tensor], **functions: Callable[..., Any]) -> Contest:
+    """A latent or a loss alone: functions of detached inputs with the shapes of a whole step."""
+    own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+
+    def call(function: Callable[..., Any]) -> Callable[[], Any]:
+        return lambda: function(*own)
+
+    return Contest(own, {name: call(function) for name, function in functions.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A latent of one workload, shape and dtype. ``shape`` is that of mu or of packed moments, or
-    the number and width of layers."""
+    """A named contest, which imports the package that it needs only when it is made.
 
-    family: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
+    ``targets`` are the least times of the contenders, in multiples of ours.
+    """
 
-    @property
-    def name(self) -> str:
-        return f"{self.family} {'x'.join(map(str, self.shape))} {self.dtype}"
-
-    @property
-    def posteriors(self) -> list[tuple[int, ...]]:
-        """The shape of each mu."""
-        if self.family == "moments":
-            return [(self.shape[0], self.shape[1] // 2, *self.shape[2:])]
-        if self.family == "layers":
-            depth, width = self.shape
-            return [(width, width), (width,)] * depth
-        return [self.shape]
+    name: str
+    make: Callable[[], Contest]
+    what: str = ""
+    package: str = ""  # pip's name
+    targets: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
-    def z_shapes(self) -> list[tuple[int, ...]]:
-        before = (SAMPLES,) if self.family == "samples" else ()
-        return [before + shape for shape in self.posteriors]
+    def release(self) -> str | None:
+        """The version of the package; raises Unable if it is missing."""
+        try:
+            return importlib.metadata.version(self.package) if self.package else None
+        except importlib.metadata.PackageNotFoundError:
+            raise Unable(f"{self.package} is not installed") from None
 
-    @property
-    def elements(self) -> int:
-        return sum(map(math.prod, self.posteriors))
-
-    @property
-    def bytes(self) -> tuple[int, int]:
-        """The least bytes of forward and backward: each input, incoming gradient and mask is read
-        once, and each output is written once. Noise and saved tensors do not count."""
-        size = DTYPES[self.dtype].itemsize * self.elements
-        forward, backward = (streams * size for streams in FAMILIES[self.family].streams)
-        mask = self.elements // self.shape[-1] if self.family == "masked" else 0
-        return forward + mask, backward + mask
-
-    @property
-    def needed(self) -> int:
-        """Bytes of free memory that a measurement requires."""
-        return FAMILIES[self.family].needed * self.elements
-
-
-@dataclasses.dataclass
-class Inputs:
-    """The tensors of a case. Contenders are called with ``arguments``. Backward starts from the
-    gradients of z and KL and ends at the leaves."""
-
-    leaves: list[Tensor]
-    arguments: list[Any]
-    grad_zs: list[Tensor]
-    grad_kl: dict[torch.dtype, Tensor]  # a 1 in each dtype that a contender's KL may have
-
-
-def outputs(pair: tuple[Any, Tensor]) -> list[Tensor]:
-    """``(z, kl)`` or ``(zs, kl)`` as a flat list."""
-    z, kl = pair
-    return [*([z] if isinstance(z, Tensor) else z), kl]
-
-
-def inputs(case: Case, device: str, seed: int = 0) -> Inputs:
-    """Random inputs, generated on the device."""
-    generator = torch.Generator(device).manual_seed(seed)
-    dtype, shape = DTYPES[case.dtype], case.shape
-
-    def normal(shape: tuple[int, ...], scale: float = 1.0, mean: float = 0.0) -> Tensor:
-        drawn = torch.empty(shape, dtype=dtype, device=device)
-        return drawn.normal_(mean, scale, generator=generator)
-
-    if case.family == "moments":
-        leaves = [normal(shape)]
-    elif case.family == "rssm":
-        leaves = [normal(shape, scale) for scale in (1.0, 0.5, 1.0, 0.5)]
-    elif case.family == "layers":
-        leaves = [normal(s, PRIOR_STD) for s in case.posteriors]
-        leaves += [normal(s, 0.5, -3.0) for s in case.posteriors]
-    else:
-        leaves = [normal(shape), normal(shape, 0.5)]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    arguments: list[Any] = list(leaves)
-    if case.family == "masked":
-        lengths = torch.arange(shape[0], device=device) * shape[1] // shape[0] + 1
-        arguments.append((torch.arange(shape[1], device=device) < lengths[:, None]).unsqueeze(-1))
-    elif case.family == "samples":
-        arguments.append(SAMPLES)
-    elif case.family == "layers":
-        arguments = [leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :]]
-    return Inputs(
-        leaves,
-        arguments,
-        [normal(s) for s in case.z_shapes],
-        {kl_dtype: torch.ones((), dtype=kl_dtype, device=device) for kl_dtype in DTYPES.values()},
-    )
-
-
-def cases(largest: int, dtype: str = "float32") -> list[Case]:
-    """Cases of at most 2^largest elements: the first of each workload, then the second, etc."""
-    rows = itertools.zip_longest(*([(f, s) for s in FAMILIES[f].shapes] for f in FAMILIES))
-    found = [Case(family, shape, dtype) for row in rows for family, shape in filter(None, row)]
-    return [case for case in found if case.elements <= 2**largest]
-
-
-QUICK = len(FAMILIES) + 1  # the first case of each workload, and another size of the first workload
-
-
-def few(largest: int, dtype: str) -> list[Case]:
-    """A few cases that show the effect of another dtype."""
-    return [case for case in cases(largest, dtype) if case.family in ("plain", "moments")][:5]
+    def checked(self, device: str) -> tuple[Contest, dict[str, float]]:
+        """The contest, and how well its contenders agree. Raises Unable or Wrong."""
+        _ = self.release
+        tidy(device)
+        torch.manual_seed(0)
+        with torch.device(device):
+            contest = self.make()
+            return contest, contest.check()

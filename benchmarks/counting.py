@@ -70,7 +70,7 @@ class _Count(TorchDispatchMode):
     SKIPPED = ("empty", "detach", "alias", "_unsafe_view", "new_empty", "lift_fresh")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = self.reads = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -116,7 +116,7 @@ def launches(step: Step) -> int | None:
             torch.cuda.synchronize()
             step()
             torch.cuda.synchronize()
-        cuda = torch.autograd.DeviceType.CUDA
+        cuda = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
         events = [e for e in seen.events() if e.device_type == cuda and not e.is_user_annotation]
         names = [e.name for e in events if not any(word in e.name for word in NO_WORK)]
         spins = sum("spin_kernel" in name for name in names)

@@ -4,373 +4,326 @@
     python -m benchmarks.losses --case nb scvi      cases whose names contain one of these
     python -m benchmarks.losses --json FILE         another place for the JSON
 
-All contenders of a case compute the same loss. Their losses are compared before they are timed.
-They run in turn in this process. Other work on the machine slows all of them, and affects their
-medians most. The table therefore has the median of the rounds' ratios, and the ratios of the minima
-of wall-clock time and of processor time. ``CASES`` has the promised ratios.
+All contenders of a case compute the same loss. Their losses and gradients are compared before they
+are timed. They run in turn in this process. Other work on the machine slows all of them, and
+affects their medians most. The table therefore has the median of the rounds' ratios, and the ratios
+of the minima of wall-clock time and of processor time. ``CASES`` has the promised ratios. Whole
+training steps with likelihoods are in ``benchmarks.steps``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeAlias
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch import distributions as td
+from torch import distributions as D
 
 import vae_fused as vf
-from benchmarks import ROOT, loss_bounds, loss_kinds, loss_ways, machine
-from benchmarks.measuring import ProcessorClock, Step, interleaved, paired
-from benchmarks.steps.work import Noise
+from benchmarks import command, record, tables
+from benchmarks.cases import OURS, Case, Contest, Noise, Row
+from benchmarks.measuring import FEWEST, interleaved, ratios, repeated
 
-L = vf.likelihoods
-Loss: TypeAlias = Callable[[], Tensor]
-OURS = "vae_fused"
+MODULE = "benchmarks.losses"
+SECONDS = 6.0
 MILLION = 2**20
 CELLS, GENES, NONZERO = 128, 20_000, 0.11
-SOFTMAX_NB = L.NegativeBinomial("softmax", dispersion="exp")
-SOFTMAX_ZINB = L.ZeroInflatedNegativeBinomial("softmax", dispersion="exp")
+SOFTMAX_NB = vf.likelihoods.NegativeBinomial("softmax", dispersion="exp")
+SOFTMAX_ZINB = vf.likelihoods.ZeroInflatedNegativeBinomial("softmax", dispersion="exp")
+BCE = "F.binary_cross_entropy_with_logits"
 
 
-class Contest:
-    """Losses of the same leaves for each contender, one of which is ours."""
+def against(
+    leaves: Sequence[Tensor], x: Tensor, kind: Any, theirs: dict[str, Callable[[], Tensor]],
+    **options: Any,
+) -> Contest:  # fmt: skip
+    """``vf.nll`` and other code for the same sum. The tolerance is for formulas that cancel."""
+    output = leaves[0] if len(leaves) == 1 else tuple(leaves)
 
-    def __init__(self, leaves: list[Tensor], losses: dict[str, Loss]) -> None:
-        self.leaves = [leaf.requires_grad_() for leaf in leaves]
-        self.losses = losses
+    def ours() -> Tensor:
+        return vf.nll(output, x, kind, reduction="sum", **options)
 
-    def step(self, name: str) -> Step:
-        return Step(self.losses[name], lambda loss: torch.autograd.grad(loss, self.leaves))
-
-    def check(self) -> None:
-        """Raise if a contender's loss or gradients differ."""
-        expected = [self.losses[OURS](), *self.step(OURS)()]
-        for name in self.losses:
-            found = [self.losses[name](), *self.step(name)()]
-            if name == loss_ways.SCALED:
-                continue
-            for ours, theirs in zip(expected, found, strict=True):
-                close = torch.allclose(theirs, ours, rtol=5e-3, atol=2e-2)  # for cancellation
-                assert close, f"{name} differs by {(theirs - ours).abs().max()}"
-
-
-class DrawingContest(Contest):
-    """Losses that draw noise. For the comparison all draw torch's noise from one seed."""
-
-    def __init__(self, make: Callable[[Noise], tuple[list[Tensor], dict[str, Loss]]]) -> None:
-        self.noise = Noise()
-        super().__init__(*make(self.noise))
-
-    def check(self) -> None:
-        drawn = self.losses
-
-        def seeded(loss: Loss) -> Loss:
-            def seed_and_draw() -> Tensor:
-                torch.manual_seed(0)
-                return loss()
-
-            return seed_and_draw
-
-        self.losses = {name: seeded(loss) for name, loss in drawn.items()}
-        self.noise.is_given = True
-        super().check()
-        self.noise.is_given, self.losses = False, drawn
+    return Contest(leaves, {OURS: ours, **theirs}, tolerance=5e-3)
 
 
 def bernoulli(*shape: int) -> Contest:
-    logits, pixels = torch.randn(shape), torch.rand(shape)
-    return Contest(
-        [logits],
-        {
-            OURS: lambda: vf.nll(logits, pixels, "bernoulli", reduction="sum"),
-            "F.binary_cross_entropy_with_logits": lambda: F.binary_cross_entropy_with_logits(
-                logits, pixels, reduction="sum"
-            ),
-        },
-    )
+    logits, x = torch.randn(shape), torch.rand(shape)
+
+    def theirs() -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+
+    return against([logits], x, "bernoulli", {BCE: theirs})
 
 
 def gaussian() -> Contest:
     mean, logvar, x = torch.randn(MILLION), 0.3 * torch.randn(MILLION), torch.randn(MILLION)
-    return Contest(
-        [mean, logvar],
-        {
-            OURS: lambda: vf.nll((mean, logvar), x, "gaussian", reduction="sum"),
-            "Normal.log_prob": lambda: -td.Normal(mean, torch.exp(0.5 * logvar)).log_prob(x).sum(),
-            "F.gaussian_nll_loss": lambda: F.gaussian_nll_loss(
-                mean, x, logvar.exp(), full=True, reduction="sum"
-            ),
-        },
-    )
+
+    def functional() -> Tensor:
+        return F.gaussian_nll_loss(mean, x, logvar.exp(), full=True, reduction="sum")
+
+    theirs = {
+        "Normal.log_prob": lambda: -D.Normal(mean, torch.exp(0.5 * logvar)).log_prob(x).sum(),
+        "F.gaussian_nll_loss": functional,
+    }
+    return against([mean, logvar], x, "gaussian", theirs)
 
 
 def laplace() -> Contest:
     mean, raw, x = torch.randn(MILLION), 0.3 * torch.randn(MILLION), torch.randn(MILLION)
-    return Contest(
-        [mean, raw],
-        {
-            OURS: lambda: vf.nll((mean, raw), x, "laplace", reduction="sum"),
-            "Laplace.log_prob": lambda: -td.Laplace(mean, raw.exp()).log_prob(x).sum(),
-        },
-    )
+    theirs = {"Laplace.log_prob": lambda: -D.Laplace(mean, raw.exp()).log_prob(x).sum()}
+    return against([mean, raw], x, "laplace", theirs)
 
 
 def poisson() -> Contest:
-    log_rate, counts = 0.5 * torch.randn(MILLION), torch.poisson(torch.full((MILLION,), 1.5))
-    return Contest(
-        [log_rate],
-        {
-            OURS: lambda: vf.nll(log_rate, counts, "poisson", reduction="sum"),
-            "Poisson.log_prob": lambda: -td.Poisson(log_rate.exp()).log_prob(counts).sum(),
-        },
-    )
+    log_rate, x = 0.5 * torch.randn(MILLION), torch.poisson(torch.full((MILLION,), 1.5))
+    theirs = {"Poisson.log_prob": lambda: -D.Poisson(log_rate.exp()).log_prob(x).sum()}
+    return against([log_rate], x, "poisson", theirs)
+
+
+def student_t(learned: bool) -> Contest:
+    """With a learned scale, and degrees of freedom that are learned or fixed."""
+    mean, raw = torch.randn(MILLION), 0.3 * torch.randn(MILLION)
+    x, df = mean + D.StudentT(4.0).sample((MILLION,)), 1.0 + 4.0 * torch.rand(MILLION)
+    kind = vf.likelihoods.StudentT("logstd", df=None if learned else 4.0)
+    leaves, freedom = ([mean, raw, df], df) if learned else ([mean, raw], 4.0)
+    theirs = {"StudentT.log_prob": lambda: -D.StudentT(freedom, mean, raw.exp()).log_prob(x).sum()}
+    return against(leaves, x, kind, theirs)
+
+
+def continuous_bernoulli() -> Contest:
+    logits, x = torch.randn(MILLION), torch.rand(MILLION)
+
+    def theirs() -> Any:
+        return -D.ContinuousBernoulli(logits=logits).log_prob(x).sum()
+
+    return against([logits], x, "continuous_bernoulli", {"ContinuousBernoulli.log_prob": theirs})
+
+
+def discretized_logistic() -> Contest:
+    """8-bit pixels, against the formula of vdvae and others."""
+    x = torch.randint(0, 256, (MILLION,)) / 127.5 - 1.0
+    mean, log_scale = x + 0.05 * torch.randn(MILLION), -3.0 + 0.3 * torch.randn(MILLION)
+
+    def theirs() -> Tensor:
+        scale = log_scale.clamp(min=-7.0)
+        inverse, c = torch.exp(-scale), x - mean
+        p, q, middle = inverse * (c + 1 / 255), inverse * (c - 1 / 255), inverse * c
+        difference = torch.sigmoid(p) - torch.sigmoid(q)
+        density = middle - scale - 2.0 * F.softplus(middle) - math.log(127.5)
+        inner = torch.where(difference > 1e-5, torch.log(difference.clamp(min=1e-12)), density)
+        inner = torch.where(x > 0.999, -F.softplus(q), inner)
+        return -torch.where(x < -0.999, p - F.softplus(p), inner).sum()
+
+    return against([mean, log_scale], x, "discretized_logistic", {"vdvae's formula": theirs})
+
+
+def sparse(*shape: int) -> Tensor:
+    """Counts of which few are not 0, as in data of cells."""
+    counts = torch.poisson(torch.full(shape, 2.0)) + 1
+    return counts * (torch.rand(shape) < NONZERO)
+
+
+def nb_of_logits() -> Contest:
+    total, logits = 0.5 + torch.rand(MILLION), torch.randn(MILLION)
+    x = sparse(MILLION)
+
+    def theirs() -> Any:
+        return -D.NegativeBinomial(total, logits=logits).log_prob(x).sum()
+
+    their = {"NegativeBinomial.log_prob": theirs}
+    return against([total, logits], x, "negative_binomial_logits", their)
 
 
 def cells() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits, the logarithm of each gene's inverse dispersion, logits of zero inflation, counts."""
     logits, inflation = torch.randn(2, CELLS, GENES)
-    theta = torch.randn(GENES)
-    counts = torch.poisson(torch.full((CELLS, GENES), 2.0)) + 1
-    counts *= torch.rand(CELLS, GENES) < NONZERO
-    return logits, theta, inflation, counts
+    counts = sparse(CELLS, GENES)
+    return logits, torch.randn(GENES), inflation, counts
 
 
-def negative_binomial(zero_inflated: bool) -> Contest:
+def nb(zero_inflated: bool) -> Contest:
     """One theta for each gene, as in SCVI, against scvi-tools' classes and functions."""
-    from scvi.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
-    from scvi.distributions._negative_binomial import log_nb_positive, log_zinb_positive
+    from scvi import distributions as scvi
+    from scvi.distributions import _negative_binomial as functions
 
-    mean, theta, inflation, counts = cells()
-    mean, theta = torch.nn.functional.softplus(mean), theta.exp()
-    if zero_inflated:
-        compiled = torch.compile(log_zinb_positive)
-        losses: dict[str, Loss] = {
-            OURS: lambda: vf.nll(
-                (mean, theta, inflation), counts, "zero_inflated_negative_binomial", reduction="sum"
-            ),
-            "scvi's class": lambda: (
-                -ZeroInflatedNegativeBinomial(mu=mean, theta=theta, zi_logits=inflation)
-                .log_prob(counts)
-                .sum(-1)
-                .sum()
-            ),
-            "scvi's function": lambda: -log_zinb_positive(counts, mean, theta, inflation).sum(),
-            "its torch.compile": lambda: -compiled(counts, mean, theta, inflation).sum(),
-        }
-        return Contest([mean, theta, inflation], losses)
-    compiled = torch.compile(log_nb_positive)
-    losses = {
-        OURS: lambda: vf.nll((mean, theta), counts, "negative_binomial", reduction="sum"),
+    mean, theta, inflation, x = cells()
+    leaves = [F.softplus(mean), theta.exp(), *[inflation] * zero_inflated]
+    names = ("mu", "theta", "zi_logits")
+    kind = scvi.ZeroInflatedNegativeBinomial if zero_inflated else scvi.NegativeBinomial
+    function = functions.log_zinb_positive if zero_inflated else functions.log_nb_positive
+    compiled: Callable[..., Tensor] = torch.compile(function)
+    theirs: dict[str, Callable[[], Tensor]] = {
         "scvi's class": lambda: (
-            -NegativeBinomial(mu=mean, theta=theta).log_prob(counts).sum(-1).sum()
+            -kind(**dict(zip(names, leaves, strict=False))).log_prob(x).sum(-1).sum()
         ),
-        "scvi's function": lambda: -log_nb_positive(counts, mean, theta).sum(),
-        "its torch.compile": lambda: -compiled(counts, mean, theta).sum(),
+        "scvi's function": lambda: -function(x, *leaves).sum(),
+        "its torch.compile": lambda: -compiled(x, *leaves).sum(),
     }
-    return Contest([mean, theta], losses)
+    return against(leaves, x, "zero_inflated_" * zero_inflated + "negative_binomial", theirs)
 
 
-def negative_binomial_of_softmax() -> Contest:
+def nb_of_softmax() -> Contest:
     """The decoder's softmax, its library and the exponential of theta as parts of the loss."""
     from scvi.distributions._negative_binomial import log_nb_positive
 
-    logits, raw, _, counts = cells()
-    library = counts.sum(-1, keepdim=True).add(1.0).log()
-    kind = L.NegativeBinomial("softmax", dispersion="exp")
+    logits, raw, _, x = cells()
+    library = x.sum(-1, keepdim=True).add(1.0).log()
 
-    def theirs() -> Tensor:
+    def theirs() -> Any:
         mean = library.exp() * torch.softmax(logits, -1)
-        return -log_nb_positive(counts, mean, raw.exp()).sum()
+        return -log_nb_positive(x, mean, raw.exp()).sum()
 
-    return Contest(
-        [logits, raw],
-        {
-            OURS: lambda: vf.nll((logits, raw), counts, kind, reduction="sum", library=library),
-            "scvi's function": theirs,
-        },
-    )
+    return against([logits, raw], x, SOFTMAX_NB, {"scvi's function": theirs}, library=library)
 
 
-def scvi_step(likelihood: str) -> Contest:
-    """A training step of the released SCVI, with its optimizer, on one batch of cells.
+def iwae(samples: int = 50, batch: int = 128, latent: int = 20, pixels: int = 784) -> Contest:
+    """An importance-weighted model after its decoder: samples, their log ratios, the likelihoods of
+    given logits, and the bound. The decoder is not part of it, so z affects only the log ratio."""
+    mu, logvar = torch.randn(batch, latent), 0.3 * torch.randn(batch, latent)
+    logits, x, noise = torch.randn(samples, batch, pixels), torch.rand(batch, pixels), Noise()
+    standard = D.Normal(torch.zeros(latent), torch.ones(latent))
 
-    Ours is the same step with ``vae_fused.compat.scvi`` patched in.
-    """
-    import anndata
-    import scvi
+    def ours() -> Tensor:
+        _, log_ratio = vf.reparameterize_kl(
+            mu, logvar, sample_shape=samples, estimator="sample", reduction="sample",
+            eps=noise(samples, batch, latent),
+        )  # fmt: skip
+        nll = vf.nll(logits, x, "bernoulli", dim=-1)
+        return vf.iwae_loss(nll, log_ratio, reduction="sum").loss
 
-    from vae_fused.compat import scvi as compat
+    def eager() -> Tensor:
+        q = D.Normal(mu, torch.exp(0.5 * logvar))
+        z = q.rsample((samples,))
+        log_ratio = (q.log_prob(z) - standard.log_prob(z)).sum(-1)
+        nll = F.binary_cross_entropy_with_logits(
+            logits, x.expand(samples, -1, -1), reduction="none"
+        ).sum(-1)
+        return -(torch.logsumexp(-nll - log_ratio, 0) - math.log(samples)).sum()
 
-    *_, counts = cells()
-    data = anndata.AnnData(counts.numpy())
-    scvi.model.SCVI.setup_anndata(data)
-    module = scvi.model.SCVI(data, gene_likelihood=likelihood).module
-    indices = torch.zeros(CELLS, 1, dtype=torch.long)
-    batch = {"X": counts, "batch": indices, "labels": indices}
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, eps=0.01, weight_decay=1e-6)
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        torch.manual_seed(0)
-        loss: Tensor = module(batch)[2].loss
-        loss.backward()
-        optimizer.step()
-        return torch.zeros((), requires_grad=True)
-
-    def patched() -> Tensor:
-        compat.patch()
-        try:
-            return step()
-        finally:
-            compat.unpatch()
-
-    contest = Contest([], {OURS: patched, "scvi-tools": step})
-    contest.step = lambda name: Step(contest.losses[name], lambda _: None)  # type: ignore[method-assign]
-    contest.check = lambda: None  # type: ignore[method-assign]
-    return contest
+    losses = {OURS: ours, "torch.distributions": eager}
+    return Contest([mu, logvar, logits], losses, noise, tolerance=5e-3)
 
 
-NB_TARGETS = {"scvi's class": 10.0, "scvi's function": 7.0, "its torch.compile": 5.0}
-# The least time of each contender, in multiples of ours.
-CASES: dict[str, tuple[Callable[[], Contest], dict[str, float]]] = {
-    "bernoulli 16x16": (lambda: bernoulli(16, 16), {"F.binary_cross_entropy_with_logits": 1.0}),
-    "bernoulli 256x784": (lambda: bernoulli(256, 784), {"F.binary_cross_entropy_with_logits": 1.7}),
-    "bernoulli 256x12288": (
-        lambda: bernoulli(256, 12288),
-        {"F.binary_cross_entropy_with_logits": 3.0},
+# --- gradients in backward or in forward: see ``grad=`` of ``vf.nll`` -----------------------------
+
+
+def ways(outputs: list[Tensor], x: Tensor, kind: Any, **options: Any) -> Contest:
+    """The loss by default, with gradients in forward, and multiplied by a GradScaler's factor."""
+    factor = 2.0**16
+    scale, scaled = torch.tensor(factor), 'grad="forward", scaled'
+
+    def loss(grad: str) -> Tensor:
+        return vf.nll(tuple(outputs), x, kind, grad=grad, **options)
+
+    losses: dict[str, Callable[[], Tensor]] = {
+        OURS: lambda: loss("backward"),
+        'grad="forward"': lambda: loss("forward"),
+        scaled: lambda: loss("forward") * scale,
+    }
+    return Contest(outputs, losses, factors={scaled: factor})
+
+
+def bernoulli_ways(*shape: int) -> Contest:
+    return ways([torch.randn(shape)], torch.rand(shape), "bernoulli")
+
+
+def gaussian_ways(*shape: int) -> Contest:
+    return ways([torch.randn(shape), 0.3 * torch.randn(shape)], torch.randn(shape), "gaussian")
+
+
+def nb_ways(kind: Any) -> Contest:
+    x = sparse(CELLS, GENES)
+    outputs = [torch.randn(CELLS, GENES), torch.randn(GENES)]
+    outputs += [torch.randn(CELLS, GENES)] * (kind is SOFTMAX_ZINB)
+    return ways(outputs, x, kind, library=torch.full((CELLS, 1), 8.0))
+
+
+NB = {"scvi's class": 10.0, "scvi's function": 7.0, "its torch.compile": 5.0}
+# With the least times of the contenders, in multiples of ours.
+CASES = [
+    Case("bernoulli 16x16", partial(bernoulli, 16, 16), targets={BCE: 1.0}),
+    Case("bernoulli 256x784", partial(bernoulli, 256, 784), targets={BCE: 1.7}),
+    Case("bernoulli 256x12288", partial(bernoulli, 256, 12288), targets={BCE: 3.0}),
+    Case("gaussian 1M", gaussian, targets={"Normal.log_prob": 6.0, "F.gaussian_nll_loss": 5.0}),
+    Case("laplace 1M", laplace, targets={"Laplace.log_prob": 4.0}),
+    Case("poisson 1M", poisson, targets={"Poisson.log_prob": 4.0}),
+    Case("student-t 1M", partial(student_t, True), targets={"StudentT.log_prob": 8.0}),
+    Case("student-t, fixed df 1M", partial(student_t, False), targets={"StudentT.log_prob": 8.0}),
+    Case(
+        "continuous bernoulli 1M",
+        continuous_bernoulli,
+        targets={"ContinuousBernoulli.log_prob": 8.0},
     ),
-    "gaussian 1M": (gaussian, {"Normal.log_prob": 6.0, "F.gaussian_nll_loss": 5.0}),
-    "laplace 1M": (laplace, {"Laplace.log_prob": 4.0}),
-    "poisson 1M": (poisson, {"Poisson.log_prob": 4.0}),
-    "student-t 1M": (lambda: Contest(*loss_kinds.student_t(True)), {"StudentT.log_prob": 8.0}),
-    "student-t, fixed df 1M": (
-        lambda: Contest(*loss_kinds.student_t(False)),
-        {"StudentT.log_prob": 8.0},
+    Case("discretized logistic 1M", discretized_logistic, targets={"vdvae's formula": 8.0}),
+    Case("nb of logits 1M", nb_of_logits, targets={"NegativeBinomial.log_prob": 4.0}),
+    Case("iwae 50x128", iwae, targets={"torch.distributions": 3.5}),
+    Case("ways: bernoulli 16x16", partial(bernoulli_ways, 16, 16)),
+    Case("ways: bernoulli 256x784", partial(bernoulli_ways, 256, 784)),
+    Case("ways: bernoulli 256x12288", partial(bernoulli_ways, 256, 12288)),
+    Case("ways: gaussian 1M", partial(gaussian_ways, 1024, 1024)),
+    Case("ways: nb of softmax 128x20000", partial(nb_ways, SOFTMAX_NB)),
+    Case("ways: zinb of softmax 128x20000", partial(nb_ways, SOFTMAX_ZINB)),
+    Case("nb 128x20000", partial(nb, False), package="scvi-tools", targets=NB),
+    Case("zinb 128x20000", partial(nb, True), package="scvi-tools", targets=NB),
+    Case(
+        "nb of softmax 128x20000",
+        nb_of_softmax,
+        package="scvi-tools",
+        targets={"scvi's function": 4.0},
     ),
-    "continuous bernoulli 1M": (
-        lambda: Contest(*loss_kinds.continuous_bernoulli()),
-        {"ContinuousBernoulli.log_prob": 8.0},
-    ),
-    "discretized logistic 1M": (
-        lambda: Contest(*loss_kinds.discretized_logistic()),
-        {"vdvae's formula": 8.0},
-    ),
-    "nb of logits 1M": (
-        lambda: Contest(*loss_kinds.negative_binomial_logits()),
-        {"NegativeBinomial.log_prob": 4.0},
-    ),
-    "iwae 50x128": (lambda: DrawingContest(loss_bounds.iwae), {loss_bounds.EAGER: 3.5}),
-    # The time with gradients in forward, in multiples of the default; below 1 is faster.
-    "ways: bernoulli 16x16": (lambda: Contest(*loss_ways.bernoulli(16, 16)), {}),
-    "ways: bernoulli 256x784": (lambda: Contest(*loss_ways.bernoulli(256, 784)), {}),
-    "ways: bernoulli 256x12288": (lambda: Contest(*loss_ways.bernoulli(256, 12_288)), {}),
-    "ways: gaussian 1M": (lambda: Contest(*loss_ways.gaussian(1024, 1024)), {}),
-    "ways: nb of softmax 128x20000": (
-        lambda: Contest(*loss_ways.counts(SOFTMAX_NB, CELLS, GENES, NONZERO)),
-        {},
-    ),
-    "ways: zinb of softmax 128x20000": (
-        lambda: Contest(*loss_ways.counts(SOFTMAX_ZINB, CELLS, GENES, NONZERO)),
-        {},
-    ),
-    "nb 128x20000": (lambda: negative_binomial(False), NB_TARGETS),
-    "zinb 128x20000": (lambda: negative_binomial(True), NB_TARGETS),
-    "nb of softmax 128x20000": (negative_binomial_of_softmax, {"scvi's function": 4.0}),
-    "SCVI step, nb, 128x20000": (lambda: scvi_step("nb"), {"scvi-tools": 1.8}),
-    "SCVI step, zinb, 128x20000": (lambda: scvi_step("zinb"), {"scvi-tools": 1.8}),
-}
+]
+COLUMNS = (
+    ("case", -32), ("contender", -35), ("time", 8), ("median", 8), ("minima", 8), ("processor", 11),
+    ("target", 8),
+)  # fmt: skip
 
 
-def measure(name: str, seconds: float) -> list[dict[str, Any]]:
-    """A row for each contender of a case: its times and their ratios to ours."""
-    make, targets = CASES[name]
-    torch.manual_seed(0)
-    contest = make()
-    contest.check()
-    calls = 50 if "16x16" in name else 1  # one call of a small case is too short for a clock
-
-    def repeated(step: Step) -> Step:
-        def loop() -> None:
-            for _ in range(calls):
-                step()
-
-        return step if calls == 1 else Step(loop, lambda _: None)
-
-    steps = {contender: repeated(contest.step(contender)) for contender in contest.losses}
-    samples = interleaved(steps, ProcessorClock(), seconds)
-    ours = samples[OURS]
+def measure(case: Case, device: str, seconds: float, fewest: int = FEWEST) -> list[Row]:
+    """A row for each contender of a case: its times, and their ratios to ours."""
+    contest, _ = case.checked(device)
+    # One call of a small case is too short for a clock of the CPU.
+    calls = 50 if "16x16" in case.name and device == "cpu" else 1
+    steps = {name: contest.step(name) for name in contest.functions}
+    if calls > 1:
+        steps = {name: repeated(step, calls) for name, step in steps.items()}
+    samples, others = interleaved(steps, device, seconds, fewest)
     rows = []
-    for contender, times in samples.items():
-        row = {"case": name, "contender": contender, "rounds": len(times["step"])}
-        row["us"] = round(1e6 * min(times["step"]) / calls, 1)
-        row["us_processor"] = round(1e6 * min(times["processor"]) / calls, 1)
-        if contender != OURS:
-            row["target"] = targets.get(contender)
-            row["ratio"] = {
-                "median": round(statistics.median(paired(times["step"], ours["step"])), 2),
-                "minima": round(min(times["step"]) / min(ours["step"]), 2),
-                "processor": round(min(times["processor"]) / min(ours["processor"]), 2),
-            }
-        rows.append(row)
+    for name, times in samples.items():
+        row: Row = {"case": case.name, "contender": name, "rounds": len(times["step"])}
+        for key, kind in (("us", "step"), ("us_wall", "step_wall"), ("us_processor", "processor")):
+            if kind in times:
+                row[key] = round(1e6 * min(times[kind]) / calls, 1)
+        if name != OURS:
+            row |= {"target": case.targets.get(name), "ratio": ratios(times, samples[OURS])}
+        rows.append(row | {"others": others})
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'case':28} {'contender':36} {'us':>10}  median  minima  processor  target"]
+def table(rows: Sequence[Row]) -> list[str]:
+    cells = []
     for row in rows:
-        line = f"{row['case']:28} {row['contender']:36} {row['us']:10.1f}"
-        if "ratio" in row:
-            ratio = row["ratio"]
-            line += f"  {ratio['median']:6.2f}  {ratio['minima']:6.2f}  {ratio['processor']:9.2f}"
-            line += f"  {row['target'] or '':>6}"
-        lines.append(line)
-    return "\n".join(lines)
+        found = [f"{value:.2f}" for value in row.get("ratio", {}).values()] or [""] * 3
+        cells.append([row["case"], row["contender"], tables.duration(row["us"]), *found,
+                      str(row.get("target") or "")])  # fmt: skip
+    return tables.aligned(COLUMNS, cells)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.losses",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--case", nargs="+", metavar="PART", help="parts of names of cases")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of rounds for each case")
-    parser.add_argument("--threads", type=int, help="of torch; default: torch's")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    names = [n for n in CASES if not arguments.case or any(c in n for c in arguments.case)]
-    rows = []
-    for name in names:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = measure(name, arguments.seconds)
-        print(table(found) if not rows else table(found).split("\n", 1)[1], flush=True)
-        rows += found
-    path = arguments.json
-    if path is None and not arguments.case:
-        device = machine.slug(machine.machine("cpu")["device"])
-        name = f"losses-{device}-{machine.commit()[0]}.json"
-        path = ROOT / "benchmarks" / "results" / name
-    if path is not None:
-        content = {
-            "command": "python -m benchmarks.losses",
-            "machine": machine.machine("cpu"),
-            "versions": machine.versions(),
-            "commit": machine.commit()[0],
-            "rows": rows,
-        }
-        path.write_text(json.dumps(content, indent=1) + "\n")
-        print(path)
+def text(data: record.Data) -> str:
+    return "\n".join([tables.head(data), "", *table(data["rows"]), *tables.not_run(data)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    def measured(case: Case, data: record.Data, device: str, seconds: float) -> str:
+        data["rows"] += (rows := measure(case, device, seconds))
+        return "\n".join(table(rows)[1:])
+
+    return command.main(MODULE, __doc__, argv, CASES, SECONDS, measured, text, table([])[0])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

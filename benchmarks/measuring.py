@@ -2,14 +2,18 @@
 
 Drift and other work then affect all contenders alike. Contenders are compared within each round. A
 ratio is the median of the rounds' ratios, which stays stable even if both medians fluctuate.
+``torch.utils.benchmark`` is not used, because it times one statement after the other.
 
 On a CPU a turn is one step by the wall clock, with separate times for both passes. On a GPU it has
 
-    cold, warm   forward and backward by CUDA events. The queue is filled ahead, so that host time
-                 does not count. "cold" first overwrites twice the L2 cache before each pass, like a
-                 decoder between the passes. forward, backward and step are the cold times
-    wall         consecutive steps by the wall clock, host and device together
-    graph        the step replayed from a CUDA graph
+    step         forward and backward by CUDA events. The queue is filled ahead, so that host time
+                 does not count. Twice the L2 cache is overwritten before each pass, like a decoder
+                 between the passes
+    step_warm    the same without overwriting the cache
+    step_wall    consecutive steps by the wall clock, host and device together
+    step_graph   the step replayed from a CUDA graph
+
+``processor`` is the processor time of a step, on all threads of this process.
 """
 
 from __future__ import annotations
@@ -17,23 +21,23 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from benchmarks.cases import Case, Inputs, outputs
-from benchmarks.contenders import Latent
 
 FEWEST, MOST = 7, 3000  # rounds
 AWAY = 0.5  # seconds since its last step after which a contender runs one untimed step first
 WALL = 2e-3  # seconds that a series of steps takes at least
-GRAPHED = 2**22  # elements; above this, launches do not matter
 AHEAD_MOST = 5e-3  # seconds that the device waits at most while its queue is filled
+
+Samples = dict[str, list[float]]  # seconds in each round, for each kind of time
 
 
 @dataclasses.dataclass
@@ -41,35 +45,20 @@ class Step:
     """A forward pass, and a backward pass that takes the outputs of forward."""
 
     forward: Callable[[], Any]
-    backward: Callable[[Any], Any]
+    backward: Callable[[Any], Any] = lambda _: None
 
     def __call__(self) -> Any:
         return self.backward(self.forward())
 
 
-def latent_step(latent: Latent, data: Inputs) -> Step:
-    """Forward and backward of a latent. Each step allocates new outputs, as in training."""
+def repeated(call: Callable[[], Any], calls: int) -> Step:
+    """A step of several calls, for calls that are too short for a clock."""
 
-    def backward(pair: tuple[Any, Tensor]) -> tuple[Tensor, ...]:
-        *zs, kl = outputs(pair)
-        grads = [*data.grad_zs, data.grad_kl[kl.dtype]]
-        return torch.autograd.grad([*zs, kl], data.leaves, grads)
+    def loop() -> None:
+        for _ in range(calls):
+            call()
 
-    return Step(lambda: latent(*data.arguments), backward)
-
-
-def copy_step(case: Case, device: str) -> Step:
-    """Copies of the least bytes that the passes read and write, in preallocated memory."""
-    sizes = [max(1, n // 2) for n in case.bytes]
-    source, target = (
-        torch.zeros(max(sizes), dtype=torch.uint8, device=device) for _ in range(2)
-    )  # zeros: untouched pages would all map to one page
-    source.fill_(1)
-
-    def copy(size: int) -> None:
-        target[:size].copy_(source[:size])
-
-    return Step(lambda: copy(sizes[0]), lambda _: copy(sizes[1]))
+    return Step(loop)
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
@@ -77,9 +66,6 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
     us = {"median": statistics.median(seconds), "q1": low, "q3": high}
     return {k: float(f"{1e6 * v:.5g}") for k, v in us.items()} | {"rounds": len(seconds)}
-
-
-Samples = dict[str, list[float]]  # seconds in each round, for each kind of time
 
 
 def paired(samples: Sequence[float], base: Sequence[float]) -> list[float]:
@@ -91,47 +77,40 @@ def summary(samples: Samples, base: Samples | None) -> dict[str, Any]:
     """The spread of each kind of time, and its ratio to the base."""
     found: dict[str, Any] = {"times": {k: spread(v) for k, v in samples.items()}}
     if base:
-        found["ratio"] = {
-            kind: round(statistics.median(paired(seconds, base[kind])), 3)
-            for kind, seconds in samples.items()
-            if kind in base
-        }
+        kinds = [kind for kind in samples if kind in base]
+        ratio = {k: statistics.median(paired(samples[k], base[k])) for k in kinds}
+        found["ratio"] = {kind: round(value, 3) for kind, value in ratio.items()}
     return found
 
 
+def ratios(theirs: Samples, ours: Samples) -> dict[str, float]:
+    """The ratios of their times to ours. Other work on the machine affects the minima least."""
+    found = {"median": statistics.median(paired(theirs["step"], ours["step"]))}
+    for name, kind in (("minima", "step"), ("processor", "processor")):
+        found[name] = min(theirs[kind]) / min(ours[kind])
+    return {name: round(value, 3) for name, value in found.items()}
+
+
 class Clock:
-    """The wall clock."""
+    """The clocks of a CPU."""
 
     def prepare(self, step: Step) -> Any:
         """State that a step requires; called once, before the rounds."""
-        return None
 
     def turn(self, step: Step, prepared: Any, into: Samples) -> None:
-        start = time.perf_counter()
+        processor, start = time.process_time(), time.perf_counter()
         result = step.forward()
         middle = time.perf_counter()
         result = step.backward(result)
         end = time.perf_counter()
+        processor = time.process_time() - processor
         del result
-        for name, seconds in (
-            ("forward", middle - start),
-            ("backward", end - middle),
-            ("step", end - start),
-        ):
-            into.setdefault(name, []).append(seconds)
-
-
-class ProcessorClock(Clock):
-    """The wall clock and the processor's clock."""
-
-    def turn(self, step: Step, prepared: Any, into: Samples) -> None:
-        processor = time.process_time()
-        super().turn(step, prepared, into)
-        into.setdefault("processor", []).append(time.process_time() - processor)
+        add(into, forward=middle - start, backward=end - middle, step=end - start)
+        add(into, processor=processor)
 
 
 class CudaClock(Clock):
-    """CUDA events, and the wall clock around consecutive steps."""
+    """CUDA events, and the clocks of the CPU around consecutive steps."""
 
     def __init__(self) -> None:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -141,31 +120,26 @@ class CudaClock(Clock):
 
     def prepare(self, step: Step) -> tuple[float, int]:
         """How long the host is busy with a step, and the number of steps in a wall sample."""
-        seconds = []
-        for _ in range(5):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            step()
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-        once = min(seconds)
+        once = min(self._wall(step, 1) for _ in range(5))
         return once, max(1, min(200, math.ceil(WALL / max(once, 1e-6))))
 
     def turn(self, step: Step, prepared: Any, into: Samples) -> None:
         once, calls = prepared
-        for kind in ("cold", "warm"):
-            forward, backward = self._events(step, once, cold=kind == "cold")
-            into.setdefault(f"step_{kind}", []).append(forward + backward)
-            if kind == "cold":
-                into.setdefault("forward", []).append(forward)
-                into.setdefault("backward", []).append(backward)
-                into.setdefault("step", []).append(forward + backward)
+        forward, backward = self._events(step, once, cold=True)
+        add(into, forward=forward, backward=backward, step=forward + backward)
+        add(into, step_warm=sum(self._events(step, once, cold=False)))
+        processor = time.process_time()
+        add(into, step_wall=self._wall(step, calls))
+        add(into, processor=(time.process_time() - processor) / calls)
+
+    @staticmethod
+    def _wall(step: Step, calls: int) -> float:
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(calls):
             step()
         torch.cuda.synchronize()
-        into.setdefault("step_wall", []).append((time.perf_counter() - start) / calls)
+        return (time.perf_counter() - start) / calls
 
     def _events(self, step: Step, once: float, *, cold: bool) -> tuple[float, float]:
         begin, middle, again, end = (torch.cuda.Event(enable_timing=True) for _ in range(4))
@@ -182,27 +156,26 @@ class CudaClock(Clock):
         result = step.backward(result)
         end.record()
         end.synchronize()
+        del result
         return 1e-3 * begin.elapsed_time(middle), 1e-3 * again.elapsed_time(end)
 
 
-def clock_for(device: str) -> Clock:
-    return CudaClock() if device == "cuda" else Clock()
+def add(into: Samples, **seconds: float) -> None:
+    for kind, value in seconds.items():
+        into.setdefault(kind, []).append(value)
 
 
 def interleaved(
-    steps: dict[str, Step],
-    clock: Clock,
-    seconds: float,
-    tick: Callable[[float], None] = lambda _: None,
-    fewest: int = FEWEST,
-) -> dict[str, Samples]:
-    """Times of each step, in rounds for ``seconds``. ``tick`` receives the elapsed fraction.
+    steps: dict[str, Step], device: str, seconds: float, fewest: int = FEWEST
+) -> tuple[dict[str, Samples], float | None]:
+    """Times of each step, in rounds for ``seconds``, and the share of ``Others`` meanwhile.
 
     A training loop never rests, but a step rests while many slow ones take their turns. Meanwhile a
     virtual machine may return its free memory to the host, and getting it back takes two seconds:
     a step of 2^24 elements takes 330 ms instead of 48 ms. Therefore a step that has rested for
     longer than ``AWAY`` runs once without being timed.
     """
+    clock = CudaClock() if device == "cuda" else Clock()
     last = {}  # the time of each step's last run
     for name, step in steps.items():
         for _ in range(2):
@@ -214,12 +187,11 @@ def interleaved(
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
+    others = Others()
     try:
         start = time.perf_counter()
         for i in range(MOST):
-            share = (time.perf_counter() - start) / seconds if seconds > 0 else 1.0
-            tick(min(1.0, max(share, 0.0)))
-            if share >= 1 and i >= fewest:
+            if i >= fewest and time.perf_counter() - start >= seconds:
                 break
             shuffle(order)
             for name in order:
@@ -230,33 +202,11 @@ def interleaved(
     finally:
         if collecting:
             gc.enable()
-    return times
+    return times, others.share()
 
 
-def graph_times(steps: dict[str, Step], rounds: int = 15) -> dict[str, list[float] | str]:
-    """Times of each step replayed from a CUDA graph, interleaved, or why capture failed."""
-    found: dict[str, list[float] | str] = {}
-    graphs: dict[str, tuple[torch.cuda.CUDAGraph, Any]] = {}
-    for name, step in steps.items():
-        try:
-            graphs[name] = _capture(step)
-        except Exception as error:  # recorded; nothing else depends on it
-            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    calls, times = 20, dict[str, list[float]]()
-    for _ in range(rounds):
-        for name, (graph, _) in graphs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            graph.replay()
-            begin.record()
-            for _ in range(calls):
-                graph.replay()
-            end.record()
-            end.synchronize()
-            times.setdefault(name, []).append(1e-3 * begin.elapsed_time(end) / calls)
-    return found | times
-
-
-def _capture(step: Step) -> tuple[torch.cuda.CUDAGraph, Any]:
+def graphed(step: Step) -> Step:
+    """The step, captured in a CUDA graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -266,7 +216,47 @@ def _capture(step: Step) -> tuple[torch.cuda.CUDAGraph, Any]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = step()
-    graph.replay()
-    torch.cuda.synchronize()
-    return graph, result
+        step()  # its results are not needed, so their memory may be reused by the graph
+    return Step(graph.replay)
+
+
+def tidy(device: str) -> None:
+    """Free memory, and discard torch.compile's results."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    if "torch._inductor.cudagraph_trees" in sys.modules:
+        sys.modules["torch._inductor.cudagraph_trees"].reset_cudagraph_trees()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+class Others:
+    """Measures the share of processor time that other processes take from now on.
+
+    An operator with several threads waits for the slowest of them. A process that shares their
+    processors makes it many times slower, and does not slow all contenders equally.
+    """
+
+    def __init__(self) -> None:
+        self.began = self._seconds()
+
+    def share(self) -> float | None:
+        """The share of the time of all processors; None if it is not available."""
+        if self.began is None or (now := self._seconds()) is None or now[1] <= self.began[1]:
+            return None
+        return round(max(0.0, (now[0] - self.began[0]) / (now[1] - self.began[1])), 2)
+
+    @staticmethod
+    def _seconds() -> tuple[float, float] | None:
+        """Processor seconds spent outside this process, and the total available seconds."""
+        try:
+            words = Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]
+        except OSError:
+            return None
+        tick = os.sysconf("SC_CLK_TCK")
+        user, nice, system, idle, waiting, *rest = (int(word) / tick for word in words)
+        busy = user + nice + system + sum(rest)  # interrupts, and time taken by a hypervisor
+        mine = os.times()
+        return busy - mine.user - mine.system, busy + idle + waiting

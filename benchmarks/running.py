@@ -1,146 +1,168 @@
-"""Takes one case from its inputs to its row of results: check, count, time."""
+"""Takes a latent, or a training step, from its inputs to its row of results."""
 
 from __future__ import annotations
 
-import gc
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+import statistics
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from benchmarks import machine, truth
-from benchmarks.cases import Case, Inputs, inputs
-from benchmarks.contenders import Contender, Latent, Unable
+from benchmarks import latents, record
+from benchmarks.cases import Contest, Row, Unable, Wrong, reason
+from benchmarks.contenders import Contender
 from benchmarks.counting import counts
-from benchmarks.measuring import (
-    GRAPHED,
-    Clock,
-    Step,
-    copy_step,
-    graph_times,
-    interleaved,
-    latent_step,
-    summary,
-)
+from benchmarks.latents import Function, Inputs, Latent
+from benchmarks.measuring import FEWEST, Samples, Step, graphed, interleaved, paired, summary, tidy
+from benchmarks.tables import COPY
+from benchmarks.training import CONTENDERS, LONGER, NONE, Training
 
-BASES = ("vae_fused", "eager")  # the baseline is the first of these that was measured
-COPY = "copy"
-Row = dict[str, Any]
-
-
-def reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return text[:200] if isinstance(error, Unable) else f"{type(error).__name__}: {text}"[:200]
+BASES = ("vae_fused", "eager", NONE)  # the baseline is the first of these that was measured
+GRAPHED = 2**22  # elements; above this, launches do not matter
 
 
 def admitted(
-    contenders: Sequence[Contender], case: Case, device: str, data: Inputs
-) -> tuple[dict[str, Latent], dict[str, str], dict[str, str]]:
-    """Contenders with correct results, the reasons of those without support, and the failures."""
-    latents, unable, wrong = dict[str, Latent](), dict[str, str](), dict[str, str]()
+    contenders: Sequence[Contender], latent: Latent, device: str, data: Inputs
+) -> tuple[dict[str, Function], Row]:
+    """Contenders with correct results, and the reasons of those without: unable or wrong."""
+    functions, reasons = dict[str, Function](), Row(unable={}, wrong={})
     for contender in contenders:
         try:
-            latent = contender.make(case, device)
-            truth.check(latent, case, data)
-        except truth.Wrong as error:
-            wrong[contender.name] = str(error)
+            function = contender.make(latent, device)
+            latents.check(function, latent, data)
+        except Wrong as error:
+            reasons["wrong"][contender.name] = str(error)
         except Exception as error:  # the other contenders continue after any failure
-            unable[contender.name] = reason(error)
+            reasons["unable"][contender.name] = reason(error)
         else:
-            latents[contender.name] = latent
-    return latents, unable, wrong
+            functions[contender.name] = function
+    return functions, reasons
 
 
-def tidy(device: str, *, reset: bool = False) -> None:
-    """Free memory. With ``reset``, discard torch.compile's results, too."""
-    if reset and "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
-    if reset and "torch._inductor.cudagraph_trees" in sys.modules:
-        sys.modules["torch._inductor.cudagraph_trees"].reset_cudagraph_trees()
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+def latent_contest(functions: dict[str, Function], data: Inputs) -> Contest:
+    """Forward and backward of a latent. Each step allocates new outputs, as in training."""
+
+    def call(function: Function) -> list[torch.Tensor]:
+        return latents.outputs(function(*data.arguments))
+
+    calls = {name: partial(call, function) for name, function in functions.items()}
+    return Contest(data.leaves, calls, grads=data.grad_zs)
 
 
-def counted(
-    latents: dict[str, Latent],
-    data: Inputs,
-    contenders: Sequence[Contender],
-    device: str,
-    unable: dict[str, str],
-) -> tuple[dict[str, Step], dict[str, Row]]:
-    """The steps that run, and their counts. Reasons of the others are added to ``unable``."""
-    steps, figures = dict[str, Step](), dict[str, Row]()
-    traced = {c.name: c.traced for c in contenders}
-    for name, latent in latents.items():
-        step = latent_step(latent, data)
-        try:
-            step()
-            found = counts(step, data.arguments, device, traced=traced[name])
-            step()
-        except Exception as error:
-            unable[name] = reason(error)
-        else:
-            steps[name], figures[name] = step, found
-    return steps, figures
+def copy_step(latent: Latent, device: str) -> Step:
+    """Copies of the least bytes that the passes read and write, in preallocated memory."""
+    sizes = [max(1, n // 2) for n in latent.bytes]
+    source, target = (
+        torch.zeros(max(sizes), dtype=torch.uint8, device=device) for _ in range(2)
+    )  # zeros: untouched pages would all map to one page
+    source.fill_(1)
+
+    def copy(size: int) -> None:
+        target[:size].copy_(source[:size])
+
+    return Step(lambda: copy(sizes[0]), lambda _: copy(sizes[1]))
 
 
 def measure(
-    case: Case,
+    job: Latent | Training,
     contenders: Sequence[Contender],
     device: str,
-    clock: Clock,
     seconds: float,
-    tick: Callable[[float], None] = lambda _: None,
-    fewest: int = 7,
+    fewest: int = FEWEST,
 ) -> Row:
-    """The whole row of one case. Raises Unable if the memory does not suffice."""
-    tidy(device, reset=True)
-    if case.needed > 0.9 * machine.free_bytes(device):
-        raise Unable(f"wants {case.needed / 1e9:.1f} GB of free memory to be checked and measured")
-    data = inputs(case, device)
-    latents, unable, wrong = admitted(contenders, case, device, data)
+    """The row of a latent or of a training step. Raises Unable if the memory does not suffice."""
     tidy(device)
-    steps, figures = counted(latents, data, contenders, device, unable)
-    others = machine.Others()
-    samples = interleaved({**steps, COPY: copy_step(case, device)}, clock, seconds, tick, fewest)
-    others_took = others.share()
-    if device == "cuda" and case.elements <= GRAPHED:
-        graphed = {c.name: steps[c.name] for c in contenders if c.graph and c.name in steps}
-        for name, found in graph_times(graphed).items():
-            if isinstance(found, str):
-                figures[name]["graph_error"] = found
-            else:
-                samples[name]["step_graph"] = found
+    latent, is_latent = (job, True) if isinstance(job, Latent) else (job.latent, False)
+    if latent.needed > 0.9 * record.free_bytes(device):
+        raise Unable(f"{latent.needed / 1e9:.1f} GB of free memory are needed for the check")
+    data = latents.inputs(latent, device)
+    contenders = [c for c in contenders if is_latent or c.name in CONTENDERS]
+    functions, reasons = admitted(contenders, latent, device, data)
+    contest = latent_contest(functions, data)
+    if isinstance(job, Training):
+        contest, seconds = job.contest(functions, device), LONGER * seconds
+    traced = {c.name for c in contenders if c.traced}
+    steps, figures = dict[str, Step](), dict[str, Row]()
+    for name in contest.functions:
+        step = contest.step(name)
+        try:
+            step()
+            found = counts(step, data.arguments, device, traced=name in traced) if is_latent else {}
+            step()
+        except Exception as error:
+            reasons["unable"][name] = reason(error)
+        else:
+            steps[name], figures[name] = step, found
+    extra = {COPY: copy_step(latent, device)} if is_latent else {}
+    samples, others = interleaved({**steps, **extra}, device, seconds, fewest)
+    if is_latent and device == "cuda" and latent.elements <= GRAPHED:
+        able = {c.name: steps[c.name] for c in contenders if c.graph and c.name in steps}
+        replay(able, figures, samples)
     base = next((name for name in BASES if name in steps), None)
-    forward, backward = case.bytes
+    for name in steps:
+        figures[name] |= summary(samples[name], samples[base] if base else None)
+    row = {"base": base, "others": others, "contenders": figures, **reasons}
+    if isinstance(job, Training):
+        row["parameters"] = sum(p.numel() for p in contest.leaves)
+        return row | _training(job, figures, samples, "step_wall" if device == "cuda" else "step")
+    return row | _latent(latent, figures, samples)
+
+
+def replay(steps: dict[str, Step], figures: dict[str, Row], samples: dict[str, Samples]) -> None:
+    """Add the times of steps that are replayed from CUDA graphs. No other step may follow, because
+    a failed capture may leave the generator unusable."""
+    graphs = {}
+    for name, step in steps.items():
+        try:
+            graphs[name] = graphed(step)
+        except Exception as error:
+            figures[name]["graph_error"] = reason(error)
+    for name, times in interleaved(graphs, "cuda", 0.0, fewest=15)[0].items():
+        samples[name]["step_graph"] = times["step_warm"]
+
+
+def _latent(latent: Latent, figures: dict[str, Row], samples: dict[str, Samples]) -> Row:
+    """The rates of all contenders, and of a copy of the least bytes."""
+    forward, backward = latent.bytes
     least = {"forward": forward, "backward": backward, "step": forward + backward}
     copy = summary(samples[COPY], None)
-    copy["gb_per_s"] = rates(least, copy["times"])
-    for name, row in figures.items():
-        row |= summary(samples[name], samples[base] if base else None)
-        row["gb_per_s"] = rates(least, row["times"])
-        row["share_of_copy"] = {
-            k: round(row["gb_per_s"][k] / copy["gb_per_s"][k], 4) for k in least
-        }
+    for row in (copy, *figures.values()):
+        rates = {kind: least[kind] / row["times"][kind]["median"] / 1e3 for kind in least}
+        row["gb_per_s"] = {kind: float(f"{rate:.5g}") for kind, rate in rates.items()}
+        shares = {kind: rate / copy["gb_per_s"][kind] for kind, rate in row["gb_per_s"].items()}
+        row["share_of_copy"] = {kind: round(share, 4) for kind, share in shares.items()}
     return {
-        "case": case.name,
-        "family": case.family,
-        "shape": list(case.shape),
-        "dtype": case.dtype,
-        "elements": case.elements,
+        "case": latent.name,
+        "family": latent.family,
+        "shape": list(latent.shape),
+        "dtype": latent.dtype,
+        "elements": latent.elements,
         "least_bytes": least,
-        "base": base,
-        "others": others_took,
         "copy": copy,
-        "contenders": figures,
-        "unable": unable,
-        "wrong": wrong,
     }
 
 
-def rates(least: dict[str, int], times: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The least bytes over the time, in GB/s."""
-    return {k: float(f"{least[k] / times[k]['median'] / 1e3:.5g}") for k in least}
+def _training(job: Training, figures: Row, samples: dict[str, Samples], kind: str) -> Row:
+    """The latent's share of the step of each contender."""
+    for name, figure in figures.items():
+        rest = statistics.median(paired(samples[NONE][kind], samples[name][kind]))
+        figure["latent_share"] = round(1 - rest, 4)
+    return {
+        "training": job.name,
+        "what": job.what,
+        "latent": job.latent.name,
+        "clock": kind,
+        "saved_of_eager_step": saved(samples, kind),
+    }
+
+
+def saved(samples: dict[str, Samples], kind: str) -> dict[str, float] | None:
+    """The share of the eager step that this library saves, and its uncertainty."""
+    if not {"vae_fused", "eager"} <= set(samples):
+        return None
+    shares = [1 - ratio for ratio in paired(samples["vae_fused"][kind], samples["eager"][kind])]
+    low, median, high = statistics.quantiles(shares, n=4)
+    # The standard error of a normal's median: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
+    error = 0.93 * (high - low) / math.sqrt(len(shares))
+    return {"share": round(median, 5), "standard_error": round(error, 5)}

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vae_fused as vf
-from benchmarks.steps.work import Case, Noise, Part, Work, negative_elbo
+from benchmarks.cases import Case, Contest, Noise, part
+from benchmarks.steps.work import THEIRS, Loss, autoencoder, fused_latent, fused_loss, training
 
 BATCH, PIXELS, LATENT = 128, 784, 20
 HALF_SQUARED_ERROR = vf.likelihoods.Gaussian(sigma=1.0, constants=False)
 ABSOLUTE_ERROR = vf.likelihoods.Laplace(sigma=1.0, constants=False)
-
 
 # --- pytorch/examples, which is an example and not a package: reimplemented here -----------------
 
@@ -36,15 +35,6 @@ class Example(nn.Module):
         return self.mu(hidden), self.logvar(hidden)
 
 
-def example_sample(mu: Tensor, logvar: Tensor) -> Tensor:
-    std = torch.exp(0.5 * logvar)
-    return mu + torch.randn_like(std) * std
-
-
-def example_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    return -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
-
-
 def released_loss(logits: Tensor, x: Tensor) -> Tensor:
     """The original loss takes probabilities, because the decoder ends in a sigmoid."""
     return F.binary_cross_entropy(torch.sigmoid(logits), x, reduction="sum")
@@ -54,86 +44,72 @@ def loss_on_logits(logits: Tensor, x: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
 
 
-def pytorch_example(example_loss: Callable[[Tensor, Tensor], Tensor]) -> Work:
-    model, noise = Example(), Noise()
-    x = torch.rand(BATCH, PIXELS)
+def pytorch_example(loss: Loss) -> Contest:
+    model, noise, x = Example(), Noise(), torch.rand(BATCH, PIXELS)
+
+    def latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        std = torch.exp(0.5 * logvar)
+        z = mu + torch.randn_like(std) * std
+        return z, -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
 
     def theirs() -> Tensor:
-        mu, logvar = model.encode(x)
-        logits = model.decoder(example_sample(mu, logvar))
-        return example_loss(logits, x) + example_kl(mu, logvar)
+        z, kl = latent(*model.encode(x))
+        return loss(model.decoder(z), x) + kl
 
-    def ours() -> Tensor:
-        mu, logvar = model.encode(x)
-        z, kl = vf.reparameterize_kl(mu, logvar, eps=noise(*mu.shape))
-        return negative_elbo(model.decoder(z), x, "bernoulli", kl, reduction="sum")
-
-    mu, logvar = model.encode(x)
-    parts = {
-        "latent": Part(
-            [mu, logvar],
-            lambda mu, logvar: (example_sample(mu, logvar), example_kl(mu, logvar)),
-            lambda mu, logvar: vf.reparameterize_kl(mu, logvar, reduction="sum"),
-        ),
-        "loss": Part(
-            [model.decoder(mu)],
-            lambda logits: example_loss(logits, x),
-            lambda logits: vf.nll(logits, x, "bernoulli", reduction="sum"),
-        ),
-    }
-    return Work(list(model.parameters()), theirs, ours, noise, parts)
+    losses = (partial(loss, x=x), fused_loss(x, "bernoulli", "sum"))
+    encode = partial(model.encode, x)
+    latents = (latent, fused_latent(noise))
+    return autoencoder(model.parameters(), theirs, encode, model.decoder, latents, losses, noise)
 
 
 # --- pythae --------------------------------------------------------------------------------------
 
 
-def pythae_vae() -> Work:
+def pythae_encode(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    encoded = model.encoder(x)
+    return encoded.embedding, encoded.log_covariance
+
+
+def pythae_vae() -> Contest:
     from pythae.models import VAE, VAEConfig
 
     model, noise = VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT)), Noise()
-    x = torch.rand(BATCH, 1, 28, 28)
-
-    def theirs() -> Tensor:
-        loss: Tensor = model({"data": x}).loss
-        return loss
-
-    def ours() -> Tensor:
-        encoded = model.encoder(x)
-        mu, logvar = encoded.embedding, encoded.log_covariance
-        z, kl = vf.reparameterize_kl(mu, logvar, eps=noise(*mu.shape))
-        return negative_elbo(model.decoder(z)["reconstruction"], x, HALF_SQUARED_ERROR, kl)
-
-    encoded = model.encoder(x)
-    mu, logvar = encoded.embedding, encoded.log_covariance
-    reconstruction = model.decoder(mu)["reconstruction"]
-    zero = torch.zeros_like(mu)
+    x, zero = torch.rand(BATCH, 1, 28, 28), torch.zeros(BATCH, LATENT)
 
     def latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         z, _ = model._sample_gauss(mu, torch.exp(0.5 * logvar))
         empty = mu.new_zeros(len(mu), 1)  # a reconstruction with zero loss
         return z, model.loss_function(empty, empty, mu, logvar, z)[0]
 
-    parts = {
-        "latent": Part([mu, logvar], latent, lambda mu, logvar: vf.reparameterize_kl(mu, logvar)),
-        "loss": Part(
-            [reconstruction],
+    return autoencoder(
+        model.parameters(),
+        lambda: model({"data": x}).loss,
+        partial(pythae_encode, model, x),
+        lambda z: model.decoder(z)["reconstruction"],
+        (latent, fused_latent(noise)),
+        (
             lambda y: model.loss_function(y, x, zero[:, :1], zero[:, :1], zero)[0],
-            lambda y: vf.nll(y, x, HALF_SQUARED_ERROR),
+            fused_loss(x, HALF_SQUARED_ERROR),
         ),
-    }
-    return Work(list(model.parameters()), theirs, ours, noise, parts)
+        noise,
+    )
 
 
-def pythae_iwae(samples: int = 10) -> Work:
+def pythae_iwae(samples: int = 10) -> Contest:
     """The samples are the first dimension, (S, B, D), so mu and the images need no copies."""
     from pythae.models import IWAE, IWAEConfig
 
     config = IWAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT, number_samples=samples)
-    model, noise = IWAE(config), Noise()
-    x = torch.rand(BATCH, 1, 28, 28)
-    flat, zero = x.reshape(BATCH, PIXELS), torch.zeros(())
+    model, noise, x = IWAE(config), Noise(), torch.rand(BATCH, 1, 28, 28)
+    flat, zero, empty = x.reshape(BATCH, PIXELS), torch.zeros(()), torch.zeros(BATCH, samples, 1)
 
-    def our_latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    def latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = (t.unsqueeze(1).repeat(1, samples, 1) for t in (mu, logvar))
+        z, _ = model._sample_gauss(mu, torch.exp(0.5 * logvar))
+        log_q = (-0.5 * (logvar + torch.pow(z - mu, 2) / logvar.exp())).sum(dim=-1)
+        return z, log_q + 0.5 * (z**2).sum(dim=-1)
+
+    def fused(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         """Samples, and ln q(z|x) - ln p(z) of each."""
         eps = noise(BATCH, samples, LATENT)
         given = None if eps is None else eps.transpose(0, 1)
@@ -141,132 +117,93 @@ def pythae_iwae(samples: int = 10) -> Work:
         log_p = vf.gaussian_log_prob(z, zero, zero, dim=-1)
         return z, vf.gaussian_log_prob(z, mu, logvar, dim=-1) - log_p
 
-    def our_bound(y: Tensor, kl: Tensor) -> Tensor:
+    def bound(y: Tensor) -> Tensor:
+        found: Tensor = model.loss_function(
+            y.reshape(BATCH, samples, PIXELS), x, empty, empty, empty
+        )[0]
+        return found
+
+    def fused_bound(y: Tensor, kl: Tensor = zero) -> Tensor:
         y = y.reshape(samples, BATCH, PIXELS)
         terms = vf.nll(y, flat, HALF_SQUARED_ERROR, dim=-1) + kl
         return ((-terms).softmax(dim=0).detach() * terms).sum(dim=0).mean()
 
-    def theirs() -> Tensor:
-        loss: Tensor = model({"data": x}).loss
-        return loss
-
-    def ours() -> Tensor:
-        encoded = model.encoder(x)
-        z, kl = our_latent(encoded.embedding, encoded.log_covariance)
-        return our_bound(model.decoder(z.reshape(-1, LATENT))["reconstruction"], kl)
-
-    encoded = model.encoder(x)
-    mu, logvar = encoded.embedding, encoded.log_covariance
-    z, _ = our_latent(mu, logvar)
-    reconstruction = model.decoder(z.reshape(-1, LATENT))["reconstruction"]
-    empty = torch.zeros(BATCH, samples, 1)
-
-    def their_latent(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-        mu, logvar = (t.unsqueeze(1).repeat(1, samples, 1) for t in (mu, logvar))
-        z, _ = model._sample_gauss(mu, torch.exp(0.5 * logvar))
-        log_q = (-0.5 * (logvar + torch.pow(z - mu, 2) / logvar.exp())).sum(dim=-1)
-        return z, log_q + 0.5 * (z**2).sum(dim=-1)
-
-    def their_bound(y: Tensor) -> Tensor:
-        y = y.reshape(BATCH, samples, PIXELS)
-        loss: Tensor = model.loss_function(y, x, empty, empty, empty)[0]
-        return loss
-
-    parts = {
-        "latent": Part([mu, logvar], their_latent, our_latent),
-        "loss": Part([reconstruction], their_bound, lambda y: our_bound(y, zero)),
-    }
-    return Work(list(model.parameters()), theirs, ours, noise, parts)
+    return autoencoder(
+        model.parameters(),
+        lambda: model({"data": x}).loss,
+        partial(pythae_encode, model, x),
+        lambda z: model.decoder(z.reshape(-1, LATENT))["reconstruction"],
+        (latent, fused),
+        (bound, fused_bound),
+        noise,
+    )
 
 
 # --- Pyro ----------------------------------------------------------------------------------------
 
 
-def pyro_svi() -> Work:
+def pyro_svi() -> Contest:
     """The networks of the VAE in Pyro's tutorial, with the KL in closed form."""
     import pyro
     from pyro import distributions as dist
     from pyro.distributions.torch_distribution import TorchDistributionMixin
     from pyro.infer import TraceMeanField_ELBO
 
-    noise = Noise()
+    noise, elbo = Noise(), TraceMeanField_ELBO()
 
-    class Site(vf.DiagonalGaussian, TorchDistributionMixin):
+    class Site(vf.DiagonalGaussian, TorchDistributionMixin):  # type: ignore[misc]
         def rsample(self, sample_shape: Any = (), **_: Any) -> Tensor:
             return super().rsample(sample_shape, eps=noise(*self.mu.shape))
 
     encoder = nn.Sequential(nn.Linear(PIXELS, 400), nn.Softplus(), nn.Linear(400, 2 * LATENT))
     decoder = nn.Sequential(nn.Linear(LATENT, 400), nn.Softplus(), nn.Linear(400, PIXELS))
     x = (torch.rand(BATCH, PIXELS) < 0.3).float()
-
     zero, one = torch.zeros(BATCH, LATENT), torch.ones(BATCH, LATENT)
 
-    def prior() -> Tensor:
-        z: Tensor = pyro.sample("z", dist.Normal(zero, one).to_event(1))
-        return z
+    def posterior(fused: bool, mu: Tensor, logstd: Tensor) -> Any:
+        q = Site(mu, logstd, scale="logstd") if fused else dist.Normal(mu, logstd.exp())
+        return q.to_event(1)
 
-    def model() -> None:
+    def model(fused: bool) -> None:
         pyro.module("decoder", decoder)
         with pyro.plate("data", BATCH):
-            logits = decoder(prior())
-            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+            logits = decoder(pyro.sample("z", dist.Normal(zero, one).to_event(1)))
+            if fused:
+                pyro.factor("x", -vf.nll(logits, x, "bernoulli", reduction="sample"))
+            else:
+                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
-    def fused_model() -> None:
-        pyro.module("decoder", decoder)
-        with pyro.plate("data", BATCH):
-            logits = decoder(prior())
-            pyro.factor("x", -vf.nll(logits, x, "bernoulli", reduction="sample"))
-
-    def guide() -> None:
+    def guide(fused: bool) -> None:
         pyro.module("encoder", encoder)
         with pyro.plate("data", BATCH):
-            mu, logstd = encoder(x).chunk(2, dim=-1)
-            pyro.sample("z", dist.Normal(mu, logstd.exp()).to_event(1))
+            pyro.sample("z", posterior(fused, *encoder(x).chunk(2, dim=-1)))
 
-    def fused_guide() -> None:
-        pyro.module("encoder", encoder)
-        with pyro.plate("data", BATCH):
-            mu, logstd = encoder(x).chunk(2, dim=-1)
-            pyro.sample("z", Site(mu, logstd, scale="logstd").to_event(1))
-
-    elbo = TraceMeanField_ELBO()
-    mu, logstd = encoder(x).chunk(2, dim=-1)
-
-    def latent(q: Any) -> tuple[Tensor, Tensor]:
+    def latent(fused: bool, mu: Tensor, logstd: Tensor) -> tuple[Tensor, Tensor]:
         """Pyro evaluates a site and its KL in two calls, not one."""
+        q = posterior(fused, mu, logstd)
         return q.rsample(), dist.kl.kl_divergence(q, dist.Normal(zero, one).to_event(1)).sum()
 
-    def their_latent(mu: Tensor, logstd: Tensor) -> tuple[Tensor, Tensor]:
-        return latent(dist.Normal(mu, logstd.exp()).to_event(1))
+    def loss(fused: bool) -> Tensor:
+        found: Tensor = elbo.differentiable_loss(partial(model, fused), partial(guide, fused))
+        return found
 
-    def our_latent(mu: Tensor, logstd: Tensor) -> tuple[Tensor, Tensor]:
-        return latent(Site(mu, logstd, scale="logstd").to_event(1))
-
+    mu, logstd = encoder(x).chunk(2, dim=-1)
     parts = {
-        "latent": Part(
-            [mu, logstd],
-            their_latent,
-            our_latent,
-        ),
-        "loss": Part(
+        "latent": part([mu, logstd], theirs=partial(latent, False), ours=partial(latent, True)),
+        "loss": part(
             [decoder(mu)],
-            lambda logits: -dist.Bernoulli(logits=logits).log_prob(x).sum(),
-            lambda logits: vf.nll(logits, x, "bernoulli", reduction="sum"),
+            theirs=lambda logits: -dist.Bernoulli(logits=logits).log_prob(x).sum(),
+            ours=fused_loss(x, "bernoulli", "sum"),
         ),
     }
-    return Work(
-        [*encoder.parameters(), *decoder.parameters()],
-        lambda: elbo.differentiable_loss(model, guide),
-        lambda: elbo.differentiable_loss(fused_model, fused_guide),
-        noise,
-        parts,
-    )
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    return training(parameters, partial(loss, False), partial(loss, True), parts, noise)
 
 
 # --- diffusers -----------------------------------------------------------------------------------
 
 
-def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Work:
+def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Contest:
     """``AutoencoderKL`` with absolute error and KL summed over an image, with CompVis's weights."""
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders import autoencoder_kl as module
@@ -281,79 +218,57 @@ def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Work:
         sample_size=64,
     )
     x, noise = torch.rand(images, 3, 64, 64), Noise()
+    patched = mock.patch.object(
+        module, "DiagonalGaussianDistribution", DiagonalGaussianDistribution
+    )
+    fused_error = fused_loss(x, ABSOLUTE_ERROR)
 
-    @contextmanager
-    def patched() -> Iterator[None]:
-        original = module.DiagonalGaussianDistribution
-        module.DiagonalGaussianDistribution = DiagonalGaussianDistribution
-        try:
-            yield
-        finally:
-            module.DiagonalGaussianDistribution = original
+    def error(y: Tensor) -> Tensor:
+        return (y - x).abs().sum() / images
 
     def outputs() -> tuple[Tensor, Tensor]:
         posterior = model.encode(x).latent_dist
         # With a generator both classes draw the noise of torch.randn.
-        given = torch.Generator().manual_seed(1) if noise.is_given else None
-        return model.decode(posterior.sample(given)).sample, posterior.kl().mean()
+        given = torch.Generator(x.device).manual_seed(1) if noise.is_given else None
+        kl = noise.weight(beta) * posterior.kl().mean()
+        return model.decode(posterior.sample(given)).sample, kl
 
     def theirs() -> Tensor:
         y, kl = outputs()
-        return (y - x).abs().sum() / images + noise.weight(beta) * kl
+        return error(y) + kl
 
     def ours() -> Tensor:
-        with patched():
+        with patched:
             y, kl = outputs()
-        return negative_elbo(y, x, ABSOLUTE_ERROR, noise.weight(beta) * kl)
-
-    posterior = model.encode(x).latent_dist
+        return fused_error(y, kl)
 
     def latent(kind: Any, moments: Tensor) -> tuple[Tensor, Tensor]:
         posterior = kind(moments)
         return posterior.sample(), posterior.kl().mean()
 
-    their_class = module.DiagonalGaussianDistribution
+    posterior = model.encode(x).latent_dist
     parts = {
-        "latent": Part(
+        "latent": part(
             [posterior.parameters],
-            lambda moments: latent(their_class, moments),
-            lambda moments: latent(DiagonalGaussianDistribution, moments),
+            theirs=partial(latent, module.DiagonalGaussianDistribution),
+            ours=partial(latent, DiagonalGaussianDistribution),
         ),
-        "loss": Part(
-            [model.decode(posterior.mode()).sample],
-            lambda y: (y - x).abs().sum() / images,
-            lambda y: vf.nll(y, x, ABSOLUTE_ERROR),
-        ),
+        "loss": part([model.decode(posterior.mode()).sample], theirs=error, ours=fused_error),
     }
-    return Work(list(model.parameters()), theirs, ours, noise, parts)
+    return training(model.parameters(), theirs, ours, parts, noise)
 
 
 CASES = [
-    Case(
-        "pytorch-example",
-        "",
-        "the VAE of pytorch/examples as released: 784-400-20-400-784, sigmoid, 128 images",
-        partial(pytorch_example, released_loss),
-        target=1.2,
-    ),
-    Case(
-        "pytorch-example logits",
-        "",
-        "the same with binary_cross_entropy_with_logits in place of the sigmoid and its loss",
-        partial(pytorch_example, loss_on_logits),
-    ),
-    Case("pythae vae", "pythae", "VAE, its default networks, 128 images of 28x28", pythae_vae),
-    Case("pythae iwae", "pythae", "IWAE, 10 samples, otherwise the same", pythae_iwae),
-    Case(
-        "pyro",
-        "pyro-ppl",
-        "SVI by TraceMeanField_ELBO, 784-400-20-400-784, 128 binary images",
-        pyro_svi,
-    ),
-    Case(
-        "diffusers",
-        "diffusers",
-        "AutoencoderKL of two blocks, 32 and 64 channels, 4 images of 3x64x64, absolute error",
-        diffusers_autoencoder,
-    ),
-]
+    Case("pytorch-example", partial(pytorch_example, released_loss),
+         "the VAE of pytorch/examples as released: 784-400-20-400-784, sigmoid, 128 images",
+         targets={THEIRS: 1.2}),
+    Case("pytorch-example logits", partial(pytorch_example, loss_on_logits),
+         "the same with binary_cross_entropy_with_logits in place of the sigmoid and its loss"),
+    Case("pythae vae", pythae_vae, "VAE, its default networks, 128 images of 28x28", "pythae"),
+    Case("pythae iwae", pythae_iwae, "IWAE, 10 samples, otherwise the same", "pythae"),
+    Case("pyro", pyro_svi, "SVI by TraceMeanField_ELBO, 784-400-20-400-784, 128 binary images",
+         "pyro-ppl"),
+    Case("diffusers", diffusers_autoencoder,
+         "AutoencoderKL of two blocks, 32 and 64 channels, 4 images of 3x64x64, absolute error",
+         "diffusers"),
+]  # fmt: skip

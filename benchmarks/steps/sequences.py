@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,43 +12,40 @@ from torch import Tensor, nn
 from torch.distributions import StudentT
 
 import vae_fused as vf
-from benchmarks.steps.work import Case, Noise, NotInstalled, Part, Work
+from benchmarks.cases import Case, Contest, Noise, part
+from benchmarks.steps.work import training
 
 # --- torchrl -------------------------------------------------------------------------------------
 
 SEQUENCES, STEPS, STATE, BELIEF, ACTION = 4, 25, 30, 200, 6
 RSSM = vf.Scale("softplus", std_min=0.1)  # tensordict's NormalParamExtractor
 SQUARED_ERROR = vf.likelihoods.Gaussian(sigma=0.5**0.5, constants=False)
+MOMENTS = [f"{q}_{part}" for q in ("posterior", "prior") for part in ("mean", "std")]
 
 
-class FusedPrior(nn.Module):
-    """torchrl's RSSMPrior with a fused sample; it returns the raw scale in place of sigma."""
+class Fused(nn.Module):
+    """torchrl's RSSMPrior or RSSMPosterior with a fused sample. It returns the raw scale in place
+    of sigma."""
 
-    def __init__(self, prior: Any, noise: Noise) -> None:
+    def __init__(self, module: Any, projector: Any, noise: Noise) -> None:
         super().__init__()
-        self.prior, self.noise = prior, noise
-        self.moments = prior.rnn_to_prior_projector[:-1]
+        self.module, self.moments, self.noise = module, projector[:-1], noise
 
-    def forward(self, state: Tensor, belief: Tensor, action: Tensor) -> tuple[Tensor, ...]:
-        belief = self.prior.rnn(
-            self.prior.action_state_projector(torch.cat([state, action], dim=-1)), belief
-        )
-        mean, raw = self.moments(belief).chunk(2, dim=-1)
-        state = vf.reparameterize(mean, raw, scale=RSSM, eps=self.noise(*mean.shape))
-        return mean, raw, state, belief
-
-
-class FusedPosterior(nn.Module):
-    """torchrl's RSSMPosterior with the same change."""
-
-    def __init__(self, posterior: Any, noise: Noise) -> None:
-        super().__init__()
-        self.noise = noise
-        self.moments = posterior.obs_rnn_to_post_projector[:-1]
-
-    def forward(self, belief: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
-        mean, raw = self.moments(torch.cat([belief, embedding], dim=-1)).chunk(2, dim=-1)
+    def sampled(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, raw = self.moments(x).chunk(2, dim=-1)
         return mean, raw, vf.reparameterize(mean, raw, scale=RSSM, eps=self.noise(*mean.shape))
+
+
+class FusedPrior(Fused):
+    def forward(self, state: Tensor, belief: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+        projected = self.module.action_state_projector(torch.cat([state, action], dim=-1))
+        belief = self.module.rnn(projected, belief)
+        return *self.sampled(belief), belief
+
+
+class FusedPosterior(Fused):
+    def forward(self, belief: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
+        return self.sampled(torch.cat([belief, embedding], dim=-1))
 
 
 def world_model(encoder: Any, decoder: Any, prior: Any, posterior: Any, reward: Any) -> Any:
@@ -81,7 +80,7 @@ def fused_kl(mean: Tensor, raw: Tensor, prior_mean: Tensor, prior_raw: Tensor) -
     return vf.gaussian_kl(mean, raw, scale=RSSM, prior=prior, dim=-1)
 
 
-def dreamer() -> Work:
+def dreamer() -> Contest:
     from tensordict import TensorDict
     from torchrl.modules import MLP, ObsDecoder, ObsEncoder, RSSMPosterior, RSSMPrior
     from torchrl.objectives import DreamerModelLoss
@@ -103,10 +102,13 @@ def dreamer() -> Work:
         shape,
     )
     networks(batch.clone())  # initializes the lazy layers
-    fused = world_model(
-        encoder, decoder, FusedPrior(prior, noise), FusedPosterior(posterior, noise), reward
-    )
-    loss = DreamerModelLoss(networks)
+    fused_prior = FusedPrior(prior, prior.rnn_to_prior_projector, noise)
+    fused_posterior = FusedPosterior(posterior, posterior.obs_rnn_to_post_projector, noise)
+    fused = world_model(encoder, decoder, fused_prior, fused_posterior, reward)
+    loss, pixels = DreamerModelLoss(networks), batch["next", "pixels"]
+
+    def fused_error(y: Tensor) -> Tensor:
+        return vf.nll(y, pixels, SQUARED_ERROR, dim=(2, 3, 4)).mean()
 
     def free_nats() -> float:
         """An untrained network's KL is below torchrl's three free nats, so it has no gradient."""
@@ -121,54 +123,43 @@ def dreamer() -> Work:
         return found
 
     def ours() -> Tensor:
-        td = fused(batch.copy().exclude(("next", "reward")))
-        get = {name: td["next", name] for name in (
-            "posterior_mean", "posterior_std", "prior_mean", "prior_std", "reco_pixels", "reward"
-        )}  # fmt: skip
-        kl = fused_kl(*(get[f"{q}_{part}"] for q in ("posterior", "prior") for part in MOMENTS))
-        images = vf.nll(get["reco_pixels"], batch["next", "pixels"], SQUARED_ERROR, dim=(2, 3, 4))
-        rewards = vf.nll(get["reward"], batch["next", "reward"], SQUARED_ERROR, reduction="mean")
-        return lambda_kl() * kl.clamp_min(free_nats()).mean() + images.mean() + rewards
+        td = fused(batch.copy().exclude(("next", "reward")))["next"]
+        kl = fused_kl(*(td[name] for name in MOMENTS)).clamp_min(free_nats()).mean()
+        rewards = vf.nll(td["reward"], batch["next", "reward"], SQUARED_ERROR, reduction="mean")
+        return lambda_kl() * kl + fused_error(td["reco_pixels"]) + rewards
 
     td = networks(batch.clone())["next"]
-    moments = [td[f"{q}_{part}"] for q in ("posterior", "prior") for part in MOMENTS]
+    moments = [td[name] for name in MOMENTS]
     raws = [t.expm1().log() if i % 2 else t for i, t in enumerate(moments)]  # inverse of softplus
 
+    def states(draw: Callable[[Tensor, Tensor], Tensor], *moments: Tensor) -> Tensor:
+        """Draw one time step after the other, as the rollout does."""
+        steps = zip(*(t.unbind(1) for t in moments), strict=True)
+        drawn = [draw(*pair) for step in steps for pair in (step[:2], step[2:])]
+        return torch.stack(drawn).sum()
+
     def their_latent(*leaves: Tensor) -> Tensor:
-        """Draw one time step after the other, then compute the KL of all, as the rollout does."""
         q_mean, q_raw, p_mean, p_raw = leaves
         q_std, p_std = (F.softplus(raw).clamp_min(0.1) for raw in (q_raw, p_raw))
-        states = [
-            mean + torch.randn_like(std) * std
-            for pair in ((q_mean, q_std), (p_mean, p_std))
-            for mean, std in zip(*(t.unbind(1) for t in pair), strict=True)
-        ]
         kl: Tensor = loss.kl_loss(p_mean, p_std, q_mean, q_std)
-        return torch.stack(states).sum() + kl
+        return kl + states(
+            lambda mean, std: mean + torch.randn_like(std) * std, q_mean, q_std, p_mean, p_std
+        )
 
     def our_latent(*leaves: Tensor) -> Tensor:
-        q_mean, q_raw, p_mean, p_raw = leaves
-        states = [
-            vf.reparameterize(mean, raw, scale=RSSM)
-            for pair in ((q_mean, q_raw), (p_mean, p_raw))
-            for mean, raw in zip(*(t.unbind(1) for t in pair), strict=True)
-        ]
-        kl = fused_kl(q_mean, q_raw, p_mean, p_raw).clamp_min(loss.free_nats).mean()
-        return torch.stack(states).sum() + kl
+        kl = fused_kl(*leaves).clamp_min(loss.free_nats).mean()
+        return kl + states(partial(vf.reparameterize, scale=RSSM), *leaves)
 
-    pixels = batch["next", "pixels"]
     parts = {
-        "latent": Part(raws, their_latent, our_latent),
-        "loss": Part(
+        "latent": part(raws, theirs=their_latent, ours=our_latent),
+        "loss": part(
             [td["reco_pixels"]],
-            lambda y: F.mse_loss(y, pixels, reduction="none").sum((-3, -2, -1)).mean(),
-            lambda y: vf.nll(y, pixels, SQUARED_ERROR, dim=(2, 3, 4)).mean(),
+            theirs=lambda y: F.mse_loss(y, pixels, reduction="none").sum((-3, -2, -1)).mean(),
+            ours=fused_error,
         ),
     }
-    return Work(list(networks.parameters()), theirs, ours, noise, parts)
+    return training(networks.parameters(), theirs, ours, parts, noise)
 
-
-MOMENTS = ("mean", "std")
 
 # --- a forecaster, written here after DeepAR -----------------------------------------------------
 
@@ -187,50 +178,33 @@ class Forecaster(nn.Module):
         return tuple(self.head(self.lstm(x)[0]).unbind(-1))
 
 
-def student_t_nll(mean: Tensor, raw_scale: Tensor, raw_df: Tensor, x: Tensor) -> Tensor:
-    """The fused loss, the mean over all time steps."""
-    df = 2.0 + F.softplus(raw_df)
-    kind = vf.likelihoods.StudentT("softplus")  # type: ignore[attr-defined, unused-ignore]
-    return vf.nll((mean, raw_scale, df), x, kind, reduction="mean")
-
-
-def deepar() -> Work:
-    if not hasattr(vf.likelihoods, "StudentT"):
-        raise NotInstalled("this vae_fused has no likelihood student_t")
-    model = Forecaster()
+def deepar() -> Contest:
+    model, kind = Forecaster(), vf.likelihoods.StudentT("softplus")
     inputs, x = torch.randn(SERIES, LENGTH, 1 + FEATURES), torch.randn(SERIES, LENGTH)
 
-    def their_nll(mean: Tensor, raw_scale: Tensor, raw_df: Tensor) -> Tensor:
-        q = StudentT(2.0 + F.softplus(raw_df), mean, F.softplus(raw_scale))
+    def loss(mean: Tensor, raw: Tensor, raw_df: Tensor) -> Any:
+        q = StudentT(2.0 + F.softplus(raw_df), mean, F.softplus(raw))
         return -q.log_prob(x).mean()
 
-    parts = {
-        "loss": Part(
-            [t.contiguous() for t in model(inputs)],
-            their_nll,
-            lambda *output: student_t_nll(*output, x),
-        )
-    }
-    return Work(
-        list(model.parameters()),
-        lambda: their_nll(*model(inputs)),
-        lambda: student_t_nll(*model(inputs), x),
-        Noise(),
-        parts,
+    def fused(mean: Tensor, raw: Tensor, raw_df: Tensor) -> Tensor:
+        return vf.nll((mean, raw, 2.0 + F.softplus(raw_df)), x, kind, reduction="mean")
+
+    parts = {"loss": part([t.contiguous() for t in model(inputs)], theirs=loss, ours=fused)}
+    return training(
+        model.parameters(), lambda: loss(*model(inputs)), lambda: fused(*model(inputs)), parts
     )
 
 
 CASES = [
     Case(
         "torchrl dreamer",
-        "torchrl",
-        f"Dreamer's world model: RSSM rollout and loss, {SEQUENCES} sequences of {STEPS} images",
         dreamer,
+        f"Dreamer's world model: RSSM rollout and loss, {SEQUENCES} sequences of {STEPS} images",
+        "torchrl",
     ),
     Case(
         "student-t",
-        "",
-        f"LSTM with a Student-t head after DeepAR, {SERIES} series of {LENGTH} steps",
         deepar,
+        f"LSTM with a Student-t head after DeepAR, {SERIES} series of {LENGTH} steps",
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vae_fused as vf
-from benchmarks.steps.work import Case, Noise, Part, Work
+from benchmarks.cases import Case, Contest, Noise, part
+from benchmarks.steps.work import THEIRS, training
 
 BATCH, WIDTH, LAYERS = 128, 512, 3
 DATA = 50_000  # number of items over which the KL of the weights is averaged
@@ -23,7 +25,7 @@ OPTIONS = {
 }
 
 
-def bayesian_torch(converted: bool) -> Work:
+def bayesian_torch(converted: bool) -> Contest:
     """Both documented uses of bayesian-torch. Ours is one call for all weights.
 
     Args:
@@ -36,6 +38,7 @@ def bayesian_torch(converted: bool) -> Work:
     for i in range(LAYERS):
         model.extend([nn.ReLU()] * bool(i) + [nn.Linear(WIDTH, WIDTH)])
     dnn_to_bnn(model, OPTIONS)
+    model.to(torch.get_default_device())
     layers: list[Any] = [module for module in model if hasattr(module, "mu_weight")]
     for layer in layers:
         layer.dnn_to_bnn_flag = converted
@@ -57,12 +60,21 @@ def bayesian_torch(converted: bool) -> Work:
             kls = kls + kl
         return total(y, kls)
 
-    def ours() -> Tensor:
-        eps = [noise(*mu.shape) for mu in mus]
-        given = [e for e in eps if e is not None]
+    def fused(*leaves: Tensor) -> list[Tensor]:
+        """All weights, and their KL."""
+        eps = [noise(*leaf.shape) for leaf in leaves[: 2 * LAYERS]]
         weights, kl = vf.reparameterize_kl_multi(
-            mus, rhos, scale="softplus", prior=prior, reduction="mean", eps=given or None
+            leaves[: 2 * LAYERS],
+            leaves[2 * LAYERS :],
+            scale="softplus",
+            prior=prior,
+            reduction="mean",
+            eps=[e for e in eps if e is not None] or None,
         )
+        return [*weights, kl]
+
+    def ours() -> Tensor:
+        *weights, kl = fused(*mus, *rhos)
         y = x
         for i in range(LAYERS):
             y = F.linear(F.relu(y) if i else y, weights[2 * i], weights[2 * i + 1])
@@ -82,33 +94,15 @@ def bayesian_torch(converted: bool) -> Work:
                 results.append(layer.kl_div(mu, sigma, *prior))
         return results
 
-    def our_latent(*leaves: Tensor) -> list[Tensor]:
-        weights, kl = vf.reparameterize_kl_multi(
-            leaves[: 2 * LAYERS],
-            leaves[2 * LAYERS :],
-            scale="softplus",
-            prior=prior,
-            reduction="mean",
-        )
-        return [*weights, kl]
-
-    parts = {"latent": Part([*mus, *rhos], their_latent, our_latent)}
-    return Work(list(model.parameters()), theirs, ours, noise, parts)
+    parts = {"latent": part([*mus, *rhos], theirs=their_latent, ours=fused)}
+    return training(model.parameters(), theirs, ours, parts, noise)
 
 
+_MADE: dict[str, Any] = {"package": "bayesian-torch", "targets": {THEIRS: 2.0}}
 CASES = [
-    Case(
-        "bayesian-torch",
-        "bayesian-torch",
-        f"{LAYERS} Bayesian layers of {WIDTH} by dnn_to_bnn and get_kl_loss, batch {BATCH}",
-        lambda: bayesian_torch(converted=True),
-        2.0,
-    ),
-    Case(
-        "bayesian-torch layers",
-        "bayesian-torch",
-        f"{LAYERS} LinearReparameterization layers of {WIDTH}, which return their KL",
-        lambda: bayesian_torch(converted=False),
-        2.0,
-    ),
-]
+    Case("bayesian-torch", partial(bayesian_torch, True),
+         f"{LAYERS} Bayesian layers of {WIDTH} by dnn_to_bnn and get_kl_loss, batch {BATCH}",
+         **_MADE),
+    Case("bayesian-torch layers", partial(bayesian_torch, False),
+         f"{LAYERS} LinearReparameterization layers of {WIDTH}, which return their KL", **_MADE),
+]  # fmt: skip

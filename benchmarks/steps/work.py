@@ -1,116 +1,78 @@
-"""The parts of a case: two losses of one model, the optimizer, and the isolated parts."""
+"""Contests of a package and its fused variant, which train the same parameters of one model."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import vae_fused as vf
-from benchmarks.measuring import Step
+from benchmarks.cases import Contest, Noise, part
 
 THEIRS, OURS = "theirs", "ours"
 LR = 1e-5  # small, so parameters and the work of a step hardly change during timing
 
-Loss: TypeAlias = Callable[[], Tensor]
+Latent = Callable[..., Any]  # of the encoder's outputs; returns a sample and its KL
+Loss = Callable[..., Tensor]  # of the decoder's output and, in a whole step, of the KL
 
 
-class NotInstalled(Exception):
-    """A package that a case needs is not installed."""
+def training(
+    parameters: Any,
+    theirs: Callable[[], Tensor],
+    ours: Callable[[], Tensor],
+    parts: dict[str, Contest],
+    noise: Noise | None = None,
+    **options: Any,
+) -> Contest:
+    """Two losses of one model. ``theirs`` is the unmodified package.
+
+    ``ours`` takes its noise from ``noise``, or from torch in the check, as ``theirs`` does.
+    """
+    leaves: list[nn.Parameter] = list(parameters)
+    options.setdefault("optimizer", torch.optim.Adam(leaves, lr=LR))
+    functions = {THEIRS: theirs, OURS: ours}
+    return Contest(leaves, functions, noise or Noise(), parts=parts, **options)
 
 
-class Noise:
-    """The noise of the fused latent: its own, or ``torch.randn``'s during the check.
+def autoencoder(
+    parameters: Any,
+    theirs: Callable[[], Tensor],
+    encode: Callable[[], Sequence[Tensor]],
+    decode: Callable[[Tensor], Tensor],
+    latents: tuple[Latent, Latent],
+    losses: tuple[Loss, Loss],
+    noise: Noise,
+) -> Contest:
+    """``theirs`` is the package's whole loss. Ours has its networks, our latent and our loss.
 
-    Packages draw ``torch.randn_like``. In the check our variant draws the same after the same seed,
-    so both variants compute one loss. In timed steps our variant generates the noise itself.
+    ``latents`` and ``losses`` are the isolated parts, theirs and ours.
     """
 
-    def __init__(self) -> None:
-        self.is_given = False  # whether the variants are being compared
+    def ours() -> Tensor:
+        z, kl = latents[1](*encode())
+        return losses[1](decode(z), kl)
 
-    def __call__(self, *shape: int) -> Tensor | None:
-        return torch.randn(shape) if self.is_given else None
-
-    def weight(self, timed: float, compared: float = 1.0) -> float:
-        """A KL's weight, larger in the check: a tiny weight would hide a wrong KL."""
-        return compared if self.is_given else timed
-
-
-def negative_elbo(
-    output: Any, target: Tensor, likelihood: Any, kl: Tensor, reduction: str = "batchmean"
-) -> Tensor:
-    """The loss of every case with an ELBO. ``kl`` is the mean over the batch."""
-    return vf.elbo_loss(output, target, kl=kl, likelihood=likelihood, reduction=reduction).loss
+    moments = encode()
+    z = latents[1](*moments)[0]
+    parts = {
+        "latent": part(moments, theirs=latents[0], ours=latents[1]),
+        "loss": part([decode(z)], theirs=losses[0], ours=losses[1]),
+    }
+    return training(parameters, theirs, ours, parts, noise)
 
 
-@dataclasses.dataclass
-class Part:
-    """The latent or the loss alone, on detached inputs with the step's shapes."""
-
-    leaves: Sequence[Tensor]
-    theirs: Callable[..., Any]  # a function of the leaves; returns one or several tensors
-    ours: Callable[..., Any]
-
-    def __post_init__(self) -> None:
-        self.leaves = [leaf.detach().clone().requires_grad_() for leaf in self.leaves]
-
-    def step(self, name: str) -> Step:
-        function: Callable[..., Any] = getattr(self, name)
-        grads: list[Tensor] = []
-
-        def backward(results: Any) -> Any:
-            outputs = [results] if isinstance(results, Tensor) else list(results)
-            if not grads:
-                grads.extend(torch.ones_like(output) for output in outputs)
-            return torch.autograd.grad(outputs, self.leaves, grads)
-
-        return Step(lambda: function(*self.leaves), backward)
+def fused_latent(noise: Noise) -> Latent:
+    return lambda mu, logvar: vf.reparameterize_kl(mu, logvar, eps=noise(*mu.shape))
 
 
-@dataclasses.dataclass
-class Work:
-    """One model with two losses, which train the same parameters.
+def fused_loss(x: Tensor, likelihood: Any, reduction: str = "batchmean") -> Loss:
+    """The likelihood alone, or the negative ELBO with a KL that is the mean over the batch."""
 
-    ``theirs`` is the unmodified package. ``ours`` takes its noise from ``noise``, or from torch as
-    ``theirs`` does. ``tolerance`` bounds the relative difference of the losses and gradients.
-    """
+    def loss(output: Any, kl: Tensor | None = None) -> Tensor:
+        if kl is None:
+            return vf.nll(output, x, likelihood, reduction=reduction)
+        return vf.elbo_loss(output, x, kl=kl, likelihood=likelihood, reduction=reduction).loss
 
-    parameters: Sequence[nn.Parameter]
-    theirs: Loss
-    ours: Loss
-    noise: Noise
-    parts: dict[str, Part]
-    tolerance: float = 1e-4
-    optimizer: torch.optim.Optimizer | None = None
-
-    def __post_init__(self) -> None:
-        self.parameters = [p for p in self.parameters if p.requires_grad]
-        if self.optimizer is None:
-            self.optimizer = torch.optim.Adam(self.parameters, lr=LR)
-
-    def step(self, name: str) -> Step:
-        loss: Loss = getattr(self, name)
-        optimizer = self.optimizer
-        assert optimizer is not None
-
-        def backward(value: Tensor) -> None:
-            optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-        return Step(loss, backward)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A case, which imports its package only when it runs."""
-
-    name: str
-    package: str  # pip's name, or "" if the model is written here
-    what: str
-    make: Callable[[], Work]
-    target: float | None = None  # least ratio of their time to ours
+    return loss

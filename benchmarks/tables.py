@@ -1,0 +1,204 @@
+"""The tables of the terminal, and the comparison of two records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.record import Data, others
+
+WIDTH = 100
+DISTURBED = 0.1  # share of other work above which the results contain a remark
+COPY = "copy"  # the step that copies the least bytes of a case
+
+Columns = Sequence[tuple[str, int]]  # titles and widths, negative for left-aligned cells
+
+
+def duration(us: float | None) -> str:
+    """Three significant digits: '106 us', '4.10 ms'."""
+    if us is None:
+        return ""
+    units = (("us", 1.0), ("ms", 1e3), ("s", 1e6))
+    unit, scale = next(pair for pair in units if us < 999.5 * pair[1] or pair[0] == "s")
+    return f"{number(us / scale)} {unit}"
+
+
+def number(value: float) -> str:
+    """Three significant digits, never an exponent: '0.01', '12.0', '1024'."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+
+
+def uncertainty(stat: dict[str, float]) -> str:
+    """Half the interquartile range over the median; smaller differences mean nothing."""
+    return f"{min(999, 50 * (stat['q3'] - stat['q1']) / stat['median']):.0f}%"
+
+
+def aligned(columns: Columns, rows: Sequence[Sequence[str]], *, drop: bool = False) -> list[str]:
+    """The titles, then the rows. Cells of negative width are left-aligned, and cut if too long.
+
+    With ``drop``, columns without entries are left out.
+    """
+    kept = [i for i in range(len(columns)) if not drop or not i or any(row[i] for row in rows)]
+    lines = []
+    for cells in ([title for title, _ in columns], *rows):
+        pairs = ((cells[i], columns[i][1]) for i in kept)
+        texts = (f"{t[: -w - 1]:{-w}}" if w < 0 else f"{t:>{w}}" for t, w in pairs)
+        lines.append("".join(texts).rstrip())
+    return lines
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+
+
+def head(data: Data) -> str:
+    m, v = data["machine"], data["versions"]
+    where = f"{m['threads']} of {m['cores']} threads, {m['cpu_capability']}"
+    if m["kind"] == "cuda":
+        where = f"compute capability {m['capability']}, driver {m['driver']}, CUDA {v['cuda']}"
+    dirty = " with changes" if data["dirty"] else ""
+    return (
+        f"{m['device']} ({where})\n"
+        f"torch {v['torch']}, vae_fused {v['vae_fused']}, commit {data['commit']}{dirty}"
+    )
+
+
+def busy(data: Data) -> str:
+    """A remark if other processes took a noticeable share of the processors."""
+    share = others(data)
+    return f" (other work took {share:.0%} of the processors)" * (share > DISTURBED)
+
+
+def not_run(data: Data) -> list[str]:
+    return [cut(f"not run: {name}: {why}") for name, why in data["not_run"].items()]
+
+
+# --- latents -------------------------------------------------------------------------------------
+
+LEGEND = """\
+step: forward and backward, median; ±: half the distance of its quartiles; ratio: of the step to
+that of the first line; kept: bytes per element saved for backward; peak: bytes per element
+allocated at once; ops: operators of both passes, on a GPU launches; wall: steps in a row, with the
+host; rate: least bytes of the step per second, as a share of what a copy of them reaches"""
+COLUMNS = (
+    ("", -26), ("step", 9), ("±", 5), ("ratio", 7), ("forward", 9), ("backward", 9), ("wall", 9),
+    ("kept", 7), ("peak", 7), ("ops", 6), ("rate", 6),
+)  # fmt: skip
+TRAINING_COLUMNS = (("", -26), ("step", 9), ("±", 5), ("ratio", 7), ("latent", 9))
+
+
+def _times(name: str, row: Data, kind: str = "step") -> list[str]:
+    step, ratio = row["times"][kind], row.get("ratio", {}).get(kind)
+    return [
+        f"  {name}",
+        duration(step["median"]),
+        uncertainty(step),
+        "" if ratio is None else number(ratio),
+    ]
+
+
+def _latent(name: str, row: Data) -> list[str]:
+    passes = ("forward", "backward", "step_wall")
+    return _times(name, row) + [duration(row["times"].get(k, {}).get("median")) for k in passes]
+
+
+def _contender(name: str, row: Data, elements: int) -> list[str]:
+    counted = row["dispatches"]
+    operators = counted["forward"] + counted["backward"] if counted else ""
+    launched = operators if row["launches"] is None else row["launches"]
+    sizes = (row[key] for key in ("kept_bytes", "peak_bytes"))
+    memory = ["" if size is None else number(size / elements) for size in sizes]
+    share = f"{row['share_of_copy']['step']:.0%}"
+    return [*_latent(name, row), *memory, str(launched), share]
+
+
+def _remarks(row: Data) -> list[str]:
+    """Remarks on other work on the machine, on contenders with wrong results, and on contenders
+    that cannot compute the case, except those that are not installed or not meant for it."""
+    lines = [f"  {name} computes wrong: {why}" for name, why in row["wrong"].items()]
+    if (row["others"] or 0.0) > DISTURBED:
+        lines.append(f"  other work took {row['others']:.0%} of the processors meanwhile")
+    usual = ("not installed", "for packed moments", "for GPUs")
+    lines += [f"  {n}: {why}" for n, why in row["unable"].items() if why not in usual]
+    return list(map(cut, lines))
+
+
+def latent(row: Data) -> str:
+    """The table of a case: a line for each contender, and one for the copy."""
+    size = f"{row['elements']:,} elements".replace(",", " ")
+    copied, contenders = row["copy"], row["contenders"]
+    cells = [_contender(name, figures, row["elements"]) for name, figures in contenders.items()]
+    name = f"{COPY}, {number(copied['gb_per_s']['step'])} GB/s"
+    cells.append([*_latent(name, copied), "", "", "", "100%"])
+    lines = [f"{row['case']}, {size}", *aligned(COLUMNS, cells, drop=True)]
+    times = {name: figures["times"].get("step_graph") for name, figures in contenders.items()}
+    graphs = [f"{name} {duration(stat['median'])}" for name, stat in times.items() if stat]
+    lines += [cut("  in a CUDA graph: " + ", ".join(graphs))] * bool(graphs)
+    return "\n".join([*lines, *_remarks(row), ""])
+
+
+def training(row: Data) -> str:
+    """The table of a training step: its time with each latent, and the latent's share of it."""
+    cells = [
+        [*_times(name, figures, row["clock"]), f"{figures['latent_share']:.0%}"]
+        for name, figures in row["contenders"].items()
+    ]
+    lines = [cut(f"training step, {row['training']}: {row['what']}")]
+    lines += aligned(TRAINING_COLUMNS, cells)
+    if saved := row["saved_of_eager_step"]:
+        share, error = saved["share"], saved["standard_error"]
+        noise = ", which is noise" if abs(share) < 2 * error else ""
+        lines.append(f"  vae_fused saves {share:.1%} ± {error:.1%} of the step with eager{noise}")
+    return "\n".join([*lines, *_remarks(row), ""])
+
+
+def latents(data: Data) -> str:
+    found = [*map(latent, data["results"]), *map(training, data["training"])]
+    return "\n".join([head(data), "", LEGEND, "", *found, *not_run(data)])
+
+
+# --- comparison ----------------------------------------------------------------------------------
+
+COMPARED = (("case", -31), ("", -24), ("old", 8), ("new", 9), ("change", 9), ("of eager", 17))
+
+
+def _steps(data: Data) -> dict[tuple[str, str], tuple[dict[str, float], str]]:
+    """The step time of each case and contender, and its ratio to eager's."""
+    found = {}
+    for row in (*data["results"], *data["training"]):
+        case = row["case"] if "case" in row else f"training {row['training']}"
+        kind, eager = row.get("clock", "step"), row["contenders"].get("eager")
+        for name, figures in row["contenders"].items():
+            other = eager and name != "eager"
+            share = number(figures["ratio"][kind] / eager["ratio"][kind]) if other else ""
+            found[case, name] = figures["times"][kind], share
+    return found
+
+
+def comparison(new: Data, old: Data) -> str:
+    """Step times of both runs, and their ratios to eager's, comparable across machines."""
+    lines = ["compared with", *(f"  {text}" for text in head(old).split("\n"))]
+    differ = [
+        f"  {key}: was {old[part].get(key)}, is {new[part].get(key)}"
+        for part in ("machine", "versions")
+        for key in ("device", "threads", "torch", "compiler", "driver")
+        if old[part].get(key) != new[part].get(key)
+    ]
+    lines += [*differ, "  Where these differ only the shares of eager's time compare."] * bool(
+        differ
+    )
+    before, cells = _steps(old), []
+    for (case, name), (now, share) in _steps(new).items():
+        was, old_share = before.get((case, name), (None, ""))
+        if was:
+            ratio = now["median"] / was["median"]
+            change = f"{ratio - 1:+.0%}" if ratio < 10 else f"x{ratio:.0f}"
+            apart = now["q1"] > was["q3"] or now["q3"] < was["q1"]
+            shares = f"{old_share} -> {share}" if share and old_share else ""
+            times = (duration(stat["median"]) for stat in (was, now))
+            cells.append([case, name, *times, change + " *"[apart], shares])
+    table = aligned(COMPARED, cells) if cells else ["  nothing that both have measured"]
+    return "\n".join([*map(cut, lines), *table, "* the quartiles do not overlap", ""])
