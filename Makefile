@@ -55,7 +55,7 @@ help:
 	@echo '              EXAMPLES_ARGS=--quick takes less than two minutes for each'
 	@echo 'make test     build and run the tests of the package, less than 6 minutes on two cores'
 	@echo 'make test-all build and run all tests: also with other packages (1 GB), of csrc, of tools; 30 min'
-	@echo 'make bench    build, time the latent against other implementations; table, JSON, figures'
+	@echo 'make bench    build, time the latent against other implementations; table, JSON, figure'
 	@echo 'make steps    build, install released packages, time their training steps; table, JSON'
 	@echo 'make regressions   build, and compare the speed over eager PyTorch with floors'
 	@echo 'make mutations     change each formula by 1 %, and list the changes that no test detects: 40 min'
