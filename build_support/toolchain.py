@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 MIN_TORCH = (2, 11)
 # Libraries whose headers torch's CUDA headers include, beyond the toolkit's core. A slim toolkit
@@ -57,7 +57,7 @@ def output_of(*command: str | Path, env: dict[str, str] | None = None) -> str:
         return ""
 
 
-def import_torch():
+def import_torch() -> Any:
     """The torch to compile against; ends the build if torch cannot be imported."""
     try:
         import torch
@@ -126,13 +126,13 @@ def find_toolkit() -> Toolkit | str:
     return Toolkit(home, release[1], tuple(sorted((f"{a}.{b}" for a, b in listed), key=numbers)))
 
 
-def wheel_dirs(torch, kind: str) -> list[Path]:
+def wheel_dirs(torch: Any, kind: str) -> list[Path]:
     """`include` or `lib` folders of the nvidia wheels beside torch (nvidia/cu13, nvidia/cublas)."""
     site = Path(torch.__file__).resolve().parents[1]
     return sorted(d for d in site.glob(f"nvidia/*/{kind}") if d.is_dir())
 
 
-def why_no_cuda(torch, toolkit: Toolkit | str) -> str:
+def why_no_cuda(torch: Any, toolkit: Toolkit | str) -> str:
     """'' if a CUDA build is possible, else the obstacle."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
