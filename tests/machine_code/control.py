@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sass import Instruction
+
+from tools.kernel_budget.sass import Instruction
 
 from .errors import ConvergenceError, UnknownInstructionError
 from .fields import U32, Fields, Read, predicate_reader

@@ -1,5 +1,7 @@
 """Counts the instructions that the hot kernels issue per element by executing them.
 
+    PYTHONPATH=tests python -m machine_code.count [KERNEL]    a JSON of the rows of the budget
+
 The counted call has all outputs, on whole tiles. This corresponds to `per_element` of the budget,
 but is measured instead of derived from a path through the listing. The count has all instructions
 that a warp issues, including predicated-off ones and slow paths. An instruction of a warp serves 32
@@ -20,12 +22,16 @@ Both need nvcc and the native module of the tests, whose host code launches the 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import sys
 from typing import Any
 
 import numpy as np
-from in_flight import rounds_of_trace
-from kernels import Likelihood, likelihood, template_arguments
+
+from tools.kernel_budget.in_flight import rounds_of_trace
+from tools.kernel_budget.kernels import Likelihood, likelihood, template_arguments
+from tools.kernel_budget.record import EXECUTED, EXECUTED_IN_FLIGHT
 
 from .device import Launched
 
@@ -176,3 +182,27 @@ def count(machine: Any, kernel: str) -> Executed:
         whole=32 * few.issued / n,
         in_flight=flying,
     )
+
+
+def main(kernels: list[str]) -> int:
+    """Count these kernels, or all hot ones, and print the rows that the budget records."""
+    from native import build, machine_code  # they import this package
+
+    if reason := machine_code.missing():
+        raise SystemExit(f"count: error: {reason}")
+    machine = machine_code.MachineCode(build.module())
+    rows: dict[str, dict[str, float]] = {}
+    for name in kernels or filter(is_hot, machine.device.names):
+        found = count(machine, name)
+        row = rows[name] = {EXECUTED: round(found.loop, 1)}
+        text = f"{name}: {found.loop:.1f} in the loop, {found.whole:.1f} of the whole"
+        if found.in_flight is not None:
+            row[EXECUTED_IN_FLIGHT] = round(found.in_flight, 1)
+            text += f", {found.in_flight:g} bytes in flight"
+        print(text, file=sys.stderr, flush=True)
+    print(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -16,8 +16,8 @@ import functools
 import struct
 from pathlib import Path
 
-from kernels import cuobjdump, demangled, short_name
-from sass import Instruction, functions
+from tools.kernel_budget.kernels import cuobjdump, demangled, short_name
+from tools.kernel_budget.sass import Instruction, functions
 
 from .errors import LaunchError
 

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from sass import Instruction
+
+from tools.kernel_budget.sass import Instruction
 
 from . import cubin
 from .errors import LaunchError

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from sass import Instruction
+
+from tools.kernel_budget.sass import Instruction
 
 from . import operands
 from .errors import UnknownInstructionError

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from sass import Instruction, width
+from tools.kernel_budget.sass import Instruction, width
 
 from . import access, control, conversion, floating, integer, moves
 from .cubin import Kernel

@@ -1,10 +1,10 @@
 """Makes every formula wrong by 1 %, one at a time, and reports those that no test detects.
 
-    python tools/mutations.py                        report on standard output
-    python tools/mutations.py --locals --out FILE    variables of formulas as well; report in FILE
-    python tools/mutations.py --only 'special.py'    selected ones, by `file:function part`
+    make mutations                                          report on standard output
+    make mutations MUTATION_ARGS="--locals --out FILE"      variables as well; report in FILE
+    make mutations MUTATION_ARGS="--only 'special.py'"      some, by `file:function part`
 
-The script copies the tree, rewrites the formulas of the copy (tools/mutants.py) and builds it once:
+The program copies the tree, rewrites the formulas of the copy (mutants.py) and builds it once:
 the CPU extension, the package without an extension, and the native test module. It runs the tests
 without a mutant, and records which formulas each test evaluates and how long it takes. For each
 mutant it then runs the tests that evaluate it until one fails. Tests that have caught other mutants
@@ -34,9 +34,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mutants import Site, rewrite
+from .mutants import Site, rewrite
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # By name: the imported package, and the tests that check values. The tests of the mathematics do
 # not need the package, and evaluate most formulas of csrc/math.
 MATH_TESTS = [f"tests/native/test_{name}.py" for name in (
@@ -244,7 +244,6 @@ def run_suite(copy: Path, suite: str, sites: list[Site], chosen: list[int], limi
         package, paths = SUITES[suite]
         os.chdir(copy)
         os.environ |= {**variables_of(suite), "PYTHONPATH": str(copy / package)}
-        sys.path[:] = [str(copy / package), *sys.path[1:]]
         sys.argv = ["pytest"]
         import pytest
 
@@ -252,16 +251,10 @@ def run_suite(copy: Path, suite: str, sites: list[Site], chosen: list[int], limi
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        options = [
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            "--tb=short",
-            "-k",
-            "not compile and not sanitizers",
-        ]
+        # The package under test comes first on the path, before the checkout.
+        options = ["-o", f"pythonpath={copy / package}", "-q", "--tb=short"]
+        options += ["-p", "no:cacheprovider", "-p", "no:xdist"]
+        options += ["-k", "not compile and not sanitizers"]
         os._exit(pytest.main([*options, *paths], plugins=[runs]))
     if os.waitpid(child, 0)[1] != 0:
         raise SystemExit(f"{suite} fails without a mutant:\n{(copy / 'log.txt').read_text()}")
@@ -289,7 +282,7 @@ def prepared(copy: Path) -> list[Site]:
     if record.exists():
         copied(copy, ("tests", "docs", "README.md"))
         return [Site(**site) for site in json.loads(record.read_text())]
-    left_out = (".git", "build", "benchmarks")
+    left_out = (".git", "build")
     every = [p.name for p in ROOT.iterdir() if not p.name.startswith(".venv")]
     copied(copy, tuple(name for name in every if name not in left_out))
     for kernel in OTHER_KERNELS:
