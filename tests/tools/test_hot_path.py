@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import sass
-from hot_path import hot_path
+from tools.kernel_budget import sass
+from tools.kernel_budget.hot_path import hot_path
 
 
 def planted(text: str) -> list[sass.Instruction]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sass import Block, Graph, Instruction, graph, loops, postorder, returns, width
+from .sass import Block, Graph, Instruction, best_path, graph, loops, order, returns, width
 
 ADDITIONS = dict.fromkeys(("FADD", "FFMA", "DADD", "DFMA"), 1)
 ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from sm_100 on
@@ -35,8 +35,6 @@ ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from
 # The share of the most additions from which a loop is another form of the same one. A kernel that
 # branches on how the KL is reduced has the additions of each case in its loop.
 ALIKE = 0.7
-# Minus the calls, the additions, the bits stored, and minus the instructions.
-Weight = tuple[int, int, int, int]
 
 
 @dataclasses.dataclass
@@ -49,71 +47,47 @@ class HotPath:
     def length(self) -> int:
         return len(self.instructions) + self.called
 
-    def count(self, *bases: str) -> int:
-        return sum(i.base in bases for i in self.instructions)
+
+def additions(code: list[Instruction]) -> int:
+    return sum(ADDITIONS.get(i.base, 0) for i in code)
 
 
 def hot_path(code: list[Instruction]) -> HotPath:
     """The hot path of a kernel, as the head of this file defines it."""
     flow = graph(code)
-    additions = {
-        start: sum(ADDITIONS.get(i.base, 0) for i in block.instructions)
-        for start, block in flow.blocks.items()
-    }
     bodies = loops(flow)
-    kernel = set(postorder(flow, flow.entry, lambda _: True))  # without called functions
+    kernel = set(order(flow, flow.entry))  # without called functions
 
     def own(body: set[int]) -> int:
-        return sum(additions[b] for b in body.difference(*(b for b in bodies.values() if b < body)))
+        inner = (b for b in bodies.values() if b < body)
+        return sum(additions(flow.blocks[b].instructions) for b in body.difference(*inner))
 
     amounts = {header: own(body) for header, body in bodies.items()}
     most = max(amounts.values(), default=-1)
     if 2 * most <= own(kernel):
-        return _path(flow, additions, flow.entry, kernel, in_loop=False)
+        return _path(flow, flow.entry, kernel, in_loop=False)
     alike = [header for header, amount in amounts.items() if amount >= ALIKE * most]
-    paths = [_path(flow, additions, header, bodies[header], in_loop=True) for header in alike]
+    paths = [_path(flow, header, bodies[header], in_loop=True) for header in alike]
     return min(paths, key=lambda path: path.length)
 
 
-def _path(
-    flow: Graph, additions: dict[int, int], start: int, body: set[int], *, in_loop: bool
-) -> HotPath:
+def _path(flow: Graph, start: int, body: set[int], *, in_loop: bool) -> HotPath:
     """The best path through a region that begins with the block `start`."""
     called: dict[int, int] = {}
 
-    def weight(b: int) -> Weight:
+    def worth(b: int, to: int | None) -> tuple[int, ...]:
         inside = flow.blocks[b].instructions
         lengths = [_called(flow, i, called) for i in inside]
-        return -sum(n > 0 for n in lengths), additions[b], 0, -len(inside) - sum(lengths)
+        calls, length = sum(n > 0 for n in lengths), len(inside) + sum(lengths)
+        return -calls, additions(inside), _stored(flow.blocks[b], to), -length
 
-    def left(b: int, to: int | None) -> Weight:
-        """The weight of the best path to the end of a block whose successor is `to`."""
-        calls, done, stored, length = best[b][0]
-        return calls, done, stored + _stored(flow.blocks[b], to), length
-
-    # Reverse postorder without back edges is a DAG, in which the best path to a block follows from
-    # the best paths to its predecessors.
-    order = postorder(flow, start, lambda b: b in body)[::-1]
-    position = {b: n for n, b in enumerate(order)}
-    best: dict[int, tuple[Weight, int | None]] = {start: (weight(start), None)}
-    for b in order:
-        for s in flow.blocks[b].successors:
-            if position.get(s, -1) > position[b]:
-                c, a, m, n = (x + y for x, y in zip(left(b, s), weight(s), strict=True))
-                total = c, a, m, n
-                if s not in best or total > best[s][0]:
-                    best[s] = (total, b)
+    places = order(flow, start, body)
     if in_loop:
-        ends = [b for b in order if start in flow.blocks[b].successors]
+        ends = [b for b in places if start in flow.blocks[b].successors]
     else:
-        ends = [b for b in order if not flow.blocks[b].successors] or [order[-1]]
-    last = start if in_loop else None
-    at: int | None = max(ends, key=lambda b: (left(b, last), -b))
-    path: list[int] = []
-    while at is not None:
-        path.append(at)
-        at = best[at][1]
-    instructions = [i for b in reversed(path) for i in flow.blocks[b].instructions]
+        ends = [b for b in places if not flow.blocks[b].successors] or [list(places)[-1]]
+    path = best_path(flow, start, ends, places, worth, start if in_loop else None)
+    instructions = [i for b in path for i in flow.blocks[b].instructions]
     return HotPath(instructions, in_loop, sum(_called(flow, i, called) for i in instructions))
 
 
@@ -144,17 +118,11 @@ def _called(flow: Graph, call: Instruction, known: dict[int, int]) -> int:
         return 0
     if entry not in known:
         known[entry] = 0  # for a recursive call
-        done: set[int] = set()
-        work = {entry: 0}  # blocks, and the number of instructions before each
-        while work:
-            block = min(work, key=lambda b: (work[b], b))
-            inside = flow.blocks[block].instructions
-            length = work.pop(block) + sum(1 + _called(flow, i, known) for i in inside)
-            if inside[-1].base == "RET":
-                known[entry] = length
-                break
-            done.add(block)
-            for s in flow.blocks[block].successors:
-                if s not in done:
-                    work[s] = min(work.get(s, length), length)
+        lengths = {
+            b: sum(1 + _called(flow, i, known) for i in flow.blocks[b].instructions)
+            for b in order(flow, entry)
+        }
+        ends = [b for b in lengths if flow.blocks[b].instructions[-1].base == "RET"]
+        way = best_path(flow, entry, ends, order(flow, entry), lambda b, _: (-lengths[b],))
+        known[entry] = sum(lengths[b] for b in way)
     return known[entry]

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from registers import use
-from sass import Instruction, width
+from .registers import use
+from .sass import Instruction, width
 
 # The number of passes before the steady state, and the number of counted ones.
 SETTLE, COUNT = 8, 24
@@ -30,35 +30,32 @@ SETTLE, COUNT = 8, 24
 
 def bytes_in_flight(path: Sequence[Instruction], *, in_loop: bool) -> float:
     """Of a thread on a hot path; 0 if it loads nothing or uses none of its loads."""
-    if not in_loop:
-        rounds = _rounds(list(path), 1)[0]
-    else:
-        by_pass = _rounds(list(path), SETTLE + COUNT)
-        rounds = [r for passed in by_pass[SETTLE:] for r in passed]
+    by_pass = _rounds(path, SETTLE + COUNT)[SETTLE:] if in_loop else _rounds(path, 1)
+    rounds = [r for passed in by_pass for r in passed]
     return sum(rounds) / len(rounds) if rounds else 0.0
 
 
 def rounds_of_trace(trace: Sequence[Instruction]) -> list[int]:
     """The bytes of each round of a thread that executed these instructions."""
-    return _rounds(list(trace), 1)[0]
+    return _rounds(trace, 1)[0]
 
 
-def _rounds(path: list[Instruction], passes: int) -> list[list[int]]:
+def _rounds(path: Sequence[Instruction], passes: int) -> list[list[int]]:
     """The bytes of the rounds that end in each pass."""
     uses = [use(i) for i in path]
     loads = [max(1, width(i) // 8) if i.base in ("LDG", "LD") else 0 for i in path]
     waiting: set[str] = set()  # registers that loads of this round will write
-    asked = 0
+    requested = 0
     found: list[list[int]] = []
     for _ in range(passes):
         ended: list[int] = []
         for used, loaded in zip(uses, loads, strict=True):
             if waiting & used.reads:
-                ended.append(asked)
-                waiting, asked = set(), 0
+                ended.append(requested)
+                waiting, requested = set(), 0
             if loaded:
                 waiting |= used.writes
-                asked += loaded
+                requested += loaded
             else:
                 waiting -= used.writes
         found.append(ended)

@@ -14,8 +14,8 @@
 
 The kernels of likelihoods have no hot path in this sense. A block loads a piece into shared memory,
 waits at a barrier, computes the piece and waits again. Counts that are not 0 and gradients have
-their own loops. Their cost is counted by executing them (machine_code/count.py), and their load and
-store are those of the whole kernel.
+their own loops. Their cost is counted by executing them (tests/machine_code/count.py), and their
+load and store are those of the whole kernel.
 
 hot_path.py defines the hot path. Its elements are V, the first integer among the kernel's template
 arguments, or else the elements of its widest global load, multiplied by the number of unrolled
@@ -25,8 +25,6 @@ copies of the loop body, for which both its loads and its stores suffice.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
-import functools
 import importlib.util
 import json
 import re
@@ -36,18 +34,20 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from hot_path import HotPath, hot_path
-from in_flight import bytes_in_flight
-from occupancy import resident_threads
-from sass import Instruction, functions, widest, width
-from toolchain import cuda_home
+from build_support.toolchain import cuda_home
+
+from .hot_path import HotPath, hot_path
+from .in_flight import bytes_in_flight
+from .occupancy import resident_threads
+from .sass import Instruction, functions, widest, width
 
 # The number of tensors that a kernel reads and writes: mu, logvar and z; in backward also the
 # gradients of z, mu and logvar. Other kernels are not counted per element.
 TENSORS = {"forward": (2, 1), "backward": (3, 2)}
 ELEMENT_BITS = {"float": 32, "double": 64, "Half": 16, "BFloat16": 16}
+LOCAL = ("LDL", "STL")
 
 # The kernels of likelihoods that compute elements, by direction.
 LIKELIHOODS = {"nll": "forward", "nll_backward": "backward"}
@@ -59,27 +59,24 @@ def die(message: str) -> NoReturn:
     raise SystemExit(f"budget: error: {message}")
 
 
-# --- reading an extension ------------------------------------------------------------------------
-
-
 def find_cuobjdump() -> Path | None:
-    places = [shutil.which("cuobjdump")]
+    """From PATH, the CUDA toolkit, or the triton that torch's CUDA wheels depend on."""
+    places = [Path(shutil.which("cuobjdump") or "")]
     if home := cuda_home():
-        places.append(str(home / "bin" / "cuobjdump"))
+        places.append(home / "bin" / "cuobjdump")
     triton = importlib.util.find_spec("triton")
     if triton and triton.origin:
-        bin_ = Path(triton.origin).parent / "backends" / "nvidia" / "bin"
-        places.append(str(bin_ / "cuobjdump"))
-    return next((Path(p) for p in places if p and Path(p).is_file()), None)
+        places.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+    return next((place for place in places if place.is_file()), None)
 
 
-def cuobjdump(*arguments: str | Path, cwd: str | Path | None = None) -> str:
-    tool = find_cuobjdump()
-    if tool is None:
+def cuobjdump(*arguments: str | Path, cwd: str | None = None) -> str:
+    if (tool := find_cuobjdump()) is None:
         die("cuobjdump must be on PATH, in the CUDA toolkit or in triton, got none")
-    done = subprocess.run([tool, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run([tool, *arguments], cwd=cwd, capture_output=True, text=True)
     if done.returncode:
-        die(f"cuobjdump {arguments[0]}: {(done.stderr or done.stdout).strip()}")
+        said = (done.stderr or done.stdout).strip()[-500:]
+        die(f"cuobjdump {arguments[0]}: status {done.returncode}: {said}")
     return done.stdout
 
 
@@ -89,10 +86,8 @@ def installed_extension() -> Path:
         die("vae_fused must be installed, got no package; install it or name an extension")
     found = sorted(Path(spec.origin).parent.glob("_C*.so"))
     if not found:
-        die(
-            f"vae_fused must have a compiled part, got none in {Path(spec.origin).parent}; name an "
-            "extension"
-        )
+        where = Path(spec.origin).parent
+        die(f"vae_fused must have a compiled part, got none in {where}; name an extension")
     return found[0]
 
 
@@ -102,21 +97,11 @@ def build_info(extension: Path) -> dict[str, Any]:
     return json.loads(record.read_text()) if record.exists() else {}
 
 
-@functools.cache
-def _demangler() -> Any:
-    function = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
-    function.restype = ctypes.c_void_p
-    return function
-
-
 def demangled(name: str) -> str:
-    status = ctypes.c_int()
-    result = _demangler()(name.encode(), None, None, ctypes.byref(status))
-    if status.value:
-        return name
-    text = ctypes.string_at(result).decode()
-    ctypes.CDLL(None).free(ctypes.c_void_p(result))
-    return text
+    demangle = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
+    demangle.restype = ctypes.c_char_p
+    found: bytes | None = demangle(name.encode(), None, None, None)
+    return found.decode() if found else name
 
 
 def short_name(signature: str) -> str:
@@ -147,8 +132,7 @@ def template_arguments(name: str) -> list[str]:
     return re.split(r",\s*", arguments)
 
 
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
+class Likelihood(NamedTuple):
     """The computation of a likelihood's kernel."""
 
     direction: str  # or "both": the loss and its gradients in one pass
@@ -167,25 +151,30 @@ def likelihood(name: str) -> Likelihood | None:
     return Likelihood(direction, element, kind)
 
 
+def has_many_paths(name: str) -> bool:
+    """Whether no single path of a kernel is hot: with options, a list, or a likelihood's loops."""
+    return "LatentOptions" in name or "_multi" in name or likelihood(name) is not None
+
+
 def elements(name: str, path: HotPath) -> int | None:
     """The number of elements of the kernel's hot path."""
     arguments = template_arguments(name)
     bits = ELEMENT_BITS.get(arguments[0])
     loads = [width(i) for i in path.instructions if i.base == "LDG"]
     stores = [width(i) for i in path.instructions if i.base == "STG"]
-    tensors = TENSORS.get(name.partition("<")[0])
-    if tensors is None or bits is None or not loads:
+    kernel = name.partition("<")[0]
+    if kernel not in TENSORS or bits is None or not loads:
         return None
     if "(Access)2" in arguments:  # kChannelsLast: a step has two blocks of noise
         vector = 4 if bits == 64 else 8
     else:
         vector = next((int(a) for a in arguments if a.isdigit()), max(loads) // bits)
-    inputs, outputs = tensors
+    inputs, outputs = TENSORS[kernel]
     read = loads.count(max(loads)) * max(loads) // (inputs * vector * bits)
     return vector * max(1, min(read, sum(stores) // (outputs * vector * bits)))
 
 
-def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
+def cubins(extension: Path) -> Iterator[tuple[str, Path]]:
     """Architecture and file of each cubin in an extension, or of a single cubin."""
     if extension.suffix == ".cubin":
         code_for = re.search(r"code for (sm_\w+)", cuobjdump("--dump-sass", extension))
@@ -193,29 +182,34 @@ def cubins(extension: Path, folder: str) -> Iterator[tuple[str, Path]]:
             die(f"the cubin must contain code, got none in {extension.name}")
         yield code_for[1], extension
         return
-    cuobjdump("--extract-elf", "all", extension.resolve(), cwd=folder)
-    for cubin in sorted(Path(folder).glob("*.cubin")):
-        arch = re.search(r"\.(sm_\w+)\.", cubin.name)
-        if arch is None:
-            die(f"cuobjdump extracted {cubin.name}, which names no architecture")
-        yield arch[1], cubin
+    with tempfile.TemporaryDirectory() as folder:
+        cuobjdump("--extract-elf", "all", extension.resolve(), cwd=folder)
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            arch = re.search(r"\.(sm_\w+)\.", cubin.name)
+            if arch is None:
+                die(f"the name of a cubin must contain its architecture, got {cubin.name}")
+            yield arch[1], cubin
+
+
+def kernels_of(cubin: Path) -> Iterator[tuple[str, dict[str, int], list[Instruction]]]:
+    """The short name, the resource usage and the instructions of each kernel of a cubin."""
+    resources = usages(cuobjdump("--dump-resource-usage", cubin))
+    for mangled, code in functions(cuobjdump("--dump-sass", cubin)).items():
+        yield short_name(demangled(mangled)), resources[mangled], code
 
 
 def row(name: str, arch: str, usage: dict[str, int], code: list[Instruction]) -> Row:
     path = hot_path(code)
-    # Kernels of option families have a path for each option, and no static path shows which ones a
-    # call takes. Kernels of likelihoods have several loops.
-    general = "LatentOptions" in name or "_multi" in name or likelihood(name) is not None
-    served = None if general else elements(name, path)
-    accesses = code if general else path.instructions
+    served = None if has_many_paths(name) else elements(name, path)
+    accesses = code if has_many_paths(name) else path.instructions
     flying = bytes_in_flight(path.instructions, in_loop=path.in_loop) if served else None
     threads = resident_threads(arch, usage["REG"], usage["SHARED"])
     return {
         "registers": usage["REG"],
         "stack": usage["STACK"],
         "shared": usage["SHARED"],
-        "spills": path.count("LDL", "STL"),
-        "all_spills": sum(i.base in ("LDL", "STL") for i in code),
+        "spills": sum(i.base in LOCAL for i in path.instructions),
+        "all_spills": sum(i.base in LOCAL for i in code),
         "instructions": len(code),
         "per_element": round(path.length / served, 1) if served else None,
         "in_flight": flying,
@@ -235,101 +229,15 @@ def measure(extension: Path) -> dict[str, Any]:
     """The cost of an extension's kernels, in the form of budget.json."""
     sizes: Counter[str] = Counter()
     kernels: dict[str, dict[str, Row]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for arch, cubin in cubins(extension, folder):
-            sizes[arch] += cubin.stat().st_size
-            resources = usages(cuobjdump("--dump-resource-usage", cubin))
-            for mangled, code in functions(cuobjdump("--dump-sass", cubin)).items():
-                name = plain = short_name(demangled(mangled))
-                count = 1
-                while arch in kernels.setdefault(name, {}):  # the same name in another file
-                    count += 1
-                    name = f"{plain} ({count})"
-                kernels[name][arch] = row(plain, arch, resources[mangled], code)
+    for arch, cubin in cubins(extension):
+        sizes[arch] += cubin.stat().st_size
+        for plain, usage, code in kernels_of(cubin):
+            name, count = plain, 1
+            while arch in kernels.setdefault(name, {}):  # the same name in another file
+                count += 1
+                name = f"{plain} ({count})"
+            kernels[name][arch] = row(plain, arch, usage, code)
     if not sizes:
         die(f"the extension must contain CUDA code, got none in {extension.name}")
-    info = build_info(extension)
-    return {"nvcc": info.get("cuda"), "sizes": dict(sizes), "kernels": kernels}
-
-
-# --- the hot path, for reading -------------------------------------------------------------------
-
-# Cycles for which an instruction occupies a pipe. Each of an SM's four parts has one pipe of each
-# kind, from compute capability 8.6 to 9.0 (CUDA C++ Programming Guide, throughput of arithmetic
-# instructions; Nsight Compute, pipelines). A part issues one instruction per cycle, so a pipe is
-# the limit if its cycles exceed the instructions. Both FMA pipes execute FP32, and only the heavy
-# one integers. IMAD.WIDE has no published figure and counts twice. FP64 is that of 9.0.
-CYCLES = {"ALU": 2, "FMA heavy": 2, "XU": 8, "FP64": 2}
-
-# Class: its instructions, and their pipe if it is one of those above.
-CLASSES = {
-    "FFMA FMUL FADD": (r"(FFMA|FMUL|FADD)2?$", None),
-    "DFMA DMUL DADD": (r"(DFMA|DMUL|DADD|DSETP)$", "FP64"),
-    "MUFU": (r"MUFU$", "XU"),
-    "IMAD.WIDE": (r"IMAD\.(WIDE|HI)", "FMA heavy"),
-    "IMAD as a move or shift": (r"IMAD\.(MOV|SHL|IADD|X|U32)", "FMA heavy"),
-    "IMAD": (r"IMAD", "FMA heavy"),
-    "HFMA2 as a constant": (r"HFMA2", None),
-    "uniform": (r"(U\w+|R2UR|S2UR|VOTEU)$", None),
-    "integer add, shift, LEA": (r"(IADD|VIADD|LEA|SHF|IMNMX|VIMNMX)", "ALU"),
-    "LOP3": (r"P?LOP3", "ALU"),
-    "votes and counts of bits": (r"(VOTE|POPC|FLO)$", None),
-    "compare, select": (r"(ISETP|FSETP|SEL|FSEL|FMNMX|VIADDMNMX)", "ALU"),
-    "convert": (r"(I2FP|F2FP|PRMT|HADD2|I2I)", "ALU"),
-    "convert by XU": (r"(I2F|F2I|F2F)$", "XU"),
-    "move": (r"(MOV|CS2R)", "ALU"),
-    "constant": (r"(LDC|S2R)", None),
-    "global": (r"(LDG|STG)", None),
-    "shared": (r"(LDS|STS|SHFL|ATOMS)", None),
-    "barrier": (r"BAR$", None),
-    "local": (r"(LDL|STL)", None),
-    "branch, reconverge": (r"(BRA|BRX|BSSY|BSYNC|CALL|RET|EXIT|WARPSYNC|BMOV)", None),
-}
-
-
-def class_of(instruction: Instruction) -> str:
-    for name, (pattern, _) in CLASSES.items():
-        text = instruction.base if pattern.endswith("$") else instruction.opcode
-        if re.match(pattern, text):
-            return name
-    return "other: " + instruction.base
-
-
-def busy(instructions: list[Instruction]) -> dict[str, int]:
-    """Cycles for which a warp's instructions occupy each pipe and the issue slot."""
-    found = {"issue": len(instructions)} | dict.fromkeys(CYCLES, 0)
-    for instruction in instructions:
-        name = class_of(instruction)
-        pipe = CLASSES[name][1] if name in CLASSES else None
-        if pipe:
-            found[pipe] += CYCLES[pipe] * (2 if name == "IMAD.WIDE" else 1)
-    return found
-
-
-def show_hot_path(extension: Path, kernel: str, arch: str | None) -> None:
-    names: set[str] = set()
-    with tempfile.TemporaryDirectory() as folder:
-        for of, cubin in cubins(extension, folder):
-            if arch and of != arch:
-                continue
-            for mangled, code in functions(cuobjdump("--dump-sass", cubin)).items():
-                name = short_name(demangled(mangled))
-                names.add(name)
-                if name != kernel:
-                    continue
-                path = hot_path(code)
-                print(
-                    f"=== {of} {name}: {path.length} instructions, {elements(name, path)} elements"
-                )
-                for i in path.instructions:
-                    print(f"{i.address:06x}  {i.guard:5} {i.opcode} {i.operands}".rstrip())
-                print()
-                for group, count in Counter(map(class_of, path.instructions)).most_common():
-                    print(f"{count:6}  {group}")
-                served = elements(name, path) or 1
-                flying = bytes_in_flight(path.instructions, in_loop=path.in_loop)
-                print(f"{flying:6g}  bytes in flight")
-                for pipe, cycles in busy(path.instructions).items():
-                    print(f"{cycles / served:6.1f}  cycles of {pipe} an element")
-    if kernel not in names:
-        die(f"the kernel must be one of {', '.join(sorted(names))}, got {kernel}")
+    nvcc = build_info(extension).get("cuda")
+    return {"nvcc": nvcc, "sizes": dict(sizes), "kernels": kernels}

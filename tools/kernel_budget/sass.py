@@ -1,19 +1,23 @@
-"""SASS listings in the format of `cuobjdump --dump-sass`: instructions, control flow, loops."""
+"""Listings of `cuobjdump --dump-sass`: instructions, control flow, loops, paths."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
 
-# Instructions that end a block.
-ENDS = ("BRA", "BRX", "JMP", "JMX", "CALL", "RET", "EXIT", "BSYNC", "WARPSYNC")
+JUMPS = ("BRA", "BRX", "JMP", "JMX")
+NO_FALL = (*JUMPS, "RET", "EXIT")  # the next instruction in the listing does not follow
+ENDS = (*NO_FALL, "CALL", "BSYNC", "WARPSYNC")  # of a block
 
-_LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;(?:\s*/\* 0x([0-9a-f]{16}) \*/)?")
+_LINE = re.compile(  # address, guard, opcode, operands, encoding
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@\S+)\s+)?([^\s;]+)\s*(.*?)\s*;"
+    r"(?:\s*/\* 0x([0-9a-f]{16}) \*/)?"
+)
 _LABEL = re.compile(r"^\s*(\.[\w.$]+):")
 _TARGET = re.compile(r"`\((\.[\w.$]+)\)|(?<![\w.])(\.L[\w.$]*)|(?<![\w.\[])(0x[0-9a-f]+)")
-_FUNCTION = re.compile(r"^\s*Function : (\S+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +31,20 @@ class Instruction:
 
     @property
     def base(self) -> str:
-        return self.opcode.split(".")[0]
+        return self.opcode.partition(".")[0]
+
+    @property
+    def modifiers(self) -> list[str]:
+        return self.opcode.split(".")[1:]
 
     @property
     def conditional(self) -> bool:
         """Whether a branch may fall through."""
         if self.guard not in ("", "@PT", "@UPT"):
             return True
-        if self.base != "BRA":
-            return False
         # BRA P1, target; BRA.U !UP0, target; BRA.DIV UR5, target (without operand on sm_75)
-        return "," in self.operands or bool({"DIV", "CONV"} & set(self.opcode.split(".")))
+        is_split = "," in self.operands or bool({"DIV", "CONV"} & set(self.modifiers))
+        return self.base == "BRA" and is_split
 
 
 @dataclasses.dataclass
@@ -48,62 +55,50 @@ class Block:
     successors: list[int] = dataclasses.field(default_factory=list)  # addresses of blocks
 
 
-# --- reading -------------------------------------------------------------------------------------
+class Graph(NamedTuple):
+    entry: int
+    blocks: dict[int, Block]  # by address: all reachable from the entry, including calls
 
 
 def functions(listing: str) -> dict[str, list[Instruction]]:
     """Every function of a listing, by its mangled name."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in listing.splitlines():
-        if "Function" in line and (match := _FUNCTION.match(line)):
-            lines = found.setdefault(match[1], [])
-        else:
-            lines.append(line)
-    return {name: parse(lines) for name, lines in found.items()}
+    _, *parts = re.split(r"^\s*Function : (\S+)", listing, flags=re.MULTILINE)
+    return {name: parse(text.splitlines()) for name, text in zip(*[iter(parts)] * 2, strict=True)}
 
 
 def parse(lines: Iterable[str]) -> list[Instruction]:
     """The instructions of one function. Targets are absolute addresses or labels."""
-    read: list[tuple[int, str, str | None]] = []
+    read: list[re.Match[str]] = []
     labels: dict[str, int] = {}
     pending: list[str] = []  # labels of the next instruction
     for line in lines:
         if match := _LINE.match(line):
-            address = int(match[1], 16)
-            read.append((address, match[2], match[3]))
-            labels.update(dict.fromkeys(pending, address))
+            read.append(match)
+            labels.update(dict.fromkeys(pending, int(match[1], 16)))
             pending = []
         elif match := _LABEL.match(line):
             pending.append(match[1])
-    return [_instruction(address, text, bits, labels) for address, text, bits in read]
+    return [_instruction(match, labels) for match in read]
 
 
-def _instruction(address: int, text: str, bits: str | None, labels: dict[str, int]) -> Instruction:
-    guard = ""
-    if text.startswith("@"):
-        guard, text = text.split(None, 1)
-    opcode, _, operands = text.partition(" ")
-    operands = operands.strip()
+def _instruction(line: re.Match[str], labels: dict[str, int]) -> Instruction:
+    address, guard, opcode, operands, encoding = line.groups("")
     targets: list[int] = []
-    base = opcode.split(".")[0]
-    if base == "WARPSYNC" and "COLLECTIVE" not in opcode:
-        base = ""  # its operand is a lane mask
-    if base in ("BRA", "BRX", "JMP", "JMX", "CALL", "BSSY", "WARPSYNC"):
+    base = opcode.partition(".")[0]
+    is_mask = base == "WARPSYNC" and "COLLECTIVE" not in opcode  # its operand is a lane mask
+    if base in (*JUMPS, "CALL", "BSSY", "WARPSYNC") and not is_mask:
         # BRX R4 -0x170 (*"BRANCH_TARGETS .L_x_1,.L_x_2"*): only the list counts
         where = operands.partition("BRANCH_TARGETS")[2] if base in ("BRX", "JMX") else operands
         for label, bare, number in _TARGET.findall(where):
-            if number:
-                targets.append(int(number, 16))
-            elif (label or bare) in labels:
-                targets.append(labels[label or bare])
-    encoding = None if bits is None else int(bits, 16)
-    return Instruction(address, guard, opcode, operands, tuple(targets), encoding)
+            target = int(number, 16) if number else labels.get(label or bare)
+            targets += [] if target is None else [target]
+    bits = int(encoding, 16) if encoding else None
+    return Instruction(int(address, 16), guard, opcode, operands, tuple(targets), bits)
 
 
 def width(instruction: Instruction) -> int:
     """Bits per thread of a load or store."""
-    for modifier in instruction.opcode.split(".")[1:]:
+    for modifier in instruction.modifiers:
         if re.fullmatch(r"[US]?(8|16|32|64|128|256)", modifier):
             return int(modifier.lstrip("US"))
     return 32
@@ -112,15 +107,6 @@ def width(instruction: Instruction) -> int:
 def widest(instructions: Iterable[Instruction], base: str) -> int:
     """Bits of the widest of these loads (LDG) or stores (STG); 0 if there is none."""
     return max((width(i) for i in instructions if i.base == base), default=0)
-
-
-# --- flow ----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Graph:
-    entry: int
-    blocks: dict[int, Block]  # by address: all reachable from the entry, including calls
 
 
 def graph(code: list[Instruction]) -> Graph:
@@ -144,48 +130,37 @@ def graph(code: list[Instruction]) -> Graph:
 def _graph(code: list[Instruction], jumps: frozenset[int]) -> Graph:
     """The graph under the assumption that the calls in `jumps` never return."""
     following = {a.address: b.address for a, b in itertools.pairwise(code)}
-    known = {i.address for i in code}
-    leaders = {code[0].address}
-    for i in code:
-        leaders.update(i.targets)
-        if i.base in ENDS and i.address in following:
-            leaders.add(following[i.address])
+    named = {code[0].address, *(target for i in code for target in i.targets)}
+    starts = named | {following[i.address] for i in code[:-1] if i.base in ENDS}
     blocks: dict[int, Block] = {}
     for i in code:
-        if i.address in leaders:
+        if i.address in starts:
             block = blocks[i.address] = Block([])
         block.instructions.append(i)
-    orphans = leaders.difference(*(i.targets for i in code), [code[0].address])
-    orphans -= {following[i.address] for i in code if i.address in following and _falls(i)}
+    falls = {following.get(i.address) for i in code if i.conditional or i.base not in NO_FALL}
+    orphans = starts - named - falls
 
     barriers: dict[int, dict[str, frozenset[int]]] = {}  # at the start of a block
     reached: dict[int, Block] = {}
     work: list[tuple[int, dict[str, frozenset[int]]]] = [(code[0].address, {})]
     while work:
         start, state = work.pop()
-        before = barriers.get(start)
-        merged = dict(before or {})
-        for name, targets in state.items():
-            merged[name] = merged.get(name, frozenset()) | targets
-        if before is not None and merged == before:
+        known = barriers.get(start, {})
+        merged = known | {name: known.get(name, frozenset()) | state[name] for name in state}
+        if start in barriers and merged == known:
             continue
-        barriers[start] = dict(merged)
+        barriers[start] = merged
         block = reached[start] = blocks[start]
-        for i in block.instructions:
-            if i.base == "BSSY":
-                merged[i.operands.split(",")[0]] = frozenset(i.targets)
+        set_here = (i for i in block.instructions if i.base == "BSSY")
+        merged = merged | {i.operands.split(",")[0]: frozenset(i.targets) for i in set_here}
         last = block.instructions[-1]
-        work += [(target, {}) for target in _call(last) if target in known]
-        block.successors = _successors(last, merged, following.get(last.address), jumps)
+        after = [following[last.address]] if last.address in following else []
+        block.successors = _successors(last, merged, after, jumps)
         if last.base in ("BRX", "JMX") and not last.targets:
             block.successors = sorted({*block.successors, *orphans})
-        work += [(next_, merged) for next_ in block.successors]
+        work += [(target, {}) for target in _call(last) if target in blocks]
+        work += [(successor, merged) for successor in block.successors]
     return Graph(code[0].address, reached)
-
-
-def _falls(i: Instruction) -> bool:
-    """Whether the next instruction in the listing may be the next to run."""
-    return i.conditional or i.base not in ("BRA", "BRX", "JMP", "JMX", "RET", "EXIT")
 
 
 def _call(instruction: Instruction) -> tuple[int, ...]:
@@ -196,73 +171,90 @@ def returns(flow: Graph, entry: int) -> bool:
     """Whether a RET is reachable. A function outside the listing is assumed to return."""
     if entry not in flow.blocks:
         return True
-    reach = postorder(flow, entry, lambda _: True)
-    return any(flow.blocks[b].instructions[-1].base == "RET" for b in reach)
+    return any(flow.blocks[b].instructions[-1].base == "RET" for b in order(flow, entry))
 
 
 def _successors(
-    last: Instruction,
-    barriers: dict[str, frozenset[int]],
-    following: int | None,
-    jumps: frozenset[int],
+    last: Instruction, barriers: dict[str, frozenset[int]], after: list[int], jumps: frozenset[int]
 ) -> list[int]:
-    after = [] if following is None else [following]
     falls = after if last.conditional else []
     if last.base in ("RET", "EXIT"):
         return falls
-    if last.base in ("BRA", "BRX", "JMP", "JMX"):
-        return sorted({*last.targets, *falls})
-    if last.base == "CALL" and jumps.issuperset(last.targets) and last.targets:
+    is_long_jump = last.base == "CALL" and last.targets and jumps.issuperset(last.targets)
+    if last.base in JUMPS or is_long_jump:
         return sorted({*last.targets, *falls})
     if last.base == "BSYNC":
         return sorted({*(barriers.get(last.operands) or after), *falls})
-    if last.base == "WARPSYNC":
-        return sorted({*last.targets, *after})
-    return after
+    return sorted({*last.targets, *after}) if last.base == "WARPSYNC" else after
 
 
-def loops(flow: Graph) -> dict[int, set[int]]:
-    """Natural loops: the blocks of each loop, by the address of its header."""
-    order = postorder(flow, flow.entry, lambda _: True)[::-1]
-    known = set(order)
-    predecessors: dict[int, list[int]] = {b: [] for b in order}
-    for b in order:
-        for s in flow.blocks[b].successors:
-            predecessors[s].append(b)
-    dominators = dict.fromkeys(order, known) | {flow.entry: {flow.entry}}
-    changed = True
-    while changed:
-        changed = False
-        for b in order[1:]:
-            new = {b} | set.intersection(*(dominators[p] for p in predecessors[b]))
-            changed |= new != dominators[b]
-            dominators[b] = new
-    found: dict[int, set[int]] = {}
-    for b in order:
-        for header in flow.blocks[b].successors:
-            if header in dominators[b]:
-                body = found.setdefault(header, {header})
-                work = [b]
-                while work:
-                    block = work.pop()
-                    if block not in body:
-                        body.add(block)
-                        work += predecessors[block]
-    return found
+def order(flow: Graph, start: int, inside: Collection[int] | None = None) -> dict[int, int]:
+    """The index of each reachable block in reverse postorder.
 
-
-def postorder(flow: Graph, start: int, inside: Callable[[int], bool]) -> list[int]:
-    order: list[int] = []
+    An edge to a smaller index is a back edge, and the other edges form a DAG.
+    """
+    found: list[int] = []
     seen = {start}
     stack = [(start, iter(flow.blocks[start].successors))]
     while stack:
         block, successors = stack[-1]
         for s in successors:
-            if s not in seen and inside(s):
+            if s not in seen and (inside is None or s in inside):
                 seen.add(s)
                 stack.append((s, iter(flow.blocks[s].successors)))
                 break
         else:
-            order.append(block)
+            found.append(block)
             stack.pop()
-    return order
+    return {block: place for place, block in enumerate(reversed(found))}
+
+
+def loops(flow: Graph) -> dict[int, set[int]]:
+    """Natural loops: the blocks of each loop, by the address of its header."""
+    places = order(flow, flow.entry)
+    edges = [(b, to) for b in places for to in flow.blocks[b].successors]
+    found: dict[int, set[int]] = {}
+    for b, header in edges:
+        # A header dominates the block that leads back to it: no path reaches that without it.
+        others = places.keys() - {header}
+        is_back = places[header] <= places[b]
+        if is_back and (header in (b, flow.entry) or b not in order(flow, flow.entry, others)):
+            body, work = found.setdefault(header, {header}), {b}
+            while work := work - body:
+                body |= work
+                work = {before for before, to in edges if to in work}
+    return found
+
+
+def best_path(
+    flow: Graph,
+    start: int,
+    ends: Collection[int],
+    places: dict[int, int],
+    worth: Callable[[int, int | None], tuple[int, ...]],
+    after: int | None = None,
+) -> list[int]:
+    """The blocks of the path with the highest worth along edges to larger `places`, or [].
+
+    `worth(block, successor)` is that of a block on a path on which `successor` follows. The path
+    ends in one of `ends`, which `after` follows.
+    """
+    best: dict[int, tuple[tuple[int, ...] | None, int | None]] = {start: (None, None)}
+
+    def with_block(b: int, to: int | None) -> tuple[int, ...]:
+        before, own = best[b][0], worth(b, to)
+        return own if before is None else tuple(map(sum, zip(before, own, strict=True)))
+
+    for b in sorted(places, key=places.__getitem__):
+        for to in flow.blocks[b].successors if b in best else ():
+            if places.get(to, -1) > places[b]:
+                total = with_block(b, to)
+                if to not in best or total > (best[to][0] or ()):
+                    best[to] = (total, b)
+    found = [b for b in ends if b in best]
+    path: list[int] = []
+    at = max(found, key=lambda b: (with_block(b, after), -b)) if found else None
+    while at is not None:
+        path.insert(0, at)
+        at = best[at][1]
+    return path

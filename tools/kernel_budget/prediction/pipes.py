@@ -17,112 +17,76 @@ For sm_100 and sm_120 this is little more than a guess.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import re
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from occupancy import number
-from sass import Instruction, width
+from ..occupancy import number
+from ..sass import Instruction, width
 
-
-class Pipe(enum.IntEnum):
-    """The numbers agree with those of simulate.cpp."""
-
-    FMA = 0  # either of the two
-    FMA_HEAVY = 1
-    FMA_BOTH = 2
-    ALU = 3
-    XU = 4
-    FP64 = 5
-    LSU = 6
-    UNIFORM = 7
-    BRANCH = 8
+# The numbers of both enumerations agree with those of simulate.cpp. FMA is either of its two pipes.
+Pipe = enum.IntEnum("Pipe", "FMA FMA_HEAVY FMA_BOTH ALU XU FP64 LSU UNIFORM BRANCH", start=0)
+# The effect of an instruction besides computing. SHARED passes data through the LSU.
+Kind = enum.IntEnum("Kind", "COMPUTE LOAD STORE SHARED BARRIER FENCE ATOMIC BRANCH", start=0)
 
 
-class Kind(enum.IntEnum):
-    """The effect of an instruction besides computing. The numbers agree with simulate.cpp."""
-
-    COMPUTE = 0
-    LOAD = 1  # global
-    STORE = 2  # global
-    SHARED = 3  # passes data through the LSU
-    BARRIER = 4
-    FENCE = 5
-    ATOMIC = 6
-    BRANCH = 7
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     pipe: Pipe
     occupied: int
     latency: int
     kind: Kind = Kind.COMPUTE
 
 
-FP64_CYCLES = {75: 64, 80: 4, 86: 64, 89: 64, 90: 2, 100: 2, 103: 64, 120: 64}
+FP64_CYCLES = {80: 4, 90: 2, 100: 2}  # 64 on the others
 SINGLE_FMA_PIPE = (75, 80)
 
-_ALU = Timing(Pipe.ALU, 2, 4)
-_FLOAT = re.compile(r"(FFMA|FMUL|FADD)$")
-_PACKED = re.compile(r"(FFMA|FMUL|FADD)2$")
-_DOUBLE = re.compile(r"(DFMA|DMUL|DADD|DSETP)$")
-_BRANCH = re.compile(r"(BRA|BRX|JMP|JMX|CALL|RET|EXIT)$")
-_CONTROL = re.compile(
-    r"(BSSY|BSYNC|NOP|WARPSYNC|YIELD|ERRBAR|CGAERRBAR|CCTL|BREAK|DEPBAR|BMOV|ENDCOLLECTIVE)$"
-)
+# The first pattern that matches an opcode without modifiers counts.
+TIMINGS = {
+    r"LDG?": Timing(Pipe.LSU, 4, 0, Kind.LOAD),
+    r"STG?": Timing(Pipe.LSU, 4, 0, Kind.STORE),
+    r"LDS|STS|SHFL|LDL|STL|ATOMS": Timing(Pipe.LSU, 4, 30, Kind.SHARED),
+    r"LDC": Timing(Pipe.LSU, 4, 30),
+    r"ATOMG?|REDG?": Timing(Pipe.LSU, 4, 0, Kind.ATOMIC),
+    r"BAR": Timing(Pipe.BRANCH, 1, 30, Kind.BARRIER),
+    r"MEMBAR": Timing(Pipe.BRANCH, 1, 10, Kind.FENCE),
+    r"FFMA|FMUL|FADD": Timing(Pipe.FMA, 2, 4),
+    r"(FFMA|FMUL|FADD)2": Timing(Pipe.FMA_BOTH, 2, 4),
+    r"IMAD": Timing(Pipe.FMA_HEAVY, 2, 4),
+    r"HFMA2": Timing(Pipe.FMA_HEAVY, 2, 5),
+    r"MUFU": Timing(Pipe.XU, 8, 20),
+    r"F2F|I2F|F2I|FRND": Timing(Pipe.XU, 16, 22),
+    r"DFMA|DMUL|DADD|DSETP": Timing(Pipe.FP64, 64, 16),
+    r"BRA|BRX|JMP|JMX|CALL|RET|EXIT": Timing(Pipe.BRANCH, 1, 10, Kind.BRANCH),
+    r"BSSY|BSYNC|NOP|WARPSYNC|YIELD|ERRBAR|CGAERRBAR|CCTL|BREAK|DEPBAR|BMOV|ENDCOLLECTIVE": Timing(
+        Pipe.BRANCH, 1, 1, Kind.BRANCH
+    ),
+    r"U.*|R2UR|LDCU": Timing(Pipe.UNIFORM, 2, 10),
+    r"S2U?R": Timing(Pipe.UNIFORM, 2, 30),
+    r".*": Timing(Pipe.ALU, 2, 4),
+}
 
 
 def timing(instruction: Instruction, arch: str) -> Timing:
-    base = instruction.base
-    modifiers = instruction.opcode.split(".")[1:]
-    known = _memory(instruction, base, modifiers)
-    if known:
-        return known
-    single = number(arch) in SINGLE_FMA_PIPE
-    if _FLOAT.match(base):
-        return Timing(Pipe.FMA_HEAVY if single else Pipe.FMA, 2, 4)
-    if _PACKED.match(base):
-        return Timing(Pipe.FMA_BOTH, 2, 4)
-    if base == "IMAD":
-        wide = bool({"WIDE", "HI"} & set(modifiers))
-        return Timing(Pipe.FMA_HEAVY, 4 if wide else 2, 5 if wide else 4)
-    if base == "HFMA2":
-        return Timing(Pipe.FMA_HEAVY, 2, 5)
-    if base == "MUFU":
-        return Timing(Pipe.XU, 8, 20)
-    if base in ("F2F", "I2F", "F2I", "FRND"):
-        return Timing(Pipe.XU, 16, 22)
-    if _DOUBLE.match(base):
-        return Timing(Pipe.FP64, FP64_CYCLES.get(number(arch), 64), 16)
-    if _BRANCH.match(base):
-        return Timing(Pipe.BRANCH, 1, 10, Kind.BRANCH)
-    if _CONTROL.match(base):
-        return Timing(Pipe.BRANCH, 1, 1, Kind.BRANCH)
-    if base.startswith("U") or base in ("R2UR", "LDCU"):
-        return Timing(Pipe.UNIFORM, 2, 10)
-    if base in ("S2R", "S2UR"):
-        return Timing(Pipe.UNIFORM, 2, 30)
-    return _ALU
+    base, modifiers = instruction.base, instruction.modifiers
+    if base == "IMAD" and {"WIDE", "HI"} & set(modifiers):
+        return Timing(Pipe.FMA_HEAVY, 4, 5)
+    found = next(how for pattern, how in TIMINGS.items() if re.fullmatch(pattern, base))
+    if base == "MEMBAR" and "CTA" in modifiers:  # a fence of the block's own threads
+        return found._replace(kind=Kind.BRANCH)
+    if found.pipe is Pipe.FP64:
+        return found._replace(occupied=FP64_CYCLES.get(number(arch), found.occupied))
+    if found.pipe is Pipe.FMA and number(arch) in SINGLE_FMA_PIPE:
+        return found._replace(pipe=Pipe.FMA_HEAVY)
+    return found
 
 
-def _memory(instruction: Instruction, base: str, modifiers: list[str]) -> Timing | None:
-    if base in ("LDG", "LD"):
-        return Timing(Pipe.LSU, 4, 0, Kind.LOAD)
-    if base in ("STG", "ST"):
-        return Timing(Pipe.LSU, 4, 0, Kind.STORE)
-    if base in ("LDS", "STS", "SHFL", "LDL", "STL", "ATOMS"):
-        return Timing(Pipe.LSU, 4, 30, Kind.SHARED)
-    if base == "LDC":
-        return Timing(Pipe.LSU, 4, 30)
-    if base in ("ATOM", "ATOMG", "RED", "REDG"):
-        return Timing(Pipe.LSU, 4, 0, Kind.ATOMIC)
-    if base == "BAR":
-        return Timing(Pipe.BRANCH, 1, 30, Kind.BARRIER)
-    if base == "MEMBAR":
-        of_block = "CTA" in modifiers
-        return Timing(Pipe.BRANCH, 1, 10, Kind.BRANCH if of_block else Kind.FENCE)
-    return None
+def busy(code: Iterable[Instruction], arch: str) -> dict[str, float]:
+    """Cycles for which a warp's instructions occupy each pipe. FMA is two pipes."""
+    found: dict[str, float] = dict.fromkeys(Pipe.__members__, 0)
+    for how in (timing(i, arch) for i in code):
+        found[how.pipe.name] += how.occupied / (2 if how.pipe is Pipe.FMA else 1)
+    return found
 
 
 def bytes_of_warp(instruction: Instruction) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
+import ctypes
 import functools
 import os
 import shutil
@@ -11,14 +10,14 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from prediction.program import Program
+from .program import Program
 
 SOURCE = Path(__file__).with_name("simulate.cpp")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """The work of one part of an SM, which has `warps` of each block."""
 
     warps: int
@@ -26,56 +25,44 @@ class Run:
     resident: int
     tiles: int  # per block
     passes: int  # per tile
-    latency: float  # cycles
     bandwidth: float  # bytes per cycle
     load_bytes: int  # per warp
-    seed: int
+    latency: float = 0.0  # cycles
+    seed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     cycles: float
     issued: int
-    bytes_in_flight: float  # of this part, on average
-
-
-class NoCompilerError(RuntimeError):
-    pass
 
 
 def compiler() -> str | None:
-    return next(
-        (c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None
-    )
+    return next(filter(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++")), None)
 
 
 @functools.cache
-def _binary() -> Path:
+def _library() -> Any:
     found = compiler()
     if found is None:
-        raise NoCompilerError(
-            "a C++ compiler must be installed as CXX, c++, g++ or clang++, got none"
-        )
-    folder = tempfile.mkdtemp(prefix="issue-model-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    binary = Path(folder) / "simulate"
-    # Without contraction and extended precision the results are equal on every machine.
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off"]
-    subprocess.run([found, *flags, "-o", binary, SOURCE], check=True)
-    return binary
+        raise RuntimeError("a C++ compiler must be installed as CXX, c++, g++ or clang++, got none")
+    with tempfile.TemporaryDirectory(prefix="issue-model-") as folder:
+        library = Path(folder) / "simulate.so"
+        # Without contraction and extended precision the results are equal on every machine.
+        flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared"]
+        subprocess.run([found, *flags, "-o", library, SOURCE], check=True)
+        function = ctypes.CDLL(str(library)).simulate
+    function.restype = ctypes.c_double
+    return function
 
 
 def simulate(program: Program, runs: Sequence[Run]) -> list[Outcome]:
-    sections = (program.prologue, program.body, program.between, program.epilogue)
-    lines = ["program " + " ".join(str(len(s)) for s in sections)]
-    for section in sections:
-        lines += section
+    numbers = [n for section in program.sections for line in section for n in line]
+    code = (ctypes.c_int * len(numbers))(*numbers)
+    lengths = (ctypes.c_int * 4)(*map(len, program.sections))
+    issued = ctypes.c_int()
+    found = []
     for run in runs:
-        lines.append("run " + " ".join(str(v) for v in dataclasses.astuple(run)))
-    text = "\n".join(lines) + "\n"
-    done = subprocess.run([_binary()], input=text, capture_output=True, text=True, check=False)
-    answers = done.stdout.splitlines()
-    if done.returncode or len(answers) != len(runs):
-        raise RuntimeError(f"the simulation failed on {program.name}")
-    rows = [answer.split() for answer in answers]
-    return [Outcome(float(c), int(i), float(b)) for c, i, b in rows]
+        fields = (ctypes.c_double * len(run))(*run)
+        cycles = _library()(lengths, code, fields, ctypes.byref(issued))
+        found.append(Outcome(cycles, issued.value))
+    return found
