@@ -39,8 +39,8 @@ def programs(file: Path, kernel: str, archs: Collection[str]) -> Iterator[Progra
     """The programs of these architectures' kernels whose short name contains `kernel`."""
     for arch, cubin in cubins(file):
         for name, usage, code in kernels_of(cubin) if arch.rstrip("af") in archs else ():
-            served = elements(name, hot_path(code))
-            if served and kernel in name and not has_many_paths(name):
+            is_asked = kernel in name and not has_many_paths(name)
+            if is_asked and (served := elements(name, hot_path(code))):
                 yield program(name, arch, usage, code, served)
 
 
