@@ -293,7 +293,7 @@ def test_an_unknown_kernel_has_no_program(monkeypatch: pytest.MonkeyPatch) -> No
     known = sass.parse([f"  /*{16 * n:04x}*/  {text} ;" for n, text in enumerate(texts)])
     usage = {"REG": 32, "SHARED": 0}
     kernels = [("combine<float>", usage, unknown), (NAME, usage, known)]
-    kernels.append(("forward<float, (Access)0, LatentOptions>", usage, known))
+    kernels.append(("forward<float, (Access)0, OptionsAtSample<float> >", usage, known))
     monkeypatch.setattr(reading, "cubins", lambda file: [("sm_80", file), ("sm_90a", file)])
     monkeypatch.setattr(reading, "kernels_of", lambda cubin: kernels)
     found = list(reading.programs(Path("x.cubin"), "", ["sm_90"]))

@@ -107,7 +107,7 @@ def demangled(name: str) -> str:
 def short_name(signature: str) -> str:
     """``void ns::forward_kernel<ns::Half, 8>(ns::Params)`` -> ``forward<Half, 8>``.
 
-    The short name omits the types of option families, and omits DefaultOptions entirely.
+    The short name omits DefaultOptions.
     """
     text = signature.replace("(anonymous namespace)::", "")
     depth, start, end = 0, 0, len(text)
@@ -120,7 +120,6 @@ def short_name(signature: str) -> str:
             break
     name = re.sub(r"(?:\w+::)+", "", text[start:end])
     name = re.sub(r", DefaultOptions<\w+> ?", "", name)
-    name = re.sub(r", LatentOptions<\w+> ?", ", LatentOptions", name)
     return re.sub(r"_kernel(?=<|$)", "", name)
 
 
@@ -153,7 +152,7 @@ def likelihood(name: str) -> Likelihood | None:
 
 def has_many_paths(name: str) -> bool:
     """Whether no single path of a kernel is hot: with options, a list, or a likelihood's loops."""
-    return "LatentOptions" in name or "_multi" in name or likelihood(name) is not None
+    return "Options" in name or "_multi" in name or likelihood(name) is not None
 
 
 def elements(name: str, path: HotPath) -> int | None:
