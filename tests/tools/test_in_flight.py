@@ -117,5 +117,7 @@ def test_a_row_of_the_budget_has_bytes_a_thread_and_kilobytes_an_sm() -> None:
     assert (row["in_flight"], row["in_flight_kb"]) == (32, 32)
     usage["REG"] = 80
     assert kernels.row("forward<float, (Access)0>", "sm_90", usage, code)["in_flight_kb"] == 24
-    general = kernels.row("forward<float, (Access)1, OptionsOnDevice<float> >", "sm_90", usage, code)
+    general = kernels.row(
+        "forward<float, (Access)1, OptionsOnDevice<float> >", "sm_90", usage, code
+    )
     assert general["in_flight"] is None and general["in_flight_kb"] is None

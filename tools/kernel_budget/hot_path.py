@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .sass import Block, Graph, Instruction, best_path, graph, loops, order, returns, width
+from .sass import Graph, Instruction, best_path, graph, loops, order, returns, width
 
 ADDITIONS = dict.fromkeys(("FADD", "FFMA", "DADD", "DFMA"), 1)
 ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from sm_100 on
@@ -60,7 +60,7 @@ def hot_path(code: list[Instruction]) -> HotPath:
 
     def own(body: set[int]) -> int:
         inner = (b for b in bodies.values() if b < body)
-        return sum(additions(flow.blocks[b].instructions) for b in body.difference(*inner))
+        return sum(additions(flow.blocks[b]) for b in body.difference(*inner))
 
     amounts = {header: own(body) for header, body in bodies.items()}
     most = max(amounts.values(), default=-1)
@@ -76,33 +76,33 @@ def _path(flow: Graph, start: int, body: set[int], *, in_loop: bool) -> HotPath:
     called: dict[int, int] = {}
 
     def worth(b: int, to: int | None) -> tuple[int, ...]:
-        inside = flow.blocks[b].instructions
+        inside = flow.blocks[b]
         lengths = [_called(flow, i, called) for i in inside]
         calls, length = sum(n > 0 for n in lengths), len(inside) + sum(lengths)
         return -calls, additions(inside), _stored(flow.blocks[b], to), -length
 
     places = order(flow, start, body)
     if in_loop:
-        ends = [b for b in places if start in flow.blocks[b].successors]
+        ends = [b for b in places if start in flow.successors[b]]
     else:
-        ends = [b for b in places if not flow.blocks[b].successors] or [list(places)[-1]]
+        ends = [b for b in places if not flow.successors[b]] or [list(places)[-1]]
     path = best_path(flow, start, ends, places, worth, start if in_loop else None)
-    instructions = [i for b in path for i in flow.blocks[b].instructions]
+    instructions = [i for b in path for i in flow.blocks[b]]
     return HotPath(instructions, in_loop, sum(_called(flow, i, called) for i in instructions))
 
 
-def _stored(block: Block, to: int | None) -> int:
+def _stored(block: list[Instruction], to: int | None) -> int:
     """Bits that a block stores if its successor is `to`.
 
     A predicate that guards both a store and the branch has the same value for both: in
     `@P0 STG; @P0 BRA` nothing is stored unless the branch is taken.
     """
-    branch = block.instructions[-1]
+    branch = block[-1]
     never = ""
     if branch.base == "BRA" and branch.guard and to is not None:
         sign = "@" if branch.guard.startswith("@!") else "@!"
         never = sign + branch.guard.lstrip("@!") if to in branch.targets else branch.guard
-    stores = (i for i in block.instructions if i.base == "STG")
+    stores = (i for i in block if i.base == "STG")
     return sum(width(i) for i in stores if not i.guard or i.guard != never)
 
 
@@ -119,10 +119,9 @@ def _called(flow: Graph, call: Instruction, known: dict[int, int]) -> int:
     if entry not in known:
         known[entry] = 0  # for a recursive call
         lengths = {
-            b: sum(1 + _called(flow, i, known) for i in flow.blocks[b].instructions)
-            for b in order(flow, entry)
+            b: sum(1 + _called(flow, i, known) for i in flow.blocks[b]) for b in order(flow, entry)
         }
-        ends = [b for b in lengths if flow.blocks[b].instructions[-1].base == "RET"]
+        ends = [b for b in lengths if flow.blocks[b][-1].base == "RET"]
         way = best_path(flow, entry, ends, order(flow, entry), lambda b, _: (-lengths[b],))
         known[entry] = sum(lengths[b] for b in way)
     return known[entry]

@@ -47,17 +47,13 @@ class Instruction:
         return self.base == "BRA" and is_split
 
 
-@dataclasses.dataclass
-class Block:
-    """Instructions without a branch between them, and the successors of the last one."""
-
-    instructions: list[Instruction]
-    successors: list[int] = dataclasses.field(default_factory=list)  # addresses of blocks
-
-
 class Graph(NamedTuple):
+    """Blocks by address: instructions without a branch between them. All are reachable from the
+    entry, which is the first, including called ones."""
+
     entry: int
-    blocks: dict[int, Block]  # by address: all reachable from the entry, including calls
+    blocks: dict[int, list[Instruction]]
+    successors: dict[int, list[int]]
 
 
 def functions(listing: str) -> dict[str, list[Instruction]]:
@@ -120,7 +116,7 @@ def graph(code: list[Instruction]) -> Graph:
     jumps: frozenset[int] = frozenset()
     while True:
         flow = _graph(code, jumps)
-        calls = {t for block in flow.blocks.values() for t in _call(block.instructions[-1])}
+        calls = {t for block in flow.blocks.values() for t in _call(block[-1])}
         found = frozenset(t for t in calls if not returns(flow, t))
         if found <= jumps:
             return flow
@@ -132,16 +128,16 @@ def _graph(code: list[Instruction], jumps: frozenset[int]) -> Graph:
     following = {a.address: b.address for a, b in itertools.pairwise(code)}
     named = {code[0].address, *(target for i in code for target in i.targets)}
     starts = named | {following[i.address] for i in code[:-1] if i.base in ENDS}
-    blocks: dict[int, Block] = {}
+    blocks: dict[int, list[Instruction]] = {}
     for i in code:
         if i.address in starts:
-            block = blocks[i.address] = Block([])
-        block.instructions.append(i)
+            block = blocks[i.address] = []
+        block.append(i)
     falls = {following.get(i.address) for i in code if i.conditional or i.base not in NO_FALL}
     orphans = starts - named - falls
 
     barriers: dict[int, dict[str, frozenset[int]]] = {}  # at the start of a block
-    reached: dict[int, Block] = {}
+    successors: dict[int, list[int]] = {}
     work: list[tuple[int, dict[str, frozenset[int]]]] = [(code[0].address, {})]
     while work:
         start, state = work.pop()
@@ -150,17 +146,17 @@ def _graph(code: list[Instruction], jumps: frozenset[int]) -> Graph:
         if start in barriers and merged == known:
             continue
         barriers[start] = merged
-        block = reached[start] = blocks[start]
-        set_here = (i for i in block.instructions if i.base == "BSSY")
+        set_here = (i for i in blocks[start] if i.base == "BSSY")
         merged = merged | {i.operands.split(",")[0]: frozenset(i.targets) for i in set_here}
-        last = block.instructions[-1]
+        last = blocks[start][-1]
         after = [following[last.address]] if last.address in following else []
-        block.successors = _successors(last, merged, after, jumps)
+        following_blocks = _successors(last, merged, after, jumps)
         if last.base in ("BRX", "JMX") and not last.targets:
-            block.successors = sorted({*block.successors, *orphans})
+            following_blocks = sorted({*following_blocks, *orphans})
+        successors[start] = following_blocks
         work += [(target, {}) for target in _call(last) if target in blocks]
-        work += [(successor, merged) for successor in block.successors]
-    return Graph(code[0].address, reached)
+        work += [(to, merged) for to in following_blocks]
+    return Graph(code[0].address, {start: blocks[start] for start in successors}, successors)
 
 
 def _call(instruction: Instruction) -> tuple[int, ...]:
@@ -171,7 +167,7 @@ def returns(flow: Graph, entry: int) -> bool:
     """Whether a RET is reachable. A function outside the listing is assumed to return."""
     if entry not in flow.blocks:
         return True
-    return any(flow.blocks[b].instructions[-1].base == "RET" for b in order(flow, entry))
+    return any(flow.blocks[b][-1].base == "RET" for b in order(flow, entry))
 
 
 def _successors(
@@ -195,13 +191,13 @@ def order(flow: Graph, start: int, inside: Collection[int] | None = None) -> dic
     """
     found: list[int] = []
     seen = {start}
-    stack = [(start, iter(flow.blocks[start].successors))]
+    stack = [(start, iter(flow.successors[start]))]
     while stack:
         block, successors = stack[-1]
         for s in successors:
             if s not in seen and (inside is None or s in inside):
                 seen.add(s)
-                stack.append((s, iter(flow.blocks[s].successors)))
+                stack.append((s, iter(flow.successors[s])))
                 break
         else:
             found.append(block)
@@ -212,7 +208,7 @@ def order(flow: Graph, start: int, inside: Collection[int] | None = None) -> dic
 def loops(flow: Graph) -> dict[int, set[int]]:
     """Natural loops: the blocks of each loop, by the address of its header."""
     places = order(flow, flow.entry)
-    edges = [(b, to) for b in places for to in flow.blocks[b].successors]
+    edges = [(b, to) for b in places for to in flow.successors[b]]
     found: dict[int, set[int]] = {}
     for b, header in edges:
         # A header dominates the block that leads back to it: no path reaches that without it.
@@ -246,7 +242,7 @@ def best_path(
         return own if before is None else tuple(map(sum, zip(before, own, strict=True)))
 
     for b in sorted(places, key=places.__getitem__):
-        for to in flow.blocks[b].successors if b in best else ():
+        for to in flow.successors[b] if b in best else ():
             if places.get(to, -1) > places[b]:
                 total = with_block(b, to)
                 if to not in best or total > (best[to][0] or ()):

@@ -44,7 +44,7 @@ def way(code: list[Instruction]) -> Way:
     inside, outside = bodies[header], set(flow.blocks) - bodies[header]
     free = set(order(flow, flow.entry)).difference(*(b for b in bodies.values() if header not in b))
     taken = [i.address for i in hot.instructions if i.address in inside]  # blocks in their order
-    exits = [s for b in taken[::-1] for s in flow.blocks[b].successors if s not in inside]
+    exits = [s for b in taken[::-1] for s in flow.successors[b] if s not in inside]
     wide = widest(hot.instructions, "LDG"), widest(hot.instructions, "STG")
 
     def of_first_step(code: list[Instruction]) -> int:
@@ -54,7 +54,7 @@ def way(code: list[Instruction]) -> Way:
     before = before or _best(flow, flow.entry, [header], set(flow.blocks), of_first_step)
     after = _epilogue(flow, exits, free & outside) or _epilogue(flow, exits, outside)
     between = _to_next_tile(flow, bodies, header, exits, free)
-    sections = ([i for b in blocks for i in flow.blocks[b].instructions]
+    sections = ([i for b in blocks for i in flow.blocks[b]]
                 for blocks in (before[:-1], between, after))  # fmt: skip
     prologue, middle, epilogue = sections
     return Way(prologue, hot.instructions, middle, epilogue)
@@ -69,7 +69,7 @@ def _to_next_tile(
         return []
     tiles = min(around)[1]
     inside = (bodies[tiles] & free) - bodies[header]
-    ends = [b for b in inside if tiles in flow.blocks[b].successors]
+    ends = [b for b in inside if tiles in flow.successors[b]]
     for start in (b for b in exits if b in inside):
         end = _best(flow, start, ends, inside, lambda code: sum(i.base == "STS" for i in code))
         begin = _best(flow, tiles, [header], inside | {header}, _nothing)
@@ -94,7 +94,7 @@ def _epilogue(flow: Graph, exits: Iterable[int], inside: set[int]) -> list[int]:
     """`exits`: possible successors of the loop, the usual one first."""
 
     def with_any(*bases: str) -> list[int]:
-        has_any = (b for b in inside if any(i.base in bases for i in flow.blocks[b].instructions))
+        has_any = (b for b in inside if any(i.base in bases for i in flow.blocks[b]))
         return sorted(has_any, key=order(flow, flow.entry).__getitem__)
 
     leaving = with_any("EXIT", "RET")
@@ -119,7 +119,7 @@ def _best(
     """The blocks of the path with the highest worth, then the fewest instructions, or []."""
 
     def worths(block: int, _: int | None) -> tuple[int, ...]:
-        code = flow.blocks[block].instructions
+        code = flow.blocks[block]
         return worth(code), -len(code)
 
     places = {b: n for b, n in order(flow, flow.entry).items() if b in inside or b == start}

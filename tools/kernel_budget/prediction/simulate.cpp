@@ -52,18 +52,13 @@ struct Warp {
   std::vector<double> there = std::vector<double>(kRegisters);  // when registers are available
 };
 
-struct Slot {
-  int running = 0, waiting = 0;  // warps; the latter wait at a barrier
-};
-
 class Part {
  public:
   Part(const Program& program, const Run& run)
       : program_(program),
         run_(run),
         random_{run.seed * 0x9E3779B97F4A7C15u + 1},
-        warps_(run.resident * run.warps),
-        slots_(run.resident) {
+        warps_(run.resident * run.warps) {
     for (int s = 0; s < run.resident; ++s) start(s, random_.uniform() * kStartWithin);
   }
 
@@ -98,7 +93,6 @@ class Part {
   void start(int s, double now) {
     if (started_ == run_.blocks) return;
     ++started_;
-    slots_[s] = {run_.warps, 0};
     for (int k = 0; k < run_.warps; ++k) {
       Warp& w = warps_[s * run_.warps + k];
       w = Warp();
@@ -186,10 +180,8 @@ class Part {
   }
 
   void arrive(Warp& w, double released) {
-    Slot& slot = slots_[w.slot];
     w.ready = kNever;
-    if (++slot.waiting < slot.running) return;
-    slot.waiting = 0;
+    if (has_any(w.slot, [](const Warp& other) { return other.ready != kNever; })) return;
     for (Warp& other : warps_) {
       if (other.slot == w.slot && !other.done) step_over(other, released);
     }
@@ -198,14 +190,19 @@ class Part {
   void finish(Warp& w, double now) {
     w.done = true;
     --running_;
-    if (--slots_[w.slot].running == 0) start(w.slot, now + kReplacedAfter);
+    if (!has_any(w.slot, [](const Warp&) { return true; })) start(w.slot, now + kReplacedAfter);
+  }
+
+  template <typename Is>
+  bool has_any(int slot, Is is) const {
+    return std::any_of(warps_.begin(), warps_.end(),
+                       [&](const Warp& w) { return w.slot == slot && !w.done && is(w); });
   }
 
   const Program& program_;
   const Run run_;
   Random random_;
   std::vector<Warp> warps_;
-  std::vector<Slot> slots_;
   double pipes_[kPipes] = {};
   double memory_free_ = 0, data_free_ = 0;
   int issued_ = 0, started_ = 0, running_ = 0;
