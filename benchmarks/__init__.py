@@ -15,7 +15,6 @@ machine.py     device, versions, commit
 report.py      the table, the JSON, and the comparison with an older JSON
 plot.py        figures of a JSON: ``python -m benchmarks.plot FILE.json``
 readme.py      writes the measured parts of README.md from JSONs
-budget.py      independent of the others: the cost of each CUDA kernel, from its machine code
 
 test_regressions.py compares ratios with floors in CI, with pytest-benchmark.
 """

@@ -15,7 +15,7 @@ process, so that a test can compare the results of the machine code with an orac
   schedule.py    selects the threads that execute next; barriers and reconvergence
   memory.py      global memory: registered buffers only
   device.py      modules, launches, the order of blocks
-  count.py       counts the instructions that a launch issues
+  count.py       counts the instructions that the hot kernels issue, for the budget
   errors.py      the exceptions
 
 An instruction, modifier or operand that is not defined here is an error when the kernel is decoded.
