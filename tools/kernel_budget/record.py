@@ -94,8 +94,9 @@ def updated(old: Budget, new: Budget) -> Budget:
         if rows := kept | after:
             kernels[name] = rows
         for arch, row in after.items():
-            for what in {EXECUTED, EXECUTED_IN_FLIGHT} & before.get(arch, {}).keys():
-                row.setdefault(what, before[arch][what])  # they are counted separately
+            for what in (EXECUTED, EXECUTED_IN_FLIGHT):  # they are counted separately
+                if what in before.get(arch, {}):
+                    row.setdefault(what, before[arch][what])
     sizes = old["sizes"] | new["sizes"]
     spilling = [n for n, rows in kernels.items() if any(r["all_spills"] for r in rows.values())]
     oversized = [a for a, size in sizes.items() if size >= LARGEST]
@@ -109,10 +110,8 @@ def updated(old: Budget, new: Budget) -> Budget:
 
 
 def without_reason(budget: Budget) -> list[str]:
-    exceptions = [
-        (what, *one) for what in ("spilling", "oversized") for one in budget[what].items()
-    ]
-    return [f"{what}: {name}" for what, name, why in exceptions if not why]
+    kinds = ("spilling", "oversized")
+    return [f"{kind}: {name}" for kind in kinds for name, why in budget[kind].items() if not why]
 
 
 def violations(budget: Budget, found: Budget) -> list[str]:

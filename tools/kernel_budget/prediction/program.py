@@ -47,6 +47,7 @@ def programs(file: Path, kernel: str, archs: Collection[str]) -> Iterator[Progra
 def program(
     name: str, arch: str, usage: dict[str, int], code: list[Instruction], served: int
 ) -> Program:
+    """The program of a kernel whose hot path serves a number of elements."""
     path = way(code)
     wide = widest(path.body, "LDG"), widest(path.body, "STG")
     outside = [*path.prologue, *path.epilogue]
