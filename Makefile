@@ -15,6 +15,7 @@
 #   SELECTION   the tests of `make test`. The default excludes the tests of csrc alone and of the tools,
 #            slow tests, and tests that need packages of requirements/packages.txt.
 #   WORKERS  processes that run tests, by default one per core: make test WORKERS=0 PYTEST_ARGS=--pdb
+#   PAIRS    of Python and torch to test:           make matrix PAIRS="python3.12:2.11.0 python3.13:2.14.1"
 #   BUNDLE_TORCH, BUNDLE_ARCH, BUNDLE_VENV   the target of the bundle: make gpu-bundle BUNDLE_ARCH=10.0
 #   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
 PYTHON ?= python3
@@ -32,7 +33,7 @@ FIGURES  ?= figures
 WORKERS  ?= auto
 SELECTION ?= --ignore=tests/native --ignore=tests/tools -m "not slow and not packages"
 CXX_SOURCES = $(shell find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-PACKAGE_SOURCES := $(sort setup.py tools/toolchain.py pyproject.toml $(wildcard LICENSE README.md) \
+PACKAGE_SOURCES := $(sort setup.py pyproject.toml $(wildcard build_support/*.py LICENSE README.md) \
     $(shell find csrc vae_fused -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \
                              -o -name '*.py' -o -name py.typed))
 
@@ -44,8 +45,8 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo examples test test-all bench steps regressions mutations budget gpu gpu-bundle lint \
-    format clean
+.PHONY: help build demo examples test test-all bench steps regressions mutations budget gpu gpu-bundle \
+    matrix lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -55,6 +56,7 @@ help:
 	@echo '              EXAMPLES_ARGS=--quick takes less than two minutes for each'
 	@echo 'make test     build and run the tests of the package, less than 6 minutes on two cores'
 	@echo 'make test-all build and run all tests: also with other packages (1 GB), of csrc, of tools; 30 min'
+	@echo 'make matrix   run `make test` for each pair of Python and torch in PAIRS, in build/matrix'
 	@echo 'make bench    build, time the latent against other implementations; table, JSON, figure'
 	@echo 'make steps    build, install released packages, time their training steps; table, JSON'
 	@echo 'make regressions   build, and compare the speed over eager PyTorch with floors'
@@ -122,12 +124,12 @@ steps: $(BUILD_STAMP) $(VENV)/.steps-requirements
 regressions: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/pytest benchmarks/test_regressions.py --benchmark-columns=median,iqr $(PYTEST_ARGS)
 
-# The script builds a rewritten copy, so the environment needs only the requirements of the tests.
+# The program builds a rewritten copy, so the environment needs only the requirements of the tests.
 mutations: $(TORCH_STAMP) $(VENV)/.test-requirements $(VENV)/.packages-requirements
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/mutations.py $(MUTATION_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH=tests $(BIN)/python -m mutations $(MUTATION_ARGS)
 
 budget: $(BUILD_STAMP)
-	$(BIN)/python benchmarks/budget.py $(or $(BUDGET_ARGS),--update)
+	$(BIN)/python -m tools.kernel_budget $(or $(BUDGET_ARGS),--update)
 
 gpu: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/python tools/gpu.py $(GPU_ARGS)
@@ -148,6 +150,14 @@ test: $(BUILD_STAMP) $(VENV)/.test-requirements
 test-all: $(BUILD_STAMP) $(VENV)/.test-requirements $(VENV)/.packages-requirements
 	$(PYTEST) $(PYTEST_ARGS)
 
+# Each pair has an environment of its own, of several GB if pip chooses a torch with CUDA.
+matrix:
+	@failed=; for pair in $(PAIRS); do \
+	    python=$${pair%:*}; torch=$${pair##*:}; \
+	    VAE_FUSED_BUILD=$${VAE_FUSED_BUILD:-cpu} $(MAKE) test PYTHON=$$python TORCH=torch==$$torch \
+	        VENV=build/matrix/$${python##*/}-torch$$torch || failed="$$failed $$pair"; \
+	done; test -z "$$failed" || { echo "matrix: failed:$$failed"; exit 1; }
+
 lint: $(VENV)/.lint-requirements
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -163,4 +173,4 @@ clean:
 	rm -rf build dist figures *.egg-info $(VENV) .venv-none .venv-cuda .venv-bundle
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f vae_fused/*.so vae_fused/_build_info.json digits.png
-	find csrc vae_fused tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find build_support csrc vae_fused tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -40,10 +40,7 @@ import setuptools
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tools"))  # pip runs this file without its folder on the path
-
-from toolchain import (  # noqa: E402
+from build_support.toolchain import (
     Toolkit,
     compiler_is_gcc,
     compiler_version,
@@ -56,6 +53,7 @@ from toolchain import (  # noqa: E402
     why_no_cuda,
 )
 
+ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cuda", "cpu", "none")
 MIN_SETUPTOOLS = (77, 0)  # reads the license expression in pyproject.toml; torch requires it too
 # One per generation. The driver of a newer GPU compiles PTX. The PTX of 10.0 serves 11.0, for which

@@ -26,7 +26,7 @@ They share these modules:
 
 ``python -m benchmarks.plot`` draws the figure of a JSON, and ``python -m benchmarks.readme`` writes
 the measured parts of README.md. test_regressions.py compares ratios with floors in CI, with
-pytest-benchmark. budget.py is independent: the cost of each CUDA kernel, from its machine code.
+pytest-benchmark.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 nvcc compiles the `.cu` files of `csrc/cuda` to cubins in `build/native`. The host code of the
 native module launches kernels without any change, and the emulator passes each launch to the
-interpreter of `tools/machine_code`.
+interpreter of `tests/machine_code`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,13 +20,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from machine_code.device import Device, Launched
+
+from tools.kernel_budget.kernels import demangled, find_cuobjdump, short_name
 
 from . import build
-
-sys.path.insert(0, str(build.ROOT / "tools"))
-
-from kernels import demangled, find_cuobjdump, short_name
-from machine_code.device import Device, Launched
 
 SOURCES = tuple(sorted((build.CSRC / "cuda").rglob("*.cu")))
 # The functions of the native module that launch kernels.

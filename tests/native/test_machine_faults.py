@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from machine_code.count import count
 
-from . import build, machine_code, test_nll
+from tools.kernel_budget import __main__ as budget
+from tools.kernel_budget import record
+from tools.kernel_budget.hot_path import hot_path
+from tools.kernel_budget.kernels import elements
+
+from . import machine_code, test_nll
 from .machine_cases import Case, compare, results
 from .machine_code import MachineCode
-
-sys.path.insert(0, str(build.ROOT / "benchmarks"))
-
-import budget
-from hot_path import hot_path
-from kernels import elements
-from machine_code.count import count
 
 pytestmark = pytest.mark.skipif(
     machine_code.missing() is not None, reason=str(machine_code.missing())
@@ -204,20 +202,23 @@ def test_the_loop_executes_what_the_hot_path_lists(machine: MachineCode) -> None
 def test_the_budget_records_what_is_executed(
     machine: MachineCode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    kernel, record = "backward<BFloat16, (Access)0>", tmp_path / "budget.json"
-    record.write_text(budget.BUDGET.read_text())
-    monkeypatch.setattr(budget, "BUDGET", record)
-    monkeypatch.setattr(budget, "TABLE", tmp_path / "budget.md")
-    monkeypatch.setattr("machine_code.count.is_hot", lambda name: name == kernel)
-    assert budget.main(["--executed", "--update"]) == 0
-    row = json.loads(record.read_text())["kernels"][kernel]["sm_90"]
+    kernel, copy = "backward<BFloat16, (Access)0>", tmp_path / "budget.json"
+    planted = record.load()
+    planted["kernels"][kernel]["sm_90"]["executed_per_element"] = 1.0
+    monkeypatch.setattr(record, "BUDGET", copy)
+    record.save(planted)
+    assert budget.main(["--executed", kernel, "--check"]) == 1
+    table = tmp_path / "budget.md"
+    assert budget.main(["--executed", kernel, "--update", "--markdown", str(table)]) == 0
+    row = json.loads(copy.read_text())["kernels"][kernel]["sm_90"]
     assert row["executed_per_element"] == pytest.approx(count(machine, kernel).loop, abs=0.1)
-    _, _, part = (tmp_path / "budget.md").read_text().partition("## Executed")
-    assert f" {row['executed_per_element']} |" in part
+    _, _, part = table.read_text().partition("## sm_90")
+    (line,) = (line for line in part.partition("##")[0].splitlines() if f"`{kernel}`" in line)
+    assert f" {row['executed_per_element']} |" in line
     # A new record without this value keeps it.
-    new = {**budget.load(), "kernels": {kernel: {"sm_90": {**row}}}}
+    new = {**record.load(), "kernels": {kernel: {"sm_90": {**row}}}}
     del new["kernels"][kernel]["sm_90"]["executed_per_element"]
-    assert budget.updated(budget.load(), new)["kernels"][kernel]["sm_90"] == row
+    assert record.updated(record.load(), new)["kernels"][kernel]["sm_90"] == row
 
 
 def test_what_a_likelihood_executes_and_has_in_flight_is_counted(machine: MachineCode) -> None:

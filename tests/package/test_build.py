@@ -297,7 +297,7 @@ def tree(tmp_path: Path) -> Path:
     for name in ("setup.py", "pyproject.toml", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "README.md").touch()
-    for name in ("tools", "vae_fused"):
+    for name in ("build_support", "vae_fused"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "csrc" / "torch").mkdir(parents=True)
     return tmp_path

@@ -1,19 +1,12 @@
-"""tools/in_flight.py and tools/occupancy.py on small planted loops."""
+"""Bytes in flight and occupancy on small planted loops."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import kernels  # noqa: E402
-import sass  # noqa: E402
-from in_flight import bytes_in_flight  # noqa: E402
-from occupancy import resident_blocks, resident_threads  # noqa: E402
+from tools.kernel_budget import kernels, sass
+from tools.kernel_budget.in_flight import bytes_in_flight
+from tools.kernel_budget.occupancy import resident_blocks, resident_threads
 
 LOAD_A, LOAD_B = "LDG.E.128 R8, desc[UR4][R2.64]", "LDG.E.128 R12, desc[UR4][R4.64]"
 USE_A, USE_B = "FADD R20, R8, R9", "FADD R21, R15, R15"
@@ -124,5 +117,7 @@ def test_a_row_of_the_budget_has_bytes_a_thread_and_kilobytes_an_sm() -> None:
     assert (row["in_flight"], row["in_flight_kb"]) == (32, 32)
     usage["REG"] = 80
     assert kernels.row("forward<float, (Access)0>", "sm_90", usage, code)["in_flight_kb"] == 24
-    general = kernels.row("forward<float, (Access)1, LatentOptions>", "sm_90", usage, code)
+    general = kernels.row(
+        "forward<float, (Access)1, OptionsOnDevice<float> >", "sm_90", usage, code
+    )
     assert general["in_flight"] is None and general["in_flight_kb"] is None

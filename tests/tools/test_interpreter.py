@@ -8,16 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import sass
 from machine_code.cubin import Kernel, Parameter
 from machine_code.device import Device, Launched
 from machine_code.errors import (
@@ -30,6 +24,8 @@ from machine_code.errors import (
     UnknownInstructionError,
 )
 from machine_code.program import decode_instructions
+
+from tools.kernel_budget import sass
 
 PARAMETERS = 0x210  # offset in constant bank 0
 THREADS = 256

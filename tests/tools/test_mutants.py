@@ -1,18 +1,15 @@
-"""tools/mutants.py finds formulas in C++ and Python, and changes nothing without a mutant."""
+"""mutants.py finds formulas in C++ and Python, and changes nothing without a mutant."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mutations import mutants
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import mutants  # noqa: E402
 
 CPP = """
 template <typename F>

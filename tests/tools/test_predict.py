@@ -5,26 +5,23 @@ The simulation needs a C++ compiler. Tests that only read listings do not.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tools.kernel_budget import kernels, sass
+from tools.kernel_budget.hot_path import hot_path
+from tools.kernel_budget.prediction import model, simulation
+from tools.kernel_budget.prediction import program as reading
+from tools.kernel_budget.prediction.model import CHIPS, Prediction, predict
+from tools.kernel_budget.prediction.paths import is_of_step, way
+from tools.kernel_budget.prediction.program import Program, program
+from tools.kernel_budget.prediction.simulation import Outcome, Run, simulate
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import sass  # noqa: E402
-from prediction import geometry, model, simulation  # noqa: E402
-from prediction.chips import CHIPS  # noqa: E402
-from prediction.model import Prediction, predict  # noqa: E402
-from prediction.paths import is_of_step, way  # noqa: E402
-from prediction.program import Program, program  # noqa: E402
-from prediction.simulation import Outcome, Run, simulate  # noqa: E402
-
 NAME = "forward<float, (Access)0>"
 H200 = CHIPS["h200"]
 
@@ -35,9 +32,10 @@ needs_compiler = pytest.mark.skipif(
 
 def planted(*texts: str, registers: int = 64, arch: str = "sm_90", name: str = NAME) -> Program:
     lines = [f"  /*{16 * n:04x}*/  {text} ;" for n, text in enumerate(texts)]
-    found = program(name, arch, {"REG": registers, "SHARED": 1120}, sass.parse(lines))
-    assert found is not None
-    return found
+    usage, code = {"REG": registers, "SHARED": 1120}, sass.parse(lines)
+    served = kernels.elements(name, hot_path(code))
+    assert served is not None
+    return program(name, arch, usage, code, served)
 
 
 LOADS = ["LDG.E.128 R8, desc[UR4][R2.64]", "LDG.E.128 R12, desc[UR4][R4.64]"]
@@ -55,9 +53,9 @@ def loop(*body: str, registers: int = 64, name: str = NAME) -> Program:
 
 def simulated(program: Program, passes: int, **changes: float) -> Outcome:
     """The loop alone, by default in one block of two warps, with free and idle memory."""
-    run = Run(2, 1, 1, 1, passes, 100.0, 1e9, 1 << 40, 0)
-    alone = dataclasses.replace(program, prologue=[], between=[], epilogue=[])
-    return simulate(alone, [dataclasses.replace(run, **changes)])[0]
+    run = Run(2, 1, 1, 1, passes, 1e9, 1 << 40, 100.0)
+    alone = program._replace(sections=([], program.sections[1], [], []))
+    return simulate(alone, [run._replace(**changes)])[0]
 
 
 def cycles_of_pass(program: Program, **changes: float) -> float:
@@ -73,7 +71,7 @@ def cycles_of_pass(program: Program, **changes: float) -> float:
 def test_independent_instructions_issue_one_a_cycle() -> None:
     # No pipe is busy in more than two of three cycles.
     program = loop(*LOADS, *(WORK * 200), STORE)
-    assert len(program.body) == 604
+    assert len(program.sections[1]) == 604
     assert cycles_of_pass(program, warps=8) == pytest.approx(8 * 604, rel=0.01)
 
 
@@ -127,7 +125,7 @@ def test_a_barrier_waits_for_the_last_warp() -> None:
 @needs_compiler
 def test_the_same_seed_gives_the_same_digits_and_another_gives_others() -> None:
     program = loop(*LOADS, *USES, STORE)
-    runs = [Run(2, 8, 4, 1, 20, 500.0, 8.0, 20 * 1024, seed) for seed in (0, 0, 1)]
+    runs = [Run(2, 8, 4, 1, 20, 8.0, 20 * 1024, 500.0, seed) for seed in (0, 0, 1)]
     one, again, other = simulate(program, runs)
     assert one == again and one.cycles != other.cycles
 
@@ -159,10 +157,10 @@ def test_what_stands_between_two_tiles_leads_back_to_the_hot_loop() -> None:
 @needs_compiler
 def test_a_block_of_several_tiles_executes_what_stands_between_them() -> None:
     program = planted(*TILES)
-    run = Run(1, 1, 1, 1, 6, 100.0, 1e9, 1 << 40, 0)
-    runs = [dataclasses.replace(run, tiles=t, passes=6 // t) for t in (1, 2, 3, 6)]
+    run = Run(1, 1, 1, 1, 6, 1e9, 1 << 40, 100.0)
+    runs = [run._replace(tiles=t, passes=6 // t) for t in (1, 2, 3, 6)]
     issued = [outcome.issued for outcome in simulate(program, runs)]
-    between = len(program.between)
+    between = len(program.sections[2])
     assert between > 0
     assert [n - issued[0] for n in issued] == [0, between, 2 * between, 5 * between]
 
@@ -189,8 +187,8 @@ def test_a_loop_that_is_bound_by_issue_has_the_share_that_the_slots_allow() -> N
     (found,) = shares(program, 500.0)
     bytes_of_pass = 32 * 4 * 12
     slots = bytes_of_pass / (H200.copy_bytes_a_cycle / H200.sms / 4)
-    assert len(program.body) > 1.5 * slots
-    assert found.loop == pytest.approx(slots / len(program.body), rel=0.02)
+    assert len(program.sections[1]) > 1.5 * slots
+    assert found.loop == pytest.approx(slots / len(program.sections[1]), rel=0.02)
 
 
 @needs_compiler
@@ -213,12 +211,11 @@ def test_two_loads_issued_together_beat_two_in_turn() -> None:
 
 
 @needs_compiler
-def test_fewer_resident_threads_have_less_in_flight_and_a_lower_share() -> None:
+def test_fewer_resident_threads_have_a_lower_share() -> None:
     many, few = (loop(*LOADS, *USES, STORE, registers=n) for n in (32, 255))
     assert (many.resident_blocks, few.resident_blocks) == (8, 1)
     (of_many,), (of_few,) = shares(many, 700.0), shares(few, 700.0)
     assert of_few.share < 0.5 * of_many.share
-    assert of_few.kb_in_flight < 0.5 * of_many.kb_in_flight
 
 
 TICKET = [
@@ -234,7 +231,7 @@ TICKET = [
 def test_the_end_of_a_block_costs_the_launch_but_not_the_loop() -> None:
     body = ["NOP", *LOADS, *USES, STORE, "@P0 BRA 0x10"]
     plain, fenced = planted(*body, "EXIT"), planted(*body, *TICKET)
-    assert len(fenced.epilogue) == 4  # the last block takes another path
+    assert len(fenced.sections[3]) == 4  # the last block takes another path
     (a,), (b,) = shares(plain, 700.0), shares(fenced, 700.0)
     assert a.loop == b.loop and b.share < 0.99 * a.share
 
@@ -246,7 +243,7 @@ def test_a_step_in_front_of_the_loop_is_not_passed_again() -> None:
     assert loop(*LOADS, *USES, STORE).peeled == 0
     first = [*LOADS, *USES, STORE]
     code = planted(*first, *LOADS, *USES, STORE, "@P0 BRA 0x50", "EXIT")
-    assert code.peeled == 1 and len(code.prologue) == 5
+    assert code.peeled == 1 and len(code.sections[0]) == 5
     assert (code.elements, code.load_bytes) == (4, 2 * 16 * 32)
 
 
@@ -254,8 +251,8 @@ def test_a_launch_has_the_passes_that_are_left(monkeypatch: pytest.MonkeyPatch) 
     seen: list[Run] = []
 
     def simulate(program: Program, runs: Sequence[Run]) -> list[Outcome]:
-        seen.extend(runs if program.epilogue else [])
-        return [Outcome(float(run.passes), 1, 1.0) for run in runs]
+        seen.extend(runs if program.sections[3] else [])
+        return [Outcome(float(run.passes), 1) for run in runs]
 
     monkeypatch.setattr(model, "simulate", simulate)
     first = [*LOADS, *USES, STORE]
@@ -285,31 +282,39 @@ def test_the_prologue_makes_the_keys_and_loads_what_the_first_step_needs() -> No
         "@P0 BRA 0x60",
         "EXIT",
     )
-    kinds = [line.split()[3] for line in code.prologue]
-    assert kinds.count("3") == 1 and kinds.count("1") == 2  # a shared store, two loads
-    assert len(code.prologue) == 6 and code.other_bytes == 0
+    kinds = [line[3] for line in code.sections[0]]
+    assert kinds.count(3) == 1 and kinds.count(1) == 2  # a shared store, two loads
+    assert len(code.sections[0]) == 6 and code.other_bytes == 0
 
 
-def test_an_unknown_kernel_has_no_program() -> None:
+def test_an_unknown_kernel_has_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = sass.parse(["  /*0000*/  LDG.E R1, [R2.64] ;", "  /*0010*/  EXIT ;"])
+    texts = ["NOP", *LOADS, *USES, STORE, "@P0 BRA 0x10", "EXIT"]
+    known = sass.parse([f"  /*{16 * n:04x}*/  {text} ;" for n, text in enumerate(texts)])
     usage = {"REG": 32, "SHARED": 0}
-    code = sass.parse(["  /*0000*/  LDG.E R1, [R2.64] ;", "  /*0010*/  EXIT ;"])
-    assert program("combine<float>", "sm_90", usage, code) is None
+    kernels = [("combine<float>", usage, unknown), (NAME, usage, known)]
+    kernels.append(("forward<float, (Access)0, OptionsAtSample<float> >", usage, known))
+    monkeypatch.setattr(reading, "cubins", lambda file: [("sm_80", file), ("sm_90a", file)])
+    monkeypatch.setattr(reading, "kernels_of", lambda cubin: kernels)
+    found = list(reading.programs(Path("x.cubin"), "", ["sm_90"]))
+    assert [(code.name, code.arch) for code in found] == [(NAME, "sm_90a")]
+    assert list(reading.programs(Path("x.cubin"), "backward", ["sm_90"])) == []
 
 
 @pytest.mark.parametrize(
     ("arch", "instruction", "expected"),
     [
-        ("sm_80", "FADD R1, R2, R3", "1 2 4"),  # one FMA pipe
-        ("sm_90", "FADD R1, R2, R3", "0 2 4"),
-        ("sm_100", "FFMA2 R2, R4, R6, R8", "2 2 4"),
-        ("sm_89", "DADD R2, R4, R6", "5 64 16"),
-        ("sm_80", "DADD R2, R4, R6", "5 4 16"),
-        ("sm_90", "MEMBAR.ALL.CTA", "8 1 10"),
+        ("sm_80", "FADD R1, R2, R3", [1, 2, 4]),  # one FMA pipe
+        ("sm_90", "FADD R1, R2, R3", [0, 2, 4]),
+        ("sm_100", "FFMA2 R2, R4, R6, R8", [2, 2, 4]),
+        ("sm_89", "DADD R2, R4, R6", [5, 64, 16]),
+        ("sm_80", "DADD R2, R4, R6", [5, 4, 16]),
+        ("sm_90", "MEMBAR.ALL.CTA", [8, 1, 10]),
     ],
 )
-def test_pipes_depend_on_the_architecture(arch: str, instruction: str, expected: str) -> None:
+def test_pipes_depend_on_the_architecture(arch: str, instruction: str, expected: list[int]) -> None:
     code = planted("NOP", *LOADS, instruction, *USES, STORE, "@P0 BRA 0x10", "EXIT", arch=arch)
-    assert code.body[2].startswith(expected + " ")
+    assert code.sections[1][2][:3] == expected
 
 
 def test_the_grid_is_that_of_the_sources() -> None:
@@ -318,22 +323,22 @@ def test_the_grid_is_that_of_the_sources() -> None:
         assert found is not None
         return int(found[1])
 
-    assert number("iteration/space.h", r"kTile = (\d+)") == geometry.TILE
+    assert number("iteration/space.h", r"kTile = (\d+)") == model.TILE
     enough = number("cuda/select.cuh", r"define VAE_FUSED_ENOUGH_BLOCKS (\d+)")
-    assert enough == geometry.ENOUGH_BLOCKS
+    assert enough == model.ENOUGH_BLOCKS
     most = number("cuda/reduce.cuh", r"kTilesOfBlock = (\d+)")
-    assert most == geometry.TILES_OF_BLOCK
-    assert geometry.grid(2**24, has_loop=False) == geometry.Grid(2048, 1, 8192)
-    assert geometry.grid(2**24, has_loop=True) == geometry.Grid(1024, 2, 8192)
-    assert geometry.grid(2**20, has_loop=True) == geometry.Grid(512, 1, 2048)
-    assert geometry.bytes_of_element("forward<BFloat16, (Access)0>") == 6
-    assert geometry.bytes_of_element("backward<double, (Access)1>") == 40
+    assert most == model.TILES_OF_BLOCK
+    assert model.grid(2**24, has_loop=False) == (2048, 1, 8192)
+    assert model.grid(2**24, has_loop=True) == (1024, 2, 8192)
+    assert model.grid(2**20, has_loop=True) == (512, 1, 2048)
+    assert model.bytes_of_element("forward<BFloat16, (Access)0>") == 6
+    assert model.bytes_of_element("backward<double, (Access)1>") == 40
 
 
 def test_without_a_compiler_the_simulation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulation, "compiler", lambda: None)
-    with pytest.raises(simulation.NoCompilerError, match="C\\+\\+ compiler"):
-        simulation._binary.__wrapped__()
+    with pytest.raises(RuntimeError, match="C\\+\\+ compiler"):
+        simulation._library.__wrapped__()
 
 
 def test_the_way_to_and_from_the_hot_loop_passes_no_other() -> None:
@@ -358,8 +363,8 @@ def test_the_way_to_and_from_the_hot_loop_passes_no_other() -> None:
         "FADD R33, R33, R33",
         "EXIT",
     )
-    assert (len(code.prologue), len(code.body), len(code.epilogue)) == (3, 8, 7)
-    assert code.epilogue[-3].split()[3] == "6"  # the atomic, then a NOP and the exit
+    assert (len(code.sections[0]), len(code.sections[1]), len(code.sections[3])) == (3, 8, 7)
+    assert code.sections[3][-3][3] == 6  # the atomic, then a NOP and the exit
 
 
 @pytest.mark.parametrize(

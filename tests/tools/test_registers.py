@@ -1,17 +1,11 @@
-"""tools/registers.py returns the registers that an instruction reads and writes."""
+"""registers.py returns the registers that an instruction reads and writes."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import sass  # noqa: E402
-from registers import split, use  # noqa: E402
+from tools.kernel_budget import sass
+from tools.kernel_budget.registers import split, use
 
 
 def used(text: str) -> tuple[str, str]:

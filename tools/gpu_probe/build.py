@@ -20,8 +20,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(HERE.parent))
-from toolchain import cuda_home  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from build_support.toolchain import cuda_home  # noqa: E402
 
 CSRC = ROOT / "csrc"
 SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}

@@ -1,0 +1,1 @@
+"""What setup.py needs to build the package; tools and tests use the toolchain as well."""

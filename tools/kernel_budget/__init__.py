@@ -1,0 +1,12 @@
+"""The cost of the CUDA kernels, read from their machine code: `python -m tools.kernel_budget`.
+
+kernels.py     reads an extension, and defines what is counted
+sass.py        listings: instructions, control flow, loops, paths
+hot_path.py    the instructions that a kernel is counted by
+registers.py   which registers an instruction reads and writes
+in_flight.py   bytes that a thread requests before it waits
+occupancy.py   threads of a kernel that an SM holds at once
+record.py      budget.json, and the comparison of a build with it
+document.py    the tables of a record
+prediction/    predicts the share of a copy's bandwidth that a kernel reaches
+"""
