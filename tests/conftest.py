@@ -20,18 +20,19 @@ import vae_fused as vf
 from vae_fused import _ext
 
 
-def _import_own_benchmarks() -> None:
-    """Import the project's ``benchmarks``. Opacus installs a package of the same name."""
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "__init__.py"
+def _import_own(name: str) -> None:
+    """Import a package of the checkout. Opacus installs a package that is also ``benchmarks``."""
+    path = Path(__file__).resolve().parents[1] / name / "__init__.py"
     spec = importlib.util.spec_from_file_location(
-        "benchmarks", path, submodule_search_locations=[str(path.parent)]
+        name, path, submodule_search_locations=[str(path.parent)]
     )
     assert spec is not None and spec.loader is not None
-    sys.modules["benchmarks"] = module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
 
-_import_own_benchmarks()
+_import_own("benchmarks")
+_import_own("tools")
 
 
 @pytest.hookimpl(trylast=True)  # after the terminal reporter exists
