@@ -243,10 +243,24 @@ def test_every_family_can_be_captured_and_replayed(name: str) -> None:
     assert_same_bits(results, want)
 
 
+LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "rows", "chunk", "channels_last chunk"])
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "rows", "chunk", "channels_last chunk"])
+@LAYOUTS
 def test_headline_shapes_are_exact(layout: str, dtype: torch.dtype) -> None:
-    """2^24 elements. These are the launches that a profiler looks at."""
+    """These are the launches that a profiler looks at."""
+    check_large(layout, dtype)
+
+
+@pytest.mark.parametrize("dtype", [F64, F16], ids=str)
+@LAYOUTS
+def test_large_shapes_of_other_dtypes_are_exact(layout: str, dtype: torch.dtype) -> None:
+    check_large(layout, dtype)
+
+
+def check_large(layout: str, dtype: torch.dtype) -> None:
+    """2^24 elements, so many that a block has several tiles."""
     wide = torch.randn(2**13, 8, 32, 16, dtype=dtype, device=DEVICE)
     if "last" in layout:
         wide = wide.contiguous(memory_format=torch.channels_last)
