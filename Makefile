@@ -132,12 +132,12 @@ budget: $(BUILD_STAMP)
 	$(BIN)/python -m tools.kernel_budget $(or $(BUDGET_ARGS),--update)
 
 gpu: $(BUILD_STAMP) $(VENV)/.test-requirements
-	$(BIN)/python tools/gpu.py $(GPU_ARGS)
+	$(BIN)/python -m tools.gpu_check $(GPU_ARGS)
 
 gpu-bundle:
 	$(MAKE) build VENV='$(BUNDLE_VENV)' TORCH='$(BUNDLE_TORCH)' VAE_FUSED_BUILD=cuda \
 	    TORCH_CUDA_ARCH_LIST=$(BUNDLE_ARCH)
-	$(BUNDLE_VENV)/bin/python tools/gpu.py bundle --arch sm_$(subst .,,$(BUNDLE_ARCH)) $(GPU_ARGS)
+	$(BUNDLE_VENV)/bin/python -m tools.gpu_check bundle
 
 # `python -m pytest` would import the sources beside the tests, so this is the pytest command. A worker
 # runs whole files, because some tests of a file cannot run at the same time. All workers must collect

@@ -15,6 +15,5 @@
 
 #include "emu/device.h"
 #include "emu/host.h"
-#include "emu/runtime.h"
 #include "emu/types.h"
 #include "emu/warp.h"
