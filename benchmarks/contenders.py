@@ -160,7 +160,7 @@ CONTENDERS = {
                   **_COMPILED),
         Contender("compile-reduce-overhead", "the same with mode='reduce-overhead', on a GPU",
                   partial(_compiled, "reduce-overhead"), **_COMPILED),
-        Contender("reference", "vae_fused.reference, the library's oracle in plain PyTorch",
+        Contender("reference", "vae_fused.reference, the library's oracle in eager PyTorch",
                   lambda latent, device: library(vf.reference, latent.family)),
         Contender("compat-diffusers", "the library's stand-in for diffusers' class",
                   partial(_posterior_class, _COMPAT)),

@@ -89,7 +89,8 @@ def training(rows: list[Data]) -> list[str]:
                 f"the step with the formula{noise}.",
                 "  ",
             )
-    return ["What it saves of a whole training step, all else alike:", "", *lines, ""] * bool(lines)
+    title = "The share of a whole training step that `vae_fused` saves:"
+    return [title, "", *lines, ""] * bool(lines)
 
 
 def device(data: Data) -> str:
@@ -113,8 +114,9 @@ def section(path: Path, data: Data) -> list[str]:
     rows, cuda = telling(data), data["machine"]["kind"] == "cuda"
     lines = [
         *head(path, data, README),
-        f"Forward and backward of the latent, {DTYPE}, medians; the others as multiples of it",
-        "([how that is measured](CONTRIBUTING.md#benchmarks)):",
+        f"`vae_fused`: median times of forward and backward of the latent in {DTYPE}.",
+        "The columns to its right are multiples of these times",
+        "([how they are measured](CONTRIBUTING.md#benchmarks)).",
         "",
     ]
     figure = path.with_name(f"{path.stem}-time.svg")
@@ -134,7 +136,7 @@ def measured(paths: list[Path]) -> str:
     found = [record.read(path, "benchmarks") for path in paths]
     lines = [line for path, data in zip(paths, found, strict=True) for line in section(path, data)]
     if not any(data["machine"]["kind"] == "cuda" for data in found):
-        lines += ["No GPU has been measured yet; what is said of CUDA is a prediction.", ""]
+        lines += ["No GPU has been measured yet. Statements about CUDA are predictions.", ""]
     return "\n".join([BEGIN, "", *lines, END])
 
 

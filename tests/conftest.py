@@ -98,7 +98,7 @@ class Calls(TorchDispatchMode):
 
 
 def eager(mu: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """What everybody writes: the sample and the elementwise KL, in the precision of the inputs."""
+    """The common formulas of the sample and the elementwise KL, in the precision of the inputs."""
     z = mu + torch.exp(0.5 * logvar) * eps
     return z, -0.5 * (1.0 + logvar - mu.pow(2) - logvar.exp())
 
@@ -129,7 +129,7 @@ def kl_by_mpmath(mu: float, logvar: float) -> float:
 
 
 def reduced(kl: Tensor, reduction: str = "batchmean", dim: Any = None) -> Tensor:
-    """The elementwise KL summed as the arguments say, in torch's words."""
+    """The elementwise KL, reduced by torch as the arguments specify."""
     if dim is not None:
         return kl.sum(dim=dim)
     if reduction == "batchmean":

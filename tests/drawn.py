@@ -1,9 +1,9 @@
 """Calls that hypothesis draws: shapes, layouts, dtypes, options, and numbers of bounded condition.
 
 All numbers lie in [-2, 2], those of a "std" or "var" in [0.4, 2], and the options are such that
-every sigma is between 0.03 and 30. So what a kernel rounds is magnified by no more than a few
-powers of that, and by sums: see `tolerance`. Where a gradient jumps, at the floor of free bits, no
-element is: the floor lies in the widest gap between the elements' KLs.
+every sigma is between 0.03 and 30. Rounding errors are therefore magnified by at most a few powers
+of 30, and by sums: see `tolerance`. The gradient of free bits jumps at their floor, which is in the
+middle of the widest gap between the elements' KLs, so that no element is near the jump.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_ELEMENTS = 5000
 
 
 class Layout(NamedTuple):
-    """How a tensor lies in the memory of another, its leaf: permuted, sliced, expanded."""
+    """The view of a leaf that is a tensor of a call: permuted, sliced, expanded."""
 
     shape: tuple[int, ...]
     order: tuple[int, ...]  # the leaf's dimensions, outermost first
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
         return (0.4 + 0.8 * value.abs() if positive else value).to(dtype)
 
     def view(self, leaf: Tensor, implicit: bool = False) -> Tensor:
-        """`implicit`: what is expanded has size 1, or no such dimension at all."""
+        """With `implicit`, dimensions are not expanded, and leading ones of size 1 are dropped."""
         x = leaf.permute([self.order.index(d) for d in range(len(self.shape))])
         for d, (first, by, e) in enumerate(zip(self.start, self.step, self.expanded, strict=True)):
             if not e:
@@ -80,7 +80,7 @@ def shapes(draw: Any) -> tuple[int, ...]:
     shape = draw(st.lists(st.sampled_from(SIZES), max_size=4))
     while math.prod(shape) > MOST_ELEMENTS:
         shape.pop()
-    if draw(st.integers(0, 7)) == 7:  # rows of several tiles; rows of one, that are many
+    if draw(st.integers(0, 7)) == 7:  # rows of several tiles, or many short rows
         shape = draw(st.sampled_from(([1, 4099], [4099], [2, 2048], [2050, 2], [2, 1, 2049])))
     return tuple(shape)
 
@@ -119,7 +119,7 @@ def is_positive(scale: vf.Scale) -> bool:
 
 
 class Drawn(NamedTuple):
-    """A call, but for the tensors' numbers."""
+    """A call without the values of its tensors."""
 
     function: str
     dtype: torch.dtype
@@ -128,11 +128,11 @@ class Drawn(NamedTuple):
     layouts: dict[str, Layout]  # of mu and raw, or h; eps; the prior's; the mask; z's gradient
     scale: vf.Scale
     prior: dict[str, Any] | None
-    options: dict[str, Any]  # what is passed on as it is
+    options: dict[str, Any]  # further arguments of the function
     floored: bool  # has free bits
     keyed: bool
     packed_dim: int
-    broadcasts: bool  # leaves it to the functions to expand what has fewer dimensions
+    broadcasts: bool  # whether the function expands the tensors
     frozen: frozenset[str]  # tensors without gradients
     unused: str  # a result without one
 
@@ -266,7 +266,7 @@ def call_of(call: Drawn, module: Any, leaves: dict[str, Tensor], **more: Any) ->
 
 
 def free_bits_of(call: Drawn, leaves: dict[str, Tensor]) -> dict[str, float]:
-    """In the middle of the widest gap between the elements' KLs, if it is one."""
+    """The floor: the middle of the widest gap between the elements' KLs; empty without a floor."""
     if not call.floored:
         return {}
     unreduced = {k: v for k, v in call.options.items() if k not in ("dim", "kl_dim", "reduction")}
@@ -298,7 +298,7 @@ def results_of(
         key, shape = make_key(call.seed, 7, device_of(leaves)), (*call.samples, *call.shape)
         if dtype == call.dtype:
             more = {**more, "key": key}
-        else:  # float64 has a stream of its own
+        else:  # a key draws other noise in float64
             more = {**more, "eps": vf.reference.normal(key, shape).double()}
     out = call_of(call, module, used, **more)
     names = ["z", "kl"] if len(out) == 2 else ["z" if "grad_z" in call.layouts else "kl"]
@@ -328,16 +328,16 @@ def results_of(
     return {name: v.detach() for name, v in values.items()}
 
 
-# Of an element, in units of the largest of its tensor or of 1, relative to float64. In 16 bits
-# autograd rounds a gradient more than once: where it widens, multiplies and sums.
+# The error of an element against float64, in units of the largest element of its tensor or of 1. In
+# 16 bits autograd rounds a gradient several times: after conversions, products and sums.
 ROUNDING = {F64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 
 
 def tolerance(call: Drawn, name: str, value: Tensor) -> float:
-    """A gradient of an expanded leaf sums n roundings, and so does a KL: sqrt(n) times as much.
+    """The error of a sum of n elements is sqrt(n) times that of one: of a KL, of an expanded leaf.
 
-    Of its summands, which may cancel: the unit of such a gradient is the largest of all of them.
-    Those of a KL from a sample are themselves sums that cancel: of the sample's part and the KL's.
+    Summands may cancel, so the unit of such a gradient is the largest of all its summands. The
+    summands of a KL from a sample are sums of two parts that cancel as well.
     """
     wide = value.dtype if name == "kl" else call.dtype
     parts = 4 if call.function == "sampled_kl" else 1

@@ -75,7 +75,7 @@ class Inputs(NamedTuple):
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What may require grad, but for the target."""
+        """The tensors that may require grad, without the target."""
         return self.outputs if self.library is None else (*self.outputs, self.library)
 
 

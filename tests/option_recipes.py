@@ -1,8 +1,8 @@
 """Recipes of calls, one for each option and random ones, and their formulas in float64.
 
-A recipe is plain data: keyword arguments, but for ``prior`` and ``mask``, which are made of it for
-each dtype and device. The formulas share no code with the package; they are written for moderate
-inputs, as a textbook has them.
+A recipe is plain data: keyword arguments, and descriptions of ``prior`` and ``mask``, which are
+made for each dtype and device. The formulas share no code with the package. Like those of a
+textbook, they are written for moderate inputs.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def sigma_of(raw: Tensor, scale: str | vf.Scale) -> Tensor:
 
 
 def kl_of(mu: Tensor, sigma: Tensor, m: Tensor, tau: Tensor) -> Tensor:
-    """As torch.distributions has it."""
+    """The KL by the formula of torch.distributions."""
     return torch.log(tau / sigma) + (sigma**2 + (mu - m) ** 2) / (2 * tau**2) - 0.5
 
 
@@ -211,7 +211,7 @@ def total(kl: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
 
 
 def density(mean: Tensor, sigma: Tensor) -> Normal:
-    """Of ``torch.distributions``, without its checks: sigma may be 0 or NaN."""
+    """The Normal of ``torch.distributions`` without its checks: sigma may be 0 or NaN."""
     return Normal(mean, sigma, validate_args=False)
 
 

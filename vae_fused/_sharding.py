@@ -122,7 +122,7 @@ def call_likelihood(
             the local ``others`` by name.
         outputs: The tensors whose common shape is that of the call.
         others: Tensors that broadcast to it, including ``mask``, or None.
-        reduction, dim: Of the call.
+        reduction, dim: The arguments of the call.
         has_softmax: Whether the last dimension of a call is normalized together.
     """
     shape = common_shape(outputs)

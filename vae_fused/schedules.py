@@ -54,7 +54,8 @@ class Schedule(Module):
         steps: T, the number of steps after which the value is ``end``, at least 1.
         start: The first value.
         end: The last value.
-        device, dtype: Of the value, a floating-point dtype; default: those of torch.
+        device, dtype: The device and the floating-point dtype of the value. The defaults are those
+            of torch.
 
     Attributes:
         value: The current value, a 0-d tensor that :meth:`step` changes in place.

@@ -47,10 +47,10 @@ def least(row: Data, name: str) -> str:
     return duration(row["variants"][name]["minima"]["step"])
 
 
-def shares(row: Data, arrow: str) -> list[str]:
-    """'12.1% -> 3.4%': each part's share of both steps, package first; '' without this part."""
+def shares(row: Data, arrow: str, absent: str = "") -> list[str]:
+    """'12.1% -> 3.4%': each part's share of both steps, package first; `absent` without it."""
     found = (row["parts"].get(part, {}).get("share_of_step") for part in PARTS)
-    return [f"{100 * f[THEIRS]:.1f}%{arrow}{100 * f[OURS]:.1f}%" if f else "" for f in found]
+    return [f"{100 * f[THEIRS]:.1f}%{arrow}{100 * f[OURS]:.1f}%" if f else absent for f in found]
 
 
 def terminal(rows: Sequence[Data]) -> list[str]:
@@ -80,13 +80,13 @@ def gain(row: Data, kind: str) -> str:
 def markdown(data: Data) -> list[str]:
     """README's table: the step, the ratio of the package's time to ours, and the shares."""
     titles = (
-        "training step", "untouched", "times as long as with `vae_fused`",
-        "latent, before and after", "loss, before and after",
+        "training step", "untouched", "untouched / with `vae_fused`",
+        "latent's share of the step, before → after", "loss's share, before → after",
     )  # fmt: skip
     rows = []
     for row in data["steps"]:
         name = row["what"] + f" ({row['package']} {row['release']})" * bool(row["package"])
-        rows.append([name, least(row, THEIRS), gain(row, "minima"), *shares(row, " → ")])
+        rows.append([name, least(row, THEIRS), gain(row, "minima"), *shares(row, " → ", "–")])
     return _page(data, titles, rows)
 
 

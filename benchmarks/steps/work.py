@@ -45,9 +45,9 @@ def autoencoder(
     losses: tuple[Loss, Loss],
     noise: Noise,
 ) -> Contest:
-    """``theirs`` is the package's whole loss. Ours has its networks, our latent and our loss.
+    """``theirs`` is the package's whole loss. ``ours`` has its networks, our latent and our loss.
 
-    ``latents`` and ``losses`` are the isolated parts, theirs and ours.
+    ``latents`` and ``losses`` are pairs of the isolated parts: the package's, then ours.
     """
 
     def ours() -> Tensor:

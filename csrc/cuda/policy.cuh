@@ -15,7 +15,7 @@ using math::arithmetic_t;
 // How a kernel reads and writes.
 enum class Access {
   kContiguous,    // every tensor is present, contiguous and aligned; the noise comes from the key
-  kStrided,       // vectors, because innermost runs hold whole vectors; tensors may be absent
+  kStrided,       // vectors, because innermost runs are whole vectors; tensors may be absent
   kChannelsLast,  // channels_last: memory is contiguous across the blocks of noise, see
                   // `try_channels_last`; tensors may be absent
   kScalar,        // any layout, one element at a time

@@ -36,8 +36,8 @@ class SharedAddress {
       : address_(static_cast<uint32_t>(__cvta_generic_to_shared(object))) {}
 #endif
 
-  // Reads the whole object, 16 bytes at a time. `volatile` makes each call read it again at this
-  // place. Without it the compiler would read it once in front of the loop and keep it in
+  // Reads the whole object, 16 bytes at a time. Because of `volatile`, each call reads the memory
+  // again. Without it the compiler would read the object once in front of the loop and keep it in
   // registers.
   __device__ __forceinline__ T read() const {
     constexpr int kVectors = sizeof(T) / sizeof(uint4);

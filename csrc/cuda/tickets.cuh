@@ -6,7 +6,7 @@
 //
 //   * Launches on one stream are ordered, so in eager mode each stream keeps one slot. The slot is
 //     found by the id of the stream, which is unique for the life of the process. The handle of a
-//     stream is not.
+//     stream is not unique, because CUDA reuses it.
 //   * A captured launch can be replayed on any stream at any time, so it has a slot of its own,
 //     which is never reused. Two instantiations of one captured graph must not run concurrently.
 //

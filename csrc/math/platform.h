@@ -238,7 +238,7 @@ inline float cos_approx(float x) { return with_absolute_error(std::cos(x), 6.743
 #endif
 
 // sin and cos of 2 pi u. CUDA's sincos has a slow path with a stack frame for arguments that never
-// occur here. Its sincospi does not, and it also avoids the rounding of the angle.
+// occur here. Its sincospi has no slow path, and it also avoids the rounding of the angle.
 VAE_FUSED_HD void sincos_turns_libm(double u, double& s, double& c) {
 #if defined(__CUDA_ARCH__)
   ::sincospi(2.0 * u, &s, &c);

@@ -121,9 +121,9 @@ VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 //
 //   sigma' = s' s / sqrt(s^2 + v)      (ln sigma^2)' = 2 sigma' / sigma
 //
-// A large s absorbs v long before its square overflows. Below std_min both derivatives are 0. Where
-// an exponential overflows, sigma has absorbed all floors, and sigma' / sigma would be inf / inf.
-// There the derivative of ln sigma^2 is that of the base.
+// For a large s, s^2 + v rounds to s^2 long before s^2 overflows. Below std_min both derivatives
+// are 0. Where an exponential overflows, sigma has absorbed all floors, and sigma' / sigma would be
+// inf / inf. There the derivative of ln sigma^2 is that of the base.
 // ---------------------------------------------------------------------------------------------
 
 // In float, e^t is the root of e^2t where that is normal, with the same bits as in the default

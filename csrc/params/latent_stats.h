@@ -18,8 +18,8 @@ struct StatsTasks {
   int64_t rows_of_line = 0, lines = 0, lines_of_task = 0, groups = 0;
 
   StatsTasks() = default;
-  // `line` is the maximum number of elements of a line. A task has at least `least` lines if there
-  // are so many. `enough` tasks keep a device busy.
+  // `line` is the maximum number of elements of a line. A task has at least `least` lines, or all
+  // lines if there are fewer. `enough` tasks keep a device busy.
   StatsTasks(const Space& space, int64_t line, int64_t least, int64_t enough)
       : rows(space.rows), cols(space.cols), part(std::min(cols, line)) {
     parts = (cols - 1) / part + 1;
@@ -35,7 +35,7 @@ struct StatsTasks {
   static StatsTasks for_cpu(const Space& space) { return {space, kCpuLine, 32, 64}; }
 
   // A line has an element for each thread of a block. One block adds up the groups of all columns,
-  // so the division aims at no more than 256 tasks, and at one group if there are 256 parts.
+  // so the number of groups is limited: to about 256 tasks, and to one group from 256 parts on.
   static constexpr int kCudaLine = 256;
   static StatsTasks for_cuda(const Space& space) { return {space, kCudaLine, 8, 256}; }
 
@@ -68,7 +68,7 @@ void stats(const WithScalars<StatsParams>& params, ParallelFor parallel_for);
 
 namespace cuda {
 
-// One launch, and a second one for several groups if no ticket is left.
+// Runs one launch. Several groups need a second launch if no ticket is left.
 int stats(const WithScalars<StatsParams>& params, void* stream);
 
 }  // namespace cuda

@@ -392,7 +392,7 @@ def test_the_mean_may_change_in_place_after_a_sample(options, noise, module, dev
     assert torch.equal(got[0], torch.ones_like(leaf))
     slope = 0.5 if not options else torch.sigmoid(raw.detach()) / math.log(2)
     torch.testing.assert_close(got[1].detach(), moved * slope)
-    again = torch.autograd.grad(got[1].sum(), raw)[0]  # nor does the second derivative
+    again = torch.autograd.grad(got[1].sum(), raw)[0]  # the second derivative needs no mu either
     if not options:
         torch.testing.assert_close(again, moved * 0.25)
 

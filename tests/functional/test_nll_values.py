@@ -563,7 +563,7 @@ def test_a_target_within_half_a_step_of_an_end_is_that_end(bits: int) -> None:
     value = kind.log_prob(output, ends)
     one_sided = torch.nn.functional.logsigmoid(ends * torch.tensor([1.0, 1.0, -1.0, -1.0]) + half)
     torch.testing.assert_close(value, one_sided)
-    if bits > 1:  # the second value and the last but one are inner values
+    if bits > 1:  # the second and the second-last value are inner values
         inner = kind.log_prob(output, ends + 1.02 * half * torch.tensor([2.0, 1.0, -1.0, -2.0]))
         assert (inner < -math.log(1.0 / half) + 1.0).all()
 

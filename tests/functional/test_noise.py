@@ -2,7 +2,7 @@
 
 The known answers detect errors in the words (a wrong round, a wrong constant): even seven rounds of
 Philox pass any statistic of this size. Statistics detect errors in the mapping from words to
-normals. The last test shows which ones, with the checks that the package's noise passes.
+normals. The last test plants such errors, and the checks that the package's noise passes find them.
 """
 
 from __future__ import annotations

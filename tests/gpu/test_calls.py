@@ -1,4 +1,4 @@
-"""What a call does on a GPU besides computing, and that what it computes is what the CPU does."""
+"""Calls on a GPU: results as on the CPU, launches, errors, and the state of the generator."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import vae_fused as vf
 
-__all__ = ["pytestmark"]  # no GPU: skipped, as all of test_streams
+__all__ = ["pytestmark"]  # skips these tests without a GPU, as in test_streams
 
 # --------------------------------------------------------------------------------------------------
-# What a call does besides
+# Side effects of a call
 # --------------------------------------------------------------------------------------------------
 
 
@@ -71,7 +71,7 @@ def test_a_replay_reads_options_on_the_device():
 
 
 def test_an_error_that_an_unrelated_call_left_behind_is_not_ours():
-    """As of an allocation that failed, which nobody has cleared."""
+    """An example is the error of an allocation that failed, which no code has cleared."""
     version = torch.version.cuda.partition(".")[0]
     runtime = ctypes.CDLL(f"libcudart.so.{version}")
     case = Case(LONG, "sum")
@@ -84,17 +84,17 @@ def test_an_error_that_an_unrelated_call_left_behind_is_not_ours():
         runtime.cudaGetLastError()
 
 
-NO_WORK = ("Sync", "Wait", "Buffer", "Lazy")  # what else CUPTI may report of a device
+NO_WORK = ("Sync", "Wait", "Buffer", "Lazy")  # other device activities that CUPTI may report
 SPINS = 20
 
 
 def launches(function):
-    """What `function` makes the device do: kernels; and copies and fills, by any name.
+    """The work of `function` on the device: names of kernels, and of copies and fills.
 
-    CUPTI may lose the first kernels of a session (pytorch issue 192021), so others go ahead: as
-    long as the last of those are seen, nothing behind them is lost.
+    CUPTI may lose the first kernels of a session (pytorch issue 192021), so other kernels run
+    first. If the last of these are recorded, all later ones are recorded too.
     """
-    function()  # loads what is loaded on first use
+    function()  # loads modules that are loaded at first use
     for _ in range(5):
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             for _ in range(SPINS):
@@ -148,7 +148,7 @@ def offset_of_default_generator():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("numel", [1, 5, 4096, 100_001])
 def test_the_generator_advances_over_all_noise_of_a_call(numel, dtype):
-    """The counter counts the words of subsequence 0, four a block; torch.randn starts behind."""
+    """The offset counts words of subsequence 0, four per block; torch.randn continues there."""
     zeros = torch.zeros(numel, dtype=dtype, device=DEVICE)
     blocks = math.ceil(numel / (2 if dtype == torch.float64 else 4))
     torch.manual_seed(1)

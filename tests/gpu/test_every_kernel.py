@@ -17,7 +17,7 @@ from torch import Tensor
 
 import vae_fused as vf
 
-__all__ = ["pytestmark"]  # no GPU: skipped, as all of test_streams
+__all__ = ["pytestmark"]  # skips these tests without a GPU, as in test_streams
 
 Call = Callable[[], Sequence[Tensor]]
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16

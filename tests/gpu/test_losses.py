@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vae_fused as vf
 
-__all__ = ["pytestmark"]  # no GPU: skipped, as all of test_streams
+__all__ = ["pytestmark"]  # skips these tests without a GPU, as in test_streams
 
 SHAPES = [(4, 6), (33, 257), (5, 4100)]
 # Relative to the greatest magnitude: both devices round in the same arithmetic, then to the dtype.

@@ -12,7 +12,7 @@ from test_streams import DEVICE, LONG, Case, assert_same_bits, key_of, pytestmar
 
 import vae_fused as vf
 
-__all__ = ["pytestmark"]  # no GPU: skipped, as all of test_streams
+__all__ = ["pytestmark"]  # skips these tests without a GPU, as in test_streams
 
 GB, MIB = 10**9, 2**20
 
@@ -27,7 +27,7 @@ def clean_cache():
 
 
 def requested(when="current"):
-    """Bytes asked of torch's allocator, before it rounds them."""
+    """Bytes requested from torch's allocator, before it rounds them."""
     return torch.cuda.memory_stats()[f"requested_bytes.all.{when}"]
 
 
@@ -47,7 +47,7 @@ def test_a_step_allocates_its_results_and_keeps_16_bytes(reduction, dtype):
 
 
 def test_results_are_written_entirely():
-    """Into memory that is full of NaN."""
+    """The memory of the results is full of NaN before the call."""
     for shape, strides in [(LONG, "contiguous"), ((64, 4, 33, 30), "chunked")]:
         for dtype in (torch.float32, torch.bfloat16):
             case, key = Case(shape, strides=strides, dtype=dtype), key_of(3)
@@ -71,7 +71,7 @@ def allocates(size):
 
 
 def limit(room):
-    """Lets this process hold `room` more bytes; False where the limit is not that exact."""
+    """Limits this process to `room` more bytes. Returns False if the limit is not that exact."""
     for total in (torch.cuda.mem_get_info()[1], torch.cuda.get_device_properties(0).total_memory):
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + room) / total)

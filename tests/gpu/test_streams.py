@@ -30,7 +30,7 @@ SHAPES = [SHORT, LONG, (1, 300_000), (70, 2049)]
 
 
 def layout(name, shape, seed, dtype=torch.float32):
-    """A `(mu, logvar)` of `shape` as leaves, in the strides that `name` says."""
+    """A `(mu, logvar)` of `shape` as leaves, in the strides with this `name`."""
     if name == "chunked":
         moments = random(shape[0], 2 * shape[1], *shape[2:], seed=seed, dtype=dtype, device=DEVICE)
         pair = moments.chunk(2, dim=1)
@@ -83,8 +83,8 @@ def key_of(seed, offset=0):
 # Streams
 # --------------------------------------------------------------------------------------------------
 
-# Each stream changes its inputs from call to call: a sum made too early, of partial sums that a
-# former call left in the same memory, would otherwise be right by chance.
+# Each stream changes its inputs from call to call. Otherwise a sum that is computed too early, from
+# partial sums that an earlier call left in the same memory, would be right by chance.
 
 
 def work(shape):
@@ -111,7 +111,7 @@ def test_streams_do_not_disturb_each_other(shape):
     torch.cuda.synchronize()
     for stream in streams:
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(10_000_000)  # 5 ms: until all streams have work
+            torch.cuda._sleep(10_000_000)  # 5 ms, in which all streams get work
     got = []
     for turn, (s, stream) in itertools.product(range(9), enumerate(streams)):
         case, key = cases[(turn + s) % 3]
@@ -144,7 +144,7 @@ def test_threads_with_a_stream_each_do_not_disturb_each_other(shape):
 
 
 def test_the_current_stream_is_used():
-    """What a stream is given runs in its order: the inputs are not ready before."""
+    """The work of a stream runs in order, and earlier work of this stream computes the inputs."""
     case, key = Case(LONG), key_of(1)
     want = case.step(key=key)
     values = case.mu.detach().clone()
@@ -259,7 +259,7 @@ def test_a_generator_registered_with_a_graph_draws_afresh():
 
 @pytest.mark.parametrize("shape", [SHORT, LONG], ids=str)
 def test_graphs_replay_concurrently(shape):
-    """With keys: two graphs at a time of one generator are beyond what torch keeps apart."""
+    """The calls have keys, because torch does not support concurrent graphs of one generator."""
     cases = work(shape)
     captured = [capture(lambda c=case, k=key: c.step(key=k)) for case, key in cases]
     streams = [torch.cuda.Stream() for _ in captured]

@@ -50,7 +50,7 @@ SANITIZERS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-fsanitize=thread"],
 }
-# What a processor takes for a file, on average: for the estimate that is printed.
+# The average time of a processor for a file, for the estimate that is printed.
 SECONDS = {"module": 5, "plain": 5, "asan": 20, "tsan": 5}
 OTHER_LIKELIHOODS = ("nll_half", "nll_bfloat16", "nll_double")
 EMULATOR_DEFINES = {"plain": [], "asan": ["-DEMU_ASAN"], "tsan": ["-DEMU_TSAN"]}
@@ -130,7 +130,7 @@ def say(message: str) -> None:
 
 
 def compile_all(variant: str, sources: list[tuple[Path, list[str]]]) -> list[Path]:
-    """The objects of all sources. Says what is compiled, and for about how long."""
+    """The objects of all sources. Prints the names of compiled files and the estimated time."""
     OUT.mkdir(parents=True, exist_ok=True)
     objects = [cached_object(*source) for source in sources]
     missing = [source for source, known in zip(sources, objects, strict=True) if known is None]
@@ -177,7 +177,7 @@ def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list
     set, or for the baseline alone, so that they are the same on every machine. The CPU kernels of
     the likelihoods are tested through the extension, because with sanitizers each of their files
     takes over a minute to compile. For the same reason the sanitizers' programs have the CUDA
-    kernels of the likelihoods for float alone. Those of the other dtypes are the same templates.
+    kernels of the likelihoods for float alone. Other dtypes have the same templates.
     """
     fibers = [] if target_machine() == "x86_64" else ["-DEMU_UCONTEXT"]
     emulator = ["-O2", *EMULATOR_DEFINES[variant], *fibers]

@@ -206,7 +206,7 @@ def test_pixels_are_stored_in_pairs_where_all_begin_so(kernels: ModuleType) -> N
 
 
 def test_a_broadcast_tensor_has_to_be_aligned_as_the_others(kernels: ModuleType) -> None:
-    """A value for each channel that is expanded over pixels is read in vectors of channels."""
+    """A tensor with one value per channel, expanded over pixels, is read in vectors of channels."""
     mu = np.moveaxis(np.zeros((2, 8, 16, 4), np.float32), -1, 1)
     channels = np.zeros(8, np.float32)
     for offset, access in ((0, "channels_last"), (1, "scalar"), (2, "channels_last")):

@@ -478,7 +478,7 @@ def test_blocks_run_in_any_order_and_count_on_tickets() -> None:
     ],
 )
 def test_what_is_not_known_is_named(text: str, name: str) -> None:
-    """Even if the instruction would not be executed."""
+    """The error is raised even if the instruction would not be executed."""
     with pytest.raises(UnknownInstructionError, match=name):
         decode_instructions("planted", planted("EXIT\n" + text))
 

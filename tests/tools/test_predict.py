@@ -1,6 +1,6 @@
 """Predictions agree with pipelines that can be computed by hand.
 
-The simulation needs a C++ compiler. Tests that only read listings do not.
+The simulation needs a C++ compiler. Tests that only read listings need none.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def test_a_launch_has_the_passes_that_are_left(monkeypatch: pytest.MonkeyPatch) 
         assert {run.passes for run in seen} == {passes}
         assert {(r.blocks, r.resident, r.load_bytes) for r in seen} == {(16, 4, 8 * 1024)}
         assert seen[0].latency == pytest.approx(660 * 1.755)
-        # 2048 blocks share the bandwidth. The four parts of an SM share that of its 16 blocks.
+        # 2048 blocks share the bandwidth. The parts of an SM share the bandwidth of its 16 blocks.
         assert seen[0].bandwidth == pytest.approx(4.3e12 / 1.755e9 * 16 / 2048 / 4)
 
 
@@ -354,7 +354,7 @@ def test_the_way_to_and_from_the_hot_loop_passes_no_other() -> None:
         STORE,
         "@P0 BRA 0x060",
         "@P3 BRA 0x000",  # 0e0: another tile
-        "@P4 EXIT",  # no sum is asked for
+        "@P4 EXIT",  # the call has no sum
         "FADD R32, R32, R32",
         "@P5 BRA 0x130",  # threads without the ticket
         "ATOMG.E.INC.STRONG.GPU PT, R40, desc[UR4][R2.64], R5",  # 120

@@ -178,7 +178,7 @@ def test_a_row_has_times_ratios_and_shares():
 
 
 def row_of(ratios, part=(0.0, 0.0)):
-    """A row whose package takes 100 us, with the times of a part, theirs and ours."""
+    """A row whose package takes 100 us, with the times of a part: the package's, then ours."""
     minima = {name: {"step": us} for name, us in zip(("theirs", "ours"), part, strict=True)}
     return {
         "ratio": dict(zip(("median", "minima", "processor"), ratios, strict=True)),

@@ -217,7 +217,8 @@ def every_option(mesh):
         {"estimator": "sample", "stop_q": True, "reduction": "none"},
     ):  # fmt: skip
         assert_same(mesh, latent(**options), **both())
-    # The prior: a tensor for each element, for each latent dimension, or of both sorts; plain too.
+    # The tensors of the prior have the shape of mu, or that of its last dimension, or one of each.
+    # Some are plain tensors.
     for mean, raw in (
         (rows(*shape, seed=2), rows(*shape, seed=3)), (same(3, seed=2), same(3, seed=3)),
         (rows(3, seed=2), same(seed=3)), (rows(3, seed=2, placements=None), rows(*shape, seed=3)),

@@ -78,7 +78,7 @@ def test_scales_and_priors_may_be_made_inside(dynamic):
 
     inputs = (*random(4, 3, 5), random(3, 5, seed=9) > 0)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for temperature in (0.5, 0.7):  # as when it is annealed
+    for temperature in (0.5, 0.7):  # as a schedule changes it
         torch.testing.assert_close(compiled(*inputs, temperature), function(*inputs, temperature))
 
 

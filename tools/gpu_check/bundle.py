@@ -1,4 +1,4 @@
-"""What a GPU run needs and cannot make: prepared without a GPU, in a folder that git ignores.
+"""Prepares, without a GPU, the files of a GPU run, in a folder that git ignores.
 
 manifest.json   commit, versions, and a digest of the sources
 package/        vae_fused, compiled for the torch and the GPU of the other machine
@@ -34,7 +34,7 @@ def sources_digest() -> str:
 
 
 def load(folder: Path = FOLDER) -> tuple[dict[str, Any], str]:
-    """The manifest, and why the package is not used: it must be of the sources beside it."""
+    """The manifest, and why the package is not used: it must be compiled from this checkout."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -92,7 +92,7 @@ def sanitizer(binary: str, tool: str, help_text: str) -> list[str]:
 def ncu(binary: str, report: Path) -> list[str]:
     """The clocks are not locked: other programs may share them, and other steps measure time.
 
-    A version of ncu stops at a metric or section that it lacks, so this is a set that all have.
+    ncu stops at a metric or section that it does not have. All versions have those of this set.
     """
     command = [binary, "--force-overwrite", "--export", str(report), "--clock-control", "none"]
     command += ["--set", "detailed", "--section", "WarpStateStats"]

@@ -48,7 +48,7 @@ BENCHMARKS = {
     "training-step": ("plain 128x20,plain 4096,digits,autoenc", ["vae_fused", "eager", "compile"]),
     "likelihoods": ("bernoulli 256x12288,1M,ways: nb,ways: zinb", []),
 }
-# The share of a copy's rate that a pass must reach. That of other options is a guess.
+# The share of a copy's rate that a pass must reach. The shares of cases with options are guesses.
 SHARES = {"plain 4096": 0.9, "moments": 0.8, "rssm": 0.5, "masked": 0.5}
 # The least time of a step of eager and of compiled code in multiples of ours.
 SPEEDUPS = {
@@ -211,6 +211,6 @@ def judge_rows(rows: list[dict[str, Any]]) -> list[Line]:
             ratio = contenders.get(rival, {}).get("ratio", {}).get(clock)
             if rival in contenders:
                 at_least(f"{case}, step: times as fast as {rival}", least, ratio)
-        if row.get("target"):  # that of a CPU: on a GPU it is a guess that ours is not slower
+        if row.get("target"):  # the target is a CPU's; 1.0 is a guess for a GPU
             at_least(f"{case}: times as fast as {row['contender']}", 1.0, row["ratio"]["median"])
     return lines

@@ -19,8 +19,8 @@ results. The shortest path has whole vectors, which are one access instead of se
 no index. In a kernel without such branches it is the shortest path through the loads and stores.
 
 Predicated instructions are counted (they issue), and so are the instructions of a function that is
-called on the path, by its shortest way to RET. Additions in it do not count, because calls are slow
-paths.
+called on the path, along its shortest path to RET. Additions in such a function do not count,
+because calls are slow paths.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ALIKE = 0.7
 class HotPath:
     instructions: list[Instruction]
     in_loop: bool
-    called: int  # instructions of called functions, by their shortest way
+    called: int  # instructions of called functions, along their shortest paths
 
     @property
     def length(self) -> int:
@@ -107,7 +107,7 @@ def _stored(block: list[Instruction], to: int | None) -> int:
 
 
 def _called(flow: Graph, call: Instruction, known: dict[int, int]) -> int:
-    """The instructions that a CALL adds: the shortest way from its target to a RET.
+    """The instructions that a CALL adds: the shortest path from its target to a RET.
 
     None for a jump written as a call, or for one that a predicate may skip.
     """

@@ -29,7 +29,7 @@ SETTLE, COUNT = 8, 24
 
 
 def bytes_in_flight(path: Sequence[Instruction], *, in_loop: bool) -> float:
-    """Of a thread on a hot path; 0 if it loads nothing or uses none of its loads."""
+    """The bytes of a thread on a hot path; 0 if it loads nothing or uses none of its loads."""
     by_pass = _rounds(path, SETTLE + COUNT)[SETTLE:] if in_loop else _rounds(path, 1)
     rounds = [r for passed in by_pass for r in passed]
     return sum(rounds) / len(rounds) if rounds else 0.0

@@ -48,8 +48,8 @@ class Instruction:
 
 
 class Graph(NamedTuple):
-    """Blocks by address: instructions without a branch between them. All are reachable from the
-    entry, which is the first, including called ones."""
+    """Blocks by address: instructions without a branch between them. The first block is the entry,
+    and all blocks are reachable from it, some of them by calls."""
 
     entry: int
     blocks: dict[int, list[Instruction]]

@@ -38,7 +38,7 @@ def _save(ctx: Any, *tensors: Tensor) -> None:
 
 
 def _log_softplus(u: Tensor) -> Tensor:
-    """The logarithm of ln(1 + e^u), which equals u to rounding below -37, before underflow."""
+    """The logarithm of ln(1 + e^u). Below u = -37 it is u up to rounding."""
     return torch.where(u < -37.0, u, torch.log(-logsigmoid(-clamped(u, -37.0, None))))
 
 

@@ -112,7 +112,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOpt
 
 // The gradients that a piece accumulates. `mu` first contains the gradients of z, summed over the
 // samples. `raw` first contains the sum of grad_z eps, and is then converted to the gradient of the
-// raw scale. `mean` and `prior` are those of the prior.
+// raw scale. `mean` and `prior` contain the gradients of the prior's mean and raw scale.
 template <typename T>
 struct Gradients {
   T *mu, *raw, *mean, *prior;

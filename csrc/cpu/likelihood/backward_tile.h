@@ -156,7 +156,7 @@ struct BackwardPiece {
     adjoints<L, true>(o, inputs.in, grad, out, values, piece.whole());
     if constexpr (L::kIsCount) add_counts<L>(o, inputs, p.observations.mask.data, values, piece.n);
     multiply_by(grad, values, piece.whole());
-    // The gradient of a masked term is 0, but 0 times NaN is not.
+    // The gradient of a masked term is 0, but its product with a NaN value is NaN.
     if (p.observations.mask.data)
       weigh<true, false>(inputs.mask, inputs.mask, values, piece.whole());
     return sum(values, piece.n);

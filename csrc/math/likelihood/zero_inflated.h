@@ -19,7 +19,7 @@
 // Error in float: at most 12 * 2^-24 of the value for x = 0. For a count it is the error of the NB
 // plus 6 * 2^-24 ln(1 / q). The relative error of d/dl and d/dp is 15 * 2^-24 (1 + w L), because E
 // magnifies the error of L. The gradients of m and theta are within 15 * 2^-24 w (1 + L) of the
-// NB's magnitudes.
+// sums of magnitudes to which math/likelihood/negative_binomial.h relates these gradients.
 #pragma once
 
 #include "math/likelihood/negative_binomial.h"

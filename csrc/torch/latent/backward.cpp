@@ -11,7 +11,7 @@
 namespace vae_fused {
 namespace {
 
-// The tensors into which the gradients are written. An undefined one is not required.
+// The tensors into which the gradients are written. A gradient that is not required is undefined.
 struct Gradients {
   Tensor mu, raw, eps, prior_mean, prior_raw;
 

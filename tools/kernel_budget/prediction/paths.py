@@ -8,7 +8,7 @@
             the most stores to shared memory (a thread's sums), among those the shortest.
   epilogue  If a path from the loop reaches a global atomic: the path to it with the most additions
             (the block's sum), among those the shortest, and from there the shortest path to an exit
-            (this block is not the last). Else the shortest path to an exit.
+            (this block is not the last). Otherwise it is the shortest path to an exit.
 
 No path enters a loop that does not contain the hot one unless it must, and no path takes a back
 edge.

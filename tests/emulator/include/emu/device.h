@@ -3,7 +3,7 @@
 //
 // Memory order for the race detector (race.h): __syncthreads and __syncwarp order memory among the
 // threads that they join. An atomic alone orders nothing. A fence before the atomic of one thread
-// and a fence after the atomic of the other thread together do.
+// and a fence after the atomic of another thread together order the memory of these two threads.
 #pragma once
 
 #include <cmath>
