@@ -307,6 +307,8 @@ def _index(value: SupportsIndex, requirement: str) -> int:
     """Convert an int or an equivalent, such as numpy's, but neither a bool nor a tensor."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
+    if isinstance(value, torch.SymInt):  # operator.index would make it a constant
+        return value  # type: ignore[return-value]
     if not isinstance(value, bool | Tensor) and hasattr(value, "__index__"):
         return operator.index(value)
     raise TypeError(f"{requirement}, got {type(value).__name__}")
