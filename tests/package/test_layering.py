@@ -165,7 +165,7 @@ MAY_IMPORT = {
         "losses",
     ],
     "export": ["_ext", "_formulas", r"_native\.(call|likelihood|registration)", "options", "stats"],
-    "iwae": ["_checks", r"_formulas\.latent", "_numbers", "_overrides"],
+    "iwae": ["_checks", r"_formulas\.latent", "_numbers", "_overrides", "_scalar_checks"],
     "_iwae_module": ["iwae", r"torch\.nn"],
     "stats": [
         "_checks",
