@@ -27,6 +27,7 @@ from vae_fused._scalar_checks import (
     check_free_bits,
     take_scalars,
 )
+from vae_fused._shapes import expands, has_shape
 from vae_fused._tracing import break_at_generator
 from vae_fused.options import (
     DEFAULT_OPTIONS,
@@ -117,7 +118,7 @@ def check_posterior(
     if mu.dtype != raw.dtype:
         dtype = promoted(mu, raw)
         mu, raw = mu.to(dtype), raw.to(dtype)
-    if mu.shape != raw.shape:
+    if not has_shape(mu, raw.shape):
         sizes = zip(mu.shape[::-1], raw.shape[::-1], strict=False)
         if any(m != r and m != 1 and r != 1 for m, r in sizes):
             raise ValueError(
@@ -156,7 +157,7 @@ def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, C
             check_tensor(name, value)
             if value.device != device:
                 check_device(name, value, mu)
-            if value.shape != shape:
+            if not has_shape(value, shape):
                 check_expands(name, value, shape)
             if value.dtype != dtype:
                 tensors = [v for v in (mean, prior_raw) if isinstance(v, Tensor)]
@@ -164,9 +165,9 @@ def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, C
         dtype = promoted(mu, raw, *tensors)
         mu, raw = mu.to(dtype), raw.to(dtype)
         mean, prior_raw = (v.to(dtype) if isinstance(v, Tensor) else v for v in (mean, prior_raw))
-    if isinstance(mean, Tensor) and mean.shape != shape:
+    if isinstance(mean, Tensor) and not has_shape(mean, shape):
         mean = mean.expand_as(mu)
-    if isinstance(prior_raw, Tensor) and prior_raw.shape != shape:
+    if isinstance(prior_raw, Tensor) and not has_shape(prior_raw, shape):
         prior_raw = prior_raw.expand_as(mu)
     return mu, raw, CheckedPrior(mean, prior_raw, as_scale(prior.scale))
 
@@ -233,14 +234,6 @@ def check_expands(
     if not expands(value.shape, shape):
         whole, got = tuple(shape), tuple(value.shape)
         raise ValueError(f"{name} must broadcast to {owner}, {whole}, got {got}")
-
-
-def expands(shape: Sequence[int], whole: Sequence[int]) -> bool:
-    """Whether a tensor of this shape broadcasts to ``whole``."""
-    if shape == whole[len(whole) - len(shape) :]:  # the common case, and the fastest
-        return True
-    sizes = zip(shape[::-1], whole[::-1], strict=False)
-    return len(shape) <= len(whole) and all(s == w or s == 1 for s, w in sizes)
 
 
 def promoted(*tensors: Tensor) -> torch.dtype:
@@ -314,6 +307,8 @@ def _index(value: SupportsIndex, requirement: str) -> int:
     """Convert an int or an equivalent, such as numpy's, but neither a bool nor a tensor."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
+    if isinstance(value, torch.SymInt):  # operator.index would make it a constant
+        return value  # type: ignore[return-value]
     if not isinstance(value, bool | Tensor) and hasattr(value, "__index__"):
         return operator.index(value)
     raise TypeError(f"{requirement}, got {type(value).__name__}")

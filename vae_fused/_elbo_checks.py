@@ -14,7 +14,7 @@ from vae_fused._likelihood import Call, KlTerm, Likelihood
 from vae_fused._likelihood_checks import check_grad, check_nll
 from vae_fused._numbers import check_choice, check_not_negative
 from vae_fused._remedies import kind_of
-from vae_fused._scalar_checks import without_symbol
+from vae_fused._scalar_checks import from_numpy, without_symbol
 
 REDUCTIONS = ("batchmean", "sum", "mean", "sample")
 FREE_BITS_PER = ("element", "sample", "dimension")
@@ -110,9 +110,9 @@ def check_term(
     first: Tensor, kl: Tensor, beta: float | Tensor, capacity: float | Tensor | None
 ) -> KlTerm:
     """Check the weight and the capacity, and convert all to the dtype of the loss."""
-    beta = _placed("beta", check_weight("beta", beta), first)
+    beta = _placed("beta", check_weight("beta", from_numpy(beta)), first)
     if capacity is not None:
-        capacity = _placed("capacity", check_weight("capacity", capacity), first)
+        capacity = _placed("capacity", check_weight("capacity", from_numpy(capacity)), first)
         if isinstance(capacity, Tensor) and capacity.requires_grad:
             raise ValueError(
                 "capacity must not require a gradient, because none is computed; pass it with "

@@ -19,6 +19,7 @@ from vae_fused._checks import (
 from vae_fused._likelihood import Call, Likelihood, as_likelihood
 from vae_fused._numbers import check_choice
 from vae_fused._remedies import kind_of
+from vae_fused._shapes import has_shape
 
 TARGET_DTYPES = (*DTYPES, torch.uint8, torch.int32, torch.int64)
 
@@ -120,7 +121,7 @@ def _with_common_shape(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     except RuntimeError:
         return outputs
     first, *others = outputs
-    return (first if first.shape == shape else first.expand(shape), *others)
+    return (first if has_shape(first, shape) else first.expand(shape), *others)
 
 
 def _check_target(target: Tensor, first: Tensor, kind: Likelihood) -> None:

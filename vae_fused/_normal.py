@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, register_kl
 
 from vae_fused import functional
-from vae_fused._checks import check_reduction, check_value, expands
+from vae_fused._checks import check_reduction, check_value
 from vae_fused._formulas.gaussian import Gaussian
 from vae_fused._formulas.latent import reduce
 from vae_fused._formulas.special import LOG_2PI
+from vae_fused._shapes import expands
 from vae_fused.options import Prior, Scale, as_scale
 
 __all__ = ["FusedNormal", "as_prior", "as_tensor", "kl_between"]

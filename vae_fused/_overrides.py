@@ -43,10 +43,18 @@ def call_override(function: Callable[..., Result], given: Mapping[str, Any]) -> 
         function: The public function.
         given: Its local variables, before it changes any argument. Variables that are not
             arguments are ignored.
+
+    Raises:
+        TypeError: The call has a keyword that the function does not have.
     """
-    given = {**given, **given.get("options", {})}
+    parameters = inspect.signature(function).parameters
+    options = {} if "options" in parameters else given.get("options", {})
+    for name in options:
+        if name not in parameters or parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise TypeError(f"got an unexpected keyword argument {name!r}")
+    given = {**given, **options}
     arguments, keywords = [], {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY:
             arguments.append(given[name])
         elif name in given and given[name] is not parameter.default:

@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 from vae_fused._numbers import check_not_negative, check_number, check_pair
 
 __all__ = [
-    "MAY_BE_SCALARS", "check_balance", "check_free_bits", "is_scalar", "take_scalars",
+    "MAY_BE_SCALARS", "check_balance", "check_free_bits", "from_numpy", "is_scalar", "take_scalars",
     "without_symbol",
 ]  # fmt: skip
 
@@ -34,9 +34,11 @@ def take_scalars(given: dict[str, Any], mu: Tensor) -> None:
     """
     scalars: dict[str, Tensor] = {}
     for name, check in (("temperature", check_not_negative), ("free_bits", check_free_bits)):
-        if name in given and is_scalar(given[name]):
-            scalars[name] = _as_scalar(name, given.pop(name), mu, check)
-    if "balance" in given and isinstance(balance := given["balance"], Sequence):
+        if name in given and is_scalar(value := from_numpy(given[name])):
+            given.pop(name)
+            scalars[name] = _as_scalar(name, value, mu, check)
+    if "balance" in given and isinstance(given["balance"], Sequence):
+        balance = [from_numpy(weight) for weight in given["balance"]]
         for (name, shown), weight in zip(_OF_BALANCE, balance, strict=False):
             if is_scalar(weight):
                 scalars[name] = _as_scalar(shown, weight, mu, check_number)
@@ -55,6 +57,19 @@ def check_free_bits(name: str, value: float) -> float:
     if number < 0:
         raise ValueError(f"{name} must be at least 0 nats, got {value}")
     return number
+
+
+def from_numpy(value: Any) -> Any:
+    """A NumPy scalar as a 0-d tensor while torch.compile traces it. Other values are unchanged.
+
+    A NumPy scalar is a number for the checks. But torch.compile represents it as an array, whose
+    value is unknown, and traces the array as a tensor.
+    """
+    if not torch.compiler.is_compiling() or type(value).__name__ != "ndarray":
+        return value
+    tensor = torch.as_tensor(value)
+    is_integer = not tensor.is_floating_point() and tensor.dtype != torch.bool
+    return tensor.double() if is_integer else tensor
 
 
 def is_scalar(value: Any) -> bool:

@@ -27,7 +27,7 @@ from vae_fused._likelihood_checks import check_outputs, named_outputs
 from vae_fused._native import likelihood as _native
 from vae_fused._numbers import check_choice
 from vae_fused._overrides import call_override, has_override, parts
-from vae_fused._scalar_checks import without_symbol
+from vae_fused._scalar_checks import from_numpy, without_symbol
 from vae_fused.losses import nll
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _divergence(
     ``per_sample`` selects one of both if the KL is computed from ``mu`` and ``raw``.
     """
     check_kl(first, mu, raw, kl, options, free_bits_per, reduction)
-    free_bits = options.get("free_bits", 0.0)
+    free_bits = from_numpy(options.get("free_bits", 0.0))
     is_floored = isinstance(free_bits, Tensor) or free_bits > 0.0
     of_dimension = is_floored and free_bits_per == "dimension"
     of_sample = is_floored and free_bits_per == "sample"

@@ -12,6 +12,7 @@ from vae_fused._checks import check_device, check_reduction, check_tensor, promo
 from vae_fused._formulas.latent import widen
 from vae_fused._numbers import check_choice, check_number
 from vae_fused._overrides import call_override, has_override
+from vae_fused._scalar_checks import from_numpy
 
 __all__ = ["IWAETerms", "check_iwae_options", "iwae_loss"]
 
@@ -144,6 +145,7 @@ def iwae_loss(
     """
     if has_override(nll, log_ratio, elbo_weight):
         return call_override(iwae_loss, locals())
+    elbo_weight = from_numpy(elbo_weight)
     check_iwae_options(groups, elbo_weight, gradient, reduction)
     dim = _check_samples(nll, log_ratio, dim, groups)
     dtype = promoted(nll, log_ratio)

@@ -113,7 +113,7 @@ def _integer(name: str, value: int | Tensor, device: torch.device | str | None) 
         if value.dim() != 0:
             raise ValueError(f"{name} must be a 0-d tensor, got shape {tuple(value.shape)}")
         return value.to(device=device, dtype=torch.int64)
-    if torch.compiler.is_compiling() and isinstance(value, int):  # it may be a symbol without bits
+    if torch.compiler.is_compiling() and isinstance(value, int | torch.SymInt):  # without bits
         return torch.full((), value, dtype=torch.int64, device=device)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")

@@ -28,6 +28,7 @@ from vae_fused._numbers import (
 from vae_fused._overrides import is_proxy
 from vae_fused._remedies import kind_of
 from vae_fused._restored import Restored
+from vae_fused._shapes import has_shape
 
 __all__ = ["Prior", "Scale"]
 
@@ -383,7 +384,7 @@ class Options(NamedTuple):
             if isinstance(prior.raw, Tensor):
                 arguments["prior_raw"] = prior.raw
         if mask is not None:
-            arguments["mask"] = mask if mask.shape == mu.shape else mask.expand_as(mu)
+            arguments["mask"] = mask if has_shape(mask, mu.shape) else mask.expand_as(mu)
         if self.scalars:
             arguments |= self.scalars
         if self.sample_shape:

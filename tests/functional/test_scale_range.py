@@ -338,3 +338,40 @@ def test_an_infinite_sigma_has_an_infinite_gradient_with_a_floor_as_without(
         for result in (z, kl):
             (grad,) = torch.autograd.grad(result.sum(), raw, retain_graph=True)
             assert (grad[:2] == INF).all() and grad[2].isfinite()
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("module", [vf, vf.reference])
+@pytest.mark.parametrize("floors", [{}, {"std_floor": 0.1}, {"var_floor": 0.01}], ids=str)
+@pytest.mark.parametrize("kind", ["std", "var", "softplus"])
+def test_an_infinite_raw_scale_has_no_gradient_unless_sigma_is_an_exponential(
+    kind, floors, module, create_graph, device
+):
+    """docs/numerics.md states this limit. The derivative of ln sigma^2 is 0, and h is infinite."""
+    raw = torch.tensor([INF, 2.0], device=device, requires_grad=True)
+    zero, scale = torch.zeros_like(raw), vf.Scale(kind, **floors)
+    given = {"scale": scale, "eps": torch.ones_like(raw), "reduction": "none"}
+    z, kl = module.reparameterize_kl(zero, raw, **given)
+    assert z[0] == INF and kl[0] == INF
+    _, estimate = module.reparameterize_kl(zero, raw, estimator="sample", **given)
+    linear = module.sampled_kl(zero, raw, scale=scale, reduction="none")
+    of_prior = module.gaussian_kl(zero, zero, prior=vf.Prior(zero, raw, scale), reduction="none")
+    of_sample = 0.0 if kind == "var" else 1.0
+    of_estimate = 0.0 if kind == "var" else INF
+    for value, slope in (
+        (kl, 0.0), (linear, 0.0), (of_prior, 0.0), (z, of_sample), (estimate, of_estimate),
+    ):  # fmt: skip
+        (grad,) = torch.autograd.grad(
+            value.sum(), raw, retain_graph=True, create_graph=create_graph
+        )
+        assert grad[0].item() == slope and grad[1].isfinite()
+
+
+@pytest.mark.parametrize("module", [vf, vf.reference])
+@pytest.mark.parametrize("kind", ["std", "var"])
+def test_the_gradient_of_a_logarithm_is_nan_below_zero(kind, module, device):
+    """1 / raw alone would be finite."""
+    raw = torch.tensor([-1.0, -INF, 2.0], device=device, requires_grad=True)
+    value = module.sampled_kl(torch.zeros_like(raw), raw, scale=kind, reduction="none")
+    (grad,) = torch.autograd.grad(value.sum(), raw)
+    assert value.isnan().tolist() == grad.isnan().tolist() == [True, True, False]

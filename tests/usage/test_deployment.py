@@ -213,6 +213,72 @@ def test_a_program_with_gradients_is_refused():
         program.run_decompositions(vf.export.decompositions())
 
 
+class Wrapped(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors):
+        return self.function(*tensors)
+
+
+# Calls of a batch `a` of shape (B, 4) with a tensor `b` of shape (4,), whose rank is lower.
+LOWER_RANK = {
+    "prior": lambda a, b: vf.reparameterize_kl(a, a, prior=vf.Prior(b, b), key=KEY),
+    "raw": vf.gaussian_kl,
+    "mu": lambda a, b: vf.gaussian_kl(b, a),
+    "mask": lambda a, b: vf.gaussian_kl(a, a, mask=b > 0),
+    "log density": lambda a, b: vf.gaussian_log_prob(a, b, b),
+    "sampled kl": lambda a, b: vf.sampled_kl(a, b, prior=vf.Prior(b, b)),
+    "rsample_kl": lambda a, b: vf.DiagonalGaussian(a, a).rsample_kl(
+        prior=vf.DiagonalGaussian(b, b), key=KEY
+    ),
+    "larger prior": lambda a, b: torch.distributions.kl_divergence(
+        vf.DiagonalGaussian(b, b), vf.DiagonalGaussian(a, a)
+    ),
+    "statistics": lambda a, b: tuple(vf.latent_stats(a, a, prior=vf.Prior(b, b))),
+    "list": lambda a, b: vf.gaussian_kl_multi([a], [a], prior=vf.Prior(b, b)),
+    "elbo": lambda a, b: vf.elbo_loss(a, a, a, b, likelihood="bernoulli", mask=b > 0).loss,
+    "nll": lambda a, b: vf.nll((b, a), a.abs().round(), "negative_binomial_logits", weight=b),
+    "reference": lambda a, b: vf.reference.gaussian_kl(a, b, prior=vf.Prior(b, b), mask=b > 0),
+}
+
+# Calls of a batch `a` of shape (B, 4) with a key.
+KEYED = {
+    "sample": lambda a, key: vf.reparameterize(a, a, key=key),
+    "sample in float64": lambda a, key: vf.reparameterize(a.double(), a.double(), key=key),
+    "sample and kl": lambda a, key: vf.reparameterize_kl(a, a, key=key, sample_shape=3),
+    "a sample for each row": lambda a, key: vf.reparameterize(
+        a[0], a[1], key=key, sample_shape=a.shape[0]
+    ),
+    "moments": lambda a, key: vf.reparameterize_kl_moments(a, key=key),
+    "list": lambda a, key: vf.reparameterize_kl_multi([a, a + 1], [a, a], key=key)[1],
+    "noise": lambda a, key: vf.normal(key, a.shape),
+    "counted key": lambda a, key: vf.reparameterize(a, a, key=vf.key(key[0], a.shape[0])),
+    "reference": lambda a, key: vf.reference.reparameterize_kl(a, a, key=key),
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "other"),
+    [pytest.param(f, random(4, seed=1), id=f"lower rank, {name}") for name, f in LOWER_RANK.items()]
+    + [
+        pytest.param(f, KEY, id=f"key, {name}", marks=[pytest.mark.slow] * (name != "sample"))
+        for name, f in KEYED.items()
+    ],
+)
+def test_an_exported_batch_size_stays_dynamic(function, other):
+    batch = torch.export.Dim("batch", min=2, max=100)
+    program = torch.export.export(
+        Wrapped(function), (random(8, 4), other), dynamic_shapes=(({0: batch}, None),)
+    )
+    plain = program.run_decompositions(vf.export.decompositions())
+    new = random(13, 4, seed=2)
+    want = pytree.tree_leaves(function(new, other))
+    for form in (program, plain):
+        same(pytree.tree_leaves(form.module()(new, other)), want, rtol=1e-5, atol=1e-5)
+
+
 def run_onnx(model, inputs, path, **how):
     ort = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -281,6 +347,15 @@ def test_onnx_has_the_noise_of_a_key_and_every_option(tmp_path, name):
     same(map(torch.from_numpy, run(*inputs)), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_onnx_with_a_key_has_a_dynamic_batch_size(tmp_path):
+    model, batch = Wrapped(KEYED["sample and kl"]), torch.export.Dim("batch", min=2, max=100)
+    shapes = {"dynamic_shapes": (({0: batch}, None),)}
+    _, run = run_onnx(model, (random(8, 4), KEY), tmp_path / "model.onnx", **shapes)
+    new = random(13, 4, seed=2)
+    same(map(torch.from_numpy, run(new, KEY)), model(new, KEY), rtol=1e-4, atol=1e-4)
+
+
 # --------------------------------------------------------------------------------------------------
 # torch.fx
 # --------------------------------------------------------------------------------------------------
@@ -336,6 +411,42 @@ def test_symbolic_trace_records_one_node_for_each_call(training):
     assert set(PUBLIC) <= set(called)
     assert called.count("reparameterize_kl") == called.count("iwae_loss") - 1 == 1
     assert called.count("reparameterize") == 1 + training  # evaluation returns the mean
+
+
+MISSPELT = {
+    "reparameterize_kl": lambda t: vf.reparameterize_kl(t, t, freebits=0.5),
+    "reparameterize_kl_moments": lambda t: vf.reparameterize_kl_moments(t, freebits=0.5),
+    "reparameterize": lambda t: vf.reparameterize(t, t, freebits=0.5),
+    "gaussian_kl": lambda t: vf.gaussian_kl(t, t, freebits=0.5),
+    "sampled_kl": lambda t: vf.sampled_kl(t, t, freebits=0.5),
+    "gaussian_log_prob": lambda t: vf.gaussian_log_prob(t, t, t, freebits=0.5),
+    "latent_stats": lambda t: vf.latent_stats(t, t, freebits=0.5),
+    "reparameterize_kl_multi": lambda t: vf.reparameterize_kl_multi([t], [t], freebits=0.5),
+    "gaussian_kl_multi": lambda t: vf.gaussian_kl_multi([t], [t], freebits=0.5),
+    "nll": lambda t: vf.nll(t, t, "bernoulli", freebits=0.5),
+    "elbo_loss": lambda t: vf.elbo_loss(t, t, t, t, likelihood="bernoulli", freebits=0.5),
+    "iwae_loss": lambda t: vf.iwae_loss(t, t, freebits=0.5),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_symbolic_trace_refuses_an_unknown_keyword_as_a_call_does(name):
+    def trace():
+        torch.fx.symbolic_trace(MISSPELT[name])
+
+    for call in (trace, lambda: MISSPELT[name](torch.zeros(2, 4))):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'freebits'"):
+            call()
+
+
+def test_symbolic_trace_refuses_an_option_of_another_function():
+    for call in (
+        lambda t: vf.gaussian_kl(t, t, temperature=0.5),
+        lambda t: vf.reparameterize(t, t, free_bits=0.5),
+        lambda t: vf.gaussian_kl(t, t, mu=t),
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            torch.fx.symbolic_trace(call)
 
 
 def test_a_type_that_takes_over_no_call():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_key, native, random
@@ -150,6 +151,30 @@ def test_a_number_out_of_range_is_refused_when_it_has_changed():
         compiled(mu, raw, mean, -0.5, *numbers[1:])
     with pytest.raises(ValueError, match="free_bits must be at least 0 nats, got"):
         compiled(mu, raw, mean, 0.5, -0.1, *numbers[2:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(np.float32, name) for name in CHANGING]
+    + [(kind, "loss") for kind in (np.float64, np.float16, np.int64)],
+)
+def test_numpy_scalars_compile_whole(kind, name):
+    """torch.compile represents them as arrays."""
+    function, inputs = CHANGING[name], leaves()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for values in ((1, 0, 1, 0), (0, 1, 0, 1)) if kind is np.int64 else VALUES:
+        scalars = [kind(value) for value in values]
+        got, want = compiled(*inputs, *scalars), function(*inputs, *scalars)
+        torch.testing.assert_close(got, want)
+        for g, w in zip(grads(got, inputs), grads(want, inputs), strict=True):
+            torch.testing.assert_close(g, w)
+
+
+def test_arrays_and_bools_of_numpy_are_refused_in_a_graph():
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for value in (np.ones(2), np.bool_(True)):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="temperature must be a"):
+            compiled(*leaves(), value, 0.1, 0.5, 0.5)
 
 
 def test_a_buffer_of_a_module_compiles_once():

@@ -77,10 +77,12 @@ class Gaussian:
         unit = scale.gain == 1.0 and scale.shift == 0.0
         self.x = x if unit else scale.gain * x + scale.shift
         self.var_floor = scale.var_floor
-        if scale.kind == "std":  # a product makes the gradient of x < 0 NaN too
-            self.x = (self.x + 0.0) * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
-        elif scale.kind == "var":  # unlike sqrt(sqrt(x)^2 + v), differentiable at 0
+        if scale.kind == "var":  # unlike sqrt(sqrt(x)^2 + v), differentiable at 0
             self.x, self.var_floor = self.x + scale.var_floor, 0.0
+        if scale.kind in ("std", "var"):  # a product makes the gradient of x < 0 NaN too
+            self.x = (self.x + 0.0) * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
+        if scale.kind == "var":  # the derivative of the root of inf is 0, and 0 * inf would be NaN
+            self.x = torch.where(self.x == math.inf, math.inf, self.x)
 
     def detach(self) -> Gaussian:
         """The same numbers as constants."""
@@ -126,10 +128,15 @@ class Gaussian:
     def log_variance(self) -> Tensor:
         """The logarithm of sigma^2, which is finite where sigma itself under- or overflows."""
         log_variance = _LOG_VARIANCE[self.scale.kind]
+        if self.scale.kind not in ("logvar", "logstd"):
+            # The derivative of ln sigma at an infinite sigma is 0, and 0 * inf would be NaN.
+            lost = self.sigma.detach() == math.inf
+            x = torch.where(lost, 1.0, self.x)
+            if self.has_floor:
+                return torch.where(lost, math.inf, 2.0 * torch.log(self._sigma_of(x)))
+            return torch.where(lost, math.inf, log_variance(x, self.scale.beta))
         if not self.has_floor:
             return log_variance(self.x, self.scale.beta)
-        if self.scale.kind not in ("logvar", "logstd"):
-            return 2.0 * torch.log(self.sigma)
         # In an infinite sigma the floor has no effect, and the derivative of ln sigma is inf / inf.
         lost = self.sigma.detach().isinf()
         floored = 2.0 * torch.log(self._sigma_of(torch.where(lost, 0.0, self.x)))

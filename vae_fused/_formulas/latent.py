@@ -202,7 +202,7 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.floa
     Returns:
         A tensor of ``shape`` and ``dtype``.
     """
-    numel = torch.Size(shape).numel()
+    numel = math.prod(shape)  # torch.Size.numel would make a symbolic size a constant
     per_block = 2 if dtype == torch.float64 else 4
     seed, offset = _signed(key).unbind()
     blocks = (numel + per_block - 1) // per_block

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vae_fused._forward_mode import tangents, without_jvp
+from vae_fused._shapes import has_shape
 
 LOG_2PI = 1.8378770664093453
 
@@ -77,7 +78,7 @@ def _merged(tensors: Sequence[Tensor | None], others: list[Any]) -> list[Any]:
 
 def summed_to(grad: Tensor, like: Tensor) -> Tensor:
     """Sum a gradient to the shape of its tensor, which may have been broadcast."""
-    return grad if grad.shape == like.shape else grad.sum_to_size(like.shape)
+    return grad if has_shape(grad, like.shape) else grad.sum_to_size(like.shape)
 
 
 def sigmoid(u: Tensor) -> Tensor:
