@@ -10,9 +10,11 @@ __all__ = ["kind_of"]
 def kind_of(value: object) -> str:
     """The type of a value, and what to pass instead if it is known to contain a tensor."""
     name = type(value).__name__
-    # A keras.Variable of the torch backend. A schedule has a value as well, and is called.
-    if isinstance(getattr(value, "value", None), Tensor) and not callable(value):
-        return f"{name}; pass its .value, which is a Tensor"
-    if type(value).__module__ == "numpy" and hasattr(value, "__array__"):
+    # A schedule and a keras.Variable of the torch backend have a value. A schedule is called.
+    if isinstance(getattr(value, "value", None), Tensor):
+        part = "what it returns when it is called" if callable(value) else "its .value"
+        return f"{name}; pass {part}, which is a Tensor"
+    # Booleans and complex numbers would be refused as tensors as well.
+    if type(value).__module__ == "numpy" and getattr(value, "dtype", bool).kind in "iuf":
         return f"{name}; pass torch.as_tensor of it"
     return name

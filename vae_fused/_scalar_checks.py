@@ -110,7 +110,10 @@ def _dtype_of_scalars(mu: Tensor) -> torch.dtype:
 
 def _check_scalar(name: str, value: Tensor, mu: Tensor) -> Tensor:
     if not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor or a number, got {value.dtype}")
+        raise TypeError(
+            f"{name} must be a floating-point tensor or a number, got {value.dtype}; pass it with "
+            ".float()"
+        )
     if value.dim() != 0:
         remedy = "; pass it with .reshape(())" if value.numel() == 1 else _OF_ELEMENTS.get(name, "")
         raise ValueError(

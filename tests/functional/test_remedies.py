@@ -52,6 +52,19 @@ def test_what_holds_a_tensor_is_named_with_it(name: str) -> None:
         TENSORS[name](types.SimpleNamespace(value=1.0))
 
 
+def test_a_schedule_in_place_of_a_number_names_its_call() -> None:
+    schedule = vf.nn.LinearSchedule(10)
+    with pytest.raises(TypeError, match="got LinearSchedule; pass what it returns when it is call"):
+        vf.gaussian_kl(MU, MU, free_bits=schedule)
+    vf.gaussian_kl(MU, MU, free_bits=schedule())
+
+
+@pytest.mark.parametrize("number", [np.True_, np.complex64(1)])
+def test_no_remedy_is_named_that_would_raise_again(number: Any) -> None:
+    with pytest.raises(TypeError, match=r"temperature must be a number, got \w+$"):
+        vf.reparameterize(MU, MU, temperature=number)
+
+
 @pytest.mark.parametrize("name", ["mu", "logvar", "h", "target", "value", "loc"])
 def test_an_array_is_named_with_its_conversion(name: str) -> None:
     array = np.zeros((4, 6), np.float32)
