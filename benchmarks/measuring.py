@@ -11,7 +11,6 @@ On a CPU a turn is one step by the wall clock, with separate times for both pass
                  between the passes
     step_warm    the same without overwriting the cache
     step_wall    consecutive steps by the wall clock, host and device together
-    step_graph   the step replayed from a CUDA graph
 
 ``processor`` is the processor time of a step, on all threads of this process.
 """
@@ -203,21 +202,6 @@ def interleaved(
         if collecting:
             gc.enable()
     return times, others.share()
-
-
-def graphed(step: Step) -> Step:
-    """The step, captured in a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()  # its results are not needed, so their memory may be reused by the graph
-    return Step(graph.replay)
 
 
 def tidy(device: str) -> None:

@@ -134,9 +134,6 @@ def latent(row: Data) -> str:
     name = f"{COPY}, {number(copied['gb_per_s']['step'])} GB/s"
     cells.append([*_latent(name, copied), "", "", "", "100%"])
     lines = [f"{row['case']}, {size}", *aligned(COLUMNS, cells, drop=True)]
-    times = {name: figures["times"].get("step_graph") for name, figures in contenders.items()}
-    graphs = [f"{name} {duration(stat['median'])}" for name, stat in times.items() if stat]
-    lines += [cut("  in a CUDA graph: " + ", ".join(graphs))] * bool(graphs)
     return "\n".join([*lines, *_remarks(row), ""])
 
 
