@@ -10,7 +10,7 @@ They share these modules:
 
     cases.py       a case: contenders that compute the same outputs of the same leaves
     measuring.py   times contenders in interleaved rounds
-    counting.py    counts bytes kept for backward, peak memory, dispatches and launches
+    counting.py    counts bytes kept for backward and dispatches
     record.py      the JSON: machine, versions, commit, results
     tables.py      the tables of the terminal, and the comparison of two JSONs
     command.py     the options, and the loop over cases

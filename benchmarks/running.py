@@ -87,7 +87,7 @@ def measure(
         step = contest.step(name)
         try:
             step()
-            found = counts(step, data.arguments, device, traced=name in traced) if is_latent else {}
+            found = counts(step, data.arguments, traced=name in traced) if is_latent else {}
             step()
         except Exception as error:
             reasons["unable"][name] = reason(error)

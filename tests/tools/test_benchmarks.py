@@ -73,7 +73,7 @@ def test_each_contender_has_times_ratios_memory_and_counts(quick):
                 assert 0 < stat["q1"] <= stat["median"] <= stat["q3"] and stat["rounds"] >= 3
                 assert figures["ratio"][kind] > 0
             assert base["ratio"] == dict.fromkeys(("forward", "backward", "step", "processor"), 1.0)
-            assert figures["kept_bytes"] >= 0 and figures["peak_bytes"] > 0
+            assert figures["kept_bytes"] >= 0
             assert figures["dispatches"]["forward"] >= 1
             share = figures["gb_per_s"]["step"] / row["copy"]["gb_per_s"]["step"]
             assert figures["share_of_copy"]["step"] == pytest.approx(share, rel=1e-3, abs=1e-4)
