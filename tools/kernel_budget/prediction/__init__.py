@@ -19,9 +19,8 @@ simulated, cycle by cycle:
              half, which varies by a fifth of the whole latency. Stores take the same bandwidth, but
              no instruction waits for them. All accesses miss the caches.
   blocks     Registers, shared memory and threads limit the resident blocks. They start within 400
-             cycles and stay in the hot loop (`hot_path.py`), or repeat a kernel without one. A
-             barrier waits for the block's warps in this part.
-  fences     An atomic and a fence of the GPU's scope each take half of the latency: a trip to L2.
+             cycles and stay in the hot loop (`hot_path.py`). A kernel whose hot loop contains a
+             barrier, a fence or an atomic is not predicted.
   result     The bytes of the passes over the copy's bandwidth and their time, as an average over
              seeds, which vary the starts of blocks and the return of requests.
 

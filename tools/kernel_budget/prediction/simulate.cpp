@@ -13,7 +13,7 @@ constexpr double kStartWithin = 400;  // cycles
 constexpr double kJitter = 0.4;       // of the latency, in all
 
 enum Pipe { kFma, kFmaHeavy, kFmaBoth, kAlu, kXu, kFp64, kLsu, kUniform, kBranchUnit, kPipes };
-enum Kind { kCompute, kLoad, kStore, kShared, kBarrier, kFence, kAtomic, kBranch };
+enum Kind { kCompute, kLoad, kStore, kShared, kBranch };
 
 struct Instruction {
   int pipe, occupied, latency, kind, bytes;
@@ -41,9 +41,8 @@ struct Random {
 };
 
 struct Warp {
-  int block = 0, at = 0, passed = 0;
-  bool done = false;
-  double ready = kNever;  // when the operands of its next instruction are available
+  int at = 0, passed = 0;
+  double ready = 0;  // when the operands of its next instruction are available; kNever at the end
   std::vector<double> there = std::vector<double>(kRegisters);  // when registers are available
 };
 
@@ -57,11 +56,7 @@ class Part {
         running_(run.blocks * run.warps) {
     for (int b = 0; b < run.blocks; ++b) {
       const double start = random_.uniform() * kStartWithin;
-      for (int k = 0; k < run.warps; ++k) {
-        Warp& w = warps_[b * run.warps + k];
-        w.block = b;
-        step_over(w, start);
-      }
+      for (int k = 0; k < run.warps; ++k) step_over(warps_[b * run.warps + k], start);
     }
   }
 
@@ -74,7 +69,6 @@ class Part {
       bool has_issued = false;
       for (int k = 0; k < n && !has_issued; ++k) {
         const int w = (last + k) % n;
-        if (warps_[w].done) continue;
         const double when = std::max(warps_[w].ready, pipe_free(loop_[warps_[w].at].pipe));
         if (when <= now) {
           issue(warps_[w], now);
@@ -126,20 +120,14 @@ class Part {
       request(transfer(now, i.bytes), i.bytes);
     } else if (i.kind == kShared) {
       result = transfer(now, i.bytes) + i.latency;
-    } else if (i.kind == kAtomic) {
-      result = now + run_.latency / 2;
-    } else if (i.kind == kFence) {
-      next = now + run_.latency / 2;
     } else if (i.kind == kBranch) {
       next = now + i.latency;
     }
     for (const int r : i.writes) w.there[r] = result;
     w.at = (w.at + 1) % static_cast<int>(loop_.size());
     if (w.at == 0 && ++w.passed == run_.passes) {
-      w.done = true;
+      w.ready = kNever;
       --running_;
-    } else if (i.kind == kBarrier) {
-      arrive(w, now + i.latency);
     } else {
       step_over(w, next);
     }
@@ -151,19 +139,6 @@ class Part {
     for (const int r : i.reads) next = std::max(next, w.there[r]);
     for (const int r : i.writes) next = std::max(next, w.there[r] - i.latency);
     w.ready = next;
-  }
-
-  void arrive(Warp& w, double released) {
-    w.ready = kNever;
-    const auto is_of_block = [&](const Warp& other) {
-      return other.block == w.block && !other.done;
-    };
-    for (const Warp& other : warps_) {
-      if (is_of_block(other) && other.ready != kNever) return;
-    }
-    for (Warp& other : warps_) {
-      if (is_of_block(other)) step_over(other, released);
-    }
   }
 
   const Loop& loop_;

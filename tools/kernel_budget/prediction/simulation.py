@@ -1,4 +1,4 @@
-"""Runs simulate.cpp on the hot paths of kernels. The C++ compiler builds it on first use."""
+"""Runs simulate.cpp on the hot loops of kernels. The C++ compiler builds it on first use."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from ..sass import Instruction
 from .pipes import Kind, bytes_of_warp, timing
 
 SOURCE = Path(__file__).with_name("simulate.cpp")
+SYNCHRONIZING = ("ATOM", "ATOMG", "BAR", "MEMBAR", "RED", "REDG")
 FIRST = {"R": 0, "UR": 256, "P": 512, "UP": 520}  # the first number of each kind of register
 
 
 class Program(NamedTuple):
-    """The hot path of a kernel.
+    """The hot loop of a kernel.
 
     An instruction is a list of numbers: its pipe, cycles, latency, kind and bytes, then the number
     of the registers that it writes and these registers, then the same for those that it reads.
@@ -58,9 +59,10 @@ def programs(file: Path, kernel: str, archs: Collection[str]) -> Iterator[Progra
 
 
 def program(name: str, arch: str, usage: dict[str, int], code: list[Instruction]) -> Program | None:
-    """The program of a kernel; None if its hot path has no known number of elements."""
+    """The program of a kernel; None if it has no hot loop over elements that runs freely."""
     path = hot_path(code)
-    if not (served := elements(name, path)):
+    is_free = path.in_loop and not any(i.base in SYNCHRONIZING for i in path.instructions)
+    if not is_free or not (served := elements(name, path)):
         return None
     encoded = [_numbers(i, arch) for i in path.instructions]
     resident = resident_blocks(arch, usage["REG"], usage["SHARED"])
