@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from benchmarks.record import Data, others
 
@@ -46,8 +46,10 @@ def aligned(columns: Columns, rows: Sequence[Sequence[str]], *, drop: bool = Fal
     return lines
 
 
-def markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table, and an empty one."""
+    first, *others = ("| " + " | ".join(cells) + " |" for cells in (titles, *rows))
+    return [first, "|---" * len(titles) + "|", *others, ""]
 
 
 def cut(text: str) -> str:
