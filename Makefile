@@ -122,7 +122,7 @@ steps: $(BUILD_STAMP) $(VENV)/.steps-requirements
 	$(BIN)/python -m benchmarks.steps $(STEPS_ARGS)
 
 regressions: $(BUILD_STAMP) $(VENV)/.test-requirements
-	$(BIN)/pytest benchmarks/test_regressions.py --benchmark-columns=median,iqr $(PYTEST_ARGS)
+	$(BIN)/pytest tests/speed --benchmark-columns=median,iqr $(PYTEST_ARGS)
 
 # The program builds a rewritten copy, so the environment needs only the requirements of the tests.
 mutations: $(TORCH_STAMP) $(VENV)/.test-requirements $(VENV)/.packages-requirements

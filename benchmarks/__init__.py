@@ -10,7 +10,7 @@ They share these modules:
 
     cases.py       a case: contenders that compute the same outputs of the same leaves
     measuring.py   times contenders in interleaved rounds
-    counting.py    counts bytes kept for backward, peak memory, dispatches and launches
+    counting.py    counts bytes kept for backward and dispatches
     record.py      the JSON: machine, versions, commit, results
     tables.py      the tables of the terminal, and the comparison of two JSONs
     command.py     the options, and the loop over cases
@@ -25,8 +25,7 @@ They share these modules:
     steps/         the models of released packages: images, sequences, single cells, weights
 
 ``python -m benchmarks.plot`` draws the figure of a JSON, and ``python -m benchmarks.readme`` writes
-the measured parts of README.md. test_regressions.py compares ratios with floors in CI, with
-pytest-benchmark.
+the measured parts of README.md. tests/speed compares ratios with floors in CI.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 from benchmarks import command, latents, measuring, record, running, tables
@@ -116,11 +115,6 @@ def main(argv: list[str] | None = None) -> int:
     selected = args.case or args.contender or args.dtype
     path = args.json or (None if selected else record.default_path(MODULE, data))
     print(f"{record.package()}\n{tables.head(data)}\n\n{tables.LEGEND}\n", flush=True)
-    others = measuring.Others()
-    time.sleep(0.3)
-    if (share := others.share() or 0.0) > tables.DISTURBED:
-        print(f"Other work takes {share:.0%} of the processors, for which several threads wait")
-        print("in each operator: measure at rest, or with --threads 1.\n")
     setting = (contenders(args), args.device, args.seconds, 3 if args.quick else measuring.FEWEST)
 
     def measure(job: Latent | Training) -> str:

@@ -21,16 +21,11 @@ from vae_fused import _ext
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """The command-line name of an implementation, its description, and a factory of its function.
-
-    Only contenders that are known to support CUDA graphs are captured, because a failed capture may
-    leave the generator unusable for the rest of the process.
-    """
+    """An implementation: its name on the command line, and a factory of its function."""
 
     name: str
     what: str
     make: Callable[[Latent, str], Function]
-    graph: bool = False
     slow_start: bool = False  # quick runs skip it unless it is selected
     traced: bool = False  # by torch.compile, so dispatches are not counted
 
@@ -150,13 +145,13 @@ _COMPILED = {"slow_start": True, "traced": True}
 CONTENDERS = {
     c.name: c
     for c in (
-        Contender("vae_fused", "this library", _vae_fused, graph=True),
-        Contender("eager", "the formula as people write it", _eager, graph=True),
+        Contender("vae_fused", "this library", _vae_fused),
+        Contender("eager", "the formula as people write it", _eager),
         Contender("distributions", "torch.distributions, which validates by default",
                   partial(_distributions, _TORCH, True)),
         Contender("distributions-unchecked", "torch.distributions with validate_args=False",
-                  partial(_distributions, _TORCH, False), graph=True),
-        Contender("compile", "torch.compile of the formula", partial(_compiled, None), graph=True,
+                  partial(_distributions, _TORCH, False)),
+        Contender("compile", "torch.compile of the formula", partial(_compiled, None),
                   **_COMPILED),
         Contender("compile-reduce-overhead", "the same with mode='reduce-overhead', on a GPU",
                   partial(_compiled, "reduce-overhead"), **_COMPILED),

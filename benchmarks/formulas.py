@@ -1,7 +1,4 @@
-"""The latents as users write them in eager PyTorch; each function returns ``(z, kl)``.
-
-This file imports only torch, because other programs load it by its path.
-"""
+"""The latents as users write them in eager PyTorch; each function returns ``(z, kl)``."""
 
 from __future__ import annotations
 

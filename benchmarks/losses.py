@@ -51,6 +51,11 @@ def against(
     return Contest(leaves, {OURS: ours, **theirs}, tolerance=5e-3)
 
 
+def log_prob(q: Callable[[], D.Distribution], x: Tensor) -> dict[str, Callable[[], Any]]:
+    """The loss by a class of ``torch.distributions``."""
+    return {f"{type(q()).__name__}.log_prob": lambda: -q().log_prob(x).sum()}
+
+
 def bernoulli(*shape: int) -> Contest:
     logits, x = torch.randn(shape), torch.rand(shape)
 
@@ -66,23 +71,18 @@ def gaussian() -> Contest:
     def functional() -> Tensor:
         return F.gaussian_nll_loss(mean, x, logvar.exp(), full=True, reduction="sum")
 
-    theirs = {
-        "Normal.log_prob": lambda: -D.Normal(mean, torch.exp(0.5 * logvar)).log_prob(x).sum(),
-        "F.gaussian_nll_loss": functional,
-    }
-    return against([mean, logvar], x, "gaussian", theirs)
+    theirs = log_prob(lambda: D.Normal(mean, torch.exp(0.5 * logvar)), x)
+    return against([mean, logvar], x, "gaussian", theirs | {"F.gaussian_nll_loss": functional})
 
 
 def laplace() -> Contest:
     mean, raw, x = torch.randn(MILLION), 0.3 * torch.randn(MILLION), torch.randn(MILLION)
-    theirs = {"Laplace.log_prob": lambda: -D.Laplace(mean, raw.exp()).log_prob(x).sum()}
-    return against([mean, raw], x, "laplace", theirs)
+    return against([mean, raw], x, "laplace", log_prob(lambda: D.Laplace(mean, raw.exp()), x))
 
 
 def poisson() -> Contest:
     log_rate, x = 0.5 * torch.randn(MILLION), torch.poisson(torch.full((MILLION,), 1.5))
-    theirs = {"Poisson.log_prob": lambda: -D.Poisson(log_rate.exp()).log_prob(x).sum()}
-    return against([log_rate], x, "poisson", theirs)
+    return against([log_rate], x, "poisson", log_prob(lambda: D.Poisson(log_rate.exp()), x))
 
 
 def student_t(learned: bool) -> Contest:
@@ -91,17 +91,13 @@ def student_t(learned: bool) -> Contest:
     x, df = mean + D.StudentT(4.0).sample((MILLION,)), 1.0 + 4.0 * torch.rand(MILLION)
     kind = vf.likelihoods.StudentT("logstd", df=None if learned else 4.0)
     leaves, freedom = ([mean, raw, df], df) if learned else ([mean, raw], 4.0)
-    theirs = {"StudentT.log_prob": lambda: -D.StudentT(freedom, mean, raw.exp()).log_prob(x).sum()}
-    return against(leaves, x, kind, theirs)
+    return against(leaves, x, kind, log_prob(lambda: D.StudentT(freedom, mean, raw.exp()), x))
 
 
 def continuous_bernoulli() -> Contest:
     logits, x = torch.randn(MILLION), torch.rand(MILLION)
-
-    def theirs() -> Any:
-        return -D.ContinuousBernoulli(logits=logits).log_prob(x).sum()
-
-    return against([logits], x, "continuous_bernoulli", {"ContinuousBernoulli.log_prob": theirs})
+    theirs = log_prob(lambda: D.ContinuousBernoulli(logits=logits), x)
+    return against([logits], x, "continuous_bernoulli", theirs)
 
 
 def discretized_logistic() -> Contest:
@@ -129,14 +125,9 @@ def sparse(*shape: int) -> Tensor:
 
 
 def nb_of_logits() -> Contest:
-    total, logits = 0.5 + torch.rand(MILLION), torch.randn(MILLION)
-    x = sparse(MILLION)
-
-    def theirs() -> Any:
-        return -D.NegativeBinomial(total, logits=logits).log_prob(x).sum()
-
-    their = {"NegativeBinomial.log_prob": theirs}
-    return against([total, logits], x, "negative_binomial_logits", their)
+    total, logits, x = 0.5 + torch.rand(MILLION), torch.randn(MILLION), sparse(MILLION)
+    theirs = log_prob(lambda: D.NegativeBinomial(total, logits=logits), x)
+    return against([total, logits], x, "negative_binomial_logits", theirs)
 
 
 def cells() -> tuple[Tensor, Tensor, Tensor, Tensor]:

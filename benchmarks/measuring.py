@@ -9,9 +9,7 @@ On a CPU a turn is one step by the wall clock, with separate times for both pass
     step         forward and backward by CUDA events. The queue is filled ahead, so that host time
                  does not count. Twice the L2 cache is overwritten before each pass, like a decoder
                  between the passes
-    step_warm    the same without overwriting the cache
     step_wall    consecutive steps by the wall clock, host and device together
-    step_graph   the step replayed from a CUDA graph
 
 ``processor`` is the processor time of a step, on all threads of this process.
 """
@@ -125,9 +123,8 @@ class CudaClock(Clock):
 
     def turn(self, step: Step, prepared: Any, into: Samples) -> None:
         once, calls = prepared
-        forward, backward = self._events(step, once, cold=True)
+        forward, backward = self._events(step, once)
         add(into, forward=forward, backward=backward, step=forward + backward)
-        add(into, step_warm=sum(self._events(step, once, cold=False)))
         processor = time.process_time()
         add(into, step_wall=self._wall(step, calls))
         add(into, processor=(time.process_time() - processor) / calls)
@@ -141,17 +138,15 @@ class CudaClock(Clock):
         torch.cuda.synchronize()
         return (time.perf_counter() - start) / calls
 
-    def _events(self, step: Step, once: float, *, cold: bool) -> tuple[float, float]:
+    def _events(self, step: Step, once: float) -> tuple[float, float]:
         begin, middle, again, end = (torch.cuda.Event(enable_timing=True) for _ in range(4))
         torch.cuda.synchronize()
         torch.cuda._sleep(int(self.cycles * min(1.5 * once + 5e-5, AHEAD_MOST)))
-        if cold:
-            self.scratch.fill_(1)
+        self.scratch.fill_(1)
         begin.record()
         result = step.forward()
         middle.record()
-        if cold:
-            self.scratch.fill_(1)
+        self.scratch.fill_(1)
         again.record()
         result = step.backward(result)
         end.record()
@@ -203,21 +198,6 @@ def interleaved(
         if collecting:
             gc.enable()
     return times, others.share()
-
-
-def graphed(step: Step) -> Step:
-    """The step, captured in a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()  # its results are not needed, so their memory may be reused by the graph
-    return Step(graph.replay)
 
 
 def tidy(device: str) -> None:

@@ -19,7 +19,7 @@ from benchmarks import ROOT, command, record
 from benchmarks.latents import FAMILIES
 from benchmarks.record import Data
 from benchmarks.steps import table as steps_table
-from benchmarks.tables import busy, duration, markdown_row, number
+from benchmarks.tables import busy, duration, markdown, number
 
 README = ROOT / "README.md"
 STEPS_PAGE = ROOT / "docs" / "steps.md"
@@ -61,13 +61,13 @@ def table(rows: list[Data], kind: str, how: str = "") -> list[str]:
     """Times of vae_fused, and the others' times as multiples of them."""
     rivals = [name for name in RIVALS if any(name in row["contenders"] for row in rows)]
     titles = ["latent", f"`vae_fused`{how}", *(RIVALS[name] for name in rivals)]
-    lines = [markdown_row(titles), "|---" * len(titles) + "|"]
+    lines = []
     for row in rows:
         found = row["contenders"]
         ratios = (number(found[n]["ratio"][kind]) if n in found else "" for n in rivals)
         median = duration(found["vae_fused"]["times"][kind]["median"])
-        lines.append(markdown_row([name_of(row), median, *ratios]))
-    return [*lines, ""]
+        lines.append([name_of(row), median, *ratios])
+    return markdown(titles, lines)
 
 
 def slower(rows: list[Data], kind: str) -> list[str]:

@@ -14,12 +14,11 @@ from benchmarks.cases import Contest, Row, Unable, Wrong, reason
 from benchmarks.contenders import Contender
 from benchmarks.counting import counts
 from benchmarks.latents import Function, Inputs, Latent
-from benchmarks.measuring import FEWEST, Samples, Step, graphed, interleaved, paired, summary, tidy
+from benchmarks.measuring import FEWEST, Samples, Step, interleaved, paired, summary, tidy
 from benchmarks.tables import COPY
 from benchmarks.training import CONTENDERS, LONGER, NONE, Training
 
 BASES = ("vae_fused", "eager", NONE)  # the baseline is the first of these that was measured
-GRAPHED = 2**22  # elements; above this, launches do not matter
 
 
 def admitted(
@@ -88,7 +87,7 @@ def measure(
         step = contest.step(name)
         try:
             step()
-            found = counts(step, data.arguments, device, traced=name in traced) if is_latent else {}
+            found = counts(step, data.arguments, traced=name in traced) if is_latent else {}
             step()
         except Exception as error:
             reasons["unable"][name] = reason(error)
@@ -96,9 +95,6 @@ def measure(
             steps[name], figures[name] = step, found
     extra = {COPY: copy_step(latent, device)} if is_latent else {}
     samples, others = interleaved({**steps, **extra}, device, seconds, fewest)
-    if is_latent and device == "cuda" and latent.elements <= GRAPHED:
-        able = {c.name: steps[c.name] for c in contenders if c.graph and c.name in steps}
-        replay(able, figures, samples)
     base = next((name for name in BASES if name in steps), None)
     for name in steps:
         figures[name] |= summary(samples[name], samples[base] if base else None)
@@ -107,19 +103,6 @@ def measure(
         row["parameters"] = sum(p.numel() for p in contest.leaves)
         return row | _training(job, figures, samples, "step_wall" if device == "cuda" else "step")
     return row | _latent(latent, figures, samples)
-
-
-def replay(steps: dict[str, Step], figures: dict[str, Row], samples: dict[str, Samples]) -> None:
-    """Add the times of steps that are replayed from CUDA graphs. No other step may follow, because
-    a failed capture may leave the generator unusable."""
-    graphs = {}
-    for name, step in steps.items():
-        try:
-            graphs[name] = graphed(step)
-        except Exception as error:
-            figures[name]["graph_error"] = reason(error)
-    for name, times in interleaved(graphs, "cuda", 0.0, fewest=15)[0].items():
-        samples[name]["step_graph"] = times["step_warm"]
 
 
 def _latent(latent: Latent, figures: dict[str, Row], samples: dict[str, Samples]) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from benchmarks.record import Data, others
 
@@ -46,8 +46,10 @@ def aligned(columns: Columns, rows: Sequence[Sequence[str]], *, drop: bool = Fal
     return lines
 
 
-def markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table, and an empty one."""
+    first, *others = ("| " + " | ".join(cells) + " |" for cells in (titles, *rows))
+    return [first, "|---" * len(titles) + "|", *others, ""]
 
 
 def cut(text: str) -> str:
@@ -80,12 +82,12 @@ def not_run(data: Data) -> list[str]:
 
 LEGEND = """\
 step: forward and backward, median; ±: half the distance of its quartiles; ratio: of the step to
-that of the first line; kept: bytes per element saved for backward; peak: bytes per element
-allocated at once; ops: operators of both passes, on a GPU launches; wall: steps in a row, with the
-host; rate: least bytes of the step per second, as a share of what a copy of them reaches"""
+that of the first line; kept: bytes per element saved for backward; ops: operators of both passes;
+wall: steps in a row, with the host; rate: least bytes of the step per second, as a share of what a
+copy of them reaches"""
 COLUMNS = (
     ("", -26), ("step", 9), ("±", 5), ("ratio", 7), ("forward", 9), ("backward", 9), ("wall", 9),
-    ("kept", 7), ("peak", 7), ("ops", 6), ("rate", 6),
+    ("kept", 7), ("ops", 6), ("rate", 6),
 )  # fmt: skip
 TRAINING_COLUMNS = (("", -26), ("step", 9), ("±", 5), ("ratio", 7), ("latent", 9))
 
@@ -108,11 +110,8 @@ def _latent(name: str, row: Data) -> list[str]:
 def _contender(name: str, row: Data, elements: int) -> list[str]:
     counted = row["dispatches"]
     operators = counted["forward"] + counted["backward"] if counted else ""
-    launched = operators if row["launches"] is None else row["launches"]
-    sizes = (row[key] for key in ("kept_bytes", "peak_bytes"))
-    memory = ["" if size is None else number(size / elements) for size in sizes]
     share = f"{row['share_of_copy']['step']:.0%}"
-    return [*_latent(name, row), *memory, str(launched), share]
+    return [*_latent(name, row), number(row["kept_bytes"] / elements), str(operators), share]
 
 
 def _remarks(row: Data) -> list[str]:
@@ -132,11 +131,8 @@ def latent(row: Data) -> str:
     copied, contenders = row["copy"], row["contenders"]
     cells = [_contender(name, figures, row["elements"]) for name, figures in contenders.items()]
     name = f"{COPY}, {number(copied['gb_per_s']['step'])} GB/s"
-    cells.append([*_latent(name, copied), "", "", "", "100%"])
+    cells.append([*_latent(name, copied), "", "", "100%"])
     lines = [f"{row['case']}, {size}", *aligned(COLUMNS, cells, drop=True)]
-    times = {name: figures["times"].get("step_graph") for name, figures in contenders.items()}
-    graphs = [f"{name} {duration(stat['median'])}" for name, stat in times.items() if stat]
-    lines += [cut("  in a CUDA graph: " + ", ".join(graphs))] * bool(graphs)
     return "\n".join([*lines, *_remarks(row), ""])
 
 

@@ -112,7 +112,5 @@ def details(data: Data) -> list[str]:
 
 def _page(data: Data, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table, and a line for each case that was not measured."""
-    lines = [tables.markdown_row(titles), "|---" * len(titles) + "|"]
-    lines += [*map(tables.markdown_row, rows), ""]
     missing = [f"- Not measured: {name}: {why}." for name, why in data["not_run"].items()]
-    return [*lines, *missing, *[""] * bool(missing)]
+    return [*tables.markdown(titles, rows), *missing, *[""] * bool(missing)]

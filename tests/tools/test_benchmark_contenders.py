@@ -139,15 +139,14 @@ def counted(latent, name):
     functions = {name: CONTENDERS[name].make(latent, "cpu")}
     step = running.latent_contest(functions, data).step(name)
     step()
-    return counting.counts(step, data.arguments, "cpu", traced=False)
+    return counting.counts(step, data.arguments, traced=False)
 
 
 @names(SMALL)
 def test_eager_keeps_tensors_for_backward(latent):
     found = counted(latent, "eager")
     assert found["kept_bytes"] >= 2 * 4 * latent.elements
-    assert found["dispatches"]["forward"] >= 10 and found["launches"] is None
-    assert found["peak_bytes"] >= 3 * 4 * latent.elements
+    assert found["dispatches"]["forward"] >= 10
 
 
 @native

@@ -73,7 +73,7 @@ def test_each_contender_has_times_ratios_memory_and_counts(quick):
                 assert 0 < stat["q1"] <= stat["median"] <= stat["q3"] and stat["rounds"] >= 3
                 assert figures["ratio"][kind] > 0
             assert base["ratio"] == dict.fromkeys(("forward", "backward", "step", "processor"), 1.0)
-            assert figures["kept_bytes"] >= 0 and figures["peak_bytes"] > 0
+            assert figures["kept_bytes"] >= 0
             assert figures["dispatches"]["forward"] >= 1
             share = figures["gb_per_s"]["step"] / row["copy"]["gb_per_s"]["step"]
             assert figures["share_of_copy"]["step"] == pytest.approx(share, rel=1e-3, abs=1e-4)
@@ -230,7 +230,7 @@ def test_a_gpu_has_times_of_the_device_and_of_the_host(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *size, device, **rest: empty(*size, **rest))
     step = measuring.Step(lambda: time.sleep(2e-3), lambda _: time.sleep(1e-3))
     times = measuring.interleaved({"a": step}, "cuda", 0.0, fewest=3)[0]["a"]
-    kinds = {"forward", "backward", "step", "step_warm", "step_wall", "processor"}
+    kinds = {"forward", "backward", "step", "step_wall", "processor"}
     assert set(times) == kinds and {len(seconds) for seconds in times.values()} == {3}
     for kind, least in {"forward": 2e-3, "backward": 1e-3, "step": 3e-3, "step_wall": 3e-3}.items():
         assert least <= min(times[kind]) < 5 * least

@@ -8,5 +8,5 @@ in_flight.py   bytes that a thread requests before it waits
 occupancy.py   threads of a kernel that an SM holds at once
 record.py      budget.json, and the comparison of a build with it
 document.py    the tables of a record
-prediction/    predicts the share of a copy's bandwidth that a kernel reaches
+prediction/    predicts the share of a copy's bandwidth that a hot loop reaches
 """

@@ -1,9 +1,10 @@
-"""Predicts a kernel's share of a copy's bandwidth from its machine code.
+"""Predicts the share of a copy's bandwidth that a kernel's hot loop reaches, from machine code.
 
 No GPU has confirmed this model. It is frozen: predictions are comparable only with the same
 MODEL_VERSION, so each change to the list below increments it and renews the baseline.
 
-One of the four parts of an SM is simulated, cycle by cycle:
+Launches approach the share of the loop as tensors grow. One of the four parts of an SM is
+simulated, cycle by cycle:
 
   issue      One instruction per cycle, from one warp. The warp that issued last has priority, then
              the others in turn. A warp issues in order.
@@ -17,23 +18,14 @@ One of the four parts of an SM is simulated, cycle by cycle:
              in order at this part's share of the copy's bandwidth, and returns after the other
              half, which varies by a fifth of the whole latency. Stores take the same bandwidth, but
              no instruction waits for them. All accesses miss the caches.
-  blocks     Registers, shared memory and threads limit the resident blocks. All warps of a block
-             run the same path: from the entry to the hot loop, around it, and to the exit
-             (`paths.py`). Before and after the loop guarded global accesses are off, except those
-             of a step before it. A barrier waits for the block's warps in this part.
-             The first blocks start within 400 cycles. A finished block is replaced after 100.
-  fences     An atomic and a fence of the GPU's scope each take half of the latency: a trip to L2.
-  size       The SM with the most blocks determines the time. It has its blocks' share of the
-             bandwidth, so a bandwidth-bound kernel reaches 1 with any number of blocks.
-  copy       A copy of as many bytes takes the bytes over its bandwidth, plus one latency.
-  results    Both are averages over seeds, which vary the starts of blocks and the return of
-             requests:
-               share   The time of the copy over that of the whole launch.
-               loop    The same for the hot loop alone, with all resident warps always in it. This
-                       is the limit of `share` for large tensors.
+  blocks     Registers, shared memory and threads limit the resident blocks. They start within 400
+             cycles and stay in the hot loop (`hot_path.py`). A kernel whose hot loop contains a
+             barrier, a fence or an atomic is not predicted.
+  result     The bytes of the passes over the copy's bandwidth and their time, as an average over
+             seeds, which vary the starts of blocks and the return of requests.
 
 Not modelled: caches of instructions and constants, DRAM rows and read-write turnaround, partially
-read or written sectors, register banks, the launch itself.
+read or written sectors, register banks, the launch, and the ways to and from the loop.
 """
 
 MODEL_VERSION = 1

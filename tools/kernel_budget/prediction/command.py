@@ -2,7 +2,7 @@
 
     python -m tools.kernel_budget predict FILE...                         .cubin files or a _C*.so
     python -m tools.kernel_budget predict FILE... --kernel 'forward<BF'   kernels with such a name
-    python -m tools.kernel_budget predict FILE... --chip b200 --latency 530 660 --elements 2^22
+    python -m tools.kernel_budget predict FILE... --chip b200 --latency 530 660
     python -m tools.kernel_budget predict FILE... --json > RECORD         a record
     python -m tools.kernel_budget predict FILE... --compare RECORD        status 1 if one is slower
 
@@ -14,6 +14,7 @@ You need cuobjdump, as for the budget, and a C++ compiler, but neither a GPU nor
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,25 +25,24 @@ from ..document import markdown
 from ..record import json_text
 from . import MODEL_VERSION
 from .model import CHIPS, LATENCIES_NS, predict
-from .program import Program, programs
+from .simulation import Program, programs
 
 SLOWER = 0.98  # the least ratio that is not reported as slower
-SHARES = ("share", "loop")
-Record = dict[str, Any]  # the version of the model, the elements, and a dict for each prediction
+Record = dict[str, Any]  # the version of the model, and a dict for each prediction
 
 
 def make_record(
-    found: Iterable[Program], chips: Sequence[str], latencies_ns: Sequence[float], elements: int
+    found: Iterable[Program], chips: Sequence[str], latencies_ns: Sequence[float]
 ) -> Record:
-    rows = []
     kernels = sorted(found, key=lambda program: program.name)
-    for chip, program in ((c, p) for c in chips for p in kernels):
-        if program.arch.rstrip("af") == CHIPS[chip].arch:
-            predictions = predict(program, CHIPS[chip], latencies_ns, elements)
-            for latency, (share, loop) in zip(latencies_ns, predictions, strict=True):
-                row = {"kernel": program.name, "chip": chip, "latency_ns": latency}
-                rows.append(row | {"share": round(share, 4), "loop": round(loop, 4)})
-    return {"model": MODEL_VERSION, "elements": elements, "predictions": rows}
+    rows = [
+        {"kernel": program.name, "chip": chip, "latency_ns": latency,
+         "loop": round(predict(program, CHIPS[chip], latency), 4)}
+        for chip, program in itertools.product(chips, kernels)
+        if program.arch.rstrip("af") == CHIPS[chip].arch
+        for latency in latencies_ns
+    ]  # fmt: skip
+    return {"model": MODEL_VERSION, "predictions": rows}
 
 
 def dump(record: Record) -> str:
@@ -53,22 +53,20 @@ def dump(record: Record) -> str:
 def compared(old: Record, new: Record) -> Iterator[str]:
     """A line for each row that both have. It ends with SLOWER if the new row is slower."""
     was = {(r["kernel"], r["chip"], r["latency_ns"]): r for r in old["predictions"]}
-    for row in new["predictions"] if old["elements"] == new["elements"] else ():
+    for row in new["predictions"]:
         if before := was.get((row["kernel"], row["chip"], row["latency_ns"])):
-            ratios = {what: row[what] / before[what] for what in SHARES}
+            ratio = row["loop"] / before["loop"]
             line = f"{row['chip']:8} {row['kernel']:34} {row['latency_ns']:6.0f} ns"
-            for what, ratio in ratios.items():
-                line += f"  {what} {before[what]:.3f} -> {row[what]:.3f} x {ratio:.3f}"
-            yield line + "  SLOWER" * (min(ratios.values()) < SLOWER)
+            line += f"  {before['loop']:.3f} -> {row['loop']:.3f} x {ratio:.3f}"
+            yield line + "  SLOWER" * (ratio < SLOWER)
 
 
 def tables(record: Record) -> str:
     """A table for each chip: a row for each kernel, a column for each latency."""
     parts = [
-        f"Predictions, not measurements (issue model {record['model']}, {record['elements']:,} "
-        "elements): the share of a copy's bandwidth that a launch reaches, by the latency of a "
-        "load, and the range of that of the hot loop alone, which launches approach as tensors "
-        "grow. The clock and the copy's bandwidth are assumptions.\n"
+        f"Predictions, not measurements (issue model {record['model']}): the share of a copy's "
+        "bandwidth that a hot loop reaches, by the latency of a load. Launches approach it as "
+        "tensors grow. The clock and the copy's bandwidth are assumptions.\n"
     ]
     rows = record["predictions"]
     for chip in dict.fromkeys(row["chip"] for row in rows):
@@ -77,13 +75,10 @@ def tables(record: Record) -> str:
         for kernel in sorted({row["kernel"] for row in rows if row["chip"] == chip}):
             of = [row for row in rows if (row["chip"], row["kernel"]) == (chip, kernel)]
             of.sort(key=lambda row: row["latency_ns"])
-            loops = dict.fromkeys(f"{f(row['loop'] for row in of):.2f}" for f in (min, max))
-            cells.append([f"`{kernel}`", *(f"{r['share']:.2f}" for r in of), " to ".join(loops)])
+            cells.append([f"`{kernel}`", *(f"{row['loop']:.2f}" for row in of)])
         name, _, sms, ghz, copy, _ = CHIPS[chip]
         parts.append(f"**{name}** ({sms} SMs, {ghz} GHz, copy {copy} TB/s)\n")
-        parts.append(
-            markdown(["kernel", *(f"{ns:.0f} ns" for ns in latencies), "loop alone"], cells)
-        )
+        parts.append(markdown(["kernel", *(f"{ns:.0f} ns" for ns in latencies)], cells))
     return "\n".join(parts)
 
 
@@ -93,14 +88,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kernel", default="", help="part of the names of the kernels")
     parser.add_argument("--chip", nargs="+", choices=sorted(CHIPS), default=list(CHIPS))
     parser.add_argument("--latency", nargs="+", type=float, default=list(LATENCIES_NS), help="ns")
-    parser.add_argument("--elements", type=lambda text: 2 ** int(text[2:]), default=2**24,
-                        metavar="2^N")  # fmt: skip
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--compare", type=Path, metavar="RECORD")
     given = parser.parse_args(arguments)
     archs = {CHIPS[chip].arch for chip in given.chip}
     found = [p for file in given.files for p in programs(file, given.kernel, archs)]
-    record = make_record(found, given.chip, given.latency, given.elements)
+    record = make_record(found, given.chip, given.latency)
     if not record["predictions"]:
         wrong = "the files must contain a kernel for these chips, got none"
         print(f"predict: error: {wrong}", file=sys.stderr)

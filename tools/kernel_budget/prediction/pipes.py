@@ -28,7 +28,7 @@ from ..sass import Instruction, width
 # The numbers of both enumerations agree with those of simulate.cpp. FMA is either of its two pipes.
 Pipe = enum.IntEnum("Pipe", "FMA FMA_HEAVY FMA_BOTH ALU XU FP64 LSU UNIFORM BRANCH", start=0)
 # The effect of an instruction besides computing. SHARED passes data through the LSU.
-Kind = enum.IntEnum("Kind", "COMPUTE LOAD STORE SHARED BARRIER FENCE ATOMIC BRANCH", start=0)
+Kind = enum.IntEnum("Kind", "COMPUTE LOAD STORE SHARED BRANCH", start=0)
 
 
 class Timing(NamedTuple):
@@ -47,9 +47,8 @@ TIMINGS = {
     r"STG?": Timing(Pipe.LSU, 4, 0, Kind.STORE),
     r"LDS|STS|SHFL|LDL|STL|ATOMS": Timing(Pipe.LSU, 4, 30, Kind.SHARED),
     r"LDC": Timing(Pipe.LSU, 4, 30),
-    r"ATOMG?|REDG?": Timing(Pipe.LSU, 4, 0, Kind.ATOMIC),
-    r"BAR": Timing(Pipe.BRANCH, 1, 30, Kind.BARRIER),
-    r"MEMBAR": Timing(Pipe.BRANCH, 1, 10, Kind.FENCE),
+    r"ATOMG?|REDG?": Timing(Pipe.LSU, 4, 0),
+    r"BAR": Timing(Pipe.BRANCH, 1, 30, Kind.BRANCH),
     r"FFMA|FMUL|FADD": Timing(Pipe.FMA, 2, 4),
     r"(FFMA|FMUL|FADD)2": Timing(Pipe.FMA_BOTH, 2, 4),
     r"IMAD": Timing(Pipe.FMA_HEAVY, 2, 4),
@@ -57,7 +56,7 @@ TIMINGS = {
     r"MUFU": Timing(Pipe.XU, 8, 20),
     r"F2F|I2F|F2I|FRND": Timing(Pipe.XU, 16, 22),
     r"DFMA|DMUL|DADD|DSETP": Timing(Pipe.FP64, 64, 16),
-    r"BRA|BRX|JMP|JMX|CALL|RET|EXIT": Timing(Pipe.BRANCH, 1, 10, Kind.BRANCH),
+    r"BRA|BRX|JMP|JMX|CALL|RET|EXIT|MEMBAR": Timing(Pipe.BRANCH, 1, 10, Kind.BRANCH),
     r"BSSY|BSYNC|NOP|WARPSYNC|YIELD|ERRBAR|CGAERRBAR|CCTL|BREAK|DEPBAR|BMOV|ENDCOLLECTIVE": Timing(
         Pipe.BRANCH, 1, 1, Kind.BRANCH
     ),
@@ -72,8 +71,6 @@ def timing(instruction: Instruction, arch: str) -> Timing:
     if base == "IMAD" and {"WIDE", "HI"} & set(modifiers):
         return Timing(Pipe.FMA_HEAVY, 4, 5)
     found = next(how for pattern, how in TIMINGS.items() if re.fullmatch(pattern, base))
-    if base == "MEMBAR" and "CTA" in modifiers:  # a fence of the block's own threads
-        return found._replace(kind=Kind.BRANCH)
     if found.pipe is Pipe.FP64:
         return found._replace(occupied=FP64_CYCLES.get(number(arch), found.occupied))
     if found.pipe is Pipe.FMA and number(arch) in SINGLE_FMA_PIPE:

@@ -9,27 +9,23 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr int kRegisters = 528;
 constexpr double kSharedBytesACycle = 32;
-constexpr double kStartWithin = 400, kReplacedAfter = 100;  // cycles: first blocks, later blocks
-constexpr double kJitter = 0.4;                             // of the latency, in all
+constexpr double kStartWithin = 400;  // cycles
+constexpr double kJitter = 0.4;       // of the latency, in all
 
 enum Pipe { kFma, kFmaHeavy, kFmaBoth, kAlu, kXu, kFp64, kLsu, kUniform, kBranchUnit, kPipes };
-enum Kind { kCompute, kLoad, kStore, kShared, kBarrier, kFence, kAtomic, kBranch };
+enum Kind { kCompute, kLoad, kStore, kShared, kBranch };
 
 struct Instruction {
   int pipe, occupied, latency, kind, bytes;
   std::vector<int> writes, reads;
 };
 
-struct Program {
-  std::vector<Instruction> code;  // prologue, body, between, epilogue
-  int body, between, epilogue;    // where they begin
-};
+using Loop = std::vector<Instruction>;
 
-// `warps` of each block are in this part. A block has `tiles`, each with `passes` of the body, and
-// runs `between` between two tiles. A warp loads `load_bytes` in total.
+// `warps` of each of the `blocks` are in this part. Each warp passes the loop `passes` times.
 struct Run {
-  int warps, blocks, resident, tiles, passes;
-  double bandwidth, load_bytes, latency;  // bytes per cycle, bytes, cycles
+  int warps, blocks, passes;
+  double bandwidth, latency;  // bytes per cycle, cycles
   int seed;
 };
 
@@ -45,21 +41,23 @@ struct Random {
 };
 
 struct Warp {
-  int slot = 0, at = 0, passed = 0;
-  bool done = true;
-  double ready = kNever;  // when the operands of its next instruction are available
-  double to_load = 0;     // bytes
+  int at = 0, passed = 0;
+  double ready = 0;  // when the operands of its next instruction are available; kNever at the end
   std::vector<double> there = std::vector<double>(kRegisters);  // when registers are available
 };
 
 class Part {
  public:
-  Part(const Program& program, const Run& run)
-      : program_(program),
+  Part(const Loop& loop, const Run& run)
+      : loop_(loop),
         run_(run),
         random_{run.seed * 0x9E3779B97F4A7C15u + 1},
-        warps_(run.resident * run.warps) {
-    for (int s = 0; s < run.resident; ++s) start(s, random_.uniform() * kStartWithin);
+        warps_(run.blocks * run.warps),
+        running_(run.blocks * run.warps) {
+    for (int b = 0; b < run.blocks; ++b) {
+      const double start = random_.uniform() * kStartWithin;
+      for (int k = 0; k < run.warps; ++k) step_over(warps_[b * run.warps + k], start);
+    }
   }
 
   // Returns the cycles of the run.
@@ -71,8 +69,7 @@ class Part {
       bool has_issued = false;
       for (int k = 0; k < n && !has_issued; ++k) {
         const int w = (last + k) % n;
-        if (warps_[w].done) continue;
-        const double when = std::max(warps_[w].ready, pipe_free(program_.code[warps_[w].at].pipe));
+        const double when = std::max(warps_[w].ready, pipe_free(loop_[warps_[w].at].pipe));
         if (when <= now) {
           issue(warps_[w], now);
           last = w;
@@ -87,23 +84,7 @@ class Part {
     return std::max(end, memory_free_);
   }
 
-  int issued() const { return issued_; }
-
  private:
-  void start(int s, double now) {
-    if (started_ == run_.blocks) return;
-    ++started_;
-    for (int k = 0; k < run_.warps; ++k) {
-      Warp& w = warps_[s * run_.warps + k];
-      w = Warp();
-      w.slot = s;
-      w.done = false;
-      w.to_load = run_.load_bytes;
-      ++running_;
-      step_over(w, now);
-    }
-  }
-
   double pipe_free(int pipe) const {
     if (pipe == kFma) return std::min(pipes_[kFma], pipes_[kFmaHeavy]);
     if (pipe == kFmaBoth) return std::max(pipes_[kFma], pipes_[kFmaHeavy]);
@@ -130,93 +111,52 @@ class Part {
   }
 
   void issue(Warp& w, double now) {
-    const Instruction& i = program_.code[w.at];
-    ++issued_;
+    const Instruction& i = loop_[w.at];
     occupy(i.pipe, now, now + i.occupied);
     double result = now + i.latency, next = now + 1;
-    if (i.kind == kLoad && w.to_load >= i.bytes) {
-      w.to_load -= i.bytes;
+    if (i.kind == kLoad) {
       result = std::max(request(now, i.bytes), transfer(now, i.bytes));
     } else if (i.kind == kStore) {
       request(transfer(now, i.bytes), i.bytes);
     } else if (i.kind == kShared) {
       result = transfer(now, i.bytes) + i.latency;
-    } else if (i.kind == kAtomic) {
-      result = now + run_.latency / 2;
-    } else if (i.kind == kFence) {
-      next = now + run_.latency / 2;
     } else if (i.kind == kBranch) {
       next = now + i.latency;
     }
     for (const int r : i.writes) w.there[r] = result;
-    advance(w);
-    if (w.at == static_cast<int>(program_.code.size())) {
-      finish(w, now);
-    } else if (i.kind == kBarrier) {
-      arrive(w, now + i.latency);
+    w.at = (w.at + 1) % static_cast<int>(loop_.size());
+    if (w.at == 0 && ++w.passed == run_.passes) {
+      w.ready = kNever;
+      --running_;
     } else {
       step_over(w, next);
     }
   }
 
-  void advance(Warp& w) {
-    const bool ends_pass = ++w.at == program_.between;
-    const int all = run_.tiles * run_.passes;
-    if (ends_pass && ++w.passed == all) {
-      w.at = program_.epilogue;
-    } else if (ends_pass && w.passed % run_.passes != 0) {
-      w.at = program_.body;
-    } else if (w.at == program_.epilogue && w.passed < all) {  // the next tile
-      w.at = program_.body;
-    }
-  }
-
   // A warp proceeds to its next instruction, whose operands become available at some time.
   void step_over(Warp& w, double next) {
-    const Instruction& i = program_.code[w.at];
+    const Instruction& i = loop_[w.at];
     for (const int r : i.reads) next = std::max(next, w.there[r]);
     for (const int r : i.writes) next = std::max(next, w.there[r] - i.latency);
     w.ready = next;
   }
 
-  void arrive(Warp& w, double released) {
-    w.ready = kNever;
-    if (has_any(w.slot, [](const Warp& other) { return other.ready != kNever; })) return;
-    for (Warp& other : warps_) {
-      if (other.slot == w.slot && !other.done) step_over(other, released);
-    }
-  }
-
-  void finish(Warp& w, double now) {
-    w.done = true;
-    --running_;
-    if (!has_any(w.slot, [](const Warp&) { return true; })) start(w.slot, now + kReplacedAfter);
-  }
-
-  template <typename Is>
-  bool has_any(int slot, Is is) const {
-    return std::any_of(warps_.begin(), warps_.end(),
-                       [&](const Warp& w) { return w.slot == slot && !w.done && is(w); });
-  }
-
-  const Program& program_;
+  const Loop& loop_;
   const Run run_;
   Random random_;
   std::vector<Warp> warps_;
   double pipes_[kPipes] = {};
   double memory_free_ = 0, data_free_ = 0;
-  int issued_ = 0, started_ = 0, running_ = 0;
+  int running_;
 };
 
 }  // namespace
 
-// `lengths` are the numbers of instructions of the four sections of `code`, which has for each of
-// them pipe, cycles, latency, kind, bytes, and twice a number of registers and the registers.
-// `run` has the fields of a Run.
-extern "C" double simulate(const int* lengths, const int* code, const double* run, int* issued) {
-  Program program{{}, lengths[0], lengths[0] + lengths[1], lengths[0] + lengths[1] + lengths[2]};
-  program.code.resize(program.epilogue + lengths[3]);
-  for (Instruction& i : program.code) {
+// `code` has for each of the `length` instructions its pipe, cycles, latency, kind and bytes, then
+// twice a number of registers and the registers. `run` has the fields of a Run. Returns cycles.
+extern "C" double simulate(int length, const int* code, const double* run) {
+  Loop loop(length);
+  for (Instruction& i : loop) {
     for (int* field : {&i.pipe, &i.occupied, &i.latency, &i.kind, &i.bytes}) *field = *code++;
     for (std::vector<int>* registers : {&i.writes, &i.reads}) {
       registers->assign(code + 1, code + 1 + *code);
@@ -224,9 +164,5 @@ extern "C" double simulate(const int* lengths, const int* code, const double* ru
     }
   }
   const auto whole = [run](int field) { return static_cast<int>(run[field]); };
-  Part part(program,
-            {whole(0), whole(1), whole(2), whole(3), whole(4), run[5], run[6], run[7], whole(8)});
-  const double cycles = part.simulate();
-  *issued = part.issued();
-  return cycles;
+  return Part(loop, {whole(0), whole(1), whole(2), run[3], run[4], whole(5)}).simulate();
 }

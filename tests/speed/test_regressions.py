@@ -5,7 +5,7 @@ slow machine affects both. The floors are far below the measured ratios, except 
 calls, which are promises. A ratio below its floor gets two more tries. No test checks an absolute
 time. pytest-benchmark stores the library's own times, which you can save and compare:
 
-    pytest benchmarks/test_regressions.py --benchmark-autosave
+    pytest tests/speed/test_regressions.py --benchmark-autosave
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from benchmarks.steps import images, single_cell
 from benchmarks.steps.__main__ import measure as measure_step
 from vae_fused import _ext
 
-pytest.importorskip("pytest_benchmark")
 pytestmark = pytest.mark.skipif(
     _ext.cpu_capability in ("none", "default"), reason="no speed is promised without AVX2"
 )
