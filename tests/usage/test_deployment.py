@@ -256,6 +256,7 @@ KEYED = {
     "noise": lambda a, key: vf.normal(key, a.shape),
     "counted key": lambda a, key: vf.reparameterize(a, a, key=vf.key(key[0], a.shape[0])),
     "reference": lambda a, key: vf.reference.reparameterize_kl(a, a, key=key),
+    "reference, 3 latents": lambda a, key: vf.reference.reparameterize(a[:, 1:], a[:, 1:], key=key),
 }
 
 
@@ -273,10 +274,11 @@ def test_an_exported_batch_size_stays_dynamic(function, other):
         Wrapped(function), (random(8, 4), other), dynamic_shapes=(({0: batch}, None),)
     )
     plain = program.run_decompositions(vf.export.decompositions())
-    new = random(13, 4, seed=2)
-    want = pytree.tree_leaves(function(new, other))
-    for form in (program, plain):
-        same(pytree.tree_leaves(form.module()(new, other)), want, rtol=1e-5, atol=1e-5)
+    for form in (program.module(), plain.module()):
+        for rows in (2, 13):
+            new = random(rows, 4, seed=2)
+            want = pytree.tree_leaves(function(new, other))
+            same(pytree.tree_leaves(form(new, other)), want, rtol=1e-5, atol=1e-5)
 
 
 def run_onnx(model, inputs, path, **how):

@@ -205,7 +205,8 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.floa
     numel = math.prod(shape)  # torch.Size.numel would make a symbolic size a constant
     per_block = 2 if dtype == torch.float64 else 4
     seed, offset = _signed(key).unbind()
-    blocks = (numel + per_block - 1) // per_block
+    # One block more than needed, because torch.export would exclude batches that need only one.
+    blocks = (numel + per_block - 1) // per_block + 1
     w0, w1, w2, w3 = philox(seed, offset + torch.arange(blocks, device=key.device))
     if dtype == torch.float64:
         pairs = [(_uniform64(w0, w1), _uniform64(w2, w3))]
@@ -215,7 +216,10 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.floa
     for u1, u2 in pairs:
         radius, angle = torch.sqrt(-2.0 * torch.log(u1)), 6.283185307179586 * u2
         values += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return torch.stack(values, dim=1).flatten()[:numel].reshape(tuple(shape)).to(dtype)
+    # torch.export cannot prove that a slice of symbolic size is within bounds, so use an index.
+    elements = torch.arange(numel, device=key.device)
+    noise = torch.stack(values, dim=1).flatten().index_select(0, elements)
+    return noise.reshape(tuple(shape)).to(dtype)
 
 
 def _signed(key: Tensor) -> Tensor:
