@@ -94,8 +94,8 @@ VAE_FUSED_HD F exp(F x) {
 VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
 
 // e^x for x <= 0, which needs only the lower bound. Horner's rule takes two instructions less than
-// 1 + t, and its error is no larger. `exp` adds 1 + t nevertheless: a sigma must have the same bits
-// whether a kernel needs it alone or together with t.
+// 1 + t, and its error is 0.9 ulp, or 1.2 ulp without fused multiply-adds. `exp` adds 1 + t
+// nevertheless: a sigma must have the same bits whether a kernel needs it alone or together with t.
 template <typename F>
 VAE_FUSED_HD F exp_of_negative(F x) {
   const Reduced<F> r = reduced_exponent(larger(F(-88.2f), x));
@@ -174,7 +174,8 @@ VAE_FUSED_HD double log_any(double x) { return log_libm(x); }
 VAE_FUSED_HD float reciprocal(float x) { return reciprocal_libm(x); }
 VAE_FUSED_HD double reciprocal(double x) { return 1.0 / x; }
 
-// x / y. A GPU multiplies by an approximate reciprocal, and a CPU divides.
+// x / y. Vectors of the CPU divide. Numbers are multiplied by a reciprocal, which is approximate on
+// a GPU.
 template <typename T>
 VAE_FUSED_HD T quotient(T x, T y) {
   return x * reciprocal(y);

@@ -34,7 +34,7 @@
 #define VAE_FUSED_EQUAL(type, name, value) &&a.name == b.name
 #define VAE_FUSED_EQUAL_FIELDS(LIST) (true LIST(VAE_FUSED_EQUAL, VAE_FUSED_OMIT, VAE_FUSED_EQUAL))
 
-// A test appends an option to a list through these macros: see tests/native/test_options.py.
+// A test appends an option to a list through these macros: see tests/native/test_option_lists.py.
 #ifndef VAE_FUSED_EXTRA_SCALE_OPTIONS
 #define VAE_FUSED_EXTRA_SCALE_OPTIONS(OPTION)
 #endif

@@ -352,7 +352,7 @@ def summary(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("mutations", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="a Markdown file for the table of all mutants")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", type=re.compile)

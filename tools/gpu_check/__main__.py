@@ -72,7 +72,11 @@ def call(args: argparse.Namespace, budget: float) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.gpu_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("command", nargs="?", default="first", choices=("first", "again", "bundle"))
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="parent of the folder")

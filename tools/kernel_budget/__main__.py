@@ -110,7 +110,11 @@ def show_hot_path(extension: Path, kernel: str, arch: str | None) -> None:
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["predict"]:
         return command.main(arguments[1:])
-    parser = argparse.ArgumentParser("kernel_budget", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m tools.kernel_budget",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("extension", nargs="?", type=Path)
     parser.add_argument("--check", action="store_true", help="compare with budget.json")
     parser.add_argument("--update", action="store_true", help="write budget.json")

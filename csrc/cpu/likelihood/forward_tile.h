@@ -34,7 +34,7 @@ struct SumOfValues {
 };
 
 // The sum of four values that are kSums elements apart. An infinite exponent times a weight of 0 is
-// NaN, and so is the sum. Replacing the product by 0 takes two of an element's 17 instructions, so
+// NaN, and so is the sum. Replacing the product by 0 takes two of an element's 28 instructions, so
 // it is done only where the sum is NaN.
 template <class L, bool masked, typename T>
 VAE_FUSED_HD SumOfValues<Lanes<T>> sum_of_four_values(const T* const* in, const T* mask, int at) {

@@ -13,8 +13,9 @@
 //
 // so one logarithm serves as many elements as the product may have without overflow.
 //
-// Error in float: at most 6 * 2^-24 of the value, and 6 * 2^-24 (|1 - x| or |x|, + s(-|l|)) of the
-// gradient. For x of 0 and 1 the latter is 6 * 2^-24 of the gradient itself.
+// Error in float: at most 4 * 2^-24 of the value, and 6 * 2^-24 (|1 - x| or |x|, + s(-|l|)) of the
+// gradient, where s(-|l|) is a normal number. For x of 0 and 1 the latter is 6 * 2^-24 of the
+// gradient itself.
 #pragma once
 
 #include "math/likelihood/log_terms.h"
