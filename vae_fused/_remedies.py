@@ -15,6 +15,9 @@ def kind_of(value: object) -> str:
         part = "what it returns when it is called" if callable(value) else "its .value"
         return f"{name}; pass {part}, which is a Tensor"
     # Booleans and complex numbers would be refused as tensors as well.
-    if type(value).__module__ == "numpy" and getattr(value, "dtype", bool).kind in "iuf":
+    if (
+        type(value).__module__ == "numpy"
+        and getattr(getattr(value, "dtype", None), "kind", "b") in "iuf"
+    ):
         return f"{name}; pass torch.as_tensor of it"
     return name

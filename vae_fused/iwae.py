@@ -153,13 +153,13 @@ def iwae_loss(
     if groups > 1:
         cost = cost.unflatten(dim, (groups, cost.shape[dim] // groups))
     samples = dim + (groups > 1)
-    bound, ess, weights = _bound(cost, samples, gradient)
+    loss, ess, weights = _terms(cost, samples, gradient)
     if groups > 1:
-        bound, ess, weights = bound.mean(dim), ess.mean(dim), weights.flatten(dim, dim + 1)
+        loss, ess, weights = loss.mean(dim), ess.mean(dim), weights.flatten(dim, dim + 1)
     if isinstance(elbo_weight, Tensor) or elbo_weight != 0.0:
         all_samples = (dim, samples) if groups > 1 else dim
-        bound = _combined(bound, -cost.mean(all_samples), elbo_weight)
-    return IWAETerms(_reduced(-bound, reduction), ess, weights)
+        loss = _combined(loss, cost.mean(all_samples), elbo_weight)
+    return IWAETerms(_reduced(loss, reduction), ess, weights)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -167,24 +167,22 @@ def iwae_loss(
 # --------------------------------------------------------------------------------------------------
 
 
-def _bound(cost: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The logarithm of the mean weight, the effective sample size, and the normalised weights.
+def _terms(cost: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Minus the logarithm of the mean weight, the effective sample size, and the weights.
 
     ``cost`` is minus the log weight. The least cost is subtracted first, so the largest share is 1
     and their total is between 1 and K. The derivative of ``torch.logsumexp`` would be computed from
     its rounded result, and in float32 the result for losses of 1e5 nats has a rounding error of
     0.004.
 
-    If the least cost is infinite, the bound is that infinity and has no gradient. The shares of the
+    If the least cost is infinite, the loss is that infinity and has no gradient. The shares of the
     samples of infinite weight are then 1, and the other shares are 0.
     """
-    samples = cost.shape[dim]
     least = cost.detach().amin(dim, keepdim=True)
     is_infinite = least.isinf()
     moved = torch.where(is_infinite, 0.0, least - cost)
     relative = moved.exp()
-    has_infinite_weight = (cost.detach() == -math.inf).to(cost.dtype)
-    shares = torch.where(is_infinite, has_infinite_weight, relative.detach())
+    shares = torch.where(is_infinite, cost.detach() == -math.inf, relative.detach())
     # Only if all shares are 0 are the sums below 1. The results are then 0.
     total, squares = shares.sum(dim, keepdim=True), shares.square().sum(dim)
     weights = shares / total.clamp_min(1.0)
@@ -192,21 +190,19 @@ def _bound(cost: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor, Tenso
     if gradient == "doubly":
         # The difference is 0 and carries the gradient. A weight of 0 would make it inf - inf.
         change = torch.where(moved.detach() == -math.inf, 0.0, moved - moved.detach())
-        log_sum = relative.detach().sum(dim).log() + (weights.square() * change).sum(dim)
+        log_mean = relative.detach().mean(dim).log() + (weights.square() * change).sum(dim)
     else:
-        log_sum = relative.sum(dim).log()
-    least = least.squeeze(dim)
-    bound = torch.where(is_infinite.squeeze(dim), -least, log_sum - math.log(samples) - least)
-    return bound, ess, weights
+        log_mean = relative.mean(dim).log()
+    return least.squeeze(dim) - log_mean, ess, weights
 
 
-def _combined(bound: Tensor, elbo: Tensor, weight: float | Tensor) -> Tensor:
-    """``weight * elbo + (1 - weight) * bound``, where a factor of 0 removes even an infinity."""
+def _combined(loss: Tensor, minus_elbo: Tensor, weight: float | Tensor) -> Tensor:
+    """``weight * minus_elbo + (1 - weight) * loss``; a factor of 0 removes even an infinity."""
     if isinstance(weight, Tensor):
-        weight = weight.to(bound.device, bound.dtype, non_blocking=True)
-        mixed = weight * elbo + (1.0 - weight) * bound
-        return torch.where(weight == 0.0, bound, torch.where(weight == 1.0, elbo, mixed))
-    return elbo if weight == 1.0 else weight * elbo + (1.0 - weight) * bound
+        weight = weight.to(loss.device, loss.dtype, non_blocking=True)
+        mixed = weight * minus_elbo + (1.0 - weight) * loss
+        return torch.where(weight == 0.0, loss, torch.where(weight == 1.0, minus_elbo, mixed))
+    return minus_elbo if weight == 1.0 else weight * minus_elbo + (1.0 - weight) * loss
 
 
 def _reduced(loss: Tensor, reduction: str) -> Tensor:
