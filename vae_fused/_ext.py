@@ -153,4 +153,5 @@ def _decline(device_type: str) -> bool:
 
 
 if not available and backend != "torch":
-    warnings.warn(f"{_complaint('cpu')}; using eager PyTorch", RuntimeWarning, stacklevel=3)
+    outcome = "calls raise" if strict or backend == "native" else "using eager PyTorch"
+    warnings.warn(f"{_complaint('cpu')}; {outcome}", RuntimeWarning, stacklevel=3)
