@@ -133,9 +133,7 @@ def check_weight(name: str, value: float | Tensor) -> float | Tensor:
     """Check a number of at least 0, or a 0-d tensor, whose value is not read."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, Real):
-            hint = "; call it and pass the result" if callable(value) else ""
-            got = kind_of(value) + hint
-            raise TypeError(f"{name} must be a number or a 0-d tensor, got {got}")
+            raise TypeError(f"{name} must be a number or a 0-d tensor, got {kind_of(value)}")
         number = check_not_negative(name, value)
         return value if isinstance(value, int) else number
     if not value.is_floating_point():

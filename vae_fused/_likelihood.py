@@ -80,7 +80,7 @@ _CROSSINGS = {
 }
 
 KINDS: dict[str, type[Likelihood]] = {}
-_DEFAULT_KINDS: dict[str, Likelihood] = {}  # for strings, made on first use
+_DEFAULT_KINDS: dict[str, Likelihood] = {}  # for strings
 
 
 @dataclass(frozen=True, repr=False)

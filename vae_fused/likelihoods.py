@@ -17,7 +17,7 @@ from vae_fused._kinds.counts import (
     ZeroInflatedNegativeBinomial,
 )
 from vae_fused._kinds.real import Gaussian, Laplace, StudentT
-from vae_fused._likelihood import Likelihood
+from vae_fused._likelihood import Likelihood, as_likelihood
 
 __all__ = [
     "Bernoulli",
@@ -35,4 +35,8 @@ __all__ = [
 
 for _name in __all__:  # so that pickles refer to the public module
     if _name != "Likelihood":
-        globals()[_name].__module__ = __name__
+        _kind = globals()[_name]
+        _kind.__module__ = __name__
+        # torch.compile may trace the first use of a string. If the kind did not exist before, the
+        # graph would be guarded by that, and the second call would compile again.
+        as_likelihood(_kind.name)

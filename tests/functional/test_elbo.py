@@ -519,7 +519,7 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
         TypeError,
         "either mu and raw or kl must be given, got mu; pass kl by name",
     ),
-    ({"beta": vf.nn.LinearSchedule(3)}, TypeError, "got LinearSchedule; call it and pass the res"),
+    ({"beta": vf.nn.LinearSchedule(3)}, TypeError, "got LinearSchedule; pass what it returns"),
     ({"mu": X}, TypeError, "either mu and raw or kl must be given, got mu, kl"),
     ({"mu": X, "raw": X}, TypeError, "must be given, got mu, raw, kl"),
     ({"scale": "std"}, TypeError, "scale must come with mu and raw, got kl"),
