@@ -9,6 +9,8 @@ import dataclasses
 import io
 import math
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -343,3 +345,9 @@ def test_a_kind_may_be_defined_again() -> None:
 def test_laplace_of_a_fixed_scale_has_the_dtype_and_device_of_the_output() -> None:
     d = k.Laplace(sigma=0.1).distribution(torch.zeros(3, dtype=torch.float64, device="meta"))
     assert d.scale.dtype == torch.float64 and d.scale.device.type == "meta"
+
+
+def test_the_kinds_of_strings_exist_before_their_first_use() -> None:
+    """A graph that torch.compile traces at the first use would otherwise be compiled twice."""
+    program = "from vae_fused import _likelihood as l; assert set(l._DEFAULT_KINDS) == set(l.KINDS)"
+    subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", program], check=True)
