@@ -69,14 +69,19 @@ def test_a_command_ends_with_everything_that_it_started(tmp_path: Path, waits: b
     assert wait_for(lambda: not processes(sleep), 5) and not commands.Running.every
 
 
-def test_a_command_may_write_its_results_after_the_interrupt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
+def test_a_command_may_write_its_results_after_the_interrupt(tmp_path: Path, handler: Any) -> None:
     code = """
 import time
 print("begun", flush=True)
 try: time.sleep(60)
 except KeyboardInterrupt: print("results")
 """
-    done = started(code, tmp_path / "log").wait(12, patience=9)
+    previous = signal.signal(signal.SIGINT, handler)  # a shell in the background ignores it
+    try:
+        done = started(code, tmp_path / "log").wait(12, patience=9)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert done.status is None and done.output.split() == ["begun", "results"]
     assert done.ended() == "stopped: begun | results"
 

@@ -28,6 +28,11 @@ class Finished(NamedTuple):
         return f"{'stopped' if self.status is None else f'status {self.status}'}: {last}"
 
 
+def accept_interrupts() -> None:
+    """A shell ignores interrupts in what it starts in the background, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """A command whose output goes to a file: a process that keeps a pipe open would block us."""
 
@@ -37,7 +42,8 @@ class Running:
         self.log, null = log, subprocess.DEVNULL
         with log.open("wb") as out:
             self.process = subprocess.Popen(command, env=env, cwd=cwd, start_new_session=True,
-                                            stdin=null, stdout=out, stderr=out)  # fmt: skip
+                                            stdin=null, stdout=out, stderr=out,
+                                            preexec_fn=accept_interrupts)  # fmt: skip
         self.every.add(self)
 
     def wait(self, seconds: float, patience: float = 0.0) -> Finished:
