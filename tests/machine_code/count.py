@@ -118,13 +118,13 @@ def _launch_likelihood(machine: Any, of: Likelihood, tiles: int) -> int:
     arrays["target"] = _stored(machine, of.element, x)
     if of.direction == "forward":
         result = np.zeros(shape[0], np.float32)
-        machine.nll(kind, options, arrays, dims=(1,), scale=1.0, result=result)
+        machine.nll(kind, options, arrays, dims=(1,), factor=1.0, result=result)
     else:
         arrays |= {f"grad_{name}": np.zeros_like(arrays[name]) for name in names}
         value = np.zeros(1, np.float32) if of.direction == "both" else None
         if value is None:
             arrays["grad"] = np.broadcast_to(np.ones((shape[0], 1), np.float32), shape)
-        machine.nll_backward(kind, options, arrays, dims=(), scale=1.0, value=value)
+        machine.nll_backward(kind, options, arrays, dims=(), factor=1.0, value=value)
     return x.size
 
 
