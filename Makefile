@@ -55,7 +55,7 @@ help:
 	@echo 'make examples build, run the examples of docs/examples.md, write figures to $(FIGURES)'
 	@echo '              EXAMPLES_ARGS=--quick takes less than two minutes for each'
 	@echo 'make test     build and run the tests of the package, less than 6 minutes on two cores'
-	@echo 'make test-all build and run all tests: also with other packages (1 GB), of csrc, of tools; 30 min'
+	@echo 'make test-all build and run all tests: also with other packages (1 GB), of csrc, of tools; 15 min'
 	@echo 'make matrix   run `make test` for each pair of Python and torch in PAIRS, in build/matrix'
 	@echo 'make bench    build, time the latent against other implementations; table, JSON, figure'
 	@echo 'make steps    build, install released packages, time their training steps; table, JSON'
