@@ -22,11 +22,11 @@ def check_number(name: str, value: float, requirement: str = "a finite number") 
     return float(value)
 
 
-def check_not_negative(name: str, value: float) -> float:
-    """Check a finite number of at least 0."""
+def check_not_negative(name: str, value: float, unit: str = "") -> float:
+    """Check a finite number of at least 0. ``unit`` begins with a space, as in ``" nats"``."""
     number = check_number(name, value)
     if number < 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
+        raise ValueError(f"{name} must be at least 0{unit}, got {value}")
     return number
 
 

@@ -53,10 +53,7 @@ def check_balance(name: str, balance: tuple[float, float]) -> tuple[float, float
 
 
 def check_free_bits(name: str, value: float) -> float:
-    number = check_number(name, value)
-    if number < 0:
-        raise ValueError(f"{name} must be at least 0 nats, got {value}")
-    return number
+    return check_not_negative(name, value, " nats")
 
 
 def from_numpy(value: Any) -> Any:
