@@ -162,19 +162,25 @@ def _check_races(s: Warps, f: Fields, first: np.ndarray, active: np.ndarray, siz
             )
 
 
+def _shared_elements(
+    s: Warps, f: Fields, w: Where, address: Read, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The active lanes, shared memory in elements of at most a word, and each lane's first one."""
+    active = s.all(w)
+    memory = s.shared.bytes.view({1: np.uint8, 2: np.uint16}.get(size, U32))
+    first = _shared(s, f, address(s), active, size)
+    _check_races(s, f, first, active, size)
+    return active, memory, first // memory.itemsize
+
+
 @instruction("LDS")
 def lds(f: Fields) -> Execute:
     size = _bytes(f)
     writes, address = f.result_words(max(size // 4, 1)), _address(f, f.address())
     f.done()
-    kind = {1: np.uint8, 2: np.uint16}.get(size, U32)
 
     def execute(s: Warps, w: Where) -> None:
-        active = s.all(w)
-        memory = s.shared.bytes.view(kind)
-        first = _shared(s, f, address(s), active, size)
-        _check_races(s, f, first, active, size)
-        first //= memory.itemsize
+        active, memory, first = _shared_elements(s, f, w, address, size)
         for k, write in enumerate(writes):
             value = np.zeros(active.shape, U32)
             value[active] = memory[first + k]
@@ -188,16 +194,11 @@ def sts(f: Fields) -> Execute:
     size = _bytes(f)
     address, reads = _address(f, f.address()), f.words(max(size // 4, 1))
     f.done()
-    kind = {1: np.uint8, 2: np.uint16}.get(size, U32)
 
     def execute(s: Warps, w: Where) -> None:
-        active = s.all(w)
-        memory = s.shared.bytes.view(kind)
-        first = _shared(s, f, address(s), active, size)
-        _check_races(s, f, first, active, size)
-        first //= memory.itemsize
+        active, memory, first = _shared_elements(s, f, w, address, size)
         for k, read in enumerate(reads):
-            memory[first + k] = s.full(read(s))[active].astype(kind)
+            memory[first + k] = s.full(read(s))[active].astype(memory.dtype)
 
     return execute
 
