@@ -82,8 +82,8 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kBackward}, {8}, {Access::kStrided}, {2, KeySource::kSeed}},
     {{Kernel::kBackward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
-    // The general kernels have branches for every option. Those of kChannelsLast take up
-    // to 170 registers, so an SM holds only one of their blocks, as with double.
+    // A general kernel tests every option at run time. For kChannelsLast it needs up to 170
+    // registers, so only one of its blocks fits on an SM, as with double.
     {{Kernel::kForwardGeneral}, {2}, {Access::kStrided}, {2, KeySource::kShared}},
     {{Kernel::kForwardGeneral}, {2}, {Access::kChannelsLast}, {1, KeySource::kShared}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kChannelsLast}, {1}},

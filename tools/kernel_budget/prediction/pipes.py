@@ -3,8 +3,8 @@
 Each of an SM's four parts has one pipe of each kind. Cycles follow from the throughputs in the CUDA
 C++ Programming Guide (arithmetic instructions): at 128 results per cycle and SM the 32 lanes of a
 warp take one cycle of a part, at 64 two, at 16 eight. Latencies are rounded from published
-microbenchmarks of Volta to Hopper. The model uses the same latencies for every
-architecture. The throughput of IMAD.WIDE is not published; the model assumes half that of IMAD.
+microbenchmarks of Volta to Hopper, and the model assumes the same ones for all architectures.
+The throughput of IMAD.WIDE is not published; the model assumes half that of IMAD.
 
   sm_75, 80    One FMA pipe of 16 lanes for floats and integer products (64 per cycle and SM).
   sm_86, 89    Two FMA pipes, one of which multiplies integers; a double takes 64 cycles.
