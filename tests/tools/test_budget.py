@@ -17,7 +17,7 @@ from tools.kernel_budget import __main__ as command
 from tools.kernel_budget import document, kernels, sass
 from tools.kernel_budget import record as budget
 from tools.kernel_budget.hot_path import hot_path
-from tools.kernel_budget.prediction.pipes import busy
+from tools.kernel_budget.pipes import busy, pipe
 from vae_fused import _ext
 
 # --- names and numbers of kernels ----------------------------------------------------------------
@@ -98,8 +98,25 @@ def test_pipes_are_kept_busy_by_their_instructions() -> None:
         "LDG.E R1, [R2.64]",
     ]
     code = sass.parse([f"  /*{16 * n:04x}*/  {text} ; /* */" for n, text in enumerate(texts)])
-    found = {pipe: cycles for pipe, cycles in busy(code, "sm_90").items() if cycles}
+    found = busy(code, "sm_90")
     assert found == {"FMA": 1, "FMA_HEAVY": 6, "ALU": 2, "XU": 8, "LSU": 4}
+
+
+@pytest.mark.parametrize(
+    ("arch", "instruction", "expected"),
+    [
+        ("sm_80", "FADD R1, R2, R3", ("FMA_HEAVY", 2)),  # one FMA pipe
+        ("sm_100", "FFMA2 R2, R4, R6, R8", ("FMA_BOTH", 2)),
+        ("sm_89", "DADD R2, R4, R6", ("FP64", 64)),
+        ("sm_80", "DADD R2, R4, R6", ("FP64", 4)),
+        ("sm_90", "BSSY B0, 0x10", ("BRANCH", 1)),
+    ],
+)
+def test_pipes_depend_on_the_architecture(
+    arch: str, instruction: str, expected: tuple[str, int]
+) -> None:
+    (found,) = sass.parse([f"  /*0000*/  {instruction} ; /* */"])
+    assert pipe(found, arch) == expected
 
 
 # --- the record ----------------------------------------------------------------------------------

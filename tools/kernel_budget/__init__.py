@@ -6,7 +6,7 @@ hot_path.py    the instructions that a kernel is counted by
 registers.py   which registers an instruction reads and writes
 in_flight.py   bytes that a thread requests before it waits
 occupancy.py   threads of a kernel that an SM holds at once
+pipes.py       cycles for which instructions occupy an SM's pipes
 record.py      budget.json, and the comparison of a build with it
 document.py    the tables of a record
-prediction/    predicts the share of a copy's bandwidth that a hot loop reaches
 """

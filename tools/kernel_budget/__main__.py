@@ -7,7 +7,6 @@
     python -m tools.kernel_budget --hot 'forward<float, (Access)0>'       lists a hot path
     python -m tools.kernel_budget --executed [KERNEL]     what hot kernels execute; with --check or
                                                           --update, as for the budget
-    python -m tools.kernel_budget predict --help          predicts shares of a copy's bandwidth
 
 EXTENSION is a `_C*.so` or a .cubin. The default is the `_C*.so` of the installed package. This
 needs no GPU and no torch, but it needs cuobjdump: from PATH, the CUDA toolkit, or the triton that
@@ -28,8 +27,7 @@ from . import kernels, record
 from .document import document, section
 from .hot_path import hot_path
 from .in_flight import bytes_in_flight
-from .prediction import command
-from .prediction.pipes import busy
+from .pipes import busy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,8 +106,6 @@ def show_hot_path(extension: Path, kernel: str, arch: str | None) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments[:1] == ["predict"]:
-        return command.main(arguments[1:])
     parser = argparse.ArgumentParser(
         "python -m tools.kernel_budget",
         description=__doc__,
