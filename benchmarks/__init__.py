@@ -2,7 +2,7 @@
 
 Three commands measure, and each compares results before it times anything:
 
-    python -m benchmarks          latents, and training steps with the latent as the only difference
+    python -m benchmarks          latents
     python -m benchmarks.losses   likelihoods
     python -m benchmarks.steps    whole training steps of released packages
 
@@ -18,8 +18,7 @@ They share these modules:
     latents.py     workloads with a latent: sizes, inputs, exact results, and least memory traffic
     formulas.py    each workload in eager PyTorch, as users write it
     contenders.py  the implementations: this library, the formulas, torch.distributions, packages
-    training.py    models whose latent is exchanged
-    running.py     takes a latent or such a model from its inputs to its row of results
+    running.py     takes a latent from its inputs to its row of results
 
     losses.py      likelihoods and the code that they are compared with
     steps/         the models of released packages: images, sequences, single cells, weights

@@ -23,7 +23,6 @@ from pathlib import Path
 from benchmarks import command, latents, measuring, record, running, tables
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.latents import Latent
-from benchmarks.training import TRAININGS, Training
 
 MODULE = "benchmarks"
 LARGEST = {"cpu": 24, "cuda": 28}  # log2 of elements
@@ -45,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def chosen(args: argparse.Namespace) -> list[Latent | Training]:
+def chosen(args: argparse.Namespace) -> list[Latent]:
     """The cases that --case, --quick, --dtype and --largest select, ordered for a time budget."""
     first, others = [], []
     for dtype in args.dtype or ["float32"]:
@@ -54,8 +53,7 @@ def chosen(args: argparse.Namespace) -> list[Latent | Training]:
         others += found[latents.QUICK :]
     if args.device == "cuda" and not args.dtype:
         first += latents.few(args.largest, "bfloat16")
-    jobs: list[Latent | Training] = [*first, *TRAININGS, *([] if args.quick else others)]
-    return command.selected(jobs, args.case)
+    return command.selected([*first, *([] if args.quick else others)], args.case)
 
 
 def contenders(args: argparse.Namespace) -> list[Contender]:
@@ -65,7 +63,7 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
 
 
 def status(data: record.Data, selected: bool) -> int:
-    rows = [*data["results"], *data["training"]]
+    rows = data["results"]
     wrong = any("vae_fused" in row["wrong"] for row in rows)
     measured = any("vae_fused" in row["contenders"] for row in rows)
     return int(wrong or (selected and not measured))
@@ -77,7 +75,6 @@ def listing() -> str:
         lines.append(f"  {family:12}{about.what}")
         shapes = ", ".join("x".join(map(str, shape)) for shape in about.shapes)
         lines.append(textwrap.indent(textwrap.fill(shapes, 70), " " * 14))
-    lines += [f"  {item.name:12}a training step: {item.what}" for item in TRAININGS]
     return "\n".join(
         [*lines, "contenders", *(f"  {c.name:24}{c.what}" for c in CONTENDERS.values())]
     )
@@ -117,10 +114,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{record.package()}\n{tables.head(data)}\n\n{tables.LEGEND}\n", flush=True)
     setting = (contenders(args), args.device, args.seconds, 3 if args.quick else measuring.FEWEST)
 
-    def measure(job: Latent | Training) -> str:
-        row = running.measure(job, *setting)
-        data["results" if "case" in row else "training"].append(row)
-        return tables.latent(row) if "case" in row else tables.training(row)
+    def measure(latent: Latent) -> str:
+        data["results"].append(row := running.measure(latent, *setting))
+        return tables.latent(row)
 
     code = command.run(chosen(args), measure, data, path, args.budget)
     if old:

@@ -77,22 +77,6 @@ def slower(rows: list[Data], kind: str) -> list[str]:
     return [*wrapped(f"Slower than the formula here: {', '.join(lost)}."), ""] * bool(lost)
 
 
-def training(rows: list[Data]) -> list[str]:
-    """The time saved in a whole step."""
-    lines = []
-    for row in rows:
-        if saved := row["saved_of_eager_step"]:
-            share, error = saved["share"], saved["standard_error"]
-            noise = ", which is no more than noise" if abs(share) < 2 * error else ""
-            lines += wrapped(
-                f"- {row['training']} ({row['what']}): {100 * share:.1f}% ± {100 * error:.1f}% of "
-                f"the step with the formula{noise}.",
-                "  ",
-            )
-    title = "The share of a whole training step that `vae_fused` saves:"
-    return [title, "", *lines, ""] * bool(lines)
-
-
 def device(data: Data) -> str:
     m = data["machine"]
     threads = f", {m['threads']} thread{'s' * (m['threads'] > 1)}"
@@ -128,7 +112,7 @@ def section(path: Path, data: Data) -> list[str]:
         lines += table(rows, "step_wall", " by the wall clock, host included")
     shown = {row["family"]: FAMILIES[row["family"]].what for row in rows}
     lines += [*wrapped("; ".join(f"{name}: {what}" for name, what in shown.items()) + "."), ""]
-    return [*lines, *slower(rows, "step_wall" if cuda else "step"), *training(data["training"])]
+    return [*lines, *slower(rows, "step_wall" if cuda else "step")]
 
 
 def measured(paths: list[Path]) -> str:

@@ -31,7 +31,7 @@ VERSIONS = ("triton", "diffusers", "pyro-ppl")
 
 # The kind of record of each command, the name of its files, and the lists of its rows.
 KINDS = {
-    "benchmarks": ("vae_fused benchmarks", "bench", ("results", "training")),
+    "benchmarks": ("vae_fused benchmarks", "bench", ("results",)),
     "benchmarks.losses": ("vae_fused losses", "losses", ("rows",)),
     "benchmarks.steps": ("vae_fused whole steps", "steps", ("steps",)),
 }

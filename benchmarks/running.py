@@ -1,9 +1,7 @@
-"""Takes a latent, or a training step, from its inputs to its row of results."""
+"""Takes a latent from its inputs to its row of results."""
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,11 +12,10 @@ from benchmarks.cases import Contest, Row, Unable, Wrong, reason
 from benchmarks.contenders import Contender
 from benchmarks.counting import counts
 from benchmarks.latents import Function, Inputs, Latent
-from benchmarks.measuring import FEWEST, Samples, Step, interleaved, paired, summary, tidy
+from benchmarks.measuring import FEWEST, Samples, Step, interleaved, summary, tidy
 from benchmarks.tables import COPY
-from benchmarks.training import CONTENDERS, LONGER, NONE, Training
 
-BASES = ("vae_fused", "eager", NONE)  # the baseline is the first of these that was measured
+BASES = ("vae_fused", "eager")  # the baseline is the first of these that was measured
 
 
 def admitted(
@@ -64,48 +61,41 @@ def copy_step(latent: Latent, device: str) -> Step:
 
 
 def measure(
-    job: Latent | Training,
+    latent: Latent,
     contenders: Sequence[Contender],
     device: str,
     seconds: float,
     fewest: int = FEWEST,
 ) -> Row:
-    """The row of a latent or of a training step. Raises Unable if the memory does not suffice."""
+    """The row of a latent. Raises Unable if the memory does not suffice."""
     tidy(device)
-    latent, is_latent = (job, True) if isinstance(job, Latent) else (job.latent, False)
     if latent.needed > 0.9 * record.free_bytes(device):
         raise Unable(f"{latent.needed / 1e9:.1f} GB of free memory are needed for the check")
     data = latents.inputs(latent, device)
-    contenders = [c for c in contenders if is_latent or c.name in CONTENDERS]
     functions, reasons = admitted(contenders, latent, device, data)
     contest = latent_contest(functions, data)
-    if isinstance(job, Training):
-        contest, seconds = job.contest(functions, device), LONGER * seconds
     traced = {c.name for c in contenders if c.traced}
     steps, figures = dict[str, Step](), dict[str, Row]()
     for name in contest.functions:
         step = contest.step(name)
         try:
             step()
-            found = counts(step, data.arguments, traced=name in traced) if is_latent else {}
+            found = counts(step, data.arguments, traced=name in traced)
             step()
         except Exception as error:
             reasons["unable"][name] = reason(error)
         else:
             steps[name], figures[name] = step, found
-    extra = {COPY: copy_step(latent, device)} if is_latent else {}
-    samples, others = interleaved({**steps, **extra}, device, seconds, fewest)
+    everything = {**steps, COPY: copy_step(latent, device)}
+    samples, others = interleaved(everything, device, seconds, fewest)
     base = next((name for name in BASES if name in steps), None)
     for name in steps:
         figures[name] |= summary(samples[name], samples[base] if base else None)
     row = {"base": base, "others": others, "contenders": figures, **reasons}
-    if isinstance(job, Training):
-        row["parameters"] = sum(p.numel() for p in contest.leaves)
-        return row | _training(job, figures, samples, "step_wall" if device == "cuda" else "step")
-    return row | _latent(latent, figures, samples)
+    return row | _rates(latent, figures, samples)
 
 
-def _latent(latent: Latent, figures: dict[str, Row], samples: dict[str, Samples]) -> Row:
+def _rates(latent: Latent, figures: dict[str, Row], samples: dict[str, Samples]) -> Row:
     """The rates of all contenders, and of a copy of the least bytes."""
     forward, backward = latent.bytes
     least = {"forward": forward, "backward": backward, "step": forward + backward}
@@ -124,28 +114,3 @@ def _latent(latent: Latent, figures: dict[str, Row], samples: dict[str, Samples]
         "least_bytes": least,
         "copy": copy,
     }
-
-
-def _training(job: Training, figures: Row, samples: dict[str, Samples], kind: str) -> Row:
-    """The latent's share of the step of each contender."""
-    for name, figure in figures.items():
-        rest = statistics.median(paired(samples[NONE][kind], samples[name][kind]))
-        figure["latent_share"] = round(1 - rest, 4)
-    return {
-        "training": job.name,
-        "what": job.what,
-        "latent": job.latent.name,
-        "clock": kind,
-        "saved_of_eager_step": saved(samples, kind),
-    }
-
-
-def saved(samples: dict[str, Samples], kind: str) -> dict[str, float] | None:
-    """The share of the eager step that this library saves, and its uncertainty."""
-    if not {"vae_fused", "eager"} <= set(samples):
-        return None
-    shares = [1 - ratio for ratio in paired(samples["vae_fused"][kind], samples["eager"][kind])]
-    low, median, high = statistics.quantiles(shares, n=4)
-    # The standard error of a normal's median: 1.25 sigma / sqrt(n), sigma = (q3 - q1) / 1.35.
-    error = 0.93 * (high - low) / math.sqrt(len(shares))
-    return {"share": round(median, 5), "standard_error": round(error, 5)}

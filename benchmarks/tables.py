@@ -89,22 +89,13 @@ COLUMNS = (
     ("", -26), ("step", 9), ("±", 5), ("ratio", 7), ("forward", 9), ("backward", 9), ("wall", 9),
     ("kept", 7), ("ops", 6), ("rate", 6),
 )  # fmt: skip
-TRAINING_COLUMNS = (("", -26), ("step", 9), ("±", 5), ("ratio", 7), ("latent", 9))
-
-
-def _times(name: str, row: Data, kind: str = "step") -> list[str]:
-    step, ratio = row["times"][kind], row.get("ratio", {}).get(kind)
-    return [
-        f"  {name}",
-        duration(step["median"]),
-        uncertainty(step),
-        "" if ratio is None else number(ratio),
-    ]
 
 
 def _latent(name: str, row: Data) -> list[str]:
-    passes = ("forward", "backward", "step_wall")
-    return _times(name, row) + [duration(row["times"].get(k, {}).get("median")) for k in passes]
+    times, ratio = row["times"], row.get("ratio", {}).get("step")
+    step = [duration(times["step"]["median"]), uncertainty(times["step"])]
+    passes = (times.get(kind, {}).get("median") for kind in ("forward", "backward", "step_wall"))
+    return [f"  {name}", *step, "" if ratio is None else number(ratio), *map(duration, passes)]
 
 
 def _contender(name: str, row: Data, elements: int) -> list[str]:
@@ -136,24 +127,9 @@ def latent(row: Data) -> str:
     return "\n".join([*lines, *_remarks(row), ""])
 
 
-def training(row: Data) -> str:
-    """The table of a training step: its time with each latent, and the latent's share of it."""
-    cells = [
-        [*_times(name, figures, row["clock"]), f"{figures['latent_share']:.0%}"]
-        for name, figures in row["contenders"].items()
-    ]
-    lines = [cut(f"training step, {row['training']}: {row['what']}")]
-    lines += aligned(TRAINING_COLUMNS, cells)
-    if saved := row["saved_of_eager_step"]:
-        share, error = saved["share"], saved["standard_error"]
-        noise = ", which is noise" if abs(share) < 2 * error else ""
-        lines.append(f"  vae_fused saves {share:.1%} ± {error:.1%} of the step with eager{noise}")
-    return "\n".join([*lines, *_remarks(row), ""])
-
-
 def latents(data: Data) -> str:
-    found = [*map(latent, data["results"]), *map(training, data["training"])]
-    return "\n".join([head(data), "", LEGEND, "", *found, *not_run(data)])
+    rows = [head(data), "", LEGEND, "", *map(latent, data["results"]), *not_run(data)]
+    return "\n".join(rows)
 
 
 # --- comparison ----------------------------------------------------------------------------------
@@ -164,13 +140,12 @@ COMPARED = (("case", -31), ("", -24), ("old", 8), ("new", 9), ("change", 9), ("o
 def _steps(data: Data) -> dict[tuple[str, str], tuple[dict[str, float], str]]:
     """The step time of each case and contender, and its ratio to eager's."""
     found = {}
-    for row in (*data["results"], *data["training"]):
-        case = row["case"] if "case" in row else f"training {row['training']}"
-        kind, eager = row.get("clock", "step"), row["contenders"].get("eager")
+    for row in data["results"]:
+        eager = row["contenders"].get("eager")
         for name, figures in row["contenders"].items():
             other = eager and name != "eager"
-            share = number(figures["ratio"][kind] / eager["ratio"][kind]) if other else ""
-            found[case, name] = figures["times"][kind], share
+            share = number(figures["ratio"]["step"] / eager["ratio"]["step"]) if other else ""
+            found[row["case"], name] = figures["times"]["step"], share
     return found
 
 
