@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from benchmarks import tables
@@ -47,10 +48,10 @@ def least(row: Data, name: str) -> str:
     return duration(row["variants"][name]["minima"]["step"])
 
 
-def shares(row: Data, arrow: str, absent: str = "") -> list[str]:
-    """'12.1% -> 3.4%': each part's share of both steps, package first; `absent` without it."""
+def shares(row: Data, arrow: str) -> list[str]:
+    """'12.1% -> 3.4%': each part's share of both steps, package first; '' without it."""
     found = (row["parts"].get(part, {}).get("share_of_step") for part in PARTS)
-    return [f"{100 * f[THEIRS]:.1f}%{arrow}{100 * f[OURS]:.1f}%" if f else absent for f in found]
+    return [f"{100 * f[THEIRS]:.1f}%{arrow}{100 * f[OURS]:.1f}%" if f else "" for f in found]
 
 
 def terminal(rows: Sequence[Data]) -> list[str]:
@@ -71,30 +72,28 @@ def whole(data: Data) -> str:
 # --- Markdown ------------------------------------------------------------------------------------
 
 
-def gain(row: Data, kind: str) -> str:
-    """The ratio, in bold if the step gains."""
-    ratio, found = number(row["ratio"][kind]), verdict(row)
-    return f"**{ratio}**" if found == "gains" else f"{ratio}, {found}"
-
-
 def markdown(data: Data) -> list[str]:
-    """README's table: the step, the ratio of the package's time to ours, and the shares."""
-    titles = (
-        "training step", "untouched", "untouched / with `vae_fused`",
-        "latent's share of the step, before → after", "loss's share, before → after",
-    )  # fmt: skip
-    rows = []
-    for row in data["steps"]:
-        name = row["what"] + f" ({row['package']} {row['release']})" * bool(row["package"])
-        rows.append([name, least(row, THEIRS), gain(row, "minima"), *shares(row, " → ", "–")])
-    return _page(data, titles, rows)
+    """README's table of the steps that gain, by their ratio, and a line with the others."""
+    titles = ("training step", "untouched", "with `vae_fused`", "times as fast")
+    rows, others = [], []
+    for row in sorted(data["steps"], key=lambda row: -float(row["ratio"]["minima"])):
+        ratio = number(row["ratio"]["minima"])
+        if (found := verdict(row)) == "gains":
+            name = row["what"] + f" ({row['package']} {row['release']})" * bool(row["package"])
+            rows.append([name, least(row, THEIRS), least(row, OURS), ratio])
+        else:
+            others.append(f"{row['case']} {ratio}" + ", slower" * (found == "slower"))
+    text = f"No gain, because latent and loss are a small part of the step: {'; '.join(others)}."
+    lines = [*textwrap.wrap(text, 100, break_on_hyphens=False), ""] if others else []
+    return [*_page(data, titles, rows), *lines]
 
 
 def details(data: Data) -> list[str]:
-    """The table of docs/steps.md: every ratio, the isolated parts, and how well losses agree."""
+    """The table of docs/steps.md: every ratio, the parts, and how well losses agree."""
     titles = (
-        "case", "step: median", "minima", "processor", "from the parts", "latent alone",
-        "loss alone", "difference of losses", "of gradients",
+        "case", "step: median", "minima", "processor", "verdict", "latent's share of the step",
+        "loss's share", "from the parts", "latent alone", "loss alone", "difference of losses",
+        "of gradients",
     )  # fmt: skip
     rows = []
     for row in data["steps"]:
@@ -103,6 +102,8 @@ def details(data: Data) -> list[str]:
         rows.append([
             row["case"],
             *(number(row["ratio"][kind]) for kind in RATIOS),
+            verdict(row),
+            *shares(row, " → "),
             number(1 / (1 - saved_by_parts(row))),
             *(number(part["ratio"]["minima"]) if part else "" for part in parts),
             *(f"{difference:.0e}".replace("0e+00", "0") for difference in found),

@@ -179,10 +179,12 @@ def test_a_row_has_times_ratios_and_shares():
 
 def row_of(ratios, part=(0.0, 0.0)):
     """A row whose package takes 100 us, with the times of a part: the package's, then ours."""
+    row = {"case": "small", "what": "a sum", "package": "", "release": None}
     minima = {name: {"step": us} for name, us in zip(("theirs", "ours"), part, strict=True)}
-    return {
+    times = {name: {"minima": {"step": 100.0}} for name in ("theirs", "ours")}
+    return row | {
         "ratio": dict(zip(("median", "minima", "processor"), ratios, strict=True)),
-        "variants": {"theirs": {"minima": {"step": 100.0}}},
+        "variants": times,
         "parts": {"latent": {"minima": minima}},
     }
 
@@ -201,8 +203,10 @@ def row_of(ratios, part=(0.0, 0.0)):
 def test_a_table_says_where_a_step_does_not_gain(ratios, part, verdict):
     row = row_of(ratios, part)
     assert table.verdict(row) == verdict
-    shown = f"**{ratios[1]:.2f}**" if verdict == "gains" else f"{ratios[1]:.2f}, {verdict}"
-    assert table.gain(row, "minima") == shown
+    page = "\n".join(table.markdown({"steps": [row], "not_run": {}}))
+    slower = ", slower" * (verdict == "slower")
+    assert (f"| {ratios[1]:.2f} |" in page) == (verdict == "gains")
+    assert (f"small {ratios[1]:.2f}{slower}." in page) == (verdict != "gains")
 
 
 def test_what_the_parts_save_is_a_share_of_the_step():
@@ -234,6 +238,6 @@ def test_readme_writes_the_part_of_each_kind_alone(tmp_path, monkeypatch):
     finally:
         path.unlink()
     texts = [page.read_text() for page in pages]
-    assert "| a sum |" in texts[0] and "\nkept\n" in texts[0]
+    assert "step: small " in texts[0] and "\nkept\n" in texts[0]
     assert "| small |" in texts[1] and all("above\n<!--" in text for text in texts)
     assert "../benchmarks/results/steps-of-a-test.json" not in texts[0]
