@@ -4,7 +4,7 @@
 // They replace the platform's functions for three reasons: (1) the CPU computes a tile with
 // vectors, and libm takes one number at a time; (2) with the same instructions on the CPU and the
 // GPU, their normals are within an ulp of each other; (3) CUDA's sincosf has a slow path with a
-// stack frame for arguments that never occur here. tools/fit_polynomials.py computes the
+// stack frame for arguments that never occur here. tests/native/polynomials.py computes the
 // coefficients. The domains contain every argument that can occur:
 //
 //   function   domain               error bound (swept by tests/native)

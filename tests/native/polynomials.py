@@ -1,4 +1,4 @@
-"""Computes the polynomial coefficients in csrc/math: `python -m tools.fit_polynomials`.
+"""Computes the polynomial coefficients in csrc/math: `python tests/native/polynomials.py`.
 
 You need mpmath. Each fit is a Remez exchange on the relative error of the *function* (not of the
 polynomial), after which the coefficients are rounded to the target precision. The printed error is
@@ -143,7 +143,9 @@ def remez(fit: Fit) -> list[mp.mpf]:
             break
         while len(peaks) > count:
             peaks.pop(0 if abs(values[peaks[0]]) < abs(values[peaks[-1]]) else -1)
-        nodes = [xs[i] for i in peaks]
+        before, nodes = nodes, [xs[i] for i in peaks]
+        if nodes == before:  # converged
+            break
     return coefficients
 
 
