@@ -16,15 +16,17 @@
 #            slow tests, and tests that need packages of requirements/packages.txt.
 #   WORKERS  processes that run tests, by default one per core: make test WORKERS=0 PYTEST_ARGS=--pdb
 #   PAIRS    of Python and torch to test:           make matrix PAIRS="python3.12:2.11.0 python3.13:2.14.1"
-#   BUNDLE_TORCH, BUNDLE_ARCH, BUNDLE_VENV   the target of the bundle: make gpu-bundle BUNDLE_ARCH=10.0
+#   BUNDLE_TORCH, BUNDLE_PYTHON, BUNDLE_ARCH, BUNDLE_VENV   the machine that the wheels of `gpu-bundle` are
+#            for, and the environment:               make gpu-bundle BUNDLE_ARCH=10.0
 #   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
-# The torch of NVIDIA's image, and the compute capability of an H100 or H200.
-BUNDLE_TORCH ?= torch==2.11.0
-BUNDLE_ARCH  ?= 9.0
-BUNDLE_VENV  ?= .venv-bundle
+# The torch and the Python of NVIDIA's image, and the compute capability of an H100 or H200.
+BUNDLE_TORCH  ?= torch==2.11.0
+BUNDLE_PYTHON ?= 3.12
+BUNDLE_ARCH   ?= 9.0
+BUNDLE_VENV   ?= .venv-bundle
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
@@ -46,7 +48,7 @@ BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) 
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
 .PHONY: help build demo examples test test-all bench steps regressions mutations budget gpu gpu-bundle \
-    matrix lint format clean
+    gpu-wheels matrix lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,7 +65,7 @@ help:
 	@echo 'make mutations     change each formula by 1 %, and list the changes that no test detects: 40 min'
 	@echo 'make budget   record the cost of each kernel of a CUDA build; BUDGET_ARGS=--check compares'
 	@echo 'make gpu      build, and check all promises on this GPU in 240 s; results as JSON'
-	@echo 'make gpu-bundle    without a GPU: pack the files for such a run on a machine without a network'
+	@echo 'make gpu-bundle    without a GPU: make wheels for such a run on a machine without a network'
 	@echo 'make lint     run ruff, mypy and clang-format without changing files'
 	@echo 'make format   rewrite the sources with ruff and clang-format'
 	@echo 'make clean    remove builds and caches, and $(VENV)'
@@ -135,9 +137,23 @@ gpu: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(BIN)/python -m tools.gpu_check $(GPU_ARGS)
 
 gpu-bundle:
-	$(MAKE) build VENV='$(BUNDLE_VENV)' TORCH='$(BUNDLE_TORCH)' VAE_FUSED_BUILD=cuda \
+	$(MAKE) gpu-wheels VENV='$(BUNDLE_VENV)' TORCH='$(BUNDLE_TORCH)' VAE_FUSED_BUILD=cuda \
 	    TORCH_CUDA_ARCH_LIST=$(BUNDLE_ARCH)
-	$(BUNDLE_VENV)/bin/python -m tools.gpu_check bundle
+
+# The modules are those that the tests of a GPU run import. torch brings mpmath in the version that its
+# sympy requires. pip downloads for another Python only if it need not build anything.
+gpu-wheels: $(BUILD_STAMP)
+	rm -rf build/gpu-bundle
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip --quiet wheel --no-build-isolation --no-deps \
+	    --wheel-dir build/gpu-bundle .
+	$(BIN)/python -m pip --quiet download --dest build/gpu-bundle --only-binary=:all: \
+	    --implementation cp --python-version $(BUNDLE_PYTHON) --platform manylinux_2_17_x86_64 \
+	    pytest pytest-xdist hypothesis expecttest
+	@du -sh build/gpu-bundle
+	@echo 'Copy the checkout with this folder to the machine with the GPU, and run there:'
+	@echo '    PIP_CONSTRAINT= pip install --no-index --no-deps --ignore-installed build/gpu-bundle/*.whl'
+	@echo "    export VAE_FUSED_COMMIT=$$(git describe --always --dirty --abbrev=12 --exclude '*')"
+	@echo '    python -m tools.gpu_check; python -m tools.gpu_check again'
 
 # `python -m pytest` would import the sources beside the tests, so this is the pytest command. A worker
 # runs whole files, because some tests of a file cannot run at the same time. All workers must collect

@@ -1,89 +1,95 @@
-"""tools/gpu_check without a GPU: correct verdicts, a budget that is kept, and no lost results.
-
-The tests find processes by name, so two of them cannot run at the same time. With several workers,
-one worker runs all tests of a file (``--dist loadfile``).
-"""
+"""tools/gpu_check without a GPU: correct verdicts, a budget that is kept, and no lost results."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nvidia_stubs
 import pytest
-from conftest import native
+from conftest import DEVICES, native
 
-import vae_fused
-from tools.gpu_check import ROOT, bundle, commands, report, steps
-from tools.gpu_check.__main__ import RESERVE, SHARES, run_steps
-from tools.gpu_check.commands import Finished
-from tools.gpu_check.report import Line, Report, overall
+import benchmarks.__main__ as latents
+from benchmarks import command, losses
+from benchmarks.steps.__main__ import CASES as TRAININGS
+from tools.gpu_check import steps
+from tools.gpu_check.__main__ import RESERVE, ROOT, run
+from tools.gpu_check.report import FAIL, NOT_RUN, PASS, overall
+from tools.gpu_check.steps import STEPS, Step, judge
 
-
-def processes(word: str) -> list[int]:
-    """The processes with this argument."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if word.encode() in (entry / "cmdline").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-        except (OSError, ValueError):
-            continue
-    return found
+SLEEP = f"sleep 86399.{os.getpid()}"  # seconds, by which the processes are found
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> bool:
+def sleeping() -> bool:
+    found = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return SLEEP.replace(" ", "\0").encode() + b"\0" in found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            return False
+    while not condition() and time.monotonic() < until:
         time.sleep(0.05)
-    return True
+    return condition()
 
 
-def started(code: str, log: Path) -> commands.Running:
-    return commands.Running([sys.executable, "-c", code], dict(os.environ), log.parent, log)
+@pytest.fixture(autouse=True)
+def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Put programs before those of the machine, first of all an nvidia-smi. Each logs its calls."""
+
+    def install(name: str, code: str) -> None:
+        path = tmp_path / "bin" / name
+        path.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n{code}\n')
+        path.chmod(0o755)
+
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    (tmp_path / "bin").mkdir()
+    install("nvidia-smi", "echo NVIDIA H200")
+    return install
 
 
-# --------------------------------------------------------------------------------------------------
-# Processes
-# --------------------------------------------------------------------------------------------------
+class Machine:
+    """Runs a table of commands in place of the steps, with `python -m tools.gpu_check`."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out = folder, folder / "results"
 
-@pytest.mark.parametrize("waits", [True, False])
-def test_a_command_ends_with_everything_that_it_started(tmp_path: Path, waits: bool) -> None:
-    sleep = f"86398.{os.getpid()}{int(waits)}"  # seconds, by which the process is found
-    code = f"import subprocess; child = subprocess.Popen(['sleep', '{sleep}'])"
-    code += f"; print('started', flush=True); {waits} and child.wait()"
-    running = started(code, tmp_path / "log")
-    assert wait_for(lambda: b"started" in running.log.read_bytes())
-    done = running.wait(1 if waits else 60)
-    assert done.status == (None if waits else 0) and done.output == "started\n"
-    assert wait_for(lambda: not processes(sleep), 5) and not commands.Running.every
-
-
-@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
-def test_a_command_may_write_its_results_after_the_interrupt(tmp_path: Path, handler: Any) -> None:
-    code = """
-import time
-print("begun", flush=True)
-try: time.sleep(60)
-except KeyboardInterrupt: print("results")
+    def start(self, commands: dict[str, str], *arguments: str, **how: Any) -> Any:
+        table = {name: (1, command) for name, command in commands.items()}
+        code = f"""
+import runpy, sys
+from tools.gpu_check import steps
+steps.STEPS = {{name: steps.Step(*step) for name, step in {table!r}.items()}}
+runpy.run_module("tools.gpu_check", run_name="__main__", alter_sys=True)
 """
-    previous = signal.signal(signal.SIGINT, handler)  # a shell in the background ignores it
-    try:
-        done = started(code, tmp_path / "log").wait(12, patience=9)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    assert done.status is None and done.output.split() == ["begun", "results"]
-    assert done.ended() == "stopped: begun | results"
+        line = [sys.executable, "-c", code, *arguments, "--out", str(self.out)]
+        return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, **how)
+
+    def call(self, commands: dict[str, str], *arguments: str, **how: Any) -> tuple[int, str]:
+        process = self.start(commands, *arguments, **how)
+        output, _ = process.communicate(timeout=240)
+        return process.returncode, output
+
+    def results(self) -> tuple[Path, dict[str, Any]]:
+        (folder,) = self.out.iterdir()
+        return folder, json.loads((folder / "report.json").read_text())
+
+    def verdicts(self) -> dict[str, str]:
+        return {name: step["verdict"] for name, step in self.results()[1]["steps"].items()}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -92,155 +98,189 @@ except KeyboardInterrupt: print("results")
 
 
 def test_what_was_not_run_is_not_a_pass() -> None:
-    assert overall(["pass", "pass"]) == "pass"
-    assert overall(["pass", "not run"]) == overall([]) == "not run"
-    assert overall(["not run", "fail", "pass"]) == "fail"
-    assert report.STATUS == {"pass": 0, "fail": 1, "no gpu": 2, "not run": 3}
+    assert overall([PASS, PASS]) == PASS
+    assert overall([PASS, NOT_RUN]) == overall([]) == NOT_RUN
+    assert overall([NOT_RUN, FAIL, PASS]) == FAIL
 
 
 @pytest.mark.parametrize(
-    ("output", "status", "kept", "failures"),
+    ("status", "verdict"),
+    # pytest has 0 and 1, 2 if it is interrupted, 4 for bad arguments, 5 without tests. A shell has
+    # 127 without the program.
     [
-        ("5 passed in 2 s", 0, True, []),
-        ("5 passed, 1 skipped in 2 s", 0, True, []),
-        ("FAILED tests/a.py::b - no\n1 failed, 4 passed in 2 s", 1, False, ["tests/a.py::b - no"]),
-        ("FAILED tests/a.py::b - no\n1 failed, 4 passed", None, False, ["tests/a.py::b - no"]),
-        ("ERROR tests/a.py - cannot import", 2, False, ["tests/a.py - cannot import"]),
-        ("4 passed in 2 s\n!!! KeyboardInterrupt !!!", None, None, []),
-        ("5 skipped in 1 s", 0, None, []),
-        ("no tests ran", 5, None, []),
-        ("ImportError", 4, None, []),
+        (0, PASS),
+        (1, FAIL),
+        (2, NOT_RUN),
+        (4, NOT_RUN),
+        (5, NOT_RUN),
+        (127, NOT_RUN),
+        (None, NOT_RUN),
     ],
 )
-def test_pytest_passes_only_if_it_ended_with_tests_that_passed(
-    output: str, status: int | None, kept: bool | None, failures: list[str]
-) -> None:
-    first, *others = steps.judge_tests("tests", Finished(status, output))
-    assert first.kept is kept and [line.name for line in others] == failures
-    assert all(line.kept is False for line in others)
+def test_the_exit_status_decides(status: int | None, verdict: str) -> None:
+    lines = judge(Step(1, ""), status, "the last line", {})
+    assert [*lines.values()] == [verdict] and "the last line" in next(iter(lines))
 
 
-CLEAN = "========= COMPUTE-SANITIZER\n33 passed in 9 s\n========= ERROR SUMMARY: 0 errors\n"
-INVALID = """========= COMPUTE-SANITIZER
-========= Invalid __global__ read of size 16 bytes
-=========     at void vae_fused::cuda::forward_kernel<float, (int)4>(ForwardParams, int)+0x100
-========= ERROR SUMMARY: 7 errors
-"""
-RACE = """========= Error: Race reported between Write access at forward_kernel+0x1 and Read access
-33 passed in 9 s
-========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
-"""
-NO_RACE = "33 passed\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
-WRONG = "1 failed, 32 passed in 9 s\n========= ERROR SUMMARY: 0 errors\n"
-REFUSED = "========= Error: Device not supported.\n========= ERROR SUMMARY: 0 errors\n"
+def test_a_case_that_was_not_measured_is_not_a_pass() -> None:
+    assert [*judge(Step(1, ""), 0, "", {"not_run": {"plain": "no memory"}}).values()] == [NOT_RUN]
 
 
-@pytest.mark.parametrize(
-    ("output", "kept", "planted", "words"),
-    [
-        (CLEAN, True, None, "findings: 0"),
-        (CLEAN.replace("33 passed in 9 s", "planted"), True, False, "findings: 0"),
-        (NO_RACE, True, None, "findings: 0"),
-        (INVALID, False, True, "findings: 7; ========= Invalid __global__ read"),
-        (RACE, False, None, "findings: 1; ========= Error: Race reported"),
-        (WRONG, False, None, "1 failed"),
-        (REFUSED, None, None, "Device not supported"),
-        ("", None, None, "stopped"),
-        ("Traceback\nImportError: planted", None, None, "ImportError: planted"),
-    ],
-)
-def test_a_sanitizer_passes_only_if_it_saw_the_kernels_and_found_nothing(
-    output: str, kept: bool | None, planted: bool | None, words: str
-) -> None:
-    done = Finished(None if output == "" else 0, output)
-    line = steps.judge_sanitizer("memcheck", done)
-    assert line.kept is kept and words in line.detail
-    # With a planted error, a tool that reports nothing is no witness.
-    also = steps.judge_sanitizer("memcheck, planted error", done).kept
-    assert planted is None or also is planted
-
-
-def test_kernels_are_filtered_by_the_option_that_the_sanitizer_has() -> None:
-    new = "--kernel-name arg\n--kernel-name-exclude arg\n--report-api-errors arg"
-    assert commands.sanitizer("cs", "racecheck", new)[-2:] == ["--kernel-name", "kns=vae_fused"]
-    assert "--report-api-errors" in commands.sanitizer("cs", "memcheck", new)
-    assert "--kernel-regex" in commands.sanitizer("cs", "racecheck", "--kernel-regex arg")
-    none = commands.sanitizer("cs", "racecheck", "--kernel-name-exclude arg")
-    assert not any("kns" in word for word in none)
-
-
-def row(case: str, share: float, eager: float | None = None) -> dict[str, Any]:
-    ours = {"share_of_copy": {"forward": share, "backward": 0.99}, "ratio": {"step": 1.0}}
-    rivals = {} if eager is None else {"eager": {"ratio": {"step": eager, "step_wall": 4.0}}}
+def row(case: str, share: float, **ratios: float) -> dict[str, Any]:
+    ours = {"share_of_copy": {"forward": share, "backward": 0.99}}
+    rivals = {name: {"ratio": {"step": ratio, "step_wall": 4.0}} for name, ratio in ratios.items()}
     return {"case": case, "contenders": {"vae_fused": ours, **rivals}}
 
 
+def kept(promises: Any, *rows: dict[str, Any]) -> list[str]:
+    return [*judge(Step(1, "", promises), 0, "", {"results": rows}).values()][1:]
+
+
 def test_a_share_of_a_copy_and_a_speedup_have_lower_bounds() -> None:
-    def kept(*rows: dict[str, Any]) -> list[bool | None]:
-        return [line.kept for line in steps.judge_rows(list(rows))]
+    shares, large, small = steps.BANDWIDTH, "plain 4096x4096 bfloat16", "plain 128x20 float32"
+    assert kept(shares, row(large, 0.9)) == [PASS, PASS]
+    assert kept(shares, row(large, 0.89)) == [FAIL, PASS]
+    assert kept(shares, row("moments 64x8x256x256 bfloat16", 0.8)) == [PASS, PASS]
+    assert kept(shares, row(large, math.nan)) == [FAIL, PASS]
+    assert kept(shares, row(small, 0.1)) == []
+    assert kept(shares, {"case": large, "contenders": {}}) == [NOT_RUN, NOT_RUN]
+    assert kept(steps.SPEEDUPS, row(large, 0.1, eager=6.0, compile=1.7)) == [PASS, FAIL]
+    assert kept(steps.SPEEDUPS, row(large, 0.1, eager=5.9)) == [FAIL, NOT_RUN]
+    assert kept(steps.SPEEDUPS, row(small, 0.1, eager=2, compile=1)) == [PASS, PASS]  # wall clock
 
-    assert kept(row("plain 4096x4096 float32", 0.9)) == [True, True]
-    assert kept(row("plain 4096x4096 float32", 0.89)) == [False, True]
-    assert kept(row("moments 64x8x256x256 bfloat16", 0.8)) == [True, True]
-    assert kept(row("plain 4096x4096 float32", math.nan)) == [False, True]
-    assert kept({"case": "plain 4096x4096 float32", "contenders": {}}) == [False, False]
-    assert kept(row("plain 4096x4096 float32", 0.95, 6.1)) == [True, True, True]
-    assert kept(row("plain 4096x4096 bfloat16", 0.95, 5.9)) == [True, True, False]
-    assert kept(row("plain 128x20 float32", 0.1, 2.0)) == [True]  # by the wall clock, 4.0
+
+def test_code_that_a_loss_or_a_training_step_replaces_is_no_faster() -> None:
     loss: dict[str, Any] = {"case": "gaussian 1M", "contender": "eager", "target": 6.0}
-    assert kept({**loss, "ratio": {"median": 1.1}}, {"case": "gaussian 1M"}) == [True]
-    assert kept({**loss, "ratio": {"median": 0.9}}) == [False]
+    assert kept(None, {**loss, "ratio": {"median": 1.1}}, {"case": "gaussian 1M"}) == [PASS]
+    assert kept(None, {**loss, "ratio": {"median": 0.9}}) == [FAIL]
 
 
-def test_the_records_of_the_benchmarks_have_the_rows_that_are_judged() -> None:
-    """Every judged case exists, with its clock, in a record of the command that is called."""
-    results = ROOT / "benchmarks" / "results"
-    latents = json.loads(max(results.glob("bench-*.json")).read_text())
-    losses = json.loads(max(results.glob("losses-*.json")).read_text())
-    cases = [found["case"] for found in latents["results"]]
-    assert {"plain 4096x4096 float32", "plain 128x20 float32"} <= set(cases)
-    shares = [line for line in steps.judge_rows(latents["results"]) if "share of" in line.name]
-    assert shares and all("None" not in line.detail for line in shares)
-    speedups = steps.judge_rows(losses["rows"])
-    assert speedups and all("None" not in line.detail for line in speedups)
+@pytest.mark.parametrize("command_and_record", ["bench", "losses", "steps"])
+def test_the_records_of_the_benchmarks_have_the_figures(command_and_record: str) -> None:
+    path = max((ROOT / "benchmarks" / "results").glob(f"{command_and_record}-*.json"))
+    figures = json.loads(path.read_text())
+    lines = judge(Step(1, "", steps.BANDWIDTH | steps.SPEEDUPS), 0, "", figures)
+    lines = [line for line in lines if "step_wall" not in line]  # only records of a GPU have it
+    assert len(lines) > 1 and "got {}" not in " ".join(lines)
+
+
+def arguments(name: str) -> tuple[str, list[str]]:
+    """The module and the arguments of a benchmark."""
+    words = shlex.split(STEPS[name].command.strip().split("\n")[-1])
+    return words[2], words[3:]
+
+
+@pytest.mark.parametrize("name", ["bandwidth", "speedups"])
+def test_the_benchmark_of_latents_has_the_cases_with_promises(name: str) -> None:
+    module, words = arguments(name)
+    args = latents.parser().parse_args(words)
+    args.largest = latents.LARGEST["cuda"]
+    cases = [f"{case.name}" for case in latents.chosen(args)]
+    assert module == "benchmarks" and STEPS[name].promises
+    for promised in STEPS[name].promises or ():
+        assert any(case.startswith(promised) for case in cases)
+    for part in args.case:
+        assert any(part in case for case in cases)
+
+
+@pytest.mark.parametrize(
+    ("name", "cases"), [("likelihoods", losses.CASES), ("training-step", TRAININGS)]
+)
+def test_the_other_benchmarks_have_the_cases_that_are_selected(name: str, cases: Any) -> None:
+    module, words = arguments(name)
+    args = command.parser(module, None, "").parse_args(words)
+    for part in args.case:
+        assert any(case.targets for case in command.selected(cases, [part])) or "ways" in part
 
 
 # --------------------------------------------------------------------------------------------------
-# Steps and their results
+# Calls
 # --------------------------------------------------------------------------------------------------
 
 
-def test_steps_fail_alone_and_results_are_on_disk_before_the_next_begins(tmp_path: Path) -> None:
-    class Planted(steps.Steps):
-        def step(self, name: str, seconds: float) -> steps.Result:
-            self.given = {**getattr(self, "given", {}), name: seconds}
-            if name == "smoke":
-                raise RuntimeError("planted")
-            if name == "bandwidth":
-                self.seen = json.loads(self.report.path.read_text())["steps"]
-                return [], None
-            return [Line("kept", True)], {"n": 1}
+def test_without_a_gpu_the_status_is_2(machine: Machine, stubs: Any) -> None:
+    stubs("nvidia-smi", "exit 9")
+    assert machine.call({"machine": "true"}) == (2, "no GPU: nvidia-smi names none\n")
+    assert not machine.out.exists()
 
-    made = Report(report.new_folder(tmp_path, "NVIDIA H200 NVL", "0123abc-dirty"), "first", "0123")
-    planted = Planted(made, tmp_path)
-    run_steps(planted, ["machine", "smoke", "bandwidth"], RESERVE + 62.0)
-    assert {name: found["verdict"] for name, found in planted.seen.items()} == {
-        "machine": "pass", "smoke": "not run"
-    }  # fmt: skip
-    assert "planted" in planted.seen["smoke"]["lines"][0][2]
-    data = json.loads(made.path.read_text())
-    assert data["steps"]["bandwidth"]["verdict"] == data["verdict"] == "not run"
-    # A step also gets what the earlier ones left: here nearly all of their time.
-    unit = 62.0 / sum(SHARES[name] for name in ("machine", "smoke", "bandwidth"))
-    assert planted.given["machine"] == pytest.approx(unit * SHARES["machine"], abs=0.5)
-    assert planted.given["bandwidth"] == pytest.approx(62.0, abs=0.5)
-    assert made.folder.name == "gpu-h200-nvl-0123abc-dirty"
-    assert report.new_folder(tmp_path, "H200 NVL", "0123abc-dirty").name.endswith("-dirty-2")
 
+def test_the_second_call_does_what_the_first_did_not(machine: Machine) -> None:
+    ran, repaired = machine.folder / "ran", machine.folder / "repaired"
+    commands = {
+        "machine": f"echo machine >> {ran}",
+        "passes": f"echo passes >> {ran}; echo '{{\"n\": 1}}' > figures.json",
+        "fails": f"echo fails >> {ran}; test -e {repaired}",
+        "lacks": f"echo lacks >> {ran}; test -e {repaired} || exec no-such-program",
+    }
+    status, output = machine.call(commands)
+    folder, found = machine.results()
+    assert status == 1 and str(folder) in output and "FAIL     fails" in output
+    assert machine.verdicts() == {"machine": PASS, "passes": PASS, "fails": FAIL, "lacks": NOT_RUN}
+    assert found["steps"]["passes"]["figures"] == {"n": 1} and found["verdict"] == FAIL
+    assert "no-such-program" in next(iter(found["steps"]["lacks"]["lines"]))
+    assert folder.name.startswith("gpu-2") and folder.name.endswith("-h200")
+
+    repaired.touch()
+    ran.unlink()
+    status, output = machine.call(commands, "again")
+    assert status == 0 and {*machine.verdicts().values()} == {PASS}, output
+    assert ran.read_text().split() == ["machine", "fails", "lacks"]
+    assert (folder / "log.txt").read_text().count("===== passes") == 1
+    assert machine.call(commands, "again", "--only", "lacks")[0] == 0
+    assert ran.read_text().split()[3:] == ["machine"]
+
+
+def test_nothing_passes_without_the_first_step(machine: Machine) -> None:
+    assert machine.call({"machine": "exit 3", "passes": "true"})[0] == 3
+    assert machine.verdicts() == {"machine": NOT_RUN, "passes": NOT_RUN}
+
+
+def test_a_step_that_hangs_costs_only_itself(machine: Machine) -> None:
+    """It has the time that earlier steps left, and what it started ends with it."""
+    commands = {"machine": "true", "hangs": f"trap '' INT; {SLEEP}", "leaves": f"{SLEEP} & true"}
+    status, output = machine.call(commands, "--budget", str(RESERVE + 6))
+    assert status == 3 and not sleeping()
+    assert machine.verdicts() == {"machine": PASS, "hangs": NOT_RUN, "leaves": PASS}
+    assert "machine, at most 2 s" in output and "hangs, at most 4 s" in output
+    assert "stopped at the time limit" in output and "leaves, at most 2 s" in output
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_command_may_write_its_results_after_the_interrupt(
+    machine: Machine, ignored: bool
+) -> None:
+    """A shell ignores interrupts in what it starts in the background."""
+    code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('results')"
+    commands = {"machine": f'exec "$PYTHON" -c {shlex.quote(code)}'}
+    ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
+    assert machine.call(commands, "--budget", str(RESERVE + 6), preexec_fn=ignore)[0] == 3
+    (line,) = machine.results()[1]["steps"]["machine"]["lines"]
+    assert line == "stopped at the time limit: results"
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_killed_keeps_its_results(machine: Machine, by: signal.Signals) -> None:
+    commands = {"machine": "echo of the first", "hangs": f"echo $$; exec {SLEEP}", "last": "true"}
+    process = machine.start(commands)
+    assert wait_for(sleeping)
+    process.send_signal(by)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, 3)
+    folder, found = machine.results()
+    assert machine.verdicts() == {"machine": PASS, "hangs": NOT_RUN, "last": NOT_RUN}
+    assert found["verdict"] == NOT_RUN and "of the first" in (folder / "log.txt").read_text()
+    if by == signal.SIGKILL:  # which leaves the process behind
+        os.killpg(int((folder / "log.txt").read_text().split()[-1]), signal.SIGKILL)
+    assert wait_for(lambda: not sleeping(), 10)
+
+
+# --------------------------------------------------------------------------------------------------
+# Commands
+# --------------------------------------------------------------------------------------------------
 
 # Simulates a sticky error: after it, the process cannot use its device.
 SUITE = """
-import os, sys, time, types
+import os, sys, types
 import pytest
 
 def use_the_device():
@@ -257,173 +297,95 @@ def test_cuda_loses_the_device(): lose_the_device() if os.path.exists("{fault}")
 def test_cuda_follows_that(): use_the_device()
 def test_cuda_ends_the_process(): os._exit(3) if os.path.exists("{fault}") else None
 def test_cuda_follows_the_end(): use_the_device()
-def test_of_small_odd_and_headline_shapes(): pass
+def test_others(): open("{ran}", "a").write("others ")
 """
 
 
-class Machine:
-    """A machine with stubs of NVIDIA's tools, and a suite of planted tests."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.out = folder, folder / "results"
-        self.stubs = nvidia_stubs.install(folder / "bin")
-        self.log, self.ran, self.fault = folder / "calls", folder / "ran", folder / "fault"
-        self.log.touch()
-        text = SUITE.replace("{ran}", str(self.ran)).replace("{fault}", str(self.fault))
-        (folder / "test_planted.py").write_text(text)
-
-    def start(self, *arguments: str, fault: str = "") -> subprocess.Popen[str]:
-        env = {**os.environ, "STUBS_LOG": str(self.log), "STUBS_FAULT": fault}
-        env["PATH"] = os.pathsep.join([str(self.stubs), env.get("PATH", "")])
-        command = [sys.executable, "-m", "tools.gpu_check", *arguments, "--device", "cpu"]
-        command += ["--tests", str(self.folder / "test_planted.py"), "--out", str(self.out)]
-        return subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-        )
-
-    def results(self) -> tuple[Path, dict[str, Any]]:
-        (folder,) = self.out.iterdir()
-        return folder, json.loads((folder / "report.json").read_text())
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
-
-
-def test_without_a_gpu_the_status_is_2(machine: Machine) -> None:
-    run = machine.start("first", fault="nvidia-smi")
-    output, _ = run.communicate(timeout=60)
-    assert run.returncode == 2 and output == "no GPU: nvidia-smi names none\n"
-    assert not machine.out.exists()
-
-
-CHEAP = ["--only", "device-tests", "sanitizers", "counters"]
-
-
-@native
-@pytest.mark.slow
-def test_the_second_call_does_what_the_first_did_not(machine: Machine) -> None:
-    machine.fault.touch()
-    run = machine.start("first", *CHEAP, fault="ncu")
-    output, _ = run.communicate(timeout=240)
-    folder, found = machine.results()
-    assert run.returncode == 1 and str(folder) in output
-    verdicts = {name: step["verdict"] for name, step in found["steps"].items()}
-    assert verdicts == {
-        "machine": "pass", "device-tests": "fail", "sanitizers": "pass", "counters": "not run"
-    }, output  # fmt: skip
-    failed = " ".join(line[0] for line in found["steps"]["device-tests"]["lines"][1:])
-    assert "loses_the_device" in failed and "the CUDA context is lost" in failed
-    assert "ends_the_process" in failed and "follows" not in failed
-    assert found["device"]["name"] == "NVIDIA H200" and len(found["commit"]) >= 7
-    assert found["versions"]["vae_fused"] == vae_fused.__version__
-    assert not Path(found["versions"]["file"]).is_relative_to(ROOT / "vae_fused")
+def test_a_test_that_loses_the_device_spoils_no_other(machine: Machine, tmp_path: Path) -> None:
+    ran, fault = tmp_path / "ran", tmp_path / "fault"
+    text = SUITE.replace("{ran}", str(ran)).replace("{fault}", str(fault))
+    (tmp_path / "test_planted.py").write_text(text)
+    planted = os.path.relpath(tmp_path / "test_planted.py", ROOT / "tests")
+    commands = {"machine": "true", "tests": steps.tests("cuda", planted)}
+    fault.touch()
+    status, output = machine.call(commands)
+    folder, _ = machine.results()
+    assert status == 1 and sorted(ran.read_text().split()) == ["passes[1]", "passes[2]"], output
     passed = [line.split("::")[1] for line in (folder / "passed.txt").read_text().split()]
-    assert sorted(passed) == sorted(
-        f"test_cuda_{name}"
-        for name in ("passes[1]", "passes[2]", "follows_that", "follows_the_end")
-    )
-    assert "==ERROR== planted" in (folder / "log.txt").read_text()
+    names = ("follows_that", "follows_the_end", "passes[1]", "passes[2]")
+    assert sorted(passed) == [f"test_cuda_{name}" for name in names]
+    failures = (folder / "tests.xml").read_text()
+    assert "the CUDA context is lost: CUDA error: an illegal memory access" in failures
 
-    machine.fault.unlink()
-    machine.ran.unlink()
-    run = machine.start("again", *CHEAP)
-    output, _ = run.communicate(timeout=240)
-    _, found = machine.results()
-    assert run.returncode == 0 and found["verdict"] == "pass", output
-    assert found["calls"][0]["steps"] == list(verdicts)
-    assert found["calls"][1]["steps"] == ["machine", "device-tests", "counters"]
-    assert not machine.ran.exists()  # tests that had passed
-    assert found["steps"]["counters"]["figures"] == [nvidia_stubs.FORWARD] * 2
-    assert (folder / "kernels.ncu-rep").exists()
-    calls = machine.log.read_text()
-    assert calls.count("--kernel-regex kns=vae_fused") == len(steps.SANITIZERS)
-    assert len(list(folder.iterdir())) <= 8 and all(p.is_file() for p in folder.iterdir())
+    fault.unlink()
+    ran.unlink()
+    status, output = machine.call(commands, "again")
+    assert status == 0 and not ran.exists(), output  # what had passed
+    assert "follows" not in (folder / "tests.xml").read_text()
 
-    run = machine.start("again", *CHEAP)
-    run.communicate(timeout=240)
-    assert run.returncode == 0 and machine.results()[1]["calls"][2]["steps"] == ["machine"]
+
+@pytest.mark.slow
+def test_a_test_that_hangs_leaves_the_results_of_others(tmp_path: Path) -> None:
+    code = "def test_cuda(): pass\ndef test_cuda_fails(): assert 0\n"
+    code += "def test_cuda_hangs():\n    import time; time.sleep(600)\n"
+    (tmp_path / "test_planted.py").write_text(code)
+    planted = os.path.relpath(tmp_path / "test_planted.py", ROOT / "tests")
+    lines, _ = run("tests", Step(1, steps.tests("cuda", planted)), 25, tmp_path)
+    assert [*lines.values()] == [NOT_RUN] and "1 failed, 1 passed" in next(iter(lines))
+    assert 'name="test_cuda_fails"' in (tmp_path / "tests.xml").read_text()
+    assert (tmp_path / "passed.txt").read_text().endswith("::test_cuda\n")
+
+
+@pytest.mark.parametrize(
+    ("planted", "racecheck", "verdict"),
+    [
+        (86, 0, PASS),
+        (86, 86, FAIL),
+        (86, 1, FAIL),  # a test
+        (86, 127, NOT_RUN),
+        (0, 0, NOT_RUN),  # the sanitizer does not see our kernels
+        (1, 86, NOT_RUN),
+    ],
+)
+def test_a_sanitizer_that_does_not_see_a_planted_error_is_no_witness(
+    stubs: Any, tmp_path: Path, planted: int, racecheck: int, verdict: str
+) -> None:
+    of_tools = f"*planted_error.py) exit {planted};; *racecheck*) exit {racecheck};;"
+    stubs("compute-sanitizer", f'echo "for $*"; case "$*" in {of_tools} esac')
+    lines, _ = run("sanitizers", STEPS["sanitizers"], 60, tmp_path)
+    assert [*lines.values()] == [verdict], lines
+    calls = (tmp_path / "calls").read_text()
+    assert calls.count("--error-exitcode 86") == calls.count("--kernel-name kns=vae_fused") == 5
+    assert calls.count("--report-api-errors no") == 2
+    log = (tmp_path / "log.txt").read_text()
+    assert f"racecheck: racecheck {racecheck}\n" in log and "initcheck: for --tool initcheck" in log
+
+
+@pytest.mark.parametrize(
+    ("write", "verdict"), [('echo counters > "$2"', PASS), ("exit 1", NOT_RUN)]
+)
+def test_counters_need_a_report_of_this_call(
+    stubs: Any, tmp_path: Path, write: str, verdict: str
+) -> None:
+    (tmp_path / "kernels.ncu-rep").write_text("of an earlier call")
+    stubs("ncu", f'case $1 in --import) cat "$2";; --export) {write};; esac')
+    lines, _ = run("counters", STEPS["counters"], 60, tmp_path)
+    assert [*lines.values()] == [verdict]
+    assert "of an earlier call" not in (tmp_path / "log.txt").read_text()
 
 
 @native
 @pytest.mark.slow
-def test_a_run_that_is_stopped_leaves_its_results_and_no_process(machine: Machine) -> None:
-    run = machine.start("first", "--only", "counters", fault="hang ncu")
-    assert wait_for(lambda: processes(nvidia_stubs.HANG))
-    run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=60)
-    assert run.returncode not in (0, 3)
-    assert wait_for(lambda: not processes(nvidia_stubs.HANG), 10)
-    _, found = machine.results()
-    assert list(found["steps"]) == ["machine"] and found["verdict"] == "pass"
-    run = machine.start("first", "--only", "counters", "--budget", "40", fault="hang ncu")
-    begun = time.monotonic()
-    run.communicate(timeout=120)
-    assert run.returncode == 3 and time.monotonic() - begun < 46
-    assert not processes(nvidia_stubs.HANG)
-
-
-@native
-@pytest.mark.slow
-def test_the_benchmarks_run_as_they_are_called(machine: Machine) -> None:
-    run = machine.start("first", "--only", "bandwidth")
-    output, _ = run.communicate(timeout=300)
-    _, found = machine.results()
-    step = found["steps"]["bandwidth"]
-    assert run.returncode == 0 and step["verdict"] == "pass", output
-    cases = {row["case"] for row in step["figures"]["results"]}
-    assert cases == {"plain 64x64 float32", "plain 64x64 bfloat16"}
-
-
-# --------------------------------------------------------------------------------------------------
-# The bundle
-# --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "_C.abi3.so").write_bytes(b"\0GLIBC_2.4\0GLIBC_2.17\0")
-    (package / "__pycache__").mkdir()
-    (package / "__pycache__" / "x.pyc").touch()
-
-    def download(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "one.py").touch()
-
-    monkeypatch.setattr(bundle, "installed_package", lambda: package)
-    monkeypatch.setattr(bundle, "download_modules", download)
-    return tmp_path / "made"
-
-
-def test_a_bundle_has_the_parts_and_says_what_they_need(parts: Path) -> None:
-    said = bundle.make(parts)
-    assert "python -m tools.gpu_check" in said and "glibc 2.17 or newer" in said
-    files = {p.relative_to(parts).as_posix() for p in parts.rglob("*") if p.is_file()}
-    assert files == {"manifest.json", "package/vae_fused/_C.abi3.so", "modules/one.py"}
-    manifest, problem = bundle.load(parts)
-    assert problem == "" and manifest["glibc"] == "2.17" and manifest["commit"]
-
-
-def test_a_bundle_that_is_too_large_is_refused(parts: Path) -> None:
-    with pytest.raises(SystemExit, match="the limit is 0 MB"):
-        bundle.make(parts, limit=10)
-    assert not (parts / "manifest.json").exists()
-
-
-def test_a_bundle_of_other_sources_is_not_used(parts: Path, monkeypatch: Any) -> None:
-    bundle.make(parts)
-    monkeypatch.setattr(bundle, "sources_digest", lambda: "others")
-    assert bundle.load(parts)[1] == "the bundle was made of other sources"
-    assert bundle.load(parts / "absent") == ({}, "there is no bundle")
-
-
-def test_a_package_without_cuda_is_not_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "python", lambda *_: "False\n/site/vae_fused/_ext.py\n")
-    with pytest.raises(SystemExit, match="lacks CUDA"):
-        bundle.installed_package()
-    monkeypatch.setattr(bundle, "python", lambda *_: "True\n/site/vae_fused/_ext.py\n")
-    with pytest.raises(SystemExit, match="is not abi3"):
-        bundle.installed_package()
+def test_the_benchmarks_measure_the_installed_package(tmp_path: Path) -> None:
+    text = steps.measured("benchmarks --case 'plain 64x64' --contender vae_fused")
+    step = Step(1, text.replace("--device cuda", "--device cpu"))
+    lines, figures = run("bandwidth", step, 200, tmp_path)
+    assert [*lines.values()] == [PASS], (tmp_path / "log.txt").read_text()
+    assert [row["case"] for row in figures["results"]] == ["plain 64x64 float32"]
+    assert figures["commit"] and figures["machine"] and figures["versions"]["torch"]
+    assert "from this checkout's sources" not in (tmp_path / "log.txt").read_text()
+    lines, _ = run("machine", STEPS["machine"], 200, tmp_path)
+    assert [*lines.values()] == [PASS if "cuda" in DEVICES else NOT_RUN], lines
+    where = Step(1, '"$PYTHON" -c "import vae_fused; print(vae_fused.__file__)"')
+    (line,), _ = run("where", where, 60, tmp_path)
+    assert line.startswith("status 0: /") and f"{ROOT}/vae_fused" not in line

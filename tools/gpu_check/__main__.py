@@ -2,95 +2,130 @@
 
     python -m tools.gpu_check [first]   everything, in 240 s, offline
     python -m tools.gpu_check again     what failed or was not run, in 200 s
-    python -m tools.gpu_check bundle    without a GPU: prepares the files that such a machine lacks
 
-The results are in one folder, benchmarks/results/gpu-DEVICE-COMMIT/, and are on disk before the
-next step begins. A step that cannot run is "not run", which is not a pass. The exit status is 0 if
+The results are in one folder, benchmarks/results/gpu-DATE-DEVICE/, and are on disk before the next
+step begins. A step that cannot run is "not run", which is not a pass. The exit status is 0 if
 everything passed, 1 if something failed, 2 without a GPU, and 3 if something was not run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import os
+import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from . import ROOT, bundle, commands
-from .report import STATUS, Line, Report, commit, new_folder
-from .steps import Steps
+from .report import FAIL, NOT_RUN, PASS, Report
+from .steps import STEPS, Step, judge
 
-# Seconds of 240, the most important step for a first run on a GPU first. A step also gets what
-# earlier ones left, and one that hangs takes nothing from later ones.
-SHARES = {
-    "machine": 34, "smoke": 20, "device-tests": 70, "bandwidth": 22, "likelihoods": 14,
-    "sanitizers": 34, "counters": 18, "training-step": 20, "other-tests": 4,
-}  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+BUDGET = {"first": 240.0, "again": 200.0}  # seconds
 RESERVE = 10.0  # seconds for the end of the run
+PATIENCE = 5.0  # seconds that a command may take to write its results after an interrupt
+VARIABLES = {
+    "ROOT": str(ROOT),
+    "PYTHON": sys.executable,
+    "PYTEST_ADDOPTS": f"-c '{ROOT}/pyproject.toml' -q --tb=short -p no:cacheprovider",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # those of other projects take seconds to import
+}
 
 
-def run_steps(steps: Steps, names: list[str], budget: float) -> None:
-    start, deadline, total = time.monotonic(), 0.0, sum(SHARES[name] for name in names)
+def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Wait for a command, interrupt its process group shortly before the limit, and end the group.
+
+    Returns the exit status, or None if the command was interrupted.
+    """
+    patience = min(PATIENCE, seconds / 4)
+    try:
+        return process.wait(seconds - patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run(name: str, step: Step, seconds: float, folder: Path) -> tuple[dict[str, str], Any]:
+    """Run a command whose output goes to log.txt. Returns the verdicts and the figures."""
+    env = os.environ | VARIABLES | {"OUT": str(folder), "STEP": name}
+    env["PATH"] = os.environ["PATH"] + ":/usr/local/cuda/bin"  # compute-sanitizer and ncu
+    with tempfile.TemporaryDirectory() as scratch, (folder / "log.txt").open("ab+", 0) as log:
+        Path(scratch, "benchmarks").symlink_to(ROOT / "benchmarks")
+        log.write(f"\n===== {name}\n".encode())
+        begin = log.tell()
+        process = subprocess.Popen(
+            step.command, shell=True, cwd=scratch, env=env, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+        status = finish(process, seconds)
+        log.seek(begin)
+        last = log.read().decode("utf-8", "replace").strip().split("\n")[-1]
+        written = Path(scratch, "figures.json")
+        figures = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
+    return judge(step, status, last[:200], figures), figures
+
+
+def check(steps: dict[str, Step], report: Report, budget: float) -> None:
+    """Run the first step, and unless it fails the others that have not passed.
+
+    A step also gets the time that earlier ones left, and one that hangs takes nothing from others.
+    """
+    first, *others = steps
+    names = [first, *(name for name in others if report.verdict(name) != PASS)]
+    start, deadline, total = time.monotonic(), 0.0, sum(steps[name].share for name in names)
     for name in names:
-        deadline += (budget - RESERVE) * SHARES[name] / total
+        deadline += (budget - RESERVE) * steps[name].share / total
         begun = time.monotonic() - start
         print(f"[{begun:4.0f} s] {name}, at most {deadline - begun:.0f} s", flush=True)
         try:
-            lines, figures = steps.step(name, deadline - begun)
+            lines, figures = run(name, steps[name], deadline - begun, report.folder)
         except Exception as error:  # affects only this step
-            lines, figures = [Line(name, None, f"{type(error).__name__}: {error}")], None
-        steps.report.add(name, lines, figures, time.monotonic() - start - begun)
-
-
-def call(args: argparse.Namespace, budget: float) -> int:
-    """The first call, or a later call that continues with the newest results."""
-    if not (device := commands.device()):
-        print("no GPU: nvidia-smi names none")
-        return STATUS["no gpu"]
-    name, out = commit(bundle.load()[0].get("commit", "")), args.out.resolve()
-    found = sorted(out.glob("gpu-*/report.json"), key=lambda path: path.stat().st_mtime)
-    if (again := args.command == "again") and not found:
-        sys.exit(f"no earlier call has left results in {out}")
-    folder = found[-1].parent if again else new_folder(out, device["name"], name)
-    report = Report(folder, " ".join(sys.argv[1:]), name)
-    report.data["device"] = device
-    done = {name for name, step in report.data["steps"].items() if step["verdict"] == "pass"}
-    wanted = {*(args.only or SHARES)} - done | {"machine"}  # which chooses the package
-    with tempfile.TemporaryDirectory(prefix="vae_fused-gpu-") as scratch:
-        steps = Steps(report, Path(scratch), args.device, args.tests)
-        steps.start("clocks", commands.WATCH)
-        try:
-            run_steps(steps, [name for name in SHARES if name in wanted], budget)
-        finally:
-            for running in [*commands.Running.every]:
-                steps.end(running, 0)
-    report.running.rmdir()
-    print(f"{report.table()}\n\n{report.data['verdict']}: {folder}")
-    return STATUS[report.data["verdict"]]
+            lines, figures = {repr(error): NOT_RUN}, {}
+        report.add(name, lines, figures)
+        if report.verdict(first) != PASS:
+            return
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.gpu_check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    layout, program = argparse.RawDescriptionHelpFormatter, "python -m tools.gpu_check"
+    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=layout)
     add = parser.add_argument
-    add("command", nargs="?", default="first", choices=("first", "again", "bundle"))
+    add("command", nargs="?", default="first", choices=BUDGET)
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="parent of the folder")
     add("--budget", type=float, help="seconds")
-    add("--only", nargs="+", choices=SHARES, help="names of steps")
-    add("--device", default="cuda", help=argparse.SUPPRESS)  # this and the next are for tests
-    add("--tests", nargs="+", help=argparse.SUPPRESS)
+    add("--only", nargs="+", default=[*STEPS], choices=STEPS, help="steps after the first one")
     args = parser.parse_args()
-    if args.command != "bundle":
-        return call(args, args.budget or {"first": 240.0, "again": 200.0}[args.command])
-    print(bundle.make())
-    return 0
+    status, names = subprocess.getstatusoutput("nvidia-smi --query-gpu=name --format=csv,noheader")
+    if status != 0:
+        print("no GPU: nvidia-smi names none")
+        return 2
+    device = re.sub(r"\W+", "-", names.split("\n")[0].lower()).removeprefix("nvidia-")
+    folder = args.out / f"gpu-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{device}"
+    if args.command == "again":  # without earlier results this is the first call
+        folder = max(args.out.glob("gpu-*"), default=folder)
+    first = next(iter(STEPS))
+    steps = {name: step for name, step in STEPS.items() if name in (first, *args.only)}
+    report = Report(folder.resolve(), steps)
+    check(steps, report, args.budget or BUDGET[args.command])
+    print(report.table())
+    return {PASS: 0, FAIL: 1, NOT_RUN: 3}[report.data["verdict"]]
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # children end with this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the command ends with this process
+    # A shell ignores interrupts in what it starts in the background, and commands inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())
