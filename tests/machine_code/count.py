@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import re
 import sys
 from typing import Any
@@ -184,22 +185,31 @@ def count(machine: Any, kernel: str) -> Executed:
     )
 
 
+shared_machine: Any = None  # of the processes that main() forks, to which it cannot be sent
+
+
+def _count(kernel: str) -> Executed:
+    return count(shared_machine, kernel)
+
+
 def main(kernels: list[str]) -> int:
     """Count these kernels, or all hot ones, and print the rows that the budget records."""
     from native import build, machine_code  # they import this package
 
     if reason := machine_code.missing():
         raise SystemExit(f"count: error: {reason}")
-    machine = machine_code.MachineCode(build.module())
+    global shared_machine
+    shared_machine = machine_code.MachineCode(build.module())
+    names = kernels or list(filter(is_hot, shared_machine.device.names))
     rows: dict[str, dict[str, float]] = {}
-    for name in kernels or filter(is_hot, machine.device.names):
-        found = count(machine, name)
-        row = rows[name] = {EXECUTED: round(found.loop, 1)}
-        text = f"{name}: {found.loop:.1f} in the loop, {found.whole:.1f} of the whole"
-        if found.in_flight is not None:
-            row[EXECUTED_IN_FLIGHT] = round(found.in_flight, 1)
-            text += f", {found.in_flight:g} bytes in flight"
-        print(text, file=sys.stderr, flush=True)
+    with multiprocessing.get_context("fork").Pool() as pool:
+        for name, found in zip(names, pool.imap(_count, names), strict=True):
+            row = rows[name] = {EXECUTED: round(found.loop, 1)}
+            text = f"{name}: {found.loop:.1f} in the loop, {found.whole:.1f} of the whole"
+            if found.in_flight is not None:
+                row[EXECUTED_IN_FLIGHT] = round(found.in_flight, 1)
+                text += f", {found.in_flight:g} bytes in flight"
+            print(text, file=sys.stderr, flush=True)
     print(json.dumps(rows))
     return 0
 

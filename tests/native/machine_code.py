@@ -1,8 +1,9 @@
 """Runs the calls of the tests on the sm_90 machine code of the kernels.
 
-nvcc compiles the `.cu` files of `csrc/cuda` to cubins in `build/native`. The host code of the
-native module launches kernels without any change, and the emulator passes each launch to the
-interpreter of `tests/machine_code`.
+The machine code is that of the installed extension if it was built for sm_90 and after the last
+change of `csrc`. Otherwise nvcc compiles the `.cu` files of `csrc/cuda`. The cubins are kept in
+`build/native`. The host code of the native module launches kernels without any change, and the
+emulator passes each launch to the interpreter of `tests/machine_code`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Any
 import numpy as np
 from machine_code.device import Device, Launched
 
+from tools.kernel_budget import kernels
 from tools.kernel_budget.kernels import demangled, find_cuobjdump, short_name
+from vae_fused import _ext
 
 from . import build
 
@@ -37,11 +40,36 @@ COMMAND = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90", "-cubin", f"-I{build.CSRC
 
 def missing() -> str | None:
     """Returns the reason why the machine code cannot run here, or None."""
-    if shutil.which("nvcc") is None:
+    if shutil.which("nvcc") is None and _installed() is None:
         return "no nvcc compiles the kernels here"
     if find_cuobjdump() is None:
         return "no cuobjdump lists machine code: not on PATH, in a CUDA toolkit or in triton"
     return None
+
+
+def _installed() -> Path | None:
+    """Returns the installed extension if it has the machine code of these sources."""
+    if not _ext.has_cuda or "-O0" in str(_ext.build_info):
+        return None
+    extension = kernels.installed_extension()
+    changed = max(path.stat().st_mtime for path in build.CSRC.rglob("*"))
+    has_code = any(arch.startswith("9.0") for arch in _ext.build_info.get("archs", ()))
+    return extension if has_code and extension.stat().st_mtime > changed else None
+
+
+def _extract(extension: Path) -> list[Path]:
+    """Returns the cubins for sm_90 of an extension."""
+    key = build.digest(str(extension).encode(), str(extension.stat().st_mtime_ns).encode())
+    folder = build.OUT / f"installed-{key}"
+    with build.alone():
+        if not folder.exists():
+            made = folder.with_suffix(".part")
+            made.mkdir(exist_ok=True)
+            for arch, cubin in kernels.cubins(extension):
+                if arch == "sm_90":
+                    shutil.copy(cubin, made)
+            made.rename(folder)
+    return sorted(folder.iterdir())
 
 
 def _compile(source: Path) -> Path:
@@ -63,6 +91,8 @@ def _compile(source: Path) -> Path:
 
 @lru_cache
 def cubins() -> list[Path]:
+    if extension := _installed():
+        return _extract(extension)
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
         return list(pool.map(_compile, SOURCES))
 
