@@ -142,7 +142,7 @@ gpu-bundle:
 
 # The modules are those that the tests of a GPU run import. torch brings mpmath in the version that its
 # sympy requires. pip downloads for another Python only if it need not build anything.
-gpu-wheels: $(BUILD_STAMP)
+gpu-wheels: $(TORCH_STAMP)
 	rm -rf build/gpu-bundle
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip --quiet wheel --no-build-isolation --no-deps \
 	    --wheel-dir build/gpu-bundle .
