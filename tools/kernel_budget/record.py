@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,19 +44,6 @@ FLOORS = {
 }
 
 
-def json_text(value: Any, depth: int, margin: str = "") -> str:
-    """JSON with indentation to this depth, and deeper values on one line each: for small diffs."""
-    if depth == 0 or not value or not isinstance(value, dict | list):
-        return json.dumps(value)
-    inner = margin + "  "
-    if isinstance(value, dict):
-        lines = [f"{json.dumps(k)}: {json_text(v, depth - 1, inner)}" for k, v in value.items()]
-    else:
-        lines = [json_text(v, depth - 1, inner) for v in value]
-    first, last = "{}" if isinstance(value, dict) else "[]"
-    return first + ",".join(f"\n{inner}{line}" for line in lines) + f"\n{margin}{last}"
-
-
 def load() -> Budget:
     budget: Budget = json.loads(BUDGET.read_text())
     return budget
@@ -78,7 +66,8 @@ def dump(budget: Budget) -> str:
             for name, rows in sorted(budget["kernels"].items())
         },
     }
-    return json_text(ordered, 3) + "\n"
+    text = json.dumps(ordered, indent=2)
+    return re.sub(r"\{([^{}]*)\}", lambda leaf: f"{{{' '.join(leaf[1].split())}}}", text) + "\n"
 
 
 def archs_of(budget: Budget) -> list[str]:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
+import networkx as nx  # torch requires it
+
 JUMPS = ("BRA", "BRX", "JMP", "JMX")
 NO_FALL = (*JUMPS, "RET", "EXIT")  # the next instruction in the listing does not follow
 ENDS = (*NO_FALL, "CALL", "BSYNC", "WARPSYNC")  # of a block
@@ -189,20 +191,12 @@ def order(flow: Graph, start: int, inside: Collection[int] | None = None) -> dic
 
     An edge to a smaller index is a back edge, and the other edges form a DAG.
     """
-    found: list[int] = []
-    seen = {start}
-    stack = [(start, iter(flow.successors[start]))]
-    while stack:
-        block, successors = stack[-1]
-        for s in successors:
-            if s not in seen and (inside is None or s in inside):
-                seen.add(s)
-                stack.append((s, iter(flow.successors[s])))
-                break
-        else:
-            found.append(block)
-            stack.pop()
-    return {block: place for place, block in enumerate(reversed(found))}
+    edges = {
+        b: [to for to in after if inside is None or to in inside]
+        for b, after in flow.successors.items()
+    }
+    blocks = list(nx.dfs_postorder_nodes(nx.DiGraph(edges), start))
+    return {block: place for place, block in enumerate(reversed(blocks))}
 
 
 def loops(flow: Graph) -> dict[int, set[int]]:
