@@ -25,7 +25,6 @@ from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.latents import Latent
 
 MODULE = "benchmarks"
-LARGEST = {"cpu": 24, "cuda": 28}  # log2 of elements
 BUDGET = {"cpu": 900.0, "cuda": 480.0}
 SECONDS = {"cpu": 4.0, "cuda": 1.0}
 QUICK = {"seconds": 0.8, "budget": 50.0}
@@ -37,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="small cases, without torch.compile")
     add("--contender", nargs="+", metavar="NAME", choices=CONTENDERS, help=", ".join(CONTENDERS))
     add("--dtype", nargs="+", choices=latents.DTYPES, help="default float32; on CUDA also bfloat16")
-    add("--largest", type=int, metavar="N", help="at most 2^N elements; default 24, on CUDA 28")
     add("--budget", type=float, help="seconds after which no other case begins")
     add("--plot", action="store_true", help="draw figures beside the JSON; needs matplotlib")
     add("--compare", type=Path, metavar="FILE", help="a JSON of an earlier run")
@@ -45,14 +43,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen(args: argparse.Namespace) -> list[Latent]:
-    """The cases that --case, --quick, --dtype and --largest select, ordered for a time budget."""
+    """The cases that --case, --quick and --dtype select, ordered for a time budget."""
     first, others = [], []
     for dtype in args.dtype or ["float32"]:
-        found = latents.latents(args.largest, dtype)
+        found = latents.latents(args.device, dtype)
         first += found[: latents.QUICK]
         others += found[latents.QUICK :]
     if args.device == "cuda" and not args.dtype:
-        first += latents.few(args.largest, "bfloat16")
+        first += latents.latents(args.device, "bfloat16")[: latents.QUICK]
     return command.selected([*first, *([] if args.quick else others)], args.case)
 
 
@@ -86,7 +84,6 @@ def complete(args: argparse.Namespace, found: argparse.ArgumentParser) -> None:
     for name, usual in (("seconds", SECONDS), ("budget", BUDGET)):
         if getattr(args, name) is None:
             setattr(args, name, QUICK[name] if args.quick else usual[args.device])
-    args.largest = args.largest or LARGEST[args.device]
     if not chosen(args):
         found.error(f"no case is like {' or '.join(args.case)}; --list names them")
     if args.plot and not args.json and (args.case or args.contender or args.dtype):
@@ -107,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
             print(tables.comparison(shown, old))
         return 0
     complete(args, found)
-    settings = {k: getattr(args, k) for k in ("quick", "seconds", "budget", "largest")}
+    settings = {k: getattr(args, k) for k in ("quick", "seconds", "budget")}
     data = record.new(MODULE, argv, args.device, settings)
     selected = args.case or args.contender or args.dtype
     path = args.json or (None if selected else record.default_path(MODULE, data))

@@ -12,21 +12,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from benchmarks import record, tables
 from benchmarks.cases import Case, Unable, reason
+from benchmarks.latents import Latent
 from vae_fused import _ext
 
-
-class Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-N = TypeVar("N", bound=Named)
+N = TypeVar("N", Case, Latent)
 
 
 def described(module: str, about: str | None) -> argparse.ArgumentParser:

@@ -152,20 +152,17 @@ def inputs(latent: Latent, device: str) -> Inputs:
     return Inputs(leaves, arguments(latent, leaves), [normal(s) for s in latent.z_shapes])
 
 
-def latents(largest: int, dtype: str = "float32") -> list[Latent]:
-    """Cases of at most 2^largest elements: the first of each workload, then the second, etc."""
+LARGEST = {"cpu": 24, "cuda": 28}  # log2 of elements
+
+
+def latents(device: str, dtype: str = "float32") -> list[Latent]:
+    """The cases for a device: the first of each workload, then the second, etc."""
     rows = itertools.zip_longest(*([(f, s) for s in FAMILIES[f].shapes] for f in FAMILIES))
     found = [Latent(family, shape, dtype) for row in rows for family, shape in filter(None, row)]
-    return [latent for latent in found if latent.elements <= 2**largest]
+    return [latent for latent in found if latent.elements <= 2 ** LARGEST[device]]
 
 
 QUICK = len(FAMILIES) + 1  # the first case of each workload, and another size of the first workload
-
-
-def few(largest: int, dtype: str) -> list[Latent]:
-    """A few cases that show the effect of another dtype."""
-    found = latents(largest, dtype)
-    return [latent for latent in found if latent.family in ("plain", "moments")][:5]
 
 
 # --- the exact results, with which contenders are compared before they are timed -----------------

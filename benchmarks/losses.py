@@ -2,13 +2,11 @@
 
     python -m benchmarks.losses                     table, and a JSON in benchmarks/results
     python -m benchmarks.losses --case nb scvi      cases whose names contain one of these
-    python -m benchmarks.losses --json FILE         another place for the JSON
 
 All contenders of a case compute the same loss. Their losses and gradients are compared before they
 are timed. They run in turn in this process. Other work on the machine slows all of them, and
 affects their medians most. The table therefore has the median of the rounds' ratios, and the ratios
-of the minima of wall-clock time and of processor time. ``CASES`` has the promised ratios. Whole
-training steps with likelihoods are in ``benchmarks.steps``.
+of the minima of wall-clock time and of processor time. ``CASES`` has the promised ratios.
 """
 
 from __future__ import annotations
@@ -245,11 +243,8 @@ CASES = [
     Case("poisson 1M", poisson, targets={"Poisson.log_prob": 4.0}),
     Case("student-t 1M", partial(student_t, True), targets={"StudentT.log_prob": 8.0}),
     Case("student-t, fixed df 1M", partial(student_t, False), targets={"StudentT.log_prob": 8.0}),
-    Case(
-        "continuous bernoulli 1M",
-        continuous_bernoulli,
-        targets={"ContinuousBernoulli.log_prob": 8.0},
-    ),
+    Case("continuous bernoulli 1M", continuous_bernoulli,
+         targets={"ContinuousBernoulli.log_prob": 8.0}),
     Case("discretized logistic 1M", discretized_logistic, targets={"vdvae's formula": 8.0}),
     Case("nb of logits 1M", nb_of_logits, targets={"NegativeBinomial.log_prob": 4.0}),
     Case("iwae 50x128", iwae, targets={"torch.distributions": 3.5}),
@@ -261,13 +256,9 @@ CASES = [
     Case("ways: zinb of softmax 128x20000", partial(nb_ways, SOFTMAX_ZINB)),
     Case("nb 128x20000", partial(nb, False), package="scvi-tools", targets=NB),
     Case("zinb 128x20000", partial(nb, True), package="scvi-tools", targets=NB),
-    Case(
-        "nb of softmax 128x20000",
-        nb_of_softmax,
-        package="scvi-tools",
-        targets={"scvi's function": 4.0},
-    ),
-]
+    Case("nb of softmax 128x20000", nb_of_softmax, package="scvi-tools",
+         targets={"scvi's function": 4.0}),
+]  # fmt: skip
 COLUMNS = (
     ("case", -32), ("contender", -35), ("time", 8), ("median", 8), ("minima", 8), ("processor", 11),
     ("target", 8),

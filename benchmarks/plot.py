@@ -1,11 +1,11 @@
 """The figure of a JSON of ``python -m benchmarks``: the time of a step against the latent's size.
 
-    python -m benchmarks.plot FILE.json [--out FOLDER] [--dtype float32]
+    python -m benchmarks.plot FILE.json [--dtype float32]
 
-writes NAME-time.png and NAME-time.svg beside the JSON or to ``--out``. The line of a copy is the
-least possible time. The colours are Okabe and Ito's, which are distinguishable with colour
-blindness. Markers and dashes distinguish the lines in black and white. An SVG keeps its text as
-text, which takes a tenth of the bytes of outlines.
+writes NAME-time.png and NAME-time.svg beside the JSON. The line of a copy is the least possible
+time. The colours are Okabe and Ito's, which are distinguishable with colour blindness. Markers and
+dashes distinguish the lines in black and white. An SVG keeps its text as text, which takes a tenth
+of the bytes of outlines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from benchmarks import command, record
 from benchmarks.record import Data
-from benchmarks.tables import busy, duration
+from benchmarks.tables import busy, duration, head
 
 # Label, colour, marker and dashes of each contender. The reference is an oracle and is not meant to
 # be fast.
@@ -45,11 +45,8 @@ SETTINGS: dict[Any, Any] = {
 
 
 def caption(data: Data) -> str:
-    m, dirty = data["machine"], " with changes" * data["dirty"]
-    threads = f", {m['threads']} thread{'s' * (m['threads'] > 1)}, {m['cpu_capability']}"
-    where = f"{m['device']}{threads * (m['kind'] == 'cpu')}; torch {data['versions']['torch']}"
-    what = f"commit {data['commit']}{dirty}, {data['date'][:10]}{busy(data)}"
-    return "\n".join(textwrap.fill(line, 95) for line in (where, what, data["command"]))
+    lines = [*head(data).split("\n"), f"{data['date'][:10]}{busy(data)}, {data['command']}"]
+    return "\n".join(textwrap.fill(line, 95) for line in lines)
 
 
 def elements(n: float, _: Any = None) -> str:
@@ -101,23 +98,20 @@ def figure(data: Data, dtype: str) -> Figure | None:
 def main(argv: list[str] | None = None) -> int:
     parser = command.described("benchmarks.plot", __doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--out", type=Path, help="a folder; default: that of the file")
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args(argv)
     try:
         data = record.read(args.file, "benchmarks")
     except record.NotARecord as error:
         parser.error(str(error))
-    folder = args.out or args.file.parent
     stem = args.file.stem + f"-{args.dtype}" * (args.dtype != "float32")
-    folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(SETTINGS):
         drawn = figure(data, args.dtype)
         if drawn is None:
             print(f"{args.file} has nothing to draw in {args.dtype}", file=sys.stderr)
             return 1
         for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-            path = folder / f"{stem}-time.{suffix}"
+            path = args.file.with_name(f"{stem}-time.{suffix}")
             drawn.savefig(path, dpi=160, metadata=metadata)
             print(f"written: {path}")
     return 0

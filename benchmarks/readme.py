@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import re
 import sys
-import textwrap
 from pathlib import Path
 
 from benchmarks import ROOT, command, record
 from benchmarks.latents import FAMILIES
 from benchmarks.record import Data
 from benchmarks.steps import table as steps_table
-from benchmarks.tables import busy, duration, markdown, number
+from benchmarks.tables import busy, duration, markdown, number, wrapped
 
 README = ROOT / "README.md"
 STEPS_PAGE = ROOT / "docs" / "steps.md"
@@ -51,10 +50,6 @@ def telling(data: Data) -> list[Data]:
 
 def name_of(row: Data) -> str:
     return str(row["case"]).removesuffix(row["dtype"]).strip()
-
-
-def wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, 100, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def table(rows: list[Data], kind: str, how: str = "") -> list[str]:
@@ -141,7 +136,7 @@ def sources(text: str, begin: str = BEGIN, end: str = END) -> list[Path]:
 
 
 def write(page: Path, part: str) -> None:
-    """Replace a part of a page, and report the JSONs that the page no longer shows."""
+    """Replace a part of a page."""
     marks = part.split("\n", 1)[0], part.rsplit("\n", 1)[1]
     before = page.read_text(encoding="utf-8")
     pattern = re.compile(".*?".join(map(re.escape, marks)), re.DOTALL)
@@ -149,8 +144,6 @@ def write(page: Path, part: str) -> None:
         raise ValueError(f"{page} lacks the comments {' and '.join(marks)}")
     page.write_text(pattern.sub(lambda _: part, before), encoding="utf-8")
     print(f"written: {page}")
-    for path in set(sources(before, *marks)) - set(sources(part, *marks)):
-        print(f"no longer shown: {path}")
 
 
 def main(argv: list[str] | None = None) -> int:

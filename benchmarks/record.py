@@ -28,7 +28,6 @@ PACKAGE = Path(vf.__file__).resolve().parent
 FILES = ("--json", "--compare")  # options that do not affect the measurement
 VERSIONS = ("triton", "diffusers", "pyro-ppl")
 
-
 # The kind of record of each command, the name of its files, and the lists of its rows.
 KINDS = {
     "benchmarks": ("vae_fused benchmarks", "bench", ("results",)),

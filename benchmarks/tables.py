@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from benchmarks.record import Data, others
@@ -50,6 +51,10 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table, and an empty one."""
     first, *others = ("| " + " | ".join(cells) + " |" for cells in (titles, *rows))
     return [first, "|---" * len(titles) + "|", *others, ""]
+
+
+def wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
 def cut(text: str) -> str:

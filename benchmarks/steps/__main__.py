@@ -24,12 +24,7 @@ from benchmarks.steps import images, sequences, single_cell, table, weights
 from benchmarks.steps.work import OURS, THEIRS
 
 SECONDS = 20.0
-CASES: list[Case] = [
-    *single_cell.CASES,
-    *images.CASES,
-    *weights.CASES,
-    *sequences.CASES,
-]
+CASES = [*single_cell.CASES, *images.CASES, *weights.CASES, *sequences.CASES]
 VARIANTS = (THEIRS, OURS)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 
 from benchmarks import tables
@@ -84,8 +83,7 @@ def markdown(data: Data) -> list[str]:
         else:
             others.append(f"{row['case']} {ratio}" + ", slower" * (found == "slower"))
     text = f"No gain, because latent and loss are a small part of the step: {'; '.join(others)}."
-    lines = [*textwrap.wrap(text, 100, break_on_hyphens=False), ""] if others else []
-    return [*_page(data, titles, rows), *lines]
+    return [*_page(data, titles, rows), *[*tables.wrapped(text), ""] * bool(others)]
 
 
 def details(data: Data) -> list[str]:

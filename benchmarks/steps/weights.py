@@ -16,13 +16,9 @@ from benchmarks.steps.work import THEIRS, training
 BATCH, WIDTH, LAYERS = 128, 512, 3
 DATA = 50_000  # number of items over which the KL of the weights is averaged
 OPTIONS = {
-    "prior_mu": 0.0,
-    "prior_sigma": 1.0,
-    "posterior_mu_init": 0.0,
-    "posterior_rho_init": -3.0,
-    "type": "Reparameterization",
-    "moped_enable": False,
-}
+    "prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -3.0,
+    "type": "Reparameterization", "moped_enable": False,
+}  # fmt: skip
 
 
 def bayesian_torch(converted: bool) -> Contest:

@@ -159,11 +159,11 @@ def test_the_library_keeps_none(latent):
         assert found["dispatches"] == {"forward": 1, "backward": 1, "reads": 0}
 
 
-def test_sizes_go_up_to_the_largest_asked_for():
-    chosen = latents.latents(28)
+def test_sizes_go_up_to_the_largest_of_the_device():
+    chosen = latents.latents("cuda")
     assert len({c.name for c in chosen}) == len(chosen)
     plain = {c.elements for c in chosen if c.family == "plain"}
     assert {128 * 20, 2**20, 2**24, 2**28} <= plain
-    assert max(c.elements for c in latents.latents(20)) == 2**20
+    assert max(c.elements for c in latents.latents("cpu")) == 2**24
     assert [c.family for c in chosen[: latents.QUICK]] == [*latents.FAMILIES, "plain"]
     assert any(c.family == "moments" and c.shape == (8, 8, 64, 64) for c in chosen)

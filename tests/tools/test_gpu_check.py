@@ -174,7 +174,7 @@ def arguments(name: str) -> tuple[str, list[str]]:
 def test_the_benchmark_of_latents_has_the_cases_with_promises(name: str) -> None:
     module, words = arguments(name)
     args = latents.parser().parse_args(words)
-    args.largest = latents.LARGEST["cuda"]
+    args.device = "cuda"
     cases = [f"{case.name}" for case in latents.chosen(args)]
     assert module == "benchmarks" and STEPS[name].promises
     for promised in STEPS[name].promises or ():
