@@ -51,6 +51,10 @@ native = pytest.mark.skipif(
     not AVAILABLE, reason="eager PyTorch does not promise this, only the compiled part"
 )
 
+# For tests of whether a call can be compiled. In eager PyTorch a call is a graph of hundreds of
+# operators, which inductor compiles for up to a minute. test_compile.py always uses inductor.
+BACKEND = "inductor" if AVAILABLE else "aot_eager"
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("batchmean", "sum", "mean", "sample", "none")
 DEVICES = ("cpu", "cuda") if _ext.has_cuda and torch.cuda.is_available() else ("cpu",)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vae_fused as vf
 
-pytestmark = native
+pytestmark = [native, pytest.mark.values]
 
 L = vf.likelihoods
 INF = math.inf

@@ -16,6 +16,8 @@ from torch import Tensor
 
 import vae_fused as vf
 
+pytestmark = pytest.mark.values
+
 try:
     import torch.func._random as stateless
 

@@ -25,6 +25,8 @@ from torch import Tensor
 
 import vae_fused as vf
 
+pytestmark = pytest.mark.values
+
 INF, NAN = math.inf, math.nan
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 HALF = (torch.bfloat16, torch.float16)

@@ -27,6 +27,8 @@ from conftest import (
 
 import vae_fused as vf
 
+pytestmark = pytest.mark.values
+
 KEY = (2**40 + 3, 2**33 + 1)
 ROWS = (1, 2, 3, 20, 255, 256, 257, 1000)
 COLS = (1, 2, 3, 20, 2047, 2048, 2049, 5000)  # about the tile of 2048 elements

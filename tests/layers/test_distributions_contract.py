@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DTYPES, make_key, posterior, random, relative
+from conftest import BACKEND, DTYPES, make_key, posterior, random, relative
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -219,7 +219,7 @@ def test_training_step_compiles_whole(dynamic):
         return z.square().sum() + kl
 
     torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=BACKEND)
     for rows in (6, 9) if dynamic else (6,):
         h = random(rows, 8).requires_grad_()
         got, want = compiled(h, make_key(2)), step(h, make_key(2))
