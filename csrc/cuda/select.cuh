@@ -229,8 +229,7 @@ inline void merge_tiles(Space& space, int64_t max_merged = 512) {
   }
 }
 
-// Calls visit(S{}), where S is the storage type of the call's tensors. A build with ThreadSanitizer
-// leaves out Half, because its kernels access memory as those of BFloat16 do.
+// Calls visit(S{}), where S is the storage type of the call's tensors.
 template <typename Visit>
 cudaError_t with_storage(DType dtype, const Visit& visit) {
   switch (dtype) {
@@ -239,11 +238,7 @@ cudaError_t with_storage(DType dtype, const Visit& visit) {
     case DType::kFloat64:
       return visit(double{});
     case DType::kFloat16:
-#if defined(VAE_FUSED_NO_HALF)
-      return cudaErrorInvalidValue;
-#else
       return visit(math::Half{});
-#endif
     default:
       return visit(math::BFloat16{});
   }

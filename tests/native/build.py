@@ -48,7 +48,7 @@ LIMITS = ["-DVAE_FUSED_ENOUGH_BLOCKS=(::emu::config().enough_blocks)"]
 SANITIZERS = {
     "plain": [],
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    "tsan": ["-fsanitize=thread", "-DVAE_FUSED_NO_HALF"],
+    "tsan": ["-fsanitize=thread"],
 }
 if "clang" not in CXX[0]:  # checks by calls instead of inline code, which compile in half the time
     SANITIZERS["asan"] += ["--param", "asan-instrumentation-with-call-threshold=0"]

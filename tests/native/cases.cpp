@@ -403,9 +403,7 @@ void run_kernels(bool is_forward, DType dtype) {
 void run_kernels(bool is_forward, const std::string& dtype) {
   if (dtype.empty() || dtype == "float32") run_kernels<float>(is_forward, DType::kFloat32);
   if (dtype.empty() || dtype == "float64") run_kernels<double>(is_forward, DType::kFloat64);
-#if !defined(VAE_FUSED_NO_HALF)
   if (dtype.empty() || dtype == "float16") run_kernels<math::Half>(is_forward, DType::kFloat16);
-#endif
   if (dtype.empty() || dtype == "bfloat16") {
     run_kernels<math::BFloat16>(is_forward, DType::kBFloat16);
   }

@@ -402,6 +402,7 @@ def test_a_replay_reads_the_key_of_its_moment(kernels: ModuleType) -> None:
 def test_sanitizers_find_nothing(
     kernels: ModuleType, case: Case, sanitizer: str, name: str
 ) -> None:
+    # The kernels of float16 access memory as those of bfloat16 do.
     dtypes = [d for d in DTYPES if (sanitizer, d) != ("tsan", "float16")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # ThreadSanitizer takes 2 minutes in sequence
         for result in pool.map(lambda dtype: case(sanitizer, name, dtype), dtypes):
