@@ -40,6 +40,7 @@ import setuptools
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
+from build_support.digest import sources_digest
 from build_support.toolchain import (
     Toolkit,
     compiler_is_gcc,
@@ -272,6 +273,7 @@ def build_info(plan: Plan, torch) -> dict[str, object]:
         "cuda": plan.toolkit.version if plan.toolkit else None,
         "archs": plan.archs.split(";") if plan.archs else [],
         "compiler": compiler_version() if compiled else None,
+        "sources": sources_digest(ROOT) if compiled else None,
         "flags": {
             "cxx": cxx_flags() if compiled else [],
             "nvcc": nvcc_flags() if plan.mode == "cuda" else [],

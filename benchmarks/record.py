@@ -19,6 +19,7 @@ import torch
 
 import vae_fused as vf
 from benchmarks import ROOT
+from build_support.digest import sources_digest
 from vae_fused import _ext
 
 Data = dict[str, Any]
@@ -130,13 +131,14 @@ def commit() -> tuple[str, bool]:
 
 
 def package_differs() -> bool:
-    """Whether the Python files of the package in use differ from those of the checkout."""
-    here = ROOT / "vae_fused"
+    """Whether the package's Python files, or what it was compiled from, are not the checkout's."""
+    here, built_from = ROOT / "vae_fused", _ext.build_info.get("sources")
 
     def sources(folder: Path) -> dict[str, bytes]:
         return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.py")}
 
-    return here != PACKAGE and sources(PACKAGE) != sources(here)
+    is_other = here != PACKAGE and sources(PACKAGE) != sources(here)
+    return is_other or built_from not in (None, sources_digest(ROOT))
 
 
 def package() -> str:

@@ -1,13 +1,14 @@
 """Runs the calls of the tests on the sm_90 machine code of the kernels.
 
-The machine code is that of the installed extension if it was built for sm_90 and after the last
-change of `csrc`. Otherwise nvcc compiles the `.cu` files of `csrc/cuda`. The cubins are kept in
+The machine code is that of the installed extension if it was built for sm_90 from this `csrc`.
+Otherwise nvcc compiles the `.cu` files of `csrc/cuda`. The cubins are kept in
 `build/native`. The host code of the native module launches kernels without any change, and the
 emulator passes each launch to the interpreter of `tests/machine_code`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from machine_code.device import Device, Launched
 
+from build_support.digest import sources_digest
 from tools.kernel_budget import kernels
 from tools.kernel_budget.kernels import demangled, find_cuobjdump, short_name
 from vae_fused import _ext
@@ -49,22 +51,24 @@ def missing() -> str | None:
 
 def _installed() -> Path | None:
     """Returns the installed extension if it has the machine code of these sources."""
-    if not _ext.has_cuda or "-O0" in str(_ext.build_info):
+    info = _ext.build_info
+    is_usable = _ext.has_cuda and "-O0" not in str(info)
+    if not is_usable or info.get("sources") != sources_digest(build.ROOT):
         return None
-    extension = kernels.installed_extension()
-    changed = max(path.stat().st_mtime for path in build.CSRC.rglob("*"))
-    has_code = any(arch.startswith("9.0") for arch in _ext.build_info.get("archs", ()))
-    return extension if has_code and extension.stat().st_mtime > changed else None
+    archs = [arch.removesuffix("+PTX") for arch in info["archs"]]
+    return kernels.installed_extension() if "9.0" in archs else None
 
 
 def _extract(extension: Path) -> list[Path]:
     """Returns the cubins for sm_90 of an extension."""
-    key = build.digest(str(extension).encode(), str(extension.stat().st_mtime_ns).encode())
+    key = build.digest(json.dumps(_ext.build_info, sort_keys=True).encode())
     folder = build.OUT / f"installed-{key}"
     with build.alone():
         if not folder.exists():
+            for older in build.OUT.glob("installed-*"):
+                shutil.rmtree(older)
             made = folder.with_suffix(".part")
-            made.mkdir(exist_ok=True)
+            made.mkdir()
             for arch, cubin in kernels.cubins(extension):
                 if arch == "sm_90":
                     shutil.copy(cubin, made)

@@ -190,7 +190,8 @@ def test_the_other_benchmarks_have_the_cases_that_are_selected(name: str, cases:
     module, words = arguments(name)
     args = command.parser(module, None, "").parse_args(words)
     for part in args.case:
-        assert any(case.targets for case in command.selected(cases, [part])) or "ways" in part
+        found = command.selected(cases, [part])
+        assert found and (any(case.targets for case in found) or "ways" in part)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -331,7 +332,7 @@ def test_a_test_that_hangs_leaves_the_results_of_others(tmp_path: Path) -> None:
     (tmp_path / "test_planted.py").write_text(code)
     planted = os.path.relpath(tmp_path / "test_planted.py", ROOT / "tests")
     lines, _ = run("tests", Step(1, steps.tests("cuda", planted)), 25, tmp_path)
-    assert [*lines.values()] == [NOT_RUN] and "1 failed, 1 passed" in next(iter(lines))
+    assert [*lines.values()] == [FAIL] and "1 failed, 1 passed" in next(iter(lines))
     assert 'name="test_cuda_fails"' in (tmp_path / "tests.xml").read_text()
     assert (tmp_path / "passed.txt").read_text().endswith("::test_cuda\n")
 
@@ -351,14 +352,23 @@ def test_a_sanitizer_that_does_not_see_a_planted_error_is_no_witness(
     stubs: Any, tmp_path: Path, planted: int, racecheck: int, verdict: str
 ) -> None:
     of_tools = f"*planted_error.py) exit {planted};; *racecheck*) exit {racecheck};;"
-    stubs("compute-sanitizer", f'echo "for $*"; case "$*" in {of_tools} esac')
+    stubs("compute-sanitizer", f'echo "1 passed for $*"; case "$*" in {of_tools} esac')
     lines, _ = run("sanitizers", STEPS["sanitizers"], 60, tmp_path)
     assert [*lines.values()] == [verdict], lines
     calls = (tmp_path / "calls").read_text()
     assert calls.count("--error-exitcode 86") == calls.count("--kernel-name kns=vae_fused") == 5
     assert calls.count("--report-api-errors no") == 2
     log = (tmp_path / "log.txt").read_text()
-    assert f"racecheck: racecheck {racecheck}\n" in log and "initcheck: for --tool initcheck" in log
+    assert f"racecheck {racecheck}\n" in log and "initcheck: 1 passed for --tool init" in log
+
+
+def test_a_sanitizer_under_which_all_tests_are_skipped_has_checked_nothing(
+    stubs: Any, tmp_path: Path
+) -> None:
+    of_tools = "*planted_error.py) exit 86;; *racecheck*) echo 33 skipped;; *) echo 33 passed;;"
+    stubs("compute-sanitizer", f'case "$*" in {of_tools} esac')
+    lines, _ = run("sanitizers", STEPS["sanitizers"], 60, tmp_path)
+    assert [*lines.values()] == [NOT_RUN], lines
 
 
 @pytest.mark.parametrize(

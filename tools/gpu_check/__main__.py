@@ -63,7 +63,8 @@ def run(name: str, step: Step, seconds: float, folder: Path) -> tuple[dict[str, 
     env = os.environ | VARIABLES | {"OUT": str(folder), "STEP": name}
     env["PATH"] = os.environ["PATH"] + ":/usr/local/cuda/bin"  # compute-sanitizer and ncu
     with tempfile.TemporaryDirectory() as scratch, (folder / "log.txt").open("ab+", 0) as log:
-        Path(scratch, "benchmarks").symlink_to(ROOT / "benchmarks")
+        for package in ("benchmarks", "build_support"):
+            Path(scratch, package).symlink_to(ROOT / package)
         log.write(f"\n===== {name}\n".encode())
         begin = log.tell()
         process = subprocess.Popen(

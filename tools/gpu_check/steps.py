@@ -1,13 +1,14 @@
 """The steps of a run: shell commands, and the promises about what they measure.
 
 A command finds the variables ROOT, PYTHON, OUT (the folder of results) and STEP (the name of the
-step). It works in a new folder with a link to the benchmarks but not to the sources of the package,
+step). It works in a new folder with links to the benchmarks but not to the sources of the package,
 so that Python imports the installed package. It may write figures.json in this folder. It passes
 with the exit status 0 and fails with 1. Any other status means that it was not run.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from .report import FAIL, NOT_RUN, PASS
@@ -26,6 +27,8 @@ def judge(step: Step, status: int | None, last: str, figures: dict[str, Any]) ->
     a row is a CPU's, and 1.0 is a guess for a GPU.
     """
     statuses: dict[int | None, str] = {0: NOT_RUN if figures.get("not_run") else PASS, 1: FAIL}
+    if status is None and re.search(r"\b\d+ (failed|errors?)\b", last):  # before the time limit
+        statuses[None] = FAIL
     ended = "stopped at the time limit" if status is None else f"status {status}"
     lines = {f"{ended}: {last}": statuses.get(status, NOT_RUN)}
     for row in [row for key in ("results", "rows", "steps") for row in figures.get(key, [])]:
@@ -37,7 +40,7 @@ def judge(step: Step, status: int | None, last: str, figures: dict[str, Any]) ->
             for key in path.split("/"):
                 value = value.get(key, {})
             name = ", ".join(filter(None, [row["case"], row.get("contender"), path]))
-            verdict = NOT_RUN if value == {} else PASS if value >= bound else FAIL
+            verdict = NOT_RUN if value in ({}, None) else PASS if value >= bound else FAIL
             lines[f"{name} must be at least {bound}, got {value}"] = verdict
     return lines
 
@@ -62,7 +65,7 @@ def tests(selection: str, *names: str) -> str:
 def measured(command: str) -> str:
     """Run a benchmark, and record clocks, power, temperature and throttling each second."""
     return f"""
-        nvidia-smi dmon -s pucv -o DT -d 1 >> "$OUT/clocks.txt" &
+        stdbuf -oL nvidia-smi dmon -s pucv -o DT -d 1 >> "$OUT/clocks.txt" &
         "$PYTHON" -m {command} --device cuda --seconds 0.5 --json figures.json"""
 
 
@@ -95,7 +98,8 @@ from benchmarks import record
 from vae_fused import _ext
 assert _ext.has_cuda, 'the package does not support a GPU'
 assert not record.package_differs(), 'the package is not that of the checkout'" || exit 3
-    {measured("benchmarks --case 'plain 128x20' --contender vae_fused")} || exit 3"""
+    {measured("benchmarks --case 'plain 128x20' --contender vae_fused")}
+    test -e figures.json || exit 3"""
 # The clocks are not locked, because other programs may share them. ncu stops at a section that it
 # does not have, and all versions have these. The raw page has every counter of every launch.
 COUNTERS = f"""
@@ -104,7 +108,8 @@ COUNTERS = f"""
         --set detailed --section WarpStateStats \\
         --kernel-name 'regex:(forward|backward|nll|softmax_rows|stats)_kernel' \\
         "$PYTHON" -m pytest -k headline "$ROOT/tests/{KERNELS}"
-    ncu --import "$OUT/kernels.ncu-rep" --csv --page raw || exit 3"""
+    ncu --import "$OUT/kernels.ncu-rep" --csv --page raw || exit 3
+    echo 'the counters are in kernels.ncu-rep'"""
 
 # All steps need the first one. The others are in the order of importance for a first run on a GPU.
 STEPS = {

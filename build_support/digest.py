@@ -1,0 +1,14 @@
+"""The digest of csrc that a build records, which tells whether it was made of these sources."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def sources_digest(root: Path) -> str:
+    """Of the names and the contents of all files in csrc."""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in (root / "csrc").rglob("*") if path.is_file()):
+        whole.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
