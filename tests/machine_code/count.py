@@ -16,7 +16,8 @@ elements, or all elements if it computes the loss and its gradients together. It
 output's gradient, without a mask and without weights. A tenth of the counts is not 0. Bytes in
 flight are those of the rounds (in_flight.py) that further tiles add to a warp's execution.
 
-Both need nvcc and the native module of the tests, whose host code launches the kernels.
+Both need cuobjdump, the kernels' machine code, which a CUDA build or nvcc provides, and the native
+module of the tests, whose host code launches the kernels.
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ def _launch_latent(machine: Any, kernel: str, tiles: int) -> int:
 def _launch(machine: Any, kernel: str, tiles: int) -> tuple[Launched, int]:
     of = likelihood(kernel)
     machine.emulator.configure()
+    machine.reseed(1)  # so that a count does not depend on what ran before
     machine.device.traces = of is not None
     try:
         with machine.installed():
