@@ -12,8 +12,6 @@ from torch.distributions import Normal
 
 import vae_fused as vf
 
-pytestmark = pytest.mark.values
-
 F64 = torch.float64
 MODULES = pytest.mark.parametrize("module", [vf, vf.reference], ids=["vf", "reference"])
 TOLERANCE = {F64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}

@@ -16,8 +16,6 @@ from torch import Tensor
 
 import vae_fused as vf
 
-pytestmark = pytest.mark.values
-
 try:
     import torch.func._random as stateless
 
@@ -277,6 +275,7 @@ class Statistics:
         return out
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("seed", [20261123])
 def test_noise_is_standard_normal(seed, device):
     statistics = Statistics()
@@ -330,6 +329,7 @@ def mutant(w: Tensor, what: str) -> Tensor:
     return 1.005 * x if what == "scale" else x
 
 
+@pytest.mark.values
 @pytest.mark.parametrize(
     ("what", "finder"),
     [

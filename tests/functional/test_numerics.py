@@ -25,8 +25,6 @@ from torch import Tensor
 
 import vae_fused as vf
 
-pytestmark = pytest.mark.values
-
 INF, NAN = math.inf, math.nan
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 HALF = (torch.bfloat16, torch.float16)
@@ -155,6 +153,7 @@ REGIMES = {
 }
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
@@ -211,6 +210,7 @@ def test_kl_error_beyond_one_is_within_three_roundings(device):
 LONG = [((2**24,), "sum"), ((1, 2**24), "batchmean"), ((2**23, 2), "sum"), ((4096, 4096), "mean")]
 
 
+@pytest.mark.values
 @pytest.mark.parametrize(("shape", "reduction"), LONG)
 def test_long_sums_are_exact(shape, reduction, device):
     """Constant terms are the hard case, because their roundings do not cancel."""
@@ -226,6 +226,7 @@ def test_long_sums_are_exact(shape, reduction, device):
         assert relative(got, want / divisor) <= 1e-6
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dim", [0, 1])
 def test_long_rows_and_columns_are_exact(dim, device):
     mu, logvar = (random(2049, 2100, seed=s, device=device) for s in (5, 6))

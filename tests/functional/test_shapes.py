@@ -27,8 +27,6 @@ from conftest import (
 
 import vae_fused as vf
 
-pytestmark = pytest.mark.values
-
 KEY = (2**40 + 3, 2**33 + 1)
 ROWS = (1, 2, 3, 20, 255, 256, 257, 1000)
 COLS = (1, 2, 3, 20, 2047, 2048, 2049, 5000)  # about the tile of 2048 elements
@@ -93,6 +91,7 @@ def check(mu, logvar, *, dim=None, reduction="batchmean", gradients=True):
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("cols", COLS)
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows_by_columns(rows, cols, device):
@@ -103,6 +102,7 @@ def test_rows_by_columns(rows, cols, device):
         check(mu, logvar, reduction="batchmean")
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cols", COLS)
 @pytest.mark.parametrize("rows", [1, 3, 20])
@@ -113,6 +113,7 @@ def test_rows_by_columns_in_every_dtype(rows, cols, dtype, device):
     check(mu, logvar, reduction="mean")
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("cols", [1, 3, 20, 257])
 @pytest.mark.parametrize("rows", [1, 2, 255, 2047, 2048, 2049, 5000])
 def test_sums_down_the_columns(rows, cols, device):
@@ -120,6 +121,7 @@ def test_sums_down_the_columns(rows, cols, device):
     check(cut((rows, cols), 0, device=device), cut((rows, cols), 1, device=device), dim=0)
 
 
+@pytest.mark.values
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 255, 257])
 def test_vector_tails(n, device):
     """Ends at every position of a vector and of a block of noise, aligned and unaligned."""
