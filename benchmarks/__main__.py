@@ -50,7 +50,8 @@ def chosen(args: argparse.Namespace) -> list[Latent]:
         first += found[: latents.QUICK]
         others += found[latents.QUICK :]
     if args.device == "cuda" and not args.dtype:
-        first += latents.latents(args.device, "bfloat16")[: latents.QUICK]
+        narrow = latents.latents(args.device, "bfloat16")
+        first += [latent for latent in narrow if latent.family in ("plain", "moments")][:5]
     return command.selected([*first, *([] if args.quick else others)], args.case)
 
 

@@ -68,12 +68,9 @@ def read(found: argparse.ArgumentParser, path: Path | None, module: str) -> reco
 
 
 def run(
-    cases: Sequence[N],
-    measure: Callable[[N], str],
-    data: record.Data,
-    path: Path | None,
+    cases: Sequence[N], measure: Callable[[N], str], data: record.Data, path: Path | None,
     budget: float = math.inf,
-) -> int:
+) -> int:  # fmt: skip
     """Measure the cases, and print and write each result as it arrives.
 
     ``measure`` adds its rows to ``data`` and returns their table. Returns 0, or 1 if a case fails,
@@ -103,15 +100,10 @@ def run(
 
 
 def main(
-    module: str,
-    about: str | None,
-    argv: list[str] | None,
-    cases: Sequence[Case],
-    seconds: float,
-    measure: Callable[[Case, record.Data, str, float], str],
-    text: Callable[[record.Data], str],
+    module: str, about: str | None, argv: list[str] | None, cases: Sequence[Case], seconds: float,
+    measure: Callable[[Case, record.Data, str, float], str], text: Callable[[record.Data], str],
     head: str,
-) -> int:
+) -> int:  # fmt: skip
     """The command line of a list of cases. ``text`` returns the table of a record."""
     argv = sys.argv[1:] if argv is None else argv
     found = parser(module, about, f"{seconds:.0f}")

@@ -208,19 +208,17 @@ def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Contest:
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders import autoencoder_kl as module
 
-    from vae_fused.compat.diffusers import DiagonalGaussianDistribution
+    from vae_fused.compat.diffusers import DiagonalGaussianDistribution as Fused
 
     model = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(32, 64),
         latent_channels=4,
         sample_size=64,
     )
     x, noise = torch.rand(images, 3, 64, 64), Noise()
-    patched = mock.patch.object(
-        module, "DiagonalGaussianDistribution", DiagonalGaussianDistribution
-    )
+    patched = mock.patch.object(module, "DiagonalGaussianDistribution", Fused)
     fused_error = fused_loss(x, ABSOLUTE_ERROR)
 
     def error(y: Tensor) -> Tensor:
@@ -251,7 +249,7 @@ def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Contest:
         "latent": part(
             [posterior.parameters],
             theirs=partial(latent, module.DiagonalGaussianDistribution),
-            ours=partial(latent, DiagonalGaussianDistribution),
+            ours=partial(latent, Fused),
         ),
         "loss": part([model.decode(posterior.mode()).sample], theirs=error, ours=fused_error),
     }

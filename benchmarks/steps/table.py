@@ -82,7 +82,8 @@ def markdown(data: Data) -> list[str]:
             rows.append([name, least(row, THEIRS), least(row, OURS), ratio])
         else:
             others.append(f"{row['case']} {ratio}" + ", slower" * (found == "slower"))
-    text = f"No gain, because latent and loss are a small part of the step: {'; '.join(others)}."
+    rule = "by all three ratios of [docs/steps.md](docs/steps.md#how-it-is-measured)"
+    text = f"No gain {rule}: {'; '.join(others)}."
     return [*_page(data, titles, rows), *[*tables.wrapped(text), ""] * bool(others)]
 
 

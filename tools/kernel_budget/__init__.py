@@ -3,7 +3,7 @@
 kernels.py     reads an extension, and defines what is counted
 sass.py        listings: instructions, control flow, loops, paths
 hot_path.py    the instructions that a kernel is counted by
-registers.py   which registers an instruction reads and writes
+registers.py   which vector registers an instruction reads and writes
 in_flight.py   bytes that a thread requests before it waits
 occupancy.py   threads of a kernel that an SM holds at once
 pipes.py       cycles for which instructions occupy an SM's pipes

@@ -50,9 +50,8 @@ def check(extension: Path) -> int:
 def report(violations: list[str], what: str) -> int:
     for line in violations:
         print(f"budget: {line}")
-    print(
-        f"budget: {what}: " + (f"{len(violations)} violations" if violations else "within budget")
-    )
+    found = f"{len(violations)} violations" if violations else "within budget"
+    print(f"budget: {what}: {found}")
     return int(bool(violations))
 
 
