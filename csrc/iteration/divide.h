@@ -11,8 +11,8 @@ namespace vae_fused {
 //   l = ceil(log2 d),  m = floor(2^(B-1 + l) / d) + 1,  n / d = 2n m / 2^B / 2^l
 //
 // m d exceeds 2^(B-1 + l) by e <= d <= 2^l, so n m / 2^(B-1 + l) exceeds n / d by less than 1 / d.
-// On a GPU it takes about 15 instructions for 64 bits, where the operator / would be a call with a
-// stack frame, and 3 for 32 bits.
+// On a GPU this takes about 15 instructions for 64 bits and 3 for 32 bits. The operator / for 64
+// bits would be a call with a stack frame.
 template <typename W>
 struct DivisorOf {
   static constexpr int kBits = 8 * sizeof(W);
@@ -33,7 +33,7 @@ VAE_FUSED_HD W quotient(W n, const DivisorOf<W>& d) {
   return math::mulhi(static_cast<W>(n << 1), d.multiplier) >> d.shift;
 }
 
-// A divisor for both words. The narrow one is valid for n, d < 2^31.
+// A divisor for words of 64 and of 32 bits. The narrow one is valid for n, d < 2^31.
 struct Divisor {
   DivisorOf<uint64_t> wide;
   DivisorOf<uint32_t> narrow;

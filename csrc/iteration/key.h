@@ -5,13 +5,15 @@
 
 namespace vae_fused {
 
-// The key (seed, offset) of the call, by value or by pointer. A key tensor is on the device. So is
-// the state of a CUDA generator during graph capture, and each replay reads its current value.
+// The key (seed, offset) of the call, by value or by pointer. The pointers are for numbers on the
+// device: a key tensor, or the state of a CUDA generator during graph capture. Each replay of the
+// graph reads the current state.
 //
 //   seed   = seed_ptr ? *seed_ptr : seed
 //   offset = ((offset_ptr ? *offset_ptr : 0) + offset) >> shift
 //
-// `shift` converts the offset of a CUDA generator, which counts words, to Philox blocks of four.
+// `shift` converts the offset of a CUDA generator, which counts words, to a number of Philox blocks
+// of four words.
 struct RngKey {
   const uint64_t* seed_ptr = nullptr;
   const uint64_t* offset_ptr = nullptr;

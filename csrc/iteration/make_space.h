@@ -23,8 +23,8 @@ struct BoundTensor {
 
 namespace space_detail {
 
-// A dimension of the space: its stride in the noise, then in each operand. The strides are an
-// array, because vectors were most of the allocations of a small call.
+// A dimension of the space. `strides` contains its stride in the noise, and then its stride in each
+// operand. It is an array, because vectors were most of the allocations of a small call.
 struct Dim {
   int64_t size;
   std::array<int64_t, 1 + kMaxOperands> strides;

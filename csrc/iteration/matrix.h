@@ -32,8 +32,8 @@ struct Matrix {
 
   VAE_FUSED_HD int64_t tasks() const { return row_groups * column_tiles; }
 
-  // The number of partial sums of a parameter. Sums by column have `columns` of them for each group
-  // of rows. Sums by row have one for each row and tile of columns.
+  // The number of partial sums of a parameter. Sums by column have `columns` partial sums for each
+  // group of rows. Sums by row have one for each pair of a row and a tile of columns.
   int64_t partials_of(const Space& space, const Operand& operand) const {
     if (!operand.data) return 0;
     return operand.stride[space.ndim - 1] != 0 ? row_groups * columns : rows * column_tiles;

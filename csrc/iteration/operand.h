@@ -12,8 +12,8 @@ namespace vae_fused {
 enum class DType : int32_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
 constexpr int kMaxDims = 16;
-// The most tensors of a call. The backward of a zero-inflated negative binomial with a softmax, a
-// mask and a weight has 13.
+// The largest number of tensors of a call. The backward of a zero-inflated negative binomial with a
+// softmax, a library, a mask and a weight has 14.
 constexpr int kMaxOperands = 14;
 
 // A tensor over the iteration space. Its data is null if the call has no such tensor. Strides count

@@ -22,7 +22,8 @@ struct RowGrads {
   double factor = 1.0;
 };
 
-// The gradients of one sample if each has its own sums: `rows` values after those of the previous.
+// The gradients of one sample, for calls in which each sample has its own sums. They begin `rows`
+// values after those of the previous sample.
 template <typename T>
 VAE_FUSED_HD RowGrads row_grads_of_sample(RowGrads grads, int64_t rows, int64_t sample) {
   grads.data = static_cast<const T*>(grads.data) + sample * rows * grads.stride;

@@ -14,10 +14,11 @@ inline int64_t tiles_of(int64_t elements) { return (elements + kTile - 1) / kTil
 
 // Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
 // flat element e belongs to row e / cols of the KL. Neighbouring dimensions are merged if every
-// operand allows it, and dimensions of size 1 are dropped. Contiguous tensors end with one
-// dimension, chunked ones with two.
+// operand allows it, and dimensions of size 1 are dropped. For contiguous tensors one dimension
+// remains, and for chunked ones two.
 //
-// The tiling fixes the order of summation. It depends on the shape alone, never on threads or SMs:
+// The tiling depends on the shape alone, never on threads or SMs, and it fixes the order of
+// summation:
 //   cols <= kTile:  a tile is `rows_per_tile` whole rows;   tiles_per_row = 1
 //   cols >  kTile:  a row is `tiles_per_row` tiles of `tile` elements;   rows_per_tile = 1
 struct Space {

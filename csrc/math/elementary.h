@@ -40,14 +40,14 @@ constexpr float kRoundingMagic = 12582912.0f;
 
 // e^x = q (1 + t),  q = 2^n,  x = n ln 2 + f,  f in [-ln2/2, ln2/2],  t = e^f - 1 = f + u,  u >= 0
 //
-// The relative error of u is 1.4e-7; math/latent/gaussian.h relies on it.
+// The relative error of u is 1.4e-7. math/latent/gaussian.h relies on this bound.
 template <typename F>
 struct Exponential {
   F q, f, u, t;
 };
 
-// q and f of x in [-88.2, 89]. There n is in [-127, 128], and q is 0 and inf at the ends. NaN stays
-// NaN, in f.
+// q and f of x in [-88.2, 89]. There n is in [-127, 128]. At the ends q is 0 and inf. If x is NaN,
+// f is NaN.
 template <typename F>
 struct Reduced {
   F q, f;
@@ -58,7 +58,7 @@ VAE_FUSED_HD Reduced<F> reduced_exponent(F x) {
   constexpr float kMagic = kRoundingMagic + 127;  // the bias of an exponent: 2^n is a shift
   const F shifted = x * 1.44269504f + kMagic;
   const F n = shifted - kMagic;
-  // ln 2 in two parts. The first has 9 significant bits, so its product with n is exact.
+  // ln 2 is split into two parts. The first has 9 significant bits, so its product with n is exact.
   return {real(bits(shifted) << 23), (x - n * 0.693359375f) - n * -2.12194440e-4f};
 }
 
@@ -93,9 +93,10 @@ VAE_FUSED_HD F exp(F x) {
 }
 VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
 
-// e^x for x <= 0, which needs only the lower bound. Horner's rule takes two instructions less than
-// 1 + t, and its error is 0.9 ulp, or 1.2 ulp without fused multiply-adds. `exp` adds 1 + t
-// nevertheless: a sigma must have the same bits whether a kernel needs it alone or together with t.
+// e^x for x <= 0, which needs only the lower bound. Horner's rule takes two instructions fewer than
+// the sum 1 + t, and its error is 0.9 ulp, or 1.2 ulp without fused multiply-adds. `exp` computes
+// 1 + t nevertheless, because a sigma must have the same bits whether a kernel needs it alone or
+// together with t.
 template <typename F>
 VAE_FUSED_HD F exp_of_negative(F x) {
   const Reduced<F> r = reduced_exponent(larger(F(-88.2f), x));
@@ -109,7 +110,7 @@ VAE_FUSED_HD F exp_minus_abs(F x) {
 }
 
 // Whether e^x is a normal number. Then e^(x/2) can be computed as its square root, which halves the
-// error and lets one polynomial serve both.
+// error and lets one polynomial serve both exponentials.
 constexpr float kNear = 87;
 
 template <typename F>
@@ -118,8 +119,8 @@ VAE_FUSED_HD auto is_near(F x) {
 }
 
 // k P(f), where ln(1 + f) = f + f^2 P(f), 1 + f in [sqrt(1/2), sqrt(2)]. k is a power of two that
-// is folded into the coefficients. This costs half an ulp but no instruction: k f would be a
-// product.
+// is folded into the coefficients. This costs half an ulp but no instruction, whereas the product
+// k f would be one.
 template <int k, typename F>
 VAE_FUSED_HD F log_polynomial(F f) {
   F p = k * 8.71121734e-2f;
@@ -229,7 +230,7 @@ VAE_FUSED_HD Tanh<double> tanh(double t) {
 
 // r cos t and r sin t for t in [0, 2 pi]. t is reduced by half turns: f = t - j pi is in
 // [-pi/2, pi/2], and r changes its sign if j is odd. Half turns need longer polynomials than
-// quarter turns, but sine and cosine are never exchanged: 18 instructions instead of 26.
+// quarter turns, but sine and cosine are never exchanged. This takes 18 instructions instead of 26.
 template <typename F>
 VAE_FUSED_HD void polar(F r, F t, F& x, F& y) {
   const F shifted = t * 0.318309886f + kRoundingMagic;

@@ -5,7 +5,7 @@
 //   select             a choice
 //   smaller, larger    x < y ? x : y and x > y ? x : y; a NaN in y is returned
 //   abs, minus_abs     the magnitude, and minus the magnitude
-//   all                whether a condition holds in every lane; then the alternative is skipped
+//   all                whether a condition holds in every lane, so the alternative can be skipped
 #pragma once
 
 #include "math/platform.h"

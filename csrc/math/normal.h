@@ -7,12 +7,13 @@
 //
 // For 16-bit types on a GPU, r and t may be approximate, and normals are within 1e-5 of the exact
 // ones. The hardware's logarithm has no correct digit near u1 = 1. There -2 ln u1 = 2f + f^2 + ...
-// with f = 1 - u1. Below f = 2^-11, where r is 0.03, using the first term alone changes r by at
-// most 4e-6, and the hardware's logarithm would change it by 5e-6.
+// with f = 1 - u1. Below f = 2^-11, where r is at most 0.03, only the first term is used. This
+// changes r by at most 4e-6. The error of the hardware's logarithm would change r by 5e-6 at
+// f = 2^-11, and by more below.
 //
-// Element i of a tensor is normal i % n of block i / n, with n = kNormalsPerBlock. 16-bit types
-// draw in float. The half-step keeps u1 above 0, so r is at most sqrt(66 ln 2) = 6.76 in float and
-// 9.49 in double.
+// Element i of a tensor is normal i % n of block i / n, with n = kNormalsPerBlock. For 16-bit types
+// the normals are computed in float. The half-step keeps u1 above 0, so r is at most sqrt(66 ln
+// 2) = 6.76 in float and 9.49 in double.
 #pragma once
 
 #include "math/elementary.h"
@@ -57,11 +58,11 @@ VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
          (static_cast<double>(w_low) * (kStep * kStep) + kStep * kStep * 0.5);
 }
 
-// 2 pi u2, as the rounded product with the rounded 2 pi, because PyTorch computes it so: the exact
-// angle would change normals by up to 2.7e-6, more than the noise contract allows. The half-step of
-// u2, 7e-10 in the angle, is left out: it is rounded away except near 0, where it is far below the
-// contract's bound. The hardware's sine first makes an error relative to its argument, so it gets
-// the signed angle, which is smaller.
+// Returns 2 pi u2 as PyTorch computes it, the rounded product with the rounded 2 pi. The exact
+// angle would change normals by up to 2.7e-6, which is more than the noise contract allows. The
+// half-step of u2, 7e-10 in the angle, is left out. It would be rounded away except near 0, where
+// it is far below the contract's bound. The first step of the hardware's sine has an error relative
+// to its argument, so it gets the signed angle, whose magnitude is smaller.
 template <bool coarse, typename W>
 VAE_FUSED_HD auto angle(W w) {
   constexpr float kStep = 1.4629180792671596e-9f;

@@ -20,8 +20,8 @@ struct Words {
   W w[4];
 };
 
-// The keys of round r are the seed's low and high word, plus r times a constant each. `Seed`
-// computes them at each use.
+// The two keys of round r are the seed's low and high word, each plus r times a constant of its
+// own. `Seed` computes them at each use.
 struct Seed {
   uint32_t low, high;
 

@@ -32,8 +32,8 @@
 #define VAE_FUSED_NOINLINE_DEVICE VAE_FUSED_HD
 #endif
 
-// A double precision kernel that calls the C library often defines VAE_FUSED_LIBM_OUT_OF_LINE, so
-// that it contains one copy of each function instead of many.
+// A source file whose double precision kernels have many calls to the C library defines
+// VAE_FUSED_LIBM_OUT_OF_LINE. Each kernel then contains one copy of each function instead of many.
 #if defined(VAE_FUSED_LIBM_OUT_OF_LINE)
 #define VAE_FUSED_LIBM VAE_FUSED_NOINLINE_DEVICE
 #else
@@ -102,7 +102,7 @@ VAE_FUSED_HD float rounded_product(float x, float y) {
 
 VAE_FUSED_HD float to_float(uint32_t u) { return static_cast<float>(u); }
 
-// Reads the bits as a signed integer and shifts it right by n.
+// Reads the bits as a signed integer, shifts it right by n, and converts it to a float.
 VAE_FUSED_HD float shifted_to_float(uint32_t u, int n) {
   return static_cast<float>(static_cast<int32_t>(u) >> n);
 }

@@ -5,11 +5,11 @@
 //   raw -> C(raw) -> t = gain C(raw) + shift -> s = unit base(t) -> sigma = sqrt(s^2 + v) + f
 //       -> max(sigma, std_min)
 //
-// with v = var_floor, f = std_floor. kSqrt adds root_floor = v / unit^2 under its root instead. The
-// value is the same, but the derivative at a variance of 0 would otherwise be 0 times infinity. All
-// bases share one code path, so that a kernel whose base is a run-time value contains each
-// exponential and each logarithm once, with a branch around it. The CPU kernels make the base a
-// constant outside of their loops, and the compiler folds the branches.
+// with v = var_floor, f = std_floor. kSqrt adds root_floor = v / unit^2 under its root instead.
+// This gives the same sigma, but with v the derivative at a variance of 0 would be 0 times
+// infinity. All bases share one code path, so that a kernel whose base is a run-time value contains
+// each exponential and each logarithm once, with a branch around it. The CPU kernels make the base
+// a constant outside of their loops, and the compiler folds the branches.
 #pragma once
 
 #include <type_traits>
@@ -26,7 +26,7 @@ struct Scale {
 };
 
 // ---------------------------------------------------------------------------------------------
-// Before the base: t = gain C(raw) + shift, and for kSqrt + root_floor
+// Before the base: t = gain C(raw) + shift, to which kSqrt adds root_floor
 //
 //   hard   C' = 1 within [low, high], 0 outside;  NaN stays NaN
 //   soft   C = c tanh(raw / c),  C' = sech^2(raw / c)
@@ -37,7 +37,7 @@ struct Clamped {
   F x, dx;
 };
 
-// Returns outer * inner, and 0 where inner is 0: outside of a clamp even an infinite outer
+// Returns outer * inner, and 0 where inner is 0, because outside of a clamp even an infinite outer
 // derivative has no effect.
 template <typename F>
 VAE_FUSED_HD F chain(F outer, F inner) {
@@ -72,7 +72,7 @@ VAE_FUSED_HD Clamped<F> soft_or_hard_clamp(const ScaleOptions<T>& o, F raw) {
 }
 
 // 1 if the bounds of a clamp change the raw scale, else 0. A soft clamp changes every number, so
-// there the result is 1 if the raw scale is outside of the bound.
+// with one the result is 1 if the magnitude of the raw scale exceeds its bound.
 template <typename T, typename F>
 VAE_FUSED_HD F is_clamped(const ScaleOptions<T>& o, F raw) {
   if (o.soft_clamp != T(0)) return select(abs(raw) > F(o.soft_clamp), F(1), F(0));
@@ -85,8 +85,8 @@ VAE_FUSED_HD F is_not_finite(F mu, F raw) {
   return select((mu - mu) + (raw - raw) == F(0), F(0), F(1));
 }
 
-// Returns t. A negative standard deviation is NaN, and so is a variance that is negative after its
-// floor has been added.
+// Returns t. A negative standard deviation becomes NaN, and so does a variance that is negative
+// after its floor has been added.
 template <typename T, typename F>
 VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
   F t = o.gain * x + o.shift;
@@ -116,8 +116,9 @@ VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 // + ..., hence ln base = t - e / 2, and the KL stays finite. Where the base is tiny, further terms
 // are below the precision: e^2 < 2^-46 in float and < 2^-106 in double.
 //
-// After the base, a floor is applied if there is one. Unless the base provides the logarithm, it is
-// taken of the result, or of its square, which avoids the root if sigma ends with one:
+// After the base, the floors are applied. If there are none and the base provides ln sigma^2, this
+// is used. Otherwise ln sigma^2 is computed as 2 ln sigma or, if the last step to sigma is a root,
+// as the logarithm of the number under it:
 //
 //   sigma' = s' s / sqrt(s^2 + v)      (ln sigma^2)' = 2 sigma' / sigma
 //
@@ -126,7 +127,7 @@ VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 // inf / inf. There the derivative of ln sigma^2 is that of the base.
 // ---------------------------------------------------------------------------------------------
 
-// In float, e^t is the root of e^2t where that is normal, with the same bits as in the default
+// In float, e^t is the root of e^2t where e^2t is normal, and has the same bits as in the default
 // call. In double it is computed directly. Selecting the argument keeps one exponential in the
 // code: two calls instead made the code for sm_120 0.1 MB larger.
 template <typename F>
@@ -152,7 +153,8 @@ VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
   return o.var_floor != T(0) || o.std_floor != T(0) || o.std_min != T(0);
 }
 
-// s and its derivative; also x and its derivative where the base provides them. `slope` is C'.
+// Returns s and its derivative, and where the base provides them also x and its derivative. `slope`
+// is C'.
 template <typename T, typename F>
 VAE_FUSED_HD Scale<F> base_of(const ScaleOptions<T>& o, ScaleBase base, F t, F slope) {
   const bool logistic = base == ScaleBase::kSoftplus || base == ScaleBase::kSigmoid;

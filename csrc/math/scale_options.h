@@ -9,7 +9,8 @@
 
 namespace vae_fused::math {
 
-// These are constants, because the files of all instruction sets would share an inline function.
+// These are constants and not inline functions, because the linker keeps one copy of an inline
+// function, which would then serve the files of all instruction sets.
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 template <typename T>
@@ -42,7 +43,7 @@ enum class ScaleBase : int32_t { kExp, kIdentity, kSqrt, kSoftplus, kSigmoid };
   OPTION(T, low, -kInfinity<T>)                         \
   OPTION(T, high, kInfinity<T>)                         \
   OPTION(T, soft_clamp, 0)                              \
-  DERIVED(T, per_soft_clamp, 0) /* 1 / c; 0 without */  \
+  DERIVED(T, per_soft_clamp, 0) /* 1 / c, 0 if none */  \
   GIVEN(beta, 1)                                        \
   DERIVED(T, unit, 1)                                   \
   DERIVED(T, log_unit_squared, 0) /* ln unit^2 */       \

@@ -4,15 +4,15 @@
 // tests/native:
 //
 //   function               domain           error bound
-//   log1p                  r >= 0           2 ulp and half an ulp of 1 + r (4 ulp); NaN stays NaN
+//   log1p                  r >= 0           2 ulp plus half an ulp of 1 + r: 4 ulp; NaN stays NaN
 //   log_parts              u > 0            2 ulp of each part
 //   log1p_excess           a / b > -1       8 ulp
 //   stirling_error         z > 0            4e-8 (1 + S)
 //   stirling_error_slope   z >= 1           1e-7 / z^2
 //
 // Everything is evaluated in the arithmetic of F. Float tensors use no double precision anywhere,
-// because consumer GPUs run it at 1/64 of the speed. Double tensors use the platform's library and
-// series that are long enough, with errors of a few 1e-16.
+// because consumer GPUs run it at 1/64 of the speed. Double tensors use the platform's library, and
+// series that are long enough for errors of a few 1e-16.
 #pragma once
 
 #include "math/elementary.h"
@@ -33,7 +33,7 @@ namespace vae_fused::math {
 template <typename F>
 struct LogParts {
   F head, tail;
-  decltype(F() < F()) far;  // from 1: then head is not f
+  decltype(F() < F()) far;  // u is far from 1, so head is not f
 };
 
 template <typename F>
@@ -85,7 +85,7 @@ VAE_FUSED_HD ExpM1<double> exp_m1(double x) { return {exp_libm(x), expm1_libm(x)
 // ---------------------------------------------------------------------------------------------
 
 template <typename F>
-VAE_FUSED_HD F artanh_tail(F z2) {  // (artanh z - z) / z^3 of z^2
+VAE_FUSED_HD F artanh_tail(F z2) {  // (artanh z - z) / z^3 for z2 = z^2
   F p = 1.52282104e-1f;
   p = p * z2 + 9.71189737e-2f;
   p = p * z2 + 1.44185334e-1f;
@@ -121,9 +121,10 @@ VAE_FUSED_HD F log1p_excess(F a, F b, F ratio) {
 //
 //   S(z) = z t P(t),  c = 0.18      -S'(z) = ln z - 1/(2 z) - psi(z) = t R(t),  c = 0.32
 //
-// for all z >= 1. The series of S in 1 / z does not converge, but the shift c moves away the point
-// where this matters: P needs only degree 4 for an absolute error of 9e-9, and R for a relative
-// error of 6e-7. Below 1, S follows from S(z + 1), because Gamma(z + 2) = (z + 1) Gamma(z + 1):
+// for all z >= 1. The series of S in 1 / z does not converge, but the shift c moves the point where
+// this matters further away. Therefore P needs only degree 4 for an absolute error of 9e-9, and R
+// needs only degree 4 for a relative error of 6e-7. Below 1, S follows from S(z + 1), because
+// Gamma(z + 2) = (z + 1) Gamma(z + 1):
 //
 //   S(z) = S(z + 1) + (z + 1/2) ln(1 + 1/z) - 1
 //   S'(z) = S'(z + 1) + ln(1 + 1/z) - (z + 1/2) / (z (z + 1))
@@ -177,7 +178,8 @@ VAE_FUSED_HD double stirling_series(int k) {  // B_2k / (2k (2k - 1)) for k = 1,
   return kTerms[k - 1];
 }
 
-// Out of line on a GPU, because one double precision kernel calls each of these several times.
+// These functions are out of line on a GPU, because one double precision kernel calls each of them
+// several times.
 VAE_FUSED_NOINLINE_DEVICE double stirling_error(double z) {
   double s = 0;
   for (; z < 10; z += 1) s += (z + 0.5) * log1p_libm(1 / z) - 1;

@@ -66,8 +66,9 @@ VAE_FUSED_HD void narrow(float x, BFloat16& out) {
 #endif
 }
 
-// Normal results add half an ulp (to even) at bit 13 and move the bias. For subnormal results,
-// adding 0.5 leaves the rounded multiple of 2^-24 in the low bits. 65520 and above become inf.
+// If the result is normal, half an ulp is added at bit 13, which rounds to even, and the bias is
+// moved. If the result is subnormal, adding 0.5 leaves the rounded multiple of 2^-24 in the low
+// bits. 65520 and above become inf.
 VAE_FUSED_HD void narrow(float x, Half& out) {
 #if defined(VAE_FUSED_HAS_CVT_F16)
   out.u = cvt_f16_f32(x);

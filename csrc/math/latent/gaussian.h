@@ -4,8 +4,8 @@
 //
 // A formula that depends on the options of a call has two forms, selected by its first argument.
 // LatentOptions contains everything that a call may choose. DefaultOptions is the default call
-// (logvar, clamped or not, standard normal prior): the same with constants that the compiler folds
-// away. Formulas of samples and KLs also accept the Weights of LatentOptions.
+// (logvar, clamped or not, standard normal prior). Its other options are constants, which the
+// compiler folds away. Formulas of samples and KLs also accept the Weights of LatentOptions.
 #pragma once
 
 #include "math/latent/options.h"
@@ -25,7 +25,7 @@ namespace vae_fused::math {
 // with a minimax polynomial of relative error 1.0e-8 (float) and 1.7e-17 (double). The square keeps
 // g non-negative. For |x| > 1 nothing is lost: |h| > 0.63, g > 0.36. The coarse polynomial is for
 // |x| <= 3/4. It has two degrees less and a relative error of 3.1e-7. At x = +inf the direct form
-// would be inf - inf. For a clipped x it is the limit, +inf; eager code returns NaN.
+// would be inf - inf. A clipped x gives the limit, +inf, where eager code returns NaN.
 // ---------------------------------------------------------------------------------------------
 
 template <bool coarse, typename F>
@@ -73,8 +73,8 @@ struct Excess {
   F g, h;
 };
 
-// Above 178 g no longer depends on the subtracted x: in float even e^(x/2) is inf, and e^x has long
-// absorbed x. Clipping x there before it is subtracted keeps g from being inf - inf.
+// Above 178 g no longer depends on the subtracted x, because in float even e^(x/2) is inf, and e^x
+// has long absorbed x. Clipping x there before it is subtracted keeps g from being inf - inf.
 constexpr float kClipForExp = 178;
 template <typename F>
 VAE_FUSED_HD F clip_for_exp(F x) {
@@ -88,16 +88,16 @@ VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
   return {select(far, direct - x, series), select(far, direct, x + series)};
 }
 
-// sigma, g and h cost less together. With e^x = q (1 + t), q = 2^n, x = n ln 2 + f, t = f + u and
-// u >= 0 (see `exponential`),
+// sigma, g and h are computed together, which costs less. With e^x = q (1 + t), q = 2^n, x = n ln
+// 2 + f, t = f + u and u >= 0 (see `exponential`),
 //
 //   sigma = sqrt(q + q t)      h = q t + (q - 1)      g = q u + (q f + (q - 1 - x))
 //
-// For n = 0, |x| < ln 2 / 2, x is f, and g and h are u and t: nothing cancels, and g is not
-// negative. The relative errors are 9.0e-8 for sigma, 1.3e-7 for h, and 2.8e-7 for g, except 7.4e-7
-// around |x| = 0.35, where n is 1 or -1 and g is small. With (q - 1) f + (q - 1 - n ln 2) as the
-// last term it is 3.0e-7 there, but the average error for large x doubles, to over twice that of
-// eager code.
+// For n = 0, that is |x| < ln 2 / 2, f is x, g is u and h is t. So nothing cancels, and g is not
+// negative. The relative errors are 9.0e-8 for sigma, 1.3e-7 for h, and 2.8e-7 for g. Around
+// |x| = 0.35, where n is 1 or -1 and g is small, the error of g is 7.4e-7. With
+// (q - 1) f + (q - 1 - n ln 2) as the last term of g it would be 3.0e-7 there, but the average
+// error for large x would double, to over twice that of eager code.
 //
 // This holds while q and e^x are normal numbers, |x| < 87. Beyond that, sigma is e^(x/2), and g and
 // h use the direct form.
@@ -109,7 +109,7 @@ struct Exponentials {
 };
 
 // In double, g and h use polynomials of degree 15, which are evaluated only where their values are
-// used. Earlier in a kernel they would occupy registers that everything else needs.
+// used. If evaluated earlier, they would occupy registers that the rest of the kernel needs.
 template <>
 struct Exponentials<double> {
   double sigma, variance;
@@ -138,7 +138,7 @@ VAE_FUSED_NOINLINE_DEVICE Exponentials<F> near_or_far_exponentials(F x, Exponent
           {select(is_near, near.gh.g, direct - (y + y)), select(is_near, near.gh.h, direct)}};
 }
 
-// Several numbers at once, which is how a GPU thread holds them, with one branch for all of them.
+// For several numbers, as a thread of a GPU holds them, with one branch for all of them.
 template <int N, typename F>
 VAE_FUSED_HD void exponentials(const F (&x)[N], Exponentials<F> (&out)[N]) {
   bool near = true;
@@ -169,8 +169,8 @@ VAE_FUSED_HD Exponentials<F> exponentials(F x) {
 // ---------------------------------------------------------------------------------------------
 // Posterior: mu, sigma and x = ln sigma^2 from the network's outputs
 //
-// DefaultOptions: the output is x itself, clamped,  sigma = e^(x/2),  d sigma / dx = sigma / 2. The
-// factor 1/2 of this and of the KL's gradient is applied to their sum, by `undo_doubling`.
+// DefaultOptions: the output is x itself, clamped,  sigma = e^(x/2),  d sigma / dx = sigma / 2.
+// `undo_doubling` applies the factor 1/2 of this derivative and of the KL's to the sum of both.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -189,7 +189,7 @@ VAE_FUSED_HD DefaultOptions<T> default_options(const LatentOptions<double>& o) {
   return {low, high, sizeof(T) == 8 ? high : smaller(high, T(kClipForExp))};
 }
 
-// For gradients, which do not need g. `is_clamped` must not be true for the clip alone.
+// For gradients. They do not need g, and `is_clamped` must not be true for the clip alone.
 template <typename T>
 VAE_FUSED_HD DefaultOptions<T> without_clip(DefaultOptions<T> o) {
   o.clip_high = o.high;
@@ -280,8 +280,8 @@ VAE_FUSED_HD F sample_adjoint(const Options& o, F grad_z_eps, F dsigma) {
 //   d = (mu - m) / tau      x = ln sigma^2 - ln tau^2      r^2 = (sigma / tau)^2 = e^x
 //
 // r^2 is computed as the square of sigma / tau, because e^x would magnify the rounding error of x.
-// Where sigma or tau is outside the normal range, only x is accurate, and r^2 is e^x. 1 / tau is
-// kept finite there, so that d is 0 where mu = m.
+// Where sigma or tau is outside the normal range, only x is accurate, and r^2 is computed as e^x.
+// 1 / tau is kept finite there, so that d is 0 where mu = m.
 // ---------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -343,11 +343,11 @@ VAE_FUSED_HD Relative<F> relative(const LatentOptions<T>&, const Posterior<F>& q
 //   dkl/dmu = d / tau       dkl/dln sigma^2 =  1/2 h(x)
 //   dkl/dm  = -d / tau      dkl/dln tau^2   = -1/2 (h(x) + d^2)
 //
-// Linear form: 1/2 (d^2 + c - x), for a mu that is a point at which p is evaluated. Then d^2
-// contains r^2 = e^x on average, and h(x) = -1. For sigma = 1 and c = ln 2 pi it is -ln p(mu).
+// Linear form, for a point mu at which p is evaluated: 1/2 (d^2 + c - x). There d^2 contains
+// r^2 = e^x on average, and h(x) = -1. For sigma = 1 and c = ln 2 pi the form is -ln p(mu).
 //
 // The KL of an element is at least free_bits. Below that bound its gradient is 0. `is_linear_form`
-// is an argument, the option or a constant, so that loops are compiled for both.
+// is an argument, so that callers can pass a constant and compile a loop for each form.
 //
 // The functions for elements return twice the KL and, with DefaultOptions, twice the gradient of x.
 // The factor 1/2 is exact and is applied once, to a sum.
@@ -386,7 +386,7 @@ VAE_FUSED_HD KlAdjoint<F> kl_adjoint(const Options& o, bool is_linear_form, cons
   return {q * d, F(0.5) * q * h, -p * d, F(-0.5) * p * (h + r.d * r.d)};
 }
 
-// Converts the sum of all gradients with respect to the raw scale: applies the deferred factor 1/2.
+// Applies the deferred factor 1/2 to the sum of all gradients with respect to the raw scale.
 template <typename T, typename F>
 VAE_FUSED_HD F undo_doubling(const DefaultOptions<T>&, F twice) {
   return F(0.5) * twice;

@@ -23,9 +23,9 @@
 //
 //   d/dmu = -w / sigma      d/dln sigma^2 = -w^2 / 2
 //
-// in addition to the gradient through d. The second is written out, because w / sigma, passed on
-// through z, would overflow before it is multiplied by sigma again. Where q = p, the whole gradient
-// is 0 for every z.
+// and they are added to the gradient through d. The second is computed directly. If -w / sigma were
+// passed on through z, it could overflow before it is multiplied by sigma again. Where q = p, the
+// whole gradient is 0 for every z.
 #pragma once
 
 #include "math/latent/gaussian.h"
@@ -37,14 +37,16 @@ VAE_FUSED_HD F relative_sample(const Options& o, F mu, F sigma, const Prior<F>& 
   return (mu - p.mean) * p.precision + sigma * (o.temperature * eps) * p.precision;
 }
 
-// `d` is that of z, and x is ln sigma^2 - ln tau^2. An infinite x would give inf - inf.
+// `d` is (z - m) / tau, and x is ln sigma^2 - ln tau^2. An infinite x would give inf - inf, so x is
+// bounded.
 template <typename Options, typename F>
 VAE_FUSED_HD F log_ratio_times_two(const Options& o, F d, F x, F eps) {
   const F w = o.temperature * eps;
   return (d - w) * (d + w) - smaller(F(kLargest<number_t<F>> / 4), x);
 }
 
-// The derivative with respect to z, and the additional ones: mu, eps, ln sigma^2, m and ln tau^2.
+// The derivative with respect to z, and the additional ones with respect to mu, eps, ln sigma^2, m
+// and ln tau^2.
 template <typename F>
 struct LogRatioAdjoint {
   F z, mu, eps, x, mean, prior_x;

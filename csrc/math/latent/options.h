@@ -11,8 +11,8 @@
 
 namespace vae_fused::math {
 
-// The options beside those of the posterior's and the prior's scale. The prior's mean and raw scale
-// are used where the prior has no tensors for them.
+// The options other than those of the posterior's and of the prior's scale. The prior's mean and
+// raw scale are used where the prior has no tensors for them.
 #define VAE_FUSED_LATENT_OPTIONS(OPTION, GIVEN, DERIVED)                           \
   OPTION(T, mu_soft_clamp, 0)                                                      \
   DERIVED(T, per_mu_soft_clamp, 0)                                                 \
@@ -123,10 +123,10 @@ struct Weights {
   }
 };
 
-// The default call, except that it may have a hard clamp: logvar, standard normal prior. It is a
-// type of its own, so that the kernels of the default call contain the other options as constants,
-// which the compiler folds away. The clamp costs 1 to 4 of some 90 instructions, and latents of
-// images always have one.
+// The default call (logvar, standard normal prior), with or without a hard clamp. It is a type of
+// its own, so that the kernels of the default call contain the other options as constants, which
+// the compiler folds away. The clamp is included, because it costs only 1 to 4 of some 90
+// instructions, and latents of images always have one.
 template <typename T>
 struct DefaultOptions {
   static constexpr T temperature = 1, mu_soft_clamp = 0;

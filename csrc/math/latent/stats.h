@@ -26,8 +26,8 @@ VAE_FUSED_HD Moments moments(double n, double shift, double s, double q) {
   return {n, shift + mean, q - s * mean};
 }
 
-// What a group contributes to the sum of squares of all elements around their `mean` (Chan, Golub
-// and LeVeque 1979).
+// The contribution of a group to the sum of squares of all elements around their `mean` (Chan,
+// Golub and LeVeque 1979).
 VAE_FUSED_HD double squares_around(const Moments& group, double mean) {
   const double distance = group.mean - mean;
   return group.n == 0 ? 0.0 : group.squares + group.n * distance * distance;

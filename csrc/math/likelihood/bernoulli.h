@@ -11,11 +11,11 @@
 //
 //   sum of ln(1 + e^-|l|) = ln(product of (1 + e^-|l|))
 //
-// so one logarithm serves as many elements as the product may have without overflow.
+// so one logarithm serves as many elements as the product can include without overflow.
 //
-// Error in float: at most 4 * 2^-24 of the value, and 6 * 2^-24 (|1 - x| or |x|, + s(-|l|)) of the
-// gradient, where s(-|l|) is a normal number. For x of 0 and 1 the latter is 6 * 2^-24 of the
-// gradient itself.
+// Error in float: at most 4 * 2^-24 of the value and, where s(-|l|) is a normal number, 6 * 2^-24
+// (|w| + s(-|l|)) of the gradient, with w = l > 0 ? 1 - x : x. If x is 0 or 1, this bound of the
+// gradient is 6 * 2^-24 of the gradient itself.
 #pragma once
 
 #include "math/likelihood/log_terms.h"

@@ -37,7 +37,7 @@ struct DiscretizedLogistic {
   // p and q, the exponentials of -|p| and -|q|, and the case to which x belongs.
   template <typename F>
   struct Edges {
-    F scale, inverse, p, q, exp_p, exp_q, width;  // s, i, and d
+    F scale, inverse, p, q, exp_p, exp_q, width;  // scale is s, inverse i, width d
     decltype(F() < F()) is_first, is_last, is_floored;
   };
 
@@ -100,7 +100,8 @@ struct DiscretizedLogistic {
   }
 
  private:
-  // No grid has a smaller width than this. Below it, a width has fewer digits than a normal number.
+  // For smaller widths than this the limits for d -> 0 are used, because a width that is not a
+  // normal number has fewer digits.
   template <typename T>
   static constexpr T kLeastWidth = sizeof(T) == 8 ? T(0x1p-900) : T(0x1p-100);
 };

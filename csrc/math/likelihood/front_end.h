@@ -50,8 +50,9 @@ VAE_FUSED_HD Positive<F> positive(FrontEnd front, F raw) {
   return {value, value};
 }
 
-// ln of the value. A softplus of a very negative raw is e^raw (1 - e^raw / 2 + ...), and its
-// logarithm is raw to half a unit in the last place of 1: in float below -17, in double below -37.
+// ln of the value. A softplus of a very negative raw is e^raw (1 - e^raw / 2 + ...), so its
+// logarithm is nearly raw. If raw is below -17 in float or below -37 in double, the difference is
+// below half a unit in the last place of 1.
 template <typename F>
 constexpr float kSoftplusIsExp = sizeof(number_t<F>) == 8 ? -37.0f : -17.0f;
 

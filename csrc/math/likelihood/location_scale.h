@@ -1,5 +1,5 @@
-// Shared by the Gaussian, the Laplace and the Student-t: sigma is computed from the output `raw` by
-// math/scale.h, or it is fixed.
+// The part that the Gaussian, the Laplace and the Student-t share. math/scale.h computes sigma from
+// the output `raw`, or sigma is fixed.
 //
 //   d = (x - mean) / sigma       -ln p = f(d) + ln sigma + constant
 #pragma once

@@ -1,12 +1,13 @@
-// Values whose sums share logarithms.
+// The terms of a value. One logarithm is enough to add several such values: see
+// math/likelihood/bernoulli.h.
 #pragma once
 
 #include "math/lanes.h"
 
 namespace vae_fused::math {
 
-// The value ln(1 + e^exponent) - exponent * weight, exponent <= 0. The product is 0 if the weight
-// is 0.
+// The value ln(1 + e^exponent) - exponent * weight, with exponent <= 0. The product
+// exponent * weight is 0 if the weight is 0.
 template <typename F>
 struct LogTerms {
   F exponent, weight;

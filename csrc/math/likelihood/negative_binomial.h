@@ -6,9 +6,9 @@
 // **x = 0**, the case of most counts, leaves theta ln(1 + m / T). A kernel computes this for every
 // element. It collects the elements whose x is not 0 and adds `count_term` for them.
 //
-// **x > 0.** Stirling's formula is used for all three Gammas, with S for its error
-// (math/special.h). With d = x - M, all terms of the size of x or theta combine to one deviance D,
-// which is 0 where M = x (Loader 2000):
+// **x > 0.** Stirling's formula is used for all three Gammas, and S is its error (math/special.h).
+// With d = x - M, all terms of the size of x or theta combine to one deviance D, which is 0 where
+// M = x (Loader 2000):
 //
 //   -ln p = D + 1/2 ln(2 pi x n / theta) + S(x) + S(theta) - S(n)
 //   D = x ln(1 + a) + theta ln(1 + b)     a = theta d / (n M)     b = -(theta d / n + eps) / T
@@ -21,9 +21,9 @@
 //   d/dtheta = E(m / T) + eps/T m/s                 for every element; E of math/special.h
 //            - sum_{k < x} (M - k) / ((theta + k) s)          for x > 0
 //
-// The first term of the sum is computed separately: for x = 1 it is the only one, and it is small
-// where M is. The others are psi(n) - psi(theta') - x' / s with theta' = theta + 1 and x' = x - 1,
-// and with Stirling's formula
+// The first term of the sum is computed separately, because it is the only one for x = 1, and it is
+// small where M is small. The others are psi(n) - psi(theta') - x' / s with theta' = theta + 1 and
+// x' = x - 1, and with Stirling's formula
 //
 //   = E(x' / theta') - x' (x - M) / (n s) + x' / (2 theta' n) + S'(n) - S'(theta')
 //
@@ -38,9 +38,9 @@
 //   theta ln(1 + m / T) + |x ln(M Theta / s)| + |ln prod_{k < x} (theta + k) / Theta| + ln x!
 //
 // of the value (1e-6 relative for x up to 16), 8 * 2^-24 relative of d/dm, and 13 * 2^-24 times
-// E + sum_{k < x} |M - k| / ((theta + k) s) of d/dtheta. A front end of the mean adds
-// 8 * 2^-24 |x - m| max(1, |raw|) to the value, and its relative error of 4 * 2^-24 by the chain
-// rule.
+// E + sum_{k < x} |M - k| / ((theta + k) s) of d/dtheta. A front end of the mean adds 8 * 2^-24
+// |x - m| max(1, |raw|) to the error of the value. Its relative error of 4 * 2^-24 also reaches the
+// results by the chain rule.
 #pragma once
 
 #include "math/likelihood/front_end.h"
@@ -94,7 +94,8 @@ VAE_FUSED_HD F nb_saddle_point(const NbParameters<F>& p, T eps, F x, Mask ordina
   return (deviance + root) + errors;
 }
 
-// Below kLeastTheta, ln Gamma(theta) is -ln theta. At theta = 0 no count has a probability.
+// Below kLeastTheta, ln Gamma(theta) is -ln theta. At theta = 0 every count x > 0 has the
+// probability 0.
 template <typename Options, typename F>
 VAE_FUSED_HD F with_least_theta(const Options& o, F raw_theta, F value) {
   using T = number_t<F>;
@@ -128,7 +129,8 @@ VAE_FUSED_HD F nb_mean_adjoint(const Options& o, const NbParameters<F>& p, F x) 
          select(x == F(0), p.mean.derivative, ((p.mean.value - x) + F(o.eps)) * dlog);
 }
 
-// The derivative with respect to theta for x = 0, and below it what a count x > 0 adds.
+// The derivative with respect to theta for x = 0. The next function returns what a count x > 0 adds
+// to it.
 template <typename Options, typename F>
 VAE_FUSED_HD F nb_theta_adjoint_of_zero(const Options& o, const NbParameters<F>& p) {
   const F ratio = p.mean.value * reciprocal(p.sum);
@@ -172,7 +174,7 @@ struct NegativeBinomial {
     out[2] = F(0);
   }
 
-  // Adds to the gradient of theta.
+  // Adds the contribution of a count x > 0 to the gradient of theta.
   template <typename Options, typename F>
   static VAE_FUSED_HD void count_term_adjoint(const Options& o, const F (&in)[kInputs], F grad,
                                               F (&out)[kInputs]) {

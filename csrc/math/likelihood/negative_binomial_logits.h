@@ -19,7 +19,8 @@
 //   psi(n) - psi(r') = ln(1 + x' / r') + x' / (2 n r') + S'(n) - S'(r')
 //
 // Limits: r is at most 2^64 (2^400 in double) in the corrections of Stirling's series, but not in
-// m. For an infinite r, m is infinite and no count has a probability. An e^l below 2^-126 is 0.
+// m. For an infinite r, m is infinite and every count has the probability 0. An e^l below 2^-126
+// counts as 0.
 //
 // Error in float, with R = max(r, 1): at most 6 * 2^-24 times
 //
@@ -87,7 +88,7 @@ struct NegativeBinomialLogits {
     out[2] = F(0);
   }
 
-  // Adds to the gradient of total_count.
+  // Adds the contribution of a count x > 0 to the gradient of total_count.
   template <typename Options, typename F>
   static VAE_FUSED_HD void count_term_adjoint(const Options& o, const F (&in)[kInputs], F grad,
                                               F (&out)[kInputs]) {

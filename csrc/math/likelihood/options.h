@@ -12,8 +12,8 @@
 //   log_terms(in)                           the terms of a value, if kHasLogTerms
 //
 // A kernel calls `value` and `adjoint` for every element. It collects the elements where x is not 0
-// and calls `count_term` and `count_term_adjoint` for them, without gaps. The gradient of a target
-// that is a count is 0.
+// without gaps between them, and calls `count_term` and `count_term_adjoint` for these alone. The
+// gradient of a target that is a count is 0.
 //
 // The functions of math/likelihood are templates over the type of the options. A kernel that is
 // compiled for one value of an option passes a type derived from LikelihoodOptions that has a
@@ -29,7 +29,7 @@ enum class Data : int32_t {
   kReal,
   kGrid,         // numbers of a grid, which have no gradient
   kCount,        // 0 for most elements; no gradient
-  kCountOfMean,  // the same, and the first output is a mean, which may be a softmax
+  kCountOfMean,  // a count whose first output is a mean, which may be a softmax
 };
 
 // Every kind, in the order of the numbers by which Python selects them. The kernels, their tables

@@ -5,10 +5,10 @@
 //
 //   -ln p = x (t - 1 - ln t) + 1/2 ln 2 pi x + S(x)             (Loader 2000, the saddle point)
 //
-// For x >= 1 all terms are positive, so they do not cancel. The first one is x times
-// (t - 1) - ln t, which is -tail of `log_parts` where t is near 1, with t - 1 = (m - x) / x. x need
-// not be an integer, and no table or loop over the count is needed. Without constants, ln x! is
-// omitted and only the direct form is used.
+// For x >= 1 all terms are positive, so they do not cancel. In the first one, (t - 1) - ln t is
+// minus the tail of `log_parts` where t is near 1, and t - 1 is computed as (m - x) / x. x need not
+// be an integer, and no table or loop over the count is needed. Without constants, ln x! is omitted
+// and only the direct form is used.
 //
 //   d/dm = 1 - x / m = (m - x) / m
 //
@@ -16,7 +16,7 @@
 //
 // Error in float: at most 8 * 2^-24 times |m| + |x ln m| + ln x! of the value (1e-6 relative for x
 // up to 16), and 8 * 2^-24 relative of the gradient. A front end adds 4 * 2^-24 |x - m| max(1,
-// |raw|).
+// |raw|) to the error of the value.
 #pragma once
 
 #include "math/likelihood/front_end.h"

@@ -4,16 +4,17 @@
 //   K(n)  = 1/2 ln(n pi) + ln Gamma(n / 2) - ln Gamma((n + 1) / 2)
 //
 // The log-gammas are of the order n ln n, but their difference is not. It is computed from
-// Stirling's series, and below 4 from Gamma(z + 1) = z Gamma(z):
+// Stirling's series. Below 4 the series is evaluated at n + 4, and Gamma(z + 1) = z Gamma(z) leads
+// back to n:
 //
 //   K(n) = 1/2 ln(2 pi) + k(n)       k(n) = 1/(4 n) - 1/(24 n^3) + 1/(20 n^5) - ... = n t P(t)
 //                                   -k'(n) = 1/(4 n^2) - 1/(8 n^4) + ...            = t R(t)
 //   k(n) = k(n + 4) + 1/2 ln(1 + (2 m^2 + 1) / (n m^2 (n + 4)))      m = n + 2
 //   k'(n) = k'(n + 4) - 1 / (n (n + 1) m) - 1 / (m (n + 3) (n + 4))
 //
-// with t = 1 / (n^2 + c). All terms of k have one sign, and so have those of k'. As n grows, k
-// vanishes and the rest becomes d^2 / 2: the limit is the Gaussian, to the last digit. If n is
-// fixed, K(n) is part of `constant`.
+// with t = 1 / (n^2 + c). In both recurrences all terms have the same sign. As n grows, k vanishes
+// and the rest becomes d^2 / 2: the limit is the Gaussian, to the last digit. If n is fixed, K(n)
+// is part of `constant`.
 //
 //   d/dmean = -(n + 1) d / (n + d^2) / sigma         d/dx = -d/dmean
 //   d/draw  = n (1 - d^2) / (n + d^2) dln sigma / draw
@@ -24,7 +25,7 @@
 //
 // n is at most 2^64 (2^400 in double) and at least 2^-80 (2^-400).
 //
-// Error in float, where sigma is an exponential: at most 9 * 2^-24 times, and 12 * 2^-24 for d/dn,
+// Error in float, where sigma is an exponential: at most 9 * 2^-24, or for d/dn 12 * 2^-24, times
 //
 //   (n + 1)/2 ln(1 + d^2 / n) + |ln sigma| + 1/2 ln(2 pi) + k(n)                       of the value
 //   (n + 1) |d| / (n + d^2) / sigma                                                     of d/dmean

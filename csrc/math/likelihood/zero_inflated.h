@@ -11,8 +11,8 @@
 //   x = 0:  d/dm and d/dtheta are w times the NB's       d/dp = -(1 - E) / u
 //   x > 0:  they are the NB's                            d/dp = 1 / q              dp/dl = p q
 //
-// Where E is tiny, L > 64, the weight is computed from r = ln p - ln q + L, which is l + L for a
-// logit. Where u is tiny as well, the value is computed from r, too, and q is 1:
+// Where E is tiny, that is L > 64, the weight w is computed from r = ln p - ln q + L, which is
+// l + L for a logit. Where u is tiny as well, the value is also computed from r, and q is 1:
 //
 //   w = s(-r)      p q / u = q s(r)      -ln u = min(L, -ln p) - ln(1 + e^-|r|)
 //
@@ -108,7 +108,7 @@ struct ZeroInflatedNegativeBinomial {
     out[3] = F(0);
   }
 
-  // Adds to the gradient of theta.
+  // Adds the contribution of a count x > 0 to the gradient of theta.
   template <typename Options, typename F>
   static VAE_FUSED_HD void count_term_adjoint(const Options& o, const F (&in)[kInputs], F grad,
                                               F (&out)[kInputs]) {
