@@ -1,5 +1,5 @@
-// The instruction set that the CPU kernels use. One binary contains kernels for several, and the
-// machine or the user selects one when it is loaded.
+// The instruction set that the CPU kernels use. One binary contains kernels for several instruction
+// sets. The machine or the user selects one of them at run time.
 #pragma once
 
 // The targets in addition to the baseline, which the compiler's flags determine. Arm needs none,

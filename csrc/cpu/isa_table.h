@@ -8,7 +8,8 @@
 
 namespace vae_fused::cpu {
 
-constexpr int64_t kGrain = 8;  // tiles per task; with fewer, waking a second thread costs more
+// The number of tiles per task. With fewer, waking a second thread would cost more than it saves.
+constexpr int64_t kGrain = 8;
 
 // The same function for each dtype, in the order of DType.
 struct Bodies {

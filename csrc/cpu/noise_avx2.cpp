@@ -1,5 +1,5 @@
 // The noise for AVX2. Only the code below the pragma is compiled for AVX2. It contains no inline
-// function of the standard library, because other files share those.
+// function of the standard library, because the linker could use this file's copy for other files.
 #include "cpu/noise.h"
 
 #if defined(VAE_FUSED_CPU_TARGETS)

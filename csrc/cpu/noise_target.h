@@ -17,8 +17,8 @@
 #pragma GCC optimize("schedule-insns", "sched-pressure")
 #endif
 
-// Forces one body for all calls. Without noclone, GCC compiles another one for constant arguments.
-// clang has no such attribute.
+// Forces one compiled copy of a function for all calls. Without noclone, GCC compiles another copy
+// for constant arguments. clang has no such attribute.
 #if defined(__GNUC__) && !defined(__clang__)
 #define VAE_FUSED_NOCLONE __attribute__((noinline, noclone))
 #else
@@ -36,7 +36,8 @@ VAE_FUSED_HD int block_of_lane(int i) {
   return i / kWidth * kWidth + i % 4 * kGroups + i % kWidth / 4;
 }
 
-// Counters first, first + 1, ..., arranged so that `packed` produces that order of lanes.
+// Counters first, first + 1, ..., arranged so that `packed` produces the order of lanes of
+// `block_of_lane`.
 VAE_FUSED_HD Wide counters(uint64_t first) {
   u64 a{};
   for (int i = 0; i < kWidth / 2; ++i) a[i] = block_of_lane(packed_lane(i));
@@ -66,10 +67,12 @@ VAE_FUSED_HD math::Words<Bits> words_of(const uint32_t (&from)[4][kLanes]) {
   return words;
 }
 
-// Cache lines per half step and run: a step prefetches as many bytes of each run as it generates.
+// The number of cache lines of each run that half a step prefetches. A whole step prefetches as
+// many bytes of each run as it generates.
 constexpr int kLinesFetched = kLanes / 8;
 
-// The high word of the counter is usually the same for all blocks, and then stays a number.
+// The high word of the counter is usually the same for all blocks, and then it stays a number
+// instead of a vector.
 VAE_FUSED_HD void make_words(uint64_t seed, uint64_t first, int steps, Batch& batch,
                              Prefetcher& prefetcher) {
   const uint64_t blocks = static_cast<uint64_t>(steps) * kLanes;
@@ -87,7 +90,7 @@ VAE_FUSED_HD void make_words(uint64_t seed, uint64_t first, int steps, Batch& ba
   }
 }
 
-// The normals of kWidth blocks, interleaved.
+// Interleaves the normals of kWidth blocks, and stores them.
 VAE_FUSED_HD void interleave(Float n0, Float n1, Float n2, Float n3, float* out) {
   const f32 low01 = shuffle<0, 1, 0, 1>(n0.v, n1.v), low23 = shuffle<0, 1, 0, 1>(n2.v, n3.v);
   const f32 high01 = shuffle<2, 3, 2, 3>(n0.v, n1.v), high23 = shuffle<2, 3, 2, 3>(n2.v, n3.v);
@@ -112,7 +115,8 @@ VAE_FUSED_HD void make_normals(const uint32_t (&from)[4][kLanes], double* out) {
   }
 }
 
-// All normals are computed here, because a compiler may round differently in another copy.
+// All normals are computed here, because a compiler may round differently in another copy of this
+// code.
 template <typename T>
 VAE_FUSED_NOCLONE static void make_normals(const Batch& batch, int steps, T* out,
                                            Prefetcher& prefetcher) {
@@ -180,7 +184,8 @@ VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes]
   store(second.b, to[1] + kWidth);
 }
 
-// A step computes two normals in each lane, one from each pair of its words.
+// A step computes two of the requested normals in each lane, one from each pair of words of the
+// lane.
 static void fill_pairs_at(const Key& key, const uint64_t* indices, int n, float* out) {
   Batch batch;
   for (int pair = 0; pair < 2; ++pair) {

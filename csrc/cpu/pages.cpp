@@ -5,7 +5,7 @@
 // this takes three fifths of the time of a call; see
 // docs/performance/decisions/0007-huge-pages.md.
 // Linux provides huge pages on request, unless it is configured otherwise. In that case, and on
-// other systems, this has no effect.
+// other systems, the request has no effect.
 #include "params/device.h"
 
 #if defined(__linux__)

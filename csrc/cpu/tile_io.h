@@ -54,12 +54,14 @@ VAE_FUSED_HD void put(Float x, S* to) {
 VAE_FUSED_HD double get(const double* from) { return *from; }
 VAE_FUSED_HD void put(double x, double* to) { *to = x; }
 
-// Elements that are computed at a time. The eight float buffers of the default call and the cache
-// lines of its tensors fit in an L1 cache of 32 KiB. The twenty buffers of a call with options do
-// not quite fit, but half the size was 3 % slower for it, and twice the size 1 % faster.
+// The number of elements that are computed at a time. The eight float buffers of the default call
+// and the cache lines of its tensors fit in an L1 cache of 32 KiB. The twenty buffers of a call
+// with options do not quite fit, but with half the size such a call was 3 % slower, and with twice
+// the size 1 % faster.
 constexpr int kPiece = 512;
 
-// A part of a tile. The arithmetic computes whole vectors, with any values after the last element.
+// A part of a tile. The arithmetic computes whole vectors. The values after the last element do not
+// matter.
 struct Piece {
   int64_t begin;
   int n;
@@ -80,8 +82,9 @@ VAE_FUSED_HD Piece piece_of(const Tile& tile, int at, int64_t row = 0) {
 }
 
 // Returns `length` if pieces should end where rows of this length end, else 0. Within a row, an
-// operand that is broadcast along rows or over them is one dense run, so the piece is read in
-// place. A row must then be whole vectors, and long enough for a piece to be worthwhile.
+// operand that all rows share is one dense run, which is read in place, and an operand that is
+// constant along rows is one value. A row must then consist of whole vectors, and be long enough
+// for a piece to be worthwhile.
 VAE_FUSED_HD int64_t row_of_pieces(int64_t length) {
   return length >= kPiece / 4 && length % kWidth == 0 ? length : 0;
 }

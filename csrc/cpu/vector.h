@@ -55,7 +55,7 @@ typedef uint32_t u32 __attribute__((vector_size(kBytes)));
 typedef uint64_t u64 __attribute__((vector_size(kBytes)));
 
 // `product` multiplies the low halves. `lesser` and `greater` are x < y ? x : y and x > y ? x : y.
-// They return y if either is NaN (on Arm, NaN). A mask has one bit per lane where the machine
+// If x or y is NaN, they return y, or NaN on Arm. A mask has one bit per lane where the machine
 // supports that, otherwise a lane of all ones or all zeros.
 #if VAE_FUSED_VECTOR_BYTES == 64
 typedef __mmask16 mask_t;
@@ -277,8 +277,8 @@ VAE_FUSED_HD u64 load(const uint64_t* from) {
   return *reinterpret_cast<const u64_in_memory*>(from);
 }
 
-// Half precision, where the machine has conversions. On the bits they take ten instructions per
-// vector.
+// Loads and stores of half precision, where the machine has instructions for the conversion. A
+// conversion on the bits takes ten instructions per vector.
 #if VAE_FUSED_VECTOR_BYTES >= 32
 constexpr bool kConvertsHalf = true;
 typedef uint16_t u16 __attribute__((vector_size(kBytes / 2)));

@@ -13,7 +13,7 @@ namespace cpu {
 using Body = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t n, int64_t grain, Body body, void* context);
 
-// Call it for memory before a kernel is the first to write there. See cpu/pages.cpp.
+// Call this for new memory, before a kernel writes to it for the first time. See cpu/pages.cpp.
 void advise_huge_pages(void* data, size_t bytes);
 
 // Returns the instruction set in use: avx512, avx2 or default. Throws std::invalid_argument if
@@ -25,8 +25,8 @@ const char* capability_name();
 namespace cuda {
 
 const char* error_string(int error);
-// Whether a launch can only report this error, and not cause it: a kernel launched earlier, by any
-// code of the process, has failed in the meantime.
+// Whether a launch that returns this error cannot have caused it, because the error is that of an
+// earlier kernel, launched by any code of the process.
 bool is_of_earlier_work(int error);
 
 }  // namespace cuda

@@ -8,10 +8,11 @@
 
 namespace vae_fused {
 
-// The division of a call's elements into tasks. The rows of its space are the items of the batch,
-// its columns the latent dimensions. A task adds one line at a time to its sums: some whole rows if
-// they are short, otherwise a part of a row. A task has several lines of the same part. The
-// division depends on the shape alone, and therefore the order of summation does as well.
+// The division of a call's elements into tasks. The rows of the call's space are the items of the
+// batch, and its columns are the latent dimensions. A task adds one line at a time to its sums. A
+// line is several whole rows if rows are short, and otherwise a part of one row. All lines of a
+// task are the same part of their rows. The division depends on the shape alone, and therefore the
+// order of summation does as well.
 struct StatsTasks {
   int64_t rows = 0, cols = 0;
   int64_t part = 0, parts = 0;  // columns of a part, and parts of a row
@@ -35,7 +36,8 @@ struct StatsTasks {
   static StatsTasks for_cpu(const Space& space) { return {space, kCpuLine, 32, 64}; }
 
   // A line has an element for each thread of a block. One block adds up the groups of all columns,
-  // so the number of groups is limited: to about 256 tasks, and to one group from 256 parts on.
+  // so the number of groups is limited. There are about 256 tasks, and with 256 parts or more there
+  // is only one group.
   static constexpr int kCudaLine = 256;
   static StatsTasks for_cuda(const Space& space) { return {space, kCudaLine, 8, 256}; }
 

@@ -52,8 +52,9 @@ struct Observations {
   Operand row_max, row_shift;
 };
 
-// The KL term of an evidence lower bound whose reconstruction is the row sums of nll. k is the KL
-// of a sample. Result r sums over all samples, or there is one result for each sample:
+// The KL term of an evidence lower bound. The row sums of nll are its reconstruction, and k is the
+// KL of a sample. Either one result r sums over all samples, or each sample has a result of its
+// own:
 //
 //   kl[r] = factor * sum of k       loss[r] = nll[r] + beta * factor * sum of p(k)
 //
@@ -86,10 +87,12 @@ struct NllParams {
   KlTerm kl;
 };
 
-// The gradients of sum(grad * nll). The space keeps the order of the dimensions.
+// The gradients of sum(grad * nll). Its space has no summed dimensions, so all dimensions keep
+// their order.
 //
-// The gradient of a broadcast parameter is summed and never written at full size. Its operand then
-// has a double for each value of the parameter, and the strides of the parameter.
+// Where a kernel can sum the gradient of a broadcast parameter, it does not write it at full size.
+// The operand of the sums has a double for each value of the parameter, and the strides of the
+// parameter.
 struct NllBackwardParams {
   DType dtype = DType::kFloat32;
   Space space;
@@ -99,7 +102,8 @@ struct NllBackwardParams {
   Operand grad;
   double factor = 1.0;
   // For a softmax: the row's sum of d / d log mean, and the library, which is a part of the log
-  // mean. The library is finite here. Where it was not, the mean is 0, and so is its gradient.
+  // mean. A library that was infinite is 0 here. In that case the mean is 0, and so is its
+  // gradient.
   Operand row_dot, library;
   Operand grad_output, grad_target;
   Operand grad_second, grad_third;  // in full size, in the dtype of the outputs
@@ -109,7 +113,7 @@ struct NllBackwardParams {
   // The value of nll in the same pass, for a space of one row: the sum of the elements, each times
   // the gradient of its term. On a GPU its partials are [cuda::value_partials_of].
   RowSums nll;
-  KlTerm kl;  // kernels write its results with nll, and its gradients without
+  KlTerm kl;  // kernels write its results if nll is present, else its gradients
 };
 
 // A softmax over rows of logits. Forward: row_max = max(logit) and row_shift = library - ln sum
@@ -125,7 +129,8 @@ struct SoftmaxParams {
 };
 
 // Gradients that the forward launch has written for a loss whose gradient is 1. Backward multiplies
-// them by the actual gradient. That is nearly always 1, and then no buffer is read or written.
+// them by the actual gradient. This factor is nearly always 1, and then no buffer is read or
+// written.
 constexpr int kMaxBuffers = 5;
 struct GradientBuffers {
   struct Buffer {

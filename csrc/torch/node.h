@@ -63,7 +63,8 @@ inline void refuse_tangent(const Tensor& t) {
       "function of the same name in vae_fused");
 }
 
-// Makes a backward call its operators below autograd, unless the backward is itself recorded.
+// While this object exists, the operators that a backward calls run below autograd, unless the
+// backward is itself recorded.
 class BelowAutograd {
  public:
   BelowAutograd() {
@@ -229,7 +230,7 @@ auto make_node(Args&&... args) {
 }
 
 // Makes `t` the next output of the node's call. An output that depends on no input with a gradient
-// gets none.
+// must not be differentiable.
 template <typename Pointer>
 void set_output(const Pointer& node, const Tensor& t, bool is_differentiable = true) {
   if (is_differentiable) {

@@ -9,7 +9,7 @@ namespace vae_fused {
 namespace {
 
 // Merges the dimensions of several samples into one, which comes before those of `like`. A tensor
-// with one sample has none.
+// without dimensions for samples is returned as it is.
 Tensor flatten_samples(const Tensor& t, const Tensor& like) {
   if (t.dim() == like.dim()) return t;
   std::vector<int64_t> sizes = like.sizes().vec();

@@ -1,8 +1,7 @@
 // Options are passed from Python as a flat list of pairs: the position of a number among those of
 // its family, and its value. A number that is not in the list has its default. So a call with one
-// option passes 2 numbers instead of 31, whose conversion takes 5 us. Defaults are never written
-// out, because many of them are infinite, which some formats of a serialised graph cannot
-// represent.
+// option passes 2 numbers. The conversion of all 31 takes 5 us. Defaults are never written out,
+// because many of them are infinite, which some formats of a serialised graph cannot represent.
 //
 // `Given` is a struct of math/options.h: GivenLatent, GivenLikelihood.
 #pragma once

@@ -1,4 +1,5 @@
-// A tile of the backward kernel, for one instruction set, in pieces as in forward_tile.h.
+// A tile of the backward kernel, for one instruction set. It is computed in pieces, as in
+// forward_tile.h.
 #pragma once
 
 #include "cpu/latent/gaussians.h"
@@ -7,8 +8,8 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// DefaultOptions: the gradients of mu and x, from those of z and the KL, either of which may be
-// absent.
+// With DefaultOptions: computes the gradients of mu and x from those of z and of the KL. Either of
+// these two may be absent.
 template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> o, const T* mu, const T* raw, const T* mask,
                                 const T* gz, const T* eps, const T* gk, T* gmu, T* graw, int n) {
@@ -31,7 +32,8 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> o, const T* mu, const T*
   }
 }
 
-// The same, for the gradients of z and of the KL that the sample estimates.
+// With DefaultOptions: computes the gradients of mu and x from those of z and of the KL that the
+// sample estimates.
 template <bool stop_q, bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> o, const T* mu, const T* raw,
                                           const T* mask, const T* gz, const T* eps, const T* gk,

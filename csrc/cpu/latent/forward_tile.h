@@ -9,7 +9,7 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// DefaultOptions: sigma and the KL share their exponentials, so they are computed in one loop.
+// With DefaultOptions: sigma and the KL share their exponentials, so one loop computes both.
 template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void sample_and_kl(math::DefaultOptions<T> o, const T* mu, const T* raw,
                                       const T* mask, const T* eps, T* z, T* kl, int n) {
@@ -26,7 +26,7 @@ VAE_FUSED_NOINLINE void sample_and_kl(math::DefaultOptions<T> o, const T* mu, co
   }
 }
 
-// The same, with the KL that the sample estimates.
+// With DefaultOptions: computes the sample, and the KL that the sample estimates.
 template <bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void sample_and_log_ratio(math::DefaultOptions<T> o, const T* mu, const T* raw,
                                              const T* mask, const T* eps, T* z, T* kl, int n) {
@@ -87,7 +87,8 @@ VAE_FUSED_NOINLINE void kl_of(const GaussianPiece<math::LatentOptions<T>, false>
   }
 }
 
-// The sample and its estimate of the KL, in one loop: both read the noise, which z overwrites.
+// Computes the sample and its estimate of the KL in one loop, because both read the noise, which z
+// overwrites.
 template <bool scaled, typename T>
 VAE_FUSED_NOINLINE void sample_and_log_ratio(
     const GaussianPiece<math::LatentOptions<T>, false>& gaussians, math::LatentOptions<T> o,

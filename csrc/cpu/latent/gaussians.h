@@ -35,8 +35,8 @@ struct ScalePiece {
     }
   }
 
-  // `raw` may be `x`. The options are passed by value, because the compiler would have to assume
-  // that the loops write to a reference.
+  // `raw` may be `x`. The options are passed by value. If they were passed by reference, the
+  // compiler would have to assume that the loops write to them.
   VAE_FUSED_NOINLINE void compute(math::ScaleOptions<T> o, const T* raw, int n) {
     if (o.soft_clamp != T(0)) return compute_clamped<true>(o, raw, n);
     if (math::is_clamp(o.low, o.high)) return compute_clamped<false>(o, raw, n);
@@ -69,8 +69,8 @@ struct ScalePiece {
   }
 
   // In one loop, the exponential and the logarithm of softplus and then the logarithm of the result
-  // form a chain that is too long for the processor to overlap with the next one. So for softplus,
-  // and with floors, sigma without floors is computed first.
+  // form a chain that is too long for the processor to overlap with the chain of the next vector.
+  // So for softplus, and with floors, sigma without floors is computed first.
   template <math::ScaleBase base>
   VAE_FUSED_NOINLINE void compute_base(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
@@ -110,7 +110,7 @@ struct ScalePiece {
   }
 };
 
-// DefaultOptions needs no buffers: its loops read mu and x directly.
+// DefaultOptions needs no buffers, because its loops read mu and raw directly.
 template <typename Options, bool kDerivatives>
 struct GaussianPiece {
   VAE_FUSED_HD GaussianPiece(const Gaussians&, const Options&) {}
@@ -119,7 +119,7 @@ struct GaussianPiece {
 template <typename T, bool kDerivatives>
 class GaussianPiece<math::LatentOptions<T>, kDerivatives> {
  public:
-  // Values without a tensor are the same for all pieces.
+  // Values that no tensor provides are the same for all pieces, so they are set here.
   VAE_FUSED_HD GaussianPiece(const Gaussians& gaussians, const math::LatentOptions<T>& o) {
     if (!gaussians.raw.data) q_.fill(T(1), T(0));
     mean_ = mean_buffer_;
@@ -151,7 +151,8 @@ class GaussianPiece<math::LatentOptions<T>, kDerivatives> {
     return {get(mu_ + j), T(1), q_.at(j), {}};
   }
 
-  // `scaled`: by a tensor. The division takes 16 cycles, which the loops of the KL hide.
+  // `scaled` means that the prior has a tensor for its scale. Its reciprocal takes 16 cycles, which
+  // overlap with the other work of the loops of the KL.
   template <bool scaled>
   VAE_FUSED_HD math::Prior<Lanes<T>> prior(int j) const {
     const math::Scale<Lanes<T>> p = p_.at(j);

@@ -1,6 +1,6 @@
 // The sums of a task of statistics, for one instruction set. The forward kernel's code computes the
-// KL of a piece. The other values are computed from the same cache lines, which are then in the L1
-// cache.
+// KL of a piece. The other values are computed from the same cache lines, which are in the L1 cache
+// by then.
 #pragma once
 
 #include "cpu/latent/forward_tile.h"
@@ -27,7 +27,7 @@ VAE_FUSED_NOINLINE void add_stats(math::ScaleOptions<T> o, const T* kl, const T*
       put(get(sum) + zero_if_masked<masked>(mask, j, value), sum);
     };
     add(math::kKlStat, get(kl + j));
-    add(math::kMean, delta);  // both sums are around the shift until the end of the task
+    add(math::kMean, delta);  // this sum and the next are around the shift until the task ends
     add(math::kSquares, delta * delta);
     add(math::kClamped, math::is_clamped(o, get(raw + j)));
     add(math::kNotFinite, math::is_not_finite(get(mu + j), get(raw + j)));
@@ -92,7 +92,7 @@ class StatsWork {
   }
 
   // The shift of each column is the first unmasked, finite mean of the task. Without a mask, one
-  // row usually provides all of them. The shifts are repeated for each row of a line.
+  // row usually provides all shifts. The shifts are repeated for each row of a line.
   void set_shift(int64_t begin, int64_t end, int64_t first, int columns) {
     const ForwardParams& p = task_.forward;
     for (int j = 0; j < columns; ++j) {

@@ -31,8 +31,8 @@ VAE_FUSED_HD RowSums kl_sums(const ForwardParams& p) {
   return sums;
 }
 
-// Calls run(params), where the numbers that the call passes on the device are among the options. A
-// CPU can read them at any time, so the choice of a kernel depends only on the values.
+// Calls run(params) with options that include the numbers that the call passes on the device. A CPU
+// can read these at any time, so the choice of a kernel depends only on the values of the options.
 template <typename Params, typename Run>
 void with_scalars_read(const WithScalars<Params>& given, const Run& run) {
   if (!given.scalars.any()) return run(static_cast<const Params&>(given));
@@ -58,8 +58,8 @@ inline const LatentBodies& bodies_of(const BackwardParams&) {
   return VAE_FUSED_TABLE_IN_USE(kBackward);
 }
 
-// Whether a call has a kernel with DefaultOptions. Its loops have no gradient of noise that also
-// estimates the KL.
+// Whether a call has a kernel with DefaultOptions. Such a kernel cannot compute the gradient of eps
+// if the sample also estimates the KL.
 inline bool has_default_kernel(const ForwardParams& params) {
   return has_default_options(params.gaussians);
 }

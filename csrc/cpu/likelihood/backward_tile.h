@@ -2,9 +2,9 @@
 //
 // A parameter that rows share, such as the theta of a gene, has one gradient for all of them. So a
 // task computes the same columns of several rows. It adds eight rows at a time in the dtype of the
-// arithmetic, and then adds those sums as doubles: adding each row as a double takes 9 % longer,
-// and adding all of them as floats loses digits. Each group of rows writes its sums, which are
-// added in order.
+// arithmetic, and then adds those sums as doubles. Adding each row as a double takes 9 % longer,
+// and adding all rows as floats loses digits. Each group of rows writes its sums, which are added
+// in order.
 #pragma once
 
 #include "cpu/likelihood/forward_tile.h"
@@ -24,7 +24,8 @@ struct TermGrads {
   VAE_FUSED_HD Lanes<T> at(int j) const { return get(values + (j & index_mask)); }
 };
 
-// Optionally also computes the values, which share exponentials and logarithms with the gradients.
+// Computes the gradients of all inputs and, if `with_values`, also the values, which share
+// exponentials and logarithms with the gradients.
 template <class L, bool with_values, typename T>
 VAE_FUSED_NOINLINE void adjoints(math::LikelihoodOptions<T> o, const T* const* in,
                                  TermGrads<T> grads, T* const* out, T* values, int n) {
@@ -155,7 +156,8 @@ struct BackwardPiece {
     if (has_one_grad) fill_with(static_cast<T>(p.factor) * given, grad, kPiece);
   }
 
-  // Reads a piece and returns its gradients, which are in `grad` for each element if `is_dense`.
+  // Reads a piece and returns the gradients of its terms. If `is_dense`, `grad` contains one for
+  // each element.
   VAE_FUSED_HD TermGrads<T> read(const NllBackwardParams& p, const Piece& piece, bool is_dense) {
     Prefetcher prefetcher(kPiece * sizeof(S));
     load_inputs<L, S>(p.space, p.observations, piece, inputs, prefetcher);
@@ -210,7 +212,8 @@ struct BackwardPiece {
     }
   }
 
-  // Where the gradients of a piece are computed: in the tensors themselves, if they are dense.
+  // Sets `out` to the places where the gradients of a piece are computed: in the tensors themselves
+  // if the piece is dense there, else in `results`.
   VAE_FUSED_HD void place(const NllBackwardParams& p, const Piece& piece, const Operand* const* to,
                           const bool* needed, T** out) {
     Prefetcher prefetcher(kPiece * sizeof(S));
@@ -220,9 +223,9 @@ struct BackwardPiece {
   }
 };
 
-// Writes gradients, and the partial sums of shared parameters. By column, these are a row of
-// `columns` for each group of rows. By row, they are a number for each row and tile of columns.
-// `partials` contains the sums of `second`, then those of `third`.
+// Writes gradients, and the partial sums of shared parameters. Sums by column are a row of
+// `columns` numbers for each group of rows. Sums by row are one number for each pair of a row and a
+// tile of columns. `partials` contains the sums of `second`, then those of `third`.
 template <class L, typename S>
 void backward_tiles(void* context, int64_t begin, int64_t end) {
   using T = arithmetic_t<S>;

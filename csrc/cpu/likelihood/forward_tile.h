@@ -1,8 +1,8 @@
 // A tile of the forward kernel, for one instruction set.
 //
 // Counts: one loop computes the value of every element as if its count were 0. The elements with
-// other counts are collected, and a second loop computes what they add. They are 2 to 12 % of
-// single-cell data, but most vectors contain one.
+// other counts are collected, and a second loop computes what they add. These are 2 to 12 % of the
+// elements of single-cell data, but most vectors contain at least one.
 #pragma once
 
 #include "cpu/likelihood/inputs.h"
@@ -26,8 +26,8 @@ VAE_FUSED_NOINLINE void values(math::LikelihoodOptions<T> o, const T* const* in,
 constexpr int kValuesOfGroup = 8;
 constexpr int kGroup = kValuesOfGroup * kSums;
 
-// The sum of some values: that of their linear terms, and the excess over 1 of the product of their
-// 1 + e^exponent.
+// The sum of some values in two parts: the sum of their linear terms, and the excess over 1 of the
+// product of their 1 + e^exponent.
 template <typename F>
 struct SumOfValues {
   F linear, excess;
@@ -124,9 +124,9 @@ VAE_FUSED_HD int nll_piece(const NllParams& p, const math::LikelihoodOptions<T>&
   return piece.n;
 }
 
-// Whether the values of a call are added in groups, within pieces that do not cross rows. With
-// weights that is impossible, because a weight would be a factor of a logarithm. The choice depends
-// only on the shape, as the order of summation does.
+// Whether the values of a call are added in groups, within pieces that do not cross rows. Weighted
+// values cannot share a logarithm, because each weight would be a factor of it. Otherwise the
+// choice depends only on the shape, as the order of summation does.
 template <class L>
 VAE_FUSED_HD bool has_groups(const NllParams& p) {
   return math::kHasLogTerms<L> && !p.observations.weight.data && p.space.cols >= kGroup &&

@@ -112,7 +112,7 @@ VAE_FUSED_NOINLINE void weigh(const T* mask, const T* weight, T* values, int n) 
   }
 }
 
-// Has room for a vector of positions that begins at the last one.
+// Has room for a vector of positions that begins at the last position.
 using Positions = int32_t[kPiece + kWidth];
 
 // Collects the positions of unmasked counts that are not 0. Compressing whole vectors takes a third

@@ -77,7 +77,7 @@ void scale_tiles(void* context, int64_t begin, int64_t end) {
   }
 }
 
-// The parts of a row's sums: its tiles, or the row itself.
+// The number of sums over parts of rows. The parts of a row are its tiles, or the row itself.
 int64_t parts_of(const Space& space) { return space.rows * space.tiles_per_row; }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // The maximum of the logits of each row of a softmax, and the sum of their exponentials relative to
-// it, for one instruction set.
+// that maximum, for one instruction set.
 #pragma once
 
 #include "cpu/likelihood/tasks.h"

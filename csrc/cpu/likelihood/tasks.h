@@ -37,7 +37,7 @@ VAE_FUSED_HD Tile row_of(const Tile& tile, int r) {
 }
 
 // The index of the sums of such a row among those of a call. If the tile is a part of a row, the
-// index is its number t.
+// index is t, the number of the tile.
 VAE_FUSED_HD int64_t part_of(const Space& space, const Tile& row, int64_t t) {
   return space.tiles_per_row > 1 ? t : row.row;
 }

@@ -1,5 +1,6 @@
-// One autograd node for every operator. It saves its inputs and the origin of the noise (the key or
-// the explicit eps), and nothing of the size of a tensor beyond that. Its backward is one launch.
+// One autograd node serves every operator. It saves the inputs of the call and the origin of the
+// noise (the key or the explicit eps), and nothing else that has the size of a tensor. Its backward
+// is one launch.
 #include <array>
 #include <tuple>
 
@@ -173,8 +174,9 @@ Outputs apply(const Inputs& q, const Arguments& a) {
   refuse_gradients(a.options);
   const Outputs out = run(q, a);
   if (!at::GradMode::is_enabled()) return out;
-  // An output that depends on no input with a gradient needs none. If only the prior is learned,
-  // this is z, and the decoder then sends no gradient back. If only eps is learned, it is the KL.
+  // An output has no gradient if no input on which it depends requires one. If only the prior is
+  // learned, z has none, and the decoder then sends no gradient back. If only eps requires a
+  // gradient, the KL has none unless it is estimated at the sample.
   const bool posterior = any_requires_grad(q.mu, q.raw, q.h);
   const bool z_has_grad = posterior || any_requires_grad(q.eps);
   const bool kl_has_grad = posterior || any_requires_grad(q.prior_mean, q.prior_raw) ||

@@ -1,4 +1,5 @@
-// The backward operators: check, allocate, launch. Both call `backward_into`.
+// The backward operators, which check their arguments, allocate results and launch a kernel. Both
+// call `backward_into`.
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
 

@@ -1,4 +1,5 @@
-// The forward operators: check, allocate, launch. Every overload calls `forward`.
+// The forward operators, which check their arguments, allocate results and launch a kernel. Every
+// overload calls `forward`.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DeviceGuard.h>
@@ -75,7 +76,7 @@ Outputs forward(Tensor mu, Tensors inputs, std::optional<Noise> noise,
     }
   }
   if (noise && noise->key.defined()) params.key = key_of(noise->key);
-  if (noise && noise->reserve) {  // last: no check after this can reject the call
+  if (noise && noise->reserve) {  // last, because no check may reject the call afterwards
     params.key = reserve_key(noise->generator, mu.device(), noise_blocks(out.z));
     params.key_out = static_cast<uint64_t*>(out.key.mutable_data_ptr());
   }

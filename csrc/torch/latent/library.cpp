@@ -7,7 +7,7 @@
 //
 //   reduction, dim   dimensions of the sum of the KL, and its divisor; see csrc/torch/reduction.h
 //   h, packed_dim    mu and raw, packed as the halves of h along that dimension
-//   raw              the input of sigma: logvar, or as `options` select; none: sigma = 1
+//   raw              the raw scale: logvar, or the kind that `options` select; none: sigma = 1
 //   prior_...        the prior's mean and raw scale; none: the numbers in `options`, or N(0, 1)
 //   mask             bool; where it is false, z, the KL and every gradient are 0
 //   options          pairs of a position in latent_options() and a number; the options of a scale
@@ -117,8 +117,8 @@ void implement(Library& m) {
   m.impl("reparameterize_kl_multi_backward", reparameterize_kl_multi_backward);
 }
 
-// The same functions serve all devices. They allocate on every device, and launch unless it is
-// meta.
+// The same functions serve all devices. They allocate the results on every device, and launch a
+// kernel on all but meta.
 TORCH_LIBRARY_IMPL(vae_fused, CPU, m) { implement(m); }
 TORCH_LIBRARY_IMPL(vae_fused, Meta, m) { implement(m); }
 #ifdef VAE_FUSED_WITH_CUDA

@@ -1,5 +1,5 @@
-// The operators for a list of tensors: check, allocate, launch. One launch computes up to kMaxItems
-// tensors.
+// The operators for a list of tensors, which check their arguments, allocate results and launch
+// kernels. One launch computes up to kMaxItems tensors.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/stack.h>

@@ -53,8 +53,8 @@ struct GivenOptions {
   }
 };
 
-// The parameters of an operator for these options, a `GivenOptions` made of them, and the arguments
-// of an operator made from a GivenOptions `given`.
+// Macros for the parameters of an operator that are these options, for a `GivenOptions` made of the
+// parameters, and for the arguments that pass a GivenOptions `given` to an operator.
 #define VAE_FUSED_SCALAR_PARAMETER(name) , const OptionalTensor& name
 #define VAE_FUSED_SCALAR_ARGUMENT(name) , name
 #define VAE_FUSED_SCALAR_OF_GIVEN(name) , given.name

@@ -1,4 +1,5 @@
-// Saves the options of a call in its autograd node: numbers as arguments, tensors in slots.
+// Saves the options of a call in its autograd node: its numbers as arguments, and its tensors in
+// slots.
 #pragma once
 
 #include "torch/latent/options.h"

@@ -1,4 +1,5 @@
-// The operator for statistics of a batch: check, allocate, launch.
+// The operator for statistics of a batch, which checks its arguments, allocates results and
+// launches a kernel.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <c10/core/DeviceGuard.h>
@@ -34,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> latent_stats(const Tensor& mu
   if (mu.is_meta()) return {kl, mean, variance, clamped, non_finite};
 
   const c10::DeviceGuard guard(mu.device());
-  if (mu.numel() == 0) {  // no items, or no latent dimension and then nothing to fill
+  if (mu.numel() == 0) {  // no items, or no latent dimensions to fill
     for (const Tensor& t : {kl, mean, variance}) t.fill_(std::numeric_limits<double>::quiet_NaN());
     for (const Tensor& t : {clamped, non_finite}) t.zero_();
     return {kl, mean, variance, clamped, non_finite};

@@ -1,5 +1,5 @@
 // The autograd nodes of `elbo_loss`. ElboBackward computes the gradients in backward, like the node
-// of nll. ElboScaling gets them from the forward launch.
+// of nll. ElboScaling scales gradients that the forward launch has computed.
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <c10/core/DeviceGuard.h>
@@ -150,7 +150,7 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
                                   : grad_loss           ? grad_loss
                                                         : grad_nll;
     // The buffers must not change if the graph is kept, because another backward will read them, or
-    // if a hook may have kept a reference to the tensor.
+    // if a hook may have kept a reference to one of them.
     bool is_ours = !call.arguments.has_hooks && factor.has_value() &&
                    !torch::autograd::get_current_graph_task_keep_graph() && !is_lazy(factor) &&
                    !is_lazy(grad_loss) && !is_lazy(grad_kl);

@@ -6,7 +6,8 @@
 
 namespace vae_fused {
 
-// The gradients of output, second, third, target and library. Undefined if not required.
+// The gradients of output, second, third, target and library. A gradient that is not required is
+// undefined.
 using Gradients = std::array<Tensor, 5>;
 
 // The gradients of sum(grad * nll). This takes one launch, two if a broadcast parameter's gradient

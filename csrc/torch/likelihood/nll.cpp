@@ -1,4 +1,5 @@
-// The operators of nll: check, allocate, bind, launch.
+// The operators of nll, which check their arguments, allocate results, bind tensors and launch
+// kernels.
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 

@@ -42,7 +42,7 @@ int64_t parts_of(const Space& space);
 // Writes the maximum and the shift of each row of a softmax.
 void compute_rows(const ObservedTensors& call, const Tensor& rows);
 
-// Computes the sums of nll into `result`, for a softmax from `rows`. `params` selects what the
+// Computes the sums of nll into `result`. A softmax also reads `rows`. `params` selects what the
 // launch computes in addition. See nll.cpp.
 void compute_nll(const ObservedTensors& call, const Tensor& rows, const Reduction& reduced,
                  const Tensor& result, NllParams& params);

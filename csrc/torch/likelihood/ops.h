@@ -30,8 +30,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward(const Tensor& gr
                                                                 std::array<bool, 5> output_mask);
 
 // Without a KL, the reconstruction and the reduced KL are absent. `grad_mask` selects the
-// gradients. An absent result is std::nullopt and not undefined: ahead-of-time compilers write the
-// results of a call to a file, and can represent absence only in optional results.
+// gradients. An absent result is std::nullopt and not an undefined tensor, because ahead-of-time
+// compilers write the results of a call to a file, and can represent absence only in optional
+// results.
 using ElboResults = std::tuple<Tensor, OptionalTensor, OptionalTensor, Tensor, OptionalTensor,
                                OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
