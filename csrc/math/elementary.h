@@ -203,8 +203,9 @@ VAE_FUSED_HD F log1p_unit(F e) {
 }
 VAE_FUSED_HD double log1p_unit(double e) { return log1p_libm(e); }
 
-// With e = e^(-2|t|), tanh |t| = (1 - e) / (1 + e). Near 0 this cancels, and a polynomial replaces
-// it. The derivative is tanh' = 4 e / (1 + e)^2, which does not cancel as 1 - tanh^2 would.
+// With e = e^(-2|t|), tanh |t| = (1 - e) / (1 + e). Near 0 the numerator cancels, and a polynomial
+// replaces the quotient. The derivative is tanh' = 4 e / (1 + e)^2, which does not cancel as
+// 1 - tanh^2 would.
 template <typename F>
 struct Tanh {
   F value, derivative;

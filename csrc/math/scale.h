@@ -6,7 +6,7 @@
 //       -> max(sigma, std_min)
 //
 // with v = var_floor, f = std_floor. kSqrt adds root_floor = v / unit^2 under its root instead.
-// This gives the same sigma, but with v the derivative at a variance of 0 would be 0 times
+// This gives the same sigma. With v, the derivative of sigma at a variance of 0 would be 0 times
 // infinity. All bases share one code path, so that a kernel whose base is a run-time value contains
 // each exponential and each logarithm once, with a branch around it. The CPU kernels make the base
 // a constant outside of their loops, and the compiler folds the branches.
@@ -129,7 +129,7 @@ VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 
 // In float, e^t is the root of e^2t where e^2t is normal, and has the same bits as in the default
 // call. In double it is computed directly. Selecting the argument keeps one exponential in the
-// code: two calls instead made the code for sm_120 0.1 MB larger.
+// code. Two calls instead made the code for sm_120 0.1 MB larger.
 template <typename F>
 VAE_FUSED_HD F exponent_of(F t) {
   return select(is_near(t + t), t + t, t);

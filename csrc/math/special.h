@@ -121,9 +121,9 @@ VAE_FUSED_HD F log1p_excess(F a, F b, F ratio) {
 //
 //   S(z) = z t P(t),  c = 0.18      -S'(z) = ln z - 1/(2 z) - psi(z) = t R(t),  c = 0.32
 //
-// for all z >= 1. The series of S in 1 / z does not converge, but the shift c moves the point where
-// this matters further away. Therefore P needs only degree 4 for an absolute error of 9e-9, and R
-// needs only degree 4 for a relative error of 6e-7. Below 1, S follows from S(z + 1), because
+// for all z >= 1. The series of S in 1 / z does not converge, but because of the shift c this has
+// no effect for z >= 1. P needs only degree 4 for an absolute error of 9e-9, and R needs only
+// degree 4 for a relative error of 6e-7. Below 1, S follows from S(z + 1), because
 // Gamma(z + 2) = (z + 1) Gamma(z + 1):
 //
 //   S(z) = S(z + 1) + (z + 1/2) ln(1 + 1/z) - 1

@@ -1,5 +1,5 @@
 // Checks that keep the kernels within the memory of their tensors, whatever a caller passes.
-// vae_fused/_checks.py has checked the same conditions before, with messages for users.
+// vae_fused/_checks.py checks the same conditions earlier, with messages for users.
 #pragma once
 
 #include "iteration/operand.h"

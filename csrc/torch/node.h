@@ -47,7 +47,8 @@ bool any_requires_grad(const Tensors&... t) {
   return ((t.has_value() && t->requires_grad()) || ...);
 }
 
-// The Python functions support torch.func and forward mode: see vae_fused/_native/autograd.py.
+// The next two functions raise under torch.func and in forward mode. The Python functions support
+// both: see vae_fused/_native/autograd.py.
 inline void refuse_transforms() {
   using c10::DispatchKey;
   TORCH_CHECK_NOT_IMPLEMENTED(

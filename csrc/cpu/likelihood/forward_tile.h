@@ -1,8 +1,8 @@
 // A tile of the forward kernel, for one instruction set.
 //
-// Counts: one loop computes the value of every element as if its count were 0. The elements with
-// other counts are collected, and a second loop computes what they add. These are 2 to 12 % of the
-// elements of single-cell data, but most vectors contain at least one.
+// For counts, one loop computes the value of every element as if its count were 0. The elements
+// with other counts are collected, and a second loop computes what they add. These are 2 to 12 % of
+// the elements of single-cell data, but most vectors contain at least one.
 #pragma once
 
 #include "cpu/likelihood/inputs.h"
@@ -20,9 +20,9 @@ VAE_FUSED_NOINLINE void values(math::LikelihoodOptions<T> o, const T* const* in,
   }
 }
 
-// Where values have the form of LogTerms, eight of them are added with one logarithm, that of the
-// product of their 1 + e^exponent. The eight are kSums elements apart, so they are the same eight
-// for vectors of any width.
+// Where values have the form of LogTerms, eight of them are added with one logarithm of the product
+// of their 1 + e^exponent. The eight are kSums elements apart, so they are the same eight for
+// vectors of any width.
 constexpr int kValuesOfGroup = 8;
 constexpr int kGroup = kValuesOfGroup * kSums;
 

@@ -126,8 +126,8 @@ VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
 }
 
 // Returns `near` where |x| < kNear, else the exponentials in their direct form. `near` is passed by
-// value, because from sm_100 on a reference keeps it in memory. The condition is computed from y:
-// reusing the caller's result of is_near would keep it live in registers.
+// value, because from sm_100 on a reference keeps it in memory. The condition is computed from y,
+// because the caller's result of is_near would have to stay in registers.
 template <typename F>
 VAE_FUSED_NOINLINE_DEVICE Exponentials<F> near_or_far_exponentials(F x, Exponentials<F> near) {
   const F y = F(0.5) * clip_for_exp(x);

@@ -17,7 +17,7 @@
 //   d/dz = d / tau       d/deps = -T w      d/dln sigma^2  = -1/2
 //   d/dm = -d / tau                         d/dln tau^2    = 1/2 (1 - d^2)
 //
-// stop_q: the parameters of q count as constants in ln q, which then depends only on z, through
+// With stop_q the parameters of q count as constants in ln q, which then depends only on z, through
 // w = (z - constant mu) / constant sigma. The omitted part of the gradient, the score of q, has the
 // mean 0 ("sticking the landing", Roeder et al. 2017). The terms that differ from those above are
 //

@@ -98,7 +98,8 @@ struct LikelihoodOptions {
   ScaleOptions<T> scale;
   T precision = 1, constant = 0;
 
-  // Student-t: the degrees of freedom are an output, read through `dispersion`, or else df.
+  // Student-t: the degrees of freedom are an output, which the front end `dispersion` maps, or else
+  // the number df.
   bool has_df = false;
   T df = 1;
 

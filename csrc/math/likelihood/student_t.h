@@ -13,8 +13,8 @@
 //   k'(n) = k'(n + 4) - 1 / (n (n + 1) m) - 1 / (m (n + 3) (n + 4))
 //
 // with t = 1 / (n^2 + c). In both recurrences all terms have the same sign. As n grows, k vanishes
-// and the rest becomes d^2 / 2: the limit is the Gaussian, to the last digit. If n is fixed, K(n)
-// is part of `constant`.
+// and the rest becomes d^2 / 2, so the limit is the Gaussian, to the last digit. If n is fixed,
+// K(n) is part of `constant`.
 //
 //   d/dmean = -(n + 1) d / (n + d^2) / sigma         d/dx = -d/dmean
 //   d/draw  = n (1 - d^2) / (n + d^2) dln sigma / draw

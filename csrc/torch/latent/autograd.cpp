@@ -102,8 +102,8 @@ Outputs run(const Inputs& q, const Arguments& a) {
 class LatentBackward : public SavingNode<LatentBackward> {
  public:
   static constexpr const char* kName = "LatentBackward";
-  // The slots. Each of the first six has an edge of the same number. The slots from kScalars on are
-  // for options that are tensors, if there are any.
+  // The slots. Each of the first six has an edge, with the number of the slot. The slots from
+  // kScalars on are for options that are tensors, if there are any.
   enum Slot { kMu, kRaw, kH, kEps, kPriorMean, kPriorRaw, kMask, kKey, kScalars };
   static constexpr size_t kEdges = kMask;
 

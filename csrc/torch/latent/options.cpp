@@ -54,7 +54,7 @@ math::DeviceScalars GivenOptions::pointers(const math::LatentOptions<double>& op
   VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_POINTER_TO)
 #undef VAE_FUSED_POINTER_TO
   if (options.is_linear_form || options.at_sample)
-    result.free_bits = nullptr;  // their floor is -inf
+    result.free_bits = nullptr;  // these forms have a floor of -inf
   return result;
 }
 

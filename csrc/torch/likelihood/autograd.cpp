@@ -9,7 +9,7 @@ namespace {
 class NllBackward : public SavingNode<NllBackward> {
  public:
   static constexpr const char* kName = "NllBackward";
-  // The slots. Each of the first five has an edge of the same number.
+  // The slots. Each of the first five has an edge, with the number of the slot.
   enum Slot { kOutput, kSecond, kThird, kTarget, kLibrary, kMask, kWeight, kRows, kSlots };
   static constexpr size_t kEdges = kMask;
 

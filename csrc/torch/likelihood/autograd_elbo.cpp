@@ -53,7 +53,7 @@ OptionalTensor grad_of(const variable_list& grads, size_t k) {
 class ElboBackward : public SavingNode<ElboBackward, ElboArguments> {
  public:
   static constexpr const char* kName = "ElboBackward";
-  // The slots. Each of the first seven has an edge of the same number.
+  // The slots. Each of the first seven has an edge, with the number of the slot.
   enum Slot {
     kOutput,
     kSecond,
@@ -123,8 +123,8 @@ bool is_array(const Tensor& t) { return t.is_non_overlapping_and_dense(); }
 class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
  public:
   static constexpr const char* kName = "ElboScaling";
-  // Each of the first seven has an edge: the gradients of output, second, third, target and
-  // library, the KL and beta.
+  // Each of the first seven slots has an edge. They contain the gradients of output, second, third,
+  // target and library, the KL and beta.
   enum Slot { kGrads, kKl = kGrads + kMaxBuffers, kBeta, kCapacity, kSlots };
   static constexpr size_t kEdges = kCapacity;
 
