@@ -62,7 +62,7 @@ DEVICES = ("cpu", "cuda") if _ext.has_cuda and torch.cuda.is_available() else ("
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Every device that the compiled part serves here."""
+    """Each device of this machine that the compiled part serves."""
     return str(request.param)
 
 
@@ -79,7 +79,10 @@ def make_key(seed: int, offset: int = 0, device: str = "cpu") -> Tensor:
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"):
-    """Normals of an own generator: the same on every device, and no global state is touched."""
+    """Normals from a generator of their own.
+
+    They are equal on every device, and no global state changes.
+    """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
 
@@ -108,7 +111,7 @@ def eager(mu: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def exact_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    """The elementwise KL in float64 without cancellation, good to 1e-14 relative."""
+    """The elementwise KL in float64 without cancellation, to a relative error of 1e-14."""
     mu, x = mu.double(), logvar.double()
     term, series = 0.5 * x * x, torch.zeros_like(x)
     for n in range(3, 24):
@@ -126,7 +129,7 @@ def exact_gradients(
 
 
 def kl_by_mpmath(mu: float, logvar: float) -> float:
-    """The KL to the last bit: no code shared with anything under test."""
+    """The KL, correct to the last bit. The computation shares no code with anything under test."""
     with mpmath.workdps(60):
         m, x = mpmath.mpf(mu), mpmath.mpf(logvar)
         return float((m * m + mpmath.exp(x) - 1 - x) / 2)
@@ -149,7 +152,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 
 def scaled(got: Tensor, want: Tensor) -> float:
-    """The largest error of any element, in units of the largest element or of 1."""
+    """The largest error of any element, relative to the largest magnitude in `want` or to 1."""
     error = (got.double() - want.double()).abs().max().item()
     return error / max(1.0, want.abs().max().item())
 
@@ -158,7 +161,8 @@ def scaled(got: Tensor, want: Tensor) -> float:
 # Layouts
 # --------------------------------------------------------------------------------------------------
 
-# The same values in other strides, by operators that autograd follows back to a contiguous leaf.
+# Each function changes the strides of a tensor, by operators that autograd follows back to a
+# contiguous leaf. The expanded layouts also repeat values.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
     "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
@@ -190,13 +194,13 @@ def posterior(
     device: str = "cpu",
     requires_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """A `(mu, logvar)` of unit scale."""
+    """A pair `(mu, logvar)` of standard normals."""
     pair = random(2, *shape, seed=seed, dtype=dtype, device=device)
     mu, logvar = (t.clone().requires_grad_(requires_grad) for t in pair)
     return mu, logvar
 
 
 def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """The package's noise itself: the sample of a standard normal."""
+    """The package's noise itself, which is a sample with mu = 0 and logvar = 0."""
     zeros = torch.zeros(shape, dtype=dtype, device=key.device)
     return vf.reparameterize(zeros, zeros, key=key)

@@ -1,9 +1,9 @@
-"""Calls that hypothesis draws: shapes, layouts, dtypes, options, and numbers of bounded condition.
+"""Well-conditioned calls that hypothesis draws: shapes, layouts, dtypes, options and numbers.
 
-All numbers lie in [-2, 2], those of a "std" or "var" in [0.4, 2], and the options are such that
-every sigma is between 0.03 and 30. Rounding errors are therefore magnified by at most a few powers
-of 30, and by sums: see `tolerance`. The gradient of free bits jumps at their floor, which is in the
-middle of the widest gap between the elements' KLs, so that no element is near the jump.
+All numbers lie in [-2, 2], and those of a "std" or a "var" in [0.4, 2]. The options keep every
+sigma between 0.03 and 30. A rounding error therefore grows by at most a few powers of 30, and by
+sums (see `tolerance`). The gradient of free bits jumps at their floor. The floor is in the middle
+of the widest gap between the elements' KLs, so that no element is near the jump.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MOST_ELEMENTS = 5000
 
 
 class Layout(NamedTuple):
-    """The view of a leaf that is a tensor of a call: permuted, sliced, expanded."""
+    """How a tensor of a call is a view of its leaf: permuted, sliced and expanded."""
 
     shape: tuple[int, ...]
     order: tuple[int, ...]  # the leaf's dimensions, outermost first
-    start: tuple[int, ...]  # of the slice, for each dimension
+    start: tuple[int, ...]  # where the slice of each dimension begins
     step: tuple[int, ...]
     expanded: tuple[bool, ...]
 
@@ -44,7 +44,10 @@ class Layout(NamedTuple):
         return (0.4 + 0.8 * value.abs() if positive else value).to(dtype)
 
     def view(self, leaf: Tensor, implicit: bool = False) -> Tensor:
-        """With `implicit`, dimensions are not expanded, and leading ones of size 1 are dropped."""
+        """The view of the leaf.
+
+        With `implicit` it is not expanded, and its leading dimensions of size 1 are dropped.
+        """
         x = leaf.permute([self.order.index(d) for d in range(len(self.shape))])
         for d, (first, by, e) in enumerate(zip(self.start, self.step, self.expanded, strict=True)):
             if not e:
@@ -125,7 +128,7 @@ class Drawn(NamedTuple):
     dtype: torch.dtype
     seed: int
     shape: tuple[int, ...]
-    layouts: dict[str, Layout]  # of mu and raw, or h; eps; the prior's; the mask; z's gradient
+    layouts: dict[str, Layout]  # of the leaves, by name: see `TAKES` and `calls`
     scale: vf.Scale
     prior: dict[str, Any] | None
     options: dict[str, Any]  # further arguments of the function
@@ -134,7 +137,7 @@ class Drawn(NamedTuple):
     packed_dim: int
     broadcasts: bool  # whether the function expands the tensors
     frozen: frozenset[str]  # tensors without gradients
-    unused: str  # a result without one
+    unused: str  # a result that receives no gradient
 
     @property
     def samples(self) -> tuple[int, ...]:
@@ -238,7 +241,7 @@ def device_of(leaves: dict[str, Tensor]) -> str:
 
 
 def call_of(call: Drawn, module: Any, leaves: dict[str, Tensor], **more: Any) -> list[Tensor]:
-    """The results, a list of one or two tensors."""
+    """The results, as a list of one or two tensors."""
     view = {
         name: call.layouts[name].view(
             leaf, implicit=call.broadcasts and name in ("raw", "prior_mean", "prior_raw", "mask")
@@ -266,7 +269,10 @@ def call_of(call: Drawn, module: Any, leaves: dict[str, Tensor], **more: Any) ->
 
 
 def free_bits_of(call: Drawn, leaves: dict[str, Tensor]) -> dict[str, float]:
-    """The floor: the middle of the widest gap between the elements' KLs; empty without a floor."""
+    """The argument `free_bits`: the middle of the widest gap between the elements' KLs.
+
+    The result is empty for a call without a floor, and if no gap is wide enough.
+    """
     if not call.floored:
         return {}
     unreduced = {k: v for k, v in call.options.items() if k not in ("dim", "kl_dim", "reduction")}
@@ -288,7 +294,7 @@ def free_bits_of(call: Drawn, leaves: dict[str, Tensor]) -> dict[str, float]:
 def results_of(
     call: Drawn, module: Any, leaves: dict[str, Tensor], dtype: torch.dtype, **more: Any
 ) -> dict[str, Tensor]:
-    """Values and gradients by name; all leaves but the mask and the incoming gradient have one."""
+    """Values and gradients by name. The mask, `grad_z` and frozen leaves have no gradient."""
     used = {
         k: v if k == "mask" else v.detach().to(dtype).requires_grad_(k not in call.frozen)
         for k, v in leaves.items()
@@ -298,7 +304,7 @@ def results_of(
         key, shape = make_key(call.seed, 7, device_of(leaves)), (*call.samples, *call.shape)
         if dtype == call.dtype:
             more = {**more, "key": key}
-        else:  # a key draws other noise in float64
+        else:  # in float64 the key would draw other noise
             more = {**more, "eps": vf.reference.normal(key, shape).double()}
     out = call_of(call, module, used, **more)
     names = ["z", "kl"] if len(out) == 2 else ["z" if "grad_z" in call.layouts else "kl"]
@@ -328,16 +334,18 @@ def results_of(
     return {name: v.detach() for name, v in values.items()}
 
 
-# The error of an element against float64, in units of the largest element of its tensor or of 1. In
-# 16 bits autograd rounds a gradient several times: after conversions, products and sums.
+# The largest error of an element against float64, in units of 1 or of the largest element of its
+# tensor, whichever is larger. In 16 bits autograd rounds a gradient several times, namely after
+# conversions, products and sums.
 ROUNDING = {F64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 
 
 def tolerance(call: Drawn, name: str, value: Tensor) -> float:
-    """The error of a sum of n elements is sqrt(n) times that of one: of a KL, of an expanded leaf.
+    """The largest error of a result.
 
-    Summands may cancel, so the unit of such a gradient is the largest of all its summands. The
-    summands of a KL from a sample are sums of two parts that cancel as well.
+    A KL, and the gradient of an expanded leaf, is a sum of n elements. Its error is sqrt(n) times
+    the error of an element. The summands of a gradient may cancel, so its unit is the largest of
+    all its summands. Each summand of a KL from a sample is itself a sum of two parts that cancel.
     """
     wide = value.dtype if name == "kl" else call.dtype
     parts = 4 if call.function == "sampled_kl" else 1
@@ -350,7 +358,7 @@ def is_sum(call: Drawn, name: str) -> bool:
 
 
 def _summed(call: Drawn, name: str) -> int:
-    """How many elements sum into one of this result, at most."""
+    """The largest number of elements that are summed into one element of this result."""
     every = max(1, math.prod(call.shape))
     if name == "z":
         return 1

@@ -1,4 +1,4 @@
-"""Log likelihoods and their derivatives to the last digit, by mpmath. No code is shared."""
+"""Log likelihoods and their derivatives to the last digit, by mpmath alone."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ DIGITS = 60
 
 
 def bernoulli(x: float, logit: float) -> tuple[mp.mpf, ...]:
-    """The value, and the derivative by the logit."""
+    """The value, and the derivative with respect to the logit."""
     x, logit = mp.mpf(x), mp.mpf(logit)
     value = -(1 - x) * mp.log1p(mp.exp(logit)) - x * mp.log1p(mp.exp(-logit))
     return value, x - 1 / (1 + mp.exp(-logit))
 
 
 def poisson(x: float, log_mean: float) -> tuple[mp.mpf, ...]:
-    """The value, and the derivative by the log mean."""
+    """The value, and the derivative with respect to the log mean."""
     x, log_mean = mp.mpf(x), mp.mpf(log_mean)
     return x * log_mean - mp.exp(log_mean) - mp.loggamma(x + 1), x - mp.exp(log_mean)
 
 
 def negative_binomial(x: float, mean: float, theta: float, eps: float = 0.0) -> tuple[mp.mpf, ...]:
-    """The value, and the derivatives by mean and theta."""
+    """The value, and the derivatives with respect to mean and theta."""
     x, m, theta, eps = mp.mpf(x), mp.mpf(mean), mp.mpf(theta), mp.mpf(eps)
     t, me = theta + eps, m + eps
     s = t + m
@@ -41,7 +41,7 @@ def negative_binomial(x: float, mean: float, theta: float, eps: float = 0.0) -> 
 def zero_inflated(
     x: float, mean: float, theta: float, logit: float, eps: float = 0.0
 ) -> tuple[mp.mpf, ...]:
-    """The value, and the derivatives by mean, theta and the logit."""
+    """The value, and the derivatives with respect to mean, theta and the logit."""
     value, by_mean, by_theta = negative_binomial(x, mean, theta, eps)
     inflation = 1 / (1 + mp.exp(-mp.mpf(logit)))
     if x:
@@ -53,7 +53,7 @@ def zero_inflated(
 
 
 def student_t(x: float, mean: float, log_sigma: float, df: float) -> tuple[mp.mpf, ...]:
-    """The value, and the derivatives by mean, ln sigma and df."""
+    """The value, and the derivatives with respect to mean, ln sigma and df."""
     x, m, s, n = mp.mpf(x), mp.mpf(mean), mp.mpf(log_sigma), mp.mpf(df)
     d = (x - m) * mp.exp(-s)
     growth = mp.log1p(d * d / n)
@@ -66,14 +66,14 @@ def student_t(x: float, mean: float, log_sigma: float, df: float) -> tuple[mp.mp
 
 
 def continuous_bernoulli(x: float, logit: float) -> tuple[mp.mpf, ...]:
-    """The value, and the derivative by the logit."""
+    """The value, and the derivative with respect to the logit."""
     x, logit = mp.mpf(x), mp.mpf(logit)
     value = x * logit - mp.log(mp.expm1(logit) / logit)
     return value, x - 1 / (1 - mp.exp(-logit)) + 1 / logit
 
 
 def negative_binomial_logits(x: float, logit: float, total: float) -> tuple[mp.mpf, ...]:
-    """The value, and the derivatives by the logit and total_count."""
+    """The value, and the derivatives with respect to the logit and total_count."""
     x, logit, r = mp.mpf(x), mp.mpf(logit), mp.mpf(total)
     value = -r * mp.log1p(mp.exp(logit)) - x * mp.log1p(mp.exp(-logit))
     value += mp.loggamma(x + r) - mp.loggamma(r) - mp.loggamma(x + 1)
@@ -85,7 +85,10 @@ def negative_binomial_logits(x: float, logit: float, total: float) -> tuple[mp.m
 def discretized_logistic(
     x: float, mean: float, log_scale: float, bits: int = 8
 ) -> tuple[mp.mpf, ...]:
-    """The value, and the derivatives by mean and log_scale, which is above its floor."""
+    """The value, and the derivatives with respect to mean and log_scale.
+
+    log_scale is above its floor.
+    """
     x, m, s, h = mp.mpf(x), mp.mpf(mean), mp.mpf(log_scale), mp.mpf(1) / (2**bits - 1)
     edges = [((x + side * h - m) * mp.exp(-s), side) for side in (1, -1)]
     if x < h - 1 or x > 1 - h:  # the other edge of the first and of the last value is infinite
@@ -119,9 +122,9 @@ def in_terms(got: Tensor, want: list[mp.mpf], terms: list[mp.mpf]) -> list[float
 
 
 def sweep(seed: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts 0 to 1e6, means 1e-6 to 3e3 and theta 1e-3 to 1e8, as ``dtype`` has them.
+    """Counts 0 to 1e6, means 1e-6 to 3e3 and theta 1e-3 to 1e8, rounded to ``dtype``.
 
-    A third of the counts is 0, a third is at most 16, and a third is anything. Half of the means
+    A third of the counts is 0, a third is at most 16, and a third is any count. Half of the means
     are near their counts, where the terms of a log probability cancel most.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -24,32 +24,32 @@ class LinearGaussian(NamedTuple):
     x: Tensor  # drawn from the model, (B, D)
 
     def log_evidence(self) -> Tensor:
-        """ln p(x), (B,)."""
+        """ln p(x), of shape (B,)."""
         covariance = self.weight @ self.weight.T + self.noise**2 * torch.eye(len(self.bias)).to(F64)
         return torch.distributions.MultivariateNormal(self.bias, covariance).log_prob(self.x)
 
     def posterior(self) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of p(z|x), (B, L) each."""
+        """Mean and log-variance of p(z|x), each of shape (B, L)."""
         precision = 1.0 + self.weight.square().sum(0) / self.noise**2
         mean = (self.x - self.bias) @ self.weight / self.noise**2 / precision
         return mean, (-precision.log()).expand_as(mean)
 
     def nll(self, z: Tensor) -> Tensor:
-        """-ln p(x|z) of samples (..., B, L), (..., B)."""
+        """-ln p(x|z), of shape (..., B), for samples of shape (..., B, L)."""
         likelihood = vf.likelihoods.Gaussian(sigma=self.noise)
         return vf.nll(z @ self.weight.T + self.bias, self.x, likelihood, dim=-1)
 
     def expected_nll(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        """E_q[-ln p(x|z)]: at the mean, and what the variance of q adds to the square."""
+        """E_q[-ln p(x|z)]: the value at q's mean, plus what q's variance adds to the square."""
         spread = (logvar.exp() * self.weight.square().sum(0)).sum(-1)
         return self.nll(mu) + spread / (2.0 * self.noise**2)
 
     def elbo(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        """The exact evidence lower bound, (B,)."""
+        """The exact evidence lower bound, of shape (B,)."""
         return -self.expected_nll(mu, logvar) - vf.gaussian_kl(mu, logvar, reduction="sample")
 
     def log_ratio(self, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-        """ln q(z|x) - ln p(z), (..., B)."""
+        """ln q(z|x) - ln p(z), of shape (..., B)."""
         zero = torch.zeros((), dtype=F64)
         log_q = vf.gaussian_log_prob(z, mu, logvar, dim=-1)
         return log_q - vf.gaussian_log_prob(z, zero, zero, dim=-1)
@@ -58,7 +58,7 @@ class LinearGaussian(NamedTuple):
 def linear_gaussian(
     batch: int, data: int = 5, latent: int = 3, noise: float = 0.7, seed: int = 0
 ) -> LinearGaussian:
-    """A model and data of it."""
+    """A model, and data drawn from it."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -13,7 +13,7 @@ from vae_fused import likelihoods as k
 
 
 class Case(NamedTuple):
-    """A kind and the shapes of its outputs, which broadcast to that of the call, SHAPE."""
+    """A kind and the shapes of its outputs, which broadcast to the shape of the call, SHAPE."""
 
     kind: k.Likelihood
     shapes: tuple[tuple[int, ...], ...]
@@ -80,7 +80,10 @@ class Inputs(NamedTuple):
 
 
 def make(case: Case, dtype: torch.dtype = torch.float64, *, seed: int = 0) -> Inputs:
-    """Inputs in (0.1, 0.9), which every output may be, and counts, bits or real numbers."""
+    """Outputs in (0.1, 0.9), which are valid for every kind, and a target that suits the kind.
+
+    The target consists of counts, bits or real numbers.
+    """
     outputs = [
         0.1 + 0.8 * torch.sigmoid(random(*shape, seed=seed + i))
         for i, shape in enumerate(case.shapes)

@@ -1,4 +1,6 @@
-"""Recipes of calls, one for each option and random ones, and their formulas in float64.
+"""Recipes of calls, and the formulas of these calls in float64.
+
+There is a recipe for each option, and there are random recipes with several options.
 
 A recipe is plain data: keyword arguments, and descriptions of ``prior`` and ``mask``, which are
 made for each dtype and device. The formulas share no code with the package. Like those of a
@@ -101,7 +103,10 @@ def combinations(n: int, seed: int) -> list[Recipe]:
 def tensors(
     recipe: Recipe, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0
 ) -> dict[str, Tensor]:
-    """Leaves: mu, raw, eps, and those of the prior; raw scales are positive where they must be."""
+    """The leaves: mu, raw, eps and those of the prior.
+
+    A raw scale is positive if its kind requires that.
+    """
     sample_shape = recipe.get("sample_shape", ())
     sample_shape = (sample_shape,) if isinstance(sample_shape, int) else sample_shape
     shapes = {"mu": SHAPE, "raw": SHAPE, "eps": (*sample_shape, *SHAPE)}
@@ -125,7 +130,7 @@ def mask_of(recipe: Recipe, device: str = "cpu") -> Tensor | None:
 
 
 def arguments(recipe: Recipe, leaves: dict[str, Tensor]) -> dict[str, Any]:
-    """The keyword arguments of ``vf.reparameterize_kl``, but for reduction and noise."""
+    """The keyword arguments of ``vf.reparameterize_kl``, except reduction and noise."""
     kwargs = {k: v for k, v in recipe.items() if k != "mask" and not k.startswith("prior")}
     prior = {k: leaves.get(f"prior_{k}", recipe.get(f"prior_{k}", 0.0)) for k in ("mean", "raw")}
     if any(k.startswith("prior") for k in recipe):
@@ -198,7 +203,7 @@ def formula(recipe: Recipe, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def total(kl: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
-    """The elementwise KL reduced, in torch's words; the mean over unmasked elements."""
+    """The elementwise KL, reduced by torch. A mean is over unmasked elements."""
     if reduction == "mean":
         count = kl.numel() if mask is None else mask.expand(kl.shape).sum()
         return kl.sum() / count
@@ -244,7 +249,7 @@ def log_ratio(
 
 
 def each_total(ratio: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
-    """``total`` of each sample."""
+    """The result of ``total`` for each sample."""
     lead = ratio.shape[: ratio.dim() - len(SHAPE)]
     parts = [total(part, mask, reduction) for part in ratio.reshape(-1, *SHAPE)]
     return torch.stack(parts).reshape((*lead, *parts[0].shape))

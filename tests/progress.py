@@ -1,4 +1,4 @@
-"""Lines for the files of tests that have finished, in place of a dot for each test."""
+"""Prints a line for each file of tests that has finished, in place of a dot for each test."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from conftest import random
 import vae_fused as vf
 from vae_fused.options import _NAMES, _SCOPES, KINDS
 
-MU, LOGVAR = random(4, 6, seed=1), random(4, 6, seed=2)  # parts of the names of tests
+MU, LOGVAR = random(4, 6, seed=1), random(4, 6, seed=2)  # seeded, as test names contain them
 KEY = torch.tensor([1, 2], dtype=torch.uint64)
 SUM = {"reduction": "sum", "dim": None}
 BOTH = (vf, vf.reference)
@@ -21,7 +21,7 @@ COUNT = len(_NAMES)
 
 
 def numbers(changes: dict[str, float]) -> list[float]:
-    """The operators' `options`: these values at the places of their names."""
+    """The operators' `options`: for each name its index, followed by its value."""
     names = [f"{scope}.{name}" for scope, name in zip(_SCOPES, _NAMES, strict=True)]
     if not names:
         return []
@@ -138,7 +138,7 @@ NOISE: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 def refuses(call: Callable[[], Any], error: type[Exception], message: str) -> None:
-    """The call raises, and the state of neither the default nor another generator changes."""
+    """The call raises, and the state of the default generator does not change."""
     state = torch.get_rng_state()
     with pytest.raises(error, match=message):
         call()

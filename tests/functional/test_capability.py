@@ -1,4 +1,4 @@
-"""One binary serves several instruction sets: documented effects of VAE_FUSED_CPU_CAPABILITY."""
+"""One binary serves several instruction sets, and VAE_FUSED_CPU_CAPABILITY works as documented."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ pytestmark = native
 NAMES = ["default", "avx2", "avx512"]
 HERE = NAMES[: NAMES.index(_ext.cpu_capability) + 1] if _ext.available else []
 TOP = 2**64 - 1
-# In the second, the counter's high word changes within the tensor, where no vector begins.
+# With the second key, the counter's high word changes within the tensor, at a block of noise with
+# which no vector begins.
 KEYS = [(42, 0), (7, 2**32 - 100), (3, TOP - 555)]
 N = 9001
 
@@ -49,7 +50,7 @@ torch.save(results, sys.argv[1])
 
 def run(*args: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **variables}
-    # Run here and not in the root of a checkout, whose sources would be imported.
+    # Python runs in this folder, because in the root of a checkout it would import the sources.
     return subprocess.run(
         [sys.executable, *args],
         env=environment,
@@ -77,7 +78,7 @@ def test_the_variable_forces_an_instruction_set(results):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_words_are_the_same_on_every_instruction_set(results, key):
-    """In float64 all four words of a block are visible; the C library computes the rest."""
+    """Normals in float64 show all four words of a block. The C library computes the rest."""
     want = vf.reference.normal(make_key(*key), (N,), dtype=torch.float64)
     for name, result in results.items():
         got = result["torch.float64", key]["noise"]

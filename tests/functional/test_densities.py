@@ -1,4 +1,4 @@
-"""The log density, and the KL from a sample: the forms that are linear in the log variance."""
+"""The log density and the KL from a sample, whose formulas are linear in the log variance."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_density_integrates_to_one(module, device):
 @MODULES
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sampled_kl_is_that_of_vits(dtype, module, device):
-    """VITS's losses.py: z_p, log sigmas and the prior are (B, C, T), and the mask is (B, 1, T)."""
+    """As in VITS's losses.py, z_p, log sigmas and prior are (B, C, T), and the mask (B, 1, T)."""
     raw = [random(*SHAPE, seed=i, dtype=dtype, device=device) * 0.5 for i in range(4)]
     leaves = [t.requires_grad_() for t in raw]
     z_p, logs_q, m_p, logs_p = doubles = doubled(*leaves)

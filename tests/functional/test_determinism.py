@@ -1,4 +1,4 @@
-"""Results are bitwise reproducible, and no memory or noise is kept, shared or drawn needlessly."""
+"""Results are bitwise reproducible. No memory is kept or shared, and no noise drawn, in vain."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_bits_of_strided_sums_do_not_depend_on_the_threads(dim, threads):
 
 @native
 def test_bits_of_a_list_do_not_depend_on_the_threads(threads):
-    """Tasks begin and end within tensors and at their boundaries."""
+    """Some tasks begin or end within a tensor, and some at its boundaries."""
     sizes = [5000 * k % 29_989 for k in range(1, 40)]
     mus, raws = ([random(n, seed=s + n) for n in sizes] for s in (0, 1))
     mus, raws = ([t.requires_grad_() for t in ts] for ts in (mus, raws))
@@ -276,8 +276,9 @@ def test_nothing_is_saved_without_grad(device):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("generator", [False, True])
 def test_checkpoint_redraws_the_same_noise(use_reentrant, generator, device):
-    """torch restores its default generators, but not a generator of the model. With the latter the
-    gradient follows the redrawn noise, as with torch.randn."""
+    """torch restores its default generators, but not a generator of the model. With a
+    generator of the model, backward computes the gradient for noise that it draws anew, as with
+    torch.randn."""
     x = random(6, 8, device=device).requires_grad_()
     weight = random(8, 8, seed=1, device=device).requires_grad_()
     own = torch.Generator(device).manual_seed(1) if generator else None

@@ -16,7 +16,7 @@ import vae_fused as vf
 from vae_fused import likelihoods as k
 from vae_fused import reference
 
-# Each kind, a softmax, and parameters that are broadcast.
+# Every kind, with a softmax in some cases and with broadcast parameters in others.
 KINDS = [
     "bernoulli", "gaussian", "gaussian, one scale", "laplace", "poisson", "nb", "nb, softmax",
     "zinb, softmax", "student", "continuous bernoulli", "nb of logits", "logistic",
@@ -92,7 +92,7 @@ def test_the_loss_is_its_terms(name: str, how: str, reduction: str, grad: str) -
     masks = (None, random(*shape, seed=40) > -1.0, random(shape[-1], seed=41) > -1.0)
     weights = (None, random(shape[-1], seed=42).abs())
     capacities = (None, 1.5, torch.tensor(1.5))
-    first = WAYS.index((how, reduction, grad))  # so that each kind has each pair with some way
+    first = WAYS.index((how, reduction, grad))  # rotates, so that each mask meets each capacity
     for number, mask in enumerate(masks):
         capacity = capacities[(number + first) % 3]
         weight, beta = weights[number % 2], list(SCHEDULES.values())[number % 2]
@@ -270,7 +270,7 @@ def test_hooks_see_the_gradients_and_keep_their_tensors() -> None:
 
 @native
 def test_the_buffer_is_handed_over_where_nothing_else_can_see_it() -> None:
-    """No multiplication or copy follows, for any gradient of the loss."""
+    """Backward needs neither a multiplication nor a copy, whatever the gradient of the loss is."""
     logits, target, kl = bernoulli()
     for factor in (torch.ones(()), torch.tensor(3.0)):
         want, loss = losses(logits, target, kl)

@@ -1,4 +1,4 @@
-"""No fast path ignores an option, neither an existing nor a new one."""
+"""No fast path ignores an option, whether the option exists or is new."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CALL: dict[str, Any] = {
     "free_bits": 0.5, "balance": (0.5, 0.5), "temperature": 0.5, "sample_shape": (2,),
     "estimator": "sample", "stop_q": True,
 }  # fmt: skip
-# An option that has an effect only together with another one.
+# Options that have an effect only together with another one.
 BESIDE: dict[str, dict[str, Any]] = {"stop_q": {"estimator": "sample"}}
 SCALE: dict[str, Any] = {
     "kind": "logstd", "clamp": (-0.5, 0.5), "soft_clamp": 1.0, "gain": 2.0, "shift": 0.5,
@@ -37,8 +37,9 @@ NUMBER = {
     "is_linear_form": 1.0,
     "at_sample": 1.0,
 }  # 0.5 for the others
-# Numbers that have an effect only through others: on a prior's tensors, in the linear form, as a
-# factor of the prior's raw scale, which is 0, or on a KL at its sample.
+# Numbers without an effect on the calls of this test. `to_prior` affects only the gradients of a
+# prior's tensors, `constant` only the linear form, and `stop_q` only a KL at its sample. The raw
+# scale of the prior is 0, and its sigma of 1 does not depend on `kind`, `gain` or `soft_clamp`.
 SILENT, SILENT_IN_PRIORS = {"to_prior", "constant", "stop_q"}, {"kind", "gain", "soft_clamp"}
 
 

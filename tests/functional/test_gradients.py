@@ -117,7 +117,7 @@ def test_gradcheck_of_the_single_functions(device):
 
 
 def test_gradcheck_where_the_kl_changes_formula(device):
-    """g(x) is a polynomial up to |x| = 1 and direct beyond. Value and slope have no step."""
+    """g(x) is a polynomial up to |x| = 1 and direct beyond. Neither value nor slope jumps there."""
     x = torch.tensor([-1.0, 1.0, -1 + 1e-7, 1 - 1e-7, -1 - 1e-7, 1 + 1e-7, 0.0, 64.0], dtype=F64)
     x = x.to(device).requires_grad_()
     zeros = torch.zeros_like(x).requires_grad_()
@@ -145,7 +145,7 @@ def test_create_graph_gives_the_same_gradients(dtype, device):
 
 
 def gradients_against_truth(mu, logvar, *, device, row_kl=True, seed=20):
-    """(got, want): gradients for random grad_z and grad_kl, per row or one for all."""
+    """(got, want): gradients for a random grad_z, and a random grad_kl for each row or for all."""
     eps, grad_z = (random(*mu.shape, seed=seed + i).to(mu) for i in (0, 1))
     m, x = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
     z, kl = vf.reparameterize_kl(m, x, eps=eps, reduction="sample" if row_kl else "sum")
@@ -203,7 +203,7 @@ def test_half_gradients_err_at_most_twice_as_much_as_eager(dtype, reduction, dev
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_of_the_noise_that_was_drawn(dtype, device):
-    """dz/dlogvar = 1/2 (z - mu): backward uses the key that was reserved."""
+    """Backward uses the key that forward reserved, so dz/dlogvar is 1/2 (z - mu)."""
     mu = torch.zeros(70, 65, dtype=dtype, device=device).requires_grad_()
     logvar = random(70, 65, device=device).to(dtype).requires_grad_()
     z = vf.reparameterize(mu, logvar)
@@ -376,7 +376,7 @@ def test_gradients_keep_the_layout_of_their_input(device):
 @pytest.mark.parametrize("noise", ["key", "eps", "generator"])
 @pytest.mark.parametrize("options", [{}, {"scale": "softplus", "temperature": 0.5}], ids=str)
 def test_the_mean_may_change_in_place_after_a_sample(options, noise, module, device):
-    """dz/dmu is 1 and dz/draw does not depend on mu, so backward needs no mean."""
+    """dz/dmu is 1, and the derivative of z by raw does not depend on mu. Backward needs no mean."""
     leaf = torch.ones(3, 4, device=device, requires_grad=True)
     raw = torch.zeros(3, 4, device=device, requires_grad=True)
     given = {

@@ -40,7 +40,10 @@ def oracle(nll: list[float], log_ratio: list[float], groups: int, beta: float) -
 
 
 def slopes(log_w: Tensor, groups: int, beta: float, power: int) -> Tensor:
-    """Minus the derivative by the log weights (K, B): powers of the normalized weights."""
+    """Minus the derivative of the loss with respect to the log weights (K, B).
+
+    It consists of powers of the normalized weights.
+    """
     weights = torch.cat([part.softmax(0) for part in log_w.chunk(groups)])
     return beta / len(log_w) + (1.0 - beta) * weights**power / groups
 
@@ -170,7 +173,7 @@ def test_gradients_are_powers_of_the_weights(
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 def test_gradients_far_from_zero_keep_their_digits(dtype: torch.dtype) -> None:
-    """torch.logsumexp computes its derivative from its rounded result."""
+    """torch.logsumexp loses digits, because it computes its derivative from a rounded result."""
     nll = (1e5 + torch.arange(4) / 8).to(dtype).requires_grad_()
     loss = vf.iwae_loss(nll, torch.zeros_like(nll)).loss
     (slope,) = torch.autograd.grad(loss, nll)
@@ -313,7 +316,7 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def draws_of_gradients(how: Callable[..., Gradients], draws: int = 20_000) -> Gradients:
-    """Gradients by mu, logvar and the decoder's bias, for each of many draws of 4 samples."""
+    """Gradients of mu, logvar and the decoder's bias, for each of many draws of 4 samples."""
     model = linear_gaussian(1)
     offset = torch.tensor([0.5, -0.3, 0.2], dtype=F64)
     mu, logvar = ((t + offset).expand(draws, 3).clone().requires_grad_() for t in model.posterior())
@@ -330,7 +333,7 @@ def standard(model: Any, eps: Tensor, mu: Tensor, logvar: Tensor, bias: Tensor) 
 
 
 def by_densities(model: Any, eps: Tensor, mu: Tensor, logvar: Tensor, bias: Tensor) -> Gradients:
-    """Gradients of both passes, from log densities with a detached q."""
+    """The gradients of both backward passes, from log densities with a detached q."""
     z = vf.reparameterize(mu, logvar, eps=eps, sample_shape=4)
     pair = model.nll(z), model.log_ratio(z, mu.detach(), logvar.detach())
     loss = vf.iwae_loss(*pair, gradient="doubly", reduction="sum").loss

@@ -76,7 +76,7 @@ def test_steps_have_independent_noise_which_a_counted_key_has_not():
         for shift in range(-8, 9):
             assert abs(correlation(a[8:-8], b[8 + shift : N - 8 + shift])) < bound
     shifted = [vf.normal(torch.tensor([3, step]), N) for step in range(2)]
-    assert torch.equal(shifted[0][4:], shifted[1][:-4])  # the reason for the function
+    assert torch.equal(shifted[0][4:], shifted[1][:-4])  # the overlap that `vf.key` avoids
 
 
 @pytest.mark.parametrize("module", [vf, vf.reference], ids=["compiled", "eager"])

@@ -1,5 +1,6 @@
-"""Kinds as values: they validate arguments, print, compare, hash, pickle and load. Their
-distributions are also tested.
+"""Kinds are values: they validate arguments, print, compare, hash, pickle and load.
+
+The tests also cover their distributions.
 """
 
 from __future__ import annotations

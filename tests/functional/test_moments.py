@@ -1,4 +1,4 @@
-"""Packed moments: the same results as from the halves, read in place, with one gradient."""
+"""Calls read packed moments in place, and have the results of the halves and one gradient."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conftest import AVAILABLE, BACKEND, DTYPES, REDUCTIONS, Calls, make_key, na
 import vae_fused as vf
 
 KEY = make_key(11, 3)
-# shape of h, dimension of the packing, memory format
+# The shape of h, the packed dimension, and the memory format.
 LAYOUTS = {
     "images": ((2, 6, 4, 5), 1, torch.contiguous_format),
     "channels_last": ((2, 16, 4, 6), 1, torch.channels_last),

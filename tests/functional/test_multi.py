@@ -46,7 +46,7 @@ def test_values_and_gradients(reduction, options, dtype, device):
     key = make_key(3, 5, device)
     zs, kl = vf.reparameterize_kl_multi(mus, raws, reduction=reduction, key=key, **options)
     wide = [[t.detach().double().requires_grad_() for t in ts] for ts in (mus, raws)]
-    # the noise of the float stream, in any precision
+    # The noise that a call draws in this dtype, converted to float64.
     noise = [
         {"eps": vf.reference.normal(n["key"], m.shape, dtype=torch.promote_types(
             dtype, torch.float32)).double()}

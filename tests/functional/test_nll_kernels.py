@@ -87,7 +87,7 @@ def make(
 def compared(
     kind: L.Likelihood, outputs: list[Tensor], target: Tensor, more: dict[str, Any], tol: float
 ) -> None:
-    """Value and all gradients of the kernels against those of the formulas."""
+    """Compare the value and all gradients of the kernels with those of the formulas."""
     found = []
     for function in (vf.nll, vf.reference.nll):
         leaves = [t.detach().clone().requires_grad_() for t in outputs]
@@ -138,7 +138,8 @@ def test_counts_of_any_dtype_are_the_same_counts(name: str, dtype: torch.dtype) 
     assert torch.equal(whole, other)
 
 
-# The shape of the parameters after the first. The last two are not sums along rows or columns.
+# `second` is the shape of the parameters after the first. In the last two cases the gradients are
+# sums neither along rows nor along columns.
 @pytest.mark.values
 @pytest.mark.parametrize(
     ("shape", "second"),
@@ -276,7 +277,7 @@ def test_a_scale_is_not_left_out_silently() -> None:
 @pytest.mark.parametrize("library", [-90.0, -1000.0, -INF])
 @pytest.mark.parametrize("name", ["poisson of softmax", "nb of softmax", "zinb of softmax"])
 def test_a_cell_without_counts_has_no_gradient(name: str, library: float) -> None:
-    """The logarithm of its size is minus infinity."""
+    """The logarithm of the size of such a cell is minus infinity."""
     kind, makers = KINDS[name]
     leaves = [make(torch.rand(2, 5)).requires_grad_() for make in makers]
     counts = torch.tensor([[0.0] * 5, [1.0, 2.0, 0.0, 0.0, 3.0]])
@@ -340,7 +341,7 @@ def test_the_operator_refuses_numbers_that_no_kind_has(
 def test_sums_of_a_bernoulli_keep_the_digits_of_small_values(
     dtype: torch.dtype, masked: bool, spread: float, columns: int, device: str
 ) -> None:
-    """Long rows take one logarithm for eight elements, each about 1e-13 for a confident model."""
+    """In long rows one logarithm serves eight elements. A confident model has values of 1e-13."""
     generator = torch.Generator().manual_seed(columns)
     logits = spread * torch.randn(5, columns, generator=generator, dtype=torch.float64).sign()
     logits = logits + torch.randn(5, columns, generator=generator, dtype=torch.float64)

@@ -33,7 +33,7 @@ SIZE = 1500
 INF = math.inf
 FLUSHED = mp.mpf(1e-30)  # a result may be 0 where the exact value is subnormal in float32
 
-# The largest relative error in units of rounding, 2^-24 or 2^-53.
+# The unit of rounding of each dtype, in which relative errors are bounded.
 FLOATS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 float_types = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
@@ -66,7 +66,10 @@ def bounded(errors: list[float], dtype: torch.dtype, c: float) -> None:
 
 
 def slope_terms(x: float, mean: float, theta: float) -> mp.mpf:
-    """The error scale of theta's gradient: the term magnitudes of a sum without a scale."""
+    """The sum of the magnitudes of the terms of theta's gradient.
+
+    The gradient's error is relative to this sum, because the terms may cancel.
+    """
     m, theta, count = mp.mpf(mean), mp.mpf(theta), int(x)
     s = theta + m
     terms = mp.log1p(m / theta) - m / s
@@ -122,7 +125,8 @@ def test_zero_inflation_has_all_digits(dtype: torch.dtype) -> None:
     value.sum().backward()
     expected = truth.truths(truth.zero_inflated, x, mean, theta, logit)
     bounded(truth.relative(value, expected[0]), dtype, 15.0)
-    # The probability of a 0 that is not inflated is an exponential of this sum.
+    # The probability that a 0 is not an inflated one is the exponential of a sum of these terms, so
+    # its relative error is in proportion to their magnitudes.
     lost = [1 + abs(v) + abs(p) for v, p in zip(expected[0], logit.tolist(), strict=True)]
     tail = truth.truths(lambda *p: truth.negative_binomial(*p)[:1], x, mean, theta)[0]
     lost = [a + (abs(b) if not k else 0) for a, b, k in zip(lost, tail, x.tolist(), strict=True)]
@@ -251,7 +255,7 @@ def test_a_continuous_bernoulli_has_all_digits(dtype: torch.dtype) -> None:
 
     def terms(x: float, logit: float) -> tuple[mp.mpf, ...]:
         x, size = mp.mpf(x), abs(mp.mpf(logit))
-        rest = mp.log(mp.expm1(size) / size) - size / 2  # of the series; a logarithm elsewhere
+        rest = mp.log(mp.expm1(size) / size) - size / 2  # a series below 1, a logarithm above
         weight = 1 - x if logit > 0 else x
         if size < 1:
             return size * abs(x - 0.5) + rest, abs(x - 0.5) + size / 12
@@ -407,7 +411,8 @@ def test_the_error_of_stirlings_formula_and_its_derivatives(dtype: torch.dtype) 
     (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), z)
     expected = truth.truths(exact_stirling, z.detach().double())
-    # Near 1 the closed form of the shift loses 0.08 / 1.04 of a value.
+    # Near 1 the closed form of the shift subtracts 1 from 1.04. The rounding error of 1.04 is then
+    # relative to a value of only 0.08.
     bounded(truth.relative(value, expected[0]), dtype, 32.0)
     bounded(truth.relative(slope, expected[1]), dtype, 128.0)
     bounded(truth.relative(curvature, expected[2]), dtype, 16384.0)

@@ -1,8 +1,9 @@
 """The noise is PyTorch's stateless stream, and that stream is good noise.
 
-The known answers detect errors in the words (a wrong round, a wrong constant): even seven rounds of
-Philox pass any statistic of this size. Statistics detect errors in the mapping from words to
-normals. The last test plants such errors, and the checks that the package's noise passes find them.
+The known answers detect errors in the words, such as a wrong round or a wrong constant. Statistics
+of this size cannot, because even seven rounds of Philox pass them. Statistics detect errors in the
+mapping from words to normals. The last test plants errors in the mapping, and requires that the
+statistics detect them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ KEYS = [
     (TOP, TOP),
 ]
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
-COARSE = {"cpu": 4e-6, "cuda": 1e-5}  # for 16 bits, before rounding
+COARSE = {"cpu": 4e-6, "cuda": 1e-5}  # the error of 16-bit noise before rounding
 
 # Words and normals of the first two blocks of a key, recorded from torch 2.15's stateless stream.
 GOLDEN = {
@@ -78,7 +79,7 @@ KNOWN_ANSWERS = [
 
 
 def philox_by_the_paper(counter: list[int], key: list[int]) -> list[int]:
-    """Salmon et al. 2011, section 4.3, in Python's integers and with the whole counter."""
+    """Salmon et al. 2011, section 4.3, in Python's integers, with all four words of the counter."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
         a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2
@@ -256,7 +257,8 @@ class Statistics:
     def deviations(self) -> dict[str, float]:
         """Each statistic in units of its standard deviation under the null hypothesis.
 
-        Kolmogorov's is in units of its 1e-4 quantile over 5, so one limit, 5, serves all.
+        Kolmogorov's statistic is in units of a fifth of its upper 1e-4 quantile, so that one limit,
+        5, serves all statistics.
         """
         n, root = self.n, math.sqrt(self.n)
         cdf = self.counts.cumsum(0).double() / n
@@ -286,7 +288,7 @@ def test_noise_is_standard_normal(seed, device):
     for name, deviation in statistics.deviations().items():
         assert deviation < 5, name
     assert statistics.extreme <= math.sqrt(66 * math.log(2))
-    assert statistics.extreme > 5.2 or DRAWS < 2**26  # 13 are expected beyond
+    assert statistics.extreme > 5.2 or DRAWS < 2**26  # 13 normals are expected beyond 5.2
 
 
 @native
@@ -299,7 +301,7 @@ def test_double_precision_noise_is_standard_normal(device):
 
 
 def test_keys_are_independent_of_each_other(device):
-    """Neighbouring seeds, seeds that differ in one bit, and later offsets of the same seed."""
+    """The keys have neighbouring seeds, seeds that differ in one bit, or offsets of one seed."""
     n = 2**18
     keys = [(0, 0), (1, 0), (2, 0), (2**31, 0), (2**32, 0), (2**63, 0), (0, n), (0, 2**32), (1, n)]
     drawn = torch.stack([normal(make_key(*key, device=device), (n,)) for key in keys])
@@ -311,7 +313,7 @@ def test_keys_are_independent_of_each_other(device):
 def mutant(w: Tensor, what: str) -> Tensor:
     """The reference mapping with one subtle mistake."""
     u = w.float() * 2.0**-32 + 2.0**-33
-    if what == "coarse radius":  # 10 bits end at 3.9; 16 at 4.9, short of the extreme above
+    if what == "coarse radius":  # 10 bits reach 3.9 and 16 bits 4.9, both below 5.2
         u[:, ::2] = (w[:, ::2] >> 22).float() * 2.0**-10 + 2.0**-11
     elif what == "shared radius":
         u[:, 2] = u[:, 0]

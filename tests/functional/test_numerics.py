@@ -29,7 +29,8 @@ INF, NAN = math.inf, math.nan
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 HALF = (torch.bfloat16, torch.float16)
 
-# Relative error of an element's KL. fp32: the documented bound. fp64: a few roundings.
+# The largest relative error of an element's KL: the documented bound in float32, and a few
+# roundings in float64.
 KL_TOLERANCE = {torch.float32: 1e-6, torch.float64: 4e-15}
 
 
@@ -63,7 +64,7 @@ def test_kl_is_never_negative(dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kl_is_never_negative_near_posterior_collapse(dtype, device):
-    """Here e^x - 1 - x, evaluated directly, is only rounding error, of either sign."""
+    """Evaluated directly, e^x - 1 - x is nothing but a rounding error of either sign here."""
     x = 10.0 ** torch.linspace(-12, 0, 2**17, dtype=torch.float64)
     logvar = torch.cat([x, -x]).to(dtype).to(device)
     mu = torch.zeros_like(logvar)
@@ -127,7 +128,7 @@ def results(function, mu, logvar, grad_z, grad_kl) -> Results:
 
 
 def wide(t: Tensor) -> np.ndarray:
-    """More digits than float64 has, if the platform has such a type."""
+    """Convert to a type with more digits than float64, if the platform has one."""
     return t.cpu().double().numpy().astype(np.longdouble)
 
 
@@ -157,7 +158,7 @@ REGIMES = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
-    """The maximum and the mean error in each of 16 ranges of logvar, with given noise."""
+    """Compares the maximum and the mean error in each of 16 ranges of logvar, with given noise."""
     low, high, spread = REGIMES[regime]
     if dtype == torch.float16 and low >= 10:
         pytest.skip("e^logvar is beyond float16, and so eager is")
@@ -186,7 +187,7 @@ def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
 @native
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_nothing_jumps_where_the_ordinary_range_ends(sign, device):
-    """From |logvar| = 87 on sigma is e^(x/2). Below, it is the root of e^x."""
+    """For |x| >= 87, sigma is computed as e^(x/2), and below as the square root of e^x."""
     logvar = sign * torch.linspace(86.9, 87.1, 4001, device=device)
     zeros = torch.zeros_like(logvar)
     sigma = vf.reparameterize(zeros, logvar, eps=torch.ones_like(logvar))
@@ -196,7 +197,7 @@ def test_nothing_jumps_where_the_ordinary_range_ends(sign, device):
 
 @native
 def test_kl_error_beyond_one_is_within_three_roundings(device):
-    """Holds for each element: sigma^2 is not the square of a rounded sigma."""
+    """This holds for each element, because sigma^2 is not the square of a rounded sigma."""
     logvar = torch.linspace(1, 80, 2**17, device=device)
     zeros = torch.zeros_like(logvar)
     assert relative(elementwise(zeros, logvar), exact_kl(zeros, logvar)) < 3.5e-7
@@ -237,7 +238,7 @@ def test_long_rows_and_columns_are_exact(dim, device):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_inputs_lose_nothing_in_the_kl(dtype, device):
-    """16-bit inputs and float32 results: as accurate as for float32 inputs, and no overflow.
+    """Results for 16-bit inputs are float32, as accurate as for float32 inputs, without overflow.
 
     For 16-bit inputs CUDA uses the hardware's exponential, with an error of 3e-6.
     """
@@ -320,7 +321,7 @@ def test_extreme_samples_are_those_of_eager(dtype, device):
     z = vf.reparameterize(mu, logvar, eps=eps)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     want = eager(mu.to(wide), logvar.to(wide), eps.to(wide))[0].to(dtype)
-    finite = want.isfinite() & z.isfinite()  # in 16 bits, one may be inf
+    finite = want.isfinite() & z.isfinite()  # in 16 bits one of both may be inf
     size = mu.to(wide).abs() + (want.to(wide) - mu.to(wide)).abs()  # of the terms, which may cancel
     error = (z.to(wide) - want.to(wide)).abs()[finite]
     assert bool((error <= max(4e-7, torch.finfo(dtype).eps) * size[finite]).all())

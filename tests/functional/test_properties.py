@@ -66,7 +66,7 @@ def test_compiled_reference_and_float64_agree(call, device):
 @settings(DETERMINISTIC, max_examples=60)
 @given(call=calls(dtypes=(F64,)))
 def test_finite_differences(call, device):
-    """Tests calls with few elements, without the terms that are no derivative of the value."""
+    """Tests calls with few elements, without options whose gradient is not that of the value."""
     options = {k: v for k, v in call.options.items() if k not in ("balance", "stop_q")}
     call = call._replace(options=options)
     if not 0 < math.prod(call.shape) <= 40 or math.prod(call.samples) > 2:
@@ -82,7 +82,7 @@ def test_finite_differences(call, device):
     def results(*values):
         return drawn.call_of(call, vf, {**dict(zip(names, values, strict=True)), **fixed}, **more)
 
-    # gradcheck accepts nothing else, and the mean of no elements is NaN.
+    # gradcheck accepts only results that require a gradient, and the mean of no elements is NaN.
     smooth = [i for i, out in enumerate(results(*inputs)) if out.requires_grad]
     if not smooth or any(out.isnan().any() for out in results(*inputs)):
         return
@@ -117,7 +117,7 @@ ABSOLUTE = {"soft clamp": 1e-5}
 def assert_right_where_finite(
     name: str, got: torch.Tensor, truth: torch.Tensor, atol: float
 ) -> None:
-    """No NaN, and the true value wherever float16 can represent it."""
+    """The result has no NaN, and the true value wherever float16 can represent it."""
     assert not got.isnan().any(), f"{name}: {int(got.isnan().sum())} NaN"
     finite = truth.abs() <= torch.finfo(torch.float16).max / 1.001
     torch.testing.assert_close(

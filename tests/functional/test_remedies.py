@@ -80,7 +80,7 @@ def test_a_variable_of_keras(monkeypatch: pytest.MonkeyPatch) -> None:
     keras = pytest.importorskip("keras")
     assert keras.backend.backend() == "torch"
     mu, raw = (keras.Variable(t.detach()) for t in (MU, RAW))
-    kl = vf.gaussian_kl(mu, raw, reduction="sum")  # it overrides the call, and passes its value
+    kl = vf.gaussian_kl(mu, raw, reduction="sum")  # a Variable overrides the call to pass its value
     assert torch.equal(kl, vf.gaussian_kl(mu.value, raw.value, reduction="sum"))
     want = 0.5 * (MU**2 + RAW.exp() - 1.0 - RAW).sum()
     torch.testing.assert_close(kl.cpu(), want)

@@ -101,7 +101,7 @@ def test_a_floor_absorbs_what_a_clamp_rounds_below_zero(gain, device):
 def test_the_gradients_of_a_variance_of_zero_are_those_of_its_floor(
     floor, shift, dtype, module, device
 ):
-    """As after a ReLU: sigma = sqrt(variance + v)."""
+    """A variance may be 0 after a ReLU. sigma is sqrt(variance + v), where v is the floor."""
     raw = torch.tensor([0.0, 2**-20, 0.25, 1.0], dtype=dtype, device=device) - shift
     raw.requires_grad_()
     scale = vf.Scale("var", shift=shift, var_floor=floor)
@@ -148,14 +148,14 @@ def test_a_clamp_passes_the_gradient_at_its_bounds_and_none_outside(device):
 
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_the_gradient_of_a_soft_clamp_does_not_cancel(create_graph, device):
-    """In float32, 1 - tanh^2 has no correct digit from 9 bounds on, where sech^2 is 6e-8."""
+    """In float32, 1 - tanh^2 has no correct digit at 9 times the bound, where sech^2 is 6e-8."""
     x = torch.linspace(-14.0, 14.0, 29, device=device, requires_grad=True)
     z = vf.reparameterize(2 * x, torch.zeros_like(x), mu_soft_clamp=2.0, eps=torch.zeros_like(x))
     (grad,) = torch.autograd.grad(z.sum(), x, create_graph=create_graph)
     assert relative(grad.detach(), 2 / torch.cosh(x.detach().double()) ** 2) < 2e-5
 
 
-FAR = {  # raw scales of q whose sigma leaves the range of float32, where ln sigma^2 does not
+FAR = {  # raw scales of q for which sigma leaves the range of float32, but ln sigma^2 does not
     "logvar": (-200.0, -176.0, 178.0, 200.0),
     "logstd": (-100.0, -88.0, 89.0, 100.0),
     "softplus": (-200.0, -104.0, -88.0),
@@ -167,7 +167,7 @@ FAR = {  # raw scales of q whose sigma leaves the range of float32, where ln sig
 @pytest.mark.parametrize("module", [vf, vf.reference])
 @pytest.mark.parametrize("kind", FAR, ids=str)
 def test_sigma_and_tau_may_leave_the_range_of_float32(kind, module, device):
-    """Their quotient stays in range. mu is the prior's mean, or many sigmas away from it."""
+    """Their quotient stays in range. mu is the prior's mean."""
     near = torch.tensor([-3.0, -0.5, 0.0, 1e-3, 2.0])
     raw = torch.tensor(FAR[kind]).repeat_interleave(len(near))
     raws = {"raw": raw, "prior": (raw + near.repeat(len(FAR[kind])))}
@@ -246,7 +246,10 @@ def test_a_floor_of_the_variance_does_not_square_a_large_sigma(module, device):
 @pytest.mark.parametrize("module", [vf, vf.reference])
 @pytest.mark.parametrize("kind", ["std", "var"])
 def test_a_least_sigma_passes_the_gradient_at_equality_and_none_below(kind, module, device):
-    """A variance of 0 passes no infinite gradient. sigma and its logarithm are at the minimum."""
+    """Below the minimum, sigma and its logarithm have the values of the minimum.
+
+    A variance of 0 therefore passes no infinite gradient.
+    """
     sigma = torch.tensor([0.0, 0.5, 1.0, 2.0], device=device)
     raw = (sigma if kind == "std" else sigma**2).requires_grad_()
     z, kl = module.reparameterize_kl(
@@ -291,7 +294,10 @@ def test_a_least_sigma_has_derivatives_of_two_orders(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("bounds", [(-2.0, 1.0), (-30.0, 20.0), (None, 3.0), (-4.0, None)])
 def test_the_gradient_ends_where_the_clamp_does(bounds, dtype, device):
-    """The points are just beyond a bound. A clamp that is wrong by 1 % would pass the gradient."""
+    """Some points are just beyond a bound.
+
+    There a clamp whose bound is wrong by 1 % would pass the gradient.
+    """
     ends = [bound for bound in bounds if bound is not None]
     values = [end + step for end in ends for step in (-0.005, 0.0, 0.005)]
     raw = torch.tensor(values, dtype=dtype, device=device, requires_grad=True)

@@ -29,7 +29,7 @@ import vae_fused as vf
 
 KEY = (2**40 + 3, 2**33 + 1)
 ROWS = (1, 2, 3, 20, 255, 256, 257, 1000)
-COLS = (1, 2, 3, 20, 2047, 2048, 2049, 5000)  # about the tile of 2048 elements
+COLS = (1, 2, 3, 20, 2047, 2048, 2049, 5000)  # below, at and above the tile of 2048 elements
 
 # Noise is accurate to 2e-6 absolute; other errors are roundings.
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-12, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -117,14 +117,14 @@ def test_rows_by_columns_in_every_dtype(rows, cols, dtype, device):
 @pytest.mark.parametrize("cols", [1, 3, 20, 257])
 @pytest.mark.parametrize("rows", [1, 2, 255, 2047, 2048, 2049, 5000])
 def test_sums_down_the_columns(rows, cols, device):
-    """dim=0: neighbours in memory belong to different sums."""
+    """With dim=0, neighbours in memory belong to different sums."""
     check(cut((rows, cols), 0, device=device), cut((rows, cols), 1, device=device), dim=0)
 
 
 @pytest.mark.values
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 255, 257])
 def test_vector_tails(n, device):
-    """Ends at every position of a vector and of a block of noise, aligned and unaligned."""
+    """Aligned and unaligned tensors end at every position of a vector and of a block of noise."""
     for first in (0, 1, 3):
         mu, logvar = cut((n + first,), 0, device=device), cut((n + first,), 1, device=device)
         check(mu[first:], logvar[first:], reduction="sum")
@@ -183,7 +183,7 @@ def test_long_strided_views(layout, reduction, device):
 
 @pytest.mark.parametrize("dims", [20, 40, 64])
 def test_many_dimensions(dims, device):
-    """Neighbouring dimensions merge, so only alternation costs time."""
+    """Neighbouring dimensions merge. Only those that cannot merge cost time."""
     shape = [1] * dims
     for d in (0, 3, 8, 9, 10, 17, 18, 19):
         shape[d] = 2 + d % 2
@@ -193,7 +193,7 @@ def test_many_dimensions(dims, device):
 
 
 def test_views_of_more_than_16_unmergeable_dims(device):
-    """The kernels do not support so many dimensions, so the call makes them contiguous."""
+    """The kernels do not support so many dimensions, so the call makes the views contiguous."""
     shape = (2,) * 12 + (1,) * 12
     order = tuple(reversed(range(12))) + tuple(range(12, 24))
     mu = cut((2,) * 18, 0, device=device)

@@ -116,7 +116,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
-# Short rows, one column, rows of several parts, batch dimensions around others.
+# Short rows, one column, rows of several parts, and batch dimensions around another dimension.
 @pytest.mark.parametrize(
     ("shape", "dim"),
     [((700, 20), 0), ((30_000, 1), 0), ((9, 3000), 0), ((6, 8, 5, 4), (0, 2, 3)), ((1, 33), 0)],

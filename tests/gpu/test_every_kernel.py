@@ -1,7 +1,7 @@
-"""Every kernel on small odd shapes, quickly enough for compute-sanitizer, and on large ones.
+"""Tests every kernel on large shapes, and on small odd ones that suit compute-sanitizer's speed.
 
 Inputs are made on the CPU and copied, so that only kernels of this library run on the device.
-compute-sanitizer's initcheck sees copies, whatever kernels it watches.
+compute-sanitizer's initcheck always sees copies, even if it watches only some kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = ["pytestmark"]  # skips these tests without a GPU, as in test_streams
 
 Call = Callable[[], Sequence[Tensor]]
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
-# Relative to the greatest magnitude: both devices round in the same arithmetic, then to the dtype.
+# The largest error relative to the greatest magnitude. Both devices compute in the same arithmetic,
+# and then round to the dtype.
 TOLERANCE = {F64: 1e-10, F32: 1e-5, F16: 4e-3, BF16: 3e-2}
 
 
@@ -183,7 +184,7 @@ CASES = LATENTS | FAMILIES
 
 
 def step(call: Call, given: Inputs) -> list[Tensor]:
-    """The results of a call and, unless it has no gradients, those of its inputs."""
+    """The results of a call, followed by the gradients of its inputs if it has any."""
     outputs = list(call())
     if not given.leaves:
         return outputs
@@ -260,7 +261,7 @@ def test_large_shapes_of_other_dtypes_are_exact(layout: str, dtype: torch.dtype)
 
 
 def check_large(layout: str, dtype: torch.dtype) -> None:
-    """2^24 elements, so many that a block has several tiles."""
+    """2^24 elements, so many that a thread block has several tiles."""
     wide = torch.randn(2**13, 8, 32, 16, dtype=dtype, device=DEVICE)
     if "last" in layout:
         wide = wide.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The kernels of likelihoods on a GPU: what the CPU computes, in as many launches as promised."""
+"""On a GPU, likelihoods have the results of the CPU, and take as many launches as promised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import vae_fused as vf
 __all__ = ["pytestmark"]  # skips these tests without a GPU, as in test_streams
 
 SHAPES = [(4, 6), (33, 257), (5, 4100)]
-# Relative to the greatest magnitude: both devices round in the same arithmetic, then to the dtype.
+# The largest error relative to the greatest magnitude. Both devices compute in the same arithmetic,
+# and then round to the dtype.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -29,7 +30,7 @@ def resized(case: Case, shape: tuple[int, int]) -> Case:
 
 
 def made(case: Case, dtype: torch.dtype) -> Inputs:
-    """Inputs whose sums over 4100 columns float16 can represent."""
+    """Inputs whose sums over 4100 columns are within the range of float16."""
     inputs = make(case, dtype)
     return inputs._replace(target=inputs.target.clamp(max=8))
 
@@ -112,7 +113,8 @@ def test_repeated_losses_have_the_same_bits(name: str) -> None:
         assert_same_bits(step(case, inputs), first)
 
 
-# Forward and backward: a softmax is a launch of its own in each, and so is the end of theta's sum.
+# The launches of forward and of backward. A softmax takes one more launch in each, and the end of
+# theta's sum takes one more in backward.
 @pytest.mark.parametrize(
     ("name", "forward", "backward"), [("bernoulli", 1, 1), ("zinb", 1, 2), ("nb, softmax", 2, 3)]
 )

@@ -1,4 +1,4 @@
-"""Memory on a GPU: what is allocated and kept, scarce and used memory, more than 2^31 elements."""
+"""Memory on a GPU: what calls allocate and keep, scarce and used memory, over 2^31 elements."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ def limit(room):
 
 
 def test_a_step_fits_where_its_results_fit():
-    """Room for z, two gradients and small change. Another call fails and draws nothing."""
+    """The limit leaves room for z, two gradients and 16 MiB.
+
+    A further call therefore fails, and it draws no noise.
+    """
     tensor = 64 * MIB
     case, key = Case((2048, tensor // 4 // 2048), "sum"), key_of(1)
     want = [t.double().sum() for t in case.step(key=key)]
@@ -111,7 +114,7 @@ def needs(gigabytes):
 
 
 def large(rows, cols):
-    """A posterior in bfloat16; values of a generator, made in place."""
+    """A posterior in bfloat16, into which a generator writes its values in place."""
     generator = torch.Generator(DEVICE).manual_seed(0)
     return [
         torch.empty(rows, cols, dtype=torch.bfloat16, device=DEVICE)

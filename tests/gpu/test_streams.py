@@ -1,7 +1,7 @@
 """Streams, threads, devices and graphs, which only a GPU has.
 
-The rest of the suite runs on the GPU, too, through its `device` fixture. Rows longer than a tile
-(2048 elements) are in every test here: their blocks share a ticket.
+The rest of the suite runs on the GPU, too, through its `device` fixture. Every test here has rows
+longer than a tile (2048 elements), because the thread blocks of such a row share a ticket.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def layout(name, shape, seed, dtype=torch.float32):
 
 
 class Case:
-    """The inputs of a training step, gradients included: the step itself launches nothing else."""
+    """The inputs of a training step, including the gradients of its outputs.
+
+    A step therefore launches only its forward and its backward.
+    """
 
     def __init__(self, shape, reduction="sample", *, strides="contiguous", seed=0, **kwargs):
         self.reduction = reduction
@@ -63,7 +66,7 @@ class Case:
         return z.detach(), kl.detach(), *self.backward(z, kl)
 
     def step_and_key(self):
-        """The key is that of the default generator, which only the operator returns."""
+        """A step with the default generator, and its key, which only the operator returns."""
         z, kl, key = torch.ops.vae_fused.reparameterize_kl.generator(
             self.mu, self.logvar, generator=None, reduction=self.reduction, dim=None
         )
@@ -181,7 +184,7 @@ def test_a_second_gpu_gives_the_same_while_the_first_is_current():
 
 
 def capture(function, graph=None):
-    """The graph of a call, and what it returns: replays write to the same tensors."""
+    """The graph of a call, and the results of the call, to which replays write."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -305,7 +308,7 @@ def test_branches_of_a_graph_do_not_disturb_each_other():
 
 
 def test_reduce_overhead_draws_fresh_noise_and_its_backward_follows():
-    """torch.compile's own use of CUDA graphs."""
+    """In this mode torch.compile itself uses CUDA graphs."""
     pytest.importorskip("triton")
     mu, logvar = posterior((64, 3000), device=DEVICE, requires_grad=True)
     grad_z = random(64, 3000, seed=5, device=DEVICE)

@@ -30,7 +30,7 @@ F64 = torch.float64
 
 @pytest.fixture(autouse=True)
 def validated() -> Iterator[None]:
-    """torch's default, which torch.compile disables for the whole process."""
+    """Enable torch's default validation, which torch.compile disables for the whole process."""
     before = Distribution._validate_args
     Distribution.set_default_validate_args(True)
     yield
@@ -323,7 +323,7 @@ def test_the_keywords_of_torch_raise_with_the_remedy(names: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("scale", ["logvar", "std", "softplus", vf.Scale("std", std_floor=0.1)])
 def test_a_sigma_is_no_log_variance(scale: Any) -> None:
-    """`type(q)(q.loc, q.scale)`, which copies a Normal."""
+    """`type(q)(q.loc, q.scale)` copies a Normal, but raises for a DiagonalGaussian."""
     raw = random(3, 4, seed=1).abs()
     q = vf.DiagonalGaussian(random(3, 4), raw, scale=scale)
     want = Theirs(q.loc, q.scale)
@@ -332,7 +332,7 @@ def test_a_sigma_is_no_log_variance(scale: Any) -> None:
             type(q)(q.loc, sigma)
     copied = type(q).from_std(q.loc, q.scale)
     torch.testing.assert_close(copied.log_prob(q.loc), want.log_prob(q.loc))
-    # Neither the raw scale nor memory that was overwritten since is a sigma.
+    # The raw scale, and a sigma whose memory has been overwritten, are not taken for a sigma.
     type(q)(q.loc, q.raw)
     type(q)(q.loc, q.scale.log_().mul_(2.0))
     type(q)(q.loc, 2.0 * q.scale.log())

@@ -34,7 +34,7 @@ class Model(nn.Module):
 
 
 def gradients_are_exact(model: Model):
-    """Whether the module's current parameters receive the gradient of the exact KL."""
+    """Require that the module's current parameters receive the gradient of the exact KL."""
     model.zero_grad()
     loss = model()
     loss.backward()
@@ -47,7 +47,7 @@ def gradients_are_exact(model: Model):
 
 
 def drawn(model: Model) -> Model:
-    """The model with other values of its parameters."""
+    """The model, whose parameters have received random values."""
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
             parameter.copy_(random(3, seed=i))

@@ -105,7 +105,10 @@ def test_elbo_is_likelihood_plus_weighted_kl(name, shape):
 
 
 def test_elbo_bounds_the_evidence_of_a_model_that_has_one():
-    """z ~ N(0, 1), x | z ~ N(z, 1): ln p(x) = ln N(x; 0, 2), attained by q = N(x/2, 1/2)."""
+    """The model is z ~ N(0, 1) and x | z ~ N(z, 1), so ln p(x) = ln N(x; 0, 2).
+
+    The bound attains this evidence for q = N(x/2, 1/2).
+    """
     x = random(2000, 1, dtype=F64)
     evidence = Normal(0.0, math.sqrt(2.0)).log_prob(x).mean()
     for shift, tight in ((0.0, True), (0.5, False)):

@@ -1,1 +1,1 @@
-"""Judges the tests: every formula is made wrong, and a test has to fail."""
+"""Judges the tests: it makes each formula wrong, and a test has to fail."""

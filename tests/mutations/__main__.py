@@ -8,7 +8,7 @@ The program copies the tree, rewrites the formulas of the copy (mutants.py) and 
 the CPU extension, the package without an extension, and the native test module. It runs the tests
 without a mutant, and records which formulas each test evaluates and how long it takes. For each
 mutant it then runs the tests that evaluate it until one fails. Tests that have caught other mutants
-of the same file run first, then the fastest. A process that has collected the tests once forks for
+of the same file run first, then the fastest. One process collects the tests, and then forks for
 each run. torch and the requirements of the tests must be installed. `--folder` keeps the copy and
 the results. A second run with the same folder copies the current tests and runs the mutants that
 no test has caught.
@@ -37,8 +37,8 @@ from typing import Any
 from .mutants import Site, rewrite
 
 ROOT = Path(__file__).resolve().parents[2]
-# By name: the imported package, and the tests that check values. The tests of the mathematics do
-# not need the package, and evaluate most formulas of csrc/math.
+# `SUITES` has, by name, the build of the package to import and the tests that check values. The
+# tests of the mathematics do not need the package, and evaluate most formulas of csrc/math.
 MATH_TESTS = [f"tests/native/test_{name}.py" for name in (
     "math", "scale", "likelihood_math", "family", "kernels",
 )]  # fmt: skip
@@ -126,7 +126,7 @@ def reason_of(site: Site) -> str:
 
 
 class Runs:
-    """A pytest plugin that runs, for each mutant in a fork, the collected tests that reach it."""
+    """A pytest plugin that forks for each mutant, and runs the collected tests that reach it."""
 
     def __init__(self, suite: str, sites: list[Site], chosen: list[int], limit: float) -> None:
         self.suite, self.sites, self.chosen, self.limit = suite, sites, chosen, limit
@@ -174,7 +174,7 @@ class Runs:
         return True
 
     def run(self, mutant: int, names: list[str], limit: float) -> Any:
-        """The result of :meth:`in_child` from a fork, or the reason why the fork did not end."""
+        """The result of :meth:`in_child` from a fork, or the reason why the fork gave none."""
         answer = self.folder / "answer.json"
         answer.unlink(missing_ok=True)
         child = os.fork()
@@ -192,7 +192,7 @@ class Runs:
         return json.loads(answer.read_text()) if answer.exists() else f"status {done[1]}"
 
     def in_child(self, mutant: int, names: list[str]) -> Any:
-        """The first failing test, or the formulas that each test reaches and its seconds."""
+        """The first failing test, or the seconds of each test and the formulas that it reaches."""
         os.environ["VAE_FUSED_MUTANT"] = str(mutant)
         sys.modules["vae_fused._mutant"].SELECTED = mutant
         self.libraries = [ctypes.CDLL(path) for path in self.mapped()]
@@ -293,7 +293,10 @@ def prepared(copy: Path) -> list[Site]:
 
 
 def variables_of(suite: str) -> dict[str, str]:
-    """The environment of a suite, whose tests look for a build by the same compiler."""
+    """The environment in which a suite is built and runs.
+
+    The tests look for a build by the same compiler.
+    """
     package, compiler = SUITES[suite][0], os.environ.get("CXX", "g++")
     native = {"CXX": f"{compiler} -DVAE_FUSED_FLOAT_LIKELIHOODS"} if suite == "native" else {}
     baseline = {"VAE_FUSED_BUILD": package, "CFLAGS": "-DVAE_FUSED_CPU_BASELINE"}
@@ -328,7 +331,7 @@ def report(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
 
 
 def summary(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
-    """Their number by file, the undetectable ones, and those that no test caught."""
+    """The number of mutants by file, the undetectable ones, and those that no test caught."""
     totals: dict[str, Counter[str]] = {}
     others: dict[str, list[str]] = {}
     for number, site in enumerate(sites, 1):

@@ -30,7 +30,7 @@ Make = Callable[..., ModuleType]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Import a copy of `_ext` with a given `_C` and record of the build, as another package."""
+    """Import a copy of `_ext` as another package, with a given `_C` and a given build record."""
     monkeypatch.delenv("VAE_FUSED_BACKEND", raising=False)
     monkeypatch.delenv("VAE_FUSED_STRICT", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -189,7 +189,7 @@ def test_use_native_traces_without_a_graph_break(make: Make, compiled: str | Non
 
     @torch.compile(backend="eager", fullgraph=True)
     def traced(x: torch.Tensor) -> torch.Tensor:
-        cuda = ext.use_native("cuda")  # declines; the warning must not break the graph
+        cuda = ext.use_native("cuda")  # declines, with a warning that must not break the graph
         return x + 1 if ext.use_native(x.device.type) and not cuda else x - 1
 
     assert traced(torch.zeros(())).item() == (1 if compiled else -1)

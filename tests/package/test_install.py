@@ -21,7 +21,7 @@ GIT = {"vcs": "git", "commit_id": COMMIT, "requested_revision": "main"}
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of installed packages, and the only one that is searched for metadata."""
+    """A folder of installed packages, which is the only folder that is searched for metadata."""
     site = tmp_path / "site"
     (site / "vae_fused").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(site)])

@@ -54,7 +54,7 @@ MAY_INCLUDE_OF_FAMILY = {
 STANDARD = re.compile(r"^(c?[a-z_]+)$")  # <cmath>, <vector>: no slash, no suffix
 
 # The modules of the package, and of torch besides `torch` itself, that each Python module may
-# import. __init__ collects the public names and env.py is the diagnosis: both are listed first.
+# import. The two entrances are not here: __init__ collects the public names, and env.py diagnoses.
 MAY_IMPORT = {
     "_remedies": [],
     "_numbers": ["_remedies"],
@@ -324,7 +324,7 @@ def test_the_table_in_the_design_document_is_this_one() -> None:
 
 
 def imports(path: Path) -> list[str]:
-    """Modules of torch, and those of the package without its name."""
+    """The imported modules of torch and of the package, the latter without the package's name."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -61,8 +61,9 @@ def require(floors: Mapping[str, float], measure: Callable[[], Mapping[str, floa
 
 # --- latents -------------------------------------------------------------------------------------
 
-# Half of the ratio measured with AVX-512, two thirds of AVX2's, and more for the smallest cases, in
-# which calls dominate. A floor below 1 still detects the loss of a fast path.
+# A floor is half of the ratio measured with AVX-512, and two thirds of the ratio with AVX2. It is
+# higher for the smallest cases, in which the overhead of calls dominates. A floor below 1 still
+# detects the loss of a fast path.
 FLOORS = {
     Latent("plain", (128, 20)): 1.2,
     Latent("plain", (512, 512)): 1.6,
@@ -112,7 +113,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], float]] = {
 
 
 def lead(make: Callable[[], Calls]) -> dict[str, float]:
-    """The ratio of their time to ours. One call is too short for the clock."""
+    """The ratio of their time to ours. A step has 50 calls, as one is too short for the clock."""
     steps = {
         name: repeated(call, 50) for name, call in zip(("ours", "theirs"), make(), strict=True)
     }
@@ -177,7 +178,7 @@ def scvi_latent() -> Calls:
     )
 
 
-# The least time of theirs, in multiples of ours.
+# The contenders, and the least time that theirs may take, in multiples of our time.
 CONTESTS: dict[str, tuple[Callable[[], Calls], float]] = {
     "KL of distributions": (kl_of_distributions, 1.0),
     "KL of new distributions": (kl_of_new_distributions, 1.0),
@@ -195,7 +196,7 @@ def test_a_small_call_keeps_its_lead(name: str) -> None:
 
 # --- likelihoods and whole steps -----------------------------------------------------------------
 
-# Others are noisy, or their compiled contender takes half a minute to start.
+# Other likelihoods have noisy times, or a compiled contender that takes half a minute to start.
 LOSSES = [c for c in losses.CASES if c.name.split()[0] in ("bernoulli", "gaussian", "laplace")]
 LOSSES += [c for c in losses.CASES if c.name == "poisson 1M"]
 
@@ -211,9 +212,10 @@ def test_a_likelihood_keeps_its_lead(case: Case) -> None:
     require({name: ratio / 2 for name, ratio in case.targets.items()}, measure)
 
 
-# Whole steps, and their latent and loss alone with the step's shapes: the ratio of the package's
-# processor time to this library's. A floor is at most two thirds of the measured ratio, or 0.9 if
-# the ratio was below 1.4. The latter only ensures that nothing is lost.
+# Floors for whole steps, and for the latent and the loss alone with the step's shapes. The ratio is
+# the package's processor time divided by this library's. A floor is at most two thirds of the
+# measured ratio, or 0.9 if that ratio was below 1.4. A floor of 0.9 only ensures that nothing is
+# lost.
 STEPS = {
     "pytorch-example": {"step": 0.9, "latent": 1.2, "loss": 1.5},
     "pyro": {"step": 0.9, "latent": 0.9, "loss": 1.5},

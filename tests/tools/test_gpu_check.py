@@ -25,7 +25,7 @@ from tools.gpu_check.__main__ import RESERVE, ROOT, run
 from tools.gpu_check.report import FAIL, NOT_RUN, PASS, overall
 from tools.gpu_check.steps import STEPS, Step, judge
 
-SLEEP = f"sleep 86399.{os.getpid()}"  # seconds, by which the processes are found
+SLEEP = f"sleep 86399.{os.getpid()}"  # the tests find processes by these seconds
 
 
 def sleeping() -> bool:
@@ -42,7 +42,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 @pytest.fixture(autouse=True)
 def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Put programs before those of the machine, first of all an nvidia-smi. Each logs its calls."""
+    """Put programs on the path before those of the machine. Each logs its calls.
+
+    The first is an nvidia-smi.
+    """
 
     def install(name: str, code: str) -> None:
         path = tmp_path / "bin" / name
@@ -105,8 +108,8 @@ def test_what_was_not_run_is_not_a_pass() -> None:
 
 @pytest.mark.parametrize(
     ("status", "verdict"),
-    # pytest has 0 and 1, 2 if it is interrupted, 4 for bad arguments, 5 without tests. A shell has
-    # 127 without the program.
+    # pytest exits with 0 or 1, with 2 if it is interrupted, with 4 for bad arguments, and with 5
+    # without tests. A shell exits with 127 if it does not find the program.
     [
         (0, PASS),
         (1, FAIL),
@@ -237,7 +240,7 @@ def test_nothing_passes_without_the_first_step(machine: Machine) -> None:
 
 
 def test_a_step_that_hangs_costs_only_itself(machine: Machine) -> None:
-    """It has the time that earlier steps left, and what it started ends with it."""
+    """The step has the time that earlier steps left. The processes that it started end with it."""
     commands = {"machine": "true", "hangs": f"trap '' INT; {SLEEP}", "leaves": f"{SLEEP} & true"}
     status, output = machine.call(commands, "--budget", str(RESERVE + 6))
     assert status == 3 and not sleeping()
@@ -250,7 +253,7 @@ def test_a_step_that_hangs_costs_only_itself(machine: Machine) -> None:
 def test_a_command_may_write_its_results_after_the_interrupt(
     machine: Machine, ignored: bool
 ) -> None:
-    """A shell ignores interrupts in what it starts in the background."""
+    """A shell makes the processes that it starts in the background ignore interrupts."""
     code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('results')"
     commands = {"machine": f'exec "$PYTHON" -c {shlex.quote(code)}'}
     ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
@@ -270,7 +273,7 @@ def test_a_run_that_is_killed_keeps_its_results(machine: Machine, by: signal.Sig
     folder, found = machine.results()
     assert machine.verdicts() == {"machine": PASS, "hangs": NOT_RUN, "last": NOT_RUN}
     assert found["verdict"] == NOT_RUN and "of the first" in (folder / "log.txt").read_text()
-    if by == signal.SIGKILL:  # which leaves the process behind
+    if by == signal.SIGKILL:  # SIGKILL leaves the process behind
         os.killpg(int((folder / "log.txt").read_text().split()[-1]), signal.SIGKILL)
     assert wait_for(lambda: not sleeping(), 10)
 
@@ -321,7 +324,7 @@ def test_a_test_that_loses_the_device_spoils_no_other(machine: Machine, tmp_path
     fault.unlink()
     ran.unlink()
     status, output = machine.call(commands, "again")
-    assert status == 0 and not ran.exists(), output  # what had passed
+    assert status == 0 and not ran.exists(), output  # tests that had passed did not run
     assert "follows" not in (folder / "tests.xml").read_text()
 
 
@@ -342,7 +345,7 @@ def test_a_test_that_hangs_leaves_the_results_of_others(tmp_path: Path) -> None:
     [
         (86, 0, PASS),
         (86, 86, FAIL),
-        (86, 1, FAIL),  # a test
+        (86, 1, FAIL),  # a test failed
         (86, 127, NOT_RUN),
         (0, 0, NOT_RUN),  # the sanitizer does not see our kernels
         (1, 86, NOT_RUN),

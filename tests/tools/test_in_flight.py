@@ -50,7 +50,7 @@ def test_a_guard_and_an_address_are_uses() -> None:
 
 
 def test_what_the_next_pass_uses_is_in_flight_beside_what_this_one_loads() -> None:
-    # Loads before the loop, and in it before a pass uses the loads of the previous pass.
+    # The first load is before the loop. Each pass then loads before it uses the previous load.
     moves = ["MOV R8, R16", "MOV R9, R17"]
     assert in_loop("LDG.E.64 R16, desc[UR4][R2.64]", USE_A, *moves) == 8
     # Two sets of registers: each load is used one pass later, after the next load.

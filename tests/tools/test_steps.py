@@ -34,7 +34,7 @@ def one_thread():
 
 
 def small(ours=lambda x: x.sum() * 2, noise=None):
-    """A model of one parameter, whose loss is 2 * the sum for theirs and `ours` for ours."""
+    """A model of one parameter. Their loss is 2 * the sum, and our loss is computed by `ours`."""
     parameter = nn.Parameter(torch.ones(5))
     latent = part([parameter], theirs=lambda x: x * 2, ours=lambda x: (x * 2, x.sum()))
     return training(

@@ -20,7 +20,7 @@ KEY = torch.tensor([3, 5], dtype=torch.uint64)
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """Disable caches: a cached graph would hide the tracer's current behaviour."""
+    """Disable caches, because a cached graph would hide the tracer's current behaviour."""
     torch._dynamo.reset()
     with torch._inductor.config.patch(force_disable_caches=True):
         yield
@@ -35,7 +35,7 @@ def posterior(rows=6, cols=5, dtype=torch.float32):
 
 
 def model(x, weight):
-    """Encoder, latent, decoder. Backward needs z, so a memory budget may recompute it."""
+    """An encoder, a latent and a decoder. Backward needs z, which a memory budget may recompute."""
     mu, logvar = (x @ weight).chunk(2, dim=1)
     z, kl = vf.reparameterize_kl(mu, logvar)
     return torch.tanh(torch.sin(2 * z) @ weight[: z.shape[1]]).square().sum() + kl
@@ -48,7 +48,10 @@ def model_inputs(rows=64):
 
 
 def assert_same(got, want):
-    """Equal up to rounding: compiled code fuses differently. Other noise differs by 10 or more."""
+    """Require equality up to rounding, because compiled code fuses differently.
+
+    With other noise the results differ by 10 or more.
+    """
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-3)
 
@@ -229,7 +232,10 @@ def test_memory_budget_does_not_corrupt_gradients(budget):
 @pytest.mark.slow
 @native
 def test_memory_budget_would_corrupt_gradients_without_the_mark():
-    """The mark is necessary: if torch fixes its partitioner, this fails and the mark can go."""
+    """This shows that the mark is necessary.
+
+    If torch fixes its partitioner, the test fails and the mark can be removed.
+    """
     x, weight = model_inputs()
     _, want_grad = loss_and_grad(model, x, weight)
 
@@ -304,7 +310,10 @@ def drawn_as_list(mu, logvar):
 @native
 @pytest.mark.parametrize("call", [drawn, drawn_as_list])
 def test_compiled_autograd_takes_the_nodes(call):
-    """Compiled autograd rejects nodes with a non-differentiable output; a key needs no mark."""
+    """Compiled autograd rejects a node that marks an output as non-differentiable.
+
+    A node whose output is a key needs no such mark.
+    """
     gradients = []
     for context in (nullcontext(), compiled_autograd._enable(lambda module: module)):
         mu, logvar = posterior()

@@ -47,7 +47,7 @@ DECLARATION = re.compile(r"(\w+(?:, \w+)*): (\([\d, ]*\))(?: (bool|positive))?")
 
 
 def blocks() -> dict[str, Recipe]:
-    """The recipes of the page by heading; the first block has the imports for all."""
+    """The recipes of the page by heading. The first block has the imports of all recipes."""
     found: dict[str, Recipe] = {}
     page, title = PAGE.read_text(), ""
     for part in re.finditer(r"^```python\n(.*?)^```|^#+ (.*?)$", page, re.MULTILINE | re.DOTALL):
@@ -67,7 +67,7 @@ IMPORTS = RECIPES.pop("Cookbook")
 def results(
     function: Callable[..., Any], arguments: dict[str, Tensor], passes: int = 1
 ) -> list[Tensor]:
-    """A recipe's values, and gradients of a random combination of them by all arguments.
+    """A recipe's values, and the gradients of all arguments for a random combination of the values.
 
     Backward runs `passes` times through the graph, and must always give the same gradients.
     """
@@ -122,7 +122,7 @@ def test_ours_is_theirs(name, dtype, device):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_in_bfloat16_ours_is_no_further_from_the_truth(name, device):
-    """At most twice as far as theirs, in the worst of ten draws, plus one unit in the last place.
+    """Our largest error of a result over ten draws is at most twice theirs, or at most 2^-8.
 
     With a single draw the error of a scalar would depend on chance.
     """

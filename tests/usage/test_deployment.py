@@ -74,7 +74,7 @@ class Sampling(nn.Module):
 
 
 class Losses(nn.Module):
-    """Likelihoods, one of which has an infinite internal option; a bound with and without KL."""
+    """An ELBO, and likelihoods, one of which has an infinite internal option."""
 
     def forward(self, mu, raw, x, scalar):
         gaussian = kinds.Gaussian(vf.Scale("logstd", clamp=(-3.0, None)))
@@ -128,7 +128,7 @@ class Numbers(TorchDispatchMode):
 @native
 @pytest.mark.parametrize("name", OPTIONS)
 def test_operators_get_finite_numbers(name):
-    """A package's file stores them as JSON, which has no infinities."""
+    """The file of an AOTInductor package stores the numbers as JSON, which has no infinities."""
     recipe = OPTIONS[name]
     leaves = option_recipes.tensors(recipe)
     with Numbers() as numbers:

@@ -33,7 +33,7 @@ BEFORE = {name: dict(vars(cls)) for name, cls in CLASSES.items()}
 
 
 def untouched(name: str) -> Any:
-    """diffusers' class without a patch: a copy that patches do not reach."""
+    """A copy of diffusers' class before any patch, which patches do not reach."""
     kept = {k: v for k, v in BEFORE[name].items() if k not in ("__dict__", "__weakref__")}
     return type(name, (), kept)
 
@@ -143,7 +143,7 @@ def test_attributes_and_results_are_those_of_diffusers(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fused_noise_gives_the_same_law(name: str) -> None:
-    """Without a generator: compares the mean and the standard deviation of many samples."""
+    """Compares mean and standard deviation of many samples that are drawn without a generator."""
     leaves = inputs(name, shape=(2, 3, 4, 1))
     with torch.no_grad():
         many = [t[:1].clamp(-2.0, 2.0).expand(20_000, *t.shape[1:]) for t in leaves]
@@ -279,10 +279,10 @@ def test_sample_and_kl_can_share_a_launch(name: str, shape: tuple[int, ...]) -> 
         assert sum("vae_fused" in n for n in calls.names) == 1
         same(z, alone.sample(generator()), [h])
         same(kl, alone.kl(), [h])
-        same(q.kl(), alone.kl(), [h])  # a second KL is computed again
+        same(q.kl(), alone.kl(), [h])  # the second request computes the KL again
         with torch.no_grad():
             q.sample()
-        same(q.kl(), alone.kl(), [h])  # and so is one that requires a gradient
+        same(q.kl(), alone.kl(), [h])  # and so does one that needs a gradient after no_grad
         first, second = q.sample(), q.sample()
         assert not torch.equal(first, second)
         q.mean = 0.5 * q.mean
@@ -359,7 +359,7 @@ def tiny_oobleck() -> Any:
 
 
 def trained(model: Any, x: Tensor, steps: int = 3) -> tuple[list[float], list[Tensor], type]:
-    """Losses, parameters after them, and the class of the posterior."""
+    """The losses of all steps, the parameters after the last, and the class of the posterior."""
     optimizer, noise = torch.optim.SGD(model.parameters(), lr=1e-2), generator()
     losses = []
     for _ in range(steps):

@@ -45,7 +45,10 @@ def check(function):
 
 
 class Given:
-    """A tensor of a call, and its placement on the mesh; None: a plain tensor on all ranks."""
+    """A tensor of a call, and its placement on the mesh.
+
+    The placement None stands for a plain tensor, which all ranks have.
+    """
 
     def __init__(self, value, placements="rows", grad=True):
         self.value, self.placements = value, placements
@@ -101,7 +104,8 @@ def assert_same(mesh, call, atol=2e-6, rtol=2e-5, **given):
 def every_reduction_of_any_shards(mesh):
     from torch.distributed.tensor import Partial, Shard
 
-    # Two ranks have whole blocks, parts of a block, unequal numbers of rows, or no rows.
+    # Depending on the shape, the two ranks have whole blocks of noise, parts of a block, unequal
+    # numbers of rows, or no rows.
     for shape in ((8, 6), (6, 5), (5, 3), (3, 2, 2), (1, 3), (7,)):
         for reduction in ("batchmean", "sum", "mean", "sample", "none"):
             z, kl = assert_same(
@@ -382,7 +386,7 @@ def evidence_lower_bounds(mesh):
     ):  # fmt: skip
         assert_same(mesh, loss(**how), output=output, target=target, **latent)
         assert_same(mesh, loss(**how), output=output, target=target, target_mask=mask, **latent)
-    # The KL that the launch of the sample has computed.
+    # These have a KL that the launch of the sample has already computed.
     kls = (
         Given(torch.tensor(1.3), "same"), Given(torch.tensor(1.3), None), rows(5, seed=4),
         rows(5, 2, seed=4), rows(5, 2, seed=4, placements=None),
@@ -462,7 +466,7 @@ def what_is_refused(mesh):
             vf.nll(sharded, bad, "bernoulli")
         with pytest.raises(ValueError, match="output " + message.format(shown)):
             vf.elbo_loss(bad, sharded, sharded, sharded, likelihood="bernoulli")
-    # The remedy in the message.
+    # This is the remedy in the message.
     mended = columns.redistribute(placements=[Shard(0)])
     torch.testing.assert_close(
         vf.gaussian_kl(mended, mended).full_tensor(), vf.gaussian_kl(whole, whole)
@@ -493,7 +497,7 @@ def what_is_refused(mesh):
     kind = NegativeBinomial(mean="softmax", dispersion="softplus")
     with pytest.raises(ValueError, match="softmax"):
         vf.nll((flat, flat), flat.detach().abs(), kind)
-    # Calls that are also invalid with ordinary tensors.
+    # These calls are also invalid with ordinary tensors.
     for error, how in (
         (ValueError, {"reduction": "median"}), (ValueError, {"dim": 2}), (TypeError, {"scal": 1}),
         (ValueError, {"eps": sharded, "key": KEY}), (TypeError, {"key": KEY.float()}),
@@ -580,7 +584,7 @@ def of_all_ranks(value):
 
 @check
 def plain_tensors_draw_as_torch_randn_does(mesh):
-    """Ranks with equal seeds draw equal noise. A key for each rank makes it differ."""
+    """Ranks with equal seeds draw equal noise. With a key for each rank their noise differs."""
     mu = torch.zeros(64)
     for draw in (lambda: torch.randn(64), lambda: vf.reparameterize(mu, mu)):
         torch.manual_seed(5)
@@ -617,7 +621,7 @@ def report_of(function, *arguments):
 
 
 def run_checks(rank, package, port, results):
-    """One of two processes. The first example creates the group."""
+    """Run all checks in one of two processes. The first example creates the group."""
     assert vf.__file__ == package
     torch.set_num_threads(1)
     more = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -650,7 +654,10 @@ def reports(tmp_path_factory):
 
 
 class MeshOfSizes:
-    """The inputs of a rank's rows: the sizes of a mesh, and the rank along each dimension."""
+    """Stands in for the DeviceMesh in `_rows_of_rank`.
+
+    It has the sizes of a mesh, and the position of this rank along each dimension.
+    """
 
     def __init__(self, sizes, ranks):
         self.sizes, self.ranks = sizes, ranks

@@ -120,7 +120,7 @@ def step(names: Names, function: Callable[[], Tensor]) -> dict[str, Tensor]:
 
 
 def assert_same(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    """Relative to the largest element of each, or to a thousandth of the largest gradient."""
+    """Errors are relative to a tensor's largest element, or to 1e-3 times the largest gradient."""
     assert got.keys() == want.keys()
     largest = max(float(grad.abs().max()) for name, grad in want.items() if name != "loss")
     for name, grad in want.items():
@@ -221,7 +221,7 @@ def test_a_step_is_that_of_the_untouched_framework(title):
     state = copy.deepcopy(names["model"].state_dict())
     ours = step(names, names["ours"])
     names["model"].load_state_dict(state)
-    # scvi-tools itself draws the latent in both.
+    # scvi-tools itself draws the latent in both steps.
     same = contextlib.nullcontext() if title == "scvi-tools" else noise()
     with same:
         theirs = step(names, lambda: UNTOUCHED[title](names))
@@ -229,7 +229,7 @@ def test_a_step_is_that_of_the_untouched_framework(title):
 
 
 def test_lightning():
-    """`Trainer.fit` of both: the loss, and the parameters after a step of SGD."""
+    """Compares the loss in `Trainer.fit` of both, and the parameters after a step of SGD."""
     names = run("Lightning")
     ours = names["LightningVAE"]()
     theirs = copy.deepcopy(ours)
@@ -248,7 +248,7 @@ def test_lightning():
 
 
 def test_torchrl():
-    """Dreamer's world model: its loss, and the gradients of all its networks."""
+    """Compares the loss of Dreamer's world model, and the gradients of all its networks."""
     names = run("torchrl")
     from tensordict import TensorDict
     from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -291,7 +291,8 @@ def test_torchrl():
     networks(batch.clone())  # initializes the lazy layers
     found = []
     for kind in (names["FusedModelLoss"], names["FusedModelLoss"].__bases__[0]):
-        # Without free nats: an untrained network's KL is below them and has no gradient.
+        # There are no free nats, because the KL of an untrained network is below them, where it has
+        # no gradient.
         loss = kind(networks, free_nats=0, lambda_kl=1e3)
         networks.zero_grad()
         torch.manual_seed(1)
@@ -322,7 +323,7 @@ def test_bayesian_torch():
 
 
 def test_keras():
-    """`train_on_batch` of both: the loss, and the weights after a step of SGD."""
+    """Compares the loss in `train_on_batch` of both, and the weights after a step of SGD."""
     with mock.patch.dict(os.environ, KERAS_BACKEND="torch"):
         names = run("Keras")
     keras, x = names["keras"], names["x"].numpy()
@@ -386,7 +387,7 @@ def test_opacus_without_a_grad_sampler_raises_with_the_remedy():
 
 
 def test_the_page_names_the_versions_that_are_required():
-    """They equal the requirements, which are installed here, and each has a section."""
+    """They equal the required and the installed versions, and each package has a section."""
     rows = re.findall(r"^\| \[(.*?)\]\(#.*?\) \| (\S+) \|", TEXT, re.MULTILINE)
     files = ("packages", "steps", "steps-without-dependencies")
     pins = "\n".join((ROOT / "requirements" / f"{name}.txt").read_text() for name in files)

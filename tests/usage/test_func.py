@@ -212,7 +212,7 @@ def slices(function, in_dims, inputs):
 
 
 def batch_inputs(in_dims, key):
-    """(mu, raw, mask, prior mean, prior raw, noise)"""
+    """The inputs (mu, raw, mask, prior mean, prior raw, noise)."""
     shape, inputs = (2, 4), []
     for i, dim in enumerate(in_dims):
         own = (2,) if key and i == 5 else shape
@@ -280,7 +280,7 @@ def test_nested_vmap():
 
 
 def test_jacobians_of_slices():
-    """vmap outside and inside of gradients, as in jacrev and jacfwd."""
+    """vmap runs outside of jacrev and jacfwd, and also inside of them."""
     mu, raw = (random(BATCH, 4, seed=i, dtype=F64) for i in (0, 1))
 
     def function(mu, raw):
@@ -337,7 +337,7 @@ def test_randomness_of_nested_vmaps(outer, inner):
 
 
 def bayesian_linear(name, parameters):
-    """The weight and the bias of a Bayesian linear layer, sampled, and their KL."""
+    """The sampled weight and bias of a Bayesian linear layer, and their KL."""
     mu, rho, mu_bias, rho_bias = parameters
     options = {"scale": "softplus", "prior": vf.Prior(0.0, 0.5, "std"), "reduction": "sum"}
     if name == "list":
@@ -420,7 +420,7 @@ def test_operators_are_not_transformed():
 @pytest.mark.parametrize("randomness", ["same", "different"])
 @pytest.mark.parametrize("in_dims", [(0, 0), (None, 0), (0, None)], ids=str)
 def test_derivatives_are_those_of_the_noise_that_was_drawn(in_dims, randomness, sample_shape):
-    """dz/draw = 1/2 (z - mu), in reverse and in forward mode."""
+    """The derivative of z by raw is 1/2 (z - mu), in reverse and in forward mode."""
     mu, raw = (random(*(5,) if d is None else (BATCH, 5), seed=i) for i, d in enumerate(in_dims))
 
     def reverse(mu, raw):
@@ -442,7 +442,10 @@ def test_derivatives_are_those_of_the_noise_that_was_drawn(in_dims, randomness, 
 
 
 def test_per_sample_gradients_of_a_model():
-    """A VAE's weights, with noise for each sample: equal to a loop over the same samples."""
+    """Per-sample gradients of a VAE's weights equal those of a loop over the samples.
+
+    Each sample has noise of its own.
+    """
     weight, x = random(6, 4), random(BATCH, 6, seed=1)
 
     def loss(weight, x):

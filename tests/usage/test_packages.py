@@ -362,8 +362,8 @@ PACKAGES: dict[str, Callable[..., Any]] = {
     "PyTorch Geometric": geometric_vgae,
     "Keras": keras_example,
 }
-# Packages that compute a part in float32: tensordict its shift, torchbnn the sum of its KLs, Keras
-# a mean.
+# These packages compute a part in float32: tensordict computes its shift, torchbnn the sum of its
+# KLs, and Keras a mean.
 TOLERANCE = {f"{RSSM}, 3": 1e-6, "torchbnn": 1e-6, "Keras": 1e-6}
 # Factors on the inputs of recipes with a clamp, so that they reach the bounds.
 LARGE = {

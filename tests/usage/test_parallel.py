@@ -12,7 +12,7 @@ import vae_fused as vf
 
 
 def gradients_of_half(rank):
-    """The gradients of a linear encoder, averaged over two processes; this one has half a batch."""
+    """The gradients of a linear encoder, averaged over two processes with half a batch each."""
     torch.manual_seed(0)
     encoder = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(5, 6))
     mu, logvar = encoder(random(8, 5)[4 * rank : 4 * rank + 4]).chunk(2, dim=1)
@@ -23,7 +23,7 @@ def gradients_of_half(rank):
 
 
 def train_in_parallel(rank, package, store, results):
-    """One of two processes."""
+    """Run in each of two processes."""
     assert vf.__file__ == package
     dist = torch.distributed
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

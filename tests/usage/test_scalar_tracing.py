@@ -113,7 +113,7 @@ CHANGING = {
     ("name", "dtype"), [*((name, torch.float32) for name in CHANGING), ("loss", torch.bfloat16)]
 )
 def test_a_number_that_changes_is_compiled_twice(name, dtype):
-    """First as a constant, and after it has changed, as an argument."""
+    """The first graph has the number as a constant, and the second one has it as an argument."""
     function, inputs = CHANGING[name], leaves(dtype)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(function, fullgraph=True, backend=counter)

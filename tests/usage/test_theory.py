@@ -103,7 +103,7 @@ def random_posteriors(model: LinearGaussian, count: int, seed: int) -> tuple[Ten
 
 
 def exact_elbo(model: LinearGaussian, mu: Tensor, logvar: Tensor) -> Tensor:
-    """The evidence lower bound of Gaussians (count, B, L), (count, B)."""
+    """The evidence lower bound, (count, B), of Gaussians, (count, B, L)."""
     return -model.expected_nll(mu, logvar) - vf.gaussian_kl(mu, logvar, dim=-1)
 
 
@@ -164,7 +164,10 @@ def test_gradient_ascent_on_the_elbo_finds_the_true_posterior() -> None:
 
 
 def test_where_no_gaussian_is_the_posterior_a_gap_remains() -> None:
-    """Bits from a one-dimensional latent: the evidence by quadrature, the best q by search."""
+    """x has three bits, and z is one-dimensional.
+
+    The evidence is computed by quadrature, and the best q by search.
+    """
     x = torch.tensor([1.0, 1.0, 0.0], dtype=F64)
     weight = torch.tensor([4.0, -3.0, 5.0], dtype=F64)
     grid = torch.linspace(-12, 12, 4001, dtype=F64).unsqueeze(-1)
@@ -253,7 +256,7 @@ def test_the_estimate_at_the_sample_is_the_difference_of_the_densities() -> None
 # Networks output the log-variance
 # --------------------------------------------------------------------------------------------------
 
-# How each kind computes sigma from a raw number.
+# The raw number from which each kind of scale computes a given sigma.
 RAW_OF = {
     "logvar": lambda s: 2.0 * s.log(),
     "std": lambda s: s,
@@ -277,7 +280,7 @@ def test_every_real_number_is_a_log_variance() -> None:
 
 
 def slopes_at(sigma: float, scale: str) -> tuple[float, float]:
-    """Derivatives by the raw number: that of ln sigma, and that of the KL."""
+    """The derivatives of ln sigma and of the KL with respect to the raw number."""
     raw = RAW_OF[scale](torch.tensor([sigma], dtype=F64)).requires_grad_()
     value = sigma_of(raw, scale)
     assert value.item() == pytest.approx(sigma, rel=1e-10)
@@ -325,13 +328,13 @@ def test_where_the_other_forms_lose_their_digits() -> None:
     assert half.exp().tolist() == [0.0, math.inf] and (half / 2).exp().isfinite().all()
     assert (vf.gaussian_kl(half * 0, half, reduction="none") - (half.double().exp() - 1 - half) / 2
             ).abs().max() < 0.5  # fmt: skip
-    # 1 + e^u is 1 from u = -17 on, and softplus itself underflows from -104 on.
+    # 1 + e^u rounds to 1 for u <= -17, and softplus itself underflows for u <= -104.
     u = torch.tensor([-17.0, -104.0, -1000.0])
     assert (1.0 + u.exp()).log().tolist() == [0.0, 0.0, 0.0]
     assert torch.nn.functional.softplus(u)[0] > 0 and torch.nn.functional.softplus(u)[1] == 0
     kl = vf.gaussian_kl(u * 0, u, scale="softplus", reduction="none")
     assert kl.tolist() == pytest.approx([16.5, 103.5, 999.5], rel=1e-6)
-    # A variance of a sigma below 1e-23 is 0 in float32.
+    # The variance of a sigma of 1e-23 or less is 0 in float32.
     small = torch.tensor(1e-23, dtype=f32)
     assert small.square() == 0 and sigma_of((2 * small.log()).reshape(1), "logvar") > 0
     # A log-variance has absolute precision: in bfloat16 its spacing near -9 moves sigma by 3 %.
@@ -357,16 +360,18 @@ def test_the_reparameterized_gradient_is_unbiased() -> None:
     for samples, want in zip(got, exact, strict=True):
         assert_within_error_bars(samples, want.squeeze(0))
         assert (SIGMAS * standard_error(samples) < 0.1 * want.abs().max()).all()
-    # By the log-variance: half the gradient by mu, times the noise. Without the noise it is biased.
+    # The gradient of the log-variance is half of the gradient of mu, times the noise. Without the
+    # noise it is biased.
     wrong = 0.5 * got[0]
     off = (wrong.mean(0) - exact[1].squeeze(0)).abs() / standard_error(wrong)
     assert (off > SIGMAS).any()
 
 
 def squared_errors(dims: int, draws: int, key: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared errors of the gradient of E[|z|^2 / 2] by mu at mu = 1, sigma = 1, for each draw.
+    """Squared errors, for each draw, of estimated gradients of E[|z|^2 / 2] with respect to mu.
 
-    By reparameterization, by the score function, and by the latter with the best baseline.
+    mu and sigma are 1. The estimates use reparameterization, the score function, and the score
+    function with the best baseline.
     """
     mu = torch.ones(draws, dims, dtype=F64, requires_grad=True)
     logvar = torch.zeros(draws, dims, dtype=F64)
@@ -381,7 +386,10 @@ def squared_errors(dims: int, draws: int, key: int) -> tuple[Tensor, Tensor, Ten
 
 
 def variance_of_score(dims: int, baseline: float) -> float:
-    """The exact value for one element: f = (A + B) / 2, B = (1 + e)^2 with its own noise e."""
+    """The exact variance for one element, whose own noise is e.
+
+    f is (A + B) / 2, with B = (1 + e)^2, and A the sum of (1 + e)^2 over the other elements.
+    """
     mean = 2.0 * (dims - 1)
     square = mean**2 + 6.0 * (dims - 1)
     f2 = (square + 2.0 * mean * 4.0 + 34.0) / 4.0  # E[f^2 e^2]
@@ -408,7 +416,7 @@ def test_the_score_function_has_a_far_larger_variance(dims: int, draws: int) -> 
 
 
 def gradients_off_the_posterior(u: float, *, stop_q: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of many one-sample -ELBOs by mu and ln sigma^2, which is off by u."""
+    """Gradients of mu and ln sigma^2 for many one-sample -ELBOs, where ln sigma^2 is off by u."""
     model, draws = linear_gaussian(1), 100_000
     exact_mu, exact_logvar = model.posterior()
     leaves = [t.expand(draws, 3).clone().requires_grad_() for t in (exact_mu, exact_logvar + u)]
@@ -430,7 +438,10 @@ def gradients_off_the_posterior(u: float, *, stop_q: bool) -> tuple[Tensor, Tens
 def test_the_path_derivative_has_little_variance_near_the_posterior(
     u: float, factor: float, words: str
 ) -> None:
-    """By mu the exact variances are e^u / sigma_0^2 and (1 - e^-u)^2 times that value."""
+    """The gradient of mu has the exact variance e^u / sigma_0^2.
+
+    With `stop_q` the variance is (1 - e^-u)^2 times that value.
+    """
     exact_factor = math.expm1(-u) ** 2
     sigma_0 = (0.5 * linear_gaussian(1).posterior()[1]).exp().squeeze(0)
     means = torch.zeros(3, dtype=F64), torch.full((3,), math.expm1(u) / 2, dtype=F64)
@@ -453,7 +464,7 @@ def test_the_path_derivative_has_little_variance_near_the_posterior(
 
 
 def log_weights(draws: int, samples: int) -> tuple[LinearGaussian, Tensor, Tensor, Tensor]:
-    """An inexact posterior, its exact ELBO, and nll and log q/p of its samples (K, draws)."""
+    """A model, the exact ELBO of an inexact q, and nll and log q/p of its samples (K, draws)."""
     model = linear_gaussian(1)
     mu, logvar = (t + 0.5 for t in model.posterior())
     z = vf.reparameterize(mu, logvar, sample_shape=(samples, draws), key=make_key(13)).squeeze(-2)
