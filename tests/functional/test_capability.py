@@ -78,7 +78,7 @@ def test_the_variable_forces_an_instruction_set(results):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_words_are_the_same_on_every_instruction_set(results, key):
-    """Normals in float64 show all four words of a block. The C library computes the rest."""
+    """Normals in float64 show all four words of a block. The C library maps words to normals."""
     want = vf.reference.normal(make_key(*key), (N,), dtype=torch.float64)
     for name, result in results.items():
         got = result["torch.float64", key]["noise"]

@@ -1,4 +1,7 @@
-"""Results are bitwise reproducible. No memory is kept or shared, and no noise drawn, in vain."""
+"""Results are bitwise reproducible.
+
+Calls do not keep or share memory needlessly, and draw no more noise than they need.
+"""
 
 from __future__ import annotations
 
@@ -276,9 +279,11 @@ def test_nothing_is_saved_without_grad(device):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("generator", [False, True])
 def test_checkpoint_redraws_the_same_noise(use_reentrant, generator, device):
-    """torch restores its default generators, but not a generator of the model. With a
-    generator of the model, backward computes the gradient for noise that it draws anew, as with
-    torch.randn."""
+    """torch restores its default generators, but not a generator of the model.
+
+    With a generator of the model, backward draws new noise and computes the gradient for it, as
+    with torch.randn.
+    """
     x = random(6, 8, device=device).requires_grad_()
     weight = random(8, 8, seed=1, device=device).requires_grad_()
     own = torch.Generator(device).manual_seed(1) if generator else None

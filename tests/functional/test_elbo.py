@@ -92,7 +92,7 @@ def test_the_loss_is_its_terms(name: str, how: str, reduction: str, grad: str) -
     masks = (None, random(*shape, seed=40) > -1.0, random(shape[-1], seed=41) > -1.0)
     weights = (None, random(shape[-1], seed=42).abs())
     capacities = (None, 1.5, torch.tensor(1.5))
-    first = WAYS.index((how, reduction, grad))  # rotates, so that each mask meets each capacity
+    first = WAYS.index((how, reduction, grad))  # shifts the capacities, so each mask meets each
     for number, mask in enumerate(masks):
         capacity = capacities[(number + first) % 3]
         weight, beta = weights[number % 2], list(SCHEDULES.values())[number % 2]

@@ -376,7 +376,10 @@ def test_gradients_keep_the_layout_of_their_input(device):
 @pytest.mark.parametrize("noise", ["key", "eps", "generator"])
 @pytest.mark.parametrize("options", [{}, {"scale": "softplus", "temperature": 0.5}], ids=str)
 def test_the_mean_may_change_in_place_after_a_sample(options, noise, module, device):
-    """dz/dmu is 1, and the derivative of z by raw does not depend on mu. Backward needs no mean."""
+    """Backward needs no mean.
+
+    dz/dmu is 1, and the derivative of z with respect to raw does not depend on mu.
+    """
     leaf = torch.ones(3, 4, device=device, requires_grad=True)
     raw = torch.zeros(3, 4, device=device, requires_grad=True)
     given = {

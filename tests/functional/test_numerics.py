@@ -187,7 +187,7 @@ def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
 @native
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_nothing_jumps_where_the_ordinary_range_ends(sign, device):
-    """For |x| >= 87, sigma is computed as e^(x/2), and below as the square root of e^x."""
+    """For |logvar| >= 87, sigma is computed as e^(logvar/2), and below as the root of e^logvar."""
     logvar = sign * torch.linspace(86.9, 87.1, 4001, device=device)
     zeros = torch.zeros_like(logvar)
     sigma = vf.reparameterize(zeros, logvar, eps=torch.ones_like(logvar))
@@ -321,7 +321,7 @@ def test_extreme_samples_are_those_of_eager(dtype, device):
     z = vf.reparameterize(mu, logvar, eps=eps)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     want = eager(mu.to(wide), logvar.to(wide), eps.to(wide))[0].to(dtype)
-    finite = want.isfinite() & z.isfinite()  # in 16 bits one of both may be inf
+    finite = want.isfinite() & z.isfinite()  # in 16 bits just one may be inf
     size = mu.to(wide).abs() + (want.to(wide) - mu.to(wide)).abs()  # of the terms, which may cancel
     error = (z.to(wide) - want.to(wide)).abs()[finite]
     assert bool((error <= max(4e-7, torch.finfo(dtype).eps) * size[finite]).all())

@@ -1,6 +1,7 @@
-"""Tests every kernel on large shapes, and on small odd ones that suit compute-sanitizer's speed.
+"""Tests every kernel on small odd shapes and on large ones.
 
-Inputs are made on the CPU and copied, so that only kernels of this library run on the device.
+The small shapes are quick enough for compute-sanitizer. Inputs are made on the CPU and copied, so
+that only kernels of this library run on the device.
 compute-sanitizer's initcheck always sees copies, even if it watches only some kernels.
 """
 

@@ -354,7 +354,7 @@ def rewrite(root: Path) -> list[Site]:
         added = "; from vae_fused._mutant import mutated as _mutated"
         path.write_text(text.replace(future, future + added, 1))
     (package / "_mutant.py").write_text(MODULE)
-    room = (len(sites) // 1000 + 1) * 1000  # then a few more formulas keep the header
+    room = (len(sites) // 1000 + 1) * 1000  # a few more formulas then need no recompilation
     (root / "csrc/math/mutated.h").write_text(HEADER % room)
     platform = root / "csrc/math/platform.h"
     include = "#include <cstring>\n"

@@ -54,7 +54,8 @@ MAY_INCLUDE_OF_FAMILY = {
 STANDARD = re.compile(r"^(c?[a-z_]+)$")  # <cmath>, <vector>: no slash, no suffix
 
 # The modules of the package, and of torch besides `torch` itself, that each Python module may
-# import. The two entrances are not here: __init__ collects the public names, and env.py diagnoses.
+# import. `ENTRANCES` has the other two: __init__ collects the public names, and env.py prints a
+# diagnosis.
 MAY_IMPORT = {
     "_remedies": [],
     "_numbers": ["_remedies"],

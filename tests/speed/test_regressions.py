@@ -196,7 +196,8 @@ def test_a_small_call_keeps_its_lead(name: str) -> None:
 
 # --- likelihoods and whole steps -----------------------------------------------------------------
 
-# Other likelihoods have noisy times, or a compiled contender that takes half a minute to start.
+# Other likelihoods are left out. Their times are noisy, or their compiled contender takes half a
+# minute to start.
 LOSSES = [c for c in losses.CASES if c.name.split()[0] in ("bernoulli", "gaussian", "laplace")]
 LOSSES += [c for c in losses.CASES if c.name == "poisson 1M"]
 

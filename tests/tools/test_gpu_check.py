@@ -324,7 +324,7 @@ def test_a_test_that_loses_the_device_spoils_no_other(machine: Machine, tmp_path
     fault.unlink()
     ran.unlink()
     status, output = machine.call(commands, "again")
-    assert status == 0 and not ran.exists(), output  # tests that had passed did not run
+    assert status == 0 and not ran.exists(), output  # tests that passed do not run again
     assert "follows" not in (folder / "tests.xml").read_text()
 
 

@@ -74,7 +74,7 @@ class Sampling(nn.Module):
 
 
 class Losses(nn.Module):
-    """An ELBO, and likelihoods, one of which has an infinite internal option."""
+    """An ELBO and several likelihoods. One likelihood has an infinite internal option."""
 
     def forward(self, mu, raw, x, scalar):
         gaussian = kinds.Gaussian(vf.Scale("logstd", clamp=(-3.0, None)))

@@ -386,7 +386,7 @@ def evidence_lower_bounds(mesh):
     ):  # fmt: skip
         assert_same(mesh, loss(**how), output=output, target=target, **latent)
         assert_same(mesh, loss(**how), output=output, target=target, target_mask=mask, **latent)
-    # These have a KL that the launch of the sample has already computed.
+    # The next calls get a KL that the launch of the sample has computed.
     kls = (
         Given(torch.tensor(1.3), "same"), Given(torch.tensor(1.3), None), rows(5, seed=4),
         rows(5, 2, seed=4), rows(5, 2, seed=4, placements=None),

@@ -229,7 +229,7 @@ def test_a_step_is_that_of_the_untouched_framework(title):
 
 
 def test_lightning():
-    """Compares the loss in `Trainer.fit` of both, and the parameters after a step of SGD."""
+    """Compares the loss in `Trainer.fit` of both models, and the parameters after a step of SGD."""
     names = run("Lightning")
     ours = names["LightningVAE"]()
     theirs = copy.deepcopy(ours)
@@ -323,7 +323,7 @@ def test_bayesian_torch():
 
 
 def test_keras():
-    """Compares the loss in `train_on_batch` of both, and the weights after a step of SGD."""
+    """Compares the loss in `train_on_batch` of both models, and the weights after a step of SGD."""
     with mock.patch.dict(os.environ, KERAS_BACKEND="torch"):
         names = run("Keras")
     keras, x = names["keras"], names["x"].numpy()

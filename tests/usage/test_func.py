@@ -420,7 +420,7 @@ def test_operators_are_not_transformed():
 @pytest.mark.parametrize("randomness", ["same", "different"])
 @pytest.mark.parametrize("in_dims", [(0, 0), (None, 0), (0, None)], ids=str)
 def test_derivatives_are_those_of_the_noise_that_was_drawn(in_dims, randomness, sample_shape):
-    """The derivative of z by raw is 1/2 (z - mu), in reverse and in forward mode."""
+    """The derivative of z with respect to raw is 1/2 (z - mu), in reverse and forward mode."""
     mu, raw = (random(*(5,) if d is None else (BATCH, 5), seed=i) for i, d in enumerate(in_dims))
 
     def reverse(mu, raw):
