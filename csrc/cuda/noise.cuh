@@ -42,14 +42,15 @@ struct KeysInShared {
   }
 };
 
-// Draws normals. Keys is math::Seed, which computes the keys of the rounds, math::RoundKeys, or
-// KeysInShared.
+// Draws normals. Keys is math::RoundKeys, KeysInShared, or math::Seed, which computes the keys of
+// the rounds.
 template <class Keys>
 struct Noise {
   Keys keys;
   Counter counter;
 
-  // Normals [index, index + C) of the stream: one block, or a single normal.
+  // Computes the normals [index, index + C) of the stream, which are one block, or one normal if C
+  // is 1.
   template <typename S, int C>
   __device__ __forceinline__ void normals(uint64_t index, arithmetic_t<S> (&out)[C]) const {
     if constexpr (C == 1) {
@@ -59,7 +60,8 @@ struct Noise {
     }
   }
 
-  // The normals of a block, counted from the tile's first one, if all blocks share the high word.
+  // Computes the normals of a block if all counters share the high word. `block` counts from the
+  // tile's first block.
   template <typename S, int C>
   __device__ __forceinline__ void normals_of_block(uint32_t block,
                                                    arithmetic_t<S> (&out)[C]) const {
@@ -69,7 +71,7 @@ struct Noise {
 
 // The stream of a call's key, as a block keeps it. `for_step` returns the Noise of a step. With
 // kReadsKeysOnce the step reads all keys from shared memory before everything else. Loops with more
-// branches read them one by one, because some architecture would spill them.
+// branches read the keys one by one, because all keys together would spill on some architecture.
 template <KeySource kSource>
 class NoiseStream : public Counter {
  public:

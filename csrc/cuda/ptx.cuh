@@ -1,5 +1,6 @@
 // Memory operations that are written in PTX, because CUDA C++ either cannot express them or lets
-// the compiler turn them into something slower. The emulated device of the tests replaces each.
+// the compiler turn them into something slower. The emulated device of the tests replaces each of
+// them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,8 +12,9 @@
 
 namespace vae_fused::cuda {
 
-// Stores 16 bytes at once. If this is an assignment, nvcc merges the store of a whole vector with
-// the elementwise store of a partial vector beside it, and up to sm_90 splits both into words.
+// Stores 16 bytes at once. If this were an assignment, nvcc would merge the store of a whole vector
+// with the elementwise store of a partial vector beside it, and would split both into words up to
+// sm_90.
 __device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {
 #if defined(VAE_FUSED_EMULATOR)
   *static_cast<uint4*>(address) = words;
@@ -81,8 +83,9 @@ class SharedAddress {
 
 // Adds 1 to a counter that wraps to 0 after `last`, and returns its previous value. Writes that
 // precede this call, in this thread or before a barrier, are visible to the threads that count
-// later and to every thread that then passes a barrier with one of those. A fence on either side of
-// atomicInc has the same effect, but compiles to two MEMBAR and two CCTL.IVALL instead of one each.
+// later and to every thread that then passes a barrier with one of them. Two fences, before and
+// after an atomicInc, have the same effect, but compile to two MEMBAR and two CCTL.IVALL instead of
+// one each.
 __device__ __forceinline__ unsigned int count_in_order(unsigned int* counter, unsigned int last) {
 #if defined(VAE_FUSED_EMULATOR)
   __threadfence();

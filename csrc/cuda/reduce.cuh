@@ -1,15 +1,16 @@
-// Sums whose bits depend on the shape and the layout alone. The elements of a thread and the warps
-// are added in order, lanes by fixed trees, and the tiles of a row in order by the last block.
+// Sums whose bits depend on the shape and the layout alone. The elements of a thread are added in
+// order, and so are the warps. Fixed trees add the lanes, and the last block adds the tiles of a
+// row in order.
 //
 // The terms of the closed-form KL are not negative, so each rounding error is relative to the
-// result. For terms of either sign it is relative to the sum of their absolute values. A thread
-// adds the elements of a step, at most 8, or 4 sums of 4, in their own type, and continues in
-// double. The error stays below 8 * 2^-24 for rows of any length, without an fp64 addition for each
-// element: a consumer GPU adds doubles at 1/64 of its fp32 speed.
+// result. For terms of either sign it is relative to the sum of their absolute values. In their own
+// type a thread adds only the elements of a step, at most 8, or 4 sums of 4 elements. It then
+// continues in double. The error stays below 8 * 2^-24 for rows of any length. An fp64 addition for
+// each element would be slow, because a consumer GPU adds doubles at 1/64 of its fp32 speed.
 //
 // The last block of the launch adds up the tiles of long rows. `merge_tiles` bounds their number,
-// because one block reads them all while the rest of the GPU is idle. 2048 doubles are 8 for each
-// thread, whose loads are all in flight together. A thread has some more if rows leave lanes empty.
+// because one block reads their sums while the rest of the GPU is idle. Of 2048 doubles a thread
+// reads 8, and its 8 loads are in flight together. A thread reads more if rows leave lanes idle.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -35,14 +36,14 @@ __device__ __forceinline__ double sum_parts(const double* parts, int64_t n, int 
   return sum;
 }
 
-// The binary logarithm of the number of lanes, at most a warp, that leaves each lane at most 8 of n
-// elements, if a warp is enough for that.
+// Returns the binary logarithm of a number of lanes for n elements. The number is the smallest
+// power of two that leaves each lane at most 8 elements, but at most a warp.
 __device__ __forceinline__ int log_lanes(int64_t n) {
   const int log_width = 32 - __clz(static_cast<int>((n - 1) >> 3));
   return log_width < 5 ? log_width : 5;
 }
 
-// Returns the sum over each aligned group of 2^log_width lanes in all lanes of the group.
+// Returns in every lane the sum over its aligned group of 2^log_width lanes.
 __device__ __forceinline__ double group_sum(double x, int log_width) {
   for (int step = (1 << log_width) >> 1; step > 0; step >>= 1) {
     x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
@@ -50,8 +51,9 @@ __device__ __forceinline__ double group_sum(double x, int log_width) {
   return x;
 }
 
-// Returns the sum of one value of each thread of the block in every lane of the calling warp. Lane
-// l adds up the values l, 32 + l, 64 + l and so on in order. Then a tree adds up the lanes.
+// Adds up one value of each thread of the block, and returns the sum in every lane of the calling
+// warp. Lane l adds up the values l, 32 + l, 64 + l and so on in order. Then a tree adds up the
+// lanes.
 __device__ __forceinline__ double sum_by_warp(const double (&values)[kThreads]) {
   const int lane = threadIdx.x & 31;
   double sum = values[lane];
@@ -60,12 +62,13 @@ __device__ __forceinline__ double sum_by_warp(const double (&values)[kThreads]) 
   return group_sum(sum, 5);
 }
 
-// The most tiles that a block computes before it adds up their sums: 8 KB of shared memory.
+// The largest number of tiles that a block computes before it adds up their sums. The sums take 8
+// KB of shared memory.
 constexpr int kTilesOfBlock = 4;
 
 // Returns the sum over the block in the threads of the first warp. The other threads return their
-// own x, which takes 20 instructions less than a sum in each warp. The block needs a barrier before
-// its next sum.
+// own x, which takes 20 instructions fewer than a sum in each warp. The block needs a barrier
+// before its next sum.
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double values[kThreads];
   values[threadIdx.x] = x;

@@ -21,7 +21,8 @@ inline GradSource grad_source_of(const Space& space, const RowGrads& grads) {
   return space.cols == 1 ? GradSource::kElements : GradSource::kInTile;
 }
 
-// Returns the gradient that all elements of the tile share if `source` is GradSource::kOne, or 0.
+// Returns the gradient that all elements of the tile share if `source` is GradSource::kOne, and 0
+// otherwise.
 template <typename T>
 __device__ __forceinline__ T grad_of_tile(const RowGrads& grads, const GradSource& source,
                                           const Tile& tile) {
@@ -63,7 +64,8 @@ class RowGradSource {
     }
   }
 
-  // The same for a sample, where each sample has row sums of its own.
+  // Reads the gradients of the chunk at `part` for one sample of a call in which each sample has
+  // its own row sums.
   template <int C, bool kWhole>
   __device__ __forceinline__ void get_for_sample(const Span<kWhole>& part, int64_t sample,
                                                  T (&out)[C]) const {

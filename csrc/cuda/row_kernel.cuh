@@ -63,8 +63,8 @@ class RowSink {
   double sum_ = 0;
 };
 
-// Combines the partial sums of rows of several tiles, in order. With few rows the whole block works
-// on each. Otherwise a row gets as many lanes as it can use.
+// Combines the partial sums of rows that consist of several tiles, in order. With few rows the
+// whole block works on each. Otherwise a row gets as many lanes as it can use.
 template <typename T>
 __device__ void combine(const Space& space, const RowSums& sums) {
   const int64_t per_row = space.tiles_per_row;
@@ -166,8 +166,8 @@ __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const 
   if (ticket != kNoTicket && last_block(ticket)) combine<T>(space, sums);
 }
 
-// Call before `merge_tiles`, which may merge a long row into one tile. `chunk` is the number of
-// elements of a chunk of the kernel.
+// Call this before `merge_tiles`, which may merge a long row into one tile. `chunk` is the number
+// of elements of a chunk of the kernel.
 inline RowDisposition disposition_of(const Space& space, const RowSums& sums, int chunk) {
   if (!sums.data) return RowDisposition::kNone;
   if (chunk % space.cols == 0) return RowDisposition::kDirect;
@@ -175,9 +175,9 @@ inline RowDisposition disposition_of(const Space& space, const RowSums& sums, in
 }
 
 // Returns how many tiles a block computes one after the other. If rows consist of tiles, a block
-// gets up to four, as long as half of the blocks that fill any GPU remain. The end of a block, with
-// its barriers and its ticket, takes as long as two or three steps of 16-bit elements, and a tile
-// has only four such steps in a call of 2^24 elements.
+// computes up to four, as long as half of the blocks that fill any GPU remain. The reason is that
+// the end of a block, with its barriers and its ticket, takes as long as two or three steps of
+// 16-bit elements, and a tile has only four such steps in a call of 2^24 elements.
 inline int64_t tiles_of_block(RowDisposition disposition, int64_t tiles) {
   if (disposition == RowDisposition::kStaged) return tiles_to_merge(tiles);
   if (disposition != RowDisposition::kTiled) return 1;

@@ -1,9 +1,9 @@
-// Sums of the whole rows of a tile: the sums of its chunks are staged in shared memory and added up
-// row by row.
+// Sums the whole rows of a tile. The sums of its chunks are staged in shared memory, and are then
+// added up row by row.
 //
-// A chunk of C elements holds parts of at most two rows if rows have at least C - 1 columns: its
-// head belongs to the row in which it begins, its tail to the next row. If C is a multiple of the
-// number of columns, a chunk holds whole rows, which are not staged (`store_rows`).
+// A chunk of C elements holds parts of at most two rows if rows have at least C - 1 columns. Its
+// head belongs to the row in which it begins, and its tail belongs to the next row. If C is a
+// multiple of the number of columns, a chunk holds whole rows, which are not staged (`store_rows`).
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -16,9 +16,9 @@ __host__ __device__ __forceinline__ bool has_tails(const Space& space, int chunk
   return static_cast<uint32_t>(space.cols) % chunk != 0;
 }
 
-// The number of tiles of the space whose sums are staged together. They take 8 KB, or 16 KB in
-// double, half of it for tails if there are any. With 8 KB more, an SM with 64 KB would hold three
-// blocks instead of four.
+// The number of tiles of the space whose sums are staged together. The sums take 8 KB, or 16 KB in
+// double. Tails, if there are any, take half of that. With 8 KB more, an SM with 64 KB would hold
+// three blocks instead of four.
 inline int64_t staged_tiles(const Space& space, int chunk) {
   return has_tails(space, chunk) ? chunk / 2 : chunk;
 }
@@ -27,8 +27,9 @@ template <typename S, Access kAccess>
 struct Staged {
   using T = arithmetic_t<S>;
   static constexpr int C = kChunk<S, kAccess>;
-  // The sums of C tiles, or of C / 2 tiles with their tails, fit into twice this number. Two more
-  // steps are needed because a tile may begin and end within a step.
+  // The number of tails. The heads of C tiles, or the heads and tails of C / 2 tiles, fit into
+  // twice this number. The two additional steps are needed because a tile may begin and end within
+  // a step.
   static constexpr int kTails = (kTile * C / 2 + 2 * kStep<S, kAccess>) / C;
 
   T heads[2 * kTails];
@@ -60,7 +61,7 @@ struct Staged {
   // Writes `factor` times the sum of each row. 2^log_width lanes add up the chunks of a row.
   __device__ __forceinline__ void sum_rows(const Space& space, const Tile& tile, int log_width,
                                            double factor, T* out) const {
-    constexpr uint32_t kRun = 4;  // sums that a lane adds in their own type, before double
+    constexpr uint32_t kRun = 4;  // a lane adds this many sums in their own type, then in double
     const auto cols = static_cast<uint32_t>(space.cols), rows = static_cast<uint32_t>(tile.rows);
     const uint32_t begin = tile.begin & (kStep<S, kAccess> - 1), width = 1u << log_width;
     const uint32_t lane = threadIdx.x & (width - 1);

@@ -97,7 +97,7 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
   return true;
 }
 
-// Elements that two neighbouring threads hold of latents with four channels: 4 whole pixels.
+// The elements of a latent with four channels that two neighbouring threads hold: 4 whole pixels.
 constexpr int kElementsOfThreadPair = 16;
 
 // The kernel that serves a call.
@@ -110,11 +110,11 @@ struct KernelChoice {
   bool has_fast_path;
 };
 
-// The inputs of the choice beside the tensors' layouts.
+// The inputs of the choice besides the tensors' layouts.
 struct CallShape {
   bool is_default = false;           // has default options
   bool has_rows = false;             // has a value for each row
-  bool has_misaligned_rows = false;  // these are of single elements and not aligned to vectors
+  bool has_misaligned_rows = false;  // rows are single elements, and their values are not aligned
   bool has_all_operands = false;     // has every tensor that a fast path reads or writes
   bool draws_noise = false;          // computes noise from a key
   bool has_channels_last = true;     // has kernels for Access::kChannelsLast
@@ -195,8 +195,8 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
   return {Access::kChannelsLast, is_default, has_fast_path};
 }
 
-// Kernels have one slot for the offsets of the noise, so an explicit eps puts its strides there.
-// Call it after `select_kernel`, which reads both.
+// Kernels have one slot for the offsets of the noise, so the strides of an explicit eps replace the
+// strides of the noise stream. Call this after `select_kernel`, which reads both.
 inline void set_noise_strides(Space& space, const Operand& eps) {
   if (eps.data) std::copy_n(eps.stride, kMaxDims, space.noise_stride);
 }
@@ -244,7 +244,7 @@ cudaError_t with_storage(DType dtype, const Visit& visit) {
   }
 }
 
-// Calls launch(access, is_default) with the constants of the chosen kernel's instance.
+// Calls launch(access, is_default) with the template arguments of the chosen kernel as constants.
 template <typename S, typename Launch>
 cudaError_t with_kernel(const KernelChoice& choice, const Launch& launch) {
   constexpr std::integral_constant<Access, Access::kContiguous> contiguous;

@@ -1,5 +1,6 @@
-// The structure of every kernel: blocks iterate over tiles, threads over the steps of a tile. A
-// family defines a call, which holds the state that the threads of a block share, and its step:
+// The structure of every kernel: blocks iterate over tiles, and threads iterate over the steps of a
+// tile. A family defines a call, which holds the state that the threads of a block share, and the
+// call's step:
 //
 //   class Call {
 //     template <bool kFast>

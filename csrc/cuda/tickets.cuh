@@ -1,8 +1,8 @@
 // Tickets determine which block of a launch finishes last.
 //
-// Each launch that needs one counts in a slot of a device array. The counter wraps back to 0 when
-// the last block has taken its ticket, so the slot is ready for the next launch. Two launches must
-// never count in one slot at the same time:
+// Each launch that needs tickets counts in a slot of a device array. The counter wraps back to 0
+// when the last block has taken its ticket, so the slot is ready for the next launch. Two launches
+// must never count in one slot at the same time:
 //
 //   * Launches on one stream are ordered, so in eager mode each stream keeps one slot. The slot is
 //     found by the id of the stream, which is unique for the life of the process. The handle of a
@@ -30,8 +30,8 @@ constexpr int kNoTicket = -1;
 
 static __device__ unsigned int ticket_counters[kStreamSlots + kCaptureSlots];
 
-// Returns in all threads whether the calling block is the last of the grid. If so, all writes of
-// the other blocks before their calls are visible through __ldcg.
+// Returns in all threads whether the calling block is the last of the grid. If so, all writes that
+// the other blocks made before their calls are visible through __ldcg.
 __device__ __forceinline__ bool last_block(int slot) {
   __shared__ bool last;
   __syncthreads();

@@ -1,4 +1,5 @@
-// Divides a tile into the steps of its threads: N neighbouring elements in registers.
+// Divides a tile into the steps of its threads. A step is N neighbouring elements, which a thread
+// holds in registers.
 //
 // Steps access memory in vectors of 16 bytes (4 floats, 2 doubles or 8 elements of 16 bits), in
 // vectors of two channels for channels_last, or one element at a time.
@@ -12,7 +13,7 @@
 namespace vae_fused::cuda {
 
 // The step of elements [e, e + N), where e is a multiple of N. Slots count elements from the start
-// of the step in which the tile begins. The step starts at `slot`, and the tile has the slots
+// of the step in which the tile begins. This step starts at `slot`, and the tile has the slots
 // [begin, end).
 template <bool kWhole = false>
 struct Span {
@@ -24,13 +25,13 @@ struct Span {
   __device__ __forceinline__ bool whole(int v) const { return slot >= begin && slot + v <= end; }
   __device__ __forceinline__ bool has(int j) const { return slot + j >= begin && slot + j < end; }
   __device__ __forceinline__ Span operator+(int j) const { return {first, slot + j, begin, end}; }
-  // The same in units of k elements, for a tile that consists of whole groups of k.
+  // Returns the span in units of k elements, for a tile that consists of whole groups of k.
   __device__ __forceinline__ Span operator/(int k) const {
     return {first / k, slot / k, begin / k, end / k};
   }
 };
 
-// The same in a tile of whole steps, which needs no bounds checks.
+// A step in a tile of whole steps, which needs no bounds checks.
 template <>
 struct Span<true> {
   int64_t first;
@@ -44,8 +45,8 @@ struct Span<true> {
   __device__ __forceinline__ Span operator/(int k) const { return {first / k, slot / k, end / k}; }
 };
 
-// Tile t of a call. If rows consist of tiles, a call has about 4000 of them at most
-// (`merge_tiles`), so that 32 bits are enough.
+// Tile t of a call. If rows consist of tiles, a call has at most about 4000 tiles (`merge_tiles`),
+// so that 32 bits are enough.
 __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
   if (space.tiles_per_row == 1) return tile_of_rows(space, t);
   const uint32_t block = static_cast<uint32_t>(t);
@@ -91,8 +92,8 @@ __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWh
 }
 
 // Computes the offsets of an element in N tensors, with integers of type I. `rest` is first the
-// flat index of the element, then its quotient, the index in the dimensions that are still to be
-// visited.
+// flat index of the element, and later the quotient, which is the index in the dimensions that are
+// still to be visited.
 template <typename I, int N>
 struct Offsets {
   I rest, sums[N] = {};
@@ -111,10 +112,10 @@ struct Offsets {
 
 // Computes the offsets of the step at element e. Views that are accessed in vectors have offsets
 // below 2^31 (`select_kernel`), for which each dimension costs about 20 instructions per step. With
-// 64 bits, which single elements may need, it costs 45. A single dimension costs none. The first
-// element of a kChannelsLast step has coordinate 0 in the last dimension, which is therefore
-// skipped. On the fast path the dimensions are unrolled, which takes a third of the instructions of
-// a loop.
+// 64 bits, which single elements may need, each costs 45. If there is only one dimension, it costs
+// none. The first element of a kChannelsLast step has coordinate 0 in the last dimension, which is
+// therefore skipped. On the fast path the loop over dimensions is unrolled, which takes a third of
+// the instructions.
 template <typename S, Access kAccess, bool kFast, int N>
 __device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
                                        int64_t e, int64_t (&offsets)[N]) {
@@ -149,8 +150,8 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
 }
 
 // Loads a vector and sets elements outside of the tile to 0. If not `aligned`, it loads one element
-// at a time. Here and below the pack is an output argument: nvcc takes a returned pack apart, and a
-// loop then carries halves of registers.
+// at a time. Here and below the pack is an output argument, because nvcc takes a returned pack
+// apart, and a loop then carries halves of registers.
 template <typename S, int V, bool kWhole>
 __device__ __forceinline__ void load_vector(const S* data, const Span<kWhole>& span,
                                             Pack<S, V>& pack, bool aligned = true) {
@@ -191,7 +192,7 @@ __device__ __forceinline__ void store_vector(S* data, const Span<kWhole>& span,
   }
 }
 
-// The low word of a number in memory. For a cast nvcc emits 64-bit arithmetic and a mask.
+// The low word of a number in memory. For a cast nvcc would emit 64-bit arithmetic and a mask.
 __device__ __forceinline__ uint32_t low_word(const int64_t& number) {
   uint32_t low;
   std::memcpy(&low, &number, sizeof low);
@@ -242,8 +243,7 @@ __device__ __forceinline__ void load(const Space& space, const Operand& operand,
   }
 }
 
-// Loads chunk b of a step of sample s > 0. Calls with several samples never use
-// kChannelsLast.
+// Loads chunk b of a step of a further sample. Calls with several samples never use kChannelsLast.
 template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ void load_chunk(const Space& space, const SampledOperand& operand,
                                            int64_t offset, int64_t sample, int b,

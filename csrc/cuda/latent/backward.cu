@@ -12,8 +12,8 @@ namespace {
 template <typename S, Access kAccess, class Options>
 class BackwardCall;
 
-// A step of a thread: `load` issues its loads, `finish` computes and stores. kFast selects the fast
-// path.
+// A step of a thread: `load` issues its loads, and `finish` computes and stores its results. kFast
+// selects the fast path.
 template <typename S, Access kAccess, class Options, bool kFast>
 class BackwardStep {
   using T = arithmetic_t<S>;
@@ -133,7 +133,8 @@ class BackwardStep {
     return kIsGeneral && p.grad_eps.data;
   }
 
-  // Sums over the samples of chunk b: gz is the gradient of z, graw that gradient times eps.
+  // Sums over the samples of chunk b: gz becomes the sum of the gradients of z, and graw the sum of
+  // these gradients times eps.
   template <bool kWhole, class Keys>
   __device__ __forceinline__ void sum_samples(const BackwardParams& p,
                                               const weights_t<Options>& weights,
@@ -188,8 +189,8 @@ class BackwardStep {
     }
   }
 
-  // Computes the gradients of chunk b if its samples estimate the KL: gz by mu, graw by the raw
-  // scale, and those by the prior.
+  // Computes the gradients of chunk b if its samples estimate the KL: gz is the gradient of mu,
+  // graw that of the raw scale, and the gradients of the prior go to prior_grads_.
   template <bool kWhole, class Keys, class Rows>
   __device__ __forceinline__ void sum_estimates(const BackwardParams& p, const Options& options,
                                                 const weights_t<Options>& weights,
@@ -198,7 +199,7 @@ class BackwardStep {
                                                 const math::Posterior<T> (&q)[C],
                                                 const math::Prior<T> (&prior)[C], T (&gz)[C],
                                                 T (&graw)[C]) {
-    T direct[C], gmean[C], gprior[C];  // direct: by x, without the path through z
+    T direct[C], gmean[C], gprior[C];  // direct: the gradient of x, without the path through z
     VAE_FUSED_UNROLL
     for (int j = 0; j < C; ++j) gz[j] = graw[j] = direct[j] = gmean[j] = gprior[j] = 0;
     for (int64_t s = 0; s < p.gaussians.samples; ++s) {
@@ -308,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<Options>,
 }
 
 // Removes the clip of exponents from the options, because gradients would mistake it for the clamp:
-// see math::without_clip. LatentOptions have no clip.
+// see math::without_clip. The overloads here change nothing, because LatentOptions have no clip.
 using math::without_clip;
 template <typename T>
 const OptionsOnDevice<T>& without_clip(const OptionsOnDevice<T>& options) {

@@ -12,8 +12,8 @@ namespace {
 template <typename S, Access kAccess, class Options>
 class ForwardCall;
 
-// A step of a thread: `load` issues its loads, `finish` computes and stores. kFast selects the fast
-// path.
+// A step of a thread: `load` issues its loads, and `finish` computes and stores its results. kFast
+// selects the fast path.
 template <typename S, Access kAccess, class Options, bool kFast>
 class ForwardStep {
   using T = arithmetic_t<S>;
@@ -75,7 +75,7 @@ class ForwardStep {
     return kGeneral<Options> && p.eps.data;
   }
 
-  // Twice the KL of an element, or twice the estimate of its sample.
+  // Returns twice the KL of an element, or, if samples estimate the KL, twice the estimate.
   static __device__ __forceinline__ T divergence(const Options& options,
                                                  const weights_t<Options>& weights,
                                                  const math::Posterior<T>& q,
@@ -99,7 +99,8 @@ class ForwardStep {
     }
   }
 
-  // Computes chunk b of z. Samples after the first are stored at once.
+  // Computes chunk b of z. The first sample is stored at the end of the step, and further samples
+  // are stored here.
   template <bool kWhole, class Keys>
   __device__ __forceinline__ void sample(const ForwardParams& p, const weights_t<Options>& weights,
                                          const Noise<Keys>& noise, const Span<kWhole>& span, int b,

@@ -8,13 +8,13 @@
 namespace vae_fused::cuda {
 
 // The tensors of a call in the order of their offsets. Only kernels for general options have the
-// last three. The offset of the noise is in the stream of a key or in an explicit eps.
+// last three. The offset of the noise is a position in the stream of a key or in an explicit eps.
 enum Slot : int { kMu, kRaw, kNoise, kMean, kPriorRaw, kMask, kSlots };
 
 template <class Options>
 constexpr int kGaussianSlots = kGeneral<Options> ? kSlots : kMean;
 
-// The strides of these slots.
+// Sets `strides` to the strides of the tensors of these slots.
 template <class Options, class Params, int N>
 __device__ __forceinline__ void gaussian_strides(const Params& p, const int64_t* (&strides)[N]) {
   strides[kMu] = p.gaussians.mu.stride;
@@ -87,8 +87,8 @@ class GaussianStep {
   }
 
   // Whether element j of chunk b counts. The results of masked elements and of elements outside of
-  // the tile are 0. Kernels for default options need no check: they load 0 outside of the tile, and
-  // the KL of that is 0.
+  // the tile are 0. Kernels for default options need no check, because they load zeros outside of
+  // the tile, for which the KL is 0.
   template <bool kWhole>
   __device__ __forceinline__ bool counts(const Gaussians& gaussians, const Span<kWhole>& span,
                                          int b, int j) const {
@@ -132,9 +132,9 @@ auto options_as(const math::LatentOptions<double>& options, const math::DeviceSc
   }
 }
 
-// Calls launch(access, options) with the constant of the chosen kernel's instance and the options
-// in the form that it takes. With `at_sample` the samples estimate the KL of the call. Such a call
-// has neither default options nor kernels for kChannelsLast.
+// Calls launch(access, options), where `access` is the access of the chosen kernel as a constant,
+// and the options have the form that this kernel takes. With `at_sample` the samples estimate the
+// KL of the call. Such a call has neither default options nor kernels for kChannelsLast.
 template <typename S, class Params, typename Launch>
 cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& p, bool at_sample,
                          const Launch& launch) {
@@ -153,7 +153,7 @@ cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& 
   });
 }
 
-// The part of a kernel's options that the formulas of samples and KLs take.
+// Returns the part of a kernel's options that the formulas of samples and KLs take.
 template <typename T>
 __device__ __forceinline__ const math::DefaultOptions<T>& weights_of(
     const math::DefaultOptions<T>& options) {

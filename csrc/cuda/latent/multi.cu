@@ -188,8 +188,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
   }
 }
 
-// Merges tiles as for a single tensor of that size. Each item adds at most one or two blocks and
-// partial sums to those.
+// Merges as many tiles into one as for a single tensor with all elements of the list. No tile spans
+// two items, so each item adds at most two blocks, each with a partial sum.
 void merge_tiles(MultiParams& p) {
   p.tile = kTile * tiles_to_merge(p.tiles);
   p.tiles = 0;

@@ -7,13 +7,13 @@
 
 namespace vae_fused::cuda {
 
-// The options of the general kernels, which exist for kStrided, kChannelsLast and kScalar, in
-// double for kScalar alone. They also serve default options where the kernels of DefaultOptions
-// cannot: with an explicit eps, with a value broadcast along a vector, or without vectors. Those
-// kernels have vectors only, and take their noise from the key.
+// The options of the general kernels. These kernels exist for kStrided, kChannelsLast and kScalar,
+// but in double only for kScalar. They also serve default options where the kernels of
+// DefaultOptions cannot: with an explicit eps, with a value broadcast along a vector, or without
+// vectors. The kernels of DefaultOptions have vectors only, and take their noise from the key.
 template <typename T>
 struct OptionsOnDevice : math::LatentOptions<T> {
-  math::DeviceScalars scalars;  // replace some of the numbers
+  math::DeviceScalars scalars;  // these replace some of the numbers
 };
 
 // The options of a call whose samples estimate the KL. They have a type of their own because the
@@ -46,19 +46,19 @@ enum class Kernel {
 
 // The reasons for each source of the keys:
 //
-//   kShared      With keys in registers, ptxas delayed the second load of the 16-bit forward kernel
-//                from instruction 10 to 87 of 308, when the first chunk was nearly finished. Only
-//                half of a step's bytes were then in flight. In float the same happened on sm_80
-//                and sm_89.
-//   kRegisters   This is the cheapest elsewhere, unless the kernel would spill.
+//   kShared      With keys in registers, ptxas moved the second load of the 16-bit forward kernel
+//                from instruction 10 of 308 to instruction 87, where the first chunk is nearly
+//                finished. Only half of a step's bytes were then in flight. On sm_80 and sm_89,
+//                ptxas delayed the second load in float as well.
+//   kRegisters   These are the cheapest source elsewhere, unless the kernel would spill.
 //   kSeed        The additions cost little beside the other work of the kernels of single elements
-//                and of most general kernels. The tensors of a list each have a seed of their own.
+//                and of most general kernels. The kernels for lists of tensors always use kSeed.
 //
-// Without a bound on the blocks the compiler interleaves the chunks of a 16-bit vector, takes 100
-// registers and halves the loads in flight. With five blocks some architecture spills.
+// Without a minimum number of blocks, the compiler interleaves the chunks of a 16-bit vector, takes
+// 100 registers and halves the loads in flight. With five blocks it spills on some architecture.
 constexpr PolicyRow kPolicies[] = {
-    // The default forward kernels. A step of kChannelsLast keeps more addresses in registers, hence
-    // three blocks.
+    // The default forward kernels. A step of kChannelsLast keeps more addresses in registers, so
+    // its kernels have three blocks.
     {{Kernel::kForward},
      {2, 4},
      {Access::kContiguous, Access::kStrided},
@@ -66,15 +66,16 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kForward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kShared, true}},
     // The arithmetic of double takes four times as long as that of float and hides more of the
     // loads, so two blocks are enough. A step of kChannelsLast keeps the addresses of two more
-    // vectors, so its kernels have one.
+    // vectors, so its kernels have one block.
     {{Kernel::kForward}, {8}, {Access::kContiguous, Access::kStrided}, {2, KeySource::kRegisters}},
     {{Kernel::kForward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
-    // The default backward kernels of float. Views would spill with the keys in registers.
+    // The default backward kernels of float. The kernel of views would spill with the keys in
+    // registers.
     {{Kernel::kBackward}, {4}, {Access::kContiguous}, {4, KeySource::kRegisters, true}},
     {{Kernel::kBackward}, {4}, {Access::kStrided}, {4, KeySource::kSeed, true}},
-    // Kernels of 16 bits would spill with the keys in registers. Views keep two gradients, three
-    // inputs and offsets in registers, hence three blocks.
+    // Kernels of 16 bits would spill with the keys in registers. The kernel of views keeps two
+    // gradients, three inputs and offsets in registers, so it has three blocks.
     {{Kernel::kBackward}, {2}, {Access::kContiguous}, {4, KeySource::kShared, true}},
     {{Kernel::kBackward}, {2}, {Access::kStrided}, {3, KeySource::kShared, true}},
     {{Kernel::kBackward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kRegisters, true}},
@@ -83,12 +84,12 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kBackward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
     // A general kernel tests every option at run time. For kChannelsLast it needs up to 170
-    // registers, so only one of its blocks fits on an SM, as with double.
+    // registers, so only one of its blocks fits on an SM. The same is true of double.
     {{Kernel::kForwardGeneral}, {2}, {Access::kStrided}, {2, KeySource::kShared}},
     {{Kernel::kForwardGeneral}, {2}, {Access::kChannelsLast}, {1, KeySource::kShared}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kChannelsLast}, {1}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kStrided}, {2}},
-    // Kernels of single floats need 64 to 72 registers. With a bound of two blocks ptxas takes 96.
+    // Kernels of single floats need 64 to 72 registers. For two blocks ptxas would take 96.
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {4}, {Access::kScalar}, {3}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2}, {Access::kScalar}, {2}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {8}, {Access::kScalar}, {1}},
@@ -98,8 +99,8 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4}, {Access::kStrided}, {1}},
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4, 8}, {Access::kScalar}, {1}},
 
-    // Statistics of a batch, with a thread for each column. Without a bound, ptxas aims at three
-    // blocks on sm_75 and sm_80 and may spill for that.
+    // Statistics of a batch, with a thread for each element of a line. Without a minimum, ptxas
+    // aims at three blocks on sm_75 and sm_80, and may spill to reach them.
     {{Kernel::kStats}, {2, 4, 8}, {Access::kScalar}, {2}},
 
     // Lists of tensors. With three blocks, kernels of 16 bits spill on some architecture.
@@ -128,9 +129,10 @@ constexpr Kernel kBackwardKernel = kAtSample<Options>  ? Kernel::kBackwardAtSamp
                                    : kGeneral<Options> ? Kernel::kBackwardGeneral
                                                        : Kernel::kBackward;
 
-// Whether the backward kernel of contiguous tensors serves a KL whose rows are within a tile. In 16
-// bits this kernel has 64 registers and would spill up to 36 bytes in that loop on four
-// architectures. The kernel of views, which has 80 registers, serves these calls instead.
+// Whether the backward kernel of contiguous tensors serves calls in which a tile has several rows
+// of the KL. In 16 bits this kernel has 64 registers, and its loop for such tiles would spill up to
+// 36 bytes on four architectures. The kernel of views, which has 80 registers, serves these calls
+// instead.
 template <typename S>
 constexpr bool kContiguousServesRows = sizeof(S) != 2;
 

@@ -1,7 +1,8 @@
 // The statistics of a batch in one launch. A block iterates over the lines of a task, with a thread
-// for each element of a line. The last block of the launch adds up the groups of tasks.
+// for each element of a line. The last block of the launch adds up the sums of the groups of tasks.
 //
-// Bytes per element in float: 8 read. The loads of a line are coalesced for any summed dimensions.
+// Bytes per element in float: 8 read. The loads of a line are coalesced, whichever dimensions are
+// summed.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tickets.cuh"
@@ -10,7 +11,7 @@
 namespace vae_fused::cuda {
 namespace {
 
-constexpr int kLinesOfSum = 8;  // lines that are summed in the elements' type, before double
+constexpr int kLinesOfSum = 8;  // a thread sums this many lines in T, and these sums in double
 static_assert(StatsTasks::kCudaLine == kThreads);
 
 // The columns and lines of a task.
@@ -98,8 +99,8 @@ __device__ __forceinline__ void write(const StatsParams& p, int64_t c,
   p.non_finite[c] = static_cast<int64_t>(sums[math::kNotFinite]);
 }
 
-// Adds up `n` groups, where at(k, i) is sum k of group i. The lanes of an aligned group of
-// 2^log_width share the work and all get the result.
+// Adds up `n` groups, where at(k, i) is sum k of group i. 2^log_width aligned lanes share the work,
+// and all of them get the result.
 template <class At>
 __device__ __forceinline__ void merge(int64_t n, int lane, int log_width, const At& at,
                                       double (&sums)[math::kStats]) {
@@ -126,7 +127,8 @@ __device__ __forceinline__ void merge(int64_t n, int lane, int log_width, const 
   sums[math::kSquares] = group_sum(squares, log_width);
 }
 
-// Adds up the groups of all columns. A thread adds up a column, or a warp if there are few columns.
+// Adds up the groups of all columns. A thread works on each column, or a warp if there are fewer
+// columns than threads.
 template <typename T>
 __device__ void finish(const StatsParams& p) {
   const int64_t cols = p.tasks.cols, groups = p.tasks.groups;
@@ -162,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access
 #pragma unroll 1
       for (int64_t line = begin; line < begin + kLinesOfSum && line < block.end; ++line) {
         const int64_t row = line * tasks.rows_of_line, rest = tasks.rows - row;
-        // The last line may be partial, and leaves some threads without an element.
+        // The last line may be partial, and then leaves some threads without an element.
         if (rest < tasks.rows_of_line && thread >= static_cast<int>(rest) * block.columns) break;
         element.add(row * tasks.cols + block.first + thread, recent);
       }

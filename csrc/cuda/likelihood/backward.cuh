@@ -1,12 +1,12 @@
-// The backward kernel computes the gradients of every input that needs one, and sums those of
-// parameters that are broadcast. It also computes the dot products of a softmax.
+// The backward kernel computes the gradient of every input that needs one, and sums the gradients
+// of parameters that are broadcast. It also computes the dot products of a softmax.
 //
 // A parameter that rows share, such as the theta of a gene, has one gradient for all of them. A
 // block then computes a task of several rows in lines of up to 128 columns, in which each thread
-// always has the same column. A thread adds up to eight rows in the type of the arithmetic and then
-// adds those sums as doubles, because a consumer GPU adds doubles at 1/64 of its fp32 speed. A
-// parameter that is constant along a line is summed over each line. A second, short launch adds up
-// the sums of tasks.
+// always has the same column. A thread sums at most eight rows in the type of the arithmetic and
+// then adds these sums as doubles, because a consumer GPU adds doubles at 1/64 of its fp32 speed.
+// The gradient of a parameter that is constant along a line is summed over each line. A second,
+// short launch adds up the sums of the tasks.
 #pragma once
 
 #include "cuda/likelihood/observations.cuh"
@@ -30,8 +30,8 @@ class Backward {
                                       bool vectors, Staged& inputs)
       : p_(p), o_(o), vectors_(vectors), inputs_(inputs) {}
 
-  // Loads a piece and computes the terms that counts add. The dot products need the first gradient
-  // alone, to which counts add nothing.
+  // Loads a piece and computes the terms that counts add. The dot products need only the gradient
+  // of the first input, to which counts add nothing.
   __device__ __forceinline__ void prepare(const Piece& piece) const {
     Inputs<L, T>& inputs = inputs_;
     stage<L, S>(p_, vectors_, piece, inputs);
@@ -78,7 +78,7 @@ class Backward {
       VAE_FUSED_UNROLL
       for (int k = 0; k < L::kInputs; ++k) dx[k] = 0;
     }
-    // `through_softmax` needs the log mean, which replaces the gradient of the term here.
+    // `through_softmax` needs the log mean, which is stored in place of the gradient of the term.
     if (L::kIsCount && p_.row_dot.data) inputs_.factor[slot] = x[0];
   }
 
@@ -100,7 +100,7 @@ class Backward {
     });
   }
 
-  // Sums the gradient of parameter k over each line. Up to a warp works on a line.
+  // Sums the gradient of parameter k over each line. At most 32 lanes work on a line.
   __device__ __forceinline__ void sum_lines(const SumPlan& plan, int k, const Piece& piece,
                                             int64_t t, const Task& task) const {
     const int log_lanes = plan.log_width < 5 ? plan.log_width : 5, width = 1 << log_lanes;
@@ -128,7 +128,7 @@ class Backward {
   }
 
  private:
-  // The operand of the gradient of input k, and that of its sums.
+  // The operand of the gradient of input k, and the operand of the sums of this gradient.
   __device__ __forceinline__ const Operand& full(int k) const {
     return k == 0            ? p_.grad_output
            : k == kTarget<L> ? p_.grad_target
@@ -154,7 +154,7 @@ class Backward {
     }
   }
 
-  // Converts gradients g by the logarithm of the mean to gradients by the logits:
+  // Converts gradients g of the logarithm of the mean to gradients of the logits:
   // grad_j = g_j - p_j sum_k g_k.
   template <int V>
   __device__ __forceinline__ void through_softmax(const int64_t (&at)[kStored], int slot,
@@ -177,7 +177,7 @@ class Backward {
   Staged& inputs_;
 };
 
-// The sums of a task for the column of the thread.
+// The sums of a task over the rows of a thread, which all have its column.
 template <class L, typename T>
 class ColumnTotals {
   static constexpr int kParameters = kTarget<L> - 1;
@@ -188,13 +188,15 @@ class ColumnTotals {
     for (int k = 0; k < kParameters; ++k) recent_[k] += dx[k + 1];
   }
 
-  // Adds the sums to the totals after every second piece: at most eight rows of the thread.
+  // Adds the recent sums to the totals after every second piece. They then have at most eight rows
+  // of the thread.
   __device__ __forceinline__ void end_piece() {
     is_second_ = !is_second_;
     if (!is_second_) flush();
   }
 
-  // Adds up the threads of each column, which are one line apart, and writes the partial sums.
+  // Adds up the totals of the threads of each column, which are one line apart, and writes the
+  // partial sums.
   __device__ __forceinline__ void end_task(const SumPlan& plan, int64_t t, const Task& task,
                                            double (&sums)[kThreads]) {
     flush();
@@ -232,8 +234,8 @@ class ColumnTotals {
 
 // A block iterates over units: tiles of rows for the dot products, tasks if parameters are summed,
 // or single pieces. One loop serves the pieces of all units, so that the kernel contains its body
-// once. With values it also writes the sum of the values of each unit, and the last block adds up
-// these sums.
+// once. With kWithValues the kernel also writes the sum of the values of each unit, and the last
+// block adds up these sums.
 template <typename S, class L, bool kWithValues>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues), S, L>)
     nll_backward_kernel(const __grid_constant__ NllBackwardParams p,

@@ -109,7 +109,8 @@ using KernelKind = std::conditional_t<std::is_same_v<S, double>, AnyKind, L>;
 template <class L>
 constexpr int kTarget = L::kInputs - 1;
 
-// Whether a count that is not 0 adds to the gradient of a parameter. That is theta, input 1.
+// Whether a count that is not 0 adds to the gradient of a parameter. The parameter is theta, which
+// is input 1.
 template <class L>
 constexpr bool kCountHasGradient = L::kIsCount && L::kInputs > 2;
 

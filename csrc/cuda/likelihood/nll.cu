@@ -51,7 +51,8 @@ __device__ void finish_columns(const FinishParams& p, const Finish& f, int64_t b
 }
 
 // A row of the matrix and the offset of its value in the parameter's sums. `value` encodes the
-// coordinates in the dimensions along which the parameter varies, `number` those in the others.
+// coordinates in the dimensions along which the parameter varies, and `number` encodes the
+// coordinates in the other dimensions.
 struct Row {
   int64_t row = 0, offset = 0;
 };

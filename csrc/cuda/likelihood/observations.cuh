@@ -2,10 +2,10 @@
 // at run time selects the target's dtype. The block also collects the slots of counts that are not
 // 0.
 //
-// Counts are 88 to 98 % zeros, and only the others need the logarithm of a factorial. A warp is
-// rarely all zeros (2 % of warps at 89 % zeros), so skipping warps would save almost nothing.
-// Instead the block computes the terms of the collected counts with all lanes in use. Each result
-// has its own slot, so the order of the list does not matter.
+// Of all counts 88 to 98 % are 0, and only the other counts need the logarithm of a factorial. A
+// warp rarely has zeros alone (2 % of warps do if 89 % of the counts are 0), so skipping warps
+// would save almost nothing. Instead the block computes the terms of the collected counts with all
+// lanes in use. Each result has its own slot, so the order of the list does not matter.
 #pragma once
 
 #include "cuda/likelihood/kinds.cuh"

@@ -1,6 +1,6 @@
-// The minimum number of blocks of 256 threads on an SM for each kernel of the family: 4, 3, 2 or 1
-// blocks leave a thread 64, 80, 128 or 255 registers. With one block more, some architecture
-// spills.
+// The minimum number of blocks of 256 threads on an SM for each kernel of the family. With 4, 3, 2
+// or 1 blocks a thread has 64, 80, 128 or 255 registers. With one block more, a kernel would spill
+// on some architecture.
 #pragma once
 
 #include "cuda/likelihood/kinds.cuh"
@@ -14,7 +14,8 @@ constexpr Direction direction_of(bool with_values) {
   return with_values ? Direction::kBoth : Direction::kBackward;
 }
 
-// The 16-bit kernels of a zero-inflated negative binomial, which with three blocks spill on sm_75.
+// Whether these are the 16-bit kernels of a zero-inflated negative binomial. With three blocks they
+// would spill on sm_75.
 template <typename S, class L>
 constexpr bool kIsLargest = sizeof(S) == 2 && L::kInputs == 4;
 

@@ -1,9 +1,9 @@
 // Sums of values over rows, for the forward kernel and for the dot products of a softmax. The order
 // of summation depends on the shape alone.
 //
-//   kDirect   a row is an element: values are stored
-//   kStaged   rows of up to half a piece: a piece has whole rows, whose values are in shared memory
-//   kTiled    longer rows: a tile is a row or a part of one, in one or more pieces
+//   kDirect   a row is one element, so values are stored directly
+//   kStaged   a row has at most half a piece; a piece has whole rows with values in shared memory
+//   kTiled    a row is longer; a tile is a row or a part of one, and has one or more pieces
 #pragma once
 
 #include "cuda/likelihood/kl_term.cuh"
@@ -14,7 +14,7 @@ namespace vae_fused::cuda {
 
 // The work of the last block of a launch, or of a second launch if there is no ticket.
 struct RowEpilogue {
-  int64_t rows = 0, parts_per_row = 0;  // parts: partial sums of a row; 0: its sum is complete
+  int64_t rows = 0, parts_per_row = 0;  // parts: partial sums, or 0 if a row's sum is complete
   RowSums sums;
   KlTerm kl;
 
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads)
   run_epilogue<T>(epilogue.rows, epilogue.parts_per_row, epilogue.sums, epilogue.kl);
 }
 
-// Sums the whole rows of a piece. 1 to 32 lanes sum a row: four values at a time in their own type,
-// and then those sums as doubles.
+// Sums the whole rows of a piece. 1 to 32 lanes sum a row. They add four values at a time in the
+// values' own type, and then add these sums as doubles.
 template <typename T>
 __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile& tile,
                                                   double factor, const T* values, T* out) {
@@ -91,8 +91,8 @@ class RowTotals {
     piece_sum_ = 0;
   }
 
-  // Call after a barrier that follows the last value of tile t. It ends with a barrier. The tile is
-  // recomputed here, because registers are scarce where its values are computed.
+  // Call this after a barrier that follows the last value of tile t. The function ends with a
+  // barrier. It recomputes the tile, because registers are scarce where the values are computed.
   __device__ __forceinline__ void end_tile(int64_t t) {
     const Tile tile = tile_of(space_, t);
     if (disposition_ == RowDisposition::kStaged) {

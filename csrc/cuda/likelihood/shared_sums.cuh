@@ -1,5 +1,5 @@
-// The gradients of parameters that are broadcast: the tasks into which the backward kernel divides
-// the elements, and the partial sums that the launch after it adds up.
+// Defines how the gradients of parameters that are broadcast are summed: the tasks into which the
+// backward kernel divides the elements, and the partial sums that the next launch adds up.
 #pragma once
 
 #include "cuda/likelihood/piece.cuh"
@@ -95,7 +95,8 @@ inline SumPlan::SumPlan(const NllBackwardParams& p)
   }
 }
 
-// The number of units that the blocks of backward compute: tasks, or otherwise single pieces.
+// The number of units that the blocks of backward compute: tasks if parameters are summed, and
+// single pieces otherwise.
 template <typename T>
 int64_t units_of(const NllBackwardParams& p, const SumPlan& sums) {
   const int64_t pieces = (p.space.rows * p.space.cols - 1) / kSlots<T> + 1;

@@ -14,8 +14,8 @@ namespace {
 
 constexpr int kColumnsOfWarp = 512;
 
-// The sum of exp(x - origin) over some elements. The origin is the greatest of them, or 0 if that
-// is -inf, so that masked elements do not become NaN.
+// The sum of exp(x - origin) over some elements. The origin is the greatest of these elements, or 0
+// if the greatest is -inf, so that masked elements do not become NaN.
 template <typename T>
 struct ExpSum {
   T largest = -math::kInfinity<T>;
@@ -66,8 +66,8 @@ __device__ __forceinline__ ExpSum<T> warp_total(ExpSum<T> x) {
   return x;
 }
 
-// Returns the sum of the block in its first warp, given the sums of warps. The block needs a
-// barrier before it computes another one.
+// Returns the sum of the block in its first warp, where x is the sum of the thread's warp. The
+// block needs a barrier before it computes another sum.
 template <typename T>
 __device__ __forceinline__ ExpSum<T> block_total(ExpSum<T> x) {
   constexpr int kWarps = kThreads / 32;
@@ -97,7 +97,8 @@ __device__ __forceinline__ void write_row(const SoftmaxParams& p, int64_t row, d
   static_cast<T*>(p.row_shift)[row] = static_cast<T>(library - math::log_libm(sum));
 }
 
-// Sums every `width`th element of a tile, from `lane` on. A row is one dimension of its tensors.
+// Sums every `width`th element of a tile, from `lane` on. A row extends along one dimension of its
+// tensors.
 template <typename S>
 __device__ __forceinline__ ExpSum<arithmetic_t<S>> sum_of(const SoftmaxParams& p, const Tile& tile,
                                                           int lane, int width) {
