@@ -28,7 +28,7 @@ struct Thread {
   Fiber fiber;
   State state;
   int id, lane, warp;
-  // The operation for which it waits, and its result.
+  // The operation for which the thread waits, and the result of that operation.
   Site site;
   WarpOp op;
   unsigned int mask;
@@ -36,7 +36,8 @@ struct Thread {
   int source;
   Rendezvous met;
   int barrier_count, barrier_arrived;
-  // The tokens that it releases at a __syncwarp. Two are used in turn, as for the block.
+  // The tokens that the thread releases at a __syncwarp. It uses the two in turn, as a block does
+  // at its barriers.
   alignas(8) char warp_token[2][8];
   unsigned int warp_syncs;
   race::Fences fences;
@@ -63,7 +64,7 @@ struct Block {
   Thread threads[kMaxThreads];
 };
 
-// The resources of a running thread: a stack, and a thread of the race detector of its own.
+// The resources of a running thread: a stack, and its own thread of the race detector.
 struct Runner {
   Stack stack;
   void* const race_thread = race::create();
@@ -75,8 +76,8 @@ struct Runner {
 
 // A new runner costs 0.2 ms and 0.8 MB with the race detector. Runners are therefore reused after
 // the host has waited for their launches, because all their accesses then precede any later ones.
-// Within a launch each block needs its own, because otherwise accesses of different blocks would
-// seem to be ordered.
+// Within a launch each block needs its own runners, because otherwise accesses of different blocks
+// would seem to be ordered.
 class Runners {
  public:
   Runner& take() {
@@ -259,7 +260,7 @@ std::string proceed(Thread& thread) {
     case State::kDone: {
       --block->alive;
       warp.alive &= ~(1u << thread.lane);
-      // It may have been the last lane for which others were waiting.
+      // This may have been the last lane for which others were waiting.
       for (int i = 0; i < 32; ++i) {
         if (!(warp.waiting >> i & 1u)) continue;
         const std::string fault = finish_rendezvous(block->threads[thread.warp * 32 + i]);
@@ -271,7 +272,7 @@ std::string proceed(Thread& thread) {
   return "";
 }
 
-// Orders the threads after the earlier work of the stream, and not after other blocks of the
+// Orders the threads after the earlier work of the stream, but not after other blocks of the
 // launch.
 void prepare_threads(const Work& work, uint3 index, void* after) {
   race::as_new([=] {
@@ -301,7 +302,8 @@ void prepare_threads(const Work& work, uint3 index, void* after) {
 void host_has_waited() { runners.rest(); }
 
 std::string run_block(const Work& work, uint3 index, Random& random, void* after, void* done) {
-  // The race detector needs fresh pages. Otherwise pages are kept, and only used parts are written.
+  // The race detector needs fresh pages. Without it, all blocks use the same pages, and each writes
+  // only the parts that it needs.
   std::optional<Pages> own_pages;
   static std::optional<Pages> kept_pages;
   std::optional<Pages>& pages = race::kDetecting ? own_pages : kept_pages;

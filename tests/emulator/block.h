@@ -1,5 +1,5 @@
-// The interface between the streams (stream.cpp) and a block (block.cpp): runs one block on the
-// calling OS thread.
+// The interface through which the streams (stream.cpp) run one block (block.cpp) on the calling OS
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ class Random {
 // race.h: the block acquires `after` at its beginning and releases `done` at its end.
 std::string run_block(const Work& work, uint3 index, Random& random, void* after, void* done);
 
-// Call it when the host has waited for all launches.
+// Call this when the host has waited for all launches.
 void host_has_waited();
 
 }  // namespace emu::detail

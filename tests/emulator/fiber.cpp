@@ -1,5 +1,5 @@
-// The switch between fibers, their stacks, and the calls of the sanitizers. On x86-64 the switch is
-// hand-written, which is ten times cheaper than swapcontext with its two system calls. Other
+// The switch between fibers, their stacks, and the calls to the sanitizers. On x86-64 the switch is
+// written in assembly, which is ten times cheaper than swapcontext with its two system calls. Other
 // machines use ucontext.
 #include "fiber.h"
 
@@ -138,7 +138,8 @@ void entered([[maybe_unused]] Fiber& os_thread) {
 }
 
 // ThreadSanitizer does not intercept the raw system call, so it does not mark the whole mapping as
-// written by the caller. Its munmap, which is called below, discards all recorded accesses.
+// written by the caller. The destructor calls ThreadSanitizer's munmap, which discards all recorded
+// accesses.
 Pages::Pages(size_t bytes) : bytes_(bytes) {
   const long address = syscall(SYS_mmap, nullptr, bytes, PROT_READ | PROT_WRITE,
                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

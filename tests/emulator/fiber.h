@@ -1,6 +1,6 @@
-// Fibers: each has a stack, and switches are explicit. Each switch is announced to the sanitizers:
-// AddressSanitizer needs the bounds of the stack that runs, ThreadSanitizer the thread that the
-// fiber represents.
+// Each fiber has a stack, and the switches between fibers are explicit. Each switch is announced to
+// the sanitizers, because AddressSanitizer needs the bounds of the stack in use, and
+// ThreadSanitizer needs the thread that the fiber represents.
 //
 // The emulator's own sources are compiled without instrumentation, so that the scheduler's accesses
 // cause no reports. EMU_ASAN or EMU_TSAN selects the runtime with which the program is linked.
@@ -34,8 +34,9 @@ void switch_fiber(Fiber& from, Fiber& to, Fiber& os_thread, bool last = false);
 // A new fiber has to call this first.
 void entered(Fiber& os_thread);
 
-// Zeroed memory without recorded accesses in ThreadSanitizer, which also discards them when the
-// memory is freed. The memory of a block must not look like the memory of the block before it.
+// Zeroed memory for which ThreadSanitizer has recorded no accesses. When the memory is freed,
+// ThreadSanitizer discards the accesses that it has recorded by then. The memory of a block must
+// not look like the memory of the block before it.
 class Pages {
  public:
   explicit Pages(size_t bytes);

@@ -1,4 +1,5 @@
-// Describes the operations that order memory to ThreadSanitizer. Other builds compile to nothing.
+// Reports to ThreadSanitizer which operations order memory. In other builds the functions here do
+// nothing.
 //
 // Each CUDA thread is a separate TSan thread, which the launch creates. Only these operations order
 // it with other threads:
@@ -8,9 +9,10 @@
 //   atomic      publishes the last snapshot to the address, and collects the snapshots that others
 //               published there; a later fence acquires this collection
 //
-// Without the fence on either side nothing is ordered, as in the PTX memory model (a "release
-// pattern" and an "acquire pattern", PTX ISA 8.7). TSan has no such operations. A snapshot is
-// therefore a TSan thread created at the fence, because it inherits the clock of its creator.
+// If the fence on one of the two sides is missing, nothing is ordered, as in the PTX memory model
+// (a "release pattern" and an "acquire pattern", PTX ISA 8.7). TSan has no such operations. A
+// snapshot is therefore a TSan thread created at the fence, because it inherits the clock of its
+// creator.
 #pragma once
 
 #if defined(EMU_TSAN)

@@ -63,7 +63,7 @@ class Stream {
     ++launch_count;
   }
 
-  // Runs one block of the launch at the head; an executor runs all of them.
+  // Runs one block of the launch at the head of the queue. An executor runs all of its blocks.
   void step() {
     Launch& launch = *queue.front();
     if (executor) {

@@ -104,7 +104,7 @@ def stg(f: Fields) -> Execute:
 
 @instruction("ATOMG")
 def atomg(f: Fields) -> Execute:
-    """INC: a counter that wraps to 0 after its limit. Lanes execute in random order."""
+    """Only INC, whose counter wraps to 0 after its limit. Lanes execute in random order."""
     f.choice("INC")
     _hints(f)
     done = f.result_predicate()
@@ -148,7 +148,7 @@ def _shared(s: Warps, f: Fields, addresses: Any, active: np.ndarray, size: int) 
 
 
 def _check_races(s: Warps, f: Fields, first: np.ndarray, active: np.ndarray, size: int) -> None:
-    """`first`: the first byte of each lane's access, which a store writes."""
+    """Raise RaceError for a race. `first` has the first byte of each lane's access."""
     warp, slot = s.full(s.warp)[active], s.full(s.slot)[active]
     for offset in range(0, size, s.shared.unit):
         races = s.shared.races(
@@ -165,7 +165,7 @@ def _check_races(s: Warps, f: Fields, first: np.ndarray, active: np.ndarray, siz
 def _shared_elements(
     s: Warps, f: Fields, w: Where, address: Read, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The active lanes, shared memory in elements of at most a word, and each lane's first one."""
+    """The active lanes, shared memory in elements of up to a word, and each lane's first index."""
     active = s.all(w)
     memory = s.shared.bytes.view({1: np.uint8, 2: np.uint16}.get(size, U32))
     first = _shared(s, f, address(s), active, size)
@@ -205,7 +205,7 @@ def sts(f: Fields) -> Execute:
 
 @instruction("ATOMS")
 def atoms(f: Fields) -> Execute:
-    """ADD of a word. Lanes execute in random order."""
+    """Only ADD of a word. Lanes execute in random order."""
     f.choice("ADD")
     write, address, addend = f.result(), _address(f, f.address()), f.integer()
     f.done()

@@ -104,7 +104,7 @@ def _brx(i: Instruction, place: Place) -> Effect:
     register, _, offset = i.operands.partition(" ")
     if not re.fullmatch(r"-?0x[0-9a-f]+", offset):
         raise _unknown(i, "no offset")
-    # BRX reads a register of threads and BRXU one of the warp. Both can be read here.
+    # BRX reads registers of threads, and BRXU reads registers of the warp. `pair` accepts both.
     distance = Fields(dataclasses.replace(i, operands=register)).pair()
     origin = i.address + _BYTES + int(offset, 16)
 
@@ -128,8 +128,8 @@ def _go_each(
 def _diverged(mask: Read, place: Place, target: int) -> Effect:
     """BRA.DIV: branch if not all lanes of the mask are converged.
 
-    Both paths compute the same values. A warp whose lanes are converged takes one at random,
-    because the path for divergent warps would otherwise never run.
+    Both paths compute the same values. A warp whose lanes are converged takes one of the paths at
+    random, because the path for divergent warps would otherwise never run.
     """
 
     def effect(group: Group, lanes: np.ndarray) -> None:
@@ -146,7 +146,7 @@ def _diverged(mask: Read, place: Place, target: int) -> Effect:
 
 @_control("BSSY")
 def _bssy(i: Instruction, place: Place) -> Effect:
-    """Record the lanes that will meet at the BSYNC before its target."""
+    """Record the lanes that will meet at the BSYNC in front of the instruction's target."""
     _modifiers(i)
     barrier, target = split(i.operands)[0], _target(i, place)
     before = place.instructions[target - 1]
@@ -209,7 +209,7 @@ def _exit(i: Instruction, place: Place) -> Effect:
 
 @_control("CALL")
 def _call(i: Instruction, place: Place) -> Effect:
-    """A jump: the caller has stored the return address in registers."""
+    """Jump. The code before the CALL has stored the return address in registers."""
     _modifiers(i, "REL", "NOINC")
     target = _target(i, place)
     return lambda group, lanes: group.go(target, lanes)

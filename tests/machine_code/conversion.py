@@ -23,7 +23,7 @@ def i2fp(f: Fields) -> Execute:
 
 @instruction("I2F")
 def i2f(f: Fields) -> Execute:
-    """Rounds to nearest by default; divisions round up. U16 ignores the upper half."""
+    """Round to nearest, or up in divisions. With U16, ignore the upper half of the register."""
     double = f.flag("F64")
     if f.flag("S64"):
         write, pair = f.result_double() if double else f.result_float(), f.pair()

@@ -2,14 +2,15 @@
 
     PYTHONPATH=tests python -m machine_code.count [KERNEL]    a JSON of the rows of the budget
 
-The counted call has all outputs, on whole tiles. This corresponds to `per_element` of the budget,
-but is measured instead of derived from a path through the listing. The count has all instructions
-that a warp issues, including predicated-off ones and slow paths. An instruction of a warp serves 32
-threads, so the numbers are 32 times the instructions divided by the elements.
+The counted call computes all outputs, on whole tiles. The count corresponds to `per_element` of the
+budget, but is measured instead of derived from a path through the listing. It includes all
+instructions that a warp issues, even predicated-off ones and those of slow paths. An instruction of
+a warp serves 32 threads, so the numbers are 32 times the instructions divided by the elements.
 
-  loop   the cost of further tiles of a block: the difference of two calls with as many blocks
-  whole  a call with 4 tiles per block, as for 2^24 elements: includes the work of blocks before and
-         after their elements, the sum over the block and the last block's work
+  loop   the cost of further tiles of a block: the difference between two calls that have the same
+         number of blocks
+  whole  the cost of a call with 4 tiles per block, as for 2^24 elements. It includes the work of
+         blocks before and after their elements, the sum over the block and the last block's work.
 
 The call of a likelihood has contiguous outputs and a target of the same dtype. It sums rows of 2048
 elements, or all elements if it computes the loss and its gradients together. It computes every
@@ -37,7 +38,7 @@ from tools.kernel_budget.record import EXECUTED, EXECUTED_IN_FLIGHT
 
 from .device import Launched
 
-# With at most this many blocks, further tiles are merged into existing blocks. The native tests are
+# Tiles beyond this number of blocks are merged into the existing blocks. The native tests are
 # compiled with this limit.
 BLOCKS, TILE = 12, 2048
 FEW, MANY = 4, 8  # tiles per block; likelihoods, which take longer, use half as many
@@ -71,8 +72,9 @@ class Executed:
 def is_hot(kernel: str) -> bool:
     """Whether `count` can call a kernel.
 
-    These are the kernels of default options, except for lists, and those of one likelihood: all in
-    float, and a few in bfloat16, which has the same arithmetic. A count takes 4 s.
+    These are the latent kernels for default options, except for lists, and the kernels for one kind
+    of likelihood. Of the latter `count` can call all in float, and a few in bfloat16, which has the
+    same arithmetic. A count takes 4 s.
     """
     if found := likelihood(kernel):
         return found.element == "float" or (
@@ -84,7 +86,7 @@ def is_hot(kernel: str) -> bool:
 def _tensors(access: int, tiles: int, dtype: np.dtype) -> tuple[list[np.ndarray], tuple[int, ...]]:
     """Six tensors of BLOCKS * tiles whole tiles for a kernel's access, and the summed dimensions.
 
-    Contiguous tensors, chunks of packed ones, or channels_last images of four channels.
+    They are contiguous tensors, chunks of packed tensors, or channels_last images of four channels.
     """
     n = BLOCKS * tiles * TILE
     if access == 0:
@@ -170,7 +172,7 @@ def _launch(machine: Any, kernel: str, tiles: int) -> tuple[Launched, int]:
 
 
 def count(machine: Any, kernel: str) -> Executed:
-    """A kernel's instructions per element. `machine`: the native module on machine code."""
+    """Return a kernel's instructions per element. `machine` launches the machine code."""
     if not is_hot(kernel):
         raise ValueError(f"kernel must be a hot one, got {kernel}")
     of_likelihood = likelihood(kernel) is not None

@@ -98,14 +98,14 @@ def _attributes(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def _parameters(info: bytes) -> tuple[tuple[Parameter, ...], int, int]:
-    """The parameters in order, the offset of the first in bank 0, and the bytes of all."""
+    """The parameters in order, the offset of the first in bank 0, and the size of all in bytes."""
     found: dict[int, Parameter] = {}
     base = size = 0
     for attribute, value in _attributes(info):
         if attribute == _PARAMETER:
             _, ordinal, offset, packed = struct.unpack("<IHHI", value)
             found[ordinal] = Parameter(offset, packed >> 18)
-        elif attribute == _PARAMETER_V2:  # in kernels with large ones
+        elif attribute == _PARAMETER_V2:  # in kernels with large parameters
             _, ordinal, offset, length, _ = struct.unpack("<IHHHH", value)
             found[ordinal] = Parameter(offset, length)
         elif attribute == _PARAMETER_BANK:
@@ -114,7 +114,7 @@ def _parameters(info: bytes) -> tuple[tuple[Parameter, ...], int, int]:
 
 
 def _addresses(sections: list[_Section], table: _Section) -> list[tuple[int, int]]:
-    """The relocations of constant bank 4: its offsets, and the offsets within .nv.global."""
+    """The relocations of constant bank 4, each an offset in the bank and one in .nv.global."""
     found = []
     symbols = sections[table.link].data
     for at in range(0, len(table.data), 24):

@@ -20,8 +20,8 @@ from .schedule import run_blocks
 from .warps import LANES, Environment, Shared, Warps
 
 THREADS = 256  # per block, in all kernels
-# The number of blocks resident together, and of the groups that their warps are assigned to. numpy
-# takes as long for 100 lanes as for 1000, so larger groups are cheaper.
+# The number of blocks that are resident together, and the number of groups to which their warps are
+# assigned. numpy takes as long for 100 lanes as for 1000, so larger groups are cheaper.
 RESIDENT, GROUPS = 16, 2
 
 # Constant bank 0 of sm_90: the sizes of block and grid, the stack's end, and the descriptor of

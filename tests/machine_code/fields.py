@@ -32,7 +32,7 @@ TABLE: dict[str, Define] = {}
 
 
 def instruction(*bases: str) -> Callable[[Define], Define]:
-    """Register the function that defines these opcodes, without modifiers, in the table."""
+    """Add the function that defines these opcodes to the table. The opcodes have no modifiers."""
 
     def enter(define: Define) -> Define:
         TABLE.update(dict.fromkeys(bases, define))
@@ -281,7 +281,7 @@ class Fields:
     def _number(self, value: float) -> np.float32:
         """A float from its decimal text, or for a NaN from its encoding.
 
-        The upper half of a double NaN or infinity is a float NaN, too, but not the default one.
+        The upper half of a double NaN or infinity is a float NaN, too, but not the default NaN.
         """
         if not np.isnan(value):
             return F32(value)

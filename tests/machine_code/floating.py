@@ -99,7 +99,7 @@ def dfma(f: Fields) -> Execute:
 
 @instruction("FMNMX")
 def fmnmx(f: Fields) -> Execute:
-    """Minimum or maximum; -0 is below 0. With NAN a NaN propagates, else the number is returned."""
+    """Minimum or maximum; -0 is below 0. With NAN a NaN propagates, and otherwise it is ignored."""
     propagates = f.flag("NAN")
     write, a, b, minimum = f.result_float(), f.single(), f.single(), f.predicate()
     f.done()
@@ -121,7 +121,7 @@ def _or_unordered(opposite: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
     return lambda x, y: ~opposite(x, y)
 
 
-# numpy's comparisons with a NaN are false, except for !=. The forms with U are then true.
+# In numpy, comparisons with a NaN are false, except for !=. The forms with U are true for a NaN.
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "LT": np.less,
     "EQ": np.equal,

@@ -158,7 +158,8 @@ def _imad_high(f: Fields) -> Execute:
 def lea(f: Fields) -> Execute:
     """(a << shift) + b, or with HI the high word of (high : a) << shift, plus b.
 
-    The shifted `a` is negated as ~x + 1, whose carry is part of the result's carry: -0 carries.
+    The shifted `a` is negated as ~x + 1. The carry of this sum is part of the result's carry, so
+    that -0 carries.
     """
     high, extended, from_signed = f.flag("HI"), f.flag("X"), f.flag("SX32")
     write = f.result()
@@ -281,7 +282,7 @@ def plop3(f: Fields) -> Execute:
 
 @instruction("ISETP", "UISETP")
 def isetp(f: Fields) -> Execute:
-    """A comparison; with EX of the high words, where `low` is the result for the low words."""
+    """A comparison. With EX it compares high words, and `low` is the result for the low words."""
     name = f.choice(*COMPARISONS)
     unsigned = f.flag("U32")
     combine = {"AND": np.logical_and, "OR": np.logical_or}[f.choice("AND", "OR")]
@@ -315,7 +316,7 @@ def isetp(f: Fields) -> Execute:
 
 @instruction("FLO")
 def flo(f: Fields) -> Execute:
-    """The index of the highest 1; all ones for 0."""
+    """The index of the highest bit that is 1, or a word of ones for 0."""
     f.choice("U32")
     write, a = f.result(), f.integer()
     f.done()

@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import BadAccessError
 
-# A view of all addresses of a process, of which only checked ones are accessed.
+# A view of all addresses of this process. Only addresses that were checked before are accessed.
 _LOWEST, _HIGHEST = 1 << 16, 1 << 48
 _SPACE = np.frombuffer((ctypes.c_uint8 * (_HIGHEST - _LOWEST)).from_address(_LOWEST), np.uint8)
 _WORDS = {1: _SPACE, 2: _SPACE.view(np.uint16), 4: _SPACE.view(np.uint32)}

@@ -48,7 +48,7 @@ def prmt(f: Fields) -> Execute:
 
 @instruction("P2R")
 def p2r(f: Fields) -> Execute:
-    """Write the predicates of a mask; the other bits are the register's."""
+    """Write the predicates of a mask. The other bits are those of the register `a`."""
     write = f.result()
     if f.name() != "PR":
         raise f.unknown("other flags")
@@ -183,7 +183,7 @@ def shfl(f: Fields) -> Execute:
 
 @instruction("VOTE")
 def vote(f: Fields) -> Execute:
-    """Over the executing lanes: a mask of those whose argument is true, and any or all."""
+    """Find the executing lanes whose argument is true, and whether any or all arguments are true."""
     mode = f.choice("ANY", "ALL")
     number = f.result()
     result = f.result_predicate()
@@ -203,7 +203,7 @@ def vote(f: Fields) -> Execute:
 
 @instruction("VOTEU")
 def voteu(f: Fields) -> Execute:
-    """Only ANY of true: the mask of the executing lanes, in a uniform register."""
+    """Only ANY of true is supported: the mask of the executing lanes, in a uniform register."""
     f.choice("ANY")
     number, result, brings = f.result(), f.take(Predicate), f.take(Predicate)
     f.done()
@@ -219,7 +219,7 @@ def voteu(f: Fields) -> Execute:
 
 # --- nothing -------------------------------------------------------------------------------------
 
-# Instructions without effect if memory is sequentially consistent, and their modifiers.
+# Instructions that have no effect if memory is sequentially consistent, and their modifiers.
 NOTHING: dict[str, set[str]] = {
     "NOP": set(),
     "MEMBAR": {"SC", "ALL", "GPU", "CTA", "SYS"},

@@ -1,8 +1,8 @@
 """MUFU, the approximate functions: exact values, perturbed within NVIDIA's documented error.
 
 The hardware's exact bits are not documented, so a test must pass for any value within the bound.
-Here each argument has a random error. As in hardware it depends only on the argument within a
-launch: divisions of uniform numbers rely on that. The next launch has other errors.
+Here each argument has a random error. Within a launch the error depends only on the argument, as in
+hardware, because divisions of uniform numbers rely on that. Another launch has other errors.
 
 The bounds are those of the PTX ISA for the instructions that ptxas compiles to a single MUFU, the
 `.approx.ftz` forms ("Floating Point Instructions", `rcp`, `sqrt`, `rsqrt`, `sin`, `cos`, `lg2`,
@@ -12,14 +12,14 @@ subnormal arguments and results are zeros of the same sign.
   RCP     1 ulp
   SQRT    2^-23 of the result
   RSQ     2^-22.9 of the result
-  EX2     2^-22 of the result, and 0 for an integer: CUDA's own double functions, such as `tanh`,
-          take powers of 2 from it and rely on 53 correct bits
+  EX2     2^-22 of the result, but 0 if the argument is an integer, because CUDA's own double
+          functions, such as `tanh`, compute powers of 2 with EX2 and rely on 53 correct bits
   LG2     2^-22 absolute for arguments in (0.5, 2), 2^-22 of the result otherwise
   SIN     2^-20.5 absolute, which includes the multiplication by 1 / 2 pi before the MUFU
-  COS     the same
-  RCP64H, RSQ64H   the high word of a double; the low word counts as 0. The PTX ISA gives no bound
-          for `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64`, which return 20 bits of mantissa. The
-          bound here is one unit of these bits, 2^-20 of the result.
+  COS     2^-20.5 absolute, as for SIN
+  RCP64H, RSQ64H   read the high word of a double, whose low word counts as 0. The PTX ISA gives no
+          bound for `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64`, which return 20 bits of
+          mantissa. The bound here is one unit of these bits, 2^-20 of the result.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def _of_power(x: np.ndarray, exact: np.ndarray, noise: np.ndarray) -> np.ndarray
 
 
 def _of_ulp(x: np.ndarray, exact: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Half an ulp of error, and half an ulp of rounding."""
+    """Add an error of up to half an ulp. Rounding adds at most another half."""
     spacing = np.spacing(np.abs(exact).astype(F32)).astype(F64)
     moved = exact + np.where(np.isfinite(spacing), 0.499 * spacing, 0.0) * noise
     return np.where(np.isfinite(exact), moved, exact)
 
 
-# Function: its exact value, and its perturbed value.
+# For each function, the computation of its exact value and of its perturbed value.
 FUNCTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[..., np.ndarray]]] = {
     "RCP": (lambda x: 1 / x, _of_ulp),
     "SQRT": (np.sqrt, _relative(2.0**-23)),

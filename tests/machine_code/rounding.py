@@ -22,7 +22,7 @@ F32, F64, I64, U64 = np.float32, np.float64, np.int64, np.uint64
 
 _TINY32 = F64(2.0**-126)  # the smallest normal float
 _BELOW = I64((1 << 29) - 1)  # the bits of a double that a float does not have
-_TIE = I64(1 << 28)  # these bits, halfway between two floats
+_TIE = I64(1 << 28)  # the value of these bits halfway between two floats
 
 
 def two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_odd(total: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """The exact sum rounded to odd, from `total`, the sum rounded to nearest, and its error."""
+    """Round an exact sum to odd. `total` is the sum rounded to nearest, and `error` its error."""
     bits = total.view(I64)
     outward = np.signbit(total) == np.signbit(error)
     odd = bits + np.where(outward, I64(1), I64(-1))
@@ -61,9 +61,9 @@ def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def directed32(a: np.ndarray, b: np.ndarray, c: np.ndarray, upward: bool) -> np.ndarray:
     """a b + c of floats, rounded up or down.
 
-    The exact result is the sum of a double and an error below half of the double's last bit. It is
-    therefore on the same side of every float as the double, or, if the double is a float, on the
-    side of the error.
+    The exact result is the sum of a double and an error below half of the double's last bit. If the
+    double is not a float, the exact result is on the same side of every float as the double. If it
+    is a float, the sign of the error gives the side.
     """
     product = np.atleast_1d(np.multiply(a, b, dtype=F64))
     total, error = two_sum(product, np.atleast_1d(np.asarray(c, F64)))
@@ -146,7 +146,10 @@ def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def directed64(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, upward: bool, wanted: np.ndarray | bool
 ) -> np.ndarray:
-    """a b + c of doubles, rounded up or down, where `wanted`. Uses fractions, for rare paths."""
+    """a b + c of doubles, rounded up or down where `wanted`, and to nearest elsewhere.
+
+    It computes with fractions, because only rare paths round up or down.
+    """
     result = fma64(a, b, c)
     for at in zip(*np.nonzero(np.broadcast_to(wanted, a.shape)), strict=True):
         x, y, z, nearest = float(a[at]), float(b[at]), float(c[at]), float(result[at])

@@ -61,9 +61,10 @@ class Group:
         self.fragments[to] = Fragment(there.lanes | lanes) if there else fragment
 
     def remember(self, barrier: str, lanes: np.ndarray) -> None:
-        """Record the lanes that each of these will wait for at a BSYNC of this barrier.
+        """Record for each of `lanes` which lanes it will wait for at a BSYNC of `barrier`.
 
-        A warp's lanes may be in both branches of an `if`, each of which uses the same barrier.
+        These are all of `lanes` in its warp. The other lanes of the warp may be in the other branch
+        of an `if`, which uses the same barrier.
         """
         members = self.members.setdefault(barrier, np.zeros(lanes.shape, np.uint32))
         np.copyto(members, mask_of(lanes), where=lanes)
@@ -180,7 +181,7 @@ def run_blocks(
             waiting = sorted({text for group in all_groups for text in group.where_lanes_wait()})
             raise DeadlockError(f"{program.name}: threads wait forever: {', '.join(waiting)}")
         group = ready[random.integers(len(ready))]
-        for _ in range(1 << random.integers(0, 11)):  # one step, to the end, or in between
+        for _ in range(1 << random.integers(0, 11)):  # from one step to all that are left
             group.step()
             if not group.fragments:
                 break
@@ -191,7 +192,7 @@ def run_blocks(
 def _dealt(
     blocks: int, warps_of_block: int, random: np.random.Generator, groups: int
 ) -> list[np.ndarray]:
-    """The warps of each group. Some blocks stay whole: one block may end while another waits."""
+    """The warps of each group. Some blocks stay whole, so that one may end while another waits."""
     group_of = random.integers(groups, size=(blocks, warps_of_block))
     together = random.random((blocks, 1)) < 0.5
     group_of = np.where(together, group_of[:, :1], group_of).ravel()

@@ -1,7 +1,8 @@
 """The state of warps that run together: registers, predicates and the data of their launch.
 
-A register's values are an array of (warps, 32). A uniform register's are (warps, 1), so that numpy
-broadcasts them. Row 255 of the registers and row 63 of the uniform ones are always 0.
+The values of a register are an array of (warps, 32). The values of a uniform register are an array
+of (warps, 1), which numpy broadcasts. Row 255 of the registers and row 63 of the uniform registers
+are always 0.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Environment:
     salt: np.uint32  # of the perturbation
 
     def noise(self, bits: np.ndarray) -> np.ndarray:
-        """A random function of words: uniform in [-1, 1], or 0."""
+        """A hash of each word, uniform in [-1, 1]. All results are 0 unless `perturb` is set."""
         if not self.perturb:
             return np.zeros(bits.shape)
         mixed = (bits ^ self.salt) * np.uint32(0x7FEB352D)
@@ -65,7 +66,8 @@ class Shared:
         total = max(blocks * self.stride, 16)
         self.bytes = np.full(total, 0xFF, np.uint8)
         self.epoch = np.zeros(blocks, np.int64)  # number of barriers that a block has completed
-        # For each accessed unit, at its first byte: the last warp, and the epoch of its access.
+        # The index is the first byte of an accessed unit. The values are the last warp that
+        # accessed it, and the epoch of this access.
         self._writer, self._reader = np.full((2, total), -1, np.int64)
         self._written, self._read = np.full((2, total), -1, np.int64)
 
@@ -129,7 +131,7 @@ class Warps:
         self.present: Where = True  # the warps that execute now, as (warps, 1)
 
     def all(self, where: Where) -> np.ndarray:
-        """The mask of lanes, with all lanes expanded."""
+        """The mask of the lanes as an array, even if `where` is True."""
         if where is True:
             return self.everyone
         return self.full(where)

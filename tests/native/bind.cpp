@@ -534,8 +534,8 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
 // The likelihoods
 // -------------------------------------------------------------------------------------------------
 
-// Memory of doubles for the kernels alone, filled with NaN. An executor of launches gets the
-// extents of all that exist: see set_executor.
+// Memory of doubles that only the kernels access, filled with NaN. An executor of launches gets the
+// extents of all objects of this class that exist: see set_executor.
 class Scratch {
  public:
   explicit Scratch(int64_t size)
@@ -659,8 +659,8 @@ void nll(int kind, const py::dict& options, const NamedArrays& arrays, const std
   check(vae_fused::cuda::nll(params, handle_of(stream)));
 }
 
-// With `dot` it calls softmax_dot, whose rows extend along `dims`. With `value` it computes the
-// value of nll as well.
+// With `dot` it calls softmax_dot, whose rows extend along `dims`. With `value` it also computes
+// the value of nll.
 void nll_backward(int kind, const py::dict& options, const NamedArrays& arrays,
                   const std::vector<int>& dims, double factor, const MaybeArray& dot,
                   const MaybeArray& value, const std::optional<py::dict>& kl,

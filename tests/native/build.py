@@ -50,9 +50,9 @@ SANITIZERS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-fsanitize=thread"],
 }
-if "clang" not in CXX[0]:  # checks by calls instead of inline code, which compile in half the time
+if "clang" not in CXX[0]:  # checks are calls, which compile in half the time of inline code
     SANITIZERS["asan"] += ["--param", "asan-instrumentation-with-call-threshold=0"]
-# The average time of a processor for a file, for the estimate that is printed.
+# The average processor time that a file takes in each variant, for the printed estimate.
 SECONDS = {"module": 5, "plain": 5, "asan": 9, "tsan": 5}
 OTHER_LIKELIHOODS = ("nll_half", "nll_bfloat16", "nll_double")
 EMULATOR_DEFINES = {"plain": [], "asan": ["-DEMU_ASAN"], "tsan": ["-DEMU_TSAN"]}
@@ -175,11 +175,12 @@ def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list
     """Returns the sources of the emulator and the kernels, with their flags.
 
     The emulator is never instrumented, so that its scheduler causes no reports of races. The
-    kernels of `csrc/cpu` are the oracle of the emulated ones. They are built for every instruction
-    set, or for the baseline alone, so that they are the same on every machine. The CPU kernels of
-    the likelihoods are tested through the extension, because with sanitizers each of their files
-    takes over a minute to compile. For the same reason the sanitizers' programs have the CUDA
-    kernels of the likelihoods for float alone. Other dtypes have the same templates.
+    kernels of `csrc/cpu` are the oracle of the emulated kernels. With `every_target` they are built
+    for every instruction set, and otherwise for the baseline alone, so that they are the same on
+    every machine. The CPU kernels of the likelihoods are tested through the extension, because with
+    sanitizers each of their files takes over a minute to compile. For the same reason the
+    sanitizers' programs have the CUDA kernels of the likelihoods for float alone. Other dtypes use
+    the same templates.
     """
     fibers = [] if target_machine() == "x86_64" else ["-DEMU_UCONTEXT"]
     emulator = ["-O2", *EMULATOR_DEFINES[variant], *fibers]

@@ -70,7 +70,8 @@ STATS = (
 # nvcc fuses gain * raw + shift, which nearly cancels in one element. Compared with float64, the
 # error there is 9e-5 in float32 on the CPU and 1e-5 in the machine code.
 CANCELS = ("float32", "floor of a var")
-# Each entry has a layout, options, and optionally tensors of priors or no samples.
+# Each entry has a layout and options. An entry with a third item has tensors for its priors, and
+# computes no samples.
 LISTS = (
     ("dense", "softplus, fixed prior"),
     ("misaligned", "everything"),
@@ -128,9 +129,9 @@ CASES = [
     if is_run(dtype, arguments)
 ]
 
-# The tolerances of the tests of the emulated device. The machine code adds an error of MUFU of at
-# most 2^-22 (2.4e-7) and fused multiplications. That is less than a tenth of the tolerance of float
-# and an eighth of an ulp of float16.
+# The tolerances of the tests of the emulated device. The machine code adds fused multiplications
+# and an error of MUFU of at most 2^-22 (2.4e-7). That is about an eighth of the default tolerance
+# of float32, and far less than an ulp of float16.
 TOLERANCE = {
     "default": {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2},
     "options": test_latent_options.TOLERANCE,

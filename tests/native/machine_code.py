@@ -103,7 +103,7 @@ def cubins() -> list[Path]:
 
 @lru_cache
 def _kernels_of(module: str) -> dict[int, str]:
-    """Returns the names of kernels by the offset of their host functions, all local symbols."""
+    """Returns the names of kernels by the offsets of their host functions, from `nm`."""
     lines = subprocess.run(["nm", module], capture_output=True, text=True, check=True).stdout
     found = {}
     for line in lines.splitlines():

@@ -8,7 +8,7 @@ namespace maths {
 #define EACH(T)                                                             \
   void exp(const T* x, T* out, int64_t n);                                  \
   void log(const T* x, T* out, int64_t n);                                  \
-  /* [n, 5]: e^(x/2), then e^x - 1 - x and e^x - 1 with it and from e^x */  \
+  /* [n, 5]: e^(x/2), and e^x - 1 - x and e^x - 1 from it and from e^x */   \
   void exponentials(const T* x, T* out, int64_t n);                         \
   void log_any(const T* x, T* out, int64_t n);                              \
   void log1p_unit(const T* x, T* out, int64_t n);                           \

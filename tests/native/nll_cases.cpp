@@ -1,5 +1,5 @@
-// See nll_cases.h. The results of different calls are compared with each other: sums with their
-// elements. tests/native/test_nll.py compares with the formulas.
+// See nll_cases.h. The results of different calls are compared with each other, for example sums
+// with their elements. tests/native/test_nll.py compares them with the formulas.
 #include "nll_cases.h"
 
 #include <cmath>
@@ -218,7 +218,7 @@ class Call {
     return error ? error : with_values(p);
   }
 
-  // The same in one pass with the loss, which includes a KL of three samples.
+  // Computes the gradients in one pass with the loss, which includes a KL of three samples.
   static int with_values(NllBackwardParams p) {
     constexpr int kSamples = 3;
     Block<double> values(new double[cuda::value_partials_of(p)]);

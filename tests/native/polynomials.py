@@ -42,7 +42,7 @@ def excess(x: mp.mpf) -> mp.mpf:
 
 
 def excess_of_log1p(w: mp.mpf) -> mp.mpf:
-    """2 z^3 / E, w = z^2, the weight of the tail in E; see math/special.h."""
+    """The weight of the tail in E, 2 z^3 / E, for w = z^2. See math/special.h."""
     z = mp.sqrt(w)
     y = 2 * z / (1 - z)
     return 2 * z**3 / (mp.log1p(y) - y / (1 + y))
@@ -54,7 +54,7 @@ def artanh_tail(w: mp.mpf) -> mp.mpf:
 
 
 def over_square(function: Fn, shift: float) -> Fn:
-    """A function of z as one of t = 1 / (z^2 + shift), divided by z t."""
+    """Returns a function of t = 1 / (z^2 + shift) that is `function` of z, divided by z t."""
 
     def divided(t: mp.mpf) -> mp.mpf:
         z = mp.sqrt(1 / t - mp.mpf(shift))
@@ -78,7 +78,8 @@ STUDENT = over_square(student, 0.7)
 STUDENT_SLOPE = over_square(
     lambda n: n * ((mp.digamma((n + 1) / 2) - mp.digamma(n / 2)) / 2 - 1 / (2 * n)), 1.3
 )
-# Over w = l^2: the logarithm of sinh(l/2) / (l/2) over w, and its derivative by l over l.
+# Functions of w = l^2: ln(sinh(l/2) / (l/2)) divided by w, and the derivative of this logarithm
+# with respect to l, divided by l.
 LOG_SINHC: Fn = lambda w: mp.log(mp.sinh(mp.sqrt(w) / 2) / (mp.sqrt(w) / 2)) / w  # noqa: E731
 SINHC_SLOPE: Fn = lambda w: (mp.coth(mp.sqrt(w) / 2) - 2 / mp.sqrt(w)) / (2 * mp.sqrt(w))  # noqa: E731
 
@@ -93,7 +94,7 @@ FITS = (
         float(mp.sqrt(0.5)) - 1, float(mp.sqrt(2)) - 1, 6, 32),
     Fit("log1p", lambda e: (mp.log1p(e) - e) / e**2,
         lambda e: max(e * e / mp.log1p(e), mp.mpf("1e-9")), 0, 1, 9, 32),
-    # The tails of the sine, cosine and hyperbolic tangent of x, over z = x^2.
+    # The tails of the sine, cosine and hyperbolic tangent of x, as functions of z = x^2.
     Fit("sin", lambda z: (mp.sin(mp.sqrt(z)) - mp.sqrt(z)) / (z * mp.sqrt(z)),
         lambda z: z * mp.sqrt(z) + mp.mpf("1e-6"), 0, HALF_PI, 3, 32),
     Fit("cos", lambda z: (mp.cos(mp.sqrt(z)) - 1 + z / 2) / z**2,

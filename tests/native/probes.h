@@ -34,8 +34,8 @@ cudaError_t sum(Fault fault, const float* x, int n, float* partials, unsigned in
 //   lane
 cudaError_t warp(int threads, int width, uint32_t* out);
 
-// Sets out[thread] to the number of threads at a barrier after all with thread % 3 == 0 have
-// exited.
+// Sets out[thread] to the number of threads at a barrier after all threads with thread % 3 == 0
+// have exited.
 cudaError_t early_exit(int threads, int32_t* out);
 
 // Writes the indices of blocks in the order in which they ran to `order`, which is

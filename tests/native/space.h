@@ -11,8 +11,8 @@
 
 namespace vae_fused::testing {
 
-// If true, spaces are treated as if their offsets exceeded 2^31, because no test here is that
-// large.
+// If true, spaces are treated as if their offsets exceeded 2^31, because no test here has tensors
+// with such offsets.
 inline bool large = false;
 
 struct Array {

@@ -164,7 +164,7 @@ def test_common_layouts_have_their_fast_path(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("images", [1, 3])
 def test_chunks_of_channels_last_tensors(kernels: ModuleType, dtype: str, images: int) -> None:
-    """For latents with four channels the second half is aligned to 8 bytes only."""
+    """With four channels in 16 bits, the second half is aligned to 8 bytes only."""
     dims, rng = (1, 2, 3), np.random.default_rng(0)
     moments = rng.standard_normal((images, 8, 16, 8), dtype=np.float32)
     if dtype == "bfloat16":
@@ -234,7 +234,7 @@ def test_no_order_of_blocks_or_threads_changes_a_bit(
 def test_a_counter_may_wrap_within_a_tile(
     kernels: ModuleType, layout: str, dtype: str, word: int, before: int
 ) -> None:
-    """The fast path requires one high word of the counter in a tile: 512 blocks of floats."""
+    """On the fast path all counters of a tile (of 512 blocks in float) share one high word."""
     shape = "one long row" if layout == "dense" else "summed large deep images"
     cpu, cuda = (
         run(kernels, device, shape, dtype, layout, key=(7, word - before))
@@ -251,7 +251,7 @@ def test_a_counter_may_wrap_within_a_tile(
 def test_the_gradient_ends_at_the_clamp_and_not_where_exponentials_do(
     kernels: ModuleType, dtype: str, high: float
 ) -> None:
-    """The forward kernels clip exponents at 178, because their results do not change above it."""
+    """Forward kernels clip exponents at 178, because larger ones do not change their results."""
     raw = np.resize(np.float32([0, -9, 120, 149, 151, 179, 199, 201, 999, np.inf, np.nan]), 4099)
     mu, grad_z = np.ones_like(raw), np.full_like(raw, 1e-30)
     if dtype == "bfloat16":

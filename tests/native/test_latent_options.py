@@ -73,7 +73,8 @@ OPTION_RECIPES: dict[str, dict[str, Any]] = {
     },
     "scalars of a linear form": {"is_linear_form": True, "constant": -1.0, "to_posterior": 0.3},
 }
-# The tensors of a call beside mu and raw. `every` has a prior of another scale, a mask and samples.
+# The tensors of a call besides mu and raw. `every` has a prior of another scale, a mask and
+# samples.
 TENSORS = ("none", "prior", "prior mean", "mask", "samples", "eps", "samples of eps", "every")
 SHAPES = {
     "(B, D)": ((6, 40), (1,)),

@@ -112,7 +112,8 @@ def nb_terms(x: Array, eps: float) -> Array:
     mean, theta, count = x
     shifted, wide = mean + eps, theta + eps
     total = theta + shifted
-    # The form for theta < 1 has ln(M / s) and ln(theta + k). The other form divides both by theta.
+    # The form for theta < 1 has ln(M / s) and ln(theta + k). The form for theta >= 1 has
+    # ln(M theta / s) and ln((theta + k) / theta) instead.
     power = np.maximum(1, theta)
     pochhammer = log_gamma(count + theta) - log_gamma(theta) - count * np.log(power)
     pochhammer = np.where(theta > 1e5 * (1 + count), 0, np.abs(pochhammer))
@@ -215,7 +216,7 @@ def student_terms(x: Array, of: Callable[[Array], Array] | None, df: float | Non
 
 
 def student_excess(n: Array) -> tuple[Array, Array]:
-    """K(n) - 1/2 ln 2 pi and its derivative, by a recurrence that raises n and then the series."""
+    """K(n) - 1/2 ln 2 pi and its derivative: a recurrence raises n until the series is accurate."""
     value, slope = np.zeros_like(n), np.zeros_like(n)
     for _ in range(10):
         value += np.log1p(1 / (n * (n + 2))) / 2
@@ -568,7 +569,7 @@ def test_in_float_within_the_stated_bound(native: ModuleType, name: str, variant
 
 
 def bins(x: Array) -> Array:
-    """Numbers of bins. Elements of a bin have inputs of equal signs and equal pairs of decades."""
+    """The bin of each element. In a bin, inputs have equal signs and sizes within two decades."""
     index = np.zeros(x.shape[1], dtype=np.int64)
     for row in x:
         size = np.abs(row)
@@ -583,7 +584,7 @@ EAGER = [name for name, sweep in SWEEPS.items() if sweep.eager is not None]
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", EAGER)
 def test_at_most_twice_the_error_of_eager(native: ModuleType, name: str, variant: str) -> None:
-    """Compares the largest errors in every bin. Eager counts as wrong by at least 3 roundings."""
+    """Compares the largest errors in every bin. Eager's error counts as at least 3 roundings."""
     if variant not in native.likelihood_variants():
         pytest.skip(f"no {variant} here")
     sweep, (x, exact, _) = SWEEPS[name], oracle(native, name)

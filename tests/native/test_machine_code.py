@@ -5,8 +5,8 @@ with the formulas, as in test_nll.py.
 
 Other tests of this folder run C++ on the emulated device. These tests run the machine code that
 nvcc and ptxas generate from the same sources, and the same host code launches it. Blocks run in
-random order, warps take turns, and in each launch MUFU is another function within its documented
-error.
+random order, and warps take turns. Each launch has other errors of MUFU, within the documented
+bounds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_the_machine_code_computes_what_the_cpu_does(
 
 @cache
 def check_likelihood(machine: MachineCode, case: NllCase) -> None:
-    """Runs once for all tests if it succeeds."""
+    """Checks a case. If the check succeeds, it runs only once for all tests."""
     machine.reseed(NLL_CASES.index(case))
     with machine.installed():
         machine_nll_cases.check(machine, case)
@@ -82,7 +82,7 @@ def check_elbo(machine: MachineCode, case: ElboCase) -> None:
 
 
 def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
-    """Runs in a separate process whose streams use up all slots, so that second kernels combine."""
+    """Runs in a separate process, where streams use up all slots and second launches combine."""
     try:
         machine = MachineCode(native)
         native.emulator.set_executor(lambda *_: None)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# The keys of Philox's rounds 2 to 10 are multiples of the two constants of Salmon et al., 2011.
+# In rounds 2 to 10, Philox adds multiples of two constants to the seed (Salmon et al., 2011).
 ROUND_KEYS = {k * odd % 2**32 for k in range(1, 10) for odd in (0x9E3779B9, 0xBB67AE85)}
 
 
@@ -119,7 +119,7 @@ def test_a_wrong_constant_is_noticed(machine: MachineCode, fault: str) -> None:
 
 @pytest.mark.parametrize("shape", ["long rows", "many rows of three"])
 def test_a_missing_barrier_is_noticed(machine: MachineCode, shape: str) -> None:
-    """The barriers of a block's sum, the ticket, the last block's rows, and staged rows."""
+    """Covers the barriers of a block's sum, the ticket, the last block's rows, and staged rows."""
     case = Case("default", "float32", (shape, "dense"))
     noticed = planted(machine.native, latent(case), no_barrier)
     # The barrier before the ticket orders global memory, where races are not recorded.
@@ -160,9 +160,9 @@ def test_wrong_lanes_of_a_likelihood_are_noticed(
 
 
 # `redundant` is the number of barriers that could be removed. One is the barrier before the first
-# piece, because the loads of the piece end with another. The sum of a tile ends with two in a row.
-# No barrier is needed where a thread reads only slots that it has written itself, or after the last
-# sum of a column.
+# piece, because the loads of the piece end with another barrier. The sum of a tile ends with two
+# barriers in a row, of which one would do. No barrier is needed where a thread reads only slots
+# that it has written itself, or after the last sum of a column.
 @pytest.mark.parametrize(
     ("kernel", "kind", "shape", "options", "redundant"),
     [
@@ -190,7 +190,7 @@ def test_a_missing_barrier_of_a_likelihood_is_noticed(
 
 
 def test_the_loop_executes_what_the_hot_path_lists(machine: MachineCode) -> None:
-    """The interpreter and the hot path agree within 2 %, and the whole kernel has more."""
+    """The interpreter and the hot path agree within 2 %, and the whole kernel executes more."""
     kernel = "forward<float, (Access)0>"
     found = count(machine, kernel)
     path = hot_path(machine.device.program(kernel).instructions)
@@ -215,7 +215,7 @@ def test_the_budget_records_what_is_executed(
     _, _, part = table.read_text().partition("## sm_90")
     (line,) = (line for line in part.partition("##")[0].splitlines() if f"`{kernel}`" in line)
     assert f" {row['executed_per_element']} |" in line
-    # A new record without this value keeps it.
+    # If a new record lacks this value, the update keeps the old value.
     new = {**record.load(), "kernels": {kernel: {"sm_90": {**row}}}}
     del new["kernels"][kernel]["sm_90"]["executed_per_element"]
     assert record.updated(record.load(), new)["kernels"][kernel]["sm_90"] == row

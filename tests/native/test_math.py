@@ -114,7 +114,7 @@ def test_normals_are_those_of_the_words(native: ModuleType) -> None:
 
 
 def test_coarse_normals_are_those_of_the_words(native: ModuleType) -> None:
-    """The documented errors of the hardware apply, even if u1 is near 1: r is below 1e-3 here."""
+    """The documented errors of the hardware apply even where u1 is near 1, and r is below 1e-3."""
     n = 1 << 22
     want = native.normals32(77, 0, 0, n).astype(np.float64)
     assert np.hypot(want[::2], want[1::2]).min() < 1e-3
@@ -122,7 +122,7 @@ def test_coarse_normals_are_those_of_the_words(native: ModuleType) -> None:
 
 
 def test_coarse_exponentials_are_within_their_bound(native: ModuleType) -> None:
-    """The KL of an element uses e^x - 1 - x for |x| <= 20, which is a polynomial near 0."""
+    """The KL of an element uses e^x - 1 - x for |x| <= 20, computed by a polynomial near 0."""
     near = floats_between(1e-4, 0.75, 1 << 16)
     x = np.concatenate([near, -near]).astype(np.longdouble)
     got = native.probes.coarse_exponentials(x.astype(np.float32))[:, 1]

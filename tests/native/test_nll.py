@@ -77,7 +77,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], list[Maker]]] = {
 COUNTS = ("poisson", "nb", "zinb", "nb of logits")
 FEW_KINDS = ["bernoulli", "gaussian", "nb of softmax", "zinb", "student", "nb of logits"]
 NAMES = ("output", "second", "third")
-# The relative tolerance of sums and gradients by dtype, of the arithmetic and of stored results.
+# The relative tolerances by dtype. OF_ARITHMETIC is for results in the type of the arithmetic, and
+# OF_STORAGE for results that are stored in the dtype.
 OF_ARITHMETIC = {"float64": 1e-11, "float32": 2e-5, "float16": 2e-5, "bfloat16": 2e-5}
 OF_STORAGE = {"float64": 1e-11, "float32": 2e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
@@ -252,7 +253,7 @@ def with_rows(native: ModuleType, problem: Problem) -> Problem:
 @dataclass
 class Truth:
     value: np.ndarray  # weighted values of the elements
-    grads: list[np.ndarray]  # gradients of these values by each input
+    grads: list[np.ndarray]  # gradients of these values with respect to each input
     log_mean: np.ndarray
     kept: np.ndarray
 

@@ -52,7 +52,8 @@ inline __half __float2half_rn(float value) {
   if (magnitude > 0x7F800000u) return __half(__half_raw{0x7FFF});  // the NaN of the device
   if (magnitude >= 0x477FF000u) return make(0x7C00u);  // 65520 and above round to infinity
   const int exponent = static_cast<int>(magnitude >> 23) - 112;
-  // Rounds the significand to units of half's last place: 13 bits are dropped, more if subnormal.
+  // Rounds the significand to units in the last place of half. This drops 13 bits, or more if the
+  // result is subnormal.
   const int shift = exponent > 0 ? 13 : 14 - exponent;
   if (shift > 24) return make(0);
   const uint32_t significand = (magnitude & 0x7FFFFFu) | 0x800000u;

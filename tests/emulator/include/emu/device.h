@@ -25,8 +25,8 @@ struct Site {
   int line;
 };
 
-// Waits for all threads of the block that have not exited. Returns how many of them passed a
-// non-zero predicate, and sets `arrived` to their number.
+// Waits for all threads of the block that have not exited. Sets `arrived` to their number, and
+// returns how many of them passed a non-zero predicate.
 int barrier(int predicate, int* arrived, Site site);
 void fence();
 void observed_atomic(const void* address);  // after each atomic
@@ -126,8 +126,8 @@ inline unsigned int atomicDec(unsigned int* address, unsigned int last) {
       address, [=](unsigned int old) { return old == 0 || old > last ? last : old - 1; });
 }
 
-// Cache hints are ordinary accesses. A T is dereferenced as a whole, so that -fsanitize=alignment
-// checks it.
+// Accesses with cache hints are ordinary accesses here. A T is dereferenced as a whole, so that
+// -fsanitize=alignment checks it.
 #define EMU_LOAD(name)              \
   template <typename T>             \
   inline T name(const T* address) { \

@@ -43,8 +43,8 @@ inline void __syncwarp(unsigned int mask = 0xFFFFFFFFu, EMU_SITE) {
 
 inline unsigned int __activemask() { return 1u << emu::detail::lane(); }
 
-// The four shuffles differ in the source lane. If the source is outside of the lane's segment of
-// `width` lanes, it is the lane itself.
+// The four shuffles differ in the source lane. A lane whose source is outside of its segment of
+// `width` lanes gets its own value.
 template <typename T>
 inline T __shfl_sync(unsigned int mask, T value, int source, int width = 32, EMU_SITE) {
   const int base = emu::detail::lane() & ~(width - 1);
