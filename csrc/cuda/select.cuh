@@ -103,7 +103,8 @@ constexpr int kElementsOfThreadPair = 16;
 // The kernel that serves a call.
 struct KernelChoice {
   Access access;
-  // Whether this is the kernel for default options, in which no tensor is broadcast along vectors.
+  // Whether this is the kernel for default options. It serves no tensor that is broadcast along
+  // vectors.
   bool is_default;
   // Whether the call may take the fast path of that kernel: every tensor is present, and views have
   // kFastDims dimensions.

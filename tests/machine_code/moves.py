@@ -183,7 +183,7 @@ def shfl(f: Fields) -> Execute:
 
 @instruction("VOTE")
 def vote(f: Fields) -> Execute:
-    """Find the executing lanes whose argument is true, and whether any or all arguments are true."""
+    """A mask of the executing lanes with a true argument, and whether any or all have one."""
     mode = f.choice("ANY", "ALL")
     number = f.result()
     result = f.result_predicate()

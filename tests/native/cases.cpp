@@ -2,9 +2,12 @@
 //
 //   cases sum:FAULT          the probe with a planted fault, or "none"
 //   cases streams            launches on two streams, interleaved
-//   cases forward [DTYPE]    the project's kernels on small calls of every shape class, each array
-//   cases backward [DTYPE]   in a heap block of exactly its size, compared with the CPU kernels
+//   cases forward [DTYPE]    the forward kernels on small calls of every shape class
+//   cases backward [DTYPE]   the backward kernels on small calls of every shape class
 //   cases nll                the kernels of the likelihoods, see nll_cases.h
+//
+// Each array of a forward or backward call is in a heap block of exactly its size, and the results
+// are compared with those of the CPU kernels.
 //
 // The program prints "ok" and exits with 0. After a wrong result or a fault of the emulator it
 // exits with 1. A sanitizer exits in its own way.

@@ -1,5 +1,5 @@
 // Adds one more option, `fake`, to each list of options: see test_option_lists.py. Prints every
-// user of the lists that ignores it, and then the names of the numbers that Python passes.
+// user of the lists that ignores `fake`, and then the names of the numbers that Python passes.
 #include <cstdio>
 #include <cstring>
 

@@ -18,7 +18,7 @@ enum class Fault : int {
   kMissingAcquireFence,  // the last block reads partial sums without a fence after the ticket
   kOffByOne,             // the tail reads one element too many
   kMisaligned,           // a 16-byte load from a 4-byte aligned address
-  kDeadlock,             // half of the block waits at a barrier, half at a shuffle with that half
+  kDeadlock,             // half waits at a barrier, the other half at a shuffle with the first half
   kDivergentBarrier,     // two halves of a block at two different barriers
   kAbsentLane,           // a shuffle from a lane that has exited
 };
