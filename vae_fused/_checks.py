@@ -43,7 +43,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _AS_KEY = "; pass vf.key(seed, offset)"
 _AS_BOOL = "; pass {}.bool(), or multiply the result of reduction='none' by weights"
 
-# A reduction or the dimensions to sum, and the divisor of the sum.
+# The name of a reduction, the dimensions to sum if a call gives them, and a divisor of the result.
 Reduced: TypeAlias = tuple[str, tuple[int, ...] | None, Tensor | None]
 
 
@@ -61,10 +61,11 @@ def check_call(
     mu_name: str = "mu",
     linear: float | None = None,
 ) -> tuple[Tensor, Tensor, Options]:
-    """Check all but reduction and noise. Return mu and raw in one shape and dtype, and the options.
+    """Check all arguments except the reduction and the noise.
 
-    ``options`` are those that the caller passes. ``kind`` is the typed dictionary of the options
-    that the function accepts. An option that is missing or has its default costs almost nothing.
+    Returns mu and raw in one shape and dtype, and the checked options. ``options`` are those that
+    the caller passes. ``kind`` is the typed dictionary of the options that the function accepts. An
+    option that is missing or has its default costs almost nothing.
     """
     given = chosen(options, kind) if options else {}
     if linear is not None:
@@ -107,10 +108,11 @@ def check_density(
 def check_posterior(
     mu: Tensor, raw: Tensor, name: str = "logvar", mu_name: str = "mu"
 ) -> tuple[Tensor, Tensor]:
-    """Check ``mu`` and ``raw``, called ``name``, and return them in one shape and dtype.
+    """Check ``mu`` and ``raw``, and return them in one shape and dtype.
 
-    Torch's own operators broadcast and promote, so autograd sums and casts the gradients back. In
-    the common case of equal shapes and dtypes, both tensors pass unchanged.
+    Messages call them ``mu_name`` and ``name``. Torch's own operators broadcast and promote, so
+    autograd sums the gradients and casts them back. In the common case of equal shapes and dtypes,
+    both tensors pass unchanged.
     """
     check_tensor(mu_name, mu)
     check_tensor(name, raw)
@@ -147,7 +149,8 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
 def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, CheckedPrior]:
     """Convert the posterior's and the prior's tensors to one dtype, and expand the prior's.
 
-    A tensor that already has the dtype and shape is not touched, as even that takes 1 us.
+    A tensor that already has the dtype and the shape is left alone, because even a conversion that
+    changes nothing takes 1 us.
     """
     prior = as_prior(prior)
     dtype, device, shape = mu.dtype, mu.device, mu.shape
@@ -230,16 +233,16 @@ def check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> N
 def check_expands(
     name: str, value: Tensor, shape: Sequence[int], owner: str = "the shape of the posterior"
 ) -> None:
-    """Check that a mask or a prior broadcasts to ``shape``, that of ``owner``."""
+    """Check that a tensor broadcasts to ``shape``, which messages call ``owner``."""
     if not expands(value.shape, shape):
         whole, got = tuple(shape), tuple(value.shape)
         raise ValueError(f"{name} must broadcast to {owner}, {whole}, got {got}")
 
 
 def promoted(*tensors: Tensor) -> torch.dtype:
-    """``torch.result_type`` of floating point tensors, which Dynamo cannot trace."""
+    """``torch.result_type`` of floating-point tensors, because Dynamo cannot trace torch's."""
     dtypes = [t.dtype for t in tensors if t.dim() > 0]
-    dtypes = dtypes or [t.dtype for t in tensors]  # 0-d tensors do not promote those with dims
+    dtypes = dtypes or [t.dtype for t in tensors]  # 0-d tensors do not promote the others
     dtype = dtypes[0]
     for other in dtypes[1:]:
         dtype = dtype if other == dtype else torch.promote_types(dtype, other)
@@ -261,10 +264,10 @@ def check_reduction(
     default: str = "batchmean",
     tensor: str = "mu",
 ) -> Reduced:
-    """Check ``reduction`` and ``dim``, called ``name``, for a ``tensor``. Return the reduction.
+    """Check ``reduction`` and ``dim``. Messages call ``dim`` ``name``, and the tensor ``tensor``.
 
-    That is the name of a reduction or the dimensions to sum, and for the mean over unmasked
-    elements the divisor of their sum.
+    Returns the name of the reduction, the dimensions to sum if they were given, and for the mean
+    over unmasked elements the divisor of their sum.
     """
     if dim is None:
         check_choice("reduction", reduction, REDUCTIONS)
@@ -304,7 +307,7 @@ def _indices(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _index(value: SupportsIndex, requirement: str) -> int:
-    """Convert an int or an equivalent, such as numpy's, but neither a bool nor a tensor."""
+    """Return an index as an int. NumPy's integers are accepted, but neither bools nor tensors."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, torch.SymInt):  # operator.index would make it a constant

@@ -31,7 +31,7 @@ def check_elbo(
     weight: Tensor | None,
     library: Tensor | None,
 ) -> Call:
-    """Check the arguments of the likelihood. A mean becomes a sum and a divisor."""
+    """Check the arguments of the likelihood. ``"mean"`` becomes a sum and a divisor."""
     check_choice("reduction", reduction, REDUCTIONS)
     call = check_nll(
         output, target, likelihood, reduction=reduction, mask=mask, weight=weight, library=library,
@@ -109,7 +109,7 @@ def check_kl(
 def check_term(
     first: Tensor, kl: Tensor, beta: float | Tensor, capacity: float | Tensor | None
 ) -> KlTerm:
-    """Check the weight and the capacity, and convert all to the dtype of the loss."""
+    """Check the weight and the capacity, and convert them and the KL to the dtype of the loss."""
     beta = _placed("beta", check_weight("beta", from_numpy(beta)), first)
     if capacity is not None:
         capacity = _placed("capacity", check_weight("capacity", from_numpy(capacity)), first)
@@ -130,7 +130,7 @@ def check_batch(name: str, value: Tensor, first: Tensor, of: str = "output") -> 
 
 
 def check_weight(name: str, value: float | Tensor) -> float | Tensor:
-    """Check a number of at least 0, or a 0-d tensor, whose value is not read."""
+    """Check a weight: a number of at least 0, or a 0-d tensor. The tensor's value is not read."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number or a 0-d tensor, got {kind_of(value)}")
@@ -144,7 +144,7 @@ def check_weight(name: str, value: float | Tensor) -> float | Tensor:
 
 
 def _placed(name: str, value: float | Tensor, first: Tensor) -> float | Tensor:
-    """A tensor, moved to the device of the loss and converted to its dtype."""
+    """Move a tensor to the device of the loss, and convert it to the dtype of the loss."""
     value = without_symbol(value, first)
     if not isinstance(value, Tensor):
         return value

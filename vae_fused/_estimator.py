@@ -1,4 +1,4 @@
-"""The checks of ``estimator`` and ``stop_q``: how a KL and its gradient are computed."""
+"""The checks of ``estimator`` and ``stop_q``, which select how a KL and its gradient are made."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Loads the compiled part, and records whether it is available and why not.
 
 Importing never compiles and never fails: without `_C` the package computes the same functions in
-eager PyTorch and warns once. Two environment variables, read at import, control this:
+eager PyTorch and warns once. Two environment variables, read at import, select the code:
 
     VAE_FUSED_BACKEND   auto    compiled code if available, else eager PyTorch (default)
                         native  compiled code, or a RuntimeError from the function called
@@ -45,7 +45,7 @@ def _numbers(version: str | None) -> list[str]:
 
 
 def _mismatch(info: dict[str, Any]) -> str:
-    """Why a `_C` built as `info` records is incompatible with the running torch; '' if it is not.
+    """The reason why a `_C` that was built as `info` records cannot run with this torch, or ''.
 
     This runs before `_C` is loaded. Torch's C++ interface changes with every minor release, and not
     every change shows as an undefined symbol. Some crash later.
@@ -100,8 +100,8 @@ available: bool = not reason
 cpu_capability: str = _read_cpu_capability() if available else "none"
 has_cuda: bool = available and build_info.get("mode") == "cuda"
 
-# A call costs one dictionary look-up, and torch.compile can trace it. "meta" is the device of
-# tensors without data, for which the operators compute shapes.
+# A call of `use_native` costs one dictionary look-up, which torch.compile can trace. "meta" is the
+# device of tensors without data, for which the operators compute shapes.
 _served: dict[str, bool] = {"cpu": available, "meta": available, "cuda": has_cuda}
 _warned: set[str] = set()
 
@@ -113,9 +113,9 @@ def use_native(device_type: str) -> bool:
         device_type: `tensor.device.type`.
 
     Returns:
-        True if so. False if eager PyTorch must be used, after one RuntimeWarning per type of device
-        unless VAE_FUSED_BACKEND=torch. False in an export to ONNX, whose runtime does not have our
-        kernels.
+        True if compiled kernels serve them. False if eager PyTorch must be used. The first False
+        for a type of device comes with a RuntimeWarning, unless VAE_FUSED_BACKEND=torch. Always
+        False in an export to ONNX, whose runtime does not have our kernels.
 
     Raises:
         RuntimeError: the device is not served, and VAE_FUSED_STRICT=1 or VAE_FUSED_BACKEND=native

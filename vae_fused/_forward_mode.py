@@ -16,7 +16,7 @@ _RULES = ("forward", "setup_context", "backward", "vmap", "generate_vmap_rule")
 
 
 def without_jvp(function: Any) -> Any:
-    """The same autograd function without ``jvp``, because Dynamo traces none that has one."""
+    """A copy of an autograd function without ``jvp``, because Dynamo traces none with a ``jvp``."""
     rules = {name: value for name, value in vars(function).items() if name in _RULES}
     metaclass: Any = type(torch.autograd.Function)
     return metaclass(function.__name__, (torch.autograd.Function,), rules)
@@ -26,7 +26,8 @@ def tangents(jvp: Callable[..., Any]) -> Callable[..., Any]:
     """Make the ``jvp`` of an autograd function from a function of ``(ctx, saved, *tangents)``.
 
     Torch calls a ``jvp`` with forward mode disabled, which would lose the tangents of outer levels.
-    This enables it again. Saved tensors lose their tangents of this level and keep all others.
+    The result enables forward mode again. The saved tensors that it passes have lost their tangents
+    of this level, and keep those of all other levels.
     """
 
     @functools.wraps(jvp)

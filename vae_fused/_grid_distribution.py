@@ -19,10 +19,11 @@ class DiscretizedLogistic(Distribution):
     """A logistic distribution, rounded to a grid of 2^bits values in [-1, 1].
 
     Its mean and variance are sums over the grid, which evaluate the sigmoid 2^bits times for each
-    element. Use them for few elements: 16 bits take 256 times as long as 8.
+    element. Use them for few elements only: they take 256 times as long for 16 bits as for 8.
 
     Args:
-        location: The location of the logistic distribution. ``mean`` is that of the grid's values.
+        location: The location of the logistic distribution. (``mean`` is the mean of the values on
+            the grid.)
         log_scale: The logarithm of its scale, of the shape and dtype of ``location``.
         bits: The number of bits of a value.
     """
@@ -74,8 +75,9 @@ class DiscretizedLogistic(Distribution):
     def _moments(self) -> tuple[Tensor, Tensor]:
         """The mean and the mean square, from sums over the edges e between values.
 
-        Summation by parts gives the mean as the first value plus a step for each edge below x, so
-        it needs the sum of P(x > e). The mean square needs the sum of 2 e P(x > e).
+        x is -1, the first value, plus a step for each edge below x. The mean therefore is -1 plus a
+        step times the sum of P(x > e). Likewise x^2 is 1 plus a step times 2 e for each edge below
+        x, so the mean square is 1 plus a step times the sum of 2 e P(x > e).
         """
         steps, inverse = 2**self.bits - 1, torch.exp(-self.log_scale)
         first = second = torch.zeros_like(self.location)

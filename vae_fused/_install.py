@@ -16,8 +16,8 @@ from urllib.request import url2pathname
 
 from vae_fused._version import __version__
 
-# pip and uv cache a wheel under the address of its sources, for any version of torch. An isolated
-# build does not see the installed torch.
+# pip and uv cache a wheel under the address of its sources, and reuse it for any version of torch.
+# An isolated build does not see the installed torch.
 _OPTIONS = "--no-build-isolation --no-deps"
 _COMMANDS = {
     "pip": f"pip install {_OPTIONS} --force-reinstall --no-cache-dir",
@@ -46,7 +46,7 @@ def reinstall_command(package: Path) -> str:
         package: the folder of the copy.
 
     Returns:
-        One line. It names a folder as a placeholder if the record does not contain the sources.
+        One line. If the sources are not recorded, it says in which folder to run the command.
     """
     try:
         installer, source = _installer_and_source(package)
@@ -60,7 +60,7 @@ def reinstall_command(package: Path) -> str:
 
 
 def _installer_and_source(package: Path) -> tuple[str, str]:
-    """The tool that installed `package`, and its argument; "" if that is not recorded."""
+    """The tool that installed `package`, and its argument for the sources; "" if unrecorded."""
     for distribution in importlib.metadata.distributions(name="vae_fused"):
         recorded = json.loads(distribution.read_text("direct_url.json") or "{}")
         editable = recorded.get("dir_info", {}).get("editable", False)

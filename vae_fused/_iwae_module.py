@@ -1,4 +1,4 @@
-"""The module of ``vf.iwae_loss``, which ``vf.nn`` exports."""
+"""The module ``IWAELoss``, which ``vf.nn`` exports."""
 
 from __future__ import annotations
 

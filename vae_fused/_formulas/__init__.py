@@ -1,1 +1,1 @@
-"""The formulas in eager PyTorch: of the Gaussian, of the likelihoods, and of checked calls."""
+"""Eager PyTorch: the formulas of the Gaussian and of the likelihoods, and whole checked calls."""

@@ -40,7 +40,7 @@ def student_t(
     .. math:: -\tfrac{n + 1}2 \ln(1 + d^2 / n) - \ln \sigma - k(n)
 
     where k(n) is the excess of the log normalizer over the Gaussian's 1/2 ln 2 pi
-    (:func:`student_excess`). Without ``constants`` it is omitted. Derivatives:
+    (:func:`student_excess`). Without ``constants``, k(n) is omitted. Derivatives:
 
     .. math::
         \partial_d = -\frac{(n + 1)\,d}{n + d^2}, \qquad
@@ -48,13 +48,13 @@ def student_t(
         \partial_n = -\tfrac12 E\Big(\frac{-d^2}{n + d^2}\Big) + \frac{d^2}{2 n (n + d^2)} - k'(n)
 
     Where |d| > 1, numerators and denominators are divided by d^2, which may overflow. The gradient
-    of sigma is that of its logarithm. sigma itself only carries derivatives of the gradients.
+    reaches sigma only through ``log_sigma``. ``sigma`` itself carries derivatives of the gradients.
     """
     return _student_t(distance, sigma, log_sigma, df, constants)
 
 
 def _degrees(df: Tensor) -> Tensor:
-    """Clamp df to a range with finite quotients. A negative df gives NaN."""
+    """Clamp df to a range in which quotients are finite. A negative df gives NaN."""
     inside = clamped(df, torch.finfo(df.dtype).tiny * 2.0**40, _MOST_DEGREES)
     return torch.where(df < 0.0, math.nan, inside)
 
@@ -167,7 +167,7 @@ _continuous_bernoulli = elementwise(_continuous_bernoulli_value, _continuous_ber
 
 
 def floored(log_scale: Tensor, least: float) -> Tensor:
-    """The log scale, at least ``least``. The gradient is 0 below it and passes at the bound."""
+    """The log scale, at least ``least``. The gradient is 0 below this bound and passes at it."""
     return clamped(log_scale, least)
 
 

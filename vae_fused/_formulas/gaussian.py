@@ -1,4 +1,4 @@
-"""The formulas of ``csrc/math/latent/gaussian.h``, which derives them, in eager PyTorch.
+"""The formulas of the Gaussian in eager PyTorch. ``csrc/math/latent/gaussian.h`` derives them.
 
 They are elementwise, compute in the dtype of their arguments and are differentiable to any order.
 Derivatives are written out where autograd would lose accuracy that the formula has.
@@ -77,7 +77,7 @@ class Gaussian:
         unit = scale.gain == 1.0 and scale.shift == 0.0
         self.x = x if unit else scale.gain * x + scale.shift
         self.var_floor = scale.var_floor
-        if scale.kind == "var":  # unlike sqrt(sqrt(x)^2 + v), differentiable at 0
+        if scale.kind == "var":  # sqrt(x + v) has a derivative at 0, sqrt(sqrt(x)^2 + v) none
             self.x, self.var_floor = self.x + scale.var_floor, 0.0
         if scale.kind in ("std", "var"):  # a product makes the gradient of x < 0 NaN too
             self.x = (self.x + 0.0) * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
@@ -85,7 +85,7 @@ class Gaussian:
             self.x = torch.where(self.x == math.inf, math.inf, self.x)
 
     def detach(self) -> Gaussian:
-        """The same numbers as constants."""
+        """The same Gaussian with constants in place of its tensors."""
         other = object.__new__(Gaussian)  # torch 2.11 does not trace copy.copy
         other.scale, other.var_floor = self.scale, self.var_floor
         other.mean, other.x = _constant(self.mean), _constant(self.x)
@@ -98,7 +98,7 @@ class Gaussian:
 
     @property
     def divisor(self) -> Tensor:
-        """Sigma clamped to the normal numbers, so that 0 divided by it, and the gradient, is 0.
+        """Sigma clamped to the normal numbers, so that 0 / sigma and its gradient are 0.
 
         An exponential is bounded before it is computed. Otherwise its gradient would be 0 * inf.
         """
@@ -119,7 +119,7 @@ class Gaussian:
         scale = self.scale
         sigma = _SIGMA[scale.kind](x, scale.beta)
         if self.var_floor > 0.0:  # hypot, because sigma^2 overflows earlier than sigma
-            lost = sigma.detach().isinf()  # no effect of the floor, but a derivative inf / inf
+            lost = sigma.detach().isinf()  # the floor has no effect, but a slope inf / inf
             root = sigma.new_full((), math.sqrt(self.var_floor))
             sigma = torch.where(lost, sigma, torch.hypot(torch.where(lost, 1.0, sigma), root))
         return sigma + scale.std_floor if scale.std_floor > 0.0 else sigma
@@ -137,7 +137,7 @@ class Gaussian:
             return torch.where(lost, math.inf, log_variance(x, self.scale.beta))
         if not self.has_floor:
             return log_variance(self.x, self.scale.beta)
-        # In an infinite sigma the floor has no effect, and the derivative of ln sigma is inf / inf.
+        # Where sigma is infinite, the floor has no effect and the slope of ln sigma is inf / inf.
         lost = self.sigma.detach().isinf()
         floored = 2.0 * torch.log(self._sigma_of(torch.where(lost, 0.0, self.x)))
         exact = log_variance(torch.where(lost, self.x, 0.0), self.scale.beta)
@@ -149,18 +149,18 @@ class Gaussian:
 
     @property
     def is_exponential(self) -> bool:
-        """Whether sigma is computed from its logarithm, and not the reverse."""
+        """Whether sigma is computed from ln sigma. Otherwise ln sigma is computed from sigma."""
         return self.scale.kind in ("logvar", "logstd") and not self.has_floor
 
 
 def clamped(x: Tensor, lo: float | Tensor | None, hi: float | None = None) -> Tensor:
-    """``torch.clamp`` whose gradient passes at the bounds. Torch's does so only until 2.13."""
+    """``torch.clamp`` with a gradient at the bounds. Torch's own has none since version 2.14."""
     x = x if lo is None else torch.where(x < lo, lo, x)
     return x if hi is None else torch.where(x > hi, hi, x)
 
 
 def soft_clamped(x: Tensor, bound: float | None) -> Tensor:
-    """``c tanh(x / c)``, c being the bound."""
+    """``c tanh(x / c)``, where c is the bound."""
     return x if bound is None else _apply(_SoftClamp, _TracedSoftClamp, x, bound)
 
 
@@ -207,7 +207,7 @@ def kl(q: Gaussian, p: Gaussian | None) -> Tensor:
 
 
 def linear(q: Gaussian, p: Gaussian | None, constant: float) -> Tensor:
-    """``1/2 (d^2 + c - x)``, which is linear in x: for a KL from a sample or a log density."""
+    """``1/2 (d^2 + c - x)``, which is linear in x. KLs from samples and log densities use it."""
     d, x = _relative(q, p)
     return 0.5 * (d * d + constant - x)
 
@@ -216,8 +216,8 @@ def log_ratio(q: Gaussian, p: Gaussian | None, *, stop_q: bool) -> Tensor:
     """``ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)`` at ``z = mu + sigma w``, where w is ``q.noise``.
 
     With ``stop_q``, the mean and the scale in ln q(z) are constants, so w is a function of z alone:
-    ``(z - constant mu) / constant sigma``. The code uses the quotient of both sigmas, which is 1
-    even where sigma underflows.
+    ``(z - constant mu) / constant sigma``. The code computes sigma / constant sigma as an
+    exponential, which is 1 even where sigma underflows.
     """
     assert q.noise is not None
     w, x = q.noise, q.log_variance
@@ -250,7 +250,7 @@ def balanced(
 ) -> Tensor:
     """A divergence whose gradient has one weight toward q and another toward p.
 
-    It is the gradient of two divergences, in each of which the other Gaussian is constant.
+    The gradient toward each Gaussian is that of a divergence in which the other one is constant.
     """
     if not isinstance(to_q, Tensor) and not isinstance(to_p, Tensor) and to_q == to_p == 1.0:
         return divergence(q, p)
@@ -268,10 +268,10 @@ def _relative(q: Gaussian, p: Gaussian | None) -> tuple[Tensor, Tensor]:
 
 
 def _growth(x: Tensor, q: Gaussian, p: Gaussian | None) -> Tensor:
-    """e^x - 1 for :class:`_Excess`: used only where |x| > 1, and without a gradient.
+    """e^x - 1 for :class:`_Excess`, which uses it only where |x| > 1. It has no gradient.
 
-    If x comes from a sigma, e^x would magnify the rounding of the logarithm. Then this returns
-    r^2 - 1 with r = sigma / tau, unless sigma or tau leaves the normal range.
+    If x is the logarithm of a sigma, e^x would magnify the rounding of that logarithm. This then
+    returns r^2 - 1 with r = sigma / tau, unless sigma or tau leaves the normal range.
     """
     growth = torch.expm1(x.detach())
     if q.is_exponential and (p is None or p.is_exponential):
@@ -291,7 +291,7 @@ class _Excess(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, growth: Tensor) -> Tensor:
-        # The series is the sum of x^(n+2) / (n+2)!, up to the term below 2^-53 at |x| = 1.
+        # The series is the sum of x^(n+2) / (n+2)!, up to a term that is below 2^-53 at |x| = 1.
         series = torch.zeros_like(x)
         for n in range(19, 1, -1):
             series = 1.0 + series * x / (n + 1)
@@ -338,7 +338,7 @@ class _Growth(torch.autograd.Function):
 
 
 class _Balanced(torch.autograd.Function):
-    """The first of two equal values, with the gradient going to both, each times its weight."""
+    """The first of two equal values. The gradient goes to both, multiplied by their weights."""
 
     generate_vmap_rule = True
 

@@ -1,8 +1,8 @@
 """The computation of a checked call in eager PyTorch, and the stateless stream of noise.
 
-It runs on any device and is differentiable to any order in both modes. Without a key the noise
-comes from ``torch.randn``, bit for bit as in eager code. With a key it is the Philox stream,
-computed here with integer tensors.
+It runs on any device and is differentiable to any order in reverse and forward mode. Without a key
+the noise comes from ``torch.randn``, bit for bit as in eager code. With a key the noise is that of
+the Philox stream, computed here with integer tensors.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _prepared(value: Tensor | float, mu: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def unmasked(x: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:
-    """Set masked elements to ``fill``, also in inputs, as their gradients could be NaN there."""
+    """Set masked elements to ``fill``. Inputs need this too, as their gradients could be NaN."""
     return x if mask is None else torch.where(mask, x, fill)
 
 
@@ -134,7 +134,7 @@ def summed(reduction: str, dims: tuple[int, ...] | None, ndim: int) -> tuple[int
 
 
 def reduce(kl: Tensor, reduction: str, dims: tuple[int, ...] | None, samples: int = 0) -> Tensor:
-    """Sum and divide. The first ``samples`` dimensions are kept and not counted."""
+    """Sum, and divide for a mean. The first ``samples`` dimensions are kept and not counted."""
     over = [samples + d for d in summed(reduction, dims, kl.dim() - samples)]
     if not over:
         return kl
@@ -173,7 +173,7 @@ def noise_of_multi(
     generator: torch.Generator | None,
     key: Tensor | None,
 ) -> list[dict[str, Any]]:
-    """The arguments for the noise of each tensor of a list. With a key, blocks are consecutive."""
+    """The arguments for the noise of each tensor. With a key they have consecutive blocks of it."""
     if eps is not None:
         return [{"eps": e} for e in eps]
     if key is None:
@@ -230,7 +230,7 @@ def _signed(key: Tensor) -> Tensor:
 def philox(seed: Any, counter: Any) -> list[Any]:
     """Philox4x32-10: the four 32-bit words of each 64-bit ``counter``.
 
-    Both are int64 tensors, and so are the words, or all are Python integers.
+    The arguments and the words are either int64 tensors or Python integers.
     """
     low = 0xFFFFFFFF
     k0, k1 = seed & low, (seed >> 32) & low

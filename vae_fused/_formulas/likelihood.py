@@ -29,8 +29,8 @@ from vae_fused._formulas.special import (
     stirling_error_slope,
 )
 
-# At this theta every negative binomial equals a Poisson distribution to the last digit, and squares
-# and quotients of such numbers are still representable in float32.
+# At this theta every negative binomial equals a Poisson distribution to the last digit. Products of
+# this number with factors of up to 1e8 are still representable in float32.
 LARGEST = 1e30
 
 
@@ -44,8 +44,9 @@ def mean_of(
 ) -> tuple[Tensor, Tensor | None]:
     """The mean and, if ``kind`` has one that does not underflow, its logarithm.
 
-    If a logarithm is returned, the gradient of a likelihood is that of the logarithm, and the mean
-    only carries derivatives of that gradient. So even a mean that underflows to 0 has a gradient.
+    If a logarithm is returned, the gradient of a likelihood passes through the logarithm alone, and
+    the mean carries only derivatives of that gradient. So even a mean that underflows to 0 has a
+    gradient.
     Masked elements do not take part in a softmax.
     """
     if kind == "identity":
@@ -61,12 +62,12 @@ def mean_of(
 
 
 def log_softplus(u: Tensor) -> Tensor:
-    """The logarithm of ln(1 + e^u), which equals u to rounding below -37, before underflow."""
+    """The logarithm of ln(1 + e^u). Below u = -37 it is u up to rounding."""
     return torch.where(u < -37.0, u, torch.log(softplus(clamped(u, -37.0))))
 
 
 def theta_of(raw: Tensor, kind: str, largest: float | None) -> Tensor:
-    """The inverse dispersion, at most ``largest``. The gradient is 0 above and passes at the bound.
+    """The inverse dispersion, at most ``largest``. The gradient is 0 above it, and passes at it.
 
     An exponential is bounded before it is computed. Otherwise its gradient would be 0 * inf.
     """
@@ -86,8 +87,8 @@ def theta_of(raw: Tensor, kind: str, largest: float | None) -> Tensor:
 def bernoulli(x: Tensor, logit: Tensor) -> Tensor:
     r"""The value ln p = -((1 - x) ln(1 + e^l) + x ln(1 + e^-l)), for a target x in [0, 1].
 
-    This equals -(ln(1 + e^l) - x l), with both terms of one sign. A term with the factor 0 is 0, so
-    logits of -inf and inf are exact wherever the true value is finite. Derivatives:
+    This equals -(ln(1 + e^l) - x l), but both terms have one sign. A term with the factor 0 is 0.
+    Logits of -inf and inf are therefore exact wherever the true value is finite. Derivatives:
 
     .. math:: \partial_l = x s(-l) - (1 - x) s(l), \quad \partial_x = l
     """
@@ -116,7 +117,7 @@ _bernoulli = elementwise(_bernoulli_value, _bernoulli_slopes)
 def poisson(x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: bool) -> Tensor:
     r"""The value ln p = x ln m - m - ln x!, or x ln m - m without ``constants``.
 
-    For x > 0 the former is, with v = (m - x) / x,
+    For x > 0 the value with constants is, with v = (m - x) / x,
 
     .. math:: \ln p = -x E(v) - S(x) - \tfrac12 \ln(2 \pi x)
 
@@ -141,7 +142,7 @@ def _poisson_value(x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: 
 def _poisson_slopes(
     _: Any, x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: bool
 ) -> tuple[Tensor | None, ...]:
-    """Slopes by the logarithm of the mean if it exists, because the mean is computed from it."""
+    """The slope by ln m, from which m is computed, or by m if the call has no ln m."""
     if log_mean is not None:
         return None, None, x - mean, None
     return None, _relative_excess(x, mean, 0.0), None, None
@@ -181,8 +182,8 @@ def negative_binomial(
         \partial_\theta = -E\Big(\frac{-m}{s}\Big) - \frac{\mathrm{eps}}{t} \frac{m}{s}
             + \sum_{k=0}^{x-1} \frac{m_e - k}{(\theta + k)\,s}
 
-    The sum is 0 for x = 0. Otherwise its first term, which is the whole sum for x = 1, is kept.
-    With u = theta + 1, digamma(z) = ln z - 1 / (2 z) + S'(z) gives the others as
+    The sum is 0 for x = 0. Otherwise the code keeps its first term, which is the whole sum for
+    x = 1. With u = theta + 1 and digamma(z) = ln z - 1 / (2 z) + S'(z), the other terms are
 
     .. math::
         E\Big(\frac{1 - m_e}{s}\Big) - E\Big(\frac{x - m_e}{s}\Big)
@@ -200,7 +201,7 @@ def _negative_binomial_value(
     me, t = m + eps, c + eps
     s, n = t + m, c + x
     r = m / t
-    # If r is below rounding, ln(1 + r) is r, and c * r would underflow with r.
+    # If r is below rounding, ln(1 + r) is r. r may underflow, so m * (c / t) replaces c * r.
     tail = torch.where(r < torch.finfo(r.dtype).eps, m * (c / t), c * torch.log1p(r))
 
     share = n / s
@@ -254,7 +255,7 @@ def _count_slope(x: Tensor, mean: Tensor, eps: float, theta: Tensor, s: Tensor) 
     zero = x == 0.0
     x = torch.where(zero, 1.0, x)
     n, following = theta + x, theta + 1.0
-    # At x = 1 each difference is 0 to the last bit.
+    # At x = 1 each of these differences is exactly 0.
     later = log1p_excess(((1.0 - mean) - eps) / s, torch.log(following / s))
     later = later - log1p_excess(((x - mean) - eps) / s, torch.log(n / s))
     later = later + (stirling_error_slope(n) - stirling_error_slope(following))
@@ -334,7 +335,7 @@ _zero_by_probability = elementwise(_zero_by_probability_value, _zero_by_probabil
 
 
 def _log_or(value: Tensor, log: Tensor | None, other: Any) -> Tensor:
-    """The logarithm of ``value``, or ``other`` of ``log`` where ``value`` may have underflowed."""
+    """The logarithm of ``value``, or ``other(log)`` where ``value`` may have underflowed."""
     if log is None:
         return torch.log(value)
     tiny = torch.finfo(value.dtype).tiny
@@ -350,12 +351,12 @@ def _relative_excess(x: Tensor, mean: Tensor, eps: float) -> Tensor:
 
 
 def _clipped(theta: Tensor) -> Tensor:
-    """Clip theta to finite quotients. Beyond, the distribution equals its limit to rounding."""
+    """Clip theta to a range beyond which the distribution equals its limit up to rounding."""
     return clamped(theta, torch.finfo(theta.dtype).tiny, LARGEST)
 
 
 def _in_domain(value: Tensor, parameter: Tensor, infinite: bool = True) -> Tensor:
-    """NaN for a negative parameter. With ``infinite``, -inf for an infinite one."""
+    """The value, or NaN for a negative parameter. ``infinite``: -inf for an infinite one."""
     if infinite:
         value = torch.where(parameter == math.inf, -math.inf, value)
     return torch.where(parameter < 0.0, math.nan, value)

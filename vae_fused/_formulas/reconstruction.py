@@ -1,4 +1,4 @@
-"""The computation of a checked call of a likelihood in eager PyTorch, and of an added KL."""
+"""Eager PyTorch: the loss of a checked call of a likelihood, and the addition of a KL."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Special functions that stay accurate where the textbook form cancels.
 
 All functions are elementwise, compute in the dtype of their arguments (float32 or float64), and are
-differentiable to any order in both modes. Derivatives are written out where autograd would lose
-accuracy that the formula has.
+differentiable to any order in reverse and forward mode. Derivatives are written out where autograd
+would lose accuracy that the formula has.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ def log1p_excess(v: Tensor, log_growth: Tensor) -> Tensor:
 
     Args:
         v: The argument.
-        log_growth: ln(1 + v), which the caller computes from the inputs of v, because near -1 v
-            itself has few digits of 1 + v. It is used outside of the series. It gets no gradient,
-            because E'(v) = v / (1 + v) is the whole derivative.
+        log_growth: ln(1 + v), which replaces the series outside of its range. The caller computes
+            it from the inputs of v, because a v near -1 has few digits of 1 + v. It gets no
+            gradient, because E'(v) = v / (1 + v) is the whole derivative.
     """
     return _log1p_excess(v, log_growth)
 
@@ -233,7 +233,7 @@ _stirling_error_slope = elementwise(_stirling_error_slope_value, _stirling_error
 def _shift_term(z: Tensor, k: int) -> Tensor:
     """c(z) of :func:`stirling_error` for z >= ``k``.
 
-    Below 1 the closed form is used, which loses few digits there.
+    Below z = 1 the closed form is used, because it loses few digits there.
     """
     s = 1.0 / (2.0 * z + 1.0)
     square, series = s * s, torch.zeros_like(z)
@@ -276,7 +276,8 @@ def _stirling_error_curvature(z: Tensor) -> Tensor:
 # The normalizer of Student's t
 # --------------------------------------------------------------------------------------------------
 
-# (4^k - 1) B_2k / (2 k (2 k - 1)), the number of terms for each dtype, and the smallest n.
+# The coefficients (4^k - 1) B_2k / (2 k (2 k - 1)) of the series. For each dtype, the number of
+# terms, and the smallest n for which the series is used.
 _STUDENT = (
     1 / 4, -1 / 24, 1 / 20, -255 / 1680, 5115 / 5940, -2829645 / 360360, 114681 / 1092,
     -237040095 / 122400,
@@ -298,7 +299,7 @@ def student_excess(n: Tensor) -> Tensor:
 
 
 def student_excess_slope(n: Tensor) -> Tensor:
-    """k'(n), which is negative, from k'(n) = k'(n + 2) - 1 / (n (n+1) (n+2)) as for k."""
+    """k'(n), which is negative. Small n use k'(n) = k'(n + 2) - 1 / (n (n+1) (n+2))."""
     return _student_excess_slope(n)
 
 
