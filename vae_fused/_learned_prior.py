@@ -1,4 +1,4 @@
-"""A prior whose mean and scale are parameters, which ``vf.nn`` exports, and priors of modules."""
+"""The module ``LearnedPrior``, which ``vf.nn`` exports, and the reading of ``prior`` arguments."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class LearnedPrior(Module):
         scale: How tau is read from the parameter ``raw``.
         mean: The initial value of m.
         std: The initial value of tau, a standard deviation for any ``scale``.
-        learn_mean, learn_scale: Whether m and tau are parameters. One that is not learned keeps
-            its initial value, which is a number and not part of ``state_dict``.
-        device, dtype: Of the parameters.
+        learn_mean, learn_scale: Whether m and tau are parameters. Otherwise they keep their initial
+            values, which are numbers and not part of ``state_dict``.
+        device, dtype: The device and the dtype of the parameters.
 
     Attributes:
         mean: m, a parameter in ``shape``, or a number if it is not learned.

@@ -1,4 +1,4 @@
-"""The base class of all likelihoods and their checked calls.
+"""The base class of all likelihoods, and the checked call of a likelihood.
 
 ``vae_fused.likelihoods`` exports the kinds, which register here under their names.
 """
@@ -49,7 +49,7 @@ _NUMBERS = {
 
 
 class _Crossing(NamedTuple):
-    """How an option maps to an operator's number: the number's name and the values of both."""
+    """How an option maps to a number of the operators: its name, and conversions both ways."""
 
     number: str
     to_number: Callable[[Any], float]
@@ -89,7 +89,7 @@ class Likelihood(Restored):
 
     Args:
         constants: Whether terms that depend on no output are part of the value. With them it is a
-            log likelihood in nats. Without them it is the loss that torch calls by that name.
+            log likelihood in nats. Without them it is the loss of that name in torch.
         validate: Whether each call checks the values of ``target``. The check waits for all work
             that is queued on the device, and it cannot be traced.
     """
@@ -98,12 +98,12 @@ class Likelihood(Restored):
     validate: bool = field(default=False, kw_only=True)
 
     name: ClassVar[str]  # the string for the kind
-    target_has_gradient: ClassVar[bool]  # counts have none
+    target_has_gradient: ClassVar[bool]  # False for counts and for values of a grid
     # The index of the output that the operators take first. If it is not 0, the outputs broadcast
     # together. Otherwise the others broadcast to the first.
     leading: ClassVar[int] = 0
     target_is: ClassVar[str]  # the valid values of a target, for messages
-    has_operator: ClassVar[bool] = False  # False for subclasses, which may be another law
+    has_operator: ClassVar[bool] = False  # False for subclasses, which may define another law
 
     if TYPE_CHECKING:
         packed: ClassVar[list[float] | None]  # the operators' `options`
@@ -200,12 +200,12 @@ class Call(NamedTuple):
         likelihood: The kind with its options.
         outputs: The tensors of ``output``, of one floating-point dtype, in the order of
             ``Likelihood.ordered``. The first has the shape of the call. The others broadcast to it.
-        target: Has its own dtype, and a shape that broadcasts.
-        mask: Bool, or None. Its shape broadcasts.
-        weight: Has the dtype of the result, or None. Its shape broadcasts.
-        library: Has the dtype of the result, or None. Its shape broadcasts to that of the call with
-            a last dimension of 1.
-        reduction, dims, divisor: What ``check_reduction`` returns.
+        target: A tensor with a dtype of its own, whose shape broadcasts to that of the call.
+        mask: None, or a bool tensor, whose shape broadcasts to that of the call.
+        weight: None, or a tensor in the dtype of the result, whose shape broadcasts like the mask.
+        library: None, or a tensor in the dtype of the result. Its shape broadcasts to that of the
+            call with a last dimension of 1.
+        reduction, dims, divisor: The results of ``check_reduction``.
     """
 
     likelihood: Likelihood
@@ -223,9 +223,9 @@ class KlTerm(NamedTuple):
     """A checked KL term of an evidence lower bound, in the dtype of the loss.
 
     Attributes:
-        kl: 0-d, reduced like the loss, or one value for each sample.
+        kl: A 0-d tensor that is reduced like the loss, or one value for each sample.
         beta: The weight of the KL: a number, or a 0-d tensor, which may require grad.
-        capacity: If not None, a number or 0-d tensor. The KL is replaced by its distance from it.
+        capacity: None, a number, or a 0-d tensor, whose distance from the KL replaces the KL.
     """
 
     kl: Tensor
@@ -239,7 +239,7 @@ class KlTerm(NamedTuple):
 
 
 def class_or_type(value: object) -> str:
-    """A value that is no likelihood, in a message: its type, or a class and the remedy."""
+    """Describe a value that is no likelihood: by its type, or as a class with a remedy."""
     if isinstance(value, type):
         return f"the class {value.__name__}; pass an instance of it"
     return type(value).__name__

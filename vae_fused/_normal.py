@@ -39,7 +39,7 @@ class FusedNormal(Normal):
     mu: Tensor
     raw: Tensor
     _scale: Scale  # how sigma is read from raw; ``scale`` is sigma itself
-    # The tensor of both halves, its dimension, and the halves, which an assignment may replace.
+    # Packed moments, the dimension along which they are packed, and mu and raw as they were split.
     _packed: tuple[Tensor, int, Tensor, Tensor] | None = None
 
     def _expanded(self: Self, batch_shape: Sequence[int], new: Self) -> Self:
@@ -198,8 +198,8 @@ class FusedNormal(Normal):
         """KL from the prior, by default the standard normal, in nats.
 
         Arguments, result and errors are those of :func:`vae_fused.gaussian_kl`, and a ``Normal``
-        may be a prior too. ``torch.distributions.kl_divergence(q, p)`` computes the same
-        elementwise, and there ``p`` may have more elements than ``q``.
+        may be a prior too. ``torch.distributions.kl_divergence(q, p)`` computes the
+        elementwise KL, and accepts a ``p`` that has more elements than ``q``.
         """
         return functional.gaussian_kl(
             self.mu, self.raw, scale=self._scale, prior=as_prior(prior, self.mu.device),
@@ -273,7 +273,7 @@ class FusedNormal(Normal):
 
 
 def as_tensor(value: Tensor | float, other: Tensor | float) -> Tensor:
-    """A number as a tensor for use with ``other``. Other values pass on to the checks.
+    """Convert a number to a tensor for use with ``other``. Other values pass on to the checks.
 
     The tensor is filled, because a copy of a number to a GPU waits for the GPU.
     """
@@ -300,7 +300,7 @@ def as_prior(p: Prior | Normal | None, device: torch.device) -> Prior | None:
 
 
 def kl_between(q: Normal, p: Normal, **reduction: Any) -> Tensor:
-    """KL of q from p, reduced as by :func:`vae_fused.gaussian_kl`. Either may be the larger."""
+    """KL of q from p, reduced as by :func:`vae_fused.gaussian_kl`. Their shapes broadcast."""
     mu, raw, scale = _parameters(q, p.mean.device)
     prior = Prior(*_parameters(p, mu.device))
     if not expands(p._batch_shape, q._batch_shape):

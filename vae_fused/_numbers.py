@@ -12,7 +12,7 @@ __all__ = ["check_choice", "check_not_negative", "check_number", "check_pair", "
 
 
 def check_number(name: str, value: float, requirement: str = "a finite number") -> float:
-    """Check a finite number. A tensor is refused, as reading it would wait."""
+    """Check a finite number. A tensor is refused, because reading it would wait for the device."""
     if type(value) is float and -math.inf < value < math.inf:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):  # a NumPy scalar is one
@@ -38,7 +38,7 @@ def check_positive(name: str, value: float) -> float:
 
 
 def check_pair(name: str, value: object, parts: str) -> None:
-    """Check a sequence of two values. A tensor is refused, as reading it would wait."""
+    """Check a sequence of two values. A tensor is refused, because reading it would wait."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a pair {parts}, got {kind_of(value)}")
     if len(value) != 2:

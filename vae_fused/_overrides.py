@@ -1,4 +1,4 @@
-"""Calls that a value other than a tensor overrides, by torch's protocol.
+"""Calls that torch's protocol lets an argument override that is not a tensor.
 
 A ``torch.fx.Proxy`` represents a tensor in ``torch.fx.symbolic_trace`` and implements
 ``__torch_function__``, which records one node for a call of a public function.

@@ -57,9 +57,9 @@ def check_free_bits(name: str, value: float) -> float:
 
 
 def from_numpy(value: Any) -> Any:
-    """A NumPy scalar as a 0-d tensor while torch.compile traces it. Other values are unchanged.
+    """Convert a NumPy scalar that torch.compile traces to a 0-d tensor. Return others unchanged.
 
-    A NumPy scalar is a number for the checks. But torch.compile represents it as an array, whose
+    The checks accept a NumPy scalar as a number. But torch.compile represents it as an array, whose
     value is unknown, and traces the array as a tensor.
     """
     if not torch.compiler.is_compiling() or type(value).__name__ != "ndarray":
@@ -92,7 +92,7 @@ def _as_scalar(
 
 
 def without_symbol(value: float | Tensor, like: Tensor) -> Any:
-    """A number that changes as a 0-d tensor, in the dtype of the arithmetic on ``like``.
+    """Convert a number that changes to a 0-d tensor, in the dtype of the arithmetic on ``like``.
 
     torch.compile can compute a product with a symbol without making the symbol a constant.
     """

@@ -59,12 +59,12 @@ def call_latent(
 
     Args:
         function: Computes the call on local tensors.
-        operands: Its positional tensors, by name. One of them is a DTensor.
+        operands: Its positional tensors, by name. At least one of them is a DTensor.
         options: Its options.
         packed: The dimension along which ``h`` is packed, for a call of moments.
         reduced: ``(name of dim, reduction, dim)``, if it returns a KL.
         noise: ``(eps, generator, key)``, if it returns a sample.
-        reference: Whether eager PyTorch computes it.
+        reference: Whether eager PyTorch computes the call.
     """
     options = dict(options)
     if options.get("prior") is not None:
@@ -118,12 +118,12 @@ def call_likelihood(
     """Call ``nll`` or a log density with DTensors.
 
     Args:
-        function: Computes the call from the local outputs in a list, ``reduction``, ``dim`` and
-            the local ``others`` by name.
+        function: Computes the local result. It is called with the list of local outputs, and with
+            the keyword arguments ``reduction``, ``dim`` and each of ``others``, made local.
         outputs: The tensors whose common shape is that of the call.
-        others: Tensors that broadcast to it, including ``mask``, or None.
+        others: Tensors that broadcast to this shape, or None, by name. One of them is ``mask``.
         reduction, dim: The arguments of the call.
-        has_softmax: Whether the last dimension of a call is normalized together.
+        has_softmax: Whether the call contains a softmax over the last dimension.
     """
     shape = common_shape(outputs)
     spread = spread_of(shape, outputs, others)

@@ -52,7 +52,7 @@ def found(*values: Any) -> bool:
 
 
 def replicated(value: Any, mesh: DeviceMesh) -> Any:
-    """A plain tensor, equal on all ranks, as a DTensor. Other values pass unchanged."""
+    """Make a DTensor of a plain tensor, which is equal on all ranks. Return others unchanged."""
     if not isinstance(value, Tensor) or found(value):
         return value
     from torch.distributed.tensor import DTensor, Replicate
@@ -61,7 +61,7 @@ def replicated(value: Any, mesh: DeviceMesh) -> Any:
 
 
 def summed(value: Tensor) -> Tensor:
-    """Sum a value's parts over the ranks, as nonlinear functions require the sum."""
+    """Sum a value's parts over the ranks, because nonlinear functions require the sum."""
     if not found(value) or not any(p.is_partial() for p in value.placements):  # type: ignore[attr-defined]
         return value
     from torch.distributed.tensor import Replicate
@@ -222,7 +222,7 @@ class Spread(NamedTuple):
 def spread_of(
     shape: tuple[int, ...], operands: Mapping[str, Tensor], others: Mapping[str, Any]
 ) -> Spread:
-    """Check the DTensors of a call. A sharded one that has the batch shards the call."""
+    """Check the DTensors of a call. The call is sharded if one that has the batch is sharded."""
     check_leading(operands, others)
     tensors = {name: t for name, t in {**operands, **others}.items() if found(t)}
     owner, leading = next((name, t) for name, t in tensors.items())
@@ -242,7 +242,7 @@ def spread_of(
 
 
 def _is_shard(name: str, t: Any, placement: Placement) -> bool:
-    """Whether a placement is Shard(0) and not Replicate. Raise for any other."""
+    """True for Shard(0) and False for Replicate. Raise for any other placement."""
     from torch.distributed.tensor import Shard
 
     if type(placement) is Shard and placement.dim == 0:

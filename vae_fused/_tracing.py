@@ -1,4 +1,4 @@
-"""Registrations for tracers: an operator that reserves a key must never run twice.
+"""Registrations for tracers, because an operator that reserves a key must never run twice.
 
 With ``torch._functorch.config.activation_memory_budget < 1`` the partitioner of torch.compile may
 recompute random operators in backward with fresh noise, which silently corrupts the gradients

@@ -47,7 +47,7 @@ class Kind(Likelihood):
         """The distribution of a target, with ``sample``, ``mean``, ``variance`` and ``log_prob``.
 
         Its parameters are float32 (float64 for float64 outputs), and gradients reach ``output``
-        through them. It checks values if ``validate`` is True, and it ignores ``eps``.
+        through them. The distribution checks values if ``validate`` is True, and ignores ``eps``.
 
         Args:
             output, library: As for :func:`vae_fused.nll`.

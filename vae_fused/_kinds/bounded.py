@@ -57,7 +57,7 @@ class ContinuousBernoulli(_OfUnitInterval, name="continuous_bernoulli"):
 
     .. math:: -\ln p = \ln\frac{e^l - 1}{l} - x l
 
-    This is :class:`Bernoulli` normalized as a density of grey values: its
+    This is :class:`Bernoulli` normalized as a density of grey values. The loss is Bernoulli's
     :math:`\ln(1 + e^l) - x l` minus the constant :math:`C = \ln(l / \tanh(l / 2))` (Loaiza-Ganem
     and Cunningham 2019, "The continuous Bernoulli: fixing a pervasive error in variational
     autoencoders"). It is a density, so the loss may be negative.
@@ -82,7 +82,7 @@ class ContinuousBernoulli(_OfUnitInterval, name="continuous_bernoulli"):
 class DiscretizedLogistic(Kind, name="discretized_logistic"):
     r"""Discretized logistic distribution of pixels on a grid of 2^bits values in [-1, 1].
 
-    With half a step of the grid, :math:`h = 1 / (2^{bits} - 1)`, and
+    With :math:`h = 1 / (2^{bits} - 1)`, which is half a step of the grid, and
     :math:`s = \max(\mathrm{log\_scale}, \mathrm{log\_scale\_min})`:
 
     .. math::
@@ -91,11 +91,11 @@ class DiscretizedLogistic(Kind, name="discretized_logistic"):
     The first and the last value of the grid also have the probability of everything beyond them,
     and a target within half a step of -1 or 1 counts as that value (Salimans et al. 2017,
     "PixelCNN++"; vdvae's ``vae_helpers``). The loss is the sum of :math:`\ln(1 + e^{-p})`,
-    :math:`\ln(1 + e^q)` and :math:`-\ln(1 - e^{q - p})`, with p and q the two arguments. It stays
-    accurate where the difference is small, so it never switches to the density. vdvae uses the
-    density times the step where the difference is below 1e-5, which is wrong by a factor of up to
-    :math:`\sinh(d/2) / (d/2)`, d = p - q. It treats targets beyond 0.999 as the ends, for any
-    number of bits.
+    :math:`\ln(1 + e^q)` and :math:`-\ln(1 - e^{q - p})`, with p and q the two arguments. This sum
+    stays accurate where p(x) is small, so the code never switches to the density. Where p(x) is
+    below 1e-5, vdvae uses the density times the step, which is wrong by a factor of up to
+    :math:`\sinh(d/2) / (d/2)` with d = p - q. It also treats targets beyond 0.999 as the ends of
+    the grid, for any number of bits.
 
     ``output`` is ``(mean, log_scale)``, and ``log_scale`` broadcasts to the mean. For 8-bit pixels
     the target is ``pixels / 127.5 - 1``, in float32 or wider. The target gets no gradient.

@@ -99,9 +99,9 @@ class Laplace(_Real, name="laplace"):
     ``output`` is ``(mean, raw)``, or only the mean, as for :class:`Gaussian`.
 
     Args:
-        scale: How b is read from ``raw``: b is the sigma of that kind or :class:`vae_fused.Scale`,
-            as in ``torch.distributions.Laplace``. The standard deviation is b times the square root
-            of 2. Default: ``"logstd"``, b = e^raw.
+        scale: How b, the scale of ``torch.distributions.Laplace``, is read from ``raw``: as the
+            sigma of a kind or of a :class:`vae_fused.Scale`. The standard deviation is b times the
+            square root of 2. Default: ``"logstd"``, b = e^raw.
         sigma: Instead of ``scale``: b itself, a fixed number. ``sigma=1.0, constants=False`` gives
             the absolute error.
         constants: Whether ln 2, and ln b for a fixed b, are part of the value.
@@ -138,8 +138,8 @@ class StudentT(_Real, name="student_t"):
     ``output`` is ``(mean, raw, df)``, ``(mean, raw)`` if ``df`` is given, or only the mean if
     ``sigma`` is given as well. ``raw`` and ``df`` broadcast to the mean. As in
     ``torch.distributions.StudentT``, sigma is the scale, and the variance is sigma^2 n / (n - 2).
-    An infinite output df gives the Gaussian to the last digit, and large ones converge to it. A
-    negative df gives NaN.
+    If the output df is infinite, the distribution equals the Gaussian to the last digit, and it
+    converges to the Gaussian as df grows. A negative df gives NaN.
 
     Args:
         scale, sigma: As for :class:`Gaussian`. ``sigma`` requires ``df``.

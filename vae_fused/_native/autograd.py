@@ -1,4 +1,4 @@
-"""Derivatives of the operators beyond an ordinary backward, which a node in C++ handles.
+"""All derivatives of the operators except an ordinary backward, which a node in C++ computes.
 
 ``Latent`` computes a sample, a KL or both with one operator, and ``Gradient`` computes their
 gradients with another. Both are autograd functions that support forward mode and every transform
@@ -12,8 +12,8 @@ of ``torch.func``:
 
 **Noise under vmap.** A key that does not depend on the batch gives every slice the same noise, and
 a batch of keys gives each slice its own. If each slice draws, one stream continues through all
-slices, and the returned key is expanded along the batch, with stride 0. The keys that users give
-are copied before they reach this file, so their strides are never 0.
+slices, and the returned key is expanded along the batch, with stride 0. That stride is its mark:
+keys that users give are copied before they reach this file, so their strides are never 0.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def apply(function: Any, *inputs: Any) -> tuple[Tensor, ...]:
 class Latent(torch.autograd.Function):
     """z, the KL, or both, and also the reserved key if ``draw`` is given.
 
-    ``draw`` has no elements. Under vmap it has a batch if each slice draws its own noise.
+    ``draw`` is a tensor without elements. Under vmap it has a batch if each slice draws its noise.
     """
 
     @staticmethod
@@ -187,7 +187,11 @@ class Gradient(torch.autograd.Function):
     @staticmethod
     @forward_mode.tangents
     def jvp(ctx: Any, saved: list[Any], *tangents: Maybe) -> tuple[Maybe, ...]:
-        """Gradients are linear in those of the outputs, and their Jacobian by x is symmetric."""
+        """The tangents of the gradients.
+
+        The gradients are linear in the gradients of the outputs, and their Jacobian with respect to
+        x is symmetric.
+        """
         call = ctx.call
         grad_z, grad_kl, *tensors = saved
         x = Operands(*tensors)
@@ -258,7 +262,7 @@ def _tangent(
 def _second(
     call: Call, grad_z: Maybe, grad_kl: Maybe, x: Operands, cotangents: Sequence[Maybe]
 ) -> list[Maybe]:
-    """The vjp of :func:`gradients` from the reference: for both output gradients, then for x."""
+    """The vjp of :func:`gradients`, by the reference: for ``grad_z``, ``grad_kl``, then for x."""
     which = [k for k, t in enumerate(cotangents) if t is not None]
     if not which:
         return [None] * 7
@@ -297,7 +301,7 @@ def _second(
 def _pulled(
     function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Any], cotangents: Sequence[Any]
 ) -> tuple[Tensor, ...]:
-    """The vjp of a function, which is differentiable itself."""
+    """The vjp of a function. The result can be differentiated again."""
     if torch._C._are_functorch_transforms_active():
         pull: Callable[..., tuple[Tensor, ...]] = torch.func.vjp(function, *inputs)[1]
         return pull(tuple(cotangents))
@@ -321,7 +325,7 @@ def _sum(terms: Sequence[Maybe]) -> Maybe:
 
 
 def _draw(call: Call, generator: Any, draw: Maybe, key: Maybe, like: Tensor) -> tuple[Tensor, ...]:
-    """The noise of a call with mu like ``like``, in the arithmetic's dtype, and a drawn key."""
+    """The noise for a mu like ``like``, in the arithmetic's dtype, and the key if one is drawn."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     zeros = torch.zeros(like.shape, dtype=dtype, device=like.device)
     noise = Call(sample=True, divergence=False, sample_shape=call.sample_shape)
@@ -334,7 +338,7 @@ def _noise(call: Call, x: Operands) -> Tensor:
 
 
 def _front(t: Any, dim: int | None, size: int) -> Any:
-    """Move the batch to the front, or expand a tensor without one."""
+    """Move the batch to the front. A tensor without a batch is expanded."""
     if t is None:
         return None
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)

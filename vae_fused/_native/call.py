@@ -1,4 +1,4 @@
-"""The data of an operator call: its tensors, and everything else."""
+"""The arguments of an operator call: its tensors, and all others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Maybe = Tensor | None
 
 
 class Call(NamedTuple):
-    """What an operator computes, without its tensors and its generator."""
+    """The arguments that select what an operator computes: all but tensors and the generator."""
 
     sample: bool
     divergence: bool

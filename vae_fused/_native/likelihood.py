@@ -1,8 +1,9 @@
 """The likelihood operators: their arguments for a checked call, and their derivatives.
 
-The backward of ``nll`` is the operator ``nll_backward``, which a node in C++ calls, and likewise
-for ``elbo_loss``. The backward of these two differentiates the eager PyTorch formulas, which have
-every derivative. The transforms of ``torch.func`` and forward mode always use these formulas.
+The backward of ``nll`` is the operator ``nll_backward``, which a node in C++ calls. The backward of
+``elbo_loss`` is ``elbo_loss_backward``. The backward of these two backward operators differentiates
+the eager PyTorch formulas, which have every derivative. The transforms of ``torch.func`` and
+forward mode always use these formulas.
 """
 
 from __future__ import annotations
@@ -99,9 +100,10 @@ def try_unprepared(
 ) -> Tensor | None:  # fmt: skip
     """The loss of a call whose tensors the operator accepts unchanged.
 
-    The checks in Python take 10 us, as long as the operator itself at 16 x 16. The operator checks
-    the same but has short messages. Returns None if the call needs preparation or if the operator
-    refuses it. The caller then runs the checks, which raise the full message.
+    The checks in Python take 10 us, as long as the operator itself for 16 x 16 elements. The
+    operator makes the same checks, but its messages are short. Returns None if the call needs
+    preparation or if the operator refuses it. The caller then runs the checks, which raise the full
+    message.
     """
     if grad != "backward":
         out = try_unprepared_with_kl(output, target, likelihood, reduction, None, grad)
@@ -205,8 +207,8 @@ class _Backward(NamedTuple):
         operator: Its name.
         results: The number of gradients of results.
         inputs: The indices of the tensors that get gradients, in the order of the gradients.
-        compute: Computes the results of the forward operator in eager PyTorch from the tensors
-            after the gradients, and the numbers.
+        compute: Computes the results of the forward operator in eager PyTorch, from the tensors
+            that follow the gradients and from the numbers.
     """
 
     operator: str

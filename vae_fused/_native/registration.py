@@ -83,7 +83,7 @@ def _multi_backward(
 def values_of_priors(
     mu: Sequence[Tensor], tensors: Sequence[Maybe], numbers: Sequence[float]
 ) -> Sequence[Maybe]:
-    """The means or raw scales of a list's priors as tensors; none if the options contain them."""
+    """The means or raw scales of priors as tensors, or None for each if options contain them."""
     if not numbers:
         return tensors or [None] * len(mu)
     found = zip(mu, tensors or [None] * len(mu), numbers, strict=True)

@@ -43,7 +43,7 @@ def live_instances(classes: Iterable[type]) -> Iterator[Any]:
     """All objects of these classes. The search visits every object and takes about 0.1 s."""
     found = tuple(classes)
     for candidate in gc.get_objects():
-        # type() and not __class__, which proxies compute.
+        # Use type(), because proxies compute __class__.
         if issubclass(type(candidate), found):
             yield candidate
 

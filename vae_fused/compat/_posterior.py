@@ -64,7 +64,7 @@ class State:
         self.halves = halves
         self.deterministic = deterministic
         self.shares_launch = shares_launch
-        self.grad = torch.is_grad_enabled()  # diffusers computes everything in this mode
+        self.grad = torch.is_grad_enabled()  # the mode in which diffusers would compute everything
         self.read: dict[str, Read] = {}
         self.kl: Read | None = None  # of the last sample's launch, and the version of `packed`
 
@@ -116,7 +116,7 @@ class Posterior:
         return found
 
     def _halves(self) -> tuple[Tensor, Tensor]:
-        """Mean and raw scale as they were given: views, which are created once."""
+        """Mean and raw scale as they were given. The views of packed moments are created once."""
         state = self._state
         if state.halves is None:
             assert state.packed is not None
@@ -149,7 +149,7 @@ class Posterior:
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes of diffusers' class, so unpickling needs neither patch nor package."""
+        """The attributes of diffusers' class, so unpickling needs no patch and not this package."""
         self._compute_all()
         return {name: value for name, value in self.__dict__.items() if name != "_state"}
 
@@ -163,9 +163,9 @@ class Posterior:
         """A reparameterized sample, ``(B, C, ...)`` in the dtype of ``parameters``.
 
         Args:
-            generator: A generator on the device of ``parameters``, or on the CPU, from which the
-                noise is then copied; or a list with one generator for each item of the batch, or
-                with a single one.
+            generator: A generator on the device of ``parameters`` or on the CPU, or a list with one
+                generator for each item of the batch, or a list with a single one. The noise of a
+                generator on the CPU is copied to the device.
 
         Raises:
             TypeError: ``generator`` has another type.
@@ -219,7 +219,7 @@ class Posterior:
         return state.packed if state.grad else state.packed.detach()
 
     def _take_kl(self) -> Tensor | None:
-        """The KL of the last sample's launch, once; None if it is stale or lacks a gradient."""
+        """The KL of the last sample's launch, only once; None if it is stale or has no gradient."""
         state = self._state
         found, state.kl = state.kl, None
         packed = self._packed()
@@ -267,7 +267,10 @@ def moments(q: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _widened(q: Any) -> DiagonalGaussian | None:
-    """The law in float32, as a variance may overflow float16; None if an attribute was assigned."""
+    """The Gaussian in float32, because a variance may overflow float16.
+
+    None if the posterior is deterministic or an attribute was assigned.
+    """
     if not hasattr(type(q), "_is_touched") or q._is_touched("var", "logvar"):
         return None
     if q._state.deterministic:

@@ -1,4 +1,4 @@
-"""The posteriors of diffusers' autoencoders, on the fused functions.
+"""The posteriors of diffusers' autoencoders, based on the fused functions.
 
 Each class has the name, the defaults and the formulas of diffusers' class, so code written for that
 class can use it unchanged. diffusers itself is not required:
@@ -14,7 +14,7 @@ class can use it unchanged. diffusers itself is not required:
                                                ``autoencoder_kl_minimax_h3_audio.py`` there
 =============================================  =====================================================
 
-The classes are different laws: the same numbers mean another sigma in each.
+Each class reads sigma in another way, so the same numbers mean a different sigma in each.
 ``IdentityDistribution``, the remaining posterior of diffusers, has neither noise nor a KL, so there
 is nothing to replace.
 
@@ -130,7 +130,7 @@ class DiagonalGaussianDistribution(Posterior):
 
         Args:
             other: An object with ``mean`` and ``logvar``, such as another instance of this class or
-                of diffusers'. The KL from a deterministic one is inf.
+                of diffusers'. The KL from a deterministic posterior is inf.
             dim: The dimensions to sum; default: diffusers' (1, 2, 3), see the class.
         """
         if self.deterministic:
@@ -215,8 +215,8 @@ class OobleckDiagonalGaussianDistribution(Posterior):
 
         Args:
             other: A posterior with ``mean``, ``var`` and ``logvar``; default: the standard normal.
-                diffusers' formula for it is kept, although its logarithms have the opposite sign.
-                So the result is not a KL and may be negative.
+                For ``other``, diffusers' formula is kept, although its logarithms have the wrong
+                sign. So the result is not a KL and may be negative.
         """
         if self.deterministic:
             return self._zero()
@@ -273,7 +273,7 @@ class MiniMaxH3AudioDiagonalGaussianDistribution(Posterior):
 
 
 def _packed_state(parameters: Tensor, deterministic: bool, share_launch: bool) -> State:
-    # The common case is a valid shape, and checking it here takes no time.
+    # A valid shape is the common case, and this test of the shape takes almost no time.
     if not isinstance(parameters, Tensor) or parameters.dim() < 2 or parameters.shape[1] % 2:
         check_moments(parameters, 1)
     return State(parameters, deterministic=deterministic, shares_launch=share_launch)

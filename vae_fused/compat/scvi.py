@@ -17,7 +17,7 @@ Results differ as follows:
 - 16-bit inputs give float32 results.
 - ``ZeroInflatedNegativeBinomial.log_prob`` checks its argument only if ``validate_args=True``, as
   ``NegativeBinomial.log_prob`` does. scvi always checks it, which waits for the GPU.
-- The gradient of a theta that is shared between cells is not written for each cell.
+- If cells share a theta, its gradient is written once, and not for each cell.
 - A negative count gives NaN, where scvi's functions return minus infinity.
 
 Calls that :func:`vae_fused.nll` does not serve, such as those with functions of another library in
@@ -187,7 +187,7 @@ def _keeping_theta(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
         by_count = kwargs.get("total_count", args[0] if args else None) is not None
         theta = kwargs.get("theta", args[4] if len(args) > 4 else None)
-        # Store the broadcast theta too, from which a later assignment of ``theta`` is recognised.
+        # Store the broadcast theta too, so that a later assignment of ``theta`` is recognised.
         keep = isinstance(theta, Tensor) and not by_count
         self._given_theta = (self.theta, theta) if keep else None
 
