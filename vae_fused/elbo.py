@@ -80,7 +80,7 @@ def elbo_loss(
     the dimensions of a sample, so their ratio is that of the model. The launch that sums the
     likelihood adds the KL, and one launch computes all gradients. Besides the networks, a step of
     ``reparameterize_kl``, the decoder and this loss therefore has two launches forward and two
-    backward. The gradient of a broadcast parameter adds one launch, a softmax one each way.
+    backward. The gradient of a broadcast parameter adds one launch. A softmax adds one each way.
 
     The KL is either computed from ``mu`` and ``raw``, which adds the launch of :func:`gaussian_kl`
     each way, or it is passed as ``kl``, which the launch of the sample has computed. A ``kl`` has
@@ -100,7 +100,7 @@ def elbo_loss(
         kl: Instead of ``mu`` and ``raw``. It gets a gradient.
         beta: Weight of the KL: a number, or a 0-d tensor, which a schedule may change in place
             without a new compilation and without a wait for the device. A tensor that requires grad
-            gets one.
+            gets a gradient.
         capacity: C, in nats. The KL is replaced by ``|KL - C|``, whose gradient is 0 at equality
             (Burgess et al. 2018, equation 8). It applies to the KL of each sample if ``kl`` has a
             value for each sample or ``reduction="sample"``, and to the batch mean otherwise. A
@@ -118,8 +118,9 @@ def elbo_loss(
         grad: When the gradients of ``output`` are computed. ``"backward"``: in backward, from
             ``output`` and ``target``. ``"forward"``: in the launch that computes the loss, if a
             gradient is required and the loss is 0-d. Backward then multiplies them by the gradient
-            of the loss, and reads and writes nothing if that is 1. (With ``"mean"`` it is not.)
-            This needs the memory of the gradients from forward on and has no second derivatives.
+            of the loss. If that gradient is 1, which it is not with ``"mean"``, backward reads and
+            writes nothing. ``"forward"`` needs the memory of the gradients from forward on, and has
+            no second derivatives.
             If the gradient of the loss is infinite, that of a masked element is NaN and not 0.
             float16 outputs are refused, because the gradients would be written before a GradScaler
             has scaled them, and would underflow.
@@ -236,7 +237,7 @@ def _divergence(
 ) -> Tensor:  # fmt: skip
     """The KL in the form that the loss takes: 0-d, a batch mean, or one value for each sample.
 
-    ``per_sample`` selects one of both if the KL is computed from ``mu`` and ``raw``.
+    If it is computed from ``mu`` and ``raw``, ``per_sample`` selects one value for each sample.
     """
     check_kl(first, mu, raw, kl, options, free_bits_per, reduction)
     free_bits = from_numpy(options.get("free_bits", 0.0))

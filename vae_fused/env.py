@@ -63,7 +63,7 @@ def _output(*command: str) -> str:
 
 
 def _load(name: str) -> Any:
-    """Import a module without the warnings that this report contains itself."""
+    """Import a module without its warnings, because the report contains what they say."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)

@@ -75,7 +75,7 @@ def _options_of(given: dict[str, Any]) -> Options:
 
 
 def _no_key(mu: Tensor) -> Tensor:
-    """A placeholder for the key that an operator returns. Only the backward operators read it."""
+    """A placeholder for the key that an operator returns. Only backward operators read a key."""
     return torch.zeros(2, dtype=torch.int64, device=mu.device).view(torch.uint64)
 
 

@@ -115,9 +115,9 @@ def reparameterize_kl(
             ``free_bits`` is refused.
         stop_q: With ``estimator="sample"``: the parameters of q count as constants in ln q(z), so
             their gradient flows through z alone ("sticking the landing", Roeder et al. 2017,
-            arXiv:1703.09194). For T = 1 the gradient has the same mean. In a loss with the
-            likelihood its variance goes to 0 as q approaches the true posterior. The value of the
-            KL does not change.
+            arXiv:1703.09194). For T = 1 the mean of the gradient does not change. In a loss with
+            the likelihood, the variance of the gradient goes to 0 as q approaches the true
+            posterior. The value of the KL does not change.
         eps: Explicit noise in the shape of ``z``, for exact comparison with other code. It may
             require grad.
         generator: Source of the key, as in ``torch.randn``; default: the device's generator. At

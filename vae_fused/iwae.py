@@ -61,19 +61,21 @@ def iwae_loss(
     (Burda et al. 2016, arXiv:1509.00519). With K = 1 it is minus the ELBO, estimated from one
     sample. In expectation the bound never exceeds ln p(x), and it does not fall when K grows.
 
-    Eager PyTorch computes it on every device, and the host reads no value.
+    Eager PyTorch computes the loss on every device, and the host reads no value.
 
-    **Gradients.** ``gradient="standard"`` is the derivative of the loss: that of each log weight is
-    minus its normalised weight. Its signal-to-noise ratio for the encoder falls as K grows. The
+    **Gradients.** ``gradient="standard"`` is the derivative of the loss, which by a log weight is
+    minus the normalised weight. For the encoder its signal-to-noise ratio falls as K grows. The
     doubly reparameterized gradient (Tucker et al. 2018, arXiv:1810.04152) has the same expectation
-    for the encoder, and a signal-to-noise ratio that rises. It uses the derivative of ln w by z
-    alone, weighted by the *squared* normalised weights. The standard gradient also contains the
-    score of q. Reparameterizing that term once more turns its expectation into a multiple of the
-    first part, and the sum has squared weights. Two conditions must hold: ``z`` is a
-    reparameterized sample at temperature 1, and in ``log_ratio`` the parameters of q are constants,
-    so that they have an effect through z alone. :func:`vae_fused.reparameterize_kl` with
-    ``estimator="sample"`` and ``stop_q=True`` returns both. Without ``stop_q`` the gradient would
-    be biased.
+    for the encoder, and a signal-to-noise ratio that rises. It is the derivative of ln w by z
+    alone, weighted by the *squared* normalised weights. The standard gradient is this derivative
+    weighted by the normalised weights, plus a term with the score of q. Reparameterizing that term
+    once more turns it, in expectation, into the same derivative with other weights. Together the
+    two have the squared weights.
+
+    Two conditions must hold: ``z`` is a reparameterized sample at temperature 1, and in
+    ``log_ratio`` the parameters of q are constants, so that they have an effect through z alone.
+    :func:`vae_fused.reparameterize_kl` with ``estimator="sample"`` and ``stop_q=True`` returns
+    such a ``z`` and ``log_ratio``. Without ``stop_q`` the gradient would be biased.
 
     The squared weights are correct only for the encoder. The decoder and the prior need the
     standard weights in the same step. There are two ways to do both:
@@ -102,9 +104,9 @@ def iwae_loss(
     The weights of ``"doubly"`` count as constants, so its second derivatives have no meaning.
 
     **Infinities.** A sample of weight 0 (``nll`` or ``log_ratio`` is inf) gets gradient 0. If all
-    weights of a group are 0, the loss is inf. If a weight is infinite, the loss is -inf and the
-    infinite weights get equal normalised weights. In both cases the gradient of the group is 0,
-    except for the ELBO's part with ``elbo_weight``. NaN remains NaN.
+    weights of a group are 0, the loss is inf. If a weight is infinite, the loss is -inf, and the
+    samples of infinite weight get equal normalised weights. In both cases the gradient of the group
+    is 0, except for the ELBO's part with ``elbo_weight``. NaN remains NaN.
 
     Args:
         nll: Minus the log likelihood of each sample, in nats, ``(K, B)`` or any other shape with
@@ -183,7 +185,7 @@ def _terms(cost: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor, Tenso
     moved = torch.where(is_infinite, 0.0, least - cost)
     relative = moved.exp()
     shares = torch.where(is_infinite, cost.detach() == -math.inf, relative.detach())
-    # Only if all shares are 0 are the sums below 1. The results are then 0.
+    # The sums are below 1 only if all shares are 0. The results are then 0.
     total, squares = shares.sum(dim, keepdim=True), shares.square().sum(dim)
     weights = shares / total.clamp_min(1.0)
     ess = total.squeeze(dim).square() / squares.clamp_min(1.0)

@@ -32,7 +32,8 @@ def key(
     the key of a training run from the step, a resumed run draws the same noise again.
 
     ``torch.tensor([seed, step])`` is a valid key but unsuitable for this purpose. The second number
-    of a key counts blocks of four normals, so step 1 repeats the noise of step 0 four elements on.
+    of a key counts blocks of four normals, so the noise of step 1 is that of step 0, moved by four
+    elements.
 
     Args:
         seed: An integer from -2^63 to 2^64 - 1, or a 0-d integer tensor.
@@ -62,7 +63,8 @@ def key(
     tensors = [t for t in (seed, *counters) if isinstance(t, Tensor)]
     if device is None:
         device = tensors[0].device if tensors else "cpu"
-    # The host computes integers, in a few microseconds. A compiler may make symbols of them.
+    # The host computes the key of integers in a few microseconds. While compiling, the device does,
+    # because a compiler may replace integers by symbols.
     on_device = device if tensors or torch.compiler.is_compiling() else None
     state = _integer("seed", seed, on_device) ^ _DOMAIN
     offset = state - state
@@ -106,14 +108,14 @@ def normal(
 
 
 def _integer(name: str, value: int | Tensor, device: torch.device | str | None) -> Any:
-    """The low 64 bits of a value: an int64 tensor on ``device``, or a signed int if it is None."""
+    """The low 64 bits of a value: an int64 tensor on ``device``, or for None a signed int."""
     if isinstance(value, Tensor):
         if value.dtype not in _INTEGERS:
             raise TypeError(f"{name} must be an integer tensor, got {value.dtype}")
         if value.dim() != 0:
             raise ValueError(f"{name} must be a 0-d tensor, got shape {tuple(value.shape)}")
         return value.to(device=device, dtype=torch.int64)
-    if torch.compiler.is_compiling() and isinstance(value, int | torch.SymInt):  # without bits
+    if torch.compiler.is_compiling() and isinstance(value, int | torch.SymInt):  # symbols lack bits
         return torch.full((), value, dtype=torch.int64, device=device)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")

@@ -37,6 +37,6 @@ for _name in __all__:  # so that pickles refer to the public module
     if _name != "Likelihood":
         _kind = globals()[_name]
         _kind.__module__ = __name__
-        # torch.compile may trace the first use of a string. If the kind did not exist before, the
-        # graph would be guarded by that, and the second call would compile again.
+        # torch.compile may trace the first use of a string. If that use created the kind, the graph
+        # would be guarded by its absence, and the second call would compile again.
         as_likelihood(_kind.name)

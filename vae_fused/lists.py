@@ -61,11 +61,12 @@ def reparameterize_kl_multi(
             a learned prior take one launch for each tensor.
         reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of the means
             of the tensors, as in bayesian-torch. The mean of an empty tensor is nan, as in torch.
-        eps: Explicit noise for each tensor, for comparison with other code. It takes one call for
-            each tensor.
+        eps: Explicit noise for each tensor, for comparison with other code. Each tensor then takes
+            a launch of its own.
         generator: Source of the key, as in ``torch.randn``.
-        key: ``(seed, offset)``. Tensor k has the noise of a separate call whose offset is the first
-            free block: ``offset + sum(ceil(n / 4))`` over the tensors before it (2 in float64).
+        key: ``(seed, offset)``. Each tensor has the noise of a separate call whose offset is the
+            first free block: ``offset + sum(ceil(n / 4))`` over the sizes n of the tensors before
+            it, with 2 in place of 4 in float64.
 
     Returns:
         ``(zs, kl)``: a sample in the shape and dtype of each posterior, and a 0-d KL in nats,

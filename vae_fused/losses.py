@@ -54,7 +54,7 @@ def nll(
             broadcast to it, unless the likelihood documents that all broadcast together.
         target: The data, in a shape that broadcasts to that of ``output``: ``(B, G)`` beside
             ``(K, B, G)`` for K samples. float32, float64, float16, bfloat16, uint8, int32 or int64.
-            If it requires grad it gets a gradient. A target of counts must not require grad.
+            If it requires grad it gets a gradient. Counts and values of a grid must not require it.
         likelihood: The name of a kind, or an instance of a class of :mod:`vae_fused.likelihoods`,
             which describes its ``output`` and options.
         reduction: How the elements are reduced: ``"batchmean"`` (sum, divided by the size of
@@ -167,7 +167,7 @@ def gaussian_log_prob(
 
 
 def _gaussian(scale: Scale) -> Likelihood:
-    """The kind of a scale. Making one takes 8 us, so those of the last few scales are cached."""
+    """The kind of a scale. Making one takes 8 us, so those of the first 64 scales are cached."""
     found = _GAUSSIANS.get(scale)
     if found is None:
         kind: Any = KINDS["gaussian"]

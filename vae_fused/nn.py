@@ -1,12 +1,12 @@
 """Modules around the functions, for models that are built of modules.
 
 ``LearnedPrior`` owns parameters. The other modules have state only if options are given as 0-d
-tensors. These are buffers, named ``temperature``, ``free_bits``, ``to_posterior`` and ``to_prior``
-(the last two for ``balance``). They move with the module and are saved with it, and a schedule
-changes them in place.
+tensors. Such options are buffers, named ``temperature``, ``free_bits``, ``to_posterior`` and
+``to_prior`` (the last two for ``balance``). They move with the module and are saved with it, and a
+schedule changes them in place.
 
-Sampling and KL in one launch is a function, ``vf.reparameterize_kl``. Pass its KL to ``ELBOLoss``
-as ``kl=``.
+For a sample and its KL in one launch, call the function ``vf.reparameterize_kl``. Pass its KL to
+``ELBOLoss`` as ``kl=``.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ class ELBOLoss(_WithOptions):
             - a callable of ``(output, target)``. It returns a tensor whose dimension 0 is the
               batch, and the module sums it over the other dimensions and averages it. Or it returns
               a 0-d tensor, which is used unchanged and must be a mean over the batch of sums.
-              (``F.mse_loss`` is not, as it divides by the number of pixels. Give it
-              ``reduction="none"``.)
+              (``F.mse_loss`` does not return one, because it divides by the number of pixels. Call
+              it with ``reduction="none"``.)
         beta: Weight of the KL: a number, a 0-d tensor, or a module that returns one, such as a
             schedule. For a warm-up you can also pass ``beta=`` to each call.
         capacity, free_bits_per, grad: As in :func:`vae_fused.elbo_loss`. A callable has no
@@ -302,7 +302,7 @@ class ELBOLoss(_WithOptions):
         Raises:
             TypeError: An argument that is not a tensor where one is required; both or neither of
                 ``mu, logvar`` and ``kl``; a ``prior`` or ``mask`` beside ``kl``.
-            ValueError: ``target`` does not have the shape of ``output``, or ``kl`` not its batch.
+            ValueError: ``target`` has another shape than ``output``, or ``kl`` another batch.
         """
         if beta is None:
             beta = self.beta() if isinstance(self.beta, Module) else self.beta
@@ -328,7 +328,7 @@ class ELBOLoss(_WithOptions):
                 )
             reconstruction = self.reconstruction(output, target)
             check_tensor("reconstruction", reconstruction)
-            # A callable may accept a target without a batch, so only others are checked.
+            # A callable may accept a target without a batch, which therefore is not checked.
             if reconstruction.dim() > 0 and isinstance(target, Tensor) and target.dim() > 0:
                 check_batch("reconstruction", reconstruction, target, "target")
             return elbo_of_reconstruction(reconstruction, mu, logvar, kl=kl, **more, **options)

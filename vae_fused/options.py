@@ -90,14 +90,14 @@ class Scale(Restored):
 
     Args:
         kind: One of the above.
-        clamp: ``(lo, hi)``, either of which may be None: C clamps raw. The gradient is 0 outside
+        clamp: C clamps raw to ``(lo, hi)``, either of which may be None. The gradient is 0 outside
             and passes at the bounds, with every version of torch. diffusers uses (-30, 20).
         soft_clamp: Instead of ``clamp``: ``C(raw) = c tanh(raw / c)``, as in NVAE.
         gain, shift: Factor and summand that are applied to C(raw).
-        beta: Parameter of softplus alone.
-        std_floor, var_floor: Summands of sigma and of its square: Dreamer uses 0.1 and scvi-tools
-            1e-4. With a ``var_floor`` the gradient of a ``"var"`` at 0 is finite. Below
-            ``-var_floor`` it is NaN.
+        beta: The parameter of softplus. Other kinds have none.
+        std_floor, var_floor: Summands of sigma and of its square. Dreamer adds 0.1 to sigma, and
+            scvi-tools adds 1e-4 to the square. With a ``var_floor`` the gradient of a ``"var"`` at
+            0 is finite. Below ``-var_floor`` it is NaN.
         std_min: The least sigma. The gradient is 0 below it and passes at equality.
 
     Raises:
@@ -142,7 +142,7 @@ class Scale(Restored):
 
     @property
     def raw_name(self) -> str:
-        """The name of the raw scale in messages: its quantity, or ``raw`` if it is none."""
+        """The name of the raw scale in messages: the kind if it names a quantity, or ``raw``."""
         return "raw" if self.kind in ("softplus", "sigmoid2") else self.kind
 
     @property

@@ -1,11 +1,12 @@
 """The public functions in eager PyTorch: the oracle of the tests and the fallback.
 
-Each function is the one of that name in ``vae_fused.functional``, ``vae_fused.lists``,
-``vae_fused.losses``, ``vae_fused.elbo`` or ``vae_fused.stats``, with the same arguments, checks,
-dtypes and shapes. It runs without our operators on any device and is differentiable to any order in
-reverse mode. ``iwae_loss`` uses no operators and is the same function in both.
+Each function has the name, arguments, checks, dtypes and shapes of a function in
+``vae_fused.functional``, ``vae_fused.lists``, ``vae_fused.losses``, ``vae_fused.elbo`` or
+``vae_fused.stats``. It runs without our operators on any device and is differentiable to any order
+in reverse mode. ``iwae_loss`` never uses our operators, so it is the function of ``vae_fused``.
+
 Without a key the noise comes from ``torch.randn``, bit for bit as in eager code. With a key it is
-the stateless Philox stream.
+that of the stateless Philox stream.
 """
 
 from __future__ import annotations

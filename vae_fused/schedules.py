@@ -37,7 +37,7 @@ __all__ = ["CyclicalSchedule", "LinearSchedule", "Schedule", "SigmoidSchedule"]
 
 
 class Schedule(Module):
-    r"""The base of the schedules.
+    r"""The base class of the schedules.
 
     After :math:`t` calls of :meth:`step` the value is
 
@@ -215,8 +215,8 @@ class SigmoidSchedule(Schedule):
 
     Bowman et al. 2016, "Generating Sentences from a Continuous Space", anneal the KL's weight by
     the logistic curve :math:`s`. The division makes the first value ``start`` and the last value
-    ``end``. It changes a value by at most :math:`(e^{k/2} + 1)^{-1}` of the way from one to the
-    other, which is 0.25 % for the default.
+    ``end``. Compared with :math:`s`, it moves a value by at most :math:`(e^{k/2} + 1)^{-1}` of the
+    distance between ``start`` and ``end``, which is 0.25 % for the default k.
 
     Args:
         steps, start, end, device, dtype: As in :class:`Schedule`.

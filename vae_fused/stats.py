@@ -121,8 +121,8 @@ def latent_stats(
     Args:
         mu: Mean of the posterior, ``(B, ...)``; float32, float64, float16 or bfloat16.
         raw: Raw scale, broadcastable with ``mu``; by default ``ln sigma^2``.
-        scale, mu_soft_clamp, prior, mask: As in :func:`reparameterize_kl`. Masked elements count in
-            no sum and in no number.
+        scale, mu_soft_clamp, prior, mask: As in :func:`reparameterize_kl`. Masked elements are left
+            out of every sum and every count.
         dim: The dimension or dimensions of the batch, for example ``(0, 1)`` for sequences
             ``(B, T, D)``. The others remain.
 
