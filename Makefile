@@ -4,7 +4,7 @@
 #
 #   TORCH    the requirement for torch:             make test TORCH=torch==2.14.1
 #            Any arguments of pip are possible:     make demo TORCH="torch --index-url URL"
-#            The default is a fixed version, so that results compare between machines. On Linux pip
+#            The default is a fixed version, so that results of machines can be compared. On Linux pip
 #            may pick a build with CUDA (5 GB). If nvcc is available, the CUDA part is then built too.
 #   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
 #   PYTHON   the Python that creates it:            make test PYTHON=python3.13
@@ -57,15 +57,15 @@ help:
 	@echo 'make examples build, run the examples of docs/examples.md, write figures to $(FIGURES)'
 	@echo '              EXAMPLES_ARGS=--quick takes less than two minutes for each'
 	@echo 'make test     build and run the tests of the package, less than 6 minutes on two cores'
-	@echo 'make test-all build and run all tests: also with other packages (1 GB), of csrc, of tools; 15 min'
+	@echo 'make test-all build and run all tests, also those of csrc, of tools and with packages (1 GB); 15 min'
 	@echo 'make matrix   run `make test` for each pair of Python and torch in PAIRS, in build/matrix'
-	@echo 'make bench    build, time the latent against other implementations; table, JSON, figure'
-	@echo 'make steps    build, install released packages, time their training steps; table, JSON'
+	@echo 'make bench    build, time the latent against other implementations, write a table, a JSON and a figure'
+	@echo 'make steps    build, install released packages, time their training steps, write a table and a JSON'
 	@echo 'make regressions   build, and compare the speed over eager PyTorch with floors'
 	@echo 'make mutations     change each formula by 1 %, and list the changes that no test detects: 40 min'
 	@echo 'make budget   record the cost of each kernel of a CUDA build; BUDGET_ARGS=--check compares'
 	@echo 'make gpu      build, and check all promises on this GPU in 240 s; results as JSON'
-	@echo 'make gpu-bundle    without a GPU: make wheels for such a run on a machine without a network'
+	@echo 'make gpu-bundle    without a GPU, make wheels for such a check on a machine without a network'
 	@echo 'make lint     run ruff, mypy and clang-format without changing files'
 	@echo 'make format   rewrite the sources with ruff and clang-format'
 	@echo 'make clean    remove builds and caches, and $(VENV)'
@@ -89,14 +89,15 @@ $(BUILD_STAMP): $(TORCH_STAMP) $(PACKAGE_SOURCES)
 	    exit(_ext.reason if b["mode"] != "none" and not _ext.available else 0)'
 	@touch $@
 
-# Requirements are installed once per torch. None of them may change its version.
+# Requirements are installed once per torch. None of them may change the version of torch.
 $(VENV)/.%-requirements: requirements/%.txt $(TORCH_STAMP)
 	$(PIP) -r $<
 	@touch $@
 
 $(VENV)/.examples-requirements: requirements/demo.txt
 
-# Packages whose latent this one replaces. `steps` measures them, and `test-all` compares with them.
+# Packages in which vae_fused replaces the latent or the loss. `steps` measures them, and `test-all`
+# compares with them.
 $(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requirements: \
     requirements/%.txt requirements/demo.txt requirements/examples.txt requirements/steps.txt \
     requirements/steps-without-dependencies.txt $(TORCH_STAMP)
@@ -140,8 +141,8 @@ gpu-bundle:
 	$(MAKE) gpu-wheels VENV='$(BUNDLE_VENV)' TORCH='$(BUNDLE_TORCH)' VAE_FUSED_BUILD=cuda \
 	    TORCH_CUDA_ARCH_LIST=$(BUNDLE_ARCH)
 
-# The modules are those that the tests of a GPU run import. torch brings mpmath in the version that its
-# sympy requires. pip downloads for another Python only if it need not build anything.
+# The downloaded modules are those that the tests of a GPU check import. torch brings mpmath in the
+# version that its sympy requires. pip downloads for another Python only if nothing has to be built.
 gpu-wheels: $(TORCH_STAMP)
 	rm -rf build/gpu-bundle
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip --quiet wheel --no-build-isolation --no-deps \

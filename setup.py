@@ -57,8 +57,8 @@ from build_support.toolchain import (
 ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cuda", "cpu", "none")
 MIN_SETUPTOOLS = (77, 0)  # reads the license expression in pyproject.toml; torch requires it too
-# One per generation. The driver of a newer GPU compiles PTX. The PTX of 10.0 serves 11.0, for which
-# the PTX of 12.0 is too new, and the PTX of 12.0 serves future GPUs.
+# One for each generation. The driver of a newer GPU compiles PTX for it. The PTX of 10.0 serves
+# 11.0, for which the PTX of 12.0 is too new, and the PTX of 12.0 serves future GPUs.
 PORTABLE_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 PORTABLE_PTX = ("10.0", "12.0")
 GB_PER_JOB = 2  # memory of one compiler for a file that includes ATen
@@ -111,7 +111,7 @@ def choose_archs(torch, toolkit: Toolkit) -> str:
 
 
 def decide(torch) -> Plan:
-    """Chooses what to build. Only this function acts on VAE_FUSED_BUILD."""
+    """Chooses what to build. `main` reads VAE_FUSED_BUILD only to skip the import of torch."""
     asked = os.environ.get("VAE_FUSED_BUILD", "").lower() or "auto"
     if asked not in MODES:
         die(f"VAE_FUSED_BUILD must be one of {', '.join(MODES)}, got {asked!r}")
@@ -156,9 +156,9 @@ def cxx_flags() -> list[str]:
     # not vectorised, and the forward kernel is 3 times slower. Neither option changes a result.
     flags += ["-fno-math-errno", "-fno-trapping-math"]
     if compiler_is_gcc():
-        # at::parallel_for is serial in a file compiled without this flag. It is not passed to the
-        # linker, so that GOMP_* resolves to the runtime that torch has loaded, and both share one
-        # pool of threads. Clang would call another runtime, which torch's Linux wheels do not have.
+        # at::parallel_for is serial in a file compiled without this flag. The linker does not get
+        # it, so that GOMP_* resolves to the runtime that torch has loaded, and both share one pool
+        # of threads. Clang would call another runtime, which torch's Linux wheels do not have.
         flags.append("-fopenmp")
     return flags
 
@@ -213,7 +213,7 @@ def isystem(dirs: list[str | Path]) -> list[str]:
 
 
 def link_cudart(extension: setuptools.Extension, torch) -> None:
-    """Links a versioned libcudart where no toolkit has libcudart.so. Wheels have only the former.
+    """Links a versioned libcudart if no folder has libcudart.so. Wheels have only versioned ones.
 
     When `_C` is loaded, torch has already loaded its own libcudart under the same soname.
     """
@@ -233,7 +233,7 @@ def make_extension(plan: Plan, torch) -> setuptools.Extension:
         os.environ["TORCH_CUDA_ARCH_LIST"] = plan.archs
     from torch.utils import cpp_extension
 
-    # Source paths in error messages and debug info then start at the project's root.
+    # With the prefix map, paths in error messages and debug info start at the project's root.
     cxx = [*cxx_flags(), f"-ffile-prefix-map={ROOT}{os.sep}="]
     common = {
         "include_dirs": [str(ROOT / "csrc")],

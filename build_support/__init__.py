@@ -1,1 +1,1 @@
-"""What setup.py needs to build the package; tools and tests use the toolchain as well."""
+"""Modules that setup.py uses to build the package. Tools and tests use the toolchain, too."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MIN_TORCH = (2, 11)
-# Libraries whose headers torch's CUDA headers include, beyond the toolkit's core. A slim toolkit
-# relies on the nvidia wheels that torch itself depends on.
+# Headers of the toolkit's core and of libraries, which torch's CUDA headers include. A slim toolkit
+# lacks the libraries, but they are in the nvidia wheels that torch itself depends on.
 TORCH_CUDA_HEADERS = ("cuda_runtime_api.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h")
 
 

@@ -25,7 +25,7 @@ def parse(
 ) -> argparse.Namespace:
     """Read the options that every example has, and set the number of threads.
 
-    The models are small, so one thread is the default: more of them mostly wait for each other.
+    The models are small, so one thread is the default. More threads mostly wait for each other.
 
     Args:
         doc: The docstring of the example, whose first line describes it.
@@ -74,7 +74,7 @@ def panels(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG, with the folder that it needs."""
+    """Write the figure as a PNG, and create the folder of ``path`` if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     print(f"Figure: {path}")

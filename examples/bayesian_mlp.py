@@ -52,7 +52,7 @@ class BayesianMLP(nn.Module):
         return x, kl
 
     def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the ELBO per flower, and its KL."""
+        """Minus the ELBO, and the KL that it contains, both per flower."""
         mean, kl = self(x)
         nll = vf.nll((mean, self.log_variance), y, "gaussian")
         return nll + kl / len(x), kl / len(x)

@@ -5,7 +5,7 @@
     -ELBO        = E[-ln p(x|z1)] + KL(q(z2|x) || p(z2)) + E[KL(q(z1|x, z2) || p(z1|z2))]
 
 The upper level of such a model may stay unused. Two options of the KL counter this in the first
-half of the training, and end as the plain ELBO:
+half of the training. After that they have no effect, and the loss is minus the plain ELBO:
 
 - Free bits: the KL of an element of z2 has no gradient while it is below a floor, which falls to 0.
 - KL balance: the lower KL trains its prior at full weight from the first step, while its gradient
@@ -15,7 +15,7 @@ Both values are schedules of `vf.nn`, 0-d tensors that `step()` changes in place
 
     python examples/hierarchical_digits.py             # writes hierarchical_digits.png
     python examples/hierarchical_digits.py --quick     # fewer steps
-    python examples/hierarchical_digits.py --plain     # without both options, for comparison
+    python examples/hierarchical_digits.py --plain     # without these options, for comparison
 """
 
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import vae_fused as vf
 
 PATCH, BATCH = 32, 32
-CHANNELS, LATENT = 48, 16  # the latent of a patch is [16, 8, 8], a third of its pixels
+CHANNELS, LATENT = 48, 16  # the latent of a patch, [16, 8, 8], has a third of its numbers
 HELDOUT_COLUMNS = 128  # at the right edge of each photograph
 LIKELIHOOD = vf.likelihoods.DiscretizedLogistic(bits=8)
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -103,7 +103,7 @@ def evaluate(model: Autoencoder, x: Tensor, dtype: torch.dtype) -> tuple[Tensor,
 def train(
     dtype: torch.dtype, steps: int, seed: int, images: Tensor
 ) -> tuple[Autoencoder, list[float]]:
-    """The same weights, patches and noise for every dtype; returns the loss of each step."""
+    """Train; every dtype has equal initial weights, patches and noise. Returns model and losses."""
     torch.manual_seed(seed)
     model = Autoencoder()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)

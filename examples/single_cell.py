@@ -8,7 +8,7 @@ The counts are the synthetic data of scvi-tools. They have no structure between 
 true parameters are known: theta = 5 and pi = 0.8. Two trainings start from the same weights and see
 the same cells and the same noise. One computes the loss by `vf.elbo_loss`, which contains softmax,
 likelihood and KL. The other uses scvi's ZeroInflatedNegativeBinomial. Both losses agree up to
-rounding, and the times differ. The trainings take turns, so that other processes disturb both.
+rounding, and the times differ. The trainings take turns, so other processes slow both equally.
 
     pip install scvi-tools
     python examples/single_cell.py             # writes single_cell.png
@@ -49,7 +49,7 @@ class CellVAE(nn.Module):
         self.scores = nn.Linear(HIDDEN, GENES)
         self.inflation = nn.Linear(HIDDEN, GENES)  # logits of pi
         self.log_theta = nn.Parameter(torch.zeros(GENES))
-        self.log_factor = nn.Parameter(torch.zeros(()))  # zeros of pi reduce the library
+        self.log_factor = nn.Parameter(torch.zeros(()))  # the zeros of pi reduce the library
 
     def forward(self, x: Tensor, noise: torch.Generator) -> tuple[Outputs, Tensor, Tensor]:
         """The outputs of the likelihood, ln(factor * library) [B, 1], and the KL, a mean."""
@@ -77,7 +77,7 @@ def loss_of_scvi(outputs: Outputs, library: Tensor, kl: Tensor, x: Tensor) -> Te
 
 @dataclass
 class Training:
-    """One of the trainings: everything that is random follows the seed."""
+    """One of the two trainings. Its seed determines everything that is random."""
 
     loss: Callable[[Outputs, Tensor, Tensor, Tensor], Tensor]
     seed: int
@@ -104,7 +104,7 @@ class Training:
 
 
 def synthetic_counts() -> Tensor:
-    """Counts [CELLS, GENES]: negative binomial, of which the share ``dropout_ratio`` is kept."""
+    """Counts [CELLS, GENES]: negative binomial, with all but ``dropout_ratio`` replaced by 0."""
     scvi.settings.seed = 0
     keep = 1.0 - ZERO_INFLATION
     data = scvi.data.synthetic_iid(batch_size=CELLS // 2, n_genes=GENES, dropout_ratio=keep)

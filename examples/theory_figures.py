@@ -102,7 +102,7 @@ def draw_evidence(quick: bool) -> Figure:
 
 
 def draw_bound(quick: bool) -> Figure:
-    """Gradient ascent if a Gaussian can be the posterior, and the gap if none can."""
+    """Gradient ascent where the true posterior is a Gaussian, and the gap where it is not."""
     figure, (left, right) = panels(2)
     mu, logvar = (torch.full((2,), v, dtype=F64, requires_grad=True) for v in (-1.0, 1.0))
     bounds, optimizer = [], torch.optim.SGD((mu, logvar), lr=0.02)

@@ -1,4 +1,4 @@
-"""Train a VAE on scikit-learn's digits, with `vae_fused` or with the usual eager formulas.
+"""Train a VAE on scikit-learn's digits, with `vae_fused` or with the formulas in eager PyTorch.
 
 The model maximises the evidence lower bound (Kingma and Welling 2014, arXiv:1312.6114), a lower
 bound on ln p(x), here in nats per image:
@@ -62,7 +62,7 @@ def eager_loss(logits: Tensor, x: Tensor, kl: Tensor) -> Tensor:
 
 
 def fused_loss(logits: Tensor, x: Tensor, kl: Tensor) -> Tensor:
-    """The same loss from one call, which computes the gradient of the logits on the way."""
+    """The same loss from one call, which also computes the gradient of the logits."""
     return vf.elbo_loss(logits, x, kl=kl, likelihood="bernoulli", grad="forward").loss
 
 
@@ -134,7 +134,7 @@ def load_images(device: str | torch.device) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evaluate(model: VAE, x: Tensor, impl: Implementation) -> float:
-    """Mean ELBO of images x. The noise is always the same, so this depends on the weights alone."""
+    """Mean ELBO of images x. The noise is fixed, so the result depends on the weights alone."""
     noise = torch.Generator().manual_seed(0)
     eps = torch.randn(EVAL_SAMPLES * len(x), model.latent_dim, generator=noise).to(x.device)
     return -model.loss(x.repeat(EVAL_SAMPLES, 1), impl, eps).item()
@@ -171,7 +171,7 @@ def train(name: str, config: Config, progress: bool = True) -> History:
         if epoch > 0:
             losses, eps = [], None
             shuffled = torch.randperm(len(x), generator=order).to(x.device)
-            # A last, smaller batch is left out: every step has the same shape and costs the same.
+            # A last, smaller batch is left out, so that all steps have one shape and one cost.
             for batch in shuffled.split(config.batch_size)[: len(x) // config.batch_size]:
                 if config.same_noise:
                     eps = torch.randn(len(batch), model.latent_dim, generator=noise).to(x.device)
