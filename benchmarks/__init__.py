@@ -10,7 +10,7 @@ They share these modules:
 
     cases.py       a case: contenders that compute the same outputs of the same leaves
     measuring.py   times contenders in interleaved rounds
-    counting.py    counts bytes kept for backward and dispatches
+    counting.py    counts dispatches, and the bytes kept for backward
     record.py      the JSON: machine, versions, commit, results
     tables.py      the tables of the terminal, and the comparison of two JSONs
     command.py     the options, and the loop over cases
@@ -18,7 +18,7 @@ They share these modules:
     latents.py     workloads with a latent: sizes, inputs, exact results, and least memory traffic
     formulas.py    each workload in eager PyTorch, as users write it
     contenders.py  the implementations: this library, the formulas, torch.distributions, packages
-    running.py     takes a latent from its inputs to its row of results
+    running.py     measures a latent, and returns its row of results
 
     losses.py      likelihoods and the code that they are compared with
     steps/         the models of released packages: images, sequences, single cells, weights
@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def prefer_installed(root: Path = ROOT) -> None:
     """Let ``import vae_fused`` find an installed package before the sources of this checkout.
 
-    ``python -m benchmarks`` and pytest put the checkout first on the path, which contains the
-    sources of ``vae_fused`` without compiled code. The checkout stays first if it contains compiled
+    ``python -m benchmarks`` and pytest put the checkout first on the path. It contains the sources
+    of ``vae_fused``, but usually no compiled code. The checkout stays first if it contains compiled
     code (``setup.py build_ext --inplace``) or if the package is not installed.
     """
     if "vae_fused" in sys.modules or any((root / "vae_fused").glob("_C*.so")):

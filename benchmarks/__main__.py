@@ -1,11 +1,11 @@
 """Times the fused latent against other implementations, and records the results.
 
-    python -m benchmarks                        everything, some minutes; table, JSON
-    python -m benchmarks --quick                under a minute
+    python -m benchmarks                        measures everything, in some minutes
+    python -m benchmarks --quick                measures small cases, in less than a minute
     python -m benchmarks --case plain rssm --dtype bfloat16 --contender vae_fused eager
-    python -m benchmarks --compare old.json     the changes since an older run
+    python -m benchmarks --compare old.json     also prints the changes since an older run
     python -m benchmarks --show old.json        prints an older table, without measuring
-    python -m benchmarks.plot FILE.json         figures
+    python -m benchmarks.plot FILE.json         draws figures
 
 Every contender is checked against float64 before it is timed. A contender with wrong results is
 reported and not timed. The JSON is written to benchmarks/results or to --json, and rewritten after

@@ -33,8 +33,8 @@ def reason(error: Exception) -> str:
 class Noise:
     """The noise of a fused latent: its own, or ``torch.randn``'s during the check.
 
-    Other code draws ``torch.randn_like``. In the check our variant draws the same after the same
-    seed, so all contenders compute one loss. In timed steps our variant generates the noise itself.
+    Other code draws ``torch.randn_like``. In the check our variant draws these numbers, too, after
+    one seed, so all contenders compute one loss. In timed steps our kernels generate the noise.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Noise:
         return torch.randn(shape) if self.is_given else None
 
     def weight(self, timed: float, compared: float = 1.0) -> float:
-        """A KL's weight, larger in the check: a tiny weight would hide a wrong KL."""
+        """A KL's weight. It is larger in the check, because a tiny weight would hide a wrong KL."""
         return compared if self.is_given else timed
 
 
@@ -52,8 +52,8 @@ class Noise:
 class Contest:
     """Functions of the same leaves, one for each contender, and their isolated parts.
 
-    A function returns a tensor or several. Backward starts from ``grads``, and from ones for the
-    outputs after these. With an optimizer the leaves are parameters, and a step trains them.
+    A function returns a tensor or several. Backward starts from ``grads`` for the first outputs and
+    from ones for the others. With an optimizer the leaves are parameters, and a step trains them.
     ``tolerance`` bounds the relative differences of losses and gradients.
     """
 
@@ -99,8 +99,8 @@ class Contest:
     def check(self) -> dict[str, float]:
         """Compare losses and gradients of all contenders for the same noise, or raise Wrong.
 
-        Differences in a tensor are relative to its largest gradient, but at least to a thousandth
-        of the largest of all: a gradient that is zero except for rounding has no relative accuracy.
+        The difference of a gradient is divided by its largest element, but at least by a thousandth
+        of the largest of all, because a gradient of mere rounding has no relative accuracy.
         """
         self.noise.is_given = True
         (loss, *grads), *others = (self._loss_and_gradients(name) for name in self.functions)
@@ -136,7 +136,7 @@ def part(leaves: Sequence[Tensor], **functions: Callable[..., Any]) -> Contest:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A named contest, which imports the package that it needs only when it is made.
+    """A named contest. The package that it needs is imported when the contest is made.
 
     ``targets`` are the least times of the contenders, in multiples of ours.
     """

@@ -128,7 +128,7 @@ def main(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[Any]:
-    """Suppress what packages print and warn about while they set up a model."""
+    """Suppress the output and the warnings of packages while they set up a model."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

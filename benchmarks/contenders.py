@@ -105,7 +105,7 @@ def _other(module: str) -> Any:
 def _distributions(module: str, validate: bool, latent: Latent, device: str) -> Function:
     """``rsample`` and ``kl_divergence`` of a class like ``torch.distributions.Normal``.
 
-    torch.distributions validates by default, but torch.compile disables that process-wide.
+    torch.distributions validates by default, but torch.compile disables it for the whole process.
     """
     normal = partial(_other(module).Normal, validate_args=validate)
     family, kl_divergence = latent.family, torch.distributions.kl_divergence

@@ -58,7 +58,7 @@ def dispatches(step: Step) -> dict[str, int]:
     """Operators of each pass, and reads of values on the host, which wait for a GPU.
 
     On a GPU this is close to the number of launches, because few operators launch two kernels.
-    torch.compile is inactive in such a mode, so compiled functions cannot be counted this way.
+    torch.compile is inactive in a dispatch mode, so compiled functions cannot be counted this way.
     """
     with _Count() as forward:
         result = step.forward()

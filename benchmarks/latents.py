@@ -156,7 +156,7 @@ LARGEST = {"cpu": 24, "cuda": 28}  # log2 of elements
 
 
 def latents(device: str, dtype: str = "float32") -> list[Latent]:
-    """The cases for a device: the first of each workload, then the second, etc."""
+    """The cases for a device: the first case of each workload, then the second cases, etc."""
     rows = itertools.zip_longest(*([(f, s) for s in FAMILIES[f].shapes] for f in FAMILIES))
     found = [Latent(family, shape, dtype) for row in rows for family, shape in filter(None, row)]
     return [latent for latent in found if latent.elements <= 2 ** LARGEST[device]]
@@ -217,15 +217,15 @@ def check(function: Function, latent: Latent, data: Inputs) -> None:
 
     Each contender draws its own noise, so the check solves for it: eps = (z - mu) / sigma in
     float64. The noise must look standard normal. With this noise, the KL and every gradient must
-    agree with the formula in float64. A backward pass that regenerates noise that is different from
-    forward's would fail.
+    agree with the formula in float64. A backward pass that regenerates other noise than forward's
+    fails this check.
     """
     *zs, kl = outputs(function(*data.arguments))
     found = [(tuple(z.shape), z.dtype) for z in zs]
     if found != [(s, data.leaves[0].dtype) for s in latent.z_shapes] or kl.numel() != 1:
         raise Wrong(f"z is {found[0]}, kl {tuple(kl.shape)}")
     grads = torch.autograd.grad([*zs, kl], data.leaves, [*data.grad_zs, torch.ones_like(kl)])
-    # Cloned, as a graph may overwrite its outputs.
+    # Clone them, because a CUDA graph may overwrite its outputs.
     *zs, kl = (t.detach().clone() for t in (*zs, kl))
     grads = tuple(grad.clone() for grad in grads)
     again = joined(outputs(function(*data.arguments))[:-1]).detach()
@@ -260,7 +260,7 @@ def divergence(q: Normals) -> Tensor:
 
 
 def close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
-    """Compare relative to the largest: the rounding of a sum is proportional to its terms."""
+    """Divide the largest error by the largest ``want``, because a sum rounds like its terms."""
     error = (got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)
     if not float(error) <= tolerance:  # also rejects NaN
         raise Wrong(f"{name} is off by {float(error):.1e}, allowed {tolerance:.0e}")

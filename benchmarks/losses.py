@@ -1,12 +1,12 @@
-"""The time of a likelihood's forward and backward, against common code for the same loss.
+"""The time of a likelihood's forward and backward, compared with common code for the same loss.
 
     python -m benchmarks.losses                     table, and a JSON in benchmarks/results
     python -m benchmarks.losses --case nb scvi      cases whose names contain one of these
 
 All contenders of a case compute the same loss. Their losses and gradients are compared before they
-are timed. They run in turn in this process. Other work on the machine slows all of them, and
-affects their medians most. The table therefore has the median of the rounds' ratios, and the ratios
-of the minima of wall-clock time and of processor time. ``CASES`` has the promised ratios.
+are timed. The contenders run in turn in this process. Other work on the machine slows all of
+them, and affects their medians most. The table therefore has the median of the rounds' ratios, and
+the ratios of the minima of wall-clock time and of processor time. ``CASES`` has promised ratios.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def against(
     leaves: Sequence[Tensor], x: Tensor, kind: Any, theirs: dict[str, Callable[[], Tensor]],
     **options: Any,
 ) -> Contest:  # fmt: skip
-    """``vf.nll`` and other code for the same sum. The tolerance is for formulas that cancel."""
+    """``vf.nll`` and other code for the same sum. The tolerance allows for cancellation."""
     output = leaves[0] if len(leaves) == 1 else tuple(leaves)
 
     def ours() -> Tensor:
@@ -157,7 +157,7 @@ def nb(zero_inflated: bool) -> Contest:
 
 
 def nb_of_softmax() -> Contest:
-    """The decoder's softmax, its library and the exponential of theta as parts of the loss."""
+    """The loss contains the decoder's softmax, its library and the exponential for theta."""
     from scvi.distributions._negative_binomial import log_nb_positive
 
     logits, raw, _, x = cells()
@@ -171,8 +171,8 @@ def nb_of_softmax() -> Contest:
 
 
 def iwae(samples: int = 50, batch: int = 128, latent: int = 20, pixels: int = 784) -> Contest:
-    """An importance-weighted model after its decoder: samples, their log ratios, the likelihoods of
-    given logits, and the bound. The decoder is not part of it, so z affects only the log ratio."""
+    """An importance-weighted model without its networks: samples, their log ratios, the likelihoods
+    of given logits, and the bound. Without a decoder z affects only the log ratio."""
     mu, logvar = torch.randn(batch, latent), 0.3 * torch.randn(batch, latent)
     logits, x, noise = torch.randn(samples, batch, pixels), torch.rand(batch, pixels), Noise()
     standard = D.Normal(torch.zeros(latent), torch.ones(latent))
@@ -202,7 +202,7 @@ def iwae(samples: int = 50, batch: int = 128, latent: int = 20, pixels: int = 78
 
 
 def ways(outputs: list[Tensor], x: Tensor, kind: Any, **options: Any) -> Contest:
-    """The loss by default, with gradients in forward, and multiplied by a GradScaler's factor."""
+    """The loss by default, with gradients in forward, and then also times a GradScaler's factor."""
     factor = 2.0**16
     scale, scaled = torch.tensor(factor), 'grad="forward", scaled'
 
@@ -233,7 +233,7 @@ def nb_ways(kind: Any) -> Contest:
 
 
 NB = {"scvi's class": 10.0, "scvi's function": 7.0, "its torch.compile": 5.0}
-# With the least times of the contenders, in multiples of ours.
+# The targets are the least times of the contenders, in multiples of ours.
 CASES = [
     Case("bernoulli 16x16", partial(bernoulli, 16, 16), targets={BCE: 1.0}),
     Case("bernoulli 256x784", partial(bernoulli, 256, 784), targets={BCE: 1.7}),

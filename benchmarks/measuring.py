@@ -4,11 +4,11 @@ Drift and other work then affect all contenders alike. Contenders are compared w
 ratio is the median of the rounds' ratios, which stays stable even if both medians fluctuate.
 ``torch.utils.benchmark`` is not used, because it times one statement after the other.
 
-On a CPU a turn is one step by the wall clock, with separate times for both passes. On a GPU it has
+On a CPU a turn is one step by the wall clock, with separate times for both passes. On a GPU it
+consists of
 
     step         forward and backward by CUDA events. The queue is filled ahead, so that host time
-                 does not count. Twice the L2 cache is overwritten before each pass, like a decoder
-                 between the passes
+                 does not count. Twice the size of the L2 cache is overwritten before each pass
     step_wall    consecutive steps by the wall clock, host and device together
 
 ``processor`` is the processor time of a step, on all threads of this process.
@@ -163,12 +163,12 @@ def add(into: Samples, **seconds: float) -> None:
 def interleaved(
     steps: dict[str, Step], device: str, seconds: float, fewest: int = FEWEST
 ) -> tuple[dict[str, Samples], float | None]:
-    """Times of each step, in rounds for ``seconds``, and the share of ``Others`` meanwhile.
+    """Run at least ``fewest`` rounds, for at least ``seconds``, but at most ``MOST``. Return the
+    times of each step, and the share of processor time that other processes took meanwhile.
 
-    A training loop never rests, but a step rests while many slow ones take their turns. Meanwhile a
-    virtual machine may return its free memory to the host, and getting it back takes two seconds:
-    a step of 2^24 elements takes 330 ms instead of 48 ms. Therefore a step that has rested for
-    longer than ``AWAY`` runs once without being timed.
+    A training loop never rests, but a step rests while many slow ones take turns. A virtual machine
+    then may return free memory to its host. The next step of 2^24 elements takes 330 ms, not 48 ms.
+    Therefore a step that has rested for longer than ``AWAY`` runs once without being timed.
     """
     clock = CudaClock() if device == "cuda" else Clock()
     last = {}  # the time of each step's last run

@@ -2,8 +2,8 @@
 
     python -m benchmarks.plot FILE.json [--dtype float32]
 
-writes NAME-time.png and NAME-time.svg beside the JSON. The line of a copy is the least possible
-time. The colours are Okabe and Ito's, which are distinguishable with colour blindness. Markers and
+writes NAME-time.png and NAME-time.svg beside the JSON. The line of a copy has the least possible
+times. The colours are Okabe and Ito's, which are distinguishable with colour blindness. Markers and
 dashes distinguish the lines in black and white. An SVG keeps its text as text, which takes a tenth
 of the bytes of outlines.
 """
@@ -55,7 +55,7 @@ def elements(n: float, _: Any = None) -> str:
 
 
 def figure(data: Data, dtype: str) -> Figure | None:
-    """A line for each contender of the workload that has enough sizes, and one for the copy."""
+    """Step times of the plain workload over its sizes; None if there are fewer than two sizes."""
     rows = [row for row in data["results"] if (row["family"], row["dtype"]) == ("plain", dtype)]
     rows.sort(key=lambda row: int(row["elements"]))
     if len(rows) < 2:

@@ -1,4 +1,4 @@
-"""The JSON of a run: what was measured, where, and of which commit."""
+"""The JSON of a run, with the measurements, the machine, the versions and the commit."""
 
 from __future__ import annotations
 

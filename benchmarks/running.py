@@ -1,4 +1,4 @@
-"""Takes a latent from its inputs to its row of results."""
+"""Measures a latent, and returns its row of results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BASES = ("vae_fused", "eager")  # the baseline is the first of these that was me
 def admitted(
     contenders: Sequence[Contender], latent: Latent, device: str, data: Inputs
 ) -> tuple[dict[str, Function], Row]:
-    """Contenders with correct results, and the reasons of those without: unable or wrong."""
+    """The functions with correct results, and why the other contenders are unable or wrong."""
     functions, reasons = dict[str, Function](), Row(unable={}, wrong={})
     for contender in contenders:
         try:
@@ -51,7 +51,7 @@ def copy_step(latent: Latent, device: str) -> Step:
     sizes = [max(1, n // 2) for n in latent.bytes]
     source, target = (
         torch.zeros(max(sizes), dtype=torch.uint8, device=device) for _ in range(2)
-    )  # zeros: untouched pages would all map to one page
+    )  # untouched pages of zeros would all map to one page
     source.fill_(1)
 
     def copy(size: int) -> None:

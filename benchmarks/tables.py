@@ -29,7 +29,7 @@ def number(value: float) -> str:
 
 
 def uncertainty(stat: dict[str, float]) -> str:
-    """Half the interquartile range over the median; smaller differences mean nothing."""
+    """Half the interquartile range, divided by the median. Smaller differences mean nothing."""
     return f"{min(999, 50 * (stat['q3'] - stat['q1']) / stat['median']):.0f}%"
 
 
@@ -155,7 +155,7 @@ def _steps(data: Data) -> dict[tuple[str, str], tuple[dict[str, float], str]]:
 
 
 def comparison(new: Data, old: Data) -> str:
-    """Step times of both runs, and their ratios to eager's, comparable across machines."""
+    """Step times of both runs, and their ratios to eager's, which compare across machines."""
     lines = ["compared with", *(f"  {text}" for text in head(old).split("\n"))]
     differ = [
         f"  {key}: was {old[part].get(key)}, is {new[part].get(key)}"

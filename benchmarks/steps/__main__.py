@@ -1,8 +1,8 @@
 """Times whole training steps of released packages, unmodified and with ``vae_fused``.
 
-    python -m benchmarks.steps                       all cases, ten minutes; table, JSON
+    python -m benchmarks.steps                       measures all cases, in ten minutes
     python -m benchmarks.steps --cases scvi,pythae   cases whose names contain one of these
-    python -m benchmarks.steps --list                the cases, without measuring
+    python -m benchmarks.steps --list                lists the cases, without measuring
     python -m benchmarks.steps --show FILE.json      prints an older table
 
 A step is forward, backward and ``optimizer.step()`` on one batch that stays in memory. Before
@@ -40,7 +40,7 @@ def measure(case: Case, device: str, seconds: float, fewest: int = FEWEST) -> Ro
     keys = [(part, name) for part in contests for name in VARIANTS]
     steps = {f"{part} {name}": contests[part].step(name) for part, name in keys}
     samples, others = interleaved(steps, device, seconds, fewest)
-    for found in samples.values():  # on a GPU a whole step has the time of the host, too
+    for found in samples.values():  # on a GPU the whole step includes the host's time
         found["step"] = found.pop("step_wall", found["step"])
     times = {part: {name: samples[f"{part} {name}"] for name in VARIANTS} for part in contests}
     least = {part: {name: minima(times[part][name]) for name in VARIANTS} for part in contests}

@@ -96,7 +96,7 @@ def pythae_vae() -> Contest:
 
 
 def pythae_iwae(samples: int = 10) -> Contest:
-    """The samples are the first dimension, (S, B, D), so mu and the images need no copies."""
+    """Our samples are the first dimension, (S, B, D), so mu and the images need no copies."""
     from pythae.models import IWAE, IWAEConfig
 
     config = IWAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT, number_samples=samples)
@@ -204,7 +204,7 @@ def pyro_svi() -> Contest:
 
 
 def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Contest:
-    """``AutoencoderKL`` with absolute error and KL summed over an image, with CompVis's weights."""
+    """``AutoencoderKL`` with absolute error, KL summed over an image, and CompVis' weight of it."""
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders import autoencoder_kl as module
 

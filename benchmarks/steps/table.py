@@ -35,7 +35,7 @@ def saved_by_parts(row: Data) -> float:
 def verdict(row: Data) -> str:
     """Whether the step gains. All three ratios must agree, and the parts must explain a gain.
 
-    Both conditions guard against noise: only the latent and the loss differ, so nothing else gains.
+    Both conditions guard against noise, because nothing but the latent and the loss can gain.
     """
     ratios = row["ratio"].values()
     if min(ratios) > 1 + NOTICEABLE and saved_by_parts(row) > EXPLAINED:
@@ -48,7 +48,7 @@ def least(row: Data, name: str) -> str:
 
 
 def shares(row: Data, arrow: str) -> list[str]:
-    """'12.1% -> 3.4%': each part's share of both steps, package first; '' without it."""
+    """'12.1% -> 3.4%': each part's share of the package's step and of ours; '' without the part."""
     found = (row["parts"].get(part, {}).get("share_of_step") for part in PARTS)
     return [f"{100 * f[THEIRS]:.1f}%{arrow}{100 * f[OURS]:.1f}%" if f else "" for f in found]
 

@@ -25,8 +25,8 @@ def bayesian_torch(converted: bool) -> Contest:
     """Both documented uses of bayesian-torch. Ours is one call for all weights.
 
     Args:
-        converted: Whether ``dnn_to_bnn`` converts linear layers, whose KL ``get_kl_loss`` then
-            computes. Otherwise the layers return it from ``forward``.
+        converted: Whether ``get_kl_loss`` computes the KL, as for layers that ``dnn_to_bnn`` has
+            converted. Otherwise the layers return their KL from ``forward``.
     """
     from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn, get_kl_loss
 

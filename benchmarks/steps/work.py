@@ -45,7 +45,7 @@ def autoencoder(
     losses: tuple[Loss, Loss],
     noise: Noise,
 ) -> Contest:
-    """``theirs`` is the package's whole loss. ``ours`` has its networks, our latent and our loss.
+    """``theirs`` is the package's whole loss. ``ours`` combines its networks with our functions.
 
     ``latents`` and ``losses`` are pairs of the isolated parts: the package's, then ours.
     """

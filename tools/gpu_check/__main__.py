@@ -35,7 +35,7 @@ VARIABLES = {
     "ROOT": str(ROOT),
     "PYTHON": sys.executable,
     "PYTEST_ADDOPTS": f"-c '{ROOT}/pyproject.toml' -q --tb=short -p no:cacheprovider",
-    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # those of other projects take seconds to import
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # plugins of other projects take seconds to import
 }
 
 
@@ -80,9 +80,9 @@ def run(name: str, step: Step, seconds: float, folder: Path) -> tuple[dict[str, 
 
 
 def check(steps: dict[str, Step], report: Report, budget: float) -> None:
-    """Run the first step, and unless it fails the others that have not passed.
+    """Run the first step. Unless it fails, run those of the others that have not passed.
 
-    A step also gets the time that earlier ones left, and one that hangs takes nothing from others.
+    A step also gets the time that earlier steps left, and a step that hangs takes none from others.
     """
     first, *others = steps
     names = [first, *(name for name in others if report.verdict(name) != PASS)]
@@ -127,6 +127,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the command ends with this process
-    # A shell ignores interrupts in what it starts in the background, and commands inherit that.
+    # A shell ignores interrupts in what it starts in the background, and commands inherit this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -16,7 +16,7 @@ def overall(verdicts: Collection[str]) -> str:
 
 
 class Report:
-    """The results of steps. They continue those in the folder, if it has any."""
+    """The results of steps, added to the earlier results in the folder, if it has any."""
 
     def __init__(self, folder: Path, steps: Iterable[str]) -> None:
         self.folder, self.path = folder, folder / "report.json"

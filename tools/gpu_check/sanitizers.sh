@@ -4,7 +4,7 @@
 
 # Each tensor is a separate allocation, so that the bytes beside it are out of bounds.
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-# Torch probes the CUDA API, and our launches are checked for errors.
+# API errors are not reported: torch's probes cause some, and our launches check for errors anyway.
 memcheck='memcheck --report-api-errors no'
 
 # Without the filter of kernels a tool is slower. Importing torch may take longer than the default

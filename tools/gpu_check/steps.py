@@ -2,7 +2,7 @@
 
 A command finds the variables ROOT, PYTHON, OUT (the folder of results) and STEP (the name of the
 step). It works in a new folder with links to the benchmarks but not to the sources of the package,
-so that Python imports the installed package. It may write figures.json in this folder. It passes
+so that Python imports the installed package. It may write figures.json in that folder. It passes
 with the exit status 0 and fails with 1. Any other status means that it was not run.
 """
 
@@ -17,14 +17,14 @@ from .report import FAIL, NOT_RUN, PASS
 class Step(NamedTuple):
     share: int  # of the time
     command: str
-    promises: dict[str, dict[str, float]] | None = None  # by the beginnings of cases: least figures
+    promises: dict[str, dict[str, float]] | None = None  # least figures, by start of case name
 
 
 def judge(step: Step, status: int | None, last: str, figures: dict[str, Any]) -> dict[str, str]:
     """The verdicts on the command and on each promise.
 
-    The status is None after the time limit. ``last`` is the last line of the output. The target of
-    a row is a CPU's, and 1.0 is a guess for a GPU.
+    The status is None after the time limit. ``last`` is the last line of the output. A row with a
+    target, which is that of a CPU, must reach 1.0 on a GPU, which is a guess.
     """
     statuses: dict[int | None, str] = {0: NOT_RUN if figures.get("not_run") else PASS, 1: FAIL}
     if status is None and re.search(r"\b\d+ (failed|errors?)\b", last):  # before the time limit
@@ -46,7 +46,7 @@ def judge(step: Step, status: int | None, last: str, figures: dict[str, Any]) ->
 
 
 # Even a single test runs in a worker, which xdist replaces if the test ends it. A test that hangs
-# ends its worker with a traceback. In small portions, tests start in order, and a hang delays few.
+# ends its worker with a traceback. Small portions let tests start in order, and a hang delay few.
 WORKERS = """-p gpu_plugin -p xdist.plugin -n auto --maxprocesses=8 --maxschedchunk=4 \\
     --max-worker-restart=50 --continue-on-collection-errors --junitxml="$OUT/$STEP.xml" \\
     -o faulthandler_timeout=45 -o faulthandler_exit_on_timeout=true"""
@@ -100,8 +100,8 @@ assert _ext.has_cuda, 'the package does not support a GPU'
 assert not record.package_differs(), 'the package is not that of the checkout'" || exit 3
     {measured("benchmarks --case 'plain 128x20' --contender vae_fused")}
     test -e figures.json || exit 3"""
-# The clocks are not locked, because other programs may share them. ncu stops at a section that it
-# does not have, and all versions have these. The raw page has every counter of every launch.
+# The clocks are not locked, because other programs may share them. ncu stops at an unknown section,
+# but all its versions have these sections. The raw page has every counter of every launch.
 COUNTERS = f"""
     rm -f "$OUT/kernels.ncu-rep"
     ncu --export "$OUT/kernels.ncu-rep" --clock-control none \\

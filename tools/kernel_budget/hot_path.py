@@ -1,25 +1,24 @@
 """The hot path of a kernel: the sequence of instructions that its budget counts.
 
   region  The loop with the most additions (FADD, FFMA, DADD, DFMA), without those in inner loops.
-          Several loops with nearly as many are forms of one loop (for whole vectors and for
-          others), and the one with the shortest path counts. If at least twice as many additions
-          are outside of all loops, the region is the code outside: the compiler has unrolled the
-          loop completely. About as many outside are a peeled first iteration.
-  path    Once around that loop, or once through the kernel, passing each inner loop at most once:
-            1. with the fewest calls of functions that return,
-            2. among those with the most additions,
-            3. among those the one that stores the most bits to global memory,
-            4. among those the shortest.
+          Loops with nearly as many are other forms of this loop (for whole vectors and for others),
+          and the form with the shortest path counts. If at least twice as many additions are
+          outside of all loops, the region is the code outside, because the compiler has unrolled
+          the loop completely. If about as many are outside, they are a peeled first iteration.
+  path    A path leads once around that loop, or once through the kernel, and passes each inner loop
+          at most once. The best path has the fewest calls of functions that return. Among equals it
+          has the most additions, then the most bits stored to global memory, then the fewest
+          instructions.
 
 A kernel branches around work that a call does not need (an output, the KL) or takes from a cheaper
 source (explicit noise). The shortest path alone would skip all such work. The path with the most
 additions generates noise and computes and sums the KL, because polynomials and sums consist of
 additions, while options add at most multiplications. The path with the most stores writes the
 results. The shortest path has whole vectors, which are one access instead of several, and computes
-no index. In a kernel without such branches it is the shortest path through the loads and stores.
+no index. In a kernel without such branches, the best path is the shortest through loads and stores.
 
-Predicated instructions are counted (they issue), and so are the instructions of a function that is
-called on the path, along its shortest path to RET. Additions in such a function do not count,
+Predicated instructions are counted, because they issue. So are the instructions of a function that
+is called on the path, along its shortest path to RET. Additions in such a function do not count,
 because calls are slow paths.
 """
 
@@ -32,8 +31,8 @@ from .sass import Graph, Instruction, best_path, graph, loops, order, returns, w
 ADDITIONS = dict.fromkeys(("FADD", "FFMA", "DADD", "DFMA"), 1)
 ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from sm_100 on
 
-# The share of the most additions from which a loop is another form of the same one. A kernel that
-# branches on how the KL is reduced has the additions of each case in its loop.
+# A loop with at least this share of the most additions is another form of the same loop. A kernel
+# that branches on how the KL is reduced has the additions of each case in its loop.
 ALIKE = 0.7
 
 
@@ -109,7 +108,7 @@ def _stored(block: list[Instruction], to: int | None) -> int:
 def _called(flow: Graph, call: Instruction, known: dict[int, int]) -> int:
     """The instructions that a CALL adds: the shortest path from its target to a RET.
 
-    None for a jump written as a call, or for one that a predicate may skip.
+    A jump that is written as a call adds 0, and so does a call that a predicate may skip.
     """
     if call.base != "CALL" or call.guard or not call.targets:
         return 0

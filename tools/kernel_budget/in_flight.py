@@ -6,10 +6,10 @@ rounds:
 
   A round begins with the first load after the end of the previous round. It ends where an
   instruction, be it a move or a store, first uses the value of any of its loads. All loads until
-  then belong to it, also those before the loop and in earlier passes: a loop that loads the values
-  of the next pass before it uses those of this one has both in flight.
+  then belong to it, also those before the loop and in earlier passes. A loop that loads the values
+  of the next pass before it uses those of this pass therefore has both in flight.
 
-A path may also be a warp's executed instructions. `rounds_of_trace` is for kernels whose loads and
+`rounds_of_trace` takes the instructions that a warp executed. It is for kernels whose loads and
 arithmetic are in different loops, with barriers between, so that no single loop is hot.
 
 `bytes_in_flight` is the mean of the rounds' bytes in a loop's steady state. Two loads of 16 bytes

@@ -17,9 +17,9 @@ waits at a barrier, computes the piece and waits again. Counts that are not 0 an
 their own loops. Their cost is counted by executing them (tests/machine_code/count.py), and their
 load and store are those of the whole kernel.
 
-hot_path.py defines the hot path. Its elements are V, the first integer among the kernel's template
-arguments, or else the elements of its widest global load, multiplied by the number of unrolled
-copies of the loop body, for which both its loads and its stores suffice.
+hot_path.py defines the hot path. Its elements are V times the most unrolled copies of the loop body
+for which its loads and its stores suffice. V is the first integer among the kernel's template
+arguments, or else the number of elements of its widest global load.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def likelihood(name: str) -> Likelihood | None:
 
 
 def has_many_paths(name: str) -> bool:
-    """Whether no single path of a kernel is hot: with options, a list, or a likelihood's loops."""
+    """Whether no path of a kernel is hot, because of options, a list, or a likelihood's loops."""
     return "Options" in name or "_multi" in name or likelihood(name) is not None
 
 

@@ -7,7 +7,7 @@ it is assumed to be half that of IMAD.
 
   sm_75, 80    One FMA pipe of 16 lanes for floats and integer products (64 per cycle and SM).
   sm_86, 89    Two FMA pipes, one of which multiplies integers; a double takes 64 cycles.
-  sm_90        The same, and 64 doubles per cycle and SM.
+  sm_90        As sm_89, with 64 doubles per cycle and SM.
   sm_100       As sm_90. FADD2, FMUL2 and FFMA2 take both FMA pipes for two cycles.
   sm_120       As sm_89, with FADD2, FMUL2 and FFMA2 as on sm_100.
 
@@ -25,8 +25,8 @@ from .sass import Instruction
 FP64_CYCLES = {80: 4, 90: 2, 100: 2}  # 64 on the others
 SINGLE_FMA_PIPE = (75, 80)
 
-# The first pattern that matches an opcode without modifiers gives pipe and cycles. FMA is either
-# of the two FMA pipes, hence half of the cycles of one.
+# The first pattern that matches an opcode without modifiers gives pipe and cycles. FMA stands for
+# either of the two FMA pipes, so it has half of the cycles of one pipe.
 PIPES = {
     r"(LD|ST)[GSL]?|SHFL|LDC|ATOM[SG]?|REDG?": ("LSU", 4.0),
     r"FFMA|FMUL|FADD": ("FMA", 1.0),

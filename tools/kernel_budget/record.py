@@ -22,7 +22,7 @@ EXECUTED_IN_FLIGHT = "executed_in_flight"  # bytes of each thread, for likelihoo
 AT_LEAST = {"load", "store", EXECUTED_IN_FLIGHT}  # the record is the least value of these
 
 MORE_REGISTERS = 4
-MORE_PER_ELEMENT = (1.05, 1.0)  # times the recorded number, plus
+MORE_PER_ELEMENT = (1.05, 1.0)  # the factor of the recorded number, and a summand
 MORE_BYTES = 1.1
 # Limit for the bytes of an architecture's cubins. On sm_120 the latent takes 3.9 MB and the
 # likelihoods 5.6 MB: ten kinds of eight kernels each, two of which compute the loss and its
@@ -30,11 +30,11 @@ MORE_BYTES = 1.1
 LARGEST = 10_000_000
 
 # The least KB of loads that all threads of an SM have in flight on the hot path of contiguous
-# tensors. An SM's share of an H200's bandwidth is 32.6 bytes/ns, and a load takes about 660 ns
-# under load. The product is 21 KB, two thirds of which are loads. That suffices only if loads never
-# pause. A thread that loads and computes in turn pauses for about half of the time, and CUB's
-# tuning for Hopper targets 48 KB. Backward reaches this with three vectors of 16 bytes in each of
-# 1024 threads. Forward loads two and has 32 KB, unless one load waits for the other.
+# tensors. An SM's share of an H200's bandwidth is 32.6 bytes/ns, and in a busy memory system a load
+# takes about 660 ns. The product is 21 KB, two thirds of which are loads. That suffices only if
+# loads never pause. A thread that loads and computes in turn pauses for about half of the time, and
+# CUB's tuning for Hopper targets 48 KB. Backward reaches this with three vectors of 16 bytes in
+# each of 1024 threads. Forward loads two and has 32 KB, unless one load waits for the other.
 FLOORS = {
     "sm_90": {
         f"{kernel}<{dtype}, (Access)0>": kilobytes
@@ -128,7 +128,7 @@ def violations(budget: Budget, found: Budget) -> list[str]:
 
 
 def limits(old: Row | None, same: bool, may_spill: bool) -> dict[str, float]:
-    """The limits of a kernel. `same`: the nvcc version is that of the record."""
+    """The limits of a kernel. `same`: whether the version of nvcc is that of the record."""
     found: dict[str, float] = {} if may_spill else {"all_spills": 0}
     if old is not None:
         found |= {what: old[what] for what in ("load", "store")}

@@ -45,7 +45,7 @@ def use(instruction: Instruction) -> Use:
 
 
 def _words(instruction: Instruction, place: int, operand: str, suffix: str) -> int:
-    """The registers of an operand. Place 0 is the destination of an instruction that has one."""
+    """How many registers an operand has. Place 0 is the destination if the instruction has one."""
     base, modifiers = instruction.base, set(instruction.modifiers)
     if "[" in operand:  # up to sm_75 the register of a 64-bit address has no suffix
         return 2 if base in GLOBAL and "E" in modifiers and ".U32" not in suffix else 1

@@ -111,9 +111,9 @@ def graph(code: list[Instruction]) -> Graph:
     """Blocks and edges.
 
     BSYNC leads to the target of the BSSY that set its barrier, which is tracked along the edges. A
-    CALL leads to the next instruction, unless no code at its target returns: the compiler also
-    writes long jumps as calls. RET and EXIT have no successor. An indirect branch without listed
-    targets leads to every block that has no other predecessor.
+    CALL leads to the next instruction, unless no code at its target returns, because the compiler
+    also writes long jumps as calls. RET and EXIT have no successor. An indirect branch without
+    listed targets leads to every block that has no other predecessor.
     """
     jumps: frozenset[int] = frozenset()
     while True:
@@ -205,7 +205,7 @@ def loops(flow: Graph) -> dict[int, set[int]]:
     edges = [(b, to) for b in places for to in flow.successors[b]]
     found: dict[int, set[int]] = {}
     for b, header in edges:
-        # A header dominates the block that leads back to it: no path reaches that without it.
+        # A header dominates a block that leads back to it: it is on every path to that block.
         others = places.keys() - {header}
         is_back = places[header] <= places[b]
         if is_back and (header in (b, flow.entry) or b not in order(flow, flow.entry, others)):
@@ -226,8 +226,8 @@ def best_path(
 ) -> list[int]:
     """The blocks of the path with the highest worth along edges to larger `places`, or [].
 
-    `worth(block, successor)` is that of a block on a path on which `successor` follows. The path
-    ends in one of `ends`, which `after` follows.
+    `worth(block, successor)` is the worth of a block that `successor` follows on a path. The path
+    ends in one of `ends`, and `after` follows it.
     """
     best: dict[int, tuple[tuple[int, ...] | None, int | None]] = {start: (None, None)}
 
