@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def prefer_installed(root: Path = ROOT) -> None:
     """Let ``import vae_fused`` find an installed package before the sources of this checkout.
 
-    ``python -m benchmarks`` and pytest put the checkout first on the path. It contains the sources
-    of ``vae_fused``, but usually no compiled code. The checkout stays first if it contains compiled
+    ``python -m benchmarks`` and pytest put the checkout first on the path. The checkout has the
+    sources of ``vae_fused``, but usually no compiled code. It stays first if it contains compiled
     code (``setup.py build_ext --inplace``) or if the package is not installed.
     """
     if "vae_fused" in sys.modules or any((root / "vae_fused").glob("_C*.so")):

@@ -33,8 +33,8 @@ def reason(error: Exception) -> str:
 class Noise:
     """The noise of a fused latent: its own, or ``torch.randn``'s during the check.
 
-    Other code draws ``torch.randn_like``. In the check our variant draws these numbers, too, after
-    one seed, so all contenders compute one loss. In timed steps our kernels generate the noise.
+    Other code draws ``torch.randn_like``. In the check our variant draws the same numbers from
+    the same seed, so all contenders compute one loss. In timed steps our kernels draw the noise.
     """
 
     def __init__(self) -> None:
@@ -99,8 +99,8 @@ class Contest:
     def check(self) -> dict[str, float]:
         """Compare losses and gradients of all contenders for the same noise, or raise Wrong.
 
-        The difference of a gradient is divided by its largest element, but at least by a thousandth
-        of the largest of all, because a gradient of mere rounding has no relative accuracy.
+        The difference of a gradient is divided by its largest element, or by a thousandth of that
+        of all gradients if this is more, because mere rounding errors have no relative accuracy.
         """
         self.noise.is_given = True
         (loss, *grads), *others = (self._loss_and_gradients(name) for name in self.functions)

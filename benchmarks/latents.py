@@ -217,8 +217,7 @@ def check(function: Function, latent: Latent, data: Inputs) -> None:
 
     Each contender draws its own noise, so the check solves for it: eps = (z - mu) / sigma in
     float64. The noise must look standard normal. With this noise, the KL and every gradient must
-    agree with the formula in float64. A backward pass that regenerates other noise than forward's
-    fails this check.
+    agree with the formula in float64. A backward pass that draws other noise than forward fails.
     """
     *zs, kl = outputs(function(*data.arguments))
     found = [(tuple(z.shape), z.dtype) for z in zs]
@@ -260,7 +259,8 @@ def divergence(q: Normals) -> Tensor:
 
 
 def close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
-    """Divide the largest error by the largest ``want``, because a sum rounds like its terms."""
+    """Compare the largest error with the largest magnitude in ``want``, because the rounding error
+    of a sum is proportional to the size of its terms."""
     error = (got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)
     if not float(error) <= tolerance:  # also rejects NaN
         raise Wrong(f"{name} is off by {float(error):.1e}, allowed {tolerance:.0e}")

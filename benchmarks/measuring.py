@@ -8,7 +8,8 @@ On a CPU a turn is one step by the wall clock, with separate times for both pass
 consists of
 
     step         forward and backward by CUDA events. The queue is filled ahead, so that host time
-                 does not count. Twice the size of the L2 cache is overwritten before each pass
+                 does not count. Twice the size of the L2 cache is overwritten before each pass,
+                 as a decoder would do between the passes
     step_wall    consecutive steps by the wall clock, host and device together
 
 ``processor`` is the processor time of a step, on all threads of this process.
@@ -167,7 +168,7 @@ def interleaved(
     times of each step, and the share of processor time that other processes took meanwhile.
 
     A training loop never rests, but a step rests while many slow ones take turns. A virtual machine
-    then may return free memory to its host. The next step of 2^24 elements takes 330 ms, not 48 ms.
+    may return free memory to its host. The next step of 2^24 elements takes 330 ms instead of 48.
     Therefore a step that has rested for longer than ``AWAY`` runs once without being timed.
     """
     clock = CudaClock() if device == "cuda" else Clock()

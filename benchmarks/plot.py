@@ -2,10 +2,9 @@
 
     python -m benchmarks.plot FILE.json [--dtype float32]
 
-writes NAME-time.png and NAME-time.svg beside the JSON. The line of a copy has the least possible
-times. The colours are Okabe and Ito's, which are distinguishable with colour blindness. Markers and
-dashes distinguish the lines in black and white. An SVG keeps its text as text, which takes a tenth
-of the bytes of outlines.
+writes NAME-time.png and NAME-time.svg beside the JSON. The line of a copy shows the least
+possible times. Colour-blind readers can distinguish Okabe and Ito's colours. Markers and dashes do
+so in black and white. An SVG keeps its text as text, which takes a tenth of the bytes of outlines.
 """
 
 from __future__ import annotations
@@ -55,7 +54,8 @@ def elements(n: float, _: Any = None) -> str:
 
 
 def figure(data: Data, dtype: str) -> Figure | None:
-    """Step times of the plain workload over its sizes; None if there are fewer than two sizes."""
+    """The times of the plain workload over its sizes, with one line for each contender and one for
+    the copy. None if there are fewer than two sizes."""
     rows = [row for row in data["results"] if (row["family"], row["dtype"]) == ("plain", dtype)]
     rows.sort(key=lambda row: int(row["elements"]))
     if len(rows) < 2:

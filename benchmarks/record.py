@@ -131,7 +131,7 @@ def commit() -> tuple[str, bool]:
 
 
 def package_differs() -> bool:
-    """Whether the package's Python files, or what it was compiled from, are not the checkout's."""
+    """Whether the package's Python files or compiled sources differ from those of the checkout."""
     here, built_from = ROOT / "vae_fused", _ext.build_info.get("sources")
 
     def sources(folder: Path) -> dict[str, bytes]:

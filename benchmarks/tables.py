@@ -155,7 +155,7 @@ def _steps(data: Data) -> dict[tuple[str, str], tuple[dict[str, float], str]]:
 
 
 def comparison(new: Data, old: Data) -> str:
-    """Step times of both runs, and their ratios to eager's, which compare across machines."""
+    """Step times of both runs, and their ratios to eager's, comparable across machines."""
     lines = ["compared with", *(f"  {text}" for text in head(old).split("\n"))]
     differ = [
         f"  {key}: was {old[part].get(key)}, is {new[part].get(key)}"

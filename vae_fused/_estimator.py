@@ -1,4 +1,4 @@
-"""The checks of ``estimator`` and ``stop_q``, which select how a KL and its gradient are made."""
+"""Checks ``estimator`` and ``stop_q``, which select how a KL and its gradient are computed."""
 
 from __future__ import annotations
 

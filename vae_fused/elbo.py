@@ -237,7 +237,7 @@ def _divergence(
 ) -> Tensor:  # fmt: skip
     """The KL in the form that the loss takes: 0-d, a batch mean, or one value for each sample.
 
-    If it is computed from ``mu`` and ``raw``, ``per_sample`` selects one value for each sample.
+    For a KL from ``mu`` and ``raw``, ``per_sample`` selects one value for each sample.
     """
     check_kl(first, mu, raw, kl, options, free_bits_per, reduction)
     free_bits = from_numpy(options.get("free_bits", 0.0))

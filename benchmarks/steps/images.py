@@ -204,7 +204,7 @@ def pyro_svi() -> Contest:
 
 
 def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Contest:
-    """``AutoencoderKL`` with absolute error, KL summed over an image, and CompVis' weight of it."""
+    """``AutoencoderKL`` with absolute error, KL summed over an image, and CompVis' KL weight."""
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders import autoencoder_kl as module
 

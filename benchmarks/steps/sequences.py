@@ -25,7 +25,7 @@ MOMENTS = [f"{q}_{part}" for q in ("posterior", "prior") for part in ("mean", "s
 
 
 def sampled(projector: Any, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, raw scale and sample. The projector's last module, the scale's, is left out."""
+    """Mean, raw scale and sample, without the projector's last module, which computes sigma."""
     mean, raw = projector[:-1](x).chunk(2, dim=-1)
     return mean, raw, vf.reparameterize(mean, raw, scale=RSSM, eps=noise(*mean.shape))
 
@@ -99,7 +99,7 @@ def dreamer() -> Contest:
         return vf.nll(y, pixels, SQUARED_ERROR, dim=(2, 3, 4)).mean()
 
     def free_nats() -> float:
-        """torchrl's 3 nats, but 0 in the check: an untrained KL is below 3, without a gradient."""
+        """3 as in torchrl; 0 in the check, because an untrained KL below 3 would lack a gradient."""
         return noise.weight(3.0, compared=0.0)
 
     def lambda_kl() -> float:

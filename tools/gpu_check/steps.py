@@ -46,7 +46,7 @@ def judge(step: Step, status: int | None, last: str, figures: dict[str, Any]) ->
 
 
 # Even a single test runs in a worker, which xdist replaces if the test ends it. A test that hangs
-# ends its worker with a traceback. Small portions let tests start in order, and a hang delay few.
+# ends its worker with a traceback. In small portions tests start in order, and a hang delays few.
 WORKERS = """-p gpu_plugin -p xdist.plugin -n auto --maxprocesses=8 --maxschedchunk=4 \\
     --max-worker-restart=50 --continue-on-collection-errors --junitxml="$OUT/$STEP.xml" \\
     -o faulthandler_timeout=45 -o faulthandler_exit_on_timeout=true"""

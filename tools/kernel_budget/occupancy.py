@@ -51,7 +51,7 @@ def resident_blocks(arch: str, registers: int, shared: int, threads: int = THREA
     of_block = -(-(shared + most.reserved) // SHARED_UNIT) * SHARED_UNIT
     found = [most.blocks, most.threads // threads]
     if of_warp:
-        # Each of the four parts of an SM has a quarter of the registers. No warp is split.
+        # Each of the four parts of an SM has a quarter of the registers. A warp is in one part.
         found.append(REGISTERS // 4 // of_warp * 4 // (threads // WARP))
     if of_block:
         found.append(most.shared // of_block)

@@ -167,7 +167,7 @@ _continuous_bernoulli = elementwise(_continuous_bernoulli_value, _continuous_ber
 
 
 def floored(log_scale: Tensor, least: float) -> Tensor:
-    """The log scale, at least ``least``. The gradient is 0 below this bound and passes at it."""
+    """The log scale, at least ``least``. The gradient is 0 below it and passes at equality."""
     return clamped(log_scale, least)
 
 

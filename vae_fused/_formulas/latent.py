@@ -173,7 +173,7 @@ def noise_of_multi(
     generator: torch.Generator | None,
     key: Tensor | None,
 ) -> list[dict[str, Any]]:
-    """The arguments for the noise of each tensor. With a key they have consecutive blocks of it."""
+    """The arguments for the noise of each tensor. With a key, tensors have consecutive blocks."""
     if eps is not None:
         return [{"eps": e} for e in eps]
     if key is None:

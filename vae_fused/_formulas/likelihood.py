@@ -67,9 +67,10 @@ def log_softplus(u: Tensor) -> Tensor:
 
 
 def theta_of(raw: Tensor, kind: str, largest: float | None) -> Tensor:
-    """The inverse dispersion, at most ``largest``. The gradient is 0 above it, and passes at it.
+    """The inverse dispersion, at most ``largest``.
 
-    An exponential is bounded before it is computed. Otherwise its gradient would be 0 * inf.
+    The gradient is 0 above ``largest`` and passes at equality. An exponential is bounded before it
+    is computed. Otherwise its gradient would be 0 * inf.
     """
     if kind == "exp":
         low = math.log(torch.finfo(raw.dtype).tiny)
@@ -356,7 +357,7 @@ def _clipped(theta: Tensor) -> Tensor:
 
 
 def _in_domain(value: Tensor, parameter: Tensor, infinite: bool = True) -> Tensor:
-    """The value, or NaN for a negative parameter. ``infinite``: -inf for an infinite one."""
+    """The value, NaN for a negative parameter, and with ``infinite`` -inf for an infinite one."""
     if infinite:
         value = torch.where(parameter == math.inf, -math.inf, value)
     return torch.where(parameter < 0.0, math.nan, value)

@@ -119,7 +119,8 @@ class NegativeBinomial(_NegativeBinomials, name="negative_binomial"):
             ``"softmax"`` over the last dimension, times ``exp(library)``.
         dispersion: How theta, the inverse dispersion, is read from its output: ``"identity"``
             (default), ``"exp"`` or ``"softplus"``.
-        dispersion_max: An upper bound of theta. The gradient is 0 above it, and passes at it.
+        dispersion_max: An upper bound of theta. The gradient is 0 above it and passes at
+            equality.
         eps: The summand inside of the logarithms, which is 1e-8 in scvi-tools. Leave it at 0,
             unless you must reproduce the values of scvi-tools.
         constants: Whether ln x! is part of the value.

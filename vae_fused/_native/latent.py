@@ -257,7 +257,7 @@ def _transformed(
     has_sample: bool, mu: Tensor, raw: Maybe, options: Options, eps: Maybe,
     generator: torch.Generator | None, key: Maybe, reduction: str | None, dims: Dims,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The outputs of a call that a transform may batch: a sample, and a KL if it is reduced."""
+    """The outputs of a call that a transform may batch: a sample, and a KL with a reduction."""
     arguments: dict[str, Any] = options.arguments(mu)
     dims, divisor = _summed(mu, reduction, dims)
     call = Call(

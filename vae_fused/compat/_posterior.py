@@ -149,7 +149,7 @@ class Posterior:
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes of diffusers' class, so unpickling needs no patch and not this package."""
+        """The attributes of diffusers' class. Unpickling needs neither the patch nor vae_fused."""
         self._compute_all()
         return {name: value for name, value in self.__dict__.items() if name != "_state"}
 
@@ -219,7 +219,7 @@ class Posterior:
         return state.packed if state.grad else state.packed.detach()
 
     def _take_kl(self) -> Tensor | None:
-        """The KL of the last sample's launch, only once; None if it is stale or has no gradient."""
+        """The KL of the last sample's launch, only once; None if it is stale or lacks a gradient."""
         state = self._state
         found, state.kl = state.kl, None
         packed = self._packed()

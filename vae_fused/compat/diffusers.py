@@ -14,7 +14,7 @@ class can use it unchanged. diffusers itself is not required:
                                                ``autoencoder_kl_minimax_h3_audio.py`` there
 =============================================  =====================================================
 
-Each class reads sigma in another way, so the same numbers mean a different sigma in each.
+Each class reads sigma in its own way, so the same numbers mean a different sigma in each.
 ``IdentityDistribution``, the remaining posterior of diffusers, has neither noise nor a KL, so there
 is nothing to replace.
 
