@@ -264,10 +264,11 @@ def check_reduction(
     default: str = "batchmean",
     tensor: str = "mu",
 ) -> Reduced:
-    """Check ``reduction`` and ``dim``. Messages call ``dim`` ``name``, and the tensor ``tensor``.
+    """Check ``reduction`` and ``dim`` for a tensor.
 
-    Returns the name of the reduction, the dimensions to sum if they were given, and for the mean
-    over unmasked elements the divisor of their sum.
+    ``name`` and ``tensor`` are the names of ``dim`` and of the tensor in messages. Returns the name
+    of the reduction, the dimensions to sum if they were given, and for the mean over unmasked
+    elements the divisor of their sum.
     """
     if dim is None:
         check_choice("reduction", reduction, REDUCTIONS)

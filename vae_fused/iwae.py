@@ -63,14 +63,14 @@ def iwae_loss(
 
     Eager PyTorch computes the loss on every device, and the host reads no value.
 
-    **Gradients.** ``gradient="standard"`` is the derivative of the loss, which by a log weight is
-    minus the normalised weight. For the encoder its signal-to-noise ratio falls as K grows. The
-    doubly reparameterized gradient (Tucker et al. 2018, arXiv:1810.04152) has the same expectation
-    for the encoder, and a signal-to-noise ratio that rises. It is the derivative of ln w by z
-    alone, weighted by the *squared* normalised weights. The standard gradient is this derivative
-    weighted by the normalised weights, plus a term with the score of q. Reparameterizing that term
-    once more turns it, in expectation, into the same derivative with other weights. Together the
-    two have the squared weights.
+    **Gradients.** ``gradient="standard"`` is the derivative of the loss. The derivative by a log
+    weight is minus the normalised weight. For the encoder the signal-to-noise ratio falls as K
+    grows. The doubly reparameterized gradient (Tucker et al. 2018, arXiv:1810.04152) has the same
+    expectation for the encoder, and a signal-to-noise ratio that rises. It is the derivative of ln
+    w by z alone, weighted by the *squared* normalised weights. The standard gradient is this
+    derivative weighted by the normalised weights, plus a term with the score of q. Reparameterizing
+    that term once more turns it, in expectation, into the same derivative with other weights.
+    Together the two have the squared weights.
 
     Two conditions must hold: ``z`` is a reparameterized sample at temperature 1, and in
     ``log_ratio`` the parameters of q are constants, so that they have an effect through z alone.

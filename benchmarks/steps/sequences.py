@@ -99,7 +99,7 @@ def dreamer() -> Contest:
         return vf.nll(y, pixels, SQUARED_ERROR, dim=(2, 3, 4)).mean()
 
     def free_nats() -> float:
-        """3 as in torchrl; 0 in the check, because an untrained KL below 3 would lack a gradient."""
+        """3 as in torchrl; 0 in the check, as an untrained KL below 3 would have no gradient."""
         return noise.weight(3.0, compared=0.0)
 
     def lambda_kl() -> float:

@@ -1,4 +1,4 @@
-"""The arguments of an operator call: its tensors, and all others."""
+"""The arguments of an operator call: the tensors, and those that select the computation."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ class Posterior:
         return state.packed if state.grad else state.packed.detach()
 
     def _take_kl(self) -> Tensor | None:
-        """The KL of the last sample's launch, only once; None if it is stale or lacks a gradient."""
+        """The KL of the last sample's launch, only once; None if it is stale or has no gradient."""
         state = self._state
         found, state.kl = state.kl, None
         packed = self._packed()
