@@ -49,7 +49,7 @@ class CellVAE(nn.Module):
         self.scores = nn.Linear(HIDDEN, GENES)
         self.inflation = nn.Linear(HIDDEN, GENES)  # logits of pi
         self.log_theta = nn.Parameter(torch.zeros(GENES))
-        self.log_factor = nn.Parameter(torch.zeros(()))  # the zeros of pi reduce the library
+        self.log_factor = nn.Parameter(torch.zeros(()))  # the zeros by pi reduce the library
 
     def forward(self, x: Tensor, noise: torch.Generator) -> tuple[Outputs, Tensor, Tensor]:
         """The outputs of the likelihood, ln(factor * library) [B, 1], and the KL, a mean."""
@@ -104,7 +104,7 @@ class Training:
 
 
 def synthetic_counts() -> Tensor:
-    """Counts [CELLS, GENES]: negative binomial, with all but ``dropout_ratio`` replaced by 0."""
+    """Negative binomial counts [CELLS, GENES], all but the share ``dropout_ratio`` set to 0."""
     scvi.settings.seed = 0
     keep = 1.0 - ZERO_INFLATION
     data = scvi.data.synthetic_iid(batch_size=CELLS // 2, n_genes=GENES, dropout_ratio=keep)
