@@ -47,7 +47,7 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help build demo examples test test-all bench steps regressions mutations budget gpu gpu-bundle \
+.PHONY: help environment build demo examples test test-all bench steps regressions mutations budget gpu gpu-bundle \
     gpu-wheels matrix lint format clean
 .DEFAULT_GOAL := help
 
@@ -106,6 +106,9 @@ $(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requireme
 	@touch $@
 
 build: $(BUILD_STAMP)
+
+# All that `make test` downloads.
+environment: $(VENV)/.test-requirements
 
 demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
 	$(BIN)/python examples/train_digits.py --compare --out digits.png $(DEMO_ARGS)
