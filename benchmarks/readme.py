@@ -2,10 +2,10 @@
 
     python -m benchmarks.readme benchmarks/results/FILE.json [MORE.json ...]
 
-Two comments delimit each part. JSONs of ``python -m benchmarks`` produce the part about the latent,
-which shows NAME-time.svg, drawn beside the JSON by ``python -m benchmarks.plot``. JSONs of
-``python -m benchmarks.steps`` produce the part about whole steps, and its details in docs/steps.md.
-A part without a JSON remains unchanged.
+Two comments delimit each part. The part about the latent is made of JSONs of ``python -m
+benchmarks`` and shows the figures that ``python -m benchmarks.plot`` has drawn of them. The part
+about whole steps and its details in docs/steps.md are made of JSONs of ``python -m
+benchmarks.steps``. A part without a JSON remains unchanged.
 """
 
 from __future__ import annotations

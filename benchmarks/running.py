@@ -96,7 +96,7 @@ def measure(
 
 
 def _rates(latent: Latent, figures: dict[str, Row], samples: dict[str, Samples]) -> Row:
-    """The rates of all contenders, and of a copy of the least bytes."""
+    """The rates at which all contenders move the least bytes, and that of a copy of these bytes."""
     forward, backward = latent.bytes
     least = {"forward": forward, "backward": backward, "step": forward + backward}
     copy = summary(samples[COPY], None)

@@ -129,7 +129,7 @@ def report(model: CellVAE, x: Tensor) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Training]:
-    """Train both and draw; returns the trainings."""
+    """Train with both likelihoods, draw the figure, and return the two trainings."""
     args = parse(__doc__, argv, out="single_cell.png", steps=500, quick=120)
     x, heldout = synthetic_counts().split(TRAIN_CELLS)
     print(f"{len(x)} cells of {GENES} genes, {(x > 0).float().mean():.0%} of the counts above 0")

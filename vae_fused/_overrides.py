@@ -1,4 +1,4 @@
-"""Calls that are overridden, by torch's protocol, by an argument that is not a tensor.
+"""Calls that an argument overrides through ``__torch_function__`` although it is not a tensor.
 
 A ``torch.fx.Proxy`` represents a tensor in ``torch.fx.symbolic_trace`` and implements
 ``__torch_function__``, which records one node for a call of a public function.

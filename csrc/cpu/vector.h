@@ -11,8 +11,8 @@
 // extension of GCC and clang. Intrinsics are used only for what it lacks: the product 32 x 32 ->
 // 64, the square root, minimum and maximum, and masks.
 //
-// A file that includes this one is compiled for one target. It includes the intrinsics' header
-// before it selects the target: see noise_avx2.cpp.
+// A file that includes this one is compiled for one target. That file must include the header of
+// the intrinsics before it selects the target, as noise_avx2.cpp does.
 #pragma once
 
 #include <cstdint>

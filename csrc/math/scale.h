@@ -117,8 +117,8 @@ VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 // are below the precision: e^2 < 2^-46 in float and < 2^-106 in double.
 //
 // After the base, the floors are applied. If there are none and the base provides ln sigma^2, that
-// value is used. Otherwise ln sigma^2 is computed as 2 ln sigma or, if the last step to sigma is a
-// root, as the logarithm of the number under it:
+// value is used. Otherwise ln sigma^2 is computed as 2 ln sigma or, where sigma is a square root,
+// as the logarithm of the radicand. With v = var_floor and s from the base, the derivatives are:
 //
 //   sigma' = s' s / sqrt(s^2 + v)      (ln sigma^2)' = 2 sigma' / sigma
 //

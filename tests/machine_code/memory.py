@@ -58,7 +58,7 @@ class GlobalMemory:
             raise BadAccessError(f"global access of {size} bytes at {worst:#x} is in no buffer")
 
     def load(self, addresses: np.ndarray, size: int) -> np.ndarray:
-        """Elements at these addresses as words, [word, element]; 1 and 2 bytes are widened."""
+        """Returns elements as 32-bit words [word, element]. Those of 1 or 2 bytes are widened."""
         self._check(addresses, size)
         unit = min(size, 4)
         first = (addresses - _LOWEST) // unit

@@ -55,7 +55,7 @@ const std::map<std::string, ScaleBase> kBases = {{"exp", ScaleBase::kExp},
 template <typename T>
 using Values = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-// Returns an array [..., per] with `per` results for each value.
+// Returns a function from arrays to arrays [size, per], with `per` results for each value.
 template <typename T>
 auto mapped(void (*function)(const T*, T*, int64_t), int per) {
   return [=](py::array_t<T, py::array::c_style> x) {

@@ -135,7 +135,7 @@ RECORD: dict[str, Any] = {
 
 
 def found(**changes: Any) -> dict[str, Any]:
-    """The record's extension, built for sm_90, with changes to its one kernel."""
+    """What the tool finds in the recorded extension, built for sm_90 and with these changes."""
     return {
         "nvcc": "13.0",
         "sizes": {"sm_90": 1_000_000},

@@ -51,7 +51,7 @@ def case_of(work, package="", name="small"):
 
 
 def run(cases, path=None):
-    """The status and the JSON of the command line with these cases."""
+    """Run the command line with these cases, and return its status and its JSON."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "CASES", cases)
         code = cli.main(["--device", "cpu", "--seconds", "0", "--json", str(path)])

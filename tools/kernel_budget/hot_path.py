@@ -31,8 +31,8 @@ from .sass import Graph, Instruction, best_path, graph, loops, order, returns, w
 ADDITIONS = dict.fromkeys(("FADD", "FFMA", "DADD", "DFMA"), 1)
 ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from sm_100 on
 
-# A loop with at least this share of the most additions is another form of the same loop. A kernel
-# that branches on how the KL is reduced has the additions of each case in its loop.
+# A loop with at least this share of the most additions is another form of the same loop. Forms may
+# differ: if a kernel branches on how the KL is reduced, its loop has the additions of each case.
 ALIKE = 0.7
 
 

@@ -143,7 +143,7 @@ def _poisson_value(x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: 
 def _poisson_slopes(
     _: Any, x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: bool
 ) -> tuple[Tensor | None, ...]:
-    """The slope by ln m, from which m is computed, or by m if the call has no ln m."""
+    """The derivative with respect to ln m, or to m if the call has no ln m. The other has none."""
     if log_mean is not None:
         return None, None, x - mean, None
     return None, _relative_excess(x, mean, 0.0), None, None
@@ -252,7 +252,7 @@ _negative_binomial = elementwise(_negative_binomial_value, _negative_binomial_sl
 
 
 def _count_slope(x: Tensor, mean: Tensor, eps: float, theta: Tensor, s: Tensor) -> Tensor:
-    """The part of the derivative by theta that is 0 for a count of 0."""
+    """The part of the derivative with respect to theta that is 0 for a count of 0."""
     zero = x == 0.0
     x = torch.where(zero, 1.0, x)
     n, following = theta + x, theta + 1.0

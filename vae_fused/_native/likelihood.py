@@ -100,8 +100,8 @@ def try_unprepared(
 ) -> Tensor | None:  # fmt: skip
     """The loss of a call whose tensors the operator accepts unchanged.
 
-    The checks in Python take 10 us, as long as the operator itself for 16 x 16 elements. The
-    operator makes the same checks, but its messages are short. Returns None if the call needs
+    The checks in Python take 10 us, which is also the time of the operator for 16 x 16 elements.
+    The operator makes the same checks, but its messages are short. Returns None if the call needs
     preparation or if the operator refuses it. The caller then runs the checks, which raise the full
     message.
     """

@@ -14,8 +14,8 @@ namespace {
 
 constexpr int kRowsOfSum = 8;
 
-// The gradients of a piece's terms: dense, or one vector that serves all elements. Filling a buffer
-// with the gradient of a row took 6 % of a Bernoulli's backward pass.
+// The gradients of a piece's terms: dense, or one vector that serves all elements. To fill a buffer
+// with the gradient of a row instead took 6 % of a Bernoulli's backward pass.
 template <typename T>
 struct TermGrads {
   const T* values;
