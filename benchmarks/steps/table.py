@@ -82,8 +82,8 @@ def markdown(data: Data) -> list[str]:
             rows.append([name, least(row, THEIRS), least(row, OURS), ratio])
         else:
             others.append(f"{row['case']} {ratio}" + ", slower" * (found == "slower"))
-    rule = "by all three ratios of [docs/steps.md](docs/steps.md#how-it-is-measured)"
-    text = f"No gain {rule}: {'; '.join(others)}."
+    rule = "Not all [three ratios](docs/steps.md#how-it-is-measured) of these steps show a gain"
+    text = f"{rule}: {'; '.join(others)}."
     return [*_page(data, titles, rows), *[*tables.wrapped(text), ""] * bool(others)]
 
 

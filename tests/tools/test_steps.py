@@ -238,6 +238,6 @@ def test_readme_writes_the_part_of_each_kind_alone(tmp_path, monkeypatch):
     finally:
         path.unlink()
     texts = [page.read_text() for page in pages]
-    assert "): small " in texts[0] and "\nkept\n" in texts[0]
+    assert "gain: small " in texts[0] and "\nkept\n" in texts[0]
     assert "| small |" in texts[1] and all("above\n<!--" in text for text in texts)
     assert "../benchmarks/results/steps-of-a-test.json" not in texts[0]
