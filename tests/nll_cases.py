@@ -80,7 +80,7 @@ class Inputs(NamedTuple):
 
 
 def make(case: Case, dtype: torch.dtype = torch.float64, *, seed: int = 0) -> Inputs:
-    """Outputs in (0.1, 0.9), which are valid for every kind, and a target that suits the kind.
+    """Make outputs between 0.1 and 0.9, which every kind accepts, and a target that suits the kind.
 
     The target consists of counts, bits or real numbers.
     """

@@ -2,7 +2,7 @@
 // at run time selects the target's dtype. The block also collects the slots of counts that are not
 // 0.
 //
-// Of all counts 88 to 98 % are 0, and only the other counts need the logarithm of a factorial. A
+// Between 88 and 98 % of the counts are 0. Only the others need the logarithm of a factorial. A
 // warp rarely has zeros alone (2 % of warps do if 89 % of the counts are 0), so skipping warps
 // would save almost nothing. Instead the block computes the terms of the collected counts with all
 // lanes in use. Each result has its own slot, so the order of the list does not matter.

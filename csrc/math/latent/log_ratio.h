@@ -25,7 +25,7 @@
 //
 // and they are added to the gradient through d. The second is computed directly. If -w / sigma were
 // passed on through z, it could overflow before it is multiplied by sigma again. Where q = p, the
-// whole gradient is 0 for every z.
+// sum of all terms of the gradient is 0 for every z.
 #pragma once
 
 #include "math/latent/gaussian.h"
