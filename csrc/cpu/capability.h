@@ -2,9 +2,9 @@
 // sets. The machine or the user selects one of them at run time.
 #pragma once
 
-// The targets in addition to the baseline, which the compiler's flags determine. Arm needs none,
-// because NEON is part of its baseline. Tests that use these kernels as an oracle define
-// VAE_FUSED_CPU_BASELINE.
+// The targets in addition to the baseline, which the compiler flags determine. Arm needs no
+// additional target, because NEON is part of its baseline. Tests that use these kernels as an
+// oracle define VAE_FUSED_CPU_BASELINE.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(VAE_FUSED_CPU_BASELINE)
 #define VAE_FUSED_CPU_TARGETS 1
 #define VAE_FUSED_AVX2 __attribute__((target("avx2,bmi,bmi2,fma,f16c")))
@@ -17,7 +17,7 @@ namespace vae_fused::cpu {
 enum class Capability : int { kDefault, kAvx2, kAvx512 };
 
 // The best instruction set of the machine, or the one that VAE_FUSED_CPU_CAPABILITY names. Throws
-// std::invalid_argument if that one is not available.
+// std::invalid_argument if the named instruction set is not available.
 Capability capability();
 
 }  // namespace vae_fused::cpu

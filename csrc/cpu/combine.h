@@ -1,4 +1,4 @@
-// Adds the partial sums of rows that consist of several tiles, in order.
+// Adds, in order, the partial sums of each row that consists of several tiles.
 #pragma once
 
 #include "iteration/rows.h"
@@ -17,7 +17,7 @@ void combine_as(const Space& space, const RowSums& sums) {
   }
 }
 
-// Does nothing if the tiles have written the sums themselves.
+// Does nothing if the tiles have already written the row sums.
 inline void combine(DType dtype, const Space& space, const RowSums& sums) {
   if (!sums.data || !sums.partials) return;
   dtype == DType::kFloat64 ? combine_as<double>(space, sums) : combine_as<float>(space, sums);

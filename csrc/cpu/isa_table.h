@@ -1,5 +1,6 @@
 // Selects the function that computes the tiles of a call. One binary contains these functions for
-// several instruction sets, each in a file of its own (see latent/tiles_avx2.cpp).
+// several instruction sets, each of which is compiled in a separate file (see
+// latent/tiles_avx2.cpp).
 #pragma once
 
 #include "cpu/capability.h"
@@ -8,10 +9,11 @@
 
 namespace vae_fused::cpu {
 
-// The number of tiles per task. With fewer, waking a second thread would cost more than it saves.
+// The number of tiles per task. With fewer tiles, waking a second thread would cost more than it
+// saves.
 constexpr int64_t kGrain = 8;
 
-// The same function for each dtype, in the order of DType.
+// One function, compiled for each dtype, in the order of DType.
 struct Bodies {
   Body by_dtype[4];
 
@@ -30,7 +32,7 @@ struct Bodies {
   extern const Table name;               \
   }
 
-// The table of the instruction set in use.
+// The table for the instruction set in use.
 #if defined(VAE_FUSED_CPU_TARGETS)
 #define VAE_FUSED_TABLE_IN_USE(name) \
   ::vae_fused::cpu::table_in_use(baseline::name, avx2::name, avx512::name)

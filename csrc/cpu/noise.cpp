@@ -1,4 +1,4 @@
-// The noise for every machine of the architecture: SSE2 on x86-64, NEON on Arm.
+// The noise generator for the baseline of each architecture: SSE2 on x86-64, NEON on Arm.
 #include "cpu/noise.h"
 
 #define VAE_FUSED_TARGET baseline

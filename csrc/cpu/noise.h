@@ -1,6 +1,6 @@
-// The normals of a key, computed with the vectors of the machine. Each instruction set has its own
-// functions. `fill` computes normals `index` to `index + n` of the stream, and `fill_at` computes
-// normals `indices[0]`, `indices[1]`, ...
+// Computes the normals of a key with the machine's vector instructions. Each instruction set has
+// its own functions. `fill` computes n normals from `index` on, and `fill_at` computes normals
+// `indices[0]`, `indices[1]`, ...
 #pragma once
 
 #include "cpu/capability.h"
@@ -9,7 +9,8 @@
 
 namespace vae_fused::cpu {
 
-// Stores the key that a call has used, for its backward. `out` is null if the key is not needed.
+// Stores the key that a call has used, for its backward pass. `out` is null if the key is not
+// needed.
 inline void write_key(const Key& key, uint64_t* out) {
   if (!out) return;
   out[0] = key.seed;

@@ -1,6 +1,6 @@
-// The noise for AVX-512. Only the code below the pragma is compiled for AVX-512. It contains no
-// inline function of the standard library, because the linker could use this file's copy for other
-// files.
+// The noise generator for AVX-512. Only the code below the pragma is compiled for AVX-512. It
+// contains no inline functions from the standard library, because the linker could use this file's
+// copies in other files.
 #include "cpu/noise.h"
 
 #if defined(VAE_FUSED_CPU_TARGETS)

@@ -1,7 +1,8 @@
-// The noise for one target. noise.h declares the functions, and vector.h defines the vectors.
+// The noise generator for one target. noise.h declares the functions, and vector.h defines the
+// vectors.
 //
-// A step generates kLanes blocks of noise. The words of several steps are stored in a buffer first,
-// because Philox and Box-Muller together need more registers than there are.
+// A step generates kLanes blocks of noise. The words of several steps are first stored in a buffer,
+// because Philox and Box-Muller together need more registers than the machine has.
 #pragma once
 
 #include <cstring>
@@ -11,14 +12,14 @@
 #include "math/normal.h"
 
 // Enables instruction scheduling before register allocation, which GCC disables by default on x86.
-// The operations of csrc/math are in the order of the formulas, for several vectors side by side.
-// Reordering them saves 8 % on AVX2, where the original order runs short of registers.
+// The operations in csrc/math follow the order of the formulas, for several vectors side by side.
+// Reordering them saves 8 % of the time on AVX2, where the original order runs out of registers.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("schedule-insns", "sched-pressure")
 #endif
 
-// Forces one compiled copy of a function for all calls. Without noclone, GCC compiles another copy
-// for constant arguments. clang has no such attribute.
+// Makes all calls use one compiled copy of a function. Without noclone, GCC compiles another copy
+// for constant arguments. clang does not have the noclone attribute.
 #if defined(__GNUC__) && !defined(__clang__)
 #define VAE_FUSED_NOCLONE __attribute__((noinline, noclone))
 #else
@@ -36,7 +37,7 @@ VAE_FUSED_HD int block_of_lane(int i) {
   return i / kWidth * kWidth + i % 4 * kGroups + i % kWidth / 4;
 }
 
-// Counters first, first + 1, ..., arranged so that `packed` produces the order of lanes of
+// Counters first, first + 1, ..., arranged so that `packed` produces the lane order of
 // `block_of_lane`.
 VAE_FUSED_HD Wide counters(uint64_t first) {
   u64 a{};
@@ -71,8 +72,8 @@ VAE_FUSED_HD math::Words<Bits> words_of(const uint32_t (&from)[4][kLanes]) {
 // many bytes of each run as it generates.
 constexpr int kLinesFetched = kLanes / 8;
 
-// The high word of the counter is usually the same for all blocks, and then it stays a number
-// instead of a vector.
+// The high word of the counter is usually the same for all blocks. It is then a scalar instead of a
+// vector.
 VAE_FUSED_HD void make_words(uint64_t seed, uint64_t first, int steps, Batch& batch,
                              Prefetcher& prefetcher) {
   const uint64_t blocks = static_cast<uint64_t>(steps) * kLanes;
@@ -165,7 +166,7 @@ static void fill_from(const Key& key, uint64_t index, int n, T* out, Prefetcher&
   }
 }
 
-// Stores the two words from which the normal of each lane is made. Each lane computes a whole
+// Stores the two words from which the normal of each lane is computed. Each lane computes a whole
 // block, which has enough words for four normals.
 VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes],
                                uint32_t (*to)[kLanes]) {
@@ -184,8 +185,8 @@ VAE_FUSED_HD void put_pairs_at(const Key& key, const uint64_t (&indices)[kLanes]
   store(second.b, to[1] + kWidth);
 }
 
-// A step computes two of the requested normals in each lane, one from each pair of words of the
-// lane.
+// A step computes two of the requested normals in each lane, one from each of the lane's two pairs
+// of words.
 static void fill_pairs_at(const Key& key, const uint64_t* indices, int n, float* out) {
   Batch batch;
   for (int pair = 0; pair < 2; ++pair) {

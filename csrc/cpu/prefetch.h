@@ -1,4 +1,4 @@
-// Prefetches memory that is needed soon.
+// Prefetches memory that will be needed soon.
 #pragma once
 
 #include "iteration/operand.h"
@@ -6,12 +6,13 @@
 namespace vae_fused::cpu {
 
 // Runs of memory that the next piece of a tile reads, or that this piece writes. Generating noise
-// is pure arithmetic and takes most of a kernel's time, so each of its steps prefetches some lines.
-// If all lines were prefetched at once, they would wait for each other.
+// is pure arithmetic and takes most of a kernel's time, so each step of the noise generator
+// prefetches a few cache lines. If all lines were prefetched at once, the prefetches would wait for
+// each other.
 class Prefetcher {
  public:
-  // `bytes` is the length of each run. A run may exceed its tensor, because a prefetch is only a
-  // hint.
+  // `bytes` is the length of each run. A run may extend past the end of its tensor, because a
+  // prefetch is only a hint.
   VAE_FUSED_HD explicit Prefetcher(int bytes) : bytes_(bytes) {}
 
   VAE_FUSED_HD void add(const void* run) { from_[count_++] = reinterpret_cast<uintptr_t>(run); }

@@ -8,17 +8,17 @@ namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
 // Widening costs more than adding, so four elements are first added in their own type. The error is
-// at most 1.2e-7 of the sum of their magnitudes, and relatively smaller when many such sums are
-// added.
+// at most 1.2e-7 times the sum of their magnitudes, and the relative error is smaller when many
+// such sums are added.
 template <typename V>
 VAE_FUSED_HD V sum_of_four(V a, V b, V c, V d) {
   return (a + b) + (c + d);
 }
 
 // Sixteen interleaved double sums, combined in a fixed order that is the same for every instruction
-// set. They are declared as vectors, because GCC 12 unrolls a loop over sixteen numbers and then
-// adds them one by one. That loop took 15 % of a Bernoulli's forward pass, and the vectors take
-// 4 %.
+// set. They are declared as vectors, because GCC 12 unrolls a loop over sixteen scalars and then
+// adds them one by one. That loop took 15 % of the Bernoulli forward pass, and the vector code
+// takes 4 %.
 constexpr int kSums = 16;
 template <typename T>
 struct HalfOfSums {
@@ -59,9 +59,9 @@ VAE_FUSED_NOINLINE double sum(const T* values, int n) {
   return sum[0];
 }
 
-// The sum of a few elements. With `sum`, the call and the sixteen sums took 16 ns per row. For rows
-// of two elements that was 9.1 ns per element. Here the processor overlaps the sums of several rows
-// by itself.
+// Sums a few elements. With `sum`, the function call and the sixteen sums took 16 ns per row, and
+// rows of two elements took 9.1 ns per element. With this function, the processor overlaps the sums
+// of several rows.
 template <typename T>
 VAE_FUSED_HD double sum_short(const T* values, int n) {
   double sum = 0;
@@ -101,8 +101,8 @@ VAE_FUSED_NOINLINE void sum_rows(const RowSums& sums, const Tile& tile, int64_t 
 }
 
 // The gradients of a piece's elements. The gradient of a row is stored in whole vectors, which may
-// reach into the next row, whose gradient is stored later. For the last row the buffer has room for
-// one more vector.
+// extend into the next row, whose gradient is stored later. After the last row, the buffer has room
+// for one more vector.
 template <typename T>
 using RowsBuffer = T[kPiece + kWidth];
 

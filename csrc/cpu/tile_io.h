@@ -1,7 +1,8 @@
-// Moves a tile between tensors and the dense buffers of the arithmetic.
+// Moves a tile between tensors and the dense buffers that the arithmetic loops use.
 //
 // A tile is a range of flat elements (see Space), computed one piece at a time. In a contiguous
-// tensor a piece is one run. Otherwise it is traversed in runs along the innermost dimension.
+// tensor, a piece is one run. In other tensors, it is traversed in runs along the innermost
+// dimension.
 #pragma once
 
 #include <type_traits>
@@ -15,18 +16,18 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// Keeps a loop in a function of its own. Loops that are the same for all dtypes are then compiled
-// once, and each loop has all registers to itself.
+// Keeps a loop in a separate function. Loops that are the same for all dtypes are then compiled
+// only once, and each loop can use all registers.
 #define VAE_FUSED_NOINLINE __attribute__((noinline))
 
-// The step of the arithmetic's loops: a vector of floats, or a single double.
+// The values of one step of the arithmetic loops: a vector of floats, or a single double.
 template <typename T>
 using Lanes = std::conditional_t<std::is_same_v<T, float>, Float, T>;
 template <typename T>
 constexpr int kStep = std::is_same_v<T, float> ? kWidth : 1;
 
 // Calls visit with std::true_type or std::false_type for each flag, so that loops are compiled for
-// each combination.
+// each combination of flags.
 template <bool... kConstants, typename Visit>
 VAE_FUSED_HD void with_flags(const Visit& visit) {
   visit(std::bool_constant<kConstants>{}...);
@@ -37,7 +38,7 @@ VAE_FUSED_HD void with_flags(const Visit& visit, bool flag, Flags... rest) {
        : with_flags<kConstants..., false>(visit, rest...);
 }
 
-// Replaces std::fill_n, which the linker could merge with the copies of other instruction sets.
+// Replaces std::fill_n, because the linker could merge its copies for different instruction sets.
 template <typename T>
 VAE_FUSED_NOINLINE void fill_with(T value, T* to, int n) {
   for (int j = 0; j < n; ++j) to[j] = value;
@@ -54,14 +55,14 @@ VAE_FUSED_HD void put(Float x, S* to) {
 VAE_FUSED_HD double get(const double* from) { return *from; }
 VAE_FUSED_HD void put(double x, double* to) { *to = x; }
 
-// The number of elements that are computed at a time. The eight float buffers of the default call
-// and the cache lines of its tensors fit in an L1 cache of 32 KiB. The twenty buffers of a call
-// with options do not quite fit, but with half the size such a call was 3 % slower, and with twice
-// the size 1 % faster.
+// The number of elements that are computed at a time. The eight float buffers of a default call and
+// the cache lines of its tensors fit in a 32 KiB L1 cache. The twenty buffers of a call with
+// options do not quite fit, but such a call was 3 % slower with pieces of half this size, and 1 %
+// faster with pieces of twice this size.
 constexpr int kPiece = 512;
 
-// A part of a tile. The arithmetic computes whole vectors. The values after the last element do not
-// matter.
+// A part of a tile. The arithmetic loops compute whole vectors, but the values after the last
+// element do not matter.
 struct Piece {
   int64_t begin;
   int n;
@@ -69,8 +70,8 @@ struct Piece {
   VAE_FUSED_HD int whole() const { return (n + kWidth - 1) / kWidth * kWidth; }
 };
 
-// The piece of a tile that begins `at` elements after the first one. If `row` is not 0, it is the
-// length of rows, and the piece ends at the end of a row or before.
+// Returns the piece that begins `at` elements after the beginning of a tile. If `row` is not 0, it
+// is the length of the rows, and the piece does not extend past the end of a row.
 VAE_FUSED_HD Piece piece_of(const Tile& tile, int at, int64_t row = 0) {
   const int64_t begin = tile.begin + at;
   int64_t n = tile.n - at < kPiece ? tile.n - at : kPiece;
@@ -81,10 +82,10 @@ VAE_FUSED_HD Piece piece_of(const Tile& tile, int at, int64_t row = 0) {
   return {begin, static_cast<int>(n)};
 }
 
-// Returns `length` if pieces should end where rows of this length end, else 0. Within a row, an
-// operand that all rows share is one dense run, which is read in place, and an operand that is
-// constant along rows is one value. A row must then consist of whole vectors, and be long enough
-// for a piece to be worthwhile.
+// Returns `length` if pieces should end where rows of this length end, otherwise 0. Within a row,
+// an operand that all rows share is one dense run, which is read in place, and an operand that is
+// constant along rows is a single value. Pieces end with the rows only if a row consists of whole
+// vectors and is long enough for a piece to be worthwhile.
 VAE_FUSED_HD int64_t row_of_pieces(int64_t length) {
   return length >= kPiece / 4 && length % kWidth == 0 ? length : 0;
 }
@@ -115,8 +116,7 @@ VAE_FUSED_HD int64_t locate(const Space& space, const int64_t* stride, int64_t e
   return offset;
 }
 
-// Calls run(position in the tile, offset in the tensor, stride, length) for each run of the flat
-// elements [begin, begin + n).
+// Calls run(position in the piece, offset in the tensor, stride, length) for each run of the piece.
 template <typename Run>
 VAE_FUSED_HD void for_each_run(const Space& space, const int64_t* stride, const Piece& piece,
                                const Run& run) {
@@ -152,12 +152,12 @@ VAE_FUSED_HD S* dense(const Space& space, const Operand& operand, const Piece& p
   return coordinate[inner] + piece.n > space.size[inner] ? nullptr : data + offset;
 }
 
-// Whether a vector of floats is loaded from S, and stored to it, as a whole.
+// Whether elements of type S are loaded into a vector of floats, and stored from it, all at once.
 template <typename S>
 constexpr bool kIsVector = std::is_same_v<S, float> || (kConvertsHalf && std::is_same_v<S, Half>);
 
-// Runs are often as short as the latents of one row. Two overlapping vectors copy 30 floats in a
-// quarter of the time of a loop with a remainder.
+// A run is often as short as the latents of one row. Two overlapping vectors copy 30 floats in a
+// quarter of the time that a loop with a remainder takes.
 template <typename From, typename To>
 VAE_FUSED_HD void copy_dense(const From* from, int n, To* to) {
   if constexpr (kIsVector<From> && kIsVector<To>) {
@@ -214,7 +214,7 @@ VAE_FUSED_NOINLINE void copy_out(const Space& space, const Operand& operand, Pie
   }
 }
 
-// Loads the mask of a piece as numbers, 0 or 1.
+// Loads the mask of a piece, converted to 0 or 1 in the arithmetic type.
 template <typename T>
 VAE_FUSED_NOINLINE void load_mask(const Space& space, const Operand& operand, Piece piece, T* out) {
   const uint8_t* const data = static_cast<const uint8_t*>(operand.data);
@@ -224,7 +224,7 @@ VAE_FUSED_NOINLINE void load_mask(const Space& space, const Operand& operand, Pi
   pad(piece, out);
 }
 
-// Masked elements are 0, whatever their tensors contain.
+// Replaces masked elements with 0, whatever their tensors contain.
 template <bool masked, typename T>
 VAE_FUSED_HD Lanes<T> zero_if_masked(const T* mask, int j, Lanes<T> value) {
   if constexpr (!masked) return value;
@@ -232,8 +232,8 @@ VAE_FUSED_HD Lanes<T> zero_if_masked(const T* mask, int j, Lanes<T> value) {
   return select(get(mask + j) == zero, zero, value);
 }
 
-// Returns a dense run if the arithmetic can use it in place, else null. In place nothing is copied.
-// The copies would take a quarter of the forward kernel's time.
+// Returns a dense run if the arithmetic loops can use it in place, otherwise null. Copying values
+// to and from buffers instead would take a quarter of the forward kernel's time.
 template <typename T, typename S>
 VAE_FUSED_HD T* in_place(S* run, const Piece& piece) {
   if constexpr (std::is_same_v<S, T>) {
@@ -242,7 +242,7 @@ VAE_FUSED_HD T* in_place(S* run, const Piece& piece) {
   return nullptr;
 }
 
-// Returns the values of a piece, in the tensor itself or copied to the buffer. Adds the values of
+// Returns the values of a piece, either in the tensor or copied to the buffer. Adds the values of
 // the next piece to the prefetcher.
 template <typename S, typename T>
 VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Piece& piece,
@@ -254,8 +254,8 @@ VAE_FUSED_HD const T* load(const Space& space, const Operand& operand, const Pie
   return buffer;
 }
 
-// Returns where to compute the values of a piece: in the tensor itself or in the buffer. Values
-// that no tensor receives are computed in the buffer, too.
+// Returns where to compute the values of a piece: in the tensor or in the buffer. Values that are
+// not written to a tensor are also computed in the buffer.
 template <typename S, typename T>
 VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& piece, T* buffer,
                        Prefetcher& prefetcher) {
@@ -265,7 +265,8 @@ VAE_FUSED_HD T* target(const Space& space, const Operand& operand, const Piece& 
   return values ? values : buffer;
 }
 
-// Copies the values at `target` to the tensor, if there is one and they are not in it already.
+// Copies the values at `target` to the tensor, if there is one and it does not already contain
+// them.
 template <typename S, typename T>
 VAE_FUSED_HD void store(const Space& space, const Operand& operand, const Piece& piece,
                         const T* target, const T* buffer) {
@@ -282,8 +283,9 @@ VAE_FUSED_HD Operand operand_of_sample(const SampledOperand& operand, int64_t sa
 
 constexpr int64_t kLongRun = 32;
 
-// The normals of a piece whose indices are not all consecutive. A step of `fill` makes up to 128
-// normals, so short runs and other strides are combined in calls of `fill_at`.
+// Generates the normals of a piece whose indices are not all consecutive. A step of `fill`
+// generates up to 128 normals, so short runs and runs with other strides are combined into one call
+// to `fill_at`.
 template <typename T>
 VAE_FUSED_NOINLINE void fill_runs(const Space& space, const Key& key, int64_t first, Piece piece,
                                   T* out, Prefetcher& prefetcher) {
@@ -297,7 +299,7 @@ VAE_FUSED_NOINLINE void fill_runs(const Space& space, const Key& key, int64_t fi
   if (!long_runs) fill_at(key, indices, piece.n, out);
 }
 
-// The noise of a piece and a sample: explicit, or regenerated from the key.
+// Returns the noise of a piece for one sample, either read from `eps` or generated from the key.
 template <typename S, typename T>
 VAE_FUSED_HD const T* load_noise(const Space& space, const SampledOperand& eps, const Key& key,
                                  int64_t sample, const Piece& piece, T* buffer,

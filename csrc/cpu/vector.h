@@ -6,13 +6,13 @@
 //   Pair<V>      two Float or two Word, with a block of noise in each of kLanes lanes
 //   Wide         kLanes 32-bit integers in the low halves of 64 bits; the high halves are arbitrary
 //
-// An operation on a Pair or a Wide is two or four independent instructions. They keep the machine
-// busy in spite of the long dependency chains of Philox and Box-Muller. The code uses the vector
-// extension of GCC and clang. Intrinsics are used only for what it lacks: the product 32 x 32 ->
-// 64, the square root, minimum and maximum, and masks.
+// An operation on a Pair consists of two independent instructions, and one on a Wide of four. They
+// keep the machine busy despite the long dependency chains of Philox and Box-Muller. The code uses
+// the vector extensions of GCC and clang. Intrinsics are used only for operations that the
+// extensions lack: the 32 x 32 -> 64 product, the square root, the minimum and maximum, and masks.
 //
-// A file that includes this one is compiled for one target. That file must include the header of
-// the intrinsics before it selects the target, as noise_avx2.cpp does.
+// A file that includes this header is compiled for one target. That file must include the
+// intrinsics header before it selects the target, as noise_avx2.cpp does.
 #pragma once
 
 #include <cstdint>
@@ -54,9 +54,9 @@ typedef int32_t i32 __attribute__((vector_size(kBytes)));
 typedef uint32_t u32 __attribute__((vector_size(kBytes)));
 typedef uint64_t u64 __attribute__((vector_size(kBytes)));
 
-// `product` multiplies the low halves. `lesser` and `greater` are x < y ? x : y and x > y ? x : y.
-// If x or y is NaN, they return y, or NaN on Arm. A mask has one bit per lane where the machine
-// supports that, otherwise a lane of all ones or all zeros.
+// `product` multiplies the low halves. `lesser` returns x < y ? x : y, and `greater` returns x > y
+// ? x : y. If x or y is NaN, both return y, or NaN on Arm. A mask has one bit per lane if the
+// machine supports that. Otherwise each lane is all ones or all zeros.
 #if VAE_FUSED_VECTOR_BYTES == 64
 typedef __mmask16 mask_t;
 VAE_FUSED_HD u64 product(u64 x, u64 y) {
@@ -79,8 +79,8 @@ VAE_FUSED_HD f32 blend(mask_t m, f32 x, f32 y) {
   return (f32)_mm512_mask_blend_ps(m, (__m512)y, (__m512)x);
 }
 VAE_FUSED_HD bool everywhere(mask_t m) { return m == 0xFFFF; }
-// Stores the numbers first + l of the lanes l where m is true, without gaps, and returns how many
-// these are. It writes a whole vector.
+// For each lane l where m is true, stores first + l, without gaps. Returns the number of such
+// lanes. The function always writes a whole vector.
 constexpr bool kHasCompress = true;
 VAE_FUSED_HD int compress(mask_t m, int first, int32_t* to) {
   const i32 lanes = i32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + first;
@@ -232,7 +232,8 @@ struct Wide {
   friend VAE_FUSED_HD Wide mulhi(Wide x, Wide y) { return high_halves(x * y); }
 };
 
-// Selects elements i and j of x, then k and l of y, within each 16 bytes, where shuffles are cheap.
+// Selects elements i and j of x, then k and l of y, within each group of 16 bytes, where shuffles
+// are cheap.
 template <int i, int j, int k, int l>
 VAE_FUSED_HD f32 shuffle(f32 x, f32 y) {
   constexpr int w = kWidth;
@@ -256,7 +257,7 @@ VAE_FUSED_HD Bits packed_mulhi(Wide x, Wide y) {
   return {high_halves(z.a, z.b), high_halves(z.c, z.d)};
 }
 
-// The position of lane i of a Wide, counted through a, b, c, d, after it has been packed.
+// Returns the position of lane i of a Wide after packing. Lanes are counted through a, b, c, d.
 VAE_FUSED_HD int packed_lane(int i) {
   constexpr int kHalf = kWidth / 2;
   return i / kWidth * kWidth + i % kHalf / 2 * 4 + i % kWidth / kHalf * 2 + i % 2;
@@ -277,8 +278,8 @@ VAE_FUSED_HD u64 load(const uint64_t* from) {
   return *reinterpret_cast<const u64_in_memory*>(from);
 }
 
-// Loads and stores of half precision, where the machine has instructions for the conversion. A
-// conversion on the bits takes ten instructions per vector.
+// Half-precision loads and stores, for machines with conversion instructions. Converting with
+// integer instructions takes ten instructions per vector.
 #if VAE_FUSED_VECTOR_BYTES >= 32
 constexpr bool kConvertsHalf = true;
 typedef uint16_t u16 __attribute__((vector_size(kBytes / 2)));

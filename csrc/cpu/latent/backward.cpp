@@ -1,4 +1,4 @@
-// The backward CPU kernel. Its tasks compute tiles, as defined in backward_tile.h.
+// The backward CPU kernel. backward_tile.h defines how its tasks compute a tile.
 #include "cpu/latent/tasks.h"
 
 namespace vae_fused::cpu {

@@ -1,5 +1,5 @@
-// A tile of the backward kernel, for one instruction set. It is computed in pieces, as in
-// forward_tile.h.
+// Computes a tile of the backward kernel, for one instruction set. As in forward_tile.h, the tile
+// is computed in pieces.
 #pragma once
 
 #include "cpu/latent/gaussians.h"
@@ -8,8 +8,8 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// With DefaultOptions: computes the gradients of mu and x from those of z and of the KL. Either of
-// these two may be absent.
+// With DefaultOptions: computes the gradients of mu and x from the gradients of z and of the KL,
+// either of which may be absent.
 template <bool sampled, bool with_kl, bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> o, const T* mu, const T* raw, const T* mask,
                                 const T* gz, const T* eps, const T* gk, T* gmu, T* graw, int n) {
@@ -32,8 +32,8 @@ VAE_FUSED_NOINLINE void adjoint(math::DefaultOptions<T> o, const T* mu, const T*
   }
 }
 
-// With DefaultOptions: computes the gradients of mu and x from those of z and of the KL that the
-// sample estimates.
+// With DefaultOptions: computes the gradients of mu and x from the gradients of z and of the KL
+// estimated from the sample.
 template <bool stop_q, bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void log_ratio_adjoint(math::DefaultOptions<T> o, const T* mu, const T* raw,
                                           const T* mask, const T* gz, const T* eps, const T* gk,
@@ -113,14 +113,15 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::DefaultOpt
 }
 
 // The gradients that a piece accumulates. `mu` first contains the gradients of z, summed over the
-// samples. `raw` first contains the sum of grad_z eps, and is then converted to the gradient of the
-// raw scale. `mean` and `prior` contain the gradients of the prior's mean and raw scale.
+// samples. `raw` first contains the sum of grad_z * eps over the samples, and is then converted to
+// the gradient of the raw scale. `mean` and `prior` contain the gradients of the prior's mean and
+// raw scale.
 template <typename T>
 struct Gradients {
   T *mu, *raw, *mean, *prior;
 };
 
-// The first sample initialises the sums.
+// Adds x to the sums. The first sample initialises them.
 template <bool first, typename T>
 VAE_FUSED_NOINLINE void add(const T* x, T* to, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
@@ -152,8 +153,9 @@ VAE_FUSED_NOINLINE void scale_adjoint(const GaussianPiece<math::LatentOptions<T>
   }
 }
 
-// Adds the gradients of a sample and of the KL that it estimates. `direct` receives the gradient of
-// ln sigma^2 that does not pass through z. `geps` receives the gradient of eps, or is null.
+// Adds the gradients of a sample and of the KL estimated from it. `direct` accumulates the part of
+// the gradient of ln sigma^2 that does not pass through z. `geps` receives the gradient of eps, or
+// is null.
 template <bool stop_q, bool scaled, bool learned, typename T>
 VAE_FUSED_NOINLINE void add_log_ratio_adjoint(
     const GaussianPiece<math::LatentOptions<T>, true>& gaussians, math::LatentOptions<T> o,
@@ -221,7 +223,7 @@ VAE_FUSED_HD void backward_piece(const BackwardParams& p, const math::LatentOpti
   }
   const Gradients<T> g = {grads[0], grads[1], grads[2], grads[3]};
 
-  // The gradient of a KL that samples estimate passes through the samples.
+  // The gradient of a KL estimated from samples passes through the samples.
   const bool with_kl = p.grad_kl.data, at_sample = with_kl && o.at_sample;
   const bool has_samples = p.grad_z.data || at_sample;
   const bool needs_eps = at_sample || (p.grad_z.data && p.grad_raw.data);

@@ -1,4 +1,4 @@
-// The forward CPU kernel. Its tasks compute tiles, as defined in forward_tile.h.
+// The forward CPU kernel. forward_tile.h defines how its tasks compute a tile.
 #include "cpu/combine.h"
 #include "cpu/latent/tasks.h"
 #include "cpu/noise.h"

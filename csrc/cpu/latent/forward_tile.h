@@ -1,6 +1,6 @@
-// A tile of the forward kernel, for one instruction set. A piece is loaded, its noise is generated,
-// and its results are computed and stored, in buffers that stay in the L1 cache. The cost is one
-// pass over the tensors, with no intermediate of their size.
+// Computes a tile of the forward kernel, for one instruction set. Each piece is loaded, its noise
+// is generated, and its results are computed and stored, all in buffers that stay in the L1 cache.
+// The kernel makes one pass over the tensors and creates no intermediate tensors.
 #pragma once
 
 #include "cpu/latent/gaussians.h"
@@ -26,7 +26,7 @@ VAE_FUSED_NOINLINE void sample_and_kl(math::DefaultOptions<T> o, const T* mu, co
   }
 }
 
-// With DefaultOptions: computes the sample, and the KL that the sample estimates.
+// With DefaultOptions: computes the sample and the KL estimated from it.
 template <bool clamps, bool masked, typename T>
 VAE_FUSED_NOINLINE void sample_and_log_ratio(math::DefaultOptions<T> o, const T* mu, const T* raw,
                                              const T* mask, const T* eps, T* z, T* kl, int n) {

@@ -1,5 +1,5 @@
-// The Gaussians of a piece, for LatentOptions: posterior and prior in dense buffers. They are
-// computed in stages, so that no loop contains a branch on the options.
+// The Gaussians of a piece with LatentOptions: the posterior and the prior, in dense buffers. They
+// are computed in stages, so that no loop contains a branch on the options.
 #pragma once
 
 #include "cpu/latent/tasks.h"
@@ -9,7 +9,7 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-// Only backward needs the derivatives.
+// Only the backward kernel needs the derivatives.
 template <typename T, bool kDerivatives>
 struct ScalePiece {
   alignas(64) T sigma[kPiece], x[kPiece];
@@ -68,9 +68,10 @@ struct ScalePiece {
     }
   }
 
-  // In one loop, the exponential and the logarithm of softplus and then the logarithm of the result
-  // form a chain that is too long for the processor to overlap with the chain of the next vector.
-  // So for softplus, and with floors, sigma without floors is computed first.
+  // In a single loop, the exponential and the logarithm of softplus, followed by the logarithm of
+  // the result, would form a dependency chain that is too long for the processor to overlap with
+  // the chain of the next vector. So for softplus, and if there are floors, a first loop computes
+  // sigma without the floors.
   template <math::ScaleBase base>
   VAE_FUSED_NOINLINE void compute_base(math::ScaleOptions<T> o, const T* raw, int n) {
     for (int j = 0; j < n; j += kStep<T>) {
@@ -89,7 +90,7 @@ struct ScalePiece {
     }
   }
 
-  // A clamp is a stage of its own, before the others.
+  // A clamp is a separate stage that runs before the others.
   template <bool soft>
   VAE_FUSED_NOINLINE void compute_clamped(math::ScaleOptions<T> o, const T* raw, int n) {
     alignas(64) T slope[kPiece];
@@ -151,15 +152,15 @@ class GaussianPiece<math::LatentOptions<T>, kDerivatives> {
     return {get(mu_ + j), T(1), q_.at(j), {}};
   }
 
-  // `scaled` means that the prior has a tensor for its scale. Its reciprocal takes 16 cycles, which
-  // overlap with the other work of the loops of the KL.
+  // `scaled` means that a tensor provides the scale of the prior. Computing its reciprocal takes 16
+  // cycles, which overlap with the other work of the KL loops.
   template <bool scaled>
   VAE_FUSED_HD math::Prior<Lanes<T>> prior(int j) const {
     const math::Scale<Lanes<T>> p = p_.at(j);
     return {get(mean_ + j), scaled ? math::precision_of(p.sigma) : p.sigma, p.x, p.dx};
   }
 
-  // Converts the gradient of mu to that of the network's output.
+  // Converts the gradient of mu to the gradient of the network's output.
   VAE_FUSED_NOINLINE void chain_mu(T* grad, int n) const {
     if (!soft_) return;
     for (int j = 0; j < n; j += kStep<T>) put(get(grad + j) * get(dmu_ + j), grad + j);

@@ -1,4 +1,5 @@
-// A list of tensors on the CPU. Their tiles form one range, so that small tensors share a task.
+// Computes a list of tensors on the CPU. The tiles of all tensors form one range, so that small
+// tensors share a task.
 #include "cpu/latent/tasks.h"
 #include "cpu/noise.h"
 #include "iteration/make_space.h"

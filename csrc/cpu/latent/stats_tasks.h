@@ -1,4 +1,4 @@
-// Maps a call for statistics to its tasks.
+// Maps a statistics call to its tasks.
 #pragma once
 
 #include "cpu/latent/tasks.h"

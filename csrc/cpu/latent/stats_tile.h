@@ -1,6 +1,6 @@
-// The sums of a task of statistics, for one instruction set. The forward kernel's code computes the
-// KL of a piece. The other values are computed from the same cache lines, which are in the L1 cache
-// by then.
+// Computes the sums of a statistics task, for one instruction set. The forward kernel's code
+// computes the KL of a piece. The other statistics are then computed from the same cache lines,
+// which are already in the L1 cache.
 #pragma once
 
 #include "cpu/latent/forward_tile.h"
@@ -10,9 +10,9 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 namespace {
 
-constexpr int kLinesOfSum = 8;  // lines added in the elements' type before their sum is widened
+constexpr int kLinesOfSum = 8;  // lines added in the arithmetic type before the sum is widened
 
-// Replaces std::min, which the linker could merge with the copies of other instruction sets.
+// Replaces std::min, because the linker could merge its copies for different instruction sets.
 VAE_FUSED_HD int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Adds an element's values to the sums of its column.
@@ -27,7 +27,7 @@ VAE_FUSED_NOINLINE void add_stats(math::ScaleOptions<T> o, const T* kl, const T*
       put(get(sum) + zero_if_masked<masked>(mask, j, value), sum);
     };
     add(math::kKlStat, get(kl + j));
-    add(math::kMean, delta);  // this sum and the next are around the shift until the task ends
+    add(math::kMean, delta);  // this sum and the next are relative to the shift until the task ends
     add(math::kSquares, delta * delta);
     add(math::kClamped, math::is_clamped(o, get(raw + j)));
     add(math::kNotFinite, math::is_not_finite(get(mu + j), get(raw + j)));
@@ -91,8 +91,8 @@ class StatsWork {
     }
   }
 
-  // The shift of each column is the first unmasked, finite mean of the task. Without a mask, one
-  // row usually provides all shifts. The shifts are repeated for each row of a line.
+  // The shift of a column is its first unmasked, finite mean among the rows of the task. Without a
+  // mask, one row usually provides all shifts. The shifts are repeated for each row of a line.
   void set_shift(int64_t begin, int64_t end, int64_t first, int columns) {
     const ForwardParams& p = task_.forward;
     for (int j = 0; j < columns; ++j) {
@@ -149,7 +149,7 @@ class StatsWork {
         p.gaussians.mask.data || n > piece.n);
   }
 
-  // Adds the sums to the double totals, and resets them.
+  // Adds the sums to the totals in double precision, and resets the sums.
   static VAE_FUSED_NOINLINE void flush(T* sums, double* totals, int n) {
     for (int j = 0; j < n; ++j) {
       totals[j] += static_cast<double>(sums[j]);
@@ -167,7 +167,7 @@ class StatsWork {
   const StatsTask& task_;
   Options options_;
   GaussianPiece<Options, false> gaussians_;
-  int width_ = 0;  // of a line
+  int width_ = 0;  // elements of a line
   alignas(64) T kl_[kPiece], mu_[kPiece], raw_[kPiece], location_[kPiece], mask_[kPiece];
   alignas(64) T shift_[kPiece], sums_[math::kStats][kPiece];
   alignas(64) double totals_[math::kStats][kPiece];

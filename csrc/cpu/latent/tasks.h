@@ -24,15 +24,16 @@ struct Task {
   }
 };
 
-// The values of elements are twice their KL, so the sums are multiplied by half of the factor.
+// The kernels compute twice the KL of each element, so the sums are multiplied by half the factor.
 VAE_FUSED_HD RowSums kl_sums(const ForwardParams& p) {
   RowSums sums = p.kl;
   sums.factor *= 0.5;
   return sums;
 }
 
-// Calls run(params) with options that include the numbers that the call passes on the device. A CPU
-// can read these at any time, so the choice of a kernel depends only on the values of the options.
+// Calls run(params) with options that include the scalars that the call passes as tensors. The CPU
+// can read these tensors at any time, so kernel selection depends only on the values of the
+// options.
 template <typename Params, typename Run>
 void with_scalars_read(const WithScalars<Params>& given, const Run& run) {
   if (!given.scalars.any()) return run(static_cast<const Params&>(given));
@@ -68,7 +69,7 @@ inline bool has_default_kernel(const BackwardParams& params) {
   return has_default_options(params.gaussians) && !(at_sample && params.grad_eps.data);
 }
 
-// The function that computes tiles of a call, given its Task.
+// Returns the function that computes the tiles of a call, given its Task.
 template <typename Params>
 Body body_of(const Params& params) {
   const LatentBodies& bodies = bodies_of(params);

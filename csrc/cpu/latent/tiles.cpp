@@ -1,4 +1,4 @@
-// The tiles for every machine of the architecture: SSE2 on x86-64, NEON on Arm.
+// The tile code for the baseline of each architecture: SSE2 on x86-64, NEON on Arm.
 #include "cpu/latent/stats_tasks.h"
 #include "cpu/noise.h"
 

@@ -1,10 +1,10 @@
-// A tile of the backward kernel, for one instruction set.
+// Computes a tile of the backward kernel, for one instruction set.
 //
-// A parameter that rows share, such as the theta of a gene, has one gradient for all of them. So a
-// task computes the same columns of several rows. It adds eight rows at a time in the dtype of the
-// arithmetic, and then adds those sums as doubles. Adding each row as a double takes 9 % longer,
-// and adding all rows as floats loses digits. Each group of rows writes its sums, which are added
-// in order.
+// A parameter that rows share, such as the theta of a gene, has one gradient for all of these rows.
+// So a task computes the same columns of several rows. It adds eight rows at a time in the
+// arithmetic dtype, and then adds those sums in double precision. Adding each row in double
+// precision takes 9 % longer, and adding all rows in single precision loses digits. Each group of
+// rows writes its sums, which are then added in order.
 #pragma once
 
 #include "cpu/likelihood/forward_tile.h"
@@ -14,8 +14,8 @@ namespace {
 
 constexpr int kRowsOfSum = 8;
 
-// The gradients of a piece's terms: dense, or one vector that serves all elements. To fill a buffer
-// with the gradient of a row instead took 6 % of a Bernoulli's backward pass.
+// The gradients of a piece's terms: dense, or one vector that all elements share. Filling a buffer
+// with the gradient of a row instead took 6 % of the Bernoulli backward pass.
 template <typename T>
 struct TermGrads {
   const T* values;
@@ -40,7 +40,7 @@ VAE_FUSED_NOINLINE void adjoints(math::LikelihoodOptions<T> o, const T* const* i
   }
 }
 
-// Adds what counts contribute to the gradients of every parameter but the first.
+// Adds the contributions of nonzero counts to the gradients of all parameters except the first.
 template <class L, typename T>
 VAE_FUSED_NOINLINE void add_count_adjoints(math::LikelihoodOptions<T> o, const Inputs<L, T>& inputs,
                                            bool masked, const T* grad, T* const* out, int n) {
@@ -75,8 +75,8 @@ VAE_FUSED_NOINLINE void multiply_by(const T* factor, T* out, int n) {
   for (int j = 0; j < n; j += kStep<T>) put(get(factor + j) * get(out + j), out + j);
 }
 
-// Converts the gradients g of the logarithm of the mean to those of the logits of a softmax,
-// g_j - p_j sum_k g_k. `dot` is that sum.
+// Converts the gradients g of the logarithm of the mean to the gradients of the softmax logits, g_j
+// - p_j sum_k g_k. `dot` contains the sum over k.
 template <typename T>
 VAE_FUSED_NOINLINE void through_softmax(const T* log_mean, const T* library, const T* dot, T* grad,
                                         int n) {
@@ -86,8 +86,8 @@ VAE_FUSED_NOINLINE void through_softmax(const T* log_mean, const T* library, con
   }
 }
 
-// The gradient of each element's term: grad * factor * weight, and 0 where an element is masked.
-// One vector may serve all elements unless `is_dense`.
+// Returns the gradient of each element's term: grad * factor * weight, or 0 if the element is
+// masked. Unless `is_dense`, the result may be one vector that all elements share.
 template <typename T>
 VAE_FUSED_HD TermGrads<T> load_grad(const NllBackwardParams& p, const Piece& piece, const T* mask,
                                     bool is_dense, T* weight, T* grad) {
@@ -147,7 +147,7 @@ struct BackwardPiece {
   using T = arithmetic_t<S>;
   Inputs<L, T> inputs;
   alignas(64) T grad[kPiece], results[L::kInputs][kPiece];
-  bool has_one_grad;  // all elements of the call have the same one
+  bool has_one_grad;  // all elements of the call have the same gradient
 
   VAE_FUSED_HD explicit BackwardPiece(const NllBackwardParams& p)
       : has_one_grad(is_constant(p.space, p.grad) && !p.observations.mask.data &&
@@ -156,8 +156,8 @@ struct BackwardPiece {
     if (has_one_grad) fill_with(static_cast<T>(p.factor) * given, grad, kPiece);
   }
 
-  // Reads a piece and returns the gradients of its terms. If `is_dense`, `grad` contains one for
-  // each element.
+  // Reads a piece and returns the gradients of its terms. If `is_dense`, `grad` contains one
+  // gradient per element.
   VAE_FUSED_HD TermGrads<T> read(const NllBackwardParams& p, const Piece& piece, bool is_dense) {
     Prefetcher prefetcher(kPiece * sizeof(S));
     load_inputs<L, S>(p.space, p.observations, piece, inputs, prefetcher);
@@ -165,8 +165,8 @@ struct BackwardPiece {
     return load_grad(p, piece, inputs.mask, is_dense, inputs.scratch, grad);
   }
 
-  // Writes the gradients like `adjoints`, and returns the sum of the elements' values, each times
-  // the gradient of its term.
+  // Writes the gradients as `adjoints` does, and returns the sum of the elements' values, each
+  // multiplied by the gradient of its term.
   VAE_FUSED_HD double value_and_adjoints(const NllBackwardParams& p,
                                          const math::LikelihoodOptions<T>& o, const Piece& piece,
                                          T** out) const {
@@ -180,8 +180,8 @@ struct BackwardPiece {
     return sum(values, piece.n);
   }
 
-  // Writes the gradient of input k to `out[k]` unless that is null. Adds the value to `total`
-  // unless that is null.
+  // Writes the gradient of input k to `out[k]` unless `out[k]` is null. Adds the value to `*total`
+  // unless `total` is null.
   VAE_FUSED_HD void run(const NllBackwardParams& p, const math::LikelihoodOptions<T>& o,
                         const Piece& piece, const Operand* const* to, T** out, double* total) {
     const TermGrads<T> grads = read(p, piece, L::kIsCount || total);
@@ -212,8 +212,8 @@ struct BackwardPiece {
     }
   }
 
-  // Sets `out` to the places where the gradients of a piece are computed: in the tensors themselves
-  // if the piece is dense there, else in `results`.
+  // Sets `out[k]` to where the gradient of input k is computed: in its tensor if the piece is dense
+  // there, otherwise in `results[k]`.
   VAE_FUSED_HD void place(const NllBackwardParams& p, const Piece& piece, const Operand* const* to,
                           const bool* needed, T** out) {
     Prefetcher prefetcher(kPiece * sizeof(S));
@@ -223,9 +223,9 @@ struct BackwardPiece {
   }
 };
 
-// Writes gradients, and the partial sums of shared parameters. Sums by column are a row of
-// `columns` numbers for each group of rows. Sums by row are one number for each pair of a row and a
-// tile of columns. `partials` contains the sums of `second`, then those of `third`.
+// Writes the gradients and the partial sums of shared parameters. A sum by column has `columns`
+// partial sums for each group of rows. A sum by row has one partial sum for each row of each tile
+// of columns. `partials` contains the sums of `second`, then those of `third`.
 template <class L, typename S>
 void backward_tiles(void* context, int64_t begin, int64_t end) {
   using T = arithmetic_t<S>;
@@ -305,7 +305,7 @@ void backward_tiles(void* context, int64_t begin, int64_t end) {
   }
 }
 
-// The sums of d / d log mean over each row of the space.
+// Sums d / d log mean over each row of the space.
 template <class L, typename S>
 void dot_tiles(void* context, int64_t begin, int64_t end) {
   using T = arithmetic_t<S>;

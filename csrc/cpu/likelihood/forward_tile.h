@@ -1,8 +1,9 @@
-// A tile of the forward kernel, for one instruction set.
+// Computes a tile of the forward kernel, for one instruction set.
 //
-// For counts, one loop computes the value of every element as if its count were 0. The elements
-// with other counts are collected, and a second loop computes what they add. These are 2 to 12 % of
-// the elements of single-cell data, but most vectors contain at least one.
+// For count likelihoods, one loop computes the value of every element as if its count were 0. The
+// elements with nonzero counts are collected, and a second loop computes the terms that their
+// counts add. In single-cell data, 2 to 12 % of the elements have nonzero counts, but most vectors
+// contain at least one such element.
 #pragma once
 
 #include "cpu/likelihood/inputs.h"
@@ -20,22 +21,22 @@ VAE_FUSED_NOINLINE void values(math::LikelihoodOptions<T> o, const T* const* in,
   }
 }
 
-// Where values have the form of LogTerms, eight of them are added with one logarithm of the product
-// of their 1 + e^exponent. The eight are kSums elements apart, so they are the same eight for
-// vectors of any width.
+// Values that have the form of LogTerms are added in groups of eight, with a single logarithm of
+// the product of their factors 1 + e^exponent. The elements of a group are kSums apart, so the
+// groups are the same for vectors of any width.
 constexpr int kValuesOfGroup = 8;
 constexpr int kGroup = kValuesOfGroup * kSums;
 
-// The sum of some values in two parts: the sum of their linear terms, and the excess over 1 of the
-// product of their 1 + e^exponent.
+// A sum of values in two parts: the sum of their linear terms, and the excess over 1 of the product
+// of their factors 1 + e^exponent.
 template <typename F>
 struct SumOfValues {
   F linear, excess;
 };
 
-// The sum of four values that are kSums elements apart. An infinite exponent times a weight of 0 is
-// NaN, and so is the sum. Replacing the product by 0 takes two of an element's 28 instructions, so
-// it is done only where the sum is NaN.
+// Sums four values that are kSums elements apart. An infinite exponent times a weight of 0 is NaN,
+// which makes the sum NaN. Replacing the product with 0 takes two of the 28 instructions per
+// element, so it is done only if the sum is NaN.
 template <class L, bool masked, typename T>
 VAE_FUSED_HD SumOfValues<Lanes<T>> sum_of_four_values(const T* const* in, const T* mask, int at) {
   using F = Lanes<T>;
@@ -58,7 +59,7 @@ VAE_FUSED_HD SumOfValues<Lanes<T>> sum_of_four_values(const T* const* in, const 
                                           math::excess_of_product(excess[2], excess[3]))};
 }
 
-// Writes the sums of the groups of n elements. n is a multiple of kGroup.
+// Writes the sums of the groups of n elements, where n is a multiple of kGroup.
 template <class L, bool masked, typename T>
 VAE_FUSED_NOINLINE void sums_of_groups(const T* const* in, const T* mask, int n, T* out) {
   for (int j = 0; j < n; j += kGroup) {
@@ -71,8 +72,8 @@ VAE_FUSED_NOINLINE void sums_of_groups(const T* const* in, const T* mask, int n,
   }
 }
 
-// Writes the values of a piece: the sums of its groups, and then the values that remain. Returns
-// how many numbers these are.
+// Writes the sums of the groups of a piece, followed by the values of the remaining elements.
+// Returns how many values it has written.
 template <class L, typename T>
 VAE_FUSED_HD int grouped_values(const math::LikelihoodOptions<T>& o, const Inputs<L, T>& inputs,
                                 bool masked, int n, T* out) {
@@ -103,7 +104,8 @@ VAE_FUSED_NOINLINE void add_counts(math::LikelihoodOptions<T> o, const Inputs<L,
   for (int j = 0; j < count; ++j) out[positions[j]] += added[j];
 }
 
-// Writes the values of a piece, or the sums of their groups. Returns how many numbers these are.
+// Writes the values of a piece, or the sums of their groups. Returns how many values it has
+// written.
 template <class L, typename S, typename T>
 VAE_FUSED_HD int nll_piece(const NllParams& p, const math::LikelihoodOptions<T>& o,
                            const Piece& piece, bool grouped, T* out) {
@@ -125,8 +127,8 @@ VAE_FUSED_HD int nll_piece(const NllParams& p, const math::LikelihoodOptions<T>&
 }
 
 // Whether the values of a call are added in groups, within pieces that do not cross rows. Weighted
-// values cannot share a logarithm, because each weight would be a factor of it. Otherwise the
-// choice depends only on the shape, as the order of summation does.
+// values cannot share a logarithm, because each value's logarithm has a different weight. Apart
+// from weights, the choice depends only on the shape, as the order of summation does.
 template <class L>
 VAE_FUSED_HD bool has_groups(const NllParams& p) {
   return math::kHasLogTerms<L> && !p.observations.weight.data && p.space.cols >= kGroup &&

@@ -1,5 +1,5 @@
-// Reads the inputs of a piece into the form that the arithmetic uses: dense, in its dtype, with the
-// target converted.
+// Reads the inputs of a piece into the form that the arithmetic loops use: dense arrays of the
+// arithmetic dtype, to which the target is converted as well.
 #pragma once
 
 #include "cpu/likelihood/tasks.h"
@@ -40,7 +40,7 @@ VAE_FUSED_HD const T* load_target(const Space& space, const Operand& target, Tar
   }
 }
 
-// The logarithm of the mean: (output - row_max) + row_shift.
+// Computes the logarithm of the mean, (output - row_max) + row_shift.
 template <bool has_max, typename T>
 VAE_FUSED_NOINLINE void shift(const T* output, const T* row_max, const T* row_shift, T* out,
                               int n) {
@@ -69,7 +69,7 @@ VAE_FUSED_HD void load_inputs(const Space& space, const Observations& observatio
                                       inputs.buffers[kTarget<L>], prefetcher);
   if (observations.mask.data) load_mask(space, observations.mask, piece, inputs.mask);
   if (observations.row_shift.data) {
-    // These are constant along a row, so nothing is prefetched for them.
+    // row_shift and row_max are constant along a row, so they are not prefetched.
     alignas(64) T shifts[kPiece];
     copy_in<T>(space, observations.row_shift, piece, shifts);
     if (observations.row_max.data) copy_in<T>(space, observations.row_max, piece, inputs.scratch);
@@ -102,7 +102,7 @@ VAE_FUSED_HD const S* at_first(const Space& space, const Operand& operand, const
          locate(space, operand.stride, piece.begin, coordinate);
 }
 
-// Multiplies values by their weights, and replaces those of masked elements by 0.
+// Multiplies values by their weights, and replaces the values of masked elements with 0.
 template <bool masked, bool weighted, typename T>
 VAE_FUSED_NOINLINE void weigh(const T* mask, const T* weight, T* values, int n) {
   for (int j = 0; j < n; j += kStep<T>) {
@@ -112,11 +112,12 @@ VAE_FUSED_NOINLINE void weigh(const T* mask, const T* weight, T* values, int n) 
   }
 }
 
-// Has room for a vector of positions that begins at the last position.
+// Has room for a whole vector that begins at the last position, because `compress` writes whole
+// vectors.
 using Positions = int32_t[kPiece + kWidth];
 
-// Collects the positions of unmasked counts that are not 0. Compressing whole vectors takes a third
-// of the time of the loop over elements, which takes 10 % of a kernel's time.
+// Collects the positions of unmasked, nonzero counts. Compressing whole vectors takes a third as
+// long as the loop over elements, which takes 10 % of a kernel's time.
 template <bool masked, typename T>
 VAE_FUSED_NOINLINE int collect(const T* target, const T* mask, int n, Positions& positions) {
   int count = 0, j = 0;
@@ -142,7 +143,7 @@ VAE_FUSED_HD int collect_counts(const Inputs<L, T>& inputs, bool masked, int n,
                 : collect<false>(target, inputs.mask, n, positions);
 }
 
-// Copies the inputs at some positions. The last position is repeated to fill the last vector.
+// Copies the inputs at the given positions. The last position is repeated to fill the last vector.
 template <int kInputs, typename T>
 VAE_FUSED_NOINLINE int gather(const T* const* in, const Positions& positions, int count,
                               T (*dense)[kPiece]) {

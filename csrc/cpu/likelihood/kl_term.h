@@ -14,7 +14,7 @@ class KlTermOf {
         beta_(term.beta ? at(term.beta, 0) : term.beta_value),
         capacity_(term.capacity ? at(term.capacity, 0) : term.capacity_value) {}
 
-  // Computes the results from `nll`, the reconstructions.
+  // Computes the results from `nll`, the reconstruction terms.
   void add_to(const void* nll) const {
     for_each_result([&](int64_t r, int64_t begin, int64_t end) {
       double kl = 0, penalty = 0;

@@ -17,9 +17,9 @@ int index_of(const Params& params) {
   return static_cast<int>(params.observations.kind);
 }
 
-// Adds the partial sums that the tasks of backward have written for a parameter, in order, and
-// stores them through the operand, whose strides are 0 along the dimensions of the broadcast.
-// Returns the beginning of the next parameter's partial sums.
+// Adds, in order, the partial sums that the backward tasks have written for a parameter, and stores
+// the totals through the operand, whose strides are 0 along the broadcast dimensions. Returns a
+// pointer to the next parameter's partial sums.
 const double* combine_shared(const Space& space, const Matrix& matrix, const Operand& operand,
                              const double* partials) {
   if (!operand.data) return partials;
@@ -33,7 +33,7 @@ const double* combine_shared(const Space& space, const Matrix& matrix, const Ope
     }
     return partials + matrix.row_groups * matrix.columns;
   }
-  // Several rows may share one value, which is 0 at first.
+  // Several rows may share one value, which is initially 0.
   int64_t coordinate[kMaxDims] = {}, offset = 0;
   for (int64_t r = 0; r < matrix.rows; ++r) {
     for (int64_t t = 0; t < matrix.column_tiles; ++t) out[offset] += *partials++;
@@ -47,7 +47,7 @@ const double* combine_shared(const Space& space, const Matrix& matrix, const Ope
   return partials;
 }
 
-// A buffer that is to be multiplied by a factor.
+// A buffer to multiply by a factor.
 struct ScaleTask {
   const GradientBuffers::Buffer& buffer;
   double factor;
@@ -77,7 +77,8 @@ void scale_tiles(void* context, int64_t begin, int64_t end) {
   }
 }
 
-// The number of sums over parts of rows. The parts of a row are its tiles, or the row itself.
+// The number of partial row sums. The parts of a row are its tiles if it has several, or the whole
+// row.
 int64_t parts_of(const Space& space) { return space.rows * space.tiles_per_row; }
 
 }  // namespace

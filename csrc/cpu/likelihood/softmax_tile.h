@@ -1,5 +1,5 @@
-// The maximum of the logits of each row of a softmax, and the sum of their exponentials relative to
-// that maximum, for one instruction set.
+// Computes the maximum logit of each softmax row and the sum of the exponentials relative to that
+// maximum, for one instruction set.
 #pragma once
 
 #include "cpu/likelihood/tasks.h"
@@ -11,7 +11,8 @@ namespace {
 
 using math::larger;
 
-// `x` is padded to whole vectors with -inf. A NaN is ignored here, but it makes the sum NaN.
+// `x` is padded to whole vectors with -inf. A NaN is ignored here, but it makes the sum of the
+// exponentials NaN.
 template <typename T>
 VAE_FUSED_NOINLINE T greatest(const T* x, int n) {
   Lanes<T> most = -math::kInfinity<T>;
@@ -33,7 +34,8 @@ VAE_FUSED_NOINLINE void hide_masked(const T* mask, T* x, int n) {
   for (int j = 0; j < n; ++j) x[j] = mask[j] == T(0) ? hidden : x[j];
 }
 
-// Writes two doubles for each part of a row, of up to kTile elements: its maximum and its sum.
+// Writes two doubles for each part of a row: its maximum and its sum. A part has up to kTile
+// elements.
 template <typename S>
 void softmax_tiles(void* context, int64_t begin, int64_t end) {
   using T = arithmetic_t<S>;

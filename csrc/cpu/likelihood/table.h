@@ -1,5 +1,5 @@
-// The table of the functions that compute tiles, for one instruction set, with a function for each
-// kind and dtype.
+// A table of the functions that compute tiles, for one instruction set. It has one function for
+// each kind and dtype.
 #pragma once
 
 #include "cpu/likelihood/backward_tile.h"
@@ -15,7 +15,7 @@ constexpr Bodies kNllOf = {nll_tiles<L, float>, nll_tiles<L, double>, nll_tiles<
 template <class L>
 constexpr Bodies kBackwardOf = {backward_tiles<L, float>, backward_tiles<L, double>,
                                 backward_tiles<L, Half>, backward_tiles<L, BFloat16>};
-// Only a mean can be a softmax, so the other kinds have no such function.
+// Only a mean can be a softmax, so the kinds without a mean have no dot function.
 template <class L, Data data>
 constexpr Bodies dot_of() {
   if constexpr (data == Data::kCountOfMean) {

@@ -13,7 +13,7 @@ struct LikelihoodTask {
   const Params& params;
   math::LikelihoodOptions<float> options;
   double* partials = nullptr;  // where a body writes its own partial sums
-  double* totals = nullptr;    // where backward adds the value of nll, one number per task
+  double* totals = nullptr;    // where backward adds the value of nll, one sum per task
 
   explicit LikelihoodTask(const Params& params, double* partials = nullptr,
                           double* totals = nullptr)
@@ -30,14 +30,14 @@ struct LikelihoodTask {
   }
 };
 
-// Row r of a tile that consists of whole rows, or of a part of one.
+// Returns row r of a tile, which consists of whole rows or of a part of one row.
 VAE_FUSED_HD Tile row_of(const Tile& tile, int r) {
   const int cols = tile.n / tile.rows;
   return {tile.begin + int64_t{r} * cols, tile.row + r, cols, 1};
 }
 
-// The index of the sums of such a row among those of a call. If the tile is a part of a row, the
-// index is t, the number of the tile.
+// Returns the index of the sums of a row from `row_of` among the sums of a call. If the tile is a
+// part of a row, the index is t, the index of the tile.
 VAE_FUSED_HD int64_t part_of(const Space& space, const Tile& row, int64_t t) {
   return space.tiles_per_row > 1 ? t : row.row;
 }
@@ -47,7 +47,8 @@ struct SoftmaxTask {
   double* partials;
 };
 
-// A task of backward computes the same columns of several rows, and sums what the rows share.
+// A backward task computes the same columns of several rows, and sums the gradients of the
+// parameters that the rows share.
 constexpr int64_t kColumnsOfTask = kTile;
 constexpr TaskShape kTaskShape = {kColumnsOfTask, 8, 32, 64};
 

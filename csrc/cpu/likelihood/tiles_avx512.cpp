@@ -1,5 +1,6 @@
-// The tiles for AVX-512. Only the code below the pragma is compiled for AVX-512. Its functions are
-// always inlined or have no linkage outside of this file. Code that files share is included above.
+// The tile code for AVX-512. Only the code below the pragma is compiled for AVX-512. Its functions
+// are always inlined or have internal linkage. Code shared with other files is included above the
+// pragma.
 #include "cpu/likelihood/tasks.h"
 #include "cpu/noise.h"
 

@@ -1,14 +1,14 @@
 // The backward CUDA kernel computes every gradient in one launch and regenerates the noise from the
 // key.
 //
-// Bytes per element in float: 12 read (mu, logvar, grad_z), 8 written. It has no reduction.
+// Bytes per float element: 12 read (mu, logvar, grad_z), 8 written. The kernel has no reduction.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/row_grads.cuh"
 
 namespace vae_fused::cuda {
 namespace {
 
-// The state that the threads of a block share.
+// The state that the threads of a thread block share.
 template <typename S, Access kAccess, class Options>
 class BackwardCall;
 
@@ -189,8 +189,8 @@ class BackwardStep {
     }
   }
 
-  // Computes the gradients of chunk b if its samples estimate the KL: gz is the gradient of mu,
-  // graw that of the raw scale, and the gradients of the prior go to prior_grads_.
+  // Computes the gradients of chunk b if the KL is estimated from samples. Stores the gradient of
+  // mu in gz, that of the raw scale in graw, and those of the prior in prior_grads_.
   template <bool kWhole, class Keys, class Rows>
   __device__ __forceinline__ void sum_estimates(const BackwardParams& p, const Options& options,
                                                 const weights_t<Options>& weights,
@@ -308,8 +308,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<kBackwardKernel<Options>,
                                               has_fast_path);
 }
 
-// Removes the clip of exponents from the options, because gradients would mistake it for the clamp:
-// see math::without_clip. The overloads here change nothing, because LatentOptions have no clip.
+// Removes the exponent clip from the options, because gradients would mistake it for the clamp: see
+// math::without_clip. The overloads here change nothing, because LatentOptions has no clip.
 using math::without_clip;
 template <typename T>
 const OptionsOnDevice<T>& without_clip(const OptionsOnDevice<T>& options) {

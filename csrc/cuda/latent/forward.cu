@@ -1,14 +1,14 @@
-// The forward CUDA kernel computes the sample, the KL and its sums in one launch. A block computes
-// one or more tiles.
+// The forward CUDA kernel computes the sample, the KL and its sums in one launch. A thread block
+// computes one or more tiles.
 //
-// Bytes per element in float: 8 read, 4 written. The reduction adds 8 bytes for each 2048 elements.
+// Bytes per float element: 8 read, 4 written. The reduction adds 8 bytes per 2048 elements.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/row_kernel.cuh"
 
 namespace vae_fused::cuda {
 namespace {
 
-// The state that the threads of a block share.
+// The state that the threads of a thread block share.
 template <typename S, Access kAccess, class Options>
 class ForwardCall;
 
@@ -51,9 +51,9 @@ class ForwardStep {
       math::Posterior<T> q[C];
       math::Prior<T> prior[C];
       T eps[C];
-      // The posterior of floats has a branch, and ptxas moves nothing across it. The noise needs no
-      // load, so it is computed first. The posterior of 16-bit elements has no branch, and ptxas
-      // moves the noise to the front by itself.
+      // The float posterior has a branch, and ptxas moves no instruction across it. The noise needs
+      // no load, so it is computed first. The posterior of 16-bit elements has no branch, so ptxas
+      // moves the noise to the front on its own.
       constexpr bool kNoiseFirst = !math::kCoarse<S>;
       if (kNoiseFirst && sampled) first_noise(p, noise, span, b, eps);
       gaussians_.template compute<kWhole>(p.gaussians, options, b, with_kl, q, prior);
@@ -75,7 +75,7 @@ class ForwardStep {
     return kGeneral<Options> && p.eps.data;
   }
 
-  // Returns twice the KL of an element, or, if samples estimate the KL, twice the estimate.
+  // Returns twice the KL of an element, or twice its estimate if the KL is estimated from samples.
   static __device__ __forceinline__ T divergence(const Options& options,
                                                  const weights_t<Options>& weights,
                                                  const math::Posterior<T>& q,
