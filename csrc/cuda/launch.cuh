@@ -11,14 +11,15 @@ namespace vae_fused::cuda {
 constexpr int kThreads = 256;  // threads of every block
 
 // Returns the error, which the caller reports, and clears it from the runtime. Otherwise the next
-// call of cudaGetLastError would return it again and attribute it to unrelated work.
+// call to cudaGetLastError would return the error again and attribute it to unrelated work.
 inline cudaError_t reported(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
   return error;
 }
 
-// Returns the error of this launch alone. `cudaGetLastError` after a launch would also return an
-// error that an unrelated earlier call left behind, and attribute it to `vae_fused`.
+// Returns only the error of this launch. Calling `cudaGetLastError` after a launch could also
+// return an error that an unrelated earlier call left behind, and would attribute it to
+// `vae_fused`.
 template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, cudaStream_t stream,
                    const std::common_type_t<Parameters>&... arguments) {

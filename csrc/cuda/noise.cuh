@@ -1,4 +1,4 @@
-// The noise of a step: the keys of Philox's rounds, and the block of the stream for each chunk.
+// The noise of a step: the Philox round keys, and the block of noise for each chunk.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -7,22 +7,22 @@
 
 namespace vae_fused::cuda {
 
-// Stores the key of the call for its backward. Only the first thread of the launch writes.
+// Stores the key of the call for its backward pass. Only the first thread of the launch writes it.
 __device__ __forceinline__ void write_key(const Key& key, uint64_t* out) {
   if (!out || blockIdx.x != 0 || threadIdx.x != 0) return;
   out[0] = key.seed;
   out[1] = key.offset;
 }
 
-// A position in the stream: the counter of the call's first block of noise, and the counter of the
-// tile's first block as two words.
+// A position in the noise stream: the counter of the call's first block of noise, and the counter
+// of the tile's first block of noise, as two words.
 struct Counter {
   uint64_t offset;
   uint32_t low = 0, high = 0;
 
   // Sets the tile's counter to block `first`. Returns whether the counters of the n blocks from
-  // there on have the same high word. If so, a part of Philox's first two rounds is the same for
-  // all of them, and the compiler moves it in front of the loop.
+  // `first` on have the same high word. In that case, part of the first two Philox rounds is the
+  // same for all n blocks, and the compiler hoists it out of the loop.
   __device__ __forceinline__ bool try_share_high_word(uint64_t first, uint32_t n) {
     const uint64_t counter = offset + first;
     low = static_cast<uint32_t>(counter);
@@ -31,8 +31,8 @@ struct Counter {
   }
 };
 
-// Keys that stay in shared memory. Philox reads each key right where it uses it, so that no key
-// occupies a register for longer.
+// Round keys that stay in shared memory. Philox reads each key right before it is used, so that no
+// key occupies a register for long.
 struct KeysInShared {
   SharedAddress<math::RoundKeys> keys;
 
@@ -42,8 +42,8 @@ struct KeysInShared {
   }
 };
 
-// Draws normals. Keys is math::RoundKeys, KeysInShared, or math::Seed, which computes the keys of
-// the rounds.
+// Draws normals. Keys is math::RoundKeys, KeysInShared, or math::Seed, which computes the round
+// keys.
 template <class Keys>
 struct Noise {
   Keys keys;
@@ -60,8 +60,8 @@ struct Noise {
     }
   }
 
-  // Computes the normals of a block if all counters share the high word. `block` counts from the
-  // tile's first block.
+  // Computes the normals of a block of noise if all counters share the high word. `block` is
+  // relative to the tile's first block of noise.
   template <typename S, int C>
   __device__ __forceinline__ void normals_of_block(uint32_t block,
                                                    arithmetic_t<S> (&out)[C]) const {
@@ -69,13 +69,14 @@ struct Noise {
   }
 };
 
-// The stream of a call's key, as a block keeps it. `for_step` returns the Noise of a step. With
-// kReadsKeysOnce the step reads all keys from shared memory before everything else. Loops with more
-// branches read the keys one by one, because all keys together would spill on some architecture.
+// The noise stream of a call's key, as a thread block stores it. `for_step` returns the Noise of a
+// step. With kReadsKeysOnce, a step begins by reading all keys from shared memory. Loops with more
+// branches read the keys one by one, because reading all keys at once would cause spills on some
+// architecture.
 template <KeySource kSource>
 class NoiseStream : public Counter {
  public:
-  // All threads of the block take part.
+  // All threads of the block must call this constructor.
   __device__ __forceinline__ explicit NoiseStream(const RngKey& key, uint64_t* out = nullptr)
       : NoiseStream(share(key, out)) {}
 
@@ -96,9 +97,9 @@ class NoiseStream : public Counter {
     uint64_t offset;
   };
 
-  // Ten threads compute the keys, and only they load the key of the call. Keys that end up in
-  // registers go through shared memory as well. Otherwise the compiler would see that they are sums
-  // and recompute them for each block of noise.
+  // Ten threads compute the round keys, and only these threads load the key of the call. Round keys
+  // that end up in registers also pass through shared memory. Otherwise the compiler would see that
+  // they are sums and recompute them for each block of noise.
   static __device__ __forceinline__ const Shared& share(const RngKey& key, uint64_t* out) {
     __shared__ Shared shared;
     if (threadIdx.x < math::kRounds) {
@@ -143,8 +144,8 @@ class NoiseStream<KeySource::kSeed> : public Counter {
   math::Seed seed_;
 };
 
-// Prepares the stream for a tile whose steps are all whole. The blocks of noise of a tile are
-// consecutive, except in channels_last, where they may be any blocks of the call.
+// Prepares the noise stream for a tile whose steps are all whole. The blocks of noise of a tile are
+// consecutive, except with channels_last, where they may be any of the call's blocks.
 template <typename S, Access kAccess>
 __device__ __forceinline__ bool try_share_high_word(const Space& space, const Tile& tile,
                                                     Counter& counter) {

@@ -1,5 +1,5 @@
-// The elements of a step in registers, in their storage format, and their conversion from and to
-// chunks of numbers.
+// The elements of a step in registers, in their storage format, and the conversion to and from
+// chunks of the arithmetic type.
 #pragma once
 
 #include <cstring>
@@ -13,7 +13,7 @@ struct alignas(sizeof(S) * N < 16 ? sizeof(S) * N : 16) Pack {
   S s[N];
 };
 
-// The index in a pack of element j of chunk b. A pack holds a step in the order of memory.
+// Returns the index, within a pack, of element j of chunk b. A pack holds a step in memory order.
 template <typename S, Access kAccess>
 __device__ __forceinline__ constexpr int place_of(int b, int j) {
   return kAccess == Access::kChannelsLast ? j * kVector<S, kAccess> + b
@@ -27,7 +27,7 @@ constexpr bool kConvertsPairs =
     sizeof(S) == 2 && (kAccess == Access::kContiguous || kAccess == Access::kChannelsLast ||
                        (kAccess == Access::kStrided && kWhole));
 
-// Elements i and i + 1 of a pack, where i is even.
+// Returns elements i and i + 1 of a pack, where i is even.
 template <typename S, int N>
 __device__ __forceinline__ math::Pair<S> pair_of(const Pack<S, N>& pack, int i) {
   math::Pair<S> pairs[N / 2];
@@ -44,7 +44,7 @@ __device__ __forceinline__ void set_pair(Pack<S, N>& pack, int i, arithmetic_t<S
   std::memcpy(&pack, pairs, sizeof pairs);
 }
 
-// Converts chunk b of a pack to numbers.
+// Converts chunk b of a pack to the arithmetic type.
 template <Access kAccess, bool kWhole, int C, typename S, int N>
 __device__ __forceinline__ void widen(const Pack<S, N>& in, int b, arithmetic_t<S> (&out)[C]) {
   if constexpr (!kConvertsPairs<S, kAccess, kWhole>) {

@@ -1,5 +1,5 @@
-// How kernels access memory, and the form of a launch policy. Each family has a table with a policy
-// for each of its kernels, for example in latent/policy.cuh.
+// Defines how kernels access memory, and the format of a launch policy. Each family has a table
+// with a policy for each of its kernels, for example in latent/policy.cuh.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +12,7 @@ namespace vae_fused::cuda {
 
 using math::arithmetic_t;
 
-// How a kernel reads and writes.
+// How a kernel reads and writes its tensors.
 enum class Access {
   kContiguous,    // every tensor is present, contiguous and aligned; the noise comes from the key
   kStrided,       // vectors, because innermost runs are whole vectors; tensors may be absent
@@ -21,17 +21,17 @@ enum class Access {
   kScalar,        // any layout, one element at a time
 };
 
-// Elements of one memory access: 16 bytes, or two channels of a channels_last tensor.
+// The number of elements per memory access: 16 bytes, or two channels of a channels_last tensor.
 template <typename S, Access kAccess>
 constexpr int kVector = kAccess == Access::kScalar         ? 1
                         : kAccess == Access::kChannelsLast ? 2
                                                            : 16 / sizeof(S);
 
-// Elements that are computed together: a block of noise.
+// The number of elements that are computed together: a block of noise.
 template <typename S, Access kAccess>
 constexpr int kChunk = kAccess == Access::kScalar ? 1 : math::kNormalsPerBlock<arithmetic_t<S>>;
 
-// Elements of a step. A thread loads all of them before it computes any.
+// The number of elements in a step. A thread loads all of them before it computes any.
 template <typename S, Access kAccess>
 constexpr int kStep =
     kVector<S, kAccess> * (kAccess == Access::kChannelsLast ? kChunk<S, kAccess> : 1);
@@ -40,19 +40,20 @@ constexpr int kStep =
 template <Access kAccess>
 constexpr bool kAlwaysWhole = kAccess == Access::kChannelsLast || kAccess == Access::kScalar;
 
-// The number of dimensions of the views that fast paths serve without a loop over dimensions. A
-// chunked view has an outer and an inner dimension. A channels_last view has images, groups of c
-// pixels, channels, and the c pixels of a group. Other accesses do not use this number.
+// The number of dimensions of the views that fast paths handle without a loop over dimensions. A
+// chunked view has an outer and an inner dimension. The dimensions of a channels_last view are
+// images, groups of c pixels, channels, and the c pixels of a group. Other access modes do not use
+// this constant.
 template <Access kAccess>
 constexpr int kFastDims = kAccess == Access::kChannelsLast ? 4 : 2;
 
-// Whether kernels for general options have versions with vectors for elements of this type. Single
-// elements of 8 bytes are coalesced as well as vectors are, and the vector kernels of double were a
-// fifth of the binary. With them the code for sm_120 had 4.9 MB.
+// Whether kernels for general options have vector versions for elements of this type. Accesses to
+// single 8-byte elements are coalesced as well as vector accesses are, and the vector kernels for
+// double made up a fifth of the binary. With these kernels, the code for sm_120 was 4.9 MB.
 template <typename S>
 constexpr bool kGeneralHasVectors = sizeof(S) < 8;
 
-// Where the keys of Philox's ten rounds come from.
+// Where the keys of the ten Philox rounds come from.
 enum class KeySource {
   kSeed,       // computed from the seed for each block of noise: 18 additions for 4 floats
   kRegisters,  // kept in twenty registers
@@ -60,8 +61,8 @@ enum class KeySource {
 };
 
 struct LaunchPolicy {
-  // The minimum number of blocks of 256 threads on an SM: 1, 2, 3 or 4 blocks leave a thread 255,
-  // 128, 80 or 64 registers.
+  // The minimum number of 256-thread blocks per SM. With 1, 2, 3 or 4 blocks, a thread has 255,
+  // 128, 80 or 64 registers, respectively.
   int min_blocks;
   KeySource keys = KeySource::kSeed;
   // Whether common calls and tiles have a separate loop without run-time checks: see
@@ -69,7 +70,7 @@ struct LaunchPolicy {
   bool has_fast_path = false;
 };
 
-// A set of enumerators or of numbers below 32.
+// A set of enumerators, or of integers below 32.
 struct EnumSet {
   unsigned bits = 0;
 
@@ -82,13 +83,14 @@ struct EnumSet {
   }
 };
 
-// The policy of some of a family's kernels, for elements of these sizes in bytes.
+// The policy of some of a family's kernels, for elements whose sizes in bytes are in `bytes`.
 struct PolicyRow {
   EnumSet kernels, bytes, accesses;
   LaunchPolicy policy;
 };
 
-// Returns the policy of a kernel. A kernel that is instantiated without a row does not compile.
+// Returns the policy of a kernel. Instantiating a kernel that has no row in the table is a compile
+// error.
 template <typename Kernel, size_t N>
 constexpr LaunchPolicy find_policy(const PolicyRow (&table)[N], Kernel kernel, int bytes,
                                    Access access) {

@@ -1,6 +1,6 @@
 // Memory operations that are written in PTX, because CUDA C++ either cannot express them or lets
 // the compiler turn them into something slower. The emulated device of the tests replaces each of
-// them.
+// these operations.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,8 +13,8 @@
 namespace vae_fused::cuda {
 
 // Stores 16 bytes at once. If this were an assignment, nvcc would merge the store of a whole vector
-// with the elementwise store of a partial vector beside it, and would split both into words up to
-// sm_90.
+// with the adjacent elementwise store of a partial vector, and up to sm_90 would split both into
+// words.
 __device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {
 #if defined(VAE_FUSED_EMULATOR)
   *static_cast<uint4*>(address) = words;
@@ -25,7 +25,7 @@ __device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {
 #endif
 }
 
-// The address of an object in shared memory that is complete before the first read.
+// The address of an object in shared memory that is fully written before the first read.
 template <typename T>
 class SharedAddress {
  public:
@@ -39,8 +39,8 @@ class SharedAddress {
 #endif
 
   // Reads the whole object, 16 bytes at a time. Because of `volatile`, each call reads the memory
-  // again. Without it the compiler would read the object once in front of the loop and keep it in
-  // registers.
+  // again. Without `volatile`, the compiler would read the object once before the loop and keep it
+  // in registers.
   __device__ __forceinline__ T read() const {
     constexpr int kVectors = sizeof(T) / sizeof(uint4);
     static_assert(sizeof(T) % sizeof(uint4) == 0);
@@ -61,8 +61,8 @@ class SharedAddress {
     return object;
   }
 
-  // Reads word i, at a place that the compiler chooses. The host never calls this function, but its
-  // callers are compiled for host and device.
+  // Reads word i. The compiler chooses where to place the load. The host never calls this function,
+  // but its callers are compiled for host and device.
   __host__ __device__ __forceinline__ uint32_t word(uint32_t i) const {
 #if defined(VAE_FUSED_EMULATOR)
     return *reinterpret_cast<const uint32_t*>(address_ + i * 4);
@@ -83,9 +83,9 @@ class SharedAddress {
 
 // Adds 1 to a counter that wraps to 0 after `last`, and returns its previous value. Writes that
 // precede this call, in this thread or before a barrier, are visible to the threads that count
-// later and to every thread that then passes a barrier with one of them. Two fences, before and
-// after an atomicInc, have the same effect, but compile to two MEMBAR and two CCTL.IVALL instead of
-// one each.
+// later and to every thread that then passes a barrier with one of them. Two fences, one before and
+// one after an atomicInc, have the same effect, but compile to two MEMBAR and two CCTL.IVALL
+// instructions instead of one of each.
 __device__ __forceinline__ unsigned int count_in_order(unsigned int* counter, unsigned int last) {
 #if defined(VAE_FUSED_EMULATOR)
   __threadfence();

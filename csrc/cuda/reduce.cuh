@@ -1,16 +1,18 @@
-// Sums whose bits depend on the shape and the layout alone. The elements of a thread are added in
-// order, and so are the warps. Fixed trees add the lanes, and the last block adds the tiles of a
-// row in order.
+// Sums whose bits depend only on the shape and the layout. The elements of a thread are added in
+// order, and so are the sums of the warps. Fixed trees add the lanes, and the last thread block
+// adds the tiles of a row in order.
 //
 // The terms of the closed-form KL are not negative, so each rounding error is relative to the
-// result. For terms of either sign it is relative to the sum of their absolute values. In their own
-// type a thread adds only the elements of a step, at most 8, or 4 sums of 4 elements. It then
-// continues in double. The error stays below 8 * 2^-24 for rows of any length. An fp64 addition for
-// each element would be slow, because a consumer GPU adds doubles at 1/64 of its fp32 speed.
+// result. For terms of either sign, each rounding error is relative to the sum of their absolute
+// values. In the terms' own type, a thread adds only the elements of a step, at most 8, or 4 sums
+// of 4 elements. It then continues in double. The error stays below 8 * 2^-24 for rows of any
+// length. An fp64 addition per element would be slow, because a consumer GPU adds doubles at 1/64
+// of its fp32 speed.
 //
-// The last block of the launch adds up the tiles of long rows. `merge_tiles` bounds their number,
-// because one block reads their sums while the rest of the GPU is idle. Of 2048 doubles a thread
-// reads 8, and its 8 loads are in flight together. A thread reads more if rows leave lanes idle.
+// The last block of the launch adds up the tiles of long rows. `merge_tiles` bounds the number of
+// tiles, because one block reads their sums while the rest of the GPU is idle. Of 2048 doubles,
+// each thread reads 8, and its 8 loads are in flight together. A thread reads more if rows leave
+// lanes idle.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -18,8 +20,8 @@
 
 namespace vae_fused::cuda {
 
-// Adds up the partial sums that other blocks wrote. Eight loads are in flight at a time, and they
-// bypass the L1 cache.
+// Adds up the partial sums that other thread blocks wrote. Eight loads are in flight at a time, and
+// all loads bypass the L1 cache.
 __device__ __forceinline__ double sum_parts(const double* parts, int64_t n, int lane, int width) {
   constexpr int kLoads = 8;
   double sum = 0;
@@ -36,14 +38,15 @@ __device__ __forceinline__ double sum_parts(const double* parts, int64_t n, int 
   return sum;
 }
 
-// Returns the binary logarithm of a number of lanes for n elements. The number is the smallest
-// power of two that leaves each lane at most 8 elements, but at most a warp.
+// Returns the binary logarithm of the number of lanes to use for n elements. The number is the
+// smallest power of two that leaves each lane at most 8 elements, but at most the 32 lanes of a
+// warp.
 __device__ __forceinline__ int log_lanes(int64_t n) {
   const int log_width = 32 - __clz(static_cast<int>((n - 1) >> 3));
   return log_width < 5 ? log_width : 5;
 }
 
-// Returns in every lane the sum over its aligned group of 2^log_width lanes.
+// Returns, in every lane, the sum over its aligned group of 2^log_width lanes.
 __device__ __forceinline__ double group_sum(double x, int log_width) {
   for (int step = (1 << log_width) >> 1; step > 0; step >>= 1) {
     x += __shfl_xor_sync(0xFFFFFFFFu, x, step);
@@ -51,9 +54,8 @@ __device__ __forceinline__ double group_sum(double x, int log_width) {
   return x;
 }
 
-// Adds up one value of each thread of the block, and returns the sum in every lane of the calling
-// warp. Lane l adds up the values l, 32 + l, 64 + l and so on in order. Then a tree adds up the
-// lanes.
+// Adds up one value from each thread of the block, and returns the sum in every lane of the calling
+// warp. Lane l adds up values l, 32 + l, 64 + l and so on, in order. Then a tree adds up the lanes.
 __device__ __forceinline__ double sum_by_warp(const double (&values)[kThreads]) {
   const int lane = threadIdx.x & 31;
   double sum = values[lane];
@@ -62,13 +64,13 @@ __device__ __forceinline__ double sum_by_warp(const double (&values)[kThreads]) 
   return group_sum(sum, 5);
 }
 
-// The largest number of tiles that a block computes before it adds up their sums. The sums take 8
-// KB of shared memory.
+// The maximum number of tiles that a thread block computes before it adds up their sums. The sums
+// take 8 KB of shared memory.
 constexpr int kTilesOfBlock = 4;
 
-// Returns the sum over the block in the threads of the first warp. The other threads return their
-// own x, which takes 20 instructions fewer than a sum in each warp. The block needs a barrier
-// before its next sum.
+// Returns the sum over the thread block in the threads of the first warp. The other threads return
+// their own x, which takes 20 fewer instructions than computing the sum in each warp. The block
+// needs a barrier before its next sum.
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double values[kThreads];
   values[threadIdx.x] = x;

@@ -1,5 +1,5 @@
-// Kernels that read the gradients of row sums. A block computes a tile, and the elements of a row
-// share one gradient.
+// Kernels that read the gradients of row sums. A thread block computes a tile, and the elements of
+// a row share one gradient.
 #pragma once
 
 #include "cuda/steps.cuh"
@@ -30,7 +30,7 @@ __device__ __forceinline__ T grad_of_tile(const RowGrads& grads, const GradSourc
   return static_cast<T>(grads.factor) * static_cast<const T*>(grads.data)[tile.row * grads.stride];
 }
 
-// Reads the gradients of elements. R is GradSource or a Constant of it.
+// Reads the gradients of elements. R is GradSource or a Constant of that type.
 template <typename T, class R>
 class RowGradSource {
  public:
@@ -54,7 +54,8 @@ class RowGradSource {
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) out[j] = factor * pack.s[j];
     } else if (source_ == GradSource::kInTile) {
-      // The tile's first row is computed from blockIdx and a parameter, which occupy no register.
+      // The tile's first row is computed from blockIdx and a kernel parameter, which occupy no
+      // register.
       const T* const tile_grads = grads + blockIdx.x * space_.rows_per_tile;
       VAE_FUSED_UNROLL
       for (int j = 0; j < C; ++j) {
@@ -64,8 +65,8 @@ class RowGradSource {
     }
   }
 
-  // Reads the gradients of the chunk at `part` for one sample of a call in which each sample has
-  // its own row sums.
+  // Reads the gradients of the chunk at `part` for one sample, in a call whose samples have
+  // separate row sums.
   template <int C, bool kWhole>
   __device__ __forceinline__ void get_for_sample(const Span<kWhole>& part, int64_t sample,
                                                  T (&out)[C]) const {
@@ -86,7 +87,7 @@ class RowGradSource {
   T tile_grad_;
 };
 
-// The body of a kernel that computes a tile. `has_fast_path` is that of KernelChoice. A kernel
+// The body of a kernel that computes a tile. `has_fast_path` comes from KernelChoice. A kernel
 // without kServesRows is launched only for calls whose tiles have one gradient each.
 template <typename S, Access kAccess, bool kHasFast, bool kServesRows, class Call>
 __device__ __forceinline__ void run_tile(Call& call, const Space& space, const Tile& tile,

@@ -1,5 +1,5 @@
-// Kernels with row sums. A block computes one or more tiles and sums their values over rows. The
-// last block of the launch combines the sums of the tiles.
+// Kernels with row sums. A thread block computes one or more tiles and sums their values over rows.
+// The last block of the launch combines the sums of the tiles.
 #pragma once
 
 #include "cuda/row_sums.cuh"
@@ -17,7 +17,7 @@ enum class RowDisposition {
   kTiled,   // a row consists of whole tiles
 };
 
-// Sums the values of elements over rows. R is RowDisposition or a Constant of it.
+// Sums the values of elements over rows. R is RowDisposition or a Constant of that type.
 template <typename S, Access kAccess, class R>
 class RowSink {
   using T = arithmetic_t<S>;
@@ -63,8 +63,8 @@ class RowSink {
   double sum_ = 0;
 };
 
-// Combines the partial sums of rows that consist of several tiles, in order. With few rows the
-// whole block works on each. Otherwise a row gets as many lanes as it can use.
+// Combines, in order, the partial sums of rows that consist of several tiles. With few rows, the
+// whole block works on each row. Otherwise a row gets as many lanes as it can use.
 template <typename T>
 __device__ void combine(const Space& space, const RowSums& sums) {
   const int64_t per_row = space.tiles_per_row;
@@ -89,12 +89,12 @@ __global__ void __launch_bounds__(kThreads)
   combine<T>(space, sums);
 }
 
-// How a launch sums rows, see `plan_rows`.
+// How a launch sums rows. See `plan_rows`.
 struct RowPlan {
   RowDisposition disposition = RowDisposition::kNone;
   int64_t blocks = 0;
   bool combines = false;   // whether partial sums have to be combined
-  int ticket = kNoTicket;  // with a ticket the last block combines them, else a second launch does
+  int ticket = kNoTicket;  // with a ticket, the last block combines them; otherwise a second launch
 };
 
 template <typename S, Access kAccess>
@@ -103,7 +103,7 @@ union RowShared {
   double sums[kTilesOfBlock][kThreads];
 };
 
-// The body of a kernel with row sums. `has_fast_path` is that of KernelChoice.
+// The body of a kernel with row sums. `has_fast_path` comes from KernelChoice.
 template <typename S, Access kAccess, bool kHasFast, class Call>
 __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const RowSums& sums,
                                           const RowDisposition& disposition,
@@ -167,24 +167,26 @@ __device__ __forceinline__ void run_tiles(Call& call, const Space& space, const 
 }
 
 // Call this before `merge_tiles`, which may merge a long row into one tile. `chunk` is the number
-// of elements of a chunk of the kernel.
+// of elements in a chunk of the kernel.
 inline RowDisposition disposition_of(const Space& space, const RowSums& sums, int chunk) {
   if (!sums.data) return RowDisposition::kNone;
   if (chunk % space.cols == 0) return RowDisposition::kDirect;
   return space.tiles_per_row == 1 ? RowDisposition::kStaged : RowDisposition::kTiled;
 }
 
-// Returns how many tiles a block computes one after the other. If rows consist of tiles, a block
-// computes up to four, as long as half of the blocks that fill any GPU remain. The reason is that
-// the end of a block, with its barriers and its ticket, takes as long as two or three steps of
-// 16-bit elements, and a tile has only four such steps in a call of 2^24 elements.
+// Returns how many tiles a thread block computes one after the other. If rows consist of whole
+// tiles, a block computes up to four tiles, as long as the launch keeps at least half as many
+// blocks as fill any GPU. The reason is that the end of a block, with its barriers and its ticket,
+// takes as long as two or three steps of 16-bit elements, and a tile has only four such steps in a
+// call with 2^24 elements.
 inline int64_t tiles_of_block(RowDisposition disposition, int64_t tiles) {
   if (disposition == RowDisposition::kStaged) return tiles_to_merge(tiles);
   if (disposition != RowDisposition::kTiled) return 1;
   return std::clamp<int64_t>(2 * tiles / VAE_FUSED_ENOUGH_BLOCKS, 1, kTilesOfBlock);
 }
 
-// Merges tiles and divides them among blocks. `chunk` is the number of elements of a chunk.
+// Merges tiles and distributes them among thread blocks. `chunk` is the number of elements in a
+// chunk.
 inline cudaError_t plan_rows(Space& space, const RowSums& sums, int chunk, cudaStream_t stream,
                              RowPlan& plan) {
   plan.disposition = disposition_of(space, sums, chunk);

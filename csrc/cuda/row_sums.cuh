@@ -1,9 +1,10 @@
 // Sums the whole rows of a tile. The sums of its chunks are staged in shared memory, and are then
 // added up row by row.
 //
-// A chunk of C elements holds parts of at most two rows if rows have at least C - 1 columns. Its
-// head belongs to the row in which it begins, and its tail belongs to the next row. If C is a
-// multiple of the number of columns, a chunk holds whole rows, which are not staged (`store_rows`).
+// A chunk of C elements holds parts of at most two rows if rows have at least C - 1 columns. The
+// chunk's head belongs to the row in which the chunk begins, and its tail belongs to the next row.
+// If C is a multiple of the number of columns, a chunk holds whole rows, which are not staged
+// (`store_rows`).
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -17,8 +18,8 @@ __host__ __device__ __forceinline__ bool has_tails(const Space& space, int chunk
 }
 
 // The number of tiles of the space whose sums are staged together. The sums take 8 KB, or 16 KB in
-// double. Tails, if there are any, take half of that. With 8 KB more, an SM with 64 KB would hold
-// three blocks instead of four.
+// double. Tails, if there are any, take half of this memory. With 8 KB more per block, an SM with
+// 64 KB would hold three blocks instead of four.
 inline int64_t staged_tiles(const Space& space, int chunk) {
   return has_tails(space, chunk) ? chunk / 2 : chunk;
 }
@@ -27,9 +28,9 @@ template <typename S, Access kAccess>
 struct Staged {
   using T = arithmetic_t<S>;
   static constexpr int C = kChunk<S, kAccess>;
-  // The number of tails. The heads of C tiles, or the heads and tails of C / 2 tiles, fit into
-  // twice this number. The two additional steps are needed because a tile may begin and end within
-  // a step.
+  // The maximum number of tails. Twice this number of entries has room for the heads of C tiles, or
+  // for the heads and tails of C / 2 tiles. The two additional steps are needed because a tile may
+  // begin and end within a step.
   static constexpr int kTails = (kTile * C / 2 + 2 * kStep<S, kAccess>) / C;
 
   T heads[2 * kTails];
@@ -76,8 +77,8 @@ struct Staged {
         }
         for (uint32_t at = (from + C - 1) / C + lane; at < end; at += kRun * width) {
           T run = 0;
-          // The loads are unconditional, because for a conditional load nvcc recomputes the address
-          // of the shared memory.
+          // The loads are unconditional, because nvcc recomputes the shared-memory address for a
+          // conditional load.
           VAE_FUSED_UNROLL
           for (uint32_t j = 0; j < kRun; ++j) {
             const uint32_t i = at + j * width;

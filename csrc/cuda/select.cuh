@@ -1,4 +1,4 @@
-// Selects on the host how a call's tensors are accessed and which kernel serves the call. The
+// Selects, on the host, how a call's tensors are accessed and which kernel computes the call. The
 // choice covers all tensors of a call at once, so that no thread ever checks a layout or an
 // alignment.
 #pragma once
@@ -12,7 +12,7 @@
 
 namespace vae_fused::cuda {
 
-// The operands of a call that are present.
+// Returns the operands of a call that are present.
 template <class Params>
 std::vector<OperandRef> operands_of(Params& params) {
   std::vector<OperandRef> present;
@@ -38,11 +38,11 @@ inline bool is_aligned(const void* data, int64_t bytes) {
 
 // Prepares a channels_last call. Its channels (dimension i) are contiguous in memory, but its
 // pixels (dimension m) are contiguous in the noise. For noise in blocks of c, the new flat order is
-// (..., m / c, i, c). A step is then v = 2 channels by c pixels, which takes c small vectors from
-// memory and two whole blocks of noise. Larger vectors would leave most threads of a tile without a
-// step, and exclude 16-bit latents of 4 channels. A single image gets an outer dimension of size 1.
-// Returns false and changes nothing if the tensors have another layout, or if the order of the kept
-// dimensions, which is that of the KL's rows, would change.
+// (..., m / c, i, c). A step is then v = 2 channels by c pixels, which reads c small vectors from
+// memory and uses two whole blocks of noise. Larger vectors would leave most threads of a tile
+// without a step, and would exclude 16-bit latents with 4 channels. A single image gets an outer
+// dimension of size 1. Returns false and changes nothing if the tensors have another layout, or if
+// the order of the kept dimensions, which is the order of the KL's rows, would change.
 inline bool try_channels_last(Space& space, const std::vector<OperandRef>& operands, bool has_rows,
                               int v, int c) {
   const auto broadcasts_inner = [](const OperandRef& ref, int d) {
@@ -97,21 +97,22 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
   return true;
 }
 
-// The elements of a latent with four channels that two neighbouring threads hold: 4 whole pixels.
+// The number of elements that two neighbouring threads hold of a latent with four channels: 4 whole
+// pixels.
 constexpr int kElementsOfThreadPair = 16;
 
-// The kernel that serves a call.
+// The kernel that computes a call.
 struct KernelChoice {
   Access access;
-  // Whether this is the kernel for default options. It serves no tensor that is broadcast along
-  // vectors.
+  // Whether this is the kernel for default options. That kernel supports no tensor that is
+  // broadcast along vectors.
   bool is_default;
   // Whether the call may take the fast path of that kernel: every tensor is present, and views have
   // kFastDims dimensions.
   bool has_fast_path;
 };
 
-// The inputs of the choice besides the tensors' layouts.
+// The inputs of the kernel choice in addition to the tensors' layouts.
 struct CallShape {
   bool is_default = false;           // has default options
   bool has_rows = false;             // has a value for each row
@@ -122,9 +123,9 @@ struct CallShape {
   int64_t samples = 1;
 };
 
-// `operands` are the operands that are present. The function may rewrite the space and the
-// operands' strides, see `try_channels_last`. It sets `Space::pixel_pairs` if `store_pixels` can
-// store the results.
+// Selects the kernel for a call. `operands` are the operands that are present. The function may
+// rewrite the space and the operands' strides (see `try_channels_last`). It sets
+// `Space::pixel_pairs` if `store_pixels` can store the results.
 template <typename S>
 KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands,
                            const CallShape& call) {
@@ -183,8 +184,8 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
                           });
   const bool has_fast_path =
       is_default && call.has_all_operands && space.ndim == kFastDims<Access::kChannelsLast>;
-  // Two threads hold the four channels of a pixel. Tiles have to begin with the first of the two
-  // and to end where a warp ends.
+  // Two threads hold the four channels of a pixel. Tiles must begin with the first of these two
+  // threads and end where a warp ends.
   constexpr int warp_elements = 32 * kStep<S, Access::kChannelsLast>;
   space.pixel_pairs =
       has_fast_path && sizeof(S) == 2 && space.size[2] == 4 && space.cols % warp_elements == 0 &&
@@ -196,8 +197,8 @@ KernelChoice select_kernel(Space& space, const std::vector<OperandRef>& operands
   return {Access::kChannelsLast, is_default, has_fast_path};
 }
 
-// Kernels have one slot for the offsets of the noise, so the strides of an explicit eps replace the
-// strides of the noise stream. Call this after `select_kernel`, which reads both.
+// Kernels have one slot for the noise offset, so the strides of an explicit eps replace the strides
+// of the noise stream. Call this after `select_kernel`, which reads both sets of strides.
 inline void set_noise_strides(Space& space, const Operand& eps) {
   if (eps.data) std::copy_n(eps.stride, kMaxDims, space.noise_stride);
 }
@@ -207,9 +208,10 @@ inline void set_noise_strides(Space& space, const Operand& eps) {
 #define VAE_FUSED_ENOUGH_BLOCKS 2048
 #endif
 
-// Returns how many of a call's tiles become one larger tile. A call with more tiles than fill any
-// GPU merges them, because a block executes about 130 instructions per thread that do not depend on
-// its elements: 16 per element if a thread has 8. The result depends on the number of tiles alone.
+// Returns how many of a call's tiles are merged into one larger tile. If a call has more tiles than
+// are needed to fill any GPU, its tiles are merged, because a block executes about 130 instructions
+// per thread that do not depend on the number of elements. That is 16 instructions per element if a
+// thread has 8 elements. The result depends only on the number of tiles.
 inline int64_t tiles_to_merge(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
 
 // Merges tiles. If tiles consist of whole rows, merging does not change the order of summation

@@ -1,6 +1,6 @@
-// The structure of every kernel: blocks iterate over tiles, and threads iterate over the steps of a
-// tile. A family defines a call, which holds the state that the threads of a block share, and the
-// call's step:
+// The structure of every kernel: thread blocks iterate over tiles, and threads iterate over the
+// steps of a tile. A family defines a call, which holds the state that the threads of a block
+// share, and the call's step:
 //
 //   class Call {
 //     template <bool kFast>
@@ -15,14 +15,14 @@
 //
 // A step computes the values of its elements. Rows is either a RowSink (row_kernel.cuh), which sums
 // these values over rows, or a RowGradSource (row_grads.cuh), which returns the gradients of such
-// sums. A step keeps no reference to its call, because nvcc would take more registers for it.
+// sums. A step keeps no reference to its call, because nvcc would use more registers for it.
 #pragma once
 
 #include "cuda/tile.cuh"
 
 namespace vae_fused::cuda {
 
-// Runs the steps of the calling thread in a tile, from `span` on.
+// Runs the calling thread's steps in a tile, from `span` on.
 template <typename S, Access kAccess, bool kFast, class Call, bool kWhole, class Rows>
 __device__ __forceinline__ void run_steps(const Call& call, Span<kWhole> span, Rows& rows) {
   for (; span.slot < span.end; span = span + kThreads * kStep<S, kAccess>) {

@@ -1,4 +1,4 @@
-// Tickets determine which block of a launch finishes last.
+// Tickets determine which thread block of a launch finishes last.
 //
 // Each launch that needs tickets counts in a slot of a device array. The counter wraps back to 0
 // when the last block has taken its ticket, so the slot is ready for the next launch. Two launches
@@ -11,8 +11,8 @@
 //     which is never reused. Two instantiations of one captured graph must not run concurrently.
 //
 // The array is static and is zeroed when the module loads. A counter that a framework allocates or
-// zeroes lives outside the graph that uses it, which has led to errors in other libraries. When all
-// slots are used up, the caller launches a second kernel instead.
+// zeroes exists outside the graph that uses it, which has led to errors in other libraries. When
+// all slots are used up, the caller launches a second kernel instead.
 #pragma once
 
 #include <atomic>
@@ -30,8 +30,8 @@ constexpr int kNoTicket = -1;
 
 static __device__ unsigned int ticket_counters[kStreamSlots + kCaptureSlots];
 
-// Returns in all threads whether the calling block is the last of the grid. If so, all writes that
-// the other blocks made before their calls are visible through __ldcg.
+// Returns, in all threads, whether the calling block is the last of the grid. In the last block,
+// all writes that the other blocks made before their calls are visible through __ldcg.
 __device__ __forceinline__ bool last_block(int slot) {
   __shared__ bool last;
   __syncthreads();

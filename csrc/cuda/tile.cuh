@@ -1,8 +1,8 @@
-// Divides a tile into the steps of its threads. A step is N neighbouring elements, which a thread
-// holds in registers.
+// Divides a tile into the steps of its threads. A step consists of N neighbouring elements, which a
+// thread holds in registers.
 //
-// Steps access memory in vectors of 16 bytes (4 floats, 2 doubles or 8 elements of 16 bits), in
-// vectors of two channels for channels_last, or one element at a time.
+// Steps access memory in vectors of 16 bytes (4 floats, 2 doubles or 8 16-bit elements), in vectors
+// of two channels for channels_last, or one element at a time.
 #pragma once
 
 #include <cstring>
@@ -13,8 +13,8 @@
 namespace vae_fused::cuda {
 
 // The step of elements [e, e + N), where e is a multiple of N. Slots count elements from the start
-// of the step in which the tile begins. This step starts at `slot`, and the tile has the slots
-// [begin, end).
+// of the step in which the tile begins. This span's step starts at `slot`, and the tile occupies
+// the slots [begin, end).
 template <bool kWhole = false>
 struct Span {
   int64_t first;  // the element that begins slot 0
@@ -45,8 +45,8 @@ struct Span<true> {
   __device__ __forceinline__ Span operator/(int k) const { return {first / k, slot / k, end / k}; }
 };
 
-// Tile t of a call. If rows consist of tiles, a call has at most about 4000 tiles (`merge_tiles`),
-// so that 32 bits are enough.
+// Returns tile t of a call. If rows consist of tiles, a call has at most about 4000 tiles
+// (`merge_tiles`), so that 32 bits are enough.
 __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
   if (space.tiles_per_row == 1) return tile_of_rows(space, t);
   const uint32_t block = static_cast<uint32_t>(t);
@@ -54,8 +54,8 @@ __device__ __forceinline__ Tile tile_of(const Space& space, int64_t t) {
   return tile_of_row(space, row, block - row * static_cast<uint32_t>(space.tiles_per_row));
 }
 
-// A constant as a type. The conversion of std::integral_constant cannot be used, because it is a
-// host function.
+// A constant as a type. The conversion operator of std::integral_constant cannot be used, because
+// it is a host function.
 template <auto kValue>
 struct Constant {
   __device__ __forceinline__ constexpr operator decltype(kValue)() const { return kValue; }
@@ -66,7 +66,8 @@ __device__ __forceinline__ bool is_whole(const Tile& tile) {
   return ((tile.begin | tile.n) & (N - 1)) == 0;
 }
 
-// The first step of the calling thread in a tile. Its next step is `kThreads * N` elements later.
+// Returns the calling thread's first step in a tile. Its next step is `kThreads * N` elements
+// later.
 template <int N, bool kWhole = false>
 __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
   if constexpr (kWhole) {
@@ -77,10 +78,10 @@ __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
   }
 }
 
-// The address of a step in a tensor. In a contiguous tile of whole steps it is a base that all
-// threads share plus 32 bits of the thread's own, instead of a 64-bit offset for each tensor. The
-// 32 bits count bytes. They suffice, because only a call of 2^41 elements has tiles of 2^30
-// elements (`merge_tiles`).
+// Returns the address of a step in a tensor. In a contiguous tile of whole steps, it is a base
+// address that all threads share plus a 32-bit offset of the thread, instead of a 64-bit offset for
+// each tensor. The offset is in bytes, for which 32 bits suffice, because only a call with 2^41
+// elements has tiles of 2^30 elements (`merge_tiles`).
 template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWhole>& span) {
   if constexpr (kAccess == Access::kContiguous && kWhole) {
@@ -91,9 +92,9 @@ __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWh
   }
 }
 
-// Computes the offsets of an element in N tensors, with integers of type I. `rest` is first the
-// flat index of the element, and later the quotient, which is the index in the dimensions that are
-// still to be visited.
+// Computes the offsets of an element in N tensors, with integers of type I. `rest` is initially the
+// flat index of the element, and later the quotient, which is the index in the dimensions that have
+// not been visited yet.
 template <typename I, int N>
 struct Offsets {
   I rest, sums[N] = {};
@@ -112,16 +113,16 @@ struct Offsets {
 
 // Computes the offsets of the step at element e. Views that are accessed in vectors have offsets
 // below 2^31 (`select_kernel`), for which each dimension costs about 20 instructions per step. With
-// 64 bits, which single elements may need, each costs 45. If there is only one dimension, it costs
-// none. The first element of a kChannelsLast step has coordinate 0 in the last dimension, which is
-// therefore skipped. On the fast path the loop over dimensions is unrolled, which takes a third of
-// the instructions.
+// 64-bit offsets, which single elements may need, each dimension costs 45 instructions. If there is
+// only one dimension, it costs none. The first element of a kChannelsLast step has coordinate 0 in
+// the last dimension, which is therefore skipped. On the fast path, the loop over dimensions is
+// unrolled, which takes a third of the instructions.
 template <typename S, Access kAccess, bool kFast, int N>
 __device__ __forceinline__ void locate(const Space& space, const int64_t* const (&strides)[N],
                                        int64_t e, int64_t (&offsets)[N]) {
   constexpr bool kChannelsLast = kAccess == Access::kChannelsLast;
   constexpr uint32_t kInLast = kChannelsLast ? kChunk<S, kAccess> : 1;
-  constexpr bool kNarrow = sizeof(S) < 8;  // kernels of double have time for 64-bit integers
+  constexpr bool kNarrow = sizeof(S) < 8;  // double kernels have time for 64-bit integers
   const auto by = [&](auto first, int last) {
     Offsets<decltype(first), N> at(first);
     if constexpr (kFast) {
@@ -149,9 +150,9 @@ __device__ __forceinline__ void locate(const Space& space, const int64_t* const 
   }
 }
 
-// Loads a vector and sets elements outside of the tile to 0. If not `aligned`, it loads one element
-// at a time. Here and below the pack is an output argument, because nvcc takes a returned pack
-// apart, and a loop then carries halves of registers.
+// Loads a vector and sets elements outside the tile to 0. If not `aligned`, it loads one element at
+// a time. Here and below, the pack is an output argument, because nvcc splits a returned pack, and
+// a loop then carries halves of registers.
 template <typename S, int V, bool kWhole>
 __device__ __forceinline__ void load_vector(const S* data, const Span<kWhole>& span,
                                             Pack<S, V>& pack, bool aligned = true) {
@@ -192,14 +193,16 @@ __device__ __forceinline__ void store_vector(S* data, const Span<kWhole>& span,
   }
 }
 
-// The low word of a number in memory. For a cast nvcc would emit 64-bit arithmetic and a mask.
+// Returns the low word of an integer in memory. For a cast, nvcc would emit 64-bit arithmetic and a
+// mask.
 __device__ __forceinline__ uint32_t low_word(const int64_t& number) {
   uint32_t low;
   std::memcpy(&low, &number, sizeof low);
   return low;
 }
 
-// The address of vector j of a kChannelsLast step. On the fast path all offsets are below 2^31.
+// Returns the address of vector j of a kChannelsLast step. On the fast path, all offsets are below
+// 2^31.
 template <Access kAccess, bool kFast, typename E>
 __device__ __forceinline__ E* vector_of(const Space& space, const Operand& operand, int64_t offset,
                                         int j) {
@@ -211,9 +214,9 @@ __device__ __forceinline__ E* vector_of(const Space& space, const Operand& opera
   return data + offset + j * operand.stride[space.ndim - 1];
 }
 
-// Loads a step of an operand from its offset: a vector, or with kChannelsLast the vectors of C
-// pixels. S is the storage type of the call, E that of the operand. With kMayBroadcast a value may
-// be broadcast along the vector.
+// Loads a step of an operand from its offset: a vector, or, with kChannelsLast, the vectors of C
+// pixels. S is the storage type of the call, and E is that of the operand. With kMayBroadcast, a
+// value may be broadcast along the vector.
 template <typename S, Access kAccess, bool kFast, bool kMayBroadcast = false, typename E = S,
           bool kWhole>
 __device__ __forceinline__ void load(const Space& space, const Operand& operand, int64_t offset,
@@ -243,7 +246,8 @@ __device__ __forceinline__ void load(const Space& space, const Operand& operand,
   }
 }
 
-// Loads chunk b of a step of a further sample. Calls with several samples never use kChannelsLast.
+// Loads chunk b of a step for a sample after the first. Calls with several samples never use
+// kChannelsLast.
 template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ void load_chunk(const Space& space, const SampledOperand& operand,
                                            int64_t offset, int64_t sample, int b,
@@ -270,10 +274,10 @@ __device__ __forceinline__ void store_chunk(const SampledOperand& operand, int64
 
 // Stores the step at `offset` of 16-bit latents with four channels. The thread holds two channels
 // of 4 pixels, and its neighbour holds the other two. Their kElementsOfThreadPair elements are
-// contiguous and start at a multiple of that number (`select_kernel`). Four stores of 4 bytes would
-// write each 32-byte sector a quarter at a time, and the L2 takes as long for a quarter as for a
-// whole sector. The two threads therefore exchange halves, and each stores two whole pixels, 16
-// bytes.
+// contiguous and start at a multiple of that number (`select_kernel`). Four 4-byte stores would
+// write each 32-byte sector a quarter at a time, and the L2 cache takes as long to write a quarter
+// as a whole sector. The two threads therefore exchange halves, and each stores two whole pixels,
+// 16 bytes.
 template <typename S>
 __device__ __forceinline__ void store_pixels(S* data, uint32_t offset, const Span<true>& span,
                                              const Pack<S, 8>& pack) {

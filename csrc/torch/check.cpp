@@ -34,7 +34,7 @@ void check_like(const Tensor& t, const char* name, const Tensor& like) {
 }
 
 void check_key(const Tensor& key, const Tensor& mu) {
-  const bool is_signed = key.scalar_type() == at::kLong;  // in old versions of torch, else uint64
+  const bool is_signed = key.scalar_type() == at::kLong;  // in old versions of torch
   check_tensor(key, "key", {2}, is_signed ? at::kLong : at::kUInt64, mu);
 }
 

@@ -1,6 +1,6 @@
 // The Python module `_C`. Importing it loads this library, whose static initialisers register the
 // operators. The module also has a function that returns the instruction set of the CPU kernels. It
-// uses the stable ABI and works with every Python from 3.10 on.
+// uses Python's stable ABI and works with Python 3.10 and later.
 #include <Python.h>
 
 #include <stdexcept>

@@ -1,9 +1,9 @@
-// The parts that the autograd nodes of all families share: tensors in slots, the other arguments of
-// a call, and edges to and from the graph.
+// The code that the autograd nodes of all families share: tensors saved in slots, the other
+// arguments of a call, and edges to and from the graph.
 //
-// The nodes derive from Node. torch::autograd::Function would add 5 us to a forward and a backward
-// pass, because it stores arguments in a dictionary of strings and demangles the name of its class
-// in every backward.
+// The nodes derive from Node. torch::autograd::Function would add 5 us to a forward and backward
+// pass, because it stores arguments in a dictionary keyed by strings and demangles the name of its
+// class in every backward pass.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -36,7 +36,8 @@ using torch::dynamo::autograd::CompiledNodeArgs;
 using torch::dynamo::autograd::PackedArgs;
 using torch::dynamo::autograd::SwapSavedVariables;
 
-// A gradient in the layout that kernels read. For example, an embedding's gradient of z is sparse.
+// Returns a gradient in the layout that kernels read. For example, the gradient that an embedding
+// computes for z is sparse.
 inline OptionalTensor dense(const Tensor& grad) {
   return optional(grad.defined() && grad.layout() != at::kStrided ? grad.to_dense() : grad);
 }
@@ -47,8 +48,8 @@ bool any_requires_grad(const Tensors&... t) {
   return ((t.has_value() && t->requires_grad()) || ...);
 }
 
-// The next two functions raise under torch.func and in forward mode. The Python functions support
-// both: see vae_fused/_native/autograd.py.
+// The next two functions raise under torch.func and in forward mode, respectively. The Python
+// functions support both: see vae_fused/_native/autograd.py.
 inline void refuse_transforms() {
   using c10::DispatchKey;
   TORCH_CHECK_NOT_IMPLEMENTED(
@@ -64,8 +65,8 @@ inline void refuse_tangent(const Tensor& t) {
       "function of the same name in vae_fused");
 }
 
-// While this object exists, the operators that a backward calls run below autograd, unless the
-// backward is itself recorded.
+// While this object exists, the operators that a backward pass calls are dispatched below autograd,
+// unless the pass is itself recorded.
 class BelowAutograd {
  public:
   BelowAutograd() {
@@ -76,7 +77,7 @@ class BelowAutograd {
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard_;
 };
 
-// The arguments of a call that are not tensors, passed from forward to backward.
+// The non-tensor arguments of a call, passed from forward to backward.
 struct SavedArguments {
   std::string reduction;
   std::optional<std::vector<int64_t>> dim;
@@ -117,7 +118,7 @@ struct SavedArguments {
   }
 };
 
-// The inputs of a backward, in addition to the gradients of its outputs.
+// The inputs of a backward pass, in addition to the gradients of the call's outputs.
 template <typename Arguments>
 struct SavedCallWith {
   variable_list tensors;         // by slot
@@ -147,7 +148,7 @@ class SavingNode : public Node {
   std::string name() const override { return Derived::kName; }
 
   variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);  // like torch's nodes with saved tensors
+    const std::lock_guard<std::mutex> lock(mutex_);  // as in torch's nodes with saved tensors
     return Derived::backward(unpack(), grads);
   }
 
@@ -157,7 +158,7 @@ class SavingNode : public Node {
   }
 
   // Compiled autograd identifies a node by its saved values. It calls the node's backward as a
-  // function of these and of the gradients.
+  // function of these values and of the gradients.
   void compiled_args(CompiledNodeArgs& args) const override {
     args.collect(c10::ArrayRef<SavedVariable>(saved_), /*is_output=*/false);
     arguments_.for_each([&](const auto& value) { args.collect(value); });
@@ -219,7 +220,8 @@ class SavingNode : public Node {
   Arguments arguments_;
 };
 
-// Creates a node. torch owns nodes by a shared_ptr up to 2.12, and by an intrusive_ptr since then.
+// Creates a node. Up to version 2.12, torch owns nodes through a shared_ptr, and in later versions
+// through an intrusive_ptr.
 template <typename T, typename... Args>
 auto make_node(Args&&... args) {
   if constexpr (std::is_same_v<decltype(torch::autograd::Edge::function), std::shared_ptr<Node>>) {
@@ -230,8 +232,8 @@ auto make_node(Args&&... args) {
   }
 }
 
-// Makes `t` the next output of the node's call. An output that depends on no input with a gradient
-// must not be differentiable.
+// Makes `t` the next output of the node's call. An output that depends on no input that requires a
+// gradient must not be differentiable.
 template <typename Pointer>
 void set_output(const Pointer& node, const Tensor& t, bool is_differentiable = true) {
   if (is_differentiable) {
@@ -259,8 +261,9 @@ bool is_recorded(const T&) {
   return false;
 }
 
-// A backward operator with the Autograd key. If autograd must record the call, it calls the
-// overload `recorded`, which is implemented in Python: see vae_fused/_native/registration.py.
+// A backward operator's implementation for the Autograd dispatch key. If autograd must record the
+// call, this implementation calls the overload `recorded`, which is implemented in Python: see
+// vae_fused/_native/registration.py.
 template <const char* name, typename Signature>
 struct Backward;
 

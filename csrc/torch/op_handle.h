@@ -1,5 +1,5 @@
-// An operator of vae_fused, called through the dispatcher, so that a tracer or a fake tensor mode
-// records the operator itself instead of its kernel.
+// A vae_fused operator that is called through the dispatcher, so that a tracer or a fake tensor
+// mode records the operator itself instead of its kernel.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -23,7 +23,7 @@ class Op {
   c10::TypedOperatorHandle<Signature> handle_;
 };
 
-// Declares `op`, an operator with the signature of `function`. It is looked up once.
+// Declares `op`, an operator with the signature of `function`. The operator is looked up only once.
 #define VAE_FUSED_OP(function, name, overload) \
   static const Op<decltype(vae_fused::function)> op("vae_fused::" name, overload)
 

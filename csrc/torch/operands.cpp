@@ -8,8 +8,8 @@ namespace vae_fused {
 
 namespace {
 
-// Merges the dimensions of several samples into one, which comes before those of `like`. A tensor
-// without dimensions for samples is returned as it is.
+// Merges the sample dimensions into one, which precedes the dimensions of `like`. A tensor without
+// sample dimensions is returned unchanged.
 Tensor flatten_samples(const Tensor& t, const Tensor& like) {
   if (t.dim() == like.dim()) return t;
   std::vector<int64_t> sizes = like.sizes().vec();

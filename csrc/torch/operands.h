@@ -9,13 +9,13 @@ namespace vae_fused {
 // The tensors of a call, by the names of its operands.
 class CallTensors {
  public:
-  // Adds a tensor in the shape of the call, or with several samples of that shape. An undefined
-  // tensor counts as absent.
+  // Adds a tensor that has the shape of the call, or that consists of several samples of that
+  // shape. An undefined tensor counts as absent.
   void add(std::string_view name, const Tensor& tensor) { entries_.emplace_back(name, tensor); }
 
   // Binds the operands of `params` to the tensors of the same names, over one iteration space. The
   // call has the shape of `like`. If more than kMaxDims dimensions remain after merging, contiguous
-  // copies are bound, which have fewer dimensions.
+  // copies, which have fewer dimensions, are bound instead.
   template <typename Params>
   Space bind(Params& params, const Tensor& like, DimSet summed) {
     Operands operands;
@@ -41,7 +41,8 @@ class CallTensors {
   c10::SmallVector<Entry, kMaxOperands> entries_;
 };
 
-// Prepares a new tensor that a kernel is about to write: see cpu/pages.cpp.
+// Advises the operating system to use huge pages for a new tensor that a kernel is about to write:
+// see cpu/pages.cpp.
 Tensor with_huge_pages(Tensor result);
 
 }  // namespace vae_fused

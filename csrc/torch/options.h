@@ -1,7 +1,8 @@
-// Options are passed from Python as a flat list of pairs: the position of a number among those of
-// its family, and its value. A number that is not in the list has its default. So a call with one
-// option passes 2 numbers. The conversion of all 31 takes 5 us. Defaults are never written out,
-// because many of them are infinite, which some formats of a serialised graph cannot represent.
+// Options are passed from Python as a flat list of pairs. A pair consists of the position of an
+// option among the options of its family, and of its value. An option that is not in the list has
+// its default value. So a call with one option passes only 2 numbers. Converting all 31 options
+// takes 5 us. Defaults are never written out, because many of them are infinite, and some
+// serialised graph formats cannot represent infinity.
 //
 // `Given` is a struct of math/options.h: GivenLatent, GivenLikelihood.
 #pragma once
@@ -19,7 +20,7 @@ namespace vae_fused {
 
 using OptionList = std::optional<c10::ArrayRef<double>>;
 
-// Scope, name and default of each number, in the order of their positions.
+// The scope, the name and the default of each option, in the order of their positions.
 using OptionNames =
     std::tuple<std::vector<std::string>, std::vector<std::string>, std::vector<double>>;
 

@@ -1,4 +1,4 @@
-// The dimensions over which the KL is summed, its divisor, and the shape of the result.
+// The dimensions over which the KL is summed, the divisor of the sum, and the shape of the result.
 #pragma once
 
 #include <string_view>
@@ -23,8 +23,8 @@ struct Reduction {
   std::vector<c10::SymInt> shape(const Tensor& like) const;
   double factor(const Tensor& like) const;
 
-  // The same sums for tensors with `ndim` more dimensions in front. The caller applies the divisor,
-  // which does not count those dimensions.
+  // Returns the same sums for tensors with `ndim` additional leading dimensions. The caller applies
+  // the divisor, which does not include those dimensions.
   Reduction after(int64_t ndim) const { return {summed << ndim}; }
 };
 

@@ -11,7 +11,7 @@
 namespace vae_fused {
 namespace {
 
-// The seed is the whole 64-bit output of the Mersenne twister, so two draws of one generator
+// The seed is the whole 64-bit output of the Mersenne twister, so two draws from one generator
 // collide with probability 2^-64. The offset starts at 0.
 RngKey reserve_cpu(const OptionalGenerator& generator) {
   auto* gen = at::get_generator_or_default<at::CPUGeneratorImpl>(
@@ -23,9 +23,9 @@ RngKey reserve_cpu(const OptionalGenerator& generator) {
 }
 
 #ifdef VAE_FUSED_WITH_CUDA
-// A CUDA generator is a Philox counter, counted in words per thread. Thread k of a torch kernel
-// draws from subsequence k. Our kernels draw `blocks` blocks of four words from subsequence 0
-// alone, and reserve all of them. During graph capture the counter is on the device, and each
+// A CUDA generator is a Philox counter that counts words per thread. Thread k of a torch kernel
+// draws from subsequence k. Our kernels draw `blocks` blocks of four words from subsequence 0 only,
+// and reserve all of these words. During graph capture, the counter is on the device, and each
 // replay advances it.
 RngKey reserve_cuda(const OptionalGenerator& generator, at::Device device, uint64_t blocks) {
   auto* gen = at::get_generator_or_default<at::CUDAGeneratorImpl>(

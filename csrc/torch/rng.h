@@ -8,14 +8,15 @@
 
 namespace vae_fused {
 
-// The number of blocks of noise for the elements of a tensor.
+// Returns the number of blocks of noise for the elements of a tensor.
 int64_t noise_blocks(const Tensor& t);
 
 // Reserves a key for `blocks` blocks of noise on `device`. It advances the generator (by default
-// that of the device), so that no other draw of torch overlaps them.
+// the device's generator), so that no other draw by torch overlaps these blocks.
 RngKey reserve_key(const OptionalGenerator& generator, at::Device device, int64_t blocks);
 
-// The key stored in a uint64 or int64 tensor of two elements, which is read where the kernel runs.
+// Returns the key stored in a uint64 or int64 tensor of two elements. The tensor is read where the
+// kernel runs.
 RngKey key_of(const Tensor& key);
 
 }  // namespace vae_fused

@@ -11,8 +11,9 @@ namespace {
 
 using math::ScaleBase;
 
-// A public kind of scale is a base with an affine map before it and a factor after it:
-// unit * base(gain * x). The beta of softplus is part of both. math/scale.h derives the formulas.
+// A public kind of scale is a base with an affine map before it and a factor after it: unit *
+// base(gain * x). The beta of softplus is part of both the gain and the unit. math/scale.h derives
+// the formulas.
 struct Kind {
   ScaleBase base;
   double gain, unit;
@@ -30,7 +31,8 @@ constexpr Kind kKinds[] = {
 }  // namespace
 
 math::ScaleOptions<double> derived_scale(const math::GivenScale& given) {
-  // The kind is checked as a double, because casting NaN or a value out of range is undefined.
+  // The kind is checked as a double, because casting NaN or an out-of-range value would be
+  // undefined behaviour.
   TORCH_CHECK_VALUE(
       given.kind >= 0 && given.kind < std::size(kKinds) && given.kind == std::floor(given.kind),
       "vae_fused: kind of a scale must be an integer between 0 and ", std::size(kKinds) - 1,

@@ -1,4 +1,4 @@
-// Derives the options that kernels read for a scale from the numbers that Python passes.
+// Derives the scale options that kernels read from the numbers that Python passes.
 #pragma once
 
 #include "math/scale_options.h"

@@ -1,4 +1,4 @@
-// The names of torch's types in csrc/torch.
+// The names that csrc/torch uses for torch types.
 #pragma once
 
 #include <ATen/core/Generator.h>
@@ -17,7 +17,8 @@ inline OptionalTensor optional(const Tensor& t) {
   return t.defined() ? OptionalTensor(t) : std::nullopt;
 }
 
-// The type of the arithmetic on a tensor's elements, and of the sums over them.
+// Returns the type in which the arithmetic on a tensor's elements, and the sums over them, are
+// computed.
 at::ScalarType arithmetic_dtype(const Tensor& t);
 
 }  // namespace vae_fused

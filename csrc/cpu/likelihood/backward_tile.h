@@ -75,8 +75,8 @@ VAE_FUSED_NOINLINE void multiply_by(const T* factor, T* out, int n) {
   for (int j = 0; j < n; j += kStep<T>) put(get(factor + j) * get(out + j), out + j);
 }
 
-// Converts the gradients g of the logarithm of the mean to the gradients of the softmax logits, g_j
-// - p_j sum_k g_k. `dot` contains the sum over k.
+// Converts gradients g of the logarithm of the mean to gradients of the softmax logits, g_j - p_j
+// sum_k g_k. `dot` contains the sum over k.
 template <typename T>
 VAE_FUSED_NOINLINE void through_softmax(const T* log_mean, const T* library, const T* dot, T* grad,
                                         int n) {

@@ -1,4 +1,4 @@
-// The Gaussians of a step. All of its elements are loaded together and computed chunk by chunk.
+// The Gaussians of a step. All elements of a step are loaded together and computed chunk by chunk.
 #pragma once
 
 #include "cuda/latent/policy.cuh"
@@ -8,13 +8,13 @@
 namespace vae_fused::cuda {
 
 // The tensors of a call in the order of their offsets. Only kernels for general options have the
-// last three. The offset of the noise is a position in the stream of a key or in an explicit eps.
+// last three. The noise offset is a position in the noise stream of a key or in an explicit eps.
 enum Slot : int { kMu, kRaw, kNoise, kMean, kPriorRaw, kMask, kSlots };
 
 template <class Options>
 constexpr int kGaussianSlots = kGeneral<Options> ? kSlots : kMean;
 
-// Sets `strides` to the strides of the tensors of these slots.
+// Sets `strides` to the strides of the tensors in these slots.
 template <class Options, class Params, int N>
 __device__ __forceinline__ void gaussian_strides(const Params& p, const int64_t* (&strides)[N]) {
   strides[kMu] = p.gaussians.mu.stride;
@@ -86,9 +86,9 @@ class GaussianStep {
     }
   }
 
-  // Whether element j of chunk b counts. The results of masked elements and of elements outside of
-  // the tile are 0. Kernels for default options need no check, because they load zeros outside of
-  // the tile, for which the KL is 0.
+  // Whether element j of chunk b is inside the tile and unmasked. The results of all other elements
+  // are 0. Kernels for default options need no check, because they load zeros outside the tile, and
+  // the KL of these zeros is 0.
   template <bool kWhole>
   __device__ __forceinline__ bool counts(const Gaussians& gaussians, const Span<kWhole>& span,
                                          int b, int j) const {
@@ -116,7 +116,7 @@ class GaussianStep {
   std::conditional_t<kGeneral<Options>, General, None> general{};
 };
 
-// Whether the kernels for default options serve the Gaussians of a call.
+// Whether the kernels for default options can compute the Gaussians of a call.
 template <class Params>
 bool has_default_options(const WithScalars<Params>& p) {
   return has_default_options(p.gaussians) && !p.gaussians.mask.data && !p.scalars.any();
@@ -132,9 +132,10 @@ auto options_as(const math::LatentOptions<double>& options, const math::DeviceSc
   }
 }
 
-// Calls launch(access, options), where `access` is the access of the chosen kernel as a constant,
-// and the options have the form that this kernel takes. With `at_sample` the samples estimate the
-// KL of the call. Such a call has neither default options nor kernels for kChannelsLast.
+// Calls launch(access, options), where `access` is the access mode of the chosen kernel as a
+// constant, and the options have the form that this kernel takes. With `at_sample`, the KL of the
+// call is estimated from its samples. Such a call has neither default options nor kernels for
+// kChannelsLast.
 template <typename S, class Params, typename Launch>
 cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& p, bool at_sample,
                          const Launch& launch) {
@@ -153,7 +154,7 @@ cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& 
   });
 }
 
-// Returns the part of a kernel's options that the formulas of samples and KLs take.
+// Returns the part of a kernel's options that the formulas for samples and the KL read.
 template <typename T>
 __device__ __forceinline__ const math::DefaultOptions<T>& weights_of(
     const math::DefaultOptions<T>& options) {

@@ -1,6 +1,6 @@
-// The kernels for a list of tensors. Each block computes a tile, and each tile belongs to one of
-// many tensors. For example, the weights of Bayesian layers are dozens of small tensors, each of
-// which would otherwise need a launch of its own.
+// The kernels for a list of tensors. Each thread block computes a tile, and each tile belongs to
+// one of many tensors. For example, the weights of Bayesian layers are dozens of small tensors,
+// each of which would otherwise need a separate launch.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tickets.cuh"
@@ -9,7 +9,7 @@
 namespace vae_fused::cuda {
 namespace {
 
-// Returns the tensor that tile t belongs to: the last whose first tile is not after t.
+// Returns the tensor that contains tile t: the last tensor whose first tile is not after t.
 __device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) {
   int low = 0, high = p.items;
   while (high - low > 1) {
@@ -19,8 +19,8 @@ __device__ __forceinline__ const Item& item_of(const MultiParams& p, int64_t t) 
   return p.item[low];
 }
 
-// The part of a tensor that a block computes. It is accessed in vectors if all tensors of the item
-// are aligned.
+// The part of a tensor that a thread block computes. It is accessed in vectors if all tensors of
+// the item are aligned.
 template <typename S>
 struct Piece {
   using T = arithmetic_t<S>;
@@ -93,7 +93,7 @@ struct Piece {
   }
 };
 
-// One block sums the KL of all tiles.
+// Sums the KL of all tiles in one thread block.
 template <typename T>
 __device__ __forceinline__ void combine(const double* partials, int64_t tiles, T* kl) {
   const double all = block_sum(sum_parts(partials, tiles, threadIdx.x, kThreads));
@@ -188,8 +188,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
   }
 }
 
-// Merges as many tiles into one as for a single tensor with all elements of the list. No tile spans
-// two items, so each item adds at most two blocks, each with a partial sum.
+// Merges as many tiles into one as a single tensor with all elements of the list would. No tile
+// spans two items, so each item adds at most two thread blocks, each with one partial sum.
 void merge_tiles(MultiParams& p) {
   p.tile = kTile * tiles_to_merge(p.tiles);
   p.tiles = 0;

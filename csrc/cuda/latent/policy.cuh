@@ -1,5 +1,5 @@
-// The launch policy of every kernel of the latent family. Each choice follows from the machine code
-// for seven architectures, 7.5 to 12.0. No kernel spills on any of them.
+// The launch policy of every kernel of the latent family. Each policy was chosen from the machine
+// code for seven architectures, 7.5 to 12.0. No kernel spills on any of them.
 #pragma once
 
 #include "cuda/policy.cuh"
@@ -8,17 +8,18 @@
 namespace vae_fused::cuda {
 
 // The options of the general kernels. These kernels exist for kStrided, kChannelsLast and kScalar,
-// but in double only for kScalar. They also serve default options where the kernels of
-// DefaultOptions cannot: with an explicit eps, with a value broadcast along a vector, or without
-// vectors. The kernels of DefaultOptions have vectors only, and take their noise from the key.
+// but in double precision only for kScalar. They also compute calls with default options that the
+// kernels for DefaultOptions cannot: those with an explicit eps, with a value broadcast along a
+// vector, or without vectors. The kernels for DefaultOptions access memory only in vectors, and
+// always generate their noise from the key.
 template <typename T>
 struct OptionsOnDevice : math::LatentOptions<T> {
-  math::DeviceScalars scalars;  // these replace some of the numbers
+  math::DeviceScalars scalars;  // these replace some of the options above
 };
 
-// The options of a call whose samples estimate the KL. They have a type of their own because the
-// general kernels have no registers left for the estimates. Their kernels exist for kStrided and
-// kScalar.
+// The options of a call that estimates the KL from its samples. Such calls have separate kernels,
+// because the general kernels have no registers left for the estimates. The kernels exist for
+// kStrided and kScalar.
 template <typename T>
 struct OptionsAtSample : OptionsOnDevice<T> {};
 
@@ -44,7 +45,7 @@ enum class Kernel {
   kStats,
 };
 
-// The reasons for each source of the keys:
+// The reasons for each key source:
 //
 //   kShared      With keys in registers, ptxas moved the second load of the 16-bit forward kernel
 //                from instruction 10 of 308 to instruction 87, where the first chunk is nearly
@@ -54,27 +55,28 @@ enum class Kernel {
 //   kSeed        The additions cost little beside the other work of the kernels of single elements
 //                and of most general kernels. The kernels for lists of tensors always use kSeed.
 //
-// Without a minimum number of blocks, the compiler interleaves the chunks of a 16-bit vector, takes
-// 100 registers and halves the loads in flight. With five blocks it spills on some architecture.
+// Without a minimum number of blocks, the compiler interleaves the chunks of a 16-bit vector, which
+// takes 100 registers and halves the loads in flight. With a minimum of five blocks, it spills on
+// some architecture.
 constexpr PolicyRow kPolicies[] = {
-    // The default forward kernels. A step of kChannelsLast keeps more addresses in registers, so
-    // its kernels have three blocks.
+    // The default forward kernels. A kChannelsLast step keeps more addresses in registers, so its
+    // kernels have a minimum of three blocks.
     {{Kernel::kForward},
      {2, 4},
      {Access::kContiguous, Access::kStrided},
      {4, KeySource::kShared, true}},
     {{Kernel::kForward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kShared, true}},
-    // The arithmetic of double takes four times as long as that of float and hides more of the
-    // loads, so two blocks are enough. A step of kChannelsLast keeps the addresses of two more
-    // vectors, so its kernels have one block.
+    // Double-precision arithmetic takes four times as long as single precision and hides more of
+    // the load latency, so two blocks are enough. A kChannelsLast step keeps the addresses of two
+    // more vectors in registers, so its kernels have one block.
     {{Kernel::kForward}, {8}, {Access::kContiguous, Access::kStrided}, {2, KeySource::kRegisters}},
     {{Kernel::kForward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
-    // The default backward kernels of float. The kernel of views would spill with the keys in
+    // The default backward kernels for float. The kernel for views would spill with the keys in
     // registers.
     {{Kernel::kBackward}, {4}, {Access::kContiguous}, {4, KeySource::kRegisters, true}},
     {{Kernel::kBackward}, {4}, {Access::kStrided}, {4, KeySource::kSeed, true}},
-    // Kernels of 16 bits would spill with the keys in registers. The kernel of views keeps two
+    // The 16-bit kernels would spill with the keys in registers. The kernel for views keeps two
     // gradients, three inputs and offsets in registers, so it has three blocks.
     {{Kernel::kBackward}, {2}, {Access::kContiguous}, {4, KeySource::kShared, true}},
     {{Kernel::kBackward}, {2}, {Access::kStrided}, {3, KeySource::kShared, true}},
@@ -83,27 +85,28 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kBackward}, {8}, {Access::kStrided}, {2, KeySource::kSeed}},
     {{Kernel::kBackward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
-    // A general kernel tests every option at run time. For kChannelsLast it needs up to 170
-    // registers, so only one of its blocks fits on an SM. The same is true of double.
+    // A general kernel tests every option at run time. For kChannelsLast, it needs up to 170
+    // registers, so only one of its blocks fits on an SM. The same holds for double.
     {{Kernel::kForwardGeneral}, {2}, {Access::kStrided}, {2, KeySource::kShared}},
     {{Kernel::kForwardGeneral}, {2}, {Access::kChannelsLast}, {1, KeySource::kShared}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kChannelsLast}, {1}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kStrided}, {2}},
-    // Kernels of single floats need 64 to 72 registers. For two blocks ptxas would take 96.
+    // Kernels that access single floats need 64 to 72 registers. With a minimum of two blocks,
+    // ptxas would use 96.
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {4}, {Access::kScalar}, {3}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2}, {Access::kScalar}, {2}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {8}, {Access::kScalar}, {1}},
 
-    // These kernels estimate the KL at its samples. Their loop over the samples keeps five sums for
+    // These kernels estimate the KL from samples. Their loop over the samples keeps five sums for
     // each element of a chunk.
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4}, {Access::kStrided}, {1}},
     {{Kernel::kForwardAtSample, Kernel::kBackwardAtSample}, {2, 4, 8}, {Access::kScalar}, {1}},
 
-    // Statistics of a batch, with a thread for each element of a line. Without a minimum, ptxas
-    // aims at three blocks on sm_75 and sm_80, and may spill to reach them.
+    // Batch statistics, with one thread per element of a line. Without a minimum, ptxas aims for
+    // three blocks on sm_75 and sm_80, and may spill to reach that number.
     {{Kernel::kStats}, {2, 4, 8}, {Access::kScalar}, {2}},
 
-    // Lists of tensors. With three blocks, kernels of 16 bits spill on some architecture.
+    // Lists of tensors. With three blocks, the 16-bit kernels spill on some architecture.
     {{Kernel::kForwardMulti, Kernel::kBackwardMulti}, {4}, {Access::kStrided}, {4}},
     {{Kernel::kForwardMulti, Kernel::kBackwardMulti}, {2, 8}, {Access::kStrided}, {2}},
 };
@@ -129,9 +132,9 @@ constexpr Kernel kBackwardKernel = kAtSample<Options>  ? Kernel::kBackwardAtSamp
                                    : kGeneral<Options> ? Kernel::kBackwardGeneral
                                                        : Kernel::kBackward;
 
-// Whether the backward kernel of contiguous tensors serves calls in which a tile has several rows
-// of the KL. In 16 bits this kernel has 64 registers, and its loop for such tiles would spill up to
-// 36 bytes on four architectures. The kernel of views, which has 80 registers, serves these calls
+// Whether the backward kernel for contiguous tensors also handles calls in which a tile has several
+// rows of the KL. The 16-bit kernel has 64 registers, and its loop for such tiles would spill up to
+// 36 bytes on four architectures. The kernel for views, which has 80 registers, handles these calls
 // instead.
 template <typename S>
 constexpr bool kContiguousServesRows = sizeof(S) != 2;

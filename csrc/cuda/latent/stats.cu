@@ -1,7 +1,8 @@
-// The statistics of a batch in one launch. A block iterates over the lines of a task, with a thread
-// for each element of a line. The last block of the launch adds up the sums of the groups of tasks.
+// Computes the statistics of a batch in one launch. A thread block iterates over the lines of a
+// task, with one thread per element of a line. The last block of the launch adds up the sums of all
+// groups.
 //
-// Bytes per element in float: 8 read. The loads of a line are coalesced, whichever dimensions are
+// Bytes per float element: 8 read. The loads of a line are coalesced, whichever dimensions are
 // summed.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/reduce.cuh"
@@ -11,7 +12,7 @@
 namespace vae_fused::cuda {
 namespace {
 
-constexpr int kLinesOfSum = 8;  // a thread sums this many lines in T, and these sums in double
+constexpr int kLinesOfSum = 8;  // a thread sums this many lines in T, and adds these sums in double
 static_assert(StatsTasks::kCudaLine == kThreads);
 
 // The columns and lines of a task.
@@ -19,7 +20,8 @@ struct StatsBlock {
   int64_t group, first, begin, end;  // the lines are [begin, end)
   int columns, width;                // width: elements of a line
 
-  // A launch has fewer than 2^31 blocks, so 32 bits are enough. A 64-bit division would be a call.
+  // A launch has fewer than 2^31 blocks, so 32 bits are enough. A 64-bit division would be a
+  // function call.
   __device__ __forceinline__ StatsBlock(const StatsTasks& tasks, uint32_t t) {
     const uint32_t parts = static_cast<uint32_t>(tasks.parts);
     group = t / parts;
@@ -41,7 +43,7 @@ class StatsElement {
   __device__ __forceinline__ StatsElement(const StatsParams& p, const Options& options)
       : p_(p), options_(options), weights_(weights_of(options)) {}
 
-  // The origin of the sums of means: the first mean that counts, if it is finite, or 0.
+  // The origin of the sums of means: the first unmasked mean if it is finite, otherwise 0.
   __device__ __forceinline__ double shift() const { return static_cast<double>(shift_); }
 
   // Adds the values of element e. The sums of means and squares are relative to the shift.
@@ -99,8 +101,8 @@ __device__ __forceinline__ void write(const StatsParams& p, int64_t c,
   p.non_finite[c] = static_cast<int64_t>(sums[math::kNotFinite]);
 }
 
-// Adds up `n` groups, where at(k, i) is sum k of group i. 2^log_width aligned lanes share the work,
-// and all of them get the result.
+// Adds up `n` groups, where at(k, i) is sum k of group i. An aligned group of 2^log_width lanes
+// shares the work, and all lanes return the result.
 template <class At>
 __device__ __forceinline__ void merge(int64_t n, int lane, int log_width, const At& at,
                                       double (&sums)[math::kStats]) {
@@ -127,8 +129,8 @@ __device__ __forceinline__ void merge(int64_t n, int lane, int log_width, const 
   sums[math::kSquares] = group_sum(squares, log_width);
 }
 
-// Adds up the groups of all columns. A thread works on each column, or a warp if there are fewer
-// columns than threads.
+// Adds up the groups of all columns. One thread works on each column, or one warp if there are
+// fewer columns than threads.
 template <typename T>
 __device__ void finish(const StatsParams& p) {
   const int64_t cols = p.tasks.cols, groups = p.tasks.groups;
@@ -164,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kStats, S, Access
 #pragma unroll 1
       for (int64_t line = begin; line < begin + kLinesOfSum && line < block.end; ++line) {
         const int64_t row = line * tasks.rows_of_line, rest = tasks.rows - row;
-        // The last line may be partial, and then leaves some threads without an element.
+        // The last line may be partial, which leaves some threads without an element.
         if (rest < tasks.rows_of_line && thread >= static_cast<int>(rest) * block.columns) break;
         element.add(row * tasks.cols + block.first + thread, recent);
       }

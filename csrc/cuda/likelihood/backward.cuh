@@ -1,12 +1,12 @@
 // The backward kernel computes the gradient of every input that needs one, and sums the gradients
-// of parameters that are broadcast. It also computes the dot products of a softmax.
+// of broadcast parameters. It also computes the dot products of a softmax.
 //
-// A parameter that rows share, such as the theta of a gene, has one gradient for all of them. A
-// block then computes a task of several rows in lines of up to 128 columns, in which each thread
-// always has the same column. A thread sums at most eight rows in the type of the arithmetic and
-// then adds these sums as doubles, because a consumer GPU adds doubles at 1/64 of its fp32 speed.
-// The gradient of a parameter that is constant along a line is summed over each line. A second,
-// short launch adds up the sums of the tasks.
+// A parameter that rows share, such as the theta of a gene, has one gradient for all of these rows.
+// A thread block then computes a task of several rows in lines of up to 128 columns, in which each
+// thread always has the same column. A thread sums at most eight rows in the arithmetic type before
+// it adds the sum to a double, because a consumer GPU adds doubles at 1/64 of its fp32 speed. The
+// gradient of a parameter that is constant along a line is summed over each line. A second, short
+// launch adds up the sums of the tasks.
 #pragma once
 
 #include "cuda/likelihood/observations.cuh"
@@ -17,12 +17,12 @@
 namespace vae_fused::cuda {
 namespace {
 
-// The computations of a block for a call.
+// The computations of a thread block.
 template <class L, typename S, bool kWithValues>
 class Backward {
   using T = arithmetic_t<S>;
   using Staged = BackwardInputs<L, T, kWithValues>;
-  // The indices of row_dot and library, which follow those of the gradients.
+  // The indices of row_dot and library, which follow the indices of the gradients.
   static constexpr int kDot = L::kInputs, kLibrary = kDot + 1, kStored = kLibrary + 1;
 
  public:
@@ -30,8 +30,8 @@ class Backward {
                                       bool vectors, Staged& inputs)
       : p_(p), o_(o), vectors_(vectors), inputs_(inputs) {}
 
-  // Loads a piece and computes the terms that counts add. The dot products need only the gradient
-  // of the first input, to which counts add nothing.
+  // Loads a piece and computes the terms that nonzero counts add. The dot products need only the
+  // gradient of the first input, to which these terms contribute nothing.
   __device__ __forceinline__ void prepare(const Piece& piece) const {
     Inputs<L, T>& inputs = inputs_;
     stage<L, S>(p_, vectors_, piece, inputs);
@@ -49,7 +49,7 @@ class Backward {
     }
   }
 
-  // The value of an element, times the gradient of its term.
+  // Returns the value of an element, multiplied by the gradient of its term.
   __device__ __forceinline__ T value(int slot) const {
     T x[L::kInputs];
     inputs_at(inputs_, slot, x);
@@ -66,7 +66,7 @@ class Backward {
     return p_.observations.mask.data && !inputs_.mask[slot] ? T(0) : inputs_.factor[slot] * value;
   }
 
-  // The gradients of an element. `through_softmax` still has to change the first one.
+  // Computes the gradients of an element. `through_softmax` converts the first gradient later.
   __device__ __forceinline__ void adjoint(int slot, T (&dx)[L::kInputs]) const {
     T x[L::kInputs];
     inputs_at(inputs_, slot, x);
@@ -128,7 +128,7 @@ class Backward {
   }
 
  private:
-  // The operand of the gradient of input k, and the operand of the sums of this gradient.
+  // Return the operand for the gradient of input k, and the operand for the sums of this gradient.
   __device__ __forceinline__ const Operand& full(int k) const {
     return k == 0            ? p_.grad_output
            : k == kTarget<L> ? p_.grad_target
@@ -177,7 +177,7 @@ class Backward {
   Staged& inputs_;
 };
 
-// The sums of a task over the rows of a thread, which all have its column.
+// The sums of a task over a thread's rows. All elements of a thread are in one column.
 template <class L, typename T>
 class ColumnTotals {
   static constexpr int kParameters = kTarget<L> - 1;
@@ -188,8 +188,8 @@ class ColumnTotals {
     for (int k = 0; k < kParameters; ++k) recent_[k] += dx[k + 1];
   }
 
-  // Adds the recent sums to the totals after every second piece. They then have at most eight rows
-  // of the thread.
+  // Adds the recent sums to the totals after every second piece. A recent sum then covers at most
+  // eight rows.
   __device__ __forceinline__ void end_piece() {
     is_second_ = !is_second_;
     if (!is_second_) flush();
@@ -232,10 +232,10 @@ class ColumnTotals {
   bool is_second_ = false;
 };
 
-// A block iterates over units: tiles of rows for the dot products, tasks if parameters are summed,
-// or single pieces. One loop serves the pieces of all units, so that the kernel contains its body
-// once. With kWithValues the kernel also writes the sum of the values of each unit, and the last
-// block adds up these sums.
+// A thread block iterates over units: tiles of rows for the dot products, tasks if parameters are
+// summed, or single pieces. One loop computes the pieces of all kinds of units, so that the kernel
+// contains its body only once. With kWithValues, the kernel also writes the sum of the values of
+// each unit, and the last block adds up these sums.
 template <typename S, class L, bool kWithValues>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<direction_of(kWithValues), S, L>)
     nll_backward_kernel(const __grid_constant__ NllBackwardParams p,

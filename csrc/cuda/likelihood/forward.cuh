@@ -1,7 +1,7 @@
-// The forward kernel computes minus the log-likelihood of every element and its sums over rows.
+// The forward kernel computes the negative log-likelihood of every element and its sums over rows.
 //
-// Bytes per element in float: 4 for each output, and the size of the target's dtype. The reduction
-// adds 8 bytes for each tile of a long row.
+// Bytes per float element: 4 for each output, plus the size of a target element. The reduction adds
+// 8 bytes per tile of a long row.
 #pragma once
 
 #include "cuda/likelihood/observations.cuh"
@@ -11,7 +11,7 @@
 namespace vae_fused::cuda {
 namespace {
 
-// The value of an element whose inputs are in shared memory.
+// Returns the value of an element whose inputs are in shared memory.
 template <class L, typename T>
 __device__ __forceinline__ T value_at(const Observations& observations, const KernelOptions<T>& o,
                                       const Inputs<L, T>& inputs, int slot) {

@@ -16,8 +16,8 @@ cudaError_t nll_and_backward_as(NllBackwardParams p, cudaStream_t stream);
 template <typename S>
 cudaError_t softmax_dot_as(NllBackwardParams p, cudaStream_t stream);
 
-// Whether kernels exist that compute the loss and its gradients together. In half precision such
-// gradients would underflow, because no GradScaler has scaled them.
+// Whether there are kernels that compute the loss and its gradients together. In half precision,
+// such gradients would underflow, because no GradScaler has scaled them.
 template <typename S>
 constexpr bool kHasValues = !std::is_same_v<S, math::Half>;
 

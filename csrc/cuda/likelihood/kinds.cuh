@@ -7,7 +7,7 @@
 
 namespace vae_fused::cuda {
 
-// The options of a kernel. Kernels that serve every kind also need the kind.
+// The options of a kernel. Kernels that implement every kind also need the kind.
 template <typename T>
 struct KernelOptions : math::LikelihoodOptions<T> {
   LikelihoodKind kind;
@@ -29,14 +29,14 @@ __device__ __forceinline__ auto with_kind(LikelihoodKind kind, const Visit& visi
   VAE_FUSED_RETURN_WITH_KIND(kind, visit)
 }
 
-// Implements every kind by a switch at run time, in which the threads do not diverge. It has three
-// outputs, the most of any kind, and the target after them. Double uses it, because double is the
-// reference path, and separate kernels for its kinds had 1.1 MB of machine code.
+// Implements every kind with a run-time switch, in which the threads do not diverge. It has three
+// outputs, the maximum of any kind, followed by the target. Kernels for double use it, because
+// double is the reference path, and separate kernels for each kind took 1.1 MB of machine code.
 struct AnyKind {
   static constexpr int kInputs = 4;
   static constexpr bool kIsCount = true;
 
-  // The inputs of kind L, which may have fewer.
+  // The inputs of kind L, which may have fewer inputs than AnyKind.
   template <class L, typename F>
   struct InputsOf {
     F in[L::kInputs];
@@ -101,7 +101,7 @@ struct AnyKind {
   }
 };
 
-// The kernel that serves calls of kind L.
+// The kind with which the kernel for kind L is instantiated.
 template <typename S, class L>
 using KernelKind = std::conditional_t<std::is_same_v<S, double>, AnyKind, L>;
 
@@ -109,8 +109,8 @@ using KernelKind = std::conditional_t<std::is_same_v<S, double>, AnyKind, L>;
 template <class L>
 constexpr int kTarget = L::kInputs - 1;
 
-// Whether a count that is not 0 adds to the gradient of a parameter. The parameter is theta, which
-// is input 1.
+// Whether a nonzero count adds to the gradient of a parameter. The parameter is theta, which is
+// input 1.
 template <class L>
 constexpr bool kCountHasGradient = L::kIsCount && L::kInputs > 2;
 

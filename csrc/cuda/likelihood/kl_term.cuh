@@ -1,6 +1,6 @@
-// The KL term of an evidence lower bound: see KlTerm in params/likelihood.h. It has one number for
-// each sample, so one block computes it at the end of a launch that computes the likelihood. Its
-// loops are not unrolled, because unrolled loops in every kernel of the family were 0.6 MB of
+// The KL term of an evidence lower bound: see KlTerm in params/likelihood.h. It has one value per
+// sample, so one thread block computes it at the end of the launch that computes the likelihood.
+// Its loops are not unrolled, because unrolled loops in every kernel of the family took 0.6 MB of
 // machine code on sm_120.
 #pragma once
 

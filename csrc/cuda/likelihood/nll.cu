@@ -11,7 +11,8 @@
 namespace vae_fused::cuda {
 namespace {
 
-// The launch after backward. Each block adds up some of the columns or values of a parameter.
+// The launch after the backward kernel. Each block adds up some of the columns or values of a
+// parameter.
 struct Finish {
   SharedSum sum;
   int64_t blocks = 0;
@@ -28,8 +29,8 @@ struct FinishParams {
 
 constexpr int kColumnsOfBlock = 32;
 
-// Adds up 32 columns with 8 threads each. Thread i of a column adds up the groups i, i + 8 and so
-// on, and then one thread adds up those sums.
+// Adds up 32 columns with 8 threads each. Thread i of a column adds up groups i, i + 8 and so on,
+// and then one thread adds up the 8 sums.
 __device__ void finish_columns(const FinishParams& p, const Finish& f, int64_t block) {
   constexpr int kParts = kThreads / kColumnsOfBlock;
   __shared__ double sums[kThreads];
@@ -120,8 +121,9 @@ __global__ void __launch_bounds__(kThreads)
   write_kl_gradients<T>(term);
 }
 
-// The gradients that the forward launch wrote nearly always need no change, because the factor is
-// 1. Each block then ends after one load, and the grid has at most kScalingBlocks blocks.
+// The gradients that the forward launch wrote rarely need to be changed, because the factor is
+// nearly always 1. Each block then exits after one load, and the grid has at most kScalingBlocks
+// blocks.
 constexpr int64_t kElementsOfScalingBlock = 4 * kThreads, kScalingBlocks = 2048;
 
 template <typename S, typename T>
@@ -161,8 +163,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Calls visit(S{}): see with_storage. Builds with sanitizers have only the kernels of float,
-// because compiling those of one dtype takes over a minute there.
+// Calls visit(S{}): see with_storage. Builds with sanitizers have only the float kernels, because
+// compiling the kernels of one dtype takes over a minute in these builds.
 template <typename Visit>
 int with_dtype(DType dtype, const Visit& visit) {
 #if defined(VAE_FUSED_FLOAT_LIKELIHOODS)

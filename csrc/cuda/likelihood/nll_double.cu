@@ -1,5 +1,5 @@
-// The kernels of double call the math library often. Its functions were 480 KB on sm_120 when they
-// were inlined.
+// The double-precision kernels call the math library often. When its functions were inlined, they
+// took 480 KB on sm_120.
 #define VAE_FUSED_LIBM_OUT_OF_LINE
 
 #include "cuda/likelihood/backward.cuh"

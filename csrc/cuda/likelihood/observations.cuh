@@ -1,11 +1,10 @@
-// Loads the inputs of a piece into shared memory, converted to the type of the arithmetic. A switch
-// at run time selects the target's dtype. The block also collects the slots of counts that are not
-// 0.
+// Loads the inputs of a piece into shared memory, converted to the arithmetic type. A run-time
+// switch selects the target's dtype. The thread block also collects the slots of nonzero counts.
 //
-// Between 88 and 98 % of the counts are 0. Only the others need the logarithm of a factorial. A
-// warp rarely has zeros alone (2 % of warps do if 89 % of the counts are 0), so skipping warps
-// would save almost nothing. Instead the block computes the terms of the collected counts with all
-// lanes in use. Each result has its own slot, so the order of the list does not matter.
+// Between 88 and 98 % of the counts are 0. Only nonzero counts need the logarithm of a factorial. A
+// warp rarely has only zeros (2 % of warps do if 89 % of the counts are 0), so skipping warps would
+// save almost nothing. Instead, the block computes the terms of the collected counts with all lanes
+// in use. Each result has its own slot, so the order of the list does not matter.
 #pragma once
 
 #include "cuda/likelihood/kinds.cuh"
@@ -17,13 +16,14 @@ template <class L, typename T>
 struct Inputs {
   alignas(16) T in[L::kInputs][kSlots<T>];  // backward overwrites them with gradients
   alignas(16) T factor[kSlots<T>];          // the weight; in backward the gradient of the term
-  alignas(16) T added[L::kIsCount ? kSlots<T> : 1];  // the terms that counts add
+  alignas(16) T added[L::kIsCount ? kSlots<T> : 1];  // the terms that nonzero counts add
   alignas(16) uint8_t mask[kSlots<T>];
-  uint16_t list[L::kIsCount ? kSlots<T> : 1];  // the slots of counts that are not 0
+  uint16_t list[L::kIsCount ? kSlots<T> : 1];  // the slots of nonzero counts
   int count;
 };
 
-// A kernel that computes values and gradients also stores the terms that counts add to the values.
+// A kernel that computes values and gradients also stores the terms that nonzero counts add to the
+// values.
 template <class L, typename T, bool kWithValues>
 struct BackwardInputs : Inputs<L, T> {};
 template <class L, typename T>
@@ -67,7 +67,8 @@ __device__ __forceinline__ void read_target(const Space& space, const Observatio
   }
 }
 
-// Appends a slot to the list. All lanes of a warp call it, with or without a count.
+// Appends a slot to the list if `is_count`. All lanes of a warp must call this function, including
+// those without a count.
 template <class L, typename T>
 __device__ __forceinline__ void collect(bool is_count, int slot, Inputs<L, T>& inputs) {
   const unsigned int lane = threadIdx.x & 31;
@@ -79,7 +80,7 @@ __device__ __forceinline__ void collect(bool is_count, int slot, Inputs<L, T>& i
   if (is_count) inputs.list[begin + __popc(before)] = static_cast<uint16_t>(slot);
 }
 
-// Whether the call has a gradient of each term, which only backward has.
+// Whether the call has a gradient of each term, as only backward calls do.
 template <class Params>
 constexpr bool kHasGrad = std::is_same_v<Params, NllBackwardParams>;
 
@@ -102,12 +103,14 @@ __device__ __forceinline__ void stage_step(const Params& p,
   const Operand* const outputs[] = {&observations.output, &observations.second,
                                     &observations.third};
 
-  // All loads come first. The target is last, because the switch on its dtype waits for its load.
+  // All loads come first. The target is loaded last, because the switch on its dtype waits for the
+  // load.
   Pack<S, V> raw[kOutputs];
   Pack<T, V> x[L::kInputs], largest, shift, weight{}, grad, factor;
   Pack<uint8_t, V> mask;
-  // For an absent output the first output is read again, and the result is set to 0 below. Setting
-  // it to 0 here would make the compiler unpack 16-bit words after each load, before the next one.
+  // For an absent output, the first output is read again, and the result is set to 0 below. Setting
+  // it to 0 here would make the compiler unpack 16-bit values after each load, before it issues the
+  // next load.
   VAE_FUSED_UNROLL
   for (int k = 0; k < kOutputs; ++k) {
     const bool is_present = outputs[k]->data;
@@ -153,7 +156,7 @@ __device__ __forceinline__ void stage_step(const Params& p,
   if (observations.mask.data) *reinterpret_cast<Pack<uint8_t, V>*>(&inputs.mask[slot]) = mask;
 }
 
-// Loads a piece. It ends with a barrier.
+// Loads a piece. The function ends with a barrier.
 template <class L, typename S, class Params>
 __device__ __forceinline__ void stage(const Params& p, bool vectors, const Piece& piece,
                                       Inputs<L, arithmetic_t<S>>& inputs) {
@@ -180,7 +183,7 @@ __device__ __forceinline__ void stage(const Params& p, bool vectors, const Piece
   __syncthreads();
 }
 
-// The inputs of an element.
+// Reads the inputs of an element.
 template <class L, typename T>
 __device__ __forceinline__ void inputs_at(const Inputs<L, T>& inputs, int slot,
                                           T (&x)[L::kInputs]) {
@@ -188,7 +191,7 @@ __device__ __forceinline__ void inputs_at(const Inputs<L, T>& inputs, int slot,
   for (int k = 0; k < L::kInputs; ++k) x[k] = inputs.in[k][slot];
 }
 
-// Empties the list. The block needs a barrier before it appends to the list again.
+// Empties the list. The thread block needs a barrier before it appends to the list again.
 template <class L, typename T>
 __device__ __forceinline__ void clear_list(Inputs<L, T>& inputs) {
   if (threadIdx.x == 0) inputs.count = 0;

@@ -1,12 +1,13 @@
-// A piece is the elements that a block computes together. Each element has a slot in shared memory.
+// A piece consists of the elements that a thread block computes together. Each element has a slot
+// in shared memory.
 #pragma once
 
 #include "cuda/tile.cuh"
 
 namespace vae_fused::cuda {
 
-// 1024 floats or 512 doubles: 4 or 2 elements for each thread. The backward block of a
-// zero-inflated negative binomial then takes 31 KB of shared memory.
+// 1024 floats, 4 per thread, or 512 doubles, 2 per thread. A thread block of the backward kernel
+// for a zero-inflated negative binomial then takes 31 KB of shared memory.
 template <typename T>
 constexpr int kSlots = 4096 / sizeof(T);
 template <typename T>
@@ -28,11 +29,11 @@ struct Piece {
   __device__ __forceinline__ int64_t element(int slot) const {
     return first + line(slot) * pitch + column(slot);
   }
-  // Whether its lines consist of whole vectors of v elements that start at multiples of v.
+  // Whether the lines consist of whole vectors of v elements that start at multiples of v.
   __device__ __forceinline__ bool is_whole(int v) const { return ((first | n) & (v - 1)) == 0; }
 };
 
-// The elements from `first` on that fit into a piece and are before `end`.
+// Returns the piece of the elements from `first` on that fit into a piece and precede `end`.
 template <typename T>
 __device__ __forceinline__ Piece flat_piece(int64_t first, int64_t end) {
   constexpr int kLog = sizeof(T) == 8 ? 9 : 10;
@@ -41,13 +42,13 @@ __device__ __forceinline__ Piece flat_piece(int64_t first, int64_t end) {
   return {first, 0, kLog, 1, rest < kSlots<T> ? static_cast<int>(rest) : kSlots<T>};
 }
 
-// The elements that a thread loads and stores together if a call has vectors. Single doubles are
-// coalesced as well as vectors are.
+// The number of elements that a thread loads and stores together if a call has vectors. Accesses to
+// single doubles are coalesced as well as vector accesses are.
 template <typename S>
 constexpr int kVectorOfPiece = sizeof(S) == 8 ? 1 : kSlotsOfThread<arithmetic_t<S>>;
 
-// Finds the offsets of element e in N tensors. One loop serves every number of dimensions and every
-// size. With `locate` of tile.cuh a kernel would have a third more machine code.
+// Finds the offsets of element e in N tensors. One loop handles any number of dimensions and any
+// size. With `locate` from tile.cuh, a kernel would have a third more machine code.
 template <int N>
 __device__ __forceinline__ void find_offsets(const Space& space, const int64_t* const (&strides)[N],
                                              int64_t e, int64_t (&at)[N]) {
@@ -68,8 +69,8 @@ __device__ __forceinline__ void find_offsets(const Space& space, const int64_t* 
   }
 }
 
-// Calls visit(slot, at, V) for each step of the thread that has elements. `at` holds the step's
-// offsets in N tensors, and V is its number of elements as a constant.
+// Calls visit(slot, at, V) for each of the thread's steps that has elements. `at` holds the step's
+// offsets in N tensors, and V is the number of elements in the step, as a constant.
 template <typename S, int N, typename Visit>
 __device__ __forceinline__ void for_each_step(const Space& space, const Piece& piece, bool vectors,
                                               const int64_t* const (&strides)[N],
@@ -91,7 +92,7 @@ __device__ __forceinline__ void for_each_step(const Space& space, const Piece& p
   }
 }
 
-// Calls visit(slot) for the slots of the thread that have elements. Neighbouring threads have
+// Calls visit(slot) for those slots of the thread that have elements. Neighbouring threads have
 // neighbouring slots. If lines have at most kThreads slots, all slots of a thread are in one
 // column.
 template <typename T, typename Visit>

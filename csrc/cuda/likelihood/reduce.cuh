@@ -1,4 +1,4 @@
-// Sums over lanes, over a block, and of the partial sums of blocks, in a fixed order.
+// Sums over lanes, over a thread block, and over the partial sums of blocks, all in a fixed order.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -6,8 +6,8 @@
 
 namespace vae_fused::cuda {
 
-// Returns in every lane the sum over its aligned group of 2^log_width lanes. The loop is not
-// unrolled, because unrolled sums of doubles were a tenth of the machine code.
+// Returns, in every lane, the sum over its aligned group of 2^log_width lanes. The loop is not
+// unrolled, because unrolled sums of doubles made up a tenth of the machine code.
 __device__ __forceinline__ double sum_of_lanes(double x, int log_width) {
 #pragma unroll 1
   for (int step = (1 << log_width) >> 1; step > 0; step >>= 1) {
@@ -16,7 +16,7 @@ __device__ __forceinline__ double sum_of_lanes(double x, int log_width) {
   return x;
 }
 
-// Returns the sum over the block in its first thread. The function ends with a barrier.
+// Returns the sum over the thread block in its first thread. The function ends with a barrier.
 __device__ __forceinline__ double sum_of_block(double x) {
   constexpr int kWarps = kThreads / 32;
   __shared__ double warp_sums[kWarps];
@@ -31,8 +31,8 @@ __device__ __forceinline__ double sum_of_block(double x) {
   return x;
 }
 
-// Combines the partial sums of rows that have several parts, in a fixed order. A warp works on each
-// row, or the whole block if there are few rows.
+// Combines the partial sums of rows that have several parts, in a fixed order. One warp works on
+// each row, or the whole block if there are few rows.
 template <typename T>
 __device__ __forceinline__ void combine_parts(int64_t rows, int64_t per_row, const RowSums& sums) {
   const bool by_block = rows < kThreads / 32;

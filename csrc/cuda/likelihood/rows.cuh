@@ -1,5 +1,5 @@
 // Sums of values over rows, for the forward kernel and for the dot products of a softmax. The order
-// of summation depends on the shape alone.
+// of summation depends only on the shape.
 //
 //   kDirect   a row is one element, so values are stored directly
 //   kStaged   a row has at most half a piece; a piece has whole rows with values in shared memory
@@ -21,7 +21,7 @@ struct RowEpilogue {
   bool is_needed() const { return parts_per_row > 0 || kl.samples; }
 };
 
-// The number of partial sums of a row. Tiles that are whole rows need none.
+// The number of partial sums per row. Tiles that consist of whole rows need none.
 __host__ __device__ __forceinline__ int64_t parts_of(const Space& space) {
   return space.tiles_per_row > 1 ? space.tiles_per_row : 0;
 }
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads)
   run_epilogue<T>(epilogue.rows, epilogue.parts_per_row, epilogue.sums, epilogue.kl);
 }
 
-// Sums the whole rows of a piece. 1 to 32 lanes sum a row. They add four values at a time in the
-// values' own type, and then add these sums as doubles.
+// Sums the whole rows of a piece. Between 1 and 32 lanes sum a row. They add four values at a time
+// in the values' own type, and then add these sums in double precision.
 template <typename T>
 __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile& tile,
                                                   double factor, const T* values, T* out) {
@@ -67,11 +67,11 @@ __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile
   }
 }
 
-// The sums of a block, which computes tiles one after the other, and each tile in pieces.
+// The sums of a thread block, which computes tiles one after the other, each in pieces.
 template <typename T>
 class RowTotals {
  public:
-  // kStaged stores values in `values`, in the slots of their elements.
+  // With kStaged, `values` stores the values in the slots of their elements.
   __device__ __forceinline__ RowTotals(const Space& space, const RowSums& sums,
                                        RowDisposition disposition, T* values)
       : space_(space), sums_(sums), disposition_(disposition), values_(values) {}
@@ -92,7 +92,8 @@ class RowTotals {
   }
 
   // Call this after a barrier that follows the last value of tile t. The function ends with a
-  // barrier. It recomputes the tile, because registers are scarce where the values are computed.
+  // barrier. It recomputes the tile's bounds, because registers are scarce where the values are
+  // computed.
   __device__ __forceinline__ void end_tile(int64_t t) {
     const Tile tile = tile_of(space_, t);
     if (disposition_ == RowDisposition::kStaged) {
@@ -126,7 +127,7 @@ class RowTotals {
   double sum_ = 0;
 };
 
-// Cuts rows into tiles as RowTotals requires them, and divides the tiles among blocks.
+// Divides rows into tiles as RowTotals requires, and distributes the tiles among thread blocks.
 template <typename T>
 cudaError_t plan_row_sums(Space& space, const RowSums& sums, const KlTerm& kl, cudaStream_t stream,
                           RowPlan& plan) {
@@ -155,7 +156,7 @@ cudaError_t plan_row_sums(Space& space, const RowSums& sums, const KlTerm& kl, c
   return epilogue.is_needed() ? ticket_slot(stream, &plan.ticket) : cudaSuccess;
 }
 
-// Runs the work of the last block in a second launch if the first had no ticket. See nll.cu.
+// Runs the epilogue in a second launch if the first launch had no ticket. See nll.cu.
 cudaError_t launch_epilogue(DType dtype, const RowEpilogue& epilogue, int ticket,
                             cudaStream_t stream);
 

@@ -1,5 +1,5 @@
-// Defines how the gradients of parameters that are broadcast are summed: the tasks into which the
-// backward kernel divides the elements, and the partial sums that the next launch adds up.
+// Defines how the gradients of broadcast parameters are summed: the tasks into which the backward
+// kernel divides the elements, and the partial sums that the next launch adds up.
 #pragma once
 
 #include "cuda/likelihood/piece.cuh"
@@ -20,8 +20,8 @@ struct SharedSum {
 
 struct SumPlan;
 
-// The elements of a task, which a block computes in pieces of several lines. Values that not every
-// piece needs are recomputed from the number of the task, because registers are scarce.
+// The elements of a task, which a thread block computes in pieces of several lines. Values that are
+// not needed for every piece are recomputed from the task index, because registers are scarce.
 struct Task {
   int64_t row, column;      // the first row and column
   int rows, columns, done;  // done: rows of earlier pieces
@@ -66,7 +66,7 @@ __device__ __forceinline__ Piece Task::next(const SumPlan& plan) const {
           rest < plan.lines ? rest : plan.lines, columns};
 }
 
-// The number of slots of a line is a power of two. A task has up to four pieces.
+// The number of slots per line is a power of two. A task has up to four pieces.
 inline TaskShape SumPlan::shape_of(const NllBackwardParams& p) {
   const int64_t slots = p.dtype == DType::kFloat64 ? kSlots<double> : kSlots<float>;
   const bool by_column = is_by_column(p.space, p.sum_second) || is_by_column(p.space, p.sum_third);
@@ -95,15 +95,15 @@ inline SumPlan::SumPlan(const NllBackwardParams& p)
   }
 }
 
-// The number of units that the blocks of backward compute: tasks if parameters are summed, and
-// single pieces otherwise.
+// The number of units that the thread blocks of the backward kernel compute: tasks if parameters
+// are summed, and single pieces otherwise.
 template <typename T>
 int64_t units_of(const NllBackwardParams& p, const SumPlan& sums) {
   const int64_t pieces = (p.space.rows * p.space.cols - 1) / kSlots<T> + 1;
   return sums.is_present ? sums.matrix.tasks() : pieces;
 }
 
-// The second launch. See nll.cu.
+// Adds up the partial sums in a second launch. See nll.cu.
 cudaError_t combine_shared_sums(const Space& space, const SumPlan& plan, cudaStream_t stream);
 
 }  // namespace vae_fused::cuda

@@ -1,6 +1,6 @@
-// A softmax over rows of logits in one launch. It computes the maximum of each row and the shift
-// that is added to its logits after the maximum is subtracted. A warp computes a row of up to 512
-// elements. One or several blocks compute a longer row, and the last block of the launch combines
+// Computes a softmax over rows of logits in one launch: the maximum of each row, and the shift to
+// add to its logits after the maximum is subtracted. A warp computes a row of up to 512 elements. A
+// longer row is computed by one or several thread blocks, and the last block of the launch combines
 // their maxima and sums.
 #pragma once
 
@@ -14,8 +14,8 @@ namespace {
 
 constexpr int kColumnsOfWarp = 512;
 
-// The sum of exp(x - origin) over some elements. The origin is the greatest of these elements, or 0
-// if the greatest is -inf, so that masked elements do not become NaN.
+// The sum of exp(x - origin) over some elements. The origin is the largest of these elements, or 0
+// if the largest is -inf, so that masked elements do not become NaN.
 template <typename T>
 struct ExpSum {
   T largest = -math::kInfinity<T>;
@@ -26,7 +26,7 @@ struct ExpSum {
   }
   __device__ __forceinline__ T origin() const { return origin_of(largest); }
 
-  // Changes the origin of the sum. An empty sum has no origin yet, so it stays 0.
+  // Changes the origin of the sum. An empty sum has no origin, so it stays 0.
   __device__ __forceinline__ void raise(T to) {
     if (to == largest) return;
     const T old = largest;
@@ -66,8 +66,8 @@ __device__ __forceinline__ ExpSum<T> warp_total(ExpSum<T> x) {
   return x;
 }
 
-// Returns the sum of the block in its first warp, where x is the sum of the thread's warp. The
-// block needs a barrier before it computes another sum.
+// Returns the sum of the thread block in its first warp, where x is the sum of the calling thread's
+// warp. The block needs a barrier before it computes another sum.
 template <typename T>
 __device__ __forceinline__ ExpSum<T> block_total(ExpSum<T> x) {
   constexpr int kWarps = kThreads / 32;
@@ -97,8 +97,8 @@ __device__ __forceinline__ void write_row(const SoftmaxParams& p, int64_t row, d
   static_cast<T*>(p.row_shift)[row] = static_cast<T>(library - math::log_libm(sum));
 }
 
-// Sums every `width`th element of a tile, from `lane` on. A row extends along one dimension of its
-// tensors.
+// Sums every `width`th element of a tile, starting with element `lane`. A row extends along one
+// dimension of its tensors.
 template <typename S>
 __device__ __forceinline__ ExpSum<arithmetic_t<S>> sum_of(const SoftmaxParams& p, const Tile& tile,
                                                           int lane, int width) {

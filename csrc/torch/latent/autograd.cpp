@@ -1,6 +1,6 @@
-// One autograd node serves every operator. It saves the inputs of the call and the origin of the
-// noise (the key or the explicit eps), and nothing else that has the size of a tensor. Its backward
-// is one launch.
+// One autograd node handles every differentiable operator in this file. It saves the inputs of the
+// call and the source of the noise (the key or the explicit eps), and no intermediate tensors. Its
+// backward pass is one launch.
 #include <array>
 #include <tuple>
 
@@ -10,7 +10,7 @@
 namespace vae_fused::autograd {
 namespace {
 
-// The results of a call, in the order of its operator's schema.
+// The operator of a call.
 enum class Call {
   kSampleAndKl,
   kSampleAndKlGenerator,
@@ -44,7 +44,7 @@ struct Outputs {
   Tensor z, kl, key;
 };
 
-// Whether the KL of a call is estimated at its sample.
+// Whether a call estimates the KL from its samples.
 bool depends_on_noise(const GivenOptions& options) {
   return options.numbers.has_value() && parse_options(options.numbers).at_sample;
 }
@@ -102,8 +102,8 @@ Outputs run(const Inputs& q, const Arguments& a) {
 class LatentBackward : public SavingNode<LatentBackward> {
  public:
   static constexpr const char* kName = "LatentBackward";
-  // The slots. Each of the first six has an edge, with the number of the slot. The slots from
-  // kScalars on are for options that are tensors, if there are any.
+  // The slots of the saved tensors. Each of the first six has an edge with the same index. The
+  // slots from kScalars on contain the options that are tensors, if there are any.
   enum Slot { kMu, kRaw, kH, kEps, kPriorMean, kPriorRaw, kMask, kKey, kScalars };
   static constexpr size_t kEdges = kMask;
 
@@ -123,8 +123,8 @@ class LatentBackward : public SavingNode<LatentBackward> {
         torch::autograd::collect_next_edges(q.mu, q.raw, q.h, q.eps, q.prior_mean, q.prior_raw));
   }
 
-  // The mean is only added to a sample, so backward reads it only for a KL or for a soft clamp. If
-  // it is not saved, it may be changed in place after the call.
+  // The mean is only added to a sample, so backward reads it only if there is a KL or a soft clamp.
+  // A mean that is not saved may be changed in place after the call.
   static bool needs_mean(const Arguments& a, const Outputs& out) {
     if (out.kl.defined()) return true;
     return a.options.numbers.has_value() && parse_options(a.options.numbers).mu_soft_clamp != 0;
@@ -155,7 +155,7 @@ class LatentBackward : public SavingNode<LatentBackward> {
              std::array<bool, 4>{needs_grad(kH), eps, prior_mean, prior_raw});
       return result;
     }
-    // If the mean is not saved, raw stands in for it, with the same shape and dtype.
+    // If the mean is not saved, raw replaces it, because it has the same shape and dtype.
     const Tensor& mean = call.tensors[call.tensors[kMu].defined() ? kMu : kRaw];
     VAE_FUSED_OP(reparameterize_kl_backward, "reparameterize_kl_backward", "");
     std::tie(result[kMu], result[kRaw], result[kEps], result[kPriorMean], result[kPriorRaw]) =
@@ -174,9 +174,9 @@ Outputs apply(const Inputs& q, const Arguments& a) {
   refuse_gradients(a.options);
   const Outputs out = run(q, a);
   if (!at::GradMode::is_enabled()) return out;
-  // An output has no gradient if no input on which it depends requires one. If only the prior is
-  // learned, z has none, and the decoder then sends no gradient back. If only eps requires a
-  // gradient, the KL has none unless it is estimated at the sample.
+  // An output has no gradient if none of the inputs on which it depends requires one. If only the
+  // prior is learned, z has no gradient, and none is propagated back through the decoder. If only
+  // eps requires a gradient, the KL has no gradient unless it is estimated from the samples.
   const bool posterior = any_requires_grad(q.mu, q.raw, q.h);
   const bool z_has_grad = posterior || any_requires_grad(q.eps);
   const bool kl_has_grad = posterior || any_requires_grad(q.prior_mean, q.prior_raw) ||

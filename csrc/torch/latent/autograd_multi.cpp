@@ -1,5 +1,5 @@
 // The autograd node of the operators for a list of tensors. Like LatentBackward in autograd.cpp, it
-// saves its inputs and the key, and its backward is one launch.
+// saves its inputs and the key, and its backward pass is one launch.
 #include <utility>
 #include <vector>
 
@@ -9,7 +9,7 @@
 namespace vae_fused::autograd {
 namespace {
 
-// The results of a call, in the order of its operator's schema.
+// The operator of a call.
 enum class Call { kOfKey, kOfGenerator, kKl };
 
 struct Arguments {
@@ -26,7 +26,7 @@ struct Outputs {
   Tensor kl, key;
 };
 
-// The arguments of an operator for the priors and options of a call.
+// The operator arguments for the priors and options of a call.
 #define VAE_FUSED_LIST_ARGUMENTS priors.mean, priors.raw, priors.numbers, VAE_FUSED_OPTION_ARGUMENTS
 
 Outputs run(at::TensorList mu, at::TensorList raw, const Arguments& a) {
@@ -75,8 +75,8 @@ class LatentMultiBackward : public SavingNode<LatentMultiBackward, SavedListArgu
  public:
   static constexpr const char* kName = "LatentMultiBackward";
 
-  // The slots are, in this order: mu and raw, which have an edge each, the means and the raw scales
-  // of the priors, the key, and the options that are tensors.
+  // The slots contain, in this order: mu and raw, each of which has an edge; the means and the raw
+  // scales of the priors; the key; and the options that are tensors.
   LatentMultiBackward(at::TensorList mu, at::TensorList raw, const Outputs& out, const Arguments& a)
       : SavingNode(4 * mu.size() + 1 + scalar_slots(a.options), a, !out.z.empty()) {
     size_t slot = 0;
@@ -115,7 +115,8 @@ class LatentMultiBackward : public SavingNode<LatentMultiBackward, SavedListArgu
   }
 
  private:
-  // The tensors of a list, some of which may be undefined. Returns an empty list if all are.
+  // Converts a list in which some tensors may be undefined. Returns an empty list if all tensors
+  // are undefined.
   static OptionalTensors present(at::TensorList list) {
     OptionalTensors result;
     const auto defined = [](const Tensor& t) { return t.defined(); };

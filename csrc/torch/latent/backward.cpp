@@ -22,7 +22,7 @@ struct Gradients {
   }
 };
 
-// The sizes of the dimensions before the last `ndim`.
+// Returns the sizes of all dimensions before the last `ndim`.
 c10::SymDimVector leading_sizes(const Tensor& t, int64_t ndim) {
   const auto sizes = t.sym_sizes();
   return {sizes.begin(), sizes.begin() + std::max<int64_t>(t.dim() - ndim, 0)};
@@ -37,7 +37,8 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   WithScalars<BackwardParams> params;
   params.dtype = dtype_of(mu);
   params.gaussians.options = parse_options(inputs.options.numbers);
-  // Without these gradients there is no sample to differentiate, and no noise is needed.
+  // Without grad_z and without a KL estimated from samples, there is no sample to differentiate,
+  // and no noise is needed.
   const bool at_sample = params.gaussians.options.at_sample && grad_kl.defined();
   const bool has_samples = grad_z.defined() || at_sample;
   TORCH_CHECK_VALUE(has_samples || !grad.eps.defined(),
@@ -65,7 +66,7 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   params.scalars = inputs.options.pointers(params.gaussians.options);
   if (noise.key.defined()) params.key = key_of(noise.key);
   if (grad_kl.defined()) {
-    // The gradient of a sum over the KLs of many rows is one value, expanded.
+    // The gradient of a sum over the KLs of many rows is one expanded value.
     const auto strides = grad_kl.strides();
     if (std::any_of(strides.begin(), strides.end(), [](int64_t s) { return s != 0; })) {
       grad_kl = grad_kl.contiguous();
@@ -89,7 +90,7 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   tensors.copy_back();
 }
 
-// Allocates a gradient of `t` if it is required.
+// Allocates the gradient of `t` if it is required.
 Tensor empty_grad(bool needs_grad, const OptionalTensor& t) {
   return needs_grad && t.has_value() ? with_huge_pages(at::empty_like(*t)) : Tensor();
 }
@@ -122,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> reparameterize_kl_moments_backward(
   const auto [mu, raw] = unpack(h, packed_dim);
   Gradients grad{Tensor(), Tensor(), empty_grad_eps(output_mask[1], grad_z, eps),
                  empty_grad(output_mask[2], prior_mean), empty_grad(output_mask[3], prior_raw)};
-  // This is one tensor, whose halves the kernel writes in place.
+  // grad_h is one tensor, whose halves the kernel writes in place.
   const Tensor grad_h = empty_grad(output_mask[0], h);
   if (grad_h.defined()) std::tie(grad.mu, grad.raw) = unpack(grad_h, packed_dim);
   backward_into(grad, grad_z, grad_kl, mu,

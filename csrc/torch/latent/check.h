@@ -1,4 +1,4 @@
-// The arguments of the latent family's operators beside mu, and their checks.
+// The arguments of the latent operators other than mu, and the checks of these arguments.
 #pragma once
 
 #include "params/latent.h"
@@ -8,8 +8,8 @@
 
 namespace vae_fused {
 
-// The origin of the noise: explicit noise, a key, or a key that is to be reserved. Exactly one is
-// set.
+// The source of the noise: explicit noise, a key, or a key that is yet to be reserved. Exactly one
+// of these is set.
 struct Noise {
   Tensor eps;
   Tensor key;
@@ -19,11 +19,12 @@ struct Noise {
   static Noise given(const OptionalTensor& eps, const OptionalTensor& key);
   static Noise reserved(const OptionalGenerator& generator);
 
-  // `samples` is the shape of the samples, which precedes that of mu.
+  // `samples` is the shape of the samples, which precedes the shape of mu.
   void check(const Tensor& mu, c10::SymIntArrayRef samples) const;
 };
 
-// The tensors of a call's Gaussians beside mu, and its options. Absent tensors are undefined.
+// The tensors of a call's Gaussians other than mu, and the options of the call. Absent tensors are
+// undefined.
 struct Tensors {
   Tensor raw, prior_mean, prior_raw, mask;
   GivenOptions options;
@@ -38,14 +39,14 @@ struct Tensors {
 
   void check(const Tensor& mu) const;
 
-  // The same tensors, expanded to a shape with the dimensions of samples in front.
+  // Returns the same tensors, expanded to a shape that begins with the sample dimensions.
   Tensors expanded(c10::SymIntArrayRef shape) const;
 
-  // These tensors and mu, ready to be bound.
+  // Returns these tensors and mu, ready to be bound.
   CallTensors bindable(const Tensor& mu) const;
 };
 
-// The number of samples that z, or its gradient, has for each element of mu.
+// Returns the number of samples that z, or its gradient, has for each element of mu.
 int64_t samples_of(const Tensor& z, const Tensor& mu);
 
 }  // namespace vae_fused

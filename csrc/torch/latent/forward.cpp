@@ -17,7 +17,7 @@ struct Outputs {
   Tensor z, kl, key;
 };
 
-// Without `noise` there is no sample, and without `reduction` no KL.
+// Without `noise`, there is no sample. Without `reduction`, there is no KL.
 Outputs forward(Tensor mu, Tensors inputs, std::optional<Noise> noise,
                 std::optional<Reduction> reduction, at::OptionalSymIntArrayRef sample_shape) {
   inputs.check(mu);

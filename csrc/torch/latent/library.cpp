@@ -2,20 +2,21 @@
 // defaults and errors for users. It passes tensors of one dtype and device, expanded to the shape
 // of mu.
 //
-// Overloads without a suffix are pure functions of their tensors, with exactly one of eps and key.
-// The overload .generator reserves a new key and returns it as a non-differentiable uint64[2].
+// Overloads without a suffix are pure functions of their tensors, and require exactly one of eps
+// and key. The overload .generator reserves a new key and returns it as a non-differentiable
+// uint64[2].
 //
-//   reduction, dim   dimensions of the sum of the KL, and its divisor; see csrc/torch/reduction.h
+//   reduction, dim   the summed dimensions of the KL, and the divisor; see csrc/torch/reduction.h
 //   h, packed_dim    mu and raw, packed as the halves of h along that dimension
 //   raw              the raw scale: logvar, or the kind that `options` select; none: sigma = 1
 //   prior_...        the prior's mean and raw scale; none: the numbers in `options`, or N(0, 1)
 //   mask             bool; where it is false, z, the KL and every gradient are 0
-//   options          pairs of a position in latent_options() and a number; the options of a scale
+//   options          pairs of a position in latent_options() and a value; the options of a scale
 //                    are in the scope "posterior" or "prior"
 //   temperature, free_bits, to_posterior, to_prior
-//                    0-d tensors of the arithmetic's dtype, instead of the numbers in `options`
+//                    0-d tensors in the arithmetic dtype, instead of the numbers in `options`
 //   prior_numbers    for a list: a mean and a raw scale for each tensor; none: those in `options`
-//   sample_shape     z has shape (*sample_shape, *mu.shape), and so has eps
+//   sample_shape     z and eps have shape (*sample_shape, *mu.shape)
 //   output_mask      which gradients to compute, in the order of the outputs; others are undefined
 #include <torch/library.h>
 
@@ -77,7 +78,8 @@ TORCH_LIBRARY_FRAGMENT(vae_fused, m) {
   m.def("latent_stats(Tensor mu, Tensor raw, *, int[] dim, " PRIOR_AND_OPTIONS
         ") -> (Tensor kl, Tensor mean, Tensor variance, Tensor clamped, Tensor non_finite)",
         pure);
-  // Autograd records the overloads `recorded`, which are implemented in Python.
+  // To record a backward call, autograd uses the overload `recorded`, which is implemented in
+  // Python.
   for (const std::string overload : {"", ".recorded"}) {
     const auto define = [&](const std::string& name, const char* signature) {
       m.def((name + overload + signature).c_str(), pure);
@@ -117,8 +119,8 @@ void implement(Library& m) {
   m.impl("reparameterize_kl_multi_backward", reparameterize_kl_multi_backward);
 }
 
-// The same functions serve all devices. They allocate the results on every device, and launch a
-// kernel on all but meta.
+// The same functions are registered for all devices. They allocate the results on every device, and
+// launch a kernel on every device except meta.
 TORCH_LIBRARY_IMPL(vae_fused, CPU, m) { implement(m); }
 TORCH_LIBRARY_IMPL(vae_fused, Meta, m) { implement(m); }
 #ifdef VAE_FUSED_WITH_CUDA

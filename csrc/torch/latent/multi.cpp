@@ -24,10 +24,10 @@ void check_length(size_t found, const char* name, size_t count) {
 // A checked list with contiguous tensors.
 struct List {
   std::vector<Tensor> mu, raw;
-  std::vector<Tensor> prior_mean, prior_raw;  // undefined where the prior has a number instead
+  std::vector<Tensor> prior_mean, prior_raw;  // undefined if the prior is given by numbers
   std::vector<math::FixedPrior> prior;
-  std::vector<double> weight;         // of each tensor's KL
-  std::vector<uint64_t> first_block;  // blocks of noise before each tensor
+  std::vector<double> weight;         // the weight of each tensor's KL
+  std::vector<uint64_t> first_block;  // the number of noise blocks before it
   int64_t blocks = 0;
   double empty_kl = 0;  // the KL of the empty tensors: a sum is 0, a mean NaN, as in torch
 
@@ -60,7 +60,7 @@ struct List {
   }
 
  private:
-  // The tensors of the priors. A list has one for each item, or none at all.
+  // Returns the tensors of the priors. A list has one entry for each item, or no entries at all.
   std::vector<Tensor> tensors_of(const OptionalTensors& given, const char* name) const {
     std::vector<Tensor> result(size());
     if (!given.empty()) check_length(given.size(), name, size());
@@ -73,7 +73,8 @@ struct List {
     return result;
   }
 
-  // Sets the numbers of the priors: a mean and a raw scale for each item, or those of the options.
+  // Sets the priors that are given by numbers: a mean and a raw scale for each item, or those of
+  // the options.
   void set_numbers(c10::ArrayRef<double> numbers, const math::LatentOptions<double>& options) {
     TORCH_CHECK_VALUE(numbers.empty() || numbers.size() == 2 * size(),
                       "vae_fused: prior_numbers must contain ", 2 * size(),
@@ -89,7 +90,7 @@ struct List {
 };
 
 // Calls launch(params) for each part of the list that fits into one launch. `fill` sets the fields
-// of an item that differ between the directions. Empty tensors are skipped.
+// of an item that differ between forward and backward. Empty tensors are skipped.
 template <typename Fill, typename Launch>
 void for_each_part(const List& list, WithScalars<MultiParams>& params, const Fill& fill,
                    const Launch& launch) {
@@ -125,8 +126,8 @@ struct MultiOutputs {
   Tensor kl, key;
 };
 
-// The samples that a forward call computes beside the KL: none, samples of a given key, or samples
-// of a key that is reserved.
+// The samples that a forward call computes in addition to the KL: none, samples from a given key,
+// or samples from a newly reserved key.
 enum class Sampling { kNone, kOfKey, kOfGenerator };
 
 MultiOutputs forward(at::TensorList mus, at::TensorList raws, Sampling sampling,

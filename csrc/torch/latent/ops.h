@@ -1,5 +1,5 @@
-// The C++ signatures of the operators, in the order of library.cpp. The functions of `autograd`
-// wrap those of the same name and call them through the dispatcher.
+// The C++ signatures of the operators, in the order of library.cpp. The functions in `autograd`
+// wrap the functions of the same name and call them through the dispatcher.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -24,7 +24,8 @@ namespace vae_fused {
   const OptionalTensors &prior_mean, const OptionalTensors &prior_raw, \
       c10::ArrayRef<double> prior_numbers, VAE_FUSED_OPTION_PARAMETERS
 
-// The priors of a list of tensors: a mean and a raw scale for each, as tensors or as numbers.
+// The priors of a list of tensors: a mean and a raw scale for each tensor, as tensors or as
+// numbers.
 using OptionalTensors = c10::List<OptionalTensor>;
 struct GivenPriors {
   OptionalTensors mean, raw;      // empty if there are no tensors
@@ -85,7 +86,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> reparameterize_kl_multi_bac
     at::TensorList raw, const OptionalTensor& key, std::string_view reduction,
     VAE_FUSED_LIST_OPTIONS);
 
-// The halves of h: mu and raw.
+// Returns the halves of h: mu and raw.
 std::pair<Tensor, Tensor> unpack(const Tensor& h, int64_t packed_dim);
 
 namespace autograd {

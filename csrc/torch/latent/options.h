@@ -1,4 +1,4 @@
-// The argument `options` of the operators, for a call's Gaussians: see torch/options.h.
+// The `options` argument of the operators, for a call's Gaussians: see torch/options.h.
 #pragma once
 
 #include "math/latent/options.h"
@@ -7,21 +7,23 @@
 
 namespace vae_fused {
 
-// The numbers are those of math/latent/options.h and, for either scale, of math/scale_options.h.
+// Returns the options that math/latent/options.h and, for each of the two scales,
+// math/scale_options.h define.
 OptionNames latent_options();
 
 // Returns the defaults if `options` is absent.
 math::LatentOptions<double> parse_options(OptionList options);
 
-// A prior given by numbers. The prior's scale in `options` maps `raw` to tau.
+// Returns a prior that is given by numbers. The prior's scale in `options` maps `raw` to tau.
 math::FixedPrior fixed_prior(const math::LatentOptions<double>& options, double mean, double raw);
 
 #define VAE_FUSED_COUNT(name) +1
 constexpr size_t kDeviceScalars = VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_COUNT);
 #undef VAE_FUSED_COUNT
 
-// The options of a call's Gaussians: numbers, and tensors that replace some of them. A tensor is
-// 0-d, has the arithmetic's dtype, and is on the device of the kernel. It gets no gradient.
+// The options of a call's Gaussians: numbers, and tensors that replace some of these numbers. Such
+// a tensor is 0-d, has the arithmetic dtype, and is on the kernel's device. It receives no
+// gradient.
 struct GivenOptions {
   OptionList numbers = std::nullopt;
 #define VAE_FUSED_TENSOR(name) OptionalTensor name = std::nullopt;
@@ -41,7 +43,7 @@ struct GivenOptions {
   bool has_scalars() const;
   void check(const Tensor& mu) const;
 
-  // The pointers through which kernels that compute with `options` read the tensors.
+  // Returns the pointers through which kernels that compute with `options` read the tensors.
   math::DeviceScalars pointers(const math::LatentOptions<double>& options) const;
 
  private:
@@ -53,8 +55,8 @@ struct GivenOptions {
   }
 };
 
-// Macros for the parameters of an operator that are these options, for a `GivenOptions` made of the
-// parameters, and for the arguments that pass a GivenOptions `given` to an operator.
+// Macros for the operator parameters that contain these options, for the `GivenOptions` made from
+// these parameters, and for the arguments that pass a GivenOptions `given` to an operator.
 #define VAE_FUSED_SCALAR_PARAMETER(name) , const OptionalTensor& name
 #define VAE_FUSED_SCALAR_ARGUMENT(name) , name
 #define VAE_FUSED_SCALAR_OF_GIVEN(name) , given.name

@@ -1,4 +1,4 @@
-// Saves the options of a call in its autograd node: its numbers as arguments, and its tensors in
+// Saves the options of a call in its autograd node: the numbers as arguments, and the tensors in
 // slots.
 #pragma once
 
@@ -18,8 +18,8 @@ inline void refuse_gradients(const GivenOptions& options) {
   });
 }
 
-// The number of slots for the tensors. A call without any has no slots, so its backward unpacks
-// none.
+// Returns the number of slots for the tensors. A call without such tensors has no slots for them,
+// so its backward pass unpacks none.
 inline size_t scalar_slots(const GivenOptions& options) {
   return options.has_scalars() ? kDeviceScalars : 0;
 }

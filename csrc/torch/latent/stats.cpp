@@ -1,5 +1,5 @@
-// The operator for statistics of a batch, which checks its arguments, allocates results and
-// launches a kernel.
+// The operator for batch statistics, which checks its arguments, allocates results and launches a
+// kernel.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <c10/core/DeviceGuard.h>

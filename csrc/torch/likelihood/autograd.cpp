@@ -1,5 +1,5 @@
-// The autograd node of `nll`. It saves the inputs, and the rows of a softmax. Its backward is the
-// operator `nll_backward`.
+// The autograd node of `nll`. It saves the inputs and the rows of a softmax. Its backward pass
+// calls the operator `nll_backward`.
 #include "torch/likelihood/ops.h"
 #include "torch/node.h"
 
@@ -9,7 +9,7 @@ namespace {
 class NllBackward : public SavingNode<NllBackward> {
  public:
   static constexpr const char* kName = "NllBackward";
-  // The slots. Each of the first five has an edge, with the number of the slot.
+  // The slots of the saved tensors. Each of the first five has an edge with the same index.
   enum Slot { kOutput, kSecond, kThird, kTarget, kLibrary, kMask, kWeight, kRows, kSlots };
   static constexpr size_t kEdges = kMask;
 

@@ -1,5 +1,5 @@
-// The autograd nodes of `elbo_loss`. ElboBackward computes the gradients in backward, like the node
-// of nll. ElboScaling scales gradients that the forward launch has computed.
+// The autograd nodes of `elbo_loss`. ElboBackward computes the gradients in the backward pass, as
+// the node of nll does. ElboScaling scales gradients that the forward launch has computed.
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <c10/core/DeviceGuard.h>
@@ -45,7 +45,7 @@ struct ElboArguments : SavedArguments {
   }
 };
 
-// The gradient of output k, if there is one.
+// Returns the gradient of output k, if there is one.
 OptionalTensor grad_of(const variable_list& grads, size_t k) {
   return k < grads.size() ? dense(grads[k]) : std::nullopt;
 }
@@ -53,7 +53,7 @@ OptionalTensor grad_of(const variable_list& grads, size_t k) {
 class ElboBackward : public SavingNode<ElboBackward, ElboArguments> {
  public:
   static constexpr const char* kName = "ElboBackward";
-  // The slots. Each of the first seven has an edge, with the number of the slot.
+  // The slots of the saved tensors. Each of the first seven has an edge with the same index.
   enum Slot {
     kOutput,
     kSecond,
@@ -109,22 +109,21 @@ class ElboBackward : public SavingNode<ElboBackward, ElboArguments> {
   }
 };
 
-// Whether a kernel must not access the memory of a tensor directly, because the tensor has none or
-// torch negates it when it is read.
+// Whether a kernel must not access the memory of a tensor directly, because the tensor has no
+// memory or torch negates its values when they are read.
 bool is_lazy(const Tensor& t) {
   return at::isTensorSubclassLike(t) || t.is_meta() || t.is_neg() || t._is_zerotensor();
 }
 bool is_lazy(const OptionalTensor& t) { return t.has_value() && is_lazy(*t); }
 
-// Whether the memory of a buffer contains exactly one whole tensor, so that it can be scaled as an
-// array.
+// Whether a buffer has no gaps and no overlapping elements, so that it can be scaled as an array.
 bool is_array(const Tensor& t) { return t.is_non_overlapping_and_dense(); }
 
 class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
  public:
   static constexpr const char* kName = "ElboScaling";
-  // Each of the first seven slots has an edge. They contain the gradients of output, second, third,
-  // target and library, the KL and beta.
+  // Each of the first seven slots has an edge. These slots contain the gradients of output, second,
+  // third, target and library, then the KL, then beta.
   enum Slot { kGrads, kKl = kGrads + kMaxBuffers, kBeta, kCapacity, kSlots };
   static constexpr size_t kEdges = kCapacity;
 
@@ -149,8 +148,8 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
     const OptionalTensor factor = grad_loss && grad_nll ? OptionalTensor(grad_loss->add(*grad_nll))
                                   : grad_loss           ? grad_loss
                                                         : grad_nll;
-    // The buffers must not change if the graph is kept, because another backward will read them, or
-    // if a hook may have kept a reference to one of them.
+    // The buffers must not change if the graph is kept, because another backward pass will read
+    // them. They must not change either if a hook may have kept a reference to one of them.
     bool is_ours = !call.arguments.has_hooks && factor.has_value() &&
                    !torch::autograd::get_current_graph_task_keep_graph() && !is_lazy(factor) &&
                    !is_lazy(grad_loss) && !is_lazy(grad_kl);
@@ -233,8 +232,8 @@ ElboResults elbo_loss(VAE_FUSED_OBSERVATIONS, VAE_FUSED_KL_TERM, VAE_FUSED_NUMBE
   const auto needs_grad = [](const OptionalTensor& t) { return t && t->requires_grad(); };
   const bool is_recorded =
       at::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), needs_grad);
-  // A recorded call computes only gradients that inputs require. A compiled graph calls the
-  // operator without autograd, and gets all gradients of its mask.
+  // A recorded call computes only the gradients that its inputs require. A compiled graph calls the
+  // operator without autograd, and receives all gradients in its mask.
   for (size_t k = 0; k < grad_mask.size() && is_recorded; ++k) {
     grad_mask[k] = grad_mask[k] && needs_grad(inputs[k]);
   }

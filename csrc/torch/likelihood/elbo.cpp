@@ -11,7 +11,7 @@
 namespace vae_fused {
 namespace {
 
-// The sum of two gradients of the same shape, either of which may be absent.
+// Returns the sum of two gradients of the same shape, either of which may be absent.
 OptionalTensor sum_of(const OptionalTensor& a, const OptionalTensor& b) {
   if (!a.has_value() || !b.has_value()) return a.has_value() ? a : b;
   return a->add(*b);

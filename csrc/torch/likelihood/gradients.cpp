@@ -28,8 +28,9 @@ int64_t value_partials_of(const NllBackwardParams& params) {
 #endif
 }
 
-// A gradient in the shape of a parameter, which the call may have broadcast. Either the kernel sums
-// it into `sum`, or it writes `full` in the shape of the call.
+// The gradient of a parameter that the call may have broadcast. The kernel either sums it into
+// `sum`, which has the shape of the parameter, or writes it to `full`, which has the shape of the
+// call.
 struct ParameterGrad {
   Tensor parameter;  // undefined: no gradient is required
   Tensor full, sum;
@@ -51,7 +52,7 @@ struct ParameterGrad {
     tensors.add(sum_name, sum.defined() ? sum.expand(output.sizes()) : Tensor());
   }
 
-  // Whether the kernel can sum the gradient: along whole rows, or over all of them.
+  // Whether the kernel can sum the gradient, either along each row or over all rows.
   bool is_summable(const Space& space, const Operand& operand) const {
     const int inner = space.ndim - 1;
     if (!operand.data || operand.stride[inner] == 0) return true;
@@ -70,7 +71,7 @@ struct ParameterGrad {
   }
 };
 
-// A gradient of the reduced loss, expanded to the elements.
+// Returns the gradient of the reduced loss, expanded to the shape of the output.
 Tensor expanded(const Tensor& grad, const Reduction& reduced, const Tensor& output) {
   Tensor full = grad;
   for (int64_t d = 0; d < output.dim() && grad.dim() > 0; ++d) {
@@ -99,7 +100,7 @@ Gradients compute_gradients(const OptionalTensor& grad, const ObservedTensors& c
     return empty_gradients(output, second, third, target, library, mask, weight, output_mask);
   }
   // The kernel writes all gradients in the dtype of the outputs, which has too few digits for the
-  // gradient of a wider target. Such calls are rare, so the outputs are converted.
+  // gradient of a wider target. Such calls are rare, so the outputs are converted to float.
   const bool is_half = output.scalar_type() == at::kHalf || output.scalar_type() == at::kBFloat16;
   if (output_mask[3] && is_half && target.scalar_type() != output.scalar_type()) {
     const auto wide = [](const OptionalTensor& t) {

@@ -1,4 +1,4 @@
-// The gradients of a call, for every backward of the family.
+// The gradients of a call, for every backward operator of the family.
 #pragma once
 
 #include "torch/likelihood/observations.h"
@@ -10,10 +10,11 @@ namespace vae_fused {
 // undefined.
 using Gradients = std::array<Tensor, 5>;
 
-// The gradients of sum(grad * nll). This takes one launch, two if a broadcast parameter's gradient
-// is summed, and one more for a softmax. `grad` has the shape of the reduced loss; absent: 1.
+// Computes the gradients of sum(grad * nll) in one launch, or in two if the gradient of a broadcast
+// parameter is summed. A softmax takes one more launch. `grad` has the shape of the reduced loss,
+// and is 1 if absent.
 //
-// `params` selects what the launch computes in addition: the value of nll, and a KL term.
+// `params` selects what else the launch computes: the value of nll, a KL term, or both.
 Gradients compute_gradients(const OptionalTensor& grad, const ObservedTensors& call,
                             VAE_FUSED_OBSERVATIONS, const Tensor& rows, const Reduction& reduced,
                             std::array<bool, 5> output_mask, NllBackwardParams params);

@@ -1,4 +1,4 @@
-// The KL term of an evidence lower bound: converts the tensors of a call to the kernels' params.
+// Converts the tensors of the KL term in an evidence lower bound to kernel parameters.
 #pragma once
 
 #include "params/likelihood.h"
@@ -7,9 +7,9 @@
 
 namespace vae_fused {
 
-// The arguments of the operators for a KL term, beside the KL itself.
+// The operator arguments for a KL term, other than the KL itself.
 struct KlNumbers {
-  OptionalTensor beta, capacity;  // 0-d, in the dtype of the arithmetic; absent: the numbers below
+  OptionalTensor beta, capacity;  // 0-d, in the arithmetic dtype; absent: the numbers below
   double beta_value = 1.0;
   std::optional<double> capacity_value;  // none: no capacity
 };
@@ -18,11 +18,12 @@ struct KlNumbers {
 KlTerm bind_kl(const Tensor& kl, const KlNumbers& numbers, const Reduction& reduced,
                int64_t results, at::ScalarType dtype);
 
-// The gradients of a KL term, into which a kernel writes.
+// The gradients of a KL term, which a kernel writes.
 struct KlGradients {
   Tensor kl, beta;  // undefined: not required
 
-  // The object must live until the launch, because it holds the results' gradients.
+  // The object must live until the launch, because it holds the gradients of the results, which the
+  // kernel reads.
   KlGradients(KlTerm& term, const OptionalTensor& grad_loss, const OptionalTensor& grad_kl,
               const Tensor& kl, const KlNumbers& numbers, std::array<bool, 2> output_mask);
 

@@ -2,26 +2,25 @@
 // defaults and errors for users.
 //
 //   output, second, third   the decoder's outputs, in the order of the kind. `output` has the shape
-//                           of the call, to which all other tensors broadcast. Outputs have one
-//                           dtype.
+//                           of the call, to which all other tensors are broadcast. All outputs
+//                           have the same dtype.
 //   target                  any floating-point dtype, uint8, int32 or int64
-//   reduction, dim          dimensions of the sum, and its divisor; see csrc/torch/reduction.h
+//   reduction, dim          the summed dimensions, and the divisor; see csrc/torch/reduction.h
 //   mask                    bool; where it is false the loss and every gradient are 0
-//   weight, library         in the dtype of the arithmetic; library has size 1 in the last
-//                           dimension
+//   weight, library         in the arithmetic dtype; library has size 1 in the last dimension
 //   options                 the kind and its numbers; see csrc/torch/likelihood/options.h
-//   rows                    for a softmax: the maximum of each row, and the number that is then
-//                           added to the logits; otherwise empty
-//   output_mask             which gradients to compute, in the order of the outputs; others are
+//   rows                    for a softmax: the maximum of each row, and the shift to add to its
+//                           logits after the maximum is subtracted; otherwise empty
+//   output_mask             which gradients to compute, in the order of the outputs; the rest are
 //                           undefined
 //
-// The evidence lower bound adds a KL term, see csrc/params/likelihood.h:
+// The evidence lower bound adds a KL term (see csrc/params/likelihood.h):
 //
 //   kl                      0-d, reduced as the loss is, or one value for each sample; absent: the
 //                           loss is that of nll
-//   beta, beta_value        the weight of the KL: a 0-d tensor, or else a number
-//   capacity, capacity_value   the KL becomes its distance from this: a 0-d tensor, or a number
-//   grad_mask               which gradients of the loss the forward launch writes as well
+//   beta, beta_value        the weight of the KL: a 0-d tensor or a number
+//   capacity, capacity_value   the KL is replaced by its distance from this tensor or number
+//   grad_mask               which gradients of the loss the forward launch also writes
 #include <torch/library.h>
 
 #include <string>
@@ -49,7 +48,8 @@ TORCH_LIBRARY_FRAGMENT(vae_fused, m) {
   const std::vector<at::Tag> pure = {at::Tag::pt2_compliant_tag};
   m.def("likelihood_options() -> (str[] scope, str[] name, float[] default)", likelihood_options);
   m.def("nll(" OBSERVATIONS ", *, " NUMBERS ") -> (Tensor nll, Tensor rows)", pure);
-  // Autograd records the overload `recorded`, which is implemented in Python.
+  // To record a backward call, autograd uses the overload `recorded`, which is implemented in
+  // Python.
   for (const std::string overload : {"", ".recorded"}) {
     m.def(("nll_backward" + overload +
            "(Tensor grad, " OBSERVATIONS ", Tensor rows, *, " NUMBERS

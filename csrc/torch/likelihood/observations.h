@@ -16,9 +16,10 @@ struct ObservedTensors {
 
   ObservedTensors(VAE_FUSED_OBSERVATIONS, OptionList options);
 
-  // The shape of a tensor with one value for each row, where rows extend along the last dimension.
+  // Returns the shape of a tensor with one value per row, where rows extend along the last
+  // dimension.
   c10::SymDimVector row_sizes() const;
-  // The shape of the tensor that `compute_rows` writes.
+  // Returns the shape of the tensor that `compute_rows` writes.
   c10::SymDimVector rows_sizes() const;
   CallTensors bindable() const;
   void describe(Observations& observations) const;
@@ -30,20 +31,21 @@ struct ObservedTensors {
   Tensor rows_of(const OptionalTensor& t) const;
 };
 
-// The set that contains the last dimension, along which rows extend.
+// Returns the set that contains only the last dimension, along which rows extend.
 DimSet last_dim(const Tensor& t);
 
-// Memory for the partial sums of a kernel on a GPU. The CPU kernels allocate their own.
+// Allocates memory for the partial sums of a GPU kernel. The CPU kernels allocate this memory
+// themselves.
 Tensor partials_for(const Tensor& output, int64_t count, double*& data);
 
-// The number of tiles if a row consists of several, else 0.
+// Returns the number of tiles if each row consists of several tiles, otherwise 0.
 int64_t parts_of(const Space& space);
 
 // Writes the maximum and the shift of each row of a softmax.
 void compute_rows(const ObservedTensors& call, const Tensor& rows);
 
-// Computes the sums of nll into `result`. A softmax also reads `rows`. `params` selects what the
-// launch computes in addition. See nll.cpp.
+// Writes the sums of nll to `result`. For a softmax, also writes `rows`. `params` selects what else
+// the launch computes. See nll.cpp.
 void compute_nll(const ObservedTensors& call, const Tensor& rows, const Reduction& reduced,
                  const Tensor& result, NllParams& params);
 

@@ -1,5 +1,5 @@
-// The C++ signatures of the likelihood operators, in the order of library.cpp. The functions of
-// `autograd` wrap those of the same name and call them through the dispatcher.
+// The C++ signatures of the likelihood operators, in the order of library.cpp. The functions in
+// `autograd` wrap the functions of the same name and call them through the dispatcher.
 #pragma once
 
 #include <array>
@@ -30,9 +30,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nll_backward(const Tensor& gr
                                                                 std::array<bool, 5> output_mask);
 
 // Without a KL, the reconstruction and the reduced KL are absent. `grad_mask` selects the
-// gradients. An absent result is std::nullopt and not an undefined tensor, because ahead-of-time
-// compilers write the results of a call to a file, and can represent absence only in optional
-// results.
+// gradients. An absent result is std::nullopt rather than an undefined tensor, because
+// ahead-of-time compilers write the results of a call to a file, and can represent absence only in
+// optional results.
 using ElboResults = std::tuple<Tensor, OptionalTensor, OptionalTensor, Tensor, OptionalTensor,
                                OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 

@@ -9,11 +9,11 @@ namespace vae_fused {
 namespace {
 
 constexpr double kLogRoot2Pi = 0.91893853320467274178, kLog2 = 0.69314718055994530942;
-// Keeps e^-log_scale_min finite in float, also after multiplication by the distance from the mean.
+// Keeps e^-log_scale_min finite in float, even after multiplication by the distance from the mean.
 constexpr double kLargestLogScale = 50;
 
-// Converts an enumerator that was passed as a double. Casting NaN or a value out of range is
-// undefined.
+// Converts an enumerator that was passed as a double. Casting NaN or an out-of-range value would be
+// undefined behaviour.
 template <typename E>
 E enumerator(const char* name, double value, E last) {
   TORCH_CHECK_VALUE(value >= 0 && value <= static_cast<double>(last) && value == std::floor(value),

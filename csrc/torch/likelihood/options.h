@@ -1,4 +1,4 @@
-// The argument `options` of the likelihood operators: the kind and its numbers, see
+// The `options` argument of the likelihood operators: the kind and its numbers. See
 // torch/options.h.
 #pragma once
 
@@ -7,20 +7,21 @@
 
 namespace vae_fused {
 
-// The numbers are those of math/likelihood/options.h and, for the scale, of math/scale_options.h.
+// Returns the options that math/likelihood/options.h and, for the scale, math/scale_options.h
+// define.
 OptionNames likelihood_options();
 
-// The list of options, checked.
+// A checked list of options.
 class OptionNumbers {
  public:
   explicit OptionNumbers(OptionList options);
 
   LikelihoodKind kind() const { return static_cast<LikelihoodKind>(given_.kind); }
   bool is_softmax() const;
-  // Whether the kind takes this number of outputs.
+  // Whether a decoder for this kind can have this number of outputs.
   bool accepts(size_t outputs) const;
-  // The options that kernels read. `has_second`: whether the decoder has a second output, which is
-  // a raw scale for Gaussian, Laplace and Student-t.
+  // Returns the options that kernels read. `has_second` is true if the decoder has a second output,
+  // which is a raw scale for Gaussian, Laplace and Student-t.
   math::LikelihoodOptions<double> parsed(bool has_second) const;
 
  private:
