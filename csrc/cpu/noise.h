@@ -1,6 +1,6 @@
 // Computes the normals of a key with the machine's vector instructions. Each instruction set has
-// its own functions. `fill` computes n normals from `index` on, and `fill_at` computes normals
-// `indices[0]`, `indices[1]`, ...
+// its own functions. `fill` computes n consecutive normals, starting at `index`, and `fill_at`
+// computes normals `indices[0]`, `indices[1]`, ...
 #pragma once
 
 #include "cpu/capability.h"

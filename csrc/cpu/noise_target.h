@@ -29,15 +29,16 @@
 namespace vae_fused::cpu::VAE_FUSED_TARGET {
 
 // Lane i of a vector of Bits or Floats contains block g (i % 4) + i / 4 of that vector, where g is
-// the number of 16-byte groups in a vector. So normals are interleaved without a shuffle across
-// groups: after a 4 x 4 transpose within each group, vector k contains blocks g k to g k + g - 1.
+// the number of 16-byte groups in a vector. With this order, normals are interleaved without a
+// shuffle across groups: after a 4 x 4 transpose within each group, vector k contains blocks g k to
+// g k + g - 1.
 constexpr int kGroups = kWidth / 4;
 
 VAE_FUSED_HD int block_of_lane(int i) {
   return i / kWidth * kWidth + i % 4 * kGroups + i % kWidth / 4;
 }
 
-// Counters first, first + 1, ..., arranged so that `packed` produces the lane order of
+// Returns the counters first, first + 1, ..., arranged so that `packed` produces the lane order of
 // `block_of_lane`.
 VAE_FUSED_HD Wide counters(uint64_t first) {
   u64 a{};
@@ -68,8 +69,8 @@ VAE_FUSED_HD math::Words<Bits> words_of(const uint32_t (&from)[4][kLanes]) {
   return words;
 }
 
-// The number of cache lines of each run that half a step prefetches. A whole step prefetches as
-// many bytes of each run as it generates.
+// The number of cache lines that half a step prefetches from each run. A whole step prefetches as
+// many bytes from each run as it generates.
 constexpr int kLinesFetched = kLanes / 8;
 
 // The high word of the counter is usually the same for all blocks. It is then a scalar instead of a

@@ -4,7 +4,8 @@
 // provides this memory in pages of 4 KiB, with a page fault when each page is first written. For
 // 2^24 elements, this takes three fifths of the time of a call; see
 // docs/performance/decisions/0007-huge-pages.md. Linux provides huge pages on request, unless it is
-// configured otherwise. In that case, and on other systems, the request has no effect.
+// configured otherwise. Under such a configuration, and on other systems, the request has no
+// effect.
 #include "params/device.h"
 
 #if defined(__linux__)

@@ -20,7 +20,8 @@ namespace {
 // only once, and each loop can use all registers.
 #define VAE_FUSED_NOINLINE __attribute__((noinline))
 
-// The values of one step of the arithmetic loops: a vector of floats, or a single double.
+// The type of the values in one step of the arithmetic loops: a vector of floats, or a single
+// double.
 template <typename T>
 using Lanes = std::conditional_t<std::is_same_v<T, float>, Float, T>;
 template <typename T>
@@ -152,7 +153,7 @@ VAE_FUSED_HD S* dense(const Space& space, const Operand& operand, const Piece& p
   return coordinate[inner] + piece.n > space.size[inner] ? nullptr : data + offset;
 }
 
-// Whether elements of type S are loaded into a vector of floats, and stored from it, all at once.
+// Whether a vector of floats is loaded from, and stored to, elements of type S in one operation.
 template <typename S>
 constexpr bool kIsVector = std::is_same_v<S, float> || (kConvertsHalf && std::is_same_v<S, Half>);
 
@@ -273,7 +274,7 @@ VAE_FUSED_HD void store(const Space& space, const Operand& operand, const Piece&
   if (operand.data && target == buffer) copy_out<S>(space, operand, piece, buffer);
 }
 
-// The operand for one of the samples.
+// Returns the operand for one of the samples.
 template <typename S>
 VAE_FUSED_HD Operand operand_of_sample(const SampledOperand& operand, int64_t sample) {
   Operand result = operand;

@@ -6,10 +6,11 @@
 //   Pair<V>      two Float or two Word, with a block of noise in each of kLanes lanes
 //   Wide         kLanes 32-bit integers in the low halves of 64 bits; the high halves are arbitrary
 //
-// An operation on a Pair consists of two independent instructions, and one on a Wide of four. They
-// keep the machine busy despite the long dependency chains of Philox and Box-Muller. The code uses
-// the vector extensions of GCC and clang. Intrinsics are used only for operations that the
-// extensions lack: the 32 x 32 -> 64 product, the square root, the minimum and maximum, and masks.
+// An operation on a Pair consists of two independent instructions, and one on a Wide of four. These
+// instructions keep the machine busy despite the long dependency chains of Philox and Box-Muller.
+// The code uses the vector extensions of GCC and clang. Intrinsics are used only for operations
+// that the extensions lack: the 32 x 32 -> 64 product, the square root, the minimum and maximum,
+// and masks.
 //
 // A file that includes this header is compiled for one target. That file must include the
 // intrinsics header before it selects the target, as noise_avx2.cpp does.
@@ -247,8 +248,8 @@ VAE_FUSED_HD f32 shuffle(f32 x, f32 y) {
 #endif
 }
 
-// The low halves, in the order that a shuffle within 16 bytes produces: lanes 0 and 1 of a, 0 and 1
-// of b, 2 and 3 of a, ...
+// Return the low or the high halves, in the order that a shuffle within 16 bytes produces: lanes 0
+// and 1 of a, 0 and 1 of b, 2 and 3 of a, ...
 VAE_FUSED_HD u32 low_halves(u64 x, u64 y) { return (u32)shuffle<0, 2, 0, 2>((f32)x, (f32)y); }
 VAE_FUSED_HD u32 high_halves(u64 x, u64 y) { return (u32)shuffle<1, 3, 1, 3>((f32)x, (f32)y); }
 VAE_FUSED_HD Bits packed(Wide x) { return {low_halves(x.a, x.b), low_halves(x.c, x.d)}; }
@@ -263,7 +264,7 @@ VAE_FUSED_HD int packed_lane(int i) {
   return i / kWidth * kWidth + i % kHalf / 2 * 4 + i % kWidth / kHalf * 2 + i % 2;
 }
 
-// Vectors in memory, with the alignment of their elements.
+// Vectors in memory, which need only the alignment of their elements.
 typedef float f32_in_memory __attribute__((vector_size(kBytes), aligned(4), may_alias));
 typedef uint32_t u32_in_memory __attribute__((vector_size(kBytes), aligned(4), may_alias));
 typedef uint64_t u64_in_memory __attribute__((vector_size(kBytes), aligned(8), may_alias));

@@ -36,7 +36,7 @@ template <typename S, Access kAccess>
 constexpr int kStep =
     kVector<S, kAccess> * (kAccess == Access::kChannelsLast ? kChunk<S, kAccess> : 1);
 
-// Whether no step is ever partial.
+// Whether every step is whole.
 template <Access kAccess>
 constexpr bool kAlwaysWhole = kAccess == Access::kChannelsLast || kAccess == Access::kScalar;
 
@@ -83,7 +83,7 @@ struct EnumSet {
   }
 };
 
-// The policy of some of a family's kernels, for elements whose sizes in bytes are in `bytes`.
+// The policy of a family for these kernels, element sizes in bytes, and access modes.
 struct PolicyRow {
   EnumSet kernels, bytes, accesses;
   LaunchPolicy policy;

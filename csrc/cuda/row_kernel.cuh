@@ -72,7 +72,7 @@ __device__ void combine(const Space& space, const RowSums& sums) {
   const bool by_block = space.rows < kThreads / 32;
   const int log_width = by_block ? 8 : log_lanes(per_row), width = 1 << log_width;
   const int lane = threadIdx.x & (width - 1);
-  // Every lane takes part in the shuffles, with or without a row.
+  // Every lane must take part in the shuffles, even if it has no row.
   for (int64_t first = 0; first < space.rows; first += kThreads >> log_width) {
     const int64_t row = first + (threadIdx.x >> log_width);
     const bool has_row = row < space.rows;

@@ -66,7 +66,7 @@ struct Staged {
     const auto cols = static_cast<uint32_t>(space.cols), rows = static_cast<uint32_t>(tile.rows);
     const uint32_t begin = tile.begin & (kStep<S, kAccess> - 1), width = 1u << log_width;
     const uint32_t lane = threadIdx.x & (width - 1);
-    // Every lane takes part in the shuffles, with or without a row.
+    // Every lane must take part in the shuffles, even if it has no row.
     for (uint32_t first = 0; first < rows; first += kThreads >> log_width) {
       const uint32_t row = first + (threadIdx.x >> log_width);
       double sum = 0;

@@ -97,7 +97,7 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
   return true;
 }
 
-// The number of elements that two neighbouring threads hold of a latent with four channels: 4 whole
+// The number of elements of a four-channel latent that two neighbouring threads hold: 4 whole
 // pixels.
 constexpr int kElementsOfThreadPair = 16;
 
@@ -203,7 +203,7 @@ inline void set_noise_strides(Space& space, const Operand& eps) {
   if (eps.data) std::copy_n(eps.stride, kMaxDims, space.noise_stride);
 }
 
-// The number of blocks that fills any GPU. Tests set it to a handful.
+// The number of blocks that fills any GPU. Tests set it to a small number.
 #if !defined(VAE_FUSED_ENOUGH_BLOCKS)
 #define VAE_FUSED_ENOUGH_BLOCKS 2048
 #endif
@@ -215,9 +215,9 @@ inline void set_noise_strides(Space& space, const Operand& eps) {
 inline int64_t tiles_to_merge(int64_t tiles) { return (tiles - 1) / VAE_FUSED_ENOUGH_BLOCKS + 1; }
 
 // Merges tiles. If tiles consist of whole rows, merging does not change the order of summation
-// within a row. `max_merged` then bounds the number of tiles that become one, for sums that are
-// staged in shared memory. The default is safe because row_in_tile is exact for up to 1024 merged
-// tiles.
+// within a row. `max_merged` then bounds the number of tiles that are merged into one, for sums
+// that are staged in shared memory. The default is safe because row_in_tile is exact for up to 1024
+// merged tiles.
 inline void merge_tiles(Space& space, int64_t max_merged = 512) {
   const int64_t count = tiles_to_merge(space.tiles);
   if (space.tiles_per_row > 1) {

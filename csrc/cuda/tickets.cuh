@@ -5,10 +5,10 @@
 // must never count in one slot at the same time:
 //
 //   * Launches on one stream are ordered, so in eager mode each stream keeps one slot. The slot is
-//     found by the id of the stream, which is unique for the life of the process. The handle of a
-//     stream is not unique, because CUDA reuses it.
-//   * A captured launch can be replayed on any stream at any time, so it has a slot of its own,
-//     which is never reused. Two instantiations of one captured graph must not run concurrently.
+//     looked up by the stream's id, which is unique for the lifetime of the process. The stream's
+//     handle is not unique, because CUDA reuses handles.
+//   * A captured launch can be replayed on any stream at any time, so it has a separate slot, which
+//     is never reused. Two instantiations of one captured graph must not run concurrently.
 //
 // The array is static and is zeroed when the module loads. A counter that a framework allocates or
 // zeroes exists outside the graph that uses it, which has led to errors in other libraries. When

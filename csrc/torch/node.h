@@ -127,7 +127,7 @@ struct SavedCallWith {
 };
 using SavedCall = SavedCallWith<SavedArguments>;
 
-// A node that saves tensors in slots. `Derived` names the slots and has a static function
+// A node that saves tensors in slots. `Derived` defines the slots and has a static function
 // `variable_list backward(const SavedCallWith<Arguments>&, const variable_list& grads)`.
 template <typename Derived, typename Arguments = SavedArguments>
 class SavingNode : public Node {

@@ -11,9 +11,9 @@ namespace {
 
 using math::ScaleBase;
 
-// A public kind of scale is a base with an affine map before it and a factor after it: unit *
-// base(gain * x). The beta of softplus is part of both the gain and the unit. math/scale.h derives
-// the formulas.
+// A public kind of scale computes unit * base(gain * x): a base with an affine map before it and a
+// factor after it. The beta of softplus is part of both the map and the factor. math/scale.h
+// derives the formulas.
 struct Kind {
   ScaleBase base;
   double gain, unit;

@@ -167,7 +167,7 @@ class StatsWork {
   const StatsTask& task_;
   Options options_;
   GaussianPiece<Options, false> gaussians_;
-  int width_ = 0;  // elements of a line
+  int width_ = 0;  // elements per line
   alignas(64) T kl_[kPiece], mu_[kPiece], raw_[kPiece], location_[kPiece], mask_[kPiece];
   alignas(64) T shift_[kPiece], sums_[math::kStats][kPiece];
   alignas(64) double totals_[math::kStats][kPiece];

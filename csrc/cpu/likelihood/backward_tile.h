@@ -224,7 +224,7 @@ struct BackwardPiece {
 };
 
 // Writes the gradients and the partial sums of shared parameters. A sum by column has `columns`
-// partial sums for each group of rows. A sum by row has one partial sum for each row of each tile
+// partial sums for each group of rows. A sum by row has one partial sum for each row in each tile
 // of columns. `partials` contains the sums of `second`, then those of `third`.
 template <class L, typename S>
 void backward_tiles(void* context, int64_t begin, int64_t end) {
@@ -305,7 +305,7 @@ void backward_tiles(void* context, int64_t begin, int64_t end) {
   }
 }
 
-// Sums d / d log mean over each row of the space.
+// Sums the gradients of the log mean over each row of the space.
 template <class L, typename S>
 void dot_tiles(void* context, int64_t begin, int64_t end) {
   using T = arithmetic_t<S>;

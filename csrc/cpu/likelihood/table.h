@@ -15,7 +15,7 @@ constexpr Bodies kNllOf = {nll_tiles<L, float>, nll_tiles<L, double>, nll_tiles<
 template <class L>
 constexpr Bodies kBackwardOf = {backward_tiles<L, float>, backward_tiles<L, double>,
                                 backward_tiles<L, Half>, backward_tiles<L, BFloat16>};
-// Only a mean can be a softmax, so the kinds without a mean have no dot function.
+// Only the mean of counts can be a softmax, so the other kinds have no dot function.
 template <class L, Data data>
 constexpr Bodies dot_of() {
   if constexpr (data == Data::kCountOfMean) {

@@ -36,8 +36,8 @@ VAE_FUSED_HD Tile row_of(const Tile& tile, int r) {
   return {tile.begin + int64_t{r} * cols, tile.row + r, cols, 1};
 }
 
-// Returns the index of the sums of a row from `row_of` among the sums of a call. If the tile is a
-// part of a row, the index is t, the index of the tile.
+// Returns the index, among the sums of a call, of the sums of a row that `row_of` returned. If the
+// tile is a part of a row, the index is t, the index of the tile.
 VAE_FUSED_HD int64_t part_of(const Space& space, const Tile& row, int64_t t) {
   return space.tiles_per_row > 1 ? t : row.row;
 }

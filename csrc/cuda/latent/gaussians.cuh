@@ -122,7 +122,7 @@ bool has_default_options(const WithScalars<Params>& p) {
   return has_default_options(p.gaussians) && !p.gaussians.mask.data && !p.scalars.any();
 }
 
-// Converts the options to the form that a kernel takes.
+// Converts the options to the form that a kernel requires.
 template <typename T, bool kIsDefault>
 auto options_as(const math::LatentOptions<double>& options, const math::DeviceScalars& scalars) {
   if constexpr (kIsDefault) {
@@ -133,8 +133,8 @@ auto options_as(const math::LatentOptions<double>& options, const math::DeviceSc
 }
 
 // Calls launch(access, options), where `access` is the access mode of the chosen kernel as a
-// constant, and the options have the form that this kernel takes. With `at_sample`, the KL of the
-// call is estimated from its samples. Such a call has neither default options nor kernels for
+// constant, and the options have the form that this kernel requires. With `at_sample`, the KL of
+// the call is estimated from its samples. Such a call has neither default options nor kernels for
 // kChannelsLast.
 template <typename S, class Params, typename Launch>
 cudaError_t with_options(const KernelChoice& choice, const WithScalars<Params>& p, bool at_sample,

@@ -1,5 +1,5 @@
 // The launch policy of every kernel of the latent family. Each policy was chosen from the machine
-// code for seven architectures, 7.5 to 12.0. No kernel spills on any of them.
+// code for seven architectures, 7.5 to 12.0. No kernel spills on any of these architectures.
 #pragma once
 
 #include "cuda/policy.cuh"
@@ -50,10 +50,12 @@ enum class Kernel {
 //   kShared      With keys in registers, ptxas moved the second load of the 16-bit forward kernel
 //                from instruction 10 of 308 to instruction 87, where the first chunk is nearly
 //                finished. Only half of a step's bytes were then in flight. On sm_80 and sm_89,
-//                ptxas delayed the second load in float as well.
-//   kRegisters   These are the cheapest source elsewhere, unless the kernel would spill.
-//   kSeed        The additions cost little beside the other work of the kernels of single elements
-//                and of most general kernels. The kernels for lists of tensors always use kSeed.
+//                ptxas delayed the second load of the float kernel as well.
+//   kRegisters   Registers are the cheapest source in all other kernels, unless the kernel would
+//                spill.
+//   kSeed        The additions cost little compared with the other work of kernels that access
+//                single elements, and of most general kernels. The kernels for lists of tensors
+//                always use kSeed.
 //
 // Without a minimum number of blocks, the compiler interleaves the chunks of a 16-bit vector, which
 // takes 100 registers and halves the loads in flight. With a minimum of five blocks, it spills on
@@ -92,7 +94,7 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kChannelsLast}, {1}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2, 4}, {Access::kStrided}, {2}},
     // Kernels that access single floats need 64 to 72 registers. With a minimum of two blocks,
-    // ptxas would use 96.
+    // ptxas would use 96 registers.
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {4}, {Access::kScalar}, {3}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {2}, {Access::kScalar}, {2}},
     {{Kernel::kForwardGeneral, Kernel::kBackwardGeneral}, {8}, {Access::kScalar}, {1}},

@@ -18,7 +18,7 @@ static_assert(StatsTasks::kCudaLine == kThreads);
 // The columns and lines of a task.
 struct StatsBlock {
   int64_t group, first, begin, end;  // the lines are [begin, end)
-  int columns, width;                // width: elements of a line
+  int columns, width;                // width: elements per line
 
   // A launch has fewer than 2^31 blocks, so 32 bits are enough. A 64-bit division would be a
   // function call.
@@ -136,7 +136,7 @@ __device__ void finish(const StatsParams& p) {
   const int64_t cols = p.tasks.cols, groups = p.tasks.groups;
   const int log_width = cols < kThreads ? 5 : 0;
   const int lane = threadIdx.x & ((1 << log_width) - 1);
-  // Every lane takes part in the shuffles, with or without a column.
+  // Every lane must take part in the shuffles, even if it has no column.
   for (int64_t first = 0; first < cols; first += kThreads >> log_width) {
     const int64_t c = first + (threadIdx.x >> log_width);
     const auto at = [&](int k, int64_t g) {

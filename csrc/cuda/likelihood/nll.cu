@@ -60,7 +60,7 @@ struct Row {
 
 __device__ Row row_of(const Space& space, const Operand& operand, int64_t value, int64_t number) {
   Row result;
-  int64_t stride = 1;  // of a dimension, in rows
+  int64_t stride = 1;  // of dimension d, in rows
   for (int d = space.ndim - 2; d >= 0; --d) {
     const bool varies = operand.stride[d] != 0;
     const int64_t rest = varies ? value : number, outer = rest / space.size_divisor[d];

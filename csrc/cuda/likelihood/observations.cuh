@@ -15,7 +15,7 @@ namespace vae_fused::cuda {
 template <class L, typename T>
 struct Inputs {
   alignas(16) T in[L::kInputs][kSlots<T>];  // backward overwrites them with gradients
-  alignas(16) T factor[kSlots<T>];          // the weight; in backward the gradient of the term
+  alignas(16) T factor[kSlots<T>];          // the weight, or in backward the gradient of the term
   alignas(16) T added[L::kIsCount ? kSlots<T> : 1];  // the terms that nonzero counts add
   alignas(16) uint8_t mask[kSlots<T>];
   uint16_t list[L::kIsCount ? kSlots<T> : 1];  // the slots of nonzero counts
@@ -84,7 +84,7 @@ __device__ __forceinline__ void collect(bool is_count, int slot, Inputs<L, T>& i
 template <class Params>
 constexpr bool kHasGrad = std::is_same_v<Params, NllBackwardParams>;
 
-// The order of the offsets of a step: the outputs, the target, and then these operands.
+// The order of a step's offsets: the outputs, the target, and then these operands.
 template <class L>
 struct OperandOrder {
   static constexpr int kMask = kTarget<L> + 1, kWeight = kMask + 1, kMax = kWeight + 1,
@@ -198,7 +198,7 @@ __device__ __forceinline__ void clear_list(Inputs<L, T>& inputs) {
 }
 
 // Sets `added` to compute(x, slot) for the counts of a piece that are neither 0 nor masked. All
-// threads can read `added` when it returns.
+// threads can read `added` when the function returns.
 template <class L, typename T, typename Compute>
 __device__ __forceinline__ void add_counts(const Observations& observations, const Piece& piece,
                                            Inputs<L, T>& inputs, const Compute& compute) {

@@ -19,7 +19,7 @@ struct Piece {
   int64_t pitch;  // distance between lines, in elements
   int log_width;  // a line has 2^log_width slots
   int lines;
-  int n;  // elements of a line, in its first slots
+  int n;  // elements per line, in its first slots
 
   __device__ __forceinline__ int line(int slot) const { return slot >> log_width; }
   __device__ __forceinline__ int column(int slot) const { return slot & ((1 << log_width) - 1); }
@@ -33,7 +33,7 @@ struct Piece {
   __device__ __forceinline__ bool is_whole(int v) const { return ((first | n) & (v - 1)) == 0; }
 };
 
-// Returns the piece of the elements from `first` on that fit into a piece and precede `end`.
+// Returns the piece that begins at `first` and ends at `end`, or earlier if all slots are used.
 template <typename T>
 __device__ __forceinline__ Piece flat_piece(int64_t first, int64_t end) {
   constexpr int kLog = sizeof(T) == 8 ? 9 : 10;

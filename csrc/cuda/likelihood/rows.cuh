@@ -2,8 +2,8 @@
 // of summation depends only on the shape.
 //
 //   kDirect   a row is one element, so values are stored directly
-//   kStaged   a row has at most half a piece; a piece has whole rows with values in shared memory
-//   kTiled    a row is longer; a tile is a row or a part of one, and has one or more pieces
+//   kStaged   a row is at most half a piece; a piece holds whole rows, with values in shared memory
+//   kTiled    a row is longer; a tile is a row or a part of one, and consists of one or more pieces
 #pragma once
 
 #include "cuda/likelihood/kl_term.cuh"
@@ -47,7 +47,7 @@ __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile
   constexpr int kRun = 4;
   const int cols = static_cast<int>(space.cols), log_width = log_lanes(cols);
   const int width = 1 << log_width, lane = threadIdx.x & (width - 1);
-  // Every lane takes part in the shuffles, with or without a row.
+  // Every lane must take part in the shuffles, even if it has no row.
   for (int first = 0; first < tile.rows; first += kThreads >> log_width) {
     const int row = first + (threadIdx.x >> log_width);
     double sum = 0;
@@ -71,7 +71,7 @@ __device__ __forceinline__ void sum_rows_of_piece(const Space& space, const Tile
 template <typename T>
 class RowTotals {
  public:
-  // With kStaged, `values` stores the values in the slots of their elements.
+  // With kStaged, values are stored in `values`, in the slots of their elements.
   __device__ __forceinline__ RowTotals(const Space& space, const RowSums& sums,
                                        RowDisposition disposition, T* values)
       : space_(space), sums_(sums), disposition_(disposition), values_(values) {}

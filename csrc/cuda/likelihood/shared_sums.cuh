@@ -32,7 +32,7 @@ struct Task {
 struct SumPlan {
   bool is_present = false;
   int log_width = 0;  // a line has 2^log_width slots
-  int lines = 0;      // lines of a piece
+  int lines = 0;      // lines per piece
   Matrix matrix;
   Divisor column_tiles_divisor;
   SharedSum sums[kMaxShared];

@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 8 ? 2 : 4)
   const bool by_warp = p.space.cols <= kColumnsOfWarp;
   const int width = by_warp ? 32 : kThreads, lane = threadIdx.x & (width - 1);
   const int64_t units = by_warp ? p.space.rows : p.space.tiles;
-  // Every lane takes part in the shuffles, with or without a row.
+  // Every lane must take part in the shuffles, even if it has no row.
   for (int64_t first = int64_t{blockIdx.x} * (kThreads / width); first < units;
        first += int64_t{gridDim.x} * (kThreads / width)) {
     const int64_t t = first + threadIdx.x / width;

@@ -27,7 +27,7 @@ struct List {
   std::vector<Tensor> prior_mean, prior_raw;  // undefined if the prior is given by numbers
   std::vector<math::FixedPrior> prior;
   std::vector<double> weight;         // the weight of each tensor's KL
-  std::vector<uint64_t> first_block;  // the number of noise blocks before it
+  std::vector<uint64_t> first_block;  // noise blocks before each tensor
   int64_t blocks = 0;
   double empty_kl = 0;  // the KL of the empty tensors: a sum is 0, a mean NaN, as in torch
 

@@ -149,7 +149,7 @@ class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
                                   : grad_loss           ? grad_loss
                                                         : grad_nll;
     // The buffers must not change if the graph is kept, because another backward pass will read
-    // them. They must not change either if a hook may have kept a reference to one of them.
+    // them, or if a hook may have kept a reference to one of them.
     bool is_ours = !call.arguments.has_hooks && factor.has_value() &&
                    !torch::autograd::get_current_graph_task_keep_graph() && !is_lazy(factor) &&
                    !is_lazy(grad_loss) && !is_lazy(grad_kl);

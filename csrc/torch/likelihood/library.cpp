@@ -1,7 +1,7 @@
 // The schemas of all operators of the likelihood family. vae_fused/losses.py defines the names,
 // defaults and errors for users.
 //
-//   output, second, third   the decoder's outputs, in the order of the kind. `output` has the shape
+//   output, second, third   the decoder's outputs, in the kind's order. `output` has the shape
 //                           of the call, to which all other tensors are broadcast. All outputs
 //                           have the same dtype.
 //   target                  any floating-point dtype, uint8, int32 or int64
@@ -11,7 +11,7 @@
 //   options                 the kind and its numbers; see csrc/torch/likelihood/options.h
 //   rows                    for a softmax: the maximum of each row, and the shift to add to its
 //                           logits after the maximum is subtracted; otherwise empty
-//   output_mask             which gradients to compute, in the order of the outputs; the rest are
+//   output_mask             which gradients to compute, in the order of the outputs; others are
 //                           undefined
 //
 // The evidence lower bound adds a KL term (see csrc/params/likelihood.h):
