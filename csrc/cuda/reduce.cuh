@@ -1,6 +1,6 @@
-// Sums whose bits depend only on the shape and the layout. The elements of a thread are added in
-// order, and so are the sums of the warps. Fixed trees add the lanes, and the last thread block
-// adds the tiles of a row in order.
+// Sums whose bits depend only on the shape and the layout. A thread adds its elements in order, and
+// a lane then adds the values of all warps in order. Fixed trees add the lanes, and the last thread
+// block adds the tiles of a row in order.
 //
 // The terms of the closed-form KL are not negative, so each rounding error is relative to the
 // result. For terms of either sign, each rounding error is relative to the sum of their absolute

@@ -66,7 +66,8 @@ class Backward {
     return p_.observations.mask.data && !inputs_.mask[slot] ? T(0) : inputs_.factor[slot] * value;
   }
 
-  // Computes the gradients of an element. `through_softmax` converts the first gradient later.
+  // Computes the gradients of an element. For a softmax, `through_softmax` converts the first
+  // gradient later.
   __device__ __forceinline__ void adjoint(int slot, T (&dx)[L::kInputs]) const {
     T x[L::kInputs];
     inputs_at(inputs_, slot, x);
