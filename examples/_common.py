@@ -1,4 +1,4 @@
-"""Shared code of the examples: the command line, a network, the axes of a figure, and its file."""
+"""Code that the examples share: the command line, a network, and the layout of the figures."""
 
 import argparse
 import itertools
@@ -23,20 +23,20 @@ def parse(
     quick: int,
     flags: dict[str, str] | None = None,
 ) -> argparse.Namespace:
-    """Read the options that every example has, and set the number of threads.
+    """Parse the options that all examples share, and set the number of threads.
 
-    The models are small, so one thread is the default. More threads mostly wait for each other.
+    The models are small, so the default is one thread: more threads mostly wait for each other.
 
     Args:
         doc: The docstring of the example, whose first line describes it.
         argv: The arguments, or None for those of the process.
-        out: The default name of the figure.
+        out: The default path of the figure.
         steps: The number of steps of a full run.
         quick: The number of steps with ``--quick``.
-        flags: Names of further options without a value, and their help.
+        flags: The names of additional options that take no value, and their help texts.
 
     Returns:
-        The options. ``steps`` is the number of optimizer steps of a model.
+        The parsed options. ``steps`` is the number of optimizer steps for each model.
     """
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"{quick} steps: below two minutes")
@@ -56,7 +56,7 @@ def parse(
 
 
 def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers with SiLU between them."""
+    """Return linear layers with SiLU between them."""
     layers = [m for i, o in itertools.pairwise(sizes) for m in (nn.Linear(i, o), nn.SiLU())]
     return nn.Sequential(*layers[:-1])
 
@@ -64,7 +64,7 @@ def mlp(*sizes: int) -> nn.Sequential:
 def panels(
     count: int, size: tuple[float, float] = (9.5, 3.4), widths: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` axes side by side."""
+    """Create a figure with ``count`` axes side by side."""
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.add_gridspec(1, count, width_ratios=widths)
     axes = [figure.add_subplot(grid[0, i]) for i in range(count)]

@@ -29,10 +29,10 @@ PRIOR = vf.Prior(0.0, 1.0, "std")
 
 
 class BayesianMLP(nn.Module):
-    """Means and raw scales of all tensors, and the noise of the data, learned as a log-variance.
+    """Learned means and raw scales of all tensors, and the learned log-variance of the noise.
 
-    A weight is a standard normal under the prior and is divided by the root of its fan-in where it
-    is used, so that one prior of two numbers serves all tensors.
+    Under the prior, each weight is standard normal. The forward pass divides a weight by the square
+    root of its fan-in, so that all tensors share one prior.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class BayesianMLP(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs [N, 1] of one drawn network, and the KL of all its weights in nats."""
+        """Return outputs [N, 1] of one sampled network, and the KL of all its weights in nats."""
         drawn, kl = vf.reparameterize_kl_multi(
             list(self.mus), list(self.rhos), scale="softplus", prior=PRIOR
         )
@@ -52,7 +52,7 @@ class BayesianMLP(nn.Module):
         return x, kl
 
     def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the ELBO, and the KL that it contains, both per flower."""
+        """Return minus the ELBO, and the KL that it contains, both per flower."""
         mean, kl = self(x)
         nll = vf.nll((mean, self.log_variance), y, "gaussian")
         return nll + kl / len(x), kl / len(x)
@@ -60,20 +60,20 @@ class BayesianMLP(nn.Module):
 
 @torch.no_grad()
 def predict(model: BayesianMLP, x: Tensor, networks: int) -> Tensor:
-    """Outputs [networks, N, 1] of drawn networks."""
+    """Return outputs [networks, N, 1] of sampled networks."""
     return torch.stack([model(x)[0] for _ in range(networks)])
 
 
 @torch.no_grad()
 def log_predictive(model: BayesianMLP, x: Tensor, y: Tensor, networks: int) -> float:
-    """ln of the mean over drawn networks of p(y|x, w), averaged over the flowers, in nats."""
+    """Return ln of the mean of p(y|x, w) over sampled networks, averaged over flowers, in nats."""
     outputs = predict(model, x, networks)
     nll = vf.nll((outputs, model.log_variance), y, "gaussian", dim=-1)
     return (torch.logsumexp(-nll, 0) - math.log(networks)).mean().item()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Train and draw; returns the loss before and after, and the figures of the report."""
+    """Train, draw, and return the loss before and after training and the reported values."""
     args = parse(__doc__, argv, out="bayesian_mlp.png", steps=10000, quick=3000)
     data = torch.from_numpy(load_iris().data).float()
     data = data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))]

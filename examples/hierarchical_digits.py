@@ -1,17 +1,18 @@
-"""Train a VAE with two levels of latents, whose lower prior is learned.
+"""Train a VAE with two levels of latents and a learned prior for the lower level.
 
     p(x, z1, z2) = p(x|z1) p(z1|z2) p(z2)          p(z2) = N(0, I), p(z1|z2) = N(m(z2), s(z2)^2)
     q(z1, z2|x)  = q(z2|x) q(z1|x, z2)             two encoders
     -ELBO        = E[-ln p(x|z1)] + KL(q(z2|x) || p(z2)) + E[KL(q(z1|x, z2) || p(z1|z2))]
 
-The upper level of such a model may stay unused. Two options of the KL counter this in the first
-half of the training. After that they have no effect, and the loss is minus the plain ELBO:
+The upper level of such a model may stay unused. Two KL options counter this during the first half
+of training. After that, they have no effect, and the loss is minus the plain ELBO:
 
-- Free bits: the KL of an element of z2 has no gradient while it is below a floor, which falls to 0.
-- KL balance: the lower KL trains its prior at full weight from the first step, while its gradient
-  to the posterior starts at a tenth and grows to full weight.
+- Free bits: the KL of an element of z2 has no gradient while it is below a floor, and this floor
+  decreases to 0.
+- KL balance: the KL of the lower level trains its prior with full weight from the first step. The
+  weight of its gradient with respect to the posterior grows from 0.1 to 1.
 
-Both values are schedules of `vf.nn`, 0-d tensors that `step()` changes in place.
+Both values follow schedules of `vf.nn`: each is a 0-d tensor that `step()` changes in place.
 
     python examples/hierarchical_digits.py             # writes hierarchical_digits.png
     python examples/hierarchical_digits.py --quick     # fewer steps
@@ -37,7 +38,7 @@ BATCH = 100
 
 
 class Posterior(NamedTuple):
-    """A posterior N(mu, exp(logvar)) and the prior of its KL; None is N(0, I)."""
+    """A posterior N(mu, exp(logvar)), and the prior for its KL, where None means N(0, I)."""
 
     mu: Tensor
     logvar: Tensor
@@ -45,7 +46,7 @@ class Posterior(NamedTuple):
 
 
 class HierarchicalVAE(nn.Module):
-    """The networks, and the schedules of the KL, which end after ``warmup`` steps."""
+    """The networks, and the schedules of the KL options, which end after ``warmup`` steps."""
 
     def __init__(self, warmup: int) -> None:
         super().__init__()
@@ -57,13 +58,13 @@ class HierarchicalVAE(nn.Module):
         self.to_posterior = vf.nn.LinearSchedule(warmup, start=0.1, end=1.0)
 
     def end_schedules(self) -> None:
-        """Go to the plain ELBO at once."""
+        """Advance both schedules to their end, so that the loss is minus the plain ELBO."""
         for schedule in (self.free_bits, self.to_posterior):
             for _ in range(schedule.steps):
                 schedule.step()
 
     def prior(self, z2: Tensor) -> vf.Prior:
-        """p(z1|z2): a prior of tensors, so gradients reach its mean and its log-variance."""
+        """Return p(z1|z2), whose mean and log-variance are tensors that get gradients."""
         return vf.Prior(*self.prior_network(z2).chunk(2, dim=1))
 
     def upper_posterior(self, x: Tensor) -> Posterior:
@@ -74,7 +75,7 @@ class HierarchicalVAE(nn.Module):
         return Posterior(*moments.chunk(2, dim=1), self.prior(z2))
 
     def loss(self, x: Tensor) -> Tensor:
-        """Minus the ELBO of images x [B, 64], with free bits and balance, in nats per image."""
+        """Return minus the ELBO of images x [B, 64], with both options, in nats per image."""
         upper = self.upper_posterior(x)
         z2, kl2 = vf.reparameterize_kl(upper.mu, upper.logvar, free_bits=self.free_bits())
         lower = self.lower_posterior(x, z2)
@@ -86,9 +87,9 @@ class HierarchicalVAE(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> tuple[float, float, float]:
-        """The plain ELBO of images x, and the KL of the upper and of the lower level, in nats.
+        """Return the plain ELBO of images x, the upper KL and the lower KL, in nats.
 
-        The noise is always the same, so the values depend on the weights alone.
+        The noise is always the same, so the values depend only on the weights.
         """
         noise = torch.Generator().manual_seed(0)
         upper = self.upper_posterior(x)
@@ -103,7 +104,7 @@ class HierarchicalVAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, rows: int, columns: int) -> Tensor:
-        """Images [rows, columns, 64]. A row shares z2, and each of its images has its own z1."""
+        """Return images [rows, columns, 64]. The images in a row share z2, but not z1."""
         noise = torch.Generator().manual_seed(1)
         z2 = torch.randn(rows, UPPER, generator=noise)
         prior = self.prior(z2)
@@ -112,13 +113,13 @@ class HierarchicalVAE(nn.Module):
 
 
 def mosaic(images: Tensor) -> Tensor:
-    """Images [rows, columns, 64] as one picture, with a margin around each."""
+    """Return images [rows, columns, 64] as one picture, with a margin around each image."""
     tiles = F.pad(images.unflatten(-1, (SIDE, SIDE)), (1, 1, 1, 1))
     return tiles.transpose(1, 2).flatten(0, 1).flatten(1, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> list[tuple[float, float, float]]:
-    """Train and draw; returns held-out ELBO, upper KL and lower KL from time to time."""
+    """Train, draw, and return the held-out ELBO, upper KL and lower KL at regular intervals."""
     flags = {"plain": "the plain ELBO from the first step"}
     args = parse(__doc__, argv, out="hierarchical_digits.png", steps=4000, quick=1200, flags=flags)
     images = torch.from_numpy(load_digits().data >= 8).float()  # pixels of 0 or 1

@@ -4,9 +4,10 @@ The importance-weighted bound of K samples (Burda et al. 2016, arXiv:1509.00519)
 
     L_K(x) = E[ ln 1/K sum_k w_k ],    w_k = p(x|z_k) p(z_k) / q(z_k|x),    z_k ~ q(z|x)
 
-L_1 is the ELBO, and L_K rises to ln p(x) as K grows. Three models of one architecture maximise
-L_1, L_5 and L_50 on scikit-learn's digits, whose pixels are rounded to 0 or 1. Each of them is then
-evaluated on held-out digits with the same samples for every bound, up to K = 1000.
+L_1 is the ELBO, and L_K increases to ln p(x) as K grows. Three models with the same architecture
+maximise L_1, L_5 and L_50, respectively, on scikit-learn's digits, with pixels rounded to 0 or 1.
+Each model is then evaluated on held-out digits with the same samples for every bound, up to
+K = 1000.
 
     python examples/iwae_digits.py              # writes iwae_digits.png
     python examples/iwae_digits.py --quick      # fewer steps and samples
@@ -26,7 +27,7 @@ PIXELS, LATENT, HIDDEN = 64, 16, 128
 TRAIN_IMAGES = 1500  # of 1797; the others are held out
 BATCH = 100
 TRAINED_WITH = {1: BLUE, 5: GREEN, 50: ORANGE}  # K, and its colour
-COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # divisors of the largest
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # each divides the largest
 
 
 class VAE(nn.Module):
@@ -36,7 +37,7 @@ class VAE(nn.Module):
         self.decoder = mlp(LATENT, HIDDEN, HIDDEN, PIXELS)
 
     def weights(self, x: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The two halves of -ln w, -ln p(x|z) and ln q(z|x) - ln p(z), both [samples, len(x)]."""
+        """Return both parts of -ln w: -ln p(x|z) and ln q(z|x) - ln p(z), [samples, len(x)]."""
         mu, logvar = self.encoder(x).chunk(2, dim=1)
         z, log_ratio = vf.reparameterize_kl(  # z: [K, B, L]; the prior is N(0, I)
             mu, logvar, estimator="sample", sample_shape=samples, reduction="sample",
@@ -47,10 +48,10 @@ class VAE(nn.Module):
 
 @torch.no_grad()
 def evaluate(model: VAE, x: Tensor, counts: Sequence[int]) -> list[float]:
-    """The mean bound of images x for each K of ``counts``, from the same samples, in nats.
+    """Return the mean bound of images x for each K in ``counts``, from the same samples, in nats.
 
-    A bound of K samples is averaged over the groups of K that the largest count contains. The noise
-    is the same for every model.
+    For each K, the samples are split into groups of K, and the bound is averaged over the groups.
+    The noise is the same for every model.
     """
     generator = torch.Generator().manual_seed(0)
     totals = [0.0] * len(counts)
@@ -65,7 +66,7 @@ def evaluate(model: VAE, x: Tensor, counts: Sequence[int]) -> list[float]:
 def train(
     samples: int, steps: int, seed: int, x: Tensor, heldout: Tensor, every: int
 ) -> tuple[VAE, list[float]]:
-    """Maximise L_samples; returns the model and its held-out bound after each ``every`` steps."""
+    """Maximise L_samples, and return the model and its held-out bound every ``every`` steps."""
     torch.manual_seed(seed)  # the same initial weights for every K
     model = VAE()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -87,7 +88,7 @@ def train(
 
 
 def main(argv: Sequence[str] | None = None) -> dict[int, dict[str, list[float]]]:
-    """Train, evaluate and draw; returns the bounds by the K that a model was trained with."""
+    """Train, evaluate, draw, and return the bounds by the K with which each model was trained."""
     args = parse(__doc__, argv, out="iwae_digits.png", steps=3000, quick=250)
     counts = COUNTS[:7] if args.quick else COUNTS
     images = torch.from_numpy(load_digits().data >= 8).float()

@@ -1,13 +1,13 @@
 """Train a convolutional autoencoder of photographs in bfloat16, with packed moments.
 
-The encoder returns mean and log-variance of the latent as one tensor of 2 C channels, as latent
-diffusion models do. `vf.reparameterize_kl_moments` reads both halves in place and returns one
-packed gradient. Under autocast the networks compute in bfloat16: the moments, the latent and the
-decoder's output have 16 bits. The kernels compute in float32 and return losses in float32.
+The encoder returns the mean and the log-variance of the latent as one tensor of 2 C channels, as
+latent diffusion models do. `vf.reparameterize_kl_moments` reads both halves in place and returns
+one packed gradient. Under autocast, the networks compute in bfloat16: the moments, the latent and
+the decoder's output have 16 bits. The kernels compute in float32 and return losses in float32.
 
 The data are patches of scikit-learn's two sample photographs. The likelihood is the discretized
-logistic of 8-bit pixels, so the loss is a number of bits per pixel and colour. The same model is
-trained in float32, too, for comparison.
+logistic of 8-bit pixels, so the loss can be stated in bits per pixel and colour. For comparison,
+the same model is also trained in float32.
 
     python examples/photographs_bf16.py             # writes photographs_bf16.png
     python examples/photographs_bf16.py --quick     # fewer steps
@@ -25,14 +25,14 @@ from tqdm import tqdm
 import vae_fused as vf
 
 PATCH, BATCH = 32, 32
-CHANNELS, LATENT = 48, 16  # the latent of a patch, [16, 8, 8], has a third of its numbers
+CHANNELS, LATENT = 48, 16  # a latent, [16, 8, 8], has a third as many elements as a patch
 HELDOUT_COLUMNS = 128  # at the right edge of each photograph
 LIKELIHOOD = vf.likelihoods.DiscretizedLogistic(bits=8)
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Autoencoder(nn.Module):
-    """Two strided convolutions each way, and a log scale for each colour."""
+    """Two strided convolutions in each direction, and a learned log scale for each colour."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ class Autoencoder(nn.Module):
         self.log_scale = nn.Parameter(torch.full((3, 1, 1), -2.0))
 
     def forward(self, x: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean of the pixels, in the dtype of autocast, and two losses in bits per value.
+        """Compute the means of the pixels, in the autocast dtype, and two losses in bits per value.
 
         Returns:
-            The mean [B, 3, H, W], minus the ELBO, and its KL.
+            The means [B, 3, H, W], minus the ELBO, and the KL that it contains.
         """
         moments = self.encoder(x)  # [B, 2 LATENT, H / 4, W / 4]
         z, kl = vf.reparameterize_kl_moments(moments, generator=noise)
@@ -70,13 +70,13 @@ class Autoencoder(nn.Module):
 
 
 def photographs() -> Tensor:
-    """Both photographs, [2, 3, 427, 640], on the grid of 8 bits in [-1, 1]."""
+    """Return both photographs, [2, 3, 427, 640], on the 8-bit grid in [-1, 1]."""
     pixels = torch.stack([torch.from_numpy(image.copy()) for image in load_sample_images().images])
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def random_patches(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` patches at random places of the part of the photographs used for training."""
+    """Return ``count`` patches at random positions in the training part of the photographs."""
     height, width = images.shape[2] - PATCH, images.shape[3] - HELDOUT_COLUMNS - PATCH
     which, top, left = (
         torch.randint(size, (count,), generator=generator).tolist()
@@ -87,7 +87,7 @@ def random_patches(images: Tensor, count: int, generator: torch.Generator) -> Te
 
 
 def heldout_patches(images: Tensor) -> Tensor:
-    """The patches of the right edge, side by side, [N, 3, PATCH, PATCH]."""
+    """Return adjacent patches from the right edge, [N, 3, PATCH, PATCH]."""
     edge = images[:, :, : images.shape[2] // PATCH * PATCH, -HELDOUT_COLUMNS:]
     tiles = edge.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)
     return tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous()
@@ -103,7 +103,7 @@ def evaluate(model: Autoencoder, x: Tensor, dtype: torch.dtype) -> tuple[Tensor,
 def train(
     dtype: torch.dtype, steps: int, seed: int, images: Tensor
 ) -> tuple[Autoencoder, list[float]]:
-    """Train; every dtype has equal initial weights, patches and noise. Returns model and losses."""
+    """Train from the same weights, patches and noise in every dtype; return model and losses."""
     torch.manual_seed(seed)
     model = Autoencoder()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -126,7 +126,7 @@ def train(
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
-    """Train in both precisions and draw; returns the loss of each step by precision."""
+    """Train in both precisions, draw, and return the loss of each step by precision."""
     args = parse(__doc__, argv, out="photographs_bf16.png", steps=1500, quick=200)
     images = photographs()
     heldout = heldout_patches(images)
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
     mean, loss, _ = evaluate(models["bfloat16"], heldout, torch.float32)
     print(f"trained in bfloat16, evaluated in float32: -ELBO {loss:.3f}")
 
-    chosen = heldout.flatten(1).std(dim=1).argsort(descending=True)[:8]  # flat sky is dull
+    chosen = heldout.flatten(1).std(dim=1).argsort(descending=True)[:8]  # no plain sky
     rows = torch.stack([heldout[chosen], mean[chosen]], dim=1).unflatten(0, (2, 4))
     picture = rows.transpose(1, 2).permute(0, 1, 4, 2, 5, 3).flatten(0, 2).flatten(1, 2)
     figure, (left, right) = panels(2, (7.2, 2.8), widths=(1, 1.3))

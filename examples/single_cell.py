@@ -1,14 +1,15 @@
-"""A model of single cells, by `vae_fused` and by the likelihood of scvi-tools.
+"""Train a single-cell model with `vae_fused` and with the likelihood of scvi-tools.
 
     z ~ N(0, I)                                       the state of a cell
-    mean = factor * library * softmax(scores(z))      library is the number of counts of the cell
+    mean = factor * library * softmax(scores(z))      library is the total count of the cell
     x ~ ZINB(mean, theta, pi(z))                      theta is one number for each gene
 
 The counts are the synthetic data of scvi-tools. They have no structure between cells, but their
-true parameters are known: theta = 5 and pi = 0.8. Two trainings start from the same weights and see
-the same cells and the same noise. One computes the loss by `vf.elbo_loss`, which contains softmax,
-likelihood and KL. The other uses scvi's ZeroInflatedNegativeBinomial. Both losses agree up to
-rounding, and the times differ. The trainings take turns, so other processes slow both equally.
+true parameters are known: theta = 5 and pi = 0.8. Two training runs start from the same weights and
+use the same cells and the same noise. One computes the loss with `vf.elbo_loss`, which includes
+softmax, likelihood and KL. The other uses scvi's ZeroInflatedNegativeBinomial. The two losses agree
+up to rounding, but the times differ. The steps of both runs alternate, so that other processes slow
+both equally.
 
     pip install scvi-tools
     python examples/single_cell.py             # writes single_cell.png
@@ -49,10 +50,10 @@ class CellVAE(nn.Module):
         self.scores = nn.Linear(HIDDEN, GENES)
         self.inflation = nn.Linear(HIDDEN, GENES)  # logits of pi
         self.log_theta = nn.Parameter(torch.zeros(GENES))
-        self.log_factor = nn.Parameter(torch.zeros(()))  # the zeros by pi reduce the library
+        self.log_factor = nn.Parameter(torch.zeros(()))  # zero inflation reduces the library
 
     def forward(self, x: Tensor, noise: torch.Generator) -> tuple[Outputs, Tensor, Tensor]:
-        """The outputs of the likelihood, ln(factor * library) [B, 1], and the KL, a mean."""
+        """Return the likelihood's inputs, ln(factor * library) [B, 1], and the mean KL."""
         mu, logvar = self.encoder(x.log1p()).chunk(2, dim=1)
         z, kl = vf.reparameterize_kl(mu, logvar, generator=noise)
         h = self.decoder(z)
@@ -61,13 +62,13 @@ class CellVAE(nn.Module):
 
 
 def loss_of_vf(outputs: Outputs, library: Tensor, kl: Tensor, x: Tensor) -> Tensor:
-    """Minus the ELBO in nats per cell; the gradients are computed together with the loss."""
+    """Return minus the ELBO in nats per cell. Its gradients are computed together with it."""
     terms = vf.elbo_loss(outputs, x, kl=kl, likelihood=ZINB, library=library, grad="forward")
     return terms.loss
 
 
 def loss_of_scvi(outputs: Outputs, library: Tensor, kl: Tensor, x: Tensor) -> Tensor:
-    """The same loss, with the distribution of scvi-tools."""
+    """Return the same loss, computed with the distribution of scvi-tools."""
     scores, log_theta, inflation = outputs
     zinb = ZeroInflatedNegativeBinomial(
         mu=library.exp() * scores.softmax(dim=1), theta=log_theta.exp(), zi_logits=inflation
@@ -77,7 +78,7 @@ def loss_of_scvi(outputs: Outputs, library: Tensor, kl: Tensor, x: Tensor) -> Te
 
 @dataclass
 class Training:
-    """One of the two trainings. Its seed determines everything that is random."""
+    """One of the two training runs. Its seed determines everything that is random."""
 
     loss: Callable[[Outputs, Tensor, Tensor, Tensor], Tensor]
     seed: int
@@ -104,7 +105,7 @@ class Training:
 
 
 def synthetic_counts() -> Tensor:
-    """Negative binomial counts [CELLS, GENES], all but the share ``dropout_ratio`` set to 0."""
+    """Return negative binomial counts [CELLS, GENES]; only a share ``dropout_ratio`` is kept."""
     scvi.settings.seed = 0
     keep = 1.0 - ZERO_INFLATION
     data = scvi.data.synthetic_iid(batch_size=CELLS // 2, n_genes=GENES, dropout_ratio=keep)
@@ -112,7 +113,7 @@ def synthetic_counts() -> Tensor:
 
 
 def loss_of_truth(x: Tensor) -> float:
-    """-ln p(x) in nats per cell by the distribution that the data were drawn from."""
+    """Return -ln p(x) in nats per cell under the distribution from which the data were drawn."""
     truth = vf.likelihoods.ZeroInflatedNegativeBinomial(zero_inflation="probs")
     mean = torch.full_like(x, MEAN)
     return vf.nll((mean, torch.tensor(THETA), torch.tensor(ZERO_INFLATION)), x, truth).item()
@@ -120,7 +121,7 @@ def loss_of_truth(x: Tensor) -> float:
 
 @torch.no_grad()
 def report(model: CellVAE, x: Tensor) -> None:
-    """Compare a trained model with the distribution that held-out cells were drawn from."""
+    """Compare a trained model with the distribution from which the held-out cells were drawn."""
     outputs, library, kl = model(x, torch.Generator().manual_seed(0))
     loss = loss_of_vf(outputs, library, kl, x).item()
     print(f"Held-out -ELBO {loss:.1f}, true distribution {loss_of_truth(x):.1f} (nats per cell)")
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Training]:
     order = torch.Generator().manual_seed(args.seed)
     for i in tqdm(range(args.steps), "both likelihoods"):
         batch = x[torch.randint(len(x), (BATCH,), generator=order)]
-        # They also take turns at being first.
+        # The run that steps first alternates as well.
         for training in list(trainings.values())[:: 1 if i % 2 else -1]:
             training.step(batch)
 

@@ -1,4 +1,4 @@
-"""Draw the figures of docs/theory.md: statements about variational autoencoders, in numbers.
+"""Draw the figures of docs/theory.md, which illustrate its statements numerically.
 
     python examples/theory_figures.py --out docs/figures
     python examples/theory_figures.py --out /tmp/figures --quick     # fewer samples
@@ -31,7 +31,7 @@ def keyed(seed: int) -> Tensor:
 
 
 def nll(z: Tensor) -> Tensor:
-    """-ln p(x|z) of samples (..., 2)."""
+    """Return -ln p(x|z) of samples (..., 2)."""
     return vf.nll(z @ WEIGHT.T, X, vf.likelihoods.Gaussian(sigma=NOISE), dim=-1)
 
 
@@ -52,7 +52,7 @@ def posterior() -> tuple[Tensor, Tensor]:
 
 
 def elbo(mu: Tensor, logvar: Tensor) -> Tensor:
-    """The exact bound of Gaussians (..., 2)."""
+    """Return the exact ELBO of Gaussians (..., 2)."""
     spread = (logvar.exp() * WEIGHT.square().sum(0)).sum(-1) / (2.0 * NOISE**2)
     return -nll(mu) - spread - vf.gaussian_kl(mu, logvar, dim=-1)
 
@@ -66,7 +66,7 @@ def panels(count: int, width: float = 7.6) -> tuple[Figure, list]:
 
 
 def draw_kl(quick: bool) -> Figure:
-    """The KL of one element near the prior, in float32."""
+    """Draw the KL of one element near the prior, in float32."""
     figure, (ax,) = panels(1)
     x = torch.logspace(-7, 0.5, 60 if quick else 250)
     wide = x.double()
@@ -83,7 +83,7 @@ def draw_kl(quick: bool) -> Figure:
 
 
 def draw_evidence(quick: bool) -> Figure:
-    """The two parts of ln p(x), along a line of posteriors through the true one."""
+    """Draw the two parts of ln p(x) along a line of posteriors through the true posterior."""
     figure, (ax,) = panels(1)
     mean, logvar = posterior()
     t = torch.linspace(-1.5, 2.5, 40 if quick else 200, dtype=F64).unsqueeze(-1)
@@ -102,7 +102,7 @@ def draw_evidence(quick: bool) -> Figure:
 
 
 def draw_bound(quick: bool) -> Figure:
-    """Gradient ascent where the true posterior is a Gaussian, and the gap where it is not."""
+    """Draw gradient ascent to a Gaussian true posterior, and the gap to a non-Gaussian one."""
     figure, (left, right) = panels(2)
     mu, logvar = (torch.full((2,), v, dtype=F64, requires_grad=True) for v in (-1.0, 1.0))
     bounds, optimizer = [], torch.optim.SGD((mu, logvar), lr=0.02)
@@ -140,7 +140,7 @@ def draw_bound(quick: bool) -> Figure:
 
 
 def draw_closed_form(quick: bool) -> Figure:
-    """The closed form and the mean over more and more samples."""
+    """Draw the closed form, and the mean over an increasing number of samples."""
     figure, (ax,) = panels(1)
     mu, logvar, m, prior = (torch.tensor([v], dtype=F64) for v in (0.3, 0.0, -0.5, 1.0))
     z = vf.reparameterize(mu, logvar, sample_shape=20_000 if quick else 200_000, key=keyed(1))
@@ -162,7 +162,7 @@ def draw_closed_form(quick: bool) -> Figure:
 
 
 def draw_log_variance(quick: bool) -> Figure:
-    """The effect of a small change of the raw number on sigma and on the KL."""
+    """Draw the effect of a small change in the raw scale on sigma and on the KL."""
     figure, (left, right) = panels(2)
     sigma = torch.logspace(-4, 2, 30 if quick else 200, dtype=F64)
     for kind, raw, color in (
@@ -184,7 +184,7 @@ def draw_log_variance(quick: bool) -> Figure:
 
 
 def draw_gradient(quick: bool) -> Figure:
-    """Variances of three estimators of the gradient of E[|z|^2 / 2] at mu = 1, sigma = 1."""
+    """Draw the variances of three gradient estimators for E[|z|^2 / 2] at mu = 1, sigma = 1."""
     figure, (ax,) = panels(1)
     dims = [1, 10, 100] if quick else [1, 3, 10, 30, 100, 300, 1000]
     texts = ("score function", "score function with the best baseline", "reparameterized")
@@ -212,7 +212,7 @@ def draw_gradient(quick: bool) -> Figure:
 
 
 def draw_samples(quick: bool) -> Figure:
-    """The importance-weighted bound, and the share of the samples that is effective."""
+    """Draw the importance-weighted bound, and the effective share of the samples."""
     figure, (left, right) = panels(2)
     mean, logvar = posterior()
     mu, logvar = mean + 0.6, logvar + 0.6

@@ -42,7 +42,7 @@ EVAL_SAMPLES = 4  # posterior samples per image when the ELBO is evaluated
 
 
 def eager_latent(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sample z [B, L] and KL (summed over L, mean over B) as in most code bases."""
+    """Return z [B, L] and the KL, summed over L and averaged over B, as in most code bases."""
     std = torch.exp(0.5 * logvar)
     if eps is None:
         eps = torch.randn_like(std)
@@ -52,17 +52,17 @@ def eager_latent(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tuple
 
 
 def fused_latent(mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same two results from one call."""
+    """Return the same two results from one call."""
     return vf.reparameterize_kl(mu, logvar, eps=eps)
 
 
 def eager_loss(logits: Tensor, x: Tensor, kl: Tensor) -> Tensor:
-    """Minus the ELBO of a batch, from the decoder's logits [B, 64] and the KL."""
+    """Return minus the ELBO of a batch, from the decoder's logits [B, 64] and the KL."""
     return F.binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x) + kl
 
 
 def fused_loss(logits: Tensor, x: Tensor, kl: Tensor) -> Tensor:
-    """The same loss from one call, which also computes the gradient of the logits."""
+    """Return the same loss from one call, which also computes the gradient of the logits."""
     return vf.elbo_loss(logits, x, kl=kl, likelihood="bernoulli", grad="forward").loss
 
 
@@ -81,7 +81,7 @@ IMPLEMENTATIONS = {
 
 
 def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers with SiLU between them."""
+    """Return linear layers with SiLU between them."""
     layers = [m for i, o in itertools.pairwise(sizes) for m in (nn.Linear(i, o), nn.SiLU())]
     return nn.Sequential(*layers[:-1])
 
@@ -96,7 +96,7 @@ class VAE(nn.Module):
         self.decoder = mlp(latent_dim, hidden, hidden, SIDE * SIDE)
 
     def loss(self, x: Tensor, impl: Implementation, eps: Tensor | None = None) -> Tensor:
-        """Minus the ELBO of images x [B, 64], averaged over the batch, in nats per image."""
+        """Return minus the mean ELBO of images x [B, 64], in nats per image."""
         mu, logvar = self.encoder(x).chunk(2, dim=1)  # strided views: no copy
         z, kl = impl.latent(mu, logvar, eps)
         return impl.loss(self.decoder(z), x, kl)
@@ -104,19 +104,19 @@ class VAE(nn.Module):
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a run. Two runs with equal settings on one machine are bitwise equal."""
+    """The settings of a run. On one machine, two runs with equal settings are bit-identical."""
 
     seed: int = 0
     epochs: int = 150
     batch_size: int = 100
     latent_dim: int = 10
     device: str = "cpu"
-    same_noise: bool = False  # draw eps here, from a seeded generator, and pass it in
+    same_noise: bool = False  # train() draws eps from a seeded generator and passes it in
 
 
 @dataclass
 class History:
-    """A trained model and the course of its training; every number is in nats per image."""
+    """A trained model and its losses and bounds during training, in nats per image."""
 
     model: VAE
     step_loss: list[float] = field(default_factory=list)  # minus the ELBO of each batch
@@ -125,7 +125,7 @@ class History:
 
 
 def load_images(device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """Training and held-out images, [N, 64] in [0, 1]; the split is the same for every seed."""
+    """Return training and held-out images, [N, 64] in [0, 1]. All seeds use the same split."""
     images = torch.from_numpy(load_digits().data).float() / 16
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images = images[order].to(device)
@@ -134,7 +134,7 @@ def load_images(device: str | torch.device) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evaluate(model: VAE, x: Tensor, impl: Implementation) -> float:
-    """Mean ELBO of images x. The noise is fixed, so the result depends on the weights alone."""
+    """Return the mean ELBO of images x under fixed noise: it depends only on the weights."""
     noise = torch.Generator().manual_seed(0)
     eps = torch.randn(EVAL_SAMPLES * len(x), model.latent_dim, generator=noise).to(x.device)
     return -model.loss(x.repeat(EVAL_SAMPLES, 1), impl, eps).item()
@@ -147,7 +147,7 @@ def training_step(
     x: Tensor,
     eps: Tensor | None = None,
 ) -> Tensor:
-    """One step down the gradient; returns the loss without waiting for the device."""
+    """Take one optimizer step, and return the loss without waiting for the device."""
     loss = model.loss(x, impl, eps)
     optimizer.zero_grad()
     loss.backward()
@@ -157,7 +157,7 @@ def training_step(
 
 def train(name: str, config: Config, progress: bool = True) -> History:
     """Train with IMPLEMENTATIONS[name]. Runs are reproducible: torch.manual_seed determines the
-    initial weights and the noise, and a separate generator the order of the images."""
+    initial weights and the noise, and a separate generator determines the order of the images."""
     impl = IMPLEMENTATIONS[name]
     x, heldout_x = load_images(config.device)
     torch.manual_seed(config.seed)
@@ -171,7 +171,7 @@ def train(name: str, config: Config, progress: bool = True) -> History:
         if epoch > 0:
             losses, eps = [], None
             shuffled = torch.randperm(len(x), generator=order).to(x.device)
-            # A last, smaller batch is left out, so that all steps have one shape and one cost.
+            # A last, smaller batch is skipped, so that all steps have the same shapes and cost.
             for batch in shuffled.split(config.batch_size)[: len(x) // config.batch_size]:
                 if config.same_noise:
                     eps = torch.randn(len(batch), model.latent_dim, generator=noise).to(x.device)
@@ -184,7 +184,7 @@ def train(name: str, config: Config, progress: bool = True) -> History:
 
 
 def report_seeds(runs: dict[str, list[History]]) -> None:
-    """Print the final held-out ELBO, paired: runs of a seed share weights and image order."""
+    """Print the final held-out ELBOs, paired by seed, which determines weights and image order."""
     final = {impl: [h.heldout_elbo[-1] for h in histories] for impl, histories in runs.items()}
     print(f"\nFinal held-out ELBO over {len(final['fused'])} seeds, nats per image")
     for impl, elbo in final.items():
@@ -196,8 +196,8 @@ def report_seeds(runs: dict[str, list[History]]) -> None:
 
 
 def interleaved_ms(tasks: dict[str, Task], rounds: int, device: str) -> dict[str, float]:
-    """Median milliseconds of each task. The tasks take turns, also at being first, so that other
-    processes disturb all of them alike."""
+    """Return the median milliseconds of each task. The tasks alternate, and so does the task that
+    runs first, so that other processes disturb all tasks alike."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for i in range(-10, rounds):  # the first ten warm up
@@ -250,7 +250,7 @@ def report_times(config: Config, rounds: int) -> None:
 
 @torch.no_grad()
 def draw(impl: str, runs: dict[str, History], path: Path) -> None:
-    """Reconstructions and prior samples of one run, and the ELBO curves of every run."""
+    """Draw reconstructions and prior samples of one run, and the ELBO curves of every run."""
     model = runs[impl].model.cpu()
     train_x, heldout_x = load_images("cpu")
     mu, _ = model.encoder(heldout_x[:10]).chunk(2, dim=1)
@@ -268,7 +268,7 @@ def draw(impl: str, runs: dict[str, History], path: Path) -> None:
         mosaic = tiles.transpose(1, 2).reshape(-1, tiles.shape[1] * tiles.shape[3])
         axes.imshow(mosaic.numpy(), cmap="gray_r", vmin=0, vmax=1)
         axes.set_axis_off()
-    # The result of a decoder that ignores z (so KL = 0) and returns each pixel's mean.
+    # The ELBO of a decoder that ignores z (so KL = 0) and returns the mean of each pixel.
     means = train_x.mean(0).clamp(1e-4, 1 - 1e-4).expand_as(heldout_x)
     floor = -F.binary_cross_entropy(means, heldout_x, reduction="sum").item() / len(heldout_x)
     untrained = runs[impl].heldout_elbo[0]
@@ -289,7 +289,7 @@ def draw(impl: str, runs: dict[str, History], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[History]]:
-    """Train, report and draw as the options select; returns the histories by implementation."""
+    """Train, report and draw as the options specify, and return the histories by implementation."""
     parser = argparse.ArgumentParser(description="Train a VAE on 8 x 8 handwritten digits.")
     parser.add_argument("--impl", choices=tuple(IMPLEMENTATIONS), default="fused")
     parser.add_argument("--compare", action="store_true", help="train both implementations")
