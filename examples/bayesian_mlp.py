@@ -4,7 +4,7 @@
     -ELBO    = E_q[ -ln p(targets|inputs, w) ] + KL(q(w) || p(w))
 
 The data are scikit-learn's iris flowers: the width of a petal is predicted from its length. No
-flower has a petal between 1.9 and 3 cm long, so the data have a gap. One call of
+flower has a petal between 1.9 and 3 cm long, so the data have a gap. One call to
 `vf.reparameterize_kl_multi` samples all tensors of the network and sums their KLs.
 
     python examples/bayesian_mlp.py             # writes bayesian_mlp.png

@@ -62,7 +62,7 @@ class CellVAE(nn.Module):
 
 
 def loss_of_vf(outputs: Outputs, library: Tensor, kl: Tensor, x: Tensor) -> Tensor:
-    """Return minus the ELBO in nats per cell. Its gradients are computed together with it."""
+    """Return minus the ELBO in nats per cell, and compute its gradients at the same time."""
     terms = vf.elbo_loss(outputs, x, kl=kl, likelihood=ZINB, library=library, grad="forward")
     return terms.loss
 
@@ -130,7 +130,7 @@ def report(model: CellVAE, x: Tensor) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Training]:
-    """Train with both likelihoods, draw the figure, and return the two trainings."""
+    """Train with both likelihoods, draw the figure, and return the two training runs."""
     args = parse(__doc__, argv, out="single_cell.png", steps=500, quick=120)
     x, heldout = synthetic_counts().split(TRAIN_CELLS)
     print(f"{len(x)} cells of {GENES} genes, {(x > 0).float().mean():.0%} of the counts above 0")
