@@ -1,9 +1,9 @@
-"""The checks of arguments, and the messages for invalid ones.
+"""Argument checks, and the error messages for invalid arguments.
 
-Every public function, compiled or not, checks its arguments here before it launches a kernel or
+Every public function, compiled or eager, checks its arguments here before it launches a kernel or
 advances a generator. Shapes and dtypes that torch would broadcast or promote are accepted. No check
-reads the value of a tensor, because that would wait for the GPU. ``Scale`` and ``Prior`` check
-their numbers at construction, in ``options.py``.
+reads tensor values, because a read would wait for the GPU. ``Scale`` and ``Prior`` check their
+numbers at construction, in ``options.py``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _AS_KEY = "; pass vf.key(seed, offset)"
 _AS_BOOL = "; pass {}.bool(), or multiply the result of reduction='none' by weights"
 
-# The name of a reduction, the dimensions to sum if a call gives them, and a divisor of the result.
+# A reduction's name, the dimensions to sum if the call has a ``dim``, and the result's divisor.
 Reduced: TypeAlias = tuple[str, tuple[int, ...] | None, Tensor | None]
 
 
@@ -63,9 +63,9 @@ def check_call(
 ) -> tuple[Tensor, Tensor, Options]:
     """Check all arguments except the reduction and the noise.
 
-    Returns mu and raw in one shape and dtype, and the checked options. ``options`` are those that
-    the caller passes. ``kind`` is the typed dictionary of the options that the function accepts. An
-    option that is missing or has its default costs almost nothing.
+    Returns mu and raw with a common shape and dtype, and the checked options. ``options`` are the
+    caller's keyword arguments, and ``kind`` is the typed dictionary of the options that the
+    function accepts. An option that is missing or has its default value costs almost nothing.
     """
     given = chosen(options, kind) if options else {}
     if linear is not None:
@@ -94,7 +94,7 @@ def check_call(
 def check_density(
     value: Tensor, mu: Tensor, raw: Tensor, options: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, Scale, Tensor | None]:
-    """Check the arguments of a log density. Return tensors of one shape, the scale and the mask."""
+    """Check the arguments of a log density. Return same-shape tensors, the scale and the mask."""
     given = chosen(options, DensityOptions)
     scale, mask = as_scale(given.get("scale", "logvar")), given.get("mask")
     mu, raw = check_posterior(mu, raw, scale.raw_name)
@@ -110,9 +110,9 @@ def check_posterior(
 ) -> tuple[Tensor, Tensor]:
     """Check ``mu`` and ``raw``, and return them in one shape and dtype.
 
-    Messages call them ``mu_name`` and ``name``. Torch's own operators broadcast and promote, so
-    autograd sums the gradients and casts them back. In the common case of equal shapes and dtypes,
-    both tensors pass unchanged.
+    Error messages call the tensors ``mu_name`` and ``name``. Torch operators broadcast and promote
+    the tensors, so autograd sums the gradients and casts them back. In the common case of equal
+    shapes and dtypes, both tensors are returned unchanged.
     """
     check_tensor(mu_name, mu)
     check_tensor(name, raw)
@@ -132,7 +132,7 @@ def check_posterior(
 
 
 def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
-    """Check ``h`` and ``dim``. Return the halves of ``h``, as views, and a nonnegative ``dim``."""
+    """Check ``h`` and ``dim``. Return views of the halves of ``h``, and a nonnegative ``dim``."""
     check_tensor("h", h)
     dim, ndim = _index(dim, "dim must be an int"), h.dim()
     if not -ndim <= dim < ndim:
@@ -142,15 +142,15 @@ def check_moments(h: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
             f"h must have an even size in dimension {dim}, for mu and the raw scale, got shape "
             f"{tuple(h.shape)}"
         )
-    mu, raw = h.chunk(2, dim)  # one node, whose backward writes one gradient
+    mu, raw = h.chunk(2, dim)  # one autograd node, whose backward writes one gradient
     return mu, raw, dim % ndim
 
 
 def _check_prior(mu: Tensor, raw: Tensor, prior: Any) -> tuple[Tensor, Tensor, CheckedPrior]:
-    """Convert the posterior's and the prior's tensors to one dtype, and expand the prior's.
+    """Convert the posterior and prior tensors to one dtype, and expand the prior tensors.
 
-    A tensor that already has the dtype and the shape is left alone, because even a conversion that
-    changes nothing takes 1 us.
+    A tensor that already has the dtype and the shape is left alone, because even a no-op conversion
+    takes 1 us.
     """
     prior = as_prior(prior)
     dtype, device, shape = mu.dtype, mu.device, mu.shape
@@ -194,7 +194,7 @@ def check_shape(name: str, sample_shape: int | Sequence[int]) -> tuple[int, ...]
     return sizes
 
 
-# The checks of the options that neither are nor contain tensors.
+# Checks for options that neither are tensors nor contain any.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "mu_soft_clamp": check_positive,
     "free_bits": check_free_bits,
@@ -233,14 +233,14 @@ def check_device(name: str, value: Tensor, mu: Tensor, mu_name: str = "mu") -> N
 def check_expands(
     name: str, value: Tensor, shape: Sequence[int], owner: str = "the shape of the posterior"
 ) -> None:
-    """Check that a tensor broadcasts to ``shape``, which messages call ``owner``."""
+    """Check that a tensor broadcasts to ``shape``, which error messages call ``owner``."""
     if not expands(value.shape, shape):
         whole, got = tuple(shape), tuple(value.shape)
         raise ValueError(f"{name} must broadcast to {owner}, {whole}, got {got}")
 
 
 def promoted(*tensors: Tensor) -> torch.dtype:
-    """``torch.result_type`` of floating-point tensors, because Dynamo cannot trace torch's."""
+    """Replace ``torch.result_type``, which Dynamo cannot trace, for floating-point tensors."""
     dtypes = [t.dtype for t in tensors if t.dim() > 0]
     dtypes = dtypes or [t.dtype for t in tensors]  # 0-d tensors do not promote the others
     dtype = dtypes[0]
@@ -266,9 +266,9 @@ def check_reduction(
 ) -> Reduced:
     """Check ``reduction`` and ``dim`` for a tensor.
 
-    ``name`` and ``tensor`` are the names of ``dim`` and of the tensor in messages. Returns the name
-    of the reduction, the dimensions to sum if they were given, and for the mean over unmasked
-    elements the divisor of their sum.
+    Error messages call ``dim`` and the tensor ``name`` and ``tensor``, respectively. Returns the
+    name of the reduction, the dimensions to sum if ``dim`` is given, and, for a mean over the
+    unmasked elements, the divisor of their sum.
     """
     if dim is None:
         check_choice("reduction", reduction, REDUCTIONS)
@@ -308,7 +308,7 @@ def _indices(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _index(value: SupportsIndex, requirement: str) -> int:
-    """Return an index as an int. NumPy's integers are accepted, but neither bools nor tensors."""
+    """Return an index as an int. NumPy integers are accepted, but bools and tensors are not."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, torch.SymInt):  # operator.index would make it a constant
@@ -325,7 +325,7 @@ def check_noise(
     key: Tensor | None,
     sample_shape: tuple[int, ...] = (),
 ) -> Tensor | None:
-    """Check the source of the noise. Return eps, if given, in the dtype of mu."""
+    """Check the noise source. Return eps, if given, in the dtype of mu."""
     if eps is None and generator is None and key is None:
         return None
     sources = {"eps": eps, "generator": generator, "key": key}
@@ -359,7 +359,7 @@ def _check_eps(mu: Tensor, eps: Tensor, sample_shape: tuple[int, ...]) -> Tensor
 
 
 def check_key(mu: Tensor, key: Tensor) -> None:
-    """Check a key for noise in the shape of ``mu``."""
+    """Check a key that generates noise for ``mu``."""
     check_tensor("key", key, (torch.uint64, torch.int64), "uint64 or int64", _AS_KEY)
     if tuple(key.shape) != (2,):
         raise ValueError(
@@ -369,7 +369,7 @@ def check_key(mu: Tensor, key: Tensor) -> None:
 
 
 def check_value(value: Tensor, shape: Sequence[int]) -> None:
-    """Check a point for a density of batch shape ``shape``."""
+    """Check the argument ``value`` of a density whose batch shape is ``shape``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"value must be a Tensor, got {kind_of(value)}")
     sizes = zip(tuple(value.shape)[::-1], tuple(shape)[::-1], strict=False)

@@ -1,6 +1,6 @@
-"""Distributions of counts, parametrized by the mean, which torch lacks.
+"""Count distributions, parametrized by the mean, that torch does not provide.
 
-``vae_fused.likelihoods`` constructs them. Their densities are those of ``vae_fused.losses``.
+``vae_fused.likelihoods`` constructs them, and ``vae_fused.losses`` computes their densities.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Counts(Distribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log probability of counts, in nats, by :func:`vae_fused.nll`."""
+        """Compute the log probability of counts, in nats, with :func:`vae_fused.nll`."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self._batch_shape)
@@ -51,7 +51,7 @@ class _Counts(Distribution):
 class NegativeBinomial(_Counts):
     """The negative binomial with mean mu and variance mu + mu^2 / theta.
 
-    A sample is a Poisson count whose rate is drawn from a gamma distribution of concentration
+    A sample is a Poisson count whose rate is drawn from a gamma distribution with concentration
     theta. ``torch.distributions.NegativeBinomial`` is the same family, parametrized differently.
     """
 
@@ -78,14 +78,14 @@ class NegativeBinomial(_Counts):
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
-            # A gamma variable of a huge concentration equals its mean, but inf would give NaN.
+            # With a huge concentration, a gamma sample equals its mean, but inf would give NaN.
             theta = self.theta.clamp(max=1e30)
             unit = torch._standard_gamma(theta.expand(shape)) / theta
             return torch.poisson(unit * self.mu)
 
 
 class ZeroInflatedNegativeBinomial(_Counts):
-    """A negative binomial of mu and theta, replaced by 0 with probability sigmoid(``logits``)."""
+    """A negative binomial (mu, theta) whose samples are 0 with probability sigmoid(``logits``)."""
 
     arg_constraints = {  # noqa: RUF012
         **NegativeBinomial.arg_constraints,
@@ -104,7 +104,7 @@ class ZeroInflatedNegativeBinomial(_Counts):
 
     @property
     def probs(self) -> Tensor:
-        """The probability of the additional 0."""
+        """The probability that a sample is replaced by 0."""
         return torch.sigmoid(self.logits)
 
     @property

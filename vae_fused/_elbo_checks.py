@@ -1,4 +1,4 @@
-"""The checks of the arguments of ``elbo_loss``, and the messages for invalid ones."""
+"""Argument checks for ``elbo_loss``, and the error messages for invalid arguments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_elbo(
     weight: Tensor | None,
     library: Tensor | None,
 ) -> Call:
-    """Check the arguments of the likelihood. ``"mean"`` becomes a sum and a divisor."""
+    """Check the likelihood arguments. The reduction ``"mean"`` becomes a sum and a divisor."""
     check_choice("reduction", reduction, REDUCTIONS)
     call = check_nll(
         output, target, likelihood, reduction=reduction, mask=mask, weight=weight, library=library,
@@ -48,7 +48,7 @@ def check_elbo(
 
 
 def check_samples(first: Tensor, target: Tensor) -> None:
-    """Refuse K samples in front of the batch, because the KL would not be averaged over them."""
+    """Refuse a leading dimension of K samples, over which the KL would not be averaged."""
     if target.dim() < first.dim():
         raise ValueError(
             f"target must have {first.dim()} dimensions, like output, and the batch in the first, "
@@ -61,9 +61,9 @@ def check_kl(
     first: Tensor | None, mu: Tensor | None, raw: Tensor | None, kl: Tensor | None,
     options: dict[str, Any], free_bits_per: str, reduction: str,
 ) -> None:  # fmt: skip
-    """Check how the KL is given, and that its shape allows the options.
+    """Check that the KL is given in exactly one way, and that its shape allows the options.
 
-    ``first`` is the first output, which has the batch. None means that the batch is unknown.
+    ``first`` is the first output, whose dimension 0 is the batch, or None if the batch is unknown.
     """
     check_choice("free_bits_per", free_bits_per, FREE_BITS_PER)
     if (mu is None) != (raw is None) or (mu is None) == (kl is None):
@@ -109,7 +109,7 @@ def check_kl(
 def check_term(
     first: Tensor, kl: Tensor, beta: float | Tensor, capacity: float | Tensor | None
 ) -> KlTerm:
-    """Check the weight and the capacity, and convert them and the KL to the dtype of the loss."""
+    """Check the KL's weight and capacity, and convert all three to the dtype of the loss."""
     beta = _placed("beta", check_weight("beta", from_numpy(beta)), first)
     if capacity is not None:
         capacity = _placed("capacity", check_weight("capacity", from_numpy(capacity)), first)
@@ -130,7 +130,7 @@ def check_batch(name: str, value: Tensor, first: Tensor, of: str = "output") -> 
 
 
 def check_weight(name: str, value: float | Tensor) -> float | Tensor:
-    """Check a weight: a number of at least 0, or a 0-d tensor. The tensor's value is not read."""
+    """Check that a weight is a number of at least 0 or a 0-d tensor, whose value is not read."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number or a 0-d tensor, got {kind_of(value)}")

@@ -1,10 +1,11 @@
-"""Loads the compiled part, and records whether it is available and why not.
+"""Loads the compiled extension, and records whether it is available and, if not, why.
 
-Importing never compiles and never fails: without `_C` the package computes the same functions in
-eager PyTorch and warns once. Two environment variables, read at import, select the code:
+Importing never compiles anything, and does not fail if `_C` is missing: the package then computes
+the same functions in eager PyTorch and warns once. Two environment variables, read at import,
+select the code:
 
     VAE_FUSED_BACKEND   auto    compiled code if available, else eager PyTorch (default)
-                        native  compiled code, or a RuntimeError from the function called
+                        native  compiled code; without it, every function raises a RuntimeError
                         torch   eager PyTorch, without a warning
     VAE_FUSED_STRICT=1  a RuntimeError wherever auto would fall back
 
@@ -12,7 +13,7 @@ A third variable configures the compiled code. Importing raises a ValueError if 
 supported:
 
     VAE_FUSED_CPU_CAPABILITY   the instruction set of the CPU kernels: avx512, avx2 or default (any
-                               machine of the architecture); if unset, the best of the machine
+                               machine of the architecture); if unset, the best that the machine has
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def _numbers(version: str | None) -> list[str]:
 
 
 def _mismatch(info: dict[str, Any]) -> str:
-    """The reason why a `_C` that was built as `info` records cannot run with this torch, or ''.
+    """Return why a `_C` with the build record `info` cannot run with this torch, or ''.
 
-    This runs before `_C` is loaded. Torch's C++ interface changes with every minor release, and not
-    every change shows as an undefined symbol. Some crash later.
+    This check runs before `_C` is loaded, because torch's C++ interface changes with every minor
+    release. Not every change causes an undefined symbol. Some cause a crash later.
     """
     built, running = info.get("torch"), str(torch.__version__)
     if built and _numbers(built) != _numbers(running):
@@ -100,26 +101,26 @@ available: bool = not reason
 cpu_capability: str = _read_cpu_capability() if available else "none"
 has_cuda: bool = available and build_info.get("mode") == "cuda"
 
-# A call of `use_native` costs one dictionary look-up, which torch.compile can trace. "meta" is the
-# device of tensors without data, for which the operators compute shapes.
+# `use_native` costs one dictionary lookup, which torch.compile can trace. "meta" is the device of
+# tensors without data, for which the operators compute only shapes.
 _served: dict[str, bool] = {"cpu": available, "meta": available, "cuda": has_cuda}
 _warned: set[str] = set()
 
 
 def use_native(device_type: str) -> bool:
-    """Whether compiled kernels serve tensors on this type of device.
+    """Return whether compiled kernels support tensors on this type of device.
 
     Args:
         device_type: `tensor.device.type`.
 
     Returns:
-        True if compiled kernels serve them. False if eager PyTorch must be used. The first False
-        for a type of device comes with a RuntimeWarning, unless VAE_FUSED_BACKEND=torch. Always
-        False in an export to ONNX, whose runtime does not have our kernels.
+        True if compiled kernels support them, and False if eager PyTorch must be used. The first
+        False for a device type issues a RuntimeWarning, unless VAE_FUSED_BACKEND=torch. The result
+        is always False during an export to ONNX, because an ONNX runtime does not have our kernels.
 
     Raises:
-        RuntimeError: the device is not served, and VAE_FUSED_STRICT=1 or VAE_FUSED_BACKEND=native
-            forbids the fallback.
+        RuntimeError: no compiled kernels support the device, and VAE_FUSED_STRICT=1 or
+            VAE_FUSED_BACKEND=native forbids the fallback.
     """
     if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
         return False
@@ -138,12 +139,12 @@ def _complaint(device_type: str) -> str:
 
 
 def _decline(device_type: str) -> bool:
-    """Warn or raise because this type of device is not served. Always returns False."""
+    """Warn or raise because no compiled code supports this type of device. Return False."""
     if backend == "torch":
         return False
     if strict or backend == "native":
         raise RuntimeError(_complaint(device_type))
-    # Without `_C` the import has already warned. A traced function cannot warn.
+    # Without `_C`, the import has already issued a warning. A traced function cannot warn.
     if available and device_type not in _warned and not torch.compiler.is_compiling():
         _warned.add(device_type)
         warnings.warn(

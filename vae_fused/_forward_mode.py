@@ -1,4 +1,4 @@
-"""Forward mode for autograd functions, including nested levels."""
+"""Forward-mode differentiation of autograd functions, including nested levels."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _RULES = ("forward", "setup_context", "backward", "vmap", "generate_vmap_rule")
 
 
 def without_jvp(function: Any) -> Any:
-    """A copy of an autograd function without ``jvp``, because Dynamo traces none with a ``jvp``."""
+    """Copy an autograd function without its ``jvp``, because Dynamo cannot trace a ``jvp``."""
     rules = {name: value for name, value in vars(function).items() if name in _RULES}
     metaclass: Any = type(torch.autograd.Function)
     return metaclass(function.__name__, (torch.autograd.Function,), rules)
 
 
 def tangents(jvp: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the ``jvp`` of an autograd function from a function of ``(ctx, saved, *tangents)``.
+    """Turn a function of ``(ctx, saved, *tangents)`` into the ``jvp`` of an autograd function.
 
     Torch calls a ``jvp`` with forward mode disabled, which would lose the tangents of outer levels.
-    The result enables forward mode again. The saved tensors that it passes have lost their tangents
-    of this level, and keep those of all other levels.
+    The returned ``jvp`` enables forward mode again. It strips the saved tensors of their tangents
+    at this level, and keeps those at all other levels.
     """
 
     @functools.wraps(jvp)

@@ -12,20 +12,20 @@ from torch.distributions import Distribution, constraints
 from vae_fused import losses
 from vae_fused._likelihood import KINDS
 
-_MOST_AT_ONCE = 256  # values of the grid, so that 16 bits need little memory
+_MOST_AT_ONCE = 256  # grid values per chunk, so that 16 bits need little memory
 
 
 class DiscretizedLogistic(Distribution):
     """A logistic distribution, rounded to a grid of 2^bits values in [-1, 1].
 
     Its mean and variance are sums over the grid, which evaluate the sigmoid 2^bits times for each
-    element. Use them for few elements only: they take 256 times as long for 16 bits as for 8.
+    element. Use them only for a few elements: they take 256 times as long with 16 bits as with 8.
 
     Args:
         location: The location of the logistic distribution. (``mean`` is the mean of the values on
             the grid.)
-        log_scale: The logarithm of its scale, of the shape and dtype of ``location``.
-        bits: The number of bits of a value.
+        log_scale: The logarithm of the logistic scale, with the shape and dtype of ``location``.
+        bits: The number of bits per value.
     """
 
     arg_constraints = {  # noqa: RUF012
@@ -73,11 +73,11 @@ class DiscretizedLogistic(Distribution):
         return result
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """The mean and the mean square, from sums over the edges e between values.
+        """Compute the mean and the mean square from sums over the edges e between grid values.
 
-        x is -1, the first value, plus a step for each edge below x. The mean therefore is -1 plus a
-        step times the sum of P(x > e). Likewise x^2 is 1 plus a step times 2 e for each edge below
-        x, so the mean square is 1 plus a step times the sum of 2 e P(x > e).
+        x is -1, the first value, plus a step for each edge below x. The mean is therefore -1 plus a
+        step times the sum of P(x > e). Likewise, x^2 is 1 plus a step times 2 e for each edge e
+        below x, so the mean square is 1 plus a step times the sum of 2 e P(x > e).
         """
         steps, inverse = 2**self.bits - 1, torch.exp(-self.log_scale)
         first = second = torch.zeros_like(self.location)

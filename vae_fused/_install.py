@@ -1,4 +1,4 @@
-"""How a copy of the package was built and installed, and the command that installs it again.
+"""Determines how a copy of the package was built and installed, and how to reinstall it.
 
 The module imports only the standard library, so that `python -m vae_fused.env` can use it when
 torch is broken.
@@ -16,8 +16,8 @@ from urllib.request import url2pathname
 
 from vae_fused._version import __version__
 
-# pip and uv cache a wheel under the address of its sources, and reuse it for any version of torch.
-# An isolated build does not see the installed torch.
+# pip and uv cache a wheel under the URL of its sources, and reuse it with any version of torch. An
+# isolated build does not see the installed torch.
 _OPTIONS = "--no-build-isolation --no-deps"
 _COMMANDS = {
     "pip": f"pip install {_OPTIONS} --force-reinstall --no-cache-dir",
@@ -26,7 +26,7 @@ _COMMANDS = {
 
 
 def read_build_info(package: Path) -> dict[str, Any]:
-    """Return the record that setup.py has written into the folder `package`; {} without one."""
+    """Return the build record that setup.py wrote into the folder `package`, or {} without one."""
     try:
         text = (package / "_build_info.json").read_text(encoding="utf-8")
         info: dict[str, Any] = json.loads(text)
@@ -38,15 +38,16 @@ def read_build_info(package: Path) -> dict[str, Any]:
 def reinstall_command(package: Path) -> str:
     """Return the command that compiles a copy of the package for the installed torch.
 
-    The command names the sources that the copy was installed from, and never a package of an
-    index. pip and uv record these sources in `direct_url.json`, as the specification of direct
-    URLs of the Python Packaging User Guide defines it.
+    The command names the sources from which the copy was installed, never a package from an index.
+    pip and uv record these sources in `direct_url.json`, which the direct URL specification of the
+    Python Packaging User Guide defines.
 
     Args:
         package: the folder of the copy.
 
     Returns:
-        One line. If the sources are not recorded, it says in which folder to run the command.
+        One line. If the sources are not recorded, the line names the folder in which to run the
+        command.
     """
     try:
         installer, source = _installer_and_source(package)
@@ -60,7 +61,7 @@ def reinstall_command(package: Path) -> str:
 
 
 def _installer_and_source(package: Path) -> tuple[str, str]:
-    """The tool that installed `package`, and its argument for the sources; "" if unrecorded."""
+    """Return the installer of `package` and its argument for the sources, or "" if unrecorded."""
     for distribution in importlib.metadata.distributions(name="vae_fused"):
         recorded = json.loads(distribution.read_text("direct_url.json") or "{}")
         editable = recorded.get("dir_info", {}).get("editable", False)
@@ -78,7 +79,7 @@ def _local_path(recorded: dict[str, Any]) -> Path:
 
 
 def _source(recorded: dict[str, Any]) -> str:
-    """The installer's argument for the sources that `direct_url.json` records; "" for a wheel."""
+    """Return the installer's argument for the recorded sources, or "" for a wheel."""
     url = recorded.get("url", "")
     if "dir_info" in recorded:
         path = _local_path(recorded)
@@ -94,4 +95,4 @@ def _source(recorded: dict[str, Any]) -> str:
 
 
 _info = read_build_info(Path(__file__).parent)
-version: str = _info.get("version", __version__)  # includes the label of a build
+version: str = _info.get("version", __version__)  # includes the build label

@@ -13,7 +13,7 @@ __all__ = ["IWAELoss"]
 
 
 class IWAELoss(Module):
-    """The importance-weighted bound of several samples, :func:`vae_fused.iwae_loss`, as a module.
+    """:func:`vae_fused.iwae_loss`, the importance-weighted bound of several samples, as a module.
 
     It has no parameters and no buffers.
 
@@ -23,8 +23,8 @@ class IWAELoss(Module):
             schedule.
 
     Raises:
-        TypeError, ValueError: A bad argument. A ``dim`` out of range raises when the module is
-            called.
+        TypeError, ValueError: An invalid argument. An out-of-range ``dim`` raises only when the
+            module is called.
 
     Example:
         >>> loss, ess, _ = vf.nn.IWAELoss(groups=2)(torch.rand(10, 64), torch.rand(10, 64))
@@ -46,7 +46,7 @@ class IWAELoss(Module):
         self.gradient, self.reduction = gradient, reduction
 
     def forward(self, nll: Tensor, log_ratio: Tensor) -> IWAETerms:
-        """``vf.iwae_loss(nll, log_ratio, ...)``, with both of shape ``(K, B)`` if ``dim=0``."""
+        """Return ``vf.iwae_loss(nll, log_ratio, ...)`` of inputs ``(K, B)`` if ``dim=0``."""
         weight = self.elbo_weight() if isinstance(self.elbo_weight, Module) else self.elbo_weight
         return iwae_loss(
             nll, log_ratio, dim=self.dim, groups=self.groups, elbo_weight=weight,

@@ -1,8 +1,8 @@
 """The options of the public functions, each named and typed once.
 
-A typed dictionary contains the options of a function, and ``DEFAULTS`` contains their default
-values. The functions take them as ``**options``, and :func:`named` shows them to ``help`` and
-``inspect`` as keywords.
+Each typed dictionary declares the options of a function, and ``DEFAULTS`` contains their default
+values. The functions take the options as ``**options``, and :func:`named` makes ``help`` and
+``inspect`` show them as keywords.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def chosen(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """A new dictionary of the options that are not defaults. Tensors are not compared."""
+    """Return the options whose values are not the defaults. Tensors are not compared."""
     given = {}
     for name, value in options.items():
         if name not in kind.__annotations__:
@@ -90,7 +90,7 @@ def chosen(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 
 def named(options: type) -> Callable[[F], F]:
-    """Show the keywords of a typed dictionary in a signature, in place of ``**options``."""
+    """Replace ``**options`` in a function's signature by the keywords of a typed dictionary."""
     shown = [name for name in DEFAULTS if name in options.__annotations__]
 
     def decorate(function: F) -> F:

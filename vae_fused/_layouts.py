@@ -1,4 +1,4 @@
-"""The check that a tensor is strided, as the operators and the formulas require."""
+"""Checks that a tensor is strided, which the operators and the formulas require."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["check_layout"]
 
 
 def check_layout(name: str, value: Tensor) -> None:
-    """Raise TypeError for a nested, sparse or wrapped tensor, and name what to do instead."""
+    """Raise TypeError for a nested, sparse or wrapped tensor, and name a remedy."""
     if type(value).__name__ == "ExpandedWeight":
-        # This subclass has a rule for each layer of torch.nn and for no other function. Reading
-        # the attributes below would raise with a message that names no tensor and no remedy.
+        # This subclass has rules for the layers of torch.nn and for no other functions. Reading the
+        # attributes below would raise an error that names neither the tensor nor a remedy.
         raise TypeError(
             f"{name} must be a plain tensor, got an ExpandedWeight of call_for_per_sample_grads, "
             "which has no rule for sampled weights; use torch.func.vmap(torch.func.grad(...)), or "

@@ -1,4 +1,4 @@
-"""The module ``LearnedPrior``, which ``vf.nn`` exports, and the reading of ``prior`` arguments."""
+"""Defines ``LearnedPrior``, which ``vf.nn`` exports, and converts ``prior`` arguments."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ __all__ = ["LearnedPrior", "as_prior"]
 class LearnedPrior(Module):
     """A diagonal Gaussian prior N(m, tau^2) whose parameters are learned.
 
-    A :class:`vae_fused.Prior` keeps the tensors that it was constructed from. If a module
-    constructs one from its parameters in ``__init__``, the prior keeps the old tensors when the
-    parameters are replaced, for example by ``load_state_dict(assign=True)``,
+    A :class:`vae_fused.Prior` keeps the tensors from which it was constructed. If a module
+    constructs one from its parameters in ``__init__``, the prior still uses the old tensors after
+    the parameters are replaced, for example by ``load_state_dict(assign=True)``,
     ``torch.func.functional_call`` or FSDP. This module owns the parameters and constructs a new
     :class:`vae_fused.Prior` in each call.
 
-    Every ``prior=`` accepts the module itself and calls it.
+    Every ``prior=`` argument accepts the module itself and calls it.
 
     Args:
-        shape: The shape of m and tau, which broadcasts to that of the posterior: ``20`` or
-            ``(20,)`` for latents ``(B, 20)``, ``(4, 1, 1)`` for one Gaussian per channel.
-        scale: How tau is read from the parameter ``raw``.
+        shape: The shape of m and tau, which must broadcast to that of the posterior: ``20`` or
+            ``(20,)`` for latents of shape ``(B, 20)``, or ``(4, 1, 1)`` for one Gaussian per
+            channel.
+        scale: How tau is computed from the parameter ``raw``.
         mean: The initial value of m.
-        std: The initial value of tau, a standard deviation for any ``scale``.
-        learn_mean, learn_scale: Whether m and tau are parameters. Otherwise they keep their initial
-            values, which are numbers and not part of ``state_dict``.
+        std: The initial value of tau, which is a standard deviation for every ``scale``.
+        learn_mean, learn_scale: Whether m and tau, respectively, are parameters. If not, they keep
+            their initial values, which are numbers and not part of ``state_dict``.
         device, dtype: The device and the dtype of the parameters.
 
     Attributes:
-        mean: m, a parameter in ``shape``, or a number if it is not learned.
+        mean: m, a parameter of shape ``shape``, or a number if it is not learned.
         raw: The raw scale of tau, a parameter or a number like ``mean``.
 
     Raises:
@@ -79,13 +80,13 @@ class LearnedPrior(Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Give the parameters their initial values again."""
+        """Reset the parameters to their initial values."""
         for tensor, value in zip((self.mean, self.raw), self._initial, strict=True):
             if isinstance(tensor, Tensor):
                 tensor.fill_(value)
 
     def forward(self) -> Prior:
-        """The prior of the current parameters. Gradients reach them."""
+        """Return the prior with the current parameters, which get gradients."""
         return Prior(self.mean, self.raw, self.scale)
 
     def extra_repr(self) -> str:
@@ -102,7 +103,7 @@ class LearnedPrior(Module):
 
 
 def as_prior(prior: Any) -> Prior:
-    """The prior for a ``prior`` argument: the argument itself, or the result of a module."""
+    """Return the prior for a ``prior`` argument: the argument itself, or a module's result."""
     if isinstance(prior, Module):
         prior = prior()
     if not isinstance(prior, Prior):
@@ -114,7 +115,7 @@ def as_prior(prior: Any) -> Prior:
 
 
 def _raw_of(scale: Scale, std: float) -> float:
-    """The raw scale for the sigma ``std``: the inverse of a :class:`vae_fused.Scale`."""
+    """Invert a :class:`vae_fused.Scale`: return the raw scale whose sigma is ``std``."""
     check_positive("std", std)
     error = ValueError(
         f"std must be a sigma that {scale!r} can return, got {std}; pass another std or scale"
@@ -134,11 +135,11 @@ def _raw_of(scale: Scale, std: float) -> float:
 
 
 def _inverse_of_sigmoid2(sigma: float, _: float) -> float:
-    """The inverse of 2 / (1 + e^(-x/2)), whose values are below 2."""
+    """Invert 2 / (1 + e^(-x/2)), whose values are below 2."""
     return 2.0 * math.log(sigma / (2.0 - sigma)) if sigma < 2.0 else math.inf
 
 
-# For each kind, x as a function of sigma and of softplus' beta.
+# For each kind, x as a function of sigma and of the softplus parameter beta.
 _INVERSES: dict[str, Callable[[float, float], float]] = {
     "logvar": lambda sigma, _: 2.0 * math.log(sigma),
     "logstd": lambda sigma, _: math.log(sigma),
