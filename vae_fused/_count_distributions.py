@@ -17,7 +17,7 @@ from vae_fused import losses
 
 
 class _Counts(Distribution):
-    """A distribution whose parameters are tensors of one shape, named as in ``arg_constraints``."""
+    """A distribution whose parameters are same-shape tensors, named as in ``arg_constraints``."""
 
     support = constraints.nonnegative_integer
     likelihood: str

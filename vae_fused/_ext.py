@@ -1,8 +1,8 @@
 """Loads the compiled extension, and records whether it is available and, if not, why.
 
 Importing never compiles anything, and does not fail if `_C` is missing: the package then computes
-the same functions in eager PyTorch and warns once. Two environment variables, read at import,
-select the code:
+the same functions in eager PyTorch and warns once. Two environment variables, which are read at
+import, select the code:
 
     VAE_FUSED_BACKEND   auto    compiled code if available, else eager PyTorch (default)
                         native  compiled code; without it, every function raises a RuntimeError
@@ -13,7 +13,7 @@ A third variable configures the compiled code. Importing raises a ValueError if 
 supported:
 
     VAE_FUSED_CPU_CAPABILITY   the instruction set of the CPU kernels: avx512, avx2 or default (any
-                               machine of the architecture); if unset, the best that the machine has
+                               machine of the architecture); if unset, the best that is supported
 """
 
 from __future__ import annotations

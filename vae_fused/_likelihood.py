@@ -1,4 +1,4 @@
-"""The base class of all likelihoods, and the checked call of a likelihood.
+"""The base class of all likelihoods, and the checked form of a likelihood call.
 
 ``vae_fused.likelihoods`` exports the kinds, which register here under their names.
 """
@@ -37,8 +37,8 @@ _KINDS_OF_OPERATORS = (
     "discretized_logistic",
 )
 
-# The operators take a kind as a list of numbers in the order of these names. Without compiled code
-# the lists are empty.
+# The operators take a kind as a list of numbers, in the order of these names. Without compiled
+# code, the lists are empty.
 _SCOPES, _NAMES, _DEFAULTS = (
     torch.ops.vae_fused.likelihood_options() if _ext.available else ([], [], [])
 )
@@ -49,7 +49,7 @@ _NUMBERS = {
 
 
 class _Crossing(NamedTuple):
-    """How an option maps to a number of the operators: its name, and conversions both ways."""
+    """The number that represents an option in the operators: its name, and both conversions."""
 
     number: str
     to_number: Callable[[Any], float]
@@ -88,8 +88,9 @@ class Likelihood(Restored):
     """Base class of the kinds. Every kind has these two options.
 
     Args:
-        constants: Whether terms that depend on no output are part of the value. With them it is a
-            log likelihood in nats. Without them it is the loss of that name in torch.
+        constants: Whether the value includes the terms that do not depend on any output. With these
+            terms, the value is a log likelihood in nats. Without them, it is torch's loss of the
+            same name.
         validate: Whether each call checks the values of ``target``. The check waits for all work
             that is queued on the device, and it cannot be traced.
     """
@@ -98,12 +99,12 @@ class Likelihood(Restored):
     validate: bool = field(default=False, kw_only=True)
 
     name: ClassVar[str]  # the string for the kind
-    target_has_gradient: ClassVar[bool]  # False for counts and for values of a grid
-    # The index of the output that the operators take first. If it is not 0, the outputs broadcast
-    # together. Otherwise the others broadcast to the first.
+    target_has_gradient: ClassVar[bool]  # False for counts and for grid values
+    # The index of the output that the operators take first. If it is not 0, all outputs broadcast
+    # together. Otherwise, the other outputs broadcast to the first.
     leading: ClassVar[int] = 0
     target_is: ClassVar[str]  # the valid values of a target, for messages
-    has_operator: ClassVar[bool] = False  # False for subclasses, which may define another law
+    has_operator: ClassVar[bool] = False  # False for subclasses, which may define another density
 
     if TYPE_CHECKING:
         packed: ClassVar[list[float] | None]  # the operators' `options`
@@ -135,7 +136,7 @@ class Likelihood(Restored):
                 raise TypeError(f"{option} must be a bool, got {type(value).__name__}")
 
     def __repr__(self) -> str:
-        """The options that differ from their defaults."""
+        """Show the options that differ from their defaults."""
         given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
         shown = (f"{name}={value!r}" for name, value, default in given if value != default)
         return f"{type(self).__name__}({', '.join(shown)})"
@@ -152,7 +153,7 @@ class Likelihood(Restored):
 
     @staticmethod
     def unpacked(packed: Sequence[float] | None, outputs: int) -> Likelihood:
-        """The inverse of :attr:`packed`, for a kind with this many outputs."""
+        """Invert :attr:`packed`, for a call with this many outputs."""
         numbers = dict(zip(_NUMBERS, unpaired(packed, _NUMBERS.values()), strict=True))
         kind = KINDS[_KINDS_OF_OPERATORS[int(numbers["kind"])]]
         options: dict[str, Any] = {}
@@ -169,10 +170,10 @@ class Likelihood(Restored):
     @property
     @abstractmethod
     def outputs(self) -> tuple[str, ...]:
-        """The names of the tensors of an ``output``, in order."""
+        """The names of the tensors in ``output``, in order."""
 
     def ordered(self, outputs: Sequence[T]) -> tuple[T, ...]:
-        """Items of the outputs in the order of the operators, with the leading one first."""
+        """Reorder one item per output for the operators, which take the leading output first."""
         k = self.leading
         return (outputs[k], *outputs[:k], *outputs[k + 1 :]) if k else tuple(outputs)
 
@@ -183,28 +184,30 @@ class Likelihood(Restored):
 
     @abstractmethod
     def elements(self, call: Call) -> Tensor:
-        """The log likelihood of each element.
+        """Compute the log likelihood of each element.
 
-        All tensors of ``call`` have one dtype, float32 or float64, and are finite where masked.
+        All tensors in ``call`` have the same dtype, float32 or float64, and are finite at masked
+        elements.
         """
 
     @abstractmethod
     def is_valid(self, target: Tensor) -> Tensor:
-        """Which elements of ``target`` have a probability under the likelihood."""
+        """Return which elements of ``target`` are in the support of the likelihood."""
 
 
 class Call(NamedTuple):
-    """A checked call of a likelihood.
+    """A checked likelihood call.
 
     Attributes:
         likelihood: The kind with its options.
-        outputs: The tensors of ``output``, of one floating-point dtype, in the order of
-            ``Likelihood.ordered``. The first has the shape of the call. The others broadcast to it.
-        target: A tensor with a dtype of its own, whose shape broadcasts to that of the call.
+        outputs: The tensors of ``output``, with the same floating-point dtype, in the order of
+            ``Likelihood.ordered``. The first has the shape of the call, and the others broadcast to
+            it.
+        target: A tensor, not necessarily of that dtype, whose shape broadcasts to that of the call.
         mask: None, or a bool tensor, whose shape broadcasts to that of the call.
         weight: None, or a tensor in the dtype of the result, whose shape broadcasts like the mask.
         library: None, or a tensor in the dtype of the result. Its shape broadcasts to that of the
-            call with a last dimension of 1.
+            call, with the last dimension replaced by 1.
         reduction, dims, divisor: The results of ``check_reduction``.
     """
 
@@ -223,9 +226,10 @@ class KlTerm(NamedTuple):
     """A checked KL term of an evidence lower bound, in the dtype of the loss.
 
     Attributes:
-        kl: A 0-d tensor that is reduced like the loss, or one value for each sample.
+        kl: A 0-d tensor that is reduced like the loss, or a tensor with one value for each sample.
         beta: The weight of the KL: a number, or a 0-d tensor, which may require grad.
-        capacity: None, a number, or a 0-d tensor, whose distance from the KL replaces the KL.
+        capacity: None, or C, a number or a 0-d tensor. The distance between C and the KL replaces
+            the KL.
     """
 
     kl: Tensor
@@ -233,20 +237,20 @@ class KlTerm(NamedTuple):
     capacity: float | Tensor | None
 
     def times(self, batch: int) -> KlTerm:
-        """The term for a sum over a batch, from a KL that is a batch mean."""
+        """Convert the term of a batch mean to the term of a sum over the batch."""
         capacity = None if self.capacity is None else self.capacity * batch
         return KlTerm(self.kl * batch, self.beta, capacity)
 
 
 def class_or_type(value: object) -> str:
-    """Describe a value that is no likelihood: by its type, or as a class with a remedy."""
+    """Describe a value that is not a likelihood: its type, or the class with a remedy."""
     if isinstance(value, type):
         return f"the class {value.__name__}; pass an instance of it"
     return type(value).__name__
 
 
 def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
-    """The kind for a ``likelihood`` argument. A string selects a kind with its defaults."""
+    """Return the kind for a ``likelihood`` argument. A string selects the default options."""
     if isinstance(likelihood, Likelihood):
         return likelihood
     if not isinstance(likelihood, str):

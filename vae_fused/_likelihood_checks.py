@@ -1,4 +1,4 @@
-"""The checks of the arguments of a likelihood, and the messages for invalid ones."""
+"""Argument checks for likelihoods, and the error messages for invalid arguments."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_nll(
 ) -> Call:
     """Check the arguments of :func:`vae_fused.nll` and return a checked call.
 
-    No value of a tensor is read, except with ``validate=True``.
+    No tensor values are read, except with ``validate=True``.
     """
     kind = as_likelihood(likelihood)
     outputs, library = check_outputs(output, library, kind)
@@ -56,7 +56,7 @@ def check_nll(
 
 
 def check_grad(grad: str, call: Call) -> bool:
-    """Whether the gradients are computed with the loss. Raise if they cannot be."""
+    """Return whether forward computes the gradients with the loss. Raise if it cannot."""
     check_choice("grad", grad, ("backward", "forward"))
     if grad == "backward":
         return False
@@ -108,7 +108,7 @@ def check_outputs(
 
 
 def named_outputs(output: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
-    """The tensors of an ``output``, by their names in messages."""
+    """Return the tensors of an ``output`` by the names that error messages use."""
     if isinstance(output, Sequence):
         return {f"output[{k}]": value for k, value in enumerate(output)}
     return {"output": output}
@@ -159,7 +159,7 @@ def _check_library(library: Tensor, first: Tensor, kind: Likelihood) -> None:
 
 
 def _check_values(target: Tensor, mask: Tensor | None, kind: Likelihood) -> None:
-    """Check the values of a target. This is the only check that reads the device."""
+    """Check the values of a target. No other check reads tensor values from the device."""
     valid = kind.is_valid(target)
     if mask is not None:
         valid = valid | ~mask

@@ -1,4 +1,4 @@
-"""The checks of calls for a list of tensors, and the operators' arguments for their priors."""
+"""Checks for calls with a list of tensors, and the operator arguments for their priors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class CheckedList(NamedTuple):
     raw: list[Tensor]
     call: Options  # for the first tensor
     priors: list[CheckedPrior]
-    given: list[Prior | None]  # the priors before they were brought to the shapes of the list
+    given: list[Prior | None]  # the priors before they were expanded and converted
 
     @property
     def learns_prior(self) -> bool:
-        """Whether a gradient goes to a tensor of a prior."""
+        """Whether a prior has a tensor that needs a gradient."""
         return torch.is_grad_enabled() and any(
             t.requires_grad
             for prior in self.priors if has_tensors(prior)
@@ -32,7 +32,7 @@ class CheckedList(NamedTuple):
         )  # fmt: skip
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that the operators for lists have in common."""
+        """Return the keyword arguments that all list operators take."""
         return {
             "options": self.call.packed(),
             **(self.call.scalars or {}),
@@ -47,7 +47,7 @@ def check_list(
     kind: type,
     reduction: str,
 ) -> CheckedList:
-    """Check a list of calls. ``kind`` is the typed dictionary of their options."""
+    """Check a list of calls. ``kind`` is the typed dictionary of the accepted options."""
     check_lengths(mus, mus=mus, raws=raws)
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction must be one of sum, mean, got {reduction!r}")
@@ -88,7 +88,7 @@ def check_list_noise(
     generator: torch.Generator | None,
     key: Tensor | None,
 ) -> list[Tensor] | None:
-    """Check the source of the noise of a list. Return eps, if given, in the dtype of mu."""
+    """Check the noise source of a list. Return eps, if given, in the dtype of mu."""
     if eps is None:
         check_noise(mu[0], None, generator, key)
         return None
@@ -112,7 +112,7 @@ def check_lengths(like: Sequence[Tensor], /, **lists: Sequence[Tensor]) -> None:
 
 
 def priors_of(given: Any, count: int) -> list[Prior | None]:
-    """A prior for each tensor of a list, from one for all tensors or from a sequence."""
+    """Return one prior per tensor of a list, from a shared prior or from a sequence."""
     if not hasattr(given, "__len__"):  # neither a sequence nor an nn.ModuleList
         return [None if given is None else as_prior(given)] * count
     if len(given) != count:
@@ -135,8 +135,8 @@ def prior_arguments(priors: list[CheckedPrior]) -> dict[str, Any]:
 
 
 def _tensors(values: list[Tensor | float]) -> list[Tensor | None]:
-    """The values with None in place of numbers, or an empty list if none is a tensor."""
-    # The file of an AOTInductor package has no notation for an empty list of optional tensors.
+    """Replace numbers with None, or return an empty list if no value is a tensor."""
+    # An AOTInductor package cannot represent an empty list of optional tensors.
     if not any(isinstance(v, Tensor) for v in values) and not torch.compiler.is_exporting():
         return []
     return [value if isinstance(value, Tensor) else None for value in values]

@@ -1,8 +1,8 @@
 """The methods of :class:`vae_fused.DiagonalGaussian`, independent of its constructor.
 
-This file contains neither kernels nor formulas of sigma. Samples come from
-``functional.reparameterize`` and KLs from ``functional.gaussian_kl``, which takes another Gaussian
-as a prior.
+This file contains neither kernels nor formulas for sigma. Samples come from
+``functional.reparameterize`` and KLs from ``functional.gaussian_kl``, which takes the other
+Gaussian as a prior.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class FusedNormal(Normal):
 
     mu: Tensor
     raw: Tensor
-    _scale: Scale  # how sigma is read from raw; ``scale`` is sigma itself
-    # Packed moments, the dimension along which they are packed, and mu and raw as they were split.
+    _scale: Scale  # how sigma is computed from raw; ``scale`` is sigma itself
+    # The packed moments, the dimension along which they are packed, and the mu and raw inside them.
     _packed: tuple[Tensor, int, Tensor, Tensor] | None = None
 
     def _expanded(self: Self, batch_shape: Sequence[int], new: Self) -> Self:
@@ -51,7 +51,7 @@ class FusedNormal(Normal):
         return new
 
     def detach(self: Self) -> Self:
-        """The same distribution with detached parameters, which share its memory."""
+        """Return the same distribution with detached parameters that share its memory."""
         new = copy.copy(self)
         new.mu, new.raw, new._packed = self.mu.detach(), self.raw.detach(), None
         return new
@@ -61,7 +61,7 @@ class FusedNormal(Normal):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _given(self) -> dict[str, Tensor]:
-        """The parameters, by their names in the constructor."""
+        """Return the parameters by their names in the constructor."""
         return {"mu": self.mu, self._scale.raw_name: self.raw}
 
     # ----------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class FusedNormal(Normal):
 
     @property
     def _wide(self) -> Gaussian:
-        """The Gaussian in the dtype of the arithmetic."""
+        """The Gaussian in the dtype of the arithmetic, float32 or float64."""
         return Gaussian(_widen(self.mu), _widen(self.raw), self._scale)
 
     @property
@@ -129,7 +129,7 @@ class FusedNormal(Normal):
         generator: torch.Generator | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
-        """A reparameterized sample, in one launch. Gradients reach ``mu`` and ``raw``.
+        """Draw a reparameterized sample in one launch. Gradients flow to ``mu`` and ``raw``.
 
         Args:
             sample_shape: Shape of a batch of samples, each with its own noise.
@@ -148,7 +148,7 @@ class FusedNormal(Normal):
         )  # fmt: skip
 
     def sample(self, sample_shape: int | Sequence[int] = torch.Size(), **options: Any) -> Tensor:
-        """:meth:`rsample`, with its arguments and without gradients."""
+        """Draw a sample like :meth:`rsample`, with the same arguments but without gradients."""
         with torch.no_grad():
             return self.rsample(sample_shape, **options)
 
@@ -169,10 +169,10 @@ class FusedNormal(Normal):
         generator: torch.Generator | None = None,
         key: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """A reparameterized sample and the KL from the prior, in one launch.
+        """Compute a reparameterized sample and the KL from the prior, in one launch.
 
-        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`, and a
-        ``Normal`` may be a prior too. Packed moments get one packed gradient tensor.
+        Arguments, results and errors are those of :func:`vae_fused.reparameterize_kl`, except that
+        the prior may also be a ``Normal``. Packed moments get one packed gradient tensor.
         """
         options: dict[str, Any] = {
             "scale": self._scale, "prior": as_prior(prior, self.mu.device), "reduction": reduction,
@@ -195,10 +195,10 @@ class FusedNormal(Normal):
         free_bits: float | Tensor = 0.0,
         balance: tuple[float | Tensor, float | Tensor] | None = None,
     ) -> Tensor:
-        """KL from the prior, by default the standard normal, in nats.
+        """Compute the KL from the prior, by default the standard normal, in nats.
 
-        Arguments, result and errors are those of :func:`vae_fused.gaussian_kl`, and a ``Normal``
-        may be a prior too. ``torch.distributions.kl_divergence(q, p)`` computes the
+        Arguments, result and errors are those of :func:`vae_fused.gaussian_kl`, except that the
+        prior may also be a ``Normal``. ``torch.distributions.kl_divergence(q, p)`` computes the
         elementwise KL, and accepts a ``p`` that has more elements than ``q``.
         """
         return functional.gaussian_kl(
@@ -218,7 +218,8 @@ class FusedNormal(Normal):
 
         Raises:
             TypeError: ``value`` is not a tensor.
-            ValueError: Its shape does not broadcast, or it contains NaN with ``validate_args``.
+            ValueError: The shape does not broadcast, or ``value`` contains NaN and
+                ``validate_args`` is set.
         """
         t = self._standardized(value)
         return -0.5 * (t * t + self._log_variance + LOG_2PI)
@@ -233,7 +234,7 @@ class FusedNormal(Normal):
         """Negative log likelihood of ``value`` in nats: ``-log_prob``, reduced like a KL.
 
         Args:
-            value: As for :meth:`log_prob`.
+            value: As in :meth:`log_prob`.
             dim: The dimensions of the broadcast shape to sum, instead of ``reduction``.
             reduction: As in :func:`vae_fused.gaussian_kl`.
         """
@@ -242,12 +243,12 @@ class FusedNormal(Normal):
         return reduce(nll, reduction, dims)
 
     def cdf(self, value: Tensor) -> Tensor:
-        r"""Probability of a value below ``value``: :math:`\frac12 \mathrm{erfc}(-t / \sqrt 2)`."""
+        r"""Probability of a sample below ``value``: :math:`\frac12 \mathrm{erfc}(-t / \sqrt 2)`."""
         p: Tensor = 0.5 * torch.special.erfc(self._standardized(value) * -math.sqrt(0.5))
         return p
 
     def icdf(self, value: Tensor) -> Tensor:
-        """The ``value``-quantile, NaN outside of [0, 1]."""
+        """Compute the ``value``-quantile, which is NaN if ``value`` is outside [0, 1]."""
         check_value(value, self._batch_shape)
         mu, sigma = _widen(self.mu), self._wide.sigma
         quantile: Tensor = mu + sigma * torch.special.ndtri(_widen(value))
@@ -265,7 +266,7 @@ class FusedNormal(Normal):
         return (_widen(value) - _widen(self.mu)) * torch.exp(-0.5 * self._log_variance)
 
     def _point(self, value: Tensor) -> Tensor:
-        """Check a point and return it."""
+        """Check ``value`` and return it."""
         check_value(value, self._batch_shape)
         if self._validate_args:
             self._validate_sample(value)
@@ -273,9 +274,9 @@ class FusedNormal(Normal):
 
 
 def as_tensor(value: Tensor | float, other: Tensor | float) -> Tensor:
-    """Convert a number to a tensor for use with ``other``. Other values pass on to the checks.
+    """Convert a number to a tensor for use with ``other``. Return other values unchanged.
 
-    The tensor is filled, because a copy of a number to a GPU waits for the GPU.
+    The number is written by a fill, because copying it to a GPU would wait for the GPU.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value  # type: ignore[return-value]
@@ -285,7 +286,7 @@ def as_tensor(value: Tensor | float, other: Tensor | float) -> Tensor:
 
 
 def _widen(x: Tensor) -> Tensor:
-    """Convert 16-bit types to float32. Integers are left to torch's promotion."""
+    """Convert 16-bit types to float32. Leave integers to torch's type promotion."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -295,12 +296,12 @@ def _widen(x: Tensor) -> Tensor:
 
 
 def as_prior(p: Prior | Normal | None, device: torch.device) -> Prior | None:
-    """Convert a ``Normal`` to a ``Prior``. Other values pass on to the checks."""
+    """Convert a ``Normal`` to a ``Prior``. Return other values unchanged."""
     return Prior(*_parameters(p, device)) if isinstance(p, Normal) else p
 
 
 def kl_between(q: Normal, p: Normal, **reduction: Any) -> Tensor:
-    """KL of q from p, reduced as by :func:`vae_fused.gaussian_kl`. Their shapes broadcast."""
+    """Compute the KL of q from p, reduced as in ``gaussian_kl``. The shapes broadcast."""
     mu, raw, scale = _parameters(q, p.mean.device)
     prior = Prior(*_parameters(p, mu.device))
     if not expands(p._batch_shape, q._batch_shape):
@@ -309,8 +310,10 @@ def kl_between(q: Normal, p: Normal, **reduction: Any) -> Tensor:
 
 
 def _parameters(p: Normal, device: torch.device) -> tuple[Tensor, Tensor, Scale]:
-    """Mean, raw scale, and how sigma is read from it. 0-d CPU tensors, such as those of
-    ``Normal(0.0, 1.0)``, are accepted on any device, as elsewhere in torch.
+    """Return the mean, the raw scale and the ``Scale`` that converts it to sigma.
+
+    0-d CPU tensors, such as those of ``Normal(0.0, 1.0)``, are accepted with any device, as
+    elsewhere in torch.
     """
     if isinstance(p, FusedNormal):
         mean, raw, scale = p.mu, p.raw, p._scale

@@ -1,4 +1,4 @@
-"""The checks of options that are numbers or strings."""
+"""Checks for options that are numbers or strings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_choice", "check_not_negative", "check_number", "check_pair", "
 
 
 def check_number(name: str, value: float, requirement: str = "a finite number") -> float:
-    """Check a finite number. A tensor is refused, because reading it would wait for the device."""
+    """Require a finite number. Refuse a tensor, because reading it would wait for the device."""
     if type(value) is float and -math.inf < value < math.inf:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):  # a NumPy scalar is one
@@ -23,7 +23,7 @@ def check_number(name: str, value: float, requirement: str = "a finite number") 
 
 
 def check_not_negative(name: str, value: float, unit: str = "") -> float:
-    """Check a finite number of at least 0. ``unit`` begins with a space, as in ``" nats"``."""
+    """Require a finite number of at least 0. ``unit`` begins with a space, as in ``" nats"``."""
     number = check_number(name, value)
     if number < 0:
         raise ValueError(f"{name} must be at least 0{unit}, got {value}")
@@ -31,14 +31,14 @@ def check_not_negative(name: str, value: float, unit: str = "") -> float:
 
 
 def check_positive(name: str, value: float) -> float:
-    """Check a finite number above 0."""
+    """Require a finite number above 0."""
     if check_number(name, value) <= 0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return float(value)
 
 
 def check_pair(name: str, value: object, parts: str) -> None:
-    """Check a sequence of two values. A tensor is refused, because reading it would wait."""
+    """Require a sequence of two values. Refuse a tensor, because reading it would wait."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a pair {parts}, got {kind_of(value)}")
     if len(value) != 2:
@@ -46,7 +46,7 @@ def check_pair(name: str, value: object, parts: str) -> None:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Check that a value is one of a few strings."""
+    """Require one of a few strings."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {type(value).__name__}")
     if value not in choices:

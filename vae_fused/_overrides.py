@@ -1,10 +1,10 @@
-"""Calls that an argument overrides through ``__torch_function__`` although it is not a tensor.
+"""Calls that a non-tensor argument overrides through ``__torch_function__``.
 
 A ``torch.fx.Proxy`` represents a tensor in ``torch.fx.symbolic_trace`` and implements
-``__torch_function__``, which records one node for a call of a public function.
+``__torch_function__``, which records one node for a call to a public function.
 
-Subclasses of ``Tensor`` and modes are not handled here. They see the calls of our operators and of
-torch's, as for any function that is composed of operators.
+``Tensor`` subclasses and modes are not handled here. They intercept each call to an operator, ours
+or torch's, as in any function that is composed of operators.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ Result = TypeVar("Result")
 
 
 def is_proxy(value: Any) -> bool:
-    """Whether a value represents a tensor without being one."""
+    """Return whether a value represents a tensor without being one."""
     return hasattr(type(value), "__torch_function__") and not isinstance(value, Tensor)
 
 
 def parts(value: Any) -> Sequence[Any]:
-    """The parts of a list or tuple of tensors, or a tuple of the value alone."""
+    """Return a list or tuple unchanged, and any other value in a tuple."""
     return value if isinstance(value, tuple | list) else (value,)
 
 
 def has_override(*values: Any) -> bool:
-    """Whether one of the values overrides the call."""
+    """Return whether one of the values overrides the call."""
     return has_torch_function(values) and any(is_proxy(value) for value in values)
 
 
 def call_override(function: Callable[..., Result], given: Mapping[str, Any]) -> Result:
-    """The result of a call that a value overrides.
+    """Return the result of a call that an argument overrides.
 
     Args:
         function: The public function.
-        given: Its local variables, before it changes any argument. Variables that are not
-            arguments are ignored.
+        given: The local variables of the function, before it changes any argument. Variables that
+            are not arguments are ignored.
 
     Raises:
         TypeError: The call has a keyword that the function does not have.

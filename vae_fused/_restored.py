@@ -1,4 +1,4 @@
-"""How the classes of options are pickled: as their fields, which are checked again on loading."""
+"""Pickles the option classes as their fields, which are checked again on loading."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Restored"]
 
 
 class Restored:
-    """Base of dataclasses whose pickles contain the fields and no derived values.
+    """Base class of dataclasses whose pickles contain only the fields, without derived values.
 
-    A field that is missing in a pickle gets its default, so files of older versions can be read. An
-    unknown field is an error.
+    A field that is missing from a pickle gets its default value, so files from older versions can
+    be read. An unknown field is an error.
     """
 
     __slots__ = ()
@@ -35,7 +35,7 @@ class Restored:
 
 
 def _plain(value: Any) -> Any:
-    """Convert NumPy numbers to Python's, because ``torch.load`` refuses NumPy's."""
+    """Convert NumPy scalars to Python numbers, because ``torch.load`` refuses NumPy scalars."""
     if isinstance(value, tuple):
         return tuple(_plain(part) for part in value)
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -1,4 +1,4 @@
-"""The checks of options that may be numbers or 0-d tensors. No check reads a tensor's value."""
+"""Checks for options that may be numbers or 0-d tensors. No check reads a tensor's value."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = [
 
 MAY_BE_SCALARS = frozenset(("temperature", "free_bits", "balance"))
 
-# The two weights of ``balance``: the names in the operators and the names in messages.
+# The two weights of ``balance``: their names in the operators and in error messages.
 _OF_BALANCE = (("to_posterior", "balance's wq"), ("to_prior", "balance's wp"))
 
-# Remedies if an option needs a value for each element, or a gradient.
+# Remedies for an option that needs one value per element, or a gradient.
 _OF_ELEMENTS = {"temperature": "; pass eps=temperature * torch.randn_like(mu) for many values"}
 _LEARNED = {"temperature": ", or eps=temperature * torch.randn_like(mu) to learn it"}
 
@@ -30,7 +30,7 @@ _LEARNED = {"temperature": ", or eps=temperature * torch.randn_like(mu) to learn
 def take_scalars(given: dict[str, Any], mu: Tensor) -> None:
     """Check the options that are tensors, and move them from ``given`` to ``given["scalars"]``.
 
-    They are moved to the device of ``mu`` and converted to the dtype of its arithmetic.
+    The tensors are also moved to the device of ``mu`` and converted to the dtype of its arithmetic.
     """
     scalars: dict[str, Tensor] = {}
     for name, check in (("temperature", check_not_negative), ("free_bits", check_free_bits)):
@@ -57,10 +57,10 @@ def check_free_bits(name: str, value: float) -> float:
 
 
 def from_numpy(value: Any) -> Any:
-    """Convert a NumPy scalar that torch.compile traces to a 0-d tensor. Return others unchanged.
+    """Convert a NumPy scalar to a 0-d tensor while compiling. Return other values unchanged.
 
-    The checks accept a NumPy scalar as a number. But torch.compile represents it as an array, whose
-    value is unknown, and traces the array as a tensor.
+    The checks accept a NumPy scalar as a number. However, torch.compile represents the scalar as an
+    array, whose value is unknown, and traces that array as a tensor.
     """
     if not torch.compiler.is_compiling() or type(value).__name__ != "ndarray":
         return value
@@ -70,13 +70,15 @@ def from_numpy(value: Any) -> Any:
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether the operators take an option as a tensor: a tensor, or a number that changes.
+    """Return whether the operators take an option as a tensor.
 
-    When a number has changed, torch.compile traces the function again with a symbol in its place.
-    In an operator's list of numbers the symbol would become a constant, and each new number would
-    be compiled anew.
+    They do so for a tensor, and for a number that changes.
+
+    After a number has changed, torch.compile retraces the function with a symbol in place of the
+    number. In an operator's list of numbers, the symbol would become a constant, and each new
+    number would cause a recompilation.
     """
-    if type(value) in (float, int):  # first, because isinstance of a Tensor takes 0.1 us
+    if type(value) in (float, int):  # first, because isinstance(value, Tensor) takes 0.1 us
         return torch.compiler.is_compiling() and not has_static_value(value)
     return isinstance(value, Tensor)
 
@@ -92,9 +94,9 @@ def _as_scalar(
 
 
 def without_symbol(value: float | Tensor, like: Tensor) -> Any:
-    """Convert a number that changes to a 0-d tensor, in the dtype of the arithmetic on ``like``.
+    """Convert a number that changes to a 0-d tensor, in the arithmetic dtype of ``like``.
 
-    torch.compile can compute a product with a symbol without making the symbol a constant.
+    torch.compile can multiply by a symbol without turning the symbol into a constant.
     """
     if isinstance(value, Tensor) or not is_scalar(value):
         return value

@@ -1,4 +1,4 @@
-"""Comparisons of shapes that hold for symbolic sizes."""
+"""Shape comparisons that also work with symbolic sizes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ __all__ = ["expands", "has_shape"]
 def has_shape(value: Tensor, shape: Sequence[int]) -> bool:
     """Whether a tensor has this shape.
 
-    The ranks are compared first. Python compares tuples of different lengths size by size, and
-    ``torch.export`` would record that a symbolic batch size differs from an unrelated size.
+    The ranks are compared first, because Python compares tuples of different lengths element by
+    element, and ``torch.export`` would record that a symbolic batch size differs from an unrelated
+    size.
     """
     return value.dim() == len(shape) and value.shape == shape
 

@@ -1,9 +1,9 @@
 """Calls with DTensors: each rank computes its rows of the batch, and the results are DTensors.
 
 A call whose tensors are sharded on dimension 0 or replicated runs as an ordinary call on the local
-tensors. ``to_local`` and ``from_local`` of DTensor propagate the gradients, so the operators need
-no sharding strategies. The values equal those of the same call on unsharded tensors: each rank uses
-its part of the noise of the whole batch, and means divide by the sizes of the whole batch.
+tensors. DTensor's ``to_local`` and ``from_local`` propagate the gradients, so the operators need no
+sharding strategies. The values equal those of the same call on unsharded tensors: each rank uses
+its part of the whole batch's noise, and means divide by the sizes of the whole batch.
 """
 
 from __future__ import annotations
@@ -55,15 +55,16 @@ def call_latent(
     noise: tuple[Any, torch.Generator | None, Tensor | None] | None = None,
     reference: bool = False,
 ) -> Result:
-    """Call a function of the latent with DTensors.
+    """Call a latent function with DTensors.
 
     Args:
         function: Computes the call on local tensors.
-        operands: Its positional tensors, by name. At least one of them is a DTensor.
-        options: Its options.
-        packed: The dimension along which ``h`` is packed, for a call of moments.
-        reduced: ``(name of dim, reduction, dim)``, if it returns a KL.
-        noise: ``(eps, generator, key)``, if it returns a sample.
+        operands: The positional tensors of the function, by name. At least one of them is a
+            DTensor.
+        options: The options of the call.
+        packed: The dimension along which ``h`` is packed, if the call has packed moments.
+        reduced: ``(name of dim, reduction, dim)``, if the function returns a KL.
+        noise: ``(eps, generator, key)``, if the function returns a sample.
         reference: Whether eager PyTorch computes the call.
     """
     options = dict(options)
@@ -119,7 +120,7 @@ def call_likelihood(
 
     Args:
         function: Computes the local result. It is called with the list of local outputs, and with
-            the keyword arguments ``reduction``, ``dim`` and each of ``others``, made local.
+            the keyword arguments ``reduction``, ``dim`` and the local part of each of ``others``.
         outputs: The tensors whose common shape is that of the call.
         others: Tensors that broadcast to this shape, or None, by name. One of them is ``mask``.
         reduction, dim: The arguments of the call.
@@ -140,5 +141,5 @@ def call_likelihood(
 
 
 def unmasked_count(outputs: Mapping[str, Tensor], mask: Tensor | None) -> Tensor | float:
-    """The divisor of ``reduction="mean"`` of a call with DTensors."""
+    """Return the divisor for ``reduction="mean"`` in a call with DTensors."""
     return spread_of(common_shape(outputs), outputs, {"mask": mask}).unmasked(mask)

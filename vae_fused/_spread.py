@@ -1,7 +1,7 @@
 """How the batch of a call with DTensors is distributed over the ranks of a mesh.
 
-This file determines the rows of a rank, the local part of each tensor, the noise of these rows,
-and the placements of the results of a rank.
+This file determines which rows a rank computes, the local part of each tensor, the noise for these
+rows, and the placements of the rank's results.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ SEE = "see docs/processes.md"
 
 
 def found(*values: Any) -> bool:
-    """Whether a DTensor is among the values, or in a sequence, a mapping or a prior among them.
+    """Return whether a value is a DTensor, or a sequence, dictionary or prior that contains one.
 
-    The class is compared by name, because importing its module takes long. A DTensor exists only
-    after that import.
+    The class is compared by name, because importing its module is slow. No DTensor can exist before
+    that import.
     """
     for value in values:
         kind = type(value)
@@ -52,7 +52,7 @@ def found(*values: Any) -> bool:
 
 
 def replicated(value: Any, mesh: DeviceMesh) -> Any:
-    """Make a DTensor of a plain tensor, which is equal on all ranks. Return others unchanged."""
+    """Wrap a plain tensor, equal on all ranks, in a DTensor. Return other values unchanged."""
     if not isinstance(value, Tensor) or found(value):
         return value
     from torch.distributed.tensor import DTensor, Replicate
@@ -61,7 +61,7 @@ def replicated(value: Any, mesh: DeviceMesh) -> Any:
 
 
 def summed(value: Tensor) -> Tensor:
-    """Sum a value's parts over the ranks, because nonlinear functions require the sum."""
+    """Sum a partial value over the ranks, because nonlinear functions require the total."""
     if not found(value) or not any(p.is_partial() for p in value.placements):  # type: ignore[attr-defined]
         return value
     from torch.distributed.tensor import Replicate
@@ -71,9 +71,9 @@ def summed(value: Tensor) -> Tensor:
 
 
 def check_leading(operands: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-    """Raise if only the other arguments contain a DTensor.
+    """Raise if only ``others`` contain a DTensor.
 
-    A plain ``mu`` beside a DTensor could be the rank's part of a batch or a replica.
+    In a call with a DTensor, a plain ``mu`` could be the rank's part of a batch or a replica.
     """
     if not found(*operands.values()):
         first = next(iter(operands))
@@ -89,10 +89,10 @@ class Spread(NamedTuple):
 
     Attributes:
         mesh: The mesh of all DTensors of the call.
-        is_sharded: For each dimension of the mesh, whether dimension 0 of the call is sharded over
-            it. Otherwise the call is replicated over it.
+        is_sharded: For each mesh dimension, whether dimension 0 of the call is sharded over it. If
+            not, the call is replicated over that mesh dimension.
         shape: The shape of the whole call.
-        first, rows: The first row of dimension 0 on this rank, and the number of its rows.
+        first, rows: The first row of dimension 0 on this rank, and the number of rows on this rank.
     """
 
     mesh: DeviceMesh
@@ -102,12 +102,12 @@ class Spread(NamedTuple):
     rows: int
 
     def spans(self, t: Tensor, lead: int = 0) -> bool:
-        """Whether a tensor has the batch in dimension ``lead``. Otherwise it broadcasts."""
+        """Return whether dimension ``lead`` of a tensor is the batch. If not, it broadcasts."""
         ndim = len(self.shape)
         return ndim > 0 and t.dim() == lead + ndim and t.shape[lead] == self.shape[0]
 
     def of_halves(self, dim: int) -> Spread:
-        """The spread of the halves of a tensor along ``dim``. The local call checks ``dim``."""
+        """Return the spread of a tensor's halves along ``dim``, which the local call checks."""
         ndim = len(self.shape)
         if not isinstance(dim, int) or not -ndim <= dim < ndim:
             return self
@@ -122,10 +122,10 @@ class Spread(NamedTuple):
         return self._replace(shape=shape)
 
     def local(self, value: Any, lead: int = 0) -> Any:
-        """The part of a tensor that this rank computes with. Other values pass unchanged.
+        """Return the part of a tensor that this rank uses. Return other values unchanged.
 
-        A plain tensor is equal on all ranks, as if it were replicated. The gradient of a tensor
-        that broadcasts along the batch is a sum over the ranks.
+        A plain tensor is assumed to be equal on all ranks, as if it were replicated. The gradient
+        of a tensor that broadcasts along the batch is a sum over the ranks.
         """
         if not isinstance(value, Tensor):
             return value
@@ -139,12 +139,12 @@ class Spread(NamedTuple):
         return whole.redistribute(self.mesh, placements).to_local(grad_placements=grads)
 
     def whole(self, t: Tensor, dim: int | None) -> Tensor:
-        """A result of this rank as a DTensor: sharded on ``dim``, or a partial sum for None."""
+        """Wrap this rank's result in a DTensor: sharded on ``dim``, or a partial sum for None."""
         from torch.distributed.tensor import DTensor
 
         shape, stride = list(t.shape), list(t.stride())
         if dim is not None and shape:
-            # The strides of the dimensions outside of the batch grow with its size.
+            # The strides of the dimensions outside the batch are proportional to the batch size.
             inner, shape[dim] = stride[dim], self.shape[0]
             rows, batch = max(self.rows, 1), max(self.shape[0], 1)
             stride = [s if s <= inner else s // rows * batch for s in stride]
@@ -154,7 +154,7 @@ class Spread(NamedTuple):
         )  # fmt: skip
 
     def _placements(self, dim: int | None) -> list[Placement]:
-        """The placements of a result: sharded on ``dim``, replicated for -1, partial for None."""
+        """Return a result's placements: sharded on ``dim``, replicated for -1, partial for None."""
         from torch.distributed.tensor import Partial, Replicate, Shard
 
         if dim == -1:
@@ -165,7 +165,7 @@ class Spread(NamedTuple):
     def reduction(
         self, reduction: str, dim: int | Sequence[int] | None, mask: Tensor | None, lead: int = 0
     ) -> tuple[str, Tensor | float | None, int | None]:
-        """``reduction`` of a local call, the divisor of its result, and ``dim`` of :meth:`whole`.
+        """Return the local call's ``reduction``, its result's divisor, and :meth:`whole`'s ``dim``.
 
         The local call checks ``reduction`` and ``dim``. ``lead`` is the number of dimensions in
         front of the batch.
@@ -180,7 +180,7 @@ class Spread(NamedTuple):
         return reduction, None, lead if reduction in ("sample", "none") else None
 
     def unmasked(self, mask: Tensor | None) -> Tensor | float:
-        """The number of unmasked elements of the whole call."""
+        """Return the number of unmasked elements in the whole call."""
         numel = math.prod(self.shape)
         if mask is None:
             return numel
@@ -193,11 +193,12 @@ class Spread(NamedTuple):
         self, device: torch.device, dtype: torch.dtype, samples: tuple[int, ...], eps: Any,
         generator: torch.Generator | None, key: Any, reference: bool,
     ) -> dict[str, Any]:  # fmt: skip
-        """The arguments that give a local call its part of the noise of the whole call.
+        """Return the arguments with which a local call generates its part of the noise.
 
         For a single sample, the rows of a rank are consecutive elements of the stream. If they
-        begin at a whole block, the key of that block is sufficient. Otherwise the noise is drawn
-        first, which takes one more launch for each sample, and backward keeps the noise.
+        begin at a block boundary, the key of that block is sufficient. Otherwise, the noise is
+        drawn before the call, which takes one more launch for each sample, and autograd saves the
+        noise.
         """
         key = key.to_local() if found(key) else key
         if eps is not None:  # the local call checks that it is the only source
@@ -222,7 +223,7 @@ class Spread(NamedTuple):
 def spread_of(
     shape: tuple[int, ...], operands: Mapping[str, Tensor], others: Mapping[str, Any]
 ) -> Spread:
-    """Check the DTensors of a call. The call is sharded if one that has the batch is sharded."""
+    """Check the DTensors of a call, which is sharded if any DTensor with the batch is sharded."""
     check_leading(operands, others)
     tensors = {name: t for name, t in {**operands, **others}.items() if found(t)}
     owner, leading = next((name, t) for name, t in tensors.items())
@@ -242,7 +243,7 @@ def spread_of(
 
 
 def _is_shard(name: str, t: Any, placement: Placement) -> bool:
-    """True for Shard(0) and False for Replicate. Raise for any other placement."""
+    """Return True for Shard(0) and False for Replicate. Raise for any other placement."""
     from torch.distributed.tensor import Shard
 
     if type(placement) is Shard and placement.dim == 0:
@@ -257,7 +258,7 @@ def _is_shard(name: str, t: Any, placement: Placement) -> bool:
 
 
 def _rows_of_rank(mesh: DeviceMesh, is_sharded: Sequence[bool], size: int) -> tuple[int, int]:
-    """The first row on this rank and the number of rows, in chunks as from ``torch.chunk``."""
+    """Return this rank's first row and number of rows, in chunks as from ``torch.chunk``."""
     first, rows = 0, size
     for k, sharded in enumerate(is_sharded):
         if sharded:
@@ -286,12 +287,12 @@ def common_shape(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 
 def _reserved_key(device: torch.device, generator: torch.Generator | None, blocks: int) -> Tensor:
-    """The key that a call of this many blocks on whole tensors reserves (csrc/torch/rng.cpp)."""
+    """Reserve the key that a call with this many blocks would reserve (csrc/torch/rng.cpp)."""
     if not _ext.use_native(device.type):
         more: dict[str, Any] = {} if generator is None else {"generator": generator}
         seed = torch.randint(-(2**63), 2**63 - 1, (), device=device, **more)
         return torch.stack([seed, torch.zeros_like(seed)])
-    if device.type == "cpu":  # the advance does not depend on the size
+    if device.type == "cpu":  # the generator's advance does not depend on the size
         zero = torch.zeros(min(blocks, 1))
         key: Tensor = torch.ops.vae_fused.reparameterize.generator(zero, zero, generator=generator)[
             1
@@ -306,7 +307,7 @@ def _reserved_key(device: torch.device, generator: torch.Generator | None, block
 
 
 def _advanced(key: Tensor, blocks: int) -> Tensor:
-    """The key of a later block of the same stream."""
+    """Return the key that begins ``blocks`` later in the same stream."""
     if blocks == 0:
         return key
     seed, offset = key.view(torch.int64).unbind()
@@ -314,7 +315,7 @@ def _advanced(key: Tensor, blocks: int) -> Tensor:
 
 
 def _normals(key: Tensor, start: int, count: int, dtype: torch.dtype, reference: bool) -> Tensor:
-    """Normals ``start`` to ``start + count`` of a key's stream, float32 for 16-bit types."""
+    """Return normals ``start`` to ``start + count`` of a key's stream, float32 for 16-bit types."""
     dtype = torch.promote_types(dtype, torch.float32)
     per_block = 2 if dtype == torch.float64 else 4
     blocks, skipped = divmod(start, per_block)

@@ -1,10 +1,10 @@
 """Registrations for tracers, because an operator that reserves a key must never run twice.
 
-With ``torch._functorch.config.activation_memory_budget < 1`` the partitioner of torch.compile may
+With ``torch._functorch.config.activation_memory_budget < 1``, the torch.compile partitioner may
 recompute random operators in backward with fresh noise, which silently corrupts the gradients
-(pytorch issue 190758). The tag ``nondeterministic_seeded`` prevents this only for a budget of 1. A
-node marked MUST_SAVE is kept at every budget above 0. Operators that are given a key are pure and
-need no mark.
+(pytorch issue 190758). The tag ``nondeterministic_seeded`` prevents this recomputation only with a
+budget of 1. A node marked MUST_SAVE is kept with every budget above 0. Operators that take a key
+are pure and need no mark.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def register() -> None:
 def break_at_generator() -> None:
     """Break the graph of torch.compile at a call with a generator, and name the remedy.
 
-    Dynamo cannot represent a ``torch.Generator``. Without this function it would break the graph at
-    the operator, with a message of its own. With ``fullgraph=True`` a break is an error.
+    Dynamo cannot represent a ``torch.Generator``. Without this function, Dynamo would break the
+    graph at the operator, with its own message. With ``fullgraph=True`` a break is an error.
     """
     if torch.compiler.is_dynamo_compiling():
         torch._dynamo.graph_break(
