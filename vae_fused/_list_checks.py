@@ -124,7 +124,7 @@ def priors_of(given: Any, count: int) -> list[Prior | None]:
 
 
 def prior_arguments(priors: list[CheckedPrior]) -> dict[str, Any]:
-    """The operators' arguments for priors: tensors, and numbers unless all are one fixed prior."""
+    """Return the prior arguments: tensors, and numbers unless all priors are one fixed prior."""
     means, raws = [p.mean for p in priors], [p.raw for p in priors]
     tensors = {"prior_mean": _tensors(means), "prior_raw": _tensors(raws)}
     numbers: list[float] = []

@@ -1,6 +1,6 @@
 """The diagonal Gaussian as a ``torch.distributions.Distribution``, based on the fused functions.
 
-This file contains its constructors, and ``_normal.py`` its methods.
+This file contains the constructors, and ``_normal.py`` contains the methods.
 """
 
 from __future__ import annotations
@@ -20,49 +20,50 @@ __all__ = ["DiagonalGaussian", "as_prior", "kl_between"]
 
 
 class DiagonalGaussian(FusedNormal):
-    r"""Independent normals, given by their mean and the log of their variance, or another scale.
+    r"""Independent normals, parametrized by their mean and log variance, or another scale.
 
     It equals ``torch.distributions.Normal(mu, exp(logvar / 2))`` but does not compute sigma unless
-    you read it. A sample is one launch, a KL is one launch, and so are both together
-    (:meth:`rsample_kl`). It *is* a ``Normal`` (``isinstance``, and ``kl_divergence`` against every
-    family that torch supports for ``Normal``) and elementwise like it: ``event_shape`` is ``()``,
-    and ``torch.distributions.Independent`` makes events of the latent dimensions.
+    you read it. A sample takes one launch, a KL takes one launch, and both together also take one
+    (:meth:`rsample_kl`). The class *is* a ``Normal``: ``isinstance`` is true, and ``kl_divergence``
+    accepts every family that torch supports for ``Normal``. Like ``Normal``, it is elementwise:
+    ``event_shape`` is ``()``, and ``torch.distributions.Independent`` turns latent dimensions into
+    event dimensions.
 
     Densities, entropies and KLs are in nats, and float32 for 16-bit parameters, because they are
     usually summed. Samples, moments and quantiles have the dtype of ``mu``. Densities are computed
-    from :math:`(v - \mu) e^{-\ln\sigma^2 / 2}` without the variance, which over- and underflows
-    earlier. The lower tails of :meth:`cdf` and :meth:`icdf` keep their relative accuracy.
+    from :math:`(v - \mu) e^{-\ln\sigma^2 / 2}` without the variance, which would overflow and
+    underflow earlier. The lower tails of :meth:`cdf` and :meth:`icdf` keep their relative accuracy.
 
     By default, types, shapes, dtypes and devices are checked, which needs no data from the device.
     ``validate_args=True`` also checks *values*, here and in :meth:`log_prob` and :meth:`cdf`, as
-    ``torch.distributions`` does by default. Each such check waits for the GPU, so it is off unless
-    you request it, whatever ``Distribution.set_default_validate_args`` has set.
+    ``torch.distributions`` does by default. Each such check waits for the GPU, so these checks are
+    off unless you request them, regardless of ``Distribution.set_default_validate_args``.
 
     Args:
-        mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides. A number is read as
-            a 0-d tensor.
-        logvar: ``ln sigma^2``, or the quantity of ``scale``, broadcastable with ``mu``. Mixed
-            dtypes promote as in torch.
+        mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides. A number is
+            converted to a 0-d tensor.
+        logvar: ``ln sigma^2``, or the raw scale for another ``scale``, broadcastable with ``mu``.
+            Mixed dtypes promote as in torch.
         validate_args: Whether to check that parameters and points are not NaN. Default: False.
-        scale: How sigma is read from the second parameter, as in
+        scale: How sigma is computed from the second parameter, as in
             :func:`vae_fused.reparameterize_kl`: for example ``"std"``, or a
             :class:`vae_fused.Scale`.
 
     Attributes:
         mu: The mean.
         raw: The second parameter, as it was given.
-        logvar: ``ln sigma^2``: ``raw`` itself, or computed from it on access.
+        logvar: ``ln sigma^2``, which is either ``raw`` itself or computed from it on access.
 
     Code that constructs a ``Normal`` from ``(loc, scale)`` passes sigma where this class expects a
     log variance. Use :meth:`from_std` there, or :class:`vae_fused.compat.distributions.Normal`,
     which has torch's constructor. The idiom ``type(q)(q.loc, q.scale)``, which copies a ``Normal``,
-    raises here, also with detached or indexed parameters. Use :meth:`detach` or :meth:`expand`
-    instead. A sigma that was copied to new memory (``q.scale.clone()``), or read in compiled code,
-    cannot be recognised and does not raise.
+    raises an error here, even with detached or indexed parameters. Use :meth:`detach` or
+    :meth:`expand` instead. A sigma that was copied to new memory (``q.scale.clone()``), or read in
+    compiled code, cannot be recognised, so no error is raised.
 
     Raises:
-        TypeError: A parameter that is neither tensor nor number, or is not floating point; ``loc``
-            or a tensor as ``scale``, which ``torch.distributions.Normal`` takes.
+        TypeError: A parameter that is neither a tensor nor a number, or is not floating point;
+            ``loc``, or a tensor or number as ``scale``, as for ``torch.distributions.Normal``.
         ValueError: Shapes that do not broadcast; an unknown ``scale``; the sigma of another
             ``DiagonalGaussian`` as ``logvar``; NaN, with ``validate_args=True``.
         RuntimeError: Parameters on different devices.
@@ -117,11 +118,11 @@ class DiagonalGaussian(FusedNormal):
         *,
         scale: str | Scale = "logvar",
     ) -> DiagonalGaussian:
-        """The distribution whose ``mu`` and ``raw`` are the halves of ``h`` along ``dim``.
+        """Construct it from ``h``, whose halves along ``dim`` are ``mu`` and ``raw``.
 
         Args:
             h: An encoder's output, for example ``(B, 2C, ...)``. The halves are views, not copies.
-            dim: The dimension along which they are packed; ``h.shape[dim]`` is even.
+            dim: The dimension along which the halves are packed; ``h.shape[dim]`` must be even.
             validate_args, scale: As for the class.
 
         Raises:
@@ -137,20 +138,20 @@ class DiagonalGaussian(FusedNormal):
     def from_std(
         cls, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None
     ) -> DiagonalGaussian:
-        """The distribution with standard deviation ``scale``: ``Normal(loc, scale)`` of torch.
+        """Construct it from a standard deviation, like torch's ``Normal(loc, scale)``.
 
         Args:
-            loc: The mean, as ``mu`` of the class.
-            scale: Sigma, broadcastable with ``loc``. A negative one makes results NaN.
+            loc: The mean, like ``mu`` of the class.
+            scale: Sigma, broadcastable with ``loc``. A negative sigma makes the results NaN.
             validate_args: As for the class.
 
         Raises:
-            TypeError, ValueError, RuntimeError: As the class.
+            TypeError, ValueError, RuntimeError: As for the class.
         """
         return cls(loc, scale, validate_args, scale="std")
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DiagonalGaussian:
-        """The same distribution with its batch expanded to ``batch_shape``, without a copy."""
+        """Return this distribution with its batch expanded to ``batch_shape``, without a copy."""
         new: DiagonalGaussian = self._get_checked_instance(  # type: ignore[no-untyped-call]
             DiagonalGaussian, _instance
         )
@@ -167,10 +168,10 @@ class DiagonalGaussian(FusedNormal):
 
 
 def as_sigma(sigma: Tensor, raw: Tensor) -> Tensor:
-    """Return ``sigma`` in memory of its own, which :func:`is_sigma` recognises.
+    """Return ``sigma`` in separate memory, which :func:`is_sigma` recognises.
 
     The mark is on the memory and not on the tensor, so views and detached tensors are recognised
-    too. It is valid until the memory is written to.
+    too. The mark is valid until the memory is written to.
     """
     if torch.compiler.is_compiling():
         return sigma
@@ -179,12 +180,12 @@ def as_sigma(sigma: Tensor, raw: Tensor) -> Tensor:
             sigma = sigma.clone()
         sigma.untyped_storage()._is_sigma = sigma._version  # type: ignore[attr-defined]
     except (RuntimeError, NotImplementedError):
-        pass  # no memory under a transform, no count of writes in inference mode
+        pass  # transforms have no memory, and inference mode counts no writes
     return sigma
 
 
 def is_sigma(value: Tensor | float) -> bool:
-    """Whether a tensor is the ``scale`` of a distribution, or a view of one."""
+    """Return whether a tensor is the ``scale`` of a distribution, or a view of it."""
     if not isinstance(value, Tensor) or torch.compiler.is_compiling():
         return False
     try:

@@ -39,8 +39,8 @@ __all__ = ["ELBOTerms", "elbo_loss"]
 class ELBOTerms(NamedTuple):
     """The result of :func:`elbo_loss`: ``loss = reconstruction + beta * kl`` without a capacity.
 
-    ``kl`` is not multiplied by its weight. All three are new tensors, 0-d or of shape ``(B,)``,
-    float32 (float64 for float64 outputs), and gradients flow through each.
+    ``kl`` is not multiplied by ``beta``. All three fields are new tensors, 0-d or of shape
+    ``(B,)``, float32 (float64 for float64 outputs), and gradients flow through each of them.
     """
 
     loss: Tensor
@@ -78,18 +78,19 @@ def elbo_loss(
 
     (Kingma and Welling 2014, equation 10; Higgins et al. 2017 for beta.) Both terms are sums over
     the dimensions of a sample, so their ratio is that of the model. The launch that sums the
-    likelihood adds the KL, and one launch computes all gradients. Besides the networks, a step of
-    ``reparameterize_kl``, the decoder and this loss therefore has two launches forward and two
-    backward. The gradient of a broadcast parameter adds one launch. A softmax adds one each way.
+    likelihood also adds the KL, and one launch computes all gradients. Apart from the networks, a
+    step of ``reparameterize_kl``, the decoder and this loss therefore takes two launches in forward
+    and two in backward. The gradient of a broadcast parameter adds one launch. A softmax adds one
+    launch in forward and one in backward.
 
-    The KL is either computed from ``mu`` and ``raw``, which adds the launch of :func:`gaussian_kl`
-    each way, or it is passed as ``kl``, which the launch of the sample has computed. A ``kl`` has
-    one of three shapes:
+    The KL is either computed from ``mu`` and ``raw``, which adds the launches of
+    :func:`gaussian_kl` in forward and backward, or passed as ``kl``, which the launch of the sample
+    has already computed. A ``kl`` has one of three shapes:
 
     - 0-d: a mean over the batch, as from ``reduction="batchmean"``;
     - ``(B,)``: one value for each sample, as from ``reduction="sample"``;
-    - ``(B, ...)``: elements, as from ``reduction="none"``. Torch sums them over each sample first,
-      which is one more launch.
+    - ``(B, ...)``: elements, as from ``reduction="none"``. Torch first sums the elements of each
+      sample, which takes one more launch.
 
     Args:
         output, target: As in :func:`nll`. Dimension 0 of both is the batch, of size B. If you have
@@ -97,9 +98,9 @@ def elbo_loss(
             ``kl``.
         mu, raw: The posterior, as in :func:`gaussian_kl`; dimension 0 is the batch.
         likelihood: As in :func:`nll`.
-        kl: Instead of ``mu`` and ``raw``. It gets a gradient.
+        kl: A KL that is already computed, instead of ``mu`` and ``raw``. It gets a gradient.
         beta: Weight of the KL: a number, or a 0-d tensor, which a schedule may change in place
-            without a new compilation and without a wait for the device. A tensor that requires grad
+            without recompilation and without waiting for the device. A tensor that requires grad
             gets a gradient.
         capacity: C, in nats. The KL is replaced by ``|KL - C|``, whose gradient is 0 at equality
             (Burgess et al. 2018, equation 8). It applies to the KL of each sample if ``kl`` has a
@@ -111,19 +112,19 @@ def elbo_loss(
             appendix C.8). ``"element"`` and ``"dimension"`` require ``mu`` and ``raw`` or a ``kl``
             of elements, and ``"sample"`` also accepts a ``kl`` of shape ``(B,)``.
         scale, mu_soft_clamp, prior, mask, balance: Options of the KL, as in :func:`gaussian_kl`.
-            They require ``mu`` and ``raw``. ``mask`` selects the latents that count.
+            They require ``mu`` and ``raw``. ``mask`` selects the latents that are included.
         reduction: ``"batchmean"`` (the mean over the batch), ``"sum"``, ``"sample"`` (shape
             ``(B,)``), or ``"mean"``, which divides both terms by the number of elements of
             ``output`` that are not masked.
-        grad: When the gradients of ``output`` are computed. ``"backward"``: in backward, from
-            ``output`` and ``target``. ``"forward"``: in the launch that computes the loss, if a
-            gradient is required and the loss is 0-d. Backward then multiplies them by the gradient
-            of the loss. If that gradient is 1, which it is not with ``"mean"``, backward reads and
-            writes nothing. ``"forward"`` needs the memory of the gradients from forward on, and has
-            no second derivatives.
-            If the gradient of the loss is infinite, that of a masked element is NaN and not 0.
-            float16 outputs are refused, because the gradients would be written before a GradScaler
-            has scaled them, and would underflow.
+        grad: When the gradients of ``output`` are computed. With ``"backward"``, they are computed
+            in backward, from ``output`` and ``target``. With ``"forward"``, for which the loss must
+            be 0-d, the launch that computes the loss also computes them, if any is required.
+            Backward then multiplies these gradients by the gradient of the loss. If that gradient
+            is 1, which it is not for ``reduction="mean"``, backward reads and writes nothing.
+            ``"forward"`` allocates the gradients in forward and does not support second
+            derivatives. If the gradient of the loss is infinite, the gradient of a masked element
+            is NaN and not 0. float16 outputs are refused, because the gradients would be written
+            before a GradScaler has scaled them, and would underflow.
         target_mask, weight, library: ``mask``, ``weight`` and ``library`` of :func:`nll`.
 
     Returns:
@@ -132,7 +133,7 @@ def elbo_loss(
 
     Raises:
         TypeError: An argument of the wrong type or dtype; both or neither of ``mu, raw`` and
-            ``kl``; an option of the KL beside ``kl``; ``grad="forward"`` with float16 outputs.
+            ``kl``; a KL option together with ``kl``; ``grad="forward"`` with float16 outputs.
         ValueError: Shapes that do not fit, an unknown ``likelihood``, ``reduction`` or ``grad``, or
             a ``kl`` whose shape does not allow ``free_bits_per`` or ``reduction``.
         RuntimeError: Tensors on different devices; a second derivative of ``grad="forward"``.
@@ -164,8 +165,8 @@ def elbo_loss(
         weight=weight, library=library,
     )  # fmt: skip
     given, first = kw.chosen(options, kw.KlOptions), call.outputs[0]
-    # "sum" takes the KL of each sample, so no batch mean has to be multiplied by B. A capacity
-    # applies to the batch mean and needs it.
+    # For "sum", the KL of each sample is computed, so that no batch mean has to be multiplied by B.
+    # A capacity applies to the batch mean and requires it.
     is_sum = reduction in ("sum", "mean")
     per_sample = reduction == "sample" or (is_sum and capacity is None)
     kl = _divergence(first, mu, raw, kl, given, free_bits_per, reduction, per_sample, _reference)
@@ -184,7 +185,7 @@ def _of_shards(
     likelihood: str | Likelihood, reduction: str, free_bits_per: str, options: Mapping[str, Any],
     **more: Any,
 ) -> ELBOTerms:  # fmt: skip
-    """The loss of DTensors. Operators of torch add the KL to the reconstruction."""
+    """Compute the loss of DTensors. Torch operators add the KL to the reconstruction."""
     check_choice("reduction", reduction, REDUCTIONS)
     posterior = {"mu": mu, "raw": raw, "kl": kl}
     _sharding.check_leading(named_outputs(output), {"target": target, **posterior, **more})
@@ -217,9 +218,9 @@ def elbo_of_reconstruction(
     reconstruction: Tensor, mu: Tensor | None, raw: Tensor | None, *, kl: Tensor | None,
     beta: float | Tensor, capacity: float | Tensor | None, free_bits_per: str, **options: Any,
 ) -> ELBOTerms:  # fmt: skip
-    """The loss from a computed reconstruction, which is a batch mean or has one value per sample.
+    """Compute the loss from a reconstruction, which is a batch mean or has one value per sample.
 
-    Operators of torch add it to the KL.
+    Torch operators add the KL to the reconstruction.
     """
     of_batch = reconstruction if reconstruction.dim() > 0 else None
     given = kw.chosen(options, kw.KlOptions)
@@ -235,9 +236,9 @@ def _divergence(
     first: Tensor | None, mu: Tensor | None, raw: Tensor | None, kl: Tensor | None,
     options: dict[str, Any], free_bits_per: str, reduction: str, per_sample: bool, reference: bool,
 ) -> Tensor:  # fmt: skip
-    """The KL in the form that the loss takes: 0-d, a batch mean, or one value for each sample.
+    """Compute the KL as the loss requires it: a 0-d batch mean, or one value for each sample.
 
-    For a KL from ``mu`` and ``raw``, ``per_sample`` selects one value for each sample.
+    If the KL is computed from ``mu`` and ``raw``, ``per_sample`` selects one value for each sample.
     """
     check_kl(first, mu, raw, kl, options, free_bits_per, reduction)
     free_bits = from_numpy(options.get("free_bits", 0.0))
@@ -277,7 +278,7 @@ def _divergence(
 def _computed(
     call: Call, term: KlTerm, in_forward: bool, reference: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of a checked call and its parts, computed by the operator if it serves the call."""
+    """Compute the loss of a checked call and its terms, with an operator if one supports it."""
     if reference or not _native.serves(call):
         return reconstructions.with_kl(call, term)
     return _native.loss_with_kl(call, term, in_forward)

@@ -46,7 +46,7 @@ VARIABLES = (
 
 
 def _probe(question: Callable[[], object]) -> str:
-    """The result of a probe as text, or its error, so that one broken part hides no other."""
+    """Return a probe's result or error as text, so that one broken part does not hide others."""
     try:
         return str(question())
     except Exception as error:
@@ -55,7 +55,7 @@ def _probe(question: Callable[[], object]) -> str:
 
 
 def _output(*command: str) -> str:
-    """The output of a command. Raises if the command cannot be run."""
+    """Return the output of a command. Raise if the command fails."""
     run = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=True
     )
@@ -63,7 +63,7 @@ def _output(*command: str) -> str:
 
 
 def _load(name: str) -> Any:
-    """Import a module without its warnings, because the report contains what they say."""
+    """Import a module without its warnings, because the report contains the same information."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
@@ -78,10 +78,11 @@ def _ext() -> Any:
 
 
 def covers(archs: list[str], capability: tuple[int, int]) -> bool:
-    """Whether code built for `archs` ("8.0", "9.0+PTX") runs on a GPU of this capability.
+    """Return whether code built for `archs` ("8.0", "9.0+PTX") runs on a GPU of this capability.
 
-    Machine code runs on GPUs of its major version from its minor version on, and PTX on all newer
-    ones. Machine code for "9.0a" or "10.0f" runs only on the capability that it names.
+    Machine code runs on GPUs with its major version and at least its minor version, and PTX also
+    runs on all newer GPUs. Machine code for "9.0a" or "10.0f" runs only on the capability that it
+    names.
     """
     for arch in archs:
         number, _, ptx = arch.partition("+")
@@ -115,7 +116,7 @@ def _package() -> Section:
 
 
 def _build() -> Section:
-    """The record of setup.py, read without torch, because torch may be the broken part."""
+    """Read the build record of setup.py without torch, because torch may be the broken part."""
     try:
         text = Path(__file__).with_name("_build_info.json").read_text(encoding="utf-8")
     except OSError:
@@ -135,7 +136,7 @@ def _build() -> Section:
 
 
 def _installed_elsewhere() -> str:
-    """Where pip installed vae_fused, if another copy, such as a source tree, is imported here."""
+    """Return where pip installed vae_fused, if another copy, such as a source tree, is in use."""
     here = Path(__file__).resolve().parent
     try:
         distribution = importlib.metadata.distribution("vae_fused")
@@ -241,7 +242,7 @@ def _variables() -> Section:
 
 
 def collect() -> dict[str, Section]:
-    """The report: section -> label -> text. Never raises."""
+    """Collect the report: section -> label -> text. Never raises."""
     sections: dict[str, Callable[[], Section]] = {
         "vae_fused": _package,
         "torch": _pytorch,
@@ -260,7 +261,7 @@ def collect() -> dict[str, Section]:
 
 
 def to_text(report: dict[str, Section]) -> str:
-    """The report as text, with one aligned column of labels."""
+    """Format the report as text, with one aligned column of labels."""
     width = max(len(label) for section in report.values() for label in section) + 2
     lines: list[str] = []
     for name, section in report.items():

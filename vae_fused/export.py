@@ -1,8 +1,8 @@
-"""Eager PyTorch in place of the operators of an exported program.
+"""Decompositions that replace the operators of an exported program by eager PyTorch.
 
-A runtime without the compiled part of this package, such as ONNX or ExecuTorch, can only execute
-operators of torch. ``torch.onnx.export`` of a module needs nothing from this file, because the
-public functions compute in eager PyTorch while it traces them.
+A runtime without this package's compiled extension, such as ONNX or ExecuTorch, can execute only
+torch operators. ``torch.onnx.export`` needs nothing from this file, because the public functions
+compute in eager PyTorch while it traces them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ __all__ = ["decompositions"]
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """The decomposition of each operator into operators of torch.
+    """Return the decomposition of each operator into torch operators.
 
     Returns:
         A table for ``torch.export.ExportedProgram.run_decompositions``. It also contains torch's
-        default decompositions, which that method would use without a table. Without compiled code
+        default decompositions, which that method would use without a table. Without compiled code,
         there are no operators to decompose, and the table contains only the defaults.
 
-    Values agree with those of the operators up to rounding. The noise of a call with ``eps`` or
-    ``key`` remains the same. The noise of other calls comes from ``torch.randn``.
+    The results agree with those of the operators up to rounding. The noise of a call with ``eps``
+    or ``key`` remains the same. The noise of other calls comes from ``torch.randn``.
 
     The table is for inference. Decomposing a program that contains gradients raises a
     ``RuntimeError``.
@@ -67,7 +67,7 @@ def _refuse(name: str, *_: Any, **__: Any) -> Any:
 
 
 def _options_of(given: dict[str, Any]) -> Options:
-    """Take the options out of ``given``, an operator's arguments, and return them."""
+    """Remove the options from ``given``, the arguments of an operator, and return them."""
     scalars = {name: given.pop(name) for name in SCALARS if given.get(name) is not None}
     tensors = {name: given.pop(name, None) for name in ("prior_mean", "prior_raw", "mask")}
     options = Options.unpacked(given.pop("options", None), **tensors, scalars=scalars)
@@ -75,7 +75,7 @@ def _options_of(given: dict[str, Any]) -> Options:
 
 
 def _no_key(mu: Tensor) -> Tensor:
-    """A placeholder for the key that an operator returns. Only backward operators read a key."""
+    """Return a placeholder for the key of an operator, which only backward operators read."""
     return torch.zeros(2, dtype=torch.int64, device=mu.device).view(torch.uint64)
 
 
@@ -107,7 +107,7 @@ def _gaussian_kl(mu: Tensor, raw: Maybe, **given: Any) -> Tensor:
 
 
 def _each_options(mus: Sequence[Tensor], given: dict[str, Any]) -> list[Options]:
-    """The options of the call for each tensor of a list."""
+    """Return the options of each tensor of a list."""
     numbers = given.pop("prior_numbers")
     means = values_of_priors(mus, given.pop("prior_mean"), numbers[::2])
     raws = values_of_priors(mus, given.pop("prior_raw"), numbers[1::2])

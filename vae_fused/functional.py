@@ -1,8 +1,9 @@
-"""The public functions of the latent: names, defaults and the calls of the operators.
+"""The public latent functions: their names, their defaults and their operator calls.
 
-Each function checks its arguments and then calls a compiled operator. Where the device has no
-operator, it computes the same in eager PyTorch, as its twin in ``vae_fused.reference`` always does.
-The gradients of both agree. ``help`` and ``inspect`` show ``**options`` as keywords with defaults.
+Each function checks its arguments and then calls a compiled operator. If no operator supports the
+device, the function computes the same result in eager PyTorch, as its twin in
+``vae_fused.reference`` always does. The gradients of both agree. ``help`` and ``inspect`` show
+``**options`` as keywords with defaults.
 """
 
 from __future__ import annotations
@@ -65,25 +66,26 @@ def reparameterize_kl(
             - \ln \frac{\sigma^2}{\tau^2}\Big)
 
     (Kingma and Welling 2014, section 2.4 and appendix B). The KL of an element is never negative.
-    Backward is one launch too. It regenerates the noise from a 16-byte key, so autograd saves the
-    inputs and no other tensor of their size.
+    Backward also takes one launch. It regenerates the noise from a 16-byte key, so the inputs are
+    the only tensors of their size that autograd saves.
 
     **Options that change during training** (``free_bits``, ``temperature``, the weights of
     ``balance``) may be 0-d tensors. A schedule can then change a value in place, and compiled code
-    and CUDA graphs read the new value without recompilation. If you pass a number that changes,
+    and CUDA graphs read the new value without recompilation. If you pass a changing number instead,
     the code is compiled twice. These tensors get no gradient, so one that requires grad is refused:
-    ``.detach()`` it. The host does not read the values and cannot refuse any: a ``free_bits`` below
-    0 acts as 0, and a negative T mirrors the noise. A 0-d CPU tensor is accepted on any device, but
-    a captured CUDA graph requires tensors on its own device.
+    ``.detach()`` it. The host does not read the values, so it cannot refuse invalid ones: a
+    ``free_bits`` below 0 acts as 0, and a negative T mirrors the noise. A 0-d CPU tensor is
+    accepted on any device, but a captured CUDA graph requires tensors on its own device.
 
     Args:
         mu: Mean of the posterior, any shape; float32, float64, float16 or bfloat16, any strides.
         raw: Raw scale, broadcastable with ``mu``; by default ``ln sigma^2``. Mixed dtypes promote
             as in torch, across all tensors of the call.
-        scale: How sigma is read from ``raw``: ``"logvar"``, ``"logstd"``, ``"std"``, ``"var"``,
-            ``"softplus"``, ``"sigmoid2"``, or a :class:`Scale`, which can also clamp, shift and
-            add a floor.
-        mu_soft_clamp: c, above 0. The mean is then ``c tanh(mu / c)``, in the sample and in the KL.
+        scale: How sigma is computed from ``raw``: ``"logvar"``, ``"logstd"``, ``"std"``, ``"var"``,
+            ``"softplus"``, ``"sigmoid2"``, or a :class:`Scale`, which can also clamp, shift and add
+            a floor.
+        mu_soft_clamp: c, above 0. The mean is then ``c tanh(mu / c)``, in both the sample and the
+            KL.
         prior: The :class:`Prior` N(m, tau^2), whose tensors broadcast to the posterior's shape and
             get gradients, or a module that returns one, such as
             :class:`vae_fused.nn.LearnedPrior`; default: the standard normal.
@@ -93,19 +95,20 @@ def reparameterize_kl(
         dim: Instead of ``reduction``: the dimension or dimensions to sum; the others remain.
         mask: Bool tensor that broadcasts to the posterior's shape. Where it is False, z, the KL and
             all gradients are 0, even if a tensor contains NaN there. ``"mean"`` divides by the
-            number of unmasked elements, ``"batchmean"`` still by the size of dimension 0.
-        free_bits: Floor of each element's KL, in nats. The gradient is 0 below it (Kingma et al.
-            2016, appendix C.8, with groups of one element). May be a 0-d tensor.
+            number of unmasked elements, and ``"batchmean"`` still divides by the size of dimension
+            0.
+        free_bits: Floor of each element's KL, in nats. The gradient is 0 below the floor (Kingma et
+            al. 2016, appendix C.8, with groups of one element). May be a 0-d tensor.
         balance: ``(wq, wp)``: the gradient of the KL is multiplied by wq for ``mu`` and ``raw``,
             and by wp for the prior. The value of the KL does not change (KL balancing, Hafner et
             al. 2021). First and higher derivatives are those of ``wq KL(q, sg(p)) + wp KL(sg(q),
             p)``, where sg stops gradients. (1, 1) is the ordinary KL without stopped gradients.
-            Either weight may be a 0-d tensor; the gradients are then stopped for any value.
+            Either weight may be a 0-d tensor; the gradients are then stopped whatever its value is.
         temperature: T, at least 0: ``z = mu + T sigma eps``. The analytic KL does not depend on
             it. May be a 0-d tensor.
-        sample_shape: Shape of a batch of samples for each element. As in ``torch.distributions``, z
-            has the shape ``sample_shape`` plus the posterior's. The KL is computed once, unless it
-            is estimated from each sample.
+        sample_shape: Shape of a batch of samples for each element. As in ``torch.distributions``,
+            the shape of z is ``sample_shape`` followed by the posterior's shape. The KL is computed
+            once, unless it is estimated from each sample.
         estimator: How the KL is computed: ``"analytic"``, by the formula above, or ``"sample"``, as
             ln q(z) - ln p(z) at the drawn z (before z is rounded to 16 bits). If T is 1, the mean
             of this value over z is the KL. A single value may be negative. Each sample has its own
@@ -113,10 +116,10 @@ def reparameterize_kl(
             ``reduction``. With ``reduction="sample"`` this is the ``log_ratio`` of
             :func:`iwae_loss`. Masks, priors and ``balance`` have their usual effect, and
             ``free_bits`` is refused.
-        stop_q: With ``estimator="sample"``: the parameters of q count as constants in ln q(z), so
-            their gradient flows through z alone ("sticking the landing", Roeder et al. 2017,
-            arXiv:1703.09194). For T = 1 the mean of the gradient does not change. In a loss with
-            the likelihood, the variance of the gradient goes to 0 as q approaches the true
+        stop_q: With ``estimator="sample"``: the parameters of q are constants in ln q(z), so their
+            gradient flows through z alone ("sticking the landing", Roeder et al. 2017,
+            arXiv:1703.09194). For T = 1, the expectation of the gradient does not change. In a loss
+            with the likelihood, the variance of the gradient goes to 0 as q approaches the true
             posterior. The value of the KL does not change.
         eps: Explicit noise in the shape of ``z``, for exact comparison with other code. It may
             require grad.
@@ -128,10 +131,10 @@ def reparameterize_kl(
             to rounding.
 
     Returns:
-        ``(z, kl)``. ``z`` has the broadcast shape of ``mu`` and ``raw``, after ``sample_shape``,
-        and the promoted dtype of the inputs. ``kl`` is in nats, float32 (float64 for float64
-        inputs). If the inputs are DTensors that are sharded on dimension 0 or replicated, both
-        results are DTensors: see ``docs/processes.md``.
+        ``(z, kl)``. ``z`` has the broadcast shape of ``mu`` and ``raw``, preceded by
+        ``sample_shape``, and the promoted dtype of the inputs. ``kl`` is in nats, float32 (float64
+        for float64 inputs). If the inputs are DTensors that are sharded on dimension 0 or
+        replicated, both results are DTensors: see ``docs/processes.md``.
 
     Raises:
         TypeError: An argument of the wrong type, or a dtype that is not floating point.
@@ -176,24 +179,24 @@ def reparameterize_kl_moments(
     _reference: bool = False,
     **options: Unpack[kw.LatentOptions],
 ) -> tuple[Tensor, Tensor]:
-    """:func:`reparameterize_kl` of ``mu, raw = h.chunk(2, dim)``, without unpacking ``h``.
+    """:func:`reparameterize_kl` for ``mu, raw = h.chunk(2, dim)``, without unpacking ``h``.
 
-    The kernels read the halves of ``h`` in place and write the gradient of ``h`` as one tensor. So
-    the chunks are not copied, and in backward their gradients are not concatenated.
+    The kernels read the halves of ``h`` in place and write the gradient of ``h`` as one tensor, so
+    the chunks are not copied, and backward does not concatenate their gradients.
 
     Args:
         h: ``mu`` and the raw scale, packed as the halves along ``dim``, as encoders return them,
             for example ``(B, 2C, H, W)``; any strides, channels_last included.
-        dim: The dimension along which they are packed; ``h.shape[dim]`` is even.
+        dim: The dimension along which the halves are packed; ``h.shape[dim]`` must be even.
         reduction: How the elementwise KL is reduced, as in :func:`reparameterize_kl`.
         kl_dim: Instead of ``reduction``: the dimension or dimensions to sum the KL over.
         scale, mu_soft_clamp, prior, mask, free_bits, balance, temperature, sample_shape, estimator,
-            stop_q, eps, generator, key: As in :func:`reparameterize_kl`; the posterior's shape is
-            that of a half.
+            stop_q, eps, generator, key: As in :func:`reparameterize_kl`; the posterior has the
+            shape of one half.
 
     Returns:
-        ``(z, kl)``, as :func:`reparameterize_kl`. Without ``sample_shape``, ``z`` has half the size
-        of ``h`` along ``dim``, and the memory format of ``h``.
+        ``(z, kl)``, as from :func:`reparameterize_kl`. Without ``sample_shape``, ``z`` has half the
+        size of ``h`` along ``dim``, and the memory format of ``h``.
 
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; also if ``h`` is 0-d or
@@ -236,8 +239,8 @@ def reparameterize(
 ) -> Tensor:
     r"""Reparameterized sample :math:`z = \mu + T \sigma \epsilon` of a diagonal Gaussian.
 
-    This is the sample of :func:`reparameterize_kl` without the KL. The same key gives the same
-    noise.
+    This is the sample of :func:`reparameterize_kl` without the KL. The same key produces the same
+    noise in both functions.
 
     Args:
         mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides.
@@ -246,8 +249,8 @@ def reparameterize(
         eps, generator, key: As in :func:`reparameterize_kl`.
 
     Returns:
-        ``z``, in the broadcast shape of the inputs, after ``sample_shape``, and their promoted
-        dtype.
+        ``z``, with the broadcast shape of the inputs, preceded by ``sample_shape``, and their
+        promoted dtype.
 
     Raises:
         TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
@@ -328,9 +331,10 @@ def sampled_kl(
     .. math::
         \tfrac12 \Big(\frac{(z - m)^2}{\tau^2} - 1 - \ln \frac{\sigma^2}{\tau^2}\Big)
 
-    If z is a sample of q, the mean of the estimate over z is the KL of q, whose scale is ``raw``,
-    from the prior N(m, tau^2). This also holds if z is a sample of q after a volume-preserving
-    flow, as in VITS (Kim et al. 2021, section 2.1). Unlike a KL, the estimate may be negative.
+    If z is a sample of q, the Gaussian with the raw scale ``raw``, then the mean of the estimate
+    over z is the KL of q from the prior N(m, tau^2). This also holds if z is a sample of q after a
+    volume-preserving flow, as in VITS (Kim et al. 2021, section 2.1). Unlike a KL, the estimate may
+    be negative.
 
     Args:
         z: The sample: float32, float64, float16 or bfloat16, any strides.
@@ -357,7 +361,7 @@ def sampled_kl(
 def _divergence(
     mu: Tensor, raw: Tensor | None, call: Options, reduced: Reduced, reference: bool
 ) -> Tensor:
-    """``latent.divergence``, computed by the operator if it serves the device."""
+    """Compute ``latent.divergence``, with the operator if it supports the device."""
     if reference or not _ext.use_native(mu.device.type):
         return latent.divergence(mu, raw, call, *reduced)
     how, dims, count = reduced
