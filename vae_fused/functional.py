@@ -199,8 +199,8 @@ def reparameterize_kl_moments(
         size of ``h`` along ``dim``, and the memory format of ``h``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; also if ``h`` is 0-d or
-            has an odd size in ``dim``, or if ``dim`` is out of range.
+        TypeError, ValueError, RuntimeError: As for :func:`reparameterize_kl`; also if ``h`` is 0-d
+            or has an odd size in ``dim``, or if ``dim`` is out of range.
     """
     if kl_dim is None and eps is None and key is None and not _reference:
         both = native.try_moments(h, dim, options, generator, reduction)
@@ -253,7 +253,7 @@ def reparameterize(
         promoted dtype.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
+        TypeError, ValueError, RuntimeError: As for :func:`reparameterize_kl`.
     """
     if eps is None and key is None and not _reference:
         sample = native.try_sample(mu, raw, options, generator)
@@ -298,7 +298,7 @@ def gaussian_kl(
         The KL, float32 (float64 for float64 inputs), shaped by ``reduction`` or ``dim``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
+        TypeError, ValueError, RuntimeError: As for :func:`reparameterize_kl`.
     """
     if dim is None and not _reference:
         kl = native.try_kl(mu, raw, options, reduction)
@@ -345,7 +345,7 @@ def sampled_kl(
         The estimate, float32 (float64 for float64 inputs), shaped by ``reduction`` or ``dim``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`.
+        TypeError, ValueError, RuntimeError: As for :func:`reparameterize_kl`.
     """
     if has_override(z, raw, *options.values()):
         return call_override(sampled_kl, locals())

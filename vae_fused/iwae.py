@@ -25,10 +25,9 @@ class IWAETerms(NamedTuple):
 
     Attributes:
         loss: Minus the bound, in nats.
-        ess: Effective sample size of each item, between 1 and the number of samples of a group:
-            the inverse of the sum of the squared weights, averaged over the groups (Kong 1992). It
-            is 0 where all weights are 0. It has the shape of ``nll`` without the dimension of the
-            samples.
+        ess: Effective sample size of each item, between 1 and the number of samples of a group: the
+            inverse of the sum of the squared weights, averaged over the groups (Kong 1992). It is 0
+            where all weights are 0. It has the shape of ``nll`` without the sample dimension.
         weights: Normalised importance weights in the shape of ``nll``. They add up to 1 in each
             group.
     """
@@ -58,27 +57,30 @@ def iwae_loss(
         w_k = \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}
             = e^{-\mathrm{nll}_k - \mathrm{log\_ratio}_k}
 
-    (Burda et al. 2016, arXiv:1509.00519). With K = 1 it is minus the ELBO, estimated from one
-    sample. In expectation the bound never exceeds ln p(x), and it does not fall when K grows.
+    (Burda et al. 2016, arXiv:1509.00519). With K = 1, the loss is minus the ELBO, estimated from
+    one sample. In expectation, the bound never exceeds ln p(x), and it does not decrease as K
+    increases.
 
-    Eager PyTorch computes the loss on every device, and the host reads no value.
+    Eager PyTorch computes the loss on every device, and the host does not read any tensor values.
 
-    **Gradients.** ``gradient="standard"`` is the derivative of the loss. The derivative by a log
-    weight is minus the normalised weight. For the encoder the signal-to-noise ratio falls as K
-    grows. The doubly reparameterized gradient (Tucker et al. 2018, arXiv:1810.04152) has the same
-    expectation for the encoder, and a signal-to-noise ratio that rises. It is the derivative of ln
-    w by z alone, weighted by the *squared* normalised weights. The standard gradient is this
-    derivative weighted by the normalised weights, plus a term with the score of q. Reparameterizing
-    that term once more turns it, in expectation, into the same derivative with other weights.
-    Together the two have the squared weights.
+    **Gradients.** ``gradient="standard"`` is the derivative of the loss. The derivative with
+    respect to a log weight is minus the normalised weight. For the encoder, the signal-to-noise
+    ratio of this gradient decreases as K increases. The doubly reparameterized gradient (Tucker et
+    al. 2018, arXiv:1810.04152) has the same expectation for the encoder, but its signal-to-noise
+    ratio increases with K. It is the derivative of ln w with respect to z alone, weighted by the
+    *squared* normalised weights. The standard gradient is this derivative weighted by the
+    normalised weights, plus a term with the score of q. A second reparameterization turns that
+    term, in expectation, into the same derivative with other weights. The weights of the two terms
+    add up to the squared weights.
 
-    Two conditions must hold: ``z`` is a reparameterized sample at temperature 1, and in
-    ``log_ratio`` the parameters of q are constants, so that they have an effect through z alone.
-    :func:`vae_fused.reparameterize_kl` with ``estimator="sample"`` and ``stop_q=True`` returns
-    such a ``z`` and ``log_ratio``. Without ``stop_q`` the gradient would be biased.
+    The doubly reparameterized gradient has two requirements: ``z`` is a reparameterized sample at
+    temperature 1, and the parameters of q are constants in ``log_ratio``, so that they have an
+    effect through z alone. :func:`vae_fused.reparameterize_kl` with ``estimator="sample"`` and
+    ``stop_q=True`` returns such a ``z`` and ``log_ratio``. Without ``stop_q``, the gradient would
+    be biased.
 
     The squared weights are correct only for the encoder. The decoder and the prior need the
-    standard weights in the same step. There are two ways to do both:
+    standard weights in the same step. There are two ways to combine these weights:
 
     - Use ``gradient="doubly"`` for the encoder and the standard gradient for everything else. This
       takes two backward passes and works for every model::
@@ -93,20 +95,21 @@ def iwae_loss(
           vf.iwae_loss(nll, log_ratio).loss.backward(inputs=other_parameters)
 
     - Use the standard gradient with the same ``z`` and ``log_ratio``, and multiply the gradients of
-      both by the weights once more on their way to the encoder. This takes one backward pass. It is
-      correct for all parameters if ``elbo_weight`` is 0 and the prior has no parameters::
+      both tensors by the weights once more on their way to the encoder. This takes one backward
+      pass. It is correct for all parameters if ``elbo_weight`` is 0 and the prior has no
+      parameters::
 
           terms = vf.iwae_loss(nll, log_ratio)
           z.register_hook(lambda grad: grad * terms.weights.unsqueeze(-1))
           log_ratio.register_hook(lambda grad: grad * terms.weights)
           terms.loss.backward()
 
-    The weights of ``"doubly"`` count as constants, so its second derivatives have no meaning.
+    ``"doubly"`` treats the weights as constants, so its second derivatives are meaningless.
 
     **Infinities.** A sample of weight 0 (``nll`` or ``log_ratio`` is inf) gets gradient 0. If all
     weights of a group are 0, the loss is inf. If a weight is infinite, the loss is -inf, and the
-    samples of infinite weight get equal normalised weights. In both cases the gradient of the group
-    is 0, except for the ELBO's part with ``elbo_weight``. NaN remains NaN.
+    samples of infinite weight get equal normalised weights. In both cases, the gradient of the
+    group is 0, except for the ELBO part that ``elbo_weight`` adds. NaN remains NaN.
 
     Args:
         nll: Minus the log likelihood of each sample, in nats, ``(K, B)`` or any other shape with
@@ -118,13 +121,13 @@ def iwae_loss(
         dim: The dimension of the samples.
         groups: M, a divisor of the number of samples. The bound is the mean of M bounds of K / M
             consecutive samples each (MIWAE, Rainforth et al. 2018, arXiv:1802.04537). With as many
-            groups as samples it is the ELBO. PIWAE of that paper is a call without groups for the
-            parameters of the decoder, and a call with groups for those of the encoder.
+            groups as samples, it is the ELBO. For PIWAE, from the same paper, call the function
+            without groups for the decoder's parameters, and with groups for the encoder's.
         elbo_weight: beta, between 0 and 1. The bound is beta ELBO + (1 - beta) IWAE (CIWAE,
             Rainforth et al. 2018). A number, or a 0-d tensor, which the host does not read and
             which gets no gradient.
         gradient: ``"standard"`` or ``"doubly"``.
-        reduction: ``"batchmean"`` (sum, divided by the size of the first dimension that remains),
+        reduction: ``"batchmean"`` (sum, divided by the size of the first remaining dimension),
             ``"sum"``, ``"mean"`` (over all items) or ``"none"``.
 
     Returns:
@@ -170,27 +173,27 @@ def iwae_loss(
 
 
 def _terms(cost: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Minus the logarithm of the mean weight, the effective sample size, and the weights.
+    """Return minus the log of the mean weight, the effective sample size, and the weights.
 
-    ``cost`` is minus the log weight. The least cost is subtracted first, so the largest share is 1
-    and their total is between 1 and K. The derivative of ``torch.logsumexp`` would be computed from
-    its rounded result, and in float32 the result for losses of 1e5 nats has a rounding error of
-    0.004.
+    ``cost`` is minus the log weight. The minimum cost is subtracted first, so the largest share is
+    1 and the shares add up to between 1 and K. The derivative of ``torch.logsumexp`` would be
+    computed from its rounded result, which in float32 has a rounding error of 0.004 for losses of
+    1e5 nats.
 
-    If the least cost is infinite, the loss is that infinity and has no gradient. The shares of the
-    samples of infinite weight are then 1, and the other shares are 0.
+    If the minimum cost is infinite, the loss is that infinity and has no gradient. The shares of
+    the samples with infinite weight are then 1, and the other shares are 0.
     """
     least = cost.detach().amin(dim, keepdim=True)
     is_infinite = least.isinf()
     moved = torch.where(is_infinite, 0.0, least - cost)
     relative = moved.exp()
     shares = torch.where(is_infinite, cost.detach() == -math.inf, relative.detach())
-    # The sums are below 1 only if all shares are 0. The results are then 0.
+    # The sums are below 1 only if all shares are 0, and the results are then 0.
     total, squares = shares.sum(dim, keepdim=True), shares.square().sum(dim)
     weights = shares / total.clamp_min(1.0)
     ess = total.squeeze(dim).square() / squares.clamp_min(1.0)
     if gradient == "doubly":
-        # The difference is 0 and carries the gradient. A weight of 0 would make it inf - inf.
+        # This difference is 0 and only carries the gradient. A weight of 0 would make it inf - inf.
         change = torch.where(moved.detach() == -math.inf, 0.0, moved - moved.detach())
         log_mean = relative.detach().mean(dim).log() + (weights.square() * change).sum(dim)
     else:
@@ -199,7 +202,7 @@ def _terms(cost: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor, Tenso
 
 
 def _combined(loss: Tensor, minus_elbo: Tensor, weight: float | Tensor) -> Tensor:
-    """``weight * minus_elbo + (1 - weight) * loss``; a factor of 0 removes even an infinity."""
+    """Return ``weight * minus_elbo + (1 - weight) * loss``. A factor of 0 removes infinities."""
     if isinstance(weight, Tensor):
         weight = weight.to(loss.device, loss.dtype, non_blocking=True)
         mixed = weight * minus_elbo + (1.0 - weight) * loss
@@ -224,7 +227,7 @@ def _reduced(loss: Tensor, reduction: str) -> Tensor:
 def check_iwae_options(
     groups: int, elbo_weight: float | Tensor, gradient: str, reduction: str
 ) -> None:
-    """Check the options that do not depend on a tensor of the batch."""
+    """Check the options that do not depend on the batch."""
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("reduction", reduction, REDUCTIONS)
     if isinstance(groups, bool) or not isinstance(groups, int):

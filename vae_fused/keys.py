@@ -1,4 +1,4 @@
-"""Functions for the keys of stateless noise."""
+"""Functions that create keys and the stateless noise of a key."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def key(
     seed: int | Tensor, /, *counters: int | Tensor, device: torch.device | str | None = None
 ) -> Tensor:
-    """A key for a seed and any number of counters, such as the epoch, the step and the rank.
+    """Derive a key from a seed and any number of counters, such as the epoch, step and rank.
 
-    Keys from different arguments give independent noise, as with ``jax.random.fold_in``: the seed
-    and the counters go through Philox (Salmon et al., SC 2011) one after the other. If you derive
-    the key of a training run from the step, a resumed run draws the same noise again.
+    Keys from different arguments generate independent noise, as with ``jax.random.fold_in``: Philox
+    (Salmon et al., SC 2011) mixes the counters into the seed one after the other. If a training run
+    derives its keys from the step, a resumed run draws the same noise again.
 
     ``torch.tensor([seed, step])`` is a valid key but unsuitable for this purpose. The second number
-    of a key counts blocks of four normals, so the noise of step 1 is that of step 0, moved by four
-    elements.
+    of a key counts blocks of four normals, so the noise of step 1 would be that of step 0, shifted
+    by four elements.
 
     Args:
         seed: An integer from -2^63 to 2^64 - 1, or a 0-d integer tensor.
         counters: Integers or tensors like ``seed``. ``key(1)``, ``key(1, 0)`` and ``key(1, 0, 0)``
             are different keys.
-        device: The device of the key; default: the device of the tensors, or else the CPU. Use a
-            key on its own device. Nothing is copied to the host, so a 0-d tensor that a step
-            increments in place also works in compiled code and in a CUDA graph. With a tensor the
-            key takes some 300 small operations for each counter, which a compiler fuses.
+        device: The device of the key; default: the device of the tensor arguments, or the CPU if
+            there are none. Use a key only with tensors on its device. Nothing is copied to the
+            host, so a 0-d tensor that a step increments in place also works in compiled code and in
+            a CUDA graph. If an argument is a tensor, the key takes about 300 small operations for
+            each counter, which a compiler fuses.
 
     Returns:
         ``(seed, offset)``, an int64 tensor of shape ``(2,)``.
@@ -63,8 +64,8 @@ def key(
     tensors = [t for t in (seed, *counters) if isinstance(t, Tensor)]
     if device is None:
         device = tensors[0].device if tensors else "cpu"
-    # The host computes the key of integers in a few microseconds. While compiling, the device does,
-    # because a compiler may replace integers by symbols.
+    # The host computes a key from integers in a few microseconds. While compiling, the device
+    # computes it, because a compiler may replace integers by symbols.
     on_device = device if tensors or torch.compiler.is_compiling() else None
     state = _integer("seed", seed, on_device) ^ _DOMAIN
     offset = state - state
@@ -79,20 +80,20 @@ def key(
 def normal(
     key: Tensor, shape: int | Sequence[int], *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The standard normals of a key: the ``eps`` that a call with this key draws.
+    """Return the standard normals of a key: the ``eps`` that a call with this key draws.
 
     Args:
         key: ``(seed, offset)``, a uint64 or int64 tensor of shape ``(2,)``, on the device of the
             result.
         shape: Shape of the result. Element i in row-major order is normal i of the key's stream.
-        dtype: float32, float64, float16 or bfloat16. 16-bit numbers are those of float32, rounded.
+        dtype: float32, float64, float16 or bfloat16. 16-bit values are the float32 values, rounded.
             float64 has a separate stream.
 
     Returns:
         A tensor of ``shape`` and ``dtype``, without a gradient.
 
     Raises:
-        TypeError, ValueError: Bad arguments.
+        TypeError, ValueError: An invalid argument.
 
     Example:
         >>> key = vf.key(0, 1)
@@ -108,7 +109,7 @@ def normal(
 
 
 def _integer(name: str, value: int | Tensor, device: torch.device | str | None) -> Any:
-    """The low 64 bits of a value: an int64 tensor on ``device``, or for None a signed int."""
+    """Return a value's low 64 bits: an int64 tensor on ``device``, or a signed int for None."""
     if isinstance(value, Tensor):
         if value.dtype not in _INTEGERS:
             raise TypeError(f"{name} must be an integer tensor, got {value.dtype}")
@@ -127,5 +128,5 @@ def _integer(name: str, value: int | Tensor, device: torch.device | str | None) 
 
 
 def _signed(word: int) -> int:
-    """The int64 that has the bits of ``word``, an integer from -2^63 to 2^64 - 1."""
+    """Reinterpret the bits of ``word``, an integer from -2^63 to 2^64 - 1, as an int64."""
     return word - 2**64 if word >= 2**63 else word

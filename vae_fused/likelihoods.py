@@ -1,6 +1,6 @@
 """The likelihoods that :func:`vae_fused.nll` computes: one class for each kind, with its options.
 
-A string selects a kind with its defaults: ``"bernoulli"``, ``"continuous_bernoulli"``,
+A string selects a kind with its default options: ``"bernoulli"``, ``"continuous_bernoulli"``,
 ``"gaussian"``, ``"laplace"``, ``"student_t"``, ``"poisson"``, ``"negative_binomial"``,
 ``"zero_inflated_negative_binomial"``, ``"negative_binomial_logits"``, ``"discretized_logistic"``.
 Kinds are immutable and hashable. They can be compared, pickled, and loaded by
@@ -38,5 +38,5 @@ for _name in __all__:  # so that pickles refer to the public module
         _kind = globals()[_name]
         _kind.__module__ = __name__
         # torch.compile may trace the first use of a string. If that use created the kind, the graph
-        # would be guarded by its absence, and the second call would compile again.
+        # would have a guard on its absence, and the second call would recompile.
         as_likelihood(_kind.name)

@@ -1,7 +1,7 @@
-"""The functions for a list of tensors, with one launch for the whole list.
+"""Functions that process a whole list of tensors in one launch.
 
-They check their arguments and then call a compiled operator. Where no operator serves the call,
-they call the function for one tensor on each tensor in turn.
+They check their arguments and then call a compiled operator. If no operator supports the call, they
+call the single-tensor function on each tensor in turn.
 """
 
 from __future__ import annotations
@@ -41,40 +41,41 @@ def reparameterize_kl_multi(
     _reference: bool = False,
     **options: Unpack[kw.MultiOptions],
 ) -> tuple[list[Tensor], Tensor]:
-    r"""Samples of many diagonal Gaussians and the sum of their KLs, one launch for the whole list.
+    r"""Sample many diagonal Gaussians and sum their KLs, in one launch for the whole list.
 
-    The variational layers of a Bayesian network compute this in each step, for a weight and a bias
-    at a time (Blundell et al. 2015): ``w = mu + ln(1 + e^rho) eps`` and the KL from a fixed prior.
-    A prior for all tensors needs two numbers and no buffers. Backward is one launch too, and
-    autograd saves only the inputs.
+    The variational layers of a Bayesian network compute this in each step, for one weight and one
+    bias per call (Blundell et al. 2015): ``w = mu + ln(1 + e^rho) eps`` and the KL from a fixed
+    prior. A prior that all tensors share needs only two numbers and no buffers. Backward also takes
+    one launch, and autograd saves only the inputs.
 
     Args:
-        mus: Means: tensors of any shapes, of one dtype (float32, float64, float16 or bfloat16) and
-            device. Tensors that are not contiguous are copied.
+        mus: Means: tensors of any shapes, with the same dtype (float32, float64, float16 or
+            bfloat16) and device. Tensors that are not contiguous are copied.
         raws: Raw scales, each in the shape of its mean or broadcastable with it.
         scale, mu_soft_clamp, free_bits, temperature: As in :func:`vae_fused.reparameterize_kl`, the
             same for all tensors.
-        prior: A :class:`vae_fused.Prior` for all tensors, or a sequence with one for each, which
-            share one ``scale``. Its mean and its raw scale are numbers, or tensors that broadcast
-            to the shape of the posterior, for example pretrained weights as the means (MOPED,
-            Krishnan et al. 2020, arXiv:1906.05323). Default: the standard normal. The gradients of
-            a learned prior take one launch for each tensor.
-        reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of the means
-            of the tensors, as in bayesian-torch. The mean of an empty tensor is nan, as in torch.
+        prior: A :class:`vae_fused.Prior` for all tensors, or a sequence with one prior for each
+            tensor, all with the same ``scale``. The mean and the raw scale of a prior are numbers,
+            or tensors that broadcast to the shape of the posterior, for example pretrained weights
+            as the means (MOPED, Krishnan et al. 2020, arXiv:1906.05323). Default: the standard
+            normal. If a prior is learned, each tensor takes a separate launch.
+        reduction: ``"sum"`` over all elements of all tensors, or ``"mean"``: the sum of the
+            tensors' means, as in bayesian-torch. The mean of an empty tensor is nan, as in torch.
         eps: Explicit noise for each tensor, for comparison with other code. Each tensor then takes
-            a launch of its own.
+            a separate launch.
         generator: Source of the key, as in ``torch.randn``.
-        key: ``(seed, offset)``. Each tensor has the noise of a separate call whose offset is the
-            first free block: ``offset + sum(ceil(n / 4))`` over the sizes n of the tensors before
+        key: ``(seed, offset)``. Each tensor gets the noise of a separate call whose offset is the
+            first unused block: ``offset + sum(ceil(n / 4))`` over the sizes n of the tensors before
             it, with 2 in place of 4 in float64.
 
     Returns:
-        ``(zs, kl)``: a sample in the shape and dtype of each posterior, and a 0-d KL in nats,
-        float32 (float64 for float64 inputs).
+        ``(zs, kl)``: a list with a sample in the shape and dtype of each posterior, and a 0-d KL in
+        nats, float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl`; an empty list,
-            lists of different lengths, different dtypes or devices, priors with different scales.
+        TypeError, ValueError, RuntimeError: As for :func:`vae_fused.reparameterize_kl`; also an
+            empty list, lists of different lengths, different dtypes or devices, priors with
+            different scales.
 
     Example:
         >>> mus = [torch.zeros(64, 32), torch.zeros(64)]
@@ -112,11 +113,11 @@ def gaussian_kl_multi(
     _reference: bool = False,
     **options: Unpack[kw.MultiKlOptions],
 ) -> Tensor:
-    r"""The sum of the KLs of many diagonal Gaussians, one launch for the whole list.
+    r"""Sum the KLs of many diagonal Gaussians, in one launch for the whole list.
 
-    This is the KL of :func:`vae_fused.reparameterize_kl_multi` without the samples. Use it for a
-    step in which other code has drawn the weights, or for a regularizer that needs no sample.
-    Backward is one launch too.
+    This is the KL of :func:`vae_fused.reparameterize_kl_multi` without the samples. Use it in a
+    step in which other code has drawn the weights, or for a regularizer that needs no samples.
+    Backward also takes one launch.
 
     Args:
         mus, raws, reduction, scale, mu_soft_clamp, prior, free_bits: As in
@@ -126,7 +127,7 @@ def gaussian_kl_multi(
         A 0-d KL in nats, float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl_multi`.
+        TypeError, ValueError, RuntimeError: As for :func:`vae_fused.reparameterize_kl_multi`.
 
     Example:
         >>> mus = [torch.zeros(64, 32), torch.zeros(64)]
@@ -150,7 +151,7 @@ def gaussian_kl_multi(
 
 
 def _is_one_launch(checked: CheckedList, reference: bool) -> bool:
-    """Whether the operators for lists compute the call."""
+    """Return whether a list operator computes the call."""
     return (
         not reference
         and _ext.use_native(checked.mu[0].device.type)
@@ -160,5 +161,5 @@ def _is_one_launch(checked: CheckedList, reference: bool) -> bool:
 
 
 def _options_of_each(checked: CheckedList, options: Any) -> list[dict[str, Any]]:
-    """The options of the call for each tensor of a list."""
+    """Return the options of each tensor of a list."""
     return [{**options, "prior": prior} for prior in checked.given]

@@ -44,17 +44,18 @@ def nll(
 
     .. math:: -\ln p(\mathrm{target} \mid \mathrm{output})
 
-    The value includes the constants, so that it is in nats and comparable between likelihoods,
-    unless the likelihood has ``constants=False``.
+    Unless the likelihood has ``constants=False``, the value includes the constants, so that it is
+    in nats and comparable between likelihoods.
 
     Args:
-        output: The network's output: a tensor, or a tuple as the likelihood describes it, for
+        output: The network's output: a tensor, or the tuple that the likelihood documents, for
             example ``(mean, theta)``; float32, float64, float16 or bfloat16, any strides. Mixed
             dtypes promote as in torch. The first tensor has the shape of the call, and the others
             broadcast to it, unless the likelihood documents that all broadcast together.
-        target: The data, in a shape that broadcasts to that of ``output``: ``(B, G)`` beside
-            ``(K, B, G)`` for K samples. float32, float64, float16, bfloat16, uint8, int32 or int64.
-            If it requires grad it gets a gradient. Counts and values of a grid must not require it.
+        target: The data, in a shape that broadcasts to that of ``output``, such as ``(B, G)`` for
+            an ``output`` of K samples, ``(K, B, G)``. float32, float64, float16, bfloat16, uint8,
+            int32 or int64. If it requires grad, it gets a gradient. Counts and grid values must not
+            require grad.
         likelihood: The name of a kind, or an instance of a class of :mod:`vae_fused.likelihoods`,
             which describes its ``output`` and options.
         reduction: How the elements are reduced: ``"batchmean"`` (sum, divided by the size of
@@ -69,7 +70,7 @@ def nll(
             elements. It gets no gradient, and no reduction divides by it.
         library: For a likelihood with a softmax: the *logarithm* of the factor that multiplies each
             softmax, ``(B, 1)``. It may require grad.
-        grad: ``"forward"`` computes the gradients in the launch of the loss: see
+        grad: ``"forward"`` computes the gradients in the launch that computes the loss: see
             :func:`elbo_loss`. The loss must be 0-d.
 
     Returns:
@@ -79,9 +80,9 @@ def nll(
     Raises:
         TypeError: An argument of the wrong type or dtype.
         ValueError: Shapes that do not fit, a wrong number of outputs, an unknown ``likelihood`` or
-            ``reduction``, a ``dim`` out of range, a ``library`` without a softmax, or a gradient
-            that does not exist. With ``validate=True`` on the likelihood, also a target that has no
-            probability under it.
+            ``reduction``, a ``dim`` out of range, a ``library`` without a softmax, or an argument
+            that requires grad but gets no gradient. With ``validate=True`` on the likelihood, also
+            a target outside the support of the likelihood.
         RuntimeError: Tensors on different devices.
 
     Example:
@@ -128,25 +129,27 @@ def gaussian_log_prob(
     _reference: bool = False,
     **options: Unpack[kw.DensityOptions],
 ) -> Tensor:
-    r"""Log density of a diagonal Gaussian, in nats: minus :func:`nll` of ``"gaussian"``.
+    r"""Log density of a diagonal Gaussian, in nats: minus :func:`nll` with ``"gaussian"``.
 
     .. math::
         \ln N(v; \mu, \sigma^2) = -\tfrac12 \big(t^2 + \ln\sigma^2 + \ln 2\pi\big),
         \quad t = (v - \mu) / \sigma
 
     Args:
-        value: The points of the density: float32, float64, float16 or bfloat16, any strides.
+        value: The points at which the density is evaluated: float32, float64, float16 or bfloat16,
+            any strides.
         mu: Mean. ``value``, ``mu`` and ``raw`` broadcast together and promote as in torch; all
             three get gradients.
         raw: Raw scale; by default ``ln sigma^2``.
-        scale, dim, mask: As in :func:`vae_fused.reparameterize_kl`. Masked elements count as 0.
+        scale, dim, mask: As in :func:`vae_fused.reparameterize_kl`. The log density of a masked
+            element is 0.
         reduction: As in :func:`vae_fused.reparameterize_kl`, but ``"none"`` by default.
 
     Returns:
         The log density, float32 (float64 for float64 inputs), shaped by ``reduction`` or ``dim``.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`vae_fused.reparameterize_kl`.
+        TypeError, ValueError, RuntimeError: As for :func:`vae_fused.reparameterize_kl`.
     """
     if has_override(value, mu, raw, *options.values()):
         return call_override(gaussian_log_prob, locals())
@@ -167,7 +170,7 @@ def gaussian_log_prob(
 
 
 def _gaussian(scale: Scale) -> Likelihood:
-    """The kind of a scale. Making one takes 8 us, so those of the first 64 scales are cached."""
+    """Return the kind for a scale. Constructing one takes 8 us, so the first 64 are cached."""
     found = _GAUSSIANS.get(scale)
     if found is None:
         kind: Any = KINDS["gaussian"]
@@ -181,7 +184,7 @@ _GAUSSIANS: dict[Scale, Likelihood] = {}
 
 
 def _computed(call: Call, reference: bool) -> Tensor:
-    """The loss of a checked call, computed by the operator if it serves the call."""
+    """Compute the loss of a checked call, with an operator if one supports it."""
     if reference or not _native.serves(call):
         return reconstruction.negative_log_likelihood(call)
     return _native.negative_log_likelihood(call)

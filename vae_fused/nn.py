@@ -1,9 +1,9 @@
-"""Modules around the functions, for models that are built of modules.
+"""Modules that wrap the functions, for models that are built from modules.
 
 ``LearnedPrior`` owns parameters. The other modules have state only if options are given as 0-d
 tensors. Such options are buffers, named ``temperature``, ``free_bits``, ``to_posterior`` and
-``to_prior`` (the last two for ``balance``). They move with the module and are saved with it, and a
-schedule changes them in place.
+``to_prior`` (the last two for ``balance``). These buffers move with the module and are saved with
+it, and they can be changed in place.
 
 For a sample and its KL in one launch, call the function ``vf.reparameterize_kl``. Pass its KL to
 ``ELBOLoss`` as ``kl=``.
@@ -48,8 +48,8 @@ __all__ = [
     "SigmoidSchedule",
 ]
 
-# Further names for reconstructions, as likelihoods. A Gaussian of variance 1/2 without
-# constants is the squared error.
+# Additional names for reconstructions, and the likelihoods that they stand for. A Gaussian with
+# variance 1/2 and without constants is the squared error.
 _ALIASES: dict[str, Likelihood] = {
     "bce_with_logits": Bernoulli(),
     "mse": Gaussian(sigma=math.sqrt(0.5), constants=False),
@@ -86,7 +86,7 @@ class _WithOptions(Module):
 
 
 def _each(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply a function to an option, or to each of its parts, where these are tensors."""
+    """Apply a function to an option if it is a tensor, or to each part that is one."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_each(part, function) for part in value)
     return function(value) if isinstance(value, Tensor) else value
@@ -99,11 +99,12 @@ class Reparameterize(_WithOptions):
         scale, mu_soft_clamp, temperature: As in :func:`vae_fused.reparameterize`.
 
     Shape:
-        ``mu`` and ``logvar`` (or the quantity of ``scale``): any shapes that broadcast. The result
-        has their broadcast shape, after ``sample_shape``, and their promoted dtype in both modes.
+        ``mu`` and ``logvar`` (or the raw scale for another ``scale``): any shapes that broadcast.
+        In both modes, the result has their broadcast shape, preceded by ``sample_shape``, and their
+        promoted dtype.
 
     Raises:
-        TypeError, ValueError: A bad argument.
+        TypeError, ValueError: An invalid argument.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Reparameterize(_WithOptions):
         generator: torch.Generator | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
-        """``vf.reparameterize(mu, logvar, ...)`` in training, its mean in evaluation."""
+        """Return ``vf.reparameterize(mu, logvar, ...)`` in training, and its mean in evaluation."""
         options = {**self.options, "mask": mask, "sample_shape": sample_shape}
         if self.training:
             return functional.reparameterize(
@@ -155,7 +156,7 @@ class GaussianKL(_WithOptions):
         scale, mu_soft_clamp, free_bits, balance: As in :func:`vae_fused.gaussian_kl`.
 
     Raises:
-        TypeError, ValueError: A bad argument. A ``dim`` out of range raises in the call instead.
+        TypeError, ValueError: An invalid argument. An out-of-range ``dim`` raises only in the call.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class GaussianKL(_WithOptions):
         prior: Prior | Module | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """``vf.gaussian_kl(mu, logvar, reduction=reduction, dim=dim, ...)``."""
+        """Return ``vf.gaussian_kl(mu, logvar, reduction=reduction, dim=dim, ...)``."""
         return functional.gaussian_kl(
             mu, logvar, **self.options, prior=prior, mask=mask,
             reduction=self.reduction, dim=self.dim,
@@ -202,32 +203,33 @@ class ELBOLoss(_WithOptions):
 
     This is :func:`vae_fused.elbo_loss` as a module that stores the options. Both terms are **sums
     over the dimensions of a sample, averaged over the batch**, dimension 0, so their ratio is that
-    of the model. If you average the reconstruction over pixels and sum the KL, or the reverse, you
-    use a beta of thousands without seeing it. (Kingma and Welling 2014, equation 10; Higgins et al.
-    2017 for beta.)
+    of the model. If you average the reconstruction over pixels but sum the KL, or the reverse, you
+    implicitly scale beta by a factor of thousands. (Kingma and Welling 2014, equation 10; Higgins
+    et al. 2017 for beta.)
 
     Args:
         reconstruction: The term :math:`-\ln p(x|z)` of a sample:
 
             - a kind of :mod:`vae_fused.likelihoods`, or its name, as in :func:`vae_fused.nll`.
-              ``"gaussian"`` also takes one tensor, the mean, for variance 1;
+              ``"gaussian"`` also accepts a single tensor, the mean, and then has variance 1;
             - ``"bce_with_logits"``: another name for ``"bernoulli"``, whose ``output`` are logits;
-            - ``"mse"``: the sum of squared errors, a Gaussian of variance 1/2 up to a constant;
-            - a callable of ``(output, target)``. It returns a tensor whose dimension 0 is the
-              batch, and the module sums it over the other dimensions and averages it. Or it returns
-              a 0-d tensor, which is used unchanged and must be a mean over the batch of sums.
-              (``F.mse_loss`` does not return one, because it divides by the number of pixels. Call
-              it with ``reduction="none"``.)
+            - ``"mse"``: the sum of squared errors, which is a Gaussian with variance 1/2 up to a
+              constant;
+            - a callable of ``(output, target)``. If it returns a tensor whose dimension 0 is the
+              batch, the module sums that tensor over the other dimensions and averages it over the
+              batch. If it returns a 0-d tensor, the tensor is used unchanged and must be a batch
+              mean of per-sample sums. (``F.mse_loss`` does not return such a mean, because it also
+              divides by the number of pixels. Call it with ``reduction="none"``.)
         beta: Weight of the KL: a number, a 0-d tensor, or a module that returns one, such as a
-            schedule. For a warm-up you can also pass ``beta=`` to each call.
-        capacity, free_bits_per, grad: As in :func:`vae_fused.elbo_loss`. A callable has no
-            ``grad``.
+            schedule. For a warm-up, you can also pass ``beta=`` to each call.
+        capacity, free_bits_per, grad: As in :func:`vae_fused.elbo_loss`. ``grad`` has no effect
+            with a callable.
         scale, mu_soft_clamp, free_bits, balance: Options of the KL, as in
             :func:`vae_fused.gaussian_kl`.
 
     Raises:
-        TypeError, ValueError: An unknown ``reconstruction``, a ``beta`` that is not one number, or
-            a bad option of the KL.
+        TypeError, ValueError: An unknown ``reconstruction``, a ``beta`` that is not a scalar, or an
+            invalid KL option.
 
     Example:
         >>> elbo = vf.nn.ELBOLoss("mse")
@@ -283,16 +285,18 @@ class ELBOLoss(_WithOptions):
         weight: Tensor | None = None,
         library: Tensor | None = None,
     ) -> ELBOTerms:
-        """The loss of a batch, with its terms.
+        """Compute the loss of a batch and its terms.
 
         Args:
-            output: The decoder's output, ``(B, ...)``, or a tuple as the likelihood describes it.
+            output: The decoder's output, ``(B, ...)``, or the tuple that the likelihood documents.
             target: The data, in the shape of ``output``.
             mu: Posterior mean, ``(B, ...)``.
-            logvar: ``ln sigma^2``, or the quantity of ``scale``, broadcastable with ``mu``.
+            logvar: ``ln sigma^2``, or the raw scale for another ``scale``, broadcastable with
+                ``mu``.
             prior: p(z), a :class:`vae_fused.Prior` or a module that returns one, such as
                 :class:`LearnedPrior`; by default the standard normal.
-            mask: Which latents count: a bool tensor that broadcasts to the posterior's shape.
+            mask: Which latents are included: a bool tensor that broadcasts to the posterior's
+                shape.
             kl: A KL that is already computed, instead of ``mu``, ``logvar`` and their options. It
                 is 0-d (a mean over the batch, such as ``"batchmean"``) or has the batch as
                 dimension 0 (``"sample"``, ``"none"``).
@@ -301,15 +305,16 @@ class ELBOLoss(_WithOptions):
 
         Raises:
             TypeError: An argument that is not a tensor where one is required; both or neither of
-                ``mu, logvar`` and ``kl``; a ``prior`` or ``mask`` beside ``kl``.
-            ValueError: ``target`` has another shape than ``output``, or ``kl`` another batch.
+                ``mu, logvar`` and ``kl``; a ``prior`` or ``mask`` together with ``kl``.
+            ValueError: ``target`` does not have the shape of ``output``, or ``kl`` does not have
+                its batch.
         """
         if beta is None:
             beta = self.beta() if isinstance(self.beta, Module) else self.beta
         options: dict[str, Any] = self.options
         if kl is not None:
             # The stored options belong to mu and logvar. Free bits also apply to a given KL, unless
-            # it has already been summed over the elements that they limit.
+            # that KL has already been summed over the elements that free bits limit.
             is_summed = self.free_bits_per == "element" and isinstance(kl, Tensor) and kl.dim() < 2
             floors = "free_bits" in options and not is_summed
             options = {"free_bits": options["free_bits"]} if floors else {}
@@ -328,7 +333,8 @@ class ELBOLoss(_WithOptions):
                 )
             reconstruction = self.reconstruction(output, target)
             check_tensor("reconstruction", reconstruction)
-            # A callable may accept a target without a batch, which therefore is not checked.
+            # A callable may accept a target without a batch, in which case the batch is not
+            # checked.
             if reconstruction.dim() > 0 and isinstance(target, Tensor) and target.dim() > 0:
                 check_batch("reconstruction", reconstruction, target, "target")
             return elbo_of_reconstruction(reconstruction, mu, logvar, kl=kl, **more, **options)
@@ -349,7 +355,7 @@ class ELBOLoss(_WithOptions):
 def _likelihood_of(
     reconstruction: str | Likelihood, output: Output, target: Tensor
 ) -> tuple[str | Likelihood, Output]:
-    """The likelihood of a reconstruction. A name in ``_ALIASES`` requires equal shapes."""
+    """Return the likelihood of a reconstruction. A name in ``_ALIASES`` requires equal shapes."""
     if isinstance(reconstruction, Likelihood) or reconstruction not in _ALIASES:
         return reconstruction, output
     is_pair = isinstance(output, tuple)

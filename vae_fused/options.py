@@ -1,9 +1,9 @@
-"""The options of a call beyond mu and its raw scale: how sigma is read, and the prior.
+"""The options of a call: how sigma is computed from a raw scale, the prior, and others.
 
-Users construct ``Scale`` and ``Prior``, which check themselves without reading a tensor.
-``Options`` is a checked call. The operators take its numbers as one flat list, packed in the order
-of the names that the extension exports, and its tensors as separate arguments. A ``Scale`` packs
-itself once.
+Users construct ``Scale`` and ``Prior``, which check their arguments without reading a tensor.
+``Options`` is a checked call. The operators take its numbers as one flat list, in the order of the
+names that the extension exports, and its tensors as separate arguments. A ``Scale`` is packed once,
+when it is constructed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from vae_fused._shapes import has_shape
 
 __all__ = ["Prior", "Scale"]
 
-# The numbers of the operators that a call may also give as 0-d tensors.
+# The operators' numbers that a call may also pass as 0-d tensors.
 SCALARS = ("temperature", "free_bits", "to_posterior", "to_prior")
 
 # The operators identify a kind by its index here.
 KINDS = ("logvar", "logstd", "std", "var", "softplus", "sigmoid2")
 
-# The names of the operators' numbers, in their order: those of the posterior's scale, the same
-# names for the prior's scale, and the others. Without compiled code the lists are empty.
+# The names of the operators' numbers, in their order: those of the posterior's scale, those of the
+# prior's scale (the same names), and all others. Without compiled code, the lists are empty.
 _SCOPES, _NAMES, _DEFAULT_NUMBERS = (
     torch.ops.vae_fused.latent_options() if _ext.available else ([], [], [])
 )
@@ -49,16 +49,16 @@ _DEFAULT_OTHERS = _DEFAULT_NUMBERS[2 * len(_SCALE_NUMBERS) :]
 
 
 def pairs(numbers: Iterable[float], defaults: Iterable[float], first: int = 0) -> list[float]:
-    """The operators' ``options``: index and value of each number that is not its default.
+    """Return the operators' ``options``: index and value of each number that is not a default.
 
-    ``first`` is the index of the first of these numbers.
+    ``first`` is the index of the first number.
     """
     both = enumerate(zip(numbers, defaults, strict=True), first)
     return [float(x) for k, (n, default) in both if n != default for x in (k, n)]
 
 
 def unpaired(packed: Sequence[float] | None, defaults: Iterable[float]) -> list[float]:
-    """The inverse of :func:`pairs`."""
+    """Invert :func:`pairs`."""
     numbers = list(defaults)
     for k in range(0, len(packed or ()), 2):
         numbers[int(packed[k])] = packed[k + 1]  # type: ignore[index]
@@ -67,14 +67,14 @@ def unpaired(packed: Sequence[float] | None, defaults: Iterable[float]) -> list[
 
 @dataclass(frozen=True)
 class Scale(Restored):
-    r"""How sigma is read from a raw scale, a network's output.
+    r"""How sigma is computed from a raw scale, which is a network's output.
 
     .. math::
         x = \mathrm{gain} \cdot C(\mathrm{raw}) + \mathrm{shift}, \qquad
         \sigma = \max\big(\sqrt{\sigma_0(x)^2 + \mathrm{var\_floor}} + \mathrm{std\_floor},
         \mathrm{std\_min}\big)
 
-    Both the sample and the KL use that sigma. :math:`\sigma_0` is, by kind:
+    Both the sample and the KL use that sigma. The kind selects :math:`\sigma_0`:
 
     ==============  ===================================  ==================================
     ``"logvar"``    :math:`e^{x/2}`                      most VAEs
@@ -85,20 +85,20 @@ class Scale(Restored):
     ``"sigmoid2"``  :math:`2 / (1 + e^{-x/2})`           Dreamer
     ==============  ===================================  ==================================
 
-    softplus and sigmoid2 are stable for any x. Where sigma itself underflows, its logarithm, which
-    the KL needs, and the gradients of the logarithm are still correct.
+    softplus and sigmoid2 are stable for any x. If sigma underflows, its logarithm, which the KL
+    needs, and the gradients of the logarithm are still correct.
 
     Args:
         kind: One of the above.
         clamp: C clamps raw to ``(lo, hi)``, either of which may be None. The gradient is 0 outside
-            and passes at the bounds, with every version of torch. diffusers uses (-30, 20).
+            the bounds and passes at the bounds, with every torch version. diffusers uses (-30, 20).
         soft_clamp: Instead of ``clamp``: ``C(raw) = c tanh(raw / c)``, as in NVAE.
-        gain, shift: Factor and summand that are applied to C(raw).
-        beta: The parameter of softplus. Other kinds have none.
-        std_floor, var_floor: Summands of sigma and of its square. Dreamer adds 0.1 to sigma, and
-            scvi-tools adds 1e-4 to the square. With a ``var_floor`` the gradient of a ``"var"`` at
-            0 is finite. Below ``-var_floor`` it is NaN.
-        std_min: The least sigma. The gradient is 0 below it and passes at equality.
+        gain, shift: The factor and the offset that are applied to C(raw).
+        beta: The softplus parameter. Other kinds do not have it.
+        std_floor, var_floor: Added to sigma and to its square, respectively. Dreamer adds 0.1 to
+            sigma, and scvi-tools adds 1e-4 to the square. With a ``var_floor``, the gradient of
+            ``"var"`` at 0 is finite. Below ``-var_floor``, it is NaN.
+        std_min: The minimum sigma. The gradient is 0 below it and passes at equality.
 
     Raises:
         TypeError: A value of the wrong type.
@@ -142,17 +142,17 @@ class Scale(Restored):
 
     @property
     def raw_name(self) -> str:
-        """The name of the raw scale in messages: the kind if it names a quantity, or ``raw``."""
+        """The name of the raw scale in messages: the kind if it names a quantity, else ``raw``."""
         return "raw" if self.kind in ("softplus", "sigmoid2") else self.kind
 
     @property
     def _bounds(self) -> tuple[float, float]:
-        """The bounds of the hard clamp, infinite where it has none."""
+        """The bounds of the hard clamp. A missing bound is infinite."""
         lo, hi = self.clamp or (None, None)
         return -math.inf if lo is None else lo, math.inf if hi is None else hi
 
     def argument(self, raw: float) -> float:
-        """x, the argument of sigma, for a number. For ``"var"`` it includes the floor."""
+        """Return x, the argument of sigma, for a number. For ``"var"``, x includes the floor."""
         if self.soft_clamp is not None:
             raw = self.soft_clamp * math.tanh(raw / self.soft_clamp)
         low, high = self._bounds
@@ -160,7 +160,7 @@ class Scale(Restored):
         return self.gain * raw + self.shift + (self.var_floor if self.kind == "var" else 0.0)
 
     def _pack(self) -> tuple[float, ...]:
-        """The numbers that the operators take. Names that are missing here are names of fields."""
+        """Return the numbers that the operators take. Names missing from ``values`` are fields."""
         low, high = self._bounds
         values = {
             "kind": KINDS.index(self.kind),
@@ -174,22 +174,22 @@ class Scale(Restored):
         )
 
     def pairs(self, scope: str) -> list[float]:
-        """The entries of the operators' ``options`` for the scale of a posterior or a prior."""
+        """Return the operators' ``options`` for the scale of a posterior or a prior."""
         return self._pairs[1 if scope == "prior" else 0]
 
     def numbers(self, scope: str) -> dict[str, float]:
-        """The numbers, by their names in another family's list."""
+        """Return the numbers by their names in another family's list."""
         names = (f"{scope}.{name}" for name in _SCALE_NUMBERS)
         return dict(zip(names, self._packed, strict=True))
 
     @staticmethod
     def of_numbers(numbers: Mapping[str, float], scope: str) -> Scale:
-        """The inverse of :meth:`numbers`."""
+        """Invert :meth:`numbers`."""
         return Scale.unpacked([numbers[f"{scope}.{name}"] for name in _SCALE_NUMBERS])
 
     @staticmethod
     def unpacked(numbers: Sequence[float]) -> Scale:
-        """The scale that packs to these numbers."""
+        """Return the scale that packs to these numbers."""
         fields: dict[str, Any] = dict(zip(_SCALE_NUMBERS, numbers, strict=True))
         lo, hi = (b if math.isfinite(b) else None for b in (fields.pop("low"), fields.pop("high")))
         clamp = None if lo is None and hi is None else (lo, hi)
@@ -212,7 +212,7 @@ _SCALES = {kind: Scale(kind) for kind in KINDS}
 
 
 def as_scale(scale: str | Scale) -> Scale:
-    """The ``Scale`` for a ``scale`` argument."""
+    """Return the ``Scale`` for a ``scale`` argument."""
     if isinstance(scale, Scale):
         return scale
     if not isinstance(scale, str):
@@ -224,21 +224,21 @@ def as_scale(scale: str | Scale) -> Scale:
 
 @dataclass(frozen=True, eq=False)
 class Prior(Restored):
-    """A diagonal Gaussian prior N(m, tau^2), fixed or learned. Gradients reach its tensors.
+    """A diagonal Gaussian prior N(m, tau^2), fixed or learned. Its tensors get gradients.
 
     Args:
         mean: m, a number or a tensor that broadcasts to the posterior's shape.
         raw: The prior's raw scale, a number or a tensor like ``mean``.
-        scale: How tau is read from ``raw``.
+        scale: How tau is computed from ``raw``.
 
-    Tensors are floating point, on the device of the posterior. All dtypes of a call promote
-    together. For a prior that must not learn, pass ``mean.detach()`` and ``raw.detach()``. A prior
-    keeps these tensors, even if a module replaces its own; use ``vf.nn.LearnedPrior`` in that case.
+    Tensors must be floating point and on the device of the posterior. All dtypes of a call promote
+    together. For a prior that must not be trained, pass ``mean.detach()`` and ``raw.detach()``. A
+    prior keeps these tensors even if a module replaces its parameters; see ``vf.nn.LearnedPrior``.
 
     Raises:
         TypeError: ``mean`` or ``raw`` is neither a tensor nor a number.
         ValueError: A number that is not finite, or that is not a valid standard deviation or
-            variance where ``scale`` reads it as one; a bad ``scale``.
+            variance if ``scale`` treats it as one; an invalid ``scale``.
 
     Example:
         >>> prior = vf.Prior(torch.zeros(20), torch.zeros(20), "logstd")
@@ -278,11 +278,11 @@ class CheckedPrior(NamedTuple):
 
 
 class Options(NamedTuple):
-    """A checked call without mu, raw, the reduction and the noise.
+    """A checked call, except for mu, raw, the reduction and the noise.
 
-    The tensors come first. Those of the prior have the posterior's shape and dtype, and the mask is
-    unchanged. All fields after ``sample_shape`` are numbers. If a number of ``SCALARS`` is given as
-    a tensor, ``scalars`` contains it by name, and the number has its default value.
+    The tensors come first. The prior's tensors have the posterior's shape and dtype, and the mask
+    is unchanged. All fields after ``sample_shape`` are packed as numbers. If an option in
+    ``SCALARS`` is a tensor, ``scalars`` contains it by name, and its field has the default value.
     """
 
     scale: Scale = _SCALES["logvar"]
@@ -304,7 +304,7 @@ class Options(NamedTuple):
         return self.estimator == "sample"
 
     def scalar(self, name: str) -> float | Tensor:
-        """One of ``SCALARS``."""
+        """Return the value of one of ``SCALARS``."""
         if self.scalars and name in self.scalars:
             return self.scalars[name]
         if name in ("to_posterior", "to_prior"):
@@ -313,7 +313,7 @@ class Options(NamedTuple):
         return number
 
     def packed(self) -> list[float] | None:
-        """The operators' ``options``, or None if all have their default values."""
+        """Return the operators' ``options``, or None if all have their default values."""
         prior = self.prior or STANDARD
         found = [*self.scale.pairs("posterior"), *prior.scale.pairs("prior")]
         if self[_NUMBERS] != _DEFAULT_FIELDS or (
@@ -323,7 +323,7 @@ class Options(NamedTuple):
         return found or None
 
     def _pack_others(self, prior: CheckedPrior) -> list[float]:
-        """The numbers that belong to no scale. Names that are missing here are names of fields."""
+        """Return the numbers that belong to no scale. Names missing from ``values`` are fields."""
         values = {
             "mu_soft_clamp": self.mu_soft_clamp or 0.0,
             "prior_mean": 0.0 if isinstance(prior.mean, Tensor) else prior.mean,
@@ -347,7 +347,7 @@ class Options(NamedTuple):
         mask: Tensor | None = None,
         scalars: dict[str, Tensor] | None = None,
     ) -> Options:
-        """The inverse of :meth:`packed`, with the tensors that belong to the numbers."""
+        """Invert :meth:`packed`, and add the tensors that belong to the numbers."""
         numbers, count = unpaired(numbers, _DEFAULT_NUMBERS), len(_SCALE_NUMBERS)
         fields: dict[str, Any] = dict(zip(_OTHER_NUMBERS, numbers[2 * count :], strict=True))
         mean, raw = fields.pop("prior_mean"), fields.pop("prior_raw")
@@ -373,7 +373,7 @@ class Options(NamedTuple):
         )
 
     def arguments(self, mu: Tensor) -> dict[str, Any]:
-        """The operators' keyword arguments, without those that have their default values."""
+        """Return the operators' keyword arguments that do not have their default values."""
         if self is DEFAULT_OPTIONS:
             return {}
         numbers, prior, mask = self.packed(), self.prior, self.mask
@@ -395,6 +395,6 @@ class Options(NamedTuple):
 _NUMBERS = slice(Options._fields.index("sample_shape") + 1, None)
 DEFAULT_OPTIONS, STANDARD = Options(), CheckedPrior()
 _DEFAULT_FIELDS = DEFAULT_OPTIONS[_NUMBERS]
-# The operators' ``options`` with only these options set.
+# The operators' ``options`` for a call in which only ``estimator`` or only ``stop_q`` is set.
 AT_SAMPLE = Options(estimator="sample").packed() or []
 STOP_Q = Options(stop_q=True).packed() or []

@@ -1,12 +1,13 @@
-"""The public functions in eager PyTorch: the oracle of the tests and the fallback.
+"""The public functions in eager PyTorch, which are the test oracle and the fallback.
 
 Each function has the name, arguments, checks, dtypes and shapes of a function in
 ``vae_fused.functional``, ``vae_fused.lists``, ``vae_fused.losses``, ``vae_fused.elbo`` or
 ``vae_fused.stats``. It runs without our operators on any device and is differentiable to any order
-in reverse mode. ``iwae_loss`` never uses our operators, so it is the function of ``vae_fused``.
+in reverse mode. ``iwae_loss`` never uses our operators, so it is the same function as
+``vae_fused.iwae_loss``.
 
-Without a key the noise comes from ``torch.randn``, bit for bit as in eager code. With a key it is
-that of the stateless Philox stream.
+Without a key, the noise comes from ``torch.randn``, bit for bit as in eager code. With a key, it
+comes from the stateless Philox stream.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _twin(function: F) -> F:
-    """The eager version of a function."""
+    """Return the eager version of a function."""
 
     @functools.wraps(function)
     def twin(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-r"""Schedules of a weight: a 0-d tensor that follows a formula from one training step to the next.
+r"""Weight schedules: 0-d tensors that follow a formula from one training step to the next.
 
 A schedule is a module. Its value is a buffer, so it moves with ``.to(device)``, and :meth:`step`
 computes the next value on that device. The host neither waits for the device nor copies to it. The
@@ -16,10 +16,10 @@ You can pass the value wherever this package accepts a 0-d tensor: ``beta=``, ``
 ``free_bits=`` and the weights of ``balance=``. Because it is one tensor, three rules apply:
 
 - Pass ``schedule()`` to each call. A module that received the tensor in its constructor loses the
-  connection when it moves to another device.
+  connection to the schedule when it moves to another device.
 - Call ``step()`` after ``backward()``, where you call ``optimizer.step()``. Autograd saves the
-  weight of a product, and raises an error if the weight has changed before ``backward()``.
-- Read the value for a log with ``float(schedule())``, which waits for the device.
+  weight of a product, and raises an error if the weight has changed by the time of ``backward()``.
+- To log the value, read it with ``float(schedule())``, which waits for the device.
 """
 
 from __future__ import annotations
@@ -39,30 +39,29 @@ __all__ = ["CyclicalSchedule", "LinearSchedule", "Schedule", "SigmoidSchedule"]
 class Schedule(Module):
     r"""The base class of the schedules.
 
-    After :math:`t` calls of :meth:`step` the value is
+    After :math:`t` calls of :meth:`step`, the value is
 
     .. math:: v_t = \text{start} + (\text{end} - \text{start})\, r(t),
 
-    where a subclass overrides :meth:`ramp` to define the ramp :math:`r`. From :math:`t = T`, the
-    number of steps, on the value is ``end``.
+    where a subclass overrides :meth:`ramp` to define the ramp :math:`r`. From step :math:`t = T`
+    on, the value is ``end``.
 
-    The state is the number of steps so far. The value is computed from it, also after
-    ``load_state_dict``, so a schedule with other options continues at the same step. The value is
-    computed in its own dtype, or in float32 if that dtype has 16 bits.
+    The state is the number of steps so far. The value is always computed from this state, even
+    after ``load_state_dict``, so a schedule with other options continues at the same step. The
+    value is computed in its own dtype, or in float32 if that dtype has 16 bits.
 
     Args:
         steps: T, the number of steps after which the value is ``end``, at least 1.
         start: The first value.
         end: The last value.
-        device, dtype: The device and the floating-point dtype of the value. The defaults are those
-            of torch.
+        device, dtype: The device and the floating-point dtype of the value, by default torch's.
 
     Attributes:
         value: The current value, a 0-d tensor that :meth:`step` changes in place.
         step_count: The number of steps so far, a 0-d int64 tensor.
 
     Raises:
-        TypeError, ValueError: A bad argument.
+        TypeError, ValueError: An invalid argument.
     """
 
     value: Tensor
@@ -89,15 +88,16 @@ class Schedule(Module):
         self.register_load_state_dict_post_hook(_recompute)  # type: ignore[no-untyped-call]
 
     def ramp(self, step: Tensor) -> Tensor:
-        """The fraction of the way from ``start`` to ``end`` at a step before T, 0-d.
+        """Return the fraction of the way from ``start`` to ``end`` at a step, as a 0-d tensor.
 
         Args:
-            step: The number of steps, a 0-d int64 tensor below T.
+            step: The number of steps so far, a 0-d int64 tensor of at most T. The result at T is
+                not used.
         """
         raise NotImplementedError
 
     def forward(self) -> Tensor:
-        """The current value: the same tensor in each call."""
+        """Return the current value, which is the same tensor in each call."""
         return self.value
 
     @torch.no_grad()
@@ -105,7 +105,7 @@ class Schedule(Module):
         """Advance by one step, in place.
 
         Returns:
-            The new value, the tensor that ``forward`` returns.
+            The new value, in the tensor that ``forward`` returns.
         """
         self.step_count.add_(1)
         return self._compute()
@@ -125,7 +125,7 @@ class Schedule(Module):
         return self.value.copy_(torch.where(count >= self.steps, self.end, value))
 
     def _fraction(self, count: Tensor, whole: int) -> Tensor:
-        """``count / whole`` in the precision of the value."""
+        """Compute ``count / whole`` in the precision of the value."""
         wide = torch.float64 if self.value.dtype == torch.float64 else torch.float32
         return count.to(wide) / whole
 
@@ -136,7 +136,7 @@ class Schedule(Module):
 class LinearSchedule(Schedule):
     r"""A straight line: :math:`r(t) = t / T`.
 
-    This is the usual warm-up of the KL's weight (Sønderby et al. 2016, "Ladder Variational
+    This is the usual warm-up of the KL weight (Sønderby et al. 2016, "Ladder Variational
     Autoencoders"; ``n_steps_kl_warmup`` of scvi-tools).
 
     Args:
@@ -165,7 +165,7 @@ class LinearSchedule(Schedule):
 
 
 class CyclicalSchedule(Schedule):
-    r"""A line that starts again in each of M cycles and stays at ``end`` for the rest of a cycle:
+    r"""A line that restarts in each of M cycles and stays at ``end`` for the rest of the cycle:
 
     .. math:: r(t) = \min(1, \tau / R), \qquad \tau = \frac{(t M) \bmod T}{T}.
 
@@ -173,9 +173,10 @@ class CyclicalSchedule(Schedule):
     equations 6 and 7, which round the length of a cycle up to whole steps.)
 
     Args:
-        steps: T, the number of steps of all cycles together.
+        steps: T, the total number of steps of all cycles.
         cycles: M, at least 1.
-        ramp_share: R, the share of a cycle in which the value rises, above 0 and at most 1.
+        ramp_share: R, the share of a cycle in which the value goes from ``start`` to ``end``, above
+            0 and at most 1.
         start, end, device, dtype: As in :class:`Schedule`.
     """
 
@@ -213,14 +214,14 @@ class SigmoidSchedule(Schedule):
         r(t) = \frac{s(t) - s(0)}{s(T) - s(0)}, \qquad
         s(t) = \frac{1}{1 + e^{-k (t / T - 1/2)}}.
 
-    Bowman et al. 2016, "Generating Sentences from a Continuous Space", anneal the KL's weight by
-    the logistic curve :math:`s`. The division makes the first value ``start`` and the last value
-    ``end``. Compared with :math:`s`, it moves a value by at most :math:`(e^{k/2} + 1)^{-1}` of the
-    distance between ``start`` and ``end``, which is 0.25 % for the default k.
+    Bowman et al. 2016, "Generating Sentences from a Continuous Space", anneal the KL weight with
+    the logistic curve :math:`s`. The rescaling makes the first value ``start`` and the last value
+    ``end``. Compared with :math:`s`, it moves each value by at most :math:`(e^{k/2} + 1)^{-1}` of
+    the distance between ``start`` and ``end``, which is 0.25 % for the default k.
 
     Args:
         steps, start, end, device, dtype: As in :class:`Schedule`.
-        steepness: k, above 0. The largest slope is about k / 4 times that of a line.
+        steepness: k, above 0. The largest slope is about k / 4 times that of a straight line.
     """
 
     def __init__(
@@ -258,6 +259,6 @@ def _check_count(name: str, value: int) -> int:
 
 
 def _recompute(schedule: Any, _: Any) -> None:
-    """Compute the value of a loaded step count; runs after ``load_state_dict``."""
+    """Compute the value for a loaded step count, after ``load_state_dict``."""
     with torch.no_grad():
         schedule._compute()

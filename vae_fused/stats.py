@@ -1,4 +1,4 @@
-"""Statistics of a latent that show during training which dimensions are in use."""
+"""Latent statistics, which show during training which dimensions are in use."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class LatentStats(NamedTuple):
     Attributes:
         kl: Mean KL divergence over the batch, in nats. It is near 0 if the posterior has collapsed.
         mean: Mean of the posterior's mean over the batch.
-        variance: Variance of the posterior's mean over the batch, divided by the number of
-            elements. A dimension counts as active if it is above 0.01 (Burda et al. 2016,
-            arXiv:1509.00519).
-        clamped: Number of elements whose ``raw`` is outside the bounds of the scale's clamp, hard
-            or soft.
+        variance: Variance of the posterior's mean over the batch, with the number of elements as
+            the divisor. A dimension counts as active if its variance is above 0.01 (Burda et al.
+            2016, arXiv:1509.00519).
+        clamped: Number of elements whose ``raw`` is outside the bounds of the scale's hard or soft
+            clamp.
         non_finite: Number of elements whose ``mu`` or ``raw`` is infinite or NaN.
     """
 
@@ -66,7 +66,7 @@ def _latent_stats(
     if call.mu_soft_clamp is not None:
         location = soft_clamped(location, call.mu_soft_clamp)
     location = latent.unmasked(location, mask)
-    # A finite number minus itself is 0. For other numbers the difference is NaN.
+    # A finite number minus itself is 0. For an infinity or NaN, the difference is NaN.
     is_bad = ((mu - mu) + (raw - raw)).isnan()
     is_clamped = _beyond(raw, call.scale)
     if mask is None and mu.numel() > 0:  # var_mean warns for an empty batch
@@ -88,7 +88,7 @@ def _latent_stats(
 
 
 def _beyond(raw: Tensor, scale: Scale) -> Tensor | None:
-    """Which raw scales are outside the bounds of the clamp, or None if there is no clamp."""
+    """Return which raw scales are outside the clamp's bounds, or None if there is no clamp."""
     if scale.soft_clamp is not None:
         return raw.abs() > scale.soft_clamp
     if scale.clamp is None:
@@ -111,12 +111,12 @@ def latent_stats(
     _reference: bool = False,
     **options: Unpack[kw.StatsOptions],
 ) -> LatentStats:
-    """Statistics of a batch of posteriors, for each latent dimension, for logging during training.
+    """Compute statistics of a batch of posteriors for each latent dimension, to log in training.
 
-    The results are tensors on the device and have no gradient. The host reads no value, so a
-    training loop can compute them in each step and read them occasionally.
+    The results are tensors on the device and have no gradient. The host does not read any values,
+    so a training loop can compute the statistics in each step and read them only occasionally.
 
-    One launch computes all of them and reads ``mu`` and ``raw`` once.
+    One launch computes all statistics and reads ``mu`` and ``raw`` once.
 
     Args:
         mu: Mean of the posterior, ``(B, ...)``; float32, float64, float16 or bfloat16.
@@ -130,12 +130,12 @@ def latent_stats(
         :class:`LatentStats`: ``kl`` in nats, ``mean`` and ``variance``, float32 (float64 for
         float64 inputs), ``clamped`` and ``non_finite``, int64. All have the shape of ``mu`` without
         ``dim``. A NaN or an infinity in ``mu`` makes ``kl``, ``mean`` and ``variance`` of its
-        dimension non-finite. One in ``raw`` makes ``kl`` non-finite, unless a clamp removes it.
-        ``non_finite`` counts both.
+        dimension non-finite. A NaN or an infinity in ``raw`` makes ``kl`` non-finite, unless a
+        clamp removes it. ``non_finite`` counts both cases.
 
     Raises:
-        TypeError, ValueError, RuntimeError: As :func:`reparameterize_kl`; ``mu`` is 0-d, or
-            ``dim`` is out of range.
+        TypeError, ValueError, RuntimeError: As for :func:`reparameterize_kl`; also if ``mu`` is 0-d
+            or ``dim`` is out of range.
 
     Example:
         >>> stats = vf.latent_stats(torch.randn(128, 20), torch.zeros(128, 20))
