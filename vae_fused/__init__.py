@@ -1,7 +1,7 @@
 """Fused sampling and KL for models with a diagonal-Gaussian posterior.
 
-In forward, one launch computes the reparameterized sample ``z = mu + sigma * eps`` and the Gaussian
-KL. In backward, one launch computes all gradients and regenerates the noise from a 16-byte key.
+One forward launch computes the reparameterized sample ``z = mu + sigma * eps`` and the Gaussian KL.
+One backward launch computes all gradients and regenerates the noise from a 16-byte key.
 
     >>> import torch, vae_fused as vf
     >>> mu, logvar = torch.zeros(128, 20), torch.zeros(128, 20)

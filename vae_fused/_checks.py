@@ -108,7 +108,7 @@ def check_density(
 def check_posterior(
     mu: Tensor, raw: Tensor, name: str = "logvar", mu_name: str = "mu"
 ) -> tuple[Tensor, Tensor]:
-    """Check ``mu`` and ``raw``, and return them in one shape and dtype.
+    """Check ``mu`` and ``raw``, and return them with a common shape and dtype.
 
     Error messages call the tensors ``mu_name`` and ``name``. Torch operators broadcast and promote
     the tensors, so autograd sums the gradients and casts them back. In the common case of equal

@@ -52,7 +52,7 @@ class DiscretizedLogistic(Distribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log probability of grid values, in nats, computed by :func:`vae_fused.nll`."""
+        """Compute the log probability of grid values, in nats, with :func:`vae_fused.nll`."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape, self._batch_shape)

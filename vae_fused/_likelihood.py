@@ -21,7 +21,7 @@ from vae_fused.options import Scale, as_scale, pairs, unpaired
 
 T = TypeVar("T")
 
-# The operators identify each of these by its index.
+# The operators identify each of these strings by its index.
 MEANS = ("identity", "exp", "softplus", "softmax")
 INFLATIONS = ("logits", "probs")
 _KINDS_OF_OPERATORS = (
@@ -49,7 +49,7 @@ _NUMBERS = {
 
 
 class _Crossing(NamedTuple):
-    """The number that represents an option in the operators: its name, and both conversions."""
+    """How the operators represent an option: the name of a number, and conversions both ways."""
 
     number: str
     to_number: Callable[[Any], float]

@@ -1,8 +1,8 @@
-"""The methods of :class:`vae_fused.DiagonalGaussian`, independent of its constructor.
+"""The methods of :class:`vae_fused.DiagonalGaussian`, which do not depend on its constructor.
 
 This file contains neither kernels nor formulas for sigma. Samples come from
 ``functional.reparameterize`` and KLs from ``functional.gaussian_kl``, which takes the other
-Gaussian as a prior.
+Gaussian as its prior.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def check_positive(name: str, value: float) -> float:
 
 
 def check_pair(name: str, value: object, parts: str) -> None:
-    """Require a sequence of two values. Refuse a tensor, because reading it would wait."""
+    """Require a pair of values. Refuse a tensor, because reading it would wait for the device."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a pair {parts}, got {kind_of(value)}")
     if len(value) != 2:
@@ -46,7 +46,7 @@ def check_pair(name: str, value: object, parts: str) -> None:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Require one of a few strings."""
+    """Require one of the strings in ``choices``."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {type(value).__name__}")
     if value not in choices:

@@ -10,7 +10,7 @@ __all__ = ["expands", "has_shape"]
 
 
 def has_shape(value: Tensor, shape: Sequence[int]) -> bool:
-    """Whether a tensor has this shape.
+    """Return whether a tensor has this shape.
 
     The ranks are compared first, because Python compares tuples of different lengths element by
     element, and ``torch.export`` would record that a symbolic batch size differs from an unrelated
@@ -20,7 +20,7 @@ def has_shape(value: Tensor, shape: Sequence[int]) -> bool:
 
 
 def expands(shape: Sequence[int], whole: Sequence[int]) -> bool:
-    """Whether a tensor of this shape broadcasts to ``whole``."""
+    """Return whether a tensor of this shape broadcasts to ``whole``."""
     if len(shape) > len(whole):
         return False
     if shape == whole[len(whole) - len(shape) :]:  # the common case, and the fastest

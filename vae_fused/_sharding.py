@@ -1,9 +1,10 @@
 """Calls with DTensors: each rank computes its rows of the batch, and the results are DTensors.
 
-A call whose tensors are sharded on dimension 0 or replicated runs as an ordinary call on the local
-tensors. DTensor's ``to_local`` and ``from_local`` propagate the gradients, so the operators need no
-sharding strategies. The values equal those of the same call on unsharded tensors: each rank uses
-its part of the whole batch's noise, and means divide by the sizes of the whole batch.
+A call whose tensors are sharded on dimension 0 or replicated runs on each rank as an ordinary call
+with the local tensors. DTensor's ``to_local`` and ``from_local`` propagate the gradients, so the
+operators need no sharding strategies. The values equal those of the same call on unsharded tensors:
+each rank uses its part of the whole batch's noise, and means divide by the sizes of the whole
+batch.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def call_likelihood(
         function: Computes the local result. It is called with the list of local outputs, and with
             the keyword arguments ``reduction``, ``dim`` and the local part of each of ``others``.
         outputs: The tensors whose common shape is that of the call.
-        others: Tensors that broadcast to this shape, or None, by name. One of them is ``mask``.
+        others: Tensors that broadcast to this shape, or None, by name. One of the names is
+            ``mask``.
         reduction, dim: The arguments of the call.
         has_softmax: Whether the call contains a softmax over the last dimension.
     """

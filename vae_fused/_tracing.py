@@ -30,10 +30,10 @@ def register() -> None:
 
 
 def break_at_generator() -> None:
-    """Break the graph of torch.compile at a call with a generator, and name the remedy.
+    """Break the torch.compile graph at a call with a generator, and name the remedy.
 
     Dynamo cannot represent a ``torch.Generator``. Without this function, Dynamo would break the
-    graph at the operator, with its own message. With ``fullgraph=True`` a break is an error.
+    graph at the operator, with its own message. With ``fullgraph=True``, a break is an error.
     """
     if torch.compiler.is_dynamo_compiling():
         torch._dynamo.graph_break(

@@ -22,22 +22,23 @@ __all__ = ["DiagonalGaussian", "as_prior", "kl_between"]
 class DiagonalGaussian(FusedNormal):
     r"""Independent normals, parametrized by their mean and log variance, or another scale.
 
-    It equals ``torch.distributions.Normal(mu, exp(logvar / 2))`` but does not compute sigma unless
-    you read it. A sample takes one launch, a KL takes one launch, and both together also take one
-    (:meth:`rsample_kl`). The class *is* a ``Normal``: ``isinstance`` is true, and ``kl_divergence``
-    accepts every family that torch supports for ``Normal``. Like ``Normal``, it is elementwise:
-    ``event_shape`` is ``()``, and ``torch.distributions.Independent`` turns latent dimensions into
-    event dimensions.
+    The distribution equals ``torch.distributions.Normal(mu, exp(logvar / 2))`` but does not compute
+    sigma unless you read it. A sample takes one launch, a KL takes one launch, and both together
+    also take one (:meth:`rsample_kl`). The class *is* a ``Normal``: ``isinstance`` is true, and
+    ``kl_divergence`` accepts every family that torch supports for ``Normal``. Like ``Normal``, it
+    is elementwise: ``event_shape`` is ``()``, and ``torch.distributions.Independent`` turns latent
+    dimensions into event dimensions.
 
     Densities, entropies and KLs are in nats, and float32 for 16-bit parameters, because they are
     usually summed. Samples, moments and quantiles have the dtype of ``mu``. Densities are computed
     from :math:`(v - \mu) e^{-\ln\sigma^2 / 2}` without the variance, which would overflow and
     underflow earlier. The lower tails of :meth:`cdf` and :meth:`icdf` keep their relative accuracy.
 
-    By default, types, shapes, dtypes and devices are checked, which needs no data from the device.
-    ``validate_args=True`` also checks *values*, here and in :meth:`log_prob` and :meth:`cdf`, as
-    ``torch.distributions`` does by default. Each such check waits for the GPU, so these checks are
-    off unless you request them, regardless of ``Distribution.set_default_validate_args``.
+    By default, types, shapes, dtypes and devices are checked, which requires no data from the
+    device. ``validate_args=True`` also checks *values*, here and in :meth:`log_prob` and
+    :meth:`cdf`, as ``torch.distributions`` does by default. Each such check waits for the GPU, so
+    these checks are off unless you request them, regardless of
+    ``Distribution.set_default_validate_args``.
 
     Args:
         mu: Mean, any shape; float32, float64, float16 or bfloat16, any strides. A number is
@@ -118,7 +119,7 @@ class DiagonalGaussian(FusedNormal):
         *,
         scale: str | Scale = "logvar",
     ) -> DiagonalGaussian:
-        """Construct it from ``h``, whose halves along ``dim`` are ``mu`` and ``raw``.
+        """Construct the distribution from ``h``, whose halves along ``dim`` are ``mu`` and ``raw``.
 
         Args:
             h: An encoder's output, for example ``(B, 2C, ...)``. The halves are views, not copies.
@@ -138,7 +139,7 @@ class DiagonalGaussian(FusedNormal):
     def from_std(
         cls, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None
     ) -> DiagonalGaussian:
-        """Construct it from a standard deviation, like torch's ``Normal(loc, scale)``.
+        """Construct the distribution from sigma, like torch's ``Normal(loc, scale)``.
 
         Args:
             loc: The mean, like ``mu`` of the class.

@@ -103,9 +103,9 @@ def elbo_loss(
             without recompilation and without waiting for the device. A tensor that requires grad
             gets a gradient.
         capacity: C, in nats. The KL is replaced by ``|KL - C|``, whose gradient is 0 at equality
-            (Burgess et al. 2018, equation 8). It applies to the KL of each sample if ``kl`` has a
-            value for each sample or ``reduction="sample"``, and to the batch mean otherwise. A
-            number or a 0-d tensor, which gets no gradient.
+            (Burgess et al. 2018, equation 8). The capacity applies to the KL of each sample if
+            ``kl`` has a value for each sample or ``reduction="sample"``, and to the batch mean
+            otherwise. A number or a 0-d tensor, which gets no gradient.
         free_bits, free_bits_per: Floor of the KL in nats, below which its gradient is 0. The floor
             applies to each ``"element"`` as in :func:`gaussian_kl`, to each ``"sample"``, or to
             each latent ``"dimension"``, whose KL is a mean over the batch (Kingma et al. 2016,
@@ -118,9 +118,9 @@ def elbo_loss(
             ``output`` that are not masked.
         grad: When the gradients of ``output`` are computed. With ``"backward"``, they are computed
             in backward, from ``output`` and ``target``. With ``"forward"``, for which the loss must
-            be 0-d, the launch that computes the loss also computes them, if any is required.
-            Backward then multiplies these gradients by the gradient of the loss. If that gradient
-            is 1, which it is not for ``reduction="mean"``, backward reads and writes nothing.
+            be 0-d, the launch that computes the loss also computes any required gradients. Backward
+            then multiplies these gradients by the gradient of the loss. If that gradient is 1,
+            which it is not for ``reduction="mean"``, backward reads and writes nothing.
             ``"forward"`` allocates the gradients in forward and does not support second
             derivatives. If the gradient of the loss is infinite, the gradient of a masked element
             is NaN and not 0. float16 outputs are refused, because the gradients would be written
@@ -134,8 +134,8 @@ def elbo_loss(
     Raises:
         TypeError: An argument of the wrong type or dtype; both or neither of ``mu, raw`` and
             ``kl``; a KL option together with ``kl``; ``grad="forward"`` with float16 outputs.
-        ValueError: Shapes that do not fit, an unknown ``likelihood``, ``reduction`` or ``grad``, or
-            a ``kl`` whose shape does not allow ``free_bits_per`` or ``reduction``.
+        ValueError: Incompatible shapes, an unknown ``likelihood``, ``reduction`` or ``grad``, or a
+            ``kl`` whose shape does not allow ``free_bits_per`` or ``reduction``.
         RuntimeError: Tensors on different devices; a second derivative of ``grad="forward"``.
 
     Example:

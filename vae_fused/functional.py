@@ -101,9 +101,10 @@ def reparameterize_kl(
             al. 2016, appendix C.8, with groups of one element). May be a 0-d tensor.
         balance: ``(wq, wp)``: the gradient of the KL is multiplied by wq for ``mu`` and ``raw``,
             and by wp for the prior. The value of the KL does not change (KL balancing, Hafner et
-            al. 2021). First and higher derivatives are those of ``wq KL(q, sg(p)) + wp KL(sg(q),
-            p)``, where sg stops gradients. (1, 1) is the ordinary KL without stopped gradients.
-            Either weight may be a 0-d tensor; the gradients are then stopped whatever its value is.
+            al. 2021). The first and higher derivatives are those of ``wq KL(q, sg(p)) + wp
+            KL(sg(q), p)``, where sg stops gradients. (1, 1) is the ordinary KL without stopped
+            gradients. Either weight may be a 0-d tensor; the gradients are then stopped whatever
+            its value.
         temperature: T, at least 0: ``z = mu + T sigma eps``. The analytic KL does not depend on
             it. May be a 0-d tensor.
         sample_shape: Shape of a batch of samples for each element. As in ``torch.distributions``,
@@ -113,7 +114,7 @@ def reparameterize_kl(
             ln q(z) - ln p(z) at the drawn z (before z is rounded to 16 bits). If T is 1, the mean
             of this value over z is the KL. A single value may be negative. Each sample has its own
             value, so the result has the shape ``sample_shape`` followed by the shape after
-            ``reduction``. With ``reduction="sample"`` this is the ``log_ratio`` of
+            ``reduction``. With ``reduction="sample"``, this is the ``log_ratio`` of
             :func:`iwae_loss`. Masks, priors and ``balance`` have their usual effect, and
             ``free_bits`` is refused.
         stop_q: With ``estimator="sample"``: the parameters of q are constants in ln q(z), so their
@@ -126,7 +127,7 @@ def reparameterize_kl(
         generator: Source of the key, as in ``torch.randn``; default: the device's generator. At
             most one of ``eps``, ``generator`` and ``key`` may be given.
         key: ``(seed, offset)``, a uint64 or int64 tensor of two elements on the device of ``mu``,
-            such as ``torch.func._random.key`` of torch >= 2.14 returns. The call is then a pure
+            for example from ``torch.func._random.key`` of torch >= 2.14. The call is then a pure
             function: ``z == mu + exp(logvar / 2) * torch.func._random.normal(key, *z.shape)``, up
             to rounding.
 
@@ -138,8 +139,8 @@ def reparameterize_kl(
 
     Raises:
         TypeError: An argument of the wrong type, or a dtype that is not floating point.
-        ValueError: Shapes that do not fit; an unknown ``scale``, ``reduction`` or ``estimator``; a
-            number or a ``dim`` out of range; two sources of noise; a DTensor with another placement
+        ValueError: Incompatible shapes; an unknown ``scale``, ``reduction`` or ``estimator``; an
+            out-of-range number or ``dim``; two sources of noise; a DTensor with another placement
             or on another mesh; an option that requires grad; ``stop_q`` without
             ``estimator="sample"``, or ``free_bits`` with it.
         RuntimeError: Tensors or a generator on different devices.

@@ -28,8 +28,8 @@ class IWAETerms(NamedTuple):
         ess: Effective sample size of each item, between 1 and the number of samples of a group: the
             inverse of the sum of the squared weights, averaged over the groups (Kong 1992). It is 0
             where all weights are 0. It has the shape of ``nll`` without the sample dimension.
-        weights: Normalised importance weights in the shape of ``nll``. They add up to 1 in each
-            group.
+        weights: Normalised importance weights in the shape of ``nll``. The weights add up to 1 in
+            each group.
     """
 
     loss: Tensor
@@ -106,10 +106,10 @@ def iwae_loss(
 
     ``"doubly"`` treats the weights as constants, so its second derivatives are meaningless.
 
-    **Infinities.** A sample of weight 0 (``nll`` or ``log_ratio`` is inf) gets gradient 0. If all
-    weights of a group are 0, the loss is inf. If a weight is infinite, the loss is -inf, and the
-    samples of infinite weight get equal normalised weights. In both cases, the gradient of the
-    group is 0, except for the ELBO part that ``elbo_weight`` adds. NaN remains NaN.
+    **Infinities.** A sample with weight 0 (``nll`` or ``log_ratio`` is inf) gets a gradient of 0.
+    If all weights of a group are 0, the loss is inf. If a weight is infinite, the loss is -inf, and
+    the samples with infinite weight get equal normalised weights. In both cases, the gradient of
+    the group is 0, except for the ELBO part that ``elbo_weight`` adds. NaN remains NaN.
 
     Args:
         nll: Minus the log likelihood of each sample, in nats, ``(K, B)`` or any other shape with
@@ -176,9 +176,9 @@ def _terms(cost: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor, Tenso
     """Return minus the log of the mean weight, the effective sample size, and the weights.
 
     ``cost`` is minus the log weight. The minimum cost is subtracted first, so the largest share is
-    1 and the shares add up to between 1 and K. The derivative of ``torch.logsumexp`` would be
-    computed from its rounded result, which in float32 has a rounding error of 0.004 for losses of
-    1e5 nats.
+    1 and the shares add up to between 1 and K. ``torch.logsumexp`` is not used, because its
+    derivative would be computed from its rounded result, which in float32 has a rounding error of
+    0.004 for losses of 1e5 nats.
 
     If the minimum cost is infinite, the loss is that infinity and has no gradient. The shares of
     the samples with infinite weight are then 1, and the other shares are 0.

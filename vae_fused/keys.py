@@ -17,7 +17,7 @@ from vae_fused.functional import reparameterize
 
 __all__ = ["key", "normal"]
 
-# "vae-key." in ASCII. It separates the words of a derived key from the noise of its seed.
+# "vae-key." in ASCII. It makes the words of a derived key differ from the noise of its seed.
 _DOMAIN = 0x7661652D6B65792E
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

@@ -79,7 +79,7 @@ def nll(
 
     Raises:
         TypeError: An argument of the wrong type or dtype.
-        ValueError: Shapes that do not fit, a wrong number of outputs, an unknown ``likelihood`` or
+        ValueError: Incompatible shapes, a wrong number of outputs, an unknown ``likelihood`` or
             ``reduction``, a ``dim`` out of range, a ``library`` without a softmax, or an argument
             that requires grad but gets no gradient. With ``validate=True`` on the likelihood, also
             a target outside the support of the likelihood.

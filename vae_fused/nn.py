@@ -1,6 +1,6 @@
 """Modules that wrap the functions, for models that are built from modules.
 
-``LearnedPrior`` owns parameters. The other modules have state only if options are given as 0-d
+``LearnedPrior`` owns parameters. The other modules have state only if options are passed as 0-d
 tensors. Such options are buffers, named ``temperature``, ``free_bits``, ``to_posterior`` and
 ``to_prior`` (the last two for ``balance``). These buffers move with the module and are saved with
 it, and they can be changed in place.
@@ -213,8 +213,7 @@ class ELBOLoss(_WithOptions):
             - a kind of :mod:`vae_fused.likelihoods`, or its name, as in :func:`vae_fused.nll`.
               ``"gaussian"`` also accepts a single tensor, the mean, and then has variance 1;
             - ``"bce_with_logits"``: another name for ``"bernoulli"``, whose ``output`` are logits;
-            - ``"mse"``: the sum of squared errors, which is a Gaussian with variance 1/2 up to a
-              constant;
+            - ``"mse"``: the sum of squared errors: up to a constant, a Gaussian with variance 1/2;
             - a callable of ``(output, target)``. If it returns a tensor whose dimension 0 is the
               batch, the module sums that tensor over the other dimensions and averages it over the
               batch. If it returns a 0-d tensor, the tensor is used unchanged and must be a batch
@@ -314,7 +313,7 @@ class ELBOLoss(_WithOptions):
         options: dict[str, Any] = self.options
         if kl is not None:
             # The stored options belong to mu and logvar. Free bits also apply to a given KL, unless
-            # that KL has already been summed over the elements that free bits limit.
+            # that KL has already been summed over the elements to which they apply.
             is_summed = self.free_bits_per == "element" and isinstance(kl, Tensor) and kl.dim() < 2
             floors = "free_bits" in options and not is_summed
             options = {"free_bits": options["free_bits"]} if floors else {}

@@ -95,8 +95,8 @@ class Scale(Restored):
         soft_clamp: Instead of ``clamp``: ``C(raw) = c tanh(raw / c)``, as in NVAE.
         gain, shift: The factor and the offset that are applied to C(raw).
         beta: The softplus parameter. Other kinds do not have it.
-        std_floor, var_floor: Added to sigma and to its square, respectively. Dreamer adds 0.1 to
-            sigma, and scvi-tools adds 1e-4 to the square. With a ``var_floor``, the gradient of
+        std_floor, var_floor: Terms added to sigma and to its square, respectively. Dreamer adds 0.1
+            to sigma, and scvi-tools adds 1e-4 to the square. With a ``var_floor``, the gradient of
             ``"var"`` at 0 is finite. Below ``-var_floor``, it is NaN.
         std_min: The minimum sigma. The gradient is 0 below it and passes at equality.
 

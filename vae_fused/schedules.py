@@ -2,7 +2,7 @@ r"""Weight schedules: 0-d tensors that follow a formula from one training step t
 
 A schedule is a module. Its value is a buffer, so it moves with ``.to(device)``, and :meth:`step`
 computes the next value on that device. The host neither waits for the device nor copies to it. The
-value changes in place, so a compiled function that reads it is not compiled again.
+value changes in place, so a compiled function that reads it is not recompiled.
 
     >>> import torch, vae_fused as vf
     >>> beta = vf.nn.LinearSchedule(1000)  # from 0 to 1 in 1000 steps

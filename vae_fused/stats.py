@@ -111,7 +111,7 @@ def latent_stats(
     _reference: bool = False,
     **options: Unpack[kw.StatsOptions],
 ) -> LatentStats:
-    """Compute statistics of a batch of posteriors for each latent dimension, to log in training.
+    """Compute statistics of a batch of posteriors, per latent dimension, to log in training.
 
     The results are tensors on the device and have no gradient. The host does not read any values,
     so a training loop can compute the statistics in each step and read them only occasionally.
