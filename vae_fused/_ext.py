@@ -5,7 +5,7 @@ the same functions in eager PyTorch and warns once. Two environment variables, w
 import, select the code:
 
     VAE_FUSED_BACKEND   auto    compiled code if available, else eager PyTorch (default)
-                        native  compiled code; without it, every function raises a RuntimeError
+                        native  compiled code; without it, the called function raises a RuntimeError
                         torch   eager PyTorch, without a warning
     VAE_FUSED_STRICT=1  a RuntimeError wherever auto would fall back
 

@@ -70,9 +70,7 @@ def from_numpy(value: Any) -> Any:
 
 
 def is_scalar(value: Any) -> bool:
-    """Return whether the operators take an option as a tensor.
-
-    They do so for a tensor, and for a number that changes.
+    """Return whether the operators take an option as a tensor: a tensor, or a changing number.
 
     After a number has changed, torch.compile retraces the function with a symbol in place of the
     number. In an operator's list of numbers, the symbol would become a constant, and each new
