@@ -21,23 +21,23 @@ from vae_fused._formulas.special import (
 
 
 def negative_binomial(x: Tensor, logit: Tensor, total: Tensor) -> Tensor:
-    r"""Log probability of x successes of logit l before the r-th failure, r = ``total``.
+    r"""Log probability of x successes with logit l before the r-th failure, r = ``total``.
 
     .. math::
         \ln p = -r \ln(1 + e^l) - x \ln(1 + e^{-l})
             + \ln\Gamma(r + x) - \ln\Gamma(r) - \ln x!
 
     For x > 0 it equals :func:`vae_fused._formulas.likelihood.negative_binomial` with the mean r e^l
-    and theta = r, in which no terms of the size of r cancel. For extreme means the Stirling series
-    is combined with the terms above. Derivatives:
+    and theta = r, in which no terms as large as r cancel. For extreme means, the Stirling series is
+    combined with the terms above. Derivatives:
 
     .. math::
         \partial_l = x s(-l) - r s(l), \qquad
         \partial_r = -\ln(1 + e^l) + \sum_{k=0}^{x-1} \frac{1}{r + k}
 
-    The code keeps the first term of the sum. The others are digamma(n) - digamma(u) with u = r + 1
-    and n = x + r. Because digamma(z) = ln z - 1 / (2 z) + S'(z), they equal ln(1 + (x - 1) / u) +
-    (x - 1) / (2 n u) + S'(n) - S'(u).
+    The code computes the first term of the sum separately. The others add up to digamma(n) -
+    digamma(u), with u = r + 1 and n = x + r. Because digamma(z) = ln z - 1 / (2 z) + S'(z), they
+    equal ln(1 + (x - 1) / u) + (x - 1) / (2 n u) + S'(n) - S'(u).
     """
     return _negative_binomial(x, logit, total)
 

@@ -1,7 +1,7 @@
 """Log densities of real data and of data in an interval, elementwise and in nats.
 
-As in ``vae_fused._formulas.likelihood``, E(v) = v - ln(1 + v) is :func:`log1p_excess`. The formulas
-of the kernels in ``csrc/math/likelihood`` have the same derivations.
+As in ``vae_fused._formulas.likelihood``, E(v) = v - ln(1 + v) is :func:`log1p_excess`. The kernel
+formulas in ``csrc/math/likelihood`` have the same derivations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vae_fused._formulas.special import (
     student_excess_slope,
 )
 
-# With more degrees of freedom the distribution equals a Gaussian to the last digit.
+# With more degrees of freedom, the distribution equals a Gaussian to the last digit.
 _MOST_DEGREES = 1e30
 
 
@@ -48,7 +48,8 @@ def student_t(
         \partial_n = -\tfrac12 E\Big(\frac{-d^2}{n + d^2}\Big) + \frac{d^2}{2 n (n + d^2)} - k'(n)
 
     Where |d| > 1, numerators and denominators are divided by d^2, which may overflow. The gradient
-    reaches sigma only through ``log_sigma``. ``sigma`` itself carries derivatives of the gradients.
+    reaches sigma only through ``log_sigma``. Only derivatives of the gradients pass through
+    ``sigma`` itself.
     """
     return _student_t(distance, sigma, log_sigma, df, constants)
 
@@ -60,7 +61,7 @@ def _degrees(df: Tensor) -> Tensor:
 
 
 def _log_growth(d: Tensor, n: Tensor) -> Tensor:
-    """ln(1 + d^2 / n), also where d^2 / n overflows."""
+    """ln(1 + d^2 / n), even where d^2 / n overflows."""
     ratio = (d / n) * d
     far = 2.0 * torch.log(d.abs()) - torch.log(n)
     return torch.where(ratio > 1e20, far, torch.log1p(ratio))
@@ -167,7 +168,7 @@ _continuous_bernoulli = elementwise(_continuous_bernoulli_value, _continuous_ber
 
 
 def floored(log_scale: Tensor, least: float) -> Tensor:
-    """The log scale, at least ``least``. The gradient is 0 below it and passes at equality."""
+    """Clamp the log scale to at least ``least``. The gradient is 0 below and passes at equality."""
     return clamped(log_scale, least)
 
 
@@ -183,7 +184,7 @@ def discretized_logistic(
         \ln p(x) = -\ln(1 + e^{-p}) - \ln(1 + e^q) + \ln(1 - e^{q - p})
 
     The first value of the grid has only the first term, and the last value only the second.
-    Derivatives, with S the sigmoid and d = p - q:
+    Derivatives, where S is the sigmoid and d = p - q:
 
     .. math::
         \partial_m = i (S(q) - S(-p)), \qquad \partial_s = q S(q) - p S(-p) - d / (e^d - 1)

@@ -1,7 +1,7 @@
 """The formulas of the Gaussian in eager PyTorch. ``csrc/math/latent/gaussian.h`` derives them.
 
 They are elementwise, compute in the dtype of their arguments and are differentiable to any order.
-Derivatives are written out where autograd would lose accuracy that the formula has.
+Derivatives are written out where those computed by autograd would be less accurate.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _save(ctx: Any, *tensors: Tensor) -> None:
 
 
 def _log_softplus(u: Tensor) -> Tensor:
-    """The logarithm of ln(1 + e^u). Below u = -37 it is u up to rounding."""
+    """The logarithm of ln(1 + e^u). Below u = -37, it equals u up to rounding."""
     return torch.where(u < -37.0, u, torch.log(-logsigmoid(-clamped(u, -37.0, None))))
 
 
@@ -47,7 +47,7 @@ def _sigmoid(u: Tensor) -> Tensor:
     return torch.where(u > 0.0, 1.0 - torch.sigmoid(-u), torch.sigmoid(u))
 
 
-# For each kind, sigma_0 as a function of x and beta. The next table has ln sigma_0^2.
+# For each kind, sigma_0 as a function of x and beta. The next table contains ln sigma_0^2.
 _SIGMA: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logvar": lambda x, _: torch.exp(0.5 * x),
     "logstd": lambda x, _: torch.exp(x),
@@ -67,7 +67,7 @@ _LOG_VARIANCE: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 class Gaussian:
-    """A mean and a raw scale, from which ``scale`` reads sigma."""
+    """A mean, and a raw scale from which sigma is computed as ``scale`` specifies."""
 
     def __init__(self, mean: Tensor, raw: Tensor, scale: Scale) -> None:
         self.mean, self.scale = mean, scale
@@ -77,7 +77,7 @@ class Gaussian:
         unit = scale.gain == 1.0 and scale.shift == 0.0
         self.x = x if unit else scale.gain * x + scale.shift
         self.var_floor = scale.var_floor
-        if scale.kind == "var":  # sqrt(x + v) has a derivative at 0, sqrt(sqrt(x)^2 + v) none
+        if scale.kind == "var":  # sqrt(x + v) has a derivative at 0, sqrt(sqrt(x)^2 + v) has none
             self.x, self.var_floor = self.x + scale.var_floor, 0.0
         if scale.kind in ("std", "var"):  # a product makes the gradient of x < 0 NaN too
             self.x = (self.x + 0.0) * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
@@ -98,9 +98,9 @@ class Gaussian:
 
     @property
     def divisor(self) -> Tensor:
-        """Sigma clamped to the normal numbers, so that 0 / sigma and its gradient are 0.
+        """Sigma clamped to the range of normal numbers, so that 0 / sigma and its gradient are 0.
 
-        An exponential is bounded before it is computed. Otherwise its gradient would be 0 * inf.
+        The argument of an exponential is bounded first. Otherwise its gradient would be 0 * inf.
         """
         info, x = torch.finfo(self.x.dtype), self.x
         if self.scale.kind in ("logvar", "logstd"):
@@ -119,14 +119,14 @@ class Gaussian:
         scale = self.scale
         sigma = _SIGMA[scale.kind](x, scale.beta)
         if self.var_floor > 0.0:  # hypot, because sigma^2 overflows earlier than sigma
-            lost = sigma.detach().isinf()  # the floor has no effect, but a slope inf / inf
+            lost = sigma.detach().isinf()  # the floor has no effect, but its slope is inf / inf
             root = sigma.new_full((), math.sqrt(self.var_floor))
             sigma = torch.where(lost, sigma, torch.hypot(torch.where(lost, 1.0, sigma), root))
         return sigma + scale.std_floor if scale.std_floor > 0.0 else sigma
 
     @property
     def log_variance(self) -> Tensor:
-        """The logarithm of sigma^2, which is finite where sigma itself under- or overflows."""
+        """The logarithm of sigma^2, which is finite even where sigma underflows or overflows."""
         log_variance = _LOG_VARIANCE[self.scale.kind]
         if self.scale.kind not in ("logvar", "logstd"):
             # The derivative of ln sigma at an infinite sigma is 0, and 0 * inf would be NaN.
@@ -154,7 +154,7 @@ class Gaussian:
 
 
 def clamped(x: Tensor, lo: float | Tensor | None, hi: float | None = None) -> Tensor:
-    """``torch.clamp`` with a gradient at the bounds. Torch's own has none since version 2.14."""
+    """``torch.clamp`` with a gradient at the bounds, which torch has lacked since version 2.14."""
     x = x if lo is None else torch.where(x < lo, lo, x)
     return x if hi is None else torch.where(x > hi, hi, x)
 
@@ -270,8 +270,9 @@ def _relative(q: Gaussian, p: Gaussian | None) -> tuple[Tensor, Tensor]:
 def _growth(x: Tensor, q: Gaussian, p: Gaussian | None) -> Tensor:
     """e^x - 1 for :class:`_Excess`, which uses it only where |x| > 1. It has no gradient.
 
-    If x is the logarithm of a sigma, e^x would magnify the rounding of that logarithm. This then
-    returns r^2 - 1 with r = sigma / tau, unless sigma or tau leaves the normal range.
+    If x is the logarithm of a sigma, e^x would magnify the rounding of that logarithm. In that
+    case, this function returns r^2 - 1 with r = sigma / tau, unless sigma or tau leaves the normal
+    range.
     """
     growth = torch.expm1(x.detach())
     if q.is_exponential and (p is None or p.is_exponential):
@@ -296,8 +297,9 @@ class _Excess(torch.autograd.Function):
         for n in range(19, 1, -1):
             series = 1.0 + series * x / (n + 1)
         series = 0.5 * x * x * series
-        # Clipping x as in math::clip_for_exp gives inf at x = inf, where inf - inf would be NaN.
-        # Elsewhere it changes nothing, because growth absorbs x from x = 64 on.
+        # Because x is clipped as in math::clip_for_exp, the result at x = inf is inf and not the
+        # NaN of inf - inf. Elsewhere, clipping has no effect, because growth absorbs x from x = 64
+        # on.
         return torch.where(x.abs() <= 1.0, series, growth - x.clamp(max=178.0))
 
     @staticmethod
@@ -338,7 +340,7 @@ class _Growth(torch.autograd.Function):
 
 
 class _Balanced(torch.autograd.Function):
-    """The first of two equal values. The gradient goes to both, multiplied by their weights."""
+    """Returns the first of two equal values. Both get the gradient, multiplied by their weights."""
 
     generate_vmap_rule = True
 
@@ -366,7 +368,7 @@ class _Balanced(torch.autograd.Function):
 
 
 def _constant(x: Tensor) -> Tensor:
-    """A value without gradient and tangent."""
+    """Return a value that has neither a gradient nor a tangent."""
     return _apply(_Constant, _TracedConstant, x.detach())
 
 

@@ -1,8 +1,8 @@
-"""The computation of a checked call in eager PyTorch, and the stateless stream of noise.
+"""Computes a checked call in eager PyTorch, and generates the stateless noise stream.
 
-It runs on any device and is differentiable to any order in reverse and forward mode. Without a key
-the noise comes from ``torch.randn``, bit for bit as in eager code. With a key the noise is that of
-the Philox stream, computed here with integer tensors.
+The code runs on any device and is differentiable to any order in reverse and forward mode. Without
+a key, the noise comes from ``torch.randn``, bit for bit as in eager code. With a key, the noise is
+that of the Philox stream, computed here with integer tensors.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def divergence(
 ) -> Tensor:
     """The KL, its linear form, or its estimate at the sample of ``noise``.
 
-    The result is reduced and then divided by ``count``. Without ``raw`` sigma is 1.
+    The result is reduced and then divided by ``count``. Without ``raw``, sigma is 1.
     """
     q, p = _posterior(mu, raw, options), _prior(mu, options)
     form = gaussian.kl
@@ -109,7 +109,7 @@ def _prior(mu: Tensor, options: Options) -> Gaussian | None:
 
 
 def _prepared(value: Tensor | float, mu: Tensor, mask: Tensor | None) -> Tensor:
-    """A value in the dtype of the arithmetic, with 0 for masked elements."""
+    """Convert a value to the dtype of the arithmetic, and set masked elements to 0."""
     if not isinstance(value, Tensor):
         value = mu.new_full((), value, dtype=torch.promote_types(mu.dtype, torch.float32))
     return widen(unmasked(value, mask))
@@ -126,7 +126,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def summed(reduction: str, dims: tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
-    """The dimensions that a reduction sums, or ``dims`` if a call gives these instead."""
+    """Return the dimensions that a reduction sums, or ``dims`` if a call specifies them."""
     if dims is not None:
         return tuple(d % ndim for d in dims)
     every = tuple(range(ndim))
@@ -134,7 +134,7 @@ def summed(reduction: str, dims: tuple[int, ...] | None, ndim: int) -> tuple[int
 
 
 def reduce(kl: Tensor, reduction: str, dims: tuple[int, ...] | None, samples: int = 0) -> Tensor:
-    """Sum, and divide for a mean. The first ``samples`` dimensions are kept and not counted."""
+    """Compute a sum or a mean. The first ``samples`` dimensions are kept and not counted."""
     over = [samples + d for d in summed(reduction, dims, kl.dim() - samples)]
     if not over:
         return kl
@@ -173,7 +173,7 @@ def noise_of_multi(
     generator: torch.Generator | None,
     key: Tensor | None,
 ) -> list[dict[str, Any]]:
-    """The arguments for the noise of each tensor. With a key, tensors have consecutive blocks."""
+    """Return each tensor's noise arguments. With a key, tensors use consecutive blocks of noise."""
     if eps is not None:
         return [{"eps": e} for e in eps]
     if key is None:
@@ -188,7 +188,7 @@ def noise_of_multi(
 
 
 def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normals of the stateless stream of ``key``: ``torch.func._random.normal``.
+    """Return standard normals of the stateless stream of ``key``: ``torch.func._random.normal``.
 
     This is Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter = offset + block,
     followed by Box-Muller on the words of a block: four normals in float32, two in float64. 16-bit
@@ -205,7 +205,7 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.floa
     numel = math.prod(shape)  # torch.Size.numel would make a symbolic size a constant
     per_block = 2 if dtype == torch.float64 else 4
     seed, offset = _signed(key).unbind()
-    # One block more than needed, because torch.export would exclude batches that need only one.
+    # Use an extra block, because torch.export would otherwise exclude batches that need only one.
     blocks = (numel + per_block - 1) // per_block + 1
     w0, w1, w2, w3 = philox(seed, offset + torch.arange(blocks, device=key.device))
     if dtype == torch.float64:
@@ -223,7 +223,7 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.floa
 
 
 def _signed(key: Tensor) -> Tensor:
-    """The words of a key as int64, because uint64 lacks arithmetic."""
+    """Return the words of a key as int64, because torch lacks uint64 arithmetic."""
     return key if key.dtype == torch.int64 else key.view(torch.int64)
 
 
@@ -245,7 +245,7 @@ def philox(seed: Any, counter: Any) -> list[Any]:
 
 
 def _mulhilo(a: int, b: Any) -> tuple[Any, Any]:
-    """Upper and lower half of a product of 32-bit words, from 48-bit products that fit int64."""
+    """Multiply 32-bit words into two halves of 32 bits, by 48-bit products that fit in int64."""
     low = a * (b & 0xFFFF)
     high = a * (b >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

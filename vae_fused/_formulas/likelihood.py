@@ -1,12 +1,12 @@
 """Log likelihoods, elementwise and in nats, in the dtype of the output (float32 or float64).
 
-Counts use Loader's saddle-point form (Loader 2000, "Fast and accurate computation of binomial
-probabilities"), which writes the log probability as a sum of terms of one sign. It keeps relative
-accuracy where the textbook form subtracts log-gammas that are millions of times larger than their
-difference. Counts need not be integers: the formulas interpolate as lgamma does.
+Count likelihoods use Loader's saddle-point form (Loader 2000, "Fast and accurate computation of
+binomial probabilities"), which writes the log probability as a sum of terms with the same sign. It
+keeps its relative accuracy where the textbook form subtracts log-gammas that are millions of times
+larger than their difference. Counts need not be integers: the formulas interpolate as lgamma does.
 
-In all formulas E(v) = v - ln(1 + v) (:func:`log1p_excess`) and S is the error of Stirling's formula
-(:func:`stirling_error`).
+In all formulas, E(v) = v - ln(1 + v) (:func:`log1p_excess`), and S is the error of Stirling's
+formula (:func:`stirling_error`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from vae_fused._formulas.special import (
     stirling_error_slope,
 )
 
-# At this theta every negative binomial equals a Poisson distribution to the last digit. Products of
-# this number with factors of up to 1e8 are still representable in float32.
+# At this theta, every negative binomial equals a Poisson distribution to the last digit. Products
+# of this number with factors of up to 1e8 are still representable in float32.
 LARGEST = 1e30
 
 
@@ -42,7 +42,7 @@ LARGEST = 1e30
 def mean_of(
     raw: Tensor, kind: str, library: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The mean and, if ``kind`` has one that does not underflow, its logarithm.
+    """Return the mean, and also its logarithm if ``kind`` provides one that does not underflow.
 
     If a logarithm is returned, the gradient of a likelihood passes through the logarithm alone, and
     the mean carries only derivatives of that gradient. So even a mean that underflows to 0 has a
@@ -62,15 +62,15 @@ def mean_of(
 
 
 def log_softplus(u: Tensor) -> Tensor:
-    """The logarithm of ln(1 + e^u). Below u = -37 it is u up to rounding."""
+    """The logarithm of ln(1 + e^u). Below u = -37, it equals u up to rounding."""
     return torch.where(u < -37.0, u, torch.log(softplus(clamped(u, -37.0))))
 
 
 def theta_of(raw: Tensor, kind: str, largest: float | None) -> Tensor:
     """The inverse dispersion, at most ``largest``.
 
-    The gradient is 0 above ``largest`` and passes at equality. An exponential is bounded before it
-    is computed. Otherwise its gradient would be 0 * inf.
+    The gradient is 0 above ``largest`` and passes at equality. The argument of an exponential is
+    bounded first, because its gradient would otherwise be 0 * inf.
     """
     if kind == "exp":
         low = math.log(torch.finfo(raw.dtype).tiny)
@@ -88,8 +88,8 @@ def theta_of(raw: Tensor, kind: str, largest: float | None) -> Tensor:
 def bernoulli(x: Tensor, logit: Tensor) -> Tensor:
     r"""The value ln p = -((1 - x) ln(1 + e^l) + x ln(1 + e^-l)), for a target x in [0, 1].
 
-    This equals -(ln(1 + e^l) - x l), but both terms have one sign. A term with the factor 0 is 0.
-    Logits of -inf and inf are therefore exact wherever the true value is finite. Derivatives:
+    This equals -(ln(1 + e^l) - x l), but both terms have the same sign. A term with the factor 0 is
+    0. Logits of -inf and inf are therefore exact wherever the true value is finite. Derivatives:
 
     .. math:: \partial_l = x s(-l) - (1 - x) s(l), \quad \partial_x = l
     """
@@ -118,7 +118,7 @@ _bernoulli = elementwise(_bernoulli_value, _bernoulli_slopes)
 def poisson(x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: bool) -> Tensor:
     r"""The value ln p = x ln m - m - ln x!, or x ln m - m without ``constants``.
 
-    For x > 0 the value with constants is, with v = (m - x) / x,
+    For x > 0, the value with constants is, with v = (m - x) / x,
 
     .. math:: \ln p = -x E(v) - S(x) - \tfrac12 \ln(2 \pi x)
 
@@ -143,7 +143,7 @@ def _poisson_value(x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: 
 def _poisson_slopes(
     _: Any, x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: bool
 ) -> tuple[Tensor | None, ...]:
-    """The derivative with respect to ln m, or to m if the call has no ln m. The other has none."""
+    """Return the derivative with respect to ln m, or to m if the call has no ln m, but not both."""
     if log_mean is not None:
         return None, None, x - mean, None
     return None, _relative_excess(x, mean, 0.0), None, None
@@ -166,8 +166,8 @@ def negative_binomial(
         \ln p = -\theta \ln(1 + m/t) + x \ln(m_e / s)
             + \ln\Gamma(x + \theta) - \ln\Gamma(\theta) - \ln x!
 
-    with t = theta + eps, m_e = m + eps and s = t + m. This is scvi-tools' formula with its eps, and
-    the exact distribution for eps = 0. For x > 0 it equals, with n = x + theta,
+    with t = theta + eps, m_e = m + eps and s = t + m. This is scvi-tools' formula with its eps. For
+    eps = 0, it is the exact distribution. For x > 0, it equals, with n = x + theta,
 
     .. math::
         \ln p = -x E(v_1) - \theta E(v_2) + S(n) - S(\theta) - S(x)
@@ -183,8 +183,9 @@ def negative_binomial(
         \partial_\theta = -E\Big(\frac{-m}{s}\Big) - \frac{\mathrm{eps}}{t} \frac{m}{s}
             + \sum_{k=0}^{x-1} \frac{m_e - k}{(\theta + k)\,s}
 
-    The sum is 0 for x = 0. Otherwise the code keeps its first term, which is the whole sum for
-    x = 1. With u = theta + 1 and digamma(z) = ln z - 1 / (2 z) + S'(z), the other terms are
+    The sum is 0 for x = 0. Otherwise, the code computes its first term separately, which is the
+    whole sum for x = 1. With u = theta + 1 and digamma(z) = ln z - 1 / (2 z) + S'(z), the other
+    terms are
 
     .. math::
         E\Big(\frac{1 - m_e}{s}\Big) - E\Big(\frac{x - m_e}{s}\Big)
@@ -202,7 +203,7 @@ def _negative_binomial_value(
     me, t = m + eps, c + eps
     s, n = t + m, c + x
     r = m / t
-    # If r is below rounding, ln(1 + r) is r. r may underflow, so m * (c / t) replaces c * r.
+    # If r is below rounding, ln(1 + r) equals r. r may underflow, so m * (c / t) replaces c * r.
     tail = torch.where(r < torch.finfo(r.dtype).eps, m * (c / t), c * torch.log1p(r))
 
     share = n / s
@@ -229,7 +230,7 @@ def _negative_binomial_slopes(
     theta: Tensor,
     eps: float,
 ) -> tuple[Tensor | None, ...]:
-    """Slopes by the mean, or by its logarithm if it exists, and by theta."""
+    """Return the slopes with respect to the mean, or to its logarithm if given, and to theta."""
     m, c = clamped(mean, None, LARGEST), _clipped(theta)
     t = c + eps
     s = t + m
@@ -256,7 +257,7 @@ def _count_slope(x: Tensor, mean: Tensor, eps: float, theta: Tensor, s: Tensor) 
     zero = x == 0.0
     x = torch.where(zero, 1.0, x)
     n, following = theta + x, theta + 1.0
-    # At x = 1 each of these differences is exactly 0.
+    # At x = 1, each of these differences is exactly 0.
     later = log1p_excess(((1.0 - mean) - eps) / s, torch.log(following / s))
     later = later - log1p_excess(((x - mean) - eps) / s, torch.log(n / s))
     later = later + (stirling_error_slope(n) - stirling_error_slope(following))
@@ -270,7 +271,7 @@ def _count_slope(x: Tensor, mean: Tensor, eps: float, theta: Tensor, s: Tensor) 
 
 
 def zero_inflated(x: Tensor, log_prob: Tensor, inflation: Tensor, kind: str) -> Tensor:
-    r"""A mixture of a point mass at 0, with probability pi, and a distribution of counts.
+    r"""A mixture of a point mass at 0, with probability pi, and a count distribution.
 
     .. math::
         \ln p(0) = \ln(\pi + (1 - \pi) e^{-T}) = \ln(1 - (1 - \pi)(1 - e^{-T})), \qquad
@@ -295,8 +296,8 @@ def _zero_by_logit_value(tail: Tensor, logit: Tensor) -> Tensor:
     """
     u = -logit - tail
     small = torch.log1p(torch.sigmoid(-logit) * torch.expm1(-tail))
-    # ln(1 + e^u) - ln(1 + e^-l). For u > 0 both parts are large and close to each other, so
-    # u is subtracted from both.
+    # ln(1 + e^u) - ln(1 + e^-l). For u > 0, both parts are large and close to each other, so u is
+    # subtracted from both.
     inflated = softplus(u) - softplus(-logit)
     rare = (softplus(-u) - softplus(logit)) - tail
     return torch.where(tail <= 1.0, small, torch.where(u > 0.0, rare, inflated))
@@ -322,7 +323,7 @@ def _zero_by_probability_value(tail: Tensor, probability: Tensor) -> Tensor:
 
 def _zero_by_probability_slopes(_: Any, tail: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
     log_prob = _zero_by_probability(tail, probability)
-    # e^-T / p(0) as one exponential, because both underflow if a 0 without inflation is impossible.
+    # One exponential is e^-T / p(0), because both parts underflow if only inflation can give a 0.
     by_tail = -(1.0 - probability) * torch.exp(-tail - log_prob)
     return by_tail, -torch.expm1(-tail) * torch.exp(-log_prob)
 
@@ -357,7 +358,7 @@ def _clipped(theta: Tensor) -> Tensor:
 
 
 def _in_domain(value: Tensor, parameter: Tensor, infinite: bool = True) -> Tensor:
-    """The value, NaN for a negative parameter, and with ``infinite`` -inf for an infinite one."""
+    """Set a value to NaN if its parameter is < 0 and, with ``infinite``, to -inf if it is inf."""
     if infinite:
         value = torch.where(parameter == math.inf, -math.inf, value)
     return torch.where(parameter < 0.0, math.nan, value)

@@ -1,4 +1,4 @@
-"""Eager PyTorch: the loss of a checked call of a likelihood, and the addition of a KL."""
+"""Computes the loss of a checked likelihood call in eager PyTorch, and adds a KL."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from vae_fused._likelihood import Call, KlTerm
 
 
 def negative_log_likelihood(call: Call) -> Tensor:
-    """The loss of each element, weighted and reduced."""
-    # Masked elements become 1/2, where every parameter of a likelihood has finite gradients.
+    """The weighted and reduced loss."""
+    # Masked elements are set to 1/2, at which every likelihood parameter has finite gradients.
     outputs = tuple(unmasked(widen(value), call.mask, 0.5) for value in call.outputs)
     target = unmasked(call.target.to(outputs[0].dtype), call.mask)
     library = None if call.library is None else unmasked(call.library, call.mask, 0.5)

@@ -1,8 +1,8 @@
 """Special functions that stay accurate where the textbook form cancels.
 
 All functions are elementwise, compute in the dtype of their arguments (float32 or float64), and are
-differentiable to any order in reverse and forward mode. Derivatives are written out where autograd
-would lose accuracy that the formula has.
+differentiable to any order in reverse and forward mode. Derivatives are written out where those
+computed by autograd would be less accurate.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ LOG_2PI = 1.8378770664093453
 def elementwise(
     value: Callable[..., Tensor], slopes: Callable[..., tuple[Tensor | None, ...]]
 ) -> Callable[..., Tensor]:
-    """Make an elementwise function of tensors that broadcast, with explicit partial derivatives.
+    """Make an elementwise function of broadcastable tensors, with explicit partial derivatives.
 
     Args:
         value: The function. Arguments that are not tensors are passed unchanged.
         slopes: Its derivatives: ``slopes(needs_grad, *inputs)`` returns one for each input, or None
-            where an input has none or needs none. It consists of differentiable operations.
+            if the input has none or needs none. ``slopes`` must consist of differentiable
+            operations.
     """
 
     class Elementwise(torch.autograd.Function):
@@ -99,19 +100,19 @@ def softplus(u: Tensor) -> Tensor:
 # Excess of a logarithm
 # --------------------------------------------------------------------------------------------------
 
-# ln 2 times the bits of the significand, from which follows how many terms a series needs.
+# ln 2 times the number of significand bits, which determines how many terms a series needs.
 _DIGITS = {torch.float32: 24.0 * math.log(2.0), torch.float64: 53.0 * math.log(2.0)}
 
 
 def _terms(dtype: torch.dtype, largest: float) -> int:
-    """The number of terms in s^2 that leave a remainder below rounding for |s| <= ``largest``."""
+    """Return how many terms in s^2 leave a remainder below rounding for |s| <= ``largest``."""
     return math.ceil(-0.5 * _DIGITS[dtype] / math.log(largest))
 
 
 def log1p_excess(v: Tensor, log_growth: Tensor) -> Tensor:
     r"""E(v) = v - ln(1 + v), which is never negative, for v > -1.
 
-    With s = v / (2 + v) the logarithm is 2 atanh(s), and v - 2 s = v s, so that
+    With s = v / (2 + v), the logarithm is 2 atanh(s), and v - 2 s = v s, so that
 
     .. math:: E(v) = v s - 2 s^3 (1/3 + s^2/5 + s^4/7 + \dots)
 
@@ -120,9 +121,9 @@ def log1p_excess(v: Tensor, log_growth: Tensor) -> Tensor:
 
     Args:
         v: The argument.
-        log_growth: ln(1 + v), which replaces the series outside of its range. The caller computes
-            it from the inputs of v, because a v near -1 has few digits of 1 + v. It gets no
-            gradient, because E'(v) = v / (1 + v) is the whole derivative.
+        log_growth: ln(1 + v), which replaces the series outside its range. The caller computes it
+            from the inputs of v, because near -1 v retains few digits of 1 + v. ``log_growth`` gets
+            no gradient, because E'(v) = v / (1 + v) is the whole derivative.
     """
     return _log1p_excess(v, log_growth)
 
@@ -138,7 +139,7 @@ def _log1p_excess_value(v: Tensor, log_growth: Tensor) -> Tensor:
 
 
 def _log1p_excess_slopes(_: Any, v: Tensor, log_growth: Tensor) -> tuple[Tensor, None]:
-    # Near -1 only the logarithm has the digits of 1 + v.
+    # Near -1, only the logarithm retains the digits of 1 + v.
     growth = torch.where(v < -0.5, torch.exp(log_growth), 1.0 + v)
     return v / growth, None
 
@@ -165,8 +166,8 @@ _SHIFT = {torch.float32: 3, torch.float64: 5}
 def stirling_error(z: Tensor) -> Tensor:
     r"""S(z) = ln Gamma(z) - ((z - 1/2) ln z - z + 1/2 ln 2 pi), for z > 0.
 
-    S is positive and falls like 1 / (12 z). Large z use a continued fraction. Small z are shifted
-    by S(z) = S(z + 1) + c(z), where, with s = 1 / (2 z + 1),
+    S is positive and decreases like 1 / (12 z). For large z, it is computed as a continued
+    fraction. Small z are shifted by S(z) = S(z + 1) + c(z), where, with s = 1 / (2 z + 1),
 
     .. math:: c(z) = (z + 1/2) \ln(1 + 1/z) - 1 = \mathrm{atanh}(s) / s - 1
               = s^2/3 + s^4/5 + s^6/7 + \dots
@@ -180,7 +181,7 @@ def stirling_error(z: Tensor) -> Tensor:
 def stirling_error_slope(z: Tensor) -> Tensor:
     r"""S'(z) = digamma(z) - ln z + 1 / (2 z), which is negative, for z > 0.
 
-    It is computed like S. The shift has the derivative
+    It is computed like S. The derivative of the shift is
 
     .. math:: c'(z) = \ln(1 + 1/z) - (z + 1/2) / (z (z + 1))
               = -2 s \sum_{n \ge 1} \frac{2 n}{2 n + 1} s^{2 n}
@@ -189,7 +190,7 @@ def stirling_error_slope(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether z is shifted, and the argument for the continued fraction."""
+    """Return whether z is shifted, and the argument for the continued fraction."""
     shift = _SHIFT[z.dtype]
     small = z < shift
     return small, torch.where(small, z + shift, z)
@@ -233,7 +234,7 @@ _stirling_error_slope = elementwise(_stirling_error_slope_value, _stirling_error
 def _shift_term(z: Tensor, k: int) -> Tensor:
     """c(z) of :func:`stirling_error` for z >= ``k``.
 
-    Below z = 1 the closed form is used, because it loses few digits there.
+    Below z = 1, the closed form is used, because it loses few digits there.
     """
     s = 1.0 / (2.0 * z + 1.0)
     square, series = s * s, torch.zeros_like(z)
@@ -257,9 +258,10 @@ def _shift_slope(z: Tensor, k: int) -> Tensor:
 def _stirling_error_curvature(z: Tensor) -> Tensor:
     """S''(z) = trigamma(z) - 1 / z - 1 / (2 z^2), from operators that autograd differentiates.
 
-    Large z use the second derivative of Stirling's series, whose terms are B_2n / z^(2 n + 1). The
-    first omitted term is below 1e-7 S'' in float32 and below 1e-12 S'' in float64. The derivative
-    of ``torch.digamma`` has only ten digits, so trigamma is computed as zeta(2, z).
+    For large z, this is the second derivative of Stirling's series, with the terms B_2n / z^(2 n +
+    1). The first omitted term is below 1e-7 S'' in float32 and below 1e-12 S'' in float64. The
+    derivative of ``torch.digamma`` is accurate to only ten digits, so trigamma is computed as
+    zeta(2, z).
     """
     smallest = 8.0 if z.dtype == torch.float64 else 4.0
     small = z < smallest
@@ -276,8 +278,8 @@ def _stirling_error_curvature(z: Tensor) -> Tensor:
 # The normalizer of Student's t
 # --------------------------------------------------------------------------------------------------
 
-# The coefficients (4^k - 1) B_2k / (2 k (2 k - 1)) of the series. For each dtype, the number of
-# terms, and the smallest n for which the series is used.
+# The coefficients (4^k - 1) B_2k / (2 k (2 k - 1)) of the series. The tables below contain the
+# number of terms for each dtype, and the smallest n for which the series is used.
 _STUDENT = (
     1 / 4, -1 / 24, 1 / 20, -255 / 1680, 5115 / 5940, -2829645 / 360360, 114681 / 1092,
     -237040095 / 122400,
@@ -290,8 +292,8 @@ def student_excess(n: Tensor) -> Tensor:
     r"""k(n) = ln Gamma(n/2) - ln Gamma((n + 1)/2) + 1/2 ln(n/2), for n > 0.
 
     It is positive and vanishes as n grows. The log normalizer of a Student-t exceeds the Gaussian's
-    1/2 ln 2 pi by k(n). Large n use Stirling's series, 1 / (4 n) - 1 / (24 n^3) + ... Small n are
-    raised in steps of 2, by
+    1/2 ln 2 pi by k(n). For large n, it is Stirling's series, 1 / (4 n) - 1 / (24 n^3) + ... Small
+    n are raised in steps of 2, by
 
     .. math:: k(n) = k(n + 2) + \tfrac12 \ln(1 + 1 / (n (n + 2)))
     """
@@ -304,7 +306,7 @@ def student_excess_slope(n: Tensor) -> Tensor:
 
 
 def _student_shifted(n: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Whether n is raised, the argument of the series, and the arguments of the steps."""
+    """Return whether n is raised, the argument of the series, and the arguments of the steps."""
     shift = _STUDENT_SHIFT[n.dtype]
     small = n < shift
     near = torch.where(small, n, 1.0)
@@ -312,7 +314,7 @@ def _student_shifted(n: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def _student_series(far: Tensor, order: int) -> Tensor:
-    """The series, or its derivative of this order."""
+    """Evaluate the series, or its derivative of this order."""
     y = 1.0 / far
     series = torch.zeros_like(y)
     for k in range(_STUDENT_TERMS[far.dtype], 0, -1):

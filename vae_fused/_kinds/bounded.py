@@ -62,8 +62,8 @@ class ContinuousBernoulli(_OfUnitInterval, name="continuous_bernoulli"):
     and Cunningham 2019, "The continuous Bernoulli: fixing a pervasive error in variational
     autoencoders"). It is a density, so the loss may be negative.
 
-    ``output`` is the logits. No digits are lost near l = 0, the uniform distribution, or for large
-    logits. An infinite logit gives the limit, in which all of the density is at one end.
+    ``output`` is the logits. No digits are lost near l = 0, where the distribution is uniform, or
+    for large logits. An infinite logit gives the limit, in which all of the density is at one end.
 
     Args:
         constants, validate: As for every kind (:class:`Likelihood`). There are no constants to
@@ -88,21 +88,21 @@ class DiscretizedLogistic(Kind, name="discretized_logistic"):
     .. math::
         p(x) = \sigma\big(e^{-s} (x - m + h)\big) - \sigma\big(e^{-s} (x - m - h)\big)
 
-    The first and the last value of the grid also have the probability of everything beyond them,
+    The first and the last value of the grid also include the probability of everything beyond them,
     and a target within half a step of -1 or 1 counts as that value (Salimans et al. 2017,
     "PixelCNN++"; vdvae's ``vae_helpers``). The loss is the sum of :math:`\ln(1 + e^{-p})`,
-    :math:`\ln(1 + e^q)` and :math:`-\ln(1 - e^{q - p})`, with p and q the two arguments. This sum
-    stays accurate where p(x) is small, so the code never switches to the density. Where p(x) is
-    below 1e-5, vdvae uses the density times the step, which is wrong by a factor of up to
-    :math:`\sinh(d/2) / (d/2)` with d = p - q. It also treats targets beyond 0.999 as the ends of
-    the grid, for any number of bits.
+    :math:`\ln(1 + e^q)` and :math:`-\ln(1 - e^{q - p})`, where p and q are the two arguments of
+    :math:`\sigma`. This sum stays accurate where p(x) is small, so the code never switches to the
+    density. Where p(x) is below 1e-5, vdvae uses the density times the step size, which is wrong by
+    a factor of up to :math:`\sinh(d/2) / (d/2)` with d = p - q. It also treats targets beyond 0.999
+    as the ends of the grid, for any number of bits.
 
     ``output`` is ``(mean, log_scale)``, and ``log_scale`` broadcasts to the mean. For 8-bit pixels
     the target is ``pixels / 127.5 - 1``, in float32 or wider. The target gets no gradient.
 
     Args:
         bits: The number of bits of a pixel, 1 to 16.
-        log_scale_min: The least log scale, between -50 and 50. The gradient is 0 below it and
+        log_scale_min: The minimum log scale, between -50 and 50. The gradient is 0 below it and
             passes at the bound.
         constants, validate: As for every kind (:class:`Likelihood`). There are no constants to
             leave out.

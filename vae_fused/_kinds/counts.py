@@ -112,17 +112,16 @@ class NegativeBinomial(_NegativeBinomials, name="negative_binomial"):
             - \ln\Gamma(x + \theta) + \ln\Gamma(\theta) + \ln x!
 
     ``output`` is ``(mean, theta)``. theta broadcasts to the mean: ``(G,)``, ``(1, G)``, ``(B, G)``
-    or ``(B, 1)``. theta = inf is the Poisson distribution.
+    or ``(B, 1)``. theta = inf gives the Poisson distribution.
 
     Args:
         mean: How m is read from its output: ``"identity"`` (default), ``"exp"``, ``"softplus"``, or
             ``"softmax"`` over the last dimension, times ``exp(library)``.
         dispersion: How theta, the inverse dispersion, is read from its output: ``"identity"``
             (default), ``"exp"`` or ``"softplus"``.
-        dispersion_max: An upper bound of theta. The gradient is 0 above it and passes at
-            equality.
-        eps: The summand inside of the logarithms, which is 1e-8 in scvi-tools. Leave it at 0,
-            unless you must reproduce the values of scvi-tools.
+        dispersion_max: An upper bound on theta. The gradient is 0 above it and passes at equality.
+        eps: The constant that is added inside the logarithms, which is 1e-8 in scvi-tools. Leave it
+            at 0 unless you must reproduce the values of scvi-tools.
         constants: Whether ln x! is part of the value.
         validate: As for every kind (:class:`Likelihood`).
     """
@@ -190,8 +189,8 @@ class NegativeBinomialLogits(_Counts, name="negative_binomial_logits"):
     this is :class:`NegativeBinomial` with mean r e^l and theta = r.
 
     ``output`` is ``(total_count, logits)``: r and l. The two broadcast together, and their common
-    shape is that of the call. For example, ``total_count`` may be ``(G,)`` beside logits of
-    ``(B, G)``.
+    shape is that of the call. For example, ``total_count`` may have the shape ``(G,)`` and logits
+    the shape ``(B, G)``.
 
     Args:
         constants: Whether ln x! is part of the value.

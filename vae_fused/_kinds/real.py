@@ -63,13 +63,14 @@ class Gaussian(_Real, name="gaussian"):
     .. math:: -\ln p = \tfrac12 \big((x - m)^2 / \sigma^2 + \ln \sigma^2 + \ln 2 \pi\big)
 
     ``output`` is ``(mean, raw)``, where sigma is read from ``raw``, or only the mean if ``sigma``
-    is given. ``raw`` broadcasts to the mean: it may be elementwise, per channel or one number.
+    is given. ``raw`` broadcasts to the mean: it may have one value per element or per channel, or a
+    single value.
 
     Args:
         scale: How sigma is read from ``raw``: ``"logvar"``, ``"std"``, ``"softplus"``, ...,
             or a :class:`vae_fused.Scale`.
-        sigma: Instead of ``scale``: a fixed number. ``sigma=0.5 ** 0.5, constants=False`` gives the
-            squared error.
+        sigma: A fixed number, given instead of ``scale``. ``sigma=0.5 ** 0.5, constants=False``
+            gives the squared error.
         constants: Whether ln 2 pi, and ln sigma^2 for a fixed sigma, are part of the value.
         validate: As for every kind (:class:`Likelihood`).
     """
@@ -99,11 +100,11 @@ class Laplace(_Real, name="laplace"):
     ``output`` is ``(mean, raw)``, or only the mean, as for :class:`Gaussian`.
 
     Args:
-        scale: How b, the scale of ``torch.distributions.Laplace``, is read from ``raw``: as the
-            sigma of a kind or of a :class:`vae_fused.Scale`. The standard deviation is b times the
-            square root of 2. Default: ``"logstd"``, b = e^raw.
-        sigma: Instead of ``scale``: b itself, a fixed number. ``sigma=1.0, constants=False`` gives
-            the absolute error.
+        scale: How b, the scale of ``torch.distributions.Laplace``, is read from ``raw``. It accepts
+            the same values as for sigma: a kind or a :class:`vae_fused.Scale`. The standard
+            deviation is b times the square root of 2. Default: ``"logstd"``, b = e^raw.
+        sigma: A fixed number for b, given instead of ``scale``. ``sigma=1.0, constants=False``
+            gives the absolute error.
         constants: Whether ln 2, and ln b for a fixed b, are part of the value.
         validate: As for every kind (:class:`Likelihood`).
     """

@@ -1,1 +1,1 @@
-"""Calls of the operators by the public functions, and the derivatives of the operators."""
+"""Calls the operators for the public functions, and defines the derivatives of the operators."""

@@ -1,19 +1,22 @@
-"""All derivatives of the operators except an ordinary backward, which a node in C++ computes.
+"""All derivatives of the operators except the ordinary backward pass, which a C++ node computes.
 
 ``Latent`` computes a sample, a KL or both with one operator, and ``Gradient`` computes their
 gradients with another. Both are autograd functions that support forward mode and every transform
 of ``torch.func``:
 
 - The backward of ``Latent`` is ``Gradient``. The backward of ``Gradient`` differentiates the
-  reference, which has every formula in differentiable PyTorch, with noise regenerated from the key.
-- A tangent is a sum of gradients times tangents, because each element of an output depends only on
-  the same element of the inputs.
-- The batch of a vmap is one more dimension of the call, so one launch computes all slices.
+  reference, which contains every formula in differentiable PyTorch operations, with noise
+  regenerated from the key.
+- A tangent is a sum of gradients times tangents, because each output element depends only on the
+  corresponding element of each input.
+- The batch of a vmap becomes an additional dimension of the call, so one launch computes all
+  slices.
 
 **Noise under vmap.** A key that does not depend on the batch gives every slice the same noise, and
-a batch of keys gives each slice its own. If each slice draws, one stream continues through all
-slices, and the returned key is expanded along the batch, with stride 0. That stride is its mark:
-keys that users give are copied before they reach this file, so their strides are never 0.
+a batch of keys gives each slice different noise. If each slice draws its own noise, one stream
+continues through all slices, and the returned key is expanded along the batch, with stride 0. That
+stride identifies such a key: keys from users are copied before they reach this file, so their
+strides are never 0.
 """
 
 from __future__ import annotations
@@ -54,9 +57,10 @@ def apply(function: Any, *inputs: Any) -> tuple[Tensor, ...]:
 
 
 class Latent(torch.autograd.Function):
-    """z, the KL, or both, and also the reserved key if ``draw`` is given.
+    """Computes z, the KL, or both, and also returns the reserved key if ``draw`` is given.
 
-    ``draw`` is a tensor without elements. Under vmap it has a batch if each slice draws its noise.
+    ``draw`` is a tensor without elements. Under vmap, it has a batch dimension if each slice draws
+    its own noise.
     """
 
     @staticmethod
@@ -111,7 +115,7 @@ class Latent(torch.autograd.Function):
             z = _tangent(call, ones, None, elements, [mu, raw, eps, None, None])
             out.append(None if z is None else z.to(x.mu.dtype))
         if call.divergence:
-            # The KL is either one for each sample or one for all samples.
+            # There is either one KL per sample or one KL for all samples.
             shape, noise = x.mu.shape, None
             if call.is_at_sample:
                 shape, noise = (*call.sample_shape, *shape), _noise(call, wide)
@@ -156,7 +160,7 @@ class Latent(torch.autograd.Function):
 
 
 class Gradient(torch.autograd.Function):
-    """The gradients of mu, raw, eps and the prior's tensors that ``needs_grad`` selects."""
+    """Computes those gradients of mu, raw, eps and the prior that ``needs_grad`` selects."""
 
     @staticmethod
     def forward(
@@ -187,10 +191,10 @@ class Gradient(torch.autograd.Function):
     @staticmethod
     @forward_mode.tangents
     def jvp(ctx: Any, saved: list[Any], *tangents: Maybe) -> tuple[Maybe, ...]:
-        """The tangents of the gradients.
+        """Compute the tangents of the gradients.
 
-        The gradients are linear in the gradients of the outputs, and their Jacobian with respect to
-        x is symmetric.
+        The input gradients are linear in the output gradients, and their Jacobian with respect to x
+        is symmetric.
         """
         call = ctx.call
         grad_z, grad_kl, *tensors = saved
@@ -232,7 +236,7 @@ class Gradient(torch.autograd.Function):
 def gradients(
     call: Call, needs_grad: Sequence[bool], grad_z: Maybe, grad_kl: Maybe, x: Operands
 ) -> list[Maybe]:
-    """The gradients of mu, raw, eps and the prior's tensors, or None where none is needed."""
+    """Return the gradients of mu, raw, eps and the prior's tensors, or None where not needed."""
     by_z, by_kl = grad_z is not None, grad_kl is not None
     by_noise = by_z or (by_kl and call.is_at_sample)
     reached = (by_z or by_kl, by_z or by_kl, by_noise, by_kl, by_kl)
@@ -248,7 +252,7 @@ def gradients(
 def _tangent(
     call: Call, grad_z: Maybe, grad_kl: Maybe, x: Operands, tangents: list[Maybe]
 ) -> Maybe:
-    """The tangent of each element of one output. The gradient of that output must be 1."""
+    """Return the tangent of each element of one output, whose gradient must be passed as 1."""
     elementwise = call._replace(reduction="none", dims=None, sample_shape=())
     got = gradients(elementwise, [t is not None for t in tangents], grad_z, grad_kl, x)
     terms = [
@@ -262,7 +266,7 @@ def _tangent(
 def _second(
     call: Call, grad_z: Maybe, grad_kl: Maybe, x: Operands, cotangents: Sequence[Maybe]
 ) -> list[Maybe]:
-    """The vjp of :func:`gradients`, by the reference: for ``grad_z``, ``grad_kl``, then for x."""
+    """Compute the vjp of :func:`gradients` for ``grad_z``, ``grad_kl`` and x, by the reference."""
     which = [k for k, t in enumerate(cotangents) if t is not None]
     if not which:
         return [None] * 7
@@ -325,7 +329,7 @@ def _sum(terms: Sequence[Maybe]) -> Maybe:
 
 
 def _draw(call: Call, generator: Any, draw: Maybe, key: Maybe, like: Tensor) -> tuple[Tensor, ...]:
-    """The noise for a mu like ``like``, in the arithmetic's dtype, and the key if one is drawn."""
+    """Return the noise for a mu like ``like``, in the arithmetic's dtype, and any drawn key."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     zeros = torch.zeros(like.shape, dtype=dtype, device=like.device)
     noise = Call(sample=True, divergence=False, sample_shape=call.sample_shape)
@@ -345,12 +349,12 @@ def _front(t: Any, dim: int | None, size: int) -> Any:
 
 
 def _after_samples(call: Call, t: Tensor) -> Tensor:
-    """Move the first dimension behind those of the samples, as in z."""
+    """Move the first dimension behind the sample dimensions, as in z."""
     return t.movedim(0, len(call.sample_shape))
 
 
 def _slice(t: Tensor, dim: int | None) -> Tensor:
-    """A tensor in the shape of one slice."""
+    """Return a tensor with the shape of one slice."""
     return t if dim is None else t.select(dim, 0)
 
 
@@ -360,7 +364,7 @@ def _dims(in_dims: Sequence[Any]) -> Any:
 
 
 def _lift(size: int, x: Operands, dims: Any) -> Operands:
-    """The operands with the batch in front, without the noise and with the scalars unchanged."""
+    """Move the operands' batch to the front. Drop the noise and keep the scalars unchanged."""
     for name in SCALARS:
         if getattr(dims, name) is not None:
             raise RuntimeError(
@@ -373,7 +377,7 @@ def _lift(size: int, x: Operands, dims: Any) -> Operands:
 
 
 def _lift_noise(call: Call, size: int, x: Operands, dims: Any, lifted: Operands) -> Operands:
-    """The lifted operands with their noise added."""
+    """Add the noise to the lifted operands."""
     if x.eps is not None:
         return lifted._replace(eps=_after_samples(call, _front(x.eps, dims.eps, size)))
     assert x.key is not None

@@ -1,4 +1,4 @@
-"""The arguments of an operator call: the tensors, and those that select the computation."""
+"""The arguments of an operator call: tensors, and arguments that select the computation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Maybe = Tensor | None
 
 
 class Call(NamedTuple):
-    """The arguments that select what an operator computes: all but tensors and the generator."""
+    """The arguments that select the computation: all except the tensors and the generator."""
 
     sample: bool
     divergence: bool
@@ -27,12 +27,12 @@ class Call(NamedTuple):
 
     @property
     def is_at_sample(self) -> bool:
-        """Whether the KL is estimated at the sample, so that each sample has its own."""
+        """Whether the KL is estimated at the sample, so that each sample has its own KL."""
         return self.divergence and Options.unpacked(self.numbers).is_at_sample
 
     @property
     def kl_samples(self) -> int:
-        """The number of leading dimensions of samples in the KL."""
+        """The number of leading sample dimensions of the KL."""
         return len(self.sample_shape) if self.is_at_sample else 0
 
     def lifted(self) -> Call:
@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """The tensors of a call. Without ``raw`` sigma is 1."""
+    """The tensors of a call. Without ``raw``, sigma is 1."""
 
     mu: Tensor
     raw: Maybe = None
@@ -56,7 +56,7 @@ class Operands(NamedTuple):
     to_prior: Maybe = None
 
     def family(self) -> dict[str, Tensor]:
-        """The operands that the operators only take by name."""
+        """The operands that the operators accept only as keyword arguments."""
         return self._present("prior_mean", "prior_raw", "mask", *SCALARS)
 
     def scalars(self) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ def differentiable(x: Sequence[Any]) -> list[Any]:
 
 
 def in_place(grads: Sequence[Maybe]) -> tuple[Maybe, ...]:
-    """Arrange the gradients by operands. This is the inverse of :func:`differentiable`."""
+    """Arrange the gradients in the order of the operands: the inverse of :func:`differentiable`."""
     mu, raw, eps, prior_mean, prior_raw = grads
     others = [None] * (len(Operands._fields) - 6)
     return mu, raw, eps, None, prior_mean, prior_raw, *others
@@ -96,6 +96,6 @@ def widened(t: Maybe) -> Maybe:
 
 
 def scattered(values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
-    """The values at the places where the mask is True, and None elsewhere."""
+    """Place the values where the mask is True, and None elsewhere."""
     each = iter(values)
     return [next(each) if there else None for there in mask]

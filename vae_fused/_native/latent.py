@@ -1,7 +1,7 @@
-"""The latent operators for the public functions, which pass a checked call.
+"""Calls the latent operators for the public functions, which have checked the arguments.
 
-An ordinary call goes directly to the operator, whose node is in C++. If forward mode or a transform
-of ``torch.func`` is active, the call goes through ``Latent``.
+An ordinary call goes directly to the operator, whose autograd node is in C++. If forward mode or a
+transform of ``torch.func`` is active, the call goes through ``Latent``.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def is_transformed() -> bool:
 # --------------------------------------------------------------------------------------------------
 # Calls whose tensors need no preparation
 #
-# If the operator accepts the options of a call unchanged, the call goes to it at once. The operator
-# makes the same checks as Python, with short messages. The functions return None for other calls
-# and for those that the operator refuses. Their callers then run the checks in Python, which raise
-# the full message. These checks take 4 us, and 8 us in a training step.
+# If the operator accepts the options of a call unchanged, these functions call it at once. The
+# operator makes the same checks as Python, but its messages are short. The functions return None
+# for other calls and for those that the operator refuses. Their callers then run the checks in
+# Python, which raise the full message. The checks in Python take 4 us, and 8 us in a training step.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -64,7 +64,7 @@ def try_moments(
     h: Tensor, dim: int, options: Mapping[str, Any], generator: torch.Generator | None,
     reduction: str,
 ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-    # Tensors among the options have the shape of a half, so they are never accepted here.
+    # Option tensors have the shape of one half of ``h``, so they are never accepted here.
     more = _unprepared(h, h, options, reduction) if type(dim) is int else None
     if more is None:
         return None
@@ -137,7 +137,7 @@ def may_call_directly(t: Tensor) -> bool:
 def _unprepared(
     mu: Tensor, raw: Tensor, options: Mapping[str, Any], reduction: str | None
 ) -> dict[str, Any] | None:
-    """The operator's arguments for the options, or None if something needs preparation."""
+    """Return the operator's arguments for the options, or None if anything needs preparation."""
     if not isinstance(mu, Tensor) or not isinstance(raw, Tensor) or mu.dtype is not raw.dtype:
         return None
     if not may_call_directly(mu):
@@ -204,7 +204,7 @@ def moments(
     h: Tensor, packed_dim: int, mu: Tensor, raw: Tensor, options: Options, eps: Maybe,
     generator: torch.Generator | None, key: Maybe, reduction: str, dims: Dims,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The sample and the KL of ``mu`` and ``raw``, which are the halves of ``h``."""
+    """Compute the sample and the KL of ``mu`` and ``raw``, which are the halves of ``h``."""
     if is_transformed():
         return sample_and_kl(mu, raw, options, eps, generator, key, reduction, dims)
     if h.dtype != mu.dtype:  # the prior's dtype is wider
@@ -249,7 +249,7 @@ def kl(mu: Tensor, raw: Maybe, options: Options, reduction: str, dims: Dims) -> 
 
 
 def stats(mu: Tensor, raw: Tensor, options: Options, dims: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """KL, mean, variance and counts over ``dims``; without gradients."""
+    """Return the KL, mean, variance and counts over ``dims``, without gradients."""
     return tuple(_ops.latent_stats.default(mu, raw, dim=dims, **options.arguments(mu)))
 
 
@@ -257,7 +257,7 @@ def _transformed(
     has_sample: bool, mu: Tensor, raw: Maybe, options: Options, eps: Maybe,
     generator: torch.Generator | None, key: Maybe, reduction: str | None, dims: Dims,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The outputs of a call that a transform may batch: a sample, and a KL with a reduction."""
+    """Compute a call that a transform may batch. It has a KL if ``reduction`` is given."""
     arguments: dict[str, Any] = options.arguments(mu)
     dims, divisor = _summed(mu, reduction, dims)
     call = Call(
@@ -276,7 +276,7 @@ def _transformed(
 
 
 def _summed(mu: Tensor, reduction: str | None, dims: Dims) -> tuple[Dims, int]:
-    """A reduction as the nonnegative dimensions to sum and a divisor."""
+    """Express a reduction as the nonnegative dimensions to sum and a divisor."""
     ndim = mu.dim()
     if dims is not None:
         return tuple(d % ndim for d in dims), 1

@@ -2,8 +2,8 @@
 
 The backward of ``nll`` is the operator ``nll_backward``, which a node in C++ calls. The backward of
 ``elbo_loss`` is ``elbo_loss_backward``. The backward of these two backward operators differentiates
-the eager PyTorch formulas, which have every derivative. The transforms of ``torch.func`` and
-forward mode always use these formulas.
+the eager PyTorch formulas, which have derivatives of every order. The transforms of ``torch.func``
+and forward mode always use these formulas.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NO_GRADIENTS = [False] * 5  # the mask of the gradients that forward writes
 
 
 def serves(call: Call) -> bool:
-    """Whether the operators compute a call. They serve neither transforms nor users' classes."""
+    """Whether the operators support a call. Transforms and user-defined classes are unsupported."""
     device = call.outputs[0].device.type
     return (
         call.likelihood.has_operator
@@ -44,7 +44,7 @@ def serves(call: Call) -> bool:
 
 
 def negative_log_likelihood(call: Call) -> Tensor:
-    """The loss of each element, weighted and reduced."""
+    """The weighted and reduced loss."""
     output, second, third = (*call.outputs, None, None)[:3]
     loss: Tensor = _ops.nll.default(
         output, second, third, call.target, call.library, call.mask, call.weight,
@@ -76,7 +76,7 @@ def _launch_elbo(
     outputs: Sequence[Maybe], target: Tensor, others: tuple[Maybe, Maybe, Maybe],
     term: KlTerm | None, in_forward: bool, **numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Call ``elbo_loss``. ``others`` are library, mask and weight."""
+    """Call ``elbo_loss``. ``others`` contains the library, the mask and the weight."""
     kl, beta, capacity = term or (None, 1.0, None)
     grad_mask = _NO_GRADIENTS
     if in_forward and torch.is_grad_enabled():
@@ -126,7 +126,7 @@ def try_unprepared_with_kl(
     output: Tensor | Sequence[Tensor], target: Tensor, likelihood: str | Likelihood,
     reduction: str, term: KlTerm | None, grad: str,
 ) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
-    """``(loss, reconstruction, kl)``, like :func:`try_unprepared`. The term is still unchecked."""
+    """``(loss, reconstruction, kl)``, like :func:`try_unprepared`. ``term`` is still unchecked."""
     kl, beta, capacity = term or (None, 1.0, None)
     if grad not in ("backward", "forward"):
         return None
@@ -166,7 +166,7 @@ def _dim_of(output: Tensor | Sequence[Tensor]) -> int:
 def _unprepared(
     output: Tensor | Sequence[Tensor], likelihood: str | Likelihood, reduction: str
 ) -> tuple[Tensor, Maybe, Maybe, list[float] | None] | None:
-    """The outputs and options for the operators, or None if something needs preparation."""
+    """Return the outputs and options for the operators, or None if anything needs preparation."""
     kind = as_likelihood(likelihood)
     if not kind.has_operator or kind.validate:
         return None
@@ -204,8 +204,8 @@ class _Backward(NamedTuple):
     """A backward operator. Its first tensors are the gradients of the forward operator's results.
 
     Attributes:
-        operator: Its name.
-        results: The number of gradients of results.
+        operator: The operator's name.
+        results: The number of results of the forward operator, each of which has a gradient.
         inputs: The indices of the tensors that get gradients, in the order of the gradients.
         compute: Computes the results of the forward operator in eager PyTorch, from the tensors
             that follow the gradients and from the numbers.
@@ -218,7 +218,7 @@ class _Backward(NamedTuple):
 
 
 class _Gradient(torch.autograd.Function):
-    """A backward operator. Its derivatives are those of the formulas' gradients."""
+    """A backward operator, whose derivatives are computed from the formulas."""
 
     @staticmethod
     def forward(
@@ -252,7 +252,7 @@ def _pulled(
     of: _Backward, tensors: list[Maybe], numbers: dict[str, Any], cotangents: Sequence[Maybe],
     places: list[int], needed: Sequence[bool],
 ) -> list[Maybe]:  # fmt: skip
-    """The gradients of the tensors at ``places``, from the gradients of the inputs' gradients."""
+    """Compute the gradients of the tensors at ``places`` from those of the inputs' gradients."""
     none: list[Maybe] = [None] * len(places)
     with torch.enable_grad():
         pairs = [
@@ -314,7 +314,7 @@ _OF_ELBO = _Backward("elbo_loss_backward", 3, (3, 4, 5, 6, 7, 10, 11), elbo_of)
 
 
 def _leaf(t: Maybe) -> Maybe:
-    """A tensor by which to differentiate: in the graph if it requires grad, else a new leaf."""
+    """Return a tensor to differentiate by: in the graph if it requires grad, or else a new leaf."""
     if t is None or not t.is_floating_point():
         return t
     if torch.is_grad_enabled() and t.requires_grad:

@@ -1,7 +1,7 @@
 """The backward operators for calls that autograd records, registered with the dispatcher.
 
 An ordinary backward does not reach this file. If a gradient or a tangent must pass through an
-operator, the operator calls its overload ``recorded``, which these functions implement.
+operator, the operator calls its ``recorded`` overload, which these functions implement.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ops = torch.ops.vae_fused
 
 
 def register() -> None:
-    """Implement the overloads ``recorded``."""
+    """Implement the ``recorded`` overloads."""
     for name, kernel in _KERNELS.items():
         _library.impl(f"{name}.recorded", kernel, "CompositeImplicitAutograd")
 
@@ -83,7 +83,7 @@ def _multi_backward(
 def values_of_priors(
     mu: Sequence[Tensor], tensors: Sequence[Maybe], numbers: Sequence[float]
 ) -> Sequence[Maybe]:
-    """The means or raw scales of priors as tensors, or None for each if options contain them."""
+    """Return priors' means or raw scales as tensors, or None for each if options contain them."""
     if not numbers:
         return tensors or [None] * len(mu)
     found = zip(mu, tensors or [None] * len(mu), numbers, strict=True)

@@ -1,6 +1,6 @@
-"""Replaces the methods of a class of another library by those of a stand-in, and restores them.
+"""Replaces the methods of another library's class with those of a stand-in, and restores them.
 
-The class object remains the library's own. So code that imported it by name gets the new methods,
+The class object remains the library's own, so code that imported it by name gets the new methods,
 ``isinstance`` works as before, and pickles refer to the same class.
 """
 
@@ -40,7 +40,7 @@ def restore(original: type, saved: dict[str, Any]) -> None:
 
 
 def live_instances(classes: Iterable[type]) -> Iterator[Any]:
-    """All objects of these classes. The search visits every object and takes about 0.1 s."""
+    """Yield all instances of these classes. This visits every object and takes about 0.1 s."""
     found = tuple(classes)
     for candidate in gc.get_objects():
         # Use type(), because proxies compute __class__.
@@ -49,12 +49,12 @@ def live_instances(classes: Iterable[type]) -> Iterator[Any]:
 
 
 def difference(original: type, stand_in: type, count: int) -> str:
-    """What differs between two classes of posteriors on a small batch, or '' if nothing does.
+    """Describe how two posterior classes differ on a small batch. Return '' if they do not.
 
     Args:
         original: The class of the library.
         stand_in: The class whose methods replace those of ``original``.
-        count: How many tensors the constructor takes: one packed tensor, or the mean and the scale.
+        count: The number of constructor tensors: 1 (a packed tensor) or 2 (the mean and the scale).
     """
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -68,7 +68,7 @@ def difference(original: type, stand_in: type, count: int) -> str:
 
 
 def _results(cls: Callable[..., Any], count: int) -> list[tuple[str, Tensor]]:
-    """Values and gradients of all attributes and methods of a posterior, with names."""
+    """Return the values and gradients of all attributes and methods of a posterior, with names."""
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> list[Tensor]:

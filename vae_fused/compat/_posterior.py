@@ -4,7 +4,7 @@ In diffusers, each attribute of a posterior is computed when the posterior is co
 ordinary attribute from then on. Users assign to it and modify it in place, and ``sample``, ``kl``
 and ``nll`` use its current value. Here, an attribute is computed when it is first read. As long as
 the attributes that a method depends on have not changed, the method is one fused call on the
-encoder's output. Otherwise it evaluates diffusers' formula on the attributes.
+encoder's output. Otherwise, the method evaluates diffusers' formula on the attributes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Read(NamedTuple):
-    """An attribute as it was computed, from which later changes are recognised."""
+    """The computed value of an attribute, with which later changes are detected."""
 
     value: Tensor
     version: int | None  # of the tensor's memory; None if not available
@@ -72,9 +72,9 @@ class State:
 class Posterior:
     """A diagonal Gaussian that uses fused functions while its attributes are unchanged.
 
-    The methods are also installed in diffusers' own classes. Their instances may have been
-    constructed earlier, by diffusers' constructor or by unpickling. Such instances have no
-    ``_state`` and have all attributes.
+    The methods are also installed in diffusers' own classes, whose instances may have been
+    constructed earlier, by diffusers' constructor or by unpickling. Such instances have all
+    attributes but no ``_state``.
     """
 
     _LAW: ClassVar[Scale]
@@ -116,7 +116,7 @@ class Posterior:
         return found
 
     def _halves(self) -> tuple[Tensor, Tensor]:
-        """Mean and raw scale as they were given. The views of packed moments are created once."""
+        """Return the mean and the raw scale as given. Packed moments are split only once."""
         state = self._state
         if state.halves is None:
             assert state.packed is not None
@@ -131,7 +131,7 @@ class Posterior:
     def _is_touched(self, *names: str) -> bool:
         """Whether one of these attributes may have changed since it was computed.
 
-        A mean modified in place does not count, because the fused functions read its memory.
+        An in-place change of the mean does not count, because the fused functions read its memory.
         """
         attributes = self.__dict__
         state = attributes.get("_state")
@@ -149,7 +149,7 @@ class Posterior:
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes of diffusers' class. Unpickling needs neither the patch nor vae_fused."""
+        """Return diffusers' attributes. Unpickling then needs neither the patch nor vae_fused."""
         self._compute_all()
         return {name: value for name, value in self.__dict__.items() if name != "_state"}
 
@@ -163,13 +163,14 @@ class Posterior:
         """A reparameterized sample, ``(B, C, ...)`` in the dtype of ``parameters``.
 
         Args:
-            generator: A generator on the device of ``parameters`` or on the CPU, or a list with one
-                generator for each item of the batch, or a list with a single one. The noise of a
-                generator on the CPU is copied to the device.
+            generator: A generator on the device of ``parameters`` or on the CPU, or a list that
+                contains one generator for the whole batch or one per item. The noise of a CPU
+                generator is copied to the device.
 
         Raises:
             TypeError: ``generator`` has another type.
-            ValueError: A generator on a GPU for parameters elsewhere, or a list of wrong length.
+            ValueError: A generator is on a GPU and the parameters are not, or the list has the
+                wrong length.
         """
         if self._is_touched("mean", "std"):
             like = self.__dict__.get("parameters", self.mean)
@@ -192,7 +193,7 @@ class Posterior:
             and torch.is_grad_enabled()
             and self._packed().requires_grad
         ):
-            # Use the operator of sample and KL, because its gradient is one packed tensor.
+            # Use the operator for a sample and a KL, because its gradient is one packed tensor.
             return self._sample_and_kl(None)[0]
         mean, raw = self._halves()
         return functional.reparameterize(mean, raw, scale=self._LAW, eps=eps)
@@ -205,7 +206,7 @@ class Posterior:
         raise NotImplementedError
 
     def _shape(self) -> tuple[int, ...]:
-        """The shape of the mean, without computing the mean."""
+        """Return the shape of the mean without computing it."""
         state = self.__dict__.get("_state")
         if state is None or state.packed is None or "mean" in self.__dict__:
             return tuple(self.mean.shape)
@@ -219,7 +220,7 @@ class Posterior:
         return state.packed if state.grad else state.packed.detach()
 
     def _take_kl(self) -> Tensor | None:
-        """The KL of the last sample's launch, only once; None if it is stale or has no gradient."""
+        """Take the KL from the last sample's launch. None if it is stale or lacks a gradient."""
         state = self._state
         found, state.kl = state.kl, None
         packed = self._packed()
@@ -235,7 +236,7 @@ class Posterior:
 
 
 def widen(x: Any) -> Any:
-    """Convert 16-bit types to float32 for sums. Other values, such as assigned numbers, pass."""
+    """Convert 16-bit types to float32 for sums. Other values, such as scalars, are unchanged."""
     is_narrow = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
     return x.float() if is_narrow else x
 
@@ -253,12 +254,12 @@ def _version(value: Tensor) -> int | None:
 
 
 # --------------------------------------------------------------------------------------------------
-# diffusers' formulas, on attributes that were assigned
+# diffusers' formulas, evaluated on assigned attributes
 # --------------------------------------------------------------------------------------------------
 
 
 def moments(q: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and log variance, in the dtype of their sums."""
+    """Return the mean, variance and log variance, in the dtype in which they are summed."""
     mean = widen(q.mean)
     is_narrow = mean.dtype != q.mean.dtype
     if is_narrow and (wide := _widened(q)) is not None:
@@ -267,7 +268,7 @@ def moments(q: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _widened(q: Any) -> DiagonalGaussian | None:
-    """The Gaussian in float32, because a variance may overflow float16.
+    """Return the Gaussian in float32, because a variance may overflow float16.
 
     None if the posterior is deterministic or an attribute was assigned.
     """
@@ -323,7 +324,7 @@ def default_dims(ndim: int, name: str) -> tuple[int, ...]:
 
 
 def reduction(ndim: int, dim: int | Sequence[int] | None) -> dict[str, Any]:
-    """The arguments that sum a KL over ``dim``, by default over the dimensions of an image."""
+    """Return the arguments that sum a KL over ``dim``, by default over the image dimensions."""
     if dim is not None:
         return {"dim": dim}
     return {"dim": LATENT_DIMS} if ndim > 4 else {"reduction": "sample"}

@@ -1,4 +1,4 @@
-"""The posteriors of diffusers' autoencoders, based on the fused functions.
+"""The posteriors of diffusers' autoencoders, implemented with the fused functions.
 
 Each class has the name, the defaults and the formulas of diffusers' class, so code written for that
 class can use it unchanged. diffusers itself is not required:
@@ -14,9 +14,9 @@ class can use it unchanged. diffusers itself is not required:
                                                ``autoencoder_kl_minimax_h3_audio.py`` there
 =============================================  =====================================================
 
-Each class reads sigma in its own way, so the same numbers mean a different sigma in each.
-``IdentityDistribution``, the remaining posterior of diffusers, has neither noise nor a KL, so there
-is nothing to replace.
+Each class computes sigma from its parameters in a different way, so the same parameters give a
+different sigma in each class. ``IdentityDistribution``, the remaining posterior of diffusers, has
+neither noise nor a KL, so there is nothing to replace.
 
 If diffusers is installed, :func:`patch` gives each of its classes the methods of the stand-in with
 the same name:
@@ -31,10 +31,10 @@ time, uses the new methods, and ``isinstance`` and pickles work as before.
 Where results differ from diffusers':
 
 - KL and nll of 16-bit moments are computed and returned in float32. diffusers computes them in 16
-  bits, and the sum over a latent overflows float16.
-- ``sample()`` without a generator keeps no noise for backward. It obeys ``torch.manual_seed``, but
-  its noise differs from that of ``torch.randn``. With a generator the noise is the same, so seeded
-  pipelines draw the same latents.
+  bits, and in float16 the sum over a latent overflows.
+- ``sample()`` without a generator stores no noise for the backward pass. It obeys
+  ``torch.manual_seed``, but its noise differs from that of ``torch.randn``. With a generator the
+  noise is the same, so seeded pipelines draw the same latents.
 - The KL of a deterministic posterior is a zero of shape (1,), as in diffusers, but on the device of
   ``parameters``.
 
@@ -87,10 +87,10 @@ __all__ = [
 class DiagonalGaussianDistribution(Posterior):
     """Posterior over latents, from an encoder's packed output.
 
-    ``kl()`` and ``nll()`` sum the dimensions (1, 2, 3), as in diffusers. Latents with fewer
-    dimensions, an error in diffusers, are summed over all but the first. Latents with more
-    dimensions keep the remaining ones, as in diffusers: the KL of a video, (B, C, T, H, W), has
-    shape (B, W), and its mean is W times too small. A warning reports this, and
+    ``kl()`` and ``nll()`` sum over the dimensions (1, 2, 3), as in diffusers. Latents with fewer
+    dimensions, which are an error in diffusers, are summed over all dimensions but the first.
+    Latents with more dimensions keep the remaining ones, as in diffusers: the KL of a (B, C, T, H,
+    W) video has shape (B, W), and its mean is W times too small. A warning reports this, and
     ``dim=(1, 2, 3, 4)`` gives the KL of each sample.
 
     Args:
@@ -98,14 +98,14 @@ class DiagonalGaussianDistribution(Posterior):
             float64, float16 or bfloat16. Do not modify it in place while the posterior is in use.
         deterministic: Whether the variance is 0.
         share_launch: Whether ``sample()`` also computes the KL, in the same launch, for the next
-            ``kl()``. Both then belong to one node of the graph. A backward pass through one of them
-            without ``retain_graph=True`` frees the node, so a second pass through the other raises.
-            Default: False, or the argument of :func:`patch`.
+            ``kl()``. The sample and the KL then belong to one autograd node. A backward pass
+            through one of them without ``retain_graph=True`` frees the node, so a second pass
+            through the other raises an error. Default: False, or the argument of :func:`patch`.
 
     Attributes:
         parameters: As given.
         mean: ``(B, C, ...)``, a view of ``parameters``.
-        logvar: ``(B, C, ...)``, clamped to (-30, 20); no gradient outside.
+        logvar: ``(B, C, ...)``, clamped to (-30, 20); the gradient is 0 outside.
         std, var: ``(B, C, ...)``; 0 if deterministic.
         deterministic: As given.
 
@@ -126,12 +126,12 @@ class DiagonalGaussianDistribution(Posterior):
         )
 
     def kl(self, other: Any = None, *, dim: int | Sequence[int] | None = None) -> Tensor:
-        """KL from the standard normal or from ``other``, in nats, ``(B,)`` for images.
+        """KL from the standard normal or from ``other``, in nats. Its shape is ``(B,)`` for images.
 
         Args:
             other: An object with ``mean`` and ``logvar``, such as another instance of this class or
-                of diffusers'. The KL from a deterministic posterior is inf.
-            dim: The dimensions to sum; default: diffusers' (1, 2, 3), see the class.
+                of diffusers'. If ``other`` is deterministic, the KL is inf.
+            dim: The dimensions to sum over. Default: (1, 2, 3), as in diffusers; see the class.
         """
         if self.deterministic:
             return self._zero()
@@ -176,7 +176,7 @@ class DiagonalGaussianDistribution(Posterior):
 
 
 class OobleckDiagonalGaussianDistribution(Posterior):
-    """Posterior over the latents of audio, from an encoder's packed output.
+    """Posterior over audio latents, from an encoder's packed output.
 
     sigma is ``softplus(scale) + 1e-4``.
 
@@ -211,12 +211,12 @@ class OobleckDiagonalGaussianDistribution(Posterior):
         )
 
     def kl(self, other: Any = None) -> Tensor:
-        """Twice the KL in nats, summed over dimension 1 and averaged over the others, 0-d.
+        """Twice the KL in nats, summed over dimension 1 and averaged over the others: a 0-d tensor.
 
         Args:
             other: A posterior with ``mean``, ``var`` and ``logvar``; default: the standard normal.
-                For ``other``, diffusers' formula is kept, although its logarithms have the wrong
-                sign. So the result is not a KL and may be negative.
+                With ``other``, the result is that of diffusers' formula, in which the logarithms
+                have the wrong sign. It is therefore not a KL and may be negative.
         """
         if self.deterministic:
             return self._zero()
@@ -247,7 +247,7 @@ class OobleckDiagonalGaussianDistribution(Posterior):
 
 
 class MiniMaxH3AudioDiagonalGaussianDistribution(Posterior):
-    """Posterior over the latents of MiniMax-H3's audio, from two outputs of an encoder.
+    """Posterior over MiniMax-H3's audio latents, from two outputs of an encoder.
 
     Args:
         mean: ``(B, C, T)``, float32, float64, float16 or bfloat16.
@@ -273,7 +273,7 @@ class MiniMaxH3AudioDiagonalGaussianDistribution(Posterior):
 
 
 def _packed_state(parameters: Tensor, deterministic: bool, share_launch: bool) -> State:
-    # A valid shape is the common case, and this test of the shape takes almost no time.
+    # The shape is usually valid, and this test takes almost no time.
     if not isinstance(parameters, Tensor) or parameters.dim() < 2 or parameters.shape[1] % 2:
         check_moments(parameters, 1)
     return State(parameters, deterministic=deterministic, shares_launch=share_launch)
@@ -284,7 +284,7 @@ def _packed_state(parameters: Tensor, deterministic: bool, share_launch: bool) -
 # --------------------------------------------------------------------------------------------------
 
 PACKAGE = "diffusers.models.autoencoders"
-# For each module of diffusers: the stand-in for its class, and the number of constructor tensors.
+# For each diffusers module: the stand-in for its class, and the number of constructor tensors.
 STAND_INS: dict[str, tuple[type[Posterior], int]] = {
     "vae": (DiagonalGaussianDistribution, 1),
     "autoencoder_oobleck": (OobleckDiagonalGaussianDistribution, 1),
@@ -296,10 +296,10 @@ _declined: set[type] = set()
 
 
 def patch(*, share_launch: bool = False) -> bool:
-    """Replace the methods of diffusers' posteriors by those of this module.
+    """Replace the methods of diffusers' posteriors with those of this module.
 
-    Each class is first compared with its stand-in: values and gradients of attributes, samples, KL
-    and nll on a small batch in float64. A class that computes something else, such as that of a
+    Each class is first compared with its stand-in on a small float64 batch: the values and
+    gradients of attributes, samples, KL and nll. A class whose results differ, as they may in a
     future version, is not changed, and a warning reports it once. A class that the installed
     version lacks is skipped.
 
@@ -313,7 +313,7 @@ def patch(*, share_launch: bool = False) -> bool:
             setting.
 
     Returns:
-        Whether every posterior of the installed version that has a stand-in is replaced.
+        Whether every posterior class of the installed version that has a stand-in is replaced.
 
     Raises:
         ImportError: diffusers is not installed.
@@ -354,12 +354,12 @@ def unpatch() -> None:
 
 
 def is_patched() -> bool:
-    """Whether a posterior of diffusers is replaced."""
+    """Whether any of diffusers' posterior classes is replaced."""
     return bool(_patched)
 
 
 def _class_of_diffusers(module: str, name: str) -> Any:
-    """A class of diffusers, or None if this version lacks it."""
+    """Return a diffusers class, or None if this version lacks it."""
     importlib.import_module("diffusers")
     try:
         return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name, None)

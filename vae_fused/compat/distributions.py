@@ -1,8 +1,8 @@
-"""A replacement for ``torch.distributions.Normal``, based on the fused functions.
+"""A replacement for ``torch.distributions.Normal``, implemented with the fused functions.
 
     from vae_fused.compat.distributions import Normal
 
-It has the constructor of torch's class, so code written for that class can use it unchanged.
+It has the same constructor as torch's class, so code written for that class can use it unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Normal"]
 
 
 class Normal(FusedNormal):
-    """Independent normals, given by their mean and standard deviation.
+    """Independent normal distributions, given by their means and standard deviations.
 
     It is a ``torch.distributions.Normal`` and has the methods of
     :class:`vae_fused.DiagonalGaussian`, such as ``rsample_kl``. ``type(q)(q.loc, q.scale)`` gives
@@ -33,13 +33,14 @@ class Normal(FusedNormal):
 
     - Samples obey ``torch.manual_seed``, but their noise differs from that of ``torch.normal``.
     - Densities, entropies and KLs of 16-bit parameters are float32.
-    - Parameters must be floating-point tensors or numbers. Mixed dtypes promote when the
-      distribution is made.
-    - A negative ``scale`` makes results NaN if values are not validated.
+    - Parameters must be floating-point tensors or numbers. Mixed dtypes are promoted when the
+      distribution is constructed.
+    - If values are not validated, a negative ``scale`` makes the results NaN.
 
     Args:
-        loc: Mean, any shape; float32, float64, float16 or bfloat16, any strides; or a number.
-        scale: Standard deviation, above 0, broadcastable with ``loc``; or a number.
+        loc: Mean: a float32, float64, float16 or bfloat16 tensor of any shape and strides, or a
+            number.
+        scale: Standard deviation, above 0: a tensor that broadcasts with ``loc``, or a number.
         validate_args: Whether to check values. Default: that of ``torch.distributions``, which is
             True unless ``Distribution.set_default_validate_args(False)`` was called. Each check
             waits for the GPU.
@@ -48,10 +49,10 @@ class Normal(FusedNormal):
         loc, scale: As given, broadcast. You can assign them.
 
     Raises:
-        TypeError: A parameter that is neither tensor nor number, or is not floating point.
-        ValueError: Shapes that do not broadcast; with validation a NaN, or a ``scale`` that is not
-            above 0.
-        RuntimeError: Parameters on different devices.
+        TypeError: A parameter is neither a tensor nor a number, or is not floating-point.
+        ValueError: The shapes do not broadcast, or validation finds a NaN or a ``scale`` that is
+            not above 0.
+        RuntimeError: The parameters are on different devices.
     """
 
     arg_constraints = {  # noqa: RUF012
@@ -69,7 +70,7 @@ class Normal(FusedNormal):
         Distribution.__init__(self, self.mu.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Normal:
-        """The same distribution with its batch expanded to ``batch_shape``, without a copy."""
+        """Return the same distribution expanded to ``batch_shape``, without a copy."""
         new: Normal = self._get_checked_instance(Normal, _instance)  # type: ignore[no-untyped-call]
         return self._expanded(batch_shape, new)
 
@@ -97,7 +98,7 @@ class Normal(FusedNormal):
         return self.raw.pow(2)
 
     def _point(self, value: Any) -> Tensor:
-        """Check a point. As in torch, a number is a point if values are not validated."""
+        """Check a point. As in torch, a number is accepted if values are not validated."""
         if self._validate_args:
             self._validate_sample(value)
         elif isinstance(value, Real):

@@ -1,8 +1,8 @@
-"""The distributions of this package as sites of Pyro.
+"""Makes the distributions of this package usable as Pyro sites.
 
 ``pyro.sample`` requires distributions with Pyro's own methods, such as ``mask`` and ``to_event``,
-which the distributions of torch lack. :func:`site` adds these methods to a distribution, and the
-classes in this file have them:
+which torch's distributions lack. :func:`site` adds these methods to a distribution, and the classes
+in this file have them:
 
     import pyro
     from vae_fused.compat.pyro import DiagonalGaussian, site
@@ -39,15 +39,15 @@ class Normal(drop_in.Normal, _Mixin):  # type: ignore[misc]
 
 
 def site(q: FusedNormal) -> Any:
-    """The same distribution as an argument of ``pyro.sample``, sharing the parameters of ``q``.
+    """Return the same distribution for ``pyro.sample``. It shares the parameters of ``q``.
 
     Args:
         q: A :class:`vae_fused.DiagonalGaussian` or a
-            :class:`vae_fused.compat.distributions.Normal`. One with Pyro's methods is returned
-            unchanged.
+            :class:`vae_fused.compat.distributions.Normal`. A distribution that already has Pyro's
+            methods is returned unchanged.
 
     Raises:
-        TypeError: ``q`` is another distribution.
+        TypeError: ``q`` is any other distribution.
     """
     if isinstance(q, _Mixin):
         return q

@@ -1,10 +1,10 @@
-"""The negative binomials of scvi-tools, based on the fused functions.
+"""The negative binomials of scvi-tools, implemented with the fused functions.
 
     import vae_fused.compat.scvi
 
     vae_fused.compat.scvi.patch()
 
-From then on every model of scvi-tools computes its negative binomial and zero-inflated negative
+From then on, every scvi-tools model computes its negative binomial and zero-inflated negative
 binomial log likelihoods with :func:`vae_fused.nll`. The patch replaces the functions
 ``log_nb_positive`` and ``log_zinb_positive`` of ``scvi.distributions._negative_binomial``, and
 ``__init__`` and ``log_prob`` of the classes ``NegativeBinomial`` and
@@ -13,15 +13,15 @@ binomial log likelihoods with :func:`vae_fused.nll`. The patch replaces the func
 
 Results differ as follows:
 
-- They are accurate where scvi's formula cancels: for theta above 1e4 in float32.
+- They are accurate where terms of scvi's formula cancel: for theta above 1e4 in float32.
 - 16-bit inputs give float32 results.
 - ``ZeroInflatedNegativeBinomial.log_prob`` checks its argument only if ``validate_args=True``, as
   ``NegativeBinomial.log_prob`` does. scvi always checks it, which waits for the GPU.
-- If cells share a theta, its gradient is written once, and not for each cell.
+- If cells share a theta, its gradient is written once, not once per cell.
 - A negative count gives NaN, where scvi's functions return minus infinity.
 
-Calls that :func:`vae_fused.nll` does not serve, such as those with functions of another library in
-``log_fn``, go to scvi's functions.
+Calls that :func:`vae_fused.nll` does not support, such as those whose ``log_fn`` comes from another
+library, go to scvi's functions.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def patch() -> bool:
     """Replace scvi's negative binomials, after comparing them with those of this package.
 
     The comparison covers values and gradients of both functions, and ``log_prob`` of both classes,
-    on a small batch in float64. If scvi computes something else, as a future version may, this
+    on a small batch in float64. If scvi's results differ, as they may in a future version, this
     function warns once and changes nothing.
 
     Returns:
@@ -86,7 +86,7 @@ def patch() -> bool:
 
 
 def unpatch() -> None:
-    """Restore what :func:`patch` replaced, and let it compare scvi again if it declined before."""
+    """Undo :func:`patch`, and let it compare scvi again if it declined before."""
     global _declined
     _declined = False
     module = importlib.import_module(MODULE) if _originals else None
@@ -148,7 +148,7 @@ def _zero_inflated(eps: float) -> Likelihood:
 
 
 def _is_served(eps: Any, x: Any, *parameters: Any) -> bool:
-    """Whether the fused function supports these arguments and gives the result of scvi."""
+    """Whether the fused function supports these arguments and gives the same result as scvi."""
     if type(eps) not in (int, float) or eps < 0:
         return False
     tensors = (x, *parameters)
@@ -180,14 +180,14 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def _keeping_theta(init: Callable[..., None]) -> Callable[..., None]:
-    """An ``__init__`` that also keeps theta as it was before it was broadcast to the mean."""
+    """Return an ``__init__`` that also keeps theta as it was before broadcasting to the mean."""
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         by_count = kwargs.get("total_count", args[0] if args else None) is not None
         theta = kwargs.get("theta", args[4] if len(args) > 4 else None)
-        # Store the broadcast theta too, so that a later assignment of ``theta`` is recognised.
+        # Store the broadcast theta too, so that a later assignment to ``theta`` is detected.
         keep = isinstance(theta, Tensor) and not by_count
         self._given_theta = (self.theta, theta) if keep else None
 
@@ -195,7 +195,7 @@ def _keeping_theta(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _theta(self: Any) -> Tensor:
-    """The theta as given, unless ``theta`` has been assigned since."""
+    """Return theta as given, unless ``theta`` has been assigned since."""
     kept = getattr(self, "_given_theta", None)
     theta: Tensor = self.theta if kept is None or kept[0] is not self.theta else kept[1]
     return theta
@@ -217,7 +217,7 @@ def _zinb_log_prob(self: Any, value: Tensor) -> Tensor:
 
 
 def _original_log_prob(name: str, distribution: Any, value: Tensor) -> Tensor:
-    """Call scvi's own method, which validates and then calls the replaced functions."""
+    """Call scvi's own method, which validates its argument and calls the replaced functions."""
     result: Tensor = _originals[name][2](distribution, value)
     return result
 
@@ -234,7 +234,7 @@ _METHODS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 def _difference(module: Any) -> str:
-    """What differs between scvi and this package on a small batch, or '' if nothing does."""
+    """Describe how scvi and this package differ on a small batch. Return '' if they do not."""
     try:
         for got, expected, name in _comparisons(module):
             if not torch.allclose(got, expected, rtol=1e-6, atol=1e-9):
@@ -246,7 +246,7 @@ def _difference(module: Any) -> str:
 
 
 def _comparisons(module: Any) -> list[tuple[Tensor, Tensor, str]]:
-    """Pairs of results of this package and of scvi, with a name."""
+    """Return pairs of results, of this package and of scvi, each with a name."""
     dtype = torch.float64
     x = torch.tensor([[0.0, 0.0, 1.0, 2.0], [3.0, 0.0, 17.0, 400.0]], dtype=dtype)
     mu = torch.tensor([[1e-3, 2.0, 0.5, 30.0], [3.0, 50.0, 1.0, 300.0]], dtype=dtype)
