@@ -1,6 +1,6 @@
 // Runs one block. Its threads are fibers, which run in random order between the points where they
-// wait for each other. A fiber only records the reason for its wait and yields. All decisions are
-// made by the scheduler.
+// wait for each other. A fiber only records why it waits and yields. The scheduler makes all
+// decisions.
 #include "block.h"
 
 #include <cstdio>
@@ -36,8 +36,8 @@ struct Thread {
   int source;
   Rendezvous met;
   int barrier_count, barrier_arrived;
-  // The tokens that the thread releases at a __syncwarp. It uses the two in turn, as a block does
-  // at its barriers.
+  // The tokens that the thread releases at a __syncwarp. It alternates between the two, as a block
+  // does at its barriers.
   alignas(8) char warp_token[2][8];
   unsigned int warp_syncs;
   race::Fences fences;
@@ -49,8 +49,8 @@ struct Warp {
 
 constexpr int kMaxThreads = 1024;
 
-// Barriers use two tokens in turn, so that a thread that leaves one barrier does not acquire the
-// clocks of threads that have reached the next.
+// Barriers alternate between two tokens, so that a thread that leaves one barrier does not acquire
+// the clocks of threads that have already reached the next one.
 struct Block {
   const Work* work;
   void* done_token;
@@ -64,7 +64,7 @@ struct Block {
   Thread threads[kMaxThreads];
 };
 
-// The resources of a running thread: a stack, and its own thread of the race detector.
+// The resources of a running thread: a stack, and a thread of the race detector.
 struct Runner {
   Stack stack;
   void* const race_thread = race::create();
@@ -74,10 +74,10 @@ struct Runner {
   ~Runner() { race::destroy(race_thread); }
 };
 
-// A new runner costs 0.2 ms and 0.8 MB with the race detector. Runners are therefore reused after
-// the host has waited for their launches, because all their accesses then precede any later ones.
-// Within a launch each block needs its own runners, because otherwise accesses of different blocks
-// would seem to be ordered.
+// With the race detector, a new runner takes 0.2 ms and 0.8 MB. Runners are therefore reused once
+// the host has waited for their launches, because all of their accesses then precede any later
+// ones. Within a launch, each block needs its own runners, because otherwise accesses by different
+// blocks would appear to be ordered.
 class Runners {
  public:
   Runner& take() {
@@ -302,8 +302,8 @@ void prepare_threads(const Work& work, uint3 index, void* after) {
 void host_has_waited() { runners.rest(); }
 
 std::string run_block(const Work& work, uint3 index, Random& random, void* after, void* done) {
-  // The race detector needs fresh pages. Without it, all blocks use the same pages, and each writes
-  // only the parts that it needs.
+  // The race detector needs fresh pages. Without the race detector, all blocks use the same pages,
+  // and each block writes only the parts that it needs.
   std::optional<Pages> own_pages;
   static std::optional<Pages> kept_pages;
   std::optional<Pages>& pages = race::kDetecting ? own_pages : kept_pages;

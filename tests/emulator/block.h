@@ -9,7 +9,7 @@
 
 namespace emu::detail {
 
-// SplitMix64 (Steele, Lea, Flood 2014). Its numbers depend on the seed alone on every platform.
+// SplitMix64 (Steele, Lea, Flood 2014). On every platform, its output depends only on the seed.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
@@ -25,11 +25,11 @@ class Random {
   uint64_t state_;
 };
 
-// Runs one block to its end. Returns "" or the report of a fault. `after` and `done` are tokens of
-// race.h: the block acquires `after` at its beginning and releases `done` at its end.
+// Runs one block to its end. Returns "" or a fault report. `after` and `done` are tokens of race.h:
+// the block acquires `after` at its beginning and releases `done` at its end.
 std::string run_block(const Work& work, uint3 index, Random& random, void* after, void* done);
 
-// Call this when the host has waited for all launches.
+// Call this after the host has waited for all launches.
 void host_has_waited();
 
 }  // namespace emu::detail

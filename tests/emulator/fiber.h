@@ -27,16 +27,16 @@ Fiber this_thread();
 // Makes the first switch to `fiber` call entry(), which must not return.
 void prepare(Fiber& fiber, void (*entry)());
 
-// Runs `to` until something switches back to `from`. With `last`, `from` never runs again.
+// Runs `to` until something switches back to `from`. If `last` is true, `from` never runs again.
 // `os_thread` is the fiber of the OS thread on which both run.
 void switch_fiber(Fiber& from, Fiber& to, Fiber& os_thread, bool last = false);
 
-// A new fiber has to call this first.
+// A new fiber must call this function first.
 void entered(Fiber& os_thread);
 
 // Zeroed memory for which ThreadSanitizer has recorded no accesses. When the memory is freed,
-// ThreadSanitizer discards the accesses that it has recorded by then. The memory of a block must
-// not look like the memory of the block before it.
+// ThreadSanitizer discards the accesses that it has recorded by then. ThreadSanitizer must not
+// mistake the memory of a block for that of the previous block.
 class Pages {
  public:
   explicit Pages(size_t bytes);

@@ -1,8 +1,8 @@
-// Reports to ThreadSanitizer which operations order memory. In other builds the functions here do
+// Reports to ThreadSanitizer which operations order memory. In other builds, the functions here do
 // nothing.
 //
-// Each CUDA thread is a separate TSan thread, which the launch creates. Only these operations order
-// it with other threads:
+// Each CUDA thread is a separate TSan thread, which the launch creates. Only the following
+// operations order it with respect to other threads:
 //
 //   token       an address for releases and acquires of clocks; barriers have two
 //   fence       takes a snapshot of the thread's clock; a later atomic publishes it
@@ -11,8 +11,8 @@
 //
 // If the fence on one of the two sides is missing, nothing is ordered, as in the PTX memory model
 // (a "release pattern" and an "acquire pattern", PTX ISA 8.7). TSan has no such operations. A
-// snapshot is therefore a TSan thread created at the fence, because it inherits the clock of its
-// creator.
+// snapshot is therefore a TSan thread that is created at the fence, because it inherits its
+// creator's clock.
 #pragma once
 
 #if defined(EMU_TSAN)

@@ -22,7 +22,8 @@ struct Launch {
   alignas(8) char token[8];
 };
 
-// All launches since the host last waited. The objects that a launch uses must live until then.
+// All launches since the host last waited. The objects that a launch uses must live until the next
+// wait.
 std::vector<std::unique_ptr<Launch>> unfinished;
 
 detail::Random random_order(1);
@@ -63,7 +64,8 @@ class Stream {
     ++launch_count;
   }
 
-  // Runs one block of the launch at the head of the queue. An executor runs all of its blocks.
+  // Runs one block of the launch at the head of the queue. An executor runs all blocks of the
+  // launch.
   void step() {
     Launch& launch = *queue.front();
     if (executor) {
@@ -170,7 +172,7 @@ cudaError_t synchronize() {
     busy[random_order.below(static_cast<uint32_t>(busy.size()))]->step();
     if (!fault.empty()) {
       forget_queues();
-      // Some threads are stuck inside these launches, so they must never be destroyed.
+      // Some threads are stuck inside these launches, so the launches must never be destroyed.
       static std::vector<std::vector<std::unique_ptr<Launch>>> stuck;
       stuck.push_back(std::exchange(unfinished, {}));
       return failed(cudaErrorLaunchFailure);

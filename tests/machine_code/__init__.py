@@ -1,4 +1,4 @@
-"""An interpreter of sm_90 machine code, which runs the compiled kernels without a GPU.
+"""An interpreter for sm_90 machine code, which runs the compiled kernels without a GPU.
 
 The kernels that nvcc compiles are executed instruction by instruction on the memory of this
 process, so that a test can compare the results of the machine code with an oracle.
@@ -18,9 +18,9 @@ process, so that a test can compare the results of the machine code with an orac
   count.py       counts the instructions that the hot kernels issue, for the budget
   errors.py      the exceptions
 
-An instruction, modifier or operand that is not defined here is an error when the kernel is decoded.
-Accesses outside of registered buffers and of shared memory are errors, and so are races between the
-warps of a block, shuffles from absent lanes and threads that wait forever.
+An instruction, modifier or operand that is not defined here causes an error when the kernel is
+decoded. Accesses outside of registered buffers and of shared memory are errors, and so are races
+between the warps of a block, shuffles from absent lanes and threads that wait forever.
 
 Limits: Memory is sequentially consistent, so a missing fence is not detected. The payload of a
 computed NaN is numpy's. Timing, caches and the scoreboard are not modelled.

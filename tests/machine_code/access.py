@@ -41,7 +41,7 @@ def _address(f: Fields, address: Address) -> Read:
     if address.base is not None:
         parts.append(_register(f, address.base, address.wide))
     if address.uniform is not None:
-        # With a 64-bit base a uniform register would be a pair, which no kernel uses.
+        # With a 64-bit base, a uniform register would be a pair, which no kernel uses.
         if address.wide:
             raise f.unknown("a uniform register beside a 64-bit address")
         parts.append(_register(f, address.uniform, False))
@@ -104,7 +104,7 @@ def stg(f: Fields) -> Execute:
 
 @instruction("ATOMG")
 def atomg(f: Fields) -> Execute:
-    """Only INC, whose counter wraps to 0 after its limit. Lanes execute in random order."""
+    """Only INC is supported; its counter wraps to 0 after its limit. Lanes run in random order."""
     f.choice("INC")
     _hints(f)
     done = f.result_predicate()
@@ -134,7 +134,7 @@ def atomg(f: Fields) -> Execute:
 
 
 def _shared(s: Warps, f: Fields, addresses: Any, active: np.ndarray, size: int) -> np.ndarray:
-    """The lanes' indices into the bytes of all blocks' shared memory."""
+    """Return each lane's index into the shared memory of all blocks, in bytes."""
     at = s.full(addresses)[active]
     shared = s.shared
     good = (at >= Shared.RESERVED) & (at + size <= shared.size) & (at % size == 0)
@@ -148,7 +148,7 @@ def _shared(s: Warps, f: Fields, addresses: Any, active: np.ndarray, size: int) 
 
 
 def _check_races(s: Warps, f: Fields, first: np.ndarray, active: np.ndarray, size: int) -> None:
-    """Raise RaceError for a race. `first` has the first byte of each lane's access."""
+    """Raise RaceError for a race. `first` contains the first byte of each lane's access."""
     warp, slot = s.full(s.warp)[active], s.full(s.slot)[active]
     for offset in range(0, size, s.shared.unit):
         races = s.shared.races(
@@ -165,7 +165,7 @@ def _check_races(s: Warps, f: Fields, first: np.ndarray, active: np.ndarray, siz
 def _shared_elements(
     s: Warps, f: Fields, w: Where, address: Read, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The active lanes, shared memory in elements of up to a word, and each lane's first index."""
+    """Return the active lanes, shared memory as elements of up to a word, and the first indices."""
     active = s.all(w)
     memory = s.shared.bytes.view({1: np.uint8, 2: np.uint16}.get(size, U32))
     first = _shared(s, f, address(s), active, size)
@@ -205,7 +205,7 @@ def sts(f: Fields) -> Execute:
 
 @instruction("ATOMS")
 def atoms(f: Fields) -> Execute:
-    """Only ADD of a word. Lanes execute in random order."""
+    """Only ADD on 32-bit words is supported. Lanes run in random order."""
     f.choice("ADD")
     write, address, addend = f.result(), _address(f, f.address()), f.integer()
     f.done()

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 Effect = Callable[["Group", np.ndarray], None]
 
 _BIT = U32(1) << np.arange(LANES, dtype=U32)
-# WARPSYNC.COLLECTIVE, its instruction, ENDCOLLECTIVE: three instructions.
+# A collective is three instructions: WARPSYNC.COLLECTIVE, one instruction, ENDCOLLECTIVE.
 _COLLECTIVE = 3
 _BYTES = 16  # per instruction
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The place of an instruction in the decoded program; converts addresses to places."""
+    """The place of an instruction in the decoded program. It converts addresses to places."""
 
     at: int
     index_of: dict[int, int]
@@ -96,15 +96,15 @@ def _bra(i: Instruction, place: Place) -> Effect:
 @_control("BRX")
 @_control("BRXU")
 def _brx(i: Instruction, place: Place) -> Effect:
-    """Branch to an address in a pair of registers, relative to the next instruction.
+    """Branch to an address in a register pair, relative to the next instruction.
 
-    The pair comes from the table of a `switch` in constant bank 2.
+    The pair comes from a `switch` table in constant bank 2.
     """
     _modifiers(i)
     register, _, offset = i.operands.partition(" ")
     if not re.fullmatch(r"-?0x[0-9a-f]+", offset):
         raise _unknown(i, "no offset")
-    # BRX reads registers of threads, and BRXU reads registers of the warp. `pair` accepts both.
+    # BRX reads per-thread registers, and BRXU reads uniform registers. `pair` accepts both.
     distance = Fields(dataclasses.replace(i, operands=register)).pair()
     origin = i.address + _BYTES + int(offset, 16)
 
@@ -146,7 +146,7 @@ def _diverged(mask: Read, place: Place, target: int) -> Effect:
 
 @_control("BSSY")
 def _bssy(i: Instruction, place: Place) -> Effect:
-    """Record the lanes that will meet at the BSYNC in front of the instruction's target."""
+    """Record the lanes that will meet at the BSYNC just before the instruction's target."""
     _modifiers(i)
     barrier, target = split(i.operands)[0], _target(i, place)
     before = place.instructions[target - 1]
@@ -217,7 +217,7 @@ def _call(i: Instruction, place: Place) -> Effect:
 
 @_control("RET")
 def _ret(i: Instruction, place: Place) -> Effect:
-    """Branch to the address in a pair of registers, relative to the kernel's first instruction."""
+    """Branch to the address in a register pair, relative to the kernel's first instruction."""
     _modifiers(i, "REL", "NODEC")
     register, _, base = i.operands.partition(" ")
     if base.strip() != "0x0":

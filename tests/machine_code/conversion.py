@@ -1,4 +1,4 @@
-"""Conversions between the formats of numbers."""
+"""Conversions between number formats."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def f2i(f: Fields) -> Execute:
 @instruction("F2F")
 def f2f(f: Fields) -> Execute:
     if f.flag("F32", "F64"):
-        # "F32.F64" converts to float, "F64.F32" to double.
+        # "F32.F64" converts to float, and "F64.F32" converts to double.
         to_float = f.source.opcode.endswith("F32.F64")
         write = f.result_float() if to_float else f.result_double()
         a = f.double() if to_float else f.single()
@@ -100,7 +100,7 @@ def f2f(f: Fields) -> Execute:
 
 
 def bfloat16(x: np.ndarray) -> np.ndarray:
-    """The bits of floats rounded to bfloat16, to nearest, ties to even."""
+    """Round floats to bfloat16, to nearest with ties to even, and return the bits."""
     bits = x.view(U32).astype(U64)
     rounded = ((bits + U64(0x7FFF) + ((bits >> U64(16)) & U64(1))) >> U64(16)).astype(U32)
     return np.where(np.isnan(x), NAN16, rounded)

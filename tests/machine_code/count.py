@@ -2,23 +2,25 @@
 
     PYTHONPATH=tests python -m machine_code.count [KERNEL]    a JSON of the rows of the budget
 
-The counted call computes all outputs, on whole tiles. The count corresponds to `per_element` of the
-budget, but is measured instead of derived from a path through the listing. It includes all
-instructions that a warp issues, even predicated-off ones and those of slow paths. An instruction of
-a warp serves 32 threads, so the numbers are 32 times the instructions divided by the elements.
+The counted call computes all outputs of whole tiles. The count corresponds to `per_element` of the
+budget, but it is measured rather than derived from a path through the listing. It includes all
+instructions that a warp issues, even those that are predicated off and those of slow paths. One
+warp instruction executes for 32 threads, so the count is 32 times the number of instructions
+divided by the number of elements.
 
-  loop   the cost of further tiles of a block: the difference between two calls that have the same
+  loop   the cost of additional tiles of a block: the difference between two calls with the same
          number of blocks
   whole  the cost of a call with 4 tiles per block, as for 2^24 elements. It includes the work of
          blocks before and after their elements, the sum over the block and the last block's work.
 
-The call of a likelihood has contiguous outputs and a target of the same dtype. It sums rows of 2048
+A likelihood call has contiguous outputs and a target of the same dtype. It sums rows of 2048
 elements, or all elements if it computes the loss and its gradients together. It computes every
-output's gradient, without a mask and without weights. A tenth of the counts is not 0. Bytes in
-flight are those of the rounds (in_flight.py) that further tiles add to a warp's execution.
+output's gradient, without a mask and without weights. For count likelihoods, a tenth of the targets
+are not 0. Bytes in flight are those of the rounds (in_flight.py) that additional tiles add to a
+warp's execution.
 
-Both need cuobjdump, the kernels' machine code, which a CUDA build or nvcc provides, and the native
-module of the tests, whose host code launches the kernels.
+This module requires cuobjdump, the kernels' machine code, which a CUDA build or nvcc provides, and
+the native module of the tests, whose host code launches the kernels.
 """
 
 from __future__ import annotations
@@ -72,9 +74,9 @@ class Executed:
 def is_hot(kernel: str) -> bool:
     """Whether `count` can call a kernel.
 
-    These are the latent kernels for default options, except for lists, and the kernels for one kind
-    of likelihood. Of the latter `count` can call all in float, and a few in bfloat16, which has the
-    same arithmetic. A count takes 4 s.
+    These are the latent kernels for default options, except for the list kernels, and the kernels
+    for a single likelihood kind. `count` can call all of the latter in float, and a few in
+    bfloat16, which uses the same arithmetic. A count takes 4 s.
     """
     if found := likelihood(kernel):
         return found.element == "float" or (
@@ -84,7 +86,7 @@ def is_hot(kernel: str) -> bool:
 
 
 def _tensors(access: int, tiles: int, dtype: np.dtype) -> tuple[list[np.ndarray], tuple[int, ...]]:
-    """Six tensors of BLOCKS * tiles whole tiles for a kernel's access, and the summed dimensions.
+    """Return six tensors of BLOCKS * tiles tiles for a kernel's access, and the summed dimensions.
 
     They are contiguous tensors, chunks of packed tensors, or channels_last images of four channels.
     """
@@ -99,7 +101,7 @@ def _tensors(access: int, tiles: int, dtype: np.dtype) -> tuple[list[np.ndarray]
 
 
 def _stored(machine: Any, element: str, values: np.ndarray) -> np.ndarray:
-    """Float32 values converted to the dtype of a kernel."""
+    """Convert float32 values to the dtype of a kernel."""
     if element == "BFloat16":
         return machine.probes.to_bfloat16(values).astype(np.uint16)
     return values.astype(DTYPES[element])
@@ -133,7 +135,7 @@ def _launch_likelihood(machine: Any, of: Likelihood, tiles: int) -> int:
 
 
 def _launch_latent(machine: Any, kernel: str, tiles: int) -> int:
-    """Call a kernel of the latent and return the number of elements."""
+    """Call a latent kernel and return the number of elements."""
     direction, (name, access, *_) = kernel.partition("<")[0], template_arguments(kernel)
     stored = np.dtype({"BFloat16": np.uint16}.get(name, DTYPES.get(name)))
     total = np.float64 if name == "double" else np.float32

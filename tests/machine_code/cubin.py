@@ -21,7 +21,7 @@ from tools.kernel_budget.sass import Instruction, functions
 
 from .errors import LaunchError
 
-# The attributes of .nv.info that are read, and the format whose values include their size.
+# The .nv.info attributes that are read, and the format whose values include their size.
 _PARAMETER, _PARAMETER_V2, _PARAMETER_BANK = 0x17, 0x45, 0x0A
 _SIZED = 4
 
@@ -83,7 +83,7 @@ def _sections(elf: bytes) -> list[_Section]:
 
 
 def _attributes(data: bytes) -> list[tuple[int, bytes]]:
-    """Attributes and values; the value is empty for formats without a size."""
+    """Return attributes and values. The value is empty for formats without a size."""
     found = []
     at = 0
     while at < len(data):
@@ -98,7 +98,7 @@ def _attributes(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def _parameters(info: bytes) -> tuple[tuple[Parameter, ...], int, int]:
-    """The parameters in order, the offset of the first in bank 0, and the size of all in bytes."""
+    """Return the parameters in order, the first one's offset in bank 0, and their total bytes."""
     found: dict[int, Parameter] = {}
     base = size = 0
     for attribute, value in _attributes(info):
@@ -114,7 +114,7 @@ def _parameters(info: bytes) -> tuple[tuple[Parameter, ...], int, int]:
 
 
 def _addresses(sections: list[_Section], table: _Section) -> list[tuple[int, int]]:
-    """The relocations of constant bank 4, each an offset in the bank and one in .nv.global."""
+    """Return the relocations of constant bank 4 as pairs of offsets in the bank and .nv.global."""
     found = []
     symbols = sections[table.link].data
     for at in range(0, len(table.data), 24):

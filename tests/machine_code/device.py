@@ -21,11 +21,11 @@ from .warps import LANES, Environment, Shared, Warps
 
 THREADS = 256  # per block, in all kernels
 # The number of blocks that are resident together, and the number of groups to which their warps are
-# assigned. numpy takes as long for 100 lanes as for 1000, so larger groups are cheaper.
+# assigned. numpy takes as long for 100 lanes as for 1000, so larger groups are more efficient.
 RESIDENT, GROUPS = 16, 2
 
-# Constant bank 0 of sm_90: the sizes of block and grid, the stack's end, and the descriptor of
-# global memory, whose value no instruction here reads.
+# Offsets in constant bank 0 of sm_90: the block and grid sizes, the end of the stack, and the
+# descriptor of global memory, whose value no instruction here reads.
 _BLOCK_SIZE, _STACK, _DESCRIPTOR, _DESCRIPTOR_BYTES = 0x0, 0x28, 0x208, 8
 
 
@@ -87,7 +87,7 @@ class Device:
         return sorted(self._kernels)
 
     def program(self, name: str) -> Program:
-        """The decoded kernel, which is decoded at its first use."""
+        """Return the decoded kernel, which is decoded on first use."""
         if name not in self._kernels:
             raise LaunchError(f"the kernel must be one of {', '.join(self.names)}, got {name}")
         if name not in self._programs:

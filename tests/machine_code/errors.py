@@ -1,10 +1,10 @@
-"""Exceptions of reading and executing machine code."""
+"""Exceptions that are raised when machine code is read or executed."""
 
 from __future__ import annotations
 
 
 class MachineCodeError(RuntimeError):
-    """The base of all errors of this package."""
+    """The base class of all errors in this package."""
 
 
 class UnknownInstructionError(MachineCodeError):
@@ -24,7 +24,7 @@ class DeadlockError(MachineCodeError):
 
 
 class LaunchError(MachineCodeError):
-    """A launch that does not fit the kernel: a parameter's size is wrong, or no such kernel."""
+    """A launch that does not match a kernel: it does not exist, or a parameter's size is wrong."""
 
 
 class RaceError(MachineCodeError):

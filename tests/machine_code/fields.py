@@ -32,7 +32,7 @@ TABLE: dict[str, Define] = {}
 
 
 def instruction(*bases: str) -> Callable[[Define], Define]:
-    """Add the function that defines these opcodes to the table. The opcodes have no modifiers."""
+    """Add the function that defines these opcodes, which have no modifiers, to the table."""
 
     def enter(define: Define) -> Define:
         TABLE.update(dict.fromkeys(bases, define))
@@ -42,7 +42,7 @@ def instruction(*bases: str) -> Callable[[Define], Define]:
 
 
 def join(low: Any, high: Any) -> Any:
-    """Two words as a 64-bit integer."""
+    """Join two words into a 64-bit integer."""
     return low.astype(U64) | (high.astype(U64) << U64(32))
 
 
@@ -50,7 +50,7 @@ class Fields:
     def __init__(self, source: Instruction) -> None:
         self.source = source
         self.base, *self._modifiers = source.opcode.split(".")
-        # Instructions of the uniform datapath use registers and predicates of the warp.
+        # Instructions of the uniform datapath use the warp's uniform registers and predicates.
         self.uniform = self.base.startswith("U")
         self._operands = [operands.parse(text) for text in operands.split(source.operands)]
         self.constants: set[tuple[int, int, int]] = set()  # bank, offset, bytes: always read
@@ -72,7 +72,7 @@ class Fields:
         return True
 
     def choice(self, *names: str, default: str | None = None) -> str:
-        """Consume and return the one of these modifiers that the instruction has."""
+        """Consume and return whichever of these modifiers the instruction has."""
         for name in names:
             if self.flag(name):
                 return name
@@ -124,7 +124,7 @@ class Fields:
         return self.writer(register.number, register.uniform)
 
     def writer(self, number: int, uniform: bool) -> Write:
-        """A function that writes a register."""
+        """Return a function that writes a register."""
         if number == (URZ if uniform else RZ):
             return lambda s, w, value: None
         if uniform:
@@ -184,7 +184,7 @@ class Fields:
         return predicate_reader(self.take(Predicate))
 
     def _signed(self) -> tuple[Register | Constant | Integer | Number, bool, bool, bool]:
-        """An operand, and whether it is negated, absolute, inverted."""
+        """Return an operand, and whether it is negated, absolute and inverted."""
         operand = self._operands.pop(0) if self._operands else None
         if isinstance(operand, (Integer, Number)):
             return operand, False, False, False
@@ -228,7 +228,7 @@ class Fields:
         return bits
 
     def addend(self) -> Read:
-        """A 64-bit integer summand; a negated one is ~x + 1, which carries."""
+        """A 64-bit integer addend. A negated one is ~x + 1, which carries."""
         operand, negated, _, inverted = self._signed()
         bits = self.bits(operand)
         if negated:
@@ -238,7 +238,7 @@ class Fields:
         return lambda s: bits(s).astype(U64)
 
     def magnitude(self) -> tuple[bool, Read]:
-        """Whether an integer is negated, and its bits without the sign."""
+        """Return whether an integer is negated, and its bits without the sign."""
         operand, negated, absolute, inverted = self._signed()
         if absolute or inverted:
             raise self.unknown("the absolute value or the inverse of an integer")
@@ -279,9 +279,9 @@ class Fields:
         return signed(lambda s: bits(s).view(F32), negated, absolute)
 
     def _number(self, value: float) -> np.float32:
-        """A float from its decimal text, or for a NaN from its encoding.
+        """Return a float from its decimal value, or a NaN from the encoding of the instruction.
 
-        The upper half of a double NaN or infinity is a float NaN, too, but not the default NaN.
+        The upper half of a double NaN or infinity is also a float NaN, but not the default one.
         """
         if not np.isnan(value):
             return F32(value)

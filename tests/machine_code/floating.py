@@ -99,7 +99,7 @@ def dfma(f: Fields) -> Execute:
 
 @instruction("FMNMX")
 def fmnmx(f: Fields) -> Execute:
-    """Minimum or maximum; -0 is below 0. With NAN a NaN propagates, and otherwise it is ignored."""
+    """Minimum or maximum; -0 is below 0. With NAN, a NaN propagates. Otherwise, it is ignored."""
     propagates = f.flag("NAN")
     write, a, b, minimum = f.result_float(), f.single(), f.single(), f.predicate()
     f.done()
@@ -168,8 +168,8 @@ def fsetp(f: Fields) -> Execute:
 def _dsetp_extreme(f: Fields) -> Execute:
     """Half of `fmin` or `fmax`: whether `a` is the result, and whether both are NaN.
 
-    This is undocumented. The code around it selects the words of `a` or `b` by the first predicate,
-    and makes the result a quiet NaN by the second one.
+    This instruction is undocumented. The surrounding code uses the first predicate to select the
+    words of `a` or `b`, and the second one to make the result a quiet NaN.
     """
     is_minimum = ".MIN." in f.source.opcode
     f.choice("AND")
@@ -191,7 +191,7 @@ def _dsetp_extreme(f: Fields) -> Execute:
 
 @instruction("FSET")
 def fset(f: Fields) -> Execute:
-    """A comparison as a number: 1.0 if it is true, else 0.0."""
+    """A comparison whose result is 1.0 if it is true and 0.0 otherwise."""
     f.choice("BF")
     compare = COMPARISONS[f.choice(*COMPARISONS)]
     f.choice("AND")

@@ -113,7 +113,7 @@ def _product(f: Fields, unsigned: bool) -> Read:
 
 
 def _imad_wide(f: Fields) -> Execute:
-    """64 bits of a b + c; c is a pair of registers."""
+    """The 64 bits of a b + c, where c is a register pair."""
     unsigned, extended = f.flag("U32"), f.flag("X")
     write = f.result_pair()
     carries = f.results_predicate()
@@ -136,7 +136,7 @@ def _imad_wide(f: Fields) -> Execute:
 
 
 def _imad_high(f: Fields) -> Execute:
-    """The high word of a b + c; c is a pair of registers."""
+    """The high word of a b + c, where c is a register pair."""
     if not f.flag("U32"):
         raise f.unknown("a signed product")
     write = f.result()
@@ -156,7 +156,7 @@ def _imad_high(f: Fields) -> Execute:
 
 @instruction("LEA", "ULEA")
 def lea(f: Fields) -> Execute:
-    """(a << shift) + b, or with HI the high word of (high : a) << shift, plus b.
+    """(a << shift) + b, or with HI, the high word of (high : a) << shift, plus b.
 
     The shifted `a` is negated as ~x + 1. The carry of this sum is part of the result's carry, so
     that -0 carries.
@@ -227,7 +227,7 @@ def truth_table(table: int, a: Any, b: Any, c: Any) -> Any:
     return result
 
 
-# The most common functions, with fewer operations.
+# Shorter expressions for the most common functions.
 SHORT = {
     0xC0: lambda a, b, c: a & b,
     0xFC: lambda a, b, c: a | b,
@@ -282,7 +282,7 @@ def plop3(f: Fields) -> Execute:
 
 @instruction("ISETP", "UISETP")
 def isetp(f: Fields) -> Execute:
-    """A comparison. With EX it compares high words, and `low` is the result for the low words."""
+    """A comparison. With EX, it compares high words, and `low` is the result for the low words."""
     name = f.choice(*COMPARISONS)
     unsigned = f.flag("U32")
     combine = {"AND": np.logical_and, "OR": np.logical_or}[f.choice("AND", "OR")]
@@ -316,7 +316,7 @@ def isetp(f: Fields) -> Execute:
 
 @instruction("FLO")
 def flo(f: Fields) -> Execute:
-    """The index of the highest bit that is 1, or a word of ones for 0."""
+    """The index of the highest set bit. The result for 0 is a word of ones."""
     f.choice("U32")
     write, a = f.result(), f.integer()
     f.done()

@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import BadAccessError
 
-# A view of all addresses of this process. Only addresses that were checked before are accessed.
+# A view of all addresses of this process. Only addresses that have been checked are accessed.
 _LOWEST, _HIGHEST = 1 << 16, 1 << 48
 _SPACE = np.frombuffer((ctypes.c_uint8 * (_HIGHEST - _LOWEST)).from_address(_LOWEST), np.uint8)
 _WORDS = {1: _SPACE, 2: _SPACE.view(np.uint16), 4: _SPACE.view(np.uint32)}
@@ -58,7 +58,7 @@ class GlobalMemory:
             raise BadAccessError(f"global access of {size} bytes at {worst:#x} is in no buffer")
 
     def load(self, addresses: np.ndarray, size: int) -> np.ndarray:
-        """Returns elements as 32-bit words [word, element]. Those of 1 or 2 bytes are widened."""
+        """Return elements as 32-bit words [word, element]. Elements of 1 or 2 bytes are widened."""
         self._check(addresses, size)
         unit = min(size, 4)
         first = (addresses - _LOWEST) // unit

@@ -48,7 +48,7 @@ def prmt(f: Fields) -> Execute:
 
 @instruction("P2R")
 def p2r(f: Fields) -> Execute:
-    """Write the predicates of a mask. The other bits are those of the register `a`."""
+    """Write the predicates that a mask selects. The other bits are those of the register `a`."""
     write = f.result()
     if f.name() != "PR":
         raise f.unknown("other flags")
@@ -183,7 +183,7 @@ def shfl(f: Fields) -> Execute:
 
 @instruction("VOTE")
 def vote(f: Fields) -> Execute:
-    """A mask of the executing lanes with a true argument, and whether any or all have one."""
+    """A mask of the executing lanes whose argument is true, and whether it is for any or all."""
     mode = f.choice("ANY", "ALL")
     number = f.result()
     result = f.result_predicate()

@@ -1,13 +1,13 @@
 """MUFU, the approximate functions: exact values, perturbed within NVIDIA's documented error.
 
 The hardware's exact bits are not documented, so a test must pass for any value within the bound.
-Here each argument has a random error. Within a launch the error depends only on the argument, as in
-hardware, because divisions of uniform numbers rely on that. Another launch has other errors.
+Here, each argument has a random error. Within a launch, the error depends only on the argument, as
+in hardware, because divisions of uniform values rely on that. Another launch has different errors.
 
 The bounds are those of the PTX ISA for the instructions that ptxas compiles to a single MUFU, the
 `.approx.ftz` forms ("Floating Point Instructions", `rcp`, `sqrt`, `rsqrt`, `sin`, `cos`, `lg2`,
 `ex2`; the CUDA C++ Programming Guide's table of intrinsic functions agrees). Because of `.ftz`,
-subnormal arguments and results are zeros of the same sign.
+subnormal arguments and results are flushed to zeros of the same sign.
 
   RCP     1 ulp
   SQRT    2^-23 of the result
@@ -69,7 +69,7 @@ def _of_ulp(x: np.ndarray, exact: np.ndarray, noise: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(exact), moved, exact)
 
 
-# For each function, the computation of its exact value and of its perturbed value.
+# For each function, two functions that compute its exact value and its perturbed value.
 FUNCTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[..., np.ndarray]]] = {
     "RCP": (lambda x: 1 / x, _of_ulp),
     "SQRT": (np.sqrt, _relative(2.0**-23)),
@@ -95,7 +95,7 @@ def mufu(function: str, x: np.ndarray, noise: Noise) -> np.ndarray:
 
 
 def mufu_high(function: str, high: np.ndarray, noise: Noise) -> np.ndarray:
-    """The high word of the result for doubles with this high word."""
+    """Return the high word of the result for doubles whose high word is `high`."""
     argument = flushed((high.astype(I64) << I64(32)).view(F64), TINY64)
     exact = HIGH_WORDS[function](argument)
     moved = np.where(np.isfinite(exact), exact * (1 + 2.0**-21 * noise(high)), exact)

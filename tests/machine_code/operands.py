@@ -100,7 +100,7 @@ def _register(text: str) -> Register | None:
 
 @functools.lru_cache(maxsize=1 << 16)
 def parse(text: str) -> Operand:
-    """The parsed operand. Raises UnknownInstructionError for unknown forms."""
+    """Return the parsed operand. Raises UnknownInstructionError for unknown forms."""
     if match := _PREDICATE.match(text):
         negated, uniform, number = match.groups()
         return Predicate(PT if number == "T" else int(number), bool(uniform), bool(negated))

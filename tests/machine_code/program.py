@@ -15,7 +15,7 @@ from .fields import TABLE, Execute, Fields, Read, predicate_reader
 from .operands import Predicate, parse
 from .warps import Warps, Where
 
-# The imports have filled the table.
+# These imports have filled the table of instructions.
 DEFINITIONS = (access, conversion, floating, integer, moves)
 
 
@@ -113,7 +113,7 @@ def _for_warps(execute: Execute) -> Execute:
 def _guarded(execute: Execute, guard: Read) -> Execute:
     def run(s: Warps, w: Where) -> None:
         condition = guard(s)
-        # A copy, because the instruction may write its own guard.
+        # Copy the guard, because the instruction may write it.
         where = condition.copy() if w is True else condition & w
         if where.any():
             execute(s, where)

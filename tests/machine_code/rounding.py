@@ -4,8 +4,8 @@ numpy rounds to nearest after each operation. The other operations are derived f
 
 * The error of a sum, and of a product that neither overflows nor underflows, is a number of the
   same format, and a few operations compute it (Knuth's TwoSum, Dekker's product).
-* A result that is first rounded to odd, with at least two bits more than the result has, and then
-  to nearest equals the result of a single rounding (Boldo and Melquiond, "Emulation of FMA and
+* A value that is first rounded to odd, with at least two more bits than the result, and then to
+  nearest equals the value after a single rounding (Boldo and Melquiond, "Emulation of FMA and
   correctly rounded sums: proved algorithms using rounding to odd", 2008).
 """
 
@@ -77,14 +77,14 @@ def directed32(a: np.ndarray, b: np.ndarray, c: np.ndarray, upward: bool) -> np.
 
 
 def toward_zero32(exact: np.ndarray) -> np.ndarray:
-    """An exact result in double, rounded to float towards 0."""
+    """Round an exact result in double to float, towards 0."""
     nearest = exact.astype(F32)
     too_far = np.abs(nearest.astype(F64)) > np.abs(exact)
     return np.where(too_far, np.nextafter(nearest, F32(0)), nearest)
 
 
 def upward32(low: np.ndarray, high: np.ndarray | None = None) -> np.ndarray:
-    """Unsigned or signed integers, rounded up to float. `high`: the upper words of 64 bits."""
+    """Round unsigned or signed integers up to float. `high`: the upper words of 64-bit integers."""
     if high is None:
         exact = np.asarray(low, F64)
         nearest = exact.astype(F32)
@@ -148,7 +148,7 @@ def directed64(
 ) -> np.ndarray:
     """a b + c of doubles, rounded up or down where `wanted`, and to nearest elsewhere.
 
-    It computes with fractions, because only rare paths round up or down.
+    It uses slow rational arithmetic, because only rare paths round up or down.
     """
     result = fma64(a, b, c)
     for at in zip(*np.nonzero(np.broadcast_to(wanted, a.shape)), strict=True):

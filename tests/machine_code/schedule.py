@@ -1,11 +1,11 @@
 """Selects the threads that execute next.
 
-The warps of the blocks that are resident together are assigned to groups at random. In each step a
-group executes all of its lanes that are at the same instruction, the one with the lowest address.
-Groups take turns at random, so that a missing barrier or a broken ticket has an effect.
+The warps of the blocks that are resident together are assigned to groups at random. In each step, a
+group executes all of its lanes that are at the instruction with the lowest address. Groups take
+turns at random, so that a missing barrier or a broken ticket has an effect.
 
-Diverged lanes converge as in hardware, where BSYNC and WARPSYNC make them wait for each other. They
-also converge when they reach the same instruction.
+Diverged lanes converge as in hardware, where BSYNC and WARPSYNC make them wait for each other.
+Here, they also converge when they reach the same instruction.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Group:
     # --- effects of control instructions ---------------------------------------------------------
 
     def go(self, to: int, lanes: np.ndarray) -> None:
-        """Send lanes to an instruction, where other lanes may be already."""
+        """Send lanes to an instruction, where other lanes may already be."""
         current = self._current
         if current is not None and lanes is current.lanes:
             fragment = current
@@ -61,16 +61,16 @@ class Group:
         self.fragments[to] = Fragment(there.lanes | lanes) if there else fragment
 
     def remember(self, barrier: str, lanes: np.ndarray) -> None:
-        """Record for each of `lanes` which lanes it will wait for at a BSYNC of `barrier`.
+        """Record, for each of `lanes`, which lanes it will wait for at a BSYNC of `barrier`.
 
-        These are all of `lanes` in its warp. The other lanes of the warp may be in the other branch
-        of an `if`, which uses the same barrier.
+        It will wait for all of `lanes` in its warp. The other lanes of the warp may be in the other
+        branch of an `if`, which uses the same barrier.
         """
         members = self.members.setdefault(barrier, np.zeros(lanes.shape, np.uint32))
         np.copyto(members, mask_of(lanes), where=lanes)
 
     def meet(self, key: Key, lanes: np.ndarray, wanted: Callable[[], np.ndarray]) -> None:
-        """Hold each lane until the live lanes of its mask are at the same place, key[1].
+        """Hold each lane until all live lanes of its mask are at the same place, key[1].
 
         `wanted` returns the masks, one for each lane or for each warp.
         """
@@ -160,7 +160,7 @@ def run_blocks(
     warps_of_block: int, shared: Shared, random: np.random.Generator, groups: int,
     trace: list[int] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Run these blocks together. Returns how often each instruction was issued to a warp.
+    """Run these blocks together. Return how often each instruction was issued to a warp.
 
     `trace` receives the executed instructions of the first block's first warp, in order.
     """
@@ -192,7 +192,8 @@ def run_blocks(
 def _dealt(
     blocks: int, warps_of_block: int, random: np.random.Generator, groups: int
 ) -> list[np.ndarray]:
-    """The warps of each group. Some blocks stay whole, so that one may end while another waits."""
+    """Return each group's warps. Some blocks stay whole, so that one may end while another
+    waits."""
     group_of = random.integers(groups, size=(blocks, warps_of_block))
     together = random.random((blocks, 1)) < 0.5
     group_of = np.where(together, group_of[:, :1], group_of).ravel()

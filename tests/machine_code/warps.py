@@ -1,8 +1,8 @@
 """The state of warps that run together: registers, predicates and the data of their launch.
 
-The values of a register are an array of (warps, 32). The values of a uniform register are an array
-of (warps, 1), which numpy broadcasts. Row 255 of the registers and row 63 of the uniform registers
-are always 0.
+The values of a register are an array of shape (warps, 32). The values of a uniform register are an
+array of shape (warps, 1), which numpy broadcasts. Row 255 of the registers and row 63 of the
+uniform registers are always 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BIT = np.uint32(1) << np.arange(LANES, dtype=np.uint32)
 
 
 def mask_of(lanes: np.ndarray) -> np.ndarray:
-    """The lanes of each warp as the bits of a word, (warps, 1)."""
+    """Return the lanes of each warp as the bits of a word, in the shape (warps, 1)."""
     return np.where(lanes, _BIT, np.uint32(0)).sum(axis=1, keepdims=True, dtype=np.uint32)
 
 
@@ -50,9 +50,9 @@ class Shared:
     """The shared memory of several blocks, stored consecutively.
 
     It is initialized to values that are NaN in every format, so that reads of unwritten memory are
-    noticed. Accesses since the block's last barrier are recorded, so that a missing barrier is
-    noticed in any order of the warps, even if the values happen to be right. Lanes of one warp
-    count as ordered.
+    detected. Accesses since the block's last barrier are recorded, so that a missing barrier is
+    detected in any order of the warps, even if the values happen to be right. Lanes of the same
+    warp count as ordered.
     """
 
     # The first KiB of a block's memory belongs to the system; a kernel's variables follow it.
@@ -60,14 +60,14 @@ class Shared:
     _SEVERAL, _ATOMIC = -2, -3  # in place of a warp: several warps, or any number of atomics
 
     def __init__(self, blocks: int, size: int, unit: int = 4) -> None:
-        """`unit`: the bytes of the narrowest access, which is the granularity of the record."""
+        """`unit`: the size in bytes of the narrowest access, which is the record's granularity."""
         self.size, self.unit = size, min(unit, 4)
         self.stride = -(-size // 16) * 16
         total = max(blocks * self.stride, 16)
         self.bytes = np.full(total, 0xFF, np.uint8)
         self.epoch = np.zeros(blocks, np.int64)  # number of barriers that a block has completed
-        # The index is the first byte of an accessed unit. The values are the last warp that
-        # accessed it, and the epoch of this access.
+        # These arrays are indexed by the first byte of an accessed unit. Their values are the last
+        # warp that accessed the unit, and the epoch of that access.
         self._writer, self._reader = np.full((2, total), -1, np.int64)
         self._written, self._read = np.full((2, total), -1, np.int64)
 
@@ -76,7 +76,7 @@ class Shared:
     ) -> np.ndarray:
         """Record accesses of blocks' warps, and return those that conflict with another warp's.
 
-        Only atomics do not conflict with each other.
+        Reads do not conflict with reads, and atomics do not conflict with atomics.
         """
         now = self.epoch[slot]
         found = (self._written[at] == now) & (self._writer[at] != warp)
@@ -121,7 +121,8 @@ class Warps:
         self.shared_base = (slots.astype(np.int64) * shared.stride).reshape(-1, 1)
         registers = np.zeros((256, count, LANES), np.uint32)
         uniform = np.zeros((64, count, 1), np.uint32)
-        # Lists of rows, as integers and as floats, because indexing a list is the fastest access.
+        # Rows are in lists, as integers and as floats, because indexing a list is the fastest
+        # access.
         self.r, self.rf = list(registers), list(registers.view(np.float32))
         self.u, self.uf = list(uniform), list(uniform.view(np.float32))
         predicates = np.zeros((8, count, LANES), bool)

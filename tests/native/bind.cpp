@@ -1,6 +1,7 @@
-// The Python module `_native`: the mathematics on arrays, the kernels of both devices on arrays of
-// any strides, the emulator's controls and its probes. Arrays are float32, float64, float16, or
-// uint16 for bfloat16. The caller owns them and keeps them alive under deferred execution.
+// The Python module `_native`: the mathematics on arrays, the kernels of both devices on arrays
+// with any strides, the emulator's controls and its probes. Arrays are float32, float64, float16,
+// or uint16 for bfloat16. The caller owns the arrays and keeps them alive during deferred
+// execution.
 #include <dlfcn.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -55,7 +56,7 @@ const std::map<std::string, ScaleBase> kBases = {{"exp", ScaleBase::kExp},
 template <typename T>
 using Values = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-// Returns a function from arrays to arrays [size, per], with `per` results for each value.
+// Returns a function that maps an array to an array [size, per], with `per` results for each value.
 template <typename T>
 auto mapped(void (*function)(const T*, T*, int64_t), int per) {
   return [=](py::array_t<T, py::array::c_style> x) {
@@ -65,7 +66,7 @@ auto mapped(void (*function)(const T*, T*, int64_t), int per) {
   };
 }
 
-// Each precision has an overload, which the dtype of the array selects.
+// Each precision has an overload, which is selected by the dtype of the array.
 template <typename T>
 void bind_math(py::module_& m, const char* normals_name) {
   m.def("exp", mapped<T>(&maths::exp, 1), py::arg().noconvert());
@@ -96,7 +97,7 @@ void bind_math(py::module_& m, const char* normals_name) {
       "seed"_a, "offset"_a, "first"_a, "n"_a);
 }
 
-// The normals of the CPU kernels, for the baseline instruction set.
+// The normals that the CPU kernels compute with the baseline instruction set.
 template <typename T>
 void bind_noise(py::module_& m, const char* name) {
   using vae_fused::Key;
@@ -139,7 +140,7 @@ DType dtype_of(const py::array& array) {
   throw std::invalid_argument("dtype must be float32, float64, float16 or uint16 (bfloat16)");
 }
 
-// A mask may have `any_dtype`. z, eps and their gradients may have a leading dimension of samples.
+// Set `any_dtype` for a mask. z, eps and their gradients may have a leading sample dimension.
 Array view(const MaybeArray& array, const py::array& like, bool any_dtype = false) {
   if (!array) return {};
   const py::ssize_t before = array->ndim() - like.ndim();
@@ -173,7 +174,7 @@ struct Shape {
   }
 };
 
-// See RngKey. `pointers` is an array of seed and offset.
+// See RngKey. `pointers` is an array that contains the seed and the offset.
 vae_fused::RngKey make_key(std::pair<uint64_t, uint64_t> key, const MaybeArray& pointers,
                            uint32_t shift) {
   vae_fused::RngKey result;
@@ -231,7 +232,7 @@ py::dict space_of(const py::array& mu, const std::vector<int>& dims) {
                   "tiles_per_row"_a = space.tiles_per_row);
 }
 
-// Reads a math::LatentOptions from its fields by name. The fields of scales are nested
+// Reads the fields of a math::LatentOptions by name. The fields of scales are in nested
 // dictionaries.
 void read(const py::dict& fields, const char* name, double& value) {
   if (fields.contains(name)) value = fields[name].cast<double>();
@@ -276,7 +277,7 @@ vae_fused::math::LatentOptions<double> latent_options(const py::dict& fields) {
   return f;
 }
 
-// Reads the options that are arrays of one element by name. The caller keeps the arrays alive.
+// Reads, by name, the options that are one-element arrays. The caller keeps the arrays alive.
 template <typename Params>
 void point_to(const py::dict& arrays, vae_fused::WithScalars<Params>& params) {
   const auto dtype =
@@ -289,7 +290,7 @@ void point_to(const py::dict& arrays, vae_fused::WithScalars<Params>& params) {
   });
 }
 
-// Reads a LikelihoodOptions from its fields by name, with the variants of likelihoods.h.
+// Reads the fields of the options in likelihoods.h by name.
 likelihoods::Options likelihood_options(const py::dict& fields) {
   using vae_fused::math::FrontEnd;
   const std::map<std::string, FrontEnd> kFrontEnds = {{"identity", FrontEnd::kIdentity},
@@ -356,13 +357,13 @@ py::array_t<T> likelihood(const std::string& name, int kind, const py::dict& fie
   throw std::invalid_argument("no such variant: " + name);
 }
 
-// The space of statistics, whose rows are the items of the batch, and its division into tasks.
+// Divides the iteration space of statistics, whose rows are the items of the batch, into tasks.
 vae_fused::StatsTasks stats_tasks(const std::string& device, const vae_fused::Space& space) {
   using vae_fused::StatsTasks;
   return device == "cuda" ? StatsTasks::for_cuda(space) : StatsTasks::for_cpu(space);
 }
 
-// Returns the numbers of columns and partial sums of a call.
+// Returns the number of columns and the number of partial sums of a call.
 std::pair<int64_t, int64_t> stats_sizes(const std::string& device, const py::array& mu,
                                         const std::vector<int>& dims) {
   Shape shape(mu, dims);
@@ -430,7 +431,7 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
   call(device, params, &vae_fused::cpu::forward, kCudaForward, stream);
 }
 
-// Returns the kernel that serves a forward call of these tensors, with a KL and noise from a key.
+// Returns the kernel choice for a forward call with these tensors, a KL, and noise from a key.
 py::dict select_kernel(const py::array& mu, const py::array& raw, const py::array& z,
                        const std::vector<int>& dims) {
   vae_fused::ForwardParams params;
@@ -479,10 +480,10 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
   call(device, params, &vae_fused::cpu::backward, kCudaBackward, stream);
 }
 
-// Computes a list of contiguous arrays. Without `grads` it runs forward and writes `out`, `kl` and
-// `partials`. With the gradients `grads` of z it runs backward and writes `out` and `more`. Without
-// arrays for z or its gradients the call has the KL alone. The noise of each tensor begins at the
-// first block after that of the tensors before it.
+// Runs a call for a list of contiguous arrays. Without `grads`, it runs forward and writes `out`,
+// `kl` and `partials`. With `grads`, the gradients of z, it runs backward and writes `out` and
+// `more`. Without arrays for z or its gradients, the call computes only the KL. The noise of each
+// tensor begins at the first block after the noise of the previous tensor.
 using Arrays = std::vector<py::array>;
 
 void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const Arrays& out,
@@ -506,7 +507,7 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
     item.first_tile = params.tiles;
     item.first_block = blocks;
     item.weight = weights[k];
-    // Every second item has no tensors for its prior.
+    // Every second item has no prior tensors.
     if (prior_mean && k % 2 == 0) item.prior_mean = (*prior_mean)[k].data();
     if (prior_raw && k % 2 == 0) item.prior_raw = (*prior_raw)[k].data();
     const vae_fused::math::LatentOptions<double>& f = params.options;
@@ -534,8 +535,8 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
 // The likelihoods
 // -------------------------------------------------------------------------------------------------
 
-// Memory of doubles that only the kernels access, filled with NaN. An executor of launches gets the
-// extents of all objects of this class that exist: see set_executor.
+// Doubles that only the kernels access, initialized to NaN. The executor of launches gets the
+// extents of all live objects of this class: see set_executor.
 class Scratch {
  public:
   explicit Scratch(int64_t size)
@@ -580,8 +581,8 @@ TargetType target_type_of(const py::array& array) {
   }
 }
 
-// Binds the operands of a call to the arrays of the same names. All of them have the shape of the
-// first output, and strides may be 0.
+// Binds the operands of a call to the arrays of the same names. All arrays have the shape of the
+// first output, and their strides may be 0.
 using NamedArrays = std::map<std::string, py::array>;
 
 template <typename Params>
@@ -602,7 +603,7 @@ void describe(vae_fused::Observations& observations, int kind, const py::dict& o
   observations.target_type = target_type_of(arrays.at("target"));
 }
 
-// Reads the fields of a KlTerm by their names. They are numbers or arrays, and beta and capacity
+// Reads the fields of a KlTerm by name. Each field is a number or an array, and beta and capacity
 // may be either.
 vae_fused::KlTerm kl_term(const std::optional<py::dict>& fields) {
   vae_fused::KlTerm term;
@@ -659,7 +660,7 @@ void nll(int kind, const py::dict& options, const NamedArrays& arrays, const std
   check(vae_fused::cuda::nll(params, handle_of(stream)));
 }
 
-// With `dot` it calls softmax_dot, whose rows extend along `dims`. With `value` it also computes
+// With `dot`, it calls softmax_dot, whose rows extend along `dims`. With `value`, it also computes
 // the value of nll.
 void nll_backward(int kind, const py::dict& options, const NamedArrays& arrays,
                   const std::vector<int>& dims, double factor, const MaybeArray& dot,
@@ -734,9 +735,10 @@ void bind_likelihoods(py::module_& m) {
 // The emulator
 // -------------------------------------------------------------------------------------------------
 
-// Sets the function that runs launches in place of the emulated device, or None. Its arguments are
-// the offset of the kernel's host function in this module, the number of blocks, and the bytes of
-// each argument. An exception becomes a fault of the launch.
+// Sets the function that runs launches in place of the emulated device. None removes it. Its
+// arguments are the offset of the kernel's host function in this module, the number of blocks, the
+// bytes of each argument, and the extents of the Scratch objects. An exception becomes a fault of
+// the launch.
 void set_executor(const py::object& executor) {
   if (executor.is_none()) return emu::set_executor({});
   emu::set_executor([executor](const emu::Work& work) -> std::string {

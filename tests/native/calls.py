@@ -1,4 +1,4 @@
-"""Calls of the kernels on numpy arrays. They replace the parts of csrc/torch that tests need."""
+"""Calls the kernels on numpy arrays, in place of the parts of csrc/torch that tests need."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def total_dtype(x: np.ndarray) -> np.dtype:
 
 @dataclass
 class Call:
-    """All arrays of a call. Under deferred execution keep it until `synchronize()`."""
+    """All arrays of a call. Under deferred execution, keep it until `synchronize()`."""
 
     z: np.ndarray | None = None
     kl: np.ndarray | None = None
@@ -42,12 +42,12 @@ class Call:
     keeps: tuple[Any, ...] = ()
 
 
-# The options that a call may pass as arrays of one element, in the type of its arithmetic.
+# The options that a call may pass as one-element arrays, in the type of its arithmetic.
 SCALARS = ("temperature", "free_bits", "to_posterior", "to_prior")
 
 
 def with_scalars(options: dict[str, Any], mu: np.ndarray) -> dict[str, Any]:
-    """Returns the options of the same call with the members of SCALARS as arrays."""
+    """Returns the options of the same call, with those in SCALARS as arrays."""
     latent_options = dict(options["latent_options"])
     scalars = {
         n: np.array(latent_options.pop(n), total_dtype(mu)) for n in SCALARS if n in latent_options

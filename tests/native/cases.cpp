@@ -1,4 +1,5 @@
-// The cases that run under a sanitizer. Each sanitizer has a program, and each run has one case.
+// The cases that run under a sanitizer. Each sanitizer has its own program, and each run executes
+// one case.
 //
 //   cases sum:FAULT          the probe with a planted fault, or "none"
 //   cases streams            launches on two streams, interleaved
@@ -132,7 +133,7 @@ const Class kClasses[] = {
     {"an element between samples", {6, 40}, {false, true}, Class::kSpaced},
 };
 
-// Calls in which each block computes several tiles. They run with the first of the options alone.
+// Calls in which each block computes several tiles. They run with only the first of the options.
 const Class kManyTiles[] = {
     {"many rows of two", {13001, 2}, {false, true}},
     {"many rows of three", {17003, 3}, {false, true}},
@@ -159,8 +160,8 @@ S narrowed(double x) {
   return out;
 }
 
-// A tensor in a heap block of its own. A chunked one is the second half along dimension 1 of a
-// packed tensor.
+// A tensor in its own heap block. A chunked tensor is the second half of a packed tensor along
+// dimension 1.
 template <typename S>
 class Tensor {
  public:
@@ -187,8 +188,8 @@ class Tensor {
     array.step = end + (c.layout == Class::kSpaced ? 1 : 0);
     size_ = array.step * samples;
     data_.reset(new S[static_cast<size_t>(size_)]);
-    // Values in [-2, 2] from a multiplicative sequence. Without `fill` the tensor gets a value that
-    // the kernel has to overwrite.
+    // Values in [-2, 2] from a multiplicative sequence. Without `fill`, the tensor gets a value
+    // that the kernel must overwrite.
     for (int64_t i = 0; i < size_; ++i) {
       const uint64_t word = (static_cast<uint64_t>(i) + fill * 1000003) * 0x9E3779B97F4A7C15u;
       data_[i] = narrowed<S>(fill ? static_cast<double>(word >> 40) / (1 << 22) - 2 : 77.0);
@@ -261,7 +262,7 @@ struct Others {
   }
 };
 
-// The arrays of the Gaussians of a call.
+// The arrays of a call's Gaussians.
 template <typename S>
 std::map<std::string, Array> inputs(const Options& options, const Tensor<S>& mu,
                                     const Tensor<S>& logvar, const Others<S>& others) {

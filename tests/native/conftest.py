@@ -16,7 +16,7 @@ Case = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def show(config: pytest.Config):
-    """A context in which the output of a build reaches the terminal, also from xdist workers."""
+    """A context in which build output reaches the terminal, even from xdist workers."""
     capture = config.pluginmanager.get_plugin("capturemanager")
     return capture.global_and_fixture_disabled() if capture else nullcontext()
 

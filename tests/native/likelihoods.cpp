@@ -1,5 +1,5 @@
 // See likelihoods.h. VARIANT is the name of the variant. VARIANT_BYTES is the size of its vectors,
-// if it has vectors. AVAILABLE is whether the machine can run them.
+// if it has vectors. AVAILABLE is true if the machine can run the variant.
 #include "likelihoods.h"
 
 #include "math/likelihood/kinds.h"

@@ -11,9 +11,9 @@ namespace likelihoods {
 using Kind = vae_fused::LikelihoodKind;
 using Options = vae_fused::math::LikelihoodOptions<double>;
 
-// `in` is [inputs of the kind, n]. `out` is [1 + inputs, n], the value and its gradient. The parts
-// of a count are added as in a kernel: the part of every element, and `count_term` where x is not
-// 0.
+// `in` is [inputs of the kind, n]. `out` is [1 + inputs, n], the value and its gradient. For count
+// likelihoods, two parts are added as in a kernel: the part that every element has, and
+// `count_term` where x is not 0.
 template <typename T>
 using Evaluate = void (*)(Kind kind, const Options& options, const T* in, T* out, int64_t n);
 

@@ -12,7 +12,8 @@ from . import test_kernels, test_latent_options, test_multi, test_stats
 from .calls import DTYPES, Call, backward, forward
 
 # These calls cover whole and partial tiles, whole rows that are written at once or staged in shared
-# memory, rows of several tiles that the last block adds up, merged tiles, views, and every access.
+# memory, rows of several tiles that the last block adds up, merged tiles, views, and every
+# `Access`.
 DEFAULT = (
     ("one element", "dense"),
     ("two columns", "dense"),
@@ -36,7 +37,7 @@ DEFAULT = (
     ("large deep images", "transposed"),
     ("many latents", "transposed"),
 )
-# In float64 these calls take four times as many instructions, and each instruction is slower.
+# In float64, these calls take four times as many instructions, and each instruction is slower.
 LONG = ("long rows by groups of lanes", "longer rows", "many rows of three", "many latents")
 OPTIONS = (
     ("defaults", "prior", "images", "channels last"),
@@ -70,14 +71,14 @@ STATS = (
 # nvcc fuses gain * raw + shift, which nearly cancels in one element. Compared with float64, the
 # error there is 9e-5 in float32 on the CPU and 1e-5 in the machine code.
 CANCELS = ("float32", "floor of a var")
-# Each entry has a layout and options. An entry with a third item has tensors for its priors, and
-# computes no samples.
+# Each entry has a layout and options. An entry with a third item has prior tensors, and computes no
+# samples.
 LISTS = (
     ("dense", "softplus, fixed prior"),
     ("misaligned", "everything"),
     ("dense", "defaults", "KL alone, priors"),
 )
-# The code of float16 differs from that of bfloat16 only in conversions, so one case for each kernel
+# The float16 code differs from the bfloat16 code only in conversions, so one case for each kernel
 # is enough.
 OF_FLOAT16 = (
     ("long rows by groups of lanes", "dense"),
@@ -129,9 +130,9 @@ CASES = [
     if is_run(dtype, arguments)
 ]
 
-# The tolerances of the tests of the emulated device. The machine code adds fused multiplications
-# and an error of MUFU of at most 2^-22 (2.4e-7). That is about an eighth of the default tolerance
-# of float32, and far less than an ulp of float16.
+# The tolerances of the emulated-device tests. The machine code adds fused multiplications and a
+# MUFU error of at most 2^-22 (2.4e-7). That error is about an eighth of the default float32
+# tolerance, and far less than a float16 ulp.
 TOLERANCE = {
     "default": {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2},
     "options": test_latent_options.TOLERANCE,
@@ -164,7 +165,7 @@ def results(native: Any, device: str, case: Case) -> dict[str, np.ndarray | None
 
 
 def part(native: Any, device: str, dtype: str, which: str, layout: str) -> Call:
-    """Runs a call that computes only some of its results."""
+    """Runs a call that computes only some of the results."""
     sizes, dims = test_kernels.SHAPES["wide images"]
     mu, raw, _, grad_z = test_kernels.inputs(native, sizes, dtype, layout)
     options: dict[str, Any] = {"dims": dims, "key": test_kernels.KEY}

@@ -1,9 +1,9 @@
-"""Runs the calls of the tests on the sm_90 machine code of the kernels.
+"""Runs the test calls on the sm_90 machine code of the kernels.
 
 The machine code is that of the installed extension if it was built for sm_90 from this `csrc`.
-Otherwise nvcc compiles the `.cu` files of `csrc/cuda`. The cubins are kept in
-`build/native`. The host code of the native module launches kernels without any change, and the
-emulator passes each launch to the interpreter of `tests/machine_code`.
+Otherwise, nvcc compiles the `.cu` files of `csrc/cuda`. The cubins are kept in `build/native`. The
+native module's host code, which launches the kernels, is unchanged, and the emulator passes each
+launch to the interpreter of `tests/machine_code`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def cubins() -> list[Path]:
 
 @lru_cache
 def _kernels_of(module: str) -> dict[int, str]:
-    """Returns the names of kernels by the offsets of their host functions, from `nm`."""
+    """Returns kernel names by the offsets of their host functions, which `nm` lists."""
     lines = subprocess.run(["nm", module], capture_output=True, text=True, check=True).stdout
     found = {}
     for line in lines.splitlines():
@@ -114,7 +114,7 @@ def _kernels_of(module: str) -> dict[int, str]:
 
 
 def _extent(array: np.ndarray) -> tuple[int, int]:
-    """Returns the extent of a view in bytes, from its first to its last."""
+    """Returns the addresses at which a view starts and ends."""
     start = end = array.ctypes.data
     if array.size == 0:
         return start, start

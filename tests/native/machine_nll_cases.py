@@ -1,4 +1,4 @@
-"""The calls of likelihoods that test the machine code.
+"""The likelihood calls that test the machine code.
 
 `test_nll.py` makes the calls and compares them with the formulas, as for the emulated kernels.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from . import test_elbo, test_nll
 from .calls import DTYPES
 
-# The arguments of a call of each variant in addition to its kind and dtype.
+# For each variant, the arguments of a call in addition to its kind and dtype.
 VARIANTS: dict[str, dict[str, Any]] = {
     # Elements are accessed one at a time, in rows that a warp or a few lanes sum.
     "odd rows, mask, weight": {"shape": (3, 301), "dims": (1,), "mask": True, "weight": (3, 1)},

@@ -41,7 +41,7 @@ const Shape kShapes[] = {
     {{2, 5, 33}, {true, false, true}},
 };
 
-// An array with a shape, in which some dimensions may be broadcast.
+// An array with a shape, some of whose dimensions may be broadcast.
 template <typename T>
 class Tensor {
  public:
@@ -58,7 +58,7 @@ class Tensor {
     array.data = values;
   }
 
-  // Fills it with values between `low` and `high` from a multiplicative sequence.
+  // Fills the tensor with values between `low` and `high` from a multiplicative sequence.
   Tensor& fill(double low, double high, uint64_t seed) {
     for (int64_t i = 0; i < size_; ++i) {
       const uint64_t word = (static_cast<uint64_t>(i) + seed * 1000003) * 0x9E3779B97F4A7C15u;
@@ -218,7 +218,7 @@ class Call {
     return error ? error : with_values(p);
   }
 
-  // Computes the gradients in one pass with the loss, which includes a KL of three samples.
+  // Computes the gradients in the same pass as the loss, which includes a KL of three samples.
   static int with_values(NllBackwardParams p) {
     constexpr int kSamples = 3;
     Block<double> values(new double[cuda::value_partials_of(p)]);
@@ -243,7 +243,7 @@ class Call {
 }  // namespace
 
 void run_nll(const std::function<void(bool, const std::string&)>& expect) {
-  // A kind without counts, one with a softmax, and the one with most inputs.
+  // A kind without counts, one with a softmax, and the one with the most inputs.
   constexpr LikelihoodKind kKinds[] = {LikelihoodKind::kGaussian, LikelihoodKind::kNegativeBinomial,
                                        LikelihoodKind::kZeroInflatedNegativeBinomial};
   for (const Shape& shape : kShapes) {

@@ -1,5 +1,5 @@
-// Adds one more option, `fake`, to each list of options: see test_option_lists.py. Prints every
-// user of the lists that ignores `fake`, and then the names of the numbers that Python passes.
+// Adds one more option, `fake`, to each list of options: see test_option_lists.py. Prints all code
+// that uses the lists but ignores `fake`, and then the names of the numbers that Python passes.
 #include <cstdio>
 #include <cstring>
 
@@ -13,7 +13,7 @@ void require(bool holds, const char* what) {
   if (!holds) std::printf("ignored: %s\n", what);
 }
 
-// Checks a call with default options except for `fake` in this scope.
+// Checks a call whose options have default values except for `fake` in this scope.
 void check(const char* scope, bool decides) {
   math::GivenLatent given;
   given.visit_numbers([&](const char* s, const char* name, double& number) {
@@ -35,7 +35,7 @@ void check(const char* scope, bool decides) {
   require(has_default_options(gaussians) != decides, "by the choice of kernels");
 }
 
-// Checks `fake` as an option on the device.
+// Checks `fake` as an option that is passed on the device.
 void check_scalar() {
   const float value = 3;
   WithScalars<ForwardParams> call;

@@ -1,9 +1,9 @@
 """Computes the polynomial coefficients in csrc/math: `python tests/native/polynomials.py`.
 
-You need mpmath. Each fit is a Remez exchange on the relative error of the *function* (not of the
-polynomial), after which the coefficients are rounded to the target precision. The printed error is
-that of the rounded polynomial evaluated exactly, so the rounding of the evaluation itself comes on
-top.
+This script requires mpmath. Each fit is a Remez exchange on the relative error of the *function*
+(not of the polynomial), after which the coefficients are rounded to the target precision. The
+printed error is that of the rounded polynomial evaluated exactly, so it does not include the
+rounding errors of the evaluation.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def grid(fit: Fit, count: int) -> list[mp.mpf]:
 
 
 def remez(fit: Fit) -> list[mp.mpf]:
-    """Coefficients c with max |weight(x) (sum c_k x^k - target(x))| minimal on [lo, hi]."""
+    """Returns c that minimizes max |weight(x) (sum c_k x^k - target(x))| on [lo, hi]."""
     count = fit.degree + 2
     mid, half = (mp.mpf(fit.lo) + fit.hi) / 2, (mp.mpf(fit.hi) - fit.lo) / 2
     nodes = [mid - half * mp.cos(mp.pi * i / (count - 1)) for i in range(count)]

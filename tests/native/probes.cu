@@ -10,8 +10,8 @@ namespace probes {
 
 namespace {
 
-// A sum with the methods of the project's kernels: grid-stride loads, warp sums by shuffles, sums
-// of warps in shared memory, and sums of blocks by partial sums and a ticket.
+// A sum that uses the methods of the project's kernels: grid-stride loads, warp sums with shuffles,
+// sums over warps in shared memory, and sums over blocks with partial sums and a ticket.
 template <Fault F>
 __global__ void __launch_bounds__(kSumBlock)
     sum_kernel(const float* __restrict__ x, int n, float* partials, unsigned int* ticket,

@@ -1,5 +1,5 @@
-// Small kernels that test the emulator itself, with faults that can be planted in them. Also probes
-// of internals of the CUDA kernels that calls do not expose.
+// Small kernels that test the emulator itself, in which faults can be planted, and probes of CUDA
+// kernel internals that calls do not expose.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -29,7 +29,7 @@ constexpr int kSumBlock = 64;
 cudaError_t sum(Fault fault, const float* x, int n, float* partials, unsigned int* ticket,
                 float* out, int grid, cudaStream_t stream);
 
-// The results of warp operations with a mask and a width in each thread of a block:
+// Computes warp operations with a mask and a width in each thread of a block:
 //   out: [threads, 8] = shfl(source 1), up 1, down 1, xor 1, ballot(odd), any(lane 3), all(odd),
 //   lane
 cudaError_t warp(int threads, int width, uint32_t* out);
@@ -42,19 +42,19 @@ cudaError_t early_exit(int threads, int32_t* out);
 // [grid.x * grid.y * grid.z]. `count` must be 0.
 cudaError_t order(dim3 grid, uint32_t* order, uint32_t* count, cudaStream_t stream);
 
-// The results of 16-bit kernels with the approximations of the hardware: n normals, where n is a
+// The functions of 16-bit kernels that use hardware approximations: n normals, where n is a
 // multiple of 4, and [e^(x / 2), e^x] of n values.
 void coarse_normals(uint64_t seed, float* out, int64_t n);
 void coarse_exponentials(const float* x, float* out, int64_t n);
 
-// The kernel that serves a forward call with a KL and noise from a key: see cuda/select.cuh.
+// The kernel choice for a forward call with a KL and noise from a key: see cuda/select.cuh.
 struct KernelChoice {
   const char* access;
   bool is_default, has_fast_path;
 };
 KernelChoice select_kernel(vae_fused::ForwardParams& params);
 
-// The conversions of the shadow headers on n values.
+// Apply the conversions of the shadow headers to n values.
 void to_half(const float* x, uint16_t* out, int64_t n);
 void from_half(const uint16_t* x, float* out, int64_t n);
 void to_bfloat16(const float* x, uint16_t* out, int64_t n);

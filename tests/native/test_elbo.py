@@ -1,7 +1,7 @@
 """The KL term of an evidence lower bound, and loss and gradients in one pass.
 
 The kernels run on the emulated device.
-The oracle is that of test_nll.py for the likelihood. The tests add the KL to it in numpy.
+For the likelihood, the oracle is that of test_nll.py. The tests add the KL to it in numpy.
 """
 
 from __future__ import annotations

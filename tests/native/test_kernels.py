@@ -150,7 +150,7 @@ def test_offsets_are_the_same_as_those_of_large_tensors(
 def test_common_layouts_have_their_fast_path(
     kernels: ModuleType, dtype: str, shape: str, layout: str, access: str
 ) -> None:
-    """Other loops would be slower with the same results, which no other test would detect."""
+    """Other loops would compute the same results more slowly, which no other test would detect."""
     sizes, dims = SHAPES[shape]
     mu, raw, *_ = inputs(kernels, sizes, dtype, layout)
     choice = {"access": access, "is_default": True, "has_fast_path": True}
@@ -164,7 +164,7 @@ def test_common_layouts_have_their_fast_path(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("images", [1, 3])
 def test_chunks_of_channels_last_tensors(kernels: ModuleType, dtype: str, images: int) -> None:
-    """With four channels in 16 bits, the second half is aligned to 8 bytes only."""
+    """With four 16-bit channels, the second half is aligned to only 8 bytes."""
     dims, rng = (1, 2, 3), np.random.default_rng(0)
     moments = rng.standard_normal((images, 8, 16, 8), dtype=np.float32)
     if dtype == "bfloat16":
@@ -234,7 +234,7 @@ def test_no_order_of_blocks_or_threads_changes_a_bit(
 def test_a_counter_may_wrap_within_a_tile(
     kernels: ModuleType, layout: str, dtype: str, word: int, before: int
 ) -> None:
-    """On the fast path all counters of a tile (of 512 blocks in float) share one high word."""
+    """On the fast path, all counters of a tile (of 512 blocks in float) share one high word."""
     shape = "one long row" if layout == "dense" else "summed large deep images"
     cpu, cuda = (
         run(kernels, device, shape, dtype, layout, key=(7, word - before))
@@ -376,7 +376,7 @@ def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
 def test_an_error_of_an_earlier_kernel_is_told_from_one_of_the_launch(
     kernels: ModuleType, error: int, earlier: bool
 ) -> None:
-    """2 is out of memory, 9 and 701 are bad configurations, and 209 is missing machine code."""
+    """2 is out of memory, 9 and 701 are invalid configurations, and 209 is missing machine code."""
     assert kernels.is_of_earlier_work(error) == earlier
 
 
@@ -402,8 +402,8 @@ def test_a_replay_reads_the_key_of_its_moment(kernels: ModuleType) -> None:
 def test_sanitizers_find_nothing(
     kernels: ModuleType, case: Case, sanitizer: str, name: str
 ) -> None:
-    # The kernels of float16 access memory as those of bfloat16 do.
+    # The float16 kernels access memory in the same way as the bfloat16 kernels.
     dtypes = [d for d in DTYPES if (sanitizer, d) != ("tsan", "float16")]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # ThreadSanitizer takes 2 minutes in sequence
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # sequentially, TSan takes 2 minutes
         for result in pool.map(lambda dtype: case(sanitizer, name, dtype), dtypes):
             assert (result.returncode, result.stdout) == (0, "ok\n"), result.stdout + result.stderr

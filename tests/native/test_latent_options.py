@@ -1,7 +1,7 @@
 """General options: the CUDA kernels on the emulated device against the CPU kernels.
 
-`tests/functional/test_option_values.py` compares the CPU kernels with formulas. A new case is a
-line in OPTION_RECIPES, TENSORS or SHAPES.
+`tests/functional/test_option_values.py` compares the CPU kernels with formulas. To add a case, add
+a line to OPTION_RECIPES, TENSORS or SHAPES.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ OPTION_RECIPES: dict[str, dict[str, Any]] = {
     },
     "scalars of a linear form": {"is_linear_form": True, "constant": -1.0, "to_posterior": 0.3},
 }
-# The tensors of a call besides mu and raw. `every` has a prior of another scale, a mask and
-# samples.
+# The tensors of a call in addition to mu and raw. `every` has a prior with a different scale, a
+# mask and samples.
 TENSORS = ("none", "prior", "prior mean", "mask", "samples", "eps", "samples of eps", "every")
 SHAPES = {
     "(B, D)": ((6, 40), (1,)),
@@ -235,7 +235,7 @@ def test_layouts(kernels: ModuleType, layout: str, tensors: str, dtype: str) -> 
 def test_options_on_the_device_are_the_numbers_bit_for_bit(
     kernels: ModuleType, recipe: str, layout: str, dtype: str
 ) -> None:
-    """The call takes a general kernel in both cases. With other kernels the rounding may differ."""
+    """Both calls use a general kernel. With other kernels, the rounding may differ."""
     for shape in ("(B, D)", "images", "long rows", "odd"):
         for device in ("cpu", "cuda"):
             case = (kernels, device, recipe, "every", shape, dtype, layout)

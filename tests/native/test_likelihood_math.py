@@ -1,8 +1,9 @@
-"""Accuracy of csrc/math/special.h and csrc/math/likelihood, to the bounds stated in these files.
+"""Tests the accuracy of csrc/math/special.h and csrc/math/likelihood against their stated bounds.
 
-The formulas in double are compared with mpmath. They are then the oracle of the sweeps in float,
-which cover scalars of the host and of the emulated device, and the vectors of every instruction set
-of this machine. Errors are in units of 2^-24 times the sum of the magnitudes of a formula's terms.
+The double formulas are compared with mpmath. They are then the oracle of the float sweeps, which
+cover scalars of the host and of the emulated device, and the vectors of every instruction set that
+this machine supports. Errors are in units of 2^-24 times the sum of the magnitudes of a formula's
+terms.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def nb_terms(x: Array, eps: float) -> Array:
     mean, theta, count = x
     shifted, wide = mean + eps, theta + eps
     total = theta + shifted
-    # The form for theta < 1 has ln(M / s) and ln(theta + k). The form for theta >= 1 has
+    # The form for theta < 1 contains ln(M / s) and ln(theta + k). The form for theta >= 1 contains
     # ln(M theta / s) and ln((theta + k) / theta) instead.
     power = np.maximum(1, theta)
     pochhammer = log_gamma(count + theta) - log_gamma(theta) - count * np.log(power)
@@ -126,7 +127,7 @@ def nb_terms(x: Array, eps: float) -> Array:
 
 
 def nb_front_end_terms(x: Array, front: str) -> Array:
-    """Both parameters come from a front end. Its errors reach all results by the chain rule."""
+    """Both parameters come from a front end, whose errors reach all results by the chain rule."""
     functions = {"exp": (np.exp, np.exp), "softplus": (softplus, sigmoid)}
     (value_of, slope_of), (raw_mean, raw_theta, count) = functions[front], x
     mean, theta = value_of(raw_mean), value_of(raw_theta)
@@ -299,7 +300,7 @@ def between(rng: np.random.Generator, low: float, high: float) -> Array:
 
 
 def counts(rng: np.random.Generator, of: str, mean: Array) -> Array:
-    """Counts that are 0, few, many, or near the mean."""
+    """Returns counts that are 0, small, of any size, or near the mean."""
     if of == "zero":
         return np.zeros(SIZE)
     if of == "few":
@@ -361,7 +362,7 @@ def draw_location(rng: np.random.Generator) -> Array:
 
 
 def draw_student(low: float, high: float) -> Callable[[np.random.Generator], Array]:
-    """Draws degrees of freedom between two powers of 10, and distances with heavy tails."""
+    """Draws degrees of freedom between two powers of 10, and heavy-tailed distances."""
 
     def draw(rng: np.random.Generator) -> Array:
         mean, raw, df = rng.normal(0, 1, SIZE), rng.uniform(-12, 12, SIZE), between(rng, low, high)
@@ -444,7 +445,7 @@ def eager_nb_logits(logit, total, x):
 
 
 def eager_discretized(mean, log_scale, x):
-    """The formula of vdvae, with 8 bits."""
+    """The formula of vdvae for 8 bits."""
     scale = log_scale.clamp(min=-7.0)
     inverse, c = torch.exp(-scale), x - mean
     p, q, middle = inverse * (c + 1 / 255), inverse * (c - 1 / 255), inverse * c
@@ -569,7 +570,7 @@ def test_in_float_within_the_stated_bound(native: ModuleType, name: str, variant
 
 
 def bins(x: Array) -> Array:
-    """The bin of each element. In a bin, inputs have equal signs and sizes within two decades."""
+    """The bin of each element, in which inputs have equal signs and sizes within two decades."""
     index = np.zeros(x.shape[1], dtype=np.int64)
     for row in x:
         size = np.abs(row)
@@ -584,7 +585,7 @@ EAGER = [name for name, sweep in SWEEPS.items() if sweep.eager is not None]
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", EAGER)
 def test_at_most_twice_the_error_of_eager(native: ModuleType, name: str, variant: str) -> None:
-    """Compares the largest errors in every bin. Eager's error counts as at least 3 roundings."""
+    """Compares the largest errors in every bin. Eager's error is taken as at least 3 roundings."""
     if variant not in native.likelihood_variants():
         pytest.skip(f"no {variant} here")
     sweep, (x, exact, _) = SWEEPS[name], oracle(native, name)

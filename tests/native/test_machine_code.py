@@ -1,12 +1,12 @@
 """Interprets the sm_90 machine code of every kernel and compares its values with an oracle.
 
-The kernels of the latent are compared with the CPU kernels. Those of the likelihoods are compared
-with the formulas, as in test_nll.py.
+The latent kernels are compared with the CPU kernels. The likelihood kernels are compared with the
+formulas, as in test_nll.py.
 
-Other tests of this folder run C++ on the emulated device. These tests run the machine code that
-nvcc and ptxas generate from the same sources, and the same host code launches it. Blocks run in
-random order, and warps take turns. Each launch has other errors of MUFU, within the documented
-bounds.
+The other tests in this folder run the C++ code on the emulated device. These tests run the machine
+code that nvcc and ptxas generate from the same sources, and the same host code launches it. Blocks
+run in random order, and warps take turns. Each launch has different MUFU errors, within the
+documented bounds.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def wrong_lane_mask(i: Any) -> Any:
 
 
 def wrong_lanes(i: Any) -> Any:
-    """Limits an exchange of a warp to segments of four lanes or to half a warp."""
+    """Limits a warp exchange to segments of four lanes or to half a warp."""
     if i.base != "SHFL" or not i.operands.endswith(", 0x1f"):
         return None
     if i.opcode == "SHFL.IDX" and ", RZ, " not in i.operands:
@@ -161,8 +161,8 @@ def test_wrong_lanes_of_a_likelihood_are_noticed(
 
 # `redundant` is the number of barriers that could be removed. One is the barrier before the first
 # piece, because the loads of the piece end with another barrier. The sum of a tile ends with two
-# barriers in a row, of which one would do. No barrier is needed where a thread reads only slots
-# that it has written itself, or after the last sum of a column.
+# barriers in a row, one of which would be enough. No barrier is needed where a thread reads only
+# slots that it has written itself, or after the last sum of a column.
 @pytest.mark.parametrize(
     ("kernel", "kind", "shape", "options", "redundant"),
     [

@@ -1,4 +1,4 @@
-"""Compares csrc/math with float64, over the domains and to the bounds stated in its comments."""
+"""Compares csrc/math with float64, on the domains and within the bounds that its comments state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TWO_PI = 2 * np.pi
 
 
 def philox(seed: int, counter: int) -> list[int]:
-    """Philox4x32-10 in integers of Python, from the paper."""
+    """Computes Philox4x32-10 in Python integers, as described in the paper."""
     c = [counter & 0xFFFFFFFF, counter >> 32 & 0xFFFFFFFF, 0, 0]
     k = [seed & 0xFFFFFFFF, seed >> 32]
     for _ in range(10):
@@ -109,12 +109,12 @@ def test_normals_are_those_of_the_words(native: ModuleType) -> None:
     r = np.sqrt(-2 * np.log(u[:, ::2]))
     expected = np.stack([r * np.cos(TWO_PI * u[:, 1::2]), r * np.sin(TWO_PI * u[:, 1::2])], axis=2)
     got = native.normals32(seed, offset, 0, n).reshape(-1, 2, 2)
-    # The rounding of u and 2 pi u to float, which PyTorch has as well, contributes 1e-6.
+    # Rounding u and 2 pi u to float, as PyTorch does too, contributes 1e-6.
     assert np.abs(got - expected).max() <= 4e-6
 
 
 def test_coarse_normals_are_those_of_the_words(native: ModuleType) -> None:
-    """The documented errors of the hardware apply even where u1 is near 1, and r is below 1e-3."""
+    """The documented hardware errors apply even where u1 is near 1, and r is below 1e-3."""
     n = 1 << 22
     want = native.normals32(77, 0, 0, n).astype(np.float64)
     assert np.hypot(want[::2], want[1::2]).min() < 1e-3
@@ -157,7 +157,7 @@ def test_a_normal_depends_on_its_index_alone(native: ModuleType, name: str) -> N
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("offset", [0, 2**32 - 100, 2**64 - 100])
 def test_vectors_compute_what_the_formulas_say(native: ModuleType, bits: int, offset: int) -> None:
-    """Both have the same bits, because one compiler built both without FMA. Counters may wrap."""
+    """Both give the same bits, because one compiler built both without FMA. Counters may wrap."""
     seed, noise = 0x0123456789ABCDEF, getattr(native, f"noise{bits}")
     want = getattr(native, f"normals{bits}")(seed, offset, 0, 5000)
     for first in (0, 1, 2, 3, 4, 301):

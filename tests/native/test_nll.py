@@ -1,4 +1,4 @@
-"""The CUDA kernels of the likelihoods on the emulated device, against the formulas in double.
+"""The CUDA likelihood kernels on the emulated device, against the formulas in double.
 
 The oracle evaluates the formulas of csrc/math at each element in double. numpy computes everything
 else: the softmax, masks, weights and sums.

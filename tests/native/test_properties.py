@@ -27,7 +27,7 @@ WRITTEN = {
 
 
 class Layout(NamedTuple):
-    """The layout of an array in a block: its dimensions from the outermost on, and gaps."""
+    """The layout of an array in a block: its dimensions, outermost first, and its gaps."""
 
     order: tuple[int, ...]
     offset: int  # of the first element
@@ -103,7 +103,7 @@ def calls(draw: Any) -> Drawn:
         samples, sampled = 1, True
     written_names = draw(st.none() | st.sets(st.sampled_from([*WRITTEN]))) or {*WRITTEN}
     of: dict[str, Layout] = {}
-    shares_layout = draw(st.booleans())  # one layout for all tensors, for the fast paths
+    shares_layout = draw(st.booleans())  # all tensors share one layout, for the fast paths
     shared = draw(layouts(ndim, written=True))
 
     def add(name: str, written: bool = False) -> None:

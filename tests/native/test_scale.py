@@ -53,7 +53,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 Formulas = tuple[Callable[[np.ndarray], np.ndarray], ...]
-# For each base: the domain in which results are right to a few ulp, and formulas of sigma,
+# For each base: the domain in which results are accurate to a few ulp, and the formulas for sigma,
 # ln sigma^2 and their derivatives.
 BASES: dict[str, tuple[float, float, Formulas]] = {
     "exp": (-87, 88, (np.exp, lambda x: 2 * x, np.exp, lambda x: 2 + 0 * x)),
@@ -84,8 +84,8 @@ def test_a_base_in_float(native: ModuleType, base: str) -> None:
     got, exact = native.scale_base(base, x), x.astype(np.float64)
     for column, formula in enumerate(formulas):
         expected = formula(exact)
-        # Near 0, ln softplus^2 has the absolute accuracy of the rounding of softplus near 1.
-        # A denormal sigma may be 0.
+        # Near 0, the absolute accuracy of ln softplus^2 is limited by the rounding of softplus near
+        # 1. A denormal sigma may be 0.
         slack = 0.2 if (base, column) == ("softplus", 1) else 2.4e-32
         error = np.abs(got[:, column] - expected) / (np.abs(expected) + slack)
         assert error.max() <= 1e-6, (column, x[error.argmax()])

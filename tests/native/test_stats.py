@@ -66,7 +66,7 @@ def run(
 def compare(native: ModuleType, *case: Any) -> None:
     dtype = case[2]
     cpu, cuda = (run(native, device, *case) for device in ("cpu", "cuda"))
-    rtol = {"float64": 1e-12}.get(dtype, 2e-5)  # sums in float have another order
+    rtol = {"float64": 1e-12}.get(dtype, 2e-5)  # float sums are in a different order
     for name in NAMES:
         np.testing.assert_allclose(cuda[name], cpu[name], rtol=rtol, atol=rtol, err_msg=name)
 

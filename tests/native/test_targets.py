@@ -36,7 +36,7 @@ def test_vectors_stay_within_their_arrays(case: Case, capability: str, name: str
 def test_what_is_compiled_for_a_target_has_no_name_that_others_share(
     source: str, tmp_path: Path
 ) -> None:
-    """Of equal inline functions the linker keeps any one, even one that the machine cannot run."""
+    """The linker keeps any one of equal inline functions, even one that the machine cannot run."""
     compiled = tmp_path / "unoptimised.o"
     file = build.ROOT / f"csrc/cpu/{source}.cpp"
     command = [*build.CXX, *build.FLAGS, "-O0", *build.INCLUDES, "-c", file, "-o", compiled]

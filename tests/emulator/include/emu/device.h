@@ -1,4 +1,4 @@
-// Device functions, except for those of warps (warp.h): thread and block indices, barriers, fences,
+// Device functions other than warp operations (warp.h): thread and block indices, barriers, fences,
 // atomics, cached loads and stores, reinterpretation.
 //
 // Memory order for the race detector (race.h): __syncthreads and __syncwarp order memory among the
@@ -39,8 +39,8 @@ inline To reinterpret(From from) {
   return to;
 }
 
-// Sets *address = update(old) and returns old. It compares representations, so that it also works
-// for float.
+// Sets *address = update(old) and returns old. It compares bit patterns, so it also works for
+// float.
 template <typename T, typename Update>
 inline T atomic(T* address, Update update) {
   using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -62,7 +62,7 @@ inline T atomic(T* address, Update update) {
 #define gridDim (::emu::detail::here->grid_dim)
 constexpr int warpSize = 32;
 
-// The default arguments are evaluated at the call, so they contain the line in the kernel.
+// The default arguments are evaluated at the call site, so they give the line in the kernel.
 #define EMU_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(EMU_SITE) {

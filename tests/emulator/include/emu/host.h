@@ -1,8 +1,8 @@
-// Host functions: the part of the CUDA runtime that launchers use, and controls of the emulator.
+// Host functions: the part of the CUDA runtime that launchers use, and the emulator's controls.
 //
-// A launch is a closure over its arguments. By default it runs at once. With `config().deferred` it
-// waits in its stream until `synchronize()`, which interleaves whole blocks of the launches at the
-// head of all streams in a seeded order. Only one host thread may use the emulator.
+// A launch is a closure over its arguments. By default, it runs at once. With `config().deferred`,
+// it waits in its stream until `synchronize()`, which interleaves whole blocks of the launches at
+// the head of all streams in a seeded order. Only one host thread may use the emulator.
 #pragma once
 
 #include <functional>
@@ -65,7 +65,7 @@ struct Config {
   int device = 0;
   bool deferred = false;  // launches wait for synchronize()
   // The number of blocks above which kernels give each block more work. It is small, so that small
-  // calls cover all ways to divide work among blocks.
+  // calls exercise all the ways in which work is divided among blocks.
   int enough_blocks = 12;
 };
 Config& config();
@@ -90,8 +90,8 @@ struct Work {
 };
 using Graph = std::vector<std::shared_ptr<const Work>>;
 
-// Runs whole launches in place of the emulated device. A test sets one that runs the machine code
-// of the kernels. Returns "" or the report of a fault.
+// Runs whole launches in place of the emulated device. Tests set an executor that runs the machine
+// code of the kernels. Returns "" or a fault report.
 using Executor = std::function<std::string(const Work&)>;
 void set_executor(Executor executor);
 
@@ -101,11 +101,11 @@ void begin_capture(Stream* stream);
 Graph end_capture(Stream* stream);
 cudaError_t replay(const Graph& graph, Stream* stream);
 
-// Runs the pending launches of all streams. After a fault it drops the rest and returns
-// cudaErrorLaunchFailure.
+// Runs the pending launches of all streams. After a fault, it drops the remaining launches and
+// returns cudaErrorLaunchFailure.
 cudaError_t synchronize();
 
-// Returns and clears the report of the last fault. It is empty if there was none.
+// Returns and clears the report of the last fault. It is empty if there was no fault.
 std::string take_fault();
 
 // The number of launches since the program started. Captured launches count when they are replayed.

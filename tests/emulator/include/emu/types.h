@@ -15,8 +15,8 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
-// One block runs at a time on an OS thread, so a thread-local static belongs to that block. With
-// the race detector each block runs on a new OS thread, so its variables are fresh.
+// An OS thread runs one block at a time, so a thread-local static belongs to that block. With the
+// race detector, each block runs on a new OS thread, so its variables are fresh.
 #define __shared__ static thread_local
 
 #define EMU_VECTOR_TYPES(T, name, align2, align4)                    \

@@ -1,6 +1,6 @@
-// Operations of warps. Each call is a rendezvous of the lanes in its mask: a lane waits until all
-// lanes of the mask that have not exited have made the same call with the same mask. Lanes are
-// otherwise independent and do not run in lockstep.
+// Warp operations. Each call is a rendezvous of the lanes in its mask: a lane waits until all lanes
+// of the mask that have not exited have made the same call with the same mask. Lanes are otherwise
+// independent and do not run in lockstep.
 //
 // A shuffle or a vote does not order memory (CUDA C++ Programming Guide, "Warp Shuffle Functions").
 // Only __syncwarp does.
