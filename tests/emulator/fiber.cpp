@@ -1,6 +1,6 @@
-// The switch between fibers, their stacks, and the calls to the sanitizers. On x86-64 the switch is
-// written in assembly, which is ten times cheaper than swapcontext with its two system calls. Other
-// machines use ucontext.
+// The switch between fibers, their stacks, and the calls to the sanitizers. On x86-64, the switch
+// is written in assembly, which is ten times cheaper than swapcontext with its two system calls.
+// Other machines use ucontext.
 #include "fiber.h"
 
 #include <sys/mman.h>

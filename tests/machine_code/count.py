@@ -10,8 +10,8 @@ divided by the number of elements.
 
   loop   the cost of additional tiles of a block: the difference between two calls with the same
          number of blocks
-  whole  the cost of a call with 4 tiles per block, as for 2^24 elements. It includes the work of
-         blocks before and after their elements, the sum over the block and the last block's work.
+  whole  the cost of a call with 4 tiles per block, as for 2^24 elements. It includes what a block
+         does before and after its elements, the sum over the block and the last block's work.
 
 A likelihood call has contiguous outputs and a target of the same dtype. It sums rows of 2048
 elements, or all elements if it computes the loss and its gradients together. It computes every
@@ -157,7 +157,7 @@ def _launch_latent(machine: Any, kernel: str, tiles: int) -> int:
 def _launch(machine: Any, kernel: str, tiles: int) -> tuple[Launched, int]:
     of = likelihood(kernel)
     machine.emulator.configure()
-    machine.reseed(1)  # so that a count does not depend on what ran before
+    machine.reseed(1)  # so that a count does not depend on earlier launches
     machine.device.traces = of is not None
     try:
         with machine.installed():

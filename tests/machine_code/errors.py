@@ -24,7 +24,7 @@ class DeadlockError(MachineCodeError):
 
 
 class LaunchError(MachineCodeError):
-    """A launch that does not match a kernel: it does not exist, or a parameter's size is wrong."""
+    """A launch that matches no kernel: the kernel is unknown, or a parameter's size is wrong."""
 
 
 class RaceError(MachineCodeError):

@@ -156,7 +156,7 @@ def _imad_high(f: Fields) -> Execute:
 
 @instruction("LEA", "ULEA")
 def lea(f: Fields) -> Execute:
-    """(a << shift) + b, or with HI, the high word of (high : a) << shift, plus b.
+    """(a << shift) + b, or, with HI, the high word of (high : a) << shift, plus b.
 
     The shifted `a` is negated as ~x + 1. The carry of this sum is part of the result's carry, so
     that -0 carries.

@@ -86,7 +86,7 @@ class ConstantBank:
         self._defined[offset : offset + len(data)] = True
 
     def allow(self, offset: int, size: int) -> None:
-        """Allow reads of padding between parameters, which wide loads include."""
+        """Allow reads of the padding between parameters, which wide loads may cover."""
         self._defined[offset : offset + size] = True
 
     def check(self, offsets: np.ndarray, size: int) -> None:

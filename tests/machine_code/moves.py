@@ -128,7 +128,7 @@ def cs2r(f: Fields) -> Execute:
 
 @instruction("R2UR")
 def r2ur(f: Fields) -> Execute:
-    """The hardware takes one lane's value; in correct code all lanes have the same value."""
+    """The hardware uses one lane's value; in correct code, all lanes have the same value."""
     write, a = f.result(), f.integer()
     f.done()
 
@@ -203,7 +203,7 @@ def vote(f: Fields) -> Execute:
 
 @instruction("VOTEU")
 def voteu(f: Fields) -> Execute:
-    """Only ANY of true is supported: the mask of the executing lanes, in a uniform register."""
+    """Only ANY of true is supported, which gives the mask of the executing lanes."""
     f.choice("ANY")
     number, result, brings = f.result(), f.take(Predicate), f.take(Predicate)
     f.done()

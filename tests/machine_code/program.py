@@ -73,7 +73,7 @@ def decode_instructions(name: str, code: Sequence[Instruction]) -> Program:
 
 
 def _without_padding(code: Sequence[Instruction]) -> list[Instruction]:
-    """The code without the branch to itself and the NOPs at the end of a function."""
+    """Remove the branch to itself and the NOPs at the end of a function."""
     end = len(code)
     while end > 0 and (
         code[end - 1].base == "NOP" or code[end - 1].targets == (code[end - 1].address,)

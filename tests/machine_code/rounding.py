@@ -104,7 +104,7 @@ def _round_up(x: int) -> np.float32:
 # --- double --------------------------------------------------------------------------------------
 
 _SPLITTER = F64(2**27 + 1)
-# Within these bounds no step of the algorithm overflows, and no error below 2^-1074 is lost.
+# Within these bounds, no step of the algorithm overflows, and no error below 2^-1074 is lost.
 _LARGE, _SMALL = F64(2.0**990), F64(2.0**-960)
 
 _libm = ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6")

@@ -192,8 +192,7 @@ def run_blocks(
 def _dealt(
     blocks: int, warps_of_block: int, random: np.random.Generator, groups: int
 ) -> list[np.ndarray]:
-    """Return each group's warps. Some blocks stay whole, so that one may end while another
-    waits."""
+    """Return each group's warps. Some blocks are not split, so one may end while another waits."""
     group_of = random.integers(groups, size=(blocks, warps_of_block))
     together = random.random((blocks, 1)) < 0.5
     group_of = np.where(together, group_of[:, :1], group_of).ravel()

@@ -290,7 +290,7 @@ void point_to(const py::dict& arrays, vae_fused::WithScalars<Params>& params) {
   });
 }
 
-// Reads the fields of the options in likelihoods.h by name.
+// Reads the fields of a likelihoods::Options by name.
 likelihoods::Options likelihood_options(const py::dict& fields) {
   using vae_fused::math::FrontEnd;
   const std::map<std::string, FrontEnd> kFrontEnds = {{"identity", FrontEnd::kIdentity},

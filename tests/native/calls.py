@@ -17,7 +17,7 @@ DTYPES = {
 
 
 def empty_like(x: np.ndarray) -> np.ndarray:
-    """Returns an array of garbage with the strides of ``x``, in a block of the same extent."""
+    """Returns a garbage-filled array with the strides of ``x``, in a block of the same extent."""
     last = sum((n - 1) * step for n, step in zip(x.shape, x.strides, strict=True))
     block = np.full(last // x.itemsize + 1, 77, x.dtype)
     return np.lib.stride_tricks.as_strided(block, x.shape, x.strides)
@@ -56,7 +56,7 @@ def with_scalars(options: dict[str, Any], mu: np.ndarray) -> dict[str, Any]:
 
 
 def sampled_like(x: np.ndarray, samples: int) -> np.ndarray:
-    """Returns an array of garbage in the shape of z."""
+    """Returns a garbage-filled array in the shape of z."""
     if samples == 1:
         return empty_like(x)
     return np.full((samples, *x.shape), 77, x.dtype)

@@ -10,8 +10,8 @@
 // Each array of a forward or backward call is in a heap block of exactly its size, and the results
 // are compared with those of the CPU kernels.
 //
-// The program prints "ok" and exits with 0. After a wrong result or a fault of the emulator it
-// exits with 1. A sanitizer exits in its own way.
+// The program prints "ok" and exits with 0. After a wrong result or an emulator fault, it exits
+// with 1. A sanitizer has its own exit codes.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

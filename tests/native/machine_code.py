@@ -50,7 +50,7 @@ def missing() -> str | None:
 
 
 def _installed() -> Path | None:
-    """Returns the installed extension if it has the machine code of these sources."""
+    """Returns the installed extension if it contains the machine code of these sources."""
     info = _ext.build_info
     is_usable = _ext.has_cuda and "-O0" not in str(info)
     if not is_usable or info.get("sources") != sources_digest(build.ROOT):
@@ -60,7 +60,7 @@ def _installed() -> Path | None:
 
 
 def _extract(extension: Path) -> list[Path]:
-    """Returns the cubins for sm_90 of an extension."""
+    """Returns the sm_90 cubins of an extension."""
     key = build.digest(json.dumps(_ext.build_info, sort_keys=True).encode())
     folder = build.OUT / f"installed-{key}"
     with build.alone():

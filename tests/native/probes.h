@@ -54,7 +54,7 @@ struct KernelChoice {
 };
 KernelChoice select_kernel(vae_fused::ForwardParams& params);
 
-// Apply the conversions of the shadow headers to n values.
+// Applies the conversions of the shadow headers to n values.
 void to_half(const float* x, uint16_t* out, int64_t n);
 void from_half(const uint16_t* x, float* out, int64_t n);
 void to_bfloat16(const float* x, uint16_t* out, int64_t n);

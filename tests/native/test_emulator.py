@@ -1,4 +1,4 @@
-"""The emulated device computes the results of a real device and detects the intended faults."""
+"""The emulated device gives the same results as a real device and detects the intended faults."""
 
 from __future__ import annotations
 

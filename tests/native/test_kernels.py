@@ -119,7 +119,7 @@ def test_the_devices_agree(kernels: ModuleType, shape: str, dtype: str, layout: 
 def test_offsets_are_the_same_as_those_of_large_tensors(
     kernels: ModuleType, shape: str, dtype: str, layout: str
 ) -> None:
-    """Views with offsets above 2^31 are read one element at a time and summed in another order."""
+    """Views with offsets above 2^31 are read element by element and summed in a different order."""
     small = run(kernels, "cuda", shape, dtype, layout)
     kernels.emulator.configure(large=True)
     large = run(kernels, "cuda", shape, dtype, layout)

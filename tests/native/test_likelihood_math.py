@@ -94,7 +94,7 @@ def log1p_excess(y: Array) -> Array:
 
 
 def sum_of_counts(mean: Array, theta: Array, x: Array) -> Array:
-    """sum_{k < x} |mean - k| / (theta + k), which is an integral for k above 512."""
+    """sum_{k < x} |mean - k| / (theta + k), computed as an integral for k above 512."""
     total = np.zeros_like(x)
     for k in range(int(min(x.max(), 512))):
         total += np.where(k < x, np.abs(mean - k) / (theta + k), 0)
@@ -570,7 +570,7 @@ def test_in_float_within_the_stated_bound(native: ModuleType, name: str, variant
 
 
 def bins(x: Array) -> Array:
-    """The bin of each element, in which inputs have equal signs and sizes within two decades."""
+    """Returns each element's bin. A bin's inputs have equal signs, and sizes within two decades."""
     index = np.zeros(x.shape[1], dtype=np.int64)
     for row in x:
         size = np.abs(row)
@@ -585,7 +585,7 @@ EAGER = [name for name, sweep in SWEEPS.items() if sweep.eager is not None]
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", EAGER)
 def test_at_most_twice_the_error_of_eager(native: ModuleType, name: str, variant: str) -> None:
-    """Compares the largest errors in every bin. Eager's error is taken as at least 3 roundings."""
+    """Compares the largest errors in every bin. Eager's error counts as 3 roundings or more."""
     if variant not in native.likelihood_variants():
         pytest.skip(f"no {variant} here")
     sweep, (x, exact, _) = SWEEPS[name], oracle(native, name)

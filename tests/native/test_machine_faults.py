@@ -40,7 +40,7 @@ def wrong_round_key(i: Any) -> Any:
 
 
 def wrong_lane_mask(i: Any) -> Any:
-    """Replaces step 4 of a butterfly by a second step 8."""
+    """Replaces step 4 of a butterfly with a second step 8."""
     if i.base != "SHFL" or ", 0x4, 0x1f" not in i.operands:
         return None
     return dataclasses.replace(i, operands=i.operands.replace(", 0x4, 0x1f", ", 0x8, 0x1f"))
@@ -222,7 +222,7 @@ def test_the_budget_records_what_is_executed(
 
 
 def test_what_a_likelihood_executes_and_has_in_flight_is_counted(machine: MachineCode) -> None:
-    """Forward reads two outputs and a target in vectors of 16 bytes before the first barrier."""
+    """Forward reads two outputs and a target in 16-byte vectors before the first barrier."""
     found = count(machine, "nll<float, Gaussian>")
     assert found.in_flight == 48
     assert 0 < found.loop < found.whole < 1.2 * found.loop

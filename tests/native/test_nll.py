@@ -226,7 +226,7 @@ def make(
 
 
 def softmax_rows(native: ModuleType, problem: Problem) -> np.ndarray:
-    """Returns the maximum and the shift of each row from the kernel."""
+    """Returns the maximum and the shift of each row, which the kernel computes."""
     arrays = {"logits": problem.arrays["output"]}
     if "mask" in problem.arrays:
         arrays["mask"] = problem.arrays["mask"]

@@ -24,7 +24,7 @@ def literals() -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("fit", FITS, ids=lambda fit: f"{fit.name}, degree {fit.degree}")
 def test_the_coefficients_of_a_fit_are_in_the_sources(fit: Fit, literals: np.ndarray) -> None:
-    """They match within 1.5 ulp, because the last step of a fit depends on its grid.
+    """The coefficients match within 1.5 ulp, because the last step of a fit depends on its grid.
 
     Signs are not compared, because a formula may subtract a term.
     """

@@ -1,7 +1,7 @@
 """Random calls of the CUDA kernels on the emulated device against the CPU kernels.
 
-The calls vary everything that selects a kernel and its access to memory: the number of samples,
-mixed and misaligned layouts, odd sizes, absent tensors. Every run draws the same calls.
+The calls vary everything that determines the kernel and how it accesses memory: the number of
+samples, mixed and misaligned layouts, odd sizes, absent tensors. Every run draws the same calls.
 """
 
 from __future__ import annotations

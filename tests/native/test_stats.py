@@ -1,4 +1,4 @@
-"""Compares the kernel for statistics of a batch on the emulated device with the CPU kernel.
+"""Compares the kernel for batch statistics on the emulated device with the CPU kernel.
 
 `tests/functional/test_stats.py` compares the statistics with float64.
 """

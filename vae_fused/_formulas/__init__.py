@@ -1,1 +1,1 @@
-"""Eager PyTorch: the formulas of the Gaussian and of the likelihoods, and whole checked calls."""
+"""Eager PyTorch: the Gaussian and likelihood formulas, and complete checked calls."""

@@ -122,7 +122,7 @@ _SINHC_TERMS = {torch.float32: 5, torch.float64: 12}
 def continuous_bernoulli(x: Tensor, logit: Tensor) -> Tensor:
     r"""The value ln p = x l - ln((e^l - 1) / l), for a target x in [0, 1].
 
-    Near l = 0 this is l (x - 1/2) - ln(sinh(l/2) / (l/2)), whose last term is a series. Elsewhere
+    Near l = 0, this is l (x - 1/2) - ln(sinh(l/2) / (l/2)), whose last term is a series. Elsewhere,
     it is -|l| w + ln(|l| / (1 - e^-|l|)), with w = 1 - x for l > 0 and w = x for l < 0.
     Derivatives:
 
@@ -183,8 +183,8 @@ def discretized_logistic(
     .. math::
         \ln p(x) = -\ln(1 + e^{-p}) - \ln(1 + e^q) + \ln(1 - e^{q - p})
 
-    The first value of the grid has only the first term, and the last value only the second.
-    Derivatives, where S is the sigmoid and d = p - q:
+    For the first value of the grid, only the first term is used, and for the last value, only the
+    second. Derivatives, where S is the sigmoid and d = p - q:
 
     .. math::
         \partial_m = i (S(q) - S(-p)), \qquad \partial_s = q S(q) - p S(-p) - d / (e^d - 1)

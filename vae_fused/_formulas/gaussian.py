@@ -1,4 +1,4 @@
-"""The formulas of the Gaussian in eager PyTorch. ``csrc/math/latent/gaussian.h`` derives them.
+"""The Gaussian formulas in eager PyTorch. ``csrc/math/latent/gaussian.h`` derives them.
 
 They are elementwise, compute in the dtype of their arguments and are differentiable to any order.
 Derivatives are written out where those computed by autograd would be less accurate.
@@ -149,7 +149,7 @@ class Gaussian:
 
     @property
     def is_exponential(self) -> bool:
-        """Whether sigma is computed from ln sigma. Otherwise ln sigma is computed from sigma."""
+        """Whether sigma is computed from ln sigma. Otherwise, ln sigma is computed from sigma."""
         return self.scale.kind in ("logvar", "logstd") and not self.has_floor
 
 
@@ -207,7 +207,7 @@ def kl(q: Gaussian, p: Gaussian | None) -> Tensor:
 
 
 def linear(q: Gaussian, p: Gaussian | None, constant: float) -> Tensor:
-    """``1/2 (d^2 + c - x)``, which is linear in x. KLs from samples and log densities use it."""
+    """``1/2 (d^2 + c - x)``, which is linear in x. Used for sampled KLs and log densities."""
     d, x = _relative(q, p)
     return 0.5 * (d * d + constant - x)
 
@@ -236,7 +236,7 @@ def log_ratio(q: Gaussian, p: Gaussian | None, *, stop_q: bool) -> Tensor:
 
 
 def _moved(x: Tensor) -> Tensor:
-    """0 with the derivative of x, or without a derivative if x is infinite."""
+    """Return 0 with the derivative of x, or without a derivative if x is infinite."""
     constant = _constant(x)
     return torch.where(constant.isinf(), 0.0, x - constant)
 

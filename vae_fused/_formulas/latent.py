@@ -41,7 +41,7 @@ def sample_and_divergence(
     key: Tensor | None,
     *reduced: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The sample, and the KL or its estimate at that sample."""
+    """Return the sample, and the KL or its estimate at that sample."""
     noise = _noise(mu, options.sample_shape, eps, generator, key)
     return _sampled(mu, raw, options, noise), divergence(mu, raw, options, *reduced, noise=noise)
 
@@ -191,8 +191,8 @@ def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.floa
     """Return standard normals of the stateless stream of ``key``: ``torch.func._random.normal``.
 
     This is Philox4x32-10 (Salmon et al., SC 2011) with key = seed and counter = offset + block,
-    followed by Box-Muller on the words of a block: four normals in float32, two in float64. 16-bit
-    types are drawn in float32 and then rounded.
+    followed by the Box-Muller transform of the words of a block, which gives four normals in
+    float32 and two in float64. 16-bit types are drawn in float32 and then rounded.
 
     Args:
         key: ``(seed, offset)``, a uint64 or int64 tensor of shape (2,), on the result's device.

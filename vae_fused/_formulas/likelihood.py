@@ -45,9 +45,8 @@ def mean_of(
     """Return the mean, and also its logarithm if ``kind`` provides one that does not underflow.
 
     If a logarithm is returned, the gradient of a likelihood passes through the logarithm alone, and
-    the mean carries only derivatives of that gradient. So even a mean that underflows to 0 has a
-    gradient.
-    Masked elements do not take part in a softmax.
+    the mean carries only derivatives of that gradient. Therefore, even a mean that underflows to 0
+    has a gradient. Masked elements do not take part in a softmax.
     """
     if kind == "identity":
         return raw, None
@@ -122,8 +121,8 @@ def poisson(x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: bool) -
 
     .. math:: \ln p = -x E(v) - S(x) - \tfrac12 \ln(2 \pi x)
 
-    because ln x! = x ln x - x + 1/2 ln(2 pi x) + S(x). For x = 0 it is -m. Derivatives: (x - m) / m
-    with respect to m, and x - m with respect to ln m.
+    because ln x! = x ln x - x + 1/2 ln(2 pi x) + S(x). For x = 0, it is -m. Derivatives:
+    (x - m) / m with respect to m, and x - m with respect to ln m.
     """
     return _poisson(x, mean, log_mean, constants)
 
@@ -278,7 +277,7 @@ def zero_inflated(x: Tensor, log_prob: Tensor, inflation: Tensor, kind: str) -> 
         \ln p(x) = \ln(1 - \pi) + \ln p_0(x)
 
     where -T = ln p_0(0) is the log probability of a 0 without inflation. ``inflation`` is pi or its
-    logit. The second form of ln p(0) is accurate for small T, the first for large T.
+    logit. The second form of ln p(0) is accurate for small T, and the first for large T.
     """
     zero = x == 0.0
     tail = torch.where(zero, -log_prob, 0.0)  # elsewhere unused, but it has gradients
@@ -358,7 +357,7 @@ def _clipped(theta: Tensor) -> Tensor:
 
 
 def _in_domain(value: Tensor, parameter: Tensor, infinite: bool = True) -> Tensor:
-    """Set a value to NaN if its parameter is < 0 and, with ``infinite``, to -inf if it is inf."""
+    """Set the value to NaN for a negative parameter and, with ``infinite``, to -inf for inf."""
     if infinite:
         value = torch.where(parameter == math.inf, -math.inf, value)
     return torch.where(parameter < 0.0, math.nan, value)

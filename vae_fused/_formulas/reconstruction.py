@@ -23,7 +23,7 @@ def negative_log_likelihood(call: Call) -> Tensor:
 
 
 def with_kl(call: Call, term: KlTerm) -> tuple[Tensor, Tensor, Tensor]:
-    """``(loss, reconstruction, kl)`` of an evidence lower bound, before the division for a mean."""
+    """``(loss, reconstruction, kl)`` of an evidence lower bound, not yet divided for a mean."""
     reconstruction = negative_log_likelihood(call._replace(divisor=None))
     loss, kl = plus_kl(reconstruction, term, call.reduction, call.dims)
     return loss, reconstruction, kl

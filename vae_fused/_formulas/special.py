@@ -85,7 +85,7 @@ def summed_to(grad: Tensor, like: Tensor) -> Tensor:
 def sigmoid(u: Tensor) -> Tensor:
     """1 / (1 + e^-u).
 
-    Torch differentiates it as s (1 - s), which cancels where s is near 1. For u > 0 this returns
+    Torch differentiates it as s (1 - s), which cancels where s is near 1. For u > 0, this returns
     1 - sigmoid(-u), whose derivative is that of sigmoid(-u).
     """
     return torch.where(u > 0.0, 1.0 - torch.sigmoid(-u), torch.sigmoid(u))
@@ -116,7 +116,7 @@ def log1p_excess(v: Tensor, log_growth: Tensor) -> Tensor:
 
     .. math:: E(v) = v s - 2 s^3 (1/3 + s^2/5 + s^4/7 + \dots)
 
-    The series is used for -1/2 <= v <= 1, where |s| <= 1/3. Elsewhere the difference loses at most
+    The series is used for -1/2 <= v <= 1, where |s| <= 1/3. Elsewhere, the difference loses at most
     three bits.
 
     Args:
@@ -258,10 +258,10 @@ def _shift_slope(z: Tensor, k: int) -> Tensor:
 def _stirling_error_curvature(z: Tensor) -> Tensor:
     """S''(z) = trigamma(z) - 1 / z - 1 / (2 z^2), from operators that autograd differentiates.
 
-    For large z, this is the second derivative of Stirling's series, with the terms B_2n / z^(2 n +
-    1). The first omitted term is below 1e-7 S'' in float32 and below 1e-12 S'' in float64. The
-    derivative of ``torch.digamma`` is accurate to only ten digits, so trigamma is computed as
-    zeta(2, z).
+    For large z, this is the second derivative of Stirling's series, with the terms
+    B_2n / z^(2 n + 1). The first omitted term is below 1e-7 S'' in float32 and below 1e-12 S'' in
+    float64. The derivative of ``torch.digamma`` is accurate to only ten digits, so trigamma is
+    computed as zeta(2, z).
     """
     smallest = 8.0 if z.dtype == torch.float64 else 4.0
     small = z < smallest
@@ -301,7 +301,7 @@ def student_excess(n: Tensor) -> Tensor:
 
 
 def student_excess_slope(n: Tensor) -> Tensor:
-    """k'(n), which is negative. Small n use k'(n) = k'(n + 2) - 1 / (n (n+1) (n+2))."""
+    """k'(n), which is negative. Small n are raised by k'(n) = k'(n + 2) - 1 / (n (n+1) (n+2))."""
     return _student_excess_slope(n)
 
 

@@ -1,1 +1,1 @@
-"""The kinds of likelihoods, one file for each sort of data; public in ``vae_fused.likelihoods``."""
+"""The likelihood kinds, one file for each type of data; public in ``vae_fused.likelihoods``."""

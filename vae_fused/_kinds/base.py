@@ -58,4 +58,4 @@ class Kind(Likelihood):
 
     @abstractmethod
     def distribution_of(self, outputs: Outputs, library: Tensor | None) -> Distribution:
-        """The distribution for checked outputs of one shape and dtype."""
+        """The distribution for checked outputs of the same shape and dtype."""

@@ -97,7 +97,7 @@ class DiscretizedLogistic(Kind, name="discretized_logistic"):
     a factor of up to :math:`\sinh(d/2) / (d/2)` with d = p - q. It also treats targets beyond 0.999
     as the ends of the grid, for any number of bits.
 
-    ``output`` is ``(mean, log_scale)``, and ``log_scale`` broadcasts to the mean. For 8-bit pixels
+    ``output`` is ``(mean, log_scale)``, and ``log_scale`` broadcasts to the mean. For 8-bit pixels,
     the target is ``pixels / 127.5 - 1``, in float32 or wider. The target gets no gradient.
 
     Args:

@@ -139,7 +139,7 @@ class NegativeBinomial(_NegativeBinomials, name="negative_binomial"):
 
 @dataclass(frozen=True, repr=False)
 class ZeroInflatedNegativeBinomial(_NegativeBinomials, name="zero_inflated_negative_binomial"):
-    r"""A :class:`NegativeBinomial` that is replaced by 0 with probability pi.
+    r"""A :class:`NegativeBinomial` count that is replaced by 0 with probability pi.
 
     .. math::
         p(0) = \pi + (1 - \pi)\, p_0(0), \qquad p(x) = (1 - \pi)\, p_0(x)

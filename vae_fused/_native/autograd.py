@@ -266,7 +266,7 @@ def _tangent(
 def _second(
     call: Call, grad_z: Maybe, grad_kl: Maybe, x: Operands, cotangents: Sequence[Maybe]
 ) -> list[Maybe]:
-    """Compute the vjp of :func:`gradients` for ``grad_z``, ``grad_kl`` and x, by the reference."""
+    """Compute the vjp of :func:`gradients` for ``grad_z``, ``grad_kl`` and x from the reference."""
     which = [k for k, t in enumerate(cotangents) if t is not None]
     if not which:
         return [None] * 7

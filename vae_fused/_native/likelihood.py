@@ -1,6 +1,6 @@
 """The likelihood operators: their arguments for a checked call, and their derivatives.
 
-The backward of ``nll`` is the operator ``nll_backward``, which a node in C++ calls. The backward of
+The backward of ``nll`` is the operator ``nll_backward``, which a C++ node calls. The backward of
 ``elbo_loss`` is ``elbo_loss_backward``. The backward of these two backward operators differentiates
 the eager PyTorch formulas, which have derivatives of every order. The transforms of ``torch.func``
 and forward mode always use these formulas.
@@ -60,7 +60,7 @@ def loss_with_gradients(call: Call) -> Tensor:
 
 
 def loss_with_kl(call: Call, term: KlTerm, in_forward: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """``(loss, reconstruction, kl)`` of an evidence lower bound, before the division for a mean."""
+    """``(loss, reconstruction, kl)`` of an evidence lower bound, not yet divided for a mean."""
     return _elbo(call, term, in_forward)
 
 
@@ -98,10 +98,10 @@ def try_unprepared(
     output: Tensor | Sequence[Tensor], target: Tensor, likelihood: str | Likelihood,
     reduction: str, grad: str,
 ) -> Tensor | None:  # fmt: skip
-    """The loss of a call whose tensors the operator accepts unchanged.
+    """Return the loss of a call whose tensors the operator accepts unchanged.
 
-    The checks in Python take 10 us, which is also the time of the operator for 16 x 16 elements.
-    The operator makes the same checks, but its messages are short. Returns None if the call needs
+    The checks in Python take 10 us, as long as the operator takes for 16 x 16 elements. The
+    operator makes the same checks, but its messages are short. Returns None if the call needs
     preparation or if the operator refuses it. The caller then runs the checks, which raise the full
     message.
     """
@@ -294,12 +294,12 @@ def _call_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> Call:
 
 
 def nll_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The loss that ``nll`` computes, in eager PyTorch, from the operator's arguments."""
+    """Compute the loss of ``nll`` in eager PyTorch, from the operator's arguments."""
     return (reconstruction.negative_log_likelihood(_call_of(tensors, numbers)),)
 
 
 def elbo_of(tensors: Sequence[Maybe], numbers: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The loss and, with a KL, the reconstruction and the KL that ``elbo_loss`` computes."""
+    """Compute the loss of ``elbo_loss`` and, with a KL, the reconstruction and the KL."""
     call = _call_of(tensors, numbers)
     kl, beta, capacity = tensors[7:10]
     if kl is None:

@@ -91,7 +91,7 @@ class Posterior:
     deterministic: bool
 
     def __getattr__(self, name: str) -> Any:
-        """Compute an attribute on its first read. From then on it is an ordinary attribute."""
+        """Compute an attribute on its first read. From then on, it is an ordinary attribute."""
         state = self.__dict__.get("_state")
         if state is None or name not in self._ATTRIBUTES:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -270,7 +270,7 @@ def moments(q: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _widened(q: Any) -> DiagonalGaussian | None:
     """Return the Gaussian in float32, because a variance may overflow float16.
 
-    None if the posterior is deterministic or an attribute was assigned.
+    Return None if the posterior is deterministic or an attribute was assigned.
     """
     if not hasattr(type(q), "_is_touched") or q._is_touched("var", "logvar"):
         return None
@@ -298,7 +298,7 @@ def is_point(other: Any) -> bool:
 
 
 def untouched(other: Any) -> DiagonalGaussian | None:
-    """``other`` as it was constructed; None if an attribute may have been assigned since."""
+    """Return ``other`` as constructed, or None if an attribute may have been assigned since."""
     if hasattr(type(other), "_is_touched"):
         if other._is_touched("mean", "logvar", "var"):
             return None

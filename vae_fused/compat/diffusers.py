@@ -25,7 +25,7 @@ the same name:
 
     vae_fused.compat.diffusers.patch()
 
-The class objects remain diffusers' own. Therefore every module that imported one of them, at any
+The class objects remain diffusers' own. Therefore, every module that imported one of them, at any
 time, uses the new methods, and ``isinstance`` and pickles work as before.
 
 Where results differ from diffusers':
@@ -33,7 +33,7 @@ Where results differ from diffusers':
 - KL and nll of 16-bit moments are computed and returned in float32. diffusers computes them in 16
   bits, and in float16 the sum over a latent overflows.
 - ``sample()`` without a generator stores no noise for the backward pass. It obeys
-  ``torch.manual_seed``, but its noise differs from that of ``torch.randn``. With a generator the
+  ``torch.manual_seed``, but its noise differs from that of ``torch.randn``. With a generator, the
   noise is the same, so seeded pipelines draw the same latents.
 - The KL of a deterministic posterior is a zero of shape (1,), as in diffusers, but on the device of
   ``parameters``.
@@ -111,7 +111,7 @@ class DiagonalGaussianDistribution(Posterior):
 
     Raises:
         TypeError: ``parameters`` is not a floating point tensor.
-        ValueError: It has fewer than two dimensions, or an odd size in dimension 1.
+        ValueError: ``parameters`` has fewer than two dimensions, or an odd size in dimension 1.
     """
 
     _LAW: ClassVar[Scale] = Scale("logvar", clamp=(-30.0, 20.0))
@@ -194,7 +194,7 @@ class OobleckDiagonalGaussianDistribution(Posterior):
 
     Raises:
         TypeError: ``parameters`` is not a floating point tensor.
-        ValueError: It has fewer than two dimensions, or an odd size in dimension 1.
+        ValueError: ``parameters`` has fewer than two dimensions, or an odd size in dimension 1.
     """
 
     _LAW: ClassVar[Scale] = Scale("softplus", std_floor=1e-4)
@@ -235,7 +235,7 @@ class OobleckDiagonalGaussianDistribution(Posterior):
         return kl * self._weight()
 
     def _weight(self) -> float:
-        """The factor of a sum over all elements: 2 divided by the number of averaged values."""
+        """The factor for a sum over all elements: 2 divided by the number of averaged values."""
         shape = self._shape()
         columns = math.prod((shape[0], *shape[2:]))
         return 2.0 / columns if columns else math.nan

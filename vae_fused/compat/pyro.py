@@ -10,8 +10,8 @@ in this file have them:
     pyro.sample("z", DiagonalGaussian(mu, logvar).to_event(1))
     pyro.sample("z", site(q))
 
-Samples and KLs are computed by the fused functions, including the KLs of ``TraceMeanField_ELBO``.
-Importing this module requires Pyro.
+The fused functions compute samples and KLs, including the KLs of ``TraceMeanField_ELBO``. Importing
+this module requires Pyro.
 """
 
 from __future__ import annotations
