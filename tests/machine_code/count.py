@@ -10,8 +10,8 @@ divided by the number of elements.
 
   loop   the cost of additional tiles of a block: the difference between two calls with the same
          number of blocks
-  whole  the cost of a call with 4 tiles per block, as for 2^24 elements. It includes what a block
-         does before and after its elements, the sum over the block and the last block's work.
+  whole  the cost of a call with 4 tiles per block, as for 2^24 elements. It includes a block's
+         work before and after its elements, the sum over the block and the last block's work.
 
 A likelihood call has contiguous outputs and a target of the same dtype. It sums rows of 2048
 elements, or all elements if it computes the loss and its gradients together. It computes every
@@ -191,7 +191,7 @@ def count(machine: Any, kernel: str) -> Executed:
     )
 
 
-shared_machine: Any = None  # of the processes that main() forks, to which it cannot be sent
+shared_machine: Any = None  # inherited by the processes that main() forks, as it cannot be sent
 
 
 def _count(kernel: str) -> Executed:

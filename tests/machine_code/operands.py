@@ -67,7 +67,7 @@ class Number:
 @dataclasses.dataclass(frozen=True)
 class Address:
     base: Register | None
-    wide: bool  # the base is a pair of registers
+    wide: bool  # the base is a register pair
     uniform: Register | None
     offset: int
 

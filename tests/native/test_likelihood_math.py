@@ -802,7 +802,7 @@ def test_limits(native: ModuleType, variant: str) -> None:
     np.testing.assert_allclose(got[1], -3, rtol=1e-6)
     assert abs(of("poisson", -200, 3, mean="softplus")[0, 0] - (600 + math.log(6))) < 1e-3
 
-    # with a softmax the kernel supplies the logarithm of the mean
+    # with a softmax, the kernel supplies the logarithm of the mean
     x = (np.linspace(-9, 9, 40), 2, np.arange(40) % 5)
     want = of("negative_binomial", *x, mean="exp")
     np.testing.assert_array_equal(of("negative_binomial", *x, mean="softmax"), want)
@@ -813,7 +813,7 @@ def test_limits(native: ModuleType, variant: str) -> None:
     np.testing.assert_array_equal(got[:2], want[:2])
     np.testing.assert_array_equal(got[2], [*want[2][:2], 0])
 
-    # with a fixed sigma these are the MSE and the L1 loss
+    # with a fixed sigma, these are the MSE and the L1 loss
     mean, x = np.float32([1, -2, 0.5]), np.float32([0.25, 1, 0.5])
     got = of("gaussian", mean, 0, x, precision=2**0.5)
     np.testing.assert_allclose(got[0], (x - mean) ** 2, rtol=1e-6)

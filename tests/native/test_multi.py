@@ -43,7 +43,7 @@ def run(
     }  # fmt: skip
     if as_arrays:
         common = with_scalars(common, mu[0])
-    if with_priors:  # every second tensor has tensors for its prior
+    if with_priors:  # every second tensor has prior tensors
         common["prior_mean"], common["prior_raw"] = made(3), made(4)
     if not has_z:
         zs, grad_z = [], []

@@ -35,9 +35,9 @@ def negative_binomial(x: Tensor, logit: Tensor, total: Tensor) -> Tensor:
         \partial_l = x s(-l) - r s(l), \qquad
         \partial_r = -\ln(1 + e^l) + \sum_{k=0}^{x-1} \frac{1}{r + k}
 
-    The code computes the first term of the sum separately. The others add up to digamma(n) -
-    digamma(u), with u = r + 1 and n = x + r. Because digamma(z) = ln z - 1 / (2 z) + S'(z), they
-    equal ln(1 + (x - 1) / u) + (x - 1) / (2 n u) + S'(n) - S'(u).
+    The code keeps the first term separate. The other terms add up to digamma(n) - digamma(u), with
+    u = r + 1 and n = x + r. Because digamma(z) = ln z - 1 / (2 z) + S'(z), they equal
+    ln(1 + (x - 1) / u) + (x - 1) / (2 n u) + S'(n) - S'(u).
     """
     return _negative_binomial(x, logit, total)
 

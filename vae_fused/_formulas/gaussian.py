@@ -79,7 +79,7 @@ class Gaussian:
         self.var_floor = scale.var_floor
         if scale.kind == "var":  # sqrt(x + v) has a derivative at 0, sqrt(sqrt(x)^2 + v) has none
             self.x, self.var_floor = self.x + scale.var_floor, 0.0
-        if scale.kind in ("std", "var"):  # a product makes the gradient of x < 0 NaN too
+        if scale.kind in ("std", "var"):  # a product makes the gradient NaN too for x < 0
             self.x = (self.x + 0.0) * torch.where(self.x >= 0.0, torch.ones_like(self.x), math.nan)
         if scale.kind == "var":  # the derivative of the root of inf is 0, and 0 * inf would be NaN
             self.x = torch.where(self.x == math.inf, math.inf, self.x)
@@ -298,8 +298,7 @@ class _Excess(torch.autograd.Function):
             series = 1.0 + series * x / (n + 1)
         series = 0.5 * x * x * series
         # Because x is clipped as in math::clip_for_exp, the result at x = inf is inf and not the
-        # NaN of inf - inf. Elsewhere, clipping has no effect, because growth absorbs x from x = 64
-        # on.
+        # NaN of inf - inf. Elsewhere, clipping has no effect, because growth absorbs x for x >= 64.
         return torch.where(x.abs() <= 1.0, series, growth - x.clamp(max=178.0))
 
     @staticmethod

@@ -100,7 +100,7 @@ def try_unprepared(
 ) -> Tensor | None:  # fmt: skip
     """Return the loss of a call whose tensors the operator accepts unchanged.
 
-    The checks in Python take 10 us, as long as the operator takes for 16 x 16 elements. The
+    The checks in Python take 10 us, the same time as the operator for 16 x 16 elements. The
     operator makes the same checks, but its messages are short. Returns None if the call needs
     preparation or if the operator refuses it. The caller then runs the checks, which raise the full
     message.

@@ -49,7 +49,7 @@ def live_instances(classes: Iterable[type]) -> Iterator[Any]:
 
 
 def difference(original: type, stand_in: type, count: int) -> str:
-    """Describe how two posterior classes differ on a small batch. Return '' if they do not.
+    """Return a description of how two posterior classes differ on a small batch, or ''.
 
     Args:
         original: The class of the library.

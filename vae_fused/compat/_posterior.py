@@ -64,7 +64,7 @@ class State:
         self.halves = halves
         self.deterministic = deterministic
         self.shares_launch = shares_launch
-        self.grad = torch.is_grad_enabled()  # the mode in which diffusers would compute everything
+        self.grad = torch.is_grad_enabled()  # the grad mode of diffusers' computations
         self.read: dict[str, Read] = {}
         self.kl: Read | None = None  # of the last sample's launch, and the version of `packed`
 
@@ -220,7 +220,7 @@ class Posterior:
         return state.packed if state.grad else state.packed.detach()
 
     def _take_kl(self) -> Tensor | None:
-        """Take the KL from the last sample's launch. None if it is stale or lacks a gradient."""
+        """Take the KL from the last sample's launch, or None if it is stale or lacks a gradient."""
         state = self._state
         found, state.kl = state.kl, None
         packed = self._packed()

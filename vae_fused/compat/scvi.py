@@ -234,7 +234,7 @@ _METHODS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 
 def _difference(module: Any) -> str:
-    """Describe how scvi and this package differ on a small batch. Return '' if they do not."""
+    """Return a description of how scvi and this package differ on a small batch, or ''."""
     try:
         for got, expected, name in _comparisons(module):
             if not torch.allclose(got, expected, rtol=1e-6, atol=1e-9):
