@@ -1,4 +1,4 @@
-"""Calls the latent operators for the public functions, which have checked the arguments.
+"""Calls the latent operators for the public functions.
 
 An ordinary call goes directly to the operator, whose autograd node is in C++. If forward mode or a
 transform of ``torch.func`` is active, the call goes through ``Latent``.
