@@ -1,4 +1,4 @@
-"""What the tests share: devices, keys, layouts, and the truth they are compared with."""
+"""Helpers that the tests share: devices, keys, layouts, and exact results to compare with."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from vae_fused import _ext
 def _import_own(name: str) -> None:
     """Import a folder of the checkout by its path.
 
-    The root is not on the path, where it would put the sources before the installed package. Other
-    packages may install a folder of the same name: Opacus installs ``benchmarks``.
+    The root is not on ``sys.path``, because there the sources would shadow the installed package.
+    Another package may install a folder with the same name: Opacus installs ``benchmarks``.
     """
     path = Path(__file__).resolve().parents[1] / name / "__init__.py"
     spec = importlib.util.spec_from_file_location(
@@ -41,7 +41,7 @@ for folder in ("build_support", "benchmarks", "tools"):
 
 @pytest.hookimpl(trylast=True)  # after the terminal reporter exists
 def pytest_configure(config: pytest.Config) -> None:
-    # Workers of pytest-xdist have no terminal. `-v` prints a line for each test already.
+    # pytest-xdist workers have no terminal, and `-v` already prints a line for each test.
     if config.pluginmanager.has_plugin("terminalreporter") and config.get_verbosity() == 0:
         config.pluginmanager.register(Progress(config))
 
@@ -51,8 +51,9 @@ native = pytest.mark.skipif(
     not AVAILABLE, reason="eager PyTorch does not promise this, only the compiled part"
 )
 
-# For tests of whether a call can be compiled. In eager PyTorch a call is a graph of hundreds of
-# operators, which inductor compiles for up to a minute. test_compile.py always uses inductor.
+# For tests that only check whether a call can be compiled. In eager PyTorch, a call is a graph of
+# hundreds of operators, which inductor may take a minute to compile. test_compile.py always uses
+# inductor.
 BACKEND = "inductor" if AVAILABLE else "aot_eager"
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -62,13 +63,13 @@ DEVICES = ("cpu", "cuda") if _ext.has_cuda and torch.cuda.is_available() else ("
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device of this machine that the compiled part serves."""
+    """Each device on this machine that the compiled part supports."""
     return str(request.param)
 
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """`torch.set_num_threads`, undone after the test."""
+    """Yields `torch.set_num_threads`, and restores the number of threads after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -79,16 +80,16 @@ def make_key(seed: int, offset: int = 0, device: str = "cpu") -> Tensor:
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"):
-    """Normals from a generator of their own.
+    """Returns normals from a separate generator.
 
-    They are equal on every device, and no global state changes.
+    The values are the same on every device, and no global state changes.
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
 
 
 class Calls(TorchDispatchMode):
-    """The names of the operators that run."""
+    """Records the names of the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class Calls(TorchDispatchMode):
 
 
 def eager(mu: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """The common formulas of the sample and the elementwise KL, in the precision of the inputs."""
+    """Computes the sample and the elementwise KL by the common formulas, in the inputs' dtype."""
     z = mu + torch.exp(0.5 * logvar) * eps
     return z, -0.5 * (1.0 + logvar - mu.pow(2) - logvar.exp())
 
@@ -122,7 +123,7 @@ def exact_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 def exact_gradients(
     mu: Tensor, logvar: Tensor, eps: Tensor, grad_z: Tensor, grad_kl: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`, `kl` elementwise, in float64."""
+    """Returns float64 gradients of `sum(grad_z * z) + sum(grad_kl * kl)` for the elementwise KL."""
     mu, x, eps, grad_z, grad_kl = (t.double() for t in (mu, logvar, eps, grad_z, grad_kl))
     grad_x = 0.5 * (grad_z * eps * torch.exp(0.5 * x) + grad_kl * torch.expm1(x))
     return grad_z + grad_kl * mu, grad_x
@@ -136,7 +137,7 @@ def kl_by_mpmath(mu: float, logvar: float) -> float:
 
 
 def reduced(kl: Tensor, reduction: str = "batchmean", dim: Any = None) -> Tensor:
-    """The elementwise KL, reduced by torch as the arguments specify."""
+    """Reduces the elementwise KL with torch as the arguments specify."""
     if dim is not None:
         return kl.sum(dim=dim)
     if reduction == "batchmean":
@@ -147,12 +148,12 @@ def reduced(kl: Tensor, reduction: str = "batchmean", dim: Any = None) -> Tensor
 
 
 def relative(got: Tensor, want: Tensor) -> float:
-    """The largest relative error of any element."""
+    """The largest relative error over all elements."""
     return ((got.double() - want).abs() / want.abs()).max().item()
 
 
 def scaled(got: Tensor, want: Tensor) -> float:
-    """The largest error of any element, relative to the largest magnitude in `want` or to 1."""
+    """The largest error over all elements, relative to the largest magnitude in `want` or to 1."""
     error = (got.double() - want.double()).abs().max().item()
     return error / max(1.0, want.abs().max().item())
 
@@ -161,7 +162,7 @@ def scaled(got: Tensor, want: Tensor) -> float:
 # Layouts
 # --------------------------------------------------------------------------------------------------
 
-# Each function changes the strides of a tensor, by operators that autograd follows back to a
+# Each function changes a tensor's strides with operators through which autograd can reach a
 # contiguous leaf. The expanded layouts also repeat values.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
@@ -182,7 +183,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def all_dims(ndim: int) -> list[tuple[int, ...]]:
-    """Every choice of dimensions to sum."""
+    """Returns every non-empty set of dimensions to sum over."""
     return [d for n in range(1, ndim + 1) for d in itertools.combinations(range(ndim), n)]
 
 
@@ -201,6 +202,6 @@ def posterior(
 
 
 def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """The package's noise itself, which is a sample with mu = 0 and logvar = 0."""
+    """Returns the package's noise, which is a sample with mu = 0 and logvar = 0."""
     zeros = torch.zeros(shape, dtype=dtype, device=key.device)
     return vf.reparameterize(zeros, zeros, key=key)

@@ -1,9 +1,9 @@
-"""Well-conditioned calls that hypothesis draws: shapes, layouts, dtypes, options and numbers.
+"""Well-conditioned calls that hypothesis draws: shapes, layouts, dtypes, options and values.
 
-All numbers lie in [-2, 2], and those of a "std" or a "var" in [0.4, 2]. The options keep every
-sigma between 0.03 and 30. A rounding error therefore grows by at most a few powers of 30, and by
-sums (see `tolerance`). The gradient of free bits jumps at their floor. The floor is in the middle
-of the widest gap between the elements' KLs, so that no element is near the jump.
+All values lie in [-2, 2], and those of a "std" or a "var" in [0.4, 2]. The options keep every
+sigma between 0.03 and 30. A rounding error therefore grows by at most a few powers of 30, and also
+in sums (see `tolerance`). With free bits, the gradient jumps at the floor. The floor is in the
+middle of the widest gap between the elements' KLs, so that no element is near the jump.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_ELEMENTS = 5000
 
 
 class Layout(NamedTuple):
-    """How a tensor of a call is a view of its leaf: permuted, sliced and expanded."""
+    """How to make a call's tensor from its leaf: permute, slice and expand it."""
 
     shape: tuple[int, ...]
     order: tuple[int, ...]  # the leaf's dimensions, outermost first
@@ -44,9 +44,9 @@ class Layout(NamedTuple):
         return (0.4 + 0.8 * value.abs() if positive else value).to(dtype)
 
     def view(self, leaf: Tensor, implicit: bool = False) -> Tensor:
-        """The view of the leaf.
+        """Returns the view of the leaf.
 
-        With `implicit` it is not expanded, and its leading dimensions of size 1 are dropped.
+        With `implicit`, the view is not expanded, and its leading dimensions of size 1 are dropped.
         """
         x = leaf.permute([self.order.index(d) for d in range(len(self.shape))])
         for d, (first, by, e) in enumerate(zip(self.start, self.step, self.expanded, strict=True)):
@@ -128,11 +128,11 @@ class Drawn(NamedTuple):
     dtype: torch.dtype
     seed: int
     shape: tuple[int, ...]
-    layouts: dict[str, Layout]  # of the leaves, by name: see `TAKES` and `calls`
+    layouts: dict[str, Layout]  # the leaves' layouts, by name: see `TAKES` and `calls`
     scale: vf.Scale
     prior: dict[str, Any] | None
     options: dict[str, Any]  # further arguments of the function
-    floored: bool  # has free bits
+    floored: bool  # whether the call has free bits
     keyed: bool
     packed_dim: int
     broadcasts: bool  # whether the function expands the tensors
@@ -241,7 +241,7 @@ def device_of(leaves: dict[str, Tensor]) -> str:
 
 
 def call_of(call: Drawn, module: Any, leaves: dict[str, Tensor], **more: Any) -> list[Tensor]:
-    """The results, as a list of one or two tensors."""
+    """Returns the results as a list of one or two tensors."""
     view = {
         name: call.layouts[name].view(
             leaf, implicit=call.broadcasts and name in ("raw", "prior_mean", "prior_raw", "mask")
@@ -269,9 +269,9 @@ def call_of(call: Drawn, module: Any, leaves: dict[str, Tensor], **more: Any) ->
 
 
 def free_bits_of(call: Drawn, leaves: dict[str, Tensor]) -> dict[str, float]:
-    """The argument `free_bits`: the middle of the widest gap between the elements' KLs.
+    """Returns the argument `free_bits`, the middle of the widest gap between the elements' KLs.
 
-    The result is empty for a call without a floor, and if no gap is wide enough.
+    The result is empty for a call without a floor, or if no gap is wide enough.
     """
     if not call.floored:
         return {}
@@ -294,7 +294,7 @@ def free_bits_of(call: Drawn, leaves: dict[str, Tensor]) -> dict[str, float]:
 def results_of(
     call: Drawn, module: Any, leaves: dict[str, Tensor], dtype: torch.dtype, **more: Any
 ) -> dict[str, Tensor]:
-    """Values and gradients by name. The mask, `grad_z` and frozen leaves have no gradient."""
+    """Returns values and gradients by name. The mask, `grad_z` and frozen leaves have none."""
     used = {
         k: v if k == "mask" else v.detach().to(dtype).requires_grad_(k not in call.frozen)
         for k, v in leaves.items()
@@ -304,7 +304,7 @@ def results_of(
         key, shape = make_key(call.seed, 7, device_of(leaves)), (*call.samples, *call.shape)
         if dtype == call.dtype:
             more = {**more, "key": key}
-        else:  # in float64 the key would draw other noise
+        else:  # in float64, the key would generate different noise
             more = {**more, "eps": vf.reference.normal(key, shape).double()}
     out = call_of(call, module, used, **more)
     names = ["z", "kl"] if len(out) == 2 else ["z" if "grad_z" in call.layouts else "kl"]
@@ -334,18 +334,18 @@ def results_of(
     return {name: v.detach() for name, v in values.items()}
 
 
-# The largest error of an element against float64, in units of 1 or of the largest element of its
-# tensor, whichever is larger. In 16 bits autograd rounds a gradient several times, namely after
+# The maximum error of an element relative to float64, in units of the largest element of its tensor
+# or of 1, whichever is larger. In 16-bit dtypes, autograd rounds a gradient several times: after
 # conversions, products and sums.
 ROUNDING = {F64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 
 
 def tolerance(call: Drawn, name: str, value: Tensor) -> float:
-    """The largest error of a result.
+    """Returns the maximum error allowed for a result.
 
-    A KL, and the gradient of an expanded leaf, is a sum of n elements. Its error is sqrt(n) times
-    the error of an element. The summands of a gradient may cancel, so its unit is the largest of
-    all its summands. Each summand of a KL from a sample is itself a sum of two parts that cancel.
+    A KL and the gradient of an expanded leaf are sums of n elements, and the error of such a sum is
+    sqrt(n) times that of an element. The terms of a gradient may cancel, so its unit is its largest
+    term. Each term of a KL from a sample is itself a sum of two parts that cancel.
     """
     wide = value.dtype if name == "kl" else call.dtype
     parts = 4 if call.function == "sampled_kl" else 1
@@ -358,7 +358,7 @@ def is_sum(call: Drawn, name: str) -> bool:
 
 
 def _summed(call: Drawn, name: str) -> int:
-    """The largest number of elements that are summed into one element of this result."""
+    """Returns the maximum number of elements that are summed into one element of this result."""
     every = max(1, math.prod(call.shape))
     if name == "z":
         return 1

@@ -1,11 +1,11 @@
-"""A pytest plugin for tests on a GPU, which keeps a test from spoiling the results of others.
+"""A pytest plugin that keeps a GPU test from spoiling the results of other tests.
 
-After some errors every later CUDA call of a process fails. The test that caused the error fails,
-and its process ends, so that xdist starts another one for the remaining tests.
+After some errors, every later CUDA call in the process fails. The plugin therefore fails the test
+that caused the error and ends its process, and xdist starts another one for the remaining tests.
 
-The node IDs of tests that pass go to the file GPU_CHECK_PASSED at once. Tests whose IDs are in the
-file GPU_CHECK_EARLIER do not run again. That file must not change during a run, because a process
-that xdist starts late has to collect the same tests as the others.
+When a test passes, its node ID is immediately appended to the file GPU_CHECK_PASSED. Tests whose
+IDs are in the file GPU_CHECK_EARLIER do not run again. That file must not change during a run,
+because a process that xdist starts late has to collect the same tests as the others.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def context_error() -> str:
-    """The error that every further CUDA call of this process raises, or ''."""
+    """Returns the error that every further CUDA call in this process raises, or ''."""
     torch, error = sys.modules.get("torch"), ""
-    for _ in range(2):  # an error of a single launch is reported once
+    for _ in range(2):  # an error that affects only one launch is reported once
         try:
             if torch is not None and torch.cuda.is_initialized():
                 torch.cuda.synchronize()
@@ -62,6 +62,6 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
     result = yield
-    if lost and WORKER:  # the report of the test has been sent already
+    if lost and WORKER:  # the test's report has already been sent
         os._exit(70)
     return result

@@ -1,4 +1,4 @@
-"""Log likelihoods and their derivatives to the last digit, by mpmath alone."""
+"""Log likelihoods and their derivatives, correct to the last digit and computed only by mpmath."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def discretized_logistic(
 ) -> tuple[mp.mpf, ...]:
     """The value, and the derivatives with respect to mean and log_scale.
 
-    log_scale is above its floor.
+    log_scale must be above its floor.
     """
     x, m, s, h = mp.mpf(x), mp.mpf(mean), mp.mpf(log_scale), mp.mpf(1) / (2**bits - 1)
     edges = [((x + side * h - m) * mp.exp(-s), side) for side in (1, -1)]
-    if x < h - 1 or x > 1 - h:  # the other edge of the first and of the last value is infinite
+    if x < h - 1 or x > 1 - h:  # the outer edge of the first and the last value is infinite
         edges = edges[:1] if x < 0 else edges[1:]
     missing = sum((1 / (1 + mp.exp(side * e)) for e, side in edges), start=mp.mpf(0))  # 1 - p
     slopes = [(e, side * mp.exp(-e) / (1 + mp.exp(-e)) ** 2) for e, side in edges]
@@ -101,7 +101,7 @@ def discretized_logistic(
 
 
 def truths(function: Callable[..., tuple[mp.mpf, ...]], *inputs: Tensor) -> list[list[mp.mpf]]:
-    """For each result of ``function``, its values at all elements of tensors of one shape."""
+    """Returns, for each result of ``function``, its values at all elements of the inputs."""
     with mp.workdps(DIGITS):
         points = zip(*(t.flatten().tolist() for t in inputs), strict=True)
         return [list(column) for column in zip(*(function(*p) for p in points), strict=True)]
@@ -115,17 +115,18 @@ def relative(got: Tensor, want: list[mp.mpf]) -> list[float]:
 
 
 def in_terms(got: Tensor, want: list[mp.mpf], terms: list[mp.mpf]) -> list[float]:
-    """The error of each element, in units of a given sum of magnitudes."""
+    """The error of each element, in units of the sum of the magnitudes of its terms."""
     with mp.workdps(DIGITS):
         triples = zip(got.double().flatten().tolist(), want, terms, strict=True)
         return [float(abs(mp.mpf(g) - w) / t) if t else float(abs(g - w)) for g, w, t in triples]
 
 
 def sweep(seed: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts 0 to 1e6, means 1e-6 to 3e3 and theta 1e-3 to 1e8, rounded to ``dtype``.
+    """Draws counts from 0 to 1e6, means from 1e-6 to 3e3, and theta from 1e-3 to 1e8.
 
-    A third of the counts is 0, a third is at most 16, and a third is any count. Half of the means
-    are near their counts, where the terms of a log probability cancel most.
+    The means and theta are rounded to ``dtype``. A third of the counts are 0, a third are at most
+    16, and a third are arbitrary. Half of the means are near their counts, where the terms of a log
+    probability cancel most.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,7 +1,7 @@
 """A VAE whose evidence is known: p(z) = N(0, I), p(x|z) = N(Wz + b, s^2 I), in float64.
 
 Then x ~ N(b, W W^T + s^2 I). The columns of W are orthogonal, so the true posterior is a diagonal
-Gaussian and the posterior of a VAE can reach it.
+Gaussian, which the posterior of a VAE can match exactly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LinearGaussian(NamedTuple):
         return vf.nll(z @ self.weight.T + self.bias, self.x, likelihood, dim=-1)
 
     def expected_nll(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        """E_q[-ln p(x|z)]: the value at q's mean, plus what q's variance adds to the square."""
+        """E_q[-ln p(x|z)]: the value at q's mean, plus the squared error due to q's variance."""
         spread = (logvar.exp() * self.weight.square().sum(0)).sum(-1)
         return self.nll(mu) + spread / (2.0 * self.noise**2)
 
@@ -58,7 +58,7 @@ class LinearGaussian(NamedTuple):
 def linear_gaussian(
     batch: int, data: int = 5, latent: int = 3, noise: float = 0.7, seed: int = 0
 ) -> LinearGaussian:
-    """A model, and data drawn from it."""
+    """Returns a model with data drawn from it."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Calls of every likelihood with every way to read its outputs, which the tests share."""
+"""Calls that the tests share: every likelihood, with every way to interpret its outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vae_fused import likelihoods as k
 
 
 class Case(NamedTuple):
-    """A kind and the shapes of its outputs, which broadcast to the shape of the call, SHAPE."""
+    """A likelihood and the shapes of its outputs, which broadcast to the call's shape, SHAPE."""
 
     kind: k.Likelihood
     shapes: tuple[tuple[int, ...], ...]
@@ -80,9 +80,9 @@ class Inputs(NamedTuple):
 
 
 def make(case: Case, dtype: torch.dtype = torch.float64, *, seed: int = 0) -> Inputs:
-    """Make outputs between 0.1 and 0.9, which every kind accepts, and a target that suits the kind.
+    """Make outputs between 0.1 and 0.9, which every likelihood accepts, and a suitable target.
 
-    The target consists of counts, bits or real numbers.
+    The target contains counts, values in [0, 1], discrete levels or real numbers.
     """
     outputs = [
         0.1 + 0.8 * torch.sigmoid(random(*shape, seed=seed + i))

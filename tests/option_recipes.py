@@ -1,10 +1,10 @@
-"""Recipes of calls, and the formulas of these calls in float64.
+"""Recipes for calls, and float64 formulas for the results of these calls.
 
 There is a recipe for each option, and there are random recipes with several options.
 
-A recipe is plain data: keyword arguments, and descriptions of ``prior`` and ``mask``, which are
-made for each dtype and device. The formulas share no code with the package. Like those of a
-textbook, they are written for moderate inputs.
+A recipe is plain data: keyword arguments, and descriptions from which ``prior`` and ``mask`` are
+made for each dtype and device. The formulas share no code with the package. Like textbook formulas,
+they are written for moderate inputs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ OPTIONS: dict[str, Recipe] = {
 
 
 def combinations(n: int, seed: int) -> list[Recipe]:
-    """Random recipes of several options each."""
+    """Returns random recipes with several options each."""
     rng, recipes = python_random.Random(seed), []
     shapes = (0.2, SHAPE, SHAPE, (5,), (3, 1), (4, 1, 1), ())
     every: dict[str, Any] = {
@@ -94,7 +94,7 @@ def combinations(n: int, seed: int) -> list[Recipe]:
     for _ in range(n):
         names = [name for name in every if rng.random() < 0.5]
         recipe = {name: every[name]() for name in names}
-        if "prior_scale" in recipe:  # the default number 0 is no std
+        if "prior_scale" in recipe:  # the default, 0, is not a valid std
             recipe.setdefault("prior_raw", SHAPE)
         recipes.append(recipe)
     return recipes
@@ -103,9 +103,9 @@ def combinations(n: int, seed: int) -> list[Recipe]:
 def tensors(
     recipe: Recipe, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0
 ) -> dict[str, Tensor]:
-    """The leaves: mu, raw, eps and those of the prior.
+    """Returns the leaves: mu, raw, eps and the prior's tensors.
 
-    A raw scale is positive if its kind requires that.
+    A raw scale is positive if its kind requires a positive value.
     """
     sample_shape = recipe.get("sample_shape", ())
     sample_shape = (sample_shape,) if isinstance(sample_shape, int) else sample_shape
@@ -130,7 +130,7 @@ def mask_of(recipe: Recipe, device: str = "cpu") -> Tensor | None:
 
 
 def arguments(recipe: Recipe, leaves: dict[str, Tensor]) -> dict[str, Any]:
-    """The keyword arguments of ``vf.reparameterize_kl``, except reduction and noise."""
+    """Returns the keyword arguments of ``vf.reparameterize_kl``, except reduction and noise."""
     kwargs = {k: v for k, v in recipe.items() if k != "mask" and not k.startswith("prior")}
     prior = {k: leaves.get(f"prior_{k}", recipe.get(f"prior_{k}", 0.0)) for k in ("mean", "raw")}
     if any(k.startswith("prior") for k in recipe):
@@ -174,7 +174,7 @@ def sigma_of(raw: Tensor, scale: str | vf.Scale) -> Tensor:
 
 
 def kl_of(mu: Tensor, sigma: Tensor, m: Tensor, tau: Tensor) -> Tensor:
-    """The KL by the formula of torch.distributions."""
+    """The KL, computed by the formula in torch.distributions."""
     return torch.log(tau / sigma) + (sigma**2 + (mu - m) ** 2) / (2 * tau**2) - 0.5
 
 
@@ -203,7 +203,7 @@ def formula(recipe: Recipe, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def total(kl: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
-    """The elementwise KL, reduced by torch. A mean is over unmasked elements."""
+    """Reduces the elementwise KL with torch. A mean is taken over the unmasked elements."""
     if reduction == "mean":
         count = kl.numel() if mask is None else mask.expand(kl.shape).sum()
         return kl.sum() / count
@@ -216,16 +216,16 @@ def total(kl: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
 
 
 def density(mean: Tensor, sigma: Tensor) -> Normal:
-    """The Normal of ``torch.distributions`` without its checks: sigma may be 0 or NaN."""
+    """Returns a ``torch.distributions.Normal`` without checks: sigma may be 0 or NaN."""
     return Normal(mean, sigma, validate_args=False)
 
 
 def log_ratio(
     recipe: Recipe, leaves: dict[str, Tensor], *, stop_q: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The sample and ln q(z) - ln p(z) at each of its elements in float64.
+    """Returns the sample, and ln q(z) - ln p(z) at each of its elements, in float64.
 
-    ``stop_q``: the parameters of q are constants in ln q(z).
+    With ``stop_q``, the parameters of q are constants in ln q(z).
     """
     mu, eps = leaves["mu"].double(), leaves["eps"].double()
     if "mu_soft_clamp" in recipe:
@@ -249,7 +249,7 @@ def log_ratio(
 
 
 def each_total(ratio: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
-    """The result of ``total`` for each sample."""
+    """Returns the result of ``total`` for each sample."""
     lead = ratio.shape[: ratio.dim() - len(SHAPE)]
     parts = [total(part, mask, reduction) for part in ratio.reshape(-1, *SHAPE)]
     return torch.stack(parts).reshape((*lead, *parts[0].shape))

@@ -1,4 +1,4 @@
-"""Prints a line for each file of tests that has finished, in place of a dot for each test."""
+"""Prints a line for each finished test file, instead of a dot for each test."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-PATIENCE = 30.0  # seconds after which a file that still runs gets a line as well
+PATIENCE = 30.0  # seconds without output, after which a file that still runs gets a line as well
 
 
 class Progress:
-    """Counts the tests that are done in each file: `[ 12%] tests/functional/test_elbo.py  410`.
+    """Counts the finished tests in each file: `[ 12%] tests/functional/test_elbo.py  410`.
 
-    With pytest-xdist the plugin counts in the process that collects the reports.
+    With pytest-xdist, the plugin counts in the process that collects the reports.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -30,7 +30,7 @@ class Progress:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        self._expect(ids)  # each worker collects all of them
+        self._expect(ids)  # each worker collects all tests
 
     def _expect(self, ids: list[str]) -> None:
         if ids:
@@ -38,7 +38,7 @@ class Progress:
             self.began = self.written = time.monotonic()
 
     def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
-        """Counts a test that has passed or is skipped, without a letter for it."""
+        """Counts a passed or skipped test without printing a letter for it."""
         if report.when == "call" and report.passed and not hasattr(report, "wasxfail"):
             return "passed", "", ""
         return ("skipped", "", "") if report.skipped and not hasattr(report, "wasxfail") else None

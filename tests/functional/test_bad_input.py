@@ -1,4 +1,4 @@
-"""Every bad call names the wrong argument before it launches a kernel or draws noise."""
+"""Every invalid call raises an error that names the argument, before any noise is drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import random
 import vae_fused as vf
 from vae_fused.options import _NAMES, _SCOPES, KINDS
 
-MU, LOGVAR = random(4, 6, seed=1), random(4, 6, seed=2)  # seeded, as test names contain them
+MU, LOGVAR = random(4, 6, seed=1), random(4, 6, seed=2)  # seeded: test names contain them
 KEY = torch.tensor([1, 2], dtype=torch.uint64)
 SUM = {"reduction": "sum", "dim": None}
 BOTH = (vf, vf.reference)
@@ -21,7 +21,7 @@ COUNT = len(_NAMES)
 
 
 def numbers(changes: dict[str, float]) -> list[float]:
-    """The operators' `options`: for each name its index, followed by its value."""
+    """Returns the operators' `options`: the index of each name, followed by its value."""
     names = [f"{scope}.{name}" for scope, name in zip(_SCOPES, _NAMES, strict=True)]
     if not names:
         return []
@@ -138,7 +138,7 @@ NOISE: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 def refuses(call: Callable[[], Any], error: type[Exception], message: str) -> None:
-    """The call raises, and the state of the default generator does not change."""
+    """Asserts that the call raises and leaves the state of the default generator unchanged."""
     state = torch.get_rng_state()
     with pytest.raises(error, match=message):
         call()
@@ -206,7 +206,7 @@ def test_the_two_tensors_are_positional_only(name):
 
 @pytest.mark.skipif(not vf.functional._ext.available, reason="no compiled part")
 class TestOperatorsKeepKernelsWithinMemory:
-    """Bad direct calls of ``torch.ops.vae_fused`` raise and never access memory out of bounds."""
+    """Invalid direct calls to ``torch.ops.vae_fused`` raise and never access invalid memory."""
 
     OPS = torch.ops.vae_fused
 

@@ -1,4 +1,4 @@
-"""One binary serves several instruction sets, and VAE_FUSED_CPU_CAPABILITY works as documented."""
+"""One binary supports several instruction sets, and VAE_FUSED_CPU_CAPABILITY selects one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ pytestmark = native
 NAMES = ["default", "avx2", "avx512"]
 HERE = NAMES[: NAMES.index(_ext.cpu_capability) + 1] if _ext.available else []
 TOP = 2**64 - 1
-# With the second key, the counter's high word changes within the tensor, at a block of noise with
-# which no vector begins.
+# With the second key, the counter's high word changes within the tensor, at a block of noise that
+# does not begin a vector.
 KEYS = [(42, 0), (7, 2**32 - 100), (3, TOP - 555)]
 N = 9001
 
-# All results of a call, on non-contiguous tensors and tensors with tails.
+# Computes all results of a call on non-contiguous tensors and on tensors with tails.
 SCRIPT = f"""
 import sys, torch, vae_fused as vf
 from vae_fused import _ext
@@ -63,7 +63,7 @@ def run(*args: str, check: bool = True, **variables: str) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """The results of each instruction set."""
+    """Returns the results for each instruction set."""
     folder = tmp_path_factory.mktemp("capability")
     for name in HERE:
         run("-c", SCRIPT, str(folder / name), VAE_FUSED_CPU_CAPABILITY=name)
@@ -78,7 +78,7 @@ def test_the_variable_forces_an_instruction_set(results):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_words_are_the_same_on_every_instruction_set(results, key):
-    """Normals in float64 show all four words of a block. The C library maps words to normals."""
+    """float64 normals reveal all four words of a block, and the C library computes them."""
     want = vf.reference.normal(make_key(*key), (N,), dtype=torch.float64)
     for name, result in results.items():
         got = result["torch.float64", key]["noise"]

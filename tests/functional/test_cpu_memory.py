@@ -13,11 +13,11 @@ import vae_fused as vf
 
 SMAPS = Path("/proc/self/smaps")
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-ELEMENTS = 9 << 20  # 36 MiB: from 32 MiB on the C library maps each tensor separately
+ELEMENTS = 9 << 20  # 36 MiB: the C library maps each tensor of 32 MiB or more separately
 
 
 def advised(tensor: torch.Tensor) -> bool:
-    """Whether the middle of the tensor is in memory that is advised to use huge pages."""
+    """Whether huge pages are advised for the memory in the middle of the tensor."""
     middle = tensor.data_ptr() + tensor.nbytes // 2
     inside = False
     for line in SMAPS.read_text().splitlines():

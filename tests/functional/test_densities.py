@@ -18,7 +18,7 @@ TOLERANCE = {F64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float1
 
 
 def leaves_of(name, dtype, device, *shapes):
-    """mu and raw in the domain of ``name``'s scale, followed by more tensors."""
+    """Returns mu, a raw scale that is valid for the scale ``name``, and random tensors."""
     leaves = tensors({"scale": SCALES[name]}, dtype, device)
     more = [random(*s, seed=40 + i, dtype=dtype, device=device) for i, s in enumerate(shapes)]
     return leaves["mu"], leaves["raw"], *(t.requires_grad_() for t in more)
@@ -122,7 +122,7 @@ def test_a_density_integrates_to_one(module, device):
 @MODULES
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sampled_kl_is_that_of_vits(dtype, module, device):
-    """As in VITS's losses.py, z_p, log sigmas and prior are (B, C, T), and the mask (B, 1, T)."""
+    """As in VITS's losses.py, the mask has shape (B, 1, T), and the other tensors (B, C, T)."""
     raw = [random(*SHAPE, seed=i, dtype=dtype, device=device) * 0.5 for i in range(4)]
     leaves = [t.requires_grad_() for t in raw]
     z_p, logs_q, m_p, logs_p = doubles = doubled(*leaves)

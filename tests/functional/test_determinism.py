@@ -49,7 +49,7 @@ def test_bits_do_not_depend_on_the_threads(shape, dtype, threads):
 @native
 @pytest.mark.parametrize("extreme", [87.5, -87.5, 150.0, -150.0, 1e30, float("inf"), float("nan")])
 def test_bits_of_an_element_do_not_depend_on_its_neighbours(extreme, device):
-    """If one element of a vector leaves the ordinary range, the whole vector takes another path."""
+    """If one element of a SIMD vector is out of range, the whole vector takes another code path."""
     mu, logvar = posterior((7, 61), device=device)
     logvar[0, :5] = torch.tensor([86.999, -86.999, 0.35, -0.35, 1e-6])
     want = step(mu, logvar, make_key(1, device=device), reduction="none")
@@ -106,7 +106,7 @@ def test_bits_of_the_kl_do_not_depend_on_the_sample(reduction, device):
 
 @native
 def test_bits_of_a_sample_do_not_depend_on_its_batch(device):
-    """The order of a row's KL sum depends only on the row, not on batching, slicing or sharding."""
+    """A row's summation order depends only on the row, not on batching, slicing or sharding."""
     for cols in (20, 257, 5000):
         mu, logvar = posterior((64, cols), device=device)
         whole = vf.gaussian_kl(mu, logvar, reduction="sample")
@@ -236,7 +236,7 @@ def test_forward_saves_its_inputs_and_a_16_byte_key_alone(dtype, source, device)
         "generator": {"generator": torch.Generator(device)},
         "key": {"key": key},
     }[source]
-    # The backward of a sample alone does not read the mean.
+    # If only z is computed, the backward pass does not read the mean.
     inputs = {vf.reparameterize_kl: [mu, logvar], vf.reparameterize: [logvar]}
     for function, kept in inputs.items():
         saved, _ = saved_by(lambda f=function: f(mu, logvar, **kwargs))
@@ -279,10 +279,10 @@ def test_nothing_is_saved_without_grad(device):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("generator", [False, True])
 def test_checkpoint_redraws_the_same_noise(use_reentrant, generator, device):
-    """torch restores its default generators, but not a generator of the model.
+    """torch restores its default generators, but not the model's own generator.
 
-    With a generator of the model, backward draws new noise and computes the gradient for it, as
-    with torch.randn.
+    With the model's own generator, the backward pass draws new noise and computes the gradient for
+    that noise, as with torch.randn.
     """
     x = random(6, 8, device=device).requires_grad_()
     weight = random(8, 8, seed=1, device=device).requires_grad_()

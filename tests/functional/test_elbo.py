@@ -1,4 +1,4 @@
-"""elbo_loss against its terms, which the reference computes separately in float64."""
+"""Compares elbo_loss with its terms, which the reference computes separately in float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import vae_fused as vf
 from vae_fused import likelihoods as k
 from vae_fused import reference
 
-# Every kind, with a softmax in some cases and with broadcast parameters in others.
+# Every likelihood, with a softmax in some cases and with broadcast parameters in others.
 KINDS = [
     "bernoulli", "gaussian", "gaussian, one scale", "laplace", "poisson", "nb", "nb, softmax",
     "zinb, softmax", "student", "continuous bernoulli", "nb of logits", "logistic",
@@ -38,7 +38,7 @@ def terms_apart(
     inputs: nll_cases.Inputs, kind: k.Likelihood, kl: dict[str, Tensor], beta: Any, capacity: Any,
     reduction: str, mask: Tensor | None, weight: Tensor | None,
 ) -> vf.ELBOTerms:  # fmt: skip
-    """The terms as a user would write them, all in float64."""
+    """Computes the terms as a user would, all in float64."""
 
     def reduced(value: Tensor) -> Tensor:
         if reduction == "sample":
@@ -58,7 +58,7 @@ def terms_apart(
     else:
         of_sample = kl["kl"] if kl["kl"].dim() < 2 else kl["kl"].flatten(1).sum(1)
     is_mean = of_sample.dim() == 0 or ("mu" in kl and reduction != "sample")
-    if is_mean:  # the penalty of the mean, for each item of the batch
+    if is_mean:  # the penalty of the mean, repeated for each item in the batch
         of_sample = of_sample if of_sample.dim() == 0 else of_sample.mean()
         penalty = (of_sample if capacity is None else (of_sample - capacity).abs()).expand(BATCH)
         of_sample = of_sample.expand(BATCH)
@@ -68,13 +68,13 @@ def terms_apart(
 
 
 def gradients(terms: vf.ELBOTerms, leaves: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
-    """Gradients of all three results, each with its own factor."""
+    """Returns the gradients of all three results, each multiplied by a different factor."""
     factors = (1.0, 0.3, -0.7)
     total = sum(f * term.sum() for f, term in zip(factors, terms, strict=True))
     return torch.autograd.grad(total, leaves, **options)  # type: ignore[arg-type]
 
 
-# test_bad_input has the invalid combinations.
+# test_bad_input covers the invalid combinations.
 WAYS = [
     (how, reduction, grad)
     for how in KLS
@@ -92,7 +92,7 @@ def test_the_loss_is_its_terms(name: str, how: str, reduction: str, grad: str) -
     masks = (None, random(*shape, seed=40) > -1.0, random(shape[-1], seed=41) > -1.0)
     weights = (None, random(shape[-1], seed=42).abs())
     capacities = (None, 1.5, torch.tensor(1.5))
-    first = WAYS.index((how, reduction, grad))  # shifts the capacities, so each mask meets each
+    first = WAYS.index((how, reduction, grad))  # pairs each mask with each capacity
     for number, mask in enumerate(masks):
         capacity = capacities[(number + first) % 3]
         weight, beta = weights[number % 2], list(SCHEDULES.values())[number % 2]
@@ -291,7 +291,7 @@ def test_a_scaler_scales_both_ways_alike() -> None:
             torch.autograd.grad(scaler.scale(loss), (logits, kl))
             for loss in losses(logits, target, kl)
         )
-        # In bfloat16 the gradient is rounded before the power of two multiplies it.
+        # In bfloat16, the gradient is rounded before it is multiplied by the power of two.
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5)
 
 
@@ -449,7 +449,7 @@ def test_masked_garbage_reaches_neither_loss_nor_gradients(name: str, grad: str)
     case = nll_cases.CASES[name]
     inputs = nll_cases.make(case)
     mask = random(*case.shapes[0], seed=50) > 0
-    mask[1] = False  # a softmax row without elements
+    mask[1] = False  # a softmax row whose elements are all masked
     outputs = tuple(
         torch.where(mask, t.detach(), torch.nan).requires_grad_() if t.shape == mask.shape else t
         for t in inputs.outputs

@@ -1,4 +1,4 @@
-"""The KL estimated at the sample, against the log densities of torch.distributions in float64."""
+"""Compares the KL estimated at the sample with torch.distributions log densities in float64."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_only_what_requires_a_gradient_gets_one(module, way, device):
 # Means and the path derivative
 # --------------------------------------------------------------------------------------------------
 
-# Mean and raw scale of q, and of p.
+# Mean and raw scale of q, then those of p.
 PAIRS = torch.tensor(
     [[1.0, 0.5, 0.0, 0.0], [-2.0, -3.0, 0.0, 0.0], [0.3, 1.0, -0.5, 2.0], [5.0, 0.2, 4.0, -1.0]]
 )
@@ -256,8 +256,8 @@ def test_extremes(raw, module, way, device):
     torch.testing.assert_close(kl.double(), want.to(device).double(), equal_nan=True)
     (slope,) = torch.autograd.grad(kl.sum(), given)
     if raw < 0:
-        # For an infinite x, every derivative by PyTorch's operators subtracts infinities. Eager
-        # PyTorch therefore loses this one, and returns 0.
+        # For an infinite x, every derivative that PyTorch's operators compute subtracts infinities.
+        # Eager PyTorch therefore loses the derivative and returns 0.
         is_lost = raw == -INF and not (module is vf and _ext.available)
         of_stopped = 0.0 * eps if is_lost else -0.5 * eps * eps
         torch.testing.assert_close(slope, of_stopped if way is STOPPED else torch.full((3,), -0.5))
@@ -314,7 +314,7 @@ def test_functions_without_a_sample_or_a_kl_do_not_take_them(module, name, optio
 
 
 def test_a_large_mean_leaves_the_estimate_accurate(device):
-    """The rounding error of z is not divided by tau. q is the prior, so the exact estimate is 0."""
+    """The rounding error of z is not divided by tau. q equals p, so the exact estimate is 0."""
     mu, raw = (torch.full((1000, 1), v, device=device) for v in (100.0, -9.21034))
     prior = vf.Prior(mu, raw)
     _, kl = vf.reparameterize_kl(mu, raw, prior=prior, reduction="none", **SAMPLE)

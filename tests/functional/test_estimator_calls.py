@@ -1,4 +1,4 @@
-"""The KL estimated at the sample, with all features of autograd, transforms and compilers."""
+"""The KL estimated at the sample supports all features of autograd, transforms and compilers."""
 
 from __future__ import annotations
 

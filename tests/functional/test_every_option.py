@@ -1,4 +1,4 @@
-"""No fast path ignores an option, whether the option exists or is new."""
+"""No fast path ignores an option, including an option that is added later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CALL: dict[str, Any] = {
     "free_bits": 0.5, "balance": (0.5, 0.5), "temperature": 0.5, "sample_shape": (2,),
     "estimator": "sample", "stop_q": True,
 }  # fmt: skip
-# Options that have an effect only together with another one.
+# Options that have an effect only together with another option.
 BESIDE: dict[str, dict[str, Any]] = {"stop_q": {"estimator": "sample"}}
 SCALE: dict[str, Any] = {
     "kind": "logstd", "clamp": (-0.5, 0.5), "soft_clamp": 1.0, "gain": 2.0, "shift": 0.5,
@@ -36,14 +36,14 @@ NUMBER = {
     "kind": 1.0,
     "is_linear_form": 1.0,
     "at_sample": 1.0,
-}  # 0.5 for the others
-# Numbers without an effect on the calls of this test. `to_prior` affects only the gradients of a
-# prior's tensors, `constant` only the linear form, and `stop_q` only a KL at its sample. The raw
-# scale of the prior is 0, and its sigma of 1 does not depend on `kind`, `gain` or `soft_clamp`.
+}  # the other options get 0.5
+# Options without an effect on this test's calls. `to_prior` affects only the gradients of a prior's
+# tensors, `constant` only the linear form, and `stop_q` only a KL estimated at the sample. The
+# prior's raw scale is 0, so its sigma is 1 for every `kind`, `gain` and `soft_clamp` used here.
 SILENT, SILENT_IN_PRIORS = {"to_prior", "constant", "stop_q"}, {"kind", "gain", "soft_clamp"}
 
 
-# The operators' tensors that replace numbers, and the numbers that they replace.
+# A value for each 0-d tensor that replaces a number in the operators' `options`.
 SCALAR = {
     name: torch.tensor({"to_posterior": 0.25, "to_prior": 0.25}.get(name, 0.5))
     for name in options.SCALARS

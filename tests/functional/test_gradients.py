@@ -1,4 +1,4 @@
-"""Gradients: by finite differences, against float64, and with all features of autograd."""
+"""Checks gradients by finite differences, against float64, and with all features of autograd."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def assert_gradients(function: Any, *inputs: Tensor) -> None:
 
 
 def sample_and_kl(device: str, **kwargs: Any) -> Any:
-    """The function under test, with fixed noise."""
+    """Returns the function under test, with fixed noise."""
     key = make_key(17, 3, device)
     return lambda mu, logvar: vf.reparameterize_kl(mu, logvar, key=key, **kwargs)
 
@@ -46,7 +46,7 @@ def sample_and_kl(device: str, **kwargs: Any) -> Any:
 
 
 def random_shapes(n: int) -> list[tuple[int, ...]]:
-    """Shapes of at most 12 elements, because gradgradcheck's cost is quadratic."""
+    """Returns shapes with at most 12 elements, because the cost of gradgradcheck is quadratic."""
     rng, shapes = python_random.Random(5), set()
     while len(shapes) < n:
         shape = tuple(rng.choice((1, 2, 3, 5)) for _ in range(rng.randint(1, 4)))
@@ -117,7 +117,7 @@ def test_gradcheck_of_the_single_functions(device):
 
 
 def test_gradcheck_where_the_kl_changes_formula(device):
-    """g(x) is a polynomial up to |x| = 1 and direct beyond. Neither value nor slope jumps there."""
+    """At |x| = 1, g changes from a polynomial to the direct formula without a jump or a kink."""
     x = torch.tensor([-1.0, 1.0, -1 + 1e-7, 1 - 1e-7, -1 - 1e-7, 1 + 1e-7, 0.0, 64.0], dtype=F64)
     x = x.to(device).requires_grad_()
     zeros = torch.zeros_like(x).requires_grad_()
@@ -145,7 +145,7 @@ def test_create_graph_gives_the_same_gradients(dtype, device):
 
 
 def gradients_against_truth(mu, logvar, *, device, row_kl=True, seed=20):
-    """(got, want): gradients for a random grad_z, and a random grad_kl for each row or for all."""
+    """Returns (got, want), the gradients for random grad_z and grad_kl, which may be per row."""
     eps, grad_z = (random(*mu.shape, seed=seed + i).to(mu) for i in (0, 1))
     m, x = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
     z, kl = vf.reparameterize_kl(m, x, eps=eps, reduction="sample" if row_kl else "sum")
@@ -203,7 +203,7 @@ def test_half_gradients_err_at_most_twice_as_much_as_eager(dtype, reduction, dev
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_of_the_noise_that_was_drawn(dtype, device):
-    """Backward uses the key that forward reserved, so dz/dlogvar is 1/2 (z - mu)."""
+    """Backward uses the key that the forward pass reserved, so dz/dlogvar is 1/2 (z - mu)."""
     mu = torch.zeros(70, 65, dtype=dtype, device=device).requires_grad_()
     logvar = random(70, 65, device=device).to(dtype).requires_grad_()
     z = vf.reparameterize(mu, logvar)
@@ -264,7 +264,7 @@ def test_only_what_requires_grad_gets_one(needs, device):
 
 @pytest.mark.parametrize("module", [vf, vf.reference])
 def test_what_depends_on_no_gradient_needs_none(module, device):
-    """A decoder may return no gradient of z."""
+    """Each result requires a gradient only if it depends on an input that requires one."""
     for used, needs in {"q": (True, True), "eps": (True, False), "p": (False, True)}.items():
         q, eps, p = (random(3, 4, device=device).requires_grad_(name == used) for name in
                      ("q", "eps", "p"))  # fmt: skip
@@ -376,7 +376,7 @@ def test_gradients_keep_the_layout_of_their_input(device):
 @pytest.mark.parametrize("noise", ["key", "eps", "generator"])
 @pytest.mark.parametrize("options", [{}, {"scale": "softplus", "temperature": 0.5}], ids=str)
 def test_the_mean_may_change_in_place_after_a_sample(options, noise, module, device):
-    """Backward needs no mean.
+    """The backward pass does not need the mean.
 
     dz/dmu is 1, and the derivative of z with respect to raw does not depend on mu.
     """
@@ -395,7 +395,7 @@ def test_the_mean_may_change_in_place_after_a_sample(options, noise, module, dev
     assert torch.equal(got[0], torch.ones_like(leaf))
     slope = 0.5 if not options else torch.sigmoid(raw.detach()) / math.log(2)
     torch.testing.assert_close(got[1].detach(), moved * slope)
-    again = torch.autograd.grad(got[1].sum(), raw)[0]  # the second derivative needs no mu either
+    again = torch.autograd.grad(got[1].sum(), raw)[0]  # nor does the second derivative need mu
     if not options:
         torch.testing.assert_close(again, moved * 0.25)
 

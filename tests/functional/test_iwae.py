@@ -29,7 +29,7 @@ def samples(
 
 
 def oracle(nll: list[float], log_ratio: list[float], groups: int, beta: float) -> float:
-    """The loss of one item by the formula, with correctly rounded sums."""
+    """Computes the loss of one item by the formula, with correctly rounded sums."""
     log_w = [-n - r for n, r in zip(nll, log_ratio, strict=True)]
     size = len(log_w) // groups
     bounds = [
@@ -40,9 +40,9 @@ def oracle(nll: list[float], log_ratio: list[float], groups: int, beta: float) -
 
 
 def slopes(log_w: Tensor, groups: int, beta: float, power: int) -> Tensor:
-    """Minus the derivative of the loss with respect to the log weights (K, B).
+    """Returns minus the derivative of the loss with respect to the log weights, of shape (K, B).
 
-    It consists of powers of the normalized weights.
+    The derivative consists of powers of the normalized weights.
     """
     weights = torch.cat([part.softmax(0) for part in log_w.chunk(groups)])
     return beta / len(log_w) + (1.0 - beta) * weights**power / groups
@@ -224,7 +224,7 @@ def test_compiles_to_one_graph_for_every_value_of_the_weight(gradient: str) -> N
 
 
 def test_no_value_is_read_by_the_host() -> None:
-    """Reading a meta tensor raises."""
+    """Reading the value of a meta tensor raises an error."""
     nll = torch.empty(6, 4, device="meta", requires_grad=True)
     weight = torch.empty((), device="meta")
     for gradient in ("standard", "doubly"):
@@ -237,8 +237,8 @@ def test_no_value_is_read_by_the_host() -> None:
 # Infinities
 # --------------------------------------------------------------------------------------------------
 
-# Each row has the nll of two samples, and the expected loss, effective sample size and gradient of
-# "standard".
+# Each row contains the nll of two samples, followed by the expected loss, effective sample size and
+# gradient for gradient="standard".
 EDGES = [
     ([INF, 1.0], 1.0 + math.log(2.0), 1.0, [0.0, 1.0]),
     ([INF, INF], INF, 0.0, [0.0, 0.0]),
@@ -316,7 +316,7 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def draws_of_gradients(how: Callable[..., Gradients], draws: int = 20_000) -> Gradients:
-    """Gradients of mu, logvar and the decoder's bias, for each of many draws of 4 samples."""
+    """Returns the gradients of mu, logvar and the decoder's bias for many draws of 4 samples."""
     model = linear_gaussian(1)
     offset = torch.tensor([0.5, -0.3, 0.2], dtype=F64)
     mu, logvar = ((t + offset).expand(draws, 3).clone().requires_grad_() for t in model.posterior())
@@ -333,7 +333,7 @@ def standard(model: Any, eps: Tensor, mu: Tensor, logvar: Tensor, bias: Tensor) 
 
 
 def by_densities(model: Any, eps: Tensor, mu: Tensor, logvar: Tensor, bias: Tensor) -> Gradients:
-    """The gradients of both backward passes, from log densities with a detached q."""
+    """Returns the gradients of both backward passes, using log densities with a detached q."""
     z = vf.reparameterize(mu, logvar, eps=eps, sample_shape=4)
     pair = model.nll(z), model.log_ratio(z, mu.detach(), logvar.detach())
     loss = vf.iwae_loss(*pair, gradient="doubly", reduction="sum").loss

@@ -1,4 +1,4 @@
-"""Keys derived from a seed and counters, and the noise of a key."""
+"""Keys derived from a seed and counters, and the noise that a key generates."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_key_is_its_formula(arguments, device):
 
 
 def test_the_philox_of_this_file_has_the_known_answers():
-    """The first vector of Random123's kat_vectors."""
+    """The first test vector in Random123's kat_vectors."""
     assert philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 

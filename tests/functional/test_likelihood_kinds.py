@@ -1,6 +1,6 @@
-"""Kinds are values: they validate arguments, print, compare, hash, pickle and load.
+"""Likelihood objects are values: they validate arguments, print, compare, hash, pickle and load.
 
-The tests also cover their distributions.
+The tests also cover the likelihoods' distributions.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def test_samples_have_the_moments_of_the_distribution(case: Case) -> None:
 
 
 def constants_of(kind: Any, x: Tensor) -> Tensor:
-    """The terms of minus the log likelihood that do not depend on an output."""
+    """Returns the terms of the negative log likelihood that do not depend on an output."""
     if isinstance(kind, k.Laplace):
         return x.new_tensor(math.log(2.0 * (kind.sigma or 1.0)))
     if isinstance(kind, (k.Gaussian, k.StudentT)):
@@ -235,7 +235,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_required(case: Case) -> 
 
 
 def test_samples_of_counts_have_their_mean_to_a_permille() -> None:
-    """With these parameters the mean of 20,000 counts has a relative standard error of 1e-4."""
+    """With these parameters, the mean of 20,000 counts has a relative standard error of 1e-4."""
     mean, theta = torch.full((20_000,), 1e4), torch.tensor([1e6])
     for kind, outputs in (
         (k.NegativeBinomial(), (mean, theta)),
@@ -327,7 +327,7 @@ def test_16_bit_outputs_have_float32_distributions() -> None:
 
 
 def test_a_kind_may_be_defined_again() -> None:
-    """This happens when a cell of a notebook runs twice."""
+    """This happens when a notebook cell runs twice."""
 
     def define(factor: float) -> None:
         class Fixed(k.Bernoulli, name="of a notebook"):

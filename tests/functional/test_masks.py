@@ -22,7 +22,7 @@ MODULES = pytest.mark.parametrize("module", [vf, vf.reference], ids=["vf", "refe
 
 
 def call(recipe, leaves, **kwargs):
-    """z, kl and the gradients of all leaves, for nonzero gradients of z and kl."""
+    """Returns z, kl and the gradients of all leaves, for nonzero gradients of z and kl."""
     z, kl = vf.reparameterize_kl(
         leaves["mu"], leaves["raw"], eps=leaves["eps"], **arguments(recipe, leaves), **kwargs
     )

@@ -1,4 +1,4 @@
-"""Calls read packed moments in place, and have the results of the halves and one gradient."""
+"""Calls read packed moments in place, match calls with the halves, and return a packed gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def moments(layout: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
 
 
 def run(function, h, seed=5):
-    """z, kl and the gradient of a function of both."""
+    """Returns z, kl and the gradient of a function of z and kl."""
     z, kl = function(h)
     weight = random(*z.shape, seed=seed, dtype=z.dtype).to(z.device)
     (grad,) = torch.autograd.grad((z * weight).sum() + kl.sum(), h)

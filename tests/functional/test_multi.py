@@ -25,7 +25,7 @@ def tensors(device: str, dtype: torch.dtype = torch.float32) -> tuple[list, list
 
 
 def one_by_one(mus, raws, key, reduction, **options):
-    """The samples and the sum of the KLs, in the precision of the tensors."""
+    """Returns the samples and the sum of the KLs, in the tensors' precision."""
     zs, kls = [], []
     for k, noise in enumerate(noise_of_multi(mus, None, None, key)):
         z, kl = vf.reference.reparameterize_kl(
@@ -226,12 +226,12 @@ def test_bad_input(mus, raws, options, error, message):
 
 
 # --------------------------------------------------------------------------------------------------
-# A prior for each tensor, and the KL alone
+# A prior for each tensor, and calls that return only the KL
 # --------------------------------------------------------------------------------------------------
 
 
 def priors(mus, kind):
-    """A prior for each tensor: numbers, tensors, or both mixed."""
+    """Returns a prior for each tensor: scalars, tensors, or a mixture of both."""
     of_numbers = [vf.Prior(0.1 * k, 0.5 + 0.2 * k, "std") for k in range(len(mus))]
     of_tensors = [
         vf.Prior(0.3 * m.detach().cos(), m.detach().sin().square() + 0.2, "std") for m in mus

@@ -77,7 +77,7 @@ def test_the_value_is_that_of_the_distribution(case: Case) -> None:
     distribution = case.kind.distribution(inputs.outputs, inputs.library)
     assert distribution.batch_shape == SHAPE
     if not case.kind.constants or getattr(case.kind, "eps", 0.0):
-        return  # no distribution
+        return  # the likelihood is not normalized
     target = inputs.target
     if isinstance(case.kind, vf.likelihoods.Bernoulli):
         target = (target > 0.5).double()
@@ -278,7 +278,7 @@ TARGETS = (*DTYPES, torch.uint8, torch.int32, torch.int64)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_targets_of_every_dtype(case: Case, dtype: torch.dtype) -> None:
     inputs = make(case, dtype)
-    whole = torch.tensor([0, 1, 0, 1, 1, 0])  # a target of every kind
+    whole = torch.tensor([0, 1, 0, 1, 1, 0])  # a valid target for every likelihood
     expected = vf.nll(inputs.outputs, whole.to(dtype), case.kind, library=inputs.library)
     for other in TARGETS:
         value = vf.nll(inputs.outputs, whole.to(other), case.kind, library=inputs.library)

@@ -1,4 +1,4 @@
-"""A bad call of a likelihood raises an error with the argument, the value and the requirement."""
+"""An invalid likelihood call raises an error that names the argument, value and requirement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels of the likelihoods against the formulas in eager PyTorch, and bitwise equality."""
+"""Compares the likelihood kernels with the eager PyTorch formulas, and checks bitwise equality."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = native
 
 L = vf.likelihoods
 INF = math.inf
-# A kind, and the computation of each of its outputs from uniform numbers in (0, 1).
+# Each likelihood, with a function per output that computes it from uniform values in (0, 1).
 POSITIVE, REAL, PROBS = (lambda u: 0.1 + 2 * u), (lambda u: 3 * u - 1.5), (lambda u: u)
 KINDS: dict[str, tuple[L.Likelihood, list[Callable[[Tensor], Tensor]]]] = {
     "bernoulli": (L.Bernoulli(), [REAL]),
@@ -68,7 +68,7 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 def make(
     name: str, shape: tuple[int, ...], second: tuple[int, ...] | None = None
 ) -> tuple[L.Likelihood, list[Tensor], Tensor, dict[str, Any]]:
-    """A kind, its outputs and target in double, and the keywords that it accepts."""
+    """Returns a likelihood, its outputs and target in float64, and its keyword arguments."""
     kind, makers = KINDS[name]
     outputs = [
         maker(uniform(*(shape if k == 0 or second is None else second), seed=k))
@@ -87,7 +87,7 @@ def make(
 def compared(
     kind: L.Likelihood, outputs: list[Tensor], target: Tensor, more: dict[str, Any], tol: float
 ) -> None:
-    """Compare the value and all gradients of the kernels with those of the formulas."""
+    """Compares the kernels' value and gradients with those of the formulas."""
     found = []
     for function in (vf.nll, vf.reference.nll):
         leaves = [t.detach().clone().requires_grad_() for t in outputs]
@@ -138,8 +138,8 @@ def test_counts_of_any_dtype_are_the_same_counts(name: str, dtype: torch.dtype) 
     assert torch.equal(whole, other)
 
 
-# `second` is the shape of the parameters after the first. In the last two cases the gradients are
-# sums neither along rows nor along columns.
+# `second` is the shape of all parameters but the first. In the last two cases, the gradients are
+# sums along neither rows nor columns.
 @pytest.mark.values
 @pytest.mark.parametrize(
     ("shape", "second"),
@@ -222,7 +222,7 @@ def test_the_numbers_of_a_kind_are_that_kind(name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_all_optional_tensors_together(name: str) -> None:
-    """The backward of a ZINB with a softmax has the most operands of all calls, 13."""
+    """The backward pass of a ZINB with a softmax has 13 operands, the most of any call."""
     kind, makers = KINDS[name]
     torch.manual_seed(0)
     leaves = [make(torch.rand(5, 37, dtype=torch.float64)).requires_grad_() for make in makers]
@@ -243,7 +243,7 @@ def test_all_optional_tensors_together(name: str) -> None:
 
 
 def test_a_checkpoint_may_end_with_a_loss() -> None:
-    """A checkpoint stops recomputation by an exception, which must not be caught."""
+    """A checkpoint stops recomputation with an exception, which must not be caught."""
     logits = torch.randn(4, 5, requires_grad=True)
     x = torch.rand(4, 5)
     loss = checkpoint(lambda o: vf.nll(o, x, "bernoulli"), logits, use_reentrant=False)
@@ -261,7 +261,7 @@ def test_the_gradient_of_a_target_has_the_digits_of_the_target() -> None:
 
 @pytest.mark.parametrize("log_theta", [-50.0, -60.0, -80.0, -100.0, -500.0, -INF])
 def test_a_tiny_theta_contributes_its_logarithm(log_theta: float) -> None:
-    """ln Gamma(theta) is -ln theta up to rounding."""
+    """For a tiny theta, ln Gamma(theta) is -ln theta up to rounding."""
     raw = torch.tensor([log_theta], requires_grad=True)
     outputs, three = (torch.ones(1), raw), torch.tensor([3.0])
     loss = vf.nll(outputs, three, L.NegativeBinomial(dispersion="exp"), reduction="sum")
@@ -277,7 +277,7 @@ def test_a_scale_is_not_left_out_silently() -> None:
 @pytest.mark.parametrize("library", [-90.0, -1000.0, -INF])
 @pytest.mark.parametrize("name", ["poisson of softmax", "nb of softmax", "zinb of softmax"])
 def test_a_cell_without_counts_has_no_gradient(name: str, library: float) -> None:
-    """The logarithm of the size of such a cell is minus infinity."""
+    """The log library size of such a cell is minus infinity."""
     kind, makers = KINDS[name]
     leaves = [make(torch.rand(2, 5)).requires_grad_() for make in makers]
     counts = torch.tensor([[0.0] * 5, [1.0, 2.0, 0.0, 0.0, 3.0]])
@@ -290,7 +290,7 @@ def test_a_cell_without_counts_has_no_gradient(name: str, library: float) -> Non
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_operators_are_what_they_declare(name: str) -> None:
-    """``opcheck`` tests schema, registrations, shapes of fake tensors, and traced gradients."""
+    """``opcheck`` tests the schema, registrations, fake-tensor shapes and traced gradients."""
     kind, outputs, target, more = make(name, (3, 5))
     leaves = [t.requires_grad_() for t in kind.ordered(outputs)]
     output, second, third = (*leaves, None, None)[:3]
@@ -341,7 +341,7 @@ def test_the_operator_refuses_numbers_that_no_kind_has(
 def test_sums_of_a_bernoulli_keep_the_digits_of_small_values(
     dtype: torch.dtype, masked: bool, spread: float, columns: int, device: str
 ) -> None:
-    """In long rows one logarithm serves eight elements. A confident model has values of 1e-13."""
+    """In long rows, eight elements share a logarithm. A confident model has values of 1e-13."""
     generator = torch.Generator().manual_seed(columns)
     logits = spread * torch.randn(5, columns, generator=generator, dtype=torch.float64).sign()
     logits = logits + torch.randn(5, columns, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""In each row of the table of docs/likelihoods.md, both columns have equal values and gradients."""
+"""In each row of the table in docs/likelihoods.md, both columns have equal values and gradients."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_row(theirs: str, ours: str) -> None:
             "torch": torch, "F": torch.nn.functional, "D": torch.distributions, "vf": vf,
             "k": vf.likelihoods,
         }  # fmt: skip
-        value = eval(expression, names)  # code of the document
+        value = eval(expression, names)  # code from the document
         weights = torch.arange(1.0, value.numel() + 1.0, dtype=value.dtype).view(value.shape)
         grads = torch.autograd.grad((value * weights).sum(), leaves, allow_unused=True)
         results.append((value, grads))
