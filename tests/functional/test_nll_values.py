@@ -1,4 +1,4 @@
-"""Likelihoods against mpmath, with the promised error bounds."""
+"""Compares the likelihoods with mpmath, within the promised error bounds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIZE = 1500
 INF = math.inf
 FLUSHED = mp.mpf(1e-30)  # a result may be 0 where the exact value is subnormal in float32
 
-# The unit of rounding of each dtype, in which relative errors are bounded.
+# The unit roundoff of each dtype, in units of which relative errors are bounded.
 FLOATS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 float_types = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
@@ -42,15 +42,15 @@ def leaf(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).clone().requires_grad_()
 
 
-# The kernels promise their bounds relative to the sum of the terms' magnitudes, which is up to
-# twice the value: see tests/native/test_likelihood_math.py.
+# The kernels' error bounds are relative to the sum of the terms' magnitudes, which is up to twice
+# the value: see tests/native/test_likelihood_math.py.
 SLACK = {"formulas": 1.0, "kernels": 2.0}
 slack = 1.0
 
 
 @pytest.fixture(params=SLACK, autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The formulas in eager PyTorch, and the kernels if they are compiled."""
+    """Selects the eager PyTorch formulas, or the kernels if they are compiled."""
     if request.param == "formulas":
         monkeypatch.setattr(native, "serves", lambda call: False)
         monkeypatch.setattr(native, "try_unprepared", lambda *call: None)
@@ -66,9 +66,9 @@ def bounded(errors: list[float], dtype: torch.dtype, c: float) -> None:
 
 
 def slope_terms(x: float, mean: float, theta: float) -> mp.mpf:
-    """The sum of the magnitudes of the terms of theta's gradient.
+    """Returns the sum of the magnitudes of the terms in theta's gradient.
 
-    The gradient's error is relative to this sum, because the terms may cancel.
+    The gradient's error is measured relative to this sum, because the terms may cancel.
     """
     m, theta, count = mp.mpf(mean), mp.mpf(theta), int(x)
     s = theta + m
@@ -125,8 +125,8 @@ def test_zero_inflation_has_all_digits(dtype: torch.dtype) -> None:
     value.sum().backward()
     expected = truth.truths(truth.zero_inflated, x, mean, theta, logit)
     bounded(truth.relative(value, expected[0]), dtype, 15.0)
-    # The probability that a 0 is not an inflated one is the exponential of a sum of these terms, so
-    # its relative error is in proportion to their magnitudes.
+    # The probability that a 0 is not an inflated zero is the exponential of a sum of these terms,
+    # so its relative error is proportional to their magnitudes.
     lost = [1 + abs(v) + abs(p) for v, p in zip(expected[0], logit.tolist(), strict=True)]
     tail = truth.truths(lambda *p: truth.negative_binomial(*p)[:1], x, mean, theta)[0]
     lost = [a + (abs(b) if not k else 0) for a, b, k in zip(lost, tail, x.tolist(), strict=True)]
@@ -234,7 +234,7 @@ def test_a_student_t_has_all_digits(dtype: torch.dtype) -> None:
         return value, by_mean, n * (1 + square) / (n + square), by_df
 
     magnitudes = truth.truths(terms, *given)
-    # d = (x - mean) / sigma has the rounding error of sigma, an exponential of up to 6.
+    # d = (x - mean) / sigma inherits the rounding error of sigma, an exponential of values up to 6.
     for got, exact, size, bound in zip(
         (value, m.grad, r.grad, n.grad), expected, magnitudes, (10.0, 10.0, 16.0, 16.0), strict=True
     ):
@@ -411,7 +411,7 @@ def test_the_error_of_stirlings_formula_and_its_derivatives(dtype: torch.dtype) 
     (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), z)
     expected = truth.truths(exact_stirling, z.detach().double())
-    # Near 1 the closed form of the shift subtracts 1 from 1.04. The rounding error of 1.04 is then
+    # Near 1, the closed form of the shift subtracts 1 from 1.04. The rounding error of 1.04 is then
     # relative to a value of only 0.08.
     bounded(truth.relative(value, expected[0]), dtype, 32.0)
     bounded(truth.relative(slope, expected[1]), dtype, 128.0)
@@ -435,7 +435,7 @@ COUNTS = torch.tensor([0.0, 1.0, 5.0])
 
 
 def at(kind: vf.likelihoods.Likelihood, *outputs: float) -> tuple[list[float], ...]:
-    """The log probability of 0, 1 and 5, and the gradients of the outputs."""
+    """Returns the log probabilities of 0, 1 and 5, and the gradients of the outputs."""
     leaves = [torch.full((3,), value, requires_grad=True) for value in outputs]
     value = kind.log_prob(leaves if len(leaves) > 1 else leaves[0], COUNTS)
     grads = torch.autograd.grad(value.sum(), leaves)
@@ -570,7 +570,7 @@ def test_a_target_within_half_a_step_of_an_end_is_that_end(bits: int) -> None:
     value = kind.log_prob(output, ends)
     one_sided = torch.nn.functional.logsigmoid(ends * torch.tensor([1.0, 1.0, -1.0, -1.0]) + half)
     torch.testing.assert_close(value, one_sided)
-    if bits > 1:  # the second and the second-last value are inner values
+    if bits > 1:  # the second and the second-to-last values are inner values
         inner = kind.log_prob(output, ends + 1.02 * half * torch.tensor([2.0, 1.0, -1.0, -2.0]))
         assert (inner < -math.log(1.0 / half) + 1.0).all()
 

@@ -1,9 +1,9 @@
-"""The noise is PyTorch's stateless stream, and that stream is good noise.
+"""The noise equals PyTorch's stateless stream, and that stream is standard normal.
 
-The known answers detect errors in the words, such as a wrong round or a wrong constant. Statistics
-of this size cannot, because even seven rounds of Philox pass them. Statistics detect errors in the
-mapping from words to normals. The last test plants errors in the mapping, and requires that the
-statistics detect them.
+The known answers detect errors in the words, such as a wrong round or a wrong constant. Statistical
+tests of this size cannot detect such errors, because even seven rounds of Philox pass them. The
+statistical tests detect errors in the mapping from words to normals. The last test plants errors in
+this mapping, and requires that the statistics detect them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ GOLDEN = {
     ),
 }
 
-# philox4x32-10 of Random123's kat_vectors: counter, key, words.
+# The philox4x32-10 test vectors in Random123's kat_vectors: counter, key, words.
 KNOWN_ANSWERS = [
     ("00000000 " * 4, "00000000 " * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
     ("ffffffff " * 4, "ffffffff " * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -79,7 +79,7 @@ KNOWN_ANSWERS = [
 
 
 def philox_by_the_paper(counter: list[int], key: list[int]) -> list[int]:
-    """Salmon et al. 2011, section 4.3, in Python's integers, with all four words of the counter."""
+    """Salmon et al. 2011, section 4.3, in Python integers, with all four words of the counter."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
         a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2
@@ -93,7 +93,7 @@ def words(text: str) -> list[int]:
 
 
 def reference_words(seed: int, offset: int, blocks: int) -> Tensor:
-    """[blocks, 4] words from vae_fused.reference."""
+    """Returns the words that vae_fused.reference generates, of shape [blocks, 4]."""
     s, o = make_key(seed, offset).view(torch.int64)
     return torch.stack(vf.reference.philox(s, o + torch.arange(blocks)), dim=1)
 
@@ -230,7 +230,7 @@ BINS = 2**16
 
 
 class Statistics:
-    """Statistics of a stream that arrives in chunks, for the limits below."""
+    """Statistics of a noise stream, which are accumulated chunk by chunk."""
 
     def __init__(self):
         self.n = 0
@@ -255,10 +255,10 @@ class Statistics:
         self.extreme = max(self.extreme, magnitude.max().item())
 
     def deviations(self) -> dict[str, float]:
-        """Each statistic in units of its standard deviation under the null hypothesis.
+        """Returns each statistic in units of its standard deviation under the null hypothesis.
 
-        Kolmogorov's statistic is in units of a fifth of its upper 1e-4 quantile, so that one limit,
-        5, serves all statistics.
+        Kolmogorov's statistic is in units of a fifth of its upper 1e-4 quantile, so that the same
+        limit, 5, applies to all statistics.
         """
         n, root = self.n, math.sqrt(self.n)
         cdf = self.counts.cumsum(0).double() / n
@@ -301,7 +301,7 @@ def test_double_precision_noise_is_standard_normal(device):
 
 
 def test_keys_are_independent_of_each_other(device):
-    """The keys have neighbouring seeds, seeds that differ in one bit, or offsets of one seed."""
+    """The keys have adjacent seeds, seeds that differ in one bit, or different offsets."""
     n = 2**18
     keys = [(0, 0), (1, 0), (2, 0), (2**31, 0), (2**32, 0), (2**63, 0), (0, n), (0, 2**32), (1, n)]
     drawn = torch.stack([normal(make_key(*key, device=device), (n,)) for key in keys])
@@ -311,7 +311,7 @@ def test_keys_are_independent_of_each_other(device):
 
 
 def mutant(w: Tensor, what: str) -> Tensor:
-    """The reference mapping with one subtle mistake."""
+    """Applies the reference mapping with one subtle mistake."""
     u = w.float() * 2.0**-32 + 2.0**-33
     if what == "coarse radius":  # 10 bits reach 3.9 and 16 bits 4.9, both below 5.2
         u[:, ::2] = (w[:, ::2] >> 22).float() * 2.0**-10 + 2.0**-11

@@ -29,7 +29,7 @@ INF, NAN = math.inf, math.nan
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 HALF = (torch.bfloat16, torch.float16)
 
-# The largest relative error of an element's KL: the documented bound in float32, and a few
+# The maximum relative error of an element's KL: the documented bound in float32, and a few
 # roundings in float64.
 KL_TOLERANCE = {torch.float32: 1e-6, torch.float64: 4e-15}
 
@@ -44,7 +44,7 @@ def elementwise(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def any_bits(n: int, dtype: torch.dtype, seed: int, device: str) -> Tensor:
-    """Every exponent equally often, including denormals, infinities and NaN."""
+    """Returns values with every exponent equally often, including denormals, infinities and NaN."""
     generator = torch.Generator().manual_seed(seed)
     integer = BITS[dtype.itemsize]
     words = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator)
@@ -64,7 +64,7 @@ def test_kl_is_never_negative(dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kl_is_never_negative_near_posterior_collapse(dtype, device):
-    """Evaluated directly, e^x - 1 - x is nothing but a rounding error of either sign here."""
+    """Here, evaluating e^x - 1 - x directly yields only a rounding error of either sign."""
     x = 10.0 ** torch.linspace(-12, 0, 2**17, dtype=torch.float64)
     logvar = torch.cat([x, -x]).to(dtype).to(device)
     mu = torch.zeros_like(logvar)
@@ -133,7 +133,7 @@ def wide(t: Tensor) -> np.ndarray:
 
 
 def truth(*inputs: Tensor) -> tuple[Results, Results]:
-    """The results, and for each the sum of its terms' magnitudes, to which errors are relative."""
+    """Returns the results, and the sums of term magnitudes that their errors are relative to."""
     mu, x, eps, grad_z, grad_kl = map(wide, inputs)
     noise, h = np.exp(x / 2) * eps, np.expm1(x)
     series = sum((x**n / math.factorial(n) for n in range(25, 1, -1)), np.zeros_like(x))
@@ -142,7 +142,7 @@ def truth(*inputs: Tensor) -> tuple[Results, Results]:
     return Results(*map(sum, parts)), Results(*(sum(map(abs, part)) for part in parts))
 
 
-# [low, high) of logvar, and the factor of mu.
+# The range [low, high) of logvar, and the factor that multiplies mu.
 REGIMES = {
     "clamped low": (-30, -10, 1.0),
     "low": (-10, -1, 3.0),
@@ -187,7 +187,7 @@ def test_error_is_at_most_twice_that_of_eager(regime, dtype, device, request):
 @native
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_nothing_jumps_where_the_ordinary_range_ends(sign, device):
-    """For |logvar| >= 87, sigma is computed as e^(logvar/2), and below as the root of e^logvar."""
+    """sigma is e^(logvar/2) for |logvar| >= 87, and the square root of e^logvar otherwise."""
     logvar = sign * torch.linspace(86.9, 87.1, 4001, device=device)
     zeros = torch.zeros_like(logvar)
     sigma = vf.reparameterize(zeros, logvar, eps=torch.ones_like(logvar))
@@ -214,7 +214,7 @@ LONG = [((2**24,), "sum"), ((1, 2**24), "batchmean"), ((2**23, 2), "sum"), ((409
 @pytest.mark.values
 @pytest.mark.parametrize(("shape", "reduction"), LONG)
 def test_long_sums_are_exact(shape, reduction, device):
-    """Constant terms are the hard case, because their roundings do not cancel."""
+    """Constant terms are the hard case, because their rounding errors do not cancel."""
     n, divisor = 2**24, {"batchmean": shape[0], "sum": 1, "mean": 2**24}[reduction]
     mu, logvar = torch.tensor(0.3), torch.tensor(-0.7)
     pairs = [(mu.expand(n), logvar.expand(n), n * exact_kl(mu, logvar))]
@@ -238,9 +238,9 @@ def test_long_rows_and_columns_are_exact(dim, device):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_inputs_lose_nothing_in_the_kl(dtype, device):
-    """Results for 16-bit inputs are float32, as accurate as for float32 inputs, without overflow.
+    """Results for 16-bit inputs are float32, as accurate as for float32, and do not overflow.
 
-    For 16-bit inputs CUDA uses the hardware's exponential, with an error of 3e-6.
+    For 16-bit inputs, CUDA uses the hardware exponential, with an error of 3e-6.
     """
     bound = 3e-6 if device == "cuda" else 1e-6
     mu = (random(200, 300, device=device) * 100).to(dtype)  # mu^2 is beyond float16
@@ -257,8 +257,8 @@ def test_half_inputs_lose_nothing_in_the_kl(dtype, device):
 # Extremes
 # --------------------------------------------------------------------------------------------------
 
-# mu, logvar -> kl, dkl/dmu, dkl/dlogvar. Eager agrees except for logvar = +inf, where it computes
-# inf - inf. Our result is the limit, +inf.
+# mu, logvar -> kl, dkl/dmu, dkl/dlogvar. Eager PyTorch agrees except for logvar = +inf, where it
+# computes inf - inf. The expected result is the limit, +inf.
 EXTREMES = [
     (0.0, INF, INF, 0.0, INF),
     (1.0, INF, INF, 1.0, INF),
@@ -281,7 +281,7 @@ EXTREMES = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("mu", "logvar", "kl", "grad_mu", "grad_logvar"), EXTREMES)
 def test_extreme_kl(mu, logvar, kl, grad_mu, grad_logvar, dtype, device):
-    """The ordinary neighbours in the same row must not be affected."""
+    """An extreme element must not affect the ordinary elements in the same row."""
     if dtype == torch.float64 and logvar == 3e38:
         logvar = 1e300
     m, x = (t.to(dtype).requires_grad_() for t in random(2, 37, device=device))
@@ -312,7 +312,7 @@ def test_nan_and_inf_reach_their_own_sum_alone(reduction, dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_extreme_samples_are_those_of_eager(dtype, device):
-    """-inf means certainty: z = mu. All other results follow IEEE arithmetic, as in eager."""
+    """For logvar = -inf, z is mu. All other results follow IEEE arithmetic, as in eager PyTorch."""
     values = [0.0, -0.0, 1.5, -3.0, 1e4, 6e4, INF, -INF, NAN, 1e-7, -88.0, -150.0, 22.0, 200.0]
     grid = torch.tensor(values, dtype=torch.float64)
     mu, logvar, eps = (
@@ -321,8 +321,8 @@ def test_extreme_samples_are_those_of_eager(dtype, device):
     z = vf.reparameterize(mu, logvar, eps=eps)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     want = eager(mu.to(wide), logvar.to(wide), eps.to(wide))[0].to(dtype)
-    finite = want.isfinite() & z.isfinite()  # in 16 bits just one may be inf
-    size = mu.to(wide).abs() + (want.to(wide) - mu.to(wide)).abs()  # of the terms, which may cancel
+    finite = want.isfinite() & z.isfinite()  # in 16 bits, only one of them may be inf
+    size = mu.to(wide).abs() + (want.to(wide) - mu.to(wide)).abs()  # the terms may cancel
     error = (z.to(wide) - want.to(wide)).abs()[finite]
     assert bool((error <= max(4e-7, torch.finfo(dtype).eps) * size[finite]).all())
     assert torch.equal(z.isnan(), want.isnan())
@@ -333,7 +333,7 @@ def test_extreme_samples_are_those_of_eager(dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_denormals_are_kept(dtype):
-    """Only on the CPU, because GPUs may flush denormals."""
+    """This test runs only on the CPU, because GPUs may flush denormals."""
     info = torch.finfo(dtype)
     tiny = info.smallest_normal
     steps = torch.tensor([1.0, 0.5, 0.25, -0.125, 2 * info.eps, -6 * info.eps], dtype=torch.float64)
@@ -346,7 +346,7 @@ def test_denormals_are_kept(dtype):
     kl = vf.gaussian_kl(mu, logvar, reduction="sum")
     kl.backward()
     assert torch.equal(mu.grad, mu.detach())  # a denormal gradient
-    # sigma is denormal in the dtype, but 0 in the arithmetic: see docs/numerics.md
+    # In the other dtypes, a sigma that would be denormal is 0: see docs/numerics.md.
     if dtype in (torch.float64, torch.float16):
         spread = torch.full_like(logvar, 2 * math.log(tiny / 8))
         noise = vf.reparameterize(torch.zeros_like(mu), spread, eps=torch.ones_like(mu))
@@ -354,7 +354,7 @@ def test_denormals_are_kept(dtype):
 
 
 def test_import_leaves_the_floating_point_state_alone():
-    """A library linked with -ffast-math disables denormals in the whole process when it loads."""
+    """Loading a library linked with -ffast-math disables denormals in the whole process."""
     code = """
 import torch
 tiny = torch.full((2**20,), 1e-39)

@@ -1,4 +1,4 @@
-"""Bad options raise before noise is drawn; good options reach the operators and can be traced."""
+"""Invalid options raise an error before noise is drawn. Valid options reach the operators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import vae_fused as vf
 from vae_fused.options import DEFAULT_OPTIONS, KINDS, Options, unpaired
 
 INF, NAN = math.inf, math.nan
-MU, RAW = random(4, 6, seed=1), random(4, 6, seed=2)  # seeded, as test names contain them
+MU, RAW = random(4, 6, seed=1), random(4, 6, seed=2)  # seeded: test names contain them
 MASK = MU > 0
 MODULES = pytest.mark.parametrize("module", [vf, vf.reference], ids=["vf", "reference"])
 

@@ -35,7 +35,7 @@ TOLERANCE = {F64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2e-2, torch.float1
 
 
 def gradients(z: Tensor, kl: Tensor, leaves: dict[str, Tensor], seed: int = 50) -> list[Tensor]:
-    """Gradients of a random combination of both outputs; zeros for leaves without effect."""
+    """Returns gradients of a random combination of z and kl, with zeros for unused leaves."""
     grads = [random(*t.shape, seed=seed + i, device=t.device.type) for i, t in enumerate((z, kl))]
     outputs = [(z, grads[0].to(z.dtype)), (kl, grads[1].to(kl.dtype))]
     outputs = [(t, g) for t, g in outputs if t.requires_grad]
@@ -82,7 +82,7 @@ def test_the_single_functions_and_the_packed_one_agree(name, device):
     alone = vf.reparameterize(leaves["mu"], leaves["raw"], **only(kwargs, *FOR_SAMPLE), **noise)
     assert torch.equal(z, alone)
     alone = vf.gaussian_kl(leaves["mu"], leaves["raw"], **only(kwargs, *FOR_KL))
-    torch.testing.assert_close(kl, alone, rtol=1e-6, atol=0.0)  # the default kernel
+    torch.testing.assert_close(kl, alone, rtol=1e-6, atol=0.0)  # may run the default kernel
     h = torch.cat([leaves["mu"], leaves["raw"]], 1)
     got = vf.reparameterize_kl_moments(h, dim=1, **kwargs, **noise)
     assert torch.equal(got[0], z) and torch.equal(got[1], kl)
@@ -107,7 +107,7 @@ def test_the_reference_agrees(name, device):
 # Finite differences
 # --------------------------------------------------------------------------------------------------
 
-# With balance the gradient is not the derivative of the value.
+# With balance, the gradient is not the derivative of the value.
 SMOOTH = {k: r for k, r in OPTIONS.items() if "balance" not in r}
 SMOOTH |= {
     f"combination {i}": {k: v for k, v in recipe.items() if k != "balance"}
@@ -116,7 +116,7 @@ SMOOTH |= {
 
 
 def small(recipe: dict[str, Any], device: str) -> tuple[Any, list[Tensor]]:
-    """A function of the leaves, and the leaves, small enough for finite differences."""
+    """Returns a function and its leaves, which are small enough for finite differences."""
     leaves = tensors(recipe, F64, device, seed=3)
     names = [*leaves]
 

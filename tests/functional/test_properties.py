@@ -1,7 +1,7 @@
-"""Random calls agree between compiled code, eager PyTorch and float64.
+"""Random calls have the same results in compiled code, eager PyTorch and float64.
 
 The tests compare values and gradients for all combinations of options. `drawn.py` documents the
-random calls and the error that each call's condition allows. Every run draws the same calls.
+random calls and the error that is allowed for each result. Every run draws the same calls.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_compiled_reference_and_float64_agree(call, device):
 @settings(DETERMINISTIC, max_examples=60)
 @given(call=calls(dtypes=(F64,)))
 def test_finite_differences(call, device):
-    """Tests calls with few elements, without options whose gradient is not that of the value."""
+    """Tests small calls without the options whose gradient is not the value's derivative."""
     options = {k: v for k, v in call.options.items() if k not in ("balance", "stop_q")}
     call = call._replace(options=options)
     if not 0 < math.prod(call.shape) <= 40 or math.prod(call.samples) > 2:
@@ -110,14 +110,14 @@ WIDE = {
 }
 
 
-# The difference of two saturated soft clamps cancels: the remaining error is float32 rounding.
+# Two saturated soft clamps cancel in their difference. The remaining error is float32 rounding.
 ABSOLUTE = {"soft clamp": 1e-5}
 
 
 def assert_right_where_finite(
     name: str, got: torch.Tensor, truth: torch.Tensor, atol: float
 ) -> None:
-    """The result has no NaN, and the true value wherever float16 can represent it."""
+    """Requires a result without NaN that is correct wherever float16 can represent the truth."""
     assert not got.isnan().any(), f"{name}: {int(got.isnan().sum())} NaN"
     finite = truth.abs() <= torch.finfo(torch.float16).max / 1.001
     torch.testing.assert_close(
@@ -128,7 +128,7 @@ def assert_right_where_finite(
 @pytest.mark.parametrize("prior", ["none", "number", "tensors", "far tensors"])
 @pytest.mark.parametrize("scale", WIDE)
 def test_float16_is_right_wherever_the_truth_is_finite(scale, prior, device):
-    """logvar from -60 to 60: e^logvar overflows from 11.1 on and underflows from -17 on."""
+    """In float16, e^logvar overflows for logvar above 11.1 and underflows for logvar below -17."""
     n, every = len(EVERY_LOGVAR), EVERY_LOGVAR.repeat(4)
     tensors = {
         "mu": torch.tensor([0.0, -0.5, 3.0, 100.0]).repeat_interleave(n),

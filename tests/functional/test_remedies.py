@@ -21,7 +21,7 @@ from vae_fused.compat.distributions import Normal
 MU, RAW = random(4, 6, seed=1), random(4, 6, seed=2)
 EPS = random(4, 6, seed=3)
 
-# Calls with another object in place of a tensor.
+# Calls that can be given another object instead of a tensor.
 TENSORS: dict[str, Callable[[Any], Any]] = {
     "mu": lambda v: vf.reparameterize_kl(v, RAW),
     "logvar": lambda v: vf.gaussian_kl(MU, v),

@@ -1,4 +1,4 @@
-"""Options as 0-d tensors give the results of the same numbers, or raise an error."""
+"""Options that are 0-d tensors give the same results as numbers, or raise an error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def scalar(value: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def as_tensors(options: dict[str, Any], dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """The same options with a tensor for each number for which tensors are allowed."""
+    """Replaces each number that may be a tensor with a tensor."""
     named = {n: scalar(v, dtype) for n, v in options.items() if n in ("temperature", "free_bits")}
     if "balance" in options:
         named["balance"] = tuple(scalar(v, dtype) for v in options["balance"])
@@ -52,7 +52,7 @@ def sample_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def results(module: Any, dtype: torch.dtype, options: dict[str, Any]) -> list[torch.Tensor]:
-    """The outputs of all functions with these options, and all gradients."""
+    """Returns the outputs of all functions with these options, and all gradients."""
     leaves = [random(*SHAPE, seed=s).to(dtype).requires_grad_() for s in range(4)]
     mu, raw, mean, prior_raw = leaves
     prior = vf.Prior(mean, prior_raw, "logstd")

@@ -1,4 +1,4 @@
-"""Scales at the ends of their range: stable, clamped, or NaN."""
+"""Scales at the ends of their range are stable, clamped, or NaN."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_sigmoid2_is_stable_for_any_input(dtype, device):
 @pytest.mark.parametrize("floors", [{}, {"std_floor": 3.0}, {"var_floor": 0.5}], ids=str)
 @pytest.mark.parametrize("kind", ["std", "var"])
 def test_negative_std_and_variance_are_nan(kind, floors, module, create_graph, device):
-    """Gradients are NaN, too. A floor of the variance absorbs values above minus the floor."""
+    """The gradients are NaN as well. A variance floor absorbs values above minus the floor."""
     raw = torch.tensor([-1.0, -0.25, NAN, 2.0], device=device, requires_grad=True)
     mu, scale = torch.zeros_like(raw), vf.Scale(kind, **floors)
     absorbs = kind == "var" and "var_floor" in floors
@@ -86,7 +86,7 @@ def test_negative_std_and_variance_are_nan(kind, floors, module, create_graph, d
 
 @pytest.mark.parametrize("gain", [1 / 3, 0.1, 0.7])
 def test_a_floor_absorbs_what_a_clamp_rounds_below_zero(gain, device):
-    """The clamped variance is gain * -3 + 3 gain, which is below 0 with a fused multiply-add."""
+    """The clamped variance is gain * -3 + 3 gain, which a fused multiply-add makes negative."""
     scale = vf.Scale("var", clamp=(-3.0, 3.0), gain=gain, shift=3 * gain, var_floor=1e-4)
     raw = torch.full((3,), -5.0, device=device)
     for function in (vf, vf.reference):
@@ -167,7 +167,7 @@ FAR = {  # raw scales of q for which sigma leaves the range of float32, but ln s
 @pytest.mark.parametrize("module", [vf, vf.reference])
 @pytest.mark.parametrize("kind", FAR, ids=str)
 def test_sigma_and_tau_may_leave_the_range_of_float32(kind, module, device):
-    """Their quotient stays in range. mu is the prior's mean."""
+    """The quotient of sigma and tau stays in range. mu is the prior's mean."""
     near = torch.tensor([-3.0, -0.5, 0.0, 1e-3, 2.0])
     raw = torch.tensor(FAR[kind]).repeat_interleave(len(near))
     raws = {"raw": raw, "prior": (raw + near.repeat(len(FAR[kind])))}
@@ -180,7 +180,7 @@ def test_sigma_and_tau_may_leave_the_range_of_float32(kind, module, device):
         grads = torch.autograd.grad(kl.sum(), [mu, prior.mean, *leaves.values()])
         results.append([kl.detach().double(), *(g.double() for g in grads)])
     for got, truth in zip(*results, strict=True):
-        # The difference of the logarithms has rounding errors in proportion to their size.
+        # The rounding error of the difference of the logarithms is proportional to their size.
         torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-6)
 
 
@@ -220,7 +220,7 @@ def test_beyond_a_clamp_not_even_an_infinite_gradient_passes(
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("module", [vf, vf.reference])
 def test_nan_passes_a_clamp_and_so_does_its_gradient(module, create_graph, device):
-    """The gradient of torch.clamp is 0 there, which would hide the NaN."""
+    """The gradient of torch.clamp at NaN is 0, which would hide the NaN."""
     raw = torch.full((1,), NAN, device=device, requires_grad=True)
     mu, scale = torch.zeros(1, device=device), vf.Scale(clamp=(-30, 20))
     for value in module.reparameterize_kl(mu, raw, scale=scale):
@@ -246,9 +246,9 @@ def test_a_floor_of_the_variance_does_not_square_a_large_sigma(module, device):
 @pytest.mark.parametrize("module", [vf, vf.reference])
 @pytest.mark.parametrize("kind", ["std", "var"])
 def test_a_least_sigma_passes_the_gradient_at_equality_and_none_below(kind, module, device):
-    """Below the minimum, sigma and its logarithm have the values of the minimum.
+    """Below the minimum, sigma and its logarithm have their values at the minimum.
 
-    A variance of 0 therefore passes no infinite gradient.
+    The gradient of a variance of 0 is therefore not infinite.
     """
     sigma = torch.tensor([0.0, 0.5, 1.0, 2.0], device=device)
     raw = (sigma if kind == "std" else sigma**2).requires_grad_()
@@ -296,7 +296,7 @@ def test_a_least_sigma_has_derivatives_of_two_orders(kind):
 def test_the_gradient_ends_where_the_clamp_does(bounds, dtype, device):
     """Some points are just beyond a bound.
 
-    There a clamp whose bound is wrong by 1 % would pass the gradient.
+    At these points, a clamp whose bound is wrong by 1 % would pass the gradient.
     """
     ends = [bound for bound in bounds if bound is not None]
     values = [end + step for end in ends for step in (-0.005, 0.0, 0.005)]
@@ -332,7 +332,7 @@ def test_the_gradient_ends_where_the_clamp_does(bounds, dtype, device):
 def test_an_infinite_sigma_has_an_infinite_gradient_with_a_floor_as_without(
     dtype, kind, floors, with_prior, estimator, module, device
 ):
-    """A floor vanishes in an infinite sigma, and sigma' / sigma must not become inf / inf."""
+    """A floor has no effect on an infinite sigma, and sigma' / sigma must not become inf / inf."""
     largest = math.log(torch.finfo(dtype).max) * (2 if kind == "logvar" else 1)
     raw = torch.tensor([1.005 * largest, 2 * largest, 1.0], dtype=dtype, device=device)
     raw.requires_grad_()
@@ -355,7 +355,7 @@ def test_an_infinite_sigma_has_an_infinite_gradient_with_a_floor_as_without(
 def test_an_infinite_raw_scale_has_no_gradient_unless_sigma_is_an_exponential(
     kind, floors, module, create_graph, device
 ):
-    """docs/numerics.md states this limit. The derivative of ln sigma^2 is 0, and h is infinite."""
+    """docs/numerics.md documents this limit: ln sigma^2 has the derivative 0, and h is infinite."""
     raw = torch.tensor([INF, 2.0], device=device, requires_grad=True)
     zero, scale = torch.zeros_like(raw), vf.Scale(kind, **floors)
     given = {"scale": scale, "eps": torch.ones_like(raw), "reduction": "none"}

@@ -1,5 +1,5 @@
-"""For all classes of shapes the compiled code, the reference and the closed form agree, and outputs
-have the documented shapes, dtypes and layouts."""
+"""For all classes of shapes, the compiled code, the reference and the closed form agree, and the
+outputs have the documented shapes, dtypes and layouts."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ KEY = (2**40 + 3, 2**33 + 1)
 ROWS = (1, 2, 3, 20, 255, 256, 257, 1000)
 COLS = (1, 2, 3, 20, 2047, 2048, 2049, 5000)  # below, at and above the tile of 2048 elements
 
-# Noise is accurate to 2e-6 absolute; other errors are roundings.
+# The noise has an absolute error of up to 2e-6. All other errors are rounding errors.
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-12, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 @functools.cache
 def pool(seed):
-    """Normals from which all inputs are cut."""
+    """Returns the normals from which all inputs are cut."""
     return random(1000 * 5000, seed=seed)
 
 
@@ -51,7 +51,7 @@ def cut(shape, seed, dtype=torch.float32, device="cpu"):
 
 
 def expected_noise(shape, dtype, device):
-    """Element i of z in row-major order has normal i of the stream."""
+    """Returns the noise of z: element i in row-major order gets normal i of the stream."""
     n = math.prod(shape)
     drawn = torch.float64 if dtype == torch.float64 else torch.float32
     size = next(s for s in (6000, 120_000, 1000 * 5000) if s >= n)
@@ -59,7 +59,7 @@ def expected_noise(shape, dtype, device):
 
 
 def check(mu, logvar, *, dim=None, reduction="batchmean", gradients=True):
-    """Values and gradients of one call against the closed form in float64."""
+    """Compares the values and gradients of one call with the closed form in float64."""
     dtype, device, tolerance = mu.dtype, mu.device, TOLERANCE[mu.dtype]
     m, x = mu.detach().requires_grad_(gradients), logvar.detach().requires_grad_(gradients)
     key = make_key(*KEY, device=device)
@@ -96,7 +96,7 @@ def check(mu, logvar, *, dim=None, reduction="batchmean", gradients=True):
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows_by_columns(rows, cols, device):
     mu, logvar = cut((rows, cols), 0, device=device), cut((rows, cols), 1, device=device)
-    large = rows * cols > 300_000  # there the exact gradient takes most of the time
+    large = rows * cols > 300_000  # in these, the exact gradient takes most of the time
     check(mu, logvar, reduction="sample", gradients=not large or cols == 2049)
     if not large:
         check(mu, logvar, reduction="batchmean")
@@ -117,14 +117,14 @@ def test_rows_by_columns_in_every_dtype(rows, cols, dtype, device):
 @pytest.mark.parametrize("cols", [1, 3, 20, 257])
 @pytest.mark.parametrize("rows", [1, 2, 255, 2047, 2048, 2049, 5000])
 def test_sums_down_the_columns(rows, cols, device):
-    """With dim=0, neighbours in memory belong to different sums."""
+    """With dim=0, adjacent elements in memory belong to different sums."""
     check(cut((rows, cols), 0, device=device), cut((rows, cols), 1, device=device), dim=0)
 
 
 @pytest.mark.values
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 255, 257])
 def test_vector_tails(n, device):
-    """Aligned and unaligned tensors end at every position of a vector and of a block of noise."""
+    """Aligned and unaligned tensors end at every position in a vector and in a block of noise."""
     for first in (0, 1, 3):
         mu, logvar = cut((n + first,), 0, device=device), cut((n + first,), 1, device=device)
         check(mu[first:], logvar[first:], reduction="sum")
@@ -175,7 +175,7 @@ def test_strided_views(layout, logvar_layout, dim, device):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("reduction", ["sample", "sum"])
 def test_long_strided_views(layout, reduction, device):
-    """Rows of several tiles, and contiguous runs that end within tiles."""
+    """The rows consist of several tiles, and contiguous runs end within tiles."""
     shape = (3, 4, 50, 33)
     mu, logvar = (LAYOUTS[layout](cut(shape, seed, device=device)) for seed in (0, 1))
     check(mu, logvar, reduction=reduction)
@@ -183,7 +183,7 @@ def test_long_strided_views(layout, reduction, device):
 
 @pytest.mark.parametrize("dims", [20, 40, 64])
 def test_many_dimensions(dims, device):
-    """Neighbouring dimensions merge. Only those that cannot merge cost time."""
+    """Adjacent dimensions are merged. Only dimensions that cannot be merged cost time."""
     shape = [1] * dims
     for d in (0, 3, 8, 9, 10, 17, 18, 19):
         shape[d] = 2 + d % 2
@@ -256,7 +256,7 @@ def test_one_element(shape, reduction, device):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (0, 0), (3, 0, 2), (0, 4, 1, 2)], ids=str)
 def test_empty_inputs_give_what_torch_gives(shape, reduction, noise, device):
-    """An empty sum is 0, and a mean over no elements is NaN. autograd still has a graph."""
+    """An empty sum is 0, and a mean over no elements is NaN. autograd still records a graph."""
     mu, logvar = posterior(shape, device=device, requires_grad=True)
     kwargs = {
         "default": {},
@@ -309,7 +309,7 @@ def test_compiled_and_reference_agree(layout, dtype, device):
 @pytest.mark.parametrize("shape", [(4, 5, 6, 3), (1, 5, 6, 3), (4, 1, 6, 3)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_z_has_the_layout_of_mu(layout, shape, device):
-    """As with torch.empty_like: dense strides are kept, gaps are removed, expansions made dense."""
+    """As in torch.empty_like, dense strides are kept, and gaps and expanded strides are not."""
     mu = LAYOUTS[layout](cut(shape, 0, device=device))
     logvar = cut(shape, 1, device=device)
     want = torch.empty_like(mu).stride()

@@ -1,4 +1,4 @@
-"""latent_stats against the same statistics of each dimension."""
+"""Compares latent_stats with statistics that are computed separately for each dimension."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def batch(*shape: int, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(mu: Tensor, raw: Tensor, **options: Any) -> tuple[float, float, float]:
-    """KL, mean of mu and variance of mu for one dimension, (B,)."""
+    """Returns the KL, and the mean and variance of mu, for one dimension of shape (B,)."""
     kl = vf.reference.gaussian_kl(mu, raw, reduction="mean", **options)
     mean = math.fsum(mu.tolist()) / len(mu)
     return kl.item(), mean, math.fsum((m - mean) ** 2 for m in mu.tolist()) / len(mu)
@@ -77,7 +77,7 @@ CLAMPS = {
 
 @pytest.mark.parametrize("name", CLAMPS)
 def test_clamped_elements_are_counted(name: str) -> None:
-    """A value at a bound passes the gradient and does not count."""
+    """A value at a bound passes the gradient and is not counted."""
     scale, want = CLAMPS[name]
     raw = torch.tensor([[-3.0, -1.0], [2.0, 2.0], [3.0, 2.5]])
     stats = vf.latent_stats(torch.zeros(3, 2), raw, scale=scale)
@@ -143,7 +143,7 @@ def test_every_device_and_shape(shape: Any, dim: Any, dtype: torch.dtype, device
 
 
 def test_no_value_is_read_by_the_host() -> None:
-    """Reading a meta tensor raises."""
+    """Reading the value of a meta tensor raises an error."""
     mu = torch.empty(5, 3, device="meta")
     scale = vf.Scale(clamp=(-1.0, 1.0))
     for options in ({}, {"mask": mu > 0}):
@@ -177,7 +177,7 @@ def launches(mu: Tensor, raw: Tensor, **options: Any) -> int:
 def test_a_masked_item_has_no_part_in_the_variance(
     module: Any, dtype: torch.dtype, far: float
 ) -> None:
-    """This holds also for the first item of the batch and for the first item of a task."""
+    """This also holds for the first item of the batch and for the first item of a task."""
     x = torch.randn(5000, 7, dtype=dtype, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(5000, 7, dtype=torch.bool)
     mask[::512] = False

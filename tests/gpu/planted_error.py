@@ -1,4 +1,4 @@
-"""Reads out of bounds on purpose. If compute-sanitizer does not report it, it sees no kernels."""
+"""Reads out of bounds on purpose. If compute-sanitizer reports nothing, it sees no kernels."""
 
 import types
 

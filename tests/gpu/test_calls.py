@@ -1,4 +1,4 @@
-"""Calls on a GPU: results as on the CPU, launches, errors, and the state of the generator."""
+"""Calls on a GPU: agreement with the CPU, launches, errors, and the generator's state."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_replay_reads_options_on_the_device():
 
 
 def test_an_error_that_an_unrelated_call_left_behind_is_not_ours():
-    """An example is the error of an allocation that failed, which no code has cleared."""
+    """For example, a failed allocation leaves an error that no code has cleared."""
     version = torch.version.cuda.partition(".")[0]
     runtime = ctypes.CDLL(f"libcudart.so.{version}")
     case = Case(LONG, "sum")
@@ -89,10 +89,10 @@ SPINS = 20
 
 
 def launches(function):
-    """The work of `function` on the device: names of kernels, and of copies and fills.
+    """Returns the names of the kernels, and of the copies and fills, that `function` launches.
 
     CUPTI may lose the first kernels of a session (pytorch issue 192021), so other kernels run
-    first. If the last of these are recorded, all later ones are recorded too.
+    first. If the last of these are recorded, all later kernels are recorded as well.
     """
     function()  # loads modules that are loaded at first use
     for _ in range(5):
@@ -148,7 +148,7 @@ def offset_of_default_generator():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("numel", [1, 5, 4096, 100_001])
 def test_the_generator_advances_over_all_noise_of_a_call(numel, dtype):
-    """The offset counts words of subsequence 0, four per block. torch.randn continues from it."""
+    """The offset counts words of subsequence 0, four per block. torch.randn continues there."""
     zeros = torch.zeros(numel, dtype=dtype, device=DEVICE)
     blocks = math.ceil(numel / (2 if dtype == torch.float64 else 4))
     torch.manual_seed(1)

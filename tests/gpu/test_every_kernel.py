@@ -1,8 +1,8 @@
-"""Tests every kernel on small odd shapes and on large ones.
+"""Tests every kernel on small odd shapes and on large shapes.
 
-The small shapes are quick enough for compute-sanitizer. Inputs are made on the CPU and copied, so
-that only kernels of this library run on the device.
-compute-sanitizer's initcheck always sees copies, even if it watches only some kernels.
+The small shapes are quick enough for compute-sanitizer. The inputs are created on the CPU and
+copied, so that only this library's kernels run on the device. compute-sanitizer's initcheck always
+sees copies, even if it watches only some kernels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["pytestmark"]  # skips these tests without a GPU, as in test_streams
 
 Call = Callable[[], Sequence[Tensor]]
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
-# The largest error relative to the greatest magnitude. Both devices compute in the same arithmetic,
+# The maximum error relative to the largest magnitude. Both devices compute in the same arithmetic,
 # and then round to the dtype.
 TOLERANCE = {F64: 1e-10, F32: 1e-5, F16: 4e-3, BF16: 3e-2}
 
 
 class Inputs:
-    """Random tensors, which are the same on every device."""
+    """Creates random tensors that are the same on every device."""
 
     def __init__(self, device: str) -> None:
         self.device, self.leaves = device, list[Tensor]()
@@ -65,7 +65,7 @@ def latent(*shape: int, dtype: torch.dtype = F32, layout: str = "", **options: A
 
 
 def own_generator(given: Inputs) -> Call:
-    """The kernel takes its key from the generator of the device. The KL does not depend on it."""
+    """The kernel reads its key from the device's generator, on which the KL does not depend."""
     mu, raw = given.leaf(7, 2049), given.leaf(7, 2049)
     return lambda: [vf.reparameterize_kl(mu, raw, reduction="sample")[1]]
 
@@ -92,7 +92,7 @@ def statistics(*shape: int) -> Any:
 
 
 def lists(kind: str) -> Any:
-    """Tensors shorter than a vector and longer than a tile, each with a prior of its own."""
+    """Lists of tensors shorter than a vector and longer than a tile, each with its own prior."""
     shapes = [(5001,), (1,), (3, 7), (4096,)]
 
     def make(given: Inputs) -> Call:
@@ -185,7 +185,7 @@ CASES = LATENTS | FAMILIES
 
 
 def step(call: Call, given: Inputs) -> list[Tensor]:
-    """The results of a call, followed by the gradients of its inputs if it has any."""
+    """Returns the results of a call, followed by the gradients of its inputs if it has leaves."""
     outputs = list(call())
     if not given.leaves:
         return outputs
@@ -198,7 +198,7 @@ def step(call: Call, given: Inputs) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_small_odd_shapes_are_those_of_the_cpu_each_time(name: str) -> None:
-    """The second call fails if a launch of the first has left a ticket behind."""
+    """The second call fails if a launch of the first call has left a ticket behind."""
     here, there = Inputs("cpu"), Inputs(DEVICE)
     want, call = step(CASES[name](here), here), CASES[name](there)
     first, second = step(call, there), step(call, there)
@@ -262,7 +262,7 @@ def test_large_shapes_of_other_dtypes_are_exact(layout: str, dtype: torch.dtype)
 
 
 def check_large(layout: str, dtype: torch.dtype) -> None:
-    """2^24 elements, so many that a thread block has several tiles."""
+    """Tests a call with 2^24 elements, so that each thread block processes several tiles."""
     wide = torch.randn(2**13, 8, 32, 16, dtype=dtype, device=DEVICE)
     if "last" in layout:
         wide = wide.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""On a GPU, likelihoods have the results of the CPU, and take as many launches as promised."""
+"""On a GPU, likelihoods agree with the CPU, and need as many launches as documented."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ import vae_fused as vf
 __all__ = ["pytestmark"]  # skips these tests without a GPU, as in test_streams
 
 SHAPES = [(4, 6), (33, 257), (5, 4100)]
-# The largest error relative to the greatest magnitude. Both devices compute in the same arithmetic,
+# The maximum error relative to the largest magnitude. Both devices compute in the same arithmetic,
 # and then round to the dtype.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def resized(case: Case, shape: tuple[int, int]) -> Case:
-    """The case with another number of rows and columns."""
+    """Returns the case with the given numbers of rows and columns."""
     sizes = {4: shape[0], 6: shape[1], 1: 1}
     return case._replace(shapes=tuple(tuple(sizes[n] for n in own) for own in case.shapes))
 
 
 def made(case: Case, dtype: torch.dtype) -> Inputs:
-    """Inputs whose sums over 4100 columns are within the range of float16."""
+    """Returns inputs whose sums over 4100 columns are within the range of float16."""
     inputs = make(case, dtype)
     return inputs._replace(target=inputs.target.clamp(max=8))
 
@@ -44,7 +44,7 @@ def moved(inputs: Inputs, device: str) -> Inputs:
 
 
 def step(case: Case, inputs: Inputs, **options: Any) -> list[Tensor]:
-    """The loss and its gradients."""
+    """Returns the loss and its gradients."""
     loss = inputs.nll(case.kind, **options)
     return [loss, *torch.autograd.grad(loss, inputs.leaves, torch.ones_like(loss))]
 
@@ -113,8 +113,8 @@ def test_repeated_losses_have_the_same_bits(name: str) -> None:
         assert_same_bits(step(case, inputs), first)
 
 
-# The launches of forward and of backward. A softmax takes one more launch in each, and the end of
-# theta's sum takes one more in backward.
+# The numbers of launches in forward and in backward. A softmax needs one more launch in each, and
+# the end of theta's sum needs one more in backward.
 @pytest.mark.parametrize(
     ("name", "forward", "backward"), [("bernoulli", 1, 1), ("zinb", 1, 2), ("nb, softmax", 2, 3)]
 )

@@ -1,4 +1,4 @@
-"""Memory on a GPU: what calls allocate and keep, scarce and used memory, over 2^31 elements."""
+"""GPU memory: what calls allocate and keep, full and reused memory, and more than 2^31 elements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clean_cache():
 
 
 def requested(when="current"):
-    """Bytes requested from torch's allocator, before it rounds them."""
+    """Returns the number of bytes requested from torch's allocator, before it rounds them."""
     return torch.cuda.memory_stats()[f"requested_bytes.all.{when}"]
 
 
@@ -47,7 +47,7 @@ def test_a_step_allocates_its_results_and_keeps_16_bytes(reduction, dtype):
 
 
 def test_results_are_written_entirely():
-    """The memory of the results is full of NaN before the call."""
+    """Before the call, the memory that the results will occupy is full of NaN."""
     for shape, strides in [(LONG, "contiguous"), ((64, 4, 33, 30), "chunked")]:
         for dtype in (torch.float32, torch.bfloat16):
             case, key = Case(shape, strides=strides, dtype=dtype), key_of(3)
@@ -83,7 +83,7 @@ def limit(room):
 def test_a_step_fits_where_its_results_fit():
     """The limit leaves room for z, two gradients and 16 MiB.
 
-    A further call therefore fails, and it draws no noise.
+    A second call therefore fails, and it draws no noise.
     """
     tensor = 64 * MIB
     case, key = Case((2048, tensor // 4 // 2048), "sum"), key_of(1)
@@ -104,7 +104,7 @@ def test_a_step_fits_where_its_results_fit():
 
 
 # --------------------------------------------------------------------------------------------------
-# More elements than 32 bits count
+# More elements than a 32-bit integer can count
 # --------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +114,7 @@ def needs(gigabytes):
 
 
 def large(rows, cols):
-    """A posterior in bfloat16, into which a generator writes its values in place."""
+    """Returns a bfloat16 posterior that is filled with random values in place."""
     generator = torch.Generator(DEVICE).manual_seed(0)
     return [
         torch.empty(rows, cols, dtype=torch.bfloat16, device=DEVICE)
@@ -143,7 +143,7 @@ def test_more_than_2_to_the_31_elements_in_long_rows(reduction):
     grad_kl = torch.full_like(kl, 0.5)
     grads = torch.autograd.grad((z, kl), (mu, logvar), (mu.detach(), grad_kl))
 
-    # The slice that straddles 2^31, and the last elements of all.
+    # The slice that straddles 2^31, and the very last elements.
     for start in (2**31 - 2**16, rows * cols - 2**16):
         part = slice(start, start + 2**16)
         flat = [t.detach().view(-1)[part].clone().requires_grad_() for t in (mu, logvar)]

@@ -1,6 +1,6 @@
-"""Streams, threads, devices and graphs, which only a GPU has.
+"""Streams, threads, devices and graphs, which exist only on a GPU.
 
-The rest of the suite runs on the GPU, too, through its `device` fixture. Every test here has rows
+The rest of the suite also runs on the GPU, through its `device` fixture. Every test here has rows
 longer than a tile (2048 elements), because the thread blocks of such a row share a ticket.
 """
 
@@ -30,7 +30,7 @@ SHAPES = [SHORT, LONG, (1, 300_000), (70, 2049)]
 
 
 def layout(name, shape, seed, dtype=torch.float32):
-    """A `(mu, logvar)` of `shape` as leaves, in the strides with this `name`."""
+    """Returns leaves `(mu, logvar)` of this `shape`, with the strides called `name`."""
     if name == "chunked":
         moments = random(shape[0], 2 * shape[1], *shape[2:], seed=seed, dtype=dtype, device=DEVICE)
         pair = moments.chunk(2, dim=1)
@@ -44,7 +44,7 @@ def layout(name, shape, seed, dtype=torch.float32):
 class Case:
     """The inputs of a training step, including the gradients of its outputs.
 
-    A step therefore launches only its forward and its backward.
+    A step therefore launches only its forward and backward kernels.
     """
 
     def __init__(self, shape, reduction="sample", *, strides="contiguous", seed=0, **kwargs):
@@ -66,7 +66,7 @@ class Case:
         return z.detach(), kl.detach(), *self.backward(z, kl)
 
     def step_and_key(self):
-        """A step with the default generator, and its key, which only the operator returns."""
+        """Runs a step with the default generator, and also returns the operator's key."""
         z, kl, key = torch.ops.vae_fused.reparameterize_kl.generator(
             self.mu, self.logvar, generator=None, reduction=self.reduction, dim=None
         )
@@ -86,8 +86,8 @@ def key_of(seed, offset=0):
 # Streams
 # --------------------------------------------------------------------------------------------------
 
-# Each stream changes its inputs from call to call. Otherwise a sum that is computed too early, from
-# partial sums that an earlier call left in the same memory, would be right by chance.
+# Each stream uses different inputs from call to call. Otherwise, a sum that is computed too early,
+# from partial sums that an earlier call left in the same memory, would be correct by chance.
 
 
 def work(shape):
@@ -114,7 +114,7 @@ def test_streams_do_not_disturb_each_other(shape):
     torch.cuda.synchronize()
     for stream in streams:
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(10_000_000)  # 5 ms, in which all streams get work
+            torch.cuda._sleep(10_000_000)  # 5 ms, during which all streams receive work
     got = []
     for turn, (s, stream) in itertools.product(range(9), enumerate(streams)):
         case, key = cases[(turn + s) % 3]
@@ -147,7 +147,7 @@ def test_threads_with_a_stream_each_do_not_disturb_each_other(shape):
 
 
 def test_the_current_stream_is_used():
-    """The work of a stream runs in order, and earlier work of this stream computes the inputs."""
+    """Work on a stream runs in order, and earlier work on this stream computes the inputs."""
     case, key = Case(LONG), key_of(1)
     want = case.step(key=key)
     values = case.mu.detach().clone()
@@ -184,7 +184,7 @@ def test_a_second_gpu_gives_the_same_while_the_first_is_current():
 
 
 def capture(function, graph=None):
-    """The graph of a call, and the results of the call, to which replays write."""
+    """Returns the graph of a call, and the call's results, which replays overwrite."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -262,7 +262,7 @@ def test_a_generator_registered_with_a_graph_draws_afresh():
 
 @pytest.mark.parametrize("shape", [SHORT, LONG], ids=str)
 def test_graphs_replay_concurrently(shape):
-    """The calls have keys, because torch does not support concurrent graphs of one generator."""
+    """The calls use keys, because torch does not support concurrent graphs with one generator."""
     cases = work(shape)
     captured = [capture(lambda c=case, k=key: c.step(key=k)) for case, key in cases]
     streams = [torch.cuda.Stream() for _ in captured]
@@ -277,7 +277,7 @@ def test_graphs_replay_concurrently(shape):
             for (graph, _), stream in zip(captured, streams, strict=True):
                 with torch.cuda.stream(stream):
                     graph.replay()
-        eager = [case.step(key=key) for case, key in cases]  # beside the replays
+        eager = [case.step(key=key) for case, key in cases]  # concurrent with the replays
         torch.cuda.synchronize()
         for (_, outputs), e, w in zip(captured, eager, want, strict=True):
             assert_same_bits(outputs, w)
@@ -308,7 +308,7 @@ def test_branches_of_a_graph_do_not_disturb_each_other():
 
 
 def test_reduce_overhead_draws_fresh_noise_and_its_backward_follows():
-    """In this mode torch.compile itself uses CUDA graphs."""
+    """In this mode, torch.compile uses CUDA graphs."""
     pytest.importorskip("triton")
     mu, logvar = posterior((64, 3000), device=DEVICE, requires_grad=True)
     grad_z = random(64, 3000, seed=5, device=DEVICE)

@@ -21,7 +21,7 @@ SHAPE = (2, 6, 4, 5)
 
 
 def moments(*shape: int, dtype: torch.dtype = F64, device: str = "cpu", seed: int = 0) -> Tensor:
-    """Moments wide enough that some log variances are clamped at either end."""
+    """Returns moments with so wide a range that some log variances are clamped at either end."""
     h = random(*(shape or SHAPE), seed=seed, dtype=dtype, device=device)
     h[:, h.shape[1] // 2 :] *= 3
     h[0, -1], h[1, -1] = -40.0, 25.0
@@ -200,7 +200,7 @@ def test_video_keeps_its_last_dimension_and_says_so():
 
 
 def test_the_grad_mode_of_the_constructor_counts():
-    """As in diffusers, which computes all attributes in the constructor."""
+    """This is the behaviour of diffusers, which computes all attributes in the constructor."""
     q = DiagonalGaussianDistribution(moments())
     with torch.no_grad():
         assert q.std.requires_grad and not q.sample().requires_grad

@@ -1,4 +1,4 @@
-"""DiagonalGaussian implements all of torch.distributions.Normal, with improvements."""
+"""DiagonalGaussian implements, and improves on, all of torch.distributions.Normal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAPES = [(), (5,), (3, 4), (2, 3, 4)]
 def pair(
     shape: tuple[int, ...] = (3, 4), dtype: torch.dtype = F64, device: str = "cpu", seed: int = 0
 ) -> tuple[DiagonalGaussian, Normal, tuple[Tensor, Tensor]]:
-    """The same distribution twice, and its leaves."""
+    """Returns the same distribution in both classes, and its leaves."""
     mu, logvar = posterior(shape, dtype=dtype, device=device, requires_grad=True, seed=seed)
     return DiagonalGaussian(mu, logvar), Normal(mu, torch.exp(0.5 * logvar)), (mu, logvar)
 
@@ -44,7 +44,7 @@ def pair(
 def assert_equal_with_gradients(
     method: Callable[[Normal], Tensor], shape: tuple[int, ...], device: str, *others: Tensor
 ) -> None:
-    """The method's values, and its gradients with respect to parameters and `others`."""
+    """Compares the method's values, and its gradients for the parameters and `others`."""
     q, normal, leaves = pair(shape, device=device)
     got, want = method(q), method(normal)
     torch.testing.assert_close(got, want)
@@ -87,7 +87,7 @@ def test_quantiles_and_entropy_are_those_of_normal(shape, device):
 
 
 def test_exponential_family_agrees(device):
-    """Entropy by automatic differentiation of the log normalizer (Nielsen and Nock)."""
+    """The entropy equals automatic differentiation of the log normalizer (Nielsen and Nock)."""
     q, normal, _ = pair(device=device)
     torch.testing.assert_close(q._natural_params, normal._natural_params)
     torch.testing.assert_close(ExponentialFamily.entropy(q), q.entropy())
@@ -133,7 +133,7 @@ def test_moments_are_views_of_the_packed_tensor(dim, device):
 
 
 # --------------------------------------------------------------------------------------------------
-# Requirements of torch's own tests of distributions
+# Requirements that torch's own distribution tests check
 # --------------------------------------------------------------------------------------------------
 
 

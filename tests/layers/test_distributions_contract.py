@@ -32,7 +32,7 @@ METHODS = {
 
 
 class Reads(TorchDispatchMode):
-    """Counts reads of values into Python, for which the host waits for the device."""
+    """Counts the values that are read into Python, for which the host waits for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,8 +236,8 @@ def test_every_method_compiles_whole():
     torch._dynamo.reset()
     mu, logvar = posterior((3, 4))
     arguments = mu, logvar, random(3, 4, seed=2)
-    # The eager call comes first, because Dynamo of torch 2.14 traces torch's dispatch of a KL only
-    # if torch has cached it.
+    # The eager call comes first, because Dynamo in torch 2.14 can trace torch's dispatch of a KL
+    # only if torch has cached it.
     eager = everything(*arguments)
     compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")(*arguments)
     for name, got, want in zip(METHODS, compiled, eager, strict=True):

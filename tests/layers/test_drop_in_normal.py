@@ -1,4 +1,4 @@
-"""compat.distributions.Normal against torch.distributions.Normal, for all public names."""
+"""Compares all public names of compat.distributions.Normal with torch.distributions.Normal."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parameters(
 
 
 def same(got: Any, want: Any, leaves: tuple[Tensor, ...] = (), **tolerance: float) -> None:
-    """Equal values, types, and gradients."""
+    """Asserts that values, types and gradients are equal."""
     if not isinstance(want, Tensor):
         assert got == want and type(got) is type(want)
         return
@@ -332,7 +332,7 @@ def test_a_sigma_is_no_log_variance(scale: Any) -> None:
             type(q)(q.loc, sigma)
     copied = type(q).from_std(q.loc, q.scale)
     torch.testing.assert_close(copied.log_prob(q.loc), want.log_prob(q.loc))
-    # The raw scale, and a sigma whose memory has been overwritten, are not taken for a sigma.
+    # The raw scale and a sigma whose memory has been overwritten are not mistaken for a sigma.
     type(q)(q.loc, q.raw)
     type(q)(q.loc, q.scale.log_().mul_(2.0))
     type(q)(q.loc, 2.0 * q.scale.log())

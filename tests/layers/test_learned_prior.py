@@ -1,4 +1,4 @@
-"""The module that owns the parameters of a prior, against torch.distributions."""
+"""Compares the module that owns a prior's parameters with torch.distributions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Q = posterior((5, 3), dtype=F64, seed=4)
 
 
 def exact(mean, std):
-    """The KL of ``Q`` from N(mean, std^2) by torch.distributions."""
+    """The KL of ``Q`` from N(mean, std^2), computed by torch.distributions."""
     return kl_divergence(Normal(Q[0], (Q[1] / 2).exp()), Normal(mean, std)).sum(-1).mean()
 
 
@@ -47,7 +47,7 @@ def gradients_are_exact(model: Model):
 
 
 def drawn(model: Model) -> Model:
-    """The model, whose parameters have received random values."""
+    """Writes random values into the model's parameters, and returns the model."""
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
             parameter.copy_(random(3, seed=i))

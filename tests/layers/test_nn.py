@@ -18,7 +18,7 @@ KEY = make_key(1)
 
 
 def batch(shape: tuple[int, ...] = (4, 3, 5), dtype: torch.dtype = F64):
-    """A decoder's output, data in [0, 1], and a posterior."""
+    """Returns a decoder's output, data in [0, 1], and a posterior."""
     output = random(*shape, seed=1, dtype=dtype).requires_grad_()
     return (
         output,
@@ -79,7 +79,7 @@ def test_modules_have_no_state():
 # ELBOLoss
 # --------------------------------------------------------------------------------------------------
 
-# The negative log likelihood of a batch in torch operations: summed over a sample, then averaged.
+# A batch's negative log likelihood in torch operations, summed over each sample and then averaged.
 LIKELIHOODS = {
     "bce_with_logits": lambda output, x: (
         -Bernoulli(logits=output, validate_args=False).log_prob(x).sum() / len(x)

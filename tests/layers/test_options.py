@@ -1,4 +1,4 @@
-"""Distributions and modules accept the options of the functions: scales, priors, masks etc."""
+"""Distributions and modules accept the functions' options, such as scales, priors and masks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECIPES = [name for name, recipe in OPTIONS.items() if "mu_soft_clamp" not in re
 
 
 def gaussian(name, dtype=F64, device="cpu", seed=0):
-    """A DiagonalGaussian, the equal Normal, and their leaves."""
+    """Returns a DiagonalGaussian, the equivalent Normal, and their leaves."""
     leaves = tensors({"scale": SCALES[name]}, dtype, device, seed)
     mu, raw = leaves["mu"], leaves["raw"]
     normal = Normal(mu.double(), sigma_of(raw, SCALES[name]), validate_args=False)

@@ -1,4 +1,4 @@
-"""Schedules: values against closed formulas, state, and use as an option under torch.compile."""
+"""Schedules: agreement with closed forms, state, and use as an option under torch.compile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES = (nn.LinearSchedule, nn.CyclicalSchedule, nn.SigmoidSchedule)
 
 
 def values(schedule, steps):
-    """The value before the first step and after each step."""
+    """Returns the values before the first step and after each step."""
     return [float(schedule())] + [float(schedule.step()) for _ in range(steps)]
 
 
@@ -73,7 +73,7 @@ def test_values_are_those_of_the_formula(name, start, end, dtype, device):
     got = values(schedule, steps + 3)
     want = [start + (end - start) * ramp(t) for t in range(steps)] + [end] * 4
     tolerance = 4 * torch.finfo(dtype).eps * max(abs(start), abs(end))
-    # A ramp of a small sigmoid is a difference of nearly equal numbers.
+    # The ramp of a gentle sigmoid is the difference of nearly equal numbers.
     torch.testing.assert_close(got, want, rtol=0, atol=max(4 * tolerance, 1e-14))
     assert got[0] == start and got[steps:] == [end] * 4
     assert schedule().dtype == dtype and schedule().device.type == device
@@ -181,7 +181,7 @@ def test_a_bad_argument_is_named(make, error, message):
 
 
 def loss_of(schedule, option):
-    """A function of mu and raw that takes the schedule's value as this option."""
+    """Returns a function of mu and raw that uses the schedule's value as this option."""
     elbo = nn.ELBOLoss("mse")
 
     def loss(mu, raw):

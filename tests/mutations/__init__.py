@@ -1,1 +1,1 @@
-"""Judges the tests: it makes each formula wrong, and a test has to fail."""
+"""Tests the tests: it makes each formula wrong, and a test has to fail."""

@@ -4,14 +4,14 @@
     make mutations MUTATION_ARGS="--locals --out FILE"      variables as well; report in FILE
     make mutations MUTATION_ARGS="--only 'special.py'"      some, by `file:function part`
 
-The program copies the tree, rewrites the formulas of the copy (mutants.py) and builds it once:
+The program copies the tree, rewrites the formulas in the copy (mutants.py) and builds, once each,
 the CPU extension, the package without an extension, and the native test module. It runs the tests
 without a mutant, and records which formulas each test evaluates and how long it takes. For each
-mutant it then runs the tests that evaluate it until one fails. Tests that have caught other mutants
-of the same file run first, then the fastest. One process collects the tests, and then forks for
-each run. torch and the requirements of the tests must be installed. `--folder` keeps the copy and
-the results. A second run with the same folder copies the current tests and runs the mutants that
-no test has caught.
+mutant, it then runs the tests that evaluate the mutated formula, until one of them fails. Tests
+that have caught other mutants in the same file run first, followed by the fastest tests. One
+process collects the tests, and then forks for each run. torch and the packages that the tests
+require must be installed. `--folder` keeps the copy and the results. A second run with the same
+folder copies the current tests and runs the mutants that no test has caught.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from typing import Any
 from .mutants import Site, rewrite
 
 ROOT = Path(__file__).resolve().parents[2]
-# `SUITES` has, by name, the build of the package to import and the tests that check values. The
-# tests of the mathematics do not need the package, and evaluate most formulas of csrc/math.
+# `SUITES` maps a name to the build of the package to import and to the tests that check values. The
+# math tests do not need the package, and evaluate most formulas in csrc/math.
 MATH_TESTS = [f"tests/native/test_{name}.py" for name in (
     "math", "scale", "likelihood_math", "family", "kernels",
 )]  # fmt: skip
@@ -75,10 +75,10 @@ SUITES = {
     "compiled": ("cpu", KERNEL_TESTS),
     "eager": ("none", PACKAGE_TESTS),
 }
-# CUDA kernels that are other instances of the same templates and take minutes to compile.
+# CUDA kernels that are further instances of the same templates and take minutes to compile.
 OTHER_KERNELS = ("nll_half.cu", "nll_bfloat16.cu", "nll_double.cu")
 
-# Mutants that no test can detect: patterns of `file:function part = formula`, and the reason.
+# Mutants that no test can detect: a pattern of `file:function part = formula`, and the reason.
 INFINITE = "The value is infinite or NaN where it is used, and stays so."
 EQUIVALENT: dict[str, str] = {
     r"csrc/math/elementary\.h:log_any local special": INFINITE,
@@ -115,7 +115,7 @@ def name_of(site: Site) -> str:
 
 
 def reason_of(site: Site) -> str:
-    """Why this mutant cannot be detected; empty if it can."""
+    """Returns why this mutant cannot be detected, or an empty string if it can."""
     whole = f"{name_of(site)} = {site.text}"
     return next((why for pattern, why in EQUIVALENT.items() if re.match(pattern, whole)), "")
 
@@ -126,7 +126,7 @@ def reason_of(site: Site) -> str:
 
 
 class Runs:
-    """A pytest plugin that forks for each mutant, and runs the collected tests that reach it."""
+    """A pytest plugin that, in a fork for each mutant, runs the collected tests that reach it."""
 
     def __init__(self, suite: str, sites: list[Site], chosen: list[int], limit: float) -> None:
         self.suite, self.sites, self.chosen, self.limit = suite, sites, chosen, limit
@@ -174,7 +174,7 @@ class Runs:
         return True
 
     def run(self, mutant: int, names: list[str], limit: float) -> Any:
-        """The result of :meth:`in_child` from a fork, or the reason why the fork gave none."""
+        """Returns the result of :meth:`in_child` in a fork, or why the fork returned none."""
         answer = self.folder / "answer.json"
         answer.unlink(missing_ok=True)
         child = os.fork()
@@ -192,7 +192,7 @@ class Runs:
         return json.loads(answer.read_text()) if answer.exists() else f"status {done[1]}"
 
     def in_child(self, mutant: int, names: list[str]) -> Any:
-        """The first failing test, or the seconds of each test and the formulas that it reaches."""
+        """Returns the first failing test, or each test's duration in seconds and its formulas."""
         os.environ["VAE_FUSED_MUTANT"] = str(mutant)
         sys.modules["vae_fused._mutant"].SELECTED = mutant
         self.libraries = [ctypes.CDLL(path) for path in self.mapped()]
@@ -220,13 +220,13 @@ class Runs:
             self.failed.append(f"{report.nodeid}\n{report.longreprtext}")
 
     def mapped(self) -> list[str]:
-        """The extensions of the copy that this process has loaded."""
+        """Returns the extensions in the copy that this process has loaded."""
         maps = Path("/proc/self/maps").read_text()
         pattern = rf"{re.escape(str(self.folder))}/\S+/(?:_native|_C)\.\S*so"
         return sorted(set(re.findall(pattern, maps)))
 
     def reached(self) -> list[int]:
-        """The formulas that have been evaluated since the last call."""
+        """Returns the formulas that have been evaluated since the last call."""
         module: Any = sys.modules["vae_fused._mutant"]
         result = set(module.REACHED)
         module.REACHED.clear()
@@ -238,7 +238,7 @@ class Runs:
 
 
 def run_suite(copy: Path, suite: str, sites: list[Site], chosen: list[int], limit: float) -> None:
-    """Run in a fork of this process, which has imported neither package under test."""
+    """Run a suite in a fork of this process, which has imported neither build of the package."""
     child = os.fork()
     if child == 0:
         package, paths = SUITES[suite]
@@ -277,7 +277,7 @@ def copied(copy: Path, names: tuple[str, ...]) -> None:
 
 
 def prepared(copy: Path) -> list[Site]:
-    """Copy and rewrite the tree; in an existing copy only replace the tests."""
+    """Copy and rewrite the tree. In an existing copy, replace only the tests."""
     record = copy / "sites.json"
     if record.exists():
         copied(copy, ("tests", "docs", "README.md"))
@@ -293,9 +293,9 @@ def prepared(copy: Path) -> list[Site]:
 
 
 def variables_of(suite: str) -> dict[str, str]:
-    """The environment in which a suite is built and runs.
+    """Returns the environment in which a suite is built and run.
 
-    The tests look for a build by the same compiler.
+    The tests look for a build made by the same compiler.
     """
     package, compiler = SUITES[suite][0], os.environ.get("CXX", "g++")
     native = {"CXX": f"{compiler} -DVAE_FUSED_FLOAT_LIKELIHOODS"} if suite == "native" else {}
@@ -304,7 +304,7 @@ def variables_of(suite: str) -> dict[str, str]:
 
 
 def build(copy: Path, suite: str) -> None:
-    """Build for a suite. All instruction sets have the same formulas, so the baseline suffices."""
+    """Build a suite. All instruction sets have the same formulas, so the baseline is sufficient."""
     commands = [["setup.py", "--quiet", "build", "--build-lib", SUITES[suite][0]]]
     if suite == "native":
         commands.append(["tests/native/build.py", "module"])
@@ -319,7 +319,7 @@ def build(copy: Path, suite: str) -> None:
 
 
 def report(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
-    """All mutants, and the test that caught each."""
+    """Yields a table of all mutants, with the test that caught each of them."""
     yield "| file | line | function | part | formula | caught by |"
     yield "|---|---|---|---|---|---|"
     for number, site in enumerate(sites, 1):
@@ -331,7 +331,7 @@ def report(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
 
 
 def summary(sites: list[Site], found: dict[str, str]) -> Iterator[str]:
-    """The number of mutants by file, the undetectable ones, and those that no test caught."""
+    """Yields the number of mutants per file, and lists the undetectable and uncaught mutants."""
     totals: dict[str, Counter[str]] = {}
     others: dict[str, list[str]] = {}
     for number, site in enumerate(sites, 1):

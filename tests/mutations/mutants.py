@@ -1,11 +1,11 @@
 """Rewrites the formulas of a copy so that an environment variable makes one of them wrong by 1 %.
 
-All mutants are compiled together: each formula becomes `(formula) * mutated<7>()` in C++, where the
+All mutants are compiled together. Each formula becomes `(formula) * mutated<7>()` in C++, where the
 factor is 1.01 if VAE_FUSED_MUTANT is 7, and `_mutated(7, formula)` in Python. A formula is an
-expression that a function returns, a component of it, or an expression assigned to a result or to a
-variable of floating-point type. Integers, truth values, bit casts and constants are unchanged, and
-so are the steps of a polynomial: 1 % of a high coefficient is below rounding, and the polynomial's
-value is a formula itself.
+expression that a function returns, a component of such an expression, or an expression assigned to
+a result or to a floating-point variable. Integers, Booleans, bit casts and constants are unchanged.
+The steps of a polynomial are also unchanged, because 1 % of a high coefficient is below rounding,
+and the polynomial's value is itself a formula.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Files of csrc/math without formulas: integers, and values that the host derives from options.
+# Files in csrc/math without formulas, which compute integers or derive values from options.
 WITHOUT_FORMULAS = {
     "csrc/math/philox.h", "csrc/math/options.h", "csrc/math/scale_options.h",
     "csrc/math/latent/options.h", "csrc/math/likelihood/options.h",
@@ -78,7 +78,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Span:
-    """The position of a formula in a text."""
+    """The position of a formula in a file's text."""
 
     start: int
     end: int
@@ -87,8 +87,8 @@ class Span:
 
 
 def rewritten(text: str, file: str, spans: list[Span], known: list[Site]) -> str:
-    """The text with a factor for each span; appends the sites to ``known``."""
-    edits: list[tuple[int, int, str]] = []  # at equal positions the shorter span is the inner one
+    """Returns the text with a factor for each span, and appends the sites to ``known``."""
+    edits: list[tuple[int, int, str]] = []  # at equal positions, the shorter span is the inner one
     for span in spans:
         line = text.count("\n", 0, span.start) + 1
         shown = " ".join(text[span.start : span.end].split())
@@ -113,13 +113,13 @@ def rewritten(text: str, file: str, spans: list[Span], known: list[Site]) -> str
 # --------------------------------------------------------------------------------------------------
 
 SCALARS = ("F", "T", "float", "double", "auto")
-# Functions that return truth values or bits.
+# Functions that return Booleans or bits.
 NO_FLOAT = ("is_near", "is_outside", "with_base", "bits", "real", "mulhi", "words_of_pair")
 # Components and values that are structures, whose fields are separate formulas.
 STRUCTURES = re.compile(r"scale|exps\[j\]|mean|theta|far|q\.exponentials\.excess\(q\.scale\.x\)")
 CONSTANT = re.compile(r"(?:[FT]\()?0(?:\.0*)?f?\)?|true|false|real\(0x7.*|is_outside\(.*", re.S)
 STEP = re.compile(r"(?:p|sine|cosine) \* |-?[\d.]+(?:e-?\d+)?f?$|k \* -?[\d.e-]+f$|1\.0 / 23$")
-NO_RESULT = re.compile(r"\S*\.(?:u|is_\w+) |h narrow|far log_parts")  # bits and truth values
+NO_RESULT = re.compile(r"\S*\.(?:u|is_\w+) |h narrow|far log_parts")  # bits and Booleans
 HEAD = re.compile(
     r"\b(?:VAE_FUSED_(?:HD|NOINLINE_DEVICE|LIBM)|inline)\s+"
     r"(?P<type>(?:constexpr )?[\w:]+(?:<[^;{}()]*?>)?)\s+"
@@ -133,7 +133,7 @@ STATEMENT = re.compile(
 
 
 def blanked(text: str) -> str:
-    """C++ with comments, preprocessor lines and device code replaced by blanks."""
+    """Replaces comments, preprocessor lines and device code in C++ by blanks."""
 
     def blank(match: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", match[0])
@@ -159,7 +159,7 @@ def blanked(text: str) -> str:
 
 
 def closing(text: str, start: int, stops: str = "") -> int:
-    """The end of the bracket at ``start``, or the first of ``stops`` outside of brackets."""
+    """Finds the end of the bracket at ``start``, or the first of ``stops`` outside brackets."""
     depth = 0
     for i in range(start, len(text)):
         if depth == 0 and text[i] in stops:
@@ -171,7 +171,7 @@ def closing(text: str, start: int, stops: str = "") -> int:
 
 
 def components(code: str, start: int, end: int, part: str) -> Iterator[tuple[int, int, str]]:
-    """The formulas of an expression: the expression itself, or those in its braces."""
+    """Yields the formulas in an expression: the expression itself, or those in its braces."""
     while start < end and code[start].isspace():
         start += 1
     while end > start and code[end - 1].isspace():
@@ -189,7 +189,7 @@ def components(code: str, start: int, end: int, part: str) -> Iterator[tuple[int
 
 
 def cpp_spans(text: str, structs: set[str]) -> Iterator[Span]:
-    """The formulas of a C++ file. ``structs`` are the functions that return structures."""
+    """Yields the formulas in a C++ file. ``structs`` are the functions that return structures."""
     code = blanked(text)
     classes = [
         (m.start(), closing(code, m.end() - 1), m[1])
@@ -238,7 +238,7 @@ RESULTS = ("Tensor", "IWAETerms", "LatentStats", "ELBOTerms")
 
 
 class PythonFormulas(ast.NodeVisitor):
-    """Collects the formulas of a Python file as nodes of its tree."""
+    """Collects the formulas in a Python file as nodes of its syntax tree."""
 
     def __init__(self) -> None:
         self.found: list[tuple[ast.expr, str, str]] = []
@@ -354,7 +354,7 @@ def rewrite(root: Path) -> list[Site]:
         added = "; from vae_fused._mutant import mutated as _mutated"
         path.write_text(text.replace(future, future + added, 1))
     (package / "_mutant.py").write_text(MODULE)
-    room = (len(sites) // 1000 + 1) * 1000  # a few more formulas then need no recompilation
+    room = (len(sites) // 1000 + 1) * 1000  # so that a few more formulas need no recompilation
     (root / "csrc/math/mutated.h").write_text(HEADER % room)
     platform = root / "csrc/math/platform.h"
     include = "#include <cstring>\n"

@@ -29,13 +29,13 @@ esac
 
 @pytest.fixture
 def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """setup.py as a module, in an environment without the variables that it reads."""
+    """Imports setup.py as a module, in an environment without the variables that it reads."""
     for name in (*VARIABLES, "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location("vae_fused_setup", ROOT / "setup.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    sys.modules[spec.name] = module  # dataclasses look up their module by name
     spec.loader.exec_module(module)
     return module
 
@@ -56,7 +56,7 @@ def fake_torch(cuda: str | None, gpus: list[tuple[int, int]] | None = None) -> S
 
 @pytest.fixture
 def toolkit(tmp_path: Path) -> Path:
-    """A CUDA 13.0 toolkit with a stub of nvcc and the headers that torch includes."""
+    """Creates a CUDA 13.0 toolkit with a stub of nvcc and the headers that torch includes."""
     home = tmp_path / "toolkit"
     for folder in ("bin", "include"):
         (home / folder).mkdir(parents=True)
@@ -168,7 +168,7 @@ def test_the_version_says_what_the_wheel_fits(setup, mode, torch_version, cuda, 
     plan = setup.Plan(mode, "because", toolkit)
     version = setup.version(plan, SimpleNamespace(__version__=torch_version))
     assert version == setup.release() + label
-    # The label is in the normal form of the version specification, so no index or tool changes it.
+    # The version is in the specification's normal form, so no index or tool changes it.
     assert re.fullmatch(r"\d+(\.\d+)*(\+[a-z0-9]+(\.[a-z0-9]+)*)?", version)
 
 
@@ -207,7 +207,7 @@ def test_versioned_cudart_is_linked_where_there_is_no_other(setup, tmp_path) -> 
         ("", [(9, 0), (8, 0), (9, 0)], "8.0;9.0+PTX"),
         ("native", [(8, 0)], "8.0+PTX"),
         ("", [(12, 0)], "10.0+PTX"),  # newer than nvcc
-        ("", [], "7.5;8.0;9.0;10.0+PTX"),  # the portable ones that this nvcc supports
+        ("", [], "7.5;8.0;9.0;10.0+PTX"),  # the portable architectures that this nvcc supports
         ("Hopper", [], "Hopper"),
     ],
 )
@@ -293,7 +293,7 @@ def test_old_torch_is_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the sources, to build in."""
+    """Copies the sources into a folder in which to build them."""
     for name in ("setup.py", "pyproject.toml", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "README.md").touch()
@@ -316,7 +316,7 @@ def test_pure_python_build_needs_no_torch_and_records_itself(tree: Path) -> None
 
 
 def test_an_sdist_and_what_is_built_from_one_have_the_version_of_the_sources(tree: Path) -> None:
-    """Installers reject a wheel whose version differs from that of its sdist."""
+    """Installers reject a wheel whose version differs from its sdist's version."""
     variables = {"VAE_FUSED_BUILD": "none", "PWD": str(tree)}
     assert run_setup("--version", **variables).stdout.strip().endswith("+none")
     assert run_setup("-q", "sdist", "--formats=tar", **variables).returncode == 0

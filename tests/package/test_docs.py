@@ -1,4 +1,4 @@
-"""Checks links between the pages of the documentation, and the length of performance pages."""
+"""Checks the links between documentation pages, and the length of the performance pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PERFORMANCE = ROOT / "docs" / "performance"
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Returns the anchors that GitHub generates for a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
 

@@ -1,4 +1,4 @@
-"""`python -m vae_fused.env` always prints, and its output is correct."""
+"""`python -m vae_fused.env` always prints a report, and the report is correct."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECTIONS = ["vae_fused", "torch", "gpu", "tools", "system", "variables"]
 
 
 def run(cwd: Path, *args: str, **variables: str) -> str:
-    """Python's output. In ``cwd`` there are no sources, which would hide the installed package."""
+    """Returns Python's output. ``cwd`` has no sources, which would hide the installed package."""
     done = subprocess.run(
         [sys.executable, *args],
         cwd=cwd,
@@ -82,7 +82,7 @@ def test_report_survives_probes_that_fail(monkeypatch: pytest.MonkeyPatch) -> No
         (["8.0"], (8, 6), True),  # machine code also runs on later minor versions
         (["8.6"], (8, 0), False),
         (["8.0"], (9, 0), False),
-        (["8.0+PTX"], (12, 0), True),  # PTX also runs on anything newer
+        (["8.0+PTX"], (12, 0), True),  # PTX also runs on any newer GPU
         (["9.0+PTX"], (8, 0), False),
         (["9.0a"], (9, 0), True),
         (["10.0a"], (10, 3), False),

@@ -1,4 +1,4 @@
-"""`vae_fused._ext` finds the compiled code, reports missing code, and never blocks."""
+"""`vae_fused._ext` finds the compiled code, or reports why it falls back to eager PyTorch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Make = Callable[..., ModuleType]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Import a copy of `_ext` as another package, with a given `_C` and a given build record."""
+    """Import a copy of `_ext` from another package, with the given `_C` and build record."""
     monkeypatch.delenv("VAE_FUSED_BACKEND", raising=False)
     monkeypatch.delenv("VAE_FUSED_STRICT", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -54,7 +54,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
 
 
 def make_warned(make: Make, *args: Any, **variables: str) -> tuple[Any, str]:
-    """The module, and the one warning that its import raises."""
+    """Returns the module, and the only warning that its import raises."""
     with pytest.warns(RuntimeWarning, match="(using eager PyTorch|calls raise)$") as caught:
         ext = make(*args, **variables)
     assert len(caught) == 1
@@ -196,7 +196,7 @@ def test_use_native_traces_without_a_graph_break(make: Make, compiled: str | Non
 
 
 def test_installed_package_is_what_its_record_says() -> None:
-    """Check the package under test: a compiled build that does not load fails here."""
+    """Check the package under test. A compiled build that does not load fails this test."""
     mode = _ext.build_info.get("mode")
     if mode is None:
         pytest.skip(f"{Path(vae_fused.__file__).parent} is a source tree")

@@ -21,7 +21,7 @@ GIT = {"vcs": "git", "commit_id": COMMIT, "requested_revision": "main"}
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of installed packages, which is the only folder that is searched for metadata."""
+    """Creates a folder of installed packages, the only folder that is searched for metadata."""
     site = tmp_path / "site"
     (site / "vae_fused").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(site)])
@@ -67,7 +67,7 @@ def test_an_editable_install_stays_editable(site, tmp_path) -> None:
     (folder / "setup.py").touch()
     record(site, {"url": folder.as_uri(), "dir_info": {"editable": True}})
     assert _install.reinstall_command(folder / "vae_fused") == f"{PIP} -e {folder}"
-    # A copy of the sources other than the installed one is compiled in place.
+    # A copy of the sources that is not the installed one is compiled in place.
     other = tmp_path / "other"
     (other / "vae_fused").mkdir(parents=True)
     (other / "setup.py").touch()

@@ -1,4 +1,4 @@
-"""The include table of docs/design.md, and the other rules that keep the layers apart."""
+"""Checks the include table in docs/design.md, and the other rules that separate the layers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 
-# The files that each folder may include, besides the C++ standard library. `*` is a name without a
-# slash, and `**` is any path. The design document has the same rows.
+# The files that each folder may include, in addition to the C++ standard library. `*` stands for a
+# name without a slash, and `**` for any path. The design document contains the same rows.
 MAY_INCLUDE = {
     "math": ["math/*.h"],
     "iteration": ["math/platform.h", "iteration/*.h"],
@@ -41,8 +41,9 @@ MAY_INCLUDE = {
         "Python.h",
     ],
 }
-# A family has its own files in each layer. In addition to the layer's includes they may include
-# these. Shared files therefore include no family, and families do not include each other.
+# Each family has its own files in each layer, which may include the following files in addition to
+# the layer's includes. Shared files therefore include no family, and families do not include each
+# other.
 FAMILIES = ("latent", "likelihood")
 MAY_INCLUDE_OF_FAMILY = {
     "math": ["math/<family>/*.h"],
@@ -53,9 +54,9 @@ MAY_INCLUDE_OF_FAMILY = {
 }
 STANDARD = re.compile(r"^(c?[a-z_]+)$")  # <cmath>, <vector>: no slash, no suffix
 
-# The modules of the package, and of torch besides `torch` itself, that each Python module may
-# import. `ENTRANCES` has the other two: __init__ collects the public names, and env.py prints a
-# diagnosis.
+# The modules of the package, and the submodules of torch, that each Python module may import.
+# `ENTRANCES` contains the other two modules: __init__ collects the public names, and env.py prints
+# a diagnosis.
 MAY_IMPORT = {
     "_remedies": [],
     "_numbers": ["_remedies"],
@@ -273,9 +274,9 @@ def includes(path: Path) -> list[str]:
 
 
 def layer_of(path: Path) -> tuple[str, str | None]:
-    """The folder of csrc that contains a file, and the file's family, if any."""
+    """Returns the folder in csrc that contains a file, and the file's family, if any."""
     layer, *family = path.parent.relative_to(CSRC).parts
-    if layer == "params":  # a file or two for each family
+    if layer == "params":  # params has one or two files per family
         family = [f for f in FAMILIES if path.stem.startswith(f)]
     return layer, family[0] if family else None
 
@@ -325,7 +326,7 @@ def test_the_table_in_the_design_document_is_this_one() -> None:
 
 
 def imports(path: Path) -> list[str]:
-    """The imported modules of torch and of the package, the latter without the package's name."""
+    """Returns the imported submodules of torch, and those of the package without its name."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -376,7 +377,7 @@ def test_extension_binds_nothing_with_pybind11() -> None:
 
 
 def test_one_name_for_one_concept_on_both_devices() -> None:
-    """Exceptions are the CPU's files per instruction set and the GPU's files per dtype."""
+    """The exceptions are the CPU files per instruction set and the GPU files per dtype."""
     for family in FAMILIES:
         cpu = {p.stem for p in (CSRC / "cpu" / family).glob("*.cpp")}
         cpu -= {"tiles", "tiles_avx2", "tiles_avx512"}
@@ -386,7 +387,7 @@ def test_one_name_for_one_concept_on_both_devices() -> None:
 
 
 def test_files_stay_readable() -> None:
-    """Tests are exempt: all tests of one promise are in one file."""
+    """Tests are exempt, because all tests of one promise are in one file."""
     folders = ("vae_fused", "examples", "build_support", "tools", "benchmarks")
     python = [p for folder in folders for p in (ROOT / folder).rglob("*.py")]
     for path in [*SOURCES, *python]:

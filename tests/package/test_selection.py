@@ -1,4 +1,4 @@
-"""`make test` skips tests with packages that only `make test-all` installs."""
+"""`make test` skips the tests that need packages which only `make test-all` installs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def required(text: str) -> set[str]:
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_tests_that_import_another_package_are_marked(path: Path) -> None:
     installed = required((ROOT / "requirements" / "test.txt").read_text())
-    installed.add("triton")  # a dependency of torch if it is built with CUDA
+    installed.add("triton")  # a dependency of CUDA builds of torch
     text = path.read_text()
     others = set(re.findall(r'importorskip\(\s*"(\w+)', text)) - installed
     assert not others or "pytest.mark.packages" in text, others

@@ -1,9 +1,9 @@
-"""Lower limits for the ratio of the eager formula's time to this library's time.
+"""Lower bounds on the ratio of the eager formula's time to this library's time.
 
-Both run in turn in this process, on one thread, and are compared round by round, so that a busy or
-slow machine affects both. The floors are far below the measured ratios, except for those of small
-calls, which are promises. A ratio below its floor gets two more tries. No test checks an absolute
-time. pytest-benchmark stores the library's own times, which you can save and compare:
+The two run in turn in this process, on one thread, and are compared round by round, so that a busy
+or slow machine affects both. The floors are far below the measured ratios, except for small calls,
+whose floors are promises. A ratio below its floor is measured up to two more times. No test checks
+an absolute time. pytest-benchmark records the library's times, which you can save and compare:
 
     pytest tests/speed/test_regressions.py --benchmark-autosave
 """
@@ -49,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 
 def require(floors: Mapping[str, float], measure: Callable[[], Mapping[str, float]]) -> None:
-    """Each ratio reaches its floor in one of the tries."""
+    """Requires that each ratio reaches its floor in at least one try."""
     best = dict.fromkeys(floors, 0.0)
     for _ in range(TRIES):
         found = measure()
@@ -61,8 +61,8 @@ def require(floors: Mapping[str, float], measure: Callable[[], Mapping[str, floa
 
 # --- latents -------------------------------------------------------------------------------------
 
-# A floor is half of the ratio measured with AVX-512, and two thirds of the ratio with AVX2. It is
-# higher for the smallest cases, in which the overhead of calls dominates. A floor below 1 still
+# A floor is half of the ratio measured with AVX-512, and two thirds of the ratio measured with
+# AVX2. It is higher for the smallest cases, in which call overhead dominates. A floor below 1 still
 # detects the loss of a fast path.
 FLOORS = {
     Latent("plain", (128, 20)): 1.2,
@@ -102,7 +102,7 @@ def test_a_step_keeps_its_lead(latent: Latent, benchmark: Any) -> None:
 SHAPE = (128, 20)
 DREAMER = vf.Scale("softplus", std_floor=0.1)
 SCVI = vf.Scale("logvar", var_floor=1e-4)
-# The largest allowed time of a call with an option, in multiples of the default call's.
+# Each option, with the maximum time of a call that uses it, as a multiple of the default call's.
 OPTIONS: dict[str, tuple[dict[str, Any], float]] = {
     "kind of scale": ({"scale": "logstd"}, 1.5),
     "Scale": ({"scale": DREAMER}, 1.5),
@@ -113,7 +113,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], float]] = {
 
 
 def lead(make: Callable[[], Calls]) -> dict[str, float]:
-    """The ratio of their time to ours. A step has 50 calls, as one is too short for the clock."""
+    """The ratio of their time to ours. A step makes 50 calls, because one is too short to time."""
     steps = {
         name: repeated(call, 50) for name, call in zip(("ours", "theirs"), make(), strict=True)
     }
@@ -152,7 +152,7 @@ def kl_of_new_distributions() -> Calls:
 
 
 def rssm_step(scale: str | vf.Scale, sigma_of: Callable[[Any], Any]) -> Calls:
-    """The sample of one time step and its gradients. ``sigma_of`` computes ``scale``'s sigma."""
+    """Samples one time step and computes its gradients. ``sigma_of`` computes the same sigma."""
     mu = torch.randn(50, 30, requires_grad=True)
     raw = torch.rand(50, 30).add(0.1).requires_grad_()
 
@@ -164,7 +164,7 @@ def rssm_step(scale: str | vf.Scale, sigma_of: Callable[[Any], Any]) -> Calls:
 
 
 def scvi_latent() -> Calls:
-    """The latent of scvi-tools: sample, KL and gradients, through ``torch.distributions``."""
+    """The latent step of scvi-tools: sample, KL and gradients, by ``torch.distributions``."""
     mu, raw = torch.randn(128, 10, requires_grad=True), torch.randn(128, 10, requires_grad=True)
 
     def step(q: Normal) -> None:
@@ -178,7 +178,7 @@ def scvi_latent() -> Calls:
     )
 
 
-# The contenders, and the least time that theirs may take, in multiples of our time.
+# The contenders, and the minimum ratio of their time to ours.
 CONTESTS: dict[str, tuple[Callable[[], Calls], float]] = {
     "KL of distributions": (kl_of_distributions, 1.0),
     "KL of new distributions": (kl_of_new_distributions, 1.0),
@@ -196,15 +196,15 @@ def test_a_small_call_keeps_its_lead(name: str) -> None:
 
 # --- likelihoods and whole steps -----------------------------------------------------------------
 
-# Other likelihoods are left out. Their times are noisy, or their compiled contender takes half a
-# minute to start.
+# Other likelihoods are left out, because their times are noisy or their compiled contender takes
+# half a minute to start.
 LOSSES = [c for c in losses.CASES if c.name.split()[0] in ("bernoulli", "gaussian", "laplace")]
 LOSSES += [c for c in losses.CASES if c.name == "poisson 1M"]
 
 
 @pytest.mark.parametrize("case", LOSSES, ids=lambda case: case.name)
 def test_a_likelihood_keeps_its_lead(case: Case) -> None:
-    """The ratio is at least half of the promised one."""
+    """The ratio is at least half of the promised ratio."""
 
     def measure() -> dict[str, float]:
         rows = losses.measure(case, "cpu", SECONDS)[1:]
@@ -213,10 +213,10 @@ def test_a_likelihood_keeps_its_lead(case: Case) -> None:
     require({name: ratio / 2 for name, ratio in case.targets.items()}, measure)
 
 
-# Floors for whole steps, and for the latent and the loss alone with the step's shapes. The ratio is
+# Floors for whole steps, and for the isolated latent and loss with the step's shapes. The ratio is
 # the package's processor time divided by this library's. A floor is at most two thirds of the
-# measured ratio, or 0.9 if that ratio was below 1.4. A floor of 0.9 only ensures that nothing is
-# lost.
+# measured ratio, or 0.9 if that ratio was below 1.4. A floor of 0.9 only ensures that this library
+# is not much slower.
 STEPS = {
     "pytorch-example": {"step": 0.9, "latent": 1.2, "loss": 1.5},
     "pyro": {"step": 0.9, "latent": 0.9, "loss": 1.5},
@@ -230,7 +230,7 @@ def test_a_training_step_keeps_its_lead(name: str) -> None:
     case = next(c for c in (*images.CASES, *single_cell.CASES) if c.name == name)
 
     def measure() -> dict[str, float]:
-        row = measure_step(case, "cpu", 3 * SECONDS)  # first compares the losses of both
+        row = measure_step(case, "cpu", 3 * SECONDS)  # first compares both losses
         assert set(row["parts"]) == set(STEPS[name]) - {"step"}
         return {k: row["parts"].get(k, row)["ratio"]["processor"] for k in STEPS[name]}
 

@@ -27,7 +27,7 @@ def names(values):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Fixed noise, because random moments would sometimes fail the check at these sizes."""
+    """Fixes the noise, because at these sizes random moments would sometimes fail the check."""
     torch.manual_seed(0)
 
 
@@ -60,7 +60,7 @@ def the_same_noise_in_each_layer(mus, rhos):
 
 
 def plain(z=lambda z, mu, logvar: z, kl=lambda kl: kl):
-    """The eager formula with another sample or another KL."""
+    """Returns the eager formula with a different sample or a different KL."""
 
     def function(mu, logvar, *_):
         eager_z, eager_kl = formulas.plain(mu, logvar)

@@ -24,7 +24,7 @@ from benchmarks.latents import Latent
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """The JSON of a short run of all cases, its output, and its exit status."""
+    """Returns the JSON, the output and the exit status of a short run of all cases."""
     path = tmp_path_factory.mktemp("bench") / "results.json"
     options = ["--quick", "--device", "cpu", "--seconds", "0.02", "--budget", "300"]
     threads = torch.get_num_threads()
@@ -190,11 +190,11 @@ def test_bad_arguments_are_refused_before_anything_is_measured(argv):
     assert stopped.value.code == 2
 
 
-# --- the clock of a GPU, and likelihoods ---------------------------------------------------------
+# --- GPU timing, and likelihoods -----------------------------------------------------------------
 
 
 def test_a_gpu_has_times_of_the_device_and_of_the_host(monkeypatch):
-    """Functions of torch.cuda are replaced, and an event takes its time from the clock."""
+    """The test replaces `torch.cuda` functions, and an event reads its time from the host clock."""
 
     class Event:
         def __init__(self, **_):

@@ -1,6 +1,7 @@
-"""The budget reads compiled kernels, and reports every kernel that exceeds the record.
+"""The budget tool reads compiled kernels, and reports every kernel that exceeds its record.
 
-All tests except the last use planted records. The last test reads the installed extension.
+Most tests use planted records. A few read the project's record, and the last test reads the
+installed extension.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tools.kernel_budget.hot_path import hot_path
 from tools.kernel_budget.pipes import busy, pipe
 from vae_fused import _ext
 
-# --- names and numbers of kernels ----------------------------------------------------------------
+# --- kernel names and figures --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ RECORD: dict[str, Any] = {
 
 
 def found(**changes: Any) -> dict[str, Any]:
-    """What the tool finds in the recorded extension, built for sm_90 and with these changes."""
+    """Returns what the tool would find in the recorded extension for sm_90, with these changes."""
     return {
         "nvcc": "13.0",
         "sizes": {"sm_90": 1_000_000},
@@ -224,7 +225,7 @@ def test_likelihoods_are_held_to_their_bytes_in_flight(
 
 
 def cells(text: str, arch: str, kernel: str) -> dict[str, str]:
-    """A kernel's row in the table of an architecture, by column."""
+    """Returns a kernel's row in an architecture's table, by column."""
     lines = text.partition(f"## {arch}")[2].partition("\n## ")[0].splitlines()
     (line,) = (line for line in lines if f"`{kernel}`" in line)
     values = [cell.strip() for cell in line.split("|")[2:-1]]
@@ -290,7 +291,7 @@ def test_a_few_kernels_are_counted_by_executing_them(name: str, is_counted: bool
 
 
 def test_the_widths_of_a_likelihood_are_those_of_all_its_loops() -> None:
-    """The loop with the most additions neither loads nor stores."""
+    """The loop with the most additions neither loads from nor stores to global memory."""
     texts = [
         *("LDG.E.128 R4, desc[UR4][R2.64]", "STS.128 [R0], R4", "BAR.SYNC 0x0"),
         *("LDS R4, [R0]", "FADD R4, R4, R4", "@P0 BRA 0x30", "STG.E.64 desc[UR4][R2.64], R4"),

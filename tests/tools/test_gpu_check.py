@@ -1,4 +1,4 @@
-"""tools/gpu_check without a GPU: correct verdicts, a budget that is kept, and no lost results."""
+"""Without a GPU, tools/gpu_check gives correct verdicts, keeps its budget and loses no results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tools.gpu_check.__main__ import RESERVE, ROOT, run
 from tools.gpu_check.report import FAIL, NOT_RUN, PASS, overall
 from tools.gpu_check.steps import STEPS, Step, judge
 
-SLEEP = f"sleep 86399.{os.getpid()}"  # the tests find processes by these seconds
+SLEEP = f"sleep 86399.{os.getpid()}"  # the tests find processes by this duration
 
 
 def sleeping() -> bool:
@@ -42,9 +42,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 @pytest.fixture(autouse=True)
 def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Put programs on the path before those of the machine. Each logs its calls.
+    """Put stub programs on the path, before the machine's programs. Each stub logs its calls.
 
-    The first is an nvidia-smi.
+    The first stub is nvidia-smi.
     """
 
     def install(name: str, code: str) -> None:
@@ -61,7 +61,7 @@ def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 
 
 class Machine:
-    """Runs a table of commands in place of the steps, with `python -m tools.gpu_check`."""
+    """Runs a table of commands instead of the steps, with `python -m tools.gpu_check`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.out = folder, folder / "results"
@@ -108,8 +108,8 @@ def test_what_was_not_run_is_not_a_pass() -> None:
 
 @pytest.mark.parametrize(
     ("status", "verdict"),
-    # pytest exits with 0 or 1, with 2 if it is interrupted, with 4 for bad arguments, and with 5
-    # without tests. A shell exits with 127 if it does not find the program.
+    # pytest exits with 0 or 1, with 2 if it is interrupted, with 4 for invalid arguments, and with
+    # 5 if there are no tests. A shell exits with 127 if it does not find the program.
     [
         (0, PASS),
         (1, FAIL),
@@ -163,12 +163,12 @@ def test_the_records_of_the_benchmarks_have_the_figures(command_and_record: str)
     path = max((ROOT / "benchmarks" / "results").glob(f"{command_and_record}-*.json"))
     figures = json.loads(path.read_text())
     lines = judge(Step(1, "", steps.BANDWIDTH | steps.SPEEDUPS), 0, "", figures)
-    lines = [line for line in lines if "step_wall" not in line]  # only records of a GPU have it
+    lines = [line for line in lines if "step_wall" not in line]  # only GPU records contain it
     assert len(lines) > 1 and "got {}" not in " ".join(lines)
 
 
 def arguments(name: str) -> tuple[str, list[str]]:
-    """The module and the arguments of a benchmark."""
+    """Returns a benchmark's module and arguments."""
     words = shlex.split(STEPS[name].command.strip().split("\n")[-1])
     return words[2], words[3:]
 
@@ -240,7 +240,7 @@ def test_nothing_passes_without_the_first_step(machine: Machine) -> None:
 
 
 def test_a_step_that_hangs_costs_only_itself(machine: Machine) -> None:
-    """The step has the time that earlier steps left. The processes that it started end with it."""
+    """The step may use the time that earlier steps left. The processes that it started also end."""
     commands = {"machine": "true", "hangs": f"trap '' INT; {SLEEP}", "leaves": f"{SLEEP} & true"}
     status, output = machine.call(commands, "--budget", str(RESERVE + 6))
     assert status == 3 and not sleeping()
@@ -253,7 +253,7 @@ def test_a_step_that_hangs_costs_only_itself(machine: Machine) -> None:
 def test_a_command_may_write_its_results_after_the_interrupt(
     machine: Machine, ignored: bool
 ) -> None:
-    """A shell makes the processes that it starts in the background ignore interrupts."""
+    """A shell makes its background processes ignore interrupts."""
     code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('results')"
     commands = {"machine": f'exec "$PYTHON" -c {shlex.quote(code)}'}
     ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
@@ -273,7 +273,7 @@ def test_a_run_that_is_killed_keeps_its_results(machine: Machine, by: signal.Sig
     folder, found = machine.results()
     assert machine.verdicts() == {"machine": PASS, "hangs": NOT_RUN, "last": NOT_RUN}
     assert found["verdict"] == NOT_RUN and "of the first" in (folder / "log.txt").read_text()
-    if by == signal.SIGKILL:  # SIGKILL leaves the process behind
+    if by == signal.SIGKILL:  # SIGKILL leaves the step's process behind
         os.killpg(int((folder / "log.txt").read_text().split()[-1]), signal.SIGKILL)
     assert wait_for(lambda: not sleeping(), 10)
 
@@ -282,7 +282,7 @@ def test_a_run_that_is_killed_keeps_its_results(machine: Machine, by: signal.Sig
 # Commands
 # --------------------------------------------------------------------------------------------------
 
-# Simulates a sticky error: after it, the process cannot use its device.
+# Simulates a sticky error, after which the process cannot use its device.
 SUITE = """
 import os, sys, types
 import pytest

@@ -1,4 +1,4 @@
-"""The budget's hot path follows the GPU's execution, on small planted SASS listings."""
+"""In small planted SASS listings, the budget's hot path follows the GPU's execution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tools.kernel_budget.hot_path import hot_path
 
 
 def planted(text: str) -> list[sass.Instruction]:
-    """Instructions in cuobjdump's format: an address, the text, the encoding."""
+    """Parses instructions in cuobjdump's format: an address, the text, and the encoding."""
     lines = []
     address = 0
     for line in map(str.strip, text.strip().splitlines()):

@@ -50,10 +50,10 @@ def test_a_guard_and_an_address_are_uses() -> None:
 
 
 def test_what_the_next_pass_uses_is_in_flight_beside_what_this_one_loads() -> None:
-    # The first load is before the loop. Each pass then loads before it uses the previous load.
+    # The first load precedes the loop. Each pass then loads before it uses the previous load.
     moves = ["MOV R8, R16", "MOV R9, R17"]
     assert in_loop("LDG.E.64 R16, desc[UR4][R2.64]", USE_A, *moves) == 8
-    # Two sets of registers: each load is used one pass later, after the next load.
+    # With two sets of registers, each load is used one pass later, after the next load.
     ahead = ["LDG.E.128 R8, desc[UR4][R2.64]", "FADD R20, R12, R1"]
     behind = ["LDG.E.128 R12, desc[UR4][R2.64]", "FADD R20, R8, R1"]
     assert in_loop(*ahead, *behind) == 32
@@ -91,7 +91,7 @@ def test_code_without_a_loop_is_passed_once() -> None:
         ("sm_90", 128, 1120, 2),
         ("sm_90", 255, 1120, 1),
         ("sm_90", 32, 60 << 10, 3),  # 228 KB of shared memory
-        ("sm_80", 32, 60 << 10, 2),  # 164 KB, and the driver takes one more KB per block
+        ("sm_80", 32, 60 << 10, 2),  # 164 KB, and the driver reserves one more KB per block
         ("sm_89", 32, 96, 6),  # 1536 threads
         ("sm_75", 32, 96, 4),  # 1024 threads
         ("sm_120", 40, 1120, 6),
@@ -106,7 +106,8 @@ def test_registers_shared_memory_and_threads_bound_what_an_sm_holds(
 
 
 def test_each_part_of_an_sm_holds_whole_warps() -> None:
-    # A warp takes 96 registers for 32 lanes. A part's 16384 hold 5.33 warps, so an SM holds 20.
+    # A warp uses 96 registers for each of 32 lanes. The 16384 registers of one of an SM's four
+    # parts are enough for 5.33 warps, so an SM holds 20.
     assert resident_blocks("sm_90", 96, 0, threads=32) == 20
 
 

@@ -1,4 +1,4 @@
-"""The interpreter of machine code: instructions work as defined, and mistakes raise errors.
+"""The machine-code interpreter executes instructions as defined, and reports mistakes as errors.
 
 These tests use small programs. `tests/native/test_machine_code.py` tests the results of the
 project's kernels.
@@ -32,7 +32,7 @@ THREADS = 256
 
 
 def planted(text: str) -> tuple[sass.Instruction, ...]:
-    """Instructions in cuobjdump's format; a label is a line that ends with a colon."""
+    """Parses instructions in cuobjdump's format. A label is a line that ends with a colon."""
     lines, address = [], 0
     for line in filter(None, map(str.strip, text.splitlines())):
         if line.endswith(":"):
@@ -47,7 +47,7 @@ def kernel(text: str, shared: int = 0) -> Kernel:
     return Kernel("planted", planted(text), (Parameter(0, 8),), PARAMETERS, 8, shared)
 
 
-# Each thread's address in an array of words whose address is the kernel's argument.
+# Loads each thread's word of an array, whose address is the kernel's argument, into R4.
 PREAMBLE = """
 S2R R0, SR_TID.X
 S2R R1, SR_CTAID.X
@@ -63,7 +63,7 @@ EPILOGUE = "STG.E desc[UR4][R2.64], R4\nEXIT\n"
 def run(
     text: str, data: np.ndarray, shared: int = 0, blocks: int = 1, seed: int = 1
 ) -> tuple[np.ndarray, Launched]:
-    """The array after these instructions have processed each thread's word in R4."""
+    """Returns the array after these instructions have processed each thread's word in R4."""
     device = Device([], seed)
     device.add(kernel(PREAMBLE + text + "\n" + EPILOGUE, shared))
     out = np.array(data)
@@ -270,7 +270,7 @@ def test_threads_exchange_through_shared_memory_with_a_barrier_and_not_without()
 
 
 def test_a_barrier_is_missed_even_where_the_values_are_right() -> None:
-    """All warps write the same value, or one writes again while others may still read."""
+    """All warps write the same value, or one warp writes again while others may still read."""
     for text in (
         "MOV R5, 0x7\nSTS [0x400], R5",
         "ISETP.NE.AND P1, PT, R0, RZ, PT\n@!P1 STS [0x400], RZ\n"
@@ -291,7 +291,7 @@ STS.U8 [R6], R4
 
 
 def test_bytes_beside_each_other_are_not_the_same_memory() -> None:
-    """Eight warps write neighbouring bytes, and a load of a word reads them together."""
+    """Eight warps write adjacent bytes, and a 32-bit load reads four of them together."""
     run(NEIGHBOURS, words(), 0x600)
     with pytest.raises(RaceError):
         run(NEIGHBOURS + "LDS R7, [0x400]", words(), 0x600)
@@ -340,12 +340,12 @@ SHFL.BFLY PT, R4, R4, 0x1, 0x1f
 def test_lanes_that_part_meet_again() -> None:
     found, launched = run(DIVERGED, words())
     assert found.tolist() == [0x20, 0x10] * (THREADS // 2)
-    # Both branches were issued to each of the 8 warps, and the shuffle once.
+    # Each of the 8 warps issued both branches, and issued the shuffle once.
     assert launched.by_opcode()["SHFL.BFLY"] == 8
     assert launched.by_opcode()["MOV"] == 16
 
 
-# Both branches use barrier B1, and their lanes diverge again in each.
+# Both branches use barrier B1, and the lanes diverge again in each branch.
 NESTED = """
 LOP3.LUT R5, R0, 0x1, RZ, 0xc0, !PT
 ISETP.NE.AND P1, PT, R5, RZ, PT
@@ -429,7 +429,7 @@ def test_threads_that_wait_forever_are_reported() -> None:
 
 
 def test_blocks_run_in_any_order_and_count_on_tickets() -> None:
-    """The last block to take a ticket writes the ticket."""
+    """Each block takes a ticket, and writes its block index at the ticket's position."""
     counter = np.zeros(64, np.uint32)
     text = """
     S2R R1, SR_CTAID.X

@@ -1,4 +1,4 @@
-"""The interpreter rounds like the hardware, and approximates within documented bounds."""
+"""The interpreter rounds like the hardware, and its approximations are within documented bounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ F32_MAX = np.float32(np.inf)
 
 
 def nearest(exact: Fraction, kind: type[np.floating]) -> np.floating:
-    """A fraction rounded once to nearest, ties to even."""
+    """Rounds a fraction once, to nearest with ties to even."""
     if exact == 0:
         return kind(0)
     digits, least = (24, -149) if kind is np.float32 else (53, -1074)
@@ -24,11 +24,11 @@ def nearest(exact: Fraction, kind: type[np.floating]) -> np.floating:
     while abs(exact) < Fraction(2) ** exponent:
         exponent -= 1
     unit = Fraction(2) ** max(exponent - digits + 1, least)
-    return kind(float(round(exact / unit) * unit))  # round() takes ties to even
+    return kind(float(round(exact / unit) * unit))  # round() rounds ties to even
 
 
 def hard_sums(kind: type[np.floating]) -> tuple[np.ndarray, ...]:
-    """Products and addends whose sum is next to a tie, is subnormal, or cancels."""
+    """Returns factors and addends for which a b + c is next to a tie, is subnormal, or cancels."""
     rng = np.random.default_rng(3)
     digits, low = (24, -126) if kind is np.float32 else (53, -1022)
     scale = 2.0 ** rng.integers(-20, 20, 2000)

@@ -115,7 +115,7 @@ def test_one_formula_at_a_time_is_wrong_by_one_percent(mutant: int) -> None:
 
 
 def test_the_sources_without_a_mutant_compile(tmp_path: Path) -> None:
-    """Each formula of the sources is rewritten to valid C++ and Python."""
+    """Each formula in the sources is rewritten to valid C++ or Python."""
     for name in ("csrc", "vae_fused"):
         shutil.copytree(ROOT / name, tmp_path / name)
     sites = mutants.rewrite(tmp_path)

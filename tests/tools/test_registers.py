@@ -9,7 +9,7 @@ from tools.kernel_budget.registers import use
 
 
 def used(text: str) -> tuple[str, str]:
-    """The registers written and read by one instruction of a listing, sorted, as text."""
+    """Returns, as sorted text, the registers that an instruction writes and those that it reads."""
     (instruction,) = sass.parse([f"  /*0000*/  {text} ;"])
     found = use(instruction)
     return " ".join(sorted(found.writes)), " ".join(sorted(found.reads))

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.steps` checks before it times, names missing packages, prints tables."""
+"""`python -m benchmarks.steps` checks cases before it times them, and names missing packages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def one_thread():
 
 
 def small(ours=lambda x: x.sum() * 2, noise=None):
-    """A model of one parameter. Their loss is 2 * the sum, and our loss is computed by `ours`."""
+    """Returns a model with one parameter. Their loss is 2 * the sum, and `ours` computes ours."""
     parameter = nn.Parameter(torch.ones(5))
     latent = part([parameter], theirs=lambda x: x * 2, ours=lambda x: (x * 2, x.sum()))
     return training(
@@ -92,7 +92,7 @@ def test_our_timed_step_draws_its_own_noise():
     ours = work.functions["ours"]
     first = float(ours().detach())
     torch.manual_seed(0)
-    assert float(ours().detach()) == first  # torch.manual_seed determines it
+    assert float(ours().detach()) == first  # torch.manual_seed determines the noise
     assert float(ours().detach()) != first
 
 
@@ -178,7 +178,7 @@ def test_a_row_has_times_ratios_and_shares():
 
 
 def row_of(ratios, part=(0.0, 0.0)):
-    """A row whose package takes 100 us, with the times of a part: the package's, then ours."""
+    """Returns a row whose package takes 100 us, with a part's times: the package's, then ours."""
     row = {"case": "small", "what": "a sum", "package": "", "release": None}
     minima = {name: {"step": us} for name, us in zip(("theirs", "ours"), part, strict=True)}
     times = {name: {"minima": {"step": 100.0}} for name in ("theirs", "ours")}

@@ -50,7 +50,7 @@ def model_inputs(rows=64):
 def assert_same(got, want):
     """Require equality up to rounding, because compiled code fuses differently.
 
-    With other noise the results differ by 10 or more.
+    With different noise, the results differ by 10 or more.
     """
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-3)
@@ -65,7 +65,7 @@ def loss_and_grad(function, x, weight, seed=7):
 
 @native
 class TestOpcheck:
-    """Tests schema, autograd registration, fake kernels and AOT dispatch of every operator."""
+    """Tests the schema, autograd registration, fake kernel and AOT dispatch of every operator."""
 
     OPS = torch.ops.vae_fused
 
@@ -232,9 +232,9 @@ def test_memory_budget_does_not_corrupt_gradients(budget):
 @pytest.mark.slow
 @native
 def test_memory_budget_would_corrupt_gradients_without_the_mark():
-    """This shows that the mark is necessary.
+    """This test shows that the recompute mark is necessary.
 
-    If torch fixes its partitioner, the test fails and the mark can be removed.
+    If torch fixes its partitioner, this test fails and the mark can be removed.
     """
     x, weight = model_inputs()
     _, want_grad = loss_and_grad(model, x, weight)
@@ -333,7 +333,7 @@ def test_meta_tensors_give_shapes_without_data():
 
 @native
 def test_operators_refuse_forward_mode_which_they_would_drop():
-    """The functions support forward mode, see test_func.py."""
+    """The functions support forward mode: see test_func.py."""
     mu, logvar = (t.detach() for t in posterior())
     ops, reduction = torch.ops.vae_fused, {"reduction": "sum", "dim": None}
     with torch.autograd.forward_ad.dual_level():
