@@ -1,4 +1,4 @@
-"""In each recipe of docs/cookbook.md, `ours` equals `theirs` in values and in all gradients."""
+"""In each recipe in docs/cookbook.md, `ours` equals `theirs` in values and in all gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cookbook.md"
 F64 = torch.float64
-# Tolerances against float64, relative to the largest element or to 1.
+# The maximum error relative to float64, in units of the largest element or of 1.
 TOLERANCE = {F64: 1e-12, torch.float32: 3e-6}
 
 
@@ -29,7 +29,7 @@ class Recipe(NamedTuple):
         return namespace
 
     def arguments(self, dtype: torch.dtype, device: str, draw: int = 0) -> dict[str, Tensor]:
-        """The arguments of the first line: `# mu, eps: (8, 20); mask: (8, 1) bool`."""
+        """Creates the arguments that line 1 declares: `# mu, eps: (8, 20); mask: (8, 1) bool`."""
         made: dict[str, Tensor] = {}
         for names, shape, kind in DECLARATION.findall(self.source.splitlines()[0]):
             sizes = [int(size) for size in re.findall(r"\d+", shape)]
@@ -47,7 +47,7 @@ DECLARATION = re.compile(r"(\w+(?:, \w+)*): (\([\d, ]*\))(?: (bool|positive))?")
 
 
 def blocks() -> dict[str, Recipe]:
-    """The recipes of the page by heading. The first block has the imports of all recipes."""
+    """Returns the page's recipes by heading. The first block contains all recipes' imports."""
     found: dict[str, Recipe] = {}
     page, title = PAGE.read_text(), ""
     for part in re.finditer(r"^```python\n(.*?)^```|^#+ (.*?)$", page, re.MULTILINE | re.DOTALL):
@@ -67,9 +67,9 @@ IMPORTS = RECIPES.pop("Cookbook")
 def results(
     function: Callable[..., Any], arguments: dict[str, Tensor], passes: int = 1
 ) -> list[Tensor]:
-    """A recipe's values, and the gradients of all arguments for a random combination of the values.
+    """Returns a recipe's values, and all gradients of a random combination of the values.
 
-    Backward runs `passes` times through the graph, and must always give the same gradients.
+    Backward runs `passes` times through the graph, and must compute the same gradients each time.
     """
     values = function(**arguments)
     values = [values] if isinstance(values, Tensor) else [*values]
@@ -92,7 +92,7 @@ def results(
 def both(
     name: str, dtype: torch.dtype, device: str, draw: int = 0
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """`ours` and `theirs` in this dtype, and `theirs` in float64 with the same numbers."""
+    """Returns the results of `ours` and `theirs` in this dtype, and of `theirs` in float64."""
     recipe = RECIPES[name]
     functions, arguments = recipe.functions(), recipe.arguments(dtype, device, draw)
     doubles = {
@@ -107,7 +107,7 @@ def both(
 
 
 def error(got: Tensor, truth: Tensor) -> float:
-    """The largest error of any element, relative to the largest element or to 1."""
+    """The largest error over all elements, relative to the largest element or to 1."""
     return (got.double() - truth).abs().max().item() / max(1.0, truth.abs().max().item())
 
 
@@ -122,9 +122,9 @@ def test_ours_is_theirs(name, dtype, device):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_in_bfloat16_ours_is_no_further_from_the_truth(name, device):
-    """Our largest error of a result over ten draws is at most twice theirs, or at most 2^-8.
+    """Over ten draws, our largest error of a result is at most twice theirs, or at most 2^-8.
 
-    With a single draw the error of a scalar would depend on chance.
+    With a single draw, the error of a scalar would depend on chance.
     """
     draws = [both(name, torch.bfloat16, device, draw) for draw in range(10)]
     ours, theirs = (

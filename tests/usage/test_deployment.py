@@ -1,4 +1,4 @@
-"""Models outside of Python or of this machine: AOTInductor packages, ONNX, fx graphs, files."""
+"""Models that leave Python or this machine: AOTInductor packages, ONNX, fx graphs and files."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def same(got, want, **tolerance) -> None:
 
 
 class Sampling(nn.Module):
-    """Samples and KLs, with a one-sided clamp, a prior of numbers, and numbers that users anneal.
+    """Computes samples and KLs with a one-sided clamp, a scalar prior, and annealed options.
 
-    Each argument is a number by default. `scalar` is passed as a tensor on the device.
+    The options that users anneal are numbers, except for `scalar`, a tensor on the device.
     """
 
     def forward(self, mu, raw, key, mask, scalar):
@@ -74,7 +74,7 @@ class Sampling(nn.Module):
 
 
 class Losses(nn.Module):
-    """An ELBO and several likelihoods. One likelihood has an infinite internal option."""
+    """Computes an ELBO and several likelihoods, one of which has an infinite internal option."""
 
     def forward(self, mu, raw, x, scalar):
         gaussian = kinds.Gaussian(vf.Scale("logstd", clamp=(-3.0, None)))
@@ -112,7 +112,7 @@ MODELS = {"sampling": (Sampling, sampling_inputs), "losses": (Losses, losses_inp
 
 
 class Numbers(TorchDispatchMode):
-    """Records the numbers that operators receive besides their tensors."""
+    """Records the numbers that operators receive in addition to their tensors."""
 
     def __init__(self):
         super().__init__()
@@ -128,7 +128,7 @@ class Numbers(TorchDispatchMode):
 @native
 @pytest.mark.parametrize("name", OPTIONS)
 def test_operators_get_finite_numbers(name):
-    """The file of an AOTInductor package stores the numbers as JSON, which has no infinities."""
+    """An AOTInductor package stores the numbers as JSON, which has no infinities."""
     recipe = OPTIONS[name]
     leaves = option_recipes.tensors(recipe)
     with Numbers() as numbers:
@@ -222,7 +222,7 @@ class Wrapped(nn.Module):
         return self.function(*tensors)
 
 
-# Calls of a batch `a` of shape (B, 4) with a tensor `b` of shape (4,), whose rank is lower.
+# Calls with a batch `a` of shape (B, 4) and a tensor `b` of shape (4,), whose rank is lower.
 LOWER_RANK = {
     "prior": lambda a, b: vf.reparameterize_kl(a, a, prior=vf.Prior(b, b), key=KEY),
     "raw": vf.gaussian_kl,
@@ -243,7 +243,7 @@ LOWER_RANK = {
     "reference": lambda a, b: vf.reference.gaussian_kl(a, b, prior=vf.Prior(b, b), mask=b > 0),
 }
 
-# Calls of a batch `a` of shape (B, 4) with a key.
+# Calls with a batch `a` of shape (B, 4) and a key.
 KEYED = {
     "sample": lambda a, key: vf.reparameterize(a, a, key=key),
     "sample in float64": lambda a, key: vf.reparameterize(a.double(), a.double(), key=key),
@@ -364,7 +364,7 @@ def test_onnx_with_a_key_has_a_dynamic_batch_size(tmp_path):
 
 
 class Traced(nn.Module):
-    """All public functions, and modules that use them."""
+    """Calls all public functions, and the modules that use them."""
 
     def __init__(self):
         super().__init__()
@@ -485,7 +485,7 @@ def test_subclasses_and_modes_see_operators_as_before():
         got = vf.reparameterize_kl(mu, raw, key=KEY)
     assert seen and not any(function is vf.reparameterize_kl for function in seen)
     same(got, (z.as_subclass(Tensor), kl.as_subclass(Tensor)))
-    with torch.device("meta"):  # a mode, too
+    with torch.device("meta"):  # this is also a mode
         assert vf.reparameterize_kl(torch.zeros(2, 3), torch.zeros(2, 3))[0].is_meta
 
 
@@ -530,7 +530,7 @@ SAVED = {
 
 
 def values_of(x):
-    """The contents of dataclasses and named tuples, with tensors as lists."""
+    """Returns the contents of dataclasses and named tuples, with tensors as lists."""
     names = getattr(x, "_fields", None) or getattr(x, "__dataclass_fields__", None)
     if names is None:
         return x.tolist() if isinstance(x, Tensor) else x
@@ -550,7 +550,7 @@ def test_torch_load_reads_options(name):
 
 @pytest.mark.parametrize("name", ["scale", "prior", "likelihood"])
 def test_a_pickle_of_another_version(name):
-    """A field that the pickle lacks gets its default. An unknown field is not dropped."""
+    """A field that the pickle lacks gets its default. An unknown field raises an error."""
     value = SAVED[name]
     cls, old = type(value), object.__new__(type(value))
     old.__setstate__({})

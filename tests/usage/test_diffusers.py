@@ -1,4 +1,4 @@
-"""The installed diffusers: each posterior against its stand-in, and training with ``patch()``."""
+"""Compares the posteriors in diffusers with their stand-ins, and trains with ``patch()``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BEFORE = {name: dict(vars(cls)) for name, cls in CLASSES.items()}
 
 
 def untouched(name: str) -> Any:
-    """A copy of diffusers' class before any patch, which patches do not reach."""
+    """Returns a copy of diffusers' original class, which patches do not affect."""
     kept = {k: v for k, v in BEFORE[name].items() if k not in ("__dict__", "__weakref__")}
     return type(name, (), kept)
 
@@ -62,7 +62,7 @@ def restored() -> Iterator[None]:
 def inputs(
     name: str, seed: int = 0, shape: tuple[int, ...] = (2, 3, 4, 5), dtype: torch.dtype = F64
 ) -> list[Tensor]:
-    """Arguments of the constructor. Some raw scales are outside of the image posterior's clamp."""
+    """Returns constructor arguments. Some raw scales are outside the image posterior's clamp."""
     mean, raw = random(2, *shape, seed=seed, dtype=dtype)
     raw = 3.0 * raw
     raw[0, 0], raw[1, 0] = -40.0, 25.0
@@ -92,7 +92,7 @@ def same(got: Tensor, want: Tensor, leaves: list[Tensor]) -> None:
 
 
 def everything(q: Any, p: Any) -> dict[str, Callable[[], Tensor]]:
-    """The results of a posterior, by name."""
+    """Returns functions that compute a posterior's results, by name."""
     point = random(2, 3, 4, 5, seed=3, dtype=F64)
     calls = {
         "sample": lambda: q.sample(generator()),
@@ -115,7 +115,7 @@ def attributes(name: str) -> set[str]:
 
 
 def test_every_posterior_of_diffusers_has_a_stand_in_or_needs_none() -> None:
-    """A class with a sample and a mode is a posterior. A new one makes this test fail."""
+    """A class with `sample` and `mode` is a posterior. A new posterior makes this test fail."""
     found = set()
     for info in pkgutil.iter_modules(autoencoders.__path__):
         module = importlib.import_module(f"{autoencoders.__name__}.{info.name}")
@@ -143,7 +143,7 @@ def test_attributes_and_results_are_those_of_diffusers(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fused_noise_gives_the_same_law(name: str) -> None:
-    """Compares mean and standard deviation of many samples that are drawn without a generator."""
+    """Compares the mean and standard deviation of many samples drawn without a generator."""
     leaves = inputs(name, shape=(2, 3, 4, 1))
     with torch.no_grad():
         many = [t[:1].clamp(-2.0, 2.0).expand(20_000, *t.shape[1:]) for t in leaves]
@@ -219,7 +219,7 @@ def test_changes_in_place_act_as_in_diffusers(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_assigned_in_inference_mode_and_with_a_seed(name: str) -> None:
-    """Without a generator the noise is torch's, as in diffusers."""
+    """Without a generator, the noise is torch's, as in diffusers."""
     samples = []
     for classes in (OURS, THEIRS):
         with torch.inference_mode():
@@ -262,7 +262,7 @@ def test_assignments_compile_whole() -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# One launch for both
+# One launch for the sample and the KL
 # --------------------------------------------------------------------------------------------------
 
 
@@ -359,7 +359,7 @@ def tiny_oobleck() -> Any:
 
 
 def trained(model: Any, x: Tensor, steps: int = 3) -> tuple[list[float], list[Tensor], type]:
-    """The losses of all steps, the parameters after the last, and the class of the posterior."""
+    """Returns the losses of all steps, the final parameters, and the posterior's class."""
     optimizer, noise = torch.optim.SGD(model.parameters(), lr=1e-2), generator()
     losses = []
     for _ in range(steps):

@@ -1,7 +1,7 @@
-"""Training in two processes: calls with DTensors, DDP, FSDP2, and the examples of processes.md.
+"""Training in two processes: calls with DTensors, DDP, FSDP2, and the examples in processes.md.
 
 One group of two processes runs all checks, because a process takes many seconds to import torch.
-Each check is a test, which reads the reports of both ranks.
+Each check is a test that reads the reports of both ranks.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ CHECKS = {}
 
 
 def check(function):
-    """Register a function of the mesh that both ranks run."""
+    """Register a function of the mesh, which both ranks run."""
     CHECKS[function.__name__] = function
     return function
 
 
 # --------------------------------------------------------------------------------------------------
-# Calls with DTensors against the same calls with whole tensors
+# Calls with DTensors, compared with the same calls with whole tensors
 # --------------------------------------------------------------------------------------------------
 
 
 class Given:
-    """A tensor of a call, and its placement on the mesh.
+    """A call's tensor, and its placement on the mesh.
 
-    The placement None stands for a plain tensor, which all ranks have.
+    The placement None stands for a plain tensor, which is the same on all ranks.
     """
 
     def __init__(self, value, placements="rows", grad=True):
@@ -80,7 +80,7 @@ def full(value):
 
 
 def assert_same(mesh, call, atol=2e-6, rtol=2e-5, **given):
-    """The outputs and gradients of ``call`` equal those of the call with whole tensors."""
+    """Asserts that the outputs and gradients of ``call`` equal those with whole tensors."""
     whole = {name: g.whole() for name, g in given.items()}
     placed = {name: g.placed(mesh) for name, g in given.items()}
     expected, got = call(**whole), call(**placed)
@@ -104,8 +104,8 @@ def assert_same(mesh, call, atol=2e-6, rtol=2e-5, **given):
 def every_reduction_of_any_shards(mesh):
     from torch.distributed.tensor import Partial, Shard
 
-    # Depending on the shape, the two ranks have whole blocks of noise, parts of a block, unequal
-    # numbers of rows, or no rows.
+    # Depending on the shape, the ranks have whole blocks of noise, partial blocks, unequal numbers
+    # of rows, or no rows.
     for shape in ((8, 6), (6, 5), (5, 3), (3, 2, 2), (1, 3), (7,)):
         for reduction in ("batchmean", "sum", "mean", "sample", "none"):
             z, kl = assert_same(
@@ -221,7 +221,7 @@ def every_option(mesh):
         {"estimator": "sample", "stop_q": True, "reduction": "none"},
     ):  # fmt: skip
         assert_same(mesh, latent(**options), **both())
-    # The tensors of the prior have the shape of mu, or that of its last dimension, or one of each.
+    # The prior's tensors have the shape of mu, the shape of its last dimension, or no dimensions.
     # Some are plain tensors.
     for mean, raw in (
         (rows(*shape, seed=2), rows(*shape, seed=3)), (same(3, seed=2), same(3, seed=3)),
@@ -262,7 +262,7 @@ def explicit_noise(mesh):
 
 @check
 def ranks_seeded_alike_draw_the_noise_of_one_call(mesh):
-    """Shards draw different noise, whereas replicas draw the same."""
+    """Shards draw different noise, whereas replicas draw the same noise."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     mu, raw = torch.zeros(4, 4), torch.zeros(4, 4)
@@ -275,7 +275,7 @@ def ranks_seeded_alike_draw_the_noise_of_one_call(mesh):
             z = vf.reparameterize(*placed, generator=generator).full_tensor()
             after = state()
             assert not torch.equal(z[:2], z[2:])
-            if AVAILABLE:  # eager PyTorch without a key draws with torch.randn
+            if AVAILABLE:  # without a key, eager PyTorch draws with torch.randn
                 source(3)
                 assert torch.equal(z, vf.reparameterize(mu, raw, generator=generator))
                 assert torch.equal(after, state())
@@ -386,7 +386,7 @@ def evidence_lower_bounds(mesh):
     ):  # fmt: skip
         assert_same(mesh, loss(**how), output=output, target=target, **latent)
         assert_same(mesh, loss(**how), output=output, target=target, target_mask=mask, **latent)
-    # The next calls get a KL that the launch of the sample has computed.
+    # The next calls receive a KL, as if the launch of the sample had computed it.
     kls = (
         Given(torch.tensor(1.3), "same"), Given(torch.tensor(1.3), None), rows(5, seed=4),
         rows(5, 2, seed=4), rows(5, 2, seed=4, placements=None),
@@ -424,7 +424,7 @@ def a_partial_loss_starts_backward(mesh):
 
 @check
 def compiled_without_graph_breaks(mesh):
-    """The noise equals that of eager code, from a key or from the generator."""
+    """Noise from a key or from the generator equals the noise of eager code."""
     from torch.distributed.tensor import Shard, distribute_tensor
 
     leaves = [
@@ -466,7 +466,7 @@ def what_is_refused(mesh):
             vf.nll(sharded, bad, "bernoulli")
         with pytest.raises(ValueError, match="output " + message.format(shown)):
             vf.elbo_loss(bad, sharded, sharded, sharded, likelihood="bernoulli")
-    # This is the remedy in the message.
+    # This is the remedy that the message names.
     mended = columns.redistribute(placements=[Shard(0)])
     torch.testing.assert_close(
         vf.gaussian_kl(mended, mended).full_tensor(), vf.gaussian_kl(whole, whole)
@@ -514,7 +514,7 @@ def what_is_refused(mesh):
 
 
 class Model(torch.nn.Module):
-    """A VAE of two layers."""
+    """A VAE with two layers."""
 
     def __init__(self):
         super().__init__()
@@ -584,7 +584,7 @@ def of_all_ranks(value):
 
 @check
 def plain_tensors_draw_as_torch_randn_does(mesh):
-    """Ranks with equal seeds draw equal noise. With a key for each rank their noise differs."""
+    """Ranks with equal seeds draw equal noise. With a key for each rank, the noise differs."""
     mu = torch.zeros(64)
     for draw in (lambda: torch.randn(64), lambda: vf.reparameterize(mu, mu)):
         torch.manual_seed(5)
@@ -599,12 +599,12 @@ def plain_tensors_draw_as_torch_randn_does(mesh):
 
 
 # --------------------------------------------------------------------------------------------------
-# The examples of the documentation, and the group
+# The examples in the documentation, and the process group
 # --------------------------------------------------------------------------------------------------
 
 
 def examples():
-    """The name and code of each section."""
+    """Returns the name of each section and the code in it."""
     sections = re.split(r"^## ", EXAMPLES.read_text(), flags=re.MULTILINE)[1:]
     found = [
         (s.splitlines()[0], re.findall(r"^```python\n(.*?)^```", s, re.M | re.S)) for s in sections
@@ -638,13 +638,13 @@ def run_checks(rank, package, port, results):
         reports[name] = report_of(function, mesh)
         torch.save(reports, f"{results}{rank}")
     scope.clear()
-    gc.collect()  # wrapped models are in cycles and hold the group: see test_parallel.py
+    gc.collect()  # wrapped models in reference cycles hold the group: see test_parallel.py
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """The report of each rank about each check."""
+    """Returns each rank's report about each check."""
     results = str(tmp_path_factory.mktemp("distributed") / "reports")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -656,7 +656,7 @@ def reports(tmp_path_factory):
 class MeshOfSizes:
     """Stands in for the DeviceMesh in `_rows_of_rank`.
 
-    It has the sizes of a mesh, and the position of this rank along each dimension.
+    It contains the sizes of a mesh, and this rank's position along each dimension.
     """
 
     def __init__(self, sizes, ranks):

@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """The models are small, so more threads only wait for each other."""
+    """The models are so small that more threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -70,8 +70,8 @@ def test_a_seed_reproduces_a_run_bit_for_bit(digits: ModuleType, impl: str) -> N
 @pytest.mark.parametrize("impl", ["fused", "eager"])
 def test_training_improves_the_elbo_and_uses_the_latent(digits: ModuleType, impl: str) -> None:
     history = digits.train(impl, digits.Config(epochs=10), progress=False)
-    # The ELBO is about -44.5 untrained and -25.3 after these epochs. A decoder that ignores z, and
-    # thus has no KL, reaches -27.2 with the mean of each pixel.
+    # The ELBO is about -44.5 before training and -25.3 after these epochs. A decoder that ignores
+    # z, so that there is no KL, reaches -27.2 by predicting the mean of each pixel.
     for curve in (history.train_elbo, history.heldout_elbo):
         assert curve[0] < -40
         assert curve[-1] > -26.2
@@ -118,7 +118,7 @@ def test_importance_weighted_bounds(tmp_path: Path) -> None:
     results = example.main(["--quick", "--steps", "30", "--out", str(out)])
     assert list(results) == [1, 5, 50]
     for result in results.values():
-        # The bound is about -44.6 untrained and -28 after these steps.
+        # The bound is about -44.6 before training and -28 after these steps.
         assert result["curve"][0] < -40 and result["curve"][-1] > -32
         bounds = dict(zip(example.COUNTS, result["bounds"], strict=False))
         nested = [bounds[count] for count in (1, 2, 10, 20, 100)]  # groups of groups of samples

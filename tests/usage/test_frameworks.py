@@ -1,7 +1,7 @@
-"""Every block of docs/frameworks.md runs, and its training step equals the unmodified framework's.
+"""Every block in docs/frameworks.md runs, and its training step equals the unmodified framework's.
 
-The unmodified step draws the same noise: torch's functions for normals are replaced, and return the
-noise that a call of the package draws from the same state of torch's generator.
+The unmodified step uses the same noise: torch's functions that draw normals are replaced by
+functions that return the noise that this package draws from the same state of torch's generator.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.packages
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "frameworks.md"
 TEXT = PAGE.read_text()
-# The distribution on PyPI, by the heading of its section.
+# The package's name on PyPI, for the section headings that differ from it.
 DISTRIBUTIONS = {"Pyro": "pyro-ppl", "PyTorch Geometric": "torch_geometric"}
 IMPORTS = {
     "scvi-tools": "scvi", "PyTorch Geometric": "torch_geometric", "bayesian-torch": "bayesian_torch"
@@ -39,7 +39,7 @@ Names = dict[str, Any]
 
 
 def blocks() -> dict[str, tuple[str, int]]:
-    """The code under each heading, and its line."""
+    """Returns the code under each heading, and its line."""
     found, title = {}, ""
     for part in re.finditer(r"^```python\n(.*?)^```|^#+ (.*?)$", TEXT, re.MULTILINE | re.DOTALL):
         if part[2] is not None:
@@ -53,7 +53,7 @@ BLOCKS = blocks()
 
 
 def run(title: str) -> Names:
-    """The names that a block defines, after the lines that all blocks begin with."""
+    """Runs a block after the lines that all blocks share, and returns the names that it defines."""
     pytest.importorskip(IMPORTS.get(title, title.lower()))
     torch.manual_seed(0)
     names: Names = {"__name__": "frameworks"}
@@ -74,7 +74,7 @@ def drawn(shape: Any) -> Tensor:
 
 @contextlib.contextmanager
 def noise(draw: Callable[[Any], Tensor] = drawn) -> Iterator[None]:
-    """Make torch's functions for normals return `draw` of a shape, except within `draw`."""
+    """Make torch's functions that draw normals return `draw(shape)`, except within `draw`."""
     is_drawing = False
 
     def replaced(original: Callable[..., Tensor], function: Callable[..., Tensor]) -> Any:
@@ -109,7 +109,7 @@ def noise(draw: Callable[[Any], Tensor] = drawn) -> Iterator[None]:
 
 
 def step(names: Names, function: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """The loss of a step, and the gradients of all parameters of `model`."""
+    """Returns a step's loss, and the gradients of all parameters of `model`."""
     model = names["model"]
     model.zero_grad(set_to_none=True)
     torch.manual_seed(1)
@@ -134,7 +134,7 @@ def assert_same(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: floa
 
 
 class PlainVAE(nn.Module):
-    """The page's VAE in eager PyTorch, with the parameters of another model."""
+    """The page's VAE in eager PyTorch, with the networks of another model."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def pytorch_geometric(names: Names) -> Tensor:
 
 
 def monai(names: Names) -> Tensor:
-    """The KL as in MONAI's tutorials."""
+    """Computes the KL as MONAI's tutorials do."""
     from monai.networks.nets import AutoencoderKL
 
     images = names["images"]
@@ -221,7 +221,7 @@ def test_a_step_is_that_of_the_untouched_framework(title):
     state = copy.deepcopy(names["model"].state_dict())
     ours = step(names, names["ours"])
     names["model"].load_state_dict(state)
-    # scvi-tools itself draws the latent in both steps.
+    # In both steps, scvi-tools itself draws the latent.
     same = contextlib.nullcontext() if title == "scvi-tools" else noise()
     with same:
         theirs = step(names, lambda: UNTOUCHED[title](names))
@@ -229,7 +229,7 @@ def test_a_step_is_that_of_the_untouched_framework(title):
 
 
 def test_lightning():
-    """Compares the loss in `Trainer.fit` of both models, and the parameters after a step of SGD."""
+    """Compares both models' loss in `Trainer.fit`, and their parameters after one SGD step."""
     names = run("Lightning")
     ours = names["LightningVAE"]()
     theirs = copy.deepcopy(ours)
@@ -291,8 +291,8 @@ def test_torchrl():
     networks(batch.clone())  # initializes the lazy layers
     found = []
     for kind in (names["FusedModelLoss"], names["FusedModelLoss"].__bases__[0]):
-        # There are no free nats, because the KL of an untrained network is below them, where it has
-        # no gradient.
+        # free_nats is 0, because the KL of an untrained network is small, and a KL below the free
+        # nats has no gradient.
         loss = kind(networks, free_nats=0, lambda_kl=1e3)
         networks.zero_grad()
         torch.manual_seed(1)
@@ -323,7 +323,7 @@ def test_bayesian_torch():
 
 
 def test_keras():
-    """Compares the loss in `train_on_batch` of both models, and the weights after a step of SGD."""
+    """Compares both models' loss in `train_on_batch`, and their weights after one SGD step."""
     with mock.patch.dict(os.environ, KERAS_BACKEND="torch"):
         names = run("Keras")
     keras, x = names["keras"], names["x"].numpy()
@@ -351,7 +351,7 @@ def test_keras():
 
 
 def test_opacus():
-    """The gradient of each sample is autograd's for that sample alone, with the same weights."""
+    """Each per-sample gradient equals autograd's for only that sample, with the same weights."""
     names = run("Opacus")
     model = names["model"]
     names["ours"]()
@@ -387,7 +387,7 @@ def test_opacus_without_a_grad_sampler_raises_with_the_remedy():
 
 
 def test_the_page_names_the_versions_that_are_required():
-    """They equal the required and the installed versions, and each package has a section."""
+    """The page's versions equal the required and installed ones, and each package has a section."""
     rows = re.findall(r"^\| \[(.*?)\]\(#.*?\) \| (\S+) \|", TEXT, re.MULTILINE)
     files = ("packages", "steps", "steps-without-dependencies")
     pins = "\n".join((ROOT / "requirements" / f"{name}.txt").read_text() for name in files)

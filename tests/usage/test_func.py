@@ -1,4 +1,4 @@
-"""Transforms of torch.func and forward mode, against the reference with the same key."""
+"""Compares torch.func transforms and forward mode with the reference, given the same key."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ TRANSFORMS = {
         lambda *z: grad(f, 1)(*z).sin().sum(), 1)(*y).sin().sum(), 1)(*x),
 }  # fmt: skip
 
-# Functions of a module and (mu, raw, eps), scalar and not linear in any output.
+# Scalar functions of a module and (mu, raw, eps), which are nonlinear in every output.
 KEY = make_key(17, 3)
 
 
@@ -103,7 +103,7 @@ def test_every_transform_of_every_function(function, transform):
 @pytest.mark.parametrize("transform", ["grad", "jvp", "forward mode"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option(name, transform):
-    """The tests of each function cover second-order transforms."""
+    """The tests for each function cover second-order transforms."""
     named = {k: t.detach() for k, t in tensors(OPTIONS[name]).items()}
 
     def function(module, *leaves):
@@ -172,7 +172,7 @@ def test_a_list_of_tensors():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype):
-    """Below float32 the reference rounds differently, so the oracle is ordinary autograd."""
+    """Below float32, the reference rounds differently, so the oracle is ordinary autograd."""
     mu, raw = (random(4, 6, seed=i).to(dtype) for i in (0, 1))
 
     def function(mu, raw):
@@ -203,7 +203,7 @@ BATCH = 3
 
 
 def slices(function, in_dims, inputs):
-    """The definition of vmap: one slice after the other."""
+    """Applies a function slice by slice, which is the definition of vmap."""
     outputs = []
     for b in range(BATCH):
         pairs = zip(inputs, in_dims, strict=True)
@@ -212,7 +212,7 @@ def slices(function, in_dims, inputs):
 
 
 def batch_inputs(in_dims, key):
-    """The inputs (mu, raw, mask, prior mean, prior raw, noise)."""
+    """Returns the inputs (mu, raw, mask, prior mean, prior raw, noise)."""
     shape, inputs = (2, 4), []
     for i, dim in enumerate(in_dims):
         own = (2,) if key and i == 5 else shape
@@ -233,7 +233,7 @@ IN_DIMS = [d for d in itertools.product((None, 0, 1), repeat=6) if any(x is not 
 @pytest.mark.parametrize("reduction", ["batchmean", "none"])
 @pytest.mark.parametrize("key", [False, True])
 def test_every_combination_of_in_dims(key, reduction):
-    """Values and per-sample gradients."""
+    """Compares values and per-sample gradients."""
 
     def function(mu, raw, mask, mean, prior_raw, noise):
         return vf.reparameterize_kl(
@@ -280,7 +280,7 @@ def test_nested_vmap():
 
 
 def test_jacobians_of_slices():
-    """vmap runs outside of jacrev and jacfwd, and also inside of them."""
+    """vmap runs outside jacrev and jacfwd, which use vmap themselves."""
     mu, raw = (random(BATCH, 4, seed=i, dtype=F64) for i in (0, 1))
 
     def function(mu, raw):
@@ -337,7 +337,7 @@ def test_randomness_of_nested_vmaps(outer, inner):
 
 
 def bayesian_linear(name, parameters):
-    """The sampled weight and bias of a Bayesian linear layer, and their KL."""
+    """Samples the weight and bias of a Bayesian linear layer, and computes their KL."""
     mu, rho, mu_bias, rho_bias = parameters
     options = {"scale": "softplus", "prior": vf.Prior(0.0, 0.5, "std"), "reduction": "sum"}
     if name == "list":
@@ -353,7 +353,7 @@ def bayesian_linear(name, parameters):
 @pytest.mark.parametrize("randomness", ["same", "different"])
 @pytest.mark.parametrize("name", ["list", "pairs", "samples"])
 def test_per_sample_gradients_of_a_bayesian_layer(name, randomness):
-    """The gradients for each item of a batch equal autograd's for the drawn noise."""
+    """The gradients for each item in a batch equal autograd's for the drawn noise."""
     shapes = (3, 4), (3, 4), (3,), (3,)
     parameters = [random(*shape, seed=i, dtype=F64) for i, shape in enumerate(shapes)]
     x, y = random(BATCH, 4, seed=8, dtype=F64), random(BATCH, 3, seed=9, dtype=F64)
@@ -444,7 +444,7 @@ def test_derivatives_are_those_of_the_noise_that_was_drawn(in_dims, randomness, 
 def test_per_sample_gradients_of_a_model():
     """Per-sample gradients of a VAE's weights equal those of a loop over the samples.
 
-    Each sample has noise of its own.
+    Each sample has its own noise.
     """
     weight, x = random(6, 4), random(BATCH, 6, seed=1)
 
@@ -514,7 +514,7 @@ def test_a_batch_is_one_launch(size):
 
 @native
 def test_a_call_without_transforms_does_not_come_here(monkeypatch):
-    """After forward mode and transforms have ended, an ordinary call is as before."""
+    """After forward mode and transforms have ended, an ordinary call takes its usual path."""
 
     def fail(*_):
         raise AssertionError

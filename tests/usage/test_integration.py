@@ -1,4 +1,4 @@
-"""Each example of docs/integration.md runs."""
+"""Each example in docs/integration.md runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Example(NamedTuple):
 
 
 def examples() -> dict[str, Example]:
-    """The examples of the page, by heading."""
+    """Returns the page's examples by heading."""
     found: dict[str, Example] = {}
     page, title = PAGE.read_text(), ""
     for part in re.finditer(r"^```python\n(.*?)^```|^#+ (.*?)$", page, re.MULTILINE | re.DOTALL):

@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import vae_fused as vf
 
-# One of several options that differ only in the formula represents all of them.
+# Of several options that differ only in the formula, one represents them all.
 TRACED = (
     "softplus", "everything", "clamp from below", "mu soft clamp", "prior of numbers",
     "prior that broadcasts", "prior with a scale alone", "prior, std", "mask",
@@ -28,13 +28,13 @@ def fresh_compiler():
 
 
 def inputs_of(name):
-    """The tensors of a call, including its mask."""
+    """Returns a call's tensors, including its mask."""
     named = {k: v.detach() for k, v in tensors(OPTIONS[name]).items()}
     return named if (mask := mask_of(OPTIONS[name])) is None else {**named, "mask": mask}
 
 
 def step(name):
-    """A function of tensors that creates its prior itself, as a model does."""
+    """Returns a function of tensors that creates its own prior, as a model does."""
     recipe = {k: v for k, v in OPTIONS[name].items() if k != "mask"}
 
     def function(named):

@@ -1,8 +1,8 @@
-"""Recipes of docs/cookbook.md against the installed packages, called with their own defaults.
+"""Compares recipes in docs/cookbook.md with the installed packages, called with their defaults.
 
-`ours` is the recipe's. The package itself replaces `theirs`, so that a wrong restatement or a
-changed default of a release fails here. All noise comes from the recipe's `eps`: torch's functions
-for normals return it while the package runs.
+`ours` comes from the recipe. The package itself replaces `theirs`, so that a test fails if the
+recipe restates the package incorrectly, or if a release changes a default. All noise comes from the
+recipe's `eps`, which torch's functions that draw normals return while the package runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def noise(*tensors: Tensor) -> Iterator[None]:
 
 
 class Returns(nn.Module):
-    """Replaces a network of a package's model, and returns these values."""
+    """Replaces a network in a package's model, and returns the given values."""
 
     def __init__(self, values: Any) -> None:
         super().__init__()
@@ -59,14 +59,14 @@ class Returns(nn.Module):
 
 
 def with_parameters(module: nn.Module, **tensors: Tensor) -> nn.Module:
-    """A module whose parameters are replaced by tensors of a graph."""
+    """Replaces the parameters of a module by tensors that belong to a graph."""
     assert tensors.keys() <= module._parameters.keys()
     module._parameters.update(tensors)  # type: ignore[arg-type]
     return module
 
 
 def weight_and_bias(layer: Callable[[Tensor], Tensor], width: int) -> tuple[Tensor, Tensor]:
-    """The weight and the bias of a linear layer, from one call."""
+    """Computes the weight and bias of a linear layer from one call."""
     bias, *rows = layer(torch.cat([torch.zeros(1, width), torch.eye(width)]).double())
     return (torch.stack(rows) - bias).T, bias
 
@@ -143,7 +143,7 @@ def scvi_vae(mu, raw, eps, weight):
 
 
 def rssm_moments(mu: Tensor, raw: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
-    """torchrl's posterior network with these outputs before its last layer, and its input."""
+    """Returns torchrl's posterior network, whose last layer gets mu and raw, and its moments."""
     modules = pytest.importorskip("torchrl.modules")
     posterior = modules.RSSMPosterior()
     extractor = posterior.obs_rnn_to_post_projector[-1]
@@ -154,7 +154,7 @@ def rssm_moments(mu: Tensor, raw: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
 
 
 def rssm_kl(mu, raw, m, prior_raw, **options):
-    """The KL of `DreamerModelLoss` by default, and with `delayed_clamp`."""
+    """Returns the KLs of `DreamerModelLoss` by default and with `delayed_clamp`."""
     objectives = pytest.importorskip("torchrl.objectives")
     prior = pytest.importorskip("torchrl.modules").RSSMPrior(action_spec=torch.zeros(2))
     prior_moments = prior.rnn_to_prior_projector[-1](torch.cat([m, prior_raw], dim=-1))
@@ -212,7 +212,7 @@ def vits_posterior(m, logs, eps, mask):
 
 
 def vits_prior(m, logs, eps):
-    """The sample that inference passes to the flow, with a duration of 1 for each token."""
+    """Returns the sample that inference passes to the flow, with a duration of 1 for each token."""
     model = tiny_vits()
     batch, _, steps = m.shape
     model.text_encoder.forward = lambda **_: SimpleNamespace(
@@ -222,13 +222,13 @@ def vits_prior(m, logs, eps):
     model.duration_predictor = Returns(torch.zeros(batch, 1, steps))
     model.flow = SimpleModule(lambda z, *_, **__: z)
     model.decoder = Returns(torch.zeros(batch, 1, 1))
-    model.text_encoder.embed_tokens.double()  # its dtype is that of the masks
+    model.text_encoder.embed_tokens.double()  # the masks have its dtype
     with noise(eps):
         return model(torch.zeros(batch, steps, dtype=torch.long)).spectrogram
 
 
 class SimpleModule(nn.Module):
-    """A function as a module."""
+    """A module that calls a function."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class SimpleModule(nn.Module):
 
 
 def pythae_loss(name: str, mu, logvar, eps, x, reconstruction, epoch=None, **config) -> Any:
-    """The output of a model whose networks return these tensors."""
+    """Returns the output of a model whose networks return these tensors."""
     models = pytest.importorskip("pythae.models")
     shape = tuple(x.shape[1:])
     options = {"input_dim": shape, "latent_dim": mu.shape[-1], **config}
@@ -291,7 +291,7 @@ def pyro_elbo(mu, std, m, tau, mask):
 def bayesian_torch_weight(mu, rho, eps):
     layers = pytest.importorskip("bayesian_torch.layers")
     layer = layers.LinearReparameterization(12, 10, prior_variance=0.1, bias=False).double()
-    layer.init_parameters()  # fills the buffers of the prior, here in float64
+    layer.init_parameters()  # fills the prior's buffers, here in float64
     with_parameters(layer, mu_weight=mu, rho_weight=rho)
     with noise(eps):
         out, kl = layer(torch.eye(12, dtype=F64))
@@ -330,7 +330,7 @@ def geometric_vgae(mu, logstd, eps):
 
 
 def keras_example(z_mean, z_log_var, eps):
-    """The computation of the example's layer and step, with Keras' operations."""
+    """Repeats the computation of the example's layer and step with Keras operations."""
     with mock.patch.dict(os.environ, KERAS_BACKEND="torch"):
         keras = pytest.importorskip("keras")
     ops = keras.ops
@@ -362,10 +362,10 @@ PACKAGES: dict[str, Callable[..., Any]] = {
     "PyTorch Geometric": geometric_vgae,
     "Keras": keras_example,
 }
-# These packages compute a part in float32: tensordict computes its shift, torchbnn the sum of its
-# KLs, and Keras a mean.
+# These packages compute a part of the result in float32: tensordict computes its shift, torchbnn
+# the sum of its KLs, and Keras a mean.
 TOLERANCE = {f"{RSSM}, 3": 1e-6, "torchbnn": 1e-6, "Keras": 1e-6}
-# Factors on the inputs of recipes with a clamp, so that they reach the bounds.
+# Factors that multiply the inputs of recipes with a clamp, so that the inputs reach the bounds.
 LARGE = {
     "diffusers, CompVis": 12.0, "diffusers, CompVis, 2": 12.0, "Video": 12.0, "MONAI": 12.0,
     RSSM: 3.0, f"{RSSM}, 2": 3.0, "PyTorch Geometric": 8.0,
@@ -375,7 +375,7 @@ CASES = [(name, 1.0) for name in PACKAGES] + list(LARGE.items())
 
 @pytest.mark.parametrize(("name", "factor"), CASES)
 def test_the_package_computes_ours(name, factor):
-    """Values and all gradients, in float64."""
+    """Compares values and all gradients in float64."""
     recipe = RECIPES[name]
     arguments = {
         key: value if value.dtype == torch.bool else (factor * value.detach()).requires_grad_()
@@ -389,7 +389,7 @@ def test_the_package_computes_ours(name, factor):
 
 
 def test_oobleck_between_two_posteriors_is_no_divergence():
-    """The sign of its logarithm is opposite, as documented in docs/cookbook.md."""
+    """Oobleck's logarithm has the opposite sign, as documented in docs/cookbook.md."""
     module = pytest.importorskip("diffusers.models.autoencoders.autoencoder_oobleck")
     h, other = RECIPES["Oobleck"].arguments(F64, "cpu")["h"].detach().split(1)
     q, p = (module.OobleckDiagonalGaussianDistribution(t) for t in (h, other))

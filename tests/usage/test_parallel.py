@@ -1,4 +1,4 @@
-"""Data-parallel training: each process has a part of the batch, and the noise of its part."""
+"""In data-parallel training, each process draws the noise of its part of the batch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import vae_fused as vf
 
 
 def gradients_of_half(rank):
-    """The gradients of a linear encoder, averaged over two processes with half a batch each."""
+    """Returns a linear encoder's gradients, averaged over two processes with half a batch each."""
     torch.manual_seed(0)
     encoder = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(5, 6))
     mu, logvar = encoder(random(8, 5)[4 * rank : 4 * rank + 4]).chunk(2, dim=1)
-    key = make_key(7, offset=3 * rank)  # the noise of elements 12 on, as in the whole batch
+    key = make_key(7, offset=3 * rank)  # rank 1 draws the noise of elements 12 to 23
     z, kl = vf.reparameterize_kl(mu, logvar, key=key)
     (z.square().sum() / 4 + kl).backward()
     return [p.grad for p in encoder.module.parameters()]

@@ -113,7 +113,7 @@ CHANGING = {
     ("name", "dtype"), [*((name, torch.float32) for name in CHANGING), ("loss", torch.bfloat16)]
 )
 def test_a_number_that_changes_is_compiled_twice(name, dtype):
-    """The first graph has the number as a constant, and the second one has it as an argument."""
+    """The number is a constant in the first graph, and an argument of the second graph."""
     function, inputs = CHANGING[name], leaves(dtype)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(function, fullgraph=True, backend=counter)
@@ -163,7 +163,7 @@ def test_a_number_out_of_range_is_refused_when_it_has_changed():
     + [(kind, "loss") for kind in (np.float64, np.float16, np.int64)],
 )
 def test_numpy_scalars_compile_whole(kind, name):
-    """torch.compile represents them as arrays."""
+    """torch.compile represents NumPy scalars as arrays."""
     function, inputs = CHANGING[name], leaves()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for values in ((1, 0, 1, 0), (0, 1, 0, 1)) if kind is np.int64 else VALUES:
@@ -278,7 +278,7 @@ def test_transforms_share_a_scalar():
 
 
 def test_a_scalar_for_each_slice():
-    """The kernels raise an error that names the reference, which supports it."""
+    """The kernels raise an error that names the reference, which supports a scalar per slice."""
     mu, raw, _ = (t.detach() for t in leaves())
     eps, temperatures = random(4, 6, seed=9), torch.tensor([0.0, 0.3, 0.7, 1.0])
 

@@ -1,4 +1,4 @@
-"""scvi-tools with replaced negative binomials: same numbers, same classes, and reversible."""
+"""Replacing the negative binomials of scvi-tools keeps values and classes, and is reversible."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_classes_that_were_imported_before_have_the_same_values(
     after = distributions(theta_shape)
     for old, new, value, moment in zip(before, after, expected, moments, strict=True):
         torch.testing.assert_close(new.log_prob(counts()), value, rtol=1e-6, atol=1e-7)
-        # Existing objects have the new methods, too.
+        # Existing objects also have the new methods.
         torch.testing.assert_close(old.log_prob(counts()), value, rtol=1e-6, atol=1e-7)
         assert torch.equal(new.mean, moment[0]) and torch.equal(new.variance, moment[1])
         assert isinstance(new, theirs.NegativeBinomial) and repr(new) == repr(old)

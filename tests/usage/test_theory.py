@@ -1,7 +1,7 @@
-"""The statements of docs/theory.md, verified with the public functions alone.
+"""Verifies the statements in docs/theory.md, using only the public functions.
 
-Random numbers have fixed seeds. A mean is compared with its exact value within 5 standard errors.
-Each such comparison has a second one, which shows that the error bars are small enough to detect a
+Random numbers have fixed seeds. A mean must be within 5 standard errors of its exact value. For
+each such comparison, a second comparison shows that the error bars are small enough to detect a
 wrong formula.
 """
 
@@ -28,7 +28,7 @@ SIGMAS = 5.0
 
 
 def assert_within_error_bars(samples: Tensor, exact: Tensor) -> None:
-    """The mean over dimension 0 is the exact value, within 5 standard errors."""
+    """Requires that the mean over dimension 0 is within 5 standard errors of the exact value."""
     off = (samples.mean(0) - exact).abs() / standard_error(samples)
     assert (off < SIGMAS).all(), off.max()
 
@@ -45,7 +45,7 @@ def of_standard_normal(z: Tensor) -> Tensor:
 
 
 def scattered(count: int, least: float, most: float, seed: int) -> Tensor:
-    """Numbers of either sign, evenly spread in the logarithm of their size, and 0."""
+    """Returns values of either sign whose magnitudes are log-uniformly distributed, and zeros."""
     generator = torch.Generator().manual_seed(seed)
     exponents = torch.rand(count, generator=generator, dtype=F64)
     size = least * (most / least) ** exponents
@@ -55,7 +55,7 @@ def scattered(count: int, least: float, most: float, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 def test_the_kl_is_never_negative_and_is_0_only_at_equality(dtype: torch.dtype) -> None:
-    # The square of 1e-18 is still a normal number of float32.
+    # The square of 1e-18 is still a normal float32 number.
     mu, logvar = (scattered(1_000_000, 1e-18, 80.0, seed).to(dtype) for seed in (1, 2))
     kl = vf.gaussian_kl(mu, logvar, reduction="none")
     is_prior = (mu == 0) & (logvar == 0)
@@ -65,7 +65,7 @@ def test_the_kl_is_never_negative_and_is_0_only_at_equality(dtype: torch.dtype) 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 def test_the_kl_of_neighbouring_floats_is_above_0(dtype: torch.dtype) -> None:
-    """The prior is the same Gaussian exactly, or differs in the last bit."""
+    """The prior equals the posterior exactly, or differs from it in the last bit."""
     mu, logvar = (t.to(dtype) for t in (scattered(10_000, 1e-3, 5.0, s) for s in (3, 4)))
     prior = vf.Prior(mu, logvar)
     assert (vf.gaussian_kl(mu, logvar, prior=prior, reduction="none") == 0).all()
@@ -92,7 +92,7 @@ def test_the_direct_formula_is_negative_near_the_prior() -> None:
 
 
 def random_posteriors(model: LinearGaussian, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Gaussians around the true posterior, some of them far away, (count, B, L)."""
+    """Returns Gaussians around the true posterior, some far from it, of shape (count, B, L)."""
     mu, logvar = model.posterior()
     scale = 10.0 ** (1.0 - 4.0 * torch.linspace(0, 1, count, dtype=F64)).reshape(-1, 1, 1)
     shape = (count, *mu.shape)
@@ -103,7 +103,7 @@ def random_posteriors(model: LinearGaussian, count: int, seed: int) -> tuple[Ten
 
 
 def exact_elbo(model: LinearGaussian, mu: Tensor, logvar: Tensor) -> Tensor:
-    """The evidence lower bound, (count, B), of Gaussians, (count, B, L)."""
+    """Returns the ELBO, of shape (count, B), of Gaussians of shape (count, B, L)."""
     return -model.expected_nll(mu, logvar) - vf.gaussian_kl(mu, logvar, dim=-1)
 
 
@@ -113,14 +113,14 @@ def test_the_evidence_is_the_elbo_plus_the_kl_from_the_true_posterior() -> None:
     gap = vf.gaussian_kl(*q, prior=vf.Prior(*model.posterior()), dim=-1)
     evidence = model.log_evidence()
     error = (exact_elbo(model, *q) + gap - evidence).abs()
-    # Far from the posterior both terms are large, but their sum is small.
+    # Far from the posterior, both terms are large, but their sum is small.
     assert (error / (1.0 + gap)).max() < 1e-12
     assert error[gap < 1e3].max() < 1e-6 and (gap < 1e3).double().mean() > 0.8
     assert gap.max() > 1e3 and gap.min() < 1e-3
     posterior = (t.expand_as(q[0]) for t in model.posterior())
     wrong_way = vf.gaussian_kl(*posterior, prior=vf.Prior(*q), dim=-1)
     wrong = (exact_elbo(model, *q) + wrong_way - evidence).abs()
-    assert wrong[gap > 0.1].median() > 0.1  # closer, both directions are equal
+    assert wrong[gap > 0.1].median() > 0.1  # nearer, both directions agree
 
 
 def test_the_identity_holds_for_each_single_sample() -> None:
@@ -166,7 +166,7 @@ def test_gradient_ascent_on_the_elbo_finds_the_true_posterior() -> None:
 def test_where_no_gaussian_is_the_posterior_a_gap_remains() -> None:
     """x has three bits, and z is one-dimensional.
 
-    The evidence is computed by quadrature, and the best q by search.
+    Quadrature computes the evidence, and a grid search finds the best q.
     """
     x = torch.tensor([1.0, 1.0, 0.0], dtype=F64)
     weight = torch.tensor([4.0, -3.0, 5.0], dtype=F64)
@@ -191,7 +191,7 @@ def test_where_no_gaussian_is_the_posterior_a_gap_remains() -> None:
 # The closed form of two Gaussians
 # --------------------------------------------------------------------------------------------------
 
-# mean and log-variance of q, and of p.
+# Mean and log-variance of q, then those of p.
 PAIRS = torch.tensor(
     [
         [0.0, 0.0, 0.0, 0.0],
@@ -256,7 +256,7 @@ def test_the_estimate_at_the_sample_is_the_difference_of_the_densities() -> None
 # Networks output the log-variance
 # --------------------------------------------------------------------------------------------------
 
-# The raw number from which each kind of scale computes a given sigma.
+# The raw scale from which each kind of scale computes a given sigma.
 RAW_OF = {
     "logvar": lambda s: 2.0 * s.log(),
     "std": lambda s: s,
@@ -280,7 +280,7 @@ def test_every_real_number_is_a_log_variance() -> None:
 
 
 def slopes_at(sigma: float, scale: str) -> tuple[float, float]:
-    """The derivatives of ln sigma and of the KL with respect to the raw number."""
+    """Returns the derivatives of ln sigma and of the KL with respect to the raw scale."""
     raw = RAW_OF[scale](torch.tensor([sigma], dtype=F64)).requires_grad_()
     value = sigma_of(raw, scale)
     assert value.item() == pytest.approx(sigma, rel=1e-10)
@@ -290,7 +290,7 @@ def slopes_at(sigma: float, scale: str) -> tuple[float, float]:
 
 
 def rows_of_the_page(heading: str) -> dict[str, list[str]]:
-    """The first table after a heading, by its first column."""
+    """Returns the rows of the first table after a heading, by the first column."""
     section = PAGE.read_text().split(f"## {heading}")[1].split("\n## ")[0]
     table = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
     assert table is not None
@@ -309,7 +309,7 @@ def test_the_slopes_on_the_page(scale: str) -> None:
 
 
 def test_a_step_that_the_log_variance_survives_makes_a_variance_illegal() -> None:
-    """One step of 1e-3 (that of Adam with its default rate) from sigma = 0.01."""
+    """Takes one step of 1e-3 (Adam's step at its default rate) from sigma = 0.01."""
     start = torch.tensor([0.01], dtype=F64)
     after = {k: sigma_of(RAW_OF[k](start) - 1e-3, k).item() / 0.01 for k in RAW_OF}
     assert after["logvar"] == pytest.approx(math.exp(-5e-4), rel=1e-12)
@@ -320,7 +320,7 @@ def test_a_step_that_the_log_variance_survives_makes_a_variance_illegal() -> Non
 
 def test_where_the_other_forms_lose_their_digits() -> None:
     f32 = torch.float32
-    # e^x of a log-variance leaves the range at half the distance of e^(x/2).
+    # For a log-variance x, e^x leaves the range at half of the |x| at which e^(x/2) leaves it.
     x = torch.tensor([-110.0, 100.0])
     assert x.exp().tolist() == [0.0, math.inf]
     assert 0 < (x[0] / 2).exp() < (x[1] / 2).exp() < math.inf
@@ -334,10 +334,10 @@ def test_where_the_other_forms_lose_their_digits() -> None:
     assert torch.nn.functional.softplus(u)[0] > 0 and torch.nn.functional.softplus(u)[1] == 0
     kl = vf.gaussian_kl(u * 0, u, scale="softplus", reduction="none")
     assert kl.tolist() == pytest.approx([16.5, 103.5, 999.5], rel=1e-6)
-    # The variance of a sigma of 1e-23 or less is 0 in float32.
+    # In float32, the variance of a sigma of 1e-23 or less is 0.
     small = torch.tensor(1e-23, dtype=f32)
     assert small.square() == 0 and sigma_of((2 * small.log()).reshape(1), "logvar") > 0
-    # A log-variance has absolute precision: in bfloat16 its spacing near -9 moves sigma by 3 %.
+    # A log-variance has absolute precision: in bfloat16, its spacing near -9 changes sigma by 3 %.
     spacing = torch.tensor(-9.25, dtype=torch.bfloat16)
     after = torch.nextafter(spacing, torch.tensor(0.0, dtype=torch.bfloat16))
     assert math.exp((after - spacing).item() / 2) - 1 == pytest.approx(0.0317, rel=0.01)
@@ -349,7 +349,7 @@ def test_where_the_other_forms_lose_their_digits() -> None:
 
 
 def test_the_reparameterized_gradient_is_unbiased() -> None:
-    """The gradient of the linear model's expected -ln p(x|z), whose exact value is known."""
+    """Estimates the gradient of a linear model's expected -ln p(x|z), which is known exactly."""
     model, draws = linear_gaussian(1), 100_000
     mu, logvar = (t + 0.4 for t in model.posterior())
     leaves = [t.clone().requires_grad_() for t in (mu, logvar)]
@@ -361,17 +361,17 @@ def test_the_reparameterized_gradient_is_unbiased() -> None:
         assert_within_error_bars(samples, want.squeeze(0))
         assert (SIGMAS * standard_error(samples) < 0.1 * want.abs().max()).all()
     # The gradient of the log-variance is half of the gradient of mu, times the noise. Without the
-    # noise it is biased.
+    # noise, it would be biased.
     wrong = 0.5 * got[0]
     off = (wrong.mean(0) - exact[1].squeeze(0)).abs() / standard_error(wrong)
     assert (off > SIGMAS).any()
 
 
 def squared_errors(dims: int, draws: int, key: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared errors, for each draw, of estimated gradients of E[|z|^2 / 2] with respect to mu.
+    """Returns, for each draw, the squared errors of three estimates of a gradient.
 
-    mu and sigma are 1. The estimates use reparameterization, the score function, and the score
-    function with the best baseline.
+    The gradient is that of E[|z|^2 / 2] with respect to mu, at mu = sigma = 1. The estimates use
+    reparameterization, the score function, and the score function with the best baseline.
     """
     mu = torch.ones(draws, dims, dtype=F64, requires_grad=True)
     logvar = torch.zeros(draws, dims, dtype=F64)
@@ -386,9 +386,9 @@ def squared_errors(dims: int, draws: int, key: int) -> tuple[Tensor, Tensor, Ten
 
 
 def variance_of_score(dims: int, baseline: float) -> float:
-    """The exact variance for one element, whose own noise is e.
+    """Returns the exact variance for one element, whose own noise is e.
 
-    f is (A + B) / 2, with B = (1 + e)^2, and A the sum of (1 + e)^2 over the other elements.
+    f is (A + B) / 2, where B = (1 + e)^2, and A is the sum of (1 + e)^2 over the other elements.
     """
     mean = 2.0 * (dims - 1)
     square = mean**2 + 6.0 * (dims - 1)
@@ -416,7 +416,7 @@ def test_the_score_function_has_a_far_larger_variance(dims: int, draws: int) -> 
 
 
 def gradients_off_the_posterior(u: float, *, stop_q: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of mu and ln sigma^2 for many one-sample -ELBOs, where ln sigma^2 is off by u."""
+    """Returns many one-sample gradients of -ELBO in mu and ln sigma^2, which is off by u."""
     model, draws = linear_gaussian(1), 100_000
     exact_mu, exact_logvar = model.posterior()
     leaves = [t.expand(draws, 3).clone().requires_grad_() for t in (exact_mu, exact_logvar + u)]
@@ -438,7 +438,7 @@ def gradients_off_the_posterior(u: float, *, stop_q: bool) -> tuple[Tensor, Tens
 def test_the_path_derivative_has_little_variance_near_the_posterior(
     u: float, factor: float, words: str
 ) -> None:
-    """The gradient of mu has the exact variance e^u / sigma_0^2.
+    """The gradient with respect to mu has the exact variance e^u / sigma_0^2.
 
     With `stop_q` the variance is (1 - e^-u)^2 times that value.
     """
@@ -464,7 +464,10 @@ def test_the_path_derivative_has_little_variance_near_the_posterior(
 
 
 def log_weights(draws: int, samples: int) -> tuple[LinearGaussian, Tensor, Tensor, Tensor]:
-    """A model, the exact ELBO of an inexact q, and nll and log q/p of its samples (K, draws)."""
+    """Returns a model, its exact ELBO for an approximate posterior q, and sample terms.
+
+    The terms are the nll and log q/p of samples drawn from q, each of shape (K, draws).
+    """
     model = linear_gaussian(1)
     mu, logvar = (t + 0.5 for t in model.posterior())
     z = vf.reparameterize(mu, logvar, sample_shape=(samples, draws), key=make_key(13)).squeeze(-2)
@@ -479,7 +482,8 @@ def test_the_importance_weighted_bound_rises_to_the_evidence() -> None:
     model, elbo, nll, log_ratio = log_weights(draws=20_000, samples=64)
     evidence = model.log_evidence().item()
     bounds = [-vf.iwae_loss(nll, log_ratio, groups=64 // k, reduction="none").loss for k in KS]
-    # Jensen: in each draw the mean of the bounds of two halves is at most the bound of the whole.
+    # By Jensen's inequality, the mean of two halves' bounds is at most the bound of the whole, in
+    # each draw.
     for fewer, more in itertools.pairwise(bounds):
         assert (more - fewer > -1e-12).all()
         gain = more - fewer
@@ -491,7 +495,7 @@ def test_the_importance_weighted_bound_rises_to_the_evidence() -> None:
     assert gaps[0] > 0.3 and gaps[-1] < 0.03 * gaps[0]
     variance = (-nll - log_ratio - evidence).exp().var().item()
     assert gaps[-1] == pytest.approx(variance / (2 * 64), rel=0.1)
-    # Without the division by K the bound would exceed the evidence, and the test would fail.
+    # Without the division by K, the bound would exceed the evidence, and the test would fail.
     too_high = bounds[2] + math.log(4.0)
     assert too_high.mean() > evidence + SIGMAS * standard_error(too_high)
 
