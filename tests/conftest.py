@@ -195,7 +195,7 @@ def posterior(
     device: str = "cpu",
     requires_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """A pair `(mu, logvar)` of standard normals."""
+    """Returns a pair `(mu, logvar)` of standard normals."""
     pair = random(2, *shape, seed=seed, dtype=dtype, device=device)
     mu, logvar = (t.clone().requires_grad_(requires_grad) for t in pair)
     return mu, logvar

@@ -294,7 +294,7 @@ def free_bits_of(call: Drawn, leaves: dict[str, Tensor]) -> dict[str, float]:
 def results_of(
     call: Drawn, module: Any, leaves: dict[str, Tensor], dtype: torch.dtype, **more: Any
 ) -> dict[str, Tensor]:
-    """Returns values and gradients by name. The mask, `grad_z` and frozen leaves have none."""
+    """Values and gradients by name. The mask, `grad_z` and frozen leaves have no gradient."""
     used = {
         k: v if k == "mask" else v.detach().to(dtype).requires_grad_(k not in call.frozen)
         for k, v in leaves.items()
@@ -344,8 +344,9 @@ def tolerance(call: Drawn, name: str, value: Tensor) -> float:
     """Returns the maximum error allowed for a result.
 
     A KL and the gradient of an expanded leaf are sums of n elements, and the error of such a sum is
-    sqrt(n) times that of an element. The terms of a gradient may cancel, so its unit is its largest
-    term. Each term of a KL from a sample is itself a sum of two parts that cancel.
+    sqrt(n) times that of an element. The terms of a gradient may cancel, so its unit is the largest
+    element of all results. Each term of a KL from a sample is itself a sum of two parts that
+    cancel.
     """
     wide = value.dtype if name == "kl" else call.dtype
     parts = 4 if call.function == "sampled_kl" else 1

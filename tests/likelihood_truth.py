@@ -115,7 +115,7 @@ def relative(got: Tensor, want: list[mp.mpf]) -> list[float]:
 
 
 def in_terms(got: Tensor, want: list[mp.mpf], terms: list[mp.mpf]) -> list[float]:
-    """The error of each element, in units of the sum of the magnitudes of its terms."""
+    """The error of each element, in units of the summed magnitudes of its terms."""
     with mp.workdps(DIGITS):
         triples = zip(got.double().flatten().tolist(), want, terms, strict=True)
         return [float(abs(mp.mpf(g) - w) / t) if t else float(abs(g - w)) for g, w, t in triples]

@@ -179,7 +179,7 @@ def kl_of(mu: Tensor, sigma: Tensor, m: Tensor, tau: Tensor) -> Tensor:
 
 
 def formula(recipe: Recipe, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The sample and the elementwise KL in float64."""
+    """Returns the sample and the elementwise KL in float64."""
     mu, eps = leaves["mu"].double(), leaves["eps"].double()
     if "mu_soft_clamp" in recipe:
         c = recipe["mu_soft_clamp"]

@@ -25,7 +25,7 @@ TOP = 2**64 - 1
 KEYS = [(42, 0), (7, 2**32 - 100), (3, TOP - 555)]
 N = 9001
 
-# Computes all results of a call on non-contiguous tensors and on tensors with tails.
+# A script that computes all results of a call on non-contiguous tensors and on tensors with tails.
 SCRIPT = f"""
 import sys, torch, vae_fused as vf
 from vae_fused import _ext
@@ -78,7 +78,7 @@ def test_the_variable_forces_an_instruction_set(results):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_words_are_the_same_on_every_instruction_set(results, key):
-    """float64 normals reveal all four words of a block, and the C library computes them."""
+    """Normals in float64 reveal all four words of a block. The C library computes these normals."""
     want = vf.reference.normal(make_key(*key), (N,), dtype=torch.float64)
     for name, result in results.items():
         got = result["torch.float64", key]["noise"]

@@ -17,7 +17,7 @@ SHAPES = [(128, 20), (3, 2048), (5000, 7), (70, 2049), (2, 100_003), (1, 300_000
 
 
 def step(mu, logvar, key, **kwargs):
-    """All outputs and gradients of one training step."""
+    """Returns all outputs and gradients of one training step."""
     m, x = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
     z, kl = vf.reparameterize_kl(m, x, key=key, **kwargs)
     return (z.detach(), kl.detach(), *torch.autograd.grad((z.sin().sum(), kl.sum()), (m, x)))
@@ -49,7 +49,7 @@ def test_bits_do_not_depend_on_the_threads(shape, dtype, threads):
 @native
 @pytest.mark.parametrize("extreme", [87.5, -87.5, 150.0, -150.0, 1e30, float("inf"), float("nan")])
 def test_bits_of_an_element_do_not_depend_on_its_neighbours(extreme, device):
-    """If one element of a SIMD vector is out of range, the whole vector takes another code path."""
+    """If one element leaves the ordinary range, its whole SIMD vector takes another code path."""
     mu, logvar = posterior((7, 61), device=device)
     logvar[0, :5] = torch.tensor([86.999, -86.999, 0.35, -0.35, 1e-6])
     want = step(mu, logvar, make_key(1, device=device), reduction="none")
@@ -71,7 +71,7 @@ def test_bits_of_strided_sums_do_not_depend_on_the_threads(dim, threads):
 
 @native
 def test_bits_of_a_list_do_not_depend_on_the_threads(threads):
-    """Some tasks begin or end within a tensor, and some at its boundaries."""
+    """Some tasks begin or end within a tensor, and others at its boundaries."""
     sizes = [5000 * k % 29_989 for k in range(1, 40)]
     mus, raws = ([random(n, seed=s + n) for n in sizes] for s in (0, 1))
     mus, raws = ([t.requires_grad_() for t in ts] for ts in (mus, raws))

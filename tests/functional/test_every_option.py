@@ -51,7 +51,7 @@ SCALAR = {
 
 
 def results(call) -> list[torch.Tensor]:
-    """Outputs and gradients."""
+    """Returns outputs and gradients."""
     leaves = [t.clone().requires_grad_() for t in (MU, RAW)]
     z, kl = call(*leaves)
     return [z.detach(), kl.detach(), *torch.autograd.grad((z * z).sum() + kl.sum(), leaves)]

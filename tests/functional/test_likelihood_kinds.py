@@ -248,7 +248,7 @@ def test_samples_of_counts_have_their_mean_to_a_permille() -> None:
 
 
 def test_samples_of_counts_have_their_variance_to_half_a_percent() -> None:
-    """The standard error is 0.13 %."""
+    """The standard error of the variance is 0.13 %."""
     q = k.NegativeBinomial().distribution((torch.full((2_000_000,), 1e3), torch.tensor([4.0])))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -327,7 +327,7 @@ def test_16_bit_outputs_have_float32_distributions() -> None:
 
 
 def test_a_kind_may_be_defined_again() -> None:
-    """This happens when a notebook cell runs twice."""
+    """A notebook cell that runs twice defines its likelihood twice."""
 
     def define(factor: float) -> None:
         class Fixed(k.Bernoulli, name="of a notebook"):
@@ -349,6 +349,6 @@ def test_laplace_of_a_fixed_scale_has_the_dtype_and_device_of_the_output() -> No
 
 
 def test_the_kinds_of_strings_exist_before_their_first_use() -> None:
-    """A graph that torch.compile traces at the first use would otherwise be compiled twice."""
+    """Otherwise, a graph that torch.compile traces at the first use would be compiled twice."""
     program = "from vae_fused import _likelihood as l; assert set(l._DEFAULT_KINDS) == set(l.KINDS)"
     subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", program], check=True)

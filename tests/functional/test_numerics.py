@@ -197,7 +197,7 @@ def test_nothing_jumps_where_the_ordinary_range_ends(sign, device):
 
 @native
 def test_kl_error_beyond_one_is_within_three_roundings(device):
-    """This holds for each element, because sigma^2 is not the square of a rounded sigma."""
+    """The bound holds for each element, because sigma^2 is not the square of a rounded sigma."""
     logvar = torch.linspace(1, 80, 2**17, device=device)
     zeros = torch.zeros_like(logvar)
     assert relative(elementwise(zeros, logvar), exact_kl(zeros, logvar)) < 3.5e-7
@@ -218,7 +218,7 @@ def test_long_sums_are_exact(shape, reduction, device):
     n, divisor = 2**24, {"batchmean": shape[0], "sum": 1, "mean": 2**24}[reduction]
     mu, logvar = torch.tensor(0.3), torch.tensor(-0.7)
     pairs = [(mu.expand(n), logvar.expand(n), n * exact_kl(mu, logvar))]
-    mu, logvar = random(4096), random(4096, seed=1)  # along rows, and along columns
+    mu, logvar = random(4096), random(4096, seed=1)  # mu varies along rows, logvar along columns
     want = 4096 * (exact_kl(mu, torch.zeros(1)) + exact_kl(torch.zeros(1), logvar)).sum()
     pairs.append((mu.expand(4096, -1), logvar[:, None].expand(-1, 4096), want))
     for mu, logvar, want in pairs:

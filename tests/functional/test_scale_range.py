@@ -378,7 +378,7 @@ def test_an_infinite_raw_scale_has_no_gradient_unless_sigma_is_an_exponential(
 @pytest.mark.parametrize("module", [vf, vf.reference])
 @pytest.mark.parametrize("kind", ["std", "var"])
 def test_the_gradient_of_a_logarithm_is_nan_below_zero(kind, module, device):
-    """1 / raw alone would be finite."""
+    """The gradient 1 / raw by itself would be finite."""
     raw = torch.tensor([-1.0, -INF, 2.0], device=device, requires_grad=True)
     value = module.sampled_kl(torch.zeros_like(raw), raw, scale=kind, reduction="none")
     (grad,) = torch.autograd.grad(value.sum(), raw)

@@ -96,7 +96,7 @@ def check(mu, logvar, *, dim=None, reduction="batchmean", gradients=True):
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows_by_columns(rows, cols, device):
     mu, logvar = cut((rows, cols), 0, device=device), cut((rows, cols), 1, device=device)
-    large = rows * cols > 300_000  # in these, the exact gradient takes most of the time
+    large = rows * cols > 300_000  # for these, the exact gradient takes most of the time
     check(mu, logvar, reduction="sample", gradients=not large or cols == 2049)
     if not large:
         check(mu, logvar, reduction="batchmean")
@@ -309,7 +309,7 @@ def test_compiled_and_reference_agree(layout, dtype, device):
 @pytest.mark.parametrize("shape", [(4, 5, 6, 3), (1, 5, 6, 3), (4, 1, 6, 3)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_z_has_the_layout_of_mu(layout, shape, device):
-    """As in torch.empty_like, dense strides are kept, and gaps and expanded strides are not."""
+    """As in torch.empty_like, dense strides are kept, and gapped or expanded ones become dense."""
     mu = LAYOUTS[layout](cut(shape, 0, device=device))
     logvar = cut(shape, 1, device=device)
     want = torch.empty_like(mu).stride()

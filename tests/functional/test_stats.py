@@ -177,7 +177,7 @@ def launches(mu: Tensor, raw: Tensor, **options: Any) -> int:
 def test_a_masked_item_has_no_part_in_the_variance(
     module: Any, dtype: torch.dtype, far: float
 ) -> None:
-    """This also holds for the first item of the batch and for the first item of a task."""
+    """A masked item may also be the first item of the batch or the first item of a task."""
     x = torch.randn(5000, 7, dtype=dtype, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(5000, 7, dtype=torch.bool)
     mask[::512] = False

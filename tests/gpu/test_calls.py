@@ -148,7 +148,7 @@ def offset_of_default_generator():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("numel", [1, 5, 4096, 100_001])
 def test_the_generator_advances_over_all_noise_of_a_call(numel, dtype):
-    """The offset counts words of subsequence 0, four per block. torch.randn continues there."""
+    """The offset counts words of subsequence 0, four per block. torch.randn continues from it."""
     zeros = torch.zeros(numel, dtype=dtype, device=DEVICE)
     blocks = math.ceil(numel / (2 if dtype == torch.float64 else 4))
     torch.manual_seed(1)

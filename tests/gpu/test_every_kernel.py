@@ -92,7 +92,7 @@ def statistics(*shape: int) -> Any:
 
 
 def lists(kind: str) -> Any:
-    """Lists of tensors shorter than a vector and longer than a tile, each with its own prior."""
+    """Makes a list call with tensors shorter than a vector or longer than a tile, and priors."""
     shapes = [(5001,), (1,), (3, 7), (4096,)]
 
     def make(given: Inputs) -> Call:
@@ -251,7 +251,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "rows", "chunk", "cha
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @LAYOUTS
 def test_headline_shapes_are_exact(layout: str, dtype: torch.dtype) -> None:
-    """These are the launches that a profiler looks at."""
+    """A profiler inspects the launches of this test."""
     check_large(layout, dtype)
 
 

@@ -30,7 +30,7 @@ SHAPES = [SHORT, LONG, (1, 300_000), (70, 2049)]
 
 
 def layout(name, shape, seed, dtype=torch.float32):
-    """Returns leaves `(mu, logvar)` of this `shape`, with the strides called `name`."""
+    """Returns leaves `(mu, logvar)` of this `shape`, with the layout called `name`."""
     if name == "chunked":
         moments = random(shape[0], 2 * shape[1], *shape[2:], seed=seed, dtype=dtype, device=DEVICE)
         pair = moments.chunk(2, dim=1)

@@ -21,7 +21,7 @@ SHAPE = (2, 6, 4, 5)
 
 
 def moments(*shape: int, dtype: torch.dtype = F64, device: str = "cpu", seed: int = 0) -> Tensor:
-    """Returns moments with so wide a range that some log variances are clamped at either end."""
+    """Returns moments with log variances beyond both ends of the clamp."""
     h = random(*(shape or SHAPE), seed=seed, dtype=dtype, device=device)
     h[:, h.shape[1] // 2 :] *= 3
     h[0, -1], h[1, -1] = -40.0, 25.0

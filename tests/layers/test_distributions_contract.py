@@ -32,7 +32,7 @@ METHODS = {
 
 
 class Reads(TorchDispatchMode):
-    """Counts the values that are read into Python, for which the host waits for the device."""
+    """Counts reads of values into Python, each of which makes the host wait for the device."""
 
     def __init__(self) -> None:
         super().__init__()

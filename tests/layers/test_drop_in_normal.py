@@ -323,7 +323,7 @@ def test_the_keywords_of_torch_raise_with_the_remedy(names: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("scale", ["logvar", "std", "softplus", vf.Scale("std", std_floor=0.1)])
 def test_a_sigma_is_no_log_variance(scale: Any) -> None:
-    """`type(q)(q.loc, q.scale)` copies a Normal, but raises for a DiagonalGaussian."""
+    """`type(q)(q.loc, q.scale)` copies a Normal, but raises an error for a DiagonalGaussian."""
     raw = random(3, 4, seed=1).abs()
     q = vf.DiagonalGaussian(random(3, 4), raw, scale=scale)
     want = Theirs(q.loc, q.scale)

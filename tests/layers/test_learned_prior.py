@@ -113,7 +113,7 @@ def test_what_is_not_learned_is_a_number():
 
 
 def test_every_function_takes_the_module():
-    """The result is the same as for the prior that the module returns."""
+    """A call with the module has the same result as a call with the prior that it returns."""
     prior = drawn(Model()).prior
     mu, raw = Q
     options = {"prior": prior}, {"prior": prior()}

@@ -1,8 +1,8 @@
 """Makes every formula wrong by 1 %, one at a time, and reports those that no test detects.
 
-    make mutations                                          report on standard output
-    make mutations MUTATION_ARGS="--locals --out FILE"      variables as well; report in FILE
-    make mutations MUTATION_ARGS="--only 'special.py'"      some, by `file:function part`
+    make mutations                                          prints the report
+    make mutations MUTATION_ARGS="--locals --out FILE"      also mutates variables, and writes FILE
+    make mutations MUTATION_ARGS="--only 'special.py'"      selects mutants by `file:function part`
 
 The program copies the tree, rewrites the formulas in the copy (mutants.py) and builds, once each,
 the CPU extension, the package without an extension, and the native test module. It runs the tests
@@ -78,7 +78,7 @@ SUITES = {
 # CUDA kernels that are further instances of the same templates and take minutes to compile.
 OTHER_KERNELS = ("nll_half.cu", "nll_bfloat16.cu", "nll_double.cu")
 
-# Mutants that no test can detect: a pattern of `file:function part = formula`, and the reason.
+# Mutants that no test can detect: a pattern for `file:function part = formula`, and the reason.
 INFINITE = "The value is infinite or NaN where it is used, and stays so."
 EQUIVALENT: dict[str, str] = {
     r"csrc/math/elementary\.h:log_any local special": INFINITE,
@@ -160,7 +160,7 @@ class Runs:
             reaching = [test for test, (_, reached) in tests.items() if number in reached]
             if not reaching:
                 is_other = any(-number in reached for _, reached in tests.values())
-                if is_other:  # a truth value, an integer or a shape
+                if is_other:  # a Boolean, an integer or a shape
                     self.found[str(number)] = "no number"
                 continue
             reaching.sort(key=lambda t: (not kills[site.file, t], tests[t][0]))

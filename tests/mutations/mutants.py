@@ -133,7 +133,7 @@ STATEMENT = re.compile(
 
 
 def blanked(text: str) -> str:
-    """Replaces comments, preprocessor lines and device code in C++ by blanks."""
+    """Replaces comments, preprocessor lines and device code in C++ with blanks."""
 
     def blank(match: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", match[0])

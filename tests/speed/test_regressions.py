@@ -164,7 +164,7 @@ def rssm_step(scale: str | vf.Scale, sigma_of: Callable[[Any], Any]) -> Calls:
 
 
 def scvi_latent() -> Calls:
-    """The latent step of scvi-tools: sample, KL and gradients, by ``torch.distributions``."""
+    """The latent step of scvi-tools with ``torch.distributions``: sample, KL and gradients."""
     mu, raw = torch.randn(128, 10, requires_grad=True), torch.randn(128, 10, requires_grad=True)
 
     def step(q: Normal) -> None:
@@ -213,10 +213,10 @@ def test_a_likelihood_keeps_its_lead(case: Case) -> None:
     require({name: ratio / 2 for name, ratio in case.targets.items()}, measure)
 
 
-# Floors for whole steps, and for the isolated latent and loss with the step's shapes. The ratio is
-# the package's processor time divided by this library's. A floor is at most two thirds of the
-# measured ratio, or 0.9 if that ratio was below 1.4. A floor of 0.9 only ensures that this library
-# is not much slower.
+# Floors for whole steps, and for the latent and the loss in isolation, with the step's shapes. The
+# ratio is the package's processor time divided by this library's. A floor is at most two thirds of
+# the measured ratio, or 0.9 if that ratio was below 1.4. A floor of 0.9 only ensures that this
+# library is not much slower.
 STEPS = {
     "pytorch-example": {"step": 0.9, "latent": 1.2, "loss": 1.5},
     "pyro": {"step": 0.9, "latent": 0.9, "loss": 1.5},

@@ -136,7 +136,7 @@ RECORD: dict[str, Any] = {
 
 
 def found(**changes: Any) -> dict[str, Any]:
-    """Returns what the tool would find in the recorded extension for sm_90, with these changes."""
+    """Returns the tool's findings for the recorded extension, for sm_90 and with these changes."""
     return {
         "nvcc": "13.0",
         "sizes": {"sm_90": 1_000_000},

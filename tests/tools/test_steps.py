@@ -34,7 +34,7 @@ def one_thread():
 
 
 def small(ours=lambda x: x.sum() * 2, noise=None):
-    """Returns a model with one parameter. Their loss is 2 * the sum, and `ours` computes ours."""
+    """A model with one parameter. Their loss is 2 * the sum, and `ours` computes our loss."""
     parameter = nn.Parameter(torch.ones(5))
     latent = part([parameter], theirs=lambda x: x * 2, ours=lambda x: (x * 2, x.sum()))
     return training(

@@ -20,7 +20,7 @@ TOLERANCE = {F64: 1e-12, torch.float32: 3e-6}
 
 class Recipe(NamedTuple):
     source: str
-    line: int  # of the page, so that errors point there
+    line: int  # the line on the page, so that errors point there
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         namespace: dict[str, Any] = {}

@@ -21,7 +21,7 @@ OF_OPERATORS = ("Saved-tensor hooks", "torch.compile", "torch.export", "Autocast
 
 class Example(NamedTuple):
     source: str
-    line: int  # of the page, so that errors point there
+    line: int  # the line on the page, so that errors point there
 
     def run(self, namespace: dict[str, Any]) -> None:
         exec(compile("\n" * self.line + self.source, str(PAGE), "exec"), namespace)

@@ -59,7 +59,7 @@ class Returns(nn.Module):
 
 
 def with_parameters(module: nn.Module, **tensors: Tensor) -> nn.Module:
-    """Replaces the parameters of a module by tensors that belong to a graph."""
+    """Replaces a module's parameters with tensors that belong to a graph."""
     assert tensors.keys() <= module._parameters.keys()
     module._parameters.update(tensors)  # type: ignore[arg-type]
     return module

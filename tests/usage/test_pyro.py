@@ -1,6 +1,6 @@
 """Pyro: a guide that uses DiagonalGaussian, trained with samples and with closed-form KLs.
 
-Pyro's own Independent makes a distribution one site. Pyro's mixin makes each element a site.
+Pyro's own Independent turns a distribution into one site. Pyro's mixin turns each element into one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_the_closed_form_elbo_of_a_prior_alone_is_the_fused_kl():
 
 @pytest.mark.parametrize("form", ["site", "class", "site of a Normal", "class Normal"])
 def test_the_adapters_make_sites(form):
-    """`pyro.sample` rejects a distribution without an adapter. With an adapter, it is a site."""
+    """`pyro.sample` rejects a distribution without an adapter. An adapter turns it into a site."""
     from vae_fused.compat import pyro as compat
 
     raw = torch.full((N, DIM), -0.25)

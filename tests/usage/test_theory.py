@@ -80,7 +80,7 @@ def test_the_kl_of_neighbouring_floats_is_above_0(dtype: torch.dtype) -> None:
 
 
 def test_the_direct_formula_is_negative_near_the_prior() -> None:
-    """This shows that the two tests above can fail."""
+    """This test shows that the two tests above can fail."""
     mu, x = (scattered(100_000, 1e-6, 1e-3, seed).float() for seed in (5, 6))
     direct = 0.5 * (mu.square() + x.exp() - 1.0 - x)
     assert (direct < 0).double().mean() > 0.1
@@ -360,8 +360,8 @@ def test_the_reparameterized_gradient_is_unbiased() -> None:
     for samples, want in zip(got, exact, strict=True):
         assert_within_error_bars(samples, want.squeeze(0))
         assert (SIGMAS * standard_error(samples) < 0.1 * want.abs().max()).all()
-    # The gradient of the log-variance is half of the gradient of mu, times the noise. Without the
-    # noise, it would be biased.
+    # The gradient with respect to the log-variance is half of the gradient with respect to mu,
+    # times the noise. Without the noise, it would be biased.
     wrong = 0.5 * got[0]
     off = (wrong.mean(0) - exact[1].squeeze(0)).abs() / standard_error(wrong)
     assert (off > SIGMAS).any()
@@ -440,7 +440,7 @@ def test_the_path_derivative_has_little_variance_near_the_posterior(
 ) -> None:
     """The gradient with respect to mu has the exact variance e^u / sigma_0^2.
 
-    With `stop_q` the variance is (1 - e^-u)^2 times that value.
+    With `stop_q`, the variance is (1 - e^-u)^2 times that value.
     """
     exact_factor = math.expm1(-u) ** 2
     sigma_0 = (0.5 * linear_gaussian(1).posterior()[1]).exp().squeeze(0)
