@@ -51,9 +51,9 @@ native = pytest.mark.skipif(
     not AVAILABLE, reason="eager PyTorch does not promise this, only the compiled part"
 )
 
-# For tests that only check whether a call can be compiled. In eager PyTorch, a call is a graph of
-# hundreds of operators, which inductor may take a minute to compile. test_compile.py always uses
-# inductor.
+# The backend of tests that only check whether a call can be compiled. In eager PyTorch, a call is a
+# graph of hundreds of operators, which inductor may take a minute to compile. test_compile.py
+# always uses inductor.
 BACKEND = "inductor" if AVAILABLE else "aot_eager"
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -206,7 +206,7 @@ def test_the_two_tensors_are_positional_only(name):
 
 @pytest.mark.skipif(not vf.functional._ext.available, reason="no compiled part")
 class TestOperatorsKeepKernelsWithinMemory:
-    """Invalid direct calls to ``torch.ops.vae_fused`` raise and never access invalid memory."""
+    """Invalid calls to ``torch.ops.vae_fused`` raise errors and never access invalid memory."""
 
     OPS = torch.ops.vae_fused
 

@@ -136,7 +136,7 @@ def test_masked_elements_are_0_whatever_they_hold(case: Case, mask: Tensor) -> N
     hidden = ~mask.expand(SHAPE)
 
     def spoilt(value: Tensor) -> Tensor:
-        """Put NaN into the elements that only masked elements read."""
+        """Put NaN into the elements that are read only for masked elements of the result."""
         expanded = hidden
         while expanded.dim() > value.dim():
             expanded = expanded.all(0)

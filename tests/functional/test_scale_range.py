@@ -248,7 +248,7 @@ def test_a_floor_of_the_variance_does_not_square_a_large_sigma(module, device):
 def test_a_least_sigma_passes_the_gradient_at_equality_and_none_below(kind, module, device):
     """Below the minimum, sigma and its logarithm have their values at the minimum.
 
-    The gradient of a variance of 0 is therefore not infinite.
+    At a variance of 0, the gradient is therefore not infinite.
     """
     sigma = torch.tensor([0.0, 0.5, 1.0, 2.0], device=device)
     raw = (sigma if kind == "std" else sigma**2).requires_grad_()

@@ -92,7 +92,7 @@ def statistics(*shape: int) -> Any:
 
 
 def lists(kind: str) -> Any:
-    """Makes a list call with tensors shorter than a vector or longer than a tile, and priors."""
+    """Makes a list call. Some tensors are shorter than a vector, and some longer than a tile."""
     shapes = [(5001,), (1,), (3, 7), (4096,)]
 
     def make(given: Inputs) -> Call:

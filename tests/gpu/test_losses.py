@@ -113,8 +113,8 @@ def test_repeated_losses_have_the_same_bits(name: str) -> None:
         assert_same_bits(step(case, inputs), first)
 
 
-# The numbers of launches in forward and in backward. A softmax needs one more launch in each, and
-# the end of theta's sum needs one more in backward.
+# The numbers of launches in forward and in backward. A softmax needs one more launch in both, and
+# finishing theta's sum needs one more in backward.
 @pytest.mark.parametrize(
     ("name", "forward", "backward"), [("bernoulli", 1, 1), ("zinb", 1, 2), ("nb, softmax", 2, 3)]
 )

@@ -71,7 +71,7 @@ def allocates(size):
 
 
 def limit(room):
-    """Limits this process to `room` more bytes. Returns False if the limit is not that exact."""
+    """Limits this process to `room` more bytes. Returns False if no limit is that exact."""
     for total in (torch.cuda.mem_get_info()[1], torch.cuda.get_device_properties(0).total_memory):
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + room) / total)

@@ -87,7 +87,7 @@ def test_quantiles_and_entropy_are_those_of_normal(shape, device):
 
 
 def test_exponential_family_agrees(device):
-    """The entropy equals automatic differentiation of the log normalizer (Nielsen and Nock)."""
+    """The entropy also follows from the log normalizer by differentiation (Nielsen and Nock)."""
     q, normal, _ = pair(device=device)
     torch.testing.assert_close(q._natural_params, normal._natural_params)
     torch.testing.assert_close(ExponentialFamily.entropy(q), q.entropy())

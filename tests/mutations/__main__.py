@@ -174,7 +174,7 @@ class Runs:
         return True
 
     def run(self, mutant: int, names: list[str], limit: float) -> Any:
-        """Returns the result of :meth:`in_child` in a fork, or why the fork returned none."""
+        """Returns the result of :meth:`in_child` in a fork, or the reason why there is none."""
         answer = self.folder / "answer.json"
         answer.unlink(missing_ok=True)
         child = os.fork()

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.steps` checks cases before it times them, and names missing packages."""
+"""`python -m benchmarks.steps` checks before timing, names missing packages and prints tables."""
 
 from __future__ import annotations
 
