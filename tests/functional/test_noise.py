@@ -1,4 +1,4 @@
-"""The noise equals PyTorch's stateless stream, and that stream is standard normal.
+"""The noise is PyTorch's stateless stream, and that stream is standard normal.
 
 The known answers detect errors in the words, such as a wrong round or a wrong constant. Statistical
 tests of this size cannot detect such errors, because even seven rounds of Philox pass them. The

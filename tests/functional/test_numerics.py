@@ -133,7 +133,7 @@ def wide(t: Tensor) -> np.ndarray:
 
 
 def truth(*inputs: Tensor) -> tuple[Results, Results]:
-    """Returns the results and the summed magnitudes of their terms, which scale the errors."""
+    """Returns the results and their terms' summed magnitudes, to which errors are relative."""
     mu, x, eps, grad_z, grad_kl = map(wide, inputs)
     noise, h = np.exp(x / 2) * eps, np.expm1(x)
     series = sum((x**n / math.factorial(n) for n in range(25, 1, -1)), np.zeros_like(x))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Files in csrc/math without formulas, which compute integers or derive values from options.
+# Files in csrc/math without formulas: integers, and values that the host derives from options.
 WITHOUT_FORMULAS = {
     "csrc/math/philox.h", "csrc/math/options.h", "csrc/math/scale_options.h",
     "csrc/math/latent/options.h", "csrc/math/likelihood/options.h",

@@ -152,7 +152,7 @@ def kl_of_new_distributions() -> Calls:
 
 
 def rssm_step(scale: str | vf.Scale, sigma_of: Callable[[Any], Any]) -> Calls:
-    """Samples one time step and computes its gradients. ``sigma_of`` computes the same sigma."""
+    """Samples one time step and computes gradients. ``sigma_of`` computes ``scale``'s sigma."""
     mu = torch.randn(50, 30, requires_grad=True)
     raw = torch.rand(50, 30).add(0.1).requires_grad_()
 

@@ -240,7 +240,7 @@ def test_nothing_passes_without_the_first_step(machine: Machine) -> None:
 
 
 def test_a_step_that_hangs_costs_only_itself(machine: Machine) -> None:
-    """The step may use the time that earlier steps left. The processes that it started also end."""
+    """The step may use the time that earlier steps left. Processes that it started end with it."""
     commands = {"machine": "true", "hangs": f"trap '' INT; {SLEEP}", "leaves": f"{SLEEP} & true"}
     status, output = machine.call(commands, "--budget", str(RESERVE + 6))
     assert status == 3 and not sleeping()
