@@ -1,18 +1,18 @@
-// Divides by an invariant with a multiplication, on host and device.
+// Divides by an invariant divisor with a multiplication, on host and device.
 #pragma once
 
 #include "math/platform.h"
 
 namespace vae_fused {
 
-// Division of 0 <= n < 2^(B-1) by an invariant d, where W is a word of B bits (Granlund and
-// Montgomery 1994, with n doubled so that the multiplier fits a word for every d):
+// Divides 0 <= n < 2^(B-1) by an invariant d, where W is a B-bit integer (Granlund and Montgomery
+// 1994, with n doubled so that the multiplier fits into W for every d):
 //
 //   l = ceil(log2 d),  m = floor(2^(B-1 + l) / d) + 1,  n / d = 2n m / 2^B / 2^l
 //
 // m d exceeds 2^(B-1 + l) by e <= d <= 2^l, so n m / 2^(B-1 + l) exceeds n / d by less than 1 / d.
-// On a GPU this takes about 15 instructions for 64 bits and 3 for 32 bits. The operator / for 64
-// bits would be a call with a stack frame.
+// On a GPU a 64-bit division takes about 15 instructions, and a 32-bit division takes 3. The
+// built-in 64-bit operator / would be a call with a stack frame.
 template <typename W>
 struct DivisorOf {
   static constexpr int kBits = 8 * sizeof(W);
@@ -33,7 +33,7 @@ VAE_FUSED_HD W quotient(W n, const DivisorOf<W>& d) {
   return math::mulhi(static_cast<W>(n << 1), d.multiplier) >> d.shift;
 }
 
-// A divisor for words of 64 and of 32 bits. The narrow one is valid for n, d < 2^31.
+// A divisor for 64-bit and 32-bit integers. `narrow` is valid only for n, d < 2^31.
 struct Divisor {
   DivisorOf<uint64_t> wide;
   DivisorOf<uint32_t> narrow;

@@ -12,9 +12,9 @@
 
 namespace vae_fused {
 
-using DimSet = std::bitset<64>;  // torch's tensors have at most 64 dimensions
+using DimSet = std::bitset<64>;  // torch tensors have at most 64 dimensions
 
-// A tensor of a call and the operand that it becomes. Null data means that it is absent.
+// A tensor of a call and the operand that it becomes. If `data` is null, the tensor is absent.
 struct BoundTensor {
   void* data;
   const int64_t* strides;  // in elements, one for each dimension
@@ -23,14 +23,15 @@ struct BoundTensor {
 
 namespace space_detail {
 
-// A dimension of the space. `strides` contains its stride in the noise, and then its stride in each
-// operand. It is an array, because vectors were most of the allocations of a small call.
+// A dimension of the space. `strides` contains its stride in the noise, followed by its stride in
+// each operand. It is an array, because vectors caused most of the allocations of a small call.
 struct Dim {
   int64_t size;
   std::array<int64_t, 1 + kMaxOperands> strides;
 };
 
-// Whether one step along `outer` equals all steps along `inner`, in the noise and in every operand.
+// Whether one step along `outer` is as far as inner.size steps along `inner`, in the noise and in
+// every operand.
 inline bool is_mergeable(const Dim& outer, const Dim& inner, size_t operands) {
   for (size_t k = 0; k <= operands; ++k) {
     if (outer.strides[k] != inner.strides[k] * inner.size) return false;
@@ -82,8 +83,8 @@ inline void cut_into_tiles(Space& space) {
     space.tiles_per_row = tiles_of(space.cols);
   } else {
     space.rows_per_tile = kTile / space.cols;
-    // With a multiple of 8 rows, each tile of a contiguous space starts on a whole vector and a
-    // whole block of noise.
+    // With a multiple of 8 rows, each tile of a contiguous space starts at the beginning of a
+    // vector and of a block of noise.
     if (space.rows_per_tile > 8) space.rows_per_tile &= ~int64_t{7};
   }
   if (space.cols > 1 && space.cols <= kTile) {
@@ -93,7 +94,8 @@ inline void cut_into_tiles(Space& space) {
   space.tiles = (space.rows + space.rows_per_tile - 1) / space.rows_per_tile * space.tiles_per_row;
 }
 
-// Whether an operand's last element is less than 2^31 after its first. No stride is negative.
+// Whether an operand's last element is less than 2^31 elements after its first. No stride is
+// negative.
 inline bool has_32_bit_offsets(const std::vector<Dim>& dims, size_t operand) {
   int64_t last = 0;
   for (const Dim& d : dims) last += (d.size - 1) * d.strides[operand];
@@ -102,8 +104,8 @@ inline bool has_32_bit_offsets(const std::vector<Dim>& dims, size_t operand) {
 
 }  // namespace space_detail
 
-// Makes the space that visits every bound tensor with the summed dimensions last. All tensors have
-// the shape `sizes`, and none is empty. Returns false if more than kMaxDims dimensions remain.
+// Makes the space that iterates over all bound tensors with the summed dimensions last. All tensors
+// have the shape `sizes`, and none is empty. Returns false if more than kMaxDims dimensions remain.
 inline bool make_space(const std::vector<int64_t>& sizes, DimSet summed,
                        const std::vector<BoundTensor>& bound_tensors, Space& space) {
   using namespace space_detail;

@@ -1,14 +1,14 @@
-// The elements of a call as a matrix whose columns are the innermost dimension of the space. It is
-// cut into tasks that sum the gradients of values that rows or columns share.
+// The elements of a call as a matrix whose columns are the innermost dimension of the space. The
+// matrix is cut into tasks, which sum the gradients of values shared by rows or by columns.
 #pragma once
 
 #include "iteration/space.h"
 
 namespace vae_fused {
 
-// A task has up to `columns` columns and `rows_of_task` rows. The number of rows starts from
-// `max_rows` and is halved, down to `min_rows`, until there are `min_tasks` tasks. It depends on
-// the shape alone, and therefore the order of summation does as well.
+// A task has up to `columns` columns and `rows_of_task` rows. The number of rows starts at
+// `max_rows` and is halved, down to `min_rows`, until there are `min_tasks` tasks. The number
+// depends only on the shape, and so does the order of summation.
 struct TaskShape {
   int64_t columns, min_rows, max_rows, min_tasks;
 };
@@ -32,8 +32,8 @@ struct Matrix {
 
   VAE_FUSED_HD int64_t tasks() const { return row_groups * column_tiles; }
 
-  // The number of partial sums of a parameter. Sums by column have `columns` partial sums for each
-  // group of rows. Sums by row have one for each pair of a row and a tile of columns.
+  // The number of partial sums of a parameter. Column sums need `columns` partial sums for each
+  // group of rows. Row sums need one partial sum for each row and each column tile.
   int64_t partials_of(const Space& space, const Operand& operand) const {
     if (!operand.data) return 0;
     return operand.stride[space.ndim - 1] != 0 ? row_groups * columns : rows * column_tiles;

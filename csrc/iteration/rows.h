@@ -1,4 +1,4 @@
-// Values for each row of a call: sums over rows that a forward kernel writes, and their gradients,
+// The per-row values of a call: the row sums that a forward kernel writes, and their gradients,
 // which a backward kernel reads. Both have the dtype float, or double for DType::kFloat64.
 #pragma once
 
@@ -8,14 +8,14 @@
 
 namespace vae_fused {
 
-// data[row] = factor * sum over the row of the values that the kernel computes for its elements.
+// data[row] = factor * the sum of the values that the kernel computes for the elements of the row.
 struct RowSums {
   void* data = nullptr;  // [rows]; absent: no sums
   double factor = 1.0;
-  double* partials = nullptr;  // [tiles] if tiles_per_row > 1: sums of tiles without the factor
+  double* partials = nullptr;  // [tiles] if tiles_per_row > 1: tile sums without the factor
 };
 
-// An element of a row has the gradient factor * data[row * stride].
+// The value of each element of a row has the gradient factor * data[row * stride].
 struct RowGrads {
   const void* data = nullptr;  // [rows]; absent: the sums have no gradient
   int64_t stride = 1;          // 0: one value for all rows

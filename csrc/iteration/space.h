@@ -6,27 +6,28 @@
 
 namespace vae_fused {
 
-// Elements of a tile. A CPU task computes one tile, a CUDA block one or several.
+// The number of elements in a tile. A CPU task computes one tile, and a thread block on a GPU
+// computes one or several.
 constexpr int kTile = 2048;
 
-// The number of tiles of a row that shares no tile with another row.
+// The number of tiles in a row that shares no tile with another row.
 inline int64_t tiles_of(int64_t elements) { return (elements + kTile - 1) / kTile; }
 
 // Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
 // flat element e belongs to row e / cols of the KL. Neighbouring dimensions are merged if every
 // operand allows it, and dimensions of size 1 are dropped. For contiguous tensors one dimension
-// remains, and for chunked ones two.
+// remains, and for the results of torch.chunk two.
 //
-// The tiling depends on the shape alone, never on threads or SMs, and it fixes the order of
-// summation:
+// The tiling depends only on the shape, never on the number of threads or SMs, and it fixes the
+// order of summation:
 //   cols <= kTile:  a tile is `rows_per_tile` whole rows;   tiles_per_row = 1
 //   cols >  kTile:  a row is `tiles_per_row` tiles of `tile` elements;   rows_per_tile = 1
 struct Space {
   int32_t ndim = 0;
   int64_t size[kMaxDims] = {};  // outermost first
   Divisor size_divisor[kMaxDims];
-  // The strides that give i, the row-major index of z. If a call has an explicit eps, CUDA launches
-  // replace them with the strides of that tensor.
+  // The strides from which i, the row-major index of z, is computed. If a call has an explicit eps,
+  // CUDA launches replace them with the strides of that tensor.
   int64_t noise_stride[kMaxDims] = {};
   bool has_contiguous_noise = false;  // i == e everywhere
   bool has_32_bit_offsets = false;    // elements and offsets are all below 2^31
@@ -34,7 +35,7 @@ struct Space {
   int64_t rows = 0, cols = 0;
   int64_t rows_per_tile = 0, tiles_per_row = 0, tiles = 0;
   int64_t tile = kTile;
-  DivisorOf<uint32_t> tiles_per_row_divisor;  // divides the number of a tile
+  DivisorOf<uint32_t> tiles_per_row_divisor;  // divides the index of a tile
   uint32_t cols_reciprocal = 0;  // ceil(2^32 / cols) where 1 < cols <= kTile: see row_in_tile
 };
 
@@ -44,7 +45,7 @@ struct Tile {
   int n, rows;
 };
 
-// Tile `part` of a row that consists of whole tiles.
+// Tile `part` of a row that shares no tile with another row.
 VAE_FUSED_HD Tile tile_of_row(const Space& space, int64_t row, uint32_t part) {
   const int64_t col = static_cast<int64_t>(uint64_t{part} * static_cast<uint32_t>(space.tile));
   const int64_t rest = space.cols - col;
@@ -66,7 +67,7 @@ VAE_FUSED_HD Tile tile_at(const Space& space, int64_t t) {
 }
 
 // The row of element `at` of a tile, counted from the tile's first row. The tile must consist of
-// whole rows of more than one column. The result is exact while at * cols < 2^32.
+// whole rows with more than one column. The result is exact if at * cols < 2^32.
 VAE_FUSED_HD uint32_t row_in_tile(const Space& space, uint32_t at) {
   return math::mulhi(at, space.cols_reciprocal);
 }

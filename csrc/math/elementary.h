@@ -1,13 +1,13 @@
 // exp, log, sine and cosine in single precision, as branch-free polynomials. `F` is a float or a
 // vector of floats (cpu/vector.h); math/lanes.h lists the functions that F needs.
 //
-// They replace the platform's functions for three reasons: (1) the CPU computes a tile with
-// vectors, and libm takes one number at a time; (2) with the same instructions on the CPU and the
-// GPU, their normals are within an ulp of each other; (3) CUDA's sincosf has a slow path with a
-// stack frame for arguments that never occur here. tests/native/polynomials.py computes the
-// coefficients. The domains contain every argument that can occur:
+// They replace the platform's functions for three reasons: (1) the CPU processes a tile in vectors,
+// and libm takes one scalar at a time; (2) because the CPU and the GPU execute the same operations,
+// their normals are within an ulp of each other; (3) CUDA's sincosf has a slow path with a stack
+// frame for arguments that never occur here. tests/native/polynomials.py computes the coefficients.
+// The domains contain every argument that can occur:
 //
-//   function   domain               error bound (swept by tests/native)
+//   function   domain               error bound (verified by sweeps in tests/native)
 //   log        [2^-33, 1]           2 ulp
 //   polar      t in [0, 2 pi]       1.6e-7 r; 1.3e-7 r with fused multiply-adds
 //
@@ -16,10 +16,10 @@
 //   exp        all                  2 ulp; 0 below 2^-126.5, inf above 2^127.5
 //   log_any    all                  2 ulp
 //   log1p_unit [0, 1]               2 ulp
-//   tanh       all                  3 ulp; its derivative 6
+//   tanh       all                  3 ulp; derivative 6 ulp
 //   sqrt_any, reciprocal   all      2 ulp
 //
-// The double precision overloads call the platform's functions.
+// The double-precision overloads call the platform's functions.
 #pragma once
 
 #include "math/lanes.h"
@@ -46,8 +46,8 @@ struct Exponential {
   F q, f, u, t;
 };
 
-// q and f of x in [-88.2, 89]. There n is in [-127, 128]. At the ends q is 0 and inf. If x is NaN,
-// f is NaN.
+// q and f for x in [-88.2, 89], where n is in [-127, 128]. At the lower end q is 0, and at the
+// upper end it is inf. If x is NaN, f is NaN.
 template <typename F>
 struct Reduced {
   F q, f;
@@ -55,7 +55,7 @@ struct Reduced {
 
 template <typename F>
 VAE_FUSED_HD Reduced<F> reduced_exponent(F x) {
-  constexpr float kMagic = kRoundingMagic + 127;  // the bias of an exponent: 2^n is a shift
+  constexpr float kMagic = kRoundingMagic + 127;  // the exponent bias, so that 2^n is a shift
   const F shifted = x * 1.44269504f + kMagic;
   const F n = shifted - kMagic;
   // ln 2 is split into two parts. The first has 9 significant bits, so its product with n is exact.
@@ -109,8 +109,8 @@ VAE_FUSED_HD F exp_minus_abs(F x) {
   return exp_of_negative(minus_abs(x));
 }
 
-// Whether e^x is a normal number. Then e^(x/2) can be computed as its square root, which halves the
-// error and lets one polynomial serve both exponentials.
+// Whether e^x is a normal number. If it is, e^(x/2) can be computed as the square root of e^x,
+// which halves the error and requires only one polynomial for both exponentials.
 constexpr float kNear = 87;
 
 template <typename F>
@@ -119,8 +119,8 @@ VAE_FUSED_HD auto is_near(F x) {
 }
 
 // k P(f), where ln(1 + f) = f + f^2 P(f), 1 + f in [sqrt(1/2), sqrt(2)]. k is a power of two that
-// is folded into the coefficients. This costs half an ulp but no instruction, whereas the product
-// k f would be one.
+// is folded into the coefficients. This costs half an ulp but no instruction, whereas multiplying f
+// by k would take one.
 template <int k, typename F>
 VAE_FUSED_HD F log_polynomial(F f) {
   F p = k * 8.71121734e-2f;
@@ -155,7 +155,7 @@ VAE_FUSED_HD double log(double u) {
   return k * log_libm(u);
 }
 
-// Numbers below 2^-126 are first multiplied by 2^24.
+// Arguments below 2^-126 are first multiplied by 2^24.
 template <typename F>
 VAE_FUSED_HD F log_any(F x) {
   const F inf = real(0x7F800000u), nan = real(0x7FC00000u);
@@ -175,8 +175,8 @@ VAE_FUSED_HD double log_any(double x) { return log_libm(x); }
 VAE_FUSED_HD float reciprocal(float x) { return reciprocal_libm(x); }
 VAE_FUSED_HD double reciprocal(double x) { return 1.0 / x; }
 
-// x / y. Vectors of the CPU divide. Numbers are multiplied by a reciprocal, which is approximate on
-// a GPU.
+// x / y. CPU vectors have their own overload, which divides. Scalars are multiplied by a
+// reciprocal, which is approximate on a GPU.
 template <typename T>
 VAE_FUSED_HD T quotient(T x, T y) {
   return x * reciprocal(y);
@@ -203,9 +203,9 @@ VAE_FUSED_HD F log1p_unit(F e) {
 }
 VAE_FUSED_HD double log1p_unit(double e) { return log1p_libm(e); }
 
-// With e = e^(-2|t|), tanh |t| = (1 - e) / (1 + e). Near 0 the numerator cancels, and a polynomial
-// replaces the quotient. The derivative is tanh' = 4 e / (1 + e)^2, which does not cancel as
-// 1 - tanh^2 would.
+// With e = e^(-2|t|), tanh |t| = (1 - e) / (1 + e). Near 0 the numerator cancels, so a polynomial
+// replaces the quotient. The derivative is computed as tanh' = 4 e / (1 + e)^2. In 1 - tanh^2 the
+// terms would cancel.
 template <typename F>
 struct Tanh {
   F value, derivative;
@@ -230,8 +230,8 @@ VAE_FUSED_HD Tanh<double> tanh(double t) {
 }
 
 // r cos t and r sin t for t in [0, 2 pi]. t is reduced by half turns: f = t - j pi is in
-// [-pi/2, pi/2], and r changes its sign if j is odd. Half turns need longer polynomials than
-// quarter turns, but sine and cosine are never exchanged. This takes 18 instructions instead of 26.
+// [-pi/2, pi/2], and r changes sign if j is odd. Half turns need longer polynomials than quarter
+// turns, but sine and cosine are never swapped. This takes 18 instructions instead of 26.
 template <typename F>
 VAE_FUSED_HD void polar(F r, F t, F& x, F& y) {
   const F shifted = t * 0.318309886f + kRoundingMagic;

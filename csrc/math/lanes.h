@@ -1,8 +1,8 @@
-// The functions that a formula needs beside operators. They let a formula be one template over
-// numbers and over the vectors of cpu/vector.h, which define the same functions:
+// The functions that a formula needs in addition to operators. cpu/vector.h defines the same
+// functions for vectors, so that each formula is one template for both scalars and vectors:
 //
 //   number_t           the type of one lane
-//   select             a choice
+//   select             x where a condition is true, and y elsewhere
 //   smaller, larger    x < y ? x : y and x > y ? x : y; a NaN in y is returned
 //   abs, minus_abs     the magnitude, and minus the magnitude
 //   all                whether a condition holds in every lane, so the alternative can be skipped

@@ -1,19 +1,19 @@
-// Box and Muller (1958): four random words become standard normals, in PyTorch's bit layout.
+// Converts four random words to standard normals (Box and Muller 1958), in PyTorch's bit layout.
 //
 //   r = sqrt(-2 ln u1),  t = 2 pi u2,  (r cos t, r sin t)  are two independent N(0, 1)
 //
 //   float   4 normals a block: (u1, u2) = (w0, w1), then (w2, w3);  u = 2^-32 w (+ 2^-33 in u1)
 //   double  2 normals a block: u1 = (w0, w1), u2 = (w2, w3);        u = 2^-32 w + 2^-64 w' + 2^-65
 //
-// For 16-bit types on a GPU, r and t may be approximate, and normals are within 1e-5 of the exact
-// ones. The hardware's logarithm has no correct digit near u1 = 1. There -2 ln u1 = 2f + f^2 + ...
-// with f = 1 - u1. Below f = 2^-11, where r is at most 0.03, only the first term is used. This
-// changes r by at most 4e-6. The error of the hardware's logarithm would change r by 5e-6 at
-// f = 2^-11, and by more below.
+// For 16-bit types on a GPU, r and t may be approximate, and the normals are then within 1e-5 of
+// the exact ones. The hardware logarithm has no correct digits near u1 = 1, where
+// -2 ln u1 = 2f + f^2 + ... with f = 1 - u1. Below f = 2^-11, where r is at most 0.03, only the
+// term 2f is used, which changes r by at most 4e-6. The error of the hardware logarithm would
+// change r by 5e-6 at f = 2^-11, and by more for smaller f.
 //
-// Element i of a tensor is normal i % n of block i / n, with n = kNormalsPerBlock. For 16-bit types
-// the normals are computed in float. The half-step keeps u1 above 0, so r is at most sqrt(66 ln
-// 2) = 6.76 in float and 9.49 in double.
+// Element i of a tensor uses normal i % n of block i / n, where n = kNormalsPerBlock. For 16-bit
+// types the normals are computed in float. Adding half a step keeps u1 above 0, so r is at most
+// sqrt(66 ln 2) = 6.76 in float and 9.49 in double.
 #pragma once
 
 #include "math/elementary.h"
@@ -58,11 +58,12 @@ VAE_FUSED_HD double uniform(uint32_t w, uint32_t w_low) {
          (static_cast<double>(w_low) * (kStep * kStep) + kStep * kStep * 0.5);
 }
 
-// Returns 2 pi u2 as PyTorch computes it, the rounded product with the rounded 2 pi. The exact
-// angle would change normals by up to 2.7e-6, which is more than the noise contract allows. The
-// half-step of u2, 7e-10 in the angle, is left out. It would be rounded away except near 0, where
-// it is far below the contract's bound. The first step of the hardware's sine has an error relative
-// to its argument, so it gets the signed angle, whose magnitude is smaller.
+// Returns 2 pi u2 as PyTorch computes it: the rounded product of u2 and the rounded 2 pi. The exact
+// angle would change normals by up to 2.7e-6, which is more than the noise contract allows. Adding
+// half a step to u2 would change the angle by 7e-10. It is omitted, because the change would be
+// rounded away except near 0, where it is far below the contract's bound. The first step of the
+// hardware sine has an error relative to its argument, so it receives the signed angle, whose
+// magnitude is smaller.
 template <bool coarse, typename W>
 VAE_FUSED_HD auto angle(W w) {
   constexpr float kStep = 1.4629180792671596e-9f;
@@ -79,7 +80,7 @@ VAE_FUSED_HD void normals(const Words<W>& words, F (&out)[4]) {
   box_muller<coarse>(uniform(words.w[2]), angle<coarse>(words.w[3]), out[2], out[3]);
 }
 
-// The two words from which normal r of the four is made.
+// The two words from which normal r of a block's four normals is computed.
 template <typename W>
 VAE_FUSED_HD void words_of_pair(const Words<W>& words, W r, W& first, W& second) {
   const W later = W(0) - (r >> 1);  // all ones if r is 2 or 3
@@ -93,7 +94,7 @@ VAE_FUSED_HD void normals(const Words<uint32_t>& words, double (&out)[2]) {
                      out[1]);
 }
 
-// Computes a single normal, number `index` of a stream.
+// Computes a single normal, at `index` in a noise stream.
 template <typename T, bool coarse = false, class Keys>
 VAE_FUSED_HD T normal_at(const Keys& keys, uint64_t offset, uint64_t index) {
   constexpr int n = kNormalsPerBlock<T>;

@@ -1,4 +1,5 @@
-// Options as data. A family lists each of its options once, in a macro that takes three others:
+// Options as data. A family lists each of its options once, in a macro that takes three other
+// macros:
 //
 //   OPTION(type, name, default)    passed from Python as a double, and read by kernels
 //   GIVEN(name, default)           passed from Python; the host derives fields from it
@@ -6,7 +7,7 @@
 //
 // The macros below expand such a list to the fields of a struct, their conversion, their
 // comparison, and the names and the order in which Python packs the numbers. The type may be `T`,
-// the type of the kernels' arithmetic.
+// the arithmetic type of the kernels.
 #pragma once
 
 #define VAE_FUSED_OMIT(...)

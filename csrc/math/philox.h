@@ -7,8 +7,8 @@
 //
 // where the 64-bit sum is the low half of the 128-bit counter and the high half is 0. This is the
 // stateless stream of PyTorch (torch.func._random) and subsequence 0 of cuRAND's Philox generator.
-// The cost is 10 rounds of two 32x32->64 multiplications and four xors, about 60 instructions for 4
-// words.
+// A block takes 10 rounds, each with two 32x32->64 multiplications and four xors, which is about 60
+// instructions for 4 words.
 #pragma once
 
 #include "math/platform.h"
@@ -20,8 +20,8 @@ struct Words {
   W w[4];
 };
 
-// The two keys of round r are the seed's low and high word, each plus r times a constant of its
-// own. `Seed` computes them at each use.
+// The two keys of round r are the low and the high word of the seed, each plus r times its own
+// constant. `Seed` recomputes the keys each time they are used.
 struct Seed {
   uint32_t low, high;
 
@@ -42,14 +42,14 @@ struct RoundKeys {
   VAE_FUSED_HD uint32_t second(uint32_t r) const { return k[r][1]; }
 };
 
-// Converts a word to the type of the last round's results. Vectors of 64-bit lanes drop their high
-// halves here (cpu/vector.h).
+// Converts a word to the type of the last round's results. Vectors of 64-bit lanes drop the high
+// half of each lane here (cpu/vector.h).
 VAE_FUSED_HD uint32_t packed(uint32_t w) { return w; }
 VAE_FUSED_HD uint32_t packed_mulhi(uint32_t a, uint32_t b) { return mulhi(a, b); }
 
-// Computes round r and all later rounds. The words of a counter are numbers, or vectors with one
-// block in each lane. A word that is the same in all lanes may stay a number, and everything that
-// depends only on numbers is then computed once for all lanes.
+// Computes round r and all later rounds. The words of a counter are scalars, or vectors with one
+// block in each lane. A word that is the same in all lanes may remain a scalar, and everything that
+// depends only on scalars is then computed once for all lanes.
 template <int r, class Keys, typename W0, typename W1, typename W2, typename W3>
 VAE_FUSED_HD auto philox_rounds(const Keys& keys, W0 c0, W1 c1, W2 c2, W3 c3) {
   constexpr uint32_t kM0 = 0xD2511F53u, kM1 = 0xCD9E8D57u;
@@ -64,7 +64,7 @@ VAE_FUSED_HD auto philox_rounds(const Keys& keys, W0 c0, W1 c1, W2 c2, W3 c3) {
   }
 }
 
-// The low and the high word of the counter.
+// `low` and `high` are the words of the 64-bit counter.
 template <class Keys, typename Low, typename High>
 VAE_FUSED_HD auto philox(const Keys& keys, Low low, High high) {
   return philox_rounds<0>(keys, low, high, uint32_t{0}, uint32_t{0});

@@ -1,5 +1,5 @@
-// Everything that differs between the host and the device compiler. Only this file of csrc/math has
-// an #ifdef on the compiler.
+// Defines everything that differs between the host and the device compiler. In csrc/math only this
+// file tests the compiler with #ifdef.
 //
 //   VAE_FUSED_HD       marks a formula: it compiles for host and device and is always inlined, so
 //                      that a CPU loop over a tile vectorises
@@ -7,13 +7,13 @@
 //                      line
 //   VAE_FUSED_UNROLL   unrolls the next loop, which must have a constant length; compilers do not
 //                      vectorise a loop that contains another loop
-//   mulhi              upper half of a product of twice the width
+//   mulhi              upper half of the double-width product
 //   bits, real         reinterpretation between float and uint32_t
-//   smaller, larger    the lesser and the greater of two floats
+//   smaller, larger    the smaller and the larger of two floats
 //   rounded_product    a product that is not fused with a sum
 //   cvt_...            conversions of 16-bit types, where the machine has an instruction for them
 //   ..._libm           functions of the platform's library, or faster ones on a GPU
-//   ..._approx         the hardware's approximations of float functions, where it has them
+//   ..._approx         hardware approximations of float functions, where they exist
 #pragma once
 
 #include <cmath>
@@ -32,7 +32,7 @@
 #define VAE_FUSED_NOINLINE_DEVICE VAE_FUSED_HD
 #endif
 
-// A source file whose double precision kernels have many calls to the C library defines
+// A source file whose double-precision kernels contain many calls to the C library defines
 // VAE_FUSED_LIBM_OUT_OF_LINE. Each kernel then contains one copy of each function instead of many.
 #if defined(VAE_FUSED_LIBM_OUT_OF_LINE)
 #define VAE_FUSED_LIBM VAE_FUSED_NOINLINE_DEVICE
@@ -86,8 +86,9 @@ VAE_FUSED_HD float real(uint32_t u) {
 #endif
 }
 
-// Returns x y as a product that no compiler fuses with a sum. Otherwise the other uses of the
-// product would decide whether it is fused, and bits would differ from kernel to kernel.
+// Returns the product x y, which no compiler then fuses into a multiply-add. Otherwise the other
+// uses of the product would determine whether it is fused, and results would not be bit-identical
+// across kernels.
 VAE_FUSED_HD float rounded_product(float x, float y) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(x, y);
@@ -129,9 +130,9 @@ VAE_FUSED_HD uint16_t cvt_bf16_f32(float x) {
 #endif
 #endif
 
-// x < y ? x : y and x > y ? x : y. x must not be NaN; a NaN in y is returned. nvcc compiles these
-// expressions to a comparison and a selection where both are variables, so the code names the
-// instruction itself.
+// x < y ? x : y and x > y ? x : y. x must not be NaN. If y is NaN, the result is NaN. If x and y
+// are both variables, nvcc compiles these expressions to a comparison and a selection, so the code
+// uses inline PTX instead.
 VAE_FUSED_HD float smaller(float x, float y) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float z;
@@ -160,8 +161,8 @@ VAE_FUSED_LIBM double log1p_libm(double x) { return ::log1p(x); }
 VAE_FUSED_LIBM double tanh_libm(double x) { return ::tanh(x); }
 
 // The square root of a float that is 0 or normal, within an ulp. CUDA's own sqrtf calls a function
-// to handle other arguments. Here a Newton step squares the error of an approximate reciprocal root
-// (2^-22.9). The lower bound of 1e-37 avoids 0 * inf for an argument of 0.
+// to handle other arguments. Here a Newton step squares the error of the approximate reciprocal
+// square root, which is 2^-22.9. The lower bound of 1e-37 avoids 0 * inf for an argument of 0.
 VAE_FUSED_HD float sqrt_libm(float x) {
 #if defined(__CUDA_ARCH__)
   x = fmaxf(x, 1e-37f);
@@ -174,8 +175,8 @@ VAE_FUSED_HD float sqrt_libm(float x) {
 #endif
 }
 
-// The next two functions accept any argument, as the division and the root of the C library do. On
-// a GPU they are within 2 ulp and inline; CUDA's own versions are calls.
+// The next two functions accept any argument, as division and sqrtf do in C. On a GPU they are
+// accurate to 2 ulp and inlined, whereas CUDA's own versions are function calls.
 VAE_FUSED_HD float reciprocal_libm(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
@@ -196,13 +197,15 @@ VAE_FUSED_HD float sqrt_any_libm(float x) {
 #endif
 }
 
-// The hardware's approximations, for results that are rounded to 16 bits. Each is one instruction;
-// sine and cosine take two. Their documented errors (PTX ISA, floating point instructions):
+// The hardware approximations, for results that are rounded to 16 bits. Each takes one instruction,
+// except sine and cosine, which take two. Their documented errors (PTX ISA, floating point
+// instructions):
 //
-//   ex2   2^-22 relative           lg2   2^-22 absolute in [1/2, 2], else relative
+//   ex2   2^-22 relative           lg2   2^-22 absolute in [1/2, 2], otherwise relative
 //   sqrt  2^-23 relative           sin, cos   2^-20.5 absolute in [-2 pi, 2 pi]
 //
-// The emulated device makes errors of this size, always downwards.
+// The emulated device introduces errors of this size: relative ones towards 0, absolute ones
+// downwards.
 #if defined(__CUDA_ARCH__)
 constexpr bool kHasApproximations = true;
 #define VAE_FUSED_APPROXIMATION(name)                        \
@@ -238,7 +241,7 @@ inline float cos_approx(float x) { return with_absolute_error(std::cos(x), 6.743
 #endif
 
 // sin and cos of 2 pi u. CUDA's sincos has a slow path with a stack frame for arguments that never
-// occur here. Its sincospi has no slow path, and it also avoids the rounding of the angle.
+// occur here. CUDA's sincospi has no slow path, and it also avoids rounding the angle.
 VAE_FUSED_HD void sincos_turns_libm(double u, double& s, double& c) {
 #if defined(__CUDA_ARCH__)
   ::sincospi(2.0 * u, &s, &c);

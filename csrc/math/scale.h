@@ -1,15 +1,15 @@
-// Maps a network's output to sigma: each function once, with its derivative beside it. Forward
-// needs sigma and x = ln sigma^2; backward also needs their derivatives with respect to the raw
-// output.
+// Maps a network's output to sigma. Each function is defined once, together with its derivative.
+// The forward pass needs sigma and x = ln sigma^2; the backward pass also needs their derivatives
+// with respect to the raw output.
 //
 //   raw -> C(raw) -> t = gain C(raw) + shift -> s = unit base(t) -> sigma = sqrt(s^2 + v) + f
 //       -> max(sigma, std_min)
 //
-// with v = var_floor, f = std_floor. kSqrt adds root_floor = v / unit^2 under its root instead.
-// This gives the same sigma. With v, the derivative of sigma at a variance of 0 would be 0 times
-// infinity. All bases share one code path, so that a kernel whose base is a run-time value contains
-// each exponential and each logarithm once, with a branch around it. The CPU kernels make the base
-// a constant outside of their loops, and the compiler folds the branches.
+// with v = var_floor and f = std_floor. kSqrt instead adds root_floor = v / unit^2 under its own
+// root, which gives the same sigma. With v, the derivative of sigma at a variance of 0 would be 0
+// times infinity. All bases share one code path, so that a kernel whose base is a run-time value
+// contains each exponential and each logarithm once, with a branch around it. The CPU kernels make
+// the base a compile-time constant outside their loops, and the compiler folds the branches.
 #pragma once
 
 #include <type_traits>
@@ -37,8 +37,8 @@ struct Clamped {
   F x, dx;
 };
 
-// Returns outer * inner, and 0 where inner is 0, because outside of a clamp even an infinite outer
-// derivative has no effect.
+// Returns outer * inner, but 0 where inner is 0, because outside the bounds of a clamp even an
+// infinite outer derivative has no effect.
 template <typename F>
 VAE_FUSED_HD F chain(F outer, F inner) {
   return select(inner == F(0), F(0), outer * inner);
@@ -71,15 +71,15 @@ VAE_FUSED_HD Clamped<F> soft_or_hard_clamp(const ScaleOptions<T>& o, F raw) {
                               : hard_clamp(raw, o.low, o.high);
 }
 
-// 1 if the bounds of a clamp change the raw scale, else 0. A soft clamp changes every number, so
-// with one the result is 1 if the magnitude of the raw scale exceeds its bound.
+// 1 if the bounds of a clamp change the raw scale, otherwise 0. A soft clamp changes every value,
+// so with a soft clamp the result is 1 if the magnitude of the raw scale exceeds the clamp's bound.
 template <typename T, typename F>
 VAE_FUSED_HD F is_clamped(const ScaleOptions<T>& o, F raw) {
   if (o.soft_clamp != T(0)) return select(abs(raw) > F(o.soft_clamp), F(1), F(0));
   return select(is_outside(raw, o.low, o.high), F(1), F(0));
 }
 
-// 1 if one of an element's inputs is infinite or NaN, else 0. Such a number minus itself is NaN.
+// 1 if mu or raw is infinite or NaN, otherwise 0. An infinity or a NaN minus itself is NaN.
 template <typename F>
 VAE_FUSED_HD F is_not_finite(F mu, F raw) {
   return select((mu - mu) + (raw - raw) == F(0), F(0), F(1));
@@ -107,7 +107,7 @@ VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 //   kSoftplus   ln(1 + e^t)     2 ln base                s(t)               2 s(t) / base
 //   kSigmoid    s(t)            2 ln base                s(t) s(-t)         2 s(-t)
 //
-// with s(t) = 1 / (1 + e^-t). The last two use e = e^-|t|, which never overflows:
+// with s(t) = 1 / (1 + e^-t). kSoftplus and kSigmoid use e = e^-|t|, which never overflows:
 //
 //   ln(1 + e^t) = max(t, 0) + ln(1 + e)      s(|t|) = 1 / (1 + e),  s(-|t|) = e / (1 + e)
 //   ln s(t) = min(t, 0) - ln(1 + e)
@@ -123,13 +123,14 @@ VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 //   sigma' = s' s / sqrt(s^2 + v)      (ln sigma^2)' = 2 sigma' / sigma
 //
 // For a large s, s^2 + v rounds to s^2 long before s^2 overflows. Below std_min both derivatives
-// are 0. Where an exponential overflows, sigma has absorbed all floors, and sigma' / sigma would be
-// inf / inf. There the derivative of ln sigma^2 is that of the base.
+// are 0. Where an exponential overflows, the floors no longer affect sigma, and sigma' / sigma
+// would be inf / inf, so the derivative of ln sigma^2 is that of the base.
 // ---------------------------------------------------------------------------------------------
 
-// In float, e^t is the root of e^2t where e^2t is normal, and has the same bits as in the default
-// call. In double it is computed directly. Selecting the argument keeps one exponential in the
-// code. Two calls instead made the code for sm_120 0.1 MB larger.
+// In float, e^t is computed as the square root of e^2t where e^2t is normal, and is then
+// bit-identical to that of the default call. In double it is computed directly. Because only the
+// argument is selected, the code contains a single exponential. With two exponentials, the sm_120
+// code was 0.1 MB larger.
 template <typename F>
 VAE_FUSED_HD F exponent_of(F t) {
   return select(is_near(t + t), t + t, t);
@@ -153,8 +154,7 @@ VAE_FUSED_HD bool has_floor(const ScaleOptions<T>& o) {
   return o.var_floor != T(0) || o.std_floor != T(0) || o.std_min != T(0);
 }
 
-// Returns s and its derivative, and where the base provides them also x and its derivative. `slope`
-// is C'.
+// Returns s and its derivative, and x and its derivative if the base provides them. `slope` is C'.
 template <typename T, typename F>
 VAE_FUSED_HD Scale<F> base_of(const ScaleOptions<T>& o, ScaleBase base, F t, F slope) {
   const bool logistic = base == ScaleBase::kSoftplus || base == ScaleBase::kSigmoid;

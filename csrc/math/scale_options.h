@@ -1,5 +1,5 @@
-// The options of a scale, which map a network's output to sigma, as plain numbers. math/scale.h has
-// the formulas.
+// The options of a scale, as plain data. They define how a network's output is mapped to sigma.
+// math/scale.h contains the formulas.
 #pragma once
 
 #include <limits>
@@ -9,8 +9,8 @@
 
 namespace vae_fused::math {
 
-// These are constants and not inline functions, because the linker keeps one copy of an inline
-// function, which would then serve the files of all instruction sets.
+// These are constants and not inline functions, because the linker keeps a single copy of an inline
+// function, and the files of all instruction sets would then call that copy.
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 template <typename T>
@@ -21,8 +21,8 @@ VAE_FUSED_HD bool is_clamp(T low, T high) {
   return low > -kInfinity<T> || high < kInfinity<T>;
 }
 
-// The functions sigma0(x) of math/scale.h. Each public kind is one of them with an affine map
-// before it and a factor after it: see kKinds in csrc/torch/scale.cpp.
+// The functions base(x) of math/scale.h. Each public kind is one of these functions, with an affine
+// map before it and a factor after it: see kKinds in csrc/torch/scale.cpp.
 enum class ScaleBase : int32_t { kExp, kIdentity, kSqrt, kSoftplus, kSigmoid };
 
 //   raw -> C(raw) -> x = gain C(raw) + shift -> sigma0 = unit base(x)
@@ -32,7 +32,7 @@ enum class ScaleBase : int32_t { kExp, kIdentity, kSqrt, kSoftplus, kSigmoid };
 // root_floor instead of var_floor: sigma0 = unit sqrt(x + root_floor).
 //
 // Python passes the kind, and the user's gain and shift. csrc/torch/scale.cpp derives the fields
-// that also contain the kind's own gain and unit, and the beta of softplus.
+// that also depend on the kind's own gain and unit, and on the beta of softplus.
 #define VAE_FUSED_SCALE_OPTIONS(OPTION, GIVEN, DERIVED) \
   GIVEN(kind, 0)                                        \
   DERIVED(ScaleBase, base, ScaleBase::kExp)             \

@@ -1,7 +1,7 @@
-// Functions that the likelihoods of counts need beside math/elementary.h: logarithms near 1, and
-// the corrections of Stirling's series, which replace log-gamma and digamma. `F` is a float, a
-// double or a vector of floats (cpu/vector.h). In float the errors have these bounds, swept by
-// tests/native:
+// Functions that the count likelihoods need in addition to math/elementary.h: logarithms near 1,
+// and the corrections of Stirling's series, which replace log-gamma and digamma. `F` is a float, a
+// double or a vector of floats (cpu/vector.h). In float the errors have these bounds, which sweeps
+// in tests/native verify:
 //
 //   function               domain           error bound
 //   log1p                  r >= 0           2 ulp plus half an ulp of 1 + r: 4 ulp; NaN stays NaN
@@ -10,9 +10,9 @@
 //   stirling_error         z > 0            4e-8 (1 + S)
 //   stirling_error_slope   z >= 1           1e-7 / z^2
 //
-// Everything is evaluated in the arithmetic of F. Float tensors use no double precision anywhere,
-// because consumer GPUs run it at 1/64 of the speed. Double tensors use the platform's library, and
-// series that are long enough for errors of a few 1e-16.
+// Everything is evaluated in the precision of F. Float tensors use no double precision anywhere,
+// because consumer GPUs run double precision at 1/64 of the speed of float. Double tensors use the
+// platform's library, and series that are long enough to keep errors at a few 1e-16.
 #pragma once
 
 #include "math/elementary.h"
@@ -25,9 +25,10 @@ namespace vae_fused::math {
 //   ln u = head + tail      head = f, tail = ln(1 + f) - f                 near 1
 //                           head = n ln 2 + g, tail = ln(1 + g) - g        elsewhere, u = 2^n (1+g)
 //
-// Near 1, in [sqrt(1/2), sqrt(2)), rounding u would lose the digits of f. A sum in which the heads
-// cancel needs only the tail. The tail is -f^2 / 2 + ..., computed by a polynomial, so nothing
-// cancels in it. The comparisons are false for NaN, so NaN is returned as f.
+// Near 1, in [sqrt(1/2), sqrt(2)), rounding u would lose the digits of f. If the heads of several
+// logarithms cancel in a sum, only their tails are needed. The tail is -f^2 / 2 + ..., computed by
+// a polynomial, so nothing cancels in it. The comparisons are false for NaN, so for NaN the head is
+// f, which is NaN as well.
 // ---------------------------------------------------------------------------------------------
 
 template <typename F>
@@ -116,14 +117,14 @@ VAE_FUSED_HD F log1p_excess(F a, F b, F ratio) {
 // ---------------------------------------------------------------------------------------------
 // S(z) = ln Gamma(z + 1) - (z + 1/2) ln z + z - 1/2 ln 2 pi = 1/(12 z) - 1/(360 z^3) + ...
 //
-// is the error of Stirling's formula. S is positive and decreasing. It is 0.0811 at 1 and behaves
-// as -1/2 ln z + ... towards 0. With t = 1 / (z^2 + c)
+// is the error of Stirling's formula. S is positive and decreasing. It is 0.0811 at z = 1, and it
+// behaves like -1/2 ln z + ... as z approaches 0. With t = 1 / (z^2 + c)
 //
 //   S(z) = z t P(t),  c = 0.18      -S'(z) = ln z - 1/(2 z) - psi(z) = t R(t),  c = 0.32
 //
 // for all z >= 1. The series of S in 1 / z does not converge, but because of the shift c this has
-// no effect for z >= 1. P needs only degree 4 for an absolute error of 9e-9, and R needs only
-// degree 4 for a relative error of 6e-7. Below 1, S follows from S(z + 1), because
+// no effect for z >= 1. A polynomial P of degree 4 has an absolute error of only 9e-9, and an R of
+// degree 4 has a relative error of only 6e-7. Below 1, S follows from S(z + 1), because
 // Gamma(z + 2) = (z + 1) Gamma(z + 1):
 //
 //   S(z) = S(z + 1) + (z + 1/2) ln(1 + 1/z) - 1
@@ -167,7 +168,7 @@ VAE_FUSED_HD F stirling_error_slope(F z) {
   return slope;
 }
 
-// In double the same recurrence raises z to at least 10. There 8 terms of the series in 1 / z^2
+// In double the same recurrence raises z to at least 10, where 8 terms of the series in 1 / z^2
 // give 16 digits.
 constexpr int kStirlingTerms = 8;
 
@@ -178,7 +179,7 @@ VAE_FUSED_HD double stirling_series(int k) {  // B_2k / (2k (2k - 1)) for k = 1,
   return kTerms[k - 1];
 }
 
-// These functions are out of line on a GPU, because one double precision kernel calls each of them
+// These functions are not inlined on a GPU, because one double-precision kernel calls each of them
 // several times.
 VAE_FUSED_NOINLINE_DEVICE double stirling_error(double z) {
   double s = 0;

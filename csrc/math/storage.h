@@ -1,4 +1,4 @@
-// 16-bit storage types, and their conversion from and to the type of the arithmetic.
+// 16-bit storage types, and their conversion to and from the arithmetic type.
 //
 // Conversions operate on the bits, without branches, so that a loop over a tile vectorises on every
 // instruction set. They round to nearest even. A GPU has an instruction for most of them.
@@ -16,7 +16,7 @@ struct BFloat16 {
   uint16_t u;
 };
 
-// The type of the arithmetic for a storage type.
+// The arithmetic type for a storage type.
 template <typename S>
 struct Arithmetic {
   using type = float;
@@ -28,7 +28,7 @@ struct Arithmetic<double> {
 template <typename S>
 using arithmetic_t = typename Arithmetic<S>::type;
 
-// Whether a storage type is coarse enough to hide the errors of the hardware's approximations.
+// Whether a storage type is coarse enough to hide the errors of the hardware approximations.
 template <typename S>
 constexpr bool kCoarse = sizeof(S) == 2;
 
@@ -40,8 +40,8 @@ VAE_FUSED_HD double widen(int64_t x) { return static_cast<double>(x); }
 
 VAE_FUSED_HD float widen(BFloat16 x) { return real(static_cast<uint32_t>(x.u) << 16); }
 
-// Multiplying by 2^112 moves the exponent's bias from 15 to 127, also for subnormals. An exponent
-// of all ones (inf, NaN) is set separately.
+// Multiplying by 2^112 changes the exponent bias from 15 to 127, and this also works for
+// subnormals. An exponent of all ones (inf, NaN) is set separately.
 VAE_FUSED_HD float widen(Half x) {
 #if defined(VAE_FUSED_HAS_CVT_F16)
   return cvt_f32_f16(x.u);
@@ -66,9 +66,9 @@ VAE_FUSED_HD void narrow(float x, BFloat16& out) {
 #endif
 }
 
-// If the result is normal, half an ulp is added at bit 13, which rounds to even, and the bias is
-// moved. If the result is subnormal, adding 0.5 leaves the rounded multiple of 2^-24 in the low
-// bits. 65520 and above become inf.
+// If the result is normal, half an ulp is added at bit 13, which rounds to even, and the exponent
+// bias is changed. If the result is subnormal, adding 0.5 leaves the rounded multiple of 2^-24 in
+// the low bits. Values of 65520 and above become inf.
 VAE_FUSED_HD void narrow(float x, Half& out) {
 #if defined(VAE_FUSED_HAS_CVT_F16)
   out.u = cvt_f16_f32(x);
@@ -84,8 +84,8 @@ VAE_FUSED_HD void narrow(float x, Half& out) {
 #endif
 }
 
-// Two neighbouring elements as one word of memory. A GPU converts from and to either half of a
-// register. Extracting the second bfloat16 alone would take a PRMT, a move and a shift.
+// Two neighbouring elements in one 32-bit word. A GPU converts to and from either half of a
+// register. Extracting the second bfloat16 by itself would take a PRMT, a move and a shift.
 template <typename S>
 struct Pair {
   uint32_t u;

@@ -1,6 +1,6 @@
-// The calls of the latent family from csrc/torch to the kernels: plain structs, and an entry point
-// for each device and direction. They include neither torch nor CUDA, so a kernel can be built and
-// tested without either.
+// The interface between csrc/torch and the kernels of the latent family: plain structs, and an
+// entry point for each device and direction. The interface includes neither torch nor CUDA, so the
+// kernels can be built and tested without either.
 #pragma once
 
 #include "iteration/key.h"
@@ -16,20 +16,21 @@ struct Gaussians {
   math::LatentOptions<double> options;
   Operand mu;
   Operand raw;                    // the raw scale, which determines sigma; absent: sigma = 1
-  Operand prior_mean, prior_raw;  // absent: the numbers of the options apply
+  Operand prior_mean, prior_raw;  // absent: the values in `options` apply
   Operand mask;                   // bytes, 0 or 1; absent: 1 everywhere
   int64_t samples = 1;            // sample s of element i has normal s * numel + i of the stream
 };
 
-// Whether the kernels of math::DefaultOptions can serve these Gaussians. It does not check the
-// mask.
+// Whether the kernels for math::DefaultOptions can process these Gaussians. The mask is not
+// checked.
 inline bool has_default_options(const Gaussians& gaussians) {
   return gaussians.raw.data && !gaussians.prior_mean.data && !gaussians.prior_raw.data &&
          gaussians.samples == 1 && math::is_default(gaussians.options);
 }
 
-// z = mu + T sigma eps and the KL of each row. Either may be absent. If samples estimate the KL
-// (LatentOptions::at_sample), `samples` is 1, because the samples are elements of the space.
+// z = mu + T sigma eps and the KL of each row. Either may be absent. If the KL is estimated from
+// samples (LatentOptions::at_sample), `samples` is 1, because the samples are then elements of the
+// space.
 struct ForwardParams {
   DType dtype = DType::kFloat32;
   Space space;
@@ -41,8 +42,8 @@ struct ForwardParams {
   uint64_t* key_out = nullptr;  // [2], the key that was used; absent: not required
 };
 
-// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`. If samples estimate the KL, grad_kl has the
-// rows of each sample, one sample after the other.
+// Gradients of `sum(grad_z * z) + sum(grad_kl * kl)`. If the KL is estimated from samples, grad_kl
+// contains the rows of each sample, one sample after the other.
 struct BackwardParams {
   DType dtype = DType::kFloat32;
   Space space;
@@ -58,8 +59,8 @@ struct BackwardParams {
 inline math::LatentOptions<double>& options_of(ForwardParams& p) { return p.gaussians.options; }
 inline math::LatentOptions<double>& options_of(BackwardParams& p) { return p.gaussians.options; }
 
-// A call with pointers to the options that it passes on the device. The kernels for default options
-// have no parameter for these pointers.
+// A call with pointers to those of its options whose values are on the device. The kernels for
+// default options do not take these pointers.
 template <typename Params>
 struct WithScalars : Params {
   math::DeviceScalars scalars;
@@ -109,8 +110,8 @@ void backward(const WithScalars<BackwardParams>& params, ParallelFor parallel_fo
 
 namespace cuda {
 
-// `stream` is a cudaStream_t, and the result is a cudaError_t. Each function needs one launch, and
-// `forward` a second one for rows of several tiles if no ticket is left.
+// `stream` is a cudaStream_t, and the result is a cudaError_t. Each function performs one launch.
+// For rows of several tiles, `forward` performs a second launch if no ticket is left.
 int forward(const WithScalars<ForwardParams>& params, void* stream);
 int backward(const WithScalars<BackwardParams>& params, void* stream);
 

@@ -1,13 +1,14 @@
-// The calls for a list of tensors of the latent family: see params/latent.h.
+// The calls of the latent family that process a list of tensors: see params/latent.h.
 #pragma once
 
 #include "params/latent.h"
 
 namespace vae_fused {
 
-// A list of contiguous tensors in one launch. Each tensor has its own prior, and kl is the sum of
-// their KLs, each times its weight. Tensor k's noise begins at block first_block of the stream.
-constexpr int kMaxItems = 224;  // 28 KiB of a kernel's parameters, whose limit is 32 KiB
+// A list of contiguous tensors that one launch processes. Each tensor has its own prior, and kl is
+// the weighted sum of the tensors' KLs. A tensor's noise begins at block first_block of the noise
+// stream.
+constexpr int kMaxItems = 224;  // 28 KiB of kernel parameters, whose limit is 32 KiB
 
 struct Item {
   const void *mu = nullptr, *raw = nullptr;
@@ -22,8 +23,8 @@ struct Item {
   double weight = 1.0;
 };
 
-// Calls visit(name, data) for each tensor of an item, with the name of that operand in the call for
-// a single tensor.
+// Calls visit(name, data) for each tensor of an item. The name is that of the same operand in a
+// single-tensor call.
 template <typename Visit>
 void for_each_tensor(const Item& item, const Visit& visit) {
   visit("mu", item.mu);

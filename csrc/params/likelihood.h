@@ -1,4 +1,4 @@
-// The calls of the likelihood family from csrc/torch to the kernels: see params/latent.h.
+// The interface between csrc/torch and the kernels of the likelihood family: see params/latent.h.
 #pragma once
 
 #include "iteration/rows.h"
@@ -8,8 +8,8 @@
 
 namespace vae_fused {
 
-// The dtype of a target. Kernels convert it when they load it, because pixels and counts are often
-// integers.
+// The dtype of a target. Kernels convert targets when they load them, because pixels and counts are
+// often integers.
 enum class TargetType : int32_t {
   kFloat32,
   kFloat64,
@@ -35,10 +35,10 @@ constexpr int size_of(TargetType type) {
   }
 }
 
-// The bytes of an element in the dtype of the arithmetic.
+// The size in bytes of an element in the arithmetic dtype.
 constexpr int arithmetic_size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
-// The inputs of both directions. Operands that a call does not have are absent.
+// The inputs of forward and backward calls. Operands that a call does not have are absent.
 struct Observations {
   LikelihoodKind kind = LikelihoodKind::kBernoulli;
   math::LikelihoodOptions<double> options;
@@ -52,18 +52,18 @@ struct Observations {
   Operand row_max, row_shift;
 };
 
-// The KL term of an evidence lower bound. The row sums of nll are its reconstruction, and k is the
-// KL of a sample. Either one result r sums over all samples, or each sample has a result of its
-// own:
+// The KL term of an evidence lower bound. The row sums of nll are the reconstruction term of the
+// bound, and k is the KL of a sample. Either a single result r is the sum over all samples, or each
+// sample has its own result:
 //
 //   kl[r] = factor * sum of k       loss[r] = nll[r] + beta * factor * sum of p(k)
 //
-// with p of math/likelihood/kl_term.h. All arrays are in the dtype of the arithmetic.
+// where math/likelihood/kl_term.h defines p. All arrays are in the arithmetic dtype.
 struct KlTerm {
   const void* samples = nullptr;  // [count]: k; absent: there is no KL term
   int64_t count = 0, stride = 1;
   double factor = 1.0;
-  const void *beta = nullptr, *capacity = nullptr;  // one value each; absent: the numbers below
+  const void *beta = nullptr, *capacity = nullptr;  // one value each; absent: the values below
   double beta_value = 1.0, capacity_value = 0.0;
   bool has_capacity = false;
   int64_t results = 1;  // 1 or count
@@ -78,7 +78,7 @@ struct KlTerm {
   VAE_FUSED_HD bool has_gradients() const { return grad_samples || grad_beta; }
 };
 
-// The sums over rows of weight * -ln p(target).
+// The row sums of weight * -ln p(target).
 struct NllParams {
   DType dtype = DType::kFloat32;  // of the outputs
   Space space;
@@ -87,12 +87,12 @@ struct NllParams {
   KlTerm kl;
 };
 
-// The gradients of sum(grad * nll). Its space has no summed dimensions, so all dimensions keep
+// The gradients of sum(grad * nll). The space has no summed dimensions, so all dimensions keep
 // their order.
 //
-// Where a kernel can sum the gradient of a broadcast parameter, it does not write it at full size.
-// The operand of the sums has a double for each value of the parameter, and the strides of the
-// parameter.
+// Where a kernel can sum the gradient of a broadcast parameter, it does not write the gradient at
+// full size. The operand for these sums has one double per value of the parameter, and has the
+// parameter's strides.
 struct NllBackwardParams {
   DType dtype = DType::kFloat32;
   Space space;
@@ -101,23 +101,23 @@ struct NllBackwardParams {
   // Absent: 1.
   Operand grad;
   double factor = 1.0;
-  // For a softmax: the row's sum of d / d log mean, and the library, which is a part of the log
-  // mean. A library that was infinite is 0 here. In that case the mean is 0, and so is its
-  // gradient.
+  // For a softmax: the row sum of d / d log mean, and the library, which is a part of the log mean.
+  // An infinite library is replaced by 0. In that case the mean is 0, and so is its gradient.
   Operand row_dot, library;
   Operand grad_output, grad_target;
   Operand grad_second, grad_third;  // in full size, in the dtype of the outputs
   Operand sum_second, sum_third;    // or summed, as doubles
   double* partials = nullptr;       // [cuda::partials_of], for these sums on a GPU
   RowSums dot;                      // the result of softmax_dot
-  // The value of nll in the same pass, for a space of one row: the sum of the elements, each times
-  // the gradient of its term. On a GPU its partials are [cuda::value_partials_of].
+  // The value of nll, computed in the same pass, for a space of one row: the sum of the elements,
+  // each multiplied by the gradient of its term. On a GPU its partials are
+  // [cuda::value_partials_of].
   RowSums nll;
-  KlTerm kl;  // kernels write its results if nll is present, else its gradients
+  KlTerm kl;  // kernels write its results if nll is present, and otherwise its gradients
 };
 
 // A softmax over rows of logits. Forward: row_max = max(logit) and row_shift = library - ln sum
-// exp(logit - row_max). Masked elements do not take part.
+// exp(logit - row_max). Masked elements are excluded.
 struct SoftmaxParams {
   DType dtype = DType::kFloat32;
   Space space;  // its rows are the rows of the softmax
@@ -128,9 +128,9 @@ struct SoftmaxParams {
   double* partials = nullptr;
 };
 
-// Gradients that the forward launch has written for a loss whose gradient is 1. Backward multiplies
-// them by the actual gradient. This factor is nearly always 1, and then no buffer is read or
-// written.
+// Gradients that the forward launch wrote as if the gradient of the loss were 1. Backward
+// multiplies them by the actual gradient. This factor is nearly always 1, and in that case backward
+// reads and writes no buffer.
 constexpr int kMaxBuffers = 5;
 struct GradientBuffers {
   struct Buffer {
@@ -188,10 +188,10 @@ namespace cpu {
 void nll(const NllParams& params, ParallelFor parallel_for);
 void nll_backward(const NllBackwardParams& params, ParallelFor parallel_for);
 void softmax_rows(const SoftmaxParams& params, ParallelFor parallel_for);
-// dot[row] = the row's sum of d(factor * sum(grad * nll)) / d log mean. The rows of the space are
+// dot[row] = the row sum of d(factor * sum(grad * nll)) / d log mean. The rows of the space are
 // those of the softmax.
 void softmax_dot(const NllBackwardParams& params, ParallelFor parallel_for);
-// Computes the gradients of the KL term if nll needs none.
+// Computes the gradients of the KL term if nll needs no gradients.
 void kl_backward(const NllBackwardParams& params, ParallelFor parallel_for);
 // Multiplies buffers by `factor`, in place.
 void scale_gradients(const GradientBuffers& params, ParallelFor parallel_for);
@@ -200,8 +200,9 @@ void scale_gradients(const GradientBuffers& params, ParallelFor parallel_for);
 
 namespace cuda {
 
-// See params/latent.h. Each function needs one launch. nll_backward needs a short second one if it
-// sums gradients, and a launch that combines row sums needs one if no ticket is left.
+// See params/latent.h. Each function performs one launch. nll_backward performs a short second
+// launch if it sums gradients, and a function that combines row sums performs one if no ticket is
+// left.
 int nll(const NllParams& params, void* stream);
 int nll_backward(const NllBackwardParams& params, void* stream);
 int softmax_rows(const SoftmaxParams& params, void* stream);
@@ -209,9 +210,10 @@ int softmax_dot(const NllBackwardParams& params, void* stream);
 int kl_backward(const NllBackwardParams& params, void* stream);
 int scale_gradients(const GradientBuffers& params, void* stream);
 
-// The number of partial sums that nll_backward writes for the parameters that it sums.
+// The number of partial sums that nll_backward writes for the parameters whose gradients it sums.
 int64_t partials_of(const NllBackwardParams& params);
-// The number of partial sums that nll_backward writes for the value of nll, if it computes that.
+// The number of partial sums that nll_backward writes for the value of nll, if it also computes the
+// value.
 int64_t value_partials_of(const NllBackwardParams& params);
 
 }  // namespace cuda

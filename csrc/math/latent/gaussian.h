@@ -3,9 +3,9 @@
 // and its adjoint below it.
 //
 // A formula that depends on the options of a call has two forms, selected by its first argument.
-// LatentOptions contains everything that a call may choose. DefaultOptions is the default call
+// LatentOptions contains every option of a call. DefaultOptions represents the default call
 // (logvar, clamped or not, standard normal prior). Its other options are constants, which the
-// compiler folds away. Formulas of samples and KLs also accept the Weights of LatentOptions.
+// compiler folds away. The formulas for samples and KLs also accept the Weights of LatentOptions.
 #pragma once
 
 #include "math/latent/options.h"
@@ -16,16 +16,16 @@ namespace vae_fused::math {
 // ---------------------------------------------------------------------------------------------
 // g(x) = e^x - 1 - x and h(x) = e^x - 1 = x + g(x)
 //
-// The KL below is half of mu^2 + g(x), and h is the derivative of g. Both cancel near 0: in fp32
-// e^x - 1 - x is wrong by a factor of 3 at x = 1e-4, and negative at -1e-4. For |x| <= 1 both are
-// computed instead from
+// The KL below is half of mu^2 + g(x), and h is the derivative of g. Both suffer from cancellation
+// near 0: in fp32, e^x - 1 - x is wrong by a factor of 3 at x = 1e-4, and negative at -1e-4. For
+// |x| <= 1 both are computed instead from
 //
 //   g(x) = x^2 P(x),   P(x) = (e^x - 1 - x) / x^2 = 1/2 + x/6 + x^2/24 + ...  > 0
 //
 // with a minimax polynomial of relative error 1.0e-8 (float) and 1.7e-17 (double). The square keeps
 // g non-negative. For |x| > 1 nothing is lost: |h| > 0.63, g > 0.36. The coarse polynomial is for
-// |x| <= 3/4. It has two degrees less and a relative error of 3.1e-7. At x = +inf the direct form
-// would be inf - inf. A clipped x gives the limit, +inf, where eager code returns NaN.
+// |x| <= 3/4. Its degree is lower by two, and its relative error is 3.1e-7. At x = +inf the direct
+// form would be inf - inf. A clipped x gives the limit, +inf, where eager PyTorch returns NaN.
 // ---------------------------------------------------------------------------------------------
 
 template <bool coarse, typename F>
@@ -73,8 +73,8 @@ struct Excess {
   F g, h;
 };
 
-// Above 178 g no longer depends on the subtracted x, because in float even e^(x/2) is inf, and e^x
-// has long absorbed x. Clipping x there before it is subtracted keeps g from being inf - inf.
+// Above x = 178, subtracting x no longer changes g, because in float even e^(x/2) is inf, and x is
+// negligible beside e^x. Clipping x before it is subtracted keeps g from becoming inf - inf.
 constexpr float kClipForExp = 178;
 template <typename F>
 VAE_FUSED_HD F clip_for_exp(F x) {
@@ -88,19 +88,19 @@ VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
   return {select(far, direct - x, series), select(far, direct, x + series)};
 }
 
-// sigma, g and h are computed together, which costs less. With e^x = q (1 + t), q = 2^n, x = n ln
+// sigma, g and h are computed together, which is cheaper. With e^x = q (1 + t), q = 2^n, x = n ln
 // 2 + f, t = f + u and u >= 0 (see `exponential`),
 //
 //   sigma = sqrt(q + q t)      h = q t + (q - 1)      g = q u + (q f + (q - 1 - x))
 //
-// For n = 0, that is |x| < ln 2 / 2, f is x, g is u and h is t. So nothing cancels, and g is not
-// negative. The relative errors are 9.0e-8 for sigma, 1.3e-7 for h, and 2.8e-7 for g. Around
+// For n = 0, that is for |x| < ln 2 / 2, f is x, g is u and h is t. So nothing cancels, and g is
+// not negative. The relative errors are 9.0e-8 for sigma, 1.3e-7 for h, and 2.8e-7 for g. Around
 // |x| = 0.35, where n is 1 or -1 and g is small, the error of g is 7.4e-7. With
 // (q - 1) f + (q - 1 - n ln 2) as the last term of g it would be 3.0e-7 there, but the average
-// error for large x would double, to over twice that of eager code.
+// error for large x would double, to over twice that of eager PyTorch.
 //
-// This holds while q and e^x are normal numbers, |x| < 87. Beyond that, sigma is e^(x/2), and g and
-// h use the direct form.
+// This works while q and e^x are normal numbers, that is for |x| < 87. Beyond that, sigma is
+// e^(x/2), and g and h use the direct form.
 template <typename F>
 struct Exponentials {
   F sigma;
@@ -109,7 +109,7 @@ struct Exponentials {
 };
 
 // In double, g and h use polynomials of degree 15, which are evaluated only where their values are
-// used. If evaluated earlier, they would occupy registers that the rest of the kernel needs.
+// used. If evaluated earlier, g and h would occupy registers that the rest of the kernel needs.
 template <>
 struct Exponentials<double> {
   double sigma, variance;
@@ -125,9 +125,9 @@ VAE_FUSED_HD Exponentials<F> near_exponentials(F x) {
   return {sqrt_normal(p.q * p.t + p.q), {p.q * p.u + (p.q * p.f + (q1 - x)), p.q * p.t + q1}};
 }
 
-// Returns `near` where |x| < kNear, else the exponentials in their direct form. `near` is passed by
-// value, because from sm_100 on a reference keeps it in memory. The condition is computed from y,
-// because the caller's result of is_near would have to stay in registers.
+// Returns `near` where |x| < kNear, and otherwise the exponentials in direct form. From sm_100 on,
+// an argument passed by reference stays in memory, so `near` is passed by value. The condition is
+// computed from y, because the caller's result of is_near would have to stay in registers.
 template <typename F>
 VAE_FUSED_NOINLINE_DEVICE Exponentials<F> near_or_far_exponentials(F x, Exponentials<F> near) {
   const F y = F(0.5) * clip_for_exp(x);
@@ -138,7 +138,7 @@ VAE_FUSED_NOINLINE_DEVICE Exponentials<F> near_or_far_exponentials(F x, Exponent
           {select(is_near, near.gh.g, direct - (y + y)), select(is_near, near.gh.h, direct)}};
 }
 
-// For several numbers, as a thread of a GPU holds them, with one branch for all of them.
+// For the N values that a GPU thread holds, with a single branch for all of them.
 template <int N, typename F>
 VAE_FUSED_HD void exponentials(const F (&x)[N], Exponentials<F> (&out)[N]) {
   bool near = true;
@@ -189,7 +189,7 @@ VAE_FUSED_HD DefaultOptions<T> default_options(const LatentOptions<double>& o) {
   return {low, high, sizeof(T) == 8 ? high : smaller(high, T(kClipForExp))};
 }
 
-// For gradients. They do not need g, and `is_clamped` must not be true for the clip alone.
+// For gradients, which do not need g. `is_clamped` must not be true because of the clip alone.
 template <typename T>
 VAE_FUSED_HD DefaultOptions<T> without_clip(DefaultOptions<T> o) {
   o.clip_high = o.high;
@@ -202,8 +202,8 @@ VAE_FUSED_HD F clamp_raw(const DefaultOptions<T>& o, F raw) {
   return raw;
 }
 
-// For 16-bit results on a GPU, the exponentials may be approximate as well. For |x| <= 20 the KL of
-// an element then has a relative error of at most 4e-6.
+// For 16-bit results on a GPU, the exponentials may be approximate as well. For |x| <= 20, the
+// relative error of an element's KL is then at most 4e-6.
 template <bool coarse, int N, typename T>
 VAE_FUSED_HD void exponentials_for(const T (&x)[N], Exponentials<T> (&out)[N]) {
   if constexpr (coarse && kHasApproximations) {
@@ -297,7 +297,7 @@ VAE_FUSED_HD F precision_of(F tau) {
   return reciprocal(larger(F(kSmallest<number_t<F>>), tau));
 }
 
-// A prior without a tensor for its scale uses the numbers of the options.
+// Without a tensor for its scale, the prior uses the scale in the options.
 template <int N, typename T>
 VAE_FUSED_HD void prior(const LatentOptions<T>& o, bool has_raw, const T (&mean)[N],
                         const T (&raw)[N], Prior<T> (&out)[N]) {
@@ -343,13 +343,13 @@ VAE_FUSED_HD Relative<F> relative(const LatentOptions<T>&, const Posterior<F>& q
 //   dkl/dmu = d / tau       dkl/dln sigma^2 =  1/2 h(x)
 //   dkl/dm  = -d / tau      dkl/dln tau^2   = -1/2 (h(x) + d^2)
 //
-// Linear form, for a point mu at which p is evaluated: 1/2 (d^2 + c - x). There d^2 contains
-// r^2 = e^x on average, and h(x) = -1. For sigma = 1 and c = ln 2 pi the form is -ln p(mu).
+// Linear form, for a point mu at which p is evaluated: 1/2 (d^2 + c - x). There the average of d^2
+// contains r^2 = e^x, and h(x) = -1. For sigma = 1 and c = ln 2 pi the form is -ln p(mu).
 //
 // The KL of an element is at least free_bits. Below that bound its gradient is 0. `is_linear_form`
 // is an argument, so that callers can pass a constant and compile a loop for each form.
 //
-// The functions for elements return twice the KL and, with DefaultOptions, twice the gradient of x.
+// The per-element functions return twice the KL and, with DefaultOptions, twice the gradient of x.
 // The factor 1/2 is exact and is applied once, to a sum.
 // ---------------------------------------------------------------------------------------------
 

@@ -1,31 +1,31 @@
-// The KL estimated at the sample itself, ln q(z) - ln p(z): its derivation and its adjoint.
-// gaussian.h defines q, p and z.
+// Estimates the KL at the sample z as ln q(z) - ln p(z). gaussian.h defines q, p and z.
 //
 // With w = T eps and d = (z - m) / tau,
 //
 //   ln q(z) = -1/2 (w^2 + ln sigma^2 + ln 2 pi)      ln p(z) = -1/2 (d^2 + ln tau^2 + ln 2 pi)
 //   ln q(z) - ln p(z) = 1/2 (d^2 - w^2 - x)
 //
-// Its mean over eps is the KL if T = 1. Unlike the KL it can be negative. Near q = p, d is close to
-// w, and two steps keep their difference accurate. First, d^2 - w^2 is computed as a product.
-// Second, d is not formed from z, whose rounding error would be divided by tau, but as
-// (mu - m) / tau + sigma w / tau. With mu = m = 100 and sigma = tau = 0.01 the error of the
-// estimate is then 2e-6 instead of 1.5e-3.
+// If T = 1, the mean of this estimate over eps is the KL. Unlike the KL, the estimate can be
+// negative. Near q = p, d is close to w, and two measures keep their difference accurate. First,
+// d^2 - w^2 is computed as a product. Second, d is not formed from z, whose rounding error would be
+// divided by tau, but as (mu - m) / tau + sigma w / tau. With mu = m = 100 and sigma = tau = 0.01,
+// the error of the estimate is then 2e-6 instead of 1.5e-3.
 //
-// The gradient of z is passed on to mu, sigma and eps as for any sample. In addition there are
+// The gradient of z is passed on to mu, sigma and eps as for any sample. The additional terms are
 //
 //   d/dz = d / tau       d/deps = -T w      d/dln sigma^2  = -1/2
 //   d/dm = -d / tau                         d/dln tau^2    = 1/2 (1 - d^2)
 //
-// With stop_q the parameters of q count as constants in ln q, which then depends only on z, through
-// w = (z - constant mu) / constant sigma. The omitted part of the gradient, the score of q, has the
-// mean 0 ("sticking the landing", Roeder et al. 2017). The terms that differ from those above are
+// With stop_q the parameters of q are treated as constants in ln q, which then depends only on z,
+// through w = (z - constant mu) / constant sigma. The omitted part of the gradient, the score of q,
+// has a mean of 0 ("sticking the landing", Roeder et al. 2017). The terms that differ from those
+// above are
 //
 //   d/dmu = -w / sigma      d/dln sigma^2 = -w^2 / 2
 //
-// and they are added to the gradient through d. The second is computed directly. If -w / sigma were
-// passed on through z, it could overflow before it is multiplied by sigma again. Where q = p, the
-// sum of all terms of the gradient is 0 for every z.
+// and they are added to the gradient through d. The term -w^2 / 2 is computed directly. If
+// -w / sigma were passed on through z, it could overflow before it is multiplied by sigma again.
+// Where q = p, the sum of all terms of the gradient is 0 for every z.
 #pragma once
 
 #include "math/latent/gaussian.h"

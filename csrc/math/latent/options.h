@@ -1,7 +1,7 @@
-// The options of a call's Gaussians, as plain numbers: how a network's output becomes sigma, what
+// The options of a call's Gaussians, as plain data: how a network's output is mapped to sigma, what
 // the prior is, and how the KL and its gradient are weighted. The host derives
-// LatentOptions<double> from the numbers that Python passes. Kernels use it in the type of their
-// arithmetic.
+// LatentOptions<double> from the numbers that Python passes. Kernels use LatentOptions of their
+// arithmetic type.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 
 namespace vae_fused::math {
 
-// The options other than those of the posterior's and of the prior's scale. The prior's mean and
-// raw scale are used where the prior has no tensors for them.
+// All options except those of the posterior's and the prior's scales. prior_mean and prior_raw are
+// used where the prior has no tensor for them.
 #define VAE_FUSED_LATENT_OPTIONS(OPTION, GIVEN, DERIVED)                           \
   OPTION(T, mu_soft_clamp, 0)                                                      \
   DERIVED(T, per_mu_soft_clamp, 0)                                                 \
@@ -21,7 +21,7 @@ namespace vae_fused::math {
   DERIVED(T, prior_precision, 1) /* 1 / tau */                                     \
   DERIVED(T, prior_x, 0)         /* ln tau^2 */                                    \
   OPTION(T, temperature, 1)                                                        \
-  OPTION(T, free_bits, 0)    /* the least value of an element's KL */              \
+  OPTION(T, free_bits, 0)    /* the minimum KL of an element */                    \
   OPTION(T, to_posterior, 1) /* weights of the KL's gradient */                    \
   OPTION(T, to_prior, 1)                                                           \
   OPTION(bool, is_linear_form, 0) /* 1/2 (d^2 + constant - x) instead of the KL */ \
@@ -30,8 +30,8 @@ namespace vae_fused::math {
   OPTION(bool, stop_q, 0)    /* its gradient passes only through z */              \
   VAE_FUSED_EXTRA_LATENT_OPTIONS(OPTION)
 
-// The options of this list that a call may pass on the device, as 0-d tensors, because they change
-// during training. The order is that of the operators' arguments.
+// The options of this list that a call may pass as 0-d tensors on the device, because they change
+// during training. They are in the order of the operators' arguments.
 #define VAE_FUSED_DEVICE_SCALARS(SCALAR) \
   SCALAR(temperature)                    \
   SCALAR(free_bits)                      \
@@ -45,7 +45,7 @@ struct LatentOptions {
   VAE_FUSED_FIELDS(VAE_FUSED_LATENT_OPTIONS)
 };
 
-// A prior given by numbers, as kernels use it: m, 1 / tau and ln tau^2.
+// A prior given by scalars, in the form that kernels use: m, 1 / tau and ln tau^2.
 struct FixedPrior {
   double mean = 0, precision = 1, x = 0;
 };
@@ -69,8 +69,8 @@ struct GivenLatent {
   }
 };
 
-// Pointers to the options that a call passes on the device, in the type of the kernels' arithmetic.
-// Where a pointer is null, LatentOptions contains the number.
+// Pointers to the options that a call passes on the device, in the arithmetic type of the kernels.
+// Where a pointer is null, LatentOptions contains the value.
 struct DeviceScalars {
 #define VAE_FUSED_POINTER(name) const void* name = nullptr;
   VAE_FUSED_DEVICE_SCALARS(VAE_FUSED_POINTER)
@@ -91,7 +91,7 @@ struct DeviceScalars {
   }
 };
 
-// Replaces fields of `to` by the numbers that a call passes on the device, as type T.
+// Replaces fields of `to` with the values that a call passes on the device, which have type T.
 template <typename T, typename To>
 VAE_FUSED_HD void read_scalars(const DeviceScalars& scalars, To& to) {
 #define VAE_FUSED_READ(name) \
@@ -100,10 +100,10 @@ VAE_FUSED_HD void read_scalars(const DeviceScalars& scalars, To& to) {
 #undef VAE_FUSED_READ
 }
 
-// The part of LatentOptions that formulas of samples and KLs read, including the numbers on the
-// device. A kernel keeps these in registers. The rest of LatentOptions stays among the kernel's
-// parameters, which instructions read directly. A copy of everything took up to 7 more registers on
-// sm_90.
+// The part of LatentOptions that the formulas for samples and KLs read, including the values on the
+// device. A kernel keeps this part in registers. The rest of LatentOptions stays in the kernel's
+// parameters, which instructions read directly. Copying all of LatentOptions took up to 7 more
+// registers on sm_90.
 template <typename T>
 struct Weights {
 #define VAE_FUSED_WEIGHT(name) T name;
@@ -123,16 +123,16 @@ struct Weights {
   }
 };
 
-// The default call (logvar, standard normal prior), with or without a hard clamp. It is a type of
-// its own, so that the kernels of the default call contain the other options as constants, which
-// the compiler folds away. The clamp is included, because it costs only 1 to 4 of some 90
-// instructions, and latents of images always have one.
+// The default call (logvar, standard normal prior), with or without a hard clamp. It is a separate
+// type, so that the kernels for the default call contain the other options as constants, which the
+// compiler folds away. The clamp is included, because it costs only 1 to 4 of some 90 instructions,
+// and image latents always have one.
 template <typename T>
 struct DefaultOptions {
   static constexpr T temperature = 1, mu_soft_clamp = 0;
   static constexpr bool is_linear_form = false;
   T low, high;
-  T clip_high;  // the lesser of high and the bound above which exponentials no longer change
+  T clip_high;  // the smaller of high and the bound above which exponentials no longer change
 
   VAE_FUSED_HD bool clamps() const { return is_clamp(low, high); }
 };
@@ -171,10 +171,11 @@ inline bool operator==(const LatentOptions<double>& a, const LatentOptions<doubl
 // Whether DefaultOptions represents all options of this call. Fields that make no difference are
 // reset, and then every field is compared. The reset fields are:
 //
-// - the hard clamp, which DefaultOptions contains, if it maps 0 to 0. A GPU pads vectors with
-//   elements of 0 that enter the sum of their row, so their KL has to be 0. (The sums of the CPU
-//   kernels stop at the last element.)
-// - the options that act on the prior's tensors, because kernels of DefaultOptions have none
+// - the hard clamp, which DefaultOptions contains, if it maps 0 to 0. A GPU kernel pads vectors
+//   with zeros, which enter the sum of their row, so the KL of a zero has to be 0. (The sums of the
+//   CPU kernels stop at the last element.)
+// - the options that act on the prior's tensors, because kernels for DefaultOptions have no such
+//   tensors
 // - the constant of the linear form, which those kernels do not have
 // - the estimator, which is selected separately
 inline bool is_default(LatentOptions<double> o) {

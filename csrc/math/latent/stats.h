@@ -1,5 +1,5 @@
-// Statistics of a batch of posteriors for one latent dimension, from sums over groups of its
-// elements.
+// Computes the statistics of a batch of posteriors for one latent dimension from sums over groups
+// of its elements.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ struct Moments {
   double n, mean, squares;
 };
 
-// The same number `shift` is subtracted from each element. s is the sum of the differences, and q
-// is the sum of their squares:
+// The same value `shift` is subtracted from each element. s is the sum of the differences, and q is
+// the sum of their squares:
 //
 //   mean = shift + s / n      squares = q - s^2 / n
 //

@@ -1,21 +1,21 @@
-// x ~ Bernoulli(s(l)), l the logit:  -ln p = ln(1 + e^l) - x l
+// x ~ Bernoulli(s(l)), where l is the logit:  -ln p = ln(1 + e^l) - x l
 //
 //   = |l| (l > 0 ? 1 - x : x) + ln(1 + e^-|l|)
 //   d/dl = s(l) - x = l > 0 ? (1 - x) - s(-|l|) : s(-|l|) - x        d/dx = -l
 //
 // For x in [0, 1] both terms are positive, and the gradient is the difference of two numbers that
 // are exact or nearly so: s(-|l|) = e^-|l| / (1 + e^-|l|) <= 1/2. Where an infinite logit is
-// multiplied by 0, the product is 0, its limit, because x is then exactly 0 or 1.
+// multiplied by 0, x is exactly 0 or 1, so the product is its limit, 0.
 //
-// A sum of values needs fewer logarithms:
+// The sum of several values needs fewer logarithms:
 //
 //   sum of ln(1 + e^-|l|) = ln(product of (1 + e^-|l|))
 //
-// so one logarithm serves as many elements as the product can include without overflow.
+// so one logarithm is enough for as many elements as the product can contain without overflow.
 //
-// Error in float: at most 4 * 2^-24 of the value and, where s(-|l|) is a normal number, 6 * 2^-24
-// (|w| + s(-|l|)) of the gradient, with w = l > 0 ? 1 - x : x. If x is 0 or 1, this bound of the
-// gradient is 6 * 2^-24 of the gradient itself.
+// Error in float: at most 4 * 2^-24 relative for the value and, where s(-|l|) is a normal number,
+// 6 * 2^-24 (|w| + s(-|l|)) for the gradient, with w = l > 0 ? 1 - x : x. If x is 0 or 1, this
+// bound for the gradient amounts to 6 * 2^-24 relative.
 #pragma once
 
 #include "math/likelihood/log_terms.h"

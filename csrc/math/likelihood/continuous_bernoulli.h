@@ -1,5 +1,5 @@
-// The density of x in [0, 1] is proportional to e^(l x), l the logit (Loaiza-Ganem and Cunningham
-// 2019, "The continuous Bernoulli"). In the paper's notation, with the sigmoid s and the
+// The density of x in [0, 1] is proportional to e^(l x), where l is the logit (Loaiza-Ganem and
+// Cunningham 2019, "The continuous Bernoulli"). In the paper's notation, with the sigmoid s and the
 // normalizing constant C, -ln p = ln(1 + e^l) - x l - C, C = ln(2 artanh(1 - 2 s) / (1 - 2 s))
 // = ln(l / tanh(l / 2)).
 //
@@ -16,11 +16,11 @@
 // with P(w) = sum_n c_n w^n, Q(w) = sum_n 2 (n + 1) c_n w^n and
 // c_n = (-1)^n zeta(2 n + 2) / ((n + 1) (2 pi)^(2 n + 2)): 1/24, -1/2880, ...
 //
-// An infinite logit puts all probability on one end: the density is infinite there and 0 elsewhere.
+// An infinite logit puts all probability at one end: the density is infinite there and 0 elsewhere.
 //
 // Error in float: at most 4 * 2^-24 times the sum of the magnitudes of the terms of the form in
-// use, for the value and for the gradient. The double version uses the same forms, with the
-// boundary at |l| = 1.
+// use, for the value and for the gradient. The double version uses the same forms, and the boundary
+// between them is |l| = 1.
 #pragma once
 
 #include "math/likelihood/options.h"

@@ -1,6 +1,6 @@
-// x is a value of a grid on [-1, 1] with the step 2 h, h = 1 / (2^bits - 1). Its probability is
-// that of the interval from x - h to x + h under a logistic distribution of mean m and scale e^s.
-// The intervals of the first and the last value extend to infinity (Salimans et al. 2017,
+// x is a point of a grid on [-1, 1] with step size 2 h, where h = 1 / (2^bits - 1). Its probability
+// is that of the interval from x - h to x + h under a logistic distribution with mean m and scale
+// e^s. The intervals of the first and the last point extend to infinity (Salimans et al. 2017,
 // "PixelCNN++"). With s = max(log_scale, log_scale_min), i = e^-s, p = i (x - m + h),
 // q = i (x - m - h), d = p - q = 2 h i, and the sigmoid S:
 //
@@ -13,16 +13,16 @@
 //
 //   d/dm = i (S(-p) - S(q))        d/ds = p S(-p) - q S(q) + d / (e^d - 1)
 //
-// The first value of the grid has only the terms of p, and the last one only those of q. The
-// derivative with respect to log_scale is 0 below log_scale_min, but not at it. x has no gradient,
-// because it is one of the values of a grid.
+// The first point of the grid has only the terms of p, and the last point only those of q. The
+// derivative with respect to log_scale is 0 below log_scale_min, but not at log_scale_min. x has no
+// gradient, because it is a grid point.
 //
 // Error in float: at most 4 * 2^-24 times the following, where u = i (|x - m| + h) accounts for the
-// rounding of p and q. An exponential below 2^-126 counts as 0.
+// rounding of p and q. An exponential below 2^-126 is treated as 0.
 //
-//   (1 + u) (ln(1 + e^-p) + ln(1 + e^q)) - ln(1 - e^-d) + d / (e^d - 1)               of the value
-//   (1 + u) i (S(-p) + S(q))                                                          of d/dm
-//   (1 + u) (|p| S(-p) + |q| S(q)) + u (S(-p) + S(q)) + (1 + d) d / (e^d - 1)          of d/ds
+//   (1 + u) (ln(1 + e^-p) + ln(1 + e^q)) - ln(1 - e^-d) + d / (e^d - 1)              for the value
+//   (1 + u) i (S(-p) + S(q))                                                         for d/dm
+//   (1 + u) (|p| S(-p) + |q| S(q)) + u (S(-p) + S(q)) + (1 + d) d / (e^d - 1)         for d/ds
 #pragma once
 
 #include "math/likelihood/options.h"
@@ -82,8 +82,8 @@ struct DiscretizedLogistic {
     using T = number_t<F>;
     const Edges<F> e = edges(o, in);
     const F s_p = reciprocal(F(1) + e.exp_p), s_q = reciprocal(F(1) + e.exp_q);
-    // S(-p) and S(q), and 0 for an edge that the value does not have. Where S is 0, p S is taken as
-    // 0 even if p is infinite.
+    // S(-p) and S(q), and 0 for an edge that the grid point does not have. Where S is 0, p S is
+    // taken as 0 even if p is infinite.
     F below = select(e.p > F(0), e.exp_p * s_p, s_p);
     F above = select(e.q > F(0), s_q, e.exp_q * s_q);
     below = select(e.is_last, F(0), below);
@@ -100,8 +100,8 @@ struct DiscretizedLogistic {
   }
 
  private:
-  // For smaller widths than this the limits for d -> 0 are used, because a width that is not a
-  // normal number has fewer digits.
+  // For widths below this, the limits for d -> 0 are used, because a width that is not a normal
+  // number has fewer digits.
   template <typename T>
   static constexpr T kLeastWidth = sizeof(T) == 8 ? T(0x1p-900) : T(0x1p-100);
 };

@@ -1,4 +1,4 @@
-// Maps a network's output `raw` to a positive parameter, with the derivative beside it:
+// Maps a network's output `raw` to a positive parameter, and computes the derivative:
 //
 //   kIdentity   raw               1
 //   kExp        e^raw             e^raw
@@ -6,7 +6,7 @@
 //   kSoftmax    e^raw             e^raw
 //
 // With kSoftmax, `raw` is the logarithm of the mean, logit - logsumexp + library, which the kernel
-// computes. The kernel also converts the gradient of `raw` to gradients of the logits and of
+// computes. The kernel also converts the gradient of `raw` to gradients of the logits and of the
 // library. The mean is computed from its logarithm, never the logarithm from the mean, which may
 // have underflowed.
 //
@@ -63,7 +63,8 @@ VAE_FUSED_HD F log_positive(FrontEnd front, F raw, F value) {
   return raw;
 }
 
-// Returns `value`, but infinity, its limit, for an infinite raw mean. The mean itself saturates.
+// Returns `value`, or infinity, which is its limit, for an infinite raw mean. The mean itself
+// saturates.
 template <typename F>
 VAE_FUSED_HD F at_infinity(F raw, F value) {
   const F infinite = F(kInfinity<number_t<F>>);
@@ -87,7 +88,7 @@ template <typename T>
 constexpr T kLogLeastTheta = T((sizeof(T) == 8 ? -400 : -80) * 0.69314718055994530942);
 
 // The theta of a negative binomial, or the degrees of freedom of a Student-t. It depends only on
-// its own operand, so a kernel may compute it once for all elements that share it.
+// its own operand, so a kernel may compute it once for all elements that share the operand.
 template <typename Options, typename F>
 VAE_FUSED_HD Positive<F> dispersion(const Options& o, F raw) {
   using T = number_t<F>;

@@ -3,9 +3,9 @@
 //   d/dx = d / sigma = -d/dmean        d/draw = (1 - d^2) dln sigma / draw
 //
 // Error in float, where sigma is an exponential: at most 8 * 2^-24 (d^2 / 2 + |ln sigma| +
-// constant) of the value, 8 * 2^-24 |d| / sigma of the gradient of the mean, and 8 * 2^-24 (1 +
-// d^2) |dln sigma / draw| of the gradient of raw. For other bases, which have their own error
-// (math/scale.h), each bound has 15 instead of 8.
+// constant) for the value, 8 * 2^-24 |d| / sigma for the gradient of the mean, and 8 * 2^-24
+// (1 + d^2) |dln sigma / draw| for the gradient of raw. For other bases, which have their own error
+// (math/scale.h), the factor 8 in each bound becomes 15.
 #pragma once
 
 #include "math/likelihood/location_scale.h"

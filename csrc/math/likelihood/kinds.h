@@ -22,7 +22,7 @@ VAE_FUSED_LIKELIHOODS(VAE_FUSED_CHECK_KIND)
 }  // namespace vae_fused::math
 
 // Returns visit(L{}), where L is the struct of the call's kind. This is a macro, because nvcc warns
-// about a function for host and device whose argument is a lambda for one of them.
+// if a host-and-device function takes a lambda that is for only one of them.
 #define VAE_FUSED_CASE_OF_KIND(name, data)   \
   case ::vae_fused::LikelihoodKind::k##name: \
     return visit(::vae_fused::math::name{});

@@ -3,7 +3,7 @@
 //   p(k) = k                    without a capacity
 //   p(k) = |k - capacity|       dp/dk = sign(k - capacity), and 0 where they are equal
 //
-// A capacity that grows during training keeps the KL at that many nats (Burgess et al. 2018,
+// A capacity that increases during training keeps the KL at that many nats (Burgess et al. 2018,
 // "Understanding disentangling in beta-VAE", equation 8, whose gamma is beta here).
 #pragma once
 

@@ -4,10 +4,10 @@
 //
 // The scale b is what math/scale.h calls sigma. At d = 0 the gradient is 0, as in torch's L1 loss.
 //
-// Error in float, where b is an exponential: at most 6 * 2^-24 (|d| + |ln b| + constant) of the
-// value, 6 * 2^-24 / b of the gradient of the mean, and 6 * 2^-24 (1 + |d|) |dln b / draw| of the
-// gradient of raw. For other bases, which have their own error (math/scale.h), each bound has 15
-// instead of 6.
+// Error in float, where b is an exponential: at most 6 * 2^-24 (|d| + |ln b| + constant) for the
+// value, 6 * 2^-24 / b for the gradient of the mean, and 6 * 2^-24 (1 + |d|) |dln b / draw| for the
+// gradient of raw. For other bases, which have their own error (math/scale.h), the factor 6 in each
+// bound becomes 15.
 #pragma once
 
 #include "math/likelihood/location_scale.h"

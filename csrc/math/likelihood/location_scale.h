@@ -1,5 +1,5 @@
-// The part that the Gaussian, the Laplace and the Student-t share. math/scale.h computes sigma from
-// the output `raw`, or sigma is fixed.
+// The part that the Gaussian, the Laplace and the Student-t likelihoods share. Sigma is either
+// computed from the output `raw` by math/scale.h or fixed.
 //
 //   d = (x - mean) / sigma       -ln p = f(d) + ln sigma + constant
 #pragma once
@@ -15,9 +15,9 @@ struct Deviation {
   F dlog_sigma;               // with respect to raw
 };
 
-// 1 / sigma is kept finite where sigma is 0, so that d is 0 where x is the mean. Where sigma is an
-// exponential, 1 / sigma is computed as an exponential too, which saves a root, a reciprocal and
-// their rounding errors.
+// 1 / sigma is kept finite where sigma is 0, so that d is 0 where x equals the mean. Where sigma is
+// an exponential, 1 / sigma is computed as an exponential too, which saves a square root, a
+// reciprocal and their rounding errors.
 template <typename Options, typename F>
 VAE_FUSED_HD Deviation<F> deviation(const Options& o, F mean, F raw, F x) {
   if (!o.has_raw) return {(x - mean) * F(o.precision), F(o.precision), F(0), F(0)};

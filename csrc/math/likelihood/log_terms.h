@@ -1,4 +1,4 @@
-// The terms of a value. One logarithm is enough to add several such values: see
+// The terms of a value. With these terms, several values can be added with one logarithm: see
 // math/likelihood/bernoulli.h.
 #pragma once
 
@@ -18,7 +18,7 @@ VAE_FUSED_HD F linear_term(const LogTerms<F>& terms) {
   return select(terms.weight == F(0), F(0), terms.exponent * terms.weight);
 }
 
-// (1 + a)(1 + b) - 1, which keeps the digits of small a and b.
+// (1 + a)(1 + b) - 1, computed so that small a and b keep their digits.
 template <typename F>
 VAE_FUSED_HD F excess_of_product(F a, F b) {
   return a * b + (a + b);

@@ -1,33 +1,34 @@
-// x ~ NB(m, theta), m the mean, theta the inverse dispersion. eps >= 0 is added where scvi adds it.
-// With M = m + eps, T = theta + eps, s = theta + M, n = x + theta:
+// x ~ NB(m, theta), where m is the mean and theta the inverse dispersion. eps >= 0 is added where
+// scvi adds it. With M = m + eps, T = theta + eps, s = theta + M, n = x + theta:
 //
 //   -ln p = theta ln(s / T) + x ln(s / M) - ln Gamma(n) + ln Gamma(theta) + ln x!
 //
-// **x = 0**, the case of most counts, leaves theta ln(1 + m / T). A kernel computes this for every
-// element. It collects the elements whose x is not 0 and adds `count_term` for them.
+// **x = 0**, the case of most counts, leaves only theta ln(1 + m / T). A kernel computes this for
+// every element. It collects the elements whose x is not 0 and adds `count_term` for them.
 //
 // **x > 0.** Stirling's formula is used for all three Gammas, and S is its error (math/special.h).
-// With d = x - M, all terms of the size of x or theta combine to one deviance D, which is 0 where
-// M = x (Loader 2000):
+// With d = x - M, all terms of the order of x or theta combine into one deviance D, which is 0
+// where M = x (Loader 2000):
 //
 //   -ln p = D + 1/2 ln(2 pi x n / theta) + S(x) + S(theta) - S(n)
 //   D = x ln(1 + a) + theta ln(1 + b)     a = theta d / (n M)     b = -(theta d / n + eps) / T
 //
-// For x >= 1 all terms are positive. In D the heads of the logarithms (`log_parts`) cancel where
-// both are near 1, and their sum is theta d^2 / (n M) - eps (1 + b). So one form covers counts of
-// any size, integer or not, without a loop, a table or double precision.
+// For x >= 1 all terms are positive. Where 1 + a and 1 + b are near 1, the heads of the two
+// logarithms in D (`log_parts`) cancel, and their sum is theta d^2 / (n M) - eps (1 + b). So one
+// form covers counts of any size, integer or not, without a loop, a table or double precision.
 //
 //   d/dm = theta/s (M - x) / M                      one term, for every element
 //   d/dtheta = E(m / T) + eps/T m/s                 for every element; E of math/special.h
 //            - sum_{k < x} (M - k) / ((theta + k) s)          for x > 0
 //
 // The first term of the sum is computed separately, because it is the only one for x = 1, and it is
-// small where M is small. The others are psi(n) - psi(theta') - x' / s with theta' = theta + 1 and
-// x' = x - 1, and with Stirling's formula
+// small where M is small. The sum of the other terms is psi(n) - psi(theta') - x' / s with
+// theta' = theta + 1 and x' = x - 1. By Stirling's formula it is
 //
 //   = E(x' / theta') - x' (x - M) / (n s) + x' / (2 theta' n) + S'(n) - S'(theta')
 //
-// where all terms are of the order theta^-2, as is their sum, so a large theta is no special case.
+// where all terms are of the order theta^-2, as is their sum, so a large theta needs no special
+// case.
 //
 // Limits: theta is at most 2^64 (2^400 in double), where the distribution is a Poisson to the last
 // digit. Theta is at least 2^-80 (2^-400), except in ln theta. For a mean that is nearly 0, the
@@ -37,10 +38,10 @@
 //
 //   theta ln(1 + m / T) + |x ln(M Theta / s)| + |ln prod_{k < x} (theta + k) / Theta| + ln x!
 //
-// of the value (1e-6 relative for x up to 16), 8 * 2^-24 relative of d/dm, and 13 * 2^-24 times
-// E + sum_{k < x} |M - k| / ((theta + k) s) of d/dtheta. A front end of the mean adds 8 * 2^-24
-// |x - m| max(1, |raw|) to the error of the value. Its relative error of 4 * 2^-24 also reaches the
-// results by the chain rule.
+// for the value (1e-6 relative for x up to 16), 8 * 2^-24 relative for d/dm, and 13 * 2^-24 times
+// E + sum_{k < x} |M - k| / ((theta + k) s) for d/dtheta. A front end of the mean adds 8 * 2^-24
+// |x - m| max(1, |raw|) to the error of the value. Its relative error of 4 * 2^-24 also propagates
+// to the results by the chain rule.
 #pragma once
 
 #include "math/likelihood/front_end.h"
@@ -94,8 +95,8 @@ VAE_FUSED_HD F nb_saddle_point(const NbParameters<F>& p, T eps, F x, Mask ordina
   return (deviance + root) + errors;
 }
 
-// Below kLeastTheta, ln Gamma(theta) is -ln theta. At theta = 0 every count x > 0 has the
-// probability 0.
+// Below kLeastTheta, ln Gamma(theta) is -ln theta. At theta = 0 every count x > 0 has probability
+// 0.
 template <typename Options, typename F>
 VAE_FUSED_HD F with_least_theta(const Options& o, F raw_theta, F value) {
   using T = number_t<F>;

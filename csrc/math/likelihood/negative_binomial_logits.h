@@ -1,4 +1,4 @@
-// x ~ NB in the parameters of torch.distributions.NegativeBinomial: x is the number of successes
+// x ~ NB with the parameters of torch.distributions.NegativeBinomial: x is the number of successes
 // before the r-th failure, r = total_count, and l is the logit of the probability s(l) of a
 // success:
 //
@@ -6,28 +6,28 @@
 //
 // This is the negative binomial with theta = r and the mean m = r e^l. A count of 0 has only the
 // first term. A count x > 0 uses the saddle point of math/likelihood/negative_binomial.h, in which
-// no terms of the size of x or r cancel. Where m is below 2^-100 or above 2^100, the deviance is
+// no terms of the order of x or r cancel. Where m is below 2^-100 or above 2^100, the deviance is
 //
 //   D = x (ln(x / n) + ln(1 + e^-l)) + r (ln(1 + e^l) - ln(1 + x / r))          n = x + r
 //
 //   d/dl = r s(l) - x s(-l)
 //   d/dr = ln(1 + e^l) - sum_{k < x} 1 / (r + k)
 //
-// The first term of the sum is computed separately, as in that file. With r' = r + 1, x' = x - 1
-// and S of math/special.h, the others are
+// The first term of the sum is computed separately, as in math/likelihood/negative_binomial.h. With
+// r' = r + 1, x' = x - 1 and S of math/special.h, the sum of the other terms is
 //
 //   psi(n) - psi(r') = ln(1 + x' / r') + x' / (2 n r') + S'(n) - S'(r')
 //
 // Limits: r is at most 2^64 (2^400 in double) in the corrections of Stirling's series, but not in
-// m. For an infinite r, m is infinite and every count has the probability 0. An e^l below 2^-126
-// counts as 0.
+// m. For an infinite r, m is infinite and every count has probability 0. An e^l below 2^-126 is
+// treated as 0.
 //
 // Error in float, with R = max(r, 1): at most 6 * 2^-24 times
 //
 //   r ln(1 + e^l) + |x ln(s(l) R)| + |ln prod_{k < x} (r + k) / R| + ln x! + |x - m|
 //
-// of the value, 6 * 2^-24 times r s(l) + x s(-l) of d/dl, and 6 * 2^-24 times
-// ln(1 + e^l) + sum_{k < x} 1 / (r + k) of d/dr.
+// for the value, 6 * 2^-24 times r s(l) + x s(-l) for d/dl, and 6 * 2^-24 times
+// ln(1 + e^l) + sum_{k < x} 1 / (r + k) for d/dr.
 #pragma once
 
 #include "math/likelihood/negative_binomial.h"

@@ -1,8 +1,8 @@
 // The options of a call's likelihood, as plain data. The host fills in LikelihoodOptions<double>.
-// Kernels use it in the type of their arithmetic.
+// Kernels use LikelihoodOptions of their arithmetic type.
 //
-// A likelihood is a struct of functions of an array `in` of its inputs: the network's outputs, and
-// the target x last. All values are minus the log-likelihood of one element, in nats.
+// A likelihood is a struct of functions. The array `in` contains its inputs: the network's outputs,
+// followed by the target x. A value is the negative log-likelihood of one element, in nats.
 //
 //   value(o, in)                            the value
 //   adjoint(o, in, grad, out)               grad times the derivative with respect to each input
@@ -12,22 +12,23 @@
 //   log_terms(in)                           the terms of a value, if kHasLogTerms
 //
 // A kernel calls `value` and `adjoint` for every element. It collects the elements where x is not 0
-// without gaps between them, and calls `count_term` and `count_term_adjoint` for these alone. The
+// without gaps between them, and calls `count_term` and `count_term_adjoint` only for these. The
 // gradient of a target that is a count is 0.
 //
 // The functions of math/likelihood are templates over the type of the options. A kernel that is
-// compiled for one value of an option passes a type derived from LikelihoodOptions that has a
-// static constexpr member of the same name, and the compiler folds the branches on it.
+// compiled for one value of an option passes a type derived from LikelihoodOptions. The derived
+// type has a static constexpr member with the name of the option, and the compiler folds the
+// branches that test it.
 #pragma once
 
 #include "math/scale_options.h"
 
 namespace vae_fused {
 
-// The type of target that a kind has.
+// The type of a kind's target.
 enum class Data : int32_t {
   kReal,
-  kGrid,         // numbers of a grid, which have no gradient
+  kGrid,         // points of a grid, which have no gradient
   kCount,        // 0 for most elements; no gradient
   kCountOfMean,  // a count whose first output is a mean, which may be a softmax
 };
@@ -93,22 +94,23 @@ struct LikelihoodOptions {
 
   // Gaussian, Laplace and Student-t: sigma is computed from the output `raw`, or is 1 / precision.
   // `constant` is added to each element. It contains 1/2 ln 2 pi or ln 2, and the terms of a fixed
-  // sigma and a fixed df. It is 0 without constants.
+  // sigma and a fixed df. It is 0 if `constants` is false.
   bool has_raw = false;
   ScaleOptions<T> scale;
   T precision = 1, constant = 0;
 
-  // Student-t: the degrees of freedom are an output, which the front end `dispersion` maps, or else
-  // the number df.
+  // Student-t: the front end `dispersion` computes the degrees of freedom from an output, or they
+  // are the constant df.
   bool has_df = false;
   T df = 1;
 
-  // Discretized logistic: half of the step of the grid, and the lower bound of ln scale.
+  // Discretized logistic: half the step size of the grid, and the lower bound of ln scale.
   T half_step = T(1.0 / 255), log_scale_min = -7;
 };
 
 // The numbers that Python passes, in this order. `kind` is an enumerator of LikelihoodKind. `sigma`
-// is for kinds without a raw scale. `df` is 0 if it is an output. `bits` determines the grid.
+// is for kinds without a raw scale. `df` is 0 if the degrees of freedom are an output. `bits`
+// determines the grid.
 #define VAE_FUSED_LIKELIHOOD_OPTIONS(OPTION, GIVEN, DERIVED) \
   GIVEN(kind, 0)                                             \
   GIVEN(mean, 0)                                             \

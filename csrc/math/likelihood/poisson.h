@@ -1,21 +1,21 @@
-// x ~ Poisson(m), m the rate:  -ln p = m - x ln m + ln x!
+// x ~ Poisson(m), where m is the rate:  -ln p = m - x ln m + ln x!
 //
 // For x = 0 this is m. Counts are mostly 0, so a kernel collects the others and adds `count_term`
-// for them alone. There, with t = m / x and S of math/special.h,
+// only for them. For x > 0, with t = m / x and S of math/special.h,
 //
 //   -ln p = x (t - 1 - ln t) + 1/2 ln 2 pi x + S(x)             (Loader 2000, the saddle point)
 //
-// For x >= 1 all terms are positive, so they do not cancel. In the first one, (t - 1) - ln t is
+// For x >= 1 all terms are positive, so they do not cancel. In the first term, (t - 1) - ln t is
 // minus the tail of `log_parts` where t is near 1, and t - 1 is computed as (m - x) / x. x need not
 // be an integer, and no table or loop over the count is needed. Without constants, ln x! is omitted
 // and only the direct form is used.
 //
 //   d/dm = 1 - x / m = (m - x) / m
 //
-// This is one term for every element, so counts add nothing to the adjoint.
+// This formula is valid for every element, so `count_term_adjoint` has nothing to add.
 //
-// Error in float: at most 8 * 2^-24 times |m| + |x ln m| + ln x! of the value (1e-6 relative for x
-// up to 16), and 8 * 2^-24 relative of the gradient. A front end adds 4 * 2^-24 |x - m| max(1,
+// Error in float: at most 8 * 2^-24 times |m| + |x ln m| + ln x! for the value (1e-6 relative for x
+// up to 16), and 8 * 2^-24 relative for the gradient. A front end adds 4 * 2^-24 |x - m| max(1,
 // |raw|) to the error of the value.
 #pragma once
 

@@ -1,11 +1,11 @@
-// x ~ Student-t of n degrees of freedom, d = (x - mean) / sigma:
+// x ~ Student-t with n degrees of freedom, d = (x - mean) / sigma:
 //
 //   -ln p = (n + 1)/2 ln(1 + d^2 / n) + ln sigma + K(n)
 //   K(n)  = 1/2 ln(n pi) + ln Gamma(n / 2) - ln Gamma((n + 1) / 2)
 //
 // The log-gammas are of the order n ln n, but their difference is not. It is computed from
-// Stirling's series. Below 4 the series is evaluated at n + 4, and Gamma(z + 1) = z Gamma(z) leads
-// back to n:
+// Stirling's series. For n < 4 the series is evaluated at n + 4, and Gamma(z + 1) = z Gamma(z)
+// leads back to n:
 //
 //   K(n) = 1/2 ln(2 pi) + k(n)       k(n) = 1/(4 n) - 1/(24 n^3) + 1/(20 n^5) - ... = n t P(t)
 //                                   -k'(n) = 1/(4 n^2) - 1/(8 n^4) + ...            = t R(t)
@@ -25,15 +25,16 @@
 //
 // n is at most 2^64 (2^400 in double) and at least 2^-80 (2^-400).
 //
-// Error in float, where sigma is an exponential: at most 9 * 2^-24, or for d/dn 12 * 2^-24, times
+// Error in float, where sigma is an exponential: at most 9 * 2^-24 (12 * 2^-24 for d/dn) times
 //
-//   (n + 1)/2 ln(1 + d^2 / n) + |ln sigma| + 1/2 ln(2 pi) + k(n)                       of the value
-//   (n + 1) |d| / (n + d^2) / sigma                                                     of d/dmean
-//   n (1 + d^2) / (n + d^2) |dln sigma / draw|                                           of d/draw
-//   1/2 E(d^2 / n) + d^2 / (2 n (n + d^2)) + |k'(n)|                                       of d/dn
+//   (n + 1)/2 ln(1 + d^2 / n) + |ln sigma| + 1/2 ln(2 pi) + k(n)                      for the value
+//   (n + 1) |d| / (n + d^2) / sigma                                                    for d/dmean
+//   n (1 + d^2) / (n + d^2) |dln sigma / draw|                                          for d/draw
+//   1/2 E(d^2 / n) + d^2 / (2 n (n + d^2)) + |k'(n)|                                      for d/dn
 //
 // For other bases of sigma, which have their own error (math/scale.h), the factor of each bound,
-// also of d/dn, is 15. A front end of n adds its relative error of 4 * 2^-24 by the chain rule.
+// including that for d/dn, is 15. A front end of n adds its relative error of 4 * 2^-24 by the
+// chain rule.
 #pragma once
 
 #include "math/likelihood/front_end.h"
@@ -75,8 +76,8 @@ VAE_FUSED_HD F student_excess_slope(F n) {  // k'(n)
   return select(direct, slope, slope - (low + high) * reciprocal(low * high * m));
 }
 
-// In double the recurrence, in steps of 2, raises n to at least 26. There 8 terms of the series
-// give 16 digits.
+// In double the recurrence raises n to at least 26, in steps of 2. There 8 terms of the series give
+// 16 digits.
 constexpr int kStudentTerms = 8;
 
 VAE_FUSED_HD double student_series(int k) {  // (4^k - 1) B_2k / (2k (2k - 1)) for k = 1, 2, ...

@@ -1,6 +1,6 @@
-// x is 0 with probability p, else x ~ NB(m, theta). p = s(l) for a logit l, or p is an output
-// itself; q = 1 - p. With L = theta ln(1 + m / T), minus the NB's log-likelihood of 0, and
-// E = e^-L:
+// x is 0 with probability p, and otherwise x ~ NB(m, theta). p is s(l) for a logit l, or p is
+// itself an output; q = 1 - p. With L = theta ln(1 + m / T), the NB's negative log-likelihood of 0,
+// and E = e^-L:
 //
 //   x = 0:  -ln u,  u = p + q E = 1 - q (1 - E)          x > 0:  -ln q + NB
 //
@@ -11,15 +11,16 @@
 //   x = 0:  d/dm and d/dtheta are w times the NB's       d/dp = -(1 - E) / u
 //   x > 0:  they are the NB's                            d/dp = 1 / q              dp/dl = p q
 //
-// Where E is tiny, that is L > 64, the weight w is computed from r = ln p - ln q + L, which is
-// l + L for a logit. Where u is tiny as well, the value is also computed from r, and q is 1:
+// Where E is tiny, that is where L > 64, the weight w is computed from r = ln p - ln q + L, which
+// is l + L for a logit. Where u is tiny as well, the value is also computed from r, and q is 1:
 //
 //   w = s(-r)      p q / u = q s(r)      -ln u = min(L, -ln p) - ln(1 + e^-|r|)
 //
-// Error in float: at most 12 * 2^-24 of the value for x = 0. For a count it is the error of the NB
-// plus 6 * 2^-24 ln(1 / q). The relative error of d/dl and d/dp is 15 * 2^-24 (1 + w L), because E
-// magnifies the error of L. The gradients of m and theta are within 15 * 2^-24 w (1 + L) of the
-// sums of magnitudes to which math/likelihood/negative_binomial.h relates these gradients.
+// Error in float: at most 12 * 2^-24 relative for the value at x = 0. For a count x > 0, it is the
+// error of the NB plus 6 * 2^-24 ln(1 / q). The relative error of d/dl and d/dp is 15 * 2^-24
+// (1 + w L), because E magnifies the error of L. The errors of the gradients of m and theta are at
+// most 15 * 2^-24 w (1 + L) times the magnitudes from which math/likelihood/negative_binomial.h
+// computes their bounds.
 #pragma once
 
 #include "math/likelihood/negative_binomial.h"
