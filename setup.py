@@ -5,22 +5,22 @@
   mode      VAE_FUSED_BUILD = auto | cuda | cpu | none
               auto  CUDA if this torch is a CUDA build and its nvcc is available (no GPU is needed),
                     otherwise CPU if there is a C++ compiler, otherwise none: pure Python.
-              An explicit mode that is impossible here is an error and is never replaced silently.
+              If an explicit mode is impossible here, the build fails. No other mode replaces it.
             FORCE_CUDA=1 turns auto into cuda.
   archs     TORCH_CUDA_ARCH_LIST, otherwise the visible GPUs, with PTX for the newest, otherwise
             PORTABLE_ARCHS, with PTX for those of PORTABLE_PTX.
   flags     DEBUG=1: -O0 -g.  VAE_FUSED_PTXAS_V=1: nvcc reports registers and spills per kernel.
-            VAE_FUSED_LINEINFO=1: -lineinfo, for profilers; it doubles the device code.
+            VAE_FUSED_LINEINFO=1: -lineinfo, for profilers; this doubles the device code's size.
             -std is never set, because torch selects the standard that its headers need.
-  jobs      MAX_JOBS, otherwise a number that the processors and the memory of this machine can run.
+  jobs      MAX_JOBS, otherwise as many as the processors and the memory of this machine allow.
 
-  version   that of vae_fused/_version.py, with a label for what the wheel fits and contains:
+  version   from vae_fused/_version.py, with a label for the torch and the mode of the wheel:
             +torch2.13.cpu, +torch2.13.cuda13 or +none. Wheels that differ have different names.
             Sdists, and wheels that are built from them, have no label, because installers require
             that both have the same version.
 
-A compile that fails fails the install. The decision and its reason are printed and recorded in
-`vae_fused/_build_info.json`, which `vae_fused._ext` and `python -m vae_fused.env` read.
+If compilation fails, the installation fails. The decision and its reason are printed and recorded
+in `vae_fused/_build_info.json`, which `vae_fused._ext` and `python -m vae_fused.env` read.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ from build_support.toolchain import (
 ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cuda", "cpu", "none")
 MIN_SETUPTOOLS = (77, 0)  # reads the license expression in pyproject.toml; torch requires it too
-# One for each generation. The driver of a newer GPU compiles PTX for it. The PTX of 10.0 serves
-# 11.0, for which the PTX of 12.0 is too new, and the PTX of 12.0 serves future GPUs.
+# One architecture for each generation. For a newer GPU, the driver compiles PTX. The PTX for 10.0
+# runs on 11.0, for which the PTX for 12.0 is too new, and the PTX for 12.0 runs on future GPUs.
 PORTABLE_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 PORTABLE_PTX = ("10.0", "12.0")
-GB_PER_JOB = 2  # memory of one compiler for a file that includes ATen
+GB_PER_JOB = 2  # memory that a compiler needs for a file that includes ATen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def flag(name: str) -> bool:
 
 
 def choose_archs(torch, toolkit: Toolkit) -> str:
-    """The architectures to compile for, as TORCH_CUDA_ARCH_LIST writes them."""
+    """Returns the architectures to compile for, in the notation of TORCH_CUDA_ARCH_LIST."""
     asked = ";".join(re.findall(r"[^;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")))
     known = toolkit.archs or PORTABLE_ARCHS
     if asked and asked != "native":
@@ -140,7 +140,7 @@ def decide(torch) -> Plan:
 
 
 def jobs() -> int:
-    """The number of parallel compilers. Ninja's own choice ignores memory and container limits."""
+    """Returns the number of parallel jobs. Ninja's default ignores memory and container limits."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -152,13 +152,15 @@ def jobs() -> int:
 def cxx_flags() -> list[str]:
     flags = ["-O0", "-g", "-UNDEBUG"] if flag("DEBUG") else ["-O3", "-g0"]
     flags += ["-Wall", "-Wextra", "-fvisibility=hidden"]
-    # No code reads errno or the exception flags. Without these two options, sqrt and selects are
-    # not vectorised, and the forward kernel is 3 times slower. Neither option changes a result.
+    # No code reads errno or the floating-point exception flags. Without these two options, sqrt and
+    # selects are not vectorised, and the forward kernel is 3 times slower. Neither option changes a
+    # result.
     flags += ["-fno-math-errno", "-fno-trapping-math"]
     if compiler_is_gcc():
-        # at::parallel_for is serial in a file compiled without this flag. The linker does not get
-        # it, so that GOMP_* resolves to the runtime that torch has loaded, and both share one pool
-        # of threads. Clang would call another runtime, which torch's Linux wheels do not have.
+        # at::parallel_for is serial in a file compiled without this flag. The flag is not passed to
+        # the linker, so that GOMP_* resolves to the runtime that torch has loaded, and both share
+        # one thread pool. Clang's code would call another runtime, which torch's Linux wheels do
+        # not contain.
         flags.append("-fopenmp")
     return flags
 
@@ -175,12 +177,13 @@ def nvcc_flags() -> list[str]:
 
 
 def release() -> str:
-    """The version of the sources."""
+    """Returns the version of the sources."""
     return str(runpy.run_path(str(ROOT / "vae_fused" / "_version.py"))["__version__"])
 
 
 def version(plan: Plan, torch) -> str:
-    """The version of the built package. `_ext` accepts any torch of the same minor version."""
+    """Returns the version of the built package. `_ext` accepts any torch with the same minor
+    version."""
     if (ROOT / "PKG-INFO").exists():  # an unpacked sdist
         return release()
     if plan.mode == "none":
@@ -205,7 +208,7 @@ def headers() -> list[str]:
 
 
 def isystem(dirs: list[str | Path]) -> list[str]:
-    """Makes include folders system folders, so that warnings are about our own code alone.
+    """Passes include folders as system folders, so that compilers warn only about our own code.
 
     GCC and clang ignore the `-I` that torch adds for a folder that is also passed as `-isystem`.
     """
@@ -213,7 +216,7 @@ def isystem(dirs: list[str | Path]) -> list[str]:
 
 
 def link_cudart(extension: setuptools.Extension, torch) -> None:
-    """Links a versioned libcudart if no folder has libcudart.so. Wheels have only versioned ones.
+    """Links a versioned libcudart if no folder has libcudart.so, because wheels do not contain it.
 
     When `_C` is loaded, torch has already loaded its own libcudart under the same soname.
     """
@@ -262,7 +265,8 @@ def make_extension(plan: Plan, torch) -> setuptools.Extension:
 
 
 def build_info(plan: Plan, torch) -> dict[str, object]:
-    """The contents of `_build_info.json`. Without dates and paths, builds are reproducible."""
+    """Returns the contents of `_build_info.json`. Without dates and paths, builds are
+    reproducible."""
     compiled = plan.mode != "none"
     return {
         "version": version(plan, torch),
@@ -288,13 +292,14 @@ def write_build_info(package: Path, info: dict[str, object]) -> None:
 
 
 def commands(plan: Plan, info: dict[str, object]) -> dict[str, type]:
-    """setuptools commands that record `info` and turn a failed compile into a clear last line."""
+    """Returns setuptools commands that record `info` and end a failed compile with a clear
+    message."""
 
     class BuildPy(build_py):
         def run(self) -> None:
             target = ROOT / "vae_fused" if self.editable_mode else Path(self.build_lib, "vae_fused")
             if not self.editable_mode:
-                shutil.rmtree(target, ignore_errors=True)  # modules that were renamed
+                shutil.rmtree(target, ignore_errors=True)  # remnants of renamed modules
             super().run()
             write_build_info(target, info)
 
@@ -341,7 +346,8 @@ def main() -> None:
     extensions = []
     if plan.mode != "none":
         extensions.append(make_extension(plan, torch))
-        # Builds for another torch or mode must not share objects, so each has its own folder.
+        # Builds for different versions of torch or modes must not share objects, so each has its
+        # own folder.
         options["build"] = {"build_base": f"build/{plan.mode}-torch{torch.__version__}"}
         if extensions[0].py_limited_api:
             options["bdist_wheel"] = {"py_limited_api": "cp310"}

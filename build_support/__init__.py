@@ -1,1 +1,1 @@
-"""Modules that setup.py uses to build the package. Tools and tests use the toolchain, too."""
+"""Modules that setup.py uses to build the package. The tools and tests also use toolchain.py."""

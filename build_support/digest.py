@@ -1,4 +1,4 @@
-"""The digest of csrc. A build records it, which shows from which sources the build was made."""
+"""Computes the digest of csrc. A build records the digest, which identifies its sources."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sources_digest(root: Path) -> str:
-    """The digest of the names and the contents of all files in csrc."""
+    """Return a digest of the names and the contents of all files in csrc."""
     whole = hashlib.sha256()
     for path in sorted(path for path in (root / "csrc").rglob("*") if path.is_file()):
         whole.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())

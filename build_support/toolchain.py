@@ -1,6 +1,6 @@
 """Finds torch, a C++ compiler and a CUDA toolkit, or the reason why one is missing.
 
-setup.py uses this to choose a build. This file requires only Python.
+setup.py uses this module to choose a build. The module requires only Python.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MIN_TORCH = (2, 11)
-# Headers of the toolkit's core and of libraries, which torch's CUDA headers include. A slim toolkit
-# lacks the libraries, but they are in the nvidia wheels that torch itself depends on.
+# Headers of the CUDA runtime and of CUDA libraries, which torch's CUDA headers include. A slim
+# toolkit lacks the libraries, but the nvidia wheels that torch depends on contain them.
 TORCH_CUDA_HEADERS = ("cuda_runtime_api.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h")
 
 
@@ -42,7 +42,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def output_of(*command: str | Path, env: dict[str, str] | None = None) -> str:
-    """stdout and stderr of a command; '' if it cannot run."""
+    """Return stdout and stderr of a command, or '' if it cannot run."""
     try:
         return subprocess.run(
             [str(c) for c in command],
@@ -58,7 +58,7 @@ def output_of(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 
 def import_torch() -> Any:
-    """The torch to compile against; ends the build if torch cannot be imported."""
+    """Return the torch to compile against. End the build if torch cannot be imported."""
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -77,12 +77,12 @@ def import_torch() -> Any:
 
 
 def compiler_command() -> list[str]:
-    """The C++ compiler that torch's BuildExtension will call."""
+    """Return the C++ compiler that torch's BuildExtension will call."""
     return shlex.split(os.environ.get("CXX", "c++"))
 
 
 def compiler_version() -> str:
-    """First line of `c++ --version`; '' without a compiler."""
+    """Return the first line of `c++ --version`, or '' if there is no compiler."""
     command = compiler_command()
     if not command or shutil.which(command[0]) is None:
         return ""
@@ -90,13 +90,13 @@ def compiler_version() -> str:
 
 
 def compiler_is_gcc() -> bool:
-    """Whether the compiler is GCC itself; clang also defines __GNUC__."""
+    """Return whether the compiler is GCC and not clang, which also defines __GNUC__."""
     macros = output_of(*compiler_command(), "-dM", "-E", "-x", "c++", os.devnull)
     return "__GNUC__" in macros and "__clang__" not in macros
 
 
 def cuda_home() -> Path | None:
-    """Root of the toolkit: CUDA_HOME, CUDA_PATH, or the root that the nvcc on PATH reports.
+    """Return the toolkit's root: CUDA_HOME, CUDA_PATH, or the root that the nvcc on PATH reports.
 
     If the `nvcc` on PATH is a wrapper script or a link (in /usr/bin or /usr/local/bin), the folder
     above it is not the root. `nvcc --dryrun` prints TOP, the root of nvcc's own files.
@@ -114,7 +114,7 @@ def cuda_home() -> Path | None:
 
 
 def find_toolkit() -> Toolkit | str:
-    """The toolkit, or why none was found."""
+    """Return the toolkit, or the reason why none was found."""
     home = cuda_home()
     if home is None:
         return "there is no nvcc on PATH and CUDA_HOME is not set"
@@ -127,13 +127,13 @@ def find_toolkit() -> Toolkit | str:
 
 
 def wheel_dirs(torch: Any, kind: str) -> list[Path]:
-    """`include` or `lib` folders of the nvidia wheels beside torch (nvidia/cu13, nvidia/cublas)."""
+    """Return `include` or `lib` of each nvidia wheel next to torch (nvidia/cu13, nvidia/cublas)."""
     site = Path(torch.__file__).resolve().parents[1]
     return sorted(d for d in site.glob(f"nvidia/*/{kind}") if d.is_dir())
 
 
 def why_no_cuda(torch: Any, toolkit: Toolkit | str) -> str:
-    """'' if a CUDA build is possible, else the obstacle."""
+    """Return '' if a CUDA build is possible, and otherwise the obstacle."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if isinstance(toolkit, str):
@@ -151,7 +151,7 @@ def why_no_cuda(torch: Any, toolkit: Toolkit | str) -> str:
 
 
 def why_no_cpu() -> str:
-    """'' if C++ can be compiled, else the obstacle."""
+    """Return '' if C++ can be compiled, and otherwise the obstacle."""
     if sys.platform == "win32":
         return "compiled builds are for Linux and macOS"
     if not compiler_version():

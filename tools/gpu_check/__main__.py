@@ -3,9 +3,9 @@
     python -m tools.gpu_check [first]   everything, in 240 s, offline
     python -m tools.gpu_check again     what failed or was not run, in 200 s
 
-The results are in one folder, benchmarks/results/gpu-DATE-DEVICE/, and are on disk before the next
-step begins. A step that cannot run is "not run", which is not a pass. The exit status is 0 if
-everything passed, 1 if something failed, 2 without a GPU, and 3 if something was not run.
+The results are written to one folder, benchmarks/results/gpu-DATE-DEVICE/, before the next step
+begins. A step that cannot run is reported as "not run", which is not a pass. The exit status is 0
+if everything passed, 1 if something failed, 2 without a GPU, and 3 if something was not run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 
 def run(name: str, step: Step, seconds: float, folder: Path) -> tuple[dict[str, str], Any]:
-    """Run a command whose output goes to log.txt. Returns the verdicts and the figures."""
+    """Run a command whose output goes to log.txt. Return the verdicts and the figures."""
     env = os.environ | VARIABLES | {"OUT": str(folder), "STEP": name}
     env["PATH"] = os.environ["PATH"] + ":/usr/local/cuda/bin"  # compute-sanitizer and ncu
     with tempfile.TemporaryDirectory() as scratch, (folder / "log.txt").open("ab+", 0) as log:
@@ -80,9 +80,9 @@ def run(name: str, step: Step, seconds: float, folder: Path) -> tuple[dict[str, 
 
 
 def check(steps: dict[str, Step], report: Report, budget: float) -> None:
-    """Run the first step. Unless it fails, run those of the others that have not passed.
+    """Run the first step. If it passes, run those of the others that have not passed yet.
 
-    A step also gets the time that earlier steps left, and a step that hangs takes none from others.
+    A step also gets the time that earlier steps left, and a step that hangs delays no other step.
     """
     first, *others = steps
     names = [first, *(name for name in others if report.verdict(name) != PASS)]
@@ -127,6 +127,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the command ends with this process
-    # A shell ignores interrupts in what it starts in the background, and commands inherit this.
+    # A shell makes its background processes ignore interrupts, and commands inherit this setting.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The results of a run in report.json, which is complete after each step."""
+"""The results of a run, in report.json. The file is complete after each step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
 
 
 def overall(verdicts: Collection[str]) -> str:
-    """A part that was not run is not a pass, and nothing at all is not a pass either."""
+    """Combine verdicts. A part that was not run is no pass, and neither is an empty collection."""
     return next((found for found in (FAIL, NOT_RUN, PASS) if found in verdicts), NOT_RUN)
 
 
 class Report:
-    """The results of steps, added to the earlier results in the folder, if it has any."""
+    """The results of steps, which are added to any earlier results in the folder."""
 
     def __init__(self, folder: Path, steps: Iterable[str]) -> None:
         self.folder, self.path = folder, folder / "report.json"
@@ -31,7 +31,7 @@ class Report:
         return str(self.data["steps"][step]["verdict"])
 
     def add(self, step: str, lines: dict[str, str], figures: dict[str, Any]) -> None:
-        """Replace the verdicts on a step, and then the file."""
+        """Replace the verdicts on a step, and then rewrite the file."""
         found = {"verdict": overall(lines.values()), "lines": lines, "figures": figures}
         self.data["steps"][step] = found
         self.data["verdict"] = overall([*map(self.verdict, self.data["steps"])])

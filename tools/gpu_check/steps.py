@@ -1,9 +1,9 @@
-"""The steps of a run: shell commands, and the promises about what they measure.
+"""The steps of a run: shell commands, and the promises about their measurements.
 
-A command finds the variables ROOT, PYTHON, OUT (the folder of results) and STEP (the name of the
-step). It works in a new folder with links to the benchmarks but not to the sources of the package,
-so that Python imports the installed package. It may write figures.json in that folder. It passes
-with the exit status 0 and fails with 1. Any other status means that it was not run.
+A command can use the variables ROOT, PYTHON, OUT (the results folder) and STEP (the step's name).
+It runs in a new folder that contains links to the benchmarks but not to the sources of the package,
+so that Python imports the installed package. It may write figures.json in that folder. Exit status
+0 means that the step passed, and 1 that it failed. Any other status means that it was not run.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .report import FAIL, NOT_RUN, PASS
 class Step(NamedTuple):
     share: int  # of the time
     command: str
-    promises: dict[str, dict[str, float]] | None = None  # least figures, by start of case name
+    promises: dict[str, dict[str, float]] | None = None  # minimum figures by case prefix
 
 
 def judge(step: Step, status: int | None, last: str, figures: dict[str, Any]) -> dict[str, str]:
-    """The verdicts on the command and on each promise.
+    """Return the verdicts on the command and on each promise.
 
-    The status is None after the time limit. ``last`` is the last line of the output. A row with a
-    target, which is that of a CPU, must reach 1.0 on a GPU, which is a guess.
+    The status is None if the time limit was reached. ``last`` is the last line of the output.
+    Targets are for CPUs. On a GPU, a row with a target must reach a ratio of 1.0, which is a guess.
     """
     statuses: dict[int | None, str] = {0: NOT_RUN if figures.get("not_run") else PASS, 1: FAIL}
     if status is None and re.search(r"\b\d+ (failed|errors?)\b", last):  # before the time limit
@@ -46,14 +46,14 @@ def judge(step: Step, status: int | None, last: str, figures: dict[str, Any]) ->
 
 
 # Even a single test runs in a worker, which xdist replaces if the test ends it. A test that hangs
-# ends its worker with a traceback. In small portions tests start in order, and a hang delays few.
+# ends its worker with a traceback. With small chunks, tests start in order and a hang delays few.
 WORKERS = """-p gpu_plugin -p xdist.plugin -n auto --maxprocesses=8 --maxschedchunk=4 \\
     --max-worker-restart=50 --continue-on-collection-errors --junitxml="$OUT/$STEP.xml" \\
     -o faulthandler_timeout=45 -o faulthandler_exit_on_timeout=true"""
 
 
 def tests(selection: str, *names: str) -> str:
-    """Run the tests that have not passed in an earlier call."""
+    """Return a command that runs the tests which have not passed in an earlier call."""
     files = " ".join(f'"$ROOT/tests/{name}"' for name in names)
     return f"""
         touch "$OUT/passed.txt" && cp "$OUT/passed.txt" earlier.txt
@@ -70,7 +70,7 @@ def measured(command: str) -> str:
 
 
 def speedups(eager: float, compiled: float, clock: str = "step") -> dict[str, float]:
-    """The least times of a step of other code, in multiples of ours."""
+    """Return the minimum step times of other code, in multiples of ours."""
     return {f"contenders/eager/ratio/{clock}": eager, f"contenders/compile/ratio/{clock}": compiled}
 
 
@@ -101,7 +101,7 @@ assert not record.package_differs(), 'the package is not that of the checkout'" 
     {measured("benchmarks --case 'plain 128x20' --contender vae_fused")}
     test -e figures.json || exit 3"""
 # The clocks are not locked, because other programs may share them. ncu stops at an unknown section,
-# but all its versions have these sections. The raw page has every counter of every launch.
+# but all its versions have these sections. The raw page lists every counter of every launch.
 COUNTERS = f"""
     rm -f "$OUT/kernels.ncu-rep"
     ncu --export "$OUT/kernels.ncu-rep" --clock-control none \\
@@ -111,7 +111,7 @@ COUNTERS = f"""
     ncu --import "$OUT/kernels.ncu-rep" --csv --page raw || exit 3
     echo 'the counters are in kernels.ncu-rep'"""
 
-# All steps need the first one. The others are in the order of importance for a first run on a GPU.
+# All steps require the first one. The others are ordered by importance for a first run on a GPU.
 STEPS = {
     "machine": Step(50, MACHINE),  # importing torch may take half a minute on a new machine
     "smoke": Step(20, tests("not headline", KERNELS)),

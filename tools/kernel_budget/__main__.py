@@ -8,9 +8,9 @@
     python -m tools.kernel_budget --executed [KERNEL]     what hot kernels execute; with --check or
                                                           --update, as for the budget
 
-EXTENSION is a `_C*.so` or a .cubin. The default is the `_C*.so` of the installed package. This
-needs no GPU and no torch, but it needs cuobjdump: from PATH, the CUDA toolkit, or the triton that
-torch's CUDA wheels depend on. kernels.py defines the counts, and hot_path.py defines the hot path.
+EXTENSION is a `_C*.so` or a .cubin. The default is the `_C*.so` of the installed package. This tool
+needs no GPU and no torch, but it needs cuobjdump: from PATH, the CUDA toolkit, or the triton of
+torch's CUDA wheels. kernels.py defines the counts, and hot_path.py defines the hot path.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def update(extension: Path) -> None:
 
 
 def executed(kernel: str, *, is_update: bool, is_check: bool) -> int:
-    """Count executed instructions with the interpreter of the tests, in a process of its own."""
+    """Count executed instructions with the interpreter of the tests, in a separate process."""
     count = [sys.executable, "-m", "machine_code.count", *([kernel] if kernel else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run(count, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)

@@ -1,25 +1,26 @@
-"""The hot path of a kernel: the sequence of instructions that its budget counts.
+"""Finds the hot path of a kernel: the sequence of instructions that its budget counts.
 
-  region  The loop with the most additions (FADD, FFMA, DADD, DFMA), without those in inner loops.
-          Loops with nearly as many are other forms of this loop (for whole vectors and for others),
-          and the form with the shortest path counts. If at least twice as many additions are
-          outside of all loops, the region is the code outside, because the compiler has unrolled
-          the loop completely. If about as many are outside, they are a peeled first iteration.
-  path    A path leads once around that loop, or once through the kernel, and passes each inner loop
-          at most once. The best path has the fewest calls of functions that return. Among equals it
+  region  The loop with the most additions (FADD, FFMA, DADD, DFMA), excluding inner loops.
+          Loops with nearly as many are other forms of this loop (as for partial vectors), and the
+          form with the shortest path is used. If at least twice as many additions are outside all
+          loops, the region is the code outside, because the compiler has unrolled the loop
+          completely. If about as many are outside, they are a peeled first iteration.
+  path    A path goes once around that loop, or once through the kernel, and through each inner loop
+          at most once. The best path has the fewest calls of functions that return. Of those, it
           has the most additions, then the most bits stored to global memory, then the fewest
           instructions.
 
-A kernel branches around work that a call does not need (an output, the KL) or takes from a cheaper
-source (explicit noise). The shortest path alone would skip all such work. The path with the most
-additions generates noise and computes and sums the KL, because polynomials and sums consist of
-additions, while options add at most multiplications. The path with the most stores writes the
-results. The shortest path has whole vectors, which are one access instead of several, and computes
-no index. In a kernel without such branches, the best path is the shortest through loads and stores.
+A kernel branches around work that a call does not need (an output, the KL) or replaces with
+something cheaper (explicit noise). The shortest path alone would skip all such work. The path with
+the most additions generates noise and computes and sums the KL, because polynomials and sums
+consist of additions, while options add at most multiplications. The path with the most stores
+writes the results. The shortest of the remaining paths accesses whole vectors, in one access
+instead of several, and computes no index. In a kernel without such branches, the best path is the
+shortest one that loads and stores.
 
-Predicated instructions are counted, because they issue. So are the instructions of a function that
-is called on the path, along its shortest path to RET. Additions in such a function do not count,
-because calls are slow paths.
+Predicated instructions are counted, because they are issued. The instructions of a function that is
+called on the path are also counted, along the function's shortest path to RET. Additions in such a
+function do not make a path better, because calls are slow paths.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ADDITIONS = dict.fromkeys(("FADD", "FFMA", "DADD", "DFMA"), 1)
 ADDITIONS |= dict.fromkeys(("FADD2", "FFMA2"), 2)  # of two floats at once, from sm_100 on
 
 # A loop with at least this share of the most additions is another form of the same loop. Forms may
-# differ: if a kernel branches on how the KL is reduced, its loop has the additions of each case.
+# differ: if a kernel branches on how the KL is reduced, its loop contains each case's additions.
 ALIKE = 0.7
 
 
@@ -52,7 +53,7 @@ def additions(code: list[Instruction]) -> int:
 
 
 def hot_path(code: list[Instruction]) -> HotPath:
-    """The hot path of a kernel, as the head of this file defines it."""
+    """Return the hot path of a kernel, as the head of this file defines it."""
     flow = graph(code)
     bodies = loops(flow)
     kernel = set(order(flow, flow.entry))  # without called functions
@@ -71,7 +72,7 @@ def hot_path(code: list[Instruction]) -> HotPath:
 
 
 def _path(flow: Graph, start: int, body: set[int], *, in_loop: bool) -> HotPath:
-    """The best path through a region that begins with the block `start`."""
+    """Return the best path through a region that begins with the block `start`."""
     called: dict[int, int] = {}
 
     def worth(b: int, to: int | None) -> tuple[int, ...]:
@@ -91,7 +92,7 @@ def _path(flow: Graph, start: int, body: set[int], *, in_loop: bool) -> HotPath:
 
 
 def _stored(block: list[Instruction], to: int | None) -> int:
-    """Bits that a block stores if its successor is `to`.
+    """Return how many bits a block stores if its successor is `to`.
 
     A predicate that guards both a store and the branch has the same value for both: in
     `@P0 STG; @P0 BRA` nothing is stored unless the branch is taken.
@@ -106,7 +107,7 @@ def _stored(block: list[Instruction], to: int | None) -> int:
 
 
 def _called(flow: Graph, call: Instruction, known: dict[int, int]) -> int:
-    """The instructions that a CALL adds: the shortest path from its target to a RET.
+    """Return how many instructions a CALL adds: the shortest path from its target to a RET.
 
     A jump that is written as a call adds 0, and so does a call that a predicate may skip.
     """

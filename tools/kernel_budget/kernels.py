@@ -1,7 +1,7 @@
-"""The cost of the kernels of a compiled extension, from cuobjdump and their SASS.
+"""Reads the cost of a compiled extension's kernels from cuobjdump and their SASS.
 
-  registers, stack, shared   from cuobjdump --dump-resource-usage. Stack is bytes per thread, shared
-                             is bytes per block, 1 KiB of which is the driver's from sm_90 on.
+  registers, stack, shared   from cuobjdump --dump-resource-usage. `stack` is in bytes per thread.
+                             `shared` is in bytes per block; the driver takes 1 KiB from sm_90 on.
   spills                     local loads and stores (LDL, STL) on the hot path, and in the whole
                              kernel: spilled registers, and arrays that are not in registers.
   instructions               of the whole kernel, including padding.
@@ -12,14 +12,14 @@
                              whole kernel if options determine the path.
   size                       bytes of all cubins of an architecture.
 
-The kernels of likelihoods have no hot path in this sense. A block loads a piece into shared memory,
-waits at a barrier, computes the piece and waits again. Counts that are not 0 and gradients have
-their own loops. Their cost is counted by executing them (tests/machine_code/count.py), and their
-load and store are those of the whole kernel.
+The likelihood kernels have no hot path in this sense. A block loads a piece into shared memory,
+waits at a barrier, computes the piece and waits again. Separate loops process counts that are not
+0, and gradients. The cost of these kernels is counted by executing them
+(tests/machine_code/count.py), and their load and store are those of the whole kernel.
 
-hot_path.py defines the hot path. Its elements are V times the most unrolled copies of the loop body
-for which its loads and its stores suffice. V is the first integer among the kernel's template
-arguments, or else the number of elements of its widest global load.
+hot_path.py defines the hot path. Its number of elements is V times the largest number of unrolled
+copies of the loop body for which its loads and stores suffice. V is the kernel's first integer
+template argument or, if there is none, the number of elements in its widest load.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TENSORS = {"forward": (2, 1), "backward": (3, 2)}
 ELEMENT_BITS = {"float": 32, "double": 64, "Half": 16, "BFloat16": 16}
 LOCAL = ("LDL", "STL")
 
-# The kernels of likelihoods that compute elements, by direction.
+# The likelihood kernels that compute elements, with their directions.
 LIKELIHOODS = {"nll": "forward", "nll_backward": "backward"}
 
 Row = dict[str, Any]
@@ -60,7 +60,7 @@ def die(message: str) -> NoReturn:
 
 
 def find_cuobjdump() -> Path | None:
-    """From PATH, the CUDA toolkit, or the triton that torch's CUDA wheels depend on."""
+    """Find cuobjdump on PATH, in the CUDA toolkit, or in the triton of torch's CUDA wheels."""
     places = [Path(shutil.which("cuobjdump") or "")]
     if home := cuda_home():
         places.append(home / "bin" / "cuobjdump")
@@ -92,7 +92,7 @@ def installed_extension() -> Path:
 
 
 def build_info(extension: Path) -> dict[str, Any]:
-    """The record that setup.py has written beside the extension."""
+    """Return the record that setup.py has written next to the extension."""
     record = extension.parent / "_build_info.json"
     return json.loads(record.read_text()) if record.exists() else {}
 
@@ -124,7 +124,7 @@ def short_name(signature: str) -> str:
 
 
 def template_arguments(name: str) -> list[str]:
-    """The template arguments of a short name, without their own arguments."""
+    """Return the template arguments of a short name, without their own arguments."""
     arguments = name.partition("<")[2].rpartition(">")[0]
     while (outer := re.sub(r"<[^<>]*>", "", arguments)) != arguments:
         arguments = outer
@@ -132,7 +132,7 @@ def template_arguments(name: str) -> list[str]:
 
 
 class Likelihood(NamedTuple):
-    """The computation of a likelihood's kernel."""
+    """The computation that a likelihood kernel performs."""
 
     direction: str  # or "both": the loss and its gradients in one pass
     element: str  # a key of ELEMENT_BITS
@@ -140,7 +140,7 @@ class Likelihood(NamedTuple):
 
 
 def likelihood(name: str) -> Likelihood | None:
-    """The likelihood of a kernel; None for kernels of the latent or without elements."""
+    """Return a kernel's likelihood, or None for latent kernels and kernels without elements."""
     direction = LIKELIHOODS.get(name.partition("<")[0])
     if direction is None:
         return None
@@ -151,12 +151,12 @@ def likelihood(name: str) -> Likelihood | None:
 
 
 def has_many_paths(name: str) -> bool:
-    """Whether no path of a kernel is hot, because of options, a list, or a likelihood's loops."""
+    """Return whether no path of a kernel is hot, because of options, a list, or separate loops."""
     return "Options" in name or "_multi" in name or likelihood(name) is not None
 
 
 def elements(name: str, path: HotPath) -> int | None:
-    """The number of elements of the kernel's hot path."""
+    """Return the number of elements that the kernel's hot path computes."""
     arguments = template_arguments(name)
     bits = ELEMENT_BITS.get(arguments[0])
     loads = [width(i) for i in path.instructions if i.base == "LDG"]
@@ -174,7 +174,7 @@ def elements(name: str, path: HotPath) -> int | None:
 
 
 def cubins(extension: Path) -> Iterator[tuple[str, Path]]:
-    """Architecture and file of each cubin in an extension, or of a single cubin."""
+    """Yield the architecture and the file of each cubin in an extension, or of a single cubin."""
     if extension.suffix == ".cubin":
         code_for = re.search(r"code for (sm_\w+)", cuobjdump("--dump-sass", extension))
         if code_for is None:
@@ -191,7 +191,7 @@ def cubins(extension: Path) -> Iterator[tuple[str, Path]]:
 
 
 def kernels_of(cubin: Path) -> Iterator[tuple[str, dict[str, int], list[Instruction]]]:
-    """The short name, the resource usage and the instructions of each kernel of a cubin."""
+    """Yield the short name, the resource usage and the instructions of each kernel in a cubin."""
     resources = usages(cuobjdump("--dump-resource-usage", cubin))
     for mangled, code in functions(cuobjdump("--dump-sass", cubin)).items():
         yield short_name(demangled(mangled)), resources[mangled], code
@@ -219,13 +219,13 @@ def row(name: str, arch: str, usage: dict[str, int], code: list[Instruction]) ->
 
 
 def usages(text: str) -> dict[str, dict[str, int]]:
-    """The output of `cuobjdump --dump-resource-usage`, by mangled name."""
+    """Parse the output of `cuobjdump --dump-resource-usage` into usages by mangled name."""
     found = re.findall(r"Function (\S+):\s*\n\s*(REG:.*)", text)
     return {name: {k: int(v) for k, v in re.findall(r"(\w+):(\d+)", u)} for name, u in found}
 
 
 def measure(extension: Path) -> dict[str, Any]:
-    """The cost of an extension's kernels, in the form of budget.json."""
+    """Return the cost of an extension's kernels, in the format of budget.json."""
     sizes: Counter[str] = Counter()
     kernels: dict[str, dict[str, Row]] = {}
     for arch, cubin in cubins(extension):

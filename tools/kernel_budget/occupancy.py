@@ -1,4 +1,4 @@
-"""How many threads of a kernel an SM holds at once, by architecture.
+"""Computes how many threads of a kernel an SM holds at once, by architecture.
 
 Sources: CUDA C++ Programming Guide, technical specifications per compute capability. Registers are
 allocated per warp in units of 256 registers, as in the CUDA occupancy calculator.
@@ -17,8 +17,8 @@ THREADS_OF_BLOCK = 256  # kThreads in csrc/cuda/launch.cuh
 
 
 class Limits(NamedTuple):
-    """The limits of an SM. `reserved`: bytes of shared memory per block that the driver takes,
-    unless cuobjdump already counts them, as it does from sm_90 on."""
+    """The limits of an SM. `reserved` is the shared memory in bytes that the driver takes per
+    block, unless cuobjdump already includes it, as it does from sm_90 on."""
 
     threads: int
     blocks: int
@@ -42,7 +42,7 @@ def number(arch: str) -> int:
 
 
 def resident_blocks(arch: str, registers: int, shared: int, threads: int = THREADS_OF_BLOCK) -> int:
-    """Blocks that an SM holds at once. `shared`: bytes per block, as cuobjdump counts them.
+    """Return how many blocks an SM holds at once. `shared` is the bytes per block from cuobjdump.
 
     An unknown architecture has the limits of the newest known one that is not newer.
     """
@@ -51,7 +51,7 @@ def resident_blocks(arch: str, registers: int, shared: int, threads: int = THREA
     of_block = -(-(shared + most.reserved) // SHARED_UNIT) * SHARED_UNIT
     found = [most.blocks, most.threads // threads]
     if of_warp:
-        # Each of the four parts of an SM has a quarter of the registers. A warp is in one part.
+        # Each of the four parts of an SM has a quarter of the registers. A warp stays in one part.
         found.append(REGISTERS // 4 // of_warp * 4 // (threads // WARP))
     if of_block:
         found.append(most.shared // of_block)

@@ -1,9 +1,9 @@
-"""For how many cycles an instruction of a warp occupies a pipe of an SM.
+"""Computes for how many cycles a warp's instruction occupies a pipe of an SM.
 
-Each of an SM's four parts has one pipe of each kind. Cycles follow from the throughputs in the CUDA
-C++ Programming Guide (arithmetic instructions): at 128 results per cycle and SM the 32 lanes of a
-warp take one cycle of a part, at 64 two, at 16 eight. The throughput of IMAD.WIDE is not published;
-it is assumed to be half that of IMAD.
+Each of an SM's four parts has one pipe of each kind. The cycles follow from the throughputs in the
+CUDA C++ Programming Guide (arithmetic instructions): at 128 results per cycle and SM, the 32 lanes
+of a warp occupy a part for one cycle, at 64 for two, and at 16 for eight. The throughput of
+IMAD.WIDE is not published; it is assumed to be half that of IMAD.
 
   sm_75, 80    One FMA pipe of 16 lanes for floats and integer products (64 per cycle and SM).
   sm_86, 89    Two FMA pipes, one of which multiplies integers; a double takes 64 cycles.
@@ -11,7 +11,7 @@ it is assumed to be half that of IMAD.
   sm_100       As sm_90. FADD2, FMUL2 and FFMA2 take both FMA pipes for two cycles.
   sm_120       As sm_89, with FADD2, FMUL2 and FFMA2 as on sm_100.
 
-For sm_100 and sm_120 this is little more than a guess.
+For sm_100 and sm_120 these cycles are little more than a guess.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .sass import Instruction
 FP64_CYCLES = {80: 4, 90: 2, 100: 2}  # 64 on the others
 SINGLE_FMA_PIPE = (75, 80)
 
-# The first pattern that matches an opcode without modifiers gives pipe and cycles. FMA stands for
-# either of the two FMA pipes, so it has half of the cycles of one pipe.
+# The first pattern that matches an opcode without modifiers determines the pipe and the cycles. FMA
+# stands for either of the two FMA pipes, so its cycles are half of those of one pipe.
 PIPES = {
     r"(LD|ST)[GSL]?|SHFL|LDC|ATOM[SG]?|REDG?": ("LSU", 4.0),
     r"FFMA|FMUL|FADD": ("FMA", 1.0),
@@ -43,7 +43,7 @@ PIPES = {
 
 
 def pipe(instruction: Instruction, arch: str) -> tuple[str, float]:
-    """The pipe of an instruction, and the cycles for which a warp occupies it."""
+    """Return the pipe of an instruction, and the cycles for which a warp occupies the pipe."""
     base = instruction.base
     if base == "IMAD" and {"WIDE", "HI"} & set(instruction.modifiers):
         return "FMA_HEAVY", 4.0
@@ -56,7 +56,7 @@ def pipe(instruction: Instruction, arch: str) -> tuple[str, float]:
 
 
 def busy(code: Iterable[Instruction], arch: str) -> dict[str, float]:
-    """Cycles for which a warp's instructions occupy each pipe."""
+    """Return the cycles for which a warp's instructions occupy each pipe."""
     found: dict[str, float] = {}
     for name, cycles in (pipe(i, arch) for i in code):
         found[name] = found.get(name, 0.0) + cycles

@@ -16,25 +16,26 @@ from .occupancy import number
 Budget = dict[str, Any]
 BUDGET = Path(__file__).with_name("budget.json")
 
-# These are counted for sm_90. tests/machine_code/count.py describes the counted calls.
+# These values are counted for sm_90. tests/machine_code/count.py describes the counted calls.
 EXECUTED = "executed_per_element"
 EXECUTED_IN_FLIGHT = "executed_in_flight"  # bytes of each thread, for likelihoods
-AT_LEAST = {"load", "store", EXECUTED_IN_FLIGHT}  # the record is the least value of these
+AT_LEAST = {"load", "store", EXECUTED_IN_FLIGHT}  # the recorded values of these are minima
 
 MORE_REGISTERS = 4
-MORE_PER_ELEMENT = (1.05, 1.0)  # the factor of the recorded number, and a summand
+MORE_PER_ELEMENT = (1.05, 1.0)  # a factor of the recorded number, and an added constant
 MORE_BYTES = 1.1
-# Limit for the bytes of an architecture's cubins. On sm_120 the latent takes 3.9 MB and the
-# likelihoods 5.6 MB: ten kinds of eight kernels each, two of which compute the loss and its
-# gradients in one pass, and one kernel with all kinds for double.
+# The limit for the bytes of an architecture's cubins. On sm_120 the latent kernels take 3.9 MB and
+# the likelihood kernels 5.6 MB: ten kinds with eight kernels each, two of which compute the loss
+# and its gradients in one pass, and one double-precision kernel for all kinds.
 LARGEST = 10_000_000
 
-# The least KB of loads that all threads of an SM have in flight on the hot path of contiguous
-# tensors. An SM's share of an H200's bandwidth is 32.6 bytes/ns, and in a busy memory system a load
-# takes about 660 ns. The product is 21 KB, two thirds of which are loads. That suffices only if
-# loads never pause. A thread that loads and computes in turn pauses for about half of the time, and
-# CUB's tuning for Hopper targets 48 KB. Backward reaches this with three vectors of 16 bytes in
-# each of 1024 threads. Forward loads two and has 32 KB, unless one load waits for the other.
+# The minimum number of kilobytes of loads that an SM's threads must have in flight on the hot path
+# for contiguous tensors. An SM's share of an H200's bandwidth is 32.6 bytes/ns, and in a busy
+# memory system a load takes about 660 ns. So 21 KB of traffic are in flight, two thirds of which
+# are loads. This amount suffices only if loads never pause. A thread that alternates between
+# loading and computing pauses for about half of the time, and CUB's tuning for Hopper targets 48
+# KB. Backward reaches 48 KB with three 16-byte vectors in each of 1024 threads. Forward loads two
+# vectors and has 32 KB in flight, unless one load waits for the other.
 FLOORS = {
     "sm_90": {
         f"{kernel}<{dtype}, (Access)0>": kilobytes
@@ -54,7 +55,7 @@ def save(budget: Budget) -> None:
 
 
 def dump(budget: Budget) -> str:
-    """JSON in a fixed order with one line for each kernel and architecture."""
+    """Return JSON in a fixed order, with one line for each kernel and architecture."""
     order = archs_of(budget)
     ordered = {
         "nvcc": budget["nvcc"],
@@ -75,7 +76,7 @@ def archs_of(budget: Budget) -> list[str]:
 
 
 def updated(old: Budget, new: Budget) -> Budget:
-    """`old` updated by `new`: architectures missing from `new` and recorded reasons remain."""
+    """Return `old` updated by `new`. Recorded reasons and architectures not in `new` are kept."""
     kernels: dict[str, dict[str, Row]] = {}
     for name in sorted({*old["kernels"], *new["kernels"]}):
         before, after = (budget["kernels"].get(name, {}) for budget in (old, new))
@@ -104,7 +105,7 @@ def without_reason(budget: Budget) -> list[str]:
 
 
 def violations(budget: Budget, found: Budget) -> list[str]:
-    """One line for each violation of `budget` in `found`."""
+    """Return one line for each violation of `budget` in `found`."""
     same = same_nvcc(budget, found)
     lines = [f"budget.json: {exception}: without a reason" for exception in without_reason(budget)]
     for arch in archs_of(found):
@@ -128,7 +129,7 @@ def violations(budget: Budget, found: Budget) -> list[str]:
 
 
 def limits(old: Row | None, same: bool, may_spill: bool) -> dict[str, float]:
-    """The limits of a kernel. `same`: whether the version of nvcc is that of the record."""
+    """Return the limits of a kernel. `same` is whether nvcc has the recorded version."""
     found: dict[str, float] = {} if may_spill else {"all_spills": 0}
     if old is not None:
         found |= {what: old[what] for what in ("load", "store")}
@@ -148,7 +149,7 @@ def most_per_element(recorded: float) -> float:
 
 
 def executed_violations(budget: Budget, counted: Mapping[str, Row]) -> list[str]:
-    """One line for each number of a hot kernel that is worse than its record, or has none."""
+    """Return a line for each number of a hot kernel that is worse than recorded or not recorded."""
     lines = []
     for name, row in counted.items():
         recorded = budget["kernels"].get(name, {}).get("sm_90", {})
@@ -161,7 +162,7 @@ def executed_violations(budget: Budget, counted: Mapping[str, Row]) -> list[str]
 
 
 def below_floor(arch: str, name: str, new: Row) -> list[str]:
-    """The shortfall of a kernel's bytes in flight against FLOORS, independent of the record."""
+    """Return a line if a kernel has fewer bytes in flight than FLOORS, whatever is recorded."""
     floor = FLOORS.get(arch, {}).get(name, 0)
     found = new.get("in_flight_kb")
     is_enough = not floor or (found is not None and found >= floor)
@@ -174,7 +175,7 @@ def same_nvcc(budget: Budget, found: Budget) -> bool:
 
 
 def excess(where: str, what: str, recorded: Any, limit: Any, found: Any) -> list[str]:
-    """A line if a number is beyond its limit, or if it has none or is itself missing."""
+    """Return a line if a number is beyond its limit, or if the number or its limit is missing."""
     is_least = what in AT_LEAST
     if None not in (limit, found) and (found >= limit if is_least else found <= limit):
         return []

@@ -1,8 +1,8 @@
-"""The vector registers that a SASS instruction reads and writes.
+"""Finds the vector registers that a SASS instruction reads and writes.
 
 An operand names its first register, and the opcode determines how many follow. Registers are named
-as in the listing: R0, R1. RZ always holds zero and is left out, and so are uniform registers and
-predicates, because no load of global memory writes them.
+as in the listing: R0, R1. RZ always holds zero and is omitted. Uniform registers and predicates are
+omitted too, because no load from global memory writes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Use(NamedTuple):
 
 
 def use(instruction: Instruction) -> Use:
-    """The registers that an instruction reads and writes. Addresses are read."""
+    """Return the registers that an instruction reads and writes. Address registers are read."""
     operands = (text.strip() for text in _OPERAND.findall(instruction.operands))
     destinations = 0 if NO_DESTINATION.match(instruction.base) else 1
     if "ENL2" in instruction.modifiers:  # 256 bits are two groups of four registers
@@ -45,7 +45,7 @@ def use(instruction: Instruction) -> Use:
 
 
 def _words(instruction: Instruction, place: int, operand: str, suffix: str) -> int:
-    """How many registers an operand has. Place 0 is the destination if the instruction has one."""
+    """Return how many registers an operand has. Place 0 is the destination, if there is one."""
     base, modifiers = instruction.base, set(instruction.modifiers)
     if "[" in operand:  # up to sm_75 the register of a 64-bit address has no suffix
         return 2 if base in GLOBAL and "E" in modifiers and ".U32" not in suffix else 1
@@ -62,7 +62,7 @@ def _words(instruction: Instruction, place: int, operand: str, suffix: str) -> i
 
 
 def _has_wide_type(base: str, modifiers: list[str], is_result: bool) -> bool:
-    """Whether the result or the source of a conversion has 64 bits."""
+    """Return whether the result or the source of a conversion has 64 bits."""
     is_floating, is_integer = "F64" in modifiers, bool({"S64", "U64"} & set(modifiers))
     if base == "F2F":  # the type of the result comes first
         types = [m for m in modifiers if re.fullmatch(r"F(16|32|64)", m)]

@@ -1,4 +1,4 @@
-"""Listings of `cuobjdump --dump-sass`: instructions, control flow, loops, paths."""
+"""Parses listings of `cuobjdump --dump-sass`: instructions, control flow, loops, paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import networkx as nx  # torch requires it
 
 JUMPS = ("BRA", "BRX", "JMP", "JMX")
-NO_FALL = (*JUMPS, "RET", "EXIT")  # the next instruction in the listing does not follow
+NO_FALL = (*JUMPS, "RET", "EXIT")  # control does not fall through to the next instruction
 ENDS = (*NO_FALL, "CALL", "BSYNC", "WARPSYNC")  # of a block
 
 _LINE = re.compile(  # address, guard, opcode, operands, encoding
@@ -50,8 +50,8 @@ class Instruction:
 
 
 class Graph(NamedTuple):
-    """Blocks by address: instructions without a branch between them. The first block is the entry,
-    and all blocks are reachable from it, some of them by calls."""
+    """Basic blocks by address. The first one is the entry, from which all blocks are reachable,
+    some of them through calls."""
 
     entry: int
     blocks: dict[int, list[Instruction]]
@@ -59,13 +59,13 @@ class Graph(NamedTuple):
 
 
 def functions(listing: str) -> dict[str, list[Instruction]]:
-    """Every function of a listing, by its mangled name."""
+    """Return every function of a listing, by its mangled name."""
     _, *parts = re.split(r"^\s*Function : (\S+)", listing, flags=re.MULTILINE)
     return {name: parse(text.splitlines()) for name, text in zip(*[iter(parts)] * 2, strict=True)}
 
 
 def parse(lines: Iterable[str]) -> list[Instruction]:
-    """The instructions of one function. Targets are absolute addresses or labels."""
+    """Parse the instructions of one function. Targets are absolute addresses or labels."""
     read: list[re.Match[str]] = []
     labels: dict[str, int] = {}
     pending: list[str] = []  # labels of the next instruction
@@ -95,7 +95,7 @@ def _instruction(line: re.Match[str], labels: dict[str, int]) -> Instruction:
 
 
 def width(instruction: Instruction) -> int:
-    """Bits per thread of a load or store."""
+    """Return the bits per thread of a load or store."""
     for modifier in instruction.modifiers:
         if re.fullmatch(r"[US]?(8|16|32|64|128|256)", modifier):
             return int(modifier.lstrip("US"))
@@ -103,7 +103,7 @@ def width(instruction: Instruction) -> int:
 
 
 def widest(instructions: Iterable[Instruction], base: str) -> int:
-    """Bits of the widest of these loads (LDG) or stores (STG); 0 if there is none."""
+    """Return the bits of the widest of these loads (LDG) or stores (STG), or 0 if there is none."""
     return max((width(i) for i in instructions if i.base == base), default=0)
 
 
@@ -111,9 +111,9 @@ def graph(code: list[Instruction]) -> Graph:
     """Blocks and edges.
 
     BSYNC leads to the target of the BSSY that set its barrier, which is tracked along the edges. A
-    CALL leads to the next instruction, unless no code at its target returns, because the compiler
-    also writes long jumps as calls. RET and EXIT have no successor. An indirect branch without
-    listed targets leads to every block that has no other predecessor.
+    CALL leads to the next instruction, unless the code at its target never returns, because the
+    compiler also writes long jumps as calls. RET and EXIT have no successor. An indirect branch
+    without listed targets leads to every block that has no other predecessor.
     """
     jumps: frozenset[int] = frozenset()
     while True:
@@ -126,7 +126,7 @@ def graph(code: list[Instruction]) -> Graph:
 
 
 def _graph(code: list[Instruction], jumps: frozenset[int]) -> Graph:
-    """The graph under the assumption that the calls in `jumps` never return."""
+    """Return the graph under the assumption that the calls in `jumps` never return."""
     following = {a.address: b.address for a, b in itertools.pairwise(code)}
     named = {code[0].address, *(target for i in code for target in i.targets)}
     starts = named | {following[i.address] for i in code[:-1] if i.base in ENDS}
@@ -166,7 +166,7 @@ def _call(instruction: Instruction) -> tuple[int, ...]:
 
 
 def returns(flow: Graph, entry: int) -> bool:
-    """Whether a RET is reachable. A function outside the listing is assumed to return."""
+    """Return whether a RET is reachable. A function outside the listing is assumed to return."""
     if entry not in flow.blocks:
         return True
     return any(flow.blocks[b][-1].base == "RET" for b in order(flow, entry))
@@ -187,7 +187,7 @@ def _successors(
 
 
 def order(flow: Graph, start: int, inside: Collection[int] | None = None) -> dict[int, int]:
-    """The index of each reachable block in reverse postorder.
+    """Return the index of each reachable block in reverse postorder.
 
     An edge to a smaller index is a back edge, and the other edges form a DAG.
     """
@@ -200,12 +200,12 @@ def order(flow: Graph, start: int, inside: Collection[int] | None = None) -> dic
 
 
 def loops(flow: Graph) -> dict[int, set[int]]:
-    """Natural loops: the blocks of each loop, by the address of its header."""
+    """Return the blocks of each natural loop, by the address of its header."""
     places = order(flow, flow.entry)
     edges = [(b, to) for b in places for to in flow.successors[b]]
     found: dict[int, set[int]] = {}
     for b, header in edges:
-        # A header dominates a block that leads back to it: it is on every path to that block.
+        # A header dominates each block that leads back to it, so it is on every path to that block.
         others = places.keys() - {header}
         is_back = places[header] <= places[b]
         if is_back and (header in (b, flow.entry) or b not in order(flow, flow.entry, others)):
@@ -224,10 +224,10 @@ def best_path(
     worth: Callable[[int, int | None], tuple[int, ...]],
     after: int | None = None,
 ) -> list[int]:
-    """The blocks of the path with the highest worth along edges to larger `places`, or [].
+    """Return the blocks of the path with the highest worth along edges to larger `places`, or [].
 
-    `worth(block, successor)` is the worth of a block that `successor` follows on a path. The path
-    ends in one of `ends`, and `after` follows it.
+    `worth(block, successor)` is the worth of a block that is followed by `successor` on a path. The
+    path ends in one of `ends`, and is followed by `after`.
     """
     best: dict[int, tuple[tuple[int, ...] | None, int | None]] = {start: (None, None)}
 
