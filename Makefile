@@ -1,21 +1,21 @@
 # Every target works in $(VENV), an environment that is created on first use and kept. It contains the
-# built package and not a link to the sources, so the tests see what a user gets. Stamp files cause a
-# rebuild after a change: another TORCH, another build setting, an edited source.
+# built package and not a link to the sources, so the tests see what a user gets. Stamp files trigger a
+# rebuild if TORCH, a build setting or a source changes.
 #
 #   TORCH    the requirement for torch:             make test TORCH=torch==2.14.1
-#            Any arguments of pip are possible:     make demo TORCH="torch --index-url URL"
-#            The default is a fixed version, so that results of machines can be compared. On Linux pip
-#            may pick a build with CUDA (5 GB). If nvcc is available, the CUDA part is then built too.
+#            It may contain any pip arguments:      make demo TORCH="torch --index-url URL"
+#            The default is a fixed version, so that results from different machines are comparable. On
+#            Linux pip may choose a CUDA build (5 GB). If nvcc is available, the CUDA part is built too.
 #   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
 #   PYTHON   the Python that creates it:            make test PYTHON=python3.13
 #   PYTEST_ARGS, DEMO_ARGS, EXAMPLES_ARGS, BENCH_ARGS, STEPS_ARGS, MUTATION_ARGS, BUDGET_ARGS,
 #            GPU_ARGS: further arguments            make test PYTEST_ARGS="-k philox -x"
 #   EXAMPLES, FIGURES   the examples to run, and the folder: make examples EXAMPLES=bayesian_mlp
 #            single_cell needs scvi-tools, which needs Python 3.11 or newer.
-#   SELECTION   the tests of `make test`. The default excludes the tests of csrc alone and of the tools,
-#            slow tests, and tests that need packages of requirements/packages.txt.
+#   SELECTION   the tests of `make test`. The default excludes the native tests, the tests of the tools,
+#            slow tests, and tests that require the packages in requirements/packages.txt.
 #   WORKERS  processes that run tests, by default one per core: make test WORKERS=0 PYTEST_ARGS=--pdb
-#   PAIRS    of Python and torch to test:           make matrix PAIRS="python3.12:2.11.0 python3.13:2.14.1"
+#   PAIRS    pairs of Python and torch to test:     make matrix PAIRS="python3.12:2.11.0 python3.13:2.14.1"
 #   BUNDLE_TORCH, BUNDLE_PYTHON, BUNDLE_ARCH, BUNDLE_VENV   the machine that the wheels of `gpu-bundle` are
 #            for, and the environment:               make gpu-bundle BUNDLE_ARCH=10.0
 #   VAE_FUSED_BUILD, TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG, CXX: see setup.py
@@ -39,8 +39,8 @@ PACKAGE_SOURCES := $(sort setup.py pyproject.toml $(wildcard build_support/*.py 
     $(shell find csrc vae_fused -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \
                              -o -name '*.py' -o -name py.typed))
 
-# The name of a stamp contains a hash of the settings that it was made with. A new stamp replaces the
-# older ones.
+# The name of a stamp contains a hash of the settings with which it was made. A new stamp replaces older
+# ones.
 key = $(shell printf '%s' '$(1)' | cksum | cut -d' ' -f1)
 PYTHON_STAMP := $(VENV)/.python-$(call key,$(PYTHON))
 TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
@@ -96,8 +96,8 @@ $(VENV)/.%-requirements: requirements/%.txt $(TORCH_STAMP)
 
 $(VENV)/.examples-requirements: requirements/demo.txt
 
-# Packages in which vae_fused replaces the latent or the loss. `steps` measures them, and `test-all`
-# compares with them.
+# Packages in which vae_fused replaces the latent or the loss. `steps` measures these packages, and
+# `test-all` compares vae_fused with them.
 $(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requirements: \
     requirements/%.txt requirements/demo.txt requirements/examples.txt requirements/steps.txt \
     requirements/steps-without-dependencies.txt $(TORCH_STAMP)
@@ -107,7 +107,7 @@ $(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requireme
 
 build: $(BUILD_STAMP)
 
-# All that `make test` downloads.
+# Downloads everything that `make test` needs.
 environment: $(VENV)/.test-requirements
 
 demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
@@ -144,8 +144,8 @@ gpu-bundle:
 	$(MAKE) gpu-wheels VENV='$(BUNDLE_VENV)' TORCH='$(BUNDLE_TORCH)' VAE_FUSED_BUILD=cuda \
 	    TORCH_CUDA_ARCH_LIST=$(BUNDLE_ARCH)
 
-# The downloaded modules are those that the tests of a GPU check import. torch brings mpmath in the
-# version that its sympy requires. pip downloads for another Python only if nothing has to be built.
+# Downloads the modules that the tests of a GPU check import. mpmath is installed with torch, in the
+# version that torch's sympy requires. pip downloads for another Python only if nothing has to be built.
 gpu-wheels: $(TORCH_STAMP)
 	rm -rf build/gpu-bundle
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip --quiet wheel --no-build-isolation --no-deps \
@@ -159,9 +159,9 @@ gpu-wheels: $(TORCH_STAMP)
 	@echo "    export VAE_FUSED_COMMIT=$$(git describe --always --dirty --abbrev=12 --exclude '*')"
 	@echo '    python -m tools.gpu_check; python -m tools.gpu_check again'
 
-# `python -m pytest` would import the sources beside the tests, so this is the pytest command. A worker
-# runs whole files, because some tests of a file cannot run at the same time. All workers must collect
-# the same tests in the same order. Some parameters of tests are sets, hence the fixed hash seed.
+# `python -m pytest` would import the sources next to the tests, so this uses the pytest command. A
+# worker runs whole files, because some tests of a file cannot run at the same time. All workers must
+# collect the same tests in the same order. Some test parameters are sets, so the hash seed is fixed.
 PYTEST := PYTHONHASHSEED=0 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 test: $(BUILD_STAMP) $(VENV)/.test-requirements
@@ -170,7 +170,7 @@ test: $(BUILD_STAMP) $(VENV)/.test-requirements
 test-all: $(BUILD_STAMP) $(VENV)/.test-requirements $(VENV)/.packages-requirements
 	$(PYTEST) $(PYTEST_ARGS)
 
-# Each pair has an environment of its own, of several GB if pip chooses a torch with CUDA.
+# Each pair has its own environment, which takes several GB if pip chooses a CUDA build of torch.
 matrix:
 	@failed=; for pair in $(PAIRS); do \
 	    python=$${pair%:*}; torch=$${pair##*:}; \

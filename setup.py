@@ -159,7 +159,7 @@ def cxx_flags() -> list[str]:
     if compiler_is_gcc():
         # at::parallel_for is serial in a file compiled without this flag. The flag is not passed to
         # the linker, so that GOMP_* resolves to the runtime that torch has loaded, and both share
-        # one thread pool. Clang's code would call another runtime, which torch's Linux wheels do
+        # one thread pool. Code from clang would call another runtime, which torch's Linux wheels do
         # not contain.
         flags.append("-fopenmp")
     return flags
@@ -182,8 +182,7 @@ def release() -> str:
 
 
 def version(plan: Plan, torch) -> str:
-    """Returns the version of the built package. `_ext` accepts any torch with the same minor
-    version."""
+    """Returns the built package's version. `_ext` accepts any torch with the same minor version."""
     if (ROOT / "PKG-INFO").exists():  # an unpacked sdist
         return release()
     if plan.mode == "none":
@@ -265,8 +264,7 @@ def make_extension(plan: Plan, torch) -> setuptools.Extension:
 
 
 def build_info(plan: Plan, torch) -> dict[str, object]:
-    """Returns the contents of `_build_info.json`. Without dates and paths, builds are
-    reproducible."""
+    """Returns `_build_info.json`, without dates and paths, so that builds are reproducible."""
     compiled = plan.mode != "none"
     return {
         "version": version(plan, torch),
@@ -292,8 +290,7 @@ def write_build_info(package: Path, info: dict[str, object]) -> None:
 
 
 def commands(plan: Plan, info: dict[str, object]) -> dict[str, type]:
-    """Returns setuptools commands that record `info` and end a failed compile with a clear
-    message."""
+    """Returns commands that record `info` and end a failed compile with a clear message."""
 
     class BuildPy(build_py):
         def run(self) -> None:

@@ -8,14 +8,14 @@ Three commands measure, and each compares results before it times anything:
 
 They share these modules:
 
-    cases.py       a case: contenders that compute the same outputs of the same leaves
+    cases.py       a case: contenders that compute the same outputs from the same leaves
     measuring.py   times contenders in interleaved rounds
     counting.py    counts dispatches, and the bytes kept for backward
     record.py      the JSON: machine, versions, commit, results
     tables.py      the tables of the terminal, and the comparison of two JSONs
     command.py     the options, and the loop over cases
 
-    latents.py     workloads with a latent: sizes, inputs, exact results, and least memory traffic
+    latents.py     workloads with a latent: sizes, inputs, exact results, minimum memory traffic
     formulas.py    each workload in eager PyTorch, as users write it
     contenders.py  the implementations: this library, the formulas, torch.distributions, packages
     running.py     measures a latent, and returns its row of results
@@ -40,8 +40,8 @@ def prefer_installed(root: Path = ROOT) -> None:
     """Let ``import vae_fused`` find an installed package before the sources of this checkout.
 
     ``python -m benchmarks`` and pytest put the checkout first on the path. The checkout has the
-    sources of ``vae_fused``, but usually no compiled code. It stays first if it contains compiled
-    code (``setup.py build_ext --inplace``) or if the package is not installed.
+    sources of ``vae_fused``, but usually no compiled code. The checkout stays first if it contains
+    compiled code (``setup.py build_ext --inplace``) or if the package is not installed.
     """
     if "vae_fused" in sys.modules or any((root / "vae_fused").glob("_C*.so")):
         return

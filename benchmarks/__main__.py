@@ -9,8 +9,8 @@
 
 Every contender is checked against float64 before it is timed. A contender with wrong results is
 reported and not timed. The JSON is written to benchmarks/results or to --json, and rewritten after
-each case. With a selection of cases it is written only if --json is given. The exit status is 0, or
-1 if vae_fused is wrong or was selected but not measured, 2 for bad arguments, 130 if interrupted.
+each case. With a selection of cases, it is written only if --json is given. The exit status is 0, 1
+if vae_fused is wrong or was selected but not measured, 2 for bad arguments, or 130 if interrupted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen(args: argparse.Namespace) -> list[Latent]:
-    """The cases that --case, --quick and --dtype select, ordered for a time budget."""
+    """Return the cases that --case, --quick and --dtype select, ordered for a time budget."""
     first, others = [], []
     for dtype in args.dtype or ["float32"]:
         found = latents.latents(args.device, dtype)

@@ -1,4 +1,4 @@
-"""A case: contenders that compute the same outputs of the same leaves, checked and then timed."""
+"""A case: contenders that compute the same outputs from the same leaves."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def reason(error: Exception) -> str:
 
 
 class Noise:
-    """The noise of a fused latent: its own, or ``torch.randn``'s during the check.
+    """The noise of a fused latent: its own, or that of ``torch.randn`` during the check.
 
-    Other code draws ``torch.randn_like``. In the check our variant draws the same numbers from
-    the same seed, so all contenders compute one loss. In timed steps our kernels draw the noise.
+    Other code calls ``torch.randn_like``. In the check, our variant draws the same numbers from the
+    same seed, so all contenders compute one loss. In timed steps, our kernels draw the noise.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Noise:
         return torch.randn(shape) if self.is_given else None
 
     def weight(self, timed: float, compared: float = 1.0) -> float:
-        """A KL's weight. It is larger in the check, because a tiny weight would hide a wrong KL."""
+        """Return a KL's weight, larger in the check, as a tiny weight would hide a wrong KL."""
         return compared if self.is_given else timed
 
 
@@ -52,9 +52,9 @@ class Noise:
 class Contest:
     """Functions of the same leaves, one for each contender, and their isolated parts.
 
-    A function returns a tensor or several. Backward starts from ``grads`` for the first outputs and
-    from ones for the others. With an optimizer the leaves are parameters, and a step trains them.
-    ``tolerance`` bounds the relative differences of losses and gradients.
+    A function returns one or several tensors. Backward starts from ``grads`` for the first outputs
+    and from ones for the others. With an optimizer, the leaves are parameters, and a step trains
+    them. ``tolerance`` bounds the relative differences between losses and between gradients.
     """
 
     leaves: Sequence[Tensor]
@@ -99,8 +99,8 @@ class Contest:
     def check(self) -> dict[str, float]:
         """Compare losses and gradients of all contenders for the same noise, or raise Wrong.
 
-        The difference of a gradient is divided by its largest element, or by a thousandth of that
-        of all gradients if this is more, because mere rounding errors have no relative accuracy.
+        A gradient's difference is divided by its largest element or, if larger, by a thousandth of
+        all gradients' largest element, because mere rounding errors have no relative accuracy.
         """
         self.noise.is_given = True
         (loss, *grads), *others = (self._loss_and_gradients(name) for name in self.functions)
@@ -125,7 +125,7 @@ class Contest:
 
 
 def part(leaves: Sequence[Tensor], **functions: Callable[..., Any]) -> Contest:
-    """A latent or a loss alone: functions of detached inputs with the shapes of a whole step."""
+    """Return a latent or a loss alone, on detached inputs with the shapes of a whole step."""
     own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
 
     def call(function: Callable[..., Any]) -> Callable[[], Any]:
@@ -138,7 +138,7 @@ def part(leaves: Sequence[Tensor], **functions: Callable[..., Any]) -> Contest:
 class Case:
     """A named contest. The package that it needs is imported when the contest is made.
 
-    ``targets`` are the least times of the contenders, in multiples of ours.
+    ``targets`` are the minimum times of the other contenders, in multiples of ours.
     """
 
     name: str
@@ -149,14 +149,14 @@ class Case:
 
     @property
     def release(self) -> str | None:
-        """The version of the package; raises Unable if it is missing."""
+        """Return the version of the package. Raise Unable if it is missing."""
         try:
             return importlib.metadata.version(self.package) if self.package else None
         except importlib.metadata.PackageNotFoundError:
             raise Unable(f"{self.package} is not installed") from None
 
     def checked(self, device: str) -> tuple[Contest, dict[str, float]]:
-        """The contest, and how well its contenders agree. Raises Unable or Wrong."""
+        """Return the contest, and how well its contenders agree. Raise Unable or Wrong."""
         _ = self.release
         tidy(device)
         torch.manual_seed(0)

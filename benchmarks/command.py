@@ -1,4 +1,4 @@
-"""The parts that the command lines share: options, the loop over cases, and its output."""
+"""The parts that the benchmark commands share: options, the loop over cases, and its output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def described(module: str, about: str | None) -> argparse.ArgumentParser:
 
 
 def parser(module: str, about: str | None, seconds: str) -> argparse.ArgumentParser:
-    """The options of all command lines that measure."""
+    """Return a parser with the options of all benchmark commands."""
     found = described(module, about)
     add = found.add_argument
     add("--case", "--cases", nargs="+", metavar="PART", help="parts of names; commas separate, too")
@@ -44,7 +44,7 @@ def parser(module: str, about: str | None, seconds: str) -> argparse.ArgumentPar
 
 
 def selected(cases: Iterable[N], words: Sequence[str] | None) -> list[N]:
-    """The cases whose names contain one of the parts."""
+    """Return the cases whose names contain one of the parts."""
     parts = [part.strip() for word in words or [""] for part in word.split(",")]
     return [case for case in cases if any(part in case.name for part in parts)]
 
@@ -60,7 +60,7 @@ def complete(args: argparse.Namespace, found: argparse.ArgumentParser) -> None:
 
 
 def read(found: argparse.ArgumentParser, path: Path | None, module: str) -> record.Data | None:
-    """The record of an option, or None if the option is not given."""
+    """Read the record that an option names. Return None if the option is not given."""
     try:
         return record.read(path, module) if path else None
     except record.NotARecord as error:
@@ -73,8 +73,8 @@ def run(
 ) -> int:  # fmt: skip
     """Measure the cases, and print and write each result as it arrives.
 
-    ``measure`` adds its rows to ``data`` and returns their table. Returns 0, or 1 if a case fails,
-    or 130 if the run is interrupted.
+    ``measure`` adds its rows to ``data`` and returns their table. ``run`` returns 0, or 1 if a case
+    fails, or 130 if the run is interrupted.
     """
     began, status = time.perf_counter(), 0
     for case in cases:
@@ -104,7 +104,7 @@ def main(
     measure: Callable[[Case, record.Data, str, float], str], text: Callable[[record.Data], str],
     head: str,
 ) -> int:  # fmt: skip
-    """The command line of a list of cases. ``text`` returns the table of a record."""
+    """Run the command for a list of cases. ``text`` returns the table of a record."""
     argv = sys.argv[1:] if argv is None else argv
     found = parser(module, about, f"{seconds:.0f}")
     args = found.parse_args(argv)

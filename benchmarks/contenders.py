@@ -21,7 +21,7 @@ from vae_fused import _ext
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """An implementation: its name on the command line, and a factory of its function."""
+    """An implementation: its name on the command line, and a factory for its function."""
 
     name: str
     what: str
@@ -38,7 +38,7 @@ _WEIGHTS = {"scale": "softplus", "prior": vf.Prior(0.0, PRIOR_STD, "std"), "redu
 
 
 def library(functions: Any, family: str) -> Function:
-    """The call of a workload in ``vae_fused`` or in ``vae_fused.reference``."""
+    """Return the function of a workload in ``vae_fused`` or in ``vae_fused.reference``."""
     call = functions.reparameterize_kl
 
     def rssm(mu: Tensor, raw: Tensor, prior_mu: Tensor, prior_raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,9 +103,9 @@ def _other(module: str) -> Any:
 
 
 def _distributions(module: str, validate: bool, latent: Latent, device: str) -> Function:
-    """``rsample`` and ``kl_divergence`` of a class like ``torch.distributions.Normal``.
+    """Return ``rsample`` and ``kl_divergence`` of a class like ``torch.distributions.Normal``.
 
-    torch.distributions validates by default, but torch.compile disables it for the whole process.
+    torch.distributions validates by default, but torch.compile turns this off for the process.
     """
     normal = partial(_other(module).Normal, validate_args=validate)
     family, kl_divergence = latent.family, torch.distributions.kl_divergence
@@ -125,7 +125,7 @@ def _distributions(module: str, validate: bool, latent: Latent, device: str) -> 
 
 
 def _posterior_class(module: str, latent: Latent, device: str) -> Function:
-    """diffusers' interface: a class of packed moments with ``sample`` and ``kl``."""
+    """Use diffusers' interface: a class of packed moments that has ``sample`` and ``kl``."""
     if latent.family != "moments":
         raise Unable("for packed moments")
     if module.startswith("vae_fused"):

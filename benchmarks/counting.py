@@ -13,7 +13,7 @@ from benchmarks.measuring import Step
 
 
 def _storages(tensors: Any) -> dict[int, int]:
-    """Address and bytes of the storages of all tensors in a nested structure."""
+    """Return the address and the bytes of the storage of each tensor in a nested structure."""
     found = {}
     for tensor in tree_leaves(tensors):
         if isinstance(tensor, Tensor):
@@ -23,7 +23,7 @@ def _storages(tensors: Any) -> dict[int, int]:
 
 
 def kept_bytes(step: Step, inputs: Any) -> int:
-    """Bytes that autograd saves between the passes, without the inputs and the outputs."""
+    """Return the bytes that autograd saves between the passes, except the inputs and outputs."""
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -55,9 +55,9 @@ class _Count(TorchDispatchMode):
 
 
 def dispatches(step: Step) -> dict[str, int]:
-    """Operators of each pass, and reads of values on the host, which wait for a GPU.
+    """Count the operators of each pass, and the reads of values by the host, which wait for a GPU.
 
-    On a GPU this is close to the number of launches, because few operators launch two kernels.
+    On a GPU the count is close to the number of launches, because few operators launch two kernels.
     torch.compile is inactive in a dispatch mode, so compiled functions cannot be counted this way.
     """
     with _Count() as forward:

@@ -12,7 +12,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def plain(mu: Tensor, logvar: Tensor) -> Pair:
-    """The VAE of most tutorials; nats per item of the batch."""
+    """The VAE of most tutorials; the KL is in nats per item of the batch."""
     std = torch.exp(0.5 * logvar)
     z = mu + std * torch.randn_like(std)
     return z, -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp()) / mu.shape[0]
@@ -37,7 +37,7 @@ def rssm(mu: Tensor, raw: Tensor, prior_mu: Tensor, prior_raw: Tensor) -> Pair:
 
 
 def masked(mu: Tensor, logvar: Tensor, mask: Tensor) -> Pair:
-    """Sequences that end at different times, ``mask`` (B, T, 1); nats per unmasked element."""
+    """Sequences that end at different times, with a mask (B, T, 1); nats per unmasked element."""
     std = torch.exp(0.5 * logvar)
     z = (mu + std * torch.randn_like(std)) * mask
     kl = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp())
@@ -53,7 +53,7 @@ def samples(mu: Tensor, logvar: Tensor, count: int) -> Pair:
 
 
 def layers(mus: list[Tensor], rhos: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Weights of Bayesian layers (Blundell et al. 2015), prior N(0, 0.1^2); nats of all weights."""
+    """Weights of Bayesian layers (Blundell et al. 2015), prior N(0, 0.1^2); nats in total."""
     prior_std = 0.1
     zs, kls = [], []
     for mu, rho in zip(mus, rhos, strict=True):

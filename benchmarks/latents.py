@@ -1,4 +1,4 @@
-"""Workloads with a latent: their sizes and inputs, their exact results, and their least traffic."""
+"""Workloads with a latent: their sizes, inputs, exact results, and minimum memory traffic."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 4e-2, "float16": 1e-2
 class Family:
     """The properties that the cases of one workload share.
 
-    ``streams``: the least number of tensors of the posterior's size that forward and backward read
-    and write. ``needed``: bytes of memory per element for the check and the timing; the check in
-    float64 uses the most. ``shapes``: the most informative shapes come first, because shapes for
+    ``streams`` is the minimum number of posterior-sized tensors that forward and backward read and
+    write. ``needed`` is the memory in bytes per element for the check and the timing; the check in
+    float64 uses the most. In ``shapes`` the most informative shapes come first, because shapes for
     which no time remains are not measured.
     """
 
@@ -59,8 +59,8 @@ FAMILIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Latent:
-    """A latent of one workload, shape and dtype. ``shape`` is that of mu or of packed moments, or
-    the number and width of layers."""
+    """A latent with a workload, a shape and a dtype. ``shape`` is that of mu or of packed moments,
+    or the number and the width of layers."""
 
     family: str
     shape: tuple[int, ...]
@@ -91,8 +91,8 @@ class Latent:
 
     @property
     def bytes(self) -> tuple[int, int]:
-        """The least bytes of forward and backward: each input, incoming gradient and mask is read
-        once, and each output is written once. Noise and saved tensors do not count."""
+        """Return the minimum bytes of forward and backward: each input, incoming gradient and mask
+        is read once, and each output is written once. Noise and saved tensors are not counted."""
         size = DTYPES[self.dtype].itemsize * self.elements
         forward, backward = (streams * size for streams in FAMILIES[self.family].streams)
         mask = self.elements // self.shape[-1] if self.family == "masked" else 0
@@ -114,7 +114,7 @@ class Inputs(NamedTuple):
 
 
 def outputs(pair: tuple[Any, Tensor]) -> list[Tensor]:
-    """``(z, kl)`` or ``(zs, kl)`` as a flat list."""
+    """Return ``(z, kl)`` or ``(zs, kl)`` as a flat list."""
     z, kl = pair
     return [*([z] if isinstance(z, Tensor) else z), kl]
 
@@ -132,7 +132,7 @@ def arguments(latent: Latent, leaves: list[Tensor]) -> list[Any]:
 
 
 def inputs(latent: Latent, device: str) -> Inputs:
-    """Random inputs, generated on the device."""
+    """Return random inputs, generated on the device."""
     generator = torch.Generator(device).manual_seed(0)
     dtype, shape = DTYPES[latent.dtype], latent.shape
 
@@ -156,7 +156,7 @@ LARGEST = {"cpu": 24, "cuda": 28}  # log2 of elements
 
 
 def latents(device: str, dtype: str = "float32") -> list[Latent]:
-    """The cases for a device: the first case of each workload, then the second cases, etc."""
+    """Return the cases for a device: the first of each workload, then the second, and so on."""
     rows = itertools.zip_longest(*([(f, s) for s in FAMILIES[f].shapes] for f in FAMILIES))
     found = [Latent(family, shape, dtype) for row in rows for family, shape in filter(None, row)]
     return [latent for latent in found if latent.elements <= 2 ** LARGEST[device]]
@@ -178,7 +178,7 @@ class Normals(NamedTuple):
 
 
 def normals(family: str, arguments: list[Any]) -> Iterator[Normals]:
-    """The distributions of a workload, one at a time."""
+    """Yield the distributions of a workload, one at a time."""
 
     def fixed(mu: Tensor, sigma: Tensor, std: float = 1.0) -> Normals:
         return Normals(mu, sigma, torch.zeros_like(mu), torch.full_like(mu, std))
@@ -208,23 +208,23 @@ def reduced(family: str, kls: list[Tensor], arguments: list[Any]) -> Tensor:
 
 
 def joined(tensors: list[Tensor]) -> Tensor:
-    """A single tensor unchanged, or several joined into one."""
+    """Return a single tensor unchanged, or several tensors joined into one."""
     return tensors[0] if len(tensors) == 1 else torch.cat([t.flatten() for t in tensors])
 
 
 def check(function: Function, latent: Latent, data: Inputs) -> None:
-    """Raise Wrong, with the quantity that differs, if a contender's results are wrong.
+    """Raise Wrong, which names the quantity that differs, if a contender's results are wrong.
 
     Each contender draws its own noise, so the check solves for it: eps = (z - mu) / sigma in
     float64. The noise must look standard normal. With this noise, the KL and every gradient must
-    agree with the formula in float64. A backward pass that draws other noise than forward fails.
+    agree with the formula in float64. The check fails if backward and forward draw different noise.
     """
     *zs, kl = outputs(function(*data.arguments))
     found = [(tuple(z.shape), z.dtype) for z in zs]
     if found != [(s, data.leaves[0].dtype) for s in latent.z_shapes] or kl.numel() != 1:
         raise Wrong(f"z is {found[0]}, kl {tuple(kl.shape)}")
     grads = torch.autograd.grad([*zs, kl], data.leaves, [*data.grad_zs, torch.ones_like(kl)])
-    # Clone them, because a CUDA graph may overwrite its outputs.
+    # Clone the results, because a CUDA graph may overwrite its outputs.
     *zs, kl = (t.detach().clone() for t in (*zs, kl))
     grads = tuple(grad.clone() for grad in grads)
     again = joined(outputs(function(*data.arguments))[:-1]).detach()
@@ -267,7 +267,7 @@ def close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
 
 
 def check_noise(eps: Tensor, tolerance: float) -> None:
-    """Check the moments, each within six standard errors, and that the two halves differ."""
+    """Check that each moment is within six standard errors, and that the two halves differ."""
     n = max(1, eps.numel())
     moments = {"mean": (1, 0.0, 1.0), "variance": (2, 1.0, 2.0), "fourth moment": (4, 3.0, 96.0)}
     for name, (power, want, variance) in moments.items():

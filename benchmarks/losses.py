@@ -1,12 +1,12 @@
-"""The time of a likelihood's forward and backward, compared with common code for the same loss.
+"""Times a likelihood's forward and backward, compared with common code for the same loss.
 
     python -m benchmarks.losses                     table, and a JSON in benchmarks/results
     python -m benchmarks.losses --case nb scvi      cases whose names contain one of these
 
 All contenders of a case compute the same loss. Their losses and gradients are compared before they
-are timed. The contenders run in turn in this process. Other work on the machine slows all of
-them, and affects their medians most. The table therefore has the median of the rounds' ratios, and
-the ratios of the minima of wall-clock time and of processor time. ``CASES`` has promised ratios.
+are timed. The contenders take turns in this process. Other work on the machine slows all of them,
+and affects their medians most. The table therefore shows the median of the rounds' ratios, and the
+ratios of the minimum wall-clock times and processor times. ``CASES`` contains the promised ratios.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def against(
     leaves: Sequence[Tensor], x: Tensor, kind: Any, theirs: dict[str, Callable[[], Tensor]],
     **options: Any,
 ) -> Contest:  # fmt: skip
-    """``vf.nll`` and other code for the same sum. The tolerance allows for cancellation."""
+    """Compare ``vf.nll`` and other code for one sum. The tolerance allows for cancellation."""
     output = leaves[0] if len(leaves) == 1 else tuple(leaves)
 
     def ours() -> Tensor:
@@ -50,7 +50,7 @@ def against(
 
 
 def log_prob(q: Callable[[], D.Distribution], x: Tensor) -> dict[str, Callable[[], Any]]:
-    """The loss by a class of ``torch.distributions``."""
+    """Return the loss that a class of ``torch.distributions`` computes."""
     return {f"{type(q()).__name__}.log_prob": lambda: -q().log_prob(x).sum()}
 
 
@@ -84,7 +84,7 @@ def poisson() -> Contest:
 
 
 def student_t(learned: bool) -> Contest:
-    """With a learned scale, and degrees of freedom that are learned or fixed."""
+    """Use a learned scale, and degrees of freedom that are learned or fixed."""
     mean, raw = torch.randn(MILLION), 0.3 * torch.randn(MILLION)
     x, df = mean + D.StudentT(4.0).sample((MILLION,)), 1.0 + 4.0 * torch.rand(MILLION)
     kind = vf.likelihoods.StudentT("logstd", df=None if learned else 4.0)
@@ -99,7 +99,7 @@ def continuous_bernoulli() -> Contest:
 
 
 def discretized_logistic() -> Contest:
-    """8-bit pixels, against the formula of vdvae and others."""
+    """Compare with the formula of vdvae and others for 8-bit pixels."""
     x = torch.randint(0, 256, (MILLION,)) / 127.5 - 1.0
     mean, log_scale = x + 0.05 * torch.randn(MILLION), -3.0 + 0.3 * torch.randn(MILLION)
 
@@ -117,7 +117,7 @@ def discretized_logistic() -> Contest:
 
 
 def sparse(*shape: int) -> Tensor:
-    """Counts of which few are not 0, as in data of cells."""
+    """Return counts, few of which are not 0, as in single-cell data."""
     counts = torch.poisson(torch.full(shape, 2.0)) + 1
     return counts * (torch.rand(shape) < NONZERO)
 
@@ -129,14 +129,14 @@ def nb_of_logits() -> Contest:
 
 
 def cells() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, the logarithm of each gene's inverse dispersion, logits of zero inflation, counts."""
+    """Return logits, each gene's log inverse dispersion, zero-inflation logits, and counts."""
     logits, inflation = torch.randn(2, CELLS, GENES)
     counts = sparse(CELLS, GENES)
     return logits, torch.randn(GENES), inflation, counts
 
 
 def nb(zero_inflated: bool) -> Contest:
-    """One theta for each gene, as in SCVI, against scvi-tools' classes and functions."""
+    """Compare with scvi-tools' classes and functions, with one theta per gene as in SCVI."""
     from scvi import distributions as scvi
     from scvi.distributions import _negative_binomial as functions
 
@@ -157,7 +157,7 @@ def nb(zero_inflated: bool) -> Contest:
 
 
 def nb_of_softmax() -> Contest:
-    """The loss contains the decoder's softmax, its library and the exponential for theta."""
+    """The loss includes the decoder's softmax, its library and the exponential for theta."""
     from scvi.distributions._negative_binomial import log_nb_positive
 
     logits, raw, _, x = cells()
@@ -172,7 +172,7 @@ def nb_of_softmax() -> Contest:
 
 def iwae(samples: int = 50, batch: int = 128, latent: int = 20, pixels: int = 784) -> Contest:
     """An importance-weighted model without its networks: samples, their log ratios, the likelihoods
-    of given logits, and the bound. Without a decoder z affects only the log ratio."""
+    of given logits, and the bound. Without a decoder, z affects only the log ratio."""
     mu, logvar = torch.randn(batch, latent), 0.3 * torch.randn(batch, latent)
     logits, x, noise = torch.randn(samples, batch, pixels), torch.rand(batch, pixels), Noise()
     standard = D.Normal(torch.zeros(latent), torch.ones(latent))
@@ -202,7 +202,7 @@ def iwae(samples: int = 50, batch: int = 128, latent: int = 20, pixels: int = 78
 
 
 def ways(outputs: list[Tensor], x: Tensor, kind: Any, **options: Any) -> Contest:
-    """The loss by default, with gradients in forward, and then also times a GradScaler's factor."""
+    """Compare the default loss with gradients in forward, unscaled and scaled by a GradScaler."""
     factor = 2.0**16
     scale, scaled = torch.tensor(factor), 'grad="forward", scaled'
 
@@ -233,7 +233,7 @@ def nb_ways(kind: Any) -> Contest:
 
 
 NB = {"scvi's class": 10.0, "scvi's function": 7.0, "its torch.compile": 5.0}
-# The targets are the least times of the contenders, in multiples of ours.
+# The targets are the minimum times of the other contenders, in multiples of ours.
 CASES = [
     Case("bernoulli 16x16", partial(bernoulli, 16, 16), targets={BCE: 1.0}),
     Case("bernoulli 256x784", partial(bernoulli, 256, 784), targets={BCE: 1.7}),
@@ -266,9 +266,9 @@ COLUMNS = (
 
 
 def measure(case: Case, device: str, seconds: float, fewest: int = FEWEST) -> list[Row]:
-    """A row for each contender of a case: its times, and their ratios to ours."""
+    """Return a row for each contender of a case, with its times and their ratios to ours."""
     contest, _ = case.checked(device)
-    # One call of a small case is too short for a clock of the CPU.
+    # One call of a small case is too short for a CPU clock.
     calls = 50 if "16x16" in case.name and device == "cpu" else 1
     steps = {name: contest.step(name) for name in contest.functions}
     if calls > 1:

@@ -1,18 +1,18 @@
 """Times contenders in interleaved rounds: each contender has one turn per round, in a new order.
 
 Drift and other work then affect all contenders alike. Contenders are compared within each round. A
-ratio is the median of the rounds' ratios, which stays stable even if both medians fluctuate.
-``torch.utils.benchmark`` is not used, because it times one statement after the other.
+ratio is the median of the rounds' ratios, which is stable even if both contenders' medians
+fluctuate. ``torch.utils.benchmark`` is not used, because it times one statement after the other.
 
 On a CPU a turn is one step by the wall clock, with separate times for both passes. On a GPU it
 consists of
 
-    step         forward and backward by CUDA events. The queue is filled ahead, so that host time
-                 does not count. Twice the size of the L2 cache is overwritten before each pass,
-                 as a decoder would do between the passes
+    step         forward and backward by CUDA events. The queue is filled in advance, so host time
+                 is not included. Twice the L2 cache's size is overwritten before each pass, as a
+                 decoder would do between the passes
     step_wall    consecutive steps by the wall clock, host and device together
 
-``processor`` is the processor time of a step, on all threads of this process.
+``processor`` is the processor time of a step, summed over all threads of this process.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from typing import Any
 import torch
 
 FEWEST, MOST = 7, 3000  # rounds
-AWAY = 0.5  # seconds since its last step after which a contender runs one untimed step first
-WALL = 2e-3  # seconds that a series of steps takes at least
-AHEAD_MOST = 5e-3  # seconds that the device waits at most while its queue is filled
+AWAY = 0.5  # seconds of rest after which a contender first runs one untimed step
+WALL = 2e-3  # minimum duration of a series of steps, in seconds
+AHEAD_MOST = 5e-3  # maximum seconds for which the device waits while its queue is filled
 
 Samples = dict[str, list[float]]  # seconds in each round, for each kind of time
 
@@ -51,7 +51,7 @@ class Step:
 
 
 def repeated(call: Callable[[], Any], calls: int) -> Step:
-    """A step of several calls, for calls that are too short for a clock."""
+    """Return a step of several calls, for calls that are too short for a clock."""
 
     def loop() -> None:
         for _ in range(calls):
@@ -61,19 +61,19 @@ def repeated(call: Callable[[], Any], calls: int) -> Step:
 
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles in microseconds, and the number of samples."""
+    """Return the median and the quartiles in microseconds, and the number of samples."""
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
     us = {"median": statistics.median(seconds), "q1": low, "q3": high}
     return {k: float(f"{1e6 * v:.5g}") for k, v in us.items()} | {"rounds": len(seconds)}
 
 
 def paired(samples: Sequence[float], base: Sequence[float]) -> list[float]:
-    """The ratios of the samples to the base, round by round."""
+    """Return the ratios of the samples to the base, round by round."""
     return [mine / other for mine, other in zip(samples, base, strict=True)]
 
 
 def summary(samples: Samples, base: Samples | None) -> dict[str, Any]:
-    """The spread of each kind of time, and its ratio to the base."""
+    """Return the spread of each kind of time, and its ratio to the base."""
     found: dict[str, Any] = {"times": {k: spread(v) for k, v in samples.items()}}
     if base:
         kinds = [kind for kind in samples if kind in base]
@@ -83,7 +83,7 @@ def summary(samples: Samples, base: Samples | None) -> dict[str, Any]:
 
 
 def ratios(theirs: Samples, ours: Samples) -> dict[str, float]:
-    """The ratios of their times to ours. Other work on the machine affects the minima least."""
+    """Return the ratios of their times to ours. Other work affects the minima least."""
     found = {"median": statistics.median(paired(theirs["step"], ours["step"]))}
     for name, kind in (("minima", "step"), ("processor", "processor")):
         found[name] = min(theirs[kind]) / min(ours[kind])
@@ -94,7 +94,7 @@ class Clock:
     """The clocks of a CPU."""
 
     def prepare(self, step: Step) -> Any:
-        """State that a step requires; called once, before the rounds."""
+        """Return the state that a step requires. Call this once, before the rounds."""
 
     def turn(self, step: Step, prepared: Any, into: Samples) -> None:
         processor, start = time.process_time(), time.perf_counter()
@@ -118,7 +118,7 @@ class CudaClock(Clock):
         self.cycles = 1e3 * getattr(properties, "clock_rate", 2_000_000)  # kHz -> Hz
 
     def prepare(self, step: Step) -> tuple[float, int]:
-        """How long the host is busy with a step, and the number of steps in a wall sample."""
+        """Return how long a step occupies the host, and how many steps are in a wall sample."""
         once = min(self._wall(step, 1) for _ in range(5))
         return once, max(1, min(200, math.ceil(WALL / max(once, 1e-6))))
 
@@ -164,12 +164,12 @@ def add(into: Samples, **seconds: float) -> None:
 def interleaved(
     steps: dict[str, Step], device: str, seconds: float, fewest: int = FEWEST
 ) -> tuple[dict[str, Samples], float | None]:
-    """Run at least ``fewest`` rounds, for at least ``seconds``, but at most ``MOST``. Return the
-    times of each step, and the share of processor time that other processes took meanwhile.
+    """Run at least ``fewest`` rounds, for at least ``seconds``, but at most ``MOST`` rounds. Return
+    the times of each step, and the share of processor time that other processes took meanwhile.
 
-    A training loop never rests, but a step rests while many slow ones take turns. A virtual machine
-    may return free memory to its host. The next step of 2^24 elements takes 330 ms instead of 48.
-    Therefore a step that has rested for longer than ``AWAY`` runs once without being timed.
+    A training loop never rests, but here a step rests while many slow steps take turns. A virtual
+    machine may then return free memory to its host, and the next step of 2^24 elements takes 330
+    instead of 48 ms. A step that has rested for longer than ``AWAY`` first runs once untimed.
     """
     clock = CudaClock() if device == "cuda" else Clock()
     last = {}  # the time of each step's last run
@@ -216,22 +216,22 @@ def tidy(device: str) -> None:
 class Others:
     """Measures the share of processor time that other processes take from now on.
 
-    An operator with several threads waits for the slowest of them. A process that shares their
-    processors makes it many times slower, and does not slow all contenders equally.
+    An operator with several threads waits for the slowest thread. Another process on the same
+    processors makes the operator many times slower, and does not slow all contenders equally.
     """
 
     def __init__(self) -> None:
         self.began = self._seconds()
 
     def share(self) -> float | None:
-        """The share of the time of all processors; None if it is not available."""
+        """Return the share of the time of all processors, or None if it is not available."""
         if self.began is None or (now := self._seconds()) is None or now[1] <= self.began[1]:
             return None
         return round(max(0.0, (now[0] - self.began[0]) / (now[1] - self.began[1])), 2)
 
     @staticmethod
     def _seconds() -> tuple[float, float] | None:
-        """Processor seconds spent outside this process, and the total available seconds."""
+        """Return processor seconds spent by other processes, and the total available seconds."""
         try:
             words = Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]
         except OSError:

@@ -1,10 +1,10 @@
-"""The figure of a JSON of ``python -m benchmarks``: the time of a step against the latent's size.
+"""Draws a JSON of ``python -m benchmarks``: the time of a step against the latent's size.
 
     python -m benchmarks.plot FILE.json [--dtype float32]
 
-writes NAME-time.png and NAME-time.svg beside the JSON. The line of a copy shows the least
-possible times. Colour-blind readers can distinguish Okabe and Ito's colours. Markers and dashes do
-so in black and white. An SVG keeps its text as text, which takes a tenth of the bytes of outlines.
+writes NAME-time.png and NAME-time.svg next to the JSON. The line of a copy shows the minimum
+possible times. The colours (Okabe and Ito) suit colour-blind readers, and the markers and dashes
+suit black-and-white prints. The SVG stores text as text, in a tenth of the bytes of outlines.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from benchmarks import command, record
 from benchmarks.record import Data
 from benchmarks.tables import busy, duration, head
 
-# Label, colour, marker and dashes of each contender. The reference is an oracle and is not meant to
-# be fast.
+# Label, colour, marker and dashes of each contender. The reference, an oracle, is not drawn.
 STYLES: dict[str, tuple[str, str, str, str]] = {
     "vae_fused": ("vae_fused", "#0072B2", "o", "-"),
     "compat-diffusers": ("vae_fused.compat", "#0072B2", "X", ":"),
@@ -54,8 +53,8 @@ def elements(n: float, _: Any = None) -> str:
 
 
 def figure(data: Data, dtype: str) -> Figure | None:
-    """The times of the plain workload over its sizes, with one line for each contender and one for
-    the copy. None if there are fewer than two sizes."""
+    """Draw the plain workload's times against its sizes, with one line for each contender and one
+    for the copy. Return None if there are fewer than two sizes."""
     rows = [row for row in data["results"] if (row["family"], row["dtype"]) == ("plain", dtype)]
     rows.sort(key=lambda row: int(row["elements"]))
     if len(rows) < 2:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.readme benchmarks/results/FILE.json [MORE.json ...]
 
-Two comments delimit each part. The part about the latent is made of JSONs of ``python -m
-benchmarks`` and shows the figures that ``python -m benchmarks.plot`` has drawn of them. The part
-about whole steps and its details in docs/steps.md are made of JSONs of ``python -m
-benchmarks.steps``. A part without a JSON remains unchanged.
+Two comments delimit each part. The part about the latent is generated from JSONs of ``python -m
+benchmarks``, and shows the figures that ``python -m benchmarks.plot`` drew from them. The part
+about whole steps and its details in docs/steps.md are generated from JSONs of ``python -m
+benchmarks.steps``. Parts without a JSON remain unchanged.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ DTYPE = "float32"
 
 
 def ends(rows: list[Data]) -> list[Data]:
-    """The smallest, the middle and the largest of more than four rows, else the two ends."""
+    """Return the smallest, middle and largest of more than four rows, otherwise the two ends."""
     rows = sorted(rows, key=lambda row: int(row["elements"]))
     picked = {0, len(rows) // 2, len(rows) - 1} if len(rows) > 4 else {0, len(rows) - 1}
     return [row for i, row in enumerate(rows) if i in picked]
 
 
 def telling(data: Data) -> list[Data]:
-    """A few representative sizes of each workload, for which vae_fused was measured."""
+    """Return a few representative sizes of each workload, for which vae_fused was measured."""
     rows = [r for r in data["results"] if r["dtype"] == DTYPE and r["base"] == "vae_fused"]
     return [row for family in FAMILIES for row in ends([r for r in rows if r["family"] == family])]
 
@@ -53,7 +53,7 @@ def name_of(row: Data) -> str:
 
 
 def table(rows: list[Data], kind: str, how: str = "") -> list[str]:
-    """Times of vae_fused, and the others' times as multiples of them."""
+    """Return a table of vae_fused's times, and of the others' times as multiples of these."""
     rivals = [name for name in RIVALS if any(name in row["contenders"] for row in rows)]
     titles = ["latent", f"`vae_fused`{how}", *(RIVALS[name] for name in rivals)]
     lines = []
@@ -66,7 +66,7 @@ def table(rows: list[Data], kind: str, how: str = "") -> list[str]:
 
 
 def slower(rows: list[Data], kind: str) -> list[str]:
-    """The cases in which the eager formula is faster."""
+    """Return the cases in which the eager formula is faster."""
     eager = [(name_of(row), row["contenders"].get("eager")) for row in rows]
     lost = [name for name, figures in eager if figures and figures["ratio"][kind] < 1.0]
     return [*wrapped(f"Slower than the formula here: {', '.join(lost)}."), ""] * bool(lost)
@@ -79,7 +79,7 @@ def device(data: Data) -> str:
 
 
 def head(path: Path, data: Data, page: Path) -> list[str]:
-    """The machine, date and versions of a JSON."""
+    """Return the machine, date and versions of a JSON."""
     link = "../" * (page == STEPS_PAGE) + path.relative_to(ROOT).as_posix()
     return [
         f"**{device(data)}**{busy(data)}, torch {data['versions']['torch']}, {data['date'][:10]},",
@@ -120,7 +120,7 @@ def measured(paths: list[Path]) -> str:
 
 
 def whole_steps(paths: list[Path], page: Path) -> str:
-    """The part about whole steps with its comments: README's table, or the details for docs."""
+    """Return the part about whole steps, with its comments: README's table or the details."""
     rows, lines = steps_table.details if page == STEPS_PAGE else steps_table.markdown, []
     for path in paths:
         data = record.read(path, steps_table.MODULE)
@@ -129,7 +129,7 @@ def whole_steps(paths: list[Path], page: Path) -> str:
 
 
 def sources(text: str, begin: str = BEGIN, end: str = END) -> list[Path]:
-    """The JSONs behind a measured part, in order."""
+    """Return the JSONs from which a part was generated, in order."""
     part = text[text.index(begin) : text.index(end)]
     links = re.findall(r"\[commit [^]]+\]\((?:\.\./)?([^)]+\.json)\)", part)
     return [ROOT / link for link in links]

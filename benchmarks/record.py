@@ -29,7 +29,7 @@ PACKAGE = Path(vf.__file__).resolve().parent
 FILES = ("--json", "--compare")  # options that do not affect the measurement
 VERSIONS = ("triton", "diffusers", "pyro-ppl")
 
-# The kind of record of each command, the name of its files, and the lists of its rows.
+# For each command: the kind of its records, the prefix of its files, and its lists of rows.
 KINDS = {
     "benchmarks": ("vae_fused benchmarks", "bench", ("results",)),
     "benchmarks.losses": ("vae_fused losses", "losses", ("rows",)),
@@ -54,7 +54,7 @@ def _output(*command: str) -> str:
 
 
 def processor() -> str:
-    """The name of the processor, which ``platform`` does not return on Linux."""
+    """Return the name of the processor, which ``platform`` does not return on Linux."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
@@ -119,10 +119,10 @@ def versions(packages: Sequence[str] = ()) -> Data:
 
 
 def commit() -> tuple[str, bool]:
-    """The commit of this checkout, and whether it has uncommitted changes or differs from the
-    package in use.
+    """Return the commit of this checkout, and whether it has uncommitted changes or differs from
+    the package in use.
 
-    Without git, VAE_FUSED_COMMIT gives the commit. The suffix "-dirty" marks uncommitted changes.
+    VAE_FUSED_COMMIT replaces the commit from git. The suffix "-dirty" marks uncommitted changes.
     """
     git = ("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12")
     given = os.environ.get("VAE_FUSED_COMMIT", "").strip()
@@ -131,7 +131,7 @@ def commit() -> tuple[str, bool]:
 
 
 def package_differs() -> bool:
-    """Whether the package's Python files or compiled sources differ from those of the checkout."""
+    """Return whether the package's Python files or compiled sources differ from the checkout's."""
     here, built_from = ROOT / "vae_fused", _ext.build_info.get("sources")
 
     def sources(folder: Path) -> dict[str, bytes]:
@@ -142,7 +142,7 @@ def package_differs() -> bool:
 
 
 def package() -> str:
-    """A description of the vae_fused in use, for the terminal."""
+    """Return a description of the vae_fused in use, for the terminal."""
     where = "this checkout's sources" if PACKAGE.parent == ROOT else str(PACKAGE)
     code = _ext.build_info.get("mode") or "compiled"
     if not _ext.available:
@@ -155,7 +155,7 @@ def package() -> str:
 
 
 def command(module: str, argv: Sequence[str]) -> str:
-    """The command line that repeats a run, without the names of files."""
+    """Return the command line that repeats a run, without file names."""
     kept, words = [], iter(argv)
     for word in words:
         if word in FILES:
@@ -194,7 +194,7 @@ def default_path(module: str, data: Data) -> Path:
 
 
 def others(data: Data) -> float:
-    """The median over the cases of the share of processor time that other work took."""
+    """Return the share of processor time that other work took, as the median over the cases."""
     rows = [row for *_, names in KINDS.values() for name in names for row in data.get(name, ())]
     return statistics.median([row.get("others") or 0.0 for row in rows] or [0.0])
 

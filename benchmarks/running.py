@@ -21,7 +21,7 @@ BASES = ("vae_fused", "eager")  # the baseline is the first of these that was me
 def admitted(
     contenders: Sequence[Contender], latent: Latent, device: str, data: Inputs
 ) -> tuple[dict[str, Function], Row]:
-    """The functions with correct results, and why the other contenders are unable or wrong."""
+    """Return the functions with correct results, and why the others are unable or wrong."""
     functions, reasons = dict[str, Function](), Row(unable={}, wrong={})
     for contender in contenders:
         try:
@@ -37,7 +37,7 @@ def admitted(
 
 
 def latent_contest(functions: dict[str, Function], data: Inputs) -> Contest:
-    """Forward and backward of a latent. Each step allocates new outputs, as in training."""
+    """Return forward and backward of a latent. Each step allocates new outputs, as in training."""
 
     def call(function: Function) -> list[torch.Tensor]:
         return latents.outputs(function(*data.arguments))
@@ -47,7 +47,7 @@ def latent_contest(functions: dict[str, Function], data: Inputs) -> Contest:
 
 
 def copy_step(latent: Latent, device: str) -> Step:
-    """Copies of the least bytes that the passes read and write, in preallocated memory."""
+    """Return a step that copies the minimum bytes of both passes, in preallocated memory."""
     sizes = [max(1, n // 2) for n in latent.bytes]
     source, target = (
         torch.zeros(max(sizes), dtype=torch.uint8, device=device) for _ in range(2)
@@ -67,7 +67,7 @@ def measure(
     seconds: float,
     fewest: int = FEWEST,
 ) -> Row:
-    """The row of a latent. Raises Unable if the memory does not suffice."""
+    """Return the row of a latent. Raise Unable if there is not enough memory."""
     tidy(device)
     if latent.needed > 0.9 * record.free_bytes(device):
         raise Unable(f"{latent.needed / 1e9:.1f} GB of free memory are needed for the check")
@@ -96,7 +96,7 @@ def measure(
 
 
 def _rates(latent: Latent, figures: dict[str, Row], samples: dict[str, Samples]) -> Row:
-    """The rates at which all contenders move the least bytes, and that of a copy of these bytes."""
+    """Return the rates at which the contenders and a copy move the minimum bytes of both passes."""
     forward, backward = latent.bytes
     least = {"forward": forward, "backward": backward, "step": forward + backward}
     copy = summary(samples[COPY], None)

@@ -1,4 +1,4 @@
-"""The tables of the terminal, and the comparison of two records."""
+"""The tables for the terminal, and the comparison of two records."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from benchmarks.record import Data, others
 
 WIDTH = 100
 DISTURBED = 0.1  # share of other work above which the results contain a remark
-COPY = "copy"  # the step that copies the least bytes of a case
+COPY = "copy"  # the step that copies the minimum bytes of a case
 
 Columns = Sequence[tuple[str, int]]  # titles and widths, negative for left-aligned cells
 
 
 def duration(us: float | None) -> str:
-    """Three significant digits: '106 us', '4.10 ms'."""
+    """Return three significant digits and the unit: '106 us', '4.10 ms'."""
     if us is None:
         return ""
     units = (("us", 1.0), ("ms", 1e3), ("s", 1e6))
@@ -24,19 +24,19 @@ def duration(us: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, never an exponent: '0.01', '12.0', '1024'."""
+    """Return three significant digits, never an exponent: '0.01', '12.0', '1024'."""
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def uncertainty(stat: dict[str, float]) -> str:
-    """Half the interquartile range, divided by the median. Smaller differences mean nothing."""
+    """Return half the interquartile range over the median. Smaller differences mean nothing."""
     return f"{min(999, 50 * (stat['q3'] - stat['q1']) / stat['median']):.0f}%"
 
 
 def aligned(columns: Columns, rows: Sequence[Sequence[str]], *, drop: bool = False) -> list[str]:
-    """The titles, then the rows. Cells of negative width are left-aligned, and cut if too long.
+    """Return titles and rows. Cells of negative width are left-aligned, and cut if too long.
 
-    With ``drop``, columns without entries are left out.
+    With ``drop``, columns without entries are omitted.
     """
     kept = [i for i in range(len(columns)) if not drop or not i or any(row[i] for row in rows)]
     lines = []
@@ -74,7 +74,7 @@ def head(data: Data) -> str:
 
 
 def busy(data: Data) -> str:
-    """A remark if other processes took a noticeable share of the processors."""
+    """Return a remark if other processes took a noticeable share of the processors."""
     share = others(data)
     return f" (other work took {share:.0%} of the processors)" * (share > DISTURBED)
 
@@ -111,8 +111,8 @@ def _contender(name: str, row: Data, elements: int) -> list[str]:
 
 
 def _remarks(row: Data) -> list[str]:
-    """Remarks on other work on the machine, on contenders with wrong results, and on contenders
-    that cannot compute the case, except those that are not installed or not meant for it."""
+    """Return remarks on other work on the machine, on contenders with wrong results, and on those
+    that cannot compute the case, except contenders that are not installed or not meant for it."""
     lines = [f"  {name} computes wrong: {why}" for name, why in row["wrong"].items()]
     if (row["others"] or 0.0) > DISTURBED:
         lines.append(f"  other work took {row['others']:.0%} of the processors meanwhile")
@@ -122,7 +122,7 @@ def _remarks(row: Data) -> list[str]:
 
 
 def latent(row: Data) -> str:
-    """The table of a case: a line for each contender, and one for the copy."""
+    """Return the table of a case: a line for each contender, and one for the copy."""
     size = f"{row['elements']:,} elements".replace(",", " ")
     copied, contenders = row["copy"], row["contenders"]
     cells = [_contender(name, figures, row["elements"]) for name, figures in contenders.items()]
@@ -143,7 +143,7 @@ COMPARED = (("case", -31), ("", -24), ("old", 8), ("new", 9), ("change", 9), ("o
 
 
 def _steps(data: Data) -> dict[tuple[str, str], tuple[dict[str, float], str]]:
-    """The step time of each case and contender, and its ratio to eager's."""
+    """Return the step time of each case and contender, and its ratio to that of eager PyTorch."""
     found = {}
     for row in data["results"]:
         eager = row["contenders"].get("eager")
@@ -155,7 +155,7 @@ def _steps(data: Data) -> dict[tuple[str, str], tuple[dict[str, float], str]]:
 
 
 def comparison(new: Data, old: Data) -> str:
-    """Step times of both runs, and their ratios to eager's, comparable across machines."""
+    """Return both runs' step times, and their ratios to eager's, comparable across machines."""
     lines = ["compared with", *(f"  {text}" for text in head(old).split("\n"))]
     differ = [
         f"  {key}: was {old[part].get(key)}, is {new[part].get(key)}"

@@ -7,9 +7,9 @@
 
 A step is forward, backward and ``optimizer.step()`` on one batch that stays in memory. Before
 timing, the losses and all gradients of both variants are compared for the same noise. The variants
-then run in turn in this process, as do the latent and the likelihood alone. The table names
-packages that are not installed: ``pip install -r requirements/steps.txt``. The JSON is written to
-benchmarks/results or to --json. With a selection it is written only if --json is given. The exit
+then take turns in this process, as do the latent and the likelihood alone. The table names packages
+that are not installed: ``pip install -r requirements/steps.txt``. The JSON is written to
+benchmarks/results or to --json. With a selection, it is written only if --json is given. The exit
 status is 0, or 1 if a case fails or its loss differs from its package's.
 """
 
@@ -29,12 +29,12 @@ VARIANTS = (THEIRS, OURS)
 
 
 def minima(samples: Samples) -> dict[str, float]:
-    """The least times in microseconds."""
+    """Return the minimum times in microseconds."""
     return {kind: float(f"{1e6 * min(samples[kind]):.5g}") for kind in ("step", "processor")}
 
 
 def measure(case: Case, device: str, seconds: float, fewest: int = FEWEST) -> Row:
-    """Time both variants and their isolated parts in turn. Raises Unable or Wrong."""
+    """Time both variants and their isolated parts in turn. Raise Unable or Wrong."""
     contest, agreement = case.checked(device)
     contests = {"step": contest, **contest.parts}
     keys = [(part, name) for part in contests for name in VARIANTS]

@@ -1,4 +1,4 @@
-"""Autoencoders of images: PyTorch's example, pythae, Pyro, diffusers."""
+"""Image autoencoders: PyTorch's example, pythae, Pyro, diffusers."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def pythae_vae() -> Contest:
 
 
 def pythae_iwae(samples: int = 10) -> Contest:
-    """Our samples are the first dimension, (S, B, D), so mu and the images need no copies."""
+    """Our samples have the shape (S, B, D), so that mu and the images need no copies."""
     from pythae.models import IWAE, IWAEConfig
 
     config = IWAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT, number_samples=samples)
@@ -110,7 +110,7 @@ def pythae_iwae(samples: int = 10) -> Contest:
         return z, log_q + 0.5 * (z**2).sum(dim=-1)
 
     def fused(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples, and ln q(z|x) - ln p(z) of each."""
+        """Return samples, and ln q(z|x) - ln p(z) of each sample."""
         eps = noise(BATCH, samples, LATENT)
         given = None if eps is None else eps.transpose(0, 1)
         z = vf.reparameterize(mu, logvar, sample_shape=samples, eps=given)
@@ -204,7 +204,7 @@ def pyro_svi() -> Contest:
 
 
 def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Contest:
-    """``AutoencoderKL`` with absolute error, KL summed over an image, and CompVis' KL weight."""
+    """``AutoencoderKL`` with absolute error, and CompVis' weight for a KL summed per image."""
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders import autoencoder_kl as module
 
@@ -226,7 +226,7 @@ def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Contest:
 
     def outputs() -> tuple[Tensor, Tensor]:
         posterior = model.encode(x).latent_dist
-        # With a generator both classes draw the noise of torch.randn.
+        # With a generator, both classes draw the noise of torch.randn.
         given = torch.Generator(x.device).manual_seed(1) if noise.is_given else None
         kl = noise.weight(beta) * posterior.kl().mean()
         return model.decode(posterior.sample(given)).sample, kl

@@ -1,4 +1,4 @@
-"""Models of sequences: torchrl's Dreamer world model, and a forecaster with a Student-t head."""
+"""Sequence models: torchrl's Dreamer world model, and a forecaster with a Student-t head."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MOMENTS = [f"{q}_{part}" for q in ("posterior", "prior") for part in ("mean", "s
 
 
 def sampled(projector: Any, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, raw scale and sample, without the projector's last module, which computes sigma."""
+    """Return mean, raw scale and sample. Omit the projector's last module, which computes sigma."""
     mean, raw = projector[:-1](x).chunk(2, dim=-1)
     return mean, raw, vf.reparameterize(mean, raw, scale=RSSM, eps=noise(*mean.shape))
 
 
 def world_model(encoder: Any, decoder: Any, prior: Any, posterior: Any, reward: Any) -> Any:
-    """The modules wired as in torchrl's own Dreamer."""
+    """Wire the modules as in torchrl's own Dreamer."""
     from tensordict.nn import TensorDictModule, TensorDictSequential
     from torchrl.modules import RSSMRollout, WorldModelWrapper
 
@@ -99,7 +99,7 @@ def dreamer() -> Contest:
         return vf.nll(y, pixels, SQUARED_ERROR, dim=(2, 3, 4)).mean()
 
     def free_nats() -> float:
-        """3 as in torchrl; 0 in the check, as an untrained KL below 3 would have no gradient."""
+        """Return torchrl's 3, but 0 in the check, as an untrained KL below 3 has no gradient."""
         return noise.weight(3.0, compared=0.0)
 
     def lambda_kl() -> float:
@@ -159,7 +159,7 @@ SERIES, LENGTH, FEATURES = 64, 168, 8
 
 
 class Forecaster(nn.Module):
-    """An LSTM that returns three numbers for each time step: location, raw scale, raw df."""
+    """An LSTM that returns three values for each time step: location, raw scale, raw df."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -26,16 +26,16 @@ PARTS = ("latent", "loss")
 
 
 def saved_by_parts(row: Data) -> float:
-    """The share of the package's step that its latent and its loss alone save."""
+    """Return the share of the package's step that the latent and the loss alone save."""
     parts = [part["minima"] for part in row["parts"].values()]
     saved = sum(part[THEIRS]["step"] - part[OURS]["step"] for part in parts)
     return float(saved / row["variants"][THEIRS]["minima"]["step"])
 
 
 def verdict(row: Data) -> str:
-    """Whether the step gains. All three ratios must agree, and the parts must explain a gain.
+    """Return whether the step gains. All three ratios must agree, and the parts must explain it.
 
-    Both conditions guard against noise, because nothing but the latent and the loss can gain.
+    Both conditions guard against noise, because only the latent and the loss can become faster.
     """
     ratios = row["ratio"].values()
     if min(ratios) > 1 + NOTICEABLE and saved_by_parts(row) > EXPLAINED:
@@ -48,7 +48,7 @@ def least(row: Data, name: str) -> str:
 
 
 def shares(row: Data, arrow: str) -> list[str]:
-    """'12.1% -> 3.4%': each part's share of the package's step and of ours; '' without the part."""
+    """Return each part's share of the package's step and of ours: '12.1% -> 3.4%', or ''."""
     found = (row["parts"].get(part, {}).get("share_of_step") for part in PARTS)
     return [f"{100 * f[THEIRS]:.1f}%{arrow}{100 * f[OURS]:.1f}%" if f else "" for f in found]
 
@@ -72,7 +72,7 @@ def whole(data: Data) -> str:
 
 
 def markdown(data: Data) -> list[str]:
-    """README's table of the steps that gain, by their ratio, and a line with the others."""
+    """Return README's table of the steps that gain, sorted by ratio, and a line with the others."""
     titles = ("training step", "untouched", "with `vae_fused`", "times as fast")
     rows, others = [], []
     for row in sorted(data["steps"], key=lambda row: -float(row["ratio"]["minima"])):
@@ -88,7 +88,7 @@ def markdown(data: Data) -> list[str]:
 
 
 def details(data: Data) -> list[str]:
-    """The table of docs/steps.md: every ratio, the parts, and how well losses agree."""
+    """Return the table of docs/steps.md: every ratio, the parts, and how well losses agree."""
     titles = (
         "case", "step: median", "minima", "processor", "verdict", "latent's share of the step",
         "loss's share", "from the parts", "latent alone", "loss alone", "difference of losses",
@@ -111,6 +111,6 @@ def details(data: Data) -> list[str]:
 
 
 def _page(data: Data, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table, and a line for each case that was not measured."""
+    """Return a table, and a line for each case that was not measured."""
     missing = [f"- Not measured: {name}: {why}." for name, why in data["not_run"].items()]
     return [*tables.markdown(titles, rows), *missing, *[""] * bool(missing)]

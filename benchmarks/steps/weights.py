@@ -1,4 +1,4 @@
-"""A network of Bayesian layers. Its weights are the latent."""
+"""A network of Bayesian layers, whose weights are the latent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.cases import Case, Contest, Noise, part
 from benchmarks.steps.work import THEIRS, training
 
 BATCH, WIDTH, LAYERS = 128, 512, 3
-DATA = 50_000  # number of items over which the KL of the weights is averaged
+DATA = 50_000  # the number of items over which the weights' KL is averaged
 OPTIONS = {
     "prior_mu": 0.0, "prior_sigma": 1.0, "posterior_mu_init": 0.0, "posterior_rho_init": -3.0,
     "type": "Reparameterization", "moped_enable": False,
@@ -22,7 +22,7 @@ OPTIONS = {
 
 
 def bayesian_torch(converted: bool) -> Contest:
-    """Both documented uses of bayesian-torch. Ours is one call for all weights.
+    """One of two documented uses of bayesian-torch. Our variant is one call for all weights.
 
     Args:
         converted: Whether ``get_kl_loss`` computes the KL, as for layers that ``dnn_to_bnn`` has
@@ -57,7 +57,7 @@ def bayesian_torch(converted: bool) -> Contest:
         return total(y, kls)
 
     def fused(*leaves: Tensor) -> list[Tensor]:
-        """All weights, and their KL."""
+        """Return all weights, and their KL."""
         eps = [noise(*leaf.shape) for leaf in leaves[: 2 * LAYERS]]
         weights, kl = vf.reparameterize_kl_multi(
             leaves[: 2 * LAYERS],
@@ -77,7 +77,7 @@ def bayesian_torch(converted: bool) -> Contest:
         return total(y, kl)
 
     def their_latent(*leaves: Tensor) -> list[Tensor]:
-        """The computation of ``LinearReparameterization.forward``, with its own KL function."""
+        """Compute what ``LinearReparameterization.forward`` does, with its own KL function."""
         results = []
         for i, layer in enumerate(layers):
             for k, name in enumerate(("weight", "bias")):

@@ -1,4 +1,4 @@
-"""Contests of a package and its fused variant, which train the same parameters of one model."""
+"""Contests between a package and its fused variant, which train the same model."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def training(
     noise: Noise | None = None,
     **options: Any,
 ) -> Contest:
-    """Two losses of one model. ``theirs`` is the unmodified package.
+    """Return a contest of two losses of one model. ``theirs`` is the unmodified package.
 
-    ``ours`` takes its noise from ``noise``, or from torch in the check, as ``theirs`` does.
+    ``ours`` generates its noise. In the check ``noise`` draws it from torch, as ``theirs`` does.
     """
     leaves: list[nn.Parameter] = list(parameters)
     options.setdefault("optimizer", torch.optim.Adam(leaves, lr=LR))
@@ -45,9 +45,9 @@ def autoencoder(
     losses: tuple[Loss, Loss],
     noise: Noise,
 ) -> Contest:
-    """``theirs`` is the package's whole loss. ``ours`` combines its networks with our functions.
+    """Compare the package's whole loss with a combination of its networks and our functions.
 
-    ``latents`` and ``losses`` are pairs of the isolated parts: the package's, then ours.
+    ``latents`` and ``losses`` are pairs of isolated parts: the package's part, then ours.
     """
 
     def ours() -> Tensor:
@@ -68,7 +68,7 @@ def fused_latent(noise: Noise) -> Latent:
 
 
 def fused_loss(x: Tensor, likelihood: Any, reduction: str = "batchmean") -> Loss:
-    """The likelihood alone, or the negative ELBO with a KL that is the mean over the batch."""
+    """Return the likelihood alone or, with a KL averaged over the batch, the negative ELBO."""
 
     def loss(output: Any, kl: Tensor | None = None) -> Tensor:
         if kl is None:

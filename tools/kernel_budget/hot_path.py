@@ -10,13 +10,12 @@
           has the most additions, then the most bits stored to global memory, then the fewest
           instructions.
 
-A kernel branches around work that a call does not need (an output, the KL) or replaces with
-something cheaper (explicit noise). The shortest path alone would skip all such work. The path with
-the most additions generates noise and computes and sums the KL, because polynomials and sums
-consist of additions, while options add at most multiplications. The path with the most stores
-writes the results. The shortest of the remaining paths accesses whole vectors, in one access
-instead of several, and computes no index. In a kernel without such branches, the best path is the
-shortest one that loads and stores.
+A kernel branches around work that a call does not need (an output, the KL) or for which it has a
+cheaper source (explicit noise). The shortest path alone would skip all such work. The path with the
+most additions generates noise and computes and sums the KL, because polynomials and sums consist of
+additions, while options add at most multiplications. The path with the most stores writes the
+results. The shortest path accesses a whole vector at once, and computes no index. If a kernel has
+no such branches, its best path is the shortest one that loads and stores.
 
 Predicated instructions are counted, because they are issued. The instructions of a function that is
 called on the path are also counted, along the function's shortest path to RET. Additions in such a

@@ -29,13 +29,13 @@ MORE_BYTES = 1.1
 # and its gradients in one pass, and one double-precision kernel for all kinds.
 LARGEST = 10_000_000
 
-# The minimum number of kilobytes of loads that an SM's threads must have in flight on the hot path
-# for contiguous tensors. An SM's share of an H200's bandwidth is 32.6 bytes/ns, and in a busy
-# memory system a load takes about 660 ns. So 21 KB of traffic are in flight, two thirds of which
-# are loads. This amount suffices only if loads never pause. A thread that alternates between
-# loading and computing pauses for about half of the time, and CUB's tuning for Hopper targets 48
-# KB. Backward reaches 48 KB with three 16-byte vectors in each of 1024 threads. Forward loads two
-# vectors and has 32 KB in flight, unless one load waits for the other.
+# The minimum kilobytes of loads that an SM's threads must have in flight on the hot path of
+# contiguous tensors. An SM's share of an H200's bandwidth is 32.6 bytes/ns, and in a busy memory
+# system a load takes about 660 ns. So 21 KB are in flight, two thirds of which are loads. This
+# suffices only if loads never pause. A thread that alternates between loading and computing pauses
+# for about half of the time, and CUB's tuning for Hopper targets 48 KB. Backward reaches 48 KB with
+# three 16-byte vectors in each of 1024 threads. Forward loads two vectors and has 32 KB in flight,
+# unless one load waits for the other.
 FLOORS = {
     "sm_90": {
         f"{kernel}<{dtype}, (Access)0>": kilobytes
