@@ -57,8 +57,9 @@ from build_support.toolchain import (
 ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cuda", "cpu", "none")
 MIN_SETUPTOOLS = (77, 0)  # reads the license expression in pyproject.toml; torch requires it too
-# One architecture for each generation. For a newer GPU, the driver compiles PTX. The PTX for 10.0
-# runs on 11.0, for which the PTX for 12.0 is too new, and the PTX for 12.0 runs on future GPUs.
+# One architecture for each generation. For a newer GPU, the driver compiles the PTX. The PTX for
+# 10.0 runs on 11.0, for which the PTX for 12.0 is too new, and the PTX for 12.0 runs on future
+# GPUs.
 PORTABLE_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 PORTABLE_PTX = ("10.0", "12.0")
 GB_PER_JOB = 2  # memory that a compiler needs for a file that includes ATen
@@ -100,7 +101,7 @@ def choose_archs(torch, toolkit: Toolkit) -> str:
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     visible = {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in gpus}
     if visible:
-        # A GPU newer than nvcc runs the PTX of the newest architecture that nvcc knows.
+        # A GPU newer than nvcc runs the PTX of the newest architecture that nvcc supports.
         archs = {min(arch, known[-1], key=numbers) for arch in visible}
         with_ptx: tuple[str, ...] = ()
     else:
@@ -215,7 +216,7 @@ def isystem(dirs: list[str | Path]) -> list[str]:
 
 
 def link_cudart(extension: setuptools.Extension, torch) -> None:
-    """Links a versioned libcudart if no folder has libcudart.so, because wheels do not contain it.
+    """Links a versioned libcudart if no folder has libcudart.so, which wheels do not contain.
 
     When `_C` is loaded, torch has already loaded its own libcudart under the same soname.
     """
@@ -264,7 +265,7 @@ def make_extension(plan: Plan, torch) -> setuptools.Extension:
 
 
 def build_info(plan: Plan, torch) -> dict[str, object]:
-    """Returns `_build_info.json`, without dates and paths, so that builds are reproducible."""
+    """Returns what `_build_info.json` contains: no dates or paths, so builds are reproducible."""
     compiled = plan.mode != "none"
     return {
         "version": version(plan, torch),

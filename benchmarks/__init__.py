@@ -24,7 +24,7 @@ They share these modules:
     steps/         the models of released packages: images, sequences, single cells, weights
 
 ``python -m benchmarks.plot`` draws the figure of a JSON, and ``python -m benchmarks.readme`` writes
-the measured parts of README.md. tests/speed compares ratios with floors in CI.
+the measured parts of README.md. In CI, tests/speed compares ratios with floors.
 """
 
 from __future__ import annotations

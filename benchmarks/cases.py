@@ -44,7 +44,7 @@ class Noise:
         return torch.randn(shape) if self.is_given else None
 
     def weight(self, timed: float, compared: float = 1.0) -> float:
-        """Return a KL's weight, larger in the check, as a tiny weight would hide a wrong KL."""
+        """Return a KL's weight. It is larger in the check, where a tiny one would hide errors."""
         return compared if self.is_given else timed
 
 

@@ -4,7 +4,7 @@ Drift and other work then affect all contenders alike. Contenders are compared w
 ratio is the median of the rounds' ratios, which is stable even if both contenders' medians
 fluctuate. ``torch.utils.benchmark`` is not used, because it times one statement after the other.
 
-On a CPU a turn is one step by the wall clock, with separate times for both passes. On a GPU it
+On a CPU, a turn is one step by the wall clock, with a separate time for each pass. On a GPU it
 consists of
 
     step         forward and backward by CUDA events. The queue is filled in advance, so host time

@@ -111,7 +111,7 @@ def section(path: Path, data: Data) -> list[str]:
 
 
 def measured(paths: list[Path]) -> str:
-    """The whole part with its delimiting comments."""
+    """Return the whole part with its delimiting comments."""
     found = [record.read(path, "benchmarks") for path in paths]
     lines = [line for path, data in zip(paths, found, strict=True) for line in section(path, data)]
     if not any(data["machine"]["kind"] == "cuda" for data in found):

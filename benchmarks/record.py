@@ -45,7 +45,7 @@ class NotARecord(Exception):
 
 
 def _output(*command: str) -> str:
-    """A program's output; '' if it fails."""
+    """Return a program's output, or '' if it fails."""
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -88,7 +88,7 @@ def machine(device: str) -> Data:
 
 
 def free_bytes(device: str) -> float:
-    """Available memory; inf if it is not known."""
+    """Return the available memory in bytes, or inf if it is not known."""
     if device == "cuda":
         return float(torch.cuda.mem_get_info()[0])
     try:
@@ -210,7 +210,7 @@ def write(data: Data, path: Path) -> None:
 
 
 def read(path: Path, *modules: str) -> Data:
-    """A record of one of these commands."""
+    """Read a record of one of these commands."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

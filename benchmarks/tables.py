@@ -48,7 +48,7 @@ def aligned(columns: Columns, rows: Sequence[Sequence[str]], *, drop: bool = Fal
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table, and an empty one."""
+    """Return the lines of a table, and an empty line."""
     first, *others = ("| " + " | ".join(cells) + " |" for cells in (titles, *rows))
     return [first, "|---" * len(titles) + "|", *others, ""]
 
@@ -155,7 +155,7 @@ def _steps(data: Data) -> dict[tuple[str, str], tuple[dict[str, float], str]]:
 
 
 def comparison(new: Data, old: Data) -> str:
-    """Return both runs' step times, and their ratios to eager's, comparable across machines."""
+    """Return the step times of both runs, and ratios to eager's that compare across machines."""
     lines = ["compared with", *(f"  {text}" for text in head(old).split("\n"))]
     differ = [
         f"  {key}: was {old[part].get(key)}, is {new[part].get(key)}"

@@ -99,7 +99,7 @@ def dreamer() -> Contest:
         return vf.nll(y, pixels, SQUARED_ERROR, dim=(2, 3, 4)).mean()
 
     def free_nats() -> float:
-        """Return torchrl's 3, but 0 in the check, as an untrained KL below 3 has no gradient."""
+        """Return 3 as in torchrl, or 0 in the check: an untrained KL below 3 has no gradient."""
         return noise.weight(3.0, compared=0.0)
 
     def lambda_kl() -> float:

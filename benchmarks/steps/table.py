@@ -33,7 +33,7 @@ def saved_by_parts(row: Data) -> float:
 
 
 def verdict(row: Data) -> str:
-    """Return whether the step gains. All three ratios must agree, and the parts must explain it.
+    """Return whether the step gains. All three ratios must agree, and the parts explain a gain.
 
     Both conditions guard against noise, because only the latent and the loss can become faster.
     """

@@ -28,7 +28,7 @@ def training(
 ) -> Contest:
     """Return a contest of two losses of one model. ``theirs`` is the unmodified package.
 
-    ``ours`` generates its noise. In the check ``noise`` draws it from torch, as ``theirs`` does.
+    ``ours`` generates its noise, but in the check it uses noise from torch, as ``theirs`` does.
     """
     leaves: list[nn.Parameter] = list(parameters)
     options.setdefault("optimizer", torch.optim.Adam(leaves, lr=LR))

@@ -1,5 +1,6 @@
 // The per-row values of a call: the row sums that a forward kernel writes, and their gradients,
-// which a backward kernel reads. Both have the dtype float, or double for DType::kFloat64.
+// which a backward kernel reads. Sums and gradients have the dtype float, or double for
+// DType::kFloat64.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ struct RowGrads {
   double factor = 1.0;
 };
 
-// The gradients of one sample, for calls in which each sample has its own sums. They begin `rows`
-// values after those of the previous sample.
+// The gradients of one sample, for calls in which each sample has its own sums. The gradients of a
+// sample begin `rows` values after those of the previous sample.
 template <typename T>
 VAE_FUSED_HD RowGrads row_grads_of_sample(RowGrads grads, int64_t rows, int64_t sample) {
   grads.data = static_cast<const T*>(grads.data) + sample * rows * grads.stride;

@@ -27,7 +27,7 @@ struct Space {
   int64_t size[kMaxDims] = {};  // outermost first
   Divisor size_divisor[kMaxDims];
   // The strides from which i, the row-major index of z, is computed. If a call has an explicit eps,
-  // CUDA launches replace them with the strides of that tensor.
+  // CUDA launches replace these strides with those of eps.
   int64_t noise_stride[kMaxDims] = {};
   bool has_contiguous_noise = false;  // i == e everywhere
   bool has_32_bit_offsets = false;    // elements and offsets are all below 2^31

@@ -35,7 +35,8 @@ VAE_FUSED_HD float sqrt_normal(float x) {
 }
 
 // Adding and subtracting 1.5 * 2^23 rounds a float of magnitude below 2^22 to the nearest integer.
-// The low bits of the sum contain that integer. Unlike a conversion, this is defined for NaN.
+// The low bits of the sum contain that integer. Unlike a conversion, this method is defined for
+// NaN.
 constexpr float kRoundingMagic = 12582912.0f;
 
 // e^x = q (1 + t),  q = 2^n,  x = n ln 2 + f,  f in [-ln2/2, ln2/2],  t = e^f - 1 = f + u,  u >= 0
@@ -94,9 +95,9 @@ VAE_FUSED_HD F exp(F x) {
 VAE_FUSED_HD double exp(double x) { return exp_libm(x); }
 
 // e^x for x <= 0, which needs only the lower bound. Horner's rule takes two instructions fewer than
-// the sum 1 + t, and its error is 0.9 ulp, or 1.2 ulp without fused multiply-adds. `exp` computes
-// 1 + t nevertheless, because a sigma must have the same bits whether a kernel needs it alone or
-// together with t.
+// the sum 1 + t, and its error is 0.9 ulp, or 1.2 ulp without fused multiply-adds. `exp`
+// nevertheless computes 1 + t, because sigma must be bit-identical whether a kernel needs it alone
+// or together with t.
 template <typename F>
 VAE_FUSED_HD F exp_of_negative(F x) {
   const Reduced<F> r = reduced_exponent(larger(F(-88.2f), x));
@@ -231,7 +232,7 @@ VAE_FUSED_HD Tanh<double> tanh(double t) {
 
 // r cos t and r sin t for t in [0, 2 pi]. t is reduced by half turns: f = t - j pi is in
 // [-pi/2, pi/2], and r changes sign if j is odd. Half turns need longer polynomials than quarter
-// turns, but sine and cosine are never swapped. This takes 18 instructions instead of 26.
+// turns, but sine and cosine are never swapped. The function takes 18 instructions instead of 26.
 template <typename F>
 VAE_FUSED_HD void polar(F r, F t, F& x, F& y) {
   const F shifted = t * 0.318309886f + kRoundingMagic;

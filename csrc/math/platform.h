@@ -86,7 +86,7 @@ VAE_FUSED_HD float real(uint32_t u) {
 #endif
 }
 
-// Returns the product x y, which no compiler then fuses into a multiply-add. Otherwise the other
+// Returns the product x y in a form that no compiler fuses into a multiply-add. Otherwise the other
 // uses of the product would determine whether it is fused, and results would not be bit-identical
 // across kernels.
 VAE_FUSED_HD float rounded_product(float x, float y) {
@@ -198,8 +198,8 @@ VAE_FUSED_HD float sqrt_any_libm(float x) {
 }
 
 // The hardware approximations, for results that are rounded to 16 bits. Each takes one instruction,
-// except sine and cosine, which take two. Their documented errors (PTX ISA, floating point
-// instructions):
+// except sine and cosine, which take two. The documented errors (PTX ISA, floating point
+// instructions) are:
 //
 //   ex2   2^-22 relative           lg2   2^-22 absolute in [1/2, 2], otherwise relative
 //   sqrt  2^-23 relative           sin, cos   2^-20.5 absolute in [-2 pi, 2 pi]

@@ -6,10 +6,11 @@
 //       -> max(sigma, std_min)
 //
 // with v = var_floor and f = std_floor. kSqrt instead adds root_floor = v / unit^2 under its own
-// root, which gives the same sigma. With v, the derivative of sigma at a variance of 0 would be 0
-// times infinity. All bases share one code path, so that a kernel whose base is a run-time value
-// contains each exponential and each logarithm once, with a branch around it. The CPU kernels make
-// the base a compile-time constant outside their loops, and the compiler folds the branches.
+// root, which gives the same sigma. With v instead, the derivative of sigma at a variance of 0
+// would be 0 times infinity. All bases share one code path, so that a kernel whose base is a
+// run-time value contains each exponential and each logarithm once, with a branch around it. The
+// CPU kernels make the base a compile-time constant outside their loops, and the compiler folds the
+// branches.
 #pragma once
 
 #include <type_traits>

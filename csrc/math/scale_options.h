@@ -1,5 +1,5 @@
-// The options of a scale, as plain data. They define how a network's output is mapped to sigma.
-// math/scale.h contains the formulas.
+// The options of a scale, as plain data: how a network's output is mapped to sigma. math/scale.h
+// contains the formulas.
 #pragma once
 
 #include <limits>

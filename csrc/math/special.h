@@ -60,7 +60,7 @@ VAE_FUSED_HD F log1p(F r) {
 VAE_FUSED_HD double log1p(double r) { return log1p_libm(r); }
 
 // e^x and e^x - 1. With x = n ln 2 + f and q = 2^n as in `exponential`, e^x - 1 = q t + (q - 1).
-// Where n = 0 this is t, so nothing cancels.
+// Where n = 0, e^x - 1 is t, so nothing cancels.
 template <typename F>
 struct ExpM1 {
   F exp, m1;

@@ -27,7 +27,7 @@ counts. Names are `kernel<element type, ...>`, with enumerators by their number.
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table with a left-aligned first column."""
+    """Return a table with a left-aligned first column."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: list[str]) -> str:
@@ -65,7 +65,7 @@ def section(budget: Budget, arch: str) -> str:
 
 
 def document(budget: Budget) -> str:
-    """The tables of a record, and its exceptions."""
+    """Return the tables of a record, and its exceptions."""
     parts = [INTRODUCTION.format(nvcc=budget["nvcc"]), "## Exceptions\n"]
     for what, names in (
         (f"The cubins of an architecture have less than {LARGEST:,} bytes", budget["oversized"]),

@@ -5,12 +5,12 @@ issued by then are in flight together and take one latency. The loads of a hot p
 rounds:
 
   A round begins with the first load after the end of the previous round. It ends where an
-  instruction, even a move or a store, first uses the value of any of its loads. All loads before
-  that point belong to it, including those before the loop and in earlier passes. A loop that loads
-  the next pass's values before it uses the current ones therefore has both in flight.
+  instruction, even a move or a store, first uses the value of any of the round's loads. All loads
+  before that point belong to it, including those before the loop and in earlier passes. A loop that
+  loads the next pass's values before it uses the current ones therefore has both in flight.
 
-`rounds_of_trace` takes the instructions that a warp executed. It is for kernels whose loads and
-arithmetic are in different loops, separated by barriers, so that no single loop is hot.
+`rounds_of_trace` takes the instructions that a warp executed. It is used for kernels whose loads
+and arithmetic are in different loops, separated by barriers, so that no single loop is hot.
 
 `bytes_in_flight` returns the mean number of bytes per round in a loop's steady state. Two 16-byte
 loads count as 32 bytes if they are issued together, and as 16 if one waits for the other. Stores

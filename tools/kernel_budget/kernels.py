@@ -17,9 +17,9 @@ waits at a barrier, computes the piece and waits again. Separate loops process c
 0, and gradients. The cost of these kernels is counted by executing them
 (tests/machine_code/count.py), and their load and store are those of the whole kernel.
 
-hot_path.py defines the hot path. Its number of elements is V times the largest number of unrolled
-copies of the loop body for which its loads and stores suffice. V is the kernel's first integer
-template argument or, if there is none, the number of elements in its widest load.
+hot_path.py defines the hot path. The path's number of elements is V times the largest number of
+unrolled copies of the loop body for which its loads and stores suffice. V is the kernel's first
+integer template argument or, if there is none, the number of elements in its widest load.
 """
 
 from __future__ import annotations

@@ -24,14 +24,14 @@ AT_LEAST = {"load", "store", EXECUTED_IN_FLIGHT}  # the recorded values of these
 MORE_REGISTERS = 4
 MORE_PER_ELEMENT = (1.05, 1.0)  # a factor of the recorded number, and an added constant
 MORE_BYTES = 1.1
-# The limit for the bytes of an architecture's cubins. On sm_120 the latent kernels take 3.9 MB and
-# the likelihood kernels 5.6 MB: ten kinds with eight kernels each, two of which compute the loss
-# and its gradients in one pass, and one double-precision kernel for all kinds.
+# The limit for the total bytes of an architecture's cubins. On sm_120 the latent kernels take 3.9
+# MB and the likelihood kernels 5.6 MB: ten kinds with eight kernels each, two of which compute the
+# loss and its gradients in one pass, and one double-precision kernel for all kinds.
 LARGEST = 10_000_000
 
 # The minimum kilobytes of loads that an SM's threads must have in flight on the hot path of
 # contiguous tensors. An SM's share of an H200's bandwidth is 32.6 bytes/ns, and in a busy memory
-# system a load takes about 660 ns. So 21 KB are in flight, two thirds of which are loads. This
+# system a load takes about 660 ns. So 21 KB are in flight, two thirds of which are loads. That
 # suffices only if loads never pause. A thread that alternates between loading and computing pauses
 # for about half of the time, and CUB's tuning for Hopper targets 48 KB. Backward reaches 48 KB with
 # three 16-byte vectors in each of 1024 threads. Forward loads two vectors and has 32 KB in flight,

@@ -22,10 +22,10 @@ namespace vae_fused::math {
 //
 //   g(x) = x^2 P(x),   P(x) = (e^x - 1 - x) / x^2 = 1/2 + x/6 + x^2/24 + ...  > 0
 //
-// with a minimax polynomial of relative error 1.0e-8 (float) and 1.7e-17 (double). The square keeps
-// g non-negative. For |x| > 1 nothing is lost: |h| > 0.63, g > 0.36. The coarse polynomial is for
-// |x| <= 3/4. Its degree is lower by two, and its relative error is 3.1e-7. At x = +inf the direct
-// form would be inf - inf. A clipped x gives the limit, +inf, where eager PyTorch returns NaN.
+// with a minimax polynomial whose relative error is 1.0e-8 (float) or 1.7e-17 (double). The square
+// keeps g non-negative. For |x| > 1 no digits are lost: |h| > 0.63, g > 0.36. The coarse polynomial
+// is for |x| <= 3/4. Its degree is lower by two, and its relative error is 3.1e-7. At x = +inf the
+// direct form would be inf - inf. A clipped x gives the limit, +inf. Eager PyTorch returns NaN.
 // ---------------------------------------------------------------------------------------------
 
 template <bool coarse, typename F>
@@ -96,7 +96,7 @@ VAE_FUSED_HD Excess<F> excess(F x, F exp_x) {
 // For n = 0, that is for |x| < ln 2 / 2, f is x, g is u and h is t. So nothing cancels, and g is
 // not negative. The relative errors are 9.0e-8 for sigma, 1.3e-7 for h, and 2.8e-7 for g. Around
 // |x| = 0.35, where n is 1 or -1 and g is small, the error of g is 7.4e-7. With
-// (q - 1) f + (q - 1 - n ln 2) as the last term of g it would be 3.0e-7 there, but the average
+// (q - 1) f + (q - 1 - n ln 2) as the last term of g, this error would be 3.0e-7, but the average
 // error for large x would double, to over twice that of eager PyTorch.
 //
 // This works while q and e^x are normal numbers, that is for |x| < 87. Beyond that, sigma is

@@ -32,7 +32,7 @@
 //
 // Limits: theta is at most 2^64 (2^400 in double), where the distribution is a Poisson to the last
 // digit. Theta is at least 2^-80 (2^-400), except in ln theta. For a mean that is nearly 0, the
-// value uses the logarithm of the mean, see `log_positive`.
+// value is computed from the logarithm of the mean: see `log_positive`.
 //
 // Error in float, with Theta = max(theta, 1): at most 8 * 2^-24 times
 //
@@ -40,8 +40,8 @@
 //
 // for the value (1e-6 relative for x up to 16), 8 * 2^-24 relative for d/dm, and 13 * 2^-24 times
 // E + sum_{k < x} |M - k| / ((theta + k) s) for d/dtheta. A front end of the mean adds 8 * 2^-24
-// |x - m| max(1, |raw|) to the error of the value. Its relative error of 4 * 2^-24 also propagates
-// to the results by the chain rule.
+// |x - m| max(1, |raw|) to the error of the value. The front end's relative error of 4 * 2^-24 also
+// propagates to the results by the chain rule.
 #pragma once
 
 #include "math/likelihood/front_end.h"

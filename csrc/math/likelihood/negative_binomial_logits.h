@@ -4,9 +4,10 @@
 //
 //   -ln p = r ln(1 + e^l) + x ln(1 + e^-l) - ln Gamma(x + r) + ln Gamma(r) + ln x!
 //
-// This is the negative binomial with theta = r and the mean m = r e^l. A count of 0 has only the
-// first term. A count x > 0 uses the saddle point of math/likelihood/negative_binomial.h, in which
-// no terms of the order of x or r cancel. Where m is below 2^-100 or above 2^100, the deviance is
+// This is the negative binomial with theta = r and the mean m = r e^l. For a count of 0 only the
+// first term remains. A count x > 0 uses the saddle point of math/likelihood/negative_binomial.h,
+// in which no terms of the order of x or r cancel. Where m is below 2^-100 or above 2^100, the
+// deviance is
 //
 //   D = x (ln(x / n) + ln(1 + e^-l)) + r (ln(1 + e^l) - ln(1 + x / r))          n = x + r
 //

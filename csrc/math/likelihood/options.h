@@ -1,8 +1,9 @@
 // The options of a call's likelihood, as plain data. The host fills in LikelihoodOptions<double>.
 // Kernels use LikelihoodOptions of their arithmetic type.
 //
-// A likelihood is a struct of functions. The array `in` contains its inputs: the network's outputs,
-// followed by the target x. A value is the negative log-likelihood of one element, in nats.
+// A likelihood is a struct of functions. The array `in` contains the likelihood's inputs: the
+// network's outputs, followed by the target x. A value is the negative log-likelihood of one
+// element, in nats.
 //
 //   value(o, in)                            the value
 //   adjoint(o, in, grad, out)               grad times the derivative with respect to each input
@@ -11,8 +12,8 @@
 //   count_term_adjoint(o, in, grad, out)    what x > 0 adds to `out`
 //   log_terms(in)                           the terms of a value, if kHasLogTerms
 //
-// A kernel calls `value` and `adjoint` for every element. It collects the elements where x is not 0
-// without gaps between them, and calls `count_term` and `count_term_adjoint` only for these. The
+// A kernel calls `value` and `adjoint` for every element. It collects the elements where x is not
+// 0, without gaps between them, and calls `count_term` and `count_term_adjoint` only for these. The
 // gradient of a target that is a count is 0.
 //
 // The functions of math/likelihood are templates over the type of the options. A kernel that is
@@ -35,8 +36,8 @@ enum class Data : int32_t {
 
 // Every kind, in the order of the numbers by which Python selects them. The kernels, their tables
 // and the native tests are generated from this list: KIND(name, data) stands for the struct
-// math::name and the enumerator kname. Only append to it, because the numbers are part of saved
-// graphs.
+// math::name and the enumerator kname. Only append to this list, because the numbers are part of
+// saved graphs.
 #define VAE_FUSED_LIKELIHOODS(KIND)                \
   KIND(Bernoulli, kReal)                           \
   KIND(Gaussian, kReal)                            \
@@ -77,7 +78,7 @@ namespace vae_fused::math {
 template <typename T>
 constexpr T kLeastNormal = std::numeric_limits<T>::min();
 
-// How a network's output becomes a positive parameter: see math/likelihood/front_end.h.
+// How a network's output is mapped to a positive parameter: see math/likelihood/front_end.h.
 enum class FrontEnd : int32_t { kIdentity, kExp, kSoftplus, kSoftmax };
 
 enum class ZeroInflation : int32_t { kLogits, kProbs };
