@@ -18,7 +18,7 @@ struct Gaussians {
   Operand raw;                    // the raw scale, which determines sigma; absent: sigma = 1
   Operand prior_mean, prior_raw;  // absent: the values in `options` apply
   Operand mask;                   // bytes, 0 or 1; absent: 1 everywhere
-  int64_t samples = 1;            // sample s of element i has normal s * numel + i of the stream
+  int64_t samples = 1;            // sample s of element i uses normal s * numel + i of the stream
 };
 
 // Whether the kernels for math::DefaultOptions can process these Gaussians. The mask is not

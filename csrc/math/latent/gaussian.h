@@ -74,7 +74,7 @@ struct Excess {
 };
 
 // Above x = 178, subtracting x no longer changes g, because in float even e^(x/2) is inf, and x is
-// negligible beside e^x. Clipping x before it is subtracted keeps g from becoming inf - inf.
+// negligible next to e^x. Clipping x before it is subtracted keeps g from becoming inf - inf.
 constexpr float kClipForExp = 178;
 template <typename F>
 VAE_FUSED_HD F clip_for_exp(F x) {

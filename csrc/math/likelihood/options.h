@@ -91,7 +91,7 @@ struct LikelihoodOptions {
   T dispersion_max = kInfinity<T>;
   T eps = 0;
   ZeroInflation zero_inflation = ZeroInflation::kLogits;
-  bool constants = true;  // whether values of counts contain ln x!
+  bool constants = true;  // whether values of count likelihoods contain ln x!
 
   // Gaussian, Laplace and Student-t: sigma is computed from the output `raw`, or is 1 / precision.
   // `constant` is added to each element. It contains 1/2 ln 2 pi or ln 2, and the terms of a fixed
