@@ -231,7 +231,7 @@ class Others:
 
     @staticmethod
     def _seconds() -> tuple[float, float] | None:
-        """Return processor seconds spent by other processes, and the total available seconds."""
+        """Return processor seconds spent outside this process, and the total available seconds."""
         try:
             words = Path("/proc/stat").read_text(encoding="utf-8").split("\n")[0].split()[1:9]
         except OSError:

@@ -1,7 +1,7 @@
 // The options of a call's Gaussians, as plain data: how a network's output is mapped to sigma, what
 // the prior is, and how the KL and its gradient are weighted. The host derives
-// LatentOptions<double> from the numbers that Python passes. Kernels use LatentOptions of their
-// arithmetic type.
+// LatentOptions<double> from the numbers that Python passes. Kernels use LatentOptions<T> of their
+// arithmetic type T.
 #pragma once
 
 #include <algorithm>

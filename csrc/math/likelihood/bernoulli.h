@@ -14,8 +14,8 @@
 // so one logarithm is enough for as many elements as the product can contain without overflow.
 //
 // Error in float: at most 4 * 2^-24 relative for the value and, where s(-|l|) is a normal number,
-// 6 * 2^-24 (|w| + s(-|l|)) for the gradient, with w = l > 0 ? 1 - x : x. If x is 0 or 1, this
-// bound for the gradient amounts to 6 * 2^-24 relative.
+// 6 * 2^-24 (|w| + s(-|l|)) for the gradient, with w = l > 0 ? 1 - x : x. If w is 0, this bound for
+// the gradient amounts to 6 * 2^-24 relative.
 #pragma once
 
 #include "math/likelihood/log_terms.h"
