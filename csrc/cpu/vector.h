@@ -279,8 +279,8 @@ VAE_FUSED_HD u64 load(const uint64_t* from) {
   return *reinterpret_cast<const u64_in_memory*>(from);
 }
 
-// Half-precision loads and stores, for machines with conversion instructions. Converting with
-// integer instructions takes ten instructions per vector.
+// Half-precision loads and stores, for machines with conversion instructions. The conversion in
+// math/storage.h takes ten instructions per vector.
 #if VAE_FUSED_VECTOR_BYTES >= 32
 constexpr bool kConvertsHalf = true;
 typedef uint16_t u16 __attribute__((vector_size(kBytes / 2)));

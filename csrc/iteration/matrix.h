@@ -8,7 +8,7 @@ namespace vae_fused {
 
 // A task has up to `columns` columns and `rows_of_task` rows. The number of rows starts at
 // `max_rows` and is halved, down to `min_rows`, until there are `min_tasks` tasks. The number
-// depends only on the shape, and so does the order of summation.
+// depends only on the shape, and therefore so does the order of summation.
 struct TaskShape {
   int64_t columns, min_rows, max_rows, min_tasks;
 };

@@ -11,8 +11,8 @@ namespace vae_fused {
 // The division of a call's elements into tasks. The rows of the call's space are the items of the
 // batch, and its columns are the latent dimensions. A task adds one line at a time to its sums. If
 // rows are short, a line consists of several whole rows. Otherwise it is a part of one row. All
-// lines of a task cover the same columns. The division depends only on the shape, and so does the
-// order of summation.
+// lines of a task cover the same columns. The division depends only on the shape, and therefore so
+// does the order of summation.
 struct StatsTasks {
   int64_t rows = 0, cols = 0;
   int64_t part = 0, parts = 0;  // columns of a part, and parts of a row

@@ -53,7 +53,7 @@ struct Observations {
 };
 
 // The KL term of an evidence lower bound. The row sums of nll are the reconstruction term of the
-// bound, and k is the KL of a sample. Either a single result r is the sum over all samples, or each
+// bound, and k is the KL of a sample. Either a single result r sums over all samples, or each
 // sample has its own result:
 //
 //   kl[r] = factor * sum of k       loss[r] = nll[r] + beta * factor * sum of p(k)

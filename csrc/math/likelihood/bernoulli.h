@@ -5,7 +5,7 @@
 //
 // For x in [0, 1] both terms are positive, and the gradient is the difference of two numbers that
 // are exact or nearly so: s(-|l|) = e^-|l| / (1 + e^-|l|) <= 1/2. Where an infinite logit is
-// multiplied by 0, x is exactly 0 or 1, so the product is its limit, 0.
+// multiplied by 0, x is exactly 0 or 1, so the product is set to its limit, 0.
 //
 // The sum of several values needs fewer logarithms:
 //

@@ -88,7 +88,7 @@ template <typename T>
 constexpr T kLogLeastTheta = T((sizeof(T) == 8 ? -400 : -80) * 0.69314718055994530942);
 
 // The theta of a negative binomial, or the degrees of freedom of a Student-t. It depends only on
-// its own operand, so a kernel may compute it once for all elements that share the operand.
+// its own operand, so a kernel may compute it once for all elements that share it.
 template <typename Options, typename F>
 VAE_FUSED_HD Positive<F> dispersion(const Options& o, F raw) {
   using T = number_t<F>;

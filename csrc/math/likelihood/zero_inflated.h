@@ -19,8 +19,8 @@
 // Error in float: at most 12 * 2^-24 relative for the value at x = 0. For a count x > 0, it is the
 // error of the NB plus 6 * 2^-24 ln(1 / q). The relative error of d/dl and d/dp is 15 * 2^-24
 // (1 + w L), because E magnifies the error of L. The errors of the gradients of m and theta are at
-// most 15 * 2^-24 w (1 + L) times the magnitudes from which math/likelihood/negative_binomial.h
-// computes their bounds.
+// most 15 * 2^-24 w (1 + L) times the sums of magnitudes to which the bounds of these gradients in
+// math/likelihood/negative_binomial.h are relative.
 #pragma once
 
 #include "math/likelihood/negative_binomial.h"
