@@ -82,7 +82,7 @@ def run(name: str, step: Step, seconds: float, folder: Path) -> tuple[dict[str, 
 def check(steps: dict[str, Step], report: Report, budget: float) -> None:
     """Run the first step. If it passes, run those of the others that have not passed yet.
 
-    A step also gets the time that earlier steps left, and a step that hangs delays no other step.
+    A step also gets the time that earlier steps left, and a step that hangs takes none from others.
     """
     first, *others = steps
     names = [first, *(name for name in others if report.verdict(name) != PASS)]

@@ -9,8 +9,8 @@
                                                           --update, as for the budget
 
 EXTENSION is a `_C*.so` or a .cubin. The default is the `_C*.so` of the installed package. This tool
-needs no GPU and no torch, but it needs cuobjdump: from PATH, the CUDA toolkit, or the triton of
-torch's CUDA wheels. kernels.py defines the counts, and hot_path.py defines the hot path.
+needs no GPU and no torch, but it needs cuobjdump: from PATH, the CUDA toolkit, or the triton that
+torch's CUDA wheels depend on. kernels.py defines the counts, and hot_path.py the hot path.
 """
 
 from __future__ import annotations

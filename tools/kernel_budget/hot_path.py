@@ -1,9 +1,9 @@
 """Finds the hot path of a kernel: the sequence of instructions that its budget counts.
 
-  region  The loop with the most additions (FADD, FFMA, DADD, DFMA), excluding inner loops.
-          Loops with nearly as many additions are other forms of it (as for partial vectors), and
-          the form with the shortest path is used. If at least twice as many additions are outside
-          all loops, the region is the code outside, because the compiler has unrolled the loop
+  region  The loop with the most additions (FADD, FFMA, DADD, DFMA), without those in inner loops.
+          Loops with nearly as many are other forms of this loop (for partial vectors, say), and the
+          form with the shortest path is used. If at least twice as many additions are outside all
+          loops, the region is the code outside, because the compiler has unrolled the loop
           completely. If about as many are outside, they are a peeled first iteration.
   path    A path goes once around that loop, or once through the kernel, and through each inner loop
           at most once. The best path has the fewest calls of functions that return. Of those, it

@@ -1,7 +1,7 @@
 """Reads the cost of a compiled extension's kernels from cuobjdump and their SASS.
 
   registers, stack, shared   from cuobjdump --dump-resource-usage. `stack` is in bytes per thread.
-                             `shared` is in bytes per block; the driver takes 1 KiB from sm_90 on.
+                             `shared` is bytes per block, 1 KiB of it the driver's from sm_90 on.
   spills                     local loads and stores (LDL, STL) on the hot path, and in the whole
                              kernel: spilled registers, and arrays that are not in registers.
   instructions               of the whole kernel, including padding.
@@ -19,7 +19,7 @@ waits at a barrier, computes the piece and waits again. Separate loops process c
 
 hot_path.py defines the hot path. The path's number of elements is V times the largest number of
 unrolled copies of the loop body for which its loads and stores suffice. V is the kernel's first
-integer template argument or, if there is none, the number of elements in its widest load.
+integer template argument or, if there is none, the number of elements in its widest global load.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def die(message: str) -> NoReturn:
 
 
 def find_cuobjdump() -> Path | None:
-    """Find cuobjdump on PATH, in the CUDA toolkit, or in the triton of torch's CUDA wheels."""
+    """Find cuobjdump on PATH, in the CUDA toolkit, or in triton, which torch's CUDA wheels need."""
     places = [Path(shutil.which("cuobjdump") or "")]
     if home := cuda_home():
         places.append(home / "bin" / "cuobjdump")

@@ -22,7 +22,7 @@ EXECUTED_IN_FLIGHT = "executed_in_flight"  # bytes of each thread, for likelihoo
 AT_LEAST = {"load", "store", EXECUTED_IN_FLIGHT}  # the recorded values of these are minima
 
 MORE_REGISTERS = 4
-MORE_PER_ELEMENT = (1.05, 1.0)  # a factor of the recorded number, and an added constant
+MORE_PER_ELEMENT = (1.05, 1.0)  # a factor for the recorded number, and an added constant
 MORE_BYTES = 1.1
 # The limit for the total bytes of an architecture's cubins. On sm_120 the latent kernels take 3.9
 # MB and the likelihood kernels 5.6 MB: ten kinds with eight kernels each, two of which compute the
@@ -31,7 +31,7 @@ LARGEST = 10_000_000
 
 # The minimum kilobytes of loads that an SM's threads must have in flight on the hot path of
 # contiguous tensors. An SM's share of an H200's bandwidth is 32.6 bytes/ns, and in a busy memory
-# system a load takes about 660 ns. So 21 KB are in flight, two thirds of which are loads. That
+# system a load takes about 660 ns. The product is 21 KB, two thirds of which are loads. That
 # suffices only if loads never pause. A thread that alternates between loading and computing pauses
 # for about half of the time, and CUB's tuning for Hopper targets 48 KB. Backward reaches 48 KB with
 # three 16-byte vectors in each of 1024 threads. Forward loads two vectors and has 32 KB in flight,
@@ -76,7 +76,7 @@ def archs_of(budget: Budget) -> list[str]:
 
 
 def updated(old: Budget, new: Budget) -> Budget:
-    """Return `old` updated by `new`. Recorded reasons and architectures not in `new` are kept."""
+    """Return `old` updated by `new`. Architectures not in `new` are kept, and so are reasons."""
     kernels: dict[str, dict[str, Row]] = {}
     for name in sorted({*old["kernels"], *new["kernels"]}):
         before, after = (budget["kernels"].get(name, {}) for budget in (old, new))
