@@ -5,7 +5,7 @@
 #   TORCH    the requirement for torch:             make test TORCH=torch==2.14.1
 #            It may contain any pip arguments:      make demo TORCH="torch --index-url URL"
 #            The default is a fixed version, so that results from different machines are comparable. On
-#            Linux pip may choose a CUDA build (5 GB). If nvcc is available, the CUDA part is built too.
+#            Linux pip may choose a CUDA build (5 GB). The CUDA part is then built if there is an nvcc.
 #   VENV     the environment, e.g. one per torch:   make test VENV=.venv-next TORCH=torch
 #   PYTHON   the Python that creates it:            make test PYTHON=python3.13
 #   PYTEST_ARGS, DEMO_ARGS, EXAMPLES_ARGS, BENCH_ARGS, STEPS_ARGS, MUTATION_ARGS, BUDGET_ARGS,
@@ -144,8 +144,8 @@ gpu-bundle:
 	$(MAKE) gpu-wheels VENV='$(BUNDLE_VENV)' TORCH='$(BUNDLE_TORCH)' VAE_FUSED_BUILD=cuda \
 	    TORCH_CUDA_ARCH_LIST=$(BUNDLE_ARCH)
 
-# Downloads the modules that the tests of a GPU check import. mpmath is installed with torch, in the
-# version that torch's sympy requires. pip downloads for another Python only if nothing has to be built.
+# Downloads the modules that the tests of a GPU check import, except mpmath, which torch brings in the
+# version that its sympy requires. pip downloads for another Python only if nothing has to be built.
 gpu-wheels: $(TORCH_STAMP)
 	rm -rf build/gpu-bundle
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip --quiet wheel --no-build-isolation --no-deps \

@@ -344,8 +344,7 @@ def main() -> None:
     extensions = []
     if plan.mode != "none":
         extensions.append(make_extension(plan, torch))
-        # Builds for different versions of torch or modes must not share objects, so each has its
-        # own folder.
+        # Builds that differ in torch or mode must not share objects, so each has its own folder.
         options["build"] = {"build_base": f"build/{plan.mode}-torch{torch.__version__}"}
         if extensions[0].py_limited_api:
             options["bdist_wheel"] = {"py_limited_api": "cp310"}

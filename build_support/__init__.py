@@ -1,1 +1,1 @@
-"""Modules that setup.py uses to build the package. The tools and tests also use toolchain.py."""
+"""Modules that setup.py uses to build the package. Tools, tests and benchmarks also use them."""
