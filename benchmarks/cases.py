@@ -125,7 +125,7 @@ class Contest:
 
 
 def part(leaves: Sequence[Tensor], **functions: Callable[..., Any]) -> Contest:
-    """Return a latent or a loss alone, on detached inputs with the shapes of a whole step."""
+    """Return a contest of a latent or a loss alone, on detached inputs shaped as in a step."""
     own = [leaf.detach().clone().requires_grad_() for leaf in leaves]
 
     def call(function: Callable[..., Any]) -> Callable[[], Any]:

@@ -30,7 +30,7 @@ def described(module: str, about: str | None) -> argparse.ArgumentParser:
 
 
 def parser(module: str, about: str | None, seconds: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of all benchmark commands."""
+    """Return a parser with the options of all commands that measure."""
     found = described(module, about)
     add = found.add_argument
     add("--case", "--cases", nargs="+", metavar="PART", help="parts of names; commas separate, too")

@@ -103,7 +103,7 @@ def _other(module: str) -> Any:
 
 
 def _distributions(module: str, validate: bool, latent: Latent, device: str) -> Function:
-    """Return ``rsample`` and ``kl_divergence`` of a class like ``torch.distributions.Normal``.
+    """Use ``rsample`` and ``kl_divergence`` of a class like ``torch.distributions.Normal``.
 
     torch.distributions validates by default, but torch.compile turns this off for the process.
     """

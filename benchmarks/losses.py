@@ -202,7 +202,7 @@ def iwae(samples: int = 50, batch: int = 128, latent: int = 20, pixels: int = 78
 
 
 def ways(outputs: list[Tensor], x: Tensor, kind: Any, **options: Any) -> Contest:
-    """Compare the default loss with gradients in forward, unscaled and scaled by a GradScaler."""
+    """Compare gradients in backward, in forward, and in forward times a GradScaler's factor."""
     factor = 2.0**16
     scale, scaled = torch.tensor(factor), 'grad="forward", scaled'
 

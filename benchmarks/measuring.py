@@ -118,7 +118,7 @@ class CudaClock(Clock):
         self.cycles = 1e3 * getattr(properties, "clock_rate", 2_000_000)  # kHz -> Hz
 
     def prepare(self, step: Step) -> tuple[float, int]:
-        """Return how long a step occupies the host, and how many steps are in a wall sample."""
+        """Return a step's wall-clock time, and how many steps are in a wall sample."""
         once = min(self._wall(step, 1) for _ in range(5))
         return once, max(1, min(200, math.ceil(WALL / max(once, 1e-6))))
 

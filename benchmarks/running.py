@@ -96,7 +96,7 @@ def measure(
 
 
 def _rates(latent: Latent, figures: dict[str, Row], samples: dict[str, Samples]) -> Row:
-    """Return the rates at which the contenders and a copy move the minimum bytes of both passes."""
+    """Return a row with the rates at which the contenders and a copy move the minimum bytes."""
     forward, backward = latent.bytes
     least = {"forward": forward, "backward": backward, "step": forward + backward}
     copy = summary(samples[COPY], None)

@@ -33,7 +33,7 @@ def saved_by_parts(row: Data) -> float:
 
 
 def verdict(row: Data) -> str:
-    """Return whether the step gains. All three ratios must agree, and the parts explain a gain.
+    """Return the verdict. All three ratios must agree, and the parts must explain a gain.
 
     Both conditions guard against noise, because only the latent and the loss can become faster.
     """
@@ -48,7 +48,7 @@ def least(row: Data, name: str) -> str:
 
 
 def shares(row: Data, arrow: str) -> list[str]:
-    """Return each part's share of the package's step and of ours: '12.1% -> 3.4%', or ''."""
+    """Return '12.1% -> 3.4%' for each part: its share of their step and of ours; '' if missing."""
     found = (row["parts"].get(part, {}).get("share_of_step") for part in PARTS)
     return [f"{100 * f[THEIRS]:.1f}%{arrow}{100 * f[OURS]:.1f}%" if f else "" for f in found]
 

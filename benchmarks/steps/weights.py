@@ -22,7 +22,7 @@ OPTIONS = {
 
 
 def bayesian_torch(converted: bool) -> Contest:
-    """One of two documented uses of bayesian-torch. Our variant is one call for all weights.
+    """One of the two documented uses of bayesian-torch. Our variant is one call for all weights.
 
     Args:
         converted: Whether ``get_kl_loss`` computes the KL, as for layers that ``dnn_to_bnn`` has
