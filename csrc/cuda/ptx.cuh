@@ -13,8 +13,8 @@
 namespace vae_fused::cuda {
 
 // Stores 16 bytes at once. If this were an assignment, nvcc would merge the store of a whole vector
-// with the adjacent elementwise store of a partial vector, and up to sm_90 would split both into
-// words.
+// with the elementwise store of a partial vector in the other branch, and up to sm_90 would split
+// both into words.
 __device__ __forceinline__ void store_16_bytes(void* address, uint4 words) {
 #if defined(VAE_FUSED_EMULATOR)
   *static_cast<uint4*>(address) = words;

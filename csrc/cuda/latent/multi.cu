@@ -93,7 +93,7 @@ struct Piece {
   }
 };
 
-// Sums the KL of all tiles in one thread block.
+// One thread block sums the KL of all tiles.
 template <typename T>
 __device__ __forceinline__ void combine(const double* partials, int64_t tiles, T* kl) {
   const double all = block_sum(sum_parts(partials, tiles, threadIdx.x, kThreads));
@@ -188,8 +188,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Kernel::kBackwardMulti, S
   }
 }
 
-// Merges as many tiles into one as a single tensor with all elements of the list would. No tile
-// spans two items, so each item adds at most two thread blocks, each with one partial sum.
+// Merges as many tiles into one as for a single tensor with all elements of the list. No tile spans
+// two items, so each item adds at most two thread blocks, each with one partial sum.
 void merge_tiles(MultiParams& p) {
   p.tile = kTile * tiles_to_merge(p.tiles);
   p.tiles = 0;

@@ -14,7 +14,7 @@ namespace vae_fused::cuda {
 // always generate their noise from the key.
 template <typename T>
 struct OptionsOnDevice : math::LatentOptions<T> {
-  math::DeviceScalars scalars;  // these replace some of the options above
+  math::DeviceScalars scalars;  // these replace some of the numbers
 };
 
 // The options of a call that estimates the KL from its samples. Such calls have separate kernels,
@@ -68,9 +68,9 @@ constexpr PolicyRow kPolicies[] = {
      {Access::kContiguous, Access::kStrided},
      {4, KeySource::kShared, true}},
     {{Kernel::kForward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kShared, true}},
-    // Double-precision arithmetic takes four times as long as single precision and hides more of
-    // the load latency, so two blocks are enough. A kChannelsLast step keeps the addresses of two
-    // more vectors in registers, so its kernels have one block.
+    // The arithmetic in double takes four times as long as that in float and hides more of the load
+    // latency, so two blocks are enough. A kChannelsLast step keeps the addresses of two more
+    // vectors in registers, so its kernels have one block.
     {{Kernel::kForward}, {8}, {Access::kContiguous, Access::kStrided}, {2, KeySource::kRegisters}},
     {{Kernel::kForward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 

@@ -1,5 +1,5 @@
 // One autograd node handles every differentiable operator in this file. It saves the inputs of the
-// call and the source of the noise (the key or the explicit eps), and no intermediate tensors. Its
+// call and the source of the noise (the key or the explicit eps), and no other tensors. Its
 // backward pass is one launch.
 #include <array>
 #include <tuple>

@@ -37,8 +37,8 @@ void backward_into(const Gradients& grad, const OptionalTensor& grad_z_in,
   WithScalars<BackwardParams> params;
   params.dtype = dtype_of(mu);
   params.gaussians.options = parse_options(inputs.options.numbers);
-  // Without grad_z and without a KL estimated from samples, there is no sample to differentiate,
-  // and no noise is needed.
+  // Without grad_z, and without grad_kl for a KL estimated from samples, there is no sample to
+  // differentiate, and no noise is needed.
   const bool at_sample = params.gaussians.options.at_sample && grad_kl.defined();
   const bool has_samples = grad_z.defined() || at_sample;
   TORCH_CHECK_VALUE(has_samples || !grad.eps.defined(),

@@ -18,8 +18,8 @@
 //
 //   kl                      0-d, reduced as the loss is, or one value for each sample; absent: the
 //                           loss is that of nll
-//   beta, beta_value        the weight of the KL: a 0-d tensor or a number
-//   capacity, capacity_value   the KL is replaced by its distance from this tensor or number
+//   beta, beta_value        the weight of the KL: a 0-d tensor or, if absent, a number
+//   capacity, capacity_value   the KL is replaced by its distance from this; none: no capacity
 //   grad_mask               which gradients of the loss the forward launch also writes
 #include <torch/library.h>
 
