@@ -334,8 +334,8 @@ def results_of(
     return {name: v.detach() for name, v in values.items()}
 
 
-# The maximum error of an element relative to float64, in units of the largest element of its tensor
-# or of 1, whichever is larger. In 16-bit dtypes, autograd rounds a gradient several times: after
+# The maximum error of an element against float64, in units of the largest element of its tensor or
+# of 1, whichever is larger. In 16-bit dtypes, autograd rounds a gradient several times: after
 # conversions, products and sums.
 ROUNDING = {F64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 

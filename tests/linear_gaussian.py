@@ -40,7 +40,7 @@ class LinearGaussian(NamedTuple):
         return vf.nll(z @ self.weight.T + self.bias, self.x, likelihood, dim=-1)
 
     def expected_nll(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        """E_q[-ln p(x|z)]: the value at q's mean, plus the squared error due to q's variance."""
+        """E_q[-ln p(x|z)]: the value at q's mean, plus the term that q's variance adds."""
         spread = (logvar.exp() * self.weight.square().sum(0)).sum(-1)
         return self.nll(mu) + spread / (2.0 * self.noise**2)
 

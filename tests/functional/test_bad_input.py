@@ -1,4 +1,4 @@
-"""Every invalid call raises an error that names the argument, before any noise is drawn."""
+"""Every invalid call raises an error that names the bad argument, before noise is drawn."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_the_two_tensors_are_positional_only(name):
 
 @pytest.mark.skipif(not vf.functional._ext.available, reason="no compiled part")
 class TestOperatorsKeepKernelsWithinMemory:
-    """Invalid calls to ``torch.ops.vae_fused`` raise errors and never access invalid memory."""
+    """Invalid calls to ``torch.ops.vae_fused`` raise and never access memory out of bounds."""
 
     OPS = torch.ops.vae_fused
 

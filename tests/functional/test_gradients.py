@@ -145,7 +145,7 @@ def test_create_graph_gives_the_same_gradients(dtype, device):
 
 
 def gradients_against_truth(mu, logvar, *, device, row_kl=True, seed=20):
-    """Returns (got, want), the gradients for a random grad_z and a grad_kl per row or for all."""
+    """Returns (got, want), the gradients for random grad_z and grad_kl (per row or for all)."""
     eps, grad_z = (random(*mu.shape, seed=seed + i).to(mu) for i in (0, 1))
     m, x = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
     z, kl = vf.reparameterize_kl(m, x, eps=eps, reduction="sample" if row_kl else "sum")

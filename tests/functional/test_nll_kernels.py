@@ -87,7 +87,7 @@ def make(
 def compared(
     kind: L.Likelihood, outputs: list[Tensor], target: Tensor, more: dict[str, Any], tol: float
 ) -> None:
-    """Compares the kernels' value and gradients with those of the formulas."""
+    """Compares the kernels' value and all gradients with those of the formulas."""
     found = []
     for function in (vf.nll, vf.reference.nll):
         leaves = [t.detach().clone().requires_grad_() for t in outputs]

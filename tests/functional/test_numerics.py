@@ -346,7 +346,7 @@ def test_denormals_are_kept(dtype):
     kl = vf.gaussian_kl(mu, logvar, reduction="sum")
     kl.backward()
     assert torch.equal(mu.grad, mu.detach())  # a denormal gradient
-    # In the other dtypes, a sigma that would be denormal is 0: see docs/numerics.md.
+    # In the other dtypes, a sigma this small is 0: see docs/numerics.md.
     if dtype in (torch.float64, torch.float16):
         spread = torch.full_like(logvar, 2 * math.log(tiny / 8))
         noise = vf.reparameterize(torch.zeros_like(mu), spread, eps=torch.ones_like(mu))

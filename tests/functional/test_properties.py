@@ -1,4 +1,4 @@
-"""Random calls have the same results in compiled code, eager PyTorch and float64.
+"""Random calls agree in compiled code, eager PyTorch and float64.
 
 The tests compare values and gradients for all combinations of options. `drawn.py` documents the
 random calls and the error that is allowed for each result. Every run draws the same calls.
