@@ -92,7 +92,10 @@ def statistics(*shape: int) -> Any:
 
 
 def lists(kind: str) -> Any:
-    """Makes a list call. Some tensors are shorter than a vector, and some longer than a tile."""
+    """Makes a call for a list of tensors, each of which has its own prior.
+
+    Some tensors are shorter than a vector, and some are longer than a tile.
+    """
     shapes = [(5001,), (1,), (3, 7), (4096,)]
 
     def make(given: Inputs) -> Call:
@@ -185,7 +188,7 @@ CASES = LATENTS | FAMILIES
 
 
 def step(call: Call, given: Inputs) -> list[Tensor]:
-    """Returns the results of a call, followed by the gradients of its inputs if it has leaves."""
+    """Returns the results of a call, followed by the gradients of its leaves, if any."""
     outputs = list(call())
     if not given.leaves:
         return outputs

@@ -66,7 +66,7 @@ class Case:
         return z.detach(), kl.detach(), *self.backward(z, kl)
 
     def step_and_key(self):
-        """Runs a step with the default generator, and also returns the operator's key."""
+        """Runs a step with the default generator by the operator, as only it returns the key."""
         z, kl, key = torch.ops.vae_fused.reparameterize_kl.generator(
             self.mu, self.logvar, generator=None, reduction=self.reduction, dim=None
         )
