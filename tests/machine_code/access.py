@@ -165,7 +165,7 @@ def _check_races(s: Warps, f: Fields, first: np.ndarray, active: np.ndarray, siz
 def _shared_elements(
     s: Warps, f: Fields, w: Where, address: Read, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the active lanes, shared memory as elements of up to a word, and the first indices."""
+    """Return active lanes, shared memory in elements up to a word, and each lane's first index."""
     active = s.all(w)
     memory = s.shared.bytes.view({1: np.uint8, 2: np.uint16}.get(size, U32))
     first = _shared(s, f, address(s), active, size)

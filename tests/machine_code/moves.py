@@ -183,7 +183,7 @@ def shfl(f: Fields) -> Execute:
 
 @instruction("VOTE")
 def vote(f: Fields) -> Execute:
-    """A mask of the executing lanes whose argument is true, and whether it is for any or all."""
+    """The mask of the executing lanes with a true argument, and whether any or all have one."""
     mode = f.choice("ANY", "ALL")
     number = f.result()
     result = f.result_predicate()
@@ -203,7 +203,7 @@ def vote(f: Fields) -> Execute:
 
 @instruction("VOTEU")
 def voteu(f: Fields) -> Execute:
-    """Only ANY of true is supported, which gives the mask of the executing lanes."""
+    """Only ANY of true is supported: a uniform register gets the mask of the executing lanes."""
     f.choice("ANY")
     number, result, brings = f.result(), f.take(Predicate), f.take(Predicate)
     f.done()

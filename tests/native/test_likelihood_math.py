@@ -1,6 +1,6 @@
 """Tests the accuracy of csrc/math/special.h and csrc/math/likelihood against their stated bounds.
 
-The double formulas are compared with mpmath. They are then the oracle of the float sweeps, which
+The formulas in double are compared with mpmath. They are then the oracle of the float sweeps, which
 cover scalars of the host and of the emulated device, and the vectors of every instruction set that
 this machine supports. Errors are in units of 2^-24 times the sum of the magnitudes of a formula's
 terms.

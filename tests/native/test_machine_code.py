@@ -82,7 +82,7 @@ def check_elbo(machine: MachineCode, case: ElboCase) -> None:
 
 
 def without_tickets(native: ModuleType, dtype: str, report: Any) -> None:
-    """Runs in a separate process with no ticket left, so that second launches combine the sums."""
+    """Uses up all ticket slots of its own process, so that second launches combine the sums."""
     try:
         machine = MachineCode(native)
         native.emulator.set_executor(lambda *_: None)

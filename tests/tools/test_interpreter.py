@@ -47,7 +47,8 @@ def kernel(text: str, shared: int = 0) -> Kernel:
     return Kernel("planted", planted(text), (Parameter(0, 8),), PARAMETERS, 8, shared)
 
 
-# Loads each thread's word of an array, whose address is the kernel's argument, into R4.
+# R2 gets the address of each thread's word in an array, which is the kernel's argument. R4 gets the
+# word.
 PREAMBLE = """
 S2R R0, SR_TID.X
 S2R R1, SR_CTAID.X
