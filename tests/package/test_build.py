@@ -168,7 +168,7 @@ def test_the_version_says_what_the_wheel_fits(setup, mode, torch_version, cuda, 
     plan = setup.Plan(mode, "because", toolkit)
     version = setup.version(plan, SimpleNamespace(__version__=torch_version))
     assert version == setup.release() + label
-    # The version is in the specification's normal form, so no index or tool changes it.
+    # The version is in the version specification's normal form, so no index or tool changes it.
     assert re.fullmatch(r"\d+(\.\d+)*(\+[a-z0-9]+(\.[a-z0-9]+)*)?", version)
 
 

@@ -326,7 +326,7 @@ def test_the_table_in_the_design_document_is_this_one() -> None:
 
 
 def imports(path: Path) -> list[str]:
-    """Returns the imported torch submodules, and the package's own without its name."""
+    """Returns the imported submodules of torch and of the package, the latter without its name."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
