@@ -14,7 +14,7 @@ from torch import Tensor
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cookbook.md"
 F64 = torch.float64
-# The maximum error relative to float64, in units of the largest element or of 1.
+# The maximum error against float64, in units of the largest element or of 1.
 TOLERANCE = {F64: 1e-12, torch.float32: 3e-6}
 
 
@@ -92,7 +92,7 @@ def results(
 def both(
     name: str, dtype: torch.dtype, device: str, draw: int = 0
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Returns the results of `ours` and `theirs` in this dtype, and of `theirs` in float64."""
+    """Returns `ours` and `theirs` in this dtype, and `theirs` in float64 for the same inputs."""
     recipe = RECIPES[name]
     functions, arguments = recipe.functions(), recipe.arguments(dtype, device, draw)
     doubles = {
