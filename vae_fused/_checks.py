@@ -240,7 +240,7 @@ def check_expands(
 
 
 def promoted(*tensors: Tensor) -> torch.dtype:
-    """Replace ``torch.result_type``, which Dynamo cannot trace, for floating-point tensors."""
+    """Compute ``torch.result_type``, which Dynamo cannot trace, for floating-point tensors."""
     dtypes = [t.dtype for t in tensors if t.dim() > 0]
     dtypes = dtypes or [t.dtype for t in tensors]  # 0-d tensors do not promote the others
     dtype = dtypes[0]

@@ -85,7 +85,7 @@ class NegativeBinomial(_Counts):
 
 
 class ZeroInflatedNegativeBinomial(_Counts):
-    """A negative binomial (mu, theta) whose samples are 0 with probability sigmoid(``logits``)."""
+    """A negative binomial of mu and theta, replaced by 0 with probability sigmoid(``logits``)."""
 
     arg_constraints = {  # noqa: RUF012
         **NegativeBinomial.arg_constraints,

@@ -46,7 +46,7 @@ class IWAELoss(Module):
         self.gradient, self.reduction = gradient, reduction
 
     def forward(self, nll: Tensor, log_ratio: Tensor) -> IWAETerms:
-        """Return ``vf.iwae_loss(nll, log_ratio, ...)`` of inputs ``(K, B)`` if ``dim=0``."""
+        """Return ``vf.iwae_loss(nll, log_ratio, ...)``, with both ``(K, B)`` if ``dim=0``."""
         weight = self.elbo_weight() if isinstance(self.elbo_weight, Module) else self.elbo_weight
         return iwae_loss(
             nll, log_ratio, dim=self.dim, groups=self.groups, elbo_weight=weight,

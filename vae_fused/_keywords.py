@@ -78,7 +78,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def chosen(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """Return the options whose values are not the defaults. Tensors are not compared."""
+    """Return the non-default options in a new dictionary. Tensors are not compared."""
     given = {}
     for name, value in options.items():
         if name not in kind.__annotations__:

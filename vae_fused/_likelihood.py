@@ -192,7 +192,7 @@ class Likelihood(Restored):
 
     @abstractmethod
     def is_valid(self, target: Tensor) -> Tensor:
-        """Return which elements of ``target`` are in the support of the likelihood."""
+        """Return which elements of ``target`` have a value that the likelihood allows."""
 
 
 class Call(NamedTuple):

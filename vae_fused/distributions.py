@@ -181,7 +181,7 @@ def as_sigma(sigma: Tensor, raw: Tensor) -> Tensor:
             sigma = sigma.clone()
         sigma.untyped_storage()._is_sigma = sigma._version  # type: ignore[attr-defined]
     except (RuntimeError, NotImplementedError):
-        pass  # transforms have no memory, and inference mode counts no writes
+        pass  # a tensor has no memory under a transform, and no write count in inference mode
     return sigma
 
 

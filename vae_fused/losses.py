@@ -82,7 +82,7 @@ def nll(
         ValueError: Incompatible shapes, a wrong number of outputs, an unknown ``likelihood`` or
             ``reduction``, a ``dim`` out of range, a ``library`` without a softmax, or an argument
             that requires grad but gets no gradient. With ``validate=True`` on the likelihood, also
-            a target outside the support of the likelihood.
+            a target whose values the likelihood does not allow.
         RuntimeError: Tensors on different devices.
 
     Example:

@@ -306,7 +306,7 @@ class ELBOLoss(_WithOptions):
             TypeError: An argument that is not a tensor where one is required; both or neither of
                 ``mu, logvar`` and ``kl``; a ``prior`` or ``mask`` together with ``kl``.
             ValueError: ``target`` does not have the shape of ``output``, or ``kl`` does not have
-                its batch.
+                the batch of ``output``.
         """
         if beta is None:
             beta = self.beta() if isinstance(self.beta, Module) else self.beta

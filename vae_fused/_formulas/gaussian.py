@@ -119,7 +119,7 @@ class Gaussian:
         scale = self.scale
         sigma = _SIGMA[scale.kind](x, scale.beta)
         if self.var_floor > 0.0:  # hypot, because sigma^2 overflows earlier than sigma
-            lost = sigma.detach().isinf()  # the floor has no effect, but its slope is inf / inf
+            lost = sigma.detach().isinf()  # the floor has no effect, but hypot's slope is inf / inf
             root = sigma.new_full((), math.sqrt(self.var_floor))
             sigma = torch.where(lost, sigma, torch.hypot(torch.where(lost, 1.0, sigma), root))
         return sigma + scale.std_floor if scale.std_floor > 0.0 else sigma

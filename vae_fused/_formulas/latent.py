@@ -245,7 +245,7 @@ def philox(seed: Any, counter: Any) -> list[Any]:
 
 
 def _mulhilo(a: int, b: Any) -> tuple[Any, Any]:
-    """Multiply 32-bit words into two halves of 32 bits, by 48-bit products that fit in int64."""
+    """Return the upper and lower half of a 64-bit product, from 48-bit products that fit int64."""
     low = a * (b & 0xFFFF)
     high = a * (b >> 16) + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

@@ -322,7 +322,7 @@ def _zero_by_probability_value(tail: Tensor, probability: Tensor) -> Tensor:
 
 def _zero_by_probability_slopes(_: Any, tail: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
     log_prob = _zero_by_probability(tail, probability)
-    # Compute e^-T / p(0) as one exponential: both parts underflow if only inflation can give a 0.
+    # Compute e^-T / p(0) as one exponential: both parts underflow for pi = 0 and a large T.
     by_tail = -(1.0 - probability) * torch.exp(-tail - log_prob)
     return by_tail, -torch.expm1(-tail) * torch.exp(-log_prob)
 

@@ -100,9 +100,9 @@ class Laplace(_Real, name="laplace"):
     ``output`` is ``(mean, raw)``, or only the mean, as for :class:`Gaussian`.
 
     Args:
-        scale: How b, the scale of ``torch.distributions.Laplace``, is read from ``raw``. It accepts
-            the same values as for sigma: a kind or a :class:`vae_fused.Scale`. The standard
-            deviation is b times the square root of 2. Default: ``"logstd"``, b = e^raw.
+        scale: How b, the scale of ``torch.distributions.Laplace``, is read from ``raw``: as
+            the sigma of a kind or of a :class:`vae_fused.Scale`. The standard deviation is b times
+            the square root of 2. Default: ``"logstd"``, b = e^raw.
         sigma: A fixed number for b, given instead of ``scale``. ``sigma=1.0, constants=False``
             gives the absolute error.
         constants: Whether ln 2, and ln b for a fixed b, are part of the value.

@@ -205,7 +205,7 @@ class _Backward(NamedTuple):
 
     Attributes:
         operator: The operator's name.
-        results: The number of results of the forward operator, each of which has a gradient.
+        results: The number of the forward operator's results that have a gradient.
         inputs: The indices of the tensors that get gradients, in the order of the gradients.
         compute: Computes the results of the forward operator in eager PyTorch, from the tensors
             that follow the gradients and from the numbers.

@@ -64,7 +64,7 @@ class State:
         self.halves = halves
         self.deterministic = deterministic
         self.shares_launch = shares_launch
-        self.grad = torch.is_grad_enabled()  # the grad mode of diffusers' computations
+        self.grad = torch.is_grad_enabled()  # the grad mode in which diffusers would compute
         self.read: dict[str, Read] = {}
         self.kl: Read | None = None  # of the last sample's launch, and the version of `packed`
 
