@@ -133,7 +133,8 @@ def elbo_loss(
 
     Raises:
         TypeError: An argument of the wrong type or dtype; both or neither of ``mu, raw`` and
-            ``kl``; a KL option together with ``kl``; ``grad="forward"`` with float16 outputs.
+            ``kl``; a KL option other than ``free_bits`` together with ``kl``; ``grad="forward"``
+            with float16 outputs.
         ValueError: Incompatible shapes, an unknown ``likelihood``, ``reduction`` or ``grad``, or a
             ``kl`` whose shape does not allow ``free_bits_per`` or ``reduction``.
         RuntimeError: Tensors on different devices; a second derivative of ``grad="forward"``.
