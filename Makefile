@@ -162,7 +162,7 @@ gpu-wheels: $(TORCH_STAMP)
 # `python -m pytest` would import the sources next to the tests, so this uses the pytest command. A
 # worker runs whole files, because some tests of a file cannot run at the same time. All workers must
 # collect the same tests in the same order. Some test parameters are sets, so the hash seed is fixed.
-PYTEST := PYTHONHASHSEED=0 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+PYTEST := PYTHONHASHSEED=0 $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(PYTEST) $(SELECTION) $(PYTEST_ARGS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import mpmath as mp
@@ -123,6 +124,8 @@ def grid(fit: Fit, count: int) -> list[mp.mpf]:
 
 def remez(fit: Fit) -> list[mp.mpf]:
     """Returns c that minimizes max |weight(x) (sum c_k x^k - target(x))| on [lo, hi]."""
+    # Every iteration evaluates the same grid, and the functions take most of the time.
+    fit = fit._replace(target=cache(fit.target), weight=cache(fit.weight))
     count = fit.degree + 2
     mid, half = (mp.mpf(fit.lo) + fit.hi) / 2, (mp.mpf(fit.hi) - fit.lo) / 2
     nodes = [mid - half * mp.cos(mp.pi * i / (count - 1)) for i in range(count)]

@@ -345,7 +345,8 @@ def test_onnx_has_the_noise_of_a_key_and_every_option(tmp_path, name):
     inputs = inputs()
     with torch.no_grad():
         want = model()(*inputs)
-        _, run = run_onnx(model(), inputs, tmp_path / "model.onnx")
+        # The optimizer of torch.onnx takes two thirds of the test, and other tests run it.
+        _, run = run_onnx(model(), inputs, tmp_path / "model.onnx", optimize=False)
     same(map(torch.from_numpy, run(*inputs)), want, rtol=1e-4, atol=1e-4)
 
 

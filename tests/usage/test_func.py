@@ -226,13 +226,15 @@ def batch_inputs(in_dims, key):
     return tuple(inputs)
 
 
+# With every fifth of the 728 combinations, any four of the six inputs still have all combinations.
 IN_DIMS = [d for d in itertools.product((None, 0, 1), repeat=6) if any(x is not None for x in d)]
+IN_DIMS = IN_DIMS[::5]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["batchmean", "none"])
 @pytest.mark.parametrize("key", [False, True])
-def test_every_combination_of_in_dims(key, reduction):
+def test_combinations_of_in_dims(key, reduction):
     """Compares values and per-sample gradients."""
 
     def function(mu, raw, mask, mean, prior_raw, noise):
@@ -244,7 +246,7 @@ def test_every_combination_of_in_dims(key, reduction):
     def gradients(*inputs):
         return grad(lambda *x: total(*function(*x)), (0, 1, 3, 4, *((5,) * (not key))))(*inputs)
 
-    for in_dims in IN_DIMS[:: 1 if key else 5]:
+    for in_dims in IN_DIMS:
         inputs = batch_inputs(in_dims, key)
         for f in (function, gradients):
             assert_same(vmap(f, in_dims)(*inputs), slices(f, in_dims, inputs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable
@@ -31,7 +32,7 @@ class Instruction:
     targets: tuple[int, ...] = ()  # the addresses that a branch, call, BSSY or WARPSYNC names
     encoding: int | None = None  # its first 64 bits; the upper half is an immediate
 
-    @property
+    @functools.cached_property
     def base(self) -> str:
         return self.opcode.partition(".")[0]
 
@@ -50,12 +51,11 @@ class Instruction:
 
 
 class Graph(NamedTuple):
-    """Basic blocks by address. The first one is the entry, from which all blocks are reachable,
-    some of them through calls."""
+    """Basic blocks by address. All are reachable from the entry, some of them through calls."""
 
     entry: int
     blocks: dict[int, list[Instruction]]
-    successors: dict[int, list[int]]
+    successors: nx.DiGraph
 
 
 def functions(listing: str) -> dict[str, list[Instruction]]:
@@ -158,7 +158,8 @@ def _graph(code: list[Instruction], jumps: frozenset[int]) -> Graph:
         successors[start] = following_blocks
         work += [(target, {}) for target in _call(last) if target in blocks]
         work += [(to, merged) for to in following_blocks]
-    return Graph(code[0].address, {start: blocks[start] for start in successors}, successors)
+    reachable = {start: blocks[start] for start in successors}
+    return Graph(code[0].address, reachable, nx.DiGraph(successors))
 
 
 def _call(instruction: Instruction) -> tuple[int, ...]:
@@ -191,24 +192,23 @@ def order(flow: Graph, start: int, inside: Collection[int] | None = None) -> dic
 
     An edge to a smaller index is a back edge, and the other edges form a DAG.
     """
-    edges = {
-        b: [to for to in after if inside is None or to in inside]
-        for b, after in flow.successors.items()
-    }
-    blocks = list(nx.dfs_postorder_nodes(nx.DiGraph(edges), start))
+    edges = flow.successors
+    if inside is not None:
+        edges = nx.DiGraph({b: [to for to in edges[b] if to in inside] for b in edges})
+    blocks = list(nx.dfs_postorder_nodes(edges, start))
     return {block: place for place, block in enumerate(reversed(blocks))}
 
 
 def loops(flow: Graph) -> dict[int, set[int]]:
     """Return the blocks of each natural loop, by the address of its header."""
-    places = order(flow, flow.entry)
-    edges = [(b, to) for b in places for to in flow.successors[b]]
+    edges = [(b, to) for b in order(flow, flow.entry) for to in flow.successors[b]]
+    dominators = nx.immediate_dominators(flow.successors, flow.entry)
     found: dict[int, set[int]] = {}
     for b, header in edges:
-        # A header dominates each block that leads back to it, so it is on every path to that block.
-        others = places.keys() - {header}
-        is_back = places[header] <= places[b]
-        if is_back and (header in (b, flow.entry) or b not in order(flow, flow.entry, others)):
+        dominator = b
+        while dominator not in (header, flow.entry):
+            dominator = dominators[dominator]
+        if dominator == header:
             body, work = found.setdefault(header, {header}), {b}
             while work := work - body:
                 body |= work
