@@ -114,12 +114,11 @@ demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
 	$(BIN)/python examples/train_digits.py --compare --out digits.png $(DEMO_ARGS)
 	@echo 'The figure is $(CURDIR)/digits.png'
 
-# `exit` ends the loop with the status of the example that failed.
-examples: $(BUILD_STAMP) $(VENV)/.examples-requirements
-	@for name in $(EXAMPLES); do \
-	    echo "$(BIN)/python examples/$$name.py --out $(FIGURES)/$$name.png $(EXAMPLES_ARGS)"; \
-	    $(BIN)/python examples/$$name.py --out $(FIGURES)/$$name.png $(EXAMPLES_ARGS) || exit; \
-	done
+examples: $(addprefix example-,$(EXAMPLES))
+
+# `make -j` runs several examples at once.
+example-%: $(BUILD_STAMP) $(VENV)/.examples-requirements
+	$(BIN)/python examples/$*.py --out $(FIGURES)/$*.png $(EXAMPLES_ARGS)
 
 bench: $(BUILD_STAMP) $(VENV)/.bench-requirements
 	$(BIN)/python -m benchmarks --plot $(BENCH_ARGS)
