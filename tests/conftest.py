@@ -39,6 +39,27 @@ for folder in ("build_support", "benchmarks", "tools"):
     _import_own(folder)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--few",
+        type=int,
+        metavar="N",
+        help="run at most N evenly spaced parametrizations of each test function",
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not (few := config.getoption("few")):
+        return
+    functions: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = {of[i * len(of) // few] for of in functions.values() for i in range(few)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
 @pytest.hookimpl(trylast=True)  # after the terminal reporter exists
 def pytest_configure(config: pytest.Config) -> None:
     # pytest-xdist workers have no terminal, and `-v` already prints a line for each test.

@@ -15,7 +15,7 @@ from conftest import make_key, native
 import vae_fused as vf
 from vae_fused import _ext
 
-pytestmark = [native, pytest.mark.values]
+pytestmark = native
 
 NAMES = ["default", "avx2", "avx512"]
 HERE = NAMES[: NAMES.index(_ext.cpu_capability) + 1] if _ext.available else []

@@ -31,8 +31,6 @@ from torch.distributions import kl_divergence
 import vae_fused as vf
 from vae_fused import _ext
 
-pytestmark = pytest.mark.values
-
 F64, INF, NAN = torch.float64, math.inf, math.nan
 SAMPLE: dict[str, Any] = {"estimator": "sample"}
 STOPPED: dict[str, Any] = {**SAMPLE, "stop_q": True}

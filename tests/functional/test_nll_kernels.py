@@ -109,7 +109,6 @@ def compared(
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=tol, atol=tol * scale)
 
 
-@pytest.mark.values
 @pytest.mark.parametrize("reduction", ["batchmean", "none", "sample", "mean"])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_kernels_compute_the_formulas(name: str, reduction: str) -> None:
@@ -140,7 +139,6 @@ def test_counts_of_any_dtype_are_the_same_counts(name: str, dtype: torch.dtype) 
 
 # `second` is the shape of all parameters but the first. In the last two cases, the gradients are
 # sums along neither rows nor columns.
-@pytest.mark.values
 @pytest.mark.parametrize(
     ("shape", "second"),
     [

@@ -27,8 +27,6 @@ from vae_fused.likelihoods import (
     ZeroInflatedNegativeBinomial,
 )
 
-pytestmark = pytest.mark.values
-
 SIZE = 1500
 INF = math.inf
 FLUSHED = mp.mpf(1e-30)  # a result may be 0 where the exact value is subnormal in float32

@@ -277,7 +277,6 @@ class Statistics:
         return out
 
 
-@pytest.mark.values
 @pytest.mark.parametrize("seed", [20261123])
 def test_noise_is_standard_normal(seed, device):
     statistics = Statistics()
@@ -331,7 +330,6 @@ def mutant(w: Tensor, what: str) -> Tensor:
     return 1.005 * x if what == "scale" else x
 
 
-@pytest.mark.values
 @pytest.mark.parametrize(
     ("what", "finder"),
     [

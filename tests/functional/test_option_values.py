@@ -26,8 +26,6 @@ from torch import Tensor
 
 import vae_fused as vf
 
-pytestmark = pytest.mark.values
-
 F64 = torch.float64
 COMBINATIONS = {f"combination {i}": r for i, r in enumerate(combinations(60, seed=1))}
 EVERY = {**OPTIONS, **COMBINATIONS}

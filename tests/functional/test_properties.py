@@ -17,8 +17,6 @@ from hypothesis import HealthCheck, given, settings
 
 import vae_fused as vf
 
-pytestmark = pytest.mark.values
-
 DETERMINISTIC = settings(
     derandomize=True,
     database=None,

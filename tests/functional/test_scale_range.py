@@ -11,8 +11,6 @@ from conftest import relative
 import vae_fused as vf
 from vae_fused.options import KINDS
 
-pytestmark = pytest.mark.values
-
 F64 = torch.float64
 INF, NAN = math.inf, math.nan
 

@@ -91,7 +91,6 @@ def check(mu, logvar, *, dim=None, reduction="batchmean", gradients=True):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.values
 @pytest.mark.parametrize("cols", COLS)
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows_by_columns(rows, cols, device):
@@ -102,7 +101,6 @@ def test_rows_by_columns(rows, cols, device):
         check(mu, logvar, reduction="batchmean")
 
 
-@pytest.mark.values
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cols", COLS)
 @pytest.mark.parametrize("rows", [1, 3, 20])
@@ -113,7 +111,6 @@ def test_rows_by_columns_in_every_dtype(rows, cols, dtype, device):
     check(mu, logvar, reduction="mean")
 
 
-@pytest.mark.values
 @pytest.mark.parametrize("cols", [1, 3, 20, 257])
 @pytest.mark.parametrize("rows", [1, 2, 255, 2047, 2048, 2049, 5000])
 def test_sums_down_the_columns(rows, cols, device):
@@ -121,7 +118,6 @@ def test_sums_down_the_columns(rows, cols, device):
     check(cut((rows, cols), 0, device=device), cut((rows, cols), 1, device=device), dim=0)
 
 
-@pytest.mark.values
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 255, 257])
 def test_vector_tails(n, device):
     """Aligned and unaligned tensors end at every position in a vector and in a block of noise."""
