@@ -50,7 +50,7 @@ def selected(cases: Iterable[N], words: Sequence[str] | None) -> list[N]:
 
 
 def complete(args: argparse.Namespace, found: argparse.ArgumentParser) -> None:
-    """Fill in the device, and set the threads."""
+    """Fill in the default device, and set the number of threads if it is given."""
     has_cuda = torch.cuda.is_available()
     args.device = args.device or ("cuda" if has_cuda and _ext.has_cuda else "cpu")
     if args.device == "cuda" and not has_cuda:

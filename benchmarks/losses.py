@@ -99,7 +99,7 @@ def continuous_bernoulli() -> Contest:
 
 
 def discretized_logistic() -> Contest:
-    """Compare with the formula of vdvae and others for 8-bit pixels."""
+    """Compare with the formula that vdvae and other models use for 8-bit pixels."""
     x = torch.randint(0, 256, (MILLION,)) / 127.5 - 1.0
     mean, log_scale = x + 0.05 * torch.randn(MILLION), -3.0 + 0.3 * torch.randn(MILLION)
 

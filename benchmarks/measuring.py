@@ -214,7 +214,7 @@ def tidy(device: str) -> None:
 
 
 class Others:
-    """Measures the share of processor time that other processes take from now on.
+    """Measures the share of processor time that other processes use after this object is made.
 
     An operator with several threads waits for the slowest thread. Another process on the same
     processors makes the operator many times slower, and does not slow all contenders equally.

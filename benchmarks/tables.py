@@ -111,8 +111,8 @@ def _contender(name: str, row: Data, elements: int) -> list[str]:
 
 
 def _remarks(row: Data) -> list[str]:
-    """Return remarks on other work on the machine, on contenders with wrong results, and on those
-    that cannot compute the case, except contenders that are not installed or not meant for it."""
+    """Return remarks on other work on the machine, on wrong results, and on contenders that cannot
+    compute the case for a reason other than a missing package or an unsuitable case."""
     lines = [f"  {name} computes wrong: {why}" for name, why in row["wrong"].items()]
     if (row["others"] or 0.0) > DISTURBED:
         lines.append(f"  other work took {row['others']:.0%} of the processors meanwhile")

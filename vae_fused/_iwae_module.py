@@ -23,8 +23,8 @@ class IWAELoss(Module):
             schedule.
 
     Raises:
-        TypeError, ValueError: An invalid argument. An out-of-range ``dim`` raises only when the
-            module is called.
+        TypeError, ValueError: An invalid argument. An out-of-range ``dim`` raises an error only
+            when the module is called.
 
     Example:
         >>> loss, ess, _ = vf.nn.IWAELoss(groups=2)(torch.rand(10, 64), torch.rand(10, 64))

@@ -37,7 +37,7 @@ def has_override(*values: Any) -> bool:
 
 
 def call_override(function: Callable[..., Result], given: Mapping[str, Any]) -> Result:
-    """Return the result of a call that an argument overrides.
+    """Dispatch a call to the ``__torch_function__`` of its arguments, and return the result.
 
     Args:
         function: The public function.

@@ -46,9 +46,8 @@ class DiagonalGaussian(FusedNormal):
         logvar: ``ln sigma^2``, or the raw scale for another ``scale``, broadcastable with ``mu``.
             Mixed dtypes promote as in torch.
         validate_args: Whether to check that parameters and points are not NaN. Default: False.
-        scale: How sigma is computed from the second parameter, as in
-            :func:`vae_fused.reparameterize_kl`: for example ``"std"``, or a
-            :class:`vae_fused.Scale`.
+        scale: How sigma is computed from the second parameter: the name of a scale, such as
+            ``"std"``, or a :class:`vae_fused.Scale`. See :func:`vae_fused.reparameterize_kl`.
 
     Attributes:
         mu: The mean.

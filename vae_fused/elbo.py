@@ -76,12 +76,12 @@ def elbo_loss(
     .. math::
         -\ln p(x \mid z) + \beta\, \mathrm{KL}\big(q(z \mid x) \,\|\, p(z)\big)
 
-    (Kingma and Welling 2014, equation 10; Higgins et al. 2017 for beta.) Both terms are sums over
-    the dimensions of a sample, so their ratio is that of the model. The launch that sums the
-    likelihood also adds the KL, and one launch computes all gradients. Apart from the networks, a
-    step of ``reparameterize_kl``, the decoder and this loss therefore takes two launches in forward
-    and two in backward. The gradient of a broadcast parameter adds one launch. A softmax adds one
-    launch in forward and one in backward.
+    (Kingma and Welling 2014, equation 10; Higgins et al. 2017 for beta.) Both terms are summed over
+    the dimensions of each sample, so their relative weight is the one in the bound. The launch that
+    sums the likelihood also adds the KL, and one launch computes all gradients. Apart from the
+    networks, a step of ``reparameterize_kl``, the decoder and this loss therefore takes two
+    launches in forward and two in backward. The gradient of a broadcast parameter adds one launch.
+    A softmax adds one launch in forward and one in backward.
 
     The KL is either computed from ``mu`` and ``raw``, which adds the launches of
     :func:`gaussian_kl` in forward and backward, or passed as ``kl``, which the launch of the sample

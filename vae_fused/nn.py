@@ -156,7 +156,8 @@ class GaussianKL(_WithOptions):
         scale, mu_soft_clamp, free_bits, balance: As in :func:`vae_fused.gaussian_kl`.
 
     Raises:
-        TypeError, ValueError: An invalid argument. An out-of-range ``dim`` raises only in the call.
+        TypeError, ValueError: An invalid argument. An out-of-range ``dim`` raises an error only
+            when the module is called.
     """
 
     def __init__(
@@ -201,11 +202,11 @@ def _repr(options: dict[str, Any]) -> str:
 class ELBOLoss(_WithOptions):
     r"""The negative evidence lower bound, :math:`-\ln p(x|z) + \beta\,\mathrm{KL}(q(z|x)\|p(z))`.
 
-    This is :func:`vae_fused.elbo_loss` as a module that stores the options. Both terms are **sums
-    over the dimensions of a sample, averaged over the batch**, dimension 0, so their ratio is that
-    of the model. If you average the reconstruction over pixels but sum the KL, or the reverse, you
-    implicitly scale beta by a factor of thousands. (Kingma and Welling 2014, equation 10; Higgins
-    et al. 2017 for beta.)
+    This is :func:`vae_fused.elbo_loss` as a module that stores the options. Both terms are **summed
+    over the dimensions of each sample and averaged over the batch** (dimension 0), so their
+    relative weight is the one in the bound. If you average the reconstruction over pixels but sum
+    the KL, or the reverse, you implicitly scale beta by a factor of thousands. (Kingma and Welling
+    2014, equation 10; Higgins et al. 2017 for beta.)
 
     Args:
         reconstruction: The term :math:`-\ln p(x|z)` of a sample:

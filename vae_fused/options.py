@@ -237,8 +237,8 @@ class Prior(Restored):
 
     Raises:
         TypeError: ``mean`` or ``raw`` is neither a tensor nor a number.
-        ValueError: A number that is not finite, or that is not a valid standard deviation or
-            variance if ``scale`` treats it as one; an invalid ``scale``.
+        ValueError: ``scale`` is invalid, a number is not finite, or the number ``raw`` is not a
+            valid standard deviation or variance although ``scale`` requires one.
 
     Example:
         >>> prior = vf.Prior(torch.zeros(20), torch.zeros(20), "logstd")

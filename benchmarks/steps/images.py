@@ -204,7 +204,7 @@ def pyro_svi() -> Contest:
 
 
 def diffusers_autoencoder(images: int = 4, beta: float = 1e-6) -> Contest:
-    """``AutoencoderKL`` with absolute error, and CompVis' weight for a KL summed per image."""
+    """``AutoencoderKL`` with the absolute error plus a KL per image, weighted as CompVis does."""
     from diffusers import AutoencoderKL
     from diffusers.models.autoencoders import autoencoder_kl as module
 

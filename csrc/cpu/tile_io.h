@@ -1,8 +1,8 @@
 // Moves a tile between tensors and the dense buffers that the arithmetic loops use.
 //
 // A tile is a range of flat elements (see Space), computed one piece at a time. In a contiguous
-// tensor, a piece is one run. In other tensors, it is traversed in runs along the innermost
-// dimension.
+// tensor, a piece is one contiguous run of elements. In other tensors, a piece is traversed in
+// several runs along the innermost dimension.
 #pragma once
 
 #include <type_traits>

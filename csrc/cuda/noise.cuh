@@ -49,8 +49,8 @@ struct Noise {
   Keys keys;
   Counter counter;
 
-  // Computes the normals [index, index + C) of the stream, which are one block, or one normal if C
-  // is 1.
+  // Computes the normals [index, index + C) of the stream. If C is 1, this is a single normal.
+  // Otherwise it is a whole block of noise.
   template <typename S, int C>
   __device__ __forceinline__ void normals(uint64_t index, arithmetic_t<S> (&out)[C]) const {
     if constexpr (C == 1) {

@@ -27,7 +27,7 @@ constexpr int kVector = kAccess == Access::kScalar         ? 1
                         : kAccess == Access::kChannelsLast ? 2
                                                            : 16 / sizeof(S);
 
-// The number of elements that are computed together: a block of noise.
+// The number of elements that are computed together: one, or as many as a block of noise contains.
 template <typename S, Access kAccess>
 constexpr int kChunk = kAccess == Access::kScalar ? 1 : math::kNormalsPerBlock<arithmetic_t<S>>;
 

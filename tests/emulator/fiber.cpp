@@ -116,7 +116,7 @@ void switch_fiber(Fiber& from, Fiber& to, [[maybe_unused]] Fiber& os_thread,
 #endif
   raw_switch(from, to);
 #if defined(EMU_ASAN)
-  // `from` runs again. Only this call provides a fiber with the bounds of the OS thread's stack.
+  // `from` runs again. The bounds of the OS thread's stack can be obtained only from this call.
   const void* bottom;
   size_t size;
   __sanitizer_finish_switch_fiber(from.asan_fake_stack, &bottom, &size);

@@ -1,4 +1,4 @@
-"""Calls read packed moments in place, match calls with the halves, and return a packed gradient."""
+"""Packed moments are read in place, get a packed gradient, and give the results of their halves."""
 
 from __future__ import annotations
 

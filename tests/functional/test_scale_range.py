@@ -353,7 +353,7 @@ def test_an_infinite_sigma_has_an_infinite_gradient_with_a_floor_as_without(
 def test_an_infinite_raw_scale_has_no_gradient_unless_sigma_is_an_exponential(
     kind, floors, module, create_graph, device
 ):
-    """docs/numerics.md documents this limit: ln sigma^2 has the derivative 0, and h is infinite."""
+    """See docs/numerics.md: the derivative of ln sigma^2 is 0, and h is infinite."""
     raw = torch.tensor([INF, 2.0], device=device, requires_grad=True)
     zero, scale = torch.zeros_like(raw), vf.Scale(kind, **floors)
     given = {"scale": scale, "eps": torch.ones_like(raw), "reduction": "none"}

@@ -184,7 +184,7 @@ def test_a_second_gpu_gives_the_same_while_the_first_is_current():
 
 
 def capture(function, graph=None):
-    """Returns the graph of a call, and the call's results, which replays overwrite."""
+    """Returns the graph of a call, and its results, which each replay of the graph overwrites."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

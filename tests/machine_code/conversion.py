@@ -23,7 +23,8 @@ def i2fp(f: Fields) -> Execute:
 
 @instruction("I2F")
 def i2f(f: Fields) -> Execute:
-    """Round to nearest, or up in divisions. With U16, ignore the upper half of the register."""
+    """Round to nearest, or up with RP (divisions). With U16, ignore the upper half of a
+    register."""
     double = f.flag("F64")
     if f.flag("S64"):
         write, pair = f.result_double() if double else f.result_float(), f.pair()

@@ -113,7 +113,7 @@ def s2r(f: Fields) -> Execute:
 
 @instruction("CS2R")
 def cs2r(f: Fields) -> Execute:
-    """Only SRZ is supported, as a pair of zeros."""
+    """Write zeros: the only special register that is supported is SRZ, which is always 0."""
     writes = f.result_words(1 if f.flag("32") else 2)
     if f.take(Register) != Register(RZ):
         raise f.unknown("a special register")

@@ -51,8 +51,8 @@ class Shared:
 
     It is initialized to values that are NaN in every format, so that reads of unwritten memory are
     detected. Accesses since the block's last barrier are recorded, so that a missing barrier is
-    detected whatever the order of the warps, even if the values happen to be right. Lanes of the
-    same warp count as ordered.
+    detected whatever the order of the warps, even if the values happen to be right. Accesses by
+    lanes of the same warp are treated as ordered.
     """
 
     # The first KiB of a block's memory belongs to the system; a kernel's variables follow it.

@@ -40,7 +40,7 @@ OUT = ROOT / "build" / "native"
 
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-# One rounding per operation on every host, because the contract of the noise excludes FMA.
+# Every operation rounds its result on every host, because the definition of the noise excludes FMA.
 FLAGS += ["-ffp-contract=off"]
 INCLUDES = [f"-I{CSRC}", f"-I{NATIVE}", f"-I{EMULATOR}", f"-I{EMULATOR / 'include'}"]
 # Tests can change this number, which is a few blocks by default.

@@ -133,7 +133,7 @@ NLL_CASES = [
             ("nb", "float64", "elements"),
         )
     ),
-    # Each block computes several tiles, tasks and pieces.
+    # In these cases, each thread block computes more than one tile, task and piece.
     NllCase("zinb", "float32", "many long rows", blocks=1),
     NllCase("nb of softmax", "float32", "theta of a column", blocks=1),
     NllCase("laplace", "float64", "rows of three", blocks=1),

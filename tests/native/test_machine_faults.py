@@ -122,7 +122,8 @@ def test_a_missing_barrier_is_noticed(machine: MachineCode, shape: str) -> None:
     """Covers the barriers of a block's sum, the ticket, the last block's rows, and staged rows."""
     case = Case("default", "float32", (shape, "dense"))
     noticed = planted(machine.native, latent(case), no_barrier)
-    # The barrier before the ticket orders global memory, where races are not recorded.
+    # One missing barrier is not detected: the one before the ticket. It orders accesses to global
+    # memory, in which races are not recorded.
     assert any(noticed) and noticed.count(False) <= 1
 
 

@@ -178,7 +178,7 @@ def scvi_latent() -> Calls:
     )
 
 
-# The contenders, and the minimum ratio of their time to ours.
+# The calls of each contest, and the smallest ratio of their time to ours with which it passes.
 CONTESTS: dict[str, tuple[Callable[[], Calls], float]] = {
     "KL of distributions": (kl_of_distributions, 1.0),
     "KL of new distributions": (kl_of_new_distributions, 1.0),

@@ -1,4 +1,4 @@
-"""Models that leave Python or this machine: AOTInductor packages, ONNX, fx graphs and files."""
+"""Models are exported and saved: AOTInductor packages, ONNX, fx graphs and files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Sampling(nn.Module):
 
 
 class Losses(nn.Module):
-    """Computes an ELBO and several likelihoods, one of which has an infinite internal option."""
+    """Computes an ELBO and several likelihoods. One passes an infinite option to its operator."""
 
     def forward(self, mu, raw, x, scalar):
         gaussian = kinds.Gaussian(vf.Scale("logstd", clamp=(-3.0, None)))

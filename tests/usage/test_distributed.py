@@ -621,7 +621,7 @@ def report_of(function, *arguments):
 
 
 def run_checks(rank, package, port, results):
-    """Run all checks in one of two processes. The first example creates the group."""
+    """Run all checks in this process, one of two. The first example creates the group."""
     assert vf.__file__ == package
     torch.set_num_threads(1)
     more = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

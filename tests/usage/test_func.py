@@ -355,7 +355,7 @@ def bayesian_linear(name, parameters):
 @pytest.mark.parametrize("randomness", ["same", "different"])
 @pytest.mark.parametrize("name", ["list", "pairs", "samples"])
 def test_per_sample_gradients_of_a_bayesian_layer(name, randomness):
-    """The gradients for each item in a batch equal autograd's for the drawn noise."""
+    """The gradients of each item equal those that autograd computes from the same noise."""
     shapes = (3, 4), (3, 4), (3,), (3,)
     parameters = [random(*shape, seed=i, dtype=F64) for i, shape in enumerate(shapes)]
     x, y = random(BATCH, 4, seed=8, dtype=F64), random(BATCH, 3, seed=9, dtype=F64)

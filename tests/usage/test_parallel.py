@@ -23,7 +23,7 @@ def gradients_of_half(rank):
 
 
 def train_in_parallel(rank, package, store, results):
-    """Train in one of two processes."""
+    """Train on half of the batch in this process, one of two."""
     assert vf.__file__ == package
     dist = torch.distributed
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

@@ -19,7 +19,7 @@ from vae_fused.options import Scale
 
 
 def _apply(function: Any, traced: Any, *inputs: Tensor | float) -> Tensor:
-    """Apply an autograd function of this file, or the version of it that Dynamo can trace."""
+    """Apply an autograd function, or, while compiling, its variant that Dynamo can trace."""
     chosen = traced if torch.compiler.is_compiling() else function
     result: Tensor = chosen.apply(*inputs)  # torch leaves ``apply`` untyped
     return result

@@ -98,7 +98,7 @@ def try_unprepared(
     output: Tensor | Sequence[Tensor], target: Tensor, likelihood: str | Likelihood,
     reduction: str, grad: str,
 ) -> Tensor | None:  # fmt: skip
-    """Return the loss of a call whose tensors the operator accepts unchanged.
+    """Return the loss if the operator accepts the tensors without preparation.
 
     The checks in Python take 10 us, the same time as the operator for 16 x 16 elements. The
     operator makes the same checks, but its messages are short. Returns None if the call needs

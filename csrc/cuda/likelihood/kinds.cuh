@@ -7,7 +7,7 @@
 
 namespace vae_fused::cuda {
 
-// The options of a kernel. Kernels that implement every kind also need the kind.
+// The options of a kernel. A kernel that selects the kind at run time (AnyKind) reads it from here.
 template <typename T>
 struct KernelOptions : math::LikelihoodOptions<T> {
   LikelihoodKind kind;
@@ -18,7 +18,7 @@ KernelOptions<T> kernel_options(const Observations& observations) {
   return {math::narrowed<T>(observations.options), observations.kind};
 }
 
-// Calls visit(L{}), where L is the kind of a call.
+// Calls visit(L{}), where L is the type that implements the kind.
 template <typename Visit>
 cudaError_t launch_with_kind(LikelihoodKind kind, const Visit& visit) {
   VAE_FUSED_RETURN_WITH_KIND(kind, visit)

@@ -16,7 +16,8 @@ namespace {
 struct Finish {
   SharedSum sum;
   int64_t blocks = 0;
-  // For sums by line: the values of the parameter, and the rows that share each value.
+  // If the sum is not by column: the number of values of the parameter, and the number of rows that
+  // share each value.
   int64_t values = 0, rows_of_value = 0;
   int log_width = 0;  // 2^log_width lanes add up a value
 };

@@ -30,9 +30,9 @@
 // where all terms are of the order theta^-2, as is their sum, so a large theta needs no special
 // case.
 //
-// Limits: theta is at most 2^64 (2^400 in double), where the distribution is a Poisson to the last
-// digit. Theta is at least 2^-80 (2^-400), except in ln theta. For a mean that is nearly 0, the
-// value is computed from the logarithm of the mean: see `log_positive`.
+// Limits: theta is at most 2^64 (2^400 in double). At this maximum, the distribution equals a
+// Poisson to the last digit. Theta is at least 2^-80 (2^-400), except in ln theta. For a mean that
+// is nearly 0, the value is computed from the logarithm of the mean: see `log_positive`.
 //
 // Error in float, with Theta = max(theta, 1): at most 8 * 2^-24 times
 //

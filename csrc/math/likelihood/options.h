@@ -1,5 +1,5 @@
 // The options of a call's likelihood, as plain data. The host fills in LikelihoodOptions<double>.
-// Kernels use LikelihoodOptions<T> of their arithmetic type T.
+// A kernel uses LikelihoodOptions<T>, where T is the type of its arithmetic.
 //
 // A likelihood is a struct of functions. The array `in` contains the likelihood's inputs: the
 // network's outputs, followed by the target x. A value is the negative log-likelihood of one

@@ -102,8 +102,9 @@ Outputs run(const Inputs& q, const Arguments& a) {
 class LatentBackward : public SavingNode<LatentBackward> {
  public:
   static constexpr const char* kName = "LatentBackward";
-  // The slots of the saved tensors. Each of the first six has an edge with the same index. The
-  // slots from kScalars on contain the options that are tensors, if there are any.
+  // The slots of the saved tensors. For each of the first six slots, the edge of the saved tensor
+  // has the same index as the slot. The slots from kScalars on contain the options that are
+  // tensors, if there are any.
   enum Slot { kMu, kRaw, kH, kEps, kPriorMean, kPriorRaw, kMask, kKey, kScalars };
   static constexpr size_t kEdges = kMask;
 
