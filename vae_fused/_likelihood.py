@@ -129,7 +129,7 @@ class Likelihood(Restored):
         object.__setattr__(self, "output_count", len(self.outputs))
 
     def check(self) -> None:
-        """Raise if an option is invalid."""
+        """Raise an error if an option is invalid."""
         for option in ("constants", "validate"):
             value = getattr(self, option)
             if not isinstance(value, bool):
@@ -173,7 +173,7 @@ class Likelihood(Restored):
         """The names of the tensors in ``output``, in order."""
 
     def ordered(self, outputs: Sequence[T]) -> tuple[T, ...]:
-        """Reorder one item per output for the operators, which take the leading output first."""
+        """Reorder items, one per output, so that the item of the leading output comes first."""
         k = self.leading
         return (outputs[k], *outputs[:k], *outputs[k + 1 :]) if k else tuple(outputs)
 

@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 
 def refuse(function: str, *values: Any) -> None:
-    """Raise if a DTensor is passed to ``function``, which does not support it."""
+    """Raise an error if a DTensor is passed to ``function``, which does not support DTensors."""
     if found(*values):
         raise TypeError(
             f"{function} must be called with plain tensors, got a DTensor; pass .to_local(), or "
@@ -122,7 +122,7 @@ def call_likelihood(
     Args:
         function: Computes the local result. It is called with the list of local outputs, and with
             the keyword arguments ``reduction``, ``dim`` and the local part of each of ``others``.
-        outputs: The tensors whose common shape is that of the call.
+        outputs: The tensors whose broadcast shape is the shape of the elementwise loss.
         others: Tensors that broadcast to this shape, or None, by name. One of the names is
             ``mask``.
         reduction, dim: The arguments of the call.

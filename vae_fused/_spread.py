@@ -71,7 +71,7 @@ def summed(value: Tensor) -> Tensor:
 
 
 def check_leading(operands: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-    """Raise if only ``others`` contain a DTensor.
+    """Raise an error if only ``others`` contain a DTensor.
 
     In a call with a DTensor, a plain ``mu`` could be the rank's part of a batch or a replica.
     """

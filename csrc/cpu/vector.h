@@ -258,7 +258,8 @@ VAE_FUSED_HD Bits packed_mulhi(Wide x, Wide y) {
   return {high_halves(z.a, z.b), high_halves(z.c, z.d)};
 }
 
-// Returns the position of lane i of a Wide after packing. Lanes are counted through a, b, c, d.
+// Returns the position of lane i of a Wide after packing. Lanes are numbered consecutively through
+// a, b, c and d.
 VAE_FUSED_HD int packed_lane(int i) {
   constexpr int kHalf = kWidth / 2;
   return i / kWidth * kWidth + i % kHalf / 2 * 4 + i % kWidth / kHalf * 2 + i % 2;

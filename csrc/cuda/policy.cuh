@@ -12,7 +12,7 @@ namespace vae_fused::cuda {
 
 using math::arithmetic_t;
 
-// How a kernel reads and writes its tensors.
+// The ways in which a kernel accesses its tensors.
 enum class Access {
   kContiguous,    // every tensor is present, contiguous and aligned; the noise comes from the key
   kStrided,       // vectors, because innermost runs are whole vectors; tensors may be absent
@@ -53,7 +53,7 @@ constexpr int kFastDims = kAccess == Access::kChannelsLast ? 4 : 2;
 template <typename S>
 constexpr bool kGeneralHasVectors = sizeof(S) < 8;
 
-// Where the keys of the ten Philox rounds come from.
+// The sources of the keys of the ten Philox rounds.
 enum class KeySource {
   kSeed,       // computed from the seed for each block of noise: 18 additions for 4 floats
   kRegisters,  // kept in twenty registers

@@ -7,7 +7,7 @@
 
 namespace vae_fused::cuda {
 
-// Where the gradient of an element comes from.
+// The sources of the gradient of an element.
 enum class GradSource {
   kNone,      // the sums have no gradient
   kOne,       // one gradient for the whole tile

@@ -9,7 +9,7 @@
 
 namespace vae_fused::cuda {
 
-// How the values of a row are summed.
+// The methods by which the values of a row are summed.
 enum class RowDisposition {
   kNone,    // no sums are needed
   kDirect,  // a chunk holds whole rows, whose sums are written at once

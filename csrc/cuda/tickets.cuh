@@ -1,8 +1,8 @@
 // Tickets determine which thread block of a launch finishes last.
 //
-// Each launch that needs tickets counts in a slot of a device array. The counter wraps back to 0
-// when the last block has taken its ticket, so the slot is ready for the next launch. Two launches
-// must never count in one slot at the same time:
+// Each launch that needs tickets uses one slot of a device array as its counter. The counter wraps
+// back to 0 when the last block has taken its ticket, so the slot is ready for the next launch. Two
+// launches must never use the same slot at the same time:
 //
 //   * Launches on one stream are ordered, so in eager mode each stream keeps one slot. The slot is
 //     looked up by the stream's id, which is unique for the lifetime of the process. The stream's

@@ -129,7 +129,7 @@ VAE_FUSED_HD F base_argument(const ScaleOptions<T>& o, ScaleBase base, F x) {
 // ---------------------------------------------------------------------------------------------
 
 // In float, e^t is computed as the square root of e^2t where e^2t is normal, and is then
-// bit-identical to that of the default call. In double it is computed directly. Because only the
+// bit-identical to that of the default call. In double, e^t is computed directly. Because only the
 // argument is selected, the code contains a single exponential. With two exponentials, the sm_120
 // code was 0.1 MB larger.
 template <typename F>

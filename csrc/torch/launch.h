@@ -13,7 +13,7 @@ void parallel_for(int64_t n, int64_t grain, cpu::Body body, void* context);
 // The current stream of a CUDA device, as a cudaStream_t.
 void* current_stream(at::Device device);
 
-// Raises if a launch has returned an error. The message states whether the error comes from earlier
+// Raises an error if a launch has failed. The message states whether the error comes from earlier
 // work.
 void check_launch(int error);
 

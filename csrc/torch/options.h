@@ -1,8 +1,8 @@
 // Options are passed from Python as a flat list of pairs. A pair consists of an option's position
 // among the options of its family, and its value. An option that is not in the list has its default
-// value. So a call with one option passes only 2 numbers. Converting all 31 options takes 5 us.
-// Defaults are never written out, because many of them are infinite, and some serialised graph
-// formats cannot represent infinity.
+// value. Therefore, a call with one option passes only 2 numbers, whereas converting all 31 options
+// would take 5 us. Defaults are never written out, because many of them are infinite, and some
+// serialised graph formats cannot represent infinity.
 //
 // `Given` is a struct of math/options.h: GivenLatent, GivenLikelihood.
 #pragma once

@@ -1,6 +1,6 @@
 // Runs one block. Its threads are fibers, which run in random order between the points where they
-// wait for each other. A fiber only records why it waits and yields. The scheduler makes all
-// decisions.
+// wait for each other. To wait, a fiber only records the reason and then yields to the scheduler,
+// which makes all decisions.
 #include "block.h"
 
 #include <cstdio>

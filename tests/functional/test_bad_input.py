@@ -138,7 +138,7 @@ NOISE: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 def refuses(call: Callable[[], Any], error: type[Exception], message: str) -> None:
-    """Asserts that the call raises and leaves the state of the default generator unchanged."""
+    """Asserts that the call raises an error and leaves the default generator's state unchanged."""
     state = torch.get_rng_state()
     with pytest.raises(error, match=message):
         call()
@@ -206,7 +206,7 @@ def test_the_two_tensors_are_positional_only(name):
 
 @pytest.mark.skipif(not vf.functional._ext.available, reason="no compiled part")
 class TestOperatorsKeepKernelsWithinMemory:
-    """Invalid calls to ``torch.ops.vae_fused`` raise and never access memory out of bounds."""
+    """Invalid calls to ``torch.ops.vae_fused`` raise an error, and stay within tensor memory."""
 
     OPS = torch.ops.vae_fused
 

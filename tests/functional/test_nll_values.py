@@ -410,7 +410,7 @@ def test_the_error_of_stirlings_formula_and_its_derivatives(dtype: torch.dtype) 
     (curvature,) = torch.autograd.grad(slope.sum(), z)
     expected = truth.truths(exact_stirling, z.detach().double())
     # Near 1, the closed form of the shift subtracts 1 from 1.04. The rounding error of 1.04 is then
-    # relative to a value of only 0.08.
+    # large relative to the value, which is only 0.08.
     bounded(truth.relative(value, expected[0]), dtype, 32.0)
     bounded(truth.relative(slope, expected[1]), dtype, 128.0)
     bounded(truth.relative(curvature, expected[2]), dtype, 16384.0)

@@ -332,7 +332,8 @@ def test_a_sigma_is_no_log_variance(scale: Any) -> None:
             type(q)(q.loc, sigma)
     copied = type(q).from_std(q.loc, q.scale)
     torch.testing.assert_close(copied.log_prob(q.loc), want.log_prob(q.loc))
-    # The raw scale and a sigma whose memory has been overwritten are not mistaken for a sigma.
+    # Neither the raw scale nor memory that contained sigma but has been overwritten raises an
+    # error.
     type(q)(q.loc, q.raw)
     type(q)(q.loc, q.scale.log_().mul_(2.0))
     type(q)(q.loc, 2.0 * q.scale.log())

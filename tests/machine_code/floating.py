@@ -121,7 +121,8 @@ def _or_unordered(opposite: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
     return lambda x, y: ~opposite(x, y)
 
 
-# In numpy, comparisons with a NaN are false, except for !=. The forms with U are true for a NaN.
+# In numpy, comparisons with a NaN are false, except for !=. The comparisons whose names end in U
+# are true if an operand is NaN.
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "LT": np.less,
     "EQ": np.equal,

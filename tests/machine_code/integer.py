@@ -293,7 +293,7 @@ def isetp(f: Fields) -> Execute:
     f.done()
     kind = U32 if unsigned else I32
     compare = COMPARISONS[name]
-    # The low words decide if the high words are equal.
+    # If the high words are equal, the low words determine the result.
     strictly = COMPARISONS[{"LE": "LT", "GE": "GT"}.get(name, name)]
 
     def execute(s: Warps, w: Where) -> None:

@@ -90,7 +90,7 @@ class ConstantBank:
         self._defined[offset : offset + size] = True
 
     def check(self, offsets: np.ndarray, size: int) -> None:
-        """Raise unless every byte at these offsets is defined."""
+        """Raise an error unless every byte at these offsets is defined."""
         if (offsets % size).any():
             raise BadAccessError(f"constant access of {size} bytes at {int(offsets.max()):#x}")
         for k in range(size):

@@ -183,7 +183,7 @@ def shfl(f: Fields) -> Execute:
 
 @instruction("VOTE")
 def vote(f: Fields) -> Execute:
-    """The mask of the executing lanes with a true argument, and whether any or all have one."""
+    """Write the mask of the executing lanes whose argument is true, and whether any or all are."""
     mode = f.choice("ANY", "ALL")
     number = f.result()
     result = f.result_predicate()

@@ -183,9 +183,9 @@ def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list
     kernels of `csrc/cpu` are the oracle of the emulated kernels. With `every_target` they are built
     for every instruction set. Otherwise they are built for the baseline alone, and are then the
     same on every machine. The CPU kernels of the likelihoods are tested through the extension,
-    because with sanitizers each of their files takes over a minute to compile. For the same reason
-    the sanitizers' programs have the CUDA kernels of the likelihoods for float alone. Other dtypes
-    use the same templates.
+    because with sanitizers each of their files takes over a minute to compile. For the same reason,
+    the sanitizers' programs contain the CUDA likelihood kernels only for float. Other dtypes use
+    the same templates.
     """
     fibers = [] if target_machine() == "x86_64" else ["-DEMU_UCONTEXT"]
     emulator = ["-O2", *EMULATOR_DEFINES[variant], *fibers]

@@ -387,7 +387,7 @@ def test_opacus_without_a_grad_sampler_raises_with_the_remedy():
 
 
 def test_the_page_names_the_versions_that_are_required():
-    """The page's versions equal the required and installed ones, and each package has a section."""
+    """The page names the required and installed versions, and has a section for each package."""
     rows = re.findall(r"^\| \[(.*?)\]\(#.*?\) \| (\S+) \|", TEXT, re.MULTILINE)
     files = ("packages", "steps", "steps-without-dependencies")
     pins = "\n".join((ROOT / "requirements" / f"{name}.txt").read_text() for name in files)

@@ -416,7 +416,7 @@ def test_the_score_function_has_a_far_larger_variance(dims: int, draws: int) -> 
 
 
 def gradients_off_the_posterior(u: float, *, stop_q: bool) -> tuple[Tensor, Tensor]:
-    """Returns many one-sample gradients of -ELBO in mu and ln sigma^2, which is off by u."""
+    """Returns many one-sample gradients of -ELBO in mu and ln sigma^2. The latter is off by u."""
     model, draws = linear_gaussian(1), 100_000
     exact_mu, exact_logvar = model.posterior()
     leaves = [t.expand(draws, 3).clone().requires_grad_() for t in (exact_mu, exact_logvar + u)]

@@ -80,7 +80,7 @@ def run(name: str, step: Step, seconds: float, folder: Path) -> tuple[dict[str, 
 
 
 def check(steps: dict[str, Step], report: Report, budget: float) -> None:
-    """Run the first step. If it passes, run those of the others that have not passed yet.
+    """Run the first step. If it passes, run the other steps that have not passed yet.
 
     A step also gets the time that earlier steps left, and a step that hangs takes none from others.
     """

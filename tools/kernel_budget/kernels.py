@@ -151,7 +151,7 @@ def likelihood(name: str) -> Likelihood | None:
 
 
 def has_many_paths(name: str) -> bool:
-    """Return whether no path of a kernel is hot, because of options, a list, or separate loops."""
+    """Return whether a kernel has no single hot path, due to options, a list, or separate loops."""
     return "Options" in name or "_multi" in name or likelihood(name) is not None
 
 

@@ -44,7 +44,7 @@ def number(arch: str) -> int:
 def resident_blocks(arch: str, registers: int, shared: int, threads: int = THREADS_OF_BLOCK) -> int:
     """Return how many blocks an SM holds at once. `shared` is the bytes per block from cuobjdump.
 
-    An unknown architecture has the limits of the newest known one that is not newer.
+    An unknown architecture gets the limits of the newest known architecture that precedes it.
     """
     most = LIMITS[max(n for n in LIMITS if n <= number(arch))]
     of_warp = -(-registers * WARP // REGISTER_UNIT) * REGISTER_UNIT

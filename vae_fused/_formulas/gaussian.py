@@ -154,7 +154,7 @@ class Gaussian:
 
 
 def clamped(x: Tensor, lo: float | Tensor | None, hi: float | None = None) -> Tensor:
-    """``torch.clamp`` with a gradient at the bounds, which torch has lacked since version 2.14."""
+    """Clamp like torch, but with a gradient at the bounds, as in torch before version 2.14."""
     x = x if lo is None else torch.where(x < lo, lo, x)
     return x if hi is None else torch.where(x > hi, hi, x)
 

@@ -142,7 +142,7 @@ def _poisson_value(x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: 
 def _poisson_slopes(
     _: Any, x: Tensor, mean: Tensor, log_mean: Tensor | None, constants: bool
 ) -> tuple[Tensor | None, ...]:
-    """Return the derivative with respect to ln m, or to m if the call has no ln m, but not both."""
+    """Return only the derivative with respect to ln m or, if the call has no ln m, to m."""
     if log_mean is not None:
         return None, None, x - mean, None
     return None, _relative_excess(x, mean, 0.0), None, None

@@ -85,8 +85,8 @@ def summed_to(grad: Tensor, like: Tensor) -> Tensor:
 def sigmoid(u: Tensor) -> Tensor:
     """1 / (1 + e^-u).
 
-    Torch differentiates it as s (1 - s), which cancels where s is near 1. For u > 0, this returns
-    1 - sigmoid(-u), whose derivative is that of sigmoid(-u).
+    torch computes its derivative as s (1 - s), in which 1 - s is inaccurate where s is near 1. For
+    u > 0, this returns 1 - sigmoid(-u), whose derivative is that of sigmoid(-u).
     """
     return torch.where(u > 0.0, 1.0 - torch.sigmoid(-u), torch.sigmoid(u))
 

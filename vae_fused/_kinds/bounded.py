@@ -102,8 +102,8 @@ class DiscretizedLogistic(Kind, name="discretized_logistic"):
 
     Args:
         bits: The number of bits of a pixel, 1 to 16.
-        log_scale_min: The minimum log scale, between -50 and 50. The gradient is 0 below it and
-            passes at the bound.
+        log_scale_min: The minimum log scale, between -50 and 50. Below the minimum, the gradient is
+            0. At the minimum, it is unchanged.
         constants, validate: As for every kind (:class:`Likelihood`). There are no constants to
             leave out.
     """

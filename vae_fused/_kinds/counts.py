@@ -119,7 +119,8 @@ class NegativeBinomial(_NegativeBinomials, name="negative_binomial"):
             ``"softmax"`` over the last dimension, times ``exp(library)``.
         dispersion: How theta, the inverse dispersion, is read from its output: ``"identity"``
             (default), ``"exp"`` or ``"softplus"``.
-        dispersion_max: An upper bound on theta. The gradient is 0 above it and passes at equality.
+        dispersion_max: An upper bound on theta. Above the bound, the gradient is 0. At the bound,
+            it is unchanged.
         eps: The constant that is added inside the logarithms, which is 1e-8 in scvi-tools. Leave it
             at 0 unless you must reproduce the values of scvi-tools.
         constants: Whether ln x! is part of the value.
@@ -189,8 +190,8 @@ class NegativeBinomialLogits(_Counts, name="negative_binomial_logits"):
     this is :class:`NegativeBinomial` with mean r e^l and theta = r.
 
     ``output`` is ``(total_count, logits)``: r and l. The two broadcast together, and their common
-    shape is that of the call. For example, ``total_count`` may have the shape ``(G,)`` and logits
-    the shape ``(B, G)``.
+    shape is the shape of the elementwise loss. For example, ``total_count`` may have the shape
+    ``(G,)`` and logits the shape ``(B, G)``.
 
     Args:
         constants: Whether ln x! is part of the value.

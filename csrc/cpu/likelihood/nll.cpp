@@ -33,7 +33,7 @@ const double* combine_shared(const Space& space, const Matrix& matrix, const Ope
     }
     return partials + matrix.row_groups * matrix.columns;
   }
-  // Several rows may share one value, which is initially 0.
+  // Several rows may be added to the same value of `out`, which is initially 0.
   int64_t coordinate[kMaxDims] = {}, offset = 0;
   for (int64_t r = 0; r < matrix.rows; ++r) {
     for (int64_t t = 0; t < matrix.column_tiles; ++t) out[offset] += *partials++;

@@ -20,7 +20,8 @@ class BackwardStep {
   static constexpr bool kHasAllOperands = kFast || kAccess == Access::kContiguous,
                         kIsGeneral = kGeneral<Options>;
   static constexpr int N = kStep<S, kAccess>, C = kChunk<S, kAccess>;
-  // The slots after those of the Gaussians. Only kernels for general options have the last three.
+  // The slots after those of the Gaussians. Only kernels for general options use the last three
+  // slots.
   enum : int {
     kGradZ = kGaussianSlots<Options>,
     kGradMu,

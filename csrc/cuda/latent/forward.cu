@@ -1,7 +1,7 @@
 // The forward CUDA kernel computes the sample, the KL and its sums in one launch. A thread block
 // computes one or more tiles.
 //
-// Bytes per float element: 8 read, 4 written. The reduction adds 8 bytes per 2048 elements.
+// Bytes per float element: 8 read, 4 written. The partial sums add 8 bytes per 2048 elements.
 #include "cuda/latent/gaussians.cuh"
 #include "cuda/row_kernel.cuh"
 

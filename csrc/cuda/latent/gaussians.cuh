@@ -7,8 +7,9 @@
 
 namespace vae_fused::cuda {
 
-// The tensors of a call in the order of their offsets. Only kernels for general options have the
-// last three. The noise offset is a position in the noise stream of a key or in an explicit eps.
+// The tensors of a call in the order of their offsets. Only kernels for general options use the
+// last three tensors. The noise offset is a position in the noise stream of a key or in an explicit
+// eps.
 enum Slot : int { kMu, kRaw, kNoise, kMean, kPriorRaw, kMask, kSlots };
 
 template <class Options>

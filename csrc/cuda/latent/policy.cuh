@@ -58,8 +58,8 @@ enum class Kernel {
 //                always use kSeed.
 //
 // Without a minimum number of blocks, the compiler interleaves the chunks of a 16-bit vector, which
-// takes 100 registers and halves the loads in flight. With a minimum of five blocks, it spills on
-// some architecture.
+// takes 100 registers and halves the loads in flight. With a minimum of five blocks, the kernel
+// spills on some architecture.
 constexpr PolicyRow kPolicies[] = {
     // The default forward kernels. A kChannelsLast step keeps more addresses in registers, so its
     // kernels have a minimum of three blocks.
@@ -74,12 +74,12 @@ constexpr PolicyRow kPolicies[] = {
     {{Kernel::kForward}, {8}, {Access::kContiguous, Access::kStrided}, {2, KeySource::kRegisters}},
     {{Kernel::kForward}, {8}, {Access::kChannelsLast}, {1, KeySource::kRegisters}},
 
-    // The default backward kernels for float. The kernel for views would spill with the keys in
-    // registers.
+    // The default backward kernels for float. The kernel for views would spill if it kept the keys
+    // in registers.
     {{Kernel::kBackward}, {4}, {Access::kContiguous}, {4, KeySource::kRegisters, true}},
     {{Kernel::kBackward}, {4}, {Access::kStrided}, {4, KeySource::kSeed, true}},
-    // The 16-bit kernels would spill with the keys in registers. The kernel for views keeps two
-    // gradients, three inputs and offsets in registers, so it has three blocks.
+    // The 16-bit kernels would spill if they kept the keys in registers. The kernel for views keeps
+    // two gradients, three inputs and offsets in registers, so it has three blocks.
     {{Kernel::kBackward}, {2}, {Access::kContiguous}, {4, KeySource::kShared, true}},
     {{Kernel::kBackward}, {2}, {Access::kStrided}, {3, KeySource::kShared, true}},
     {{Kernel::kBackward}, {2, 4}, {Access::kChannelsLast}, {3, KeySource::kRegisters, true}},

@@ -189,8 +189,8 @@ class ColumnTotals {
     for (int k = 0; k < kParameters; ++k) recent_[k] += dx[k + 1];
   }
 
-  // Adds the recent sums to the totals after every second piece. A recent sum then covers at most
-  // eight rows.
+  // Adds the recent sums to the totals after every second piece. Therefore, a recent sum contains
+  // the terms of at most eight rows.
   __device__ __forceinline__ void end_piece() {
     is_second_ = !is_second_;
     if (!is_second_) flush();

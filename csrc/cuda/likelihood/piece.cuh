@@ -119,7 +119,8 @@ bool has_vectors(const Space& space, const std::vector<OperandRef>& operands) {
   return space.ndim == 1 || space.size[space.ndim - 1] % V == 0;
 }
 
-// Reads a step of an operand of any dtype E. A value may be broadcast along a vector.
+// Reads a step of an operand of any dtype E. One value may be broadcast to all elements of a
+// vector.
 template <int V, typename E>
 __device__ __forceinline__ void read(const Space& space, const Operand& operand, int64_t at,
                                      Pack<E, V>& pack) {

@@ -19,9 +19,9 @@ constexpr Direction direction_of(bool with_values) {
 template <typename S, class L>
 constexpr bool kIsLargest = sizeof(S) == 2 && L::kInputs == 4;
 
-// Whether forward kernels have four blocks. Kernels with four inputs would spill. The 16-bit
-// kernels with a mean and a scale would also spill, because the words of all outputs stay in
-// registers until the last load is issued.
+// Whether forward kernels have a minimum of four blocks. With four blocks, kernels with four inputs
+// would spill. The 16-bit kernels with a mean and a scale would also spill, because the words of
+// all outputs stay in registers until the last load is issued.
 template <typename S, class L>
 constexpr bool kIsSmall = L::kInputs < 3 || (L::kInputs == 3 && (sizeof(S) > 2 || L::kIsCount));
 

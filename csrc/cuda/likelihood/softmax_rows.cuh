@@ -26,7 +26,7 @@ struct ExpSum {
   }
   __device__ __forceinline__ T origin() const { return origin_of(largest); }
 
-  // Changes the origin of the sum. An empty sum has no origin, so it stays 0.
+  // Changes the origin of the sum. An empty sum is 0 for any origin, so it is not scaled.
   __device__ __forceinline__ void raise(T to) {
     if (to == largest) return;
     const T old = largest;

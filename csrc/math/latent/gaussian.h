@@ -189,7 +189,7 @@ VAE_FUSED_HD DefaultOptions<T> default_options(const LatentOptions<double>& o) {
   return {low, high, sizeof(T) == 8 ? high : smaller(high, T(kClipForExp))};
 }
 
-// For gradients, which do not need g. `is_clamped` must not be true because of the clip alone.
+// Removes the clip, which would affect `is_clamped`. Gradients do not use g and need no clip.
 template <typename T>
 VAE_FUSED_HD DefaultOptions<T> without_clip(DefaultOptions<T> o) {
   o.clip_high = o.high;

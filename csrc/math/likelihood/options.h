@@ -78,7 +78,8 @@ namespace vae_fused::math {
 template <typename T>
 constexpr T kLeastNormal = std::numeric_limits<T>::min();
 
-// How a network's output is mapped to a positive parameter: see math/likelihood/front_end.h.
+// The function that maps a network's output to a positive parameter: see
+// math/likelihood/front_end.h.
 enum class FrontEnd : int32_t { kIdentity, kExp, kSoftplus, kSoftmax };
 
 enum class ZeroInflation : int32_t { kLogits, kProbs };

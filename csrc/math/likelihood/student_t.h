@@ -3,8 +3,8 @@
 //   -ln p = (n + 1)/2 ln(1 + d^2 / n) + ln sigma + K(n)
 //   K(n)  = 1/2 ln(n pi) + ln Gamma(n / 2) - ln Gamma((n + 1) / 2)
 //
-// The log-gammas are of the order n ln n, but their difference is not. It is computed from
-// Stirling's series. For n < 4 the series is evaluated at n + 4, and Gamma(z + 1) = z Gamma(z)
+// The log-gammas are of the order n ln n, but their difference is much smaller, so it is computed
+// from Stirling's series. For n < 4 the series is evaluated at n + 4, and Gamma(z + 1) = z Gamma(z)
 // leads back to n:
 //
 //   K(n) = 1/2 ln(2 pi) + k(n)       k(n) = 1/(4 n) - 1/(24 n^3) + 1/(20 n^5) - ... = n t P(t)
@@ -76,8 +76,8 @@ VAE_FUSED_HD F student_excess_slope(F n) {  // k'(n)
   return select(direct, slope, slope - (low + high) * reciprocal(low * high * m));
 }
 
-// In double the recurrence raises n to at least 26, in steps of 2. There 8 terms of the series give
-// 16 digits.
+// In double the recurrence raises n to at least 26, in steps of 2. For such an n, 8 terms of the
+// series give 16 digits.
 constexpr int kStudentTerms = 8;
 
 VAE_FUSED_HD double student_series(int k) {  // (4^k - 1) B_2k / (2k (2k - 1)) for k = 1, 2, ...

@@ -7,7 +7,7 @@
 
 namespace vae_fused::autograd {
 
-// Raises if an option that is a tensor requires a gradient, because the kernels compute none.
+// Raises an error if a tensor option requires a gradient, because the kernels do not compute it.
 inline void refuse_gradients(const GivenOptions& options) {
   options.for_each_scalar([](const char* name, const OptionalTensor& t) {
     if (!t) return;

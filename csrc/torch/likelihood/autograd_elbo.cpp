@@ -122,8 +122,8 @@ bool is_array(const Tensor& t) { return t.is_non_overlapping_and_dense(); }
 class ElboScaling : public SavingNode<ElboScaling, ElboArguments> {
  public:
   static constexpr const char* kName = "ElboScaling";
-  // Each of the first seven slots has an edge. These slots contain the gradients of output, second,
-  // third, target and library, then the KL, then beta.
+  // The first seven slots have the same indices as the edges. These slots contain the gradients of
+  // output, second, third, target and library, then the KL, then beta.
   enum Slot { kGrads, kKl = kGrads + kMaxBuffers, kBeta, kCapacity, kSlots };
   static constexpr size_t kEdges = kCapacity;
 

@@ -30,7 +30,7 @@ int64_t value_partials_of(const NllBackwardParams& params) {
 
 // The gradient of a parameter that the call may have broadcast. The kernel either sums it into
 // `sum`, which has the shape of the parameter, or writes it to `full`, which has the shape of the
-// call.
+// first output.
 struct ParameterGrad {
   Tensor parameter;  // undefined: no gradient is required
   Tensor full, sum;

@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> kl_term_backward(const OptionalTensor& grad_loss,
 
 namespace autograd {
 
-// Raises if the target requires a gradient that the likelihood does not have.
+// Raises an error if the target requires a gradient but the likelihood does not provide one.
 void check_target_grad(const Tensor& target, OptionList options);
 
 decltype(vae_fused::nll) nll;
