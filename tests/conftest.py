@@ -50,6 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # The longest files are in usage and native. They come first, because a worker runs whole files
+    # and the others would wait for a long one at the end.
+    items.sort(key=lambda item: item.nodeid.split("/")[1:2], reverse=True)
     if not (few := config.getoption("few")):
         return
     functions: dict[str, list[pytest.Item]] = {}

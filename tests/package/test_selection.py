@@ -42,11 +42,11 @@ def test_both_commands_are_documented(name: str) -> None:
 def test_few_keeps_evenly_spaced_parametrizations_of_each_function(
     few: int, kept: list[int]
 ) -> None:
-    names = [*(f"a.py::f[{i}]" for i in range(7)), "a.py::g", "b.py::f[x]"]
+    names = [*(f"tests/a/b.py::f[{i}]" for i in range(7)), "tests/a/b.py::g", "tests/a/b.py::h[x]"]
     items: list[Any] = [Item(name) for name in names]
     skipped: list[Any] = []
     hook = SimpleNamespace(pytest_deselected=lambda items: skipped.extend(items))
     config: Any = SimpleNamespace(getoption={"few": few}.get, hook=hook)
     pytest_collection_modifyitems(config, items)
-    assert [item.nodeid for item in items] == [*(f"a.py::f[{i}]" for i in kept), *names[7:]]
+    assert [item.nodeid for item in items] == [*(f"tests/a/b.py::f[{i}]" for i in kept), *names[7:]]
     assert len(items) + len(skipped) == len(names)
