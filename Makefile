@@ -105,9 +105,6 @@ $(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requireme
 	$(PIP) --no-deps -r requirements/steps-without-dependencies.txt
 	@touch $@
 
-# With `make -j2 test-all`, pip installs packages while the compiler runs. Two pips must not run at once.
-$(VENV)/.packages-requirements: | $(VENV)/.test-requirements
-
 build: $(BUILD_STAMP)
 
 # Downloads everything that `make test` needs.
