@@ -9,8 +9,9 @@
 
 Every contender is checked against float64 before it is timed. A contender with wrong results is
 reported and not timed. The JSON is written to benchmarks/results or to --json, and rewritten after
-each case. With a selection of cases, it is written only if --json is given. The exit status is 0, 1
-if vae_fused is wrong or was selected but not measured, 2 for bad arguments, or 130 if interrupted.
+each case. With a selection of cases, it is written only if --json is given. The exit status is 1
+if vae_fused is wrong or was selected but not measured, 2 for bad arguments, 130 if interrupted, and
+0 otherwise.
 """
 
 from __future__ import annotations

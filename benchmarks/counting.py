@@ -55,7 +55,7 @@ class _Count(TorchDispatchMode):
 
 
 def dispatches(step: Step) -> dict[str, int]:
-    """Count the operators of each pass, and the reads of values by the host, which wait for a GPU.
+    """Count the operators of each pass, and how often the host waits for a GPU to read a value.
 
     On a GPU the count is close to the number of launches, because few operators launch two kernels.
     torch.compile is inactive in a dispatch mode, so compiled functions cannot be counted this way.

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 FEWEST, MOST = 7, 3000  # rounds
-AWAY = 0.5  # seconds of rest after which a contender first runs one untimed step
+AWAY = 0.5  # seconds since its last run after which a step first runs once, untimed
 WALL = 2e-3  # minimum duration of a series of steps, in seconds
 AHEAD_MOST = 5e-3  # maximum seconds for which the device waits while its queue is filled
 
@@ -118,7 +118,7 @@ class CudaClock(Clock):
         self.cycles = 1e3 * getattr(properties, "clock_rate", 2_000_000)  # kHz -> Hz
 
     def prepare(self, step: Step) -> tuple[float, int]:
-        """Return a step's wall-clock time, and how many steps are in a wall sample."""
+        """Return a step's wall-clock time, and how many steps to run per wall-clock sample."""
         once = min(self._wall(step, 1) for _ in range(5))
         return once, max(1, min(200, math.ceil(WALL / max(once, 1e-6))))
 
@@ -167,9 +167,9 @@ def interleaved(
     """Run at least ``fewest`` rounds, for at least ``seconds``, but at most ``MOST`` rounds. Return
     the times of each step, and the share of processor time that other processes took meanwhile.
 
-    A training loop never rests, but here a step rests while many slow steps take turns. A virtual
+    Unlike in a training loop, a step here waits while other, slow steps take their turns. A virtual
     machine may then return free memory to its host, and the next step of 2^24 elements takes 330
-    instead of 48 ms. A step that has rested for longer than ``AWAY`` first runs once untimed.
+    instead of 48 ms. After ``AWAY`` seconds without a run, a step first runs once, untimed.
     """
     clock = CudaClock() if device == "cuda" else Clock()
     last = {}  # the time of each step's last run

@@ -12,9 +12,9 @@ __all__ = ["expands", "has_shape"]
 def has_shape(value: Tensor, shape: Sequence[int]) -> bool:
     """Return whether a tensor has this shape.
 
-    The ranks are compared first, because Python compares tuples of different lengths element by
-    element, and ``torch.export`` would record that a symbolic batch size differs from an unrelated
-    size.
+    The ranks are compared first. Python compares even tuples of different lengths element by
+    element, so ``torch.export`` would otherwise record that a symbolic batch size differs from an
+    unrelated size.
     """
     return value.dim() == len(shape) and value.shape == shape
 

@@ -66,7 +66,7 @@ def call_latent(
         packed: The dimension along which ``h`` is packed, if the call has packed moments.
         reduced: ``(name of dim, reduction, dim)``, if the function returns a KL.
         noise: ``(eps, generator, key)``, if the function returns a sample.
-        reference: Whether eager PyTorch computes the call.
+        reference: Whether the call runs in eager PyTorch.
     """
     options = dict(options)
     if options.get("prior") is not None:

@@ -223,7 +223,7 @@ class Spread(NamedTuple):
 def spread_of(
     shape: tuple[int, ...], operands: Mapping[str, Tensor], others: Mapping[str, Any]
 ) -> Spread:
-    """Check the DTensors of a call, which is sharded if any DTensor with the batch is sharded."""
+    """Check a call's DTensors. The call is sharded if any of them is sharded along the batch."""
     check_leading(operands, others)
     tensors = {name: t for name, t in {**operands, **others}.items() if found(t)}
     owner, leading = next((name, t) for name, t in tensors.items())

@@ -109,8 +109,8 @@ def elbo_loss(
         free_bits, free_bits_per: Floor of the KL in nats, below which its gradient is 0. The floor
             applies to each ``"element"`` as in :func:`gaussian_kl`, to each ``"sample"``, or to
             each latent ``"dimension"``, whose KL is a mean over the batch (Kingma et al. 2016,
-            appendix C.8). ``"element"`` and ``"dimension"`` require ``mu`` and ``raw`` or a ``kl``
-            of elements, and ``"sample"`` also accepts a ``kl`` of shape ``(B,)``.
+            appendix C.8). ``"element"`` and ``"dimension"`` require ``mu`` and ``raw`` or an
+            elementwise ``kl``, and ``"sample"`` also accepts a ``kl`` of shape ``(B,)``.
         scale, mu_soft_clamp, prior, mask, balance: Options of the KL, as in :func:`gaussian_kl`.
             They require ``mu`` and ``raw``. ``mask`` selects the latents that are included.
         reduction: ``"batchmean"`` (the mean over the batch), ``"sum"``, ``"sample"`` (shape
@@ -119,12 +119,12 @@ def elbo_loss(
         grad: When the gradients of ``output`` are computed. With ``"backward"``, they are computed
             in backward, from ``output`` and ``target``. With ``"forward"``, for which the loss must
             be 0-d, the launch that computes the loss also computes any required gradients. Backward
-            then multiplies these gradients by the gradient of the loss. If that gradient is 1,
-            which it is not for ``reduction="mean"``, backward reads and writes nothing.
-            ``"forward"`` allocates the gradients in forward and does not support second
-            derivatives. If the gradient of the loss is infinite, the gradient of a masked element
-            is NaN and not 0. float16 outputs are refused, because the gradients would be written
-            before a GradScaler has scaled them, and would underflow.
+            then multiplies these gradients by the gradient of the loss. If the gradient of the loss
+            is 1, which it is not for ``reduction="mean"``, backward neither reads nor writes the
+            computed gradients. ``"forward"`` allocates the gradients in forward and does not
+            support second derivatives. If the gradient of the loss is infinite, the gradient of a
+            masked element is NaN and not 0. float16 outputs are refused, because the gradients
+            would be written before a GradScaler has scaled them, and would underflow.
         target_mask, weight, library: ``mask``, ``weight`` and ``library`` of :func:`nll`.
 
     Returns:

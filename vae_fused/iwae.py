@@ -180,8 +180,8 @@ def _terms(cost: Tensor, dim: int, gradient: str) -> tuple[Tensor, Tensor, Tenso
     derivative would be computed from its rounded result, which in float32 has a rounding error of
     0.004 for losses of 1e5 nats.
 
-    If the minimum cost is infinite, the loss is that infinity and has no gradient. The shares of
-    the samples with infinite weight are then 1, and the other shares are 0.
+    If the minimum cost is infinite, the loss is that infinity and has no gradient. Each sample with
+    infinite weight then has a share of 1, and each other sample has a share of 0.
     """
     least = cost.detach().amin(dim, keepdim=True)
     is_infinite = least.isinf()

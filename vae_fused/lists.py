@@ -151,7 +151,7 @@ def gaussian_kl_multi(
 
 
 def _is_one_launch(checked: CheckedList, reference: bool) -> bool:
-    """Return whether a list operator computes the call."""
+    """Return whether a list operator handles the call."""
     return (
         not reference
         and _ext.use_native(checked.mu[0].device.type)

@@ -237,8 +237,8 @@ class Prior(Restored):
 
     Raises:
         TypeError: ``mean`` or ``raw`` is neither a tensor nor a number.
-        ValueError: ``scale`` is invalid, a number is not finite, or the number ``raw`` is not a
-            valid standard deviation or variance although ``scale`` requires one.
+        ValueError: ``scale`` is invalid, a number is not finite, or ``raw`` is a number that is not
+            a valid standard deviation or variance, if ``scale`` is of such a kind.
 
     Example:
         >>> prior = vf.Prior(torch.zeros(20), torch.zeros(20), "logstd")

@@ -33,9 +33,8 @@ def saved_by_parts(row: Data) -> float:
 
 
 def verdict(row: Data) -> str:
-    """Return the verdict. All three ratios must agree, and the parts must explain a gain.
-
-    Both conditions guard against noise, because only the latent and the loss can become faster.
+    """Return the verdict. To guard against noise, all three ratios must agree. In addition, the
+    latent and the loss, which alone can become faster, must account for a gain.
     """
     ratios = row["ratio"].values()
     if min(ratios) > 1 + NOTICEABLE and saved_by_parts(row) > EXPLAINED:

@@ -225,7 +225,7 @@ VAE_FUSED_NOINLINE void load_mask(const Space& space, const Operand& operand, Pi
   pad(piece, out);
 }
 
-// Replaces masked elements with 0, whatever their tensors contain.
+// Replaces masked elements with 0, even those that are infinite or NaN.
 template <bool masked, typename T>
 VAE_FUSED_HD Lanes<T> zero_if_masked(const T* mask, int j, Lanes<T> value) {
   if constexpr (!masked) return value;

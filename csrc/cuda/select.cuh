@@ -1,4 +1,4 @@
-// Selects, on the host, how a call's tensors are accessed and which kernel computes the call. The
+// Selects, on the host, how a call's tensors are accessed and which kernel handles the call. The
 // choice covers all tensors of a call at once, so that no thread ever checks a layout or an
 // alignment.
 #pragma once
@@ -101,7 +101,7 @@ inline bool try_channels_last(Space& space, const std::vector<OperandRef>& opera
 // pixels.
 constexpr int kElementsOfThreadPair = 16;
 
-// The kernel that computes a call.
+// The kernel that handles a call.
 struct KernelChoice {
   Access access;
   // Whether this is the kernel for default options. That kernel supports no tensor that is

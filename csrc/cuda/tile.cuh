@@ -80,8 +80,8 @@ __device__ __forceinline__ Span<kWhole> first_span(const Tile& tile) {
 
 // Returns the address of a step in a tensor. In a contiguous tile of whole steps, it is a base
 // address that all threads share, plus a 32-bit offset per thread, instead of a 64-bit offset for
-// each tensor. The offset is in bytes, for which 32 bits suffice, because only a call with 2^41
-// elements has tiles of 2^30 elements (`merge_tiles`).
+// each tensor. The offset, in bytes, fits in 32 bits, because a tile has 2^30 elements only in a
+// call with 2^41 elements (`merge_tiles`).
 template <typename S, Access kAccess, bool kWhole>
 __device__ __forceinline__ S* address(void* data, int64_t offset, const Span<kWhole>& span) {
   if constexpr (kAccess == Access::kContiguous && kWhole) {

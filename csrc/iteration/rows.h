@@ -16,7 +16,7 @@ struct RowSums {
   double* partials = nullptr;  // [tiles] if tiles_per_row > 1: tile sums without the factor
 };
 
-// The value of each element of a row has the gradient factor * data[row * stride].
+// For each element of a row, the gradient of its value is factor * data[row * stride].
 struct RowGrads {
   const void* data = nullptr;  // [rows]; absent: the sums have no gradient
   int64_t stride = 1;          // 0: one value for all rows

@@ -15,8 +15,8 @@ inline int64_t tiles_of(int64_t elements) { return (elements + kTile - 1) / kTil
 
 // Elements are visited in "flat" order: the kept dimensions first, then the summed ones, so that
 // flat element e belongs to row e / cols of the KL. Neighbouring dimensions are merged if every
-// operand allows it, and dimensions of size 1 are dropped. For contiguous tensors one dimension
-// remains, and for the results of torch.chunk two.
+// operand allows it, and dimensions of size 1 are dropped. Contiguous tensors then have one
+// dimension, and the results of torch.chunk have two.
 //
 // The tiling depends only on the shape, never on the number of threads or SMs, and it fixes the
 // order of summation:

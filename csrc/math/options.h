@@ -12,7 +12,7 @@
 
 #define VAE_FUSED_OMIT(...)
 
-// The fields that kernels read, for a struct template over T.
+// The fields that kernels read. The struct must be a template with the type parameter T.
 #define VAE_FUSED_FIELD(type, name, value) type name = type(value);
 #define VAE_FUSED_FIELDS(LIST) LIST(VAE_FUSED_FIELD, VAE_FUSED_OMIT, VAE_FUSED_FIELD)
 

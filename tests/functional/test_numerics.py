@@ -133,7 +133,10 @@ def wide(t: Tensor) -> np.ndarray:
 
 
 def truth(*inputs: Tensor) -> tuple[Results, Results]:
-    """Returns the results and their terms' summed magnitudes, to which errors are relative."""
+    """Returns the results, and for each result the sum of the magnitudes of its terms.
+
+    Errors are relative to this sum.
+    """
     mu, x, eps, grad_z, grad_kl = map(wide, inputs)
     noise, h = np.exp(x / 2) * eps, np.expm1(x)
     series = sum((x**n / math.factorial(n) for n in range(25, 1, -1)), np.zeros_like(x))

@@ -22,6 +22,6 @@ An instruction, modifier or operand that is not defined here causes an error whe
 decoded. Accesses outside of registered buffers and of shared memory are errors, and so are races
 between the warps of a block, shuffles from absent lanes and threads that wait forever.
 
-Limits: Memory is sequentially consistent, so a missing fence is not detected. The payload of a
-computed NaN is numpy's. Timing, caches and the scoreboard are not modelled.
+Limits: Memory is sequentially consistent, so a missing fence is not detected. A NaN that arithmetic
+produces has the payload that numpy gives it. Timing, caches and the scoreboard are not modelled.
 """

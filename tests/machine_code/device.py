@@ -21,7 +21,7 @@ from .warps import LANES, Environment, Shared, Warps
 
 THREADS = 256  # per block, in all kernels
 # The number of blocks that are resident together, and the number of groups to which their warps are
-# assigned. numpy takes as long for 100 lanes as for 1000, so larger groups are more efficient.
+# assigned. numpy takes as long for 100 lanes as for 1000, so a few large groups are faster.
 RESIDENT, GROUPS = 16, 2
 
 # Offsets in constant bank 0 of sm_90: the block and grid sizes, the end of the stack, and the

@@ -4,9 +4,9 @@ The hardware's exact bits are not documented, so a test must pass for any value 
 Here, each argument has a random error. Within a launch, the error depends only on the argument, as
 in hardware, because divisions of uniform values rely on that. Another launch has different errors.
 
-The bounds are those of the PTX ISA for the instructions that ptxas compiles to a single MUFU, the
-`.approx.ftz` forms ("Floating Point Instructions", `rcp`, `sqrt`, `rsqrt`, `sin`, `cos`, `lg2`,
-`ex2`; the CUDA C++ Programming Guide's table of intrinsic functions agrees). Because of `.ftz`,
+The bounds are those of the PTX ISA ("Floating Point Instructions") for the `.approx.ftz` forms of
+`rcp`, `sqrt`, `rsqrt`, `sin`, `cos`, `lg2` and `ex2`, each of which ptxas compiles to a single
+MUFU. The table of intrinsic functions in the CUDA C++ Programming Guide agrees. Because of `.ftz`,
 subnormal arguments and results are flushed to zeros of the same sign.
 
   RCP     1 ulp

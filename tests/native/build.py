@@ -284,7 +284,7 @@ def launcher(variant: str) -> list[str] | None:
         command = [*CXX, *SANITIZERS[variant], str(source), "-o", str(target)]
         if subprocess.run(command, capture_output=True).returncode != 0:
             return None
-        # ThreadSanitizer of GCC 12 may not start if the kernel randomises more than 28 bits.
+        # GCC 12's ThreadSanitizer may not start if Linux randomises more than 28 address bits.
         fixed = ["setarch", platform.machine(), "-R"]
         for prefix in ([], fixed, [f"qemu-{target_machine()}"]):
             try:

@@ -28,7 +28,7 @@ def ulps(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def floats_between(low: float, high: float, n: int) -> np.ndarray:
-    """Returns n floats that are evenly spaced by their bits, so that all exponents occur."""
+    """Returns n floats whose bit patterns are evenly spaced, so that all exponents occur."""
     a, b = np.float32([low, high]).view(np.uint32).astype(np.int64)
     return np.linspace(a, b, n).round().astype(np.uint32).view(np.float32)
 

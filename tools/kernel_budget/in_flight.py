@@ -1,8 +1,8 @@
 """Counts the bytes that a kernel has in flight: requested from global memory, but not yet arrived.
 
 A thread runs in order until it uses a loaded value that has not arrived. All loads that it has
-issued by then are in flight together and take one latency. The loads of a hot path therefore form
-rounds:
+issued by then are in flight together, and their latencies overlap. The loads of a hot path
+therefore form rounds:
 
   A round begins with the first load after the end of the previous round. It ends where an
   instruction, even a move or a store, first uses the value of any of the round's loads. All loads

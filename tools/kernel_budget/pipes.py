@@ -1,13 +1,13 @@
 """Computes for how many cycles a warp's instruction occupies a pipe of an SM.
 
 Each of an SM's four parts has one pipe of each kind. The cycles follow from the throughputs in the
-CUDA C++ Programming Guide (arithmetic instructions): at 128 results per cycle and SM, the 32 lanes
-of a warp occupy a part for one cycle, at 64 for two, and at 16 for eight. The throughput of
-IMAD.WIDE is not published; it is assumed to be half that of IMAD.
+CUDA C++ Programming Guide (arithmetic instructions). With 128 results per cycle per SM, a warp of
+32 lanes occupies a pipe for one cycle, with 64 results for two cycles, and with 16 for eight. The
+throughput of IMAD.WIDE is not published; it is assumed to be half that of IMAD.
 
-  sm_75, 80    One FMA pipe of 16 lanes for floats and integer products (64 per cycle and SM).
+  sm_75, 80    One FMA pipe of 16 lanes for floats and integer products (64 per cycle per SM).
   sm_86, 89    Two FMA pipes, one of which multiplies integers; a double takes 64 cycles.
-  sm_90        As sm_89, with 64 doubles per cycle and SM.
+  sm_90        As sm_89, with 64 doubles per cycle per SM.
   sm_100       As sm_90. FADD2, FMUL2 and FFMA2 take both FMA pipes for two cycles.
   sm_120       As sm_89, with FADD2, FMUL2 and FFMA2 as on sm_100.
 

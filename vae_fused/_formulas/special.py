@@ -232,7 +232,7 @@ _stirling_error_slope = elementwise(_stirling_error_slope_value, _stirling_error
 
 
 def _shift_term(z: Tensor, k: int) -> Tensor:
-    """c(z) of :func:`stirling_error` for z >= ``k``.
+    """Return the term c(z) of :func:`stirling_error`. z must be at least ``k``.
 
     Below z = 1, the closed form is used, because it loses few digits there.
     """
@@ -244,7 +244,7 @@ def _shift_term(z: Tensor, k: int) -> Tensor:
 
 
 def _shift_slope(z: Tensor, k: int) -> Tensor:
-    """c'(z) of :func:`stirling_error_slope` for z >= ``k``."""
+    """Return the term c'(z) of :func:`stirling_error_slope`. z must be at least ``k``."""
     s = 1.0 / (2.0 * z + 1.0)
     square, series = s * s, torch.zeros_like(z)
     for n in range(_terms(z.dtype, 1.0 / (2 * max(k, 1) + 1)), 0, -1):

@@ -94,8 +94,8 @@ class DiscretizedLogistic(Kind, name="discretized_logistic"):
     :math:`\ln(1 + e^q)` and :math:`-\ln(1 - e^{q - p})`, where p and q are the two arguments of
     :math:`\sigma`. This sum stays accurate where p(x) is small, so the code never switches to the
     density. Where p(x) is below 1e-5, vdvae uses the density times the step size, which is wrong by
-    a factor of up to :math:`\sinh(d/2) / (d/2)` with d = p - q. It also treats targets beyond 0.999
-    as the ends of the grid, for any number of bits.
+    a factor of up to :math:`\sinh(d/2) / (d/2)` with d = p - q. It also treats targets below -0.999
+    or above 0.999 as the first or the last value of the grid, for any number of bits.
 
     ``output`` is ``(mean, log_scale)``, and ``log_scale`` broadcasts to the mean. For 8-bit pixels,
     the target is ``pixels / 127.5 - 1``, in float32 or wider. The target gets no gradient.

@@ -8,10 +8,10 @@
 namespace vae_fused::cuda {
 
 // The options of the general kernels. These kernels exist for kStrided, kChannelsLast and kScalar,
-// but in double precision only for kScalar. They also compute calls with default options that the
-// kernels for DefaultOptions cannot: those with an explicit eps, with a value broadcast along a
-// vector, or without vectors. The kernels for DefaultOptions access memory only in vectors, and
-// always generate their noise from the key.
+// but in double precision only for kScalar. They also handle the calls with default options that
+// the kernels for DefaultOptions do not support: calls with an explicit eps, with a value that is
+// broadcast along a vector, or with tensors that cannot be accessed in vectors. The kernels for
+// DefaultOptions access memory only in vectors, and always generate their noise from the key.
 template <typename T>
 struct OptionsOnDevice : math::LatentOptions<T> {
   math::DeviceScalars scalars;  // these replace some of the numbers

@@ -52,9 +52,9 @@ __device__ void finish_columns(const FinishParams& p, const Finish& f, int64_t b
   static_cast<double*>(f.sum.out.data)[column * f.sum.out.stride[p.space.ndim - 1]] = sum;
 }
 
-// A row of the matrix and the offset of its value in the parameter's sums. `value` encodes the
-// coordinates in the dimensions along which the parameter varies, and `number` encodes the
-// coordinates in the other dimensions.
+// A row of the matrix, and the offset in f.sum.out of the sum that includes the row. `value`
+// encodes the coordinates in the dimensions along which the parameter varies, and `number` encodes
+// the coordinates in the other dimensions.
 struct Row {
   int64_t row = 0, offset = 0;
 };

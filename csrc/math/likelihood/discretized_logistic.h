@@ -34,7 +34,8 @@ struct DiscretizedLogistic {
   static constexpr int kInputs = 3;  // mean, log_scale, x
   static constexpr bool kIsCount = false;
 
-  // p and q, the exponentials of -|p| and -|q|, and the case to which x belongs.
+  // Intermediate values of the loss and its gradients. exp_p is e^-|p|, and exp_q is e^-|q|.
+  // is_first and is_last are true if x counts as the first or the last value of the grid.
   template <typename F>
   struct Edges {
     F scale, inverse, p, q, exp_p, exp_q, width;  // scale is s, inverse i, width d

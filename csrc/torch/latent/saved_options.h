@@ -24,7 +24,7 @@ inline size_t scalar_slots(const GivenOptions& options) {
   return options.has_scalars() ? kDeviceScalars : 0;
 }
 
-// Saves the tensors in the slots from `slot` on.
+// Saves the tensors in consecutive slots, of which `slot` is the first.
 template <typename Node>
 void save_scalars(Node& node, size_t slot, const GivenOptions& options) {
   options.for_each_scalar([&](const char*, const OptionalTensor& t) { node.save(slot++, t); });

@@ -14,7 +14,7 @@ struct KlNumbers {
   std::optional<double> capacity_value;  // none: no capacity
 };
 
-// Checks the tensors and binds them. A 0-d KL is already reduced, as the loss is.
+// Checks the tensors and binds them. A 0-d KL has already been reduced, so its factor is 1.
 KlTerm bind_kl(const Tensor& kl, const KlNumbers& numbers, const Reduction& reduced,
                int64_t results, at::ScalarType dtype);
 
