@@ -94,7 +94,8 @@ $(VENV)/.%-requirements: requirements/%.txt $(TORCH_STAMP)
 	$(PIP) -r $<
 	@touch $@
 
-$(VENV)/.examples-requirements: requirements/demo.txt
+# With `make -j`, pip must not replace libraries that the build uses.
+$(VENV)/.examples-requirements: requirements/demo.txt | $(BUILD_STAMP)
 
 # Packages in which vae_fused replaces the latent or the loss. `steps` measures these packages, and
 # `test-all` compares vae_fused with them.
