@@ -76,9 +76,10 @@ struct Runner {
 
 // With the race detector, a new runner takes 0.2 ms and 0.8 MB. Runners are therefore reused once
 // the host has waited for their launches, because all of their accesses then precede any later
-// ones. Within a launch, the last kMost threads have separate runners, because otherwise accesses
-// by different blocks would appear to be ordered. Blocks that are further apart share runners, so
-// races between them are found only if closer blocks have the same race.
+// ones. Until then, the last kMost threads of all streams have separate runners, because otherwise
+// accesses by different blocks would appear to be ordered. A race between two blocks is not found
+// if the later one reuses the runners of the earlier one, which happens at distances of a multiple
+// of kMost threads.
 class Runners {
  public:
   Runner& take() {
@@ -107,6 +108,7 @@ class Runners {
   // Each release and acquire of TSan takes time in proportion to the number of its threads. The
   // largest blocks of the kernels have 256 threads.
   static constexpr size_t kMost = 1280;
+  static_assert(kMost >= kMaxThreads, "a block needs separate runners");
   std::deque<std::unique_ptr<Runner>> used_, idle_;
 };
 

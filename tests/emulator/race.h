@@ -1,7 +1,7 @@
 // Reports to ThreadSanitizer which operations order memory. In other builds, the functions here do
 // nothing.
 //
-// Each CUDA thread is a separate TSan thread, which the launch creates. Only the following
+// Each CUDA thread runs as a separate TSan thread (see Runners in block.cpp). Only the following
 // operations order it with respect to other threads:
 //
 //   token       an address for releases and acquires of clocks; barriers have two

@@ -147,7 +147,7 @@ def test_what_the_machine_lacks_is_an_error():
         assert "VAE_FUSED_CPU_CAPABILITY=avx512: " in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", HERE[:1])
+@pytest.mark.parametrize("name", HERE[:2])
 def test_the_diagnosis_shows_it(name):
     done = run("-m", "vae_fused.env", "--json", VAE_FUSED_CPU_CAPABILITY=name)
     report = json.loads(done.stdout)

@@ -47,12 +47,7 @@ INCLUDES = [f"-I{CSRC}", f"-I{NATIVE}", f"-I{EMULATOR}", f"-I{EMULATOR / 'includ
 LIMITS = ["-DVAE_FUSED_ENOUGH_BLOCKS=(::emu::config().enough_blocks)"]
 SANITIZERS = {
     "plain": [],
-    # AddressSanitizer finds what -fsanitize=null,object-size would find, at lower cost.
-    "asan": [
-        "-fsanitize=address,undefined",
-        "-fno-sanitize=null,object-size",
-        "-fno-sanitize-recover=undefined",
-    ],
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-fsanitize=thread"],
 }
 if "clang" not in CXX[0]:  # checks are calls, which compile in half the time of inline code

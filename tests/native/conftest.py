@@ -55,7 +55,7 @@ def command(config: pytest.Config, variant: str) -> list[str]:
 
 @pytest.fixture(scope="session", params=["asan", "tsan"])
 def sanitizer(request: pytest.FixtureRequest) -> str:
-    command(request.config, request.param)  # builds it before a test starts threads
+    command(request.config, request.param)  # builds it
     return request.param
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,15 +39,32 @@ def test_both_commands_are_documented(name: str) -> None:
     assert "make test-all" in text and re.search(r"make test\b(?!-)", text)
 
 
-@pytest.mark.parametrize(("few", "kept"), [(0, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 2, 4]), (1, [0])])
+def test_both_commands_name_every_folder_with_tests() -> None:
+    (listed,) = re.findall(r"^FOLDERS .*tests/,([\w ]+)\)$", (ROOT / "Makefile").read_text(), re.M)
+    folders = {path.relative_to(ROOT / "tests").parts[0] for path in TESTS}
+    assert {*listed.split(), "speed"} == folders
+
+
+@pytest.mark.parametrize(
+    ("few", "kept"), [(None, range(6)), (2, [0, 5]), (3, [0, 2, 5]), (9, range(6))]
+)
 def test_few_keeps_evenly_spaced_parametrizations_of_each_function(
-    few: int, kept: list[int]
+    few: int | None, kept: Iterable[int]
 ) -> None:
-    names = [*(f"tests/a/b.py::f[{i}]" for i in range(7)), "tests/a/b.py::g", "tests/a/b.py::h[x]"]
+    names = [*(f"a.py::f[{i % 2}-{i // 2}]" for i in range(6)), "a.py::g", "b.py::f[x]"]
     items: list[Any] = [Item(name) for name in names]
     skipped: list[Any] = []
     hook = SimpleNamespace(pytest_deselected=lambda items: skipped.extend(items))
     config: Any = SimpleNamespace(getoption={"few": few}.get, hook=hook)
     pytest_collection_modifyitems(config, items)
-    assert [item.nodeid for item in items] == [*(f"tests/a/b.py::f[{i}]" for i in kept), *names[7:]]
+    assert [item.nodeid for item in items] == [*(names[i] for i in kept), *names[6:]]
     assert len(items) + len(skipped) == len(names)
+
+
+def test_few_keeps_different_values_of_crossed_parameters() -> None:
+    items: list[Any] = [Item(f"a.py::f[{slow}-{fast}]") for slow in "abc" for fast in "xy"]
+    hook = SimpleNamespace(pytest_deselected=lambda items: None)
+    config: Any = SimpleNamespace(getoption={"few": 3}.get, hook=hook)
+    pytest_collection_modifyitems(config, items)
+    slow, fast = ({item.nodeid[at] for item in items} for at in (-4, -2))
+    assert slow == set("abc") and fast == set("xy")
