@@ -99,10 +99,10 @@ EQUIVALENT: dict[str, str] = {
     r"vae_fused/iwae\.py:_bound local ties": "Each element is 0 or minus infinity.",
     r"\S+:\S+ (?:local [^=]+|return) = torch\.zeros_like": "The value is 0.",
     r"vae_fused/_formulas/gaussian\.py:_growth local (?:smallest|\(low, high\))": (
-        "It chooses between two forms, which are both right to rounding near the bound."
+        "It chooses between two forms, which are both accurate to within rounding near the bound."
     ),
     r"vae_fused/_formulas/likelihood\.py:_log_or local tiny": (
-        "It chooses between two forms, which are both right to rounding near the bound."
+        "It chooses between two forms, which are both accurate to within rounding near the bound."
     ),
     r"vae_fused/_formulas/gaussian\.py:balanced local toward_p 1": (
         "The value of a divergence is the one toward q, and this one has no gradient."
