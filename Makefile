@@ -165,9 +165,10 @@ gpu-wheels: $(TORCH_STAMP)
 # `python -m pytest` would import the sources next to the tests, so this uses the pytest command. A
 # worker runs whole files, because some tests of a file cannot run at the same time. All workers must
 # collect the same tests in the same order. Some test parameters are sets, so the hash seed is fixed.
-# Each worker has as many OpenMP threads as the machine has cores. Threads that spin while they wait
-# took a third of the processor time.
-PYTEST := PYTHONHASHSEED=0 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Each worker has as many OpenMP threads as the machine has cores. Their waits are passive, because
+# spinning took a third of the processor time.
+PYTEST := PYTHONHASHSEED=0 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 \
+    --dist loadfile --no-loadscope-reorder
 
 test: $(BUILD_STAMP) $(VENV)/.test-requirements
 	$(PYTEST) $(SELECTION) $(PYTEST_ARGS)

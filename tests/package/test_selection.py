@@ -20,6 +20,16 @@ class Item:
         self.nodeid = name
 
 
+def selected(names: list[str], few: int | None) -> tuple[list[str], list[str]]:
+    """Returns the names that ``--few`` keeps, and the names that it skips."""
+    items: list[Any] = [Item(name) for name in names]
+    skipped: list[Any] = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: skipped.extend(items))
+    config: Any = SimpleNamespace(getoption={"few": few}.get, hook=hook)
+    pytest_collection_modifyitems(config, items)
+    return [item.nodeid for item in items], [item.nodeid for item in skipped]
+
+
 def required(text: str) -> set[str]:
     return set(re.findall(r"^([\w-]+)", text, re.MULTILINE))
 
@@ -52,19 +62,12 @@ def test_few_keeps_evenly_spaced_parametrizations_of_each_function(
     few: int | None, kept: Iterable[int]
 ) -> None:
     names = [*(f"a.py::f[{i % 2}-{i // 2}]" for i in range(6)), "a.py::g", "b.py::f[x]"]
-    items: list[Any] = [Item(name) for name in names]
-    skipped: list[Any] = []
-    hook = SimpleNamespace(pytest_deselected=lambda items: skipped.extend(items))
-    config: Any = SimpleNamespace(getoption={"few": few}.get, hook=hook)
-    pytest_collection_modifyitems(config, items)
-    assert [item.nodeid for item in items] == [*(names[i] for i in kept), *names[6:]]
-    assert len(items) + len(skipped) == len(names)
+    found, skipped = selected(names, few)
+    assert found == [*(names[i] for i in kept), *names[6:]]
+    assert len(found) + len(skipped) == len(names)
 
 
 def test_few_keeps_different_values_of_crossed_parameters() -> None:
-    items: list[Any] = [Item(f"a.py::f[{slow}-{fast}]") for slow in "abc" for fast in "xy"]
-    hook = SimpleNamespace(pytest_deselected=lambda items: None)
-    config: Any = SimpleNamespace(getoption={"few": 3}.get, hook=hook)
-    pytest_collection_modifyitems(config, items)
-    slow, fast = ({item.nodeid[at] for item in items} for at in (-4, -2))
+    found, _ = selected([f"a.py::f[{slow}-{fast}]" for slow in "abc" for fast in "xy"], 3)
+    slow, fast = ({name[at] for name in found} for at in (-4, -2))
     assert slow == set("abc") and fast == set("xy")

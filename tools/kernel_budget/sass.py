@@ -200,7 +200,7 @@ def order(flow: Graph, start: int, inside: Collection[int] | None = None) -> dic
 
 
 def loops(flow: Graph) -> dict[int, set[int]]:
-    """Return the blocks of each natural loop, by the address of its header."""
+    """Return the blocks of natural loops, by the address of the header, which dominates them."""
     edges = [(b, to) for b in order(flow, flow.entry) for to in flow.successors[b]]
     dominators = nx.immediate_dominators(flow.successors, flow.entry)
     found: dict[int, set[int]] = {}
