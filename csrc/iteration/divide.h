@@ -6,7 +6,7 @@
 namespace vae_fused {
 
 // Divides 0 <= n < 2^(B-1) by an invariant d, where W is a B-bit integer (Granlund and Montgomery
-// 1994, with n doubled so that the multiplier fits into W for every d):
+// 1994, with n doubled so that the multiplier fits into W for all d):
 //
 //   l = ceil(log2 d),  m = floor(2^(B-1 + l) / d) + 1,  n / d = 2n m / 2^B / 2^l
 //

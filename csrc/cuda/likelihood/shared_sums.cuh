@@ -20,8 +20,8 @@ struct SharedSum {
 
 struct SumPlan;
 
-// The elements of a task, which a thread block computes in pieces of several lines. Values that are
-// not needed for every piece are recomputed from the task index, because registers are scarce.
+// The elements of a task, which a thread block computes in pieces of several lines. Values that
+// only some pieces need are recomputed from the task index, because registers are scarce.
 struct Task {
   int64_t row, column;      // the first row and column
   int rows, columns, done;  // done: rows of earlier pieces

@@ -25,7 +25,7 @@
 //
 // and they are added to the gradient through d. The term -w^2 / 2 is computed directly. If
 // -w / sigma were passed on through z, it could overflow before it is multiplied by sigma again.
-// Where q = p, the sum of all terms of the gradient is 0 for every z.
+// If q = p, the terms of the gradient add up to 0 for all z.
 #pragma once
 
 #include "math/latent/gaussian.h"

@@ -12,7 +12,7 @@
 //   count_term_adjoint(o, in, grad, out)    what x > 0 adds to `out`
 //   log_terms(in)                           the terms of a value, if kHasLogTerms
 //
-// A kernel calls `value` and `adjoint` for every element. It collects the elements where x is not
+// A kernel calls `value` and `adjoint` for each element. It collects the elements where x is not
 // 0, without gaps between them, and calls `count_term` and `count_term_adjoint` only for these. The
 // gradient of a target that is a count is 0.
 //

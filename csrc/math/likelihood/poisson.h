@@ -12,7 +12,7 @@
 //
 //   d/dm = 1 - x / m = (m - x) / m
 //
-// This formula is valid for every element, so `count_term_adjoint` has nothing to add.
+// This formula applies to all elements, so `count_term_adjoint` has nothing to add.
 //
 // Error in float: at most 8 * 2^-24 times |m| + |x ln m| + ln x! for the value (1e-6 relative for x
 // up to 16), and 8 * 2^-24 relative for the gradient. A front end adds 4 * 2^-24 |x - m| max(1,

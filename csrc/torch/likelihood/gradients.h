@@ -1,4 +1,4 @@
-// The gradients of a call, for every backward operator of the family.
+// Computes the gradients of a call. All backward operators of the family use this function.
 #pragma once
 
 #include "torch/likelihood/observations.h"
