@@ -23,6 +23,8 @@
 #if defined(__CUDACC__)
 #define VAE_FUSED_HD __host__ __device__ __forceinline__
 #define VAE_FUSED_NOINLINE_DEVICE __host__ __device__ __noinline__ inline
+#elif defined(VAE_FUSED_EMULATOR)  // calls compile in half the time of inlined code
+#define VAE_FUSED_HD inline
 #elif defined(__GNUC__)
 #define VAE_FUSED_HD inline __attribute__((always_inline))
 #else

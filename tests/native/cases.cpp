@@ -73,6 +73,7 @@ void run_sum(const std::string& name) {
       {"missing_release_fence", Fault::kMissingReleaseFence},
       {"missing_acquire_fence", Fault::kMissingAcquireFence},
       {"off_by_one", Fault::kOffByOne},
+      {"shared_overrun", Fault::kSharedOverrun},
       {"misaligned", Fault::kMisaligned},
       {"deadlock", Fault::kDeadlock},
   };

@@ -17,6 +17,7 @@ enum class Fault : int {
   kMissingReleaseFence,  // the ticket is drawn before the partial sum is visible
   kMissingAcquireFence,  // the last block reads partial sums without a fence after the ticket
   kOffByOne,             // the tail reads one element too many
+  kSharedOverrun,        // a read of one element too many from shared memory, through a pointer
   kMisaligned,           // a 16-byte load from a 4-byte aligned address
   kDeadlock,             // half waits at a barrier, the other half at a shuffle with the first half
   kDivergentBarrier,     // two halves of a block at two different barriers

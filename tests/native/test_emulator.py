@@ -216,6 +216,7 @@ def test_sanitizers_accept_correct_kernels(case: Case, sanitizer: str, name: str
     ("variant", "fault", "reports"),
     [
         ("asan", "off_by_one", ["heap-buffer-overflow", "probes.cu:"]),
+        ("asan", "shared_overrun", ["insufficient space", "probes.cu:"]),
         ("asan", "misaligned", ["misaligned address", "probes.cu:"]),
         ("asan", "deadlock", ["deadlock in block"]),
         ("tsan", "deadlock", ["deadlock in block"]),
