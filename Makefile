@@ -12,8 +12,8 @@
 #            GPU_ARGS: further arguments            make test PYTEST_ARGS="-k philox -x"
 #   EXAMPLES, FIGURES   the examples to run, and the folder: make examples EXAMPLES=bayesian_mlp
 #            single_cell needs scvi-tools, which needs Python 3.11 or newer.
-#   SELECTION   the tests of `make test`. The default excludes the native tests, the tests of the tools,
-#            slow tests, and tests that require the packages in requirements/packages.txt.
+#   SELECTION   the tests of `make test`. The default, $(PACKAGE_TESTS), excludes the native tests, the
+#            tests of the tools, slow tests, and tests that require requirements/packages.txt.
 #   WORKERS  processes that run tests, by default one per core: make test WORKERS=0 PYTEST_ARGS=--pdb
 #   PAIRS    pairs of Python and torch to test:     make matrix PAIRS="python3.12:2.11.0 python3.13:2.14.1"
 #   BUNDLE_TORCH, BUNDLE_PYTHON, BUNDLE_ARCH, BUNDLE_VENV   the machine that the wheels of `gpu-bundle` are
@@ -36,7 +36,8 @@ WORKERS  ?= auto
 # The folders with the longest files come first, because a worker runs whole files, and the others
 # would wait for a long one at the end.
 FOLDERS  := $(addprefix tests/,usage tools native layers package gpu functional)
-SELECTION ?= $(filter-out %/native %/tools,$(FOLDERS)) -m "not slow and not packages"
+PACKAGE_TESTS = $(filter-out %/native %/tools,$(FOLDERS)) -m "not slow and not packages"
+SELECTION ?= $(PACKAGE_TESTS)
 CXX_SOURCES = $(shell find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PACKAGE_SOURCES := $(sort setup.py pyproject.toml $(wildcard build_support/*.py LICENSE README.md) \
     $(shell find csrc vae_fused -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \
@@ -50,7 +51,7 @@ TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
     $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
 
-.PHONY: help environment build demo examples test test-all bench steps regressions mutations budget gpu gpu-bundle \
+.PHONY: help environment environment-all build demo examples test test-all bench steps regressions mutations budget gpu gpu-bundle \
     gpu-wheels matrix lint format clean
 .DEFAULT_GOAL := help
 
@@ -111,8 +112,9 @@ $(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requireme
 
 build: $(BUILD_STAMP)
 
-# Downloads everything that `make test` needs.
+# Downloads everything that `make test` needs, and everything that `make test-all` needs.
 environment: $(VENV)/.test-requirements
+environment-all: environment $(VENV)/.packages-requirements
 
 demo: $(BUILD_STAMP) $(VENV)/.demo-requirements
 	$(BIN)/python examples/train_digits.py --compare --out digits.png $(DEMO_ARGS)

@@ -238,8 +238,13 @@ def make_extension(plan: Plan, torch) -> setuptools.Extension:
 
     # With the prefix map, paths in error messages and debug info start at the project's root.
     cxx = [*cxx_flags(), f"-ffile-prefix-map={ROOT}{os.sep}="]
+    # Without this macro, the autograd headers of torch include all operators: 3 s per file.
+    macros = [("AT_PER_OPERATOR_HEADERS", None)]
+    if plan.toolkit is not None:
+        macros.append(("VAE_FUSED_WITH_CUDA", None))
     common = {
         "include_dirs": [str(ROOT / "csrc")],
+        "define_macros": macros,
         "depends": headers(),
         "py_limited_api": not sysconfig.get_config_var("Py_GIL_DISABLED"),
     }
@@ -257,7 +262,6 @@ def make_extension(plan: Plan, torch) -> setuptools.Extension:
         "vae_fused._C",
         sources(plan),
         extra_compile_args={"cxx": cxx, "nvcc": nvcc_flags()},
-        define_macros=[("VAE_FUSED_WITH_CUDA", None)],
         **common,
     )
     link_cudart(extension, torch)

@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--few",
         type=int,
         metavar="N",
-        help="run at most N evenly spaced parametrizations of each test function",
+        help="run at most N evenly spaced parametrizations of each test function, except in native",
     )
 
 
@@ -55,10 +55,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if few < 2:
         raise pytest.UsageError(f"--few must be at least 2, got {few}")
     functions: dict[str, list[pytest.Item]] = {}
+    native = [item for item in items if item.nodeid.startswith("tests/native/")]
     for item in items:
         functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
     # The first and the last are kept, so that parameters that vary fast have different values.
     kept = {of[i * (len(of) - 1) // (few - 1)] for of in functions.values() for i in range(few)}
+    kept.update(native)  # each of their parametrizations has its own kernel
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 

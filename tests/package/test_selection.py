@@ -67,6 +67,12 @@ def test_few_keeps_evenly_spaced_parametrizations_of_each_function(
     assert len(found) + len(skipped) == len(names)
 
 
+def test_few_keeps_all_native_tests() -> None:
+    names = [f"tests/{folder}/a.py::f[{i}]" for folder in ("native", "usage") for i in range(6)]
+    found, _ = selected(names, 2)
+    assert found == [*names[:6], names[6], names[11]]
+
+
 def test_few_keeps_different_values_of_crossed_parameters() -> None:
     found, _ = selected([f"a.py::f[{slow}-{fast}]" for slow in "abc" for fast in "xy"], 3)
     slow, fast = ({name[at] for name in found} for at in (-4, -2))
