@@ -203,25 +203,9 @@ void call(const std::string& device, const Params& params,
           void (*on_cpu)(const Params&, vae_fused::cpu::ParallelFor),
           int (*on_cuda)(const Params&, void*), const Stream* stream) {
   if (device == "cpu") return on_cpu(params, serial_for);
-  if (device != "cuda" || !on_cuda) throw std::invalid_argument("no such device: " + device);
+  if (device != "cuda") throw std::invalid_argument("no such device: " + device);
   check(on_cuda(params, handle_of(stream)));
 }
-
-#if defined(HAS_CUDA_KERNELS)
-constexpr auto kCudaForward = &vae_fused::cuda::forward;
-constexpr auto kCudaBackward = &vae_fused::cuda::backward;
-constexpr auto kCudaForwardMulti = &vae_fused::cuda::forward_multi;
-constexpr auto kCudaBackwardMulti = &vae_fused::cuda::backward_multi;
-constexpr auto kCudaStats = &vae_fused::cuda::stats;
-#else
-template <typename Params>
-constexpr int (*kNoKernel)(const vae_fused::WithScalars<Params>&, void*) = nullptr;
-constexpr auto kCudaForward = kNoKernel<vae_fused::ForwardParams>;
-constexpr auto kCudaBackward = kNoKernel<vae_fused::BackwardParams>;
-constexpr auto kCudaForwardMulti = kNoKernel<vae_fused::MultiParams>;
-constexpr auto kCudaBackwardMulti = kNoKernel<vae_fused::MultiParams>;
-constexpr auto kCudaStats = kNoKernel<vae_fused::StatsParams>;
-#endif
 
 py::dict space_of(const py::array& mu, const std::vector<int>& dims) {
   vae_fused::Operand operand;
@@ -399,7 +383,7 @@ void stats(const std::string& device, const py::array& mu, const py::array& raw,
   params.clamped = pointer<int64_t>(clamped);
   params.non_finite = pointer<int64_t>(non_finite);
   params.partials = pointer<double>(partials);
-  call(device, params, vae_fused::cpu::stats, kCudaStats, stream);
+  call(device, params, vae_fused::cpu::stats, vae_fused::cuda::stats, stream);
 }
 
 void forward(const std::string& device, const py::array& mu, const MaybeArray& raw,
@@ -428,7 +412,7 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
   params.kl.data = pointer<void>(kl);
   if (params.space.tiles_per_row > 1) params.kl.partials = pointer<double>(partials);
   params.key_out = pointer<uint64_t>(key_out);
-  call(device, params, &vae_fused::cpu::forward, kCudaForward, stream);
+  call(device, params, &vae_fused::cpu::forward, vae_fused::cuda::forward, stream);
 }
 
 // Returns the kernel choice for a forward call with these tensors, a KL, and noise from a key.
@@ -477,7 +461,7 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
                             {"mask", view(mask, mu, true)},
                             {"grad_prior_mean", view(grad_prior_mean, mu)},
                             {"grad_prior_raw", view(grad_prior_raw, mu)}});
-  call(device, params, &vae_fused::cpu::backward, kCudaBackward, stream);
+  call(device, params, &vae_fused::cpu::backward, vae_fused::cuda::backward, stream);
 }
 
 // Runs a call for a list of contiguous arrays. Without `grads`, it runs forward and writes `out`,
@@ -524,11 +508,12 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
   }
   if (grads) {
     params.grad_kl = kl.data();
-    return call(device, params, &vae_fused::cpu::backward_multi, kCudaBackwardMulti, stream);
+    return call(device, params, &vae_fused::cpu::backward_multi, vae_fused::cuda::backward_multi,
+                stream);
   }
   params.kl = const_cast<void*>(kl.data());
   params.partials = pointer<double>(partials);
-  call(device, params, &vae_fused::cpu::forward_multi, kCudaForwardMulti, stream);
+  call(device, params, &vae_fused::cpu::forward_multi, vae_fused::cuda::forward_multi, stream);
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -560,8 +545,6 @@ class Scratch {
  private:
   std::vector<double> values_;
 };
-
-#if defined(HAS_CUDA_KERNELS)
 
 using vae_fused::TargetType;
 
@@ -729,8 +712,6 @@ void bind_likelihoods(py::module_& m) {
         "library"_a = py::none(), "row_max"_a, "row_shift"_a, "stream"_a = nullptr);
 }
 
-#endif
-
 // -------------------------------------------------------------------------------------------------
 // The emulator
 // -------------------------------------------------------------------------------------------------
@@ -877,11 +858,8 @@ PYBIND11_MODULE(_native, m) {
   auto probes = m.def_submodule("probes");
   bind_probes(probes);
 
-  m.attr("has_cuda_kernels") = kCudaForward != nullptr;
-#if defined(HAS_CUDA_KERNELS)
   m.def("is_of_earlier_work", &vae_fused::cuda::is_of_earlier_work);
   bind_likelihoods(m);
-#endif
   m.def("space", &space_of, "mu"_a, "dims"_a);
   m.def("divide", [](int64_t n, int64_t d) { return n / vae_fused::divisor(d); });
   m.def("divide32",

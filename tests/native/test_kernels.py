@@ -52,13 +52,6 @@ SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
-@pytest.fixture
-def kernels(native: ModuleType) -> ModuleType:
-    if not native.has_cuda_kernels:
-        pytest.skip("csrc/cuda is empty")
-    return native
-
-
 def inputs(native: ModuleType, shape: tuple[int, ...], dtype: str, layout: str) -> list[np.ndarray]:
     """Returns mu, raw, eps and grad_z."""
     rng = np.random.default_rng(0)
@@ -102,11 +95,11 @@ NAMES = ("z", "kl", "grad_mu", "grad_raw")
 @pytest.mark.parametrize("layout", ["dense", "chunked", "transposed"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_devices_agree(kernels: ModuleType, shape: str, dtype: str, layout: str) -> None:
-    cpu, cuda = (run(kernels, device, shape, dtype, layout) for device in ("cpu", "cuda"))
+def test_the_devices_agree(native: ModuleType, shape: str, dtype: str, layout: str) -> None:
+    cpu, cuda = (run(native, device, shape, dtype, layout) for device in ("cpu", "cuda"))
     rtol = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2}[dtype]
     for name in NAMES:
-        a, b = (values(kernels, getattr(call, name)) for call in (cuda, cpu))
+        a, b = (values(native, getattr(call, name)) for call in (cuda, cpu))
         np.testing.assert_allclose(a, b, rtol=2e-6 if name == "kl" else rtol, atol=rtol)
     assert cuda.key is not None and tuple(cuda.key) == KEY
 
@@ -115,18 +108,18 @@ def test_the_devices_agree(kernels: ModuleType, shape: str, dtype: str, layout: 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_offsets_are_the_same_as_those_of_large_tensors(
-    kernels: ModuleType, shape: str, dtype: str, layout: str
+    native: ModuleType, shape: str, dtype: str, layout: str
 ) -> None:
     """Views with offsets above 2^31 are read element by element and summed in a different order."""
-    small = run(kernels, "cuda", shape, dtype, layout)
-    kernels.emulator.configure(large=True)
-    large = run(kernels, "cuda", shape, dtype, layout)
+    small = run(native, "cuda", shape, dtype, layout)
+    native.emulator.configure(large=True)
+    large = run(native, "cuda", shape, dtype, layout)
     sizes, dims = SHAPES[shape]
-    mu, raw, *_ = inputs(kernels, sizes, dtype, layout)
-    is_contiguous = kernels.select_kernel(mu, raw, empty_like(mu), dims)["access"] == "contiguous"
+    mu, raw, *_ = inputs(native, sizes, dtype, layout)
+    is_contiguous = native.select_kernel(mu, raw, empty_like(mu), dims)["access"] == "contiguous"
     rtol = 0.0 if is_contiguous else 2e-6 if dtype == "float32" else 1e-2
     for name in NAMES:
-        a, b = (values(kernels, getattr(call, name)) for call in (large, small))
+        a, b = (values(native, getattr(call, name)) for call in (large, small))
         np.testing.assert_allclose(a, b, rtol=min(rtol, 2e-6) if name == "kl" else rtol, atol=rtol)
 
 
@@ -146,47 +139,47 @@ def test_offsets_are_the_same_as_those_of_large_tensors(
     ],
 )
 def test_common_layouts_have_their_fast_path(
-    kernels: ModuleType, dtype: str, shape: str, layout: str, access: str
+    native: ModuleType, dtype: str, shape: str, layout: str, access: str
 ) -> None:
     """Other loops would compute the same results more slowly, which no other test would detect."""
     sizes, dims = SHAPES[shape]
-    mu, raw, *_ = inputs(kernels, sizes, dtype, layout)
+    mu, raw, *_ = inputs(native, sizes, dtype, layout)
     choice = {"access": access, "is_default": True, "has_fast_path": True}
     choice["pixel_pairs"] = (shape, layout) == ("latents", "transposed") and dtype != "float32"
-    assert kernels.select_kernel(mu, raw, empty_like(mu), dims) == choice
-    kernels.emulator.configure(large=True)
-    large = kernels.select_kernel(mu, raw, empty_like(mu), dims)
+    assert native.select_kernel(mu, raw, empty_like(mu), dims) == choice
+    native.emulator.configure(large=True)
+    large = native.select_kernel(mu, raw, empty_like(mu), dims)
     assert large["access"] == (access if access == "contiguous" else "scalar")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("images", [1, 3])
-def test_chunks_of_channels_last_tensors(kernels: ModuleType, dtype: str, images: int) -> None:
+def test_chunks_of_channels_last_tensors(native: ModuleType, dtype: str, images: int) -> None:
     """With four 16-bit channels, the second half is aligned to only 8 bytes."""
     dims, rng = (1, 2, 3), np.random.default_rng(0)
     moments = rng.standard_normal((images, 8, 16, 8), dtype=np.float32)
     if dtype == "bfloat16":
-        moments = kernels.probes.to_bfloat16(moments)
+        moments = native.probes.to_bfloat16(moments)
     mu, raw = np.split(np.moveaxis(moments, -1, 1), 2, axis=1)
     results = []
     for device in ("cpu", "cuda"):
         z = np.moveaxis(np.zeros((images, 8, 16, 4), mu.dtype), -1, 1)
         kl = np.zeros(images, np.float32)
-        kernels.forward(device, mu, raw, dims=dims, z=z, kl=kl, key=KEY)
-        results.append((values(kernels, z), kl))
+        native.forward(device, mu, raw, dims=dims, z=z, kl=kl, key=KEY)
+        results.append((values(native, z), kl))
     choice = {
         "access": "channels_last",
         "is_default": True,
         "has_fast_path": True,
         "pixel_pairs": dtype == "bfloat16",
     }
-    assert kernels.select_kernel(mu, raw, z, dims) == choice
+    assert native.select_kernel(mu, raw, z, dims) == choice
     rtol = 1e-2 if dtype == "bfloat16" else 2e-6
     for (a, b), tolerance in zip(zip(*results, strict=True), (rtol, 2e-6), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_pixels_are_stored_in_pairs_where_all_begin_so(kernels: ModuleType) -> None:
+def test_pixels_are_stored_in_pairs_where_all_begin_so(native: ModuleType) -> None:
     def pixels(padding: int = 0, offset: int = 0) -> np.ndarray:
         block = np.zeros(2 * (512 + padding) + offset, np.uint16)[offset:].reshape(2, -1)
         return np.moveaxis(block[:, :512].reshape(2, 8, 16, 4), -1, 1)
@@ -198,29 +191,29 @@ def test_pixels_are_stored_in_pairs_where_all_begin_so(kernels: ModuleType) -> N
         (pixels(offset=4), False),
         (pixels(offset=8), True),
     ):
-        choice = kernels.select_kernel(pixels(), pixels(), z, (1, 2, 3))
+        choice = native.select_kernel(pixels(), pixels(), z, (1, 2, 3))
         assert choice["access"] == "channels_last" and choice["has_fast_path"]
         assert choice["pixel_pairs"] == paired
 
 
-def test_a_broadcast_tensor_has_to_be_aligned_as_the_others(kernels: ModuleType) -> None:
+def test_a_broadcast_tensor_has_to_be_aligned_as_the_others(native: ModuleType) -> None:
     """A tensor with one value per channel, expanded over pixels, is read in vectors of channels."""
     mu = np.moveaxis(np.zeros((2, 8, 16, 4), np.float32), -1, 1)
     channels = np.zeros(8, np.float32)
     for offset, access in ((0, "channels_last"), (1, "scalar"), (2, "channels_last")):
         raw = np.broadcast_to(channels[offset : offset + 4, None, None], mu.shape)
-        assert kernels.select_kernel(mu, raw, empty_like(mu), (1, 2, 3))["access"] == access
+        assert native.select_kernel(mu, raw, empty_like(mu), (1, 2, 3))["access"] == access
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_order_of_blocks_or_threads_changes_a_bit(
-    kernels: ModuleType, shape: str, dtype: str
+    native: ModuleType, shape: str, dtype: str
 ) -> None:
-    first = run(kernels, "cuda", shape, dtype, "dense")
+    first = run(native, "cuda", shape, dtype, "dense")
     for seed, sm_count in ((2, 132), (3, 1), (4, 4)):
-        kernels.emulator.configure(seed=seed, sm_count=sm_count)
-        again = run(kernels, "cuda", shape, dtype, "dense")
+        native.emulator.configure(seed=seed, sm_count=sm_count)
+        again = run(native, "cuda", shape, dtype, "dense")
         for name in NAMES:
             np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
 
@@ -230,30 +223,30 @@ def test_no_order_of_blocks_or_threads_changes_a_bit(
 @pytest.mark.parametrize("word", [2**32, 2**64])
 @pytest.mark.parametrize("before", [1, 100, 511, 512, 513, 1024])
 def test_a_counter_may_wrap_within_a_tile(
-    kernels: ModuleType, layout: str, dtype: str, word: int, before: int
+    native: ModuleType, layout: str, dtype: str, word: int, before: int
 ) -> None:
     """On the fast path, all counters of a tile (of 512 blocks in float) share one high word."""
     shape = "one long row" if layout == "dense" else "summed large deep images"
     cpu, cuda = (
-        run(kernels, device, shape, dtype, layout, key=(7, word - before))
+        run(native, device, shape, dtype, layout, key=(7, word - before))
         for device in ("cpu", "cuda")
     )
     rtol = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1e-2}[dtype]
     for name in NAMES:
-        a, b = (values(kernels, getattr(call, name)) for call in (cuda, cpu))
+        a, b = (values(native, getattr(call, name)) for call in (cuda, cpu))
         np.testing.assert_allclose(a, b, rtol=2e-6 if name == "kl" else rtol, atol=rtol)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("high", [np.inf, 200.0, 150.0])
 def test_the_gradient_ends_at_the_clamp_and_not_where_exponentials_do(
-    kernels: ModuleType, dtype: str, high: float
+    native: ModuleType, dtype: str, high: float
 ) -> None:
     """Forward kernels clip exponents at 178, because larger ones do not change their results."""
     raw = np.resize(np.float32([0, -9, 120, 149, 151, 179, 199, 201, 999, np.inf, np.nan]), 4099)
     mu, grad_z = np.ones_like(raw), np.full_like(raw, 1e-30)
     if dtype == "bfloat16":
-        mu, raw, grad_z = (kernels.probes.to_bfloat16(x) for x in (mu, raw, grad_z))
+        mu, raw, grad_z = (native.probes.to_bfloat16(x) for x in (mu, raw, grad_z))
     options = {
         "dims": (0,),
         "key": KEY,
@@ -262,8 +255,8 @@ def test_the_gradient_ends_at_the_clamp_and_not_where_exponentials_do(
     grad_kl = np.full(1, 1e-30, np.float32)
     cpu, cuda = (
         values(
-            kernels,
-            backward(kernels, device, mu, raw, grad_z=grad_z, grad_kl=grad_kl, **options).grad_raw,
+            native,
+            backward(native, device, mu, raw, grad_z=grad_z, grad_kl=grad_kl, **options).grad_raw,
         )
         for device in ("cpu", "cuda")
     )
@@ -273,46 +266,46 @@ def test_the_gradient_ends_at_the_clamp_and_not_where_exponentials_do(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_call_is_one_launch_each_way(kernels: ModuleType, shape: str) -> None:
-    before = kernels.emulator.launches()
-    run(kernels, "cuda", shape, "float32", "dense")
-    assert kernels.emulator.launches() - before == 2
+def test_a_call_is_one_launch_each_way(native: ModuleType, shape: str) -> None:
+    before = native.emulator.launches()
+    run(native, "cuda", shape, "float32", "dense")
+    assert native.emulator.launches() - before == 2
 
 
 @pytest.mark.parametrize("shape", ["one long row", "long rows", "long rows by groups of lanes"])
-def test_calls_on_two_streams_do_not_meet(kernels: ModuleType, shape: str) -> None:
+def test_calls_on_two_streams_do_not_meet(native: ModuleType, shape: str) -> None:
     sizes, dims = SHAPES[shape]
-    mu, raw, *_ = inputs(kernels, sizes, "float32", "dense")
-    expected = forward(kernels, "cuda", mu, raw, dims=dims, key=KEY)
-    streams = [kernels.emulator.Stream() for _ in range(3)]
+    mu, raw, *_ = inputs(native, sizes, "float32", "dense")
+    expected = forward(native, "cuda", mu, raw, dims=dims, key=KEY)
+    streams = [native.emulator.Stream() for _ in range(3)]
     for seed in range(10):
-        kernels.emulator.configure(seed=seed, deferred=True)
+        native.emulator.configure(seed=seed, deferred=True)
         calls = [
-            forward(kernels, "cuda", mu, raw, dims=dims, key=KEY, stream=stream)
+            forward(native, "cuda", mu, raw, dims=dims, key=KEY, stream=stream)
             for _ in range(2)
             for stream in streams
         ]
-        kernels.emulator.synchronize()
+        native.emulator.synchronize()
         for call in calls:
             np.testing.assert_array_equal(call.kl, expected.kl)
             np.testing.assert_array_equal(call.z, expected.z)
 
 
-def test_graphs_captured_on_one_stream_may_replay_together(kernels: ModuleType) -> None:
+def test_graphs_captured_on_one_stream_may_replay_together(native: ModuleType) -> None:
     sizes, dims = SHAPES["one long row"]
-    mu, raw, *_ = inputs(kernels, sizes, "float32", "dense")
-    expected = forward(kernels, "cuda", mu, raw, dims=dims, key=KEY)
-    emulator = kernels.emulator
+    mu, raw, *_ = inputs(native, sizes, "float32", "dense")
+    expected = forward(native, "cuda", mu, raw, dims=dims, key=KEY)
+    emulator = native.emulator
     home, streams, calls, graphs = emulator.Stream(), [emulator.Stream() for _ in range(3)], [], []
     for _ in streams:
         emulator.begin_capture(home)
-        calls.append(forward(kernels, "cuda", mu, raw, dims=dims, key=KEY, stream=home))
+        calls.append(forward(native, "cuda", mu, raw, dims=dims, key=KEY, stream=home))
         graphs.append(emulator.end_capture(home))
     for seed in range(10):
         emulator.configure(seed=seed, deferred=True)
         for call in calls:
             call.kl.fill(np.nan)
-        eager = forward(kernels, "cuda", mu, raw, dims=dims, key=KEY, stream=home)
+        eager = forward(native, "cuda", mu, raw, dims=dims, key=KEY, stream=home)
         for graph, stream in zip(graphs, streams, strict=True):
             graph.replay(stream)
         emulator.synchronize()
@@ -321,14 +314,14 @@ def test_graphs_captured_on_one_stream_may_replay_together(kernels: ModuleType) 
 
 
 def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
-    kernels: ModuleType,
+    native: ModuleType,
 ) -> None:
     """Capture is a property of each stream and does not depend on the threads that use it."""
     sizes, dims = SHAPES["one long row"]
-    mu, raw, *_ = inputs(kernels, sizes, "float32", "dense")
-    emulator = kernels.emulator
+    mu, raw, *_ = inputs(native, sizes, "float32", "dense")
+    emulator = native.emulator
     options = {"dims": dims, "key": KEY}
-    expected = forward(kernels, "cuda", mu, raw, **options)
+    expected = forward(native, "cuda", mu, raw, **options)
     eager_stream, captured_stream = emulator.Stream(), emulator.Stream()
     turn = [threading.Event() for _ in range(9)]
     captured, graphs, eager = [], [], []
@@ -337,19 +330,19 @@ def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
         for k in range(3):
             assert turn[3 * k].wait(60)
             emulator.begin_capture(captured_stream)
-            captured.append(forward(kernels, "cuda", mu, raw, stream=captured_stream, **options))
+            captured.append(forward(native, "cuda", mu, raw, stream=captured_stream, **options))
             turn[3 * k + 1].set()
             assert turn[3 * k + 2].wait(60)  # an eager call of the other thread
-            captured.append(forward(kernels, "cuda", mu, raw, stream=captured_stream, **options))
+            captured.append(forward(native, "cuda", mu, raw, stream=captured_stream, **options))
             graphs.append(emulator.end_capture(captured_stream))
 
     thread = threading.Thread(target=capture)
     thread.start()
     for k in range(3):
-        eager.append(forward(kernels, "cuda", mu, raw, stream=eager_stream, **options))
+        eager.append(forward(native, "cuda", mu, raw, stream=eager_stream, **options))
         turn[3 * k].set()
         assert turn[3 * k + 1].wait(60)
-        eager.append(forward(kernels, "cuda", mu, raw, stream=eager_stream, **options))
+        eager.append(forward(native, "cuda", mu, raw, stream=eager_stream, **options))
         turn[3 * k + 2].set()
     thread.join(60)
     assert not thread.is_alive() and [len(graph) for graph in graphs] == [2, 2, 2]
@@ -361,7 +354,7 @@ def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
         streams = [emulator.Stream() for _ in graphs]  # a destroyed stream drops its work
         for graph, stream in zip(graphs, streams, strict=True):
             graph.replay(stream)
-            eager.append(forward(kernels, "cuda", mu, raw, stream=eager_stream, **options))
+            eager.append(forward(native, "cuda", mu, raw, stream=eager_stream, **options))
         emulator.synchronize()
         for call in [*captured, *eager]:
             np.testing.assert_array_equal(call.kl, expected.kl)
@@ -372,26 +365,26 @@ def test_eager_calls_while_another_thread_captures_keep_their_own_slots(
     [(2, False), (9, False), (209, False), (701, False), (700, True), (710, True), (719, True)],
 )
 def test_an_error_of_an_earlier_kernel_is_told_from_one_of_the_launch(
-    kernels: ModuleType, error: int, earlier: bool
+    native: ModuleType, error: int, earlier: bool
 ) -> None:
     """2 is out of memory, 9 and 701 are invalid configurations, and 209 is missing machine code."""
-    assert kernels.is_of_earlier_work(error) == earlier
+    assert native.is_of_earlier_work(error) == earlier
 
 
-def test_a_replay_reads_the_key_of_its_moment(kernels: ModuleType) -> None:
+def test_a_replay_reads_the_key_of_its_moment(native: ModuleType) -> None:
     sizes, dims = SHAPES["images"]
-    mu, raw, *_ = inputs(kernels, sizes, "float32", "dense")
+    mu, raw, *_ = inputs(native, sizes, "float32", "dense")
     state = np.array([1, 40], np.uint64)
-    stream = kernels.emulator.Stream()
-    kernels.emulator.begin_capture(stream)
+    stream = native.emulator.Stream()
+    native.emulator.begin_capture(stream)
     key = {"key": (0, 8), "key_pointers": state, "shift": 2}
-    call = forward(kernels, "cuda", mu, raw, dims=dims, stream=stream, **key)
-    graph = kernels.emulator.end_capture(stream)
+    call = forward(native, "cuda", mu, raw, dims=dims, stream=stream, **key)
+    graph = native.emulator.end_capture(stream)
     for seed, offset in ((1, 40), (9, 400)):
         state[:] = seed, offset
         graph.replay(stream)
         used = (seed, (offset + 8) >> 2)
-        expected = forward(kernels, "cuda", mu, raw, dims=dims, key=used)
+        expected = forward(native, "cuda", mu, raw, dims=dims, key=used)
         np.testing.assert_array_equal(call.z, expected.z)
         assert call.key is not None and tuple(call.key) == used
 

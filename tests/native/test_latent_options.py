@@ -86,13 +86,6 @@ SHAPES = {
 LAYOUTS = ("dense", "chunked", "channels last", "broadcast", "misaligned")
 
 
-@pytest.fixture
-def kernels(native: ModuleType) -> ModuleType:
-    if not native.has_cuda_kernels:
-        pytest.skip("csrc/cuda is empty")
-    return native
-
-
 def array(
     native: ModuleType, shape: tuple[int, ...], dtype: str, layout: str, seed: int, wide: bool
 ) -> np.ndarray:
@@ -207,18 +200,18 @@ def compare(native: ModuleType, *case: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("recipe", OPTION_RECIPES)
-def test_option_recipes(kernels: ModuleType, recipe: str, dtype: str) -> None:
+def test_option_recipes(native: ModuleType, recipe: str, dtype: str) -> None:
     for tensors in ("none", "every"):
-        compare(kernels, recipe, tensors, "(B, D)", dtype, "dense")
-    compare(kernels, recipe, "prior", "images", dtype, "channels last")
+        compare(native, recipe, tensors, "(B, D)", dtype, "dense")
+    compare(native, recipe, "prior", "images", dtype, "channels last")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tensors", TENSORS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(kernels: ModuleType, layout: str, tensors: str, dtype: str) -> None:
+def test_layouts(native: ModuleType, layout: str, tensors: str, dtype: str) -> None:
     for shape in SHAPES:
-        compare(kernels, "softplus", tensors, shape, dtype, layout)
+        compare(native, "softplus", tensors, shape, dtype, layout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -233,51 +226,51 @@ def test_layouts(kernels: ModuleType, layout: str, tensors: str, dtype: str) -> 
     ],
 )
 def test_options_on_the_device_are_the_numbers_bit_for_bit(
-    kernels: ModuleType, recipe: str, layout: str, dtype: str
+    native: ModuleType, recipe: str, layout: str, dtype: str
 ) -> None:
     """Both calls use a general kernel. With other kernels, the rounding may differ."""
     for shape in ("(B, D)", "images", "long rows", "odd"):
         for device in ("cpu", "cuda"):
-            case = (kernels, device, recipe, "every", shape, dtype, layout)
+            case = (native, device, recipe, "every", shape, dtype, layout)
             got, want = run(*case, as_arrays=True), run(*case)
             for name in NAMES:
                 np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
 
 
-def test_a_graph_reads_a_changed_option(kernels: ModuleType) -> None:
+def test_a_graph_reads_a_changed_option(native: ModuleType) -> None:
     mu = np.linspace(-1, 1, 40, dtype=np.float32).reshape(2, 20)
     value = np.array(0.5, np.float32)
-    stream = kernels.emulator.Stream()
-    kernels.emulator.begin_capture(stream)
+    stream = native.emulator.Stream()
+    native.emulator.begin_capture(stream)
     options = {"dims": (1,), "key": KEY, "stream": stream}
-    call = forward(kernels, "cuda", mu, mu, scalars={"temperature": value}, **options)
-    graph = kernels.emulator.end_capture(stream)
+    call = forward(native, "cuda", mu, mu, scalars={"temperature": value}, **options)
+    graph = native.emulator.end_capture(stream)
     for temperature in (0.25, 2.0):
         value[...] = temperature
         graph.replay(stream)
         want = forward(
-            kernels, "cpu", mu, mu, dims=(1,), key=KEY, latent_options={"temperature": temperature}
+            native, "cpu", mu, mu, dims=(1,), key=KEY, latent_options={"temperature": temperature}
         )
         np.testing.assert_allclose(call.z, want.z, rtol=5e-6, atol=5e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_order_of_blocks_or_threads_changes_a_bit(kernels: ModuleType, shape: str) -> None:
-    first = run(kernels, "cuda", "softplus", "every", shape, "float32", "dense")
+def test_no_order_of_blocks_or_threads_changes_a_bit(native: ModuleType, shape: str) -> None:
+    first = run(native, "cuda", "softplus", "every", shape, "float32", "dense")
     for seed, sm_count in ((2, 132), (3, 1)):
-        kernels.emulator.configure(seed=seed, sm_count=sm_count)
-        again = run(kernels, "cuda", "softplus", "every", shape, "float32", "dense")
+        native.emulator.configure(seed=seed, sm_count=sm_count)
+        again = run(native, "cuda", "softplus", "every", shape, "float32", "dense")
         for name in NAMES:
             np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
 
 
-def test_a_call_is_one_launch_each_way(kernels: ModuleType) -> None:
-    before = kernels.emulator.launches()
-    run(kernels, "cuda", "softplus", "every", "images", "float32", "dense")
-    assert kernels.emulator.launches() - before == 2
+def test_a_call_is_one_launch_each_way(native: ModuleType) -> None:
+    before = native.emulator.launches()
+    run(native, "cuda", "softplus", "every", "images", "float32", "dense")
+    assert native.emulator.launches() - before == 2
 
 
-def test_masked_garbage_reaches_nothing(kernels: ModuleType) -> None:
+def test_masked_garbage_reaches_nothing(native: ModuleType) -> None:
     rng = np.random.default_rng(0)
     shape = (3, 24)
     mask = np.arange(24) % 3 > 0
@@ -290,9 +283,9 @@ def test_masked_garbage_reaches_nothing(kernels: ModuleType) -> None:
         "prior_mean": mean, "prior_raw": prior_raw,
     }  # fmt: skip
     for device in ("cpu", "cuda"):
-        call = forward(kernels, device, mu, raw, **options)
+        call = forward(native, device, mu, raw, **options)
         grads = backward(
-            kernels, device, mu, raw, grad_z=grad_z, grad_kl=np.ones(3, np.float32), **options
+            native, device, mu, raw, grad_z=grad_z, grad_kl=np.ones(3, np.float32), **options
         )
         assert np.isfinite(call.kl).all()
         for x in (call.z, grads.grad_mu, grads.grad_raw, grads.grad_prior_mean):

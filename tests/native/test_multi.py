@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from .calls import DTYPES, total_dtype, with_scalars
-from .test_latent_options import TOLERANCE, array, kernels, values
+from .test_latent_options import TOLERANCE, array, values
 
 KEY = (9, 2**32 - 3)
 SIZES = (1, 7, 2048, 2049, 640, 5000, 3, 4096, 12)
@@ -23,8 +23,6 @@ OPTION_RECIPES: dict[str, dict[str, Any]] = {
         "free_bits": 0.2,
     },
 }  # fmt: skip
-
-__all__ = ["kernels"]  # a fixture
 
 
 def run(
@@ -57,12 +55,12 @@ def run(
 @pytest.mark.parametrize("layout", ["dense", "misaligned"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("recipe", OPTION_RECIPES)
-def test_the_devices_agree(kernels: ModuleType, recipe: str, dtype: str, layout: str) -> None:
-    cpu, cuda = (run(kernels, device, dtype, layout, recipe) for device in ("cpu", "cuda"))
+def test_the_devices_agree(native: ModuleType, recipe: str, dtype: str, layout: str) -> None:
+    cpu, cuda = (run(native, device, dtype, layout, recipe) for device in ("cpu", "cuda"))
     for a, b in zip(cuda, cpu, strict=True):
         tolerance = TOLERANCE[dtype]
         np.testing.assert_allclose(
-            values(kernels, a), values(kernels, b), rtol=tolerance, atol=tolerance
+            values(native, a), values(native, b), rtol=tolerance, atol=tolerance
         )
 
 
@@ -71,34 +69,34 @@ def test_the_devices_agree(kernels: ModuleType, recipe: str, dtype: str, layout:
 @pytest.mark.parametrize("layout", ["dense", "misaligned"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_priors_and_the_kl_alone(
-    kernels: ModuleType, dtype: str, layout: str, with_priors: bool, has_z: bool
+    native: ModuleType, dtype: str, layout: str, with_priors: bool, has_z: bool
 ) -> None:
     more = {"with_priors": with_priors, "has_z": has_z}
     cpu, cuda = (
-        run(kernels, device, dtype, layout, "softplus, fixed prior", **more)
+        run(native, device, dtype, layout, "softplus, fixed prior", **more)
         for device in ("cpu", "cuda")
     )
     tolerance = TOLERANCE[dtype]
     for a, b in zip(cuda, cpu, strict=True):
         np.testing.assert_allclose(
-            values(kernels, a), values(kernels, b), rtol=tolerance, atol=tolerance
+            values(native, a), values(native, b), rtol=tolerance, atol=tolerance
         )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_options_on_the_device_are_the_numbers_bit_for_bit(kernels: ModuleType, dtype: str) -> None:
+def test_options_on_the_device_are_the_numbers_bit_for_bit(native: ModuleType, dtype: str) -> None:
     for device in ("cpu", "cuda"):
-        case = (kernels, device, dtype, "dense", "everything")
+        case = (native, device, dtype, "dense", "everything")
         for got, want in zip(run(*case, as_arrays=True), run(*case), strict=True):
             np.testing.assert_array_equal(got, want)
 
 
-def test_no_order_of_blocks_changes_a_bit_and_launches_are_two(kernels: ModuleType) -> None:
-    before = kernels.emulator.launches()
-    first = run(kernels, "cuda", "float32", "dense", "everything")
-    assert kernels.emulator.launches() - before == 2
+def test_no_order_of_blocks_changes_a_bit_and_launches_are_two(native: ModuleType) -> None:
+    before = native.emulator.launches()
+    first = run(native, "cuda", "float32", "dense", "everything")
+    assert native.emulator.launches() - before == 2
     for seed, sm_count in ((2, 132), (3, 1)):
-        kernels.emulator.configure(seed=seed, sm_count=sm_count)
-        again = run(kernels, "cuda", "float32", "dense", "everything")
+        native.emulator.configure(seed=seed, sm_count=sm_count)
+        again = run(native, "cuda", "float32", "dense", "everything")
         for a, b in zip(again, first, strict=True):
             np.testing.assert_array_equal(a, b)

@@ -381,45 +381,38 @@ def check(native: ModuleType, problem: Problem) -> None:
     check_backward(native, problem)
 
 
-@pytest.fixture
-def kernels(native: ModuleType) -> ModuleType:
-    if not native.has_cuda_kernels:
-        pytest.skip("csrc/cuda is empty")
-    return native
-
-
 # -- values ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_and_dtype_computes_the_formulas(
-    kernels: ModuleType, name: str, dtype: str
+    native: ModuleType, name: str, dtype: str
 ) -> None:
-    check(kernels, make(name, (5, 700), (1,), dtype))
+    check(native, make(name, (5, 700), (1,), dtype))
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", FEW_KINDS)
-def test_rows_of_every_length_are_summed(kernels: ModuleType, name: str, rows: str) -> None:
-    check(kernels, make(name, *ROWS[rows]))
+def test_rows_of_every_length_are_summed(native: ModuleType, name: str, rows: str) -> None:
+    check(native, make(name, *ROWS[rows]))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("rows", ROWS)
-def test_rows_are_summed_in_every_arithmetic(kernels: ModuleType, rows: str, dtype: str) -> None:
-    check(kernels, make("zinb of softmax", *ROWS[rows], dtype))
+def test_rows_are_summed_in_every_arithmetic(native: ModuleType, rows: str, dtype: str) -> None:
+    check(native, make("zinb of softmax", *ROWS[rows], dtype))
 
 
 @pytest.mark.parametrize("shape", [(6, 260), (5, 7, 33), (3, 4, 8, 10)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_every_layout_gives_the_same(
-    kernels: ModuleType, layout: str, shape: tuple[int, ...], dtype: str
+    native: ModuleType, layout: str, shape: tuple[int, ...], dtype: str
 ) -> None:
     dims = tuple(range(1, len(shape)))
     for name in ("gaussian", "nb of softmax"):
-        check(kernels, make(name, shape, dims, dtype, layout=LAYOUTS[layout], mask=True))
+        check(native, make(name, shape, dims, dtype, layout=LAYOUTS[layout], mask=True))
 
 
 @pytest.mark.parametrize(
@@ -428,49 +421,49 @@ def test_every_layout_gives_the_same(
 @pytest.mark.parametrize("shape", [(4, 300), (3, 301)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_a_target_of_any_dtype_is_converted(
-    kernels: ModuleType, target: str, shape: tuple[int, ...], dtype: str
+    native: ModuleType, target: str, shape: tuple[int, ...], dtype: str
 ) -> None:
     for name in ("bernoulli", "zinb"):
-        check(kernels, make(name, shape, (1,), dtype, target=target))
+        check(native, make(name, shape, (1,), dtype, target=target))
 
 
 @pytest.mark.parametrize("weight", [None, (4, 1), (600,), (4, 600)], ids=str)
 @pytest.mark.parametrize("name", [*FEW_KINDS, "poisson of softmax"])
-def test_masks_and_weights(kernels: ModuleType, name: str, weight: tuple[int, ...] | None) -> None:
+def test_masks_and_weights(native: ModuleType, name: str, weight: tuple[int, ...] | None) -> None:
     problem = make(name, (4, 600), (1,), mask=True, weight=weight)
     masked = problem.arrays["mask"] == 0
     for operand in (*NAMES[: problem.outputs], "target"):  # masked elements may have any value
         problem.arrays[operand] = np.where(masked, np.float32(np.nan), problem.arrays[operand])
-    check(kernels, problem)
+    check(native, problem)
 
 
-def test_a_row_without_an_element_is_zero(kernels: ModuleType) -> None:
+def test_a_row_without_an_element_is_zero(native: ModuleType) -> None:
     problem = make("nb of softmax", (3, 700), (1,), mask=True)
     problem.arrays["mask"][1] = 0
-    assert forward(kernels, problem)[1] == 0
-    got = backward(kernels, problem, np.ones(3, np.float32), target=False)
+    assert forward(native, problem)[1] == 0
+    got = backward(native, problem, np.ones(3, np.float32), target=False)
     assert (got.arrays["grad_output"][1] == 0).all() and (got.arrays["grad_second"][1] == 0).all()
 
 
-def test_nan_stays_with_its_row(kernels: ModuleType) -> None:
+def test_nan_stays_with_its_row(native: ModuleType) -> None:
     problem = make("zinb", (5, 900), (1,))
     problem.arrays["target"][2, 3] = np.nan
     problem.arrays["output"][4, 5] = np.nan
     np.testing.assert_array_equal(
-        np.isnan(forward(kernels, problem)), [False, False, True, False, True]
+        np.isnan(forward(native, problem)), [False, False, True, False, True]
     )
 
 
 @pytest.mark.parametrize("columns", [3, 32, 500, 513, 3000, 9000])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_softmax_rows(kernels: ModuleType, columns: int, dtype: str) -> None:
+def test_softmax_rows(native: ModuleType, columns: int, dtype: str) -> None:
     problem = make("nb of softmax", (11, columns), (1,), dtype, mask=True)
     problem.arrays["output"] = problem.arrays["output"].copy()
     problem.arrays["output"][1] = stored(np.array([-np.inf]), dtype)
     problem.arrays["output"][2, columns // 2] = stored(np.array([np.nan]), dtype)[0]
     problem.arrays["mask"][2] = 1
     problem.arrays["mask"][3] = 0
-    rows = softmax_rows(kernels, problem)[..., 0].astype(np.float64)
+    rows = softmax_rows(native, problem)[..., 0].astype(np.float64)
     logits = np.where(problem.arrays["mask"] != 0, widened(problem.arrays["output"]), -np.inf)
     finite = [r for r in range(11) if r not in (1, 2, 3)]
     most = logits[finite].max(-1)
@@ -505,19 +498,19 @@ SHARED = [
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize(("shape", "second"), SHARED, ids=str)
 def test_the_gradient_of_a_broadcast_parameter_is_summed(
-    kernels: ModuleType, shape: tuple[int, ...], second: tuple[int, ...], dtype: str
+    native: ModuleType, shape: tuple[int, ...], second: tuple[int, ...], dtype: str
 ) -> None:
     for name in ("gaussian", "nb of softmax"):
-        check_backward(kernels, make(name, shape, (len(shape) - 1,), dtype, second=second))
+        check_backward(native, make(name, shape, (len(shape) - 1,), dtype, second=second))
 
 
 @pytest.mark.parametrize("second", [(300,), (20, 1), (1, 1), None], ids=str)
 @pytest.mark.parametrize("third", [(300,), (20, 1), (1, 1), None], ids=str)
 def test_two_parameters_are_broadcast_in_any_way(
-    kernels: ModuleType, second: tuple[int, ...] | None, third: tuple[int, ...] | None
+    native: ModuleType, second: tuple[int, ...] | None, third: tuple[int, ...] | None
 ) -> None:
     problem = make("zinb", (20, 300), (1,), second=second, third=third, mask=True, weight=(20, 1))
-    check(kernels, problem)
+    check(native, problem)
 
 
 # -- bits --------------------------------------------------------------------------------------
@@ -532,57 +525,57 @@ def bits(native: ModuleType, problem: Problem) -> list[bytes]:
 @pytest.mark.parametrize("second", [None, (1500,), (12, 1)], ids=str)
 @pytest.mark.parametrize("name", ["gaussian", "zinb of softmax"])
 def test_no_order_of_blocks_and_threads_changes_a_bit(
-    kernels: ModuleType, name: str, second: tuple[int, ...] | None
+    native: ModuleType, name: str, second: tuple[int, ...] | None
 ) -> None:
     problem = make(name, (12, 1500), (1,), second=second)
     found = []
     for seed in (1, 2, 3):
-        kernels.emulator.configure(seed=seed)
-        found.append(bits(kernels, problem))
+        native.emulator.configure(seed=seed)
+        found.append(bits(native, problem))
     assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("rows", ["a row per sample", "elementwise", "rows of two pieces"])
-def test_no_number_of_blocks_changes_a_bit(kernels: ModuleType, rows: str) -> None:
+def test_no_number_of_blocks_changes_a_bit(native: ModuleType, rows: str) -> None:
     problem = make("zinb", *ROWS[rows])
     found = []
     for blocks in (1, 2, 5, 2048):
-        kernels.emulator.configure(enough_blocks=blocks)
-        found.append(bits(kernels, problem))
+        native.emulator.configure(enough_blocks=blocks)
+        found.append(bits(native, problem))
     assert all(other == found[0] for other in found)
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 2048])
 @pytest.mark.parametrize("name", ["laplace", "nb of softmax"])
 def test_any_number_of_blocks_computes_the_formulas(
-    kernels: ModuleType, name: str, blocks: int
+    native: ModuleType, name: str, blocks: int
 ) -> None:
-    kernels.emulator.configure(enough_blocks=blocks)
-    check(kernels, make(name, (4, 5000), (1,), second=(5000,)))
+    native.emulator.configure(enough_blocks=blocks)
+    check(native, make(name, (4, 5000), (1,), second=(5000,)))
 
 
-def test_offsets_beyond_32_bits_are_computed_in_64(kernels: ModuleType) -> None:
-    kernels.emulator.configure(large=True)
-    check(kernels, make("nb of softmax", (5, 7, 33), (1, 2), layout=transposed, second=(33,)))
+def test_offsets_beyond_32_bits_are_computed_in_64(native: ModuleType) -> None:
+    native.emulator.configure(large=True)
+    check(native, make("nb of softmax", (5, 7, 33), (1, 2), layout=transposed, second=(33,)))
 
 
-def test_launches(kernels: ModuleType) -> None:
-    launches = kernels.emulator.launches
+def test_launches(native: ModuleType) -> None:
+    launches = native.emulator.launches
     before = launches()
-    forward(kernels, make("zinb", (20, 5000), (1,)))
+    forward(native, make("zinb", (20, 5000), (1,)))
     assert launches() - before == 1
-    backward(kernels, make("zinb", (20, 300), (1,)), np.ones(20, np.float32), target=False)
+    backward(native, make("zinb", (20, 300), (1,)), np.ones(20, np.float32), target=False)
     assert launches() - before == 2
     shared = make("zinb", (20, 300), (1,), second=(300,), third=(20, 1))
-    backward(kernels, shared, np.ones(20, np.float32), target=False)
+    backward(native, shared, np.ones(20, np.float32), target=False)
     assert launches() - before == 4
-    softmax_rows(kernels, make("nb of softmax", (4, 9000), (1,)))
+    softmax_rows(native, make("nb of softmax", (4, 9000), (1,)))
     assert launches() - before == 5
 
 
 # -- faults ------------------------------------------------------------------------------------
 
 
-def test_sanitizers_find_nothing(kernels: ModuleType, case: Case, sanitizer: str) -> None:
+def test_sanitizers_find_nothing(native: ModuleType, case: Case, sanitizer: str) -> None:
     result = case(sanitizer, "nll")
     assert (result.returncode, result.stdout) == (0, "ok\n"), result.stdout + result.stderr

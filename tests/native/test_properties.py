@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -164,13 +163,6 @@ def run(native: ModuleType, device: str, call: Drawn) -> Call:
     return Call(z=made.get("z"), kl=kl, keeps=(made, options, partials), **grads)
 
 
-@pytest.fixture
-def kernels(native: ModuleType) -> ModuleType:
-    if not native.has_cuda_kernels:
-        pytest.skip("csrc/cuda is empty")
-    return native
-
-
 @settings(
     derandomize=True,
     database=None,
@@ -179,18 +171,18 @@ def kernels(native: ModuleType) -> ModuleType:
     suppress_health_check=list(HealthCheck),
 )
 @given(call=calls())
-def test_the_kernels_of_both_devices_agree(kernels: ModuleType, call: Drawn) -> None:
-    kernels.emulator.configure(large=call.large)
-    cpu, cuda = (run(kernels, device, call) for device in ("cpu", "cuda"))
+def test_the_kernels_of_both_devices_agree(native: ModuleType, call: Drawn) -> None:
+    native.emulator.configure(large=call.large)
+    cpu, cuda = (run(native, device, call) for device in ("cpu", "cuda"))
     for name in NAMES:
         a, b = getattr(cuda, name), getattr(cpu, name)
         assert (a is None) == (b is None)
         if a is None:
             continue
         rtol = TOLERANCE["float32" if name == "kl" and call.dtype != "float64" else call.dtype]
-        want = values(kernels, b)
+        want = values(native, b)
         # The terms of a linear form or of a gradient may cancel.
         unit = max(1.0, np.abs(np.nan_to_num(want)).max(initial=0))
         np.testing.assert_allclose(
-            values(kernels, a), want, rtol=rtol, atol=rtol * unit, err_msg=name
+            values(native, a), want, rtol=rtol, atol=rtol * unit, err_msg=name
         )
