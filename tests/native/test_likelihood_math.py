@@ -516,7 +516,7 @@ def sweeps() -> Iterator[tuple[str, Sweep]]:
             {"mean": front, "dispersion": front},
         )  # fmt: skip
     yield "bernoulli", Sweep(
-        "bernoulli", draw_bernoulli, bernoulli_terms, (6.0, 6.0, 0.0), relative=6.0,
+        "bernoulli", draw_bernoulli, bernoulli_terms, (4.0, 6.0, 0.0), relative=4.0,
         eager=eager_bernoulli,
     )  # fmt: skip
     for kind, power, bounds, eager in (

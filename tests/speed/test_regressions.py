@@ -61,9 +61,9 @@ def require(floors: Mapping[str, float], measure: Callable[[], Mapping[str, floa
 
 # --- latents -------------------------------------------------------------------------------------
 
-# A floor is half of the ratio measured with AVX-512, and two thirds of the ratio measured with
-# AVX2. It is higher for the smallest cases, in which call overhead dominates. A floor below 1 still
-# detects the loss of a fast path.
+# A floor is about half of the ratio measured with AVX-512, and about two thirds of the smaller
+# ratio measured with AVX2. It is higher for the smallest cases, in which call overhead dominates. A
+# floor below 1 still detects the loss of a fast path.
 FLOORS = {
     Latent("plain", (128, 20)): 1.2,
     Latent("plain", (512, 512)): 1.6,
