@@ -49,10 +49,10 @@ key = $(shell printf '%s' '$(1)' | cksum | cut -d' ' -f1)
 PYTHON_STAMP := $(VENV)/.python-$(call key,$(PYTHON))
 TORCH_STAMP  := $(VENV)/.torch-$(call key,$(TORCH))
 BUILD_STAMP  := $(VENV)/.build-$(call key,$(PACKAGE_SOURCES) $(VAE_FUSED_BUILD) \
-    $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CUDA_HOME))
+    $(TORCH_CUDA_ARCH_LIST) $(FORCE_CUDA) $(DEBUG) $(CXX) $(CPPFLAGS) $(CUDA_HOME))
 
-.PHONY: help environment environment-all build demo examples test test-all bench steps regressions mutations budget gpu gpu-bundle \
-    gpu-wheels matrix lint format clean
+.PHONY: help environment environment-all build demo examples test test-all bench steps regressions \
+    mutations budget gpu gpu-bundle gpu-wheels matrix lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -112,8 +112,10 @@ $(VENV)/.steps-requirements $(VENV)/.packages-requirements: $(VENV)/.%-requireme
 
 build: $(BUILD_STAMP)
 
-# Downloads everything that `make test` needs, and everything that `make test-all` needs.
+# Downloads everything that `make test` needs.
 environment: $(VENV)/.test-requirements
+
+# Downloads everything that `make test-all` needs.
 environment-all: environment $(VENV)/.packages-requirements
 
 demo: $(BUILD_STAMP) $(VENV)/.demo-requirements

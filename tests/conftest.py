@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--few",
         type=int,
         metavar="N",
-        help="run at most N evenly spaced parametrizations of each test function, except in native",
+        help="outside tests/native, run at most N evenly spaced parametrizations of each function",
     )
 
 
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
     # The first and the last are kept, so that parameters that vary fast have different values.
     kept = {of[i * (len(of) - 1) // (few - 1)] for of in functions.values() for i in range(few)}
-    kept.update(native)  # each of their parametrizations has its own kernel
+    kept.update(native)  # no other environment runs all of them
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 

@@ -299,7 +299,7 @@ def variables_of(suite: str) -> dict[str, str]:
     """
     package, compiler = SUITES[suite][0], os.environ.get("CXX", "g++")
     native = {"CXX": f"{compiler} -DVAE_FUSED_FLOAT_LIKELIHOODS"} if suite == "native" else {}
-    baseline = {"VAE_FUSED_BUILD": package, "CFLAGS": "-DVAE_FUSED_CPU_BASELINE"}
+    baseline = {"VAE_FUSED_BUILD": package, "CPPFLAGS": "-DVAE_FUSED_CPU_BASELINE"}
     return {**baseline, **native, "OMP_NUM_THREADS": "1"}
 
 

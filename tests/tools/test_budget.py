@@ -384,7 +384,6 @@ def test_every_exception_has_its_reason() -> None:
     assert all(record["spilling"].values()) and all(record["oversized"].values())
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not _ext.has_cuda, reason="needs a CUDA build")
 @pytest.mark.skipif("-O0" in str(_ext.build_info), reason="a DEBUG build has no budget")
 @pytest.mark.skipif(kernels.find_cuobjdump() is None, reason="needs cuobjdump")

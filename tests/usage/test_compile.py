@@ -185,7 +185,10 @@ def test_fullgraph_compile_equals_eager(dynamic):
         assert_same(loss_and_grad(compiled, x, weight), loss_and_grad(model, x, weight))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+# In eager PyTorch, inductor compiles hundreds of operators, which takes 16 s for each dtype.
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16] if AVAILABLE else [torch.float32]
+)
 def test_fullgraph_compile_with_key(dtype):
     def function(mu, logvar):
         return vf.reparameterize_kl(mu, logvar, key=KEY, reduction="sample")

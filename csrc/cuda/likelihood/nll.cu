@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Calls visit(S{}): see with_storage. Builds with sanitizers have only the float kernels, because
-// compiling the kernels of one dtype takes over a minute in these builds.
+// compiling the kernels of one dtype takes half a minute in these builds.
 template <typename Visit>
 int with_dtype(DType dtype, const Visit& visit) {
 #if defined(VAE_FUSED_FLOAT_LIKELIHOODS)
