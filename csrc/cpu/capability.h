@@ -3,8 +3,8 @@
 #pragma once
 
 // The targets in addition to the baseline, which the compiler flags determine. Arm needs no
-// additional target, because NEON is part of its baseline. Builds that test other code define
-// VAE_FUSED_CPU_BASELINE, which saves a third of the compile time.
+// additional target, because NEON is part of its baseline. Tests that use these kernels as an
+// oracle, and mutation tests, define VAE_FUSED_CPU_BASELINE.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(VAE_FUSED_CPU_BASELINE)
 #define VAE_FUSED_CPU_TARGETS 1
 #define VAE_FUSED_AVX2 __attribute__((target("avx2,bmi,bmi2,fma,f16c")))

@@ -2,8 +2,8 @@
 // file tests the compiler with #ifdef.
 //
 //   VAE_FUSED_HD       marks a formula: it compiles for host and device and is always inlined, so
-//                      that a CPU loop over a tile vectorises; on the emulated device it is only
-//                      `inline`, because calls compile in half the time
+//                      that a CPU loop over a tile vectorises; tests of the kernels' accesses
+//                      define VAE_FUSED_CALL_FORMULAS, because calls compile in half the time
 //   VAE_FUSED_NOINLINE_DEVICE   marks a function that is rarely called; GPU kernels keep it out of
 //                      line
 //   VAE_FUSED_UNROLL   unrolls the next loop, which must have a constant length; compilers do not
@@ -24,7 +24,7 @@
 #if defined(__CUDACC__)
 #define VAE_FUSED_HD __host__ __device__ __forceinline__
 #define VAE_FUSED_NOINLINE_DEVICE __host__ __device__ __noinline__ inline
-#elif defined(VAE_FUSED_EMULATOR)
+#elif defined(VAE_FUSED_CALL_FORMULAS)
 #define VAE_FUSED_HD inline
 #elif defined(__GNUC__)
 #define VAE_FUSED_HD inline __attribute__((always_inline))

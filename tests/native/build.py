@@ -185,9 +185,12 @@ def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list
     fibers = [] if target_machine() == "x86_64" else ["-DEMU_UCONTEXT"]
     emulator = ["-O2", *EMULATOR_DEFINES[variant], *fibers]
     # Device code accesses any memory in words, and nvcc assumes no strict aliasing.
-    device = ["-DVAE_FUSED_EMULATOR", "-fno-strict-aliasing"]
+    device = ["-DVAE_FUSED_EMULATOR", "-DVAE_FUSED_CALL_FORMULAS", "-fno-strict-aliasing"]
     kernels = ["-O1", *device, *LIMITS, *SANITIZERS[variant]]
     oracle = ["-O1", *(SANITIZERS[variant] if every_target else ["-DVAE_FUSED_CPU_BASELINE"])]
+    if "clang" not in CXX[0]:
+        # Without weak symbols, the files of different instruction sets share no compiled formula.
+        oracle += ["-DVAE_FUSED_CALL_FORMULAS", "-fno-weak", "-Wno-psabi"]
     cuda = [*sorted(NATIVE.glob("*.cu")), *sorted((CSRC / "cuda").rglob("*.cu"))]
     if variant != "plain":
         kernels.append("-DVAE_FUSED_FLOAT_LIKELIHOODS")
