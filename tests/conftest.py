@@ -55,12 +55,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if few < 2:
         raise pytest.UsageError(f"--few must be at least 2, got {few}")
     functions: dict[str, list[pytest.Item]] = {}
-    native = [item for item in items if item.nodeid.startswith("tests/native/")]
     for item in items:
-        functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        # A native test is a group of its own, because no other environment runs all of them.
+        is_native = item.nodeid.startswith("tests/native/")
+        name = item.nodeid if is_native else item.nodeid.partition("[")[0]
+        functions.setdefault(name, []).append(item)
     # The first and the last are kept, so that parameters that vary fast have different values.
     kept = {of[i * (len(of) - 1) // (few - 1)] for of in functions.values() for i in range(few)}
-    kept.update(native)  # no other environment runs all of them
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 

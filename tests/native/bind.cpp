@@ -383,7 +383,7 @@ void stats(const std::string& device, const py::array& mu, const py::array& raw,
   params.clamped = pointer<int64_t>(clamped);
   params.non_finite = pointer<int64_t>(non_finite);
   params.partials = pointer<double>(partials);
-  call(device, params, vae_fused::cpu::stats, vae_fused::cuda::stats, stream);
+  call(device, params, &vae_fused::cpu::stats, &vae_fused::cuda::stats, stream);
 }
 
 void forward(const std::string& device, const py::array& mu, const MaybeArray& raw,
@@ -412,7 +412,7 @@ void forward(const std::string& device, const py::array& mu, const MaybeArray& r
   params.kl.data = pointer<void>(kl);
   if (params.space.tiles_per_row > 1) params.kl.partials = pointer<double>(partials);
   params.key_out = pointer<uint64_t>(key_out);
-  call(device, params, &vae_fused::cpu::forward, vae_fused::cuda::forward, stream);
+  call(device, params, &vae_fused::cpu::forward, &vae_fused::cuda::forward, stream);
 }
 
 // Returns the kernel choice for a forward call with these tensors, a KL, and noise from a key.
@@ -461,7 +461,7 @@ void backward(const std::string& device, const py::array& mu, const MaybeArray& 
                             {"mask", view(mask, mu, true)},
                             {"grad_prior_mean", view(grad_prior_mean, mu)},
                             {"grad_prior_raw", view(grad_prior_raw, mu)}});
-  call(device, params, &vae_fused::cpu::backward, vae_fused::cuda::backward, stream);
+  call(device, params, &vae_fused::cpu::backward, &vae_fused::cuda::backward, stream);
 }
 
 // Runs a call for a list of contiguous arrays. Without `grads`, it runs forward and writes `out`,
@@ -508,12 +508,12 @@ void multi(const std::string& device, const Arrays& mu, const Arrays& raw, const
   }
   if (grads) {
     params.grad_kl = kl.data();
-    return call(device, params, &vae_fused::cpu::backward_multi, vae_fused::cuda::backward_multi,
+    return call(device, params, &vae_fused::cpu::backward_multi, &vae_fused::cuda::backward_multi,
                 stream);
   }
   params.kl = const_cast<void*>(kl.data());
   params.partials = pointer<double>(partials);
-  call(device, params, &vae_fused::cpu::forward_multi, vae_fused::cuda::forward_multi, stream);
+  call(device, params, &vae_fused::cpu::forward_multi, &vae_fused::cuda::forward_multi, stream);
 }
 
 // -------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ CSRC = ROOT / "csrc"
 OUT = ROOT / "build" / "native"
 
 CXX = shlex.split(os.environ.get("CXX", "g++"))
+IS_GCC = "clang" not in CXX[0]
 FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 # Every operation rounds its result on every host, because the definition of the noise excludes FMA.
 FLAGS += ["-ffp-contract=off"]
@@ -50,7 +51,7 @@ SANITIZERS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-fsanitize=thread"],
 }
-if "clang" not in CXX[0]:  # checks are calls, which compile in half the time of inline code
+if IS_GCC:  # checks are calls, which compile in half the time of inline code
     SANITIZERS["asan"] += ["--param", "asan-instrumentation-with-call-threshold=0"]
 # The average processor time that a file takes in each variant, for the printed estimate.
 SECONDS = {"module": 3, "plain": 3, "asan": 8, "tsan": 4}
@@ -178,7 +179,7 @@ def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list
     kernels of `csrc/cpu` are the oracle of the emulated kernels. With `every_target` they are built
     for every instruction set. Otherwise they are built for the baseline alone, and are then the
     same on every machine. The CPU kernels of the likelihoods are tested through the extension,
-    because with sanitizers each of their files takes over a minute to compile. For the same reason,
+    because with sanitizers their three files take over a minute to compile. For the same reason,
     the sanitizers' programs contain the CUDA likelihood kernels only for float. Other dtypes use
     the same templates.
     """
@@ -188,7 +189,7 @@ def common_sources(variant: str, *, every_target: bool) -> list[tuple[Path, list
     device = ["-DVAE_FUSED_EMULATOR", "-DVAE_FUSED_CALL_FORMULAS", "-fno-strict-aliasing"]
     kernels = ["-O1", *device, *LIMITS, *SANITIZERS[variant]]
     oracle = ["-O1", *(SANITIZERS[variant] if every_target else ["-DVAE_FUSED_CPU_BASELINE"])]
-    if "clang" not in CXX[0]:
+    if IS_GCC:
         # Without weak symbols, the files of different instruction sets share no compiled formula.
         oracle += ["-DVAE_FUSED_CALL_FORMULAS", "-fno-weak", "-Wno-psabi"]
     cuda = [*sorted(NATIVE.glob("*.cu")), *sorted((CSRC / "cuda").rglob("*.cu"))]
